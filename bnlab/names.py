@@ -1,4 +1,4 @@
-"""Names of statistics, such as `window(k=20)`: taken apart, put together, and the classes that they stand for."""
+"""Names of statistics, such as `window(k=20)`: parse and write them, and find the classes that they stand for."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Any, ClassVar, Literal, TypeVar
 Colour = Literal["blue", "sky", "pink", "orange", "green", "red", "purple", "black"]
 Line = Literal["solid", "dashed", "dotted", "mixed"]
 
-_NAME = re.compile(r"([\w.]+)(?:\((.*)\))?")
-_COMMA = re.compile(r",(?![^(\[]*[)\]])")  # outside of brackets
+_NAME = re.compile(r"([\w.]+)(?:\((.*)\))?")  # a word with dots, and in brackets what stands for the parameters
 
 
 @dataclass(frozen=True)
 class EstimatorName:
-    """A name that has been parsed.
+    """A name of a statistic, parsed into the name of a class and its parameters.
 
     Attributes:
-        base: the part before the brackets: a name, or an import path.
-        parameters: their values by name, as they are written.
+        base: the part before the brackets: the name of a class, or its import path.
+        parameters: for each parameter that is given, its value as it is written.
     """
 
     base: str
@@ -32,7 +31,7 @@ class EstimatorName:
     @staticmethod
     @cache
     def parse(text: str) -> EstimatorName:
-        """Parse a name such as `ema`, `window(k=20)` or `package.module.Class`; ValueError if it is none.
+        """Parse a name such as `ema`, `window(k=20)` or `package.module.Class`; ValueError if it cannot be parsed.
 
         >>> EstimatorName.parse("window(k=20, pooled=False)")
         EstimatorName(base='window', parameters={'k': '20', 'pooled': 'False'})
@@ -43,9 +42,7 @@ class EstimatorName:
 
         base, inside = match.groups(default="")
         parameters = {}
-        for item in _COMMA.split(inside):
-            if not item:
-                continue
+        for item in _split_at_commas(inside):
             key, equals, value = item.partition("=")
             key = key.strip()
             if not equals:
@@ -70,15 +67,36 @@ class EstimatorName:
         return EstimatorName(self.base, kept)
 
 
+def _split_at_commas(text: str) -> list[str]:
+    """Split a text at the commas that are outside of its own brackets, as those of a tuple; empty parts are left out.
+
+    >>> _split_at_commas("k=20,spans=((1, 2), (3, 4))")
+    ['k=20', 'spans=((1, 2), (3, 4))']
+    """
+    parts = [""]
+    depth = 0
+    for letter in text:
+        if letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part]
+
+
 @dataclass(frozen=True)
 class Look:
-    """How statistics look in figures.
+    """Look of a statistic in figures.
 
     Attributes:
-        words: in legends; their name, if there are none.
-        colour: a family of estimators has one where it can; None: brown, grey or olive, whichever is free.
-        line: of curves.
-        unsaid: parameters that go without saying in legends, as they are written: `pooled=False`.
+        words: what legends call it; empty: its name.
+        colour: its colour, where possible that of its family of estimators; None: brown, grey or olive, in turn.
+        line: the style of its curves.
+        unsaid: parameters that legends leave out, as they are written: `pooled=False`.
     """
 
     words: str = ""
@@ -92,8 +110,8 @@ class Named:
     """Statistics that are chosen by name. Subclasses are frozen dataclasses whose fields are their parameters.
 
     Attributes:
-        name: of the class; classes without one of their own cannot be chosen.
-        look: of the class, in figures; classes below it do not have the same.
+        name: the name by which a class is chosen; one that only inherits a name cannot be chosen.
+        look: how figures show the class. It is not inherited, see `find_look`.
     """
 
     name: ClassVar[str]
@@ -107,7 +125,7 @@ class Named:
 
     @property
     def label(self) -> str:
-        """Canonical name, by which rows of tables are told apart."""
+        """Canonical name, which identifies a statistic in the rows of tables."""
         return str(self.full_name)
 
 
@@ -115,7 +133,7 @@ Class = TypeVar("Class", bound=Named)
 
 
 def list_named(base: type[Any]) -> dict[str, type[Any]]:
-    """List the concrete classes below `base` by their name; without a name of its own one is left out.
+    """List the concrete subclasses of `base`, direct or not, by their name; one that inherits its name is left out.
 
     Raises:
         ValueError: two classes have one name, so that one would stand in for the other.
@@ -129,9 +147,10 @@ def list_named(base: type[Any]) -> dict[str, type[Any]]:
                 continue
 
             path = _get_path(cls)
-            other = _get_path(classes.get(cls.name, cls))
-            if other != path:  # the same path: defined again, in a notebook say
-                raise ValueError(f"{path}: its name {cls.name!r} is that of {other}; give it another")
+            namesake = classes.get(cls.name, cls)
+            other_path = _get_path(namesake)
+            if other_path != path:  # two of the same path are one class that was defined again, as in a notebook
+                raise ValueError(f"{path}: its name {cls.name!r} is that of {other_path}; give it another")
             classes[cls.name] = cls
     return classes
 
@@ -141,18 +160,22 @@ def _get_path(cls: type[Any]) -> str:
 
 
 def find_look(cls: type[Named]) -> Look:
-    """Find the look of a class: its own, since another line in the look of the class above it would be mistaken."""
+    """Find the look of a class: its own or none. In the look of its base class it would be mistaken for that."""
     own: Look = vars(cls).get("look", Named.look)
     return own
 
 
 def make_named(cls: type[Class], name: EstimatorName) -> Class:
-    """Make an object with the parameters of a name; ValueError if they are not its own."""
+    """Make an instance of `cls` with the parameters of a name; ValueError if `cls` has no such parameters."""
     return cls(**read_parameters(cls, name))
 
 
 def read_parameters(cls: type[Named], name: EstimatorName) -> dict[str, Any]:
-    """Read the parameters of a name as values of the fields of `cls`; ValueError if they are not."""
+    """Convert the parameters of a name to values for the fields of `cls`.
+
+    Raises:
+        ValueError: `cls` has no such field, or the value is not of the type of the field's default.
+    """
     defaults = {each.name: each.default for each in fields(cls)}
     values = {}
     for key, text in name.parameters.items():
@@ -164,10 +187,10 @@ def read_parameters(cls: type[Named], name: EstimatorName) -> dict[str, Any]:
 
 
 def _read_value(key: str, text: str, default: object) -> Any:
-    """Read `text` as a value of the type that the parameter's default has, if it has one."""
+    """Convert `text` to a value of the type that `default` has; of any type if that is no number, text or bool."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError):  # a text without quotes
         value = text
 
     kind = type(default)

@@ -1,8 +1,8 @@
-"""Verdicts of the seeds alone that were added to an experiment later.
+"""Verdicts from added seeds alone, as a check of verdicts that needed them.
 
-Most experiments were first decided with five seeds. Those in `EXTENDED` were then given ten more, because conditions of
-theirs were undecided. Such a second look makes it likelier that something holds by chance, and the ten new seeds alone
-do not share that fault.
+Most experiments were first decided with five seeds. Those in `EXTENDED` were then given ten more, because some of
+their conditions were undecided. Such a second look makes it likelier that something holds by chance. The ten added
+seeds alone do not have that fault: whether to add them was decided without them.
 """
 
 from __future__ import annotations
@@ -43,13 +43,21 @@ _DECIDED = ("holds", "fails")
 
 
 def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSeeds:
-    """Say what the added seeds decide alone, with a row of `count_changes` for each experiment that was given more."""
+    """Describe what the added seeds decide alone, over all experiments and for each.
+
+    Args:
+        outcomes: the experiments; those in `EXTENDED` are described, at least one.
+        results: the folder of all results.
+    """
     rows = []
     for outcome in outcomes:
         name = outcome.experiment.name
-        if name in EXTENDED:
-            verdicts = hold_out(outcome.experiment, load(name, results))
-            rows.append({"experiment": name, **count_changes(verdicts)})
+        if name not in EXTENDED:
+            continue
+        tables = load(name, results)
+        verdicts = hold_out(outcome.experiment, tables)
+        rows.append({"experiment": name, **count_changes(verdicts)})
+
     counts = pd.DataFrame(rows)
     total = counts.drop(columns="experiment").sum()
     text = (
@@ -63,34 +71,37 @@ def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSee
 
 
 def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
-    """Decide the claims with the first seeds, with the added ones alone, and with all.
+    """Decide the claims three times: with the first seeds, with the added ones alone, and with all.
 
     Args:
         experiment: the question with its claims.
-        tables: those of the experiment, with all seeds.
+        tables: the experiment's tables, with all seeds.
 
     Returns:
-        A row for each condition that occurs three times; verdicts in the columns `first`, `added` and `with_all`.
+        A row for each condition that has a verdict all three times, in the columns `first`, `added` and `with_all`.
     """
     seeds = tables["runs"]["seed"]
     verdicts = {
-        "first": _decide(experiment, tables, seeds < FIRST_SEEDS),
-        "added": _decide(experiment, tables, seeds >= FIRST_SEEDS),
-        "with_all": _decide(experiment, tables, seeds.notna()),
+        "first": _decide_with(experiment, tables, seeds < FIRST_SEEDS),
+        "added": _decide_with(experiment, tables, seeds >= FIRST_SEEDS),
+        "with_all": _decide_with(experiment, tables, seeds.notna()),
     }
-    return pd.DataFrame(verdicts).dropna()
+    return pd.DataFrame(verdicts).dropna()  # NaN where one of the three lacks the condition
 
 
 def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
-    """Count what more seeds have changed.
+    """Count the verdicts that the added seeds have changed.
 
     Args:
-        verdicts: of `hold_out`.
+        verdicts: the result of `hold_out`.
 
     Returns:
-        `conditions`: all rows. `decided`: those that the first seeds did not decide, and all do; of these `alike` are
-        decided likewise by the added seeds alone, `undecided` are not decided by them, and `reversed` are decided the
-        other way. `undone`: those that the first seeds decided, and all do not.
+        conditions: how many there are.
+        decided: those that the first seeds do not decide, and all seeds do.
+        alike: of `decided`, those that the added seeds alone decide as all seeds do.
+        undecided: of `decided`, those that the added seeds alone do not decide.
+        reversed: of `decided`, those that the added seeds alone decide the other way.
+        undone: those that the first seeds decide, and all seeds do not.
     """
     was_decided = verdicts["first"].isin(_DECIDED)
     is_decided = verdicts["with_all"].isin(_DECIDED)
@@ -108,8 +119,17 @@ def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def _decide(experiment: Experiment, tables: Tables, is_wanted: pd.Series) -> pd.Series:
-    """Decide the claims from some of the networks: verdicts by claim and condition."""
+def _decide_with(experiment: Experiment, tables: Tables, is_wanted: pd.Series) -> pd.Series:
+    """Decide the claims from some of the networks.
+
+    Args:
+        experiment: the question with its claims.
+        tables: the experiment's tables, with all seeds.
+        is_wanted: for each row of the table `runs`, whether its network is among them.
+
+    Returns:
+        A verdict for each claim and condition, which are its index.
+    """
     names = tables["runs"].loc[is_wanted, "run"]
     chosen = {}
     for name, frame in tables.items():
@@ -117,10 +137,10 @@ def _decide(experiment: Experiment, tables: Tables, is_wanted: pd.Series) -> pd.
         chosen[name] = frame[is_chosen]
 
     decided = decide(experiment, chosen)
-    decided["place"] = decided["where"].map(_name_place)
-    return decided.set_index(["claim", "place"])["verdict"]
+    decided["condition"] = decided["where"].map(_name_condition)
+    return decided.set_index(["claim", "condition"])["verdict"]
 
 
-def _name_place(where: tuple[str, ...]) -> str:
+def _name_condition(where: tuple[str, ...]) -> str:
     """Name a condition without the layer that has the largest gap, which need not be the same for other seeds."""
     return ", ".join(word for word in where if not word.startswith("largest in"))

@@ -60,6 +60,8 @@ class Odd(EMA):
         ("window( k = 20,pooled=False )", "window", {"k": "20", "pooled": "False"}),
         ("package.module.Class(kind=5.x)", "package.module.Class", {"kind": "5.x"}),
         ("own(spans=(1, 2),list=[3,4],last=5)", "own", {"spans": "(1, 2)", "list": "[3,4]", "last": "5"}),
+        ("own(spans=((1, 2), (3, 4)),last=5)", "own", {"spans": "((1, 2), (3, 4))", "last": "5"}),
+        ("own(weights={'a': 1, 'b': 2})", "own", {"weights": "{'a': 1, 'b': 2}"}),
     ],
 )
 def test_a_name_is_taken_apart(text: str, base: str, parameters: dict[str, str]) -> None:

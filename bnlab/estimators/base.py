@@ -1,4 +1,4 @@
-"""A stream of batch moments, the estimators that average it, and the fold that runs many of them at once."""
+"""A stream of batch moments, the base class of estimators that average it, and the fold that runs many at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from bnlab.arguments import require_number
 from bnlab.names import Named
 
-BLOCK = 256  # steps that are folded in one matrix product: enough to be bound by arithmetic, not by memory
-_FORGOTTEN = 1e-40  # a weight so small that batches before it are left out
+BLOCK = 256  # batches that are folded in one matrix product: enough to be bound by arithmetic, not by memory
+_FORGOTTEN = 1e-40  # share of an old state that counts as none, so that earlier batches are left out
 _TORCH_EPS = torch.tensor(1e-5, dtype=torch.float64, device="cpu")
 
 
@@ -28,9 +28,9 @@ class Stream:
         start: [2, C], the running mean and variance before the first batch.
         batches: [T, 2, C], each batch's mean and *unbiased* variance (what torch's buffers average).
         counts: [T, C], values in each channel of each batch (N·H·W).
-        updates: batches that the buffers had seen before (`num_batches_tracked`).
-        eps: [C], each layer's own.
-        layers: how many of the channels belong to each layer, in order; () is one layer.
+        updates: batches that the buffers had seen before the first of these (`num_batches_tracked`).
+        eps: [C], or one for all channels: what the layers add to the variance.
+        layers: how many of the channels belong to each layer, in order; (): all belong to one.
     """
 
     start: Tensor
@@ -45,7 +45,7 @@ class Stream:
 
     @property
     def steps(self) -> Tensor:
-        """[T], 1 for the first recorded batch."""
+        """[T], the numbers of the recorded batches: 1, 2, ..., T."""
         return torch.arange(1, len(self) + 1, dtype=torch.float64, device="cpu")
 
     @cached_property
@@ -57,7 +57,7 @@ class Stream:
 
     @cached_property
     def deviations(self) -> Tensor:
-        """[T, 2, C], each batch's mean and root of variance (ddof 0) + eps."""
+        """[T, 2, C], each batch's mean and √(variance + eps), with the variance of ddof 0."""
         mean, var = self.biased.unbind(1)
         deviation = (var + self.eps).sqrt()
         return torch.stack((mean, deviation), dim=1)
@@ -88,28 +88,32 @@ class Stream:
 
 @dataclass(frozen=True)
 class Estimator(Named, ABC):
-    """`state ← state + gain·(value − state)` over the batches, from `begin`, then `read`.
+    """`state ← state + gain·(value − state)` for each batch, from the state `begin`; `read` gives mean and variance.
 
-    Subclasses are frozen dataclasses whose fields are their parameters; `name` and `gains` are all that one needs. With
-    a field `momentum` a sweep has it with each of its momenta. `look` says how figures show it.
+    Subclasses are frozen dataclasses whose fields are their parameters. They need a `name` and `gains`; the other
+    methods have defaults, with which mean and unbiased variance are averaged. One with a field `momentum` is measured
+    with each momentum of a sweep. `look` is how figures show it.
+
+    Attributes:
+        twice: the averages are averaged once more, with the same gains; `read` is given [..., 2, 2, C], the averages
+            and the averages of these.
     """
 
-    # The averages are averaged once more, with the same gains; `read` gets [..., 2, 2, C], once and twice.
     twice: ClassVar[bool] = False
 
     @abstractmethod
     def gains(self, stream: Stream) -> Tensor:
-        """Compute each batch's weight, in [0, 1]: float64 [T], or [T, C] or [T, 2, C] where channels differ."""
+        """Compute the gain of each batch, in [0, 1]: float64 [T], or [T, C] or [T, 2, C] where channels differ."""
 
     def values(self, stream: Stream) -> Tensor:
         """Return the values that are averaged, [T, 2, C].
 
-        Estimators that return the same tensor (the stream's) are folded together.
+        Estimators that return one and the same tensor, such as a property of the stream, are folded together.
         """
         return stream.batches
 
     def begin(self, stream: Stream) -> Tensor:
-        """Return the start in terms of the values, [2, C]."""
+        """Return the state before the first batch, [2, C]: `stream.start`, converted to what the values are."""
         return stream.start
 
     def read(self, states: Tensor, stream: Stream) -> Tensor:
@@ -117,71 +121,97 @@ class Estimator(Named, ABC):
         return states
 
     def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor | None:
-        """Compute the states [positions, 2, C] without that recursion; None: fold the gains."""
+        """Compute the states after so many batches, [positions, 2, C], without the recursion; None: `fold` does it."""
         return None
 
     @property
     def label(self) -> str:
-        """Canonical name that tells every parameter but the momentum, e.g. `window(k=20,pooled=False)`."""
+        """Canonical name with every parameter but the momentum, e.g. `window(k=20,pooled=False)`."""
         name = self.full_name.leave_out("momentum")
         return str(name)
 
 
 def check_momentum(momentum: float) -> None:
-    """Raise TypeError unless it is a number, ValueError unless 0 < momentum ≤ 1."""
+    """Raise TypeError unless `momentum` is a number, ValueError unless it lies in (0, 1]."""
     message = f"momentum={momentum!r}: it is the weight of the new batch and lies in (0, 1]"
     require_number(momentum, lambda m: 0 < m <= 1, f"{message}; for a decay use EMA.from_decay")
 
 
 @dataclass
 class _Group:
-    """Estimators whose gains all channels share, and which average the same values; or one estimator alone."""
+    """Estimators that are folded together: of the same values, with gains [T] each; or one whose channels differ.
 
-    values: Tensor  # [T, 2, C]
+    Attributes:
+        values: [T, 2, C], what they average.
+        twice: whether they average twice.
+        places: where its members stand among all estimators.
+        gains: the gains of each member.
+    """
+
+    values: Tensor
     twice: bool
-    rows: list[int] = field(default_factory=list)  # of the estimators among all
-    gains: list[Tensor] = field(default_factory=list)  # of each of them
+    places: list[int] = field(default_factory=list)
+    gains: list[Tensor] = field(default_factory=list)
 
 
 def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[int]) -> Tensor:
-    """Compute every estimator after each number of batches in `positions` (0 is the start, as it is).
+    """Compute mean and variance of every estimator after each of several numbers of batches.
+
+    Args:
+        estimators: any.
+        stream: the batches, T of them.
+        positions: numbers of batches, each from 0 to T, in any order. At 0 every estimator gives `stream.start`.
 
     Returns:
         float64 [estimators, positions, 2, C].
-    """
-    result = stream.start.new_empty(len(estimators), len(positions), *stream.start.shape)
-    groups: dict[tuple[int, ...], _Group] = {}
-    for row, estimator in enumerate(estimators):
-        states = estimator.direct(stream, positions)
-        if states is not None:
-            result[row] = estimator.read(states, stream)
-            continue
 
+    Raises:
+        ValueError: an estimator's gains are not as `Estimator.gains` says.
+    """
+    start = stream.start
+    result = start.new_empty(len(estimators), len(positions), *start.shape)
+    recursive = []
+    for place, estimator in enumerate(estimators):
+        states = estimator.direct(stream, positions)
+        if states is None:
+            recursive.append(place)
+        else:
+            result[place] = estimator.read(states, stream)
+
+    for group in _group_estimators(estimators, recursive, stream):
+        members = [estimators[place] for place in group.places]
+        first_states = torch.stack([member.begin(stream) for member in members])
+        folded = _fold_group(group, first_states, positions)
+        for place, member, states in zip(group.places, members, folded, strict=True):
+            result[place] = member.read(states, stream)
+
+    is_start = [position == 0 for position in positions]
+    result[:, is_start] = start
+    return result
+
+
+def _group_estimators(estimators: Sequence[Estimator], places: Sequence[int], stream: Stream) -> list[_Group]:
+    """Group the estimators at some places by what one matrix product can fold."""
+    groups: dict[tuple[int, ...], _Group] = {}
+    for place in places:
+        estimator = estimators[place]
         values = estimator.values(stream)
         gains = estimator.gains(stream)
         _require_gains(estimator, gains, stream)
         gains = _collapse_shared(gains)
 
-        # A group goes through one matrix product. It keeps its values, so that no other tensor gets their id.
-        is_shared = gains.dim() == 1
-        key = (id(values), estimator.twice) if is_shared else (row,)
+        # A group keeps its values, so that no later tensor gets their id.
+        key: tuple[int, ...] = (place,)
+        if gains.dim() == 1:
+            key = (id(values), estimator.twice)
         group = groups.setdefault(key, _Group(values, estimator.twice))
-        group.rows.append(row)
+        group.places.append(place)
         group.gains.append(gains)
-
-    for group in groups.values():
-        begin = torch.stack([estimators[row].begin(stream) for row in group.rows])
-        folded = _fold(group.gains, begin, group.values, positions, group.twice)
-        for row, states in zip(group.rows, folded, strict=True):
-            result[row] = estimators[row].read(states, stream)
-
-    is_start = [position == 0 for position in positions]
-    result[:, is_start] = stream.start
-    return result
+    return list(groups.values())
 
 
 def _require_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
-    """Raise ValueError unless the gains are as `Estimator.gains` promises."""
+    """Raise ValueError unless the gains are as `Estimator.gains` says."""
     fault = _find_fault(gains, *stream.counts.shape)
     if fault:
         raise ValueError(f"{estimator.label}: {fault}")
@@ -189,23 +219,27 @@ def _require_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
 
 def _find_fault(gains: Tensor, steps: int, channels: int) -> str:
     """Describe the fault of the gains; empty if there is none."""
-    allowed = [(steps,), (steps, channels), (steps, 2, channels)]
     wanted = f"return a float64 tensor [{steps}], [{steps}, {channels}] or [{steps}, 2, {channels}]"
     if not isinstance(gains, Tensor):
-        return f"gains returned a {type(gains).__name__}; {wanted}"
-    if gains.dtype != torch.float64 or gains.shape not in allowed:
-        return f"gains returned {gains.dtype} {tuple(gains.shape)}; {wanted}"
-    if not steps:
+        kind = type(gains).__name__
+        return f"gains returned a {kind}; {wanted}"
+
+    allowed = [(steps,), (steps, channels), (steps, 2, channels)]
+    shape = tuple(gains.shape)
+    if gains.dtype != torch.float64 or shape not in allowed:
+        return f"gains returned {gains.dtype} {shape}; {wanted}"
+    if steps == 0:
         return ""
 
     least = gains.amin()
     most = gains.amax()
-    is_weight = least >= 0 and most <= 1  # not if one is NaN
-    return "" if is_weight else f"gains from {least:g} to {most:g}; they lie in [0, 1]"
+    if least >= 0 and most <= 1:  # not if one is NaN
+        return ""
+    return f"gains from {least:g} to {most:g}; they lie in [0, 1]"
 
 
 def _collapse_shared(gains: Tensor) -> Tensor:
-    """Reduce gains to [T] where all channels have the same."""
+    """Reduce gains to [T] if all channels have the same."""
     if gains.dim() == 1:
         return gains
     flat = gains.flatten(1)
@@ -215,102 +249,139 @@ def _collapse_shared(gains: Tensor) -> Tensor:
     return gains
 
 
-def _fold(bank: list[Tensor], begin: Tensor, values: Tensor, positions: Sequence[int], twice: bool) -> Tensor:
-    """Fold settings of the same values with gains [T] each, or one setting with gains for each channel.
+def _fold_group(group: _Group, first_states: Tensor, positions: Sequence[int]) -> Tensor:
+    """Fold the members of a group from their states [members, 2, C] before the first batch.
 
     Returns:
-        [settings, positions, 2, C]; with `twice` [settings, positions, 2, 2, C].
+        [members, positions, 2, C]; of a group that averages twice [members, positions, 2, 2, C].
     """
-    states = [begin, begin] if twice else [begin]
-    result = begin.new_empty(len(bank), len(positions), len(states), *begin.shape[1:])
-    rows = _group_rows(positions)
-    is_shared = bank[0].dim() == 1
-    is_finite = values.flatten(1).isfinite().all(1)
+    averages = 2 if group.twice else 1
+    states = [first_states] * averages
+    members, *shape = first_states.shape
+    result = first_states.new_empty(members, len(positions), averages, *shape)
 
-    result[:, rows[0]] = torch.stack(states, dim=1)[:, None]
-    for first, last in pairwise(sorted(rows)):
-        # In a product 0·NaN is NaN. Step by step, a gain of 1 forgets a NaN.
-        if is_shared and is_finite[first:last].all() and _are_finite(states):
-            states = _take_block(states, bank, values, first, last)
+    is_shared = group.gains[0].dim() == 1
+    is_finite = group.values.isfinite().flatten(1).all(1)
+    places = _find_places(positions)
+    result[:, places[0]] = _stack_averages(states)
+    for before, after in pairwise(sorted(places)):
+        # In a matrix product 0·NaN is NaN. Step by step, a gain of 1 forgets a NaN.
+        if is_shared and is_finite[before:after].all() and _are_finite(states):
+            states = _fold_at_once(states, group, before, after)
         else:
-            states = _take_steps(states, bank, values, first, last)
-        result[:, rows[last]] = torch.stack(states, dim=1)[:, None]
-    return result if twice else result[:, :, 0]
+            states = _fold_stepwise(states, group, before, after)
+        result[:, places[after]] = _stack_averages(states)
+
+    if group.twice:
+        return result
+    return result[:, :, 0]
 
 
-def _group_rows(positions: Sequence[int]) -> dict[int, list[int]]:
-    """Group rows of the result by their position; the start is always one of these."""
-    rows: dict[int, list[int]] = {0: []}
-    for row, position in enumerate(positions):
-        rows.setdefault(position, []).append(row)
-    return rows
+def _stack_averages(states: list[Tensor]) -> Tensor:
+    """Stack the states of the first average and the second: [members, 1, averages, 2, C], for any number of places."""
+    return torch.stack(states, dim=1).unsqueeze(1)
+
+
+def _find_places(positions: Sequence[int]) -> dict[int, list[int]]:
+    """Find the places at which each position stands in the result; 0 is listed even if it has none."""
+    places: dict[int, list[int]] = {0: []}
+    for place, position in enumerate(positions):
+        places.setdefault(position, []).append(place)
+    return places
 
 
 def _are_finite(states: list[Tensor]) -> bool:
     return all(bool(state.isfinite().all()) for state in states)
 
 
-def _take_block(states: list[Tensor], bank: list[Tensor], values: Tensor, first: int, last: int) -> list[Tensor]:
-    """Take steps first to last at once: the part of the state that is kept, plus weights @ values.
+def _fold_at_once(states: list[Tensor], group: _Group, before: int, after: int) -> list[Tensor]:
+    """Fold the batches from position `before` to `after`: the share of the states that is kept, plus weights @ values.
 
-    Block by block backwards in time, as far as a setting remembers: a large momentum is done after a few blocks.
+    It goes backwards in time, block by block, as far as a member remembers: a large momentum needs few blocks.
+
+    Args:
+        states: [members, 2, C] at `before`; of a group that averages twice those of the first and the second average.
+        group: estimators with gains [T].
+        before: the number of batches that `states` have seen.
+        after: the number that they shall have seen.
     """
-    flat = values.flatten(1)
+    flat = group.values.flatten(1)
     sums = [torch.zeros_like(state).flatten(1) for state in states]
-    rest = flat.new_ones(len(bank), 1)  # share that remains at `last` of a value taken up before `end`
-    ahead = torch.zeros_like(rest)  # sum of the gains after `end`
-    end = last
-    while end > first:
-        rows = (rest > _FORGOTTEN).squeeze(1).nonzero().squeeze(1)
-        if not len(rows):
-            break
-        begin = max(end - BLOCK, first)
-        block = flat[begin:end]
-        gains = torch.stack([bank[row][begin:end] for row in rows.tolist()])
 
-        # kept[:, j]: share that remains at `last` of a value taken up before step begin+j.
-        kept = (1 - gains).flip(1).cumprod(1).flip(1) * rest[rows]
+    # Both for each member, over the batches from position `end` to `after`, which are done.
+    rest = flat.new_ones(len(group.gains), 1)  # product of 1 − gain: the share of a state at `end` that remains
+    ahead = torch.zeros_like(rest)  # sum of the gains
+    end = after
+    while end > before:
+        remembers = (rest > _FORGOTTEN).squeeze(1)
+        rows = remembers.nonzero().squeeze(1)
+        if len(rows) == 0:
+            break
+        start = max(end - BLOCK, before)
+        block = flat[start:end]
+        gains = torch.stack([group.gains[row][start:end] for row in rows.tolist()])
+
+        # A value is weighted by its gain times the share that remains of a state after it.
+        kept = _multiply_from_end(1 - gains) * rest[rows]  # [:, j]: of a state before batch start+j
         kept_after = torch.cat((kept[:, 1:], rest[rows]), dim=1)
         weights = gains * kept_after
         sums[0][rows] = sums[0][rows].addmm_(weights, block)
 
-        # Taken up at step j and, once averaged, again at any step from j on, with the same factors 1−gain after j: the
-        # second weight is the first, multiplied by the sum of the gains from j on.
-        later = gains.flip(1).cumsum(1).flip(1) + ahead[rows]
-        if len(states) == 2:
+        # The second average takes it up with the first, at its batch or any later one. Each way has the same factors
+        # 1 − gain, so the weights are those of the first times the sum of the gains from that batch on.
+        later = _sum_from_end(gains) + ahead[rows]
+        if group.twice:
             sums[1][rows] = sums[1][rows].addmm_(weights * later, block)
 
         rest[rows] = kept[:, :1]
         ahead[rows] = later[:, :1]
-        end = begin
+        end = start
 
-    once = states[0].flatten(1)
-    sums[0].addcmul_(once, rest)
-    if len(states) == 2:
-        twice = states[1].flatten(1)
-        sums[1].addcmul_(twice, rest)
-        sums[1].addcmul_(once, rest * ahead)
+    first = states[0].flatten(1)
+    sums[0].addcmul_(first, rest)
+    if group.twice:
+        second = states[1].flatten(1)
+        sums[1].addcmul_(second, rest)
+        sums[1].addcmul_(first, rest * ahead)
     return [total.view_as(state) for total, state in zip(sums, states, strict=True)]
 
 
-def _take_steps(states: list[Tensor], bank: list[Tensor], values: Tensor, first: int, last: int) -> list[Tensor]:
-    """Take steps first to last one after the other."""
-    for t in range(first, last):
-        gain = torch.stack([gains[t] for gains in bank])
-        states = _take_step(states, gain, values[t])
+def _multiply_from_end(factors: Tensor) -> Tensor:
+    """Multiply each column of [rows, columns] with all that follow it."""
+    return factors.flip(1).cumprod(1).flip(1)
+
+
+def _sum_from_end(terms: Tensor) -> Tensor:
+    """Sum each column of [rows, columns] and all that follow it."""
+    return terms.flip(1).cumsum(1).flip(1)
+
+
+def _fold_stepwise(states: list[Tensor], group: _Group, before: int, after: int) -> list[Tensor]:
+    """Fold the batches from position `before` to `after` one by one; arguments as of `_fold_at_once`, any gains."""
+    for t in range(before, after):
+        gain = torch.stack([gains[t] for gains in group.gains])
+        states = _take_step(states, gain, group.values[t])
     return states
 
 
 def _take_step(states: list[Tensor], gain: Tensor, value: Tensor) -> list[Tensor]:
-    """Take one step, with gains [settings] or [1, C] or [1, 2, C]."""
+    """Take one step of the recursion.
+
+    Args:
+        states: [members, 2, C], of the first average and, if there is one, the second.
+        gain: [members], or [1, C] or [1, 2, C] of one member whose channels differ.
+        value: [2, C], of the batch.
+    """
     if gain.dim() == 1:
         gain = gain[:, None, None]
     elif gain.dim() == 2:
         gain = gain[:, None]
 
-    later = []
-    for state in states:  # the second one averages the first
-        moved = torch.lerp(state, value.expand_as(state), gain)
-        value = torch.where(gain == 1, value, moved)
-        later.append(value)
-    return later
+    new_states = []
+    target = value
+    for state in states:
+        moved = torch.lerp(state, target.expand_as(state), gain)
+        new_state = torch.where(gain == 1, target, moved)
+        new_states.append(new_state)
+        target = new_state  # the second average is of the first
+    return new_states

@@ -1,4 +1,4 @@
-"""Choices of `estimator=` beside running estimators and rules at inference time: a class each, found by its name."""
+"""Statistics that `estimator=` chooses by name, beside running estimators and rules at inference time: a class each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from bnlab.statistics import Statistics
 class Measured(Named, ABC):
     """Statistics of frozen weights, measured on images.
 
-    All but exact ones are taken in batches of the training size, which normalize themselves: with norm=ghost part by
-    part.
+    All but exact ones are measured while each batch, of the training size, normalizes with its own moments (with
+    norm=ghost each part of a batch with its own).
 
     Attributes:
         images: how many images are drawn; None: all.
@@ -41,7 +41,7 @@ class Measured(Named, ABC):
 
     @property
     def label(self) -> str:
-        """Canonical name: without the number of images where that is all."""
+        """Canonical name; the number of images is left out where all are drawn."""
         return self.name if self.images is None else super().label
 
     @abstractmethod
@@ -49,15 +49,15 @@ class Measured(Named, ABC):
         """Measure the statistics.
 
         Args:
-            model: a network.
-            batches: of images.
-            memory: bytes that may be used beside these.
+            model: the network, with its weights frozen.
+            batches: the images, batch by batch.
+            memory: bytes that may be used beside the network and the images.
         """
 
 
 @dataclass(frozen=True)
 class Exact(Measured):
-    """Statistics of the whole population, layer after layer."""
+    """Statistics of the whole population: each layer's input is computed with the exact statistics of those before."""
 
     name: ClassVar[str] = "exact"
     look: ClassVar[Look] = Look("exact population", "black", "dashed")
@@ -102,12 +102,12 @@ class SWA(UpdateBN):
 
 @dataclass(frozen=True)
 class OfAveraging(Named):
-    """Statistics of a network whose weights are averaged."""
+    """Statistics for a network whose weights are averaged over training."""
 
 
 @dataclass(frozen=True)
 class Stale(OfAveraging):
-    """Running averages of the network that was trained."""
+    """Running averages that were recorded while the network trained, before its weights were averaged."""
 
     name: ClassVar[str] = "stale"
     look: ClassVar[Look] = Look("EMA of the trained network", "sky")
@@ -116,7 +116,7 @@ class Stale(OfAveraging):
 
 @dataclass(frozen=True)
 class Averaged(OfAveraging):
-    """Buffers of the network, averaged like its weights."""
+    """Running averages from the network's buffers, averaged with the same factors as its weights."""
 
     name: ClassVar[str] = "averaged"
     look: ClassVar[Look] = Look("average of its buffers", "orange", "dotted")
@@ -124,21 +124,23 @@ class Averaged(OfAveraging):
 
 @dataclass(frozen=True)
 class NoStatistics(Named):
-    """None, of a network that trains without statistics of the batch. They cannot be chosen."""
+    """Placeholder for networks that train without statistics of the batch. It cannot be chosen."""
 
     name: ClassVar[str] = "none"
     look: ClassVar[Look] = Look("without batch norm", "black")
 
 
 KINDS: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, Rule)
-"""Any class that `estimator=` may choose."""
+"""The base classes of all that `estimator=` can choose."""
 
 
 def list_choices() -> dict[str, type[Named]]:
-    """List all that `estimator=` can be, except import paths; ValueError if two have one name."""
-    return {name: cls for name, cls in list_named(Named).items() if issubclass(cls, KINDS)}
+    """List by name the classes that `estimator=` can choose, except by import path; ValueError if two have one name."""
+    named = list_named(Named)
+    return {name: cls for name, cls in named.items() if issubclass(cls, KINDS)}
 
 
 def list_looks() -> dict[str, Look]:
-    """List by name how all choices look in figures, and `none`."""
-    return {name: find_look(cls) for name, cls in list_named(Named).items()}
+    """List by name how all choices look in figures, and how `none` does."""
+    named = list_named(Named)
+    return {name: find_look(cls) for name, cls in named.items()}

@@ -163,6 +163,17 @@ def test_a_forest_has_rows_in_order_and_one_axis() -> None:
     assert "bars: 95% intervals" in list_texts(drawn)
 
 
+def test_panels_of_a_forest_share_the_ticks_of_all_means() -> None:
+    means = [1.0, 1000.0, 2.0, 3.0]
+    frame = pd.DataFrame({"panel": ["p", "p", "q", "q"], "name": ["a", "b"] * 2, "mean": means})
+    frame = frame.assign(low=frame["mean"], high=frame["mean"])
+    _, (left, right) = plt.subplots(1, 2)
+
+    Forest("name", Axis("size", ticks="values")).draw(frame, {"p": left, "q": right})
+
+    assert sorted(means) == list(left.get_xticks()) == list(right.get_xticks())
+
+
 @dataclass(frozen=True)
 class Counts(Plot):
     """A kind of plot that nothing in bnlab knows of: it writes how many rows a panel has."""

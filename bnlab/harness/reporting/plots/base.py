@@ -1,4 +1,4 @@
-"""The base of all kinds of plot, axes that figures share, and what several kinds draw."""
+"""The base class of all kinds of plot, axes that several figures have, and functions that several kinds draw with."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
 
 
 class Plot(ABC):
-    """Kind of plot; its colours and rows are chosen from the rows of all panels.
+    """A kind of plot, which draws all panels of a figure at once, so that a colour or place means the same in each.
 
     Attributes:
-        intervals: what shows them, for the caption.
+        intervals: the shapes by which it shows intervals, such as "bands", for the caption; empty: it shows none.
     """
 
     intervals: ClassVar[str] = ""
@@ -38,52 +38,62 @@ class Plot(ABC):
         """Draw the rows of each panel.
 
         Args:
-            frame: of all panels, with the columns that the class names.
-            axes: by panel, which is a value of the column `panel`.
+            frame: the rows of all panels, with the column `panel` and those that the class names.
+            axes: for each value of `panel`, the axes to draw on.
         """
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
-        """Draw rows that are all of one panel."""
+        """Draw rows on one pair of axes, as a single panel."""
         self.draw(frame.assign(panel=""), {"": ax})
         return ax
 
 
 def split_panels(frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """Go through the panels: the axes of each, with its rows."""
+    """Yield the axes of each panel with its rows."""
     for panel, ax in axes.items():
-        is_here = frame["panel"] == panel
-        yield ax, frame[is_here]
+        is_in_panel = frame["panel"] == panel
+        yield ax, frame[is_in_panel]
 
 
 def draw_mark(ax: Axes, mark: tuple[float, str] | None) -> None:
-    """Draw a dotted line at a value, under its name."""
-    if mark:
-        value, name = mark
-        ax.axvline(value, label=name, **_MARK)
+    """Draw a dotted vertical line at a value, with its name for the legend; nothing if there is no mark."""
+    if mark is None:
+        return
+    value, name = mark
+    ax.axvline(value, label=name, **_MARK)
 
 
 def require_one_row(frame: pd.DataFrame, across: list[str], name: str) -> None:
-    """Refuse several rows of a line, or of a row of a forest, at one place."""
+    """Refuse several rows that would be drawn at one place of a panel.
+
+    Args:
+        frame: the rows of all panels.
+        across: the columns that place a row on the horizontal axis; empty: one row for each value of `name`.
+        name: the column that tells lines, or the values of a forest, apart.
+
+    Raises:
+        UserError: it says in which columns the rows of the first such place differ.
+    """
     keys = ["panel", name, *across]
     is_doubled = frame.duplicated(keys, keep=False)
     if not is_doubled.any():
         return
 
     same = find_first_group(frame[is_doubled], keys)
-    here = same.iloc[0]
-    place = "".join(f" at {name_value(column, here[column])}" for column in across)
+    first = same.iloc[0]
+    place = "".join(f" at {name_value(column, first[column])}" for column in across)
 
-    known = (*keys, *MEASURES, "series")
-    others = [str(column) for column in frame if column not in known]
+    drawn = (*keys, *MEASURES, "series")
+    others = [str(column) for column in frame if column not in drawn]
     differing = list_differences(same, others) or "their numbers only"
     raise UserError(
-        f"panel {here['panel']!r} has {len(same)} rows of {here[name]!r}{place}, which differ in {differing}\n"
+        f"panel {first['panel']!r} has {len(same)} rows of {first[name]!r}{place}, which differ in {differing}\n"
         "put it into the panel's name (name_panels), select one, or average over it"
     )
 
 
 def measure_bars(frame: pd.DataFrame) -> np.ndarray:
-    """Measure how far `low` is below the mean, and `high` above it: [2, rows], as matplotlib's error bars take them."""
+    """Measure how far intervals reach below and above their means: [2, rows], for matplotlib's `errorbar`."""
     below = frame["mean"] - frame["low"]
     above = frame["high"] - frame["mean"]
     return np.stack([below, above])

@@ -1,4 +1,4 @@
-"""Forests: a row for each value of a column, one below the other."""
+"""Forest plots: the values of a column one below the other, each with its mean and interval."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ _POINTS: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "markersize": 5, "cap
 
 @dataclass(frozen=True)
 class Forest(Plot):
-    """Means with their intervals across, a row for each value of a column; of columns `by`, mean, low, high.
+    """Means with horizontal bars for their intervals, one below the other for each value of a column.
+
+    Draws frames with the columns `by`, mean, low and high.
 
     Attributes:
-        by: the column of which each value has a row, in order of appearance.
-        x: the axis of the means.
-        mark: where a dotted line is, and its name.
+        by: the column whose values are listed from top to bottom, in order of appearance.
+        x: the horizontal axis, that of the means.
+        mark: where a dotted vertical line is, and its name in the legend.
     """
 
     intervals: ClassVar[str] = "bars"
@@ -31,33 +33,30 @@ class Forest(Plot):
     mark: tuple[float, str] | None = None
 
     def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
-        """Draw the rows of each panel, see `Plot.draw`; all have one axis across.
+        """Draw the rows of each panel, see `Plot.draw`; all panels have the same horizontal axis and names.
 
         Raises:
-            UserError: a name has several rows in a panel.
+            UserError: a panel has several rows for one value of `by`.
         """
         require_one_row(frame, [], self.by)
         names = list(frame[self.by].unique())
         heights = {name: height for height, name in enumerate(names)}
         first = next(iter(axes.values()))
 
-        for ax, here in split_panels(frame, axes):
+        for ax, panel in split_panels(frame, axes):
             if ax is not first:
                 ax.sharex(first)
-            means = here["mean"]
-            set_axes(ax, self.x, Axis(""), means)
+            set_axes(ax, self.x, Axis(""), frame["mean"])  # of all panels: a shared axis has the same ticks in each
             draw_mark(ax, self.mark)
 
-            places = here[self.by].map(heights)
-            ax.errorbar(means, places, xerr=measure_bars(here), **_POINTS)
-            _set_rows(ax, names)
+            y = panel[self.by].map(heights)
+            ax.errorbar(panel["mean"], y, xerr=measure_bars(panel), **_POINTS)
+            _write_names(ax, names)
 
 
-def _set_rows(ax: Axes, names: list[Any]) -> None:
-    """Write names on the axis upwards, the first on top, in letters that have room."""
-    rows = len(names)
-    places = range(rows)
-    labels = list(map(str, names))
-    size = min(9, 200 / rows)
-    ax.set_yticks(places, labels, fontsize=size)
-    ax.set_ylim(rows - 0.5, -0.5)
+def _write_names(ax: Axes, names: list[Any]) -> None:
+    """Write names beside the vertical axis, the first on top, in letters as small as it takes for all of them."""
+    count = len(names)
+    size = min(9, 200 / count)
+    ax.set_yticks(range(count), list(map(str, names)), fontsize=size)
+    ax.set_ylim(count - 0.5, -0.5)  # heights grow downwards
