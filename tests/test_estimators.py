@@ -35,7 +35,6 @@ from bnlab.estimators import (
     Stream,
     WeightedCumulative,
     Window,
-    base,
     fold,
     list_estimators,
     parse,
@@ -174,7 +173,7 @@ def stepwise(estimator: Estimator, stream: Stream) -> Tensor:
 
 @each
 def test_blocks_agree_with_single_steps(estimator: Estimator) -> None:
-    stream = stream_of(batches(3 * base.BLOCK + 17), 7)
+    stream = stream_of(batches(3 * folding.BLOCK + 17), 7)
     some = [700, 0, 1, 255, 256, 257, 512, 700, len(stream)]
 
     (dense,) = fold([estimator], stream, range(len(stream) + 1))

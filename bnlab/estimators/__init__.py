@@ -19,7 +19,7 @@ from bnlab.estimators.averages import (
     WeightedCumulative,
     Window,
 )
-from bnlab.estimators.base import Estimator, Stream, check_momentum, fold
+from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.exponential import (
     EMA,
     AdaptiveGain,
@@ -29,6 +29,7 @@ from bnlab.estimators.exponential import (
     DeviationEMA,
     PooledEMA,
 )
+from bnlab.estimators.folding import fold
 from bnlab.estimators.names import list_estimators, parse
 from bnlab.estimators.predictive import Predictive
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from bnlab.estimators.base import Estimator, Stream, fold
+from bnlab.estimators.base import Estimator, Stream
+from bnlab.estimators.folding import fold
 
 # Batches of mean 1 and unbiased variance 2, then 3 and 8, two values each; start 0 and 1.
 EXAMPLE = Stream(
