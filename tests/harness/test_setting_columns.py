@@ -40,7 +40,7 @@ def test_a_setting_that_a_component_adds_has_a_column(monkeypatch: pytest.Monkey
     assert columns["norm.sides"] == integer("clipped: sides that are clipped")
     assert columns["norm.way"] == text("clipped: how (hard, soft)")
     assert columns["norm.is_learned"] == boolean("clipped: whether the threshold is a weight")
-    assert columns["norm"].meaning.endswith("renorm, clipped")
+    assert columns["norm"].meaning.endswith(", clipped")
 
 
 def test_each_setting_has_one_column() -> None:
