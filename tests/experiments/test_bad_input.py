@@ -46,7 +46,7 @@ CASES = {
     "'optimizer={lrr: 1}'": "there is no setting optimizer.lrr; did you mean optimizer.lr?",
     "data.flip=true": "data.flip=true: this data has no flip; data=cifar10, data=cifar100, data=fashion_mnist has",
     "norm=none model=torchvision": "norm=none: resnet18 has normalization of its own",
-    "norm=instance model=mlp": "norm=instance: a unit of an mlp has one value",
+    "norm=instance model=mlp": "norm=instance: a unit of model=mlp has one value",
     "norm=group norm.groups=5": "norm.groups=5: must divide model.width=32",
     "norm=none measurements=drift": "measurements=drift: need batch norm, found norm=none",
     "order=random": "order=random: must be one of shuffled, replacement, sorted, blocks, or blocks:16",

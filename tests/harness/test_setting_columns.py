@@ -40,7 +40,7 @@ def test_a_setting_that_a_component_adds_has_a_column(monkeypatch: pytest.Monkey
     assert columns["norm.sides"] == integer("clipped: sides that are clipped")
     assert columns["norm.way"] == text("clipped: how (hard, soft)")
     assert columns["norm.is_learned"] == boolean("clipped: whether the threshold is a weight")
-    assert columns["norm"].meaning.endswith("renorm, clipped")
+    assert columns["norm"].meaning.endswith(", clipped")
 
 
 def test_each_setting_has_one_column() -> None:
@@ -62,7 +62,8 @@ def test_the_table_says_whose_a_setting_is_where_not_all_choices_have_it() -> No
 
     assert columns["optimizer.lr"].meaning == "learning rate at batch size 128"
     assert columns["optimizer.momentum"].meaning == "sgd: Nesterov momentum; 0: none"
-    assert columns["model.depth"].meaning == "cnn: blocks; mlp: hidden layers; resnet: 6n+2 layers"
+    of_depth = columns["model.depth"].meaning.split("; ")
+    assert {"cnn: blocks", "mlp: hidden layers", "resnet: 6n+2 layers"} <= {*of_depth}
 
 
 def test_the_settings_without_a_group_are_those_that_name_a_network() -> None:

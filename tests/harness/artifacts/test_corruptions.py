@@ -54,6 +54,12 @@ def test_a_corruption_is_its_twin(name: str, strength: int, channels: int, size:
         assert torch.equal(image, before)
 
 
+def test_each_corruption_has_a_digest() -> None:
+    names = {shift.partition(":")[0] for shift in DIGESTS}
+
+    assert names == {*list_corruptions()}
+
+
 @pytest.mark.parametrize("shift", DIGESTS)
 def test_images_keep_their_digests(shift: str) -> None:
     dataset = load_dataset(Digits())

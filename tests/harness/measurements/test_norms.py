@@ -15,6 +15,7 @@ from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.models.mlp import Mlp
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.norms.ghost import Ghost
 from bnlab.harness.artifacts.norms.none import NoNorm
 from bnlab.harness.artifacts.producing import ensure_trained
@@ -61,10 +62,9 @@ def test_it_trains(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert tables["runs"]["norm_batch_size"].isna().all()
 
 
-@pytest.mark.parametrize("name", ["none", "ghost", "renorm"])
-def test_it_continues(name: str, tmp_path: Path) -> None:
-    norm = COMPONENTS["norm"][name]
-    config = replace(BARE, model=Mlp(depth=1, width=16), norm=norm, epochs=1, evaluate_at=[5, 20])
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_every_norm_continues(norm: Norm, tmp_path: Path) -> None:
+    config = replace(BARE, model=Cnn(depth=1, width=8), norm=norm, epochs=1, evaluate_at=[5, 20])
     whole = Run(replace(config, results=str(tmp_path / "whole")))
     broken = Run(replace(config, results=str(tmp_path / "broken")))
     ensure_trained(whole)
@@ -72,6 +72,19 @@ def test_it_continues(name: str, tmp_path: Path) -> None:
         ensure_trained(broken)
     ensure_trained(broken)
     assert_same(broken, whole)
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_every_norm_is_measured(norm: Norm, tmp_path: Path) -> None:
+    config = replace(BARE, model=Cnn(depth=1, width=8), norm=norm, epochs=1, results=str(tmp_path))
+
+    prepare([config])
+    execute(config)
+
+    assert not list_failures(config)
+    tables = load("adhoc", tmp_path)
+    assert tables["evaluations"]["accuracy"].notna().all()
+    assert ("gaps" in tables) == norm.uses_batch
 
 
 SOURCES = ["ema", "exact", "precise", "update_bn", "test_batch(n=16)"]

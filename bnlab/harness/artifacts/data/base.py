@@ -64,7 +64,7 @@ class Data(Component):
     is_made: ClassVar[bool] = False
     largest: ClassVar[float] = 255
 
-    images: int | None = setting(None, "training and validation images to use; null: all, of glyphs 20,000")
+    images: int | None = setting(None, "training and validation images to use; null: all, or as many as are usual")
     shift: int = setting(0, "augmentation: largest random shift, in pixels")
 
     @property

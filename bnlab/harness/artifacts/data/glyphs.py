@@ -17,7 +17,7 @@ _MOST_TESTED = 5_000
 @component
 @dataclass(unsafe_hash=True)
 class Glyphs(Data):
-    """Images of 32×32 pixels made on the spot: characters, distorted."""
+    """Images of 32×32 pixels made on the spot, usually 20,000: characters, distorted."""
 
     unread: ClassVar[tuple[str, ...]] = ("test_fonts",)
     is_made: ClassVar[bool] = True

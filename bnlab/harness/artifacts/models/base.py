@@ -10,7 +10,7 @@ from torch import nn
 
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.artifacts.norms.batch import Batch
-from bnlab.harness.components import Component, setting
+from bnlab.harness.components import COMPONENTS, Component
 from bnlab.harness.errors import UserError
 
 
@@ -40,7 +40,8 @@ class Model(Component):
     def check(self, norm: Norm) -> None:
         """Raise UserError for a value out of range, or a norm that the network cannot have."""
         if norm != Batch():
-            raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model=cnn, resnet or mlp")
+            known = ", ".join(_list_layered())
+            raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")
 
     def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
         """Build the network; its weights are drawn from torch's global generator."""
@@ -52,16 +53,24 @@ class Layered(Model):
     """A network of ours, whose norm can be chosen."""
 
     is_layered: ClassVar[bool] = True
-    depth: int = setting(3, "layers", at_least=1)
-    width: int = setting(32, "channels or units of the first layer", at_least=1)
+
+    @property
+    def width(self) -> int:
+        """Channels or units of the first layer: a setting of each of these networks."""
+        raise NotImplementedError
 
     def check(self, norm: Norm) -> None:
         if norm.needs_maps and not self.has_maps:
-            raise UserError(
-                f"norm={norm.name}: a unit of an {self.name} has one value, not a map; use model=cnn or resnet"
-            )
+            known = ", ".join(name for name, model in _list_layered().items() if model.has_maps)
+            unit = f"a unit of model={self.name}"
+            raise UserError(f"norm={norm.name}: {unit} has one value, not a map; use model={known}")
         if self.width % norm.divisor:
             raise UserError(f"norm.groups={norm.divisor}: must divide model.width={self.width}")
+
+
+def _list_layered() -> dict[str, Model]:
+    """List the networks of ours by name."""
+    return {name: model for name, model in COMPONENTS["model"].items() if model.is_layered}
 
 
 def build_model(
