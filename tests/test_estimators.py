@@ -36,6 +36,7 @@ from bnlab.estimators import (
     WeightedCumulative,
     Window,
     fold,
+    folding,
     list_estimators,
     parse,
 )
