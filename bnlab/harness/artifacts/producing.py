@@ -20,7 +20,7 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.averaging import build_averager
 from bnlab.harness.artifacts.freezing import build_freezer
-from bnlab.harness.artifacts.live import build_live_log
+from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Callback, train
@@ -67,7 +67,8 @@ def _train(run: Run, kept: set[int]) -> None:
         write_text(run.folder / "config.yaml", settings)
         write_text(run.folder / "environment.json", environment)
 
-    recorder = Recorder(run, progress, seconds)
+    live = LiveLog(run, progress)
+    recorder = Recorder(run, progress, live, seconds)
 
     def save_checkpoint(progress: Progress) -> None:
         if progress.step in kept:
@@ -79,8 +80,8 @@ def _train(run: Run, kept: set[int]) -> None:
         build_freezer(run),
         build_averager(run),
         save_checkpoint,
+        live.write,
         recorder.save_when_due,
-        build_live_log(run, progress),
         build_announcer(run, progress),
     ]
     status = "finished"
@@ -91,6 +92,7 @@ def _train(run: Run, kept: set[int]) -> None:
         print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
         status = "diverged"
     recorder.save_record(progress)
+    live.close()
 
     end = {
         "status": status,
@@ -171,8 +173,9 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
 class Recorder:
     """Callbacks that keep a run's trace, and save it with log and state every few seconds."""
 
-    def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
+    def __init__(self, run: Run, progress: Progress, live: LiveLog, seconds: float) -> None:
         self._run = run
+        self._live = live
         self._started = time.perf_counter() - seconds
         for path in run.list_trace_parts():
             last_step = int(path.stem[-7:])
@@ -214,6 +217,7 @@ class Recorder:
 
         log = pd.DataFrame(progress.log, columns=["step", "loss", "accuracy"])
         schema.write_frame(folder / "log.parquet", log)
+        self._live.flush()
 
     def __enter__(self) -> None:
         """Record until the end of the block; what ends it in the middle of an update leaves the record unchecked."""
