@@ -6,7 +6,16 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import FIRST, find_largest_gap, gap_over_layers, lowest, name_panels, rows, select
+from bnlab.harness.reporting.frames import (
+    FIRST,
+    find_largest_gap,
+    gap_over_layers,
+    lowest,
+    name_panels,
+    paired,
+    rows,
+    select,
+)
 
 # Columns by which rows are averaged or paired
 EACH = ("panel", "batch_size")
@@ -105,3 +114,16 @@ def _list_candidates(on_val: pd.DataFrame) -> pd.DataFrame:
     last = exact[is_last]
     last = last.assign(estimator="last")
     return pd.concat([on_val, last])
+
+
+def find_gains_over_plain(tables: Tables, at: float | Sequence[float]) -> pd.DataFrame:
+    """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented.
+
+    Returns:
+        The rows of PyTorch's running average and of exact statistics of augmented images; `line` names them.
+    """
+    tested = rows(tables, "evaluations", at, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
+    gains = paired(tested, "accuracy")
+    names = {"ema": "running averages", "exact": "exact, of augmented images"}
+    gains["line"] = gains["estimator"].map(names)
+    return gains
