@@ -39,6 +39,9 @@ def list_shown() -> dict[str, Path]:
     }
     for path in sorted(REFERENCE.glob("*/README.md")):
         shown[f"experiments/{path.parent.name}"] = path
+    for path in sorted(REFERENCE.glob("*.md")):  # what is said of all experiments together
+        if path.name not in ("ANSWERS.md", "README.md"):
+            shown[f"experiments/{path.stem.lower()}"] = path
     return shown
 
 
@@ -81,7 +84,8 @@ def _write_experiments(shown: dict[str, Path]) -> str:
         folder, _, name = page.rpartition("/")
         if folder == "experiments":
             names.append(name)
-            lines.append(f"- [{name}]({name}.md): {_read_question(path)}")
+            about = f": {_read_question(path)}" if path.name == "README.md" else ""
+            lines.append(f"- [{name}]({name}.md){about}")
     return "\n".join([*lines, "", *_write_contents(names), ""])
 
 

@@ -18,6 +18,7 @@ import pytest
 from bnlab.harness import load_images, load_model
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
+from docs import pages
 from docs.pages import DOCS, MODULES, adapt_links, list_names, list_shown, write_pages
 
 TOCTREE = re.compile(r"```{toctree}\n(.*?)```", re.DOTALL)
@@ -74,6 +75,17 @@ def test_examples_that_need_a_sweep_run_after_one(
 
     assert outcome.attempted == 3
     assert outcome.failed == 0
+
+
+def test_what_is_said_of_all_experiments_stands_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "REFERENCE", tmp_path)
+    for name in ("ANSWERS.md", "README.md", "HYPOTHESES.md"):
+        (tmp_path / name).touch()
+
+    shown = list_shown()
+
+    assert shown["answers"] == tmp_path / "ANSWERS.md"
+    assert [page for page in shown if page.startswith("experiments/")] == ["experiments/hypotheses"]
 
 
 def test_pages_that_are_not_made_any_more_are_removed(tmp_path: Path) -> None:
