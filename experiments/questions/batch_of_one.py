@@ -27,15 +27,13 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end of training, of batch norm under exact statistics."""
     frame = rows(tables, "evaluations", 1.0, ("norm", "batch_size"), estimator=("none", "exact"))
     frame["line"] = frame["norm"].map(NAMES)
-    named = frame.drop(columns=["estimator", "momentum", "statistics_split"])  # in which norms differ
-    return name_panels(named, "batch size {batch_size}")
+    return frame.drop(columns=["estimator", "momentum", "statistics_split"])  # in which norms differ
 
 
 def find_memory(tables: Tables) -> pd.DataFrame:
     """Find the memory of an update, of networks that were trained in batches of 32: it depends on the norm alone."""
     frame = rows(tables, "training_memory", 1.0, ("norm", "batch_size"), batch_size=32)
-    frame["line"] = frame["norm"].map(NAMES)
-    return name_panels(frame, "batch size {images}")
+    return frame.assign(line=frame["norm"].map(NAMES))
 
 
 EXPERIMENT = Experiment(
@@ -46,12 +44,14 @@ EXPERIMENT = Experiment(
         "accuracy": Figure(
             "Accuracy by norm, trained on one image at a time and in batches of 32",
             "Test accuracy at the end of training; of batch norm under exact statistics.",
-            score(find_accuracies, "accuracy", ("panel", "line"), scale=100),
+            score(lambda tables: name_panels(find_accuracies(tables), "batch size {batch_size}"), "accuracy",
+                  ("panel", "line"), scale=100),
             Forest("line", Axis("test accuracy (%)"))),
         "memory": Figure(
             "Memory of an update by norm, of one image and of 32",
             "Activations that are kept for the backward pass, weights, gradients and momentum.",
-            score(find_memory, "step_bytes", ("panel", "line"), scale=1 / MEBIBYTE),
+            score(lambda tables: name_panels(find_memory(tables), "batch size {images}"), "step_bytes",
+                  ("panel", "line"), scale=1 / MEBIBYTE),
             Forest("line", Axis("memory of an update (MiB)"))),
     },
     claims={

@@ -32,11 +32,11 @@ BETTER = above(0.0, "points gained", AS_ACCURATE)
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Find accuracies at the end; the line is what is predicted with, the panel how batch norm was trained."""
+    """Find accuracies at the end; the line is what is predicted with, `training` says if batch norm was frozen."""
     frame = rows(tables, "evaluations", 1.0, ("batch_size", "freeze_with"))
     kinds = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
     frame["line"] = kinds.map(NAMES)
-    frame["panel"] = frame["freeze_with"].map(NETWORKS)
+    frame["training"] = frame["freeze_with"].map(NETWORKS)
     return frame.drop(columns=["estimator", "momentum", "statistics_split"])  # in which lines differ
 
 
@@ -67,7 +67,8 @@ EXPERIMENT = Experiment(
         "accuracy": Figure(
             "Accuracy after training in small batches, by what is predicted with",
             "EvalNorm weighs each example as a batch of the training size does.",
-            score(find_accuracies, "accuracy", ("panel", "line", "batch_size"), scale=100),
+            score(lambda tables: name_panels(find_accuracies(tables), "{training}"), "accuracy",
+                  ("panel", "line", "batch_size"), scale=100),
             Curves("batch_size", "line", ACCURACY)),
         "discrepancy": Figure(
             "How far exact statistics are from those of single training batches, by layer",
