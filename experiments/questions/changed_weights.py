@@ -19,6 +19,11 @@ NAMES = {
     "rounded:8": "rounded to 8 bits",
     "rounded:4": "rounded to 4 bits",
 }
+KINDS = {
+    "exact": "layer by layer (exact)",
+    "precise": "in one pass (precise)",
+    "stale": "running averages (stale)",
+}
 UNCHANGED, AVERAGED, PRUNED, EIGHT_BITS, FOUR_BITS = NAMES.values()
 EACH = ("batch_size", "line")
 LITTLE = within(-0.3, 0.3, "points lost", SIX_IMAGES)
@@ -33,10 +38,10 @@ def find_losses(tables: Tables) -> pd.DataFrame:
 
 
 def find_curves(tables: Tables) -> pd.DataFrame:
-    """Put what changed networks lose into a panel for each change; stale statistics are of no images."""
-    frame = find_losses(tables)
+    """Put what each change loses into a panel; the line is the kind of statistics, stale ones are of no images."""
+    frame = name_panels(find_losses(tables), "{line}, batch size {batch_size}")
     frame["images"] = frame["images"].where(frame["images"] > 0)
-    return name_panels(frame, "{line}, batch size {batch_size}")
+    return frame.assign(line=frame["statistics"].map(KINDS))
 
 
 EXPERIMENT = Experiment(
@@ -45,12 +50,9 @@ EXPERIMENT = Experiment(
     figures={
         "lost": Figure(
             "What changed weights lose, by the images that their statistics are of",
-            "Test accuracy under exact statistics of all training images minus that under statistics of so many: in "
-            "one pass (precise) or layer by layer (exact). The dashed line is the running averages that training ended "
-            "with.",
-            score(find_curves, "accuracy_lost", ("panel", "statistics", "images"), scale=100,
-                  line=OtherThan(UNCHANGED)),
-            Curves("images", "statistics", LOST)),
+            "Test accuracy under exact statistics of all training images minus that under statistics of so many.",
+            score(find_curves, "accuracy_lost", ("panel", "line", "images"), scale=100, change=OtherThan("none")),
+            Curves("images", "line", LOST)),
         "gap": Figure(
             "How far stale statistics are from those of the changed weights",
             "Gap of the running mean, root mean square over the layers behind the first.",
