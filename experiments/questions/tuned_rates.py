@@ -34,7 +34,7 @@ def find_tuned(tables: Tables) -> pd.DataFrame:
     """Find accuracies on test images, of each line and batch size at the learning rate with the best validation."""
     frame = find_accuracies(tables)
     validated = select(frame, split="val")
-    means = validated.groupby([*EACH, RATE], as_index=False)["accuracy"].mean()
+    means = validated.groupby([*EACH, RATE])["accuracy"].mean().reset_index()
     means["error"] = 1 - means["accuracy"]
     best = lowest(means, "error", list(EACH))
 
