@@ -74,6 +74,7 @@ results: .venv/installed
 	done
 	$(PY) -m experiments.reference
 	$(PY) -m experiments.report results=results/reference
+	$(PY) -m experiments.literature
 
 # A warning is an error: a link that leads nowhere, a page that no table of contents has.
 docs: .venv/installed-docs
