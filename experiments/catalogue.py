@@ -65,17 +65,19 @@ def _find_modules() -> dict[str, str]:
 
 
 def read_catalogue() -> Catalogue:
-    """Read the questions Q1, Q2, … with their answers, the hypotheses with conclusions, and what stands before them."""
+    """Read the questions Q1, Q2, … with their answers, the hypotheses with conclusions, and what stands around them."""
     from bnlab.harness.reporting.page import Catalogue
 
     folder = _HERE / "answers"
     pages = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
     first = pages.pop("first")
+    index = pages.pop("index")
+    last = pages.pop("last")
     hypotheses = _read_hypotheses(pages.pop("hypotheses"))
 
     numbers = sorted(pages, key=lambda number: int(number[1:]))
     questions = {number: pages[number] for number in numbers}
-    return Catalogue(questions, hypotheses, first)
+    return Catalogue(questions, hypotheses, first, index, last)
 
 
 def _read_hypotheses(text: str) -> dict[str, tuple[str, str]]:

@@ -21,8 +21,8 @@ USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [results=FOLDER]
 
 experiment=NAME    figures and verdicts of a question (with name=NAME, of a sweep under another name)
 name=NAME          figures and a page of any sweep, by what was swept, without a question
-without either     figures and verdicts of all questions that have results; writes ANSWERS.md, report.html and a
-                   README.md for each; the committed ones: results=results/reference
+without either     figures and verdicts of all questions that have results; writes ANSWERS.md, HYPOTHESES.md,
+                   report.html and a README.md for each; the committed ones: results=results/reference
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"  # the results that are committed
@@ -305,8 +305,8 @@ def _describe(outcome: Outcome) -> list[str]:
 
 
 def _write_pages(outcomes: list[Outcome], results: Path) -> None:
-    """Write the README.md of each question, and ANSWERS.md and report.html unless all questions are the user's own."""
-    from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
+    """Write the README.md of each question, and, unless all are the user's own, the pages of answers."""
+    from bnlab.harness.reporting.page import write_answers, write_experiment, write_html, write_hypotheses
     from experiments.catalogue import is_shipped, read_catalogue
     from experiments.holdout import describe_added_seeds
 
@@ -323,7 +323,8 @@ def _write_pages(outcomes: list[Outcome], results: Path) -> None:
         added_seeds = describe_added_seeds(outcomes, results)
     if any(is_shipped(outcome.experiment.name) for outcome in outcomes):
         catalogue = read_catalogue()
-        pages["ANSWERS.md"] = write_markdown(catalogue, outcomes, added_seeds)
+        pages["ANSWERS.md"] = write_answers(catalogue, outcomes)
+        pages["HYPOTHESES.md"] = write_hypotheses(catalogue, outcomes, added_seeds)
         pages["report.html"] = write_html(catalogue, outcomes, figures, added_seeds)
     for name, page in pages.items():
         path = results / name

@@ -49,12 +49,12 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
 
     assert done.code == 0
     assert "momentum is left out" in done.err
-    assert {"ANSWERS.md", "quickstart/README.md", "report.html"} <= {*list_files(folder)}
+    assert {"ANSWERS.md", "HYPOTHESES.md", "quickstart/README.md", "report.html"} <= {*list_files(folder)}
 
     text = (folder / "ANSWERS.md").read_text()
     page = (folder / "report.html").read_text()
-    assert "the start, lag and noise cost" in text
-    assert "In sorted batches" not in text
+    assert "After four steps of 256 images they cost" in text
+    assert "Just past mid-training" not in text
 
     own = (folder / "quickstart" / "README.md").read_text()
     assert f"bnlab sweep experiment=quickstart results={folder}" in own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,15 @@ class Catalogue:
         questions: by number, the template of question and answer, see `prose.fill_prose`.
         hypotheses: by number, the hypothesis in our words, and the template of what is concluded of it.
         first: what stands before all questions, see `prose.fill_paragraphs`.
+        index: links to the questions in the words of those who ask, `[why?](#Q1)`.
+        last: what stands behind all questions.
     """
 
     questions: Mapping[str, str]
     hypotheses: Mapping[str, tuple[str, str]]
     first: str
+    index: str
+    last: str
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,33 @@ class AddedSeeds:
     counts: pd.DataFrame
 
 
-def write_markdown(catalogue: Catalogue, outcomes: Sequence[Outcome], added_seeds: AddedSeeds | None = None) -> str:
+def write_answers(catalogue: Catalogue, outcomes: Sequence[Outcome]) -> str:
     """Write ANSWERS.md: what the experiments say on each question; it links to the page of each, beside it.
 
     Args:
         catalogue: what is asked.
         outcomes: what was measured.
+    """
+    page = _render("answers.md", catalogue, outcomes, {}, None)
+    return _link_headings(page)
+
+
+def write_hypotheses(catalogue: Catalogue, outcomes: Sequence[Outcome], added_seeds: AddedSeeds | None = None) -> str:
+    """Write HYPOTHESES.md: what the experiments say on each hypothesis.
+
+    Args:
+        catalogue, outcomes: see `write_answers`.
         added_seeds: what seeds say alone that were added later, if there are any.
     """
-    return _render("answers.md", catalogue, outcomes, {}, added_seeds)
+    return _render("hypotheses.md", catalogue, outcomes, {}, added_seeds)
+
+
+def _link_headings(page: str) -> str:
+    """Turn links to questions, `(#Q7)`, into links to their headings, `## Q7. …`, as GitHub and Sphinx name them."""
+    for heading, number in re.findall(r"^## ((Q\d+)\. .*)$", page, re.MULTILINE):
+        kept = re.sub(r"[^\w\s-]", "", heading.lower())
+        page = page.replace(f"](#{number})", f"](#{kept.replace(' ', '-')})")
+    return page
 
 
 def write_experiment(outcome: Outcome) -> str:
@@ -73,7 +96,7 @@ def write_html(
     """Write a page that needs no other file.
 
     Args:
-        catalogue, outcomes, added_seeds: see `write_markdown`.
+        catalogue, outcomes, added_seeds: see `write_hypotheses`.
         figures: PNGs by the names of experiment and figure; those that do not exist are left out.
     """
     images = {key: _encode(path) for key, path in figures.items() if path.exists()}
@@ -119,8 +142,13 @@ def _measure_width(path: Path) -> float:
 
 
 def _mark(text: str) -> Markup:
-    """Render a paragraph of Markdown; HTML in it is shown as it is written."""
+    """Render Markdown that stands in a line; HTML in it is shown as it is written."""
     return Markup(MarkdownIt("commonmark", {"html": False}).renderInline(text))
+
+
+def _mark_block(text: str) -> Markup:
+    """Render a block of Markdown, as a paragraph, a list or a table, see `_mark`."""
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
 
 
 def _load_template(name: str) -> jinja2.Template:
@@ -130,6 +158,7 @@ def _load_template(name: str) -> jinja2.Template:
         autoescape=name.endswith(".html"), loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters["mark"] = _mark
+    environment.filters["mark_block"] = _mark_block
     return environment.get_template(name)
 
 
@@ -149,7 +178,12 @@ def _render(
 
     bearing = {}
     for number in (*questions, *hypotheses):
-        bearing[number] = [outcome for outcome in outcomes if number in outcome.experiment.bears_on]
+        quoted = questions[number].quoted if number in questions else frozenset()
+        bearing[number] = [
+            outcome
+            for outcome in outcomes
+            if number in outcome.experiment.bears_on or outcome.experiment.name in quoted
+        ]
 
     declared = {}
     for outcome in outcomes:
@@ -158,6 +192,8 @@ def _render(
 
     return _load_template(template).render(
         first=fill_paragraphs(catalogue.first, outcomes),
+        index=fill_paragraphs(catalogue.index, outcomes),
+        last=fill_paragraphs(catalogue.last, outcomes),
         questions=questions,
         hypotheses=hypotheses,
         outcomes=outcomes,

@@ -12,9 +12,9 @@ import pytest
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.outcome import Outcome, describe_networks, find_outcome, format_number
-from bnlab.harness.reporting.page import Catalogue, write_experiment, write_html, write_markdown
+from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_html, write_hypotheses
 from bnlab.harness.reporting.plots import GAP, Forest
-from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_numbers
+from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_mean, say_numbers
 from tests.harness.reporting.planted import plant
 
 
@@ -70,6 +70,8 @@ def answer(unit: str = "points gained", verdict: str = "holds") -> Outcome:
         ('{{ holds("e.large", "batch size 16, late", "batch size 160") }}', "0.40 to 0.60 points [-0.10, 1.10]"),
         ('{{ holds("e.large", "batch size 4", "batch size 160") }}', ""),
         ('{{ fails("e.large", "batch size 16") }}', ""),
+        ('{{ holds("e.large", "batch size 16", interval=False) }}', "0.40 points"),
+        ('{{ holds("e.large", "batch size 16", "batch size 160", sign=-1, interval=False) }}', "-0.60 to -0.40 points"),
         ('So{{ holds("e.large", "batch size 16", shown=False) }}.', "So."),
         ('So{{ fails("e.large", "batch size 16", shown=False) }}.', ""),
         ('{{ holds("e.large", "batch size 1") }}', ""),
@@ -131,12 +133,43 @@ def test_numbers_in_text_have_no_more_digits_than_their_interval_allows() -> Non
     assert say_numbers(0.123, -30.0, 30.2) == ["0", "-30", "30"]
 
 
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(131.8, "130"), (13.7, "14"), (1.0784, "1.1"), (0.1453, "0.15"), (26.6, "27")],
+)
+def test_a_mean_alone_has_two_digits(number: float, said: str) -> None:
+    assert say_mean(number, number - 1e-4, number + 1e-4) == said
+
+
+def test_a_mean_alone_has_no_more_digits_than_its_interval_allows() -> None:
+    assert say_mean(0.01, -0.14, 0.16) == "0.01"
+    assert say_mean(1.23, -30.0, 32.0) == "1"
+
+
 def test_an_answer_has_question_paragraphs_and_figure() -> None:
-    prose = fill_prose("# Is it so?\n\nYes.\n\nLook.\n\n![](trial/cost)\n", [])
+    template = "# Is it so?\n\nYes.\n\nLook.\n\n![](trial/cost)\n"
+
+    prose = fill_prose(template, [])
 
     assert prose.question == "Is it so?"
     assert prose.paragraphs == ["Yes.", "Look."]
     assert prose.figure == ("trial", "cost")
+
+
+def test_an_answer_knows_what_it_quotes() -> None:
+    template = '# Is it so?\n\nYes{{ holds("e.large") }}{{ undecided("trial.costs", shown=False) }}.'
+
+    assert fill_prose(template, []).quoted == {"e", "trial"}
+
+
+def test_tables_and_lists_keep_their_lines_and_lose_those_that_are_untrue() -> None:
+    rows = '| a |\n|---|\n| {{ fails("e.large") }} |\n| {{ holds("e.large", "batch size 16", interval=False) }} |'
+    items = "- one\n- two"
+
+    table, listed = fill_paragraphs(f"{rows}\n\n{items}", [answer()])
+
+    assert table == "| a |\n|---|\n| 0.40 points |"
+    assert listed == items
 
 
 def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
@@ -152,14 +185,27 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "Q2": "# Else?",
     }
     conclusion = 'Yes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
-    catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, "First.")
+    first = "First, [else](#Q2).\n\n| a | b |\n|---|---|\n| 1 | 2 |"
+    catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, "[Why?](#Q1)", "Last.")
     answers = [find_outcome(experiment, plant())]
-    text = write_markdown(catalogue, answers)
 
-    assert "\nIt *costs* 3.0 points [0.5, 5.5].\n\n![Title](trial/figures/cost.png)\n" in text
-    assert "Claims, intervals, figures: [trial](trial/README.md) (digits, n = 3).\n" in text
-    assert "Not measured yet." in text
-    assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in text
+    text = write_answers(catalogue, answers)
+    lines = [
+        "## Q1. What?",
+        "It *costs* 3.0 points [0.5, 5.5].\\",
+        "Claims, intervals, figures: [trial](trial/README.md) (digits, n = 3).",
+        "",
+        "![Title](trial/figures/cost.png)",
+        "",
+        "## Q2. Else?",
+        "Claims: none; nothing is measured on this yet.",
+    ]
+    assert "\n".join(lines) in text
+    assert "First, [else](#q2-else).\n\n| a | b |\n|---|---|\n| 1 | 2 |\n" in text
+    assert "[Why?](#q1-what)" in text
+    assert "\nLast.\n" in text
+
+    assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in write_hypotheses(catalogue, answers)
 
     own = write_experiment(answers[0])
     assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own
@@ -170,13 +216,15 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     assert "What is &lt;it&gt;?" in page
     assert "<code>code</code>" in page
     assert "base64,aW1hZ2U=" in page
+    assert "<td>1</td>" in page
+    assert '<a href="#Q1">Why?</a>' in page
 
 
 def test_html_in_prose_and_in_claims_is_shown_as_it_is_written() -> None:
     questions = {
         "Q1": "# What of <b>this</b>?\n\n**Bold**, *italic*, `x < y` <script>alert(1)</script> & more_than_one_word."
     }
-    page = write_html(Catalogue(questions, {}, "First."), [], {})
+    page = write_html(Catalogue(questions, {}, "First.", "", ""), [], {})
 
     assert "<strong>Bold</strong>, <em>italic</em>, <code>x &lt; y</code> &lt;script&gt;" in page
     assert "&amp; more_than_one_word" in page
