@@ -91,7 +91,7 @@ def write_overview(overview: Overview, figures: Mapping[str, Path], tables: Path
         command: what continues the sweep; empty if that is not known.
     """
     images = [
-        {"title": overview.experiment.figures[name].title, "width": _measure_width(path), "image": _encode(path)}
+        {"figure": overview.experiment.figures[name], "width": _measure_width(path), "image": _encode(path)}
         for name, path in figures.items()
     ]
     return _load_template("overview.html").render(
