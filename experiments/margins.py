@@ -29,7 +29,7 @@ ALL_LAYERS = (
 
 
 def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:
-    """Average gaps of the mean over layers, in panels by share of the training: first those behind the first layer.
+    """Average gaps of the mean over layers, in panels by share of the training: behind the first layer, then the first.
 
     Args:
         tables: those of the experiment.
@@ -38,7 +38,7 @@ def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -
     """
     gaps = gap_over_layers(rows(tables, "gaps", at, **wanted), "mean_gap")
     behind_first = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
-    return name_panels(behind_first, "{layers}, {panel}")
+    return name_panels(behind_first, "{panel}, {layers}")
 
 
 def find_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:
