@@ -3,13 +3,14 @@
 # make test-all   the slow tests too
 # make test-versions  the library's tests with the oldest torch, one between, and the newest; installs several GB
 # make results    every experiment that needs no download again, for results/reference; hours. What is finished is kept
+# make docs       the site, build/site/index.html
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # `make demo PYTHON=python3.12` chooses the interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all test-versions results bench clean
+.PHONY: demo test test-all test-versions results docs bench clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -26,6 +27,10 @@ PIP := $(PY) -m pip --disable-pip-version-check
 	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,zoo]'
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,docs]'
+	@touch $@
+
 demo: .venv/installed
 	$(PY) -m experiments.sweep experiment=quickstart
 	$(PY) -m experiments.report experiment=quickstart
@@ -36,7 +41,7 @@ test: .venv/installed
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2
 
-test-all: .venv/installed-zoo
+test-all: .venv/installed-zoo .venv/installed-docs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -69,6 +74,12 @@ results: .venv/installed
 	done
 	$(PY) -m experiments.reference
 	$(PY) -m experiments.report results=results/reference
+	$(PY) -m experiments.literature
+
+# A warning is an error: a link that leads nowhere, a page that no table of contents has.
+docs: .venv/installed-docs
+	$(PY) -m sphinx -W --keep-going -q -d build/doctrees docs build/site
+	@echo build/site/index.html
 
 bench: .venv/installed-bench
 	$(PY) -m benchmarks

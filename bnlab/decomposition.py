@@ -93,6 +93,19 @@ def decompose(
     Warns:
         RuntimeWarning: those last steps hold less than 99% of the EMA's weight in layers that are not called in each.
             Or `weights` gives the model's own tensors.
+
+    >>> import copy
+    >>> from bnlab import record
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])]
+    >>> with record(model) as trace:
+    ...     for batch in batches:
+    ...         output = model(batch)
+    >>> weights = copy.deepcopy(model.state_dict())  # no weight has changed, so that nothing lags
+    >>> frame = decompose(model, trace, lambda step: weights, batches, momentum=0.5)
+    >>> frame.query("statistic == 'mean'")[["gap", "start", "noise", "lag"]].round(2)
+       gap  start  noise  lag
+    0 -0.5  -1.17   0.67  0.0
     """
     require_count(every, f"decompose: every={every!r}; pass a number of steps, 1 or more")
     require_forward(forward, "decompose")

@@ -20,23 +20,29 @@ GAP_COLUMNS = ("mean_gap", "var_gap", "kl")
 
 
 def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = False) -> pd.DataFrame:
-    """Measure how far `estimate` is from `reference`: a row per layer of the reference, in order of depth (from 1).
-
-    Columns (r reference, e estimate, the layer's own eps; root mean square over channels):
-        layer, depth, channels
-        mean_gap: rms((μ_e−μ_r)/sqrt(var_r+eps)), in standard deviations
-        var_gap: rms(log((var_e+eps)/(var_r+eps))), a log ratio
-        kl: mean KL(N(μ_r, var_r+eps) ‖ N(μ_e, var_e+eps)), in nats
-        output_gap: rms(|γ|·sqrt((μ_e−μ_r)² + (σ_r−σ_e)²)/σ_e) with σ² = var+eps: how far the layer's output is off. A
-            channel whose weight γ is 0 does nothing and has 0. NaN where neither side knows the weights.
-    A variance that is so negative that var+eps ≤ 0 gives NaN for its layer's var_gap, kl and output_gap.
+    """Measure how far `estimate` is from `reference`, layer by layer.
 
     Layers that one side has and that no data reached on the other (its `unseen`; an auxiliary head, say) are left out:
     `frame.attrs["unseen"]` lists them. Names may differ by what wrappers add, `module.` and `_orig_mod.`.
 
     Args:
+        reference: usually exact statistics.
+        estimate: statistics of the same layers, such as running ones.
         per_channel: a row for each layer and channel instead, with a column `channel` (from 0) after `channels`. Mean
             and variance gap are signed then, positive where the estimate is larger.
+
+    Returns:
+        A row for each layer of the reference, in the order of depth, with these columns (r is the reference, e the
+        estimate, eps that of the layer, rms the root mean square over channels):
+
+        - layer, depth (from 1), channels;
+        - mean_gap: rms((μ_e−μ_r)/sqrt(var_r+eps)), in standard deviations;
+        - var_gap: rms(log((var_e+eps)/(var_r+eps))), a log ratio;
+        - kl: mean KL(N(μ_r, var_r+eps) ‖ N(μ_e, var_e+eps)), in nats;
+        - output_gap: rms(abs(γ)·sqrt((μ_e−μ_r)² + (σ_r−σ_e)²)/σ_e) with σ² = var+eps: how far the layer's output is
+          off. A channel whose weight γ is 0 does nothing and has 0. NaN where neither side knows the weights.
+
+        A variance that is so negative that var+eps ≤ 0 gives NaN for its layer's var_gap, kl and output_gap.
 
     Raises:
         TypeError: an argument is not `Statistics`.
@@ -44,6 +50,14 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
 
     Warns:
         RuntimeWarning: values that are not finite, or negative variances.
+
+    >>> from bnlab import Moments
+    >>> zero, one = torch.zeros(1), torch.ones(1)
+    >>> reference = Statistics({"norm": Moments(64, mean=zero, var=4 * one)}, eps={"norm": 0.0})
+    >>> estimate = Statistics({"norm": Moments(64, mean=one, var=4 * one)}, eps={"norm": 0.0})
+    >>> gap(reference, estimate)[["layer", "mean_gap", "var_gap"]]  # half a standard deviation
+      layer  mean_gap  var_gap
+    0  norm       0.5      0.0
     """
     import pandas as pd
 

@@ -21,6 +21,8 @@ from bnlab.borrow import borrowed
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_input
 from bnlab.names import Look, Named, list_named
 
+__all__ = ["EvalNorm", "ExampleWeighing", "PseudoSamples", "Rule", "TestBatch", "apply_rule", "list_rules"]
+
 
 @dataclass(frozen=True)
 class Rule(Named, ABC):
@@ -52,6 +54,10 @@ class TestBatch(Rule):
     """Mean and variance of the test batch itself, as in training. Source: Nado et al. 2020 ("prediction-time BN").
 
     Assumes that the batch is a fair sample of what is to be predicted; predictions depend on their neighbours.
+
+    >>> images, mean, var = torch.tensor([[[1.0]], [[5.0]]]), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    >>> [round(value.item(), 6) for value in TestBatch().statistics(images, mean, var)]
+    [3.0, 4.0]
     """
 
     __test__ = False  # not a test of pytest's
@@ -69,6 +75,10 @@ class PseudoSamples(Rule):
 
     Schneider et al. 2020 mix means and variances and leave out the variance between the two means; `between=True` adds
     it, p(1−p)Δμ² with p = n/(n+B), as the mixture's variance has it.
+
+    >>> images, mean, var = torch.tensor([[[1.0]], [[5.0]]]), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    >>> [round(value.item(), 6) for value in PseudoSamples(2).statistics(images, mean, var)]  # half source, half batch
+    [1.5, 2.5]
     """
 
     name: ClassVar[str] = "pseudo_samples"
@@ -89,6 +99,10 @@ class ExampleWeighing(Rule):
     """Each example's own moments take part in its statistics: E[x] and E[x²] are (1−α)·source + α·example.
 
     α is `weight`. Predictions do not depend on the batch. Source: Summers & Dinneen 2020.
+
+    >>> images, mean, var = torch.tensor([[[1.0]], [[5.0]]]), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    >>> [value.flatten().tolist() for value in ExampleWeighing(0.5).statistics(images, mean, var)]  # one for each image
+    [[0.5, 2.5], [0.75, 6.75]]
     """
 
     name: ClassVar[str] = "example_weighing"
@@ -109,6 +123,10 @@ class EvalNorm(Rule):
     """Example weighing with α = 1/B: on average the moments of a training batch of B images with this example in it.
 
     The variance is larger by (B−1)/B² of that of the images' means. Source: Singh & Shrivastava 2019, who fit weights.
+
+    >>> images, mean, var = torch.tensor([[[1.0]], [[5.0]]]), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    >>> EvalNorm(batch_size=2).statistics(images, mean, var)[0].flatten().tolist()  # half source, half image
+    [0.5, 2.5]
     """
 
     name: ClassVar[str] = "eval_norm"
@@ -163,7 +181,11 @@ def _measure(x: Tensor, dims: tuple[int, ...], center: Tensor, n: int) -> tuple[
 
 
 def list_rules() -> dict[str, type[Rule]]:
-    """List every rule by its name."""
+    """List every rule by its name.
+
+    >>> sorted(list_rules())
+    ['eval_norm', 'example_weighing', 'pseudo_samples', 'test_batch']
+    """
     return list_named(Rule)
 
 
@@ -177,6 +199,12 @@ def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
         TypeError: `model` is not a module or `rule` not a `Rule`.
         ValueError: no batch-norm layer, or one whose class has a forward of its own; in the block, a layer in train
             mode, or one value per channel and no statistics but its own.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1, eps=0.0))
+    >>> images = torch.tensor([[1.0], [5.0]])
+    >>> with apply_rule(model, TestBatch()):
+    ...     model(images).flatten().tolist()
+    [-1.0, 1.0]
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.apply_rule: rule is a {type(rule).__name__}; pass e.g. TestBatch()")

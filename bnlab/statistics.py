@@ -80,10 +80,19 @@ class Statistics(Mapping[str, Moments]):
         ValueError: there is no layer, one without eps, or one whose mean, var and weight are not of one length.
 
     Attributes:
-        cost, check, standard_errors: those of a measurement, which `population_statistics` explains; None otherwise,
-            and not saved.
+        cost: what a measurement took, see `Cost`; None otherwise, and not saved.
+        check: the outcome of an ordinary evaluation after it, see `Check`; None otherwise, and not saved.
+        standard_errors: layer → (of the mean, of the variance), float64 [C], if a measurement was asked for them; None
+            otherwise, and not saved.
 
     `var` is always what `write_to` puts into the buffer, as is.
+
+    >>> ones = torch.ones(3, dtype=torch.float64)
+    >>> statistics = Statistics({"norm": Moments(64, mean=0 * ones, var=ones)}, eps={"norm": 1e-5})
+    >>> statistics
+    Statistics(1 layers; 3 channels)
+    >>> statistics["norm"].var.tolist()
+    [1.0, 1.0, 1.0]
     """
 
     def __init__(
@@ -283,6 +292,11 @@ def running_statistics(model: nn.Module) -> Statistics:
     Raises:
         TypeError: not a module.
         ValueError: it has no batch-norm layer with running statistics.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> output = model(torch.tensor([[1.0], [3.0]]))  # mean 2, of which a momentum of 0.1 takes a tenth
+    >>> round(running_statistics(model)["0"].mean.item(), 4)
+    0.2
     """
     layers = batch_norm_layers(model, caller="running_statistics")
     moments = {}
@@ -318,6 +332,14 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
 
     Raises:
         TypeError, ValueError: as `Statistics.write_to`, before anything is changed.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1, eps=0.0))
+    >>> statistics = Statistics({"0": Moments(2, torch.tensor([2.0]), torch.tensor([4.0]))}, eps={"0": 0.0})
+    >>> with using(model, statistics):
+    ...     model(torch.tensor([[6.0]])).item()
+    2.0
+    >>> model[0].running_mean.item()
+    0.0
     """
     if not isinstance(statistics, Statistics):
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")

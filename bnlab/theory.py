@@ -11,6 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+__all__ = [
+    "LocalLevel",
+    "effective_count",
+    "ema_lag",
+    "ema_noise",
+    "ema_noise_debiased",
+    "epoch_noise",
+    "local_level",
+    "optimal_momentum",
+    "random_walk_error",
+    "random_walk_gap",
+    "running_variance_bias",
+    "start_residue",
+]
+
 Values = float | NDArray[np.float64]
 
 
@@ -182,14 +197,18 @@ NO_NOISE = 1e4
 
 @dataclass(frozen=True)
 class LocalLevel:
-    """Random walk plus noise: variance of the walk's steps and of the noise, one entry per channel."""
+    """Random walk plus noise: variance of the walk's steps and of the noise, one entry per channel.
+
+    >>> LocalLevel(drift=np.array([0.5]), noise=np.array([1.0])).momentum
+    array([0.5])
+    """
 
     drift: NDArray[np.float64]
     noise: NDArray[np.float64]
 
     @property
     def momentum(self) -> NDArray[np.float64]:
-        """The momentum for this drift and noise, not floored: from few steps it may be far too near to 0."""
+        """The momentum for this drift and noise, not floored; from few steps it may be far too near to 0."""
         return np.asarray(optimal_momentum(self.drift, self.noise))
 
 

@@ -1,4 +1,4 @@
-"""Names that several questions share: what tells rows apart, what is compared, and reasons for margins."""
+"""What several questions share: columns that rows are grouped by, reasons for margins, and frames for figures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,14 +6,26 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import FIRST, find_largest_gap, gap_over_layers, lowest, name_panels, rows, select
+from bnlab.harness.reporting.frames import (
+    FIRST,
+    find_largest_gap,
+    gap_over_layers,
+    lowest,
+    name_panels,
+    paired,
+    rows,
+    select,
+)
 
+# Columns by which rows are averaged or paired
 EACH = ("panel", "batch_size")
 OVER_TIME = ("panel", "estimator", "momentum", "epoch")
+
 COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "exact", "scale": -100}
-"""In `score`: points that PyTorch's running average loses against exact statistics of the same network."""
+"""Arguments of `score`: points that PyTorch's running average loses against exact statistics of the same network."""
 PYTORCH = (0.1, "PyTorch's default")  # a mark on an axis of momenta
 
+# Reasons for margins, which verdicts print beside them
 SIX_IMAGES = "7 or 8 of 2,500 test images: about the standard error where accuracy is near 97%; comparisons are paired"
 FLAT = "gaps around a minimum are flat: twice the best momentum costs about as much"
 HARDLY_SEEN = "a quarter more is hardly seen in accuracy"
@@ -25,16 +37,18 @@ ALL_LAYERS = (
     "Root mean square over the layers behind the first; the first beside it, whose input is standardized by hand: its "
     "means stay near 0, so that it has noise and hardly any lag."
 )
-"""In captions of figures that `find_gaps` gives rows to."""
+"""A sentence for captions of figures of `find_gaps`."""
 
 
 def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:
-    """Average gaps of the mean over layers, in panels by share of the training: behind the first layer, then the first.
+    """Average the gaps of means over layers, see `gap_over_layers`, with a panel for each share of the training.
+
+    At each share the panel of the layers behind the first comes before that of the first layer.
 
     Args:
-        tables: those of the experiment.
+        tables: the tables of the experiment.
         at: shares of the training.
-        wanted: as in `rows`, `by` included.
+        wanted: arguments of `rows`, which select.
     """
     gaps = gap_over_layers(rows(tables, "gaps", at, **wanted), "mean_gap")
     behind_first = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
@@ -42,38 +56,74 @@ def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -
 
 
 def find_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:
-    """Find the largest gap of each network over its layers, see `find_largest_gap`, under PyTorch's momentum."""
+    """Find the largest gap of each network over its layers, see `find_largest_gap`, with PyTorch's running average."""
     wanted = {"estimator": "ema", "momentum": 0.1, **wanted}
     return find_largest_gap(rows(tables, "gaps", at, **wanted), value, by)
 
 
 def drop_chance(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Select rows where exact statistics show at least 20%, on average over seeds: near chance none are better."""
-    exact = accuracies["accuracy"].where(accuracies["estimator"] == "exact")
-    groups = exact.groupby([accuracies[column] for column in by])
+    """Drop the groups of rows near chance: those where exact statistics have less than 20%, on average over seeds.
+
+    Near chance no statistics are better than others.
+
+    Args:
+        accuracies: rows with `estimator`, among them `exact`, and `accuracy`.
+        by: the columns that make the groups.
+    """
+    of_exact = accuracies["accuracy"].where(accuracies["estimator"] == "exact")
+    groups = of_exact.groupby([accuracies[column] for column in by])
     is_above = groups.transform("mean") >= 0.2
     return accuracies[is_above]
 
 
 def find_picks(tables: Tables) -> pd.DataFrame:
-    """Find the checkpoint that each estimator picks, and the last one; `cost` is against what exact statistics pick."""
-    wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
-    val = rows(tables, "evaluations", split="val", **wanted)
-    exact = select(val, estimator="exact")
-    is_last = exact["step"] == exact["steps"]
-    last = exact[is_last].assign(estimator="last")
+    """Find the checkpoint of each network that validation accuracy with each estimator picks.
 
-    candidates = pd.concat([val, last])
+    Returns:
+        A row for each network and estimator, `last` among them, which always picks the last checkpoint. `tested`: the
+        picked weights' test accuracy with exact statistics. `cost`: how much lower it is than that of the pick of exact
+        statistics, as a share of the images. `same`: whether both pick the same checkpoint.
+    """
+    wanted: dict[str, Any] = {
+        "statistics_split": "train",
+        "momentum": (0.1, None),
+    }
+    on_val = rows(tables, "evaluations", split="val", **wanted)
+    candidates = _list_candidates(on_val)
     candidates["error"] = 1 - candidates["accuracy"]
     picks = lowest(candidates, "error", ["run", "estimator"])
 
-    test = rows(tables, "evaluations", split="test", **wanted)
-    tested = select(test, estimator="exact").set_index(["run", "step"])
-    picks = picks.join(tested["accuracy"].rename("tested"), on=["run", "step"])
+    on_test = rows(tables, "evaluations", split="test", **wanted)
+    exact_on_test = select(on_test, estimator="exact").set_index(["run", "step"])
+    tested = exact_on_test["accuracy"].rename("tested")
+    picks = picks.join(tested, on=["run", "step"])
 
-    best = select(picks, estimator="exact").set_index("run")
-    best_tested = picks["run"].map(best["tested"])
-    best_step = picks["run"].map(best["step"])
+    of_exact = select(picks, estimator="exact").set_index("run")
+    network = picks["run"]
+    best_tested = network.map(of_exact["tested"])
+    best_step = network.map(of_exact["step"])
     picks["cost"] = best_tested - picks["tested"]
     picks["same"] = best_step == picks["step"]
     return picks
+
+
+def _list_candidates(on_val: pd.DataFrame) -> pd.DataFrame:
+    """List the checkpoints that each estimator can pick: all; and, as an estimator `last`, the last one alone."""
+    exact = select(on_val, estimator="exact")
+    is_last = exact["step"] == exact["steps"]
+    last = exact[is_last]
+    last = last.assign(estimator="last")
+    return pd.concat([on_val, last])
+
+
+def find_gains_over_plain(tables: Tables, at: float | Sequence[float]) -> pd.DataFrame:
+    """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented.
+
+    Returns:
+        The rows of PyTorch's running average and of exact statistics of augmented images; `line` names them.
+    """
+    tested = rows(tables, "evaluations", at, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
+    gains = paired(tested, "accuracy")
+    names = {"ema": "running averages", "exact": "exact, of augmented images"}
+    gains["line"] = gains["estimator"].map(names)
+    return gains

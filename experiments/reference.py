@@ -1,7 +1,7 @@
-"""python -m experiments.reference: make the tables of results/reference small enough to be committed.
+"""python -m experiments.reference [FOLDER ...]: add the tables of other folders to results/reference, and shorten all.
 
-Of the measured values those stay that the experiment's question names, to seven digits; keys, places and settings stay
-all.
+A long experiment is swept on several machines, or in several parts: each part's tables are added when it ends. Of the
+measured values those stay that the experiment's question names, to seven digits; keys, places and settings stay all.
 """
 
 import sys
@@ -11,13 +11,46 @@ import pandas as pd
 import pyarrow as pa
 
 from bnlab.harness.measurements import list_measurements
-from bnlab.harness.schema import Table, read_frame, write_frame
-from experiments.catalogue import find_experiment
+from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
+from experiments.catalogue import find_experiment, list_questions
+from experiments.command import run_command
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
 def main() -> int:
+    """Add the tables of the folders on the command line, and shorten all tables."""
+    return run_command(_update, usage=str(__doc__))
+
+
+def _update(folders: list[str]) -> int:
+    for folder in folders:
+        for name in list_questions():
+            for path in sorted((Path(folder) / name / "tables").glob("*.parquet")):
+                add_rows(path, REFERENCE / name / "tables" / path.name)
+    shorten_all()
+    return 0
+
+
+def add_rows(path: Path, target: Path) -> None:
+    """Add the rows of a table's file to another file; rows of the same key take the place of those that are there."""
+    schema = read_schema(path)
+    rows = read_frame(path)
+    if target.exists():
+        before = read_frame(target)
+        if not is_open(schema):
+            rows = rows[list(before)]  # of a table that was shortened, the columns that are left
+        key = read_key(schema)
+        both = pd.concat([before, rows], ignore_index=True)
+        rows = both.drop_duplicates(key, keep="last").sort_values(key)
+
+    if not is_open(schema):
+        fields = [schema.field(column) for column in rows]
+        schema = pa.schema(fields, schema.metadata)
+    write_frame(target, rows, schema)
+
+
+def shorten_all() -> None:
     """Write each table without columns and digits that no figure and no claim reads; remove those without rows."""
     measurements = list_measurements()
     for path in sorted(REFERENCE.glob("*/tables/*.parquet")):
@@ -26,7 +59,6 @@ def main() -> int:
             path.unlink()
         elif path.stem in measurements:
             _shorten(path, frame, measurements[path.stem].table)
-    return 0
 
 
 def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:

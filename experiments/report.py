@@ -25,68 +25,65 @@ without either     figures and verdicts of all questions that have results; writ
                    README.md for each; the committed ones: results=results/reference
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
-REFERENCE = Path(__file__).parents[1] / "results" / "reference"
-_ROWS = 12  # of a table that are printed
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"  # the results that are committed
+_ROWS = 12  # as many rows of a table are printed
 
 
 def main() -> int:
-    """Draw figures and print verdicts in aligned lines; exit 2 for a user's mistake."""
+    """Run the command; its exit code, 2 for a user's mistake."""
     return run_command(_report, USAGE)
 
 
 def _report(words: list[str]) -> int:
-    """Report on what the words name: one question, one sweep, or all questions; the exit code."""
+    """Report on one question, one sweep, or all questions, as the words of the command line say; the exit code."""
     from bnlab.harness.errors import UserError
     from experiments.catalogue import list_questions
 
     given = _read_settings(words)
     results = Path(given.get("results", "results"))
-    name = given.get("name", given.get("experiment", ""))
-    experiment = given.get("experiment", name)
+    experiment = given.get("experiment", "")
+    name = given.get("name", experiment)  # of the tables
     if not name:
         return _report_all(results)
 
-    is_question = experiment in list_questions()
-    is_named = "experiment" in given
-    if is_named and not is_question and (results / experiment).is_dir():
-        command = _write_command("report", f"name={experiment}", results)
-        raise UserError(f"{experiment} is a sweep and no question; its figures: {command}")
-    if is_named or is_question:
+    if experiment:
+        is_sweep = experiment not in list_questions() and (results / experiment).is_dir()
+        if is_sweep:
+            command = _write_command("report", f"name={experiment}", results)
+            raise UserError(f"{experiment} is a sweep and no question; its figures: {command}")
         return _report_questions({experiment: name}, results)
+
+    if name in list_questions():
+        return _report_questions({name: name}, results)
     return _report_sweep(name, results)
 
 
 def _read_settings(words: list[str]) -> dict[str, str]:
-    """Read the words of the command line; refuse those that are no setting, or have one that another word has."""
+    """Read the words of the command line; UserError for one that is no setting, or a setting that was given before."""
     from bnlab.harness.errors import UserError
 
-    given = {}
-    unknown = []
+    given: dict[str, str] = {}
     for word in words:
-        key, _, value = word.partition("=")
-        if key not in ("experiment", "name", "results"):
-            unknown.append(word)
-        elif "=" in word:
-            given[key] = value
-
-    if unknown or len(given) < len(words):
-        first = next(iter(unknown or words))
-        raise UserError(f"{first}: there are experiment=NAME, name=NAME and results=FOLDER")
+        key, equals, value = word.partition("=")
+        is_known = key in ("experiment", "name", "results")
+        if not (is_known and equals) or key in given:
+            raise UserError(f"{word}: there are experiment=NAME, name=NAME and results=FOLDER")
+        given[key] = value
     return given
 
 
 def _report_all(results: Path) -> int:
-    """Report on all questions that have results, write their pages, and say how own sweeps are drawn."""
+    """Report on all questions that have results, write their pages, and name the commands that draw other sweeps."""
     from bnlab.harness.errors import UserError
     from experiments.catalogue import list_questions
 
     folders = [*results.glob("*/requests"), *results.glob("*/tables")]
     measured = sorted({folder.parent.name for folder in folders})
     questions = [name for name in list_questions() if name in measured]
-    own = [name for name in measured if name not in questions]
+    others = [name for name in measured if name not in questions]
     if not measured:
         raise UserError(f"no results in {results}/; run: bnlab sweep experiment=quickstart")
-    for name in own:
+    for name in others:
         command = _write_command("report", f"name={name}", results)
         print(f"{name} has no question; its figures: {command}", file=sys.stderr)
     if not questions:
@@ -98,9 +95,10 @@ def _report_questions(names: Mapping[str, str], results: Path, are_all: bool = F
     """Report on questions.
 
     Args:
-        names: of the tables, by that of the question.
+        names: name of a question → name of the sweep that has its tables.
         results: the folder of all results.
-        are_all: those that cannot be reported on are left out, and pages are written.
+        are_all: whether these are all questions with results: those that cannot be reported on are then named and left
+            out, and pages are written.
 
     Returns:
         The exit code.
@@ -116,7 +114,8 @@ def _report_questions(names: Mapping[str, str], results: Path, are_all: bool = F
         except UserError as error:
             if not are_all:
                 raise
-            failures += not isinstance(error, NoRows)
+            if not isinstance(error, NoRows):
+                failures += 1
             print(f"{experiment} is left out: {error}", file=sys.stderr)
             continue
         outcomes.append(outcome)
@@ -130,7 +129,19 @@ def _report_questions(names: Mapping[str, str], results: Path, are_all: bool = F
 
 
 def _report_one(experiment: str, name: str, results: Path) -> tuple[Outcome, int]:
-    """Draw every figure of a question, and print the verdicts on its claims; its outcome, and how many failed."""
+    """Draw every figure of a question, and print the verdicts on its claims.
+
+    Args:
+        experiment: the question.
+        name: the sweep that has its tables.
+        results: the folder of all results.
+
+    Returns:
+        The outcome, and how many claims and figures failed.
+
+    Raises:
+        NoRows: nothing of it has been measured.
+    """
     from bnlab.harness.errors import NoRows
     from bnlab.harness.reporting.outcome import find_outcome
     from bnlab.harness.reporting.tables import load
@@ -159,10 +170,17 @@ def _report_one(experiment: str, name: str, results: Path) -> tuple[Outcome, int
 def _draw_figures(
     name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path
 ) -> tuple[dict[str, Path], dict[str, Figure], int]:
-    """Draw all figures that can be drawn.
+    """Draw all figures that can be drawn; name the others on stderr.
+
+    Args:
+        name: the question or sweep, for messages.
+        figures: by name.
+        tables: the tables that they are drawn from.
+        folder: where their files are written.
 
     Returns:
-        Their PNGs by their names; the figures themselves with their whole captions; and how many others have values.
+        The PNGs by the figures' names; the figures with their whole captions; and how many figures failed. One without
+        rows is left out and has not failed.
     """
     import matplotlib
 
@@ -180,7 +198,7 @@ def _draw_figures(
         try:
             whole = drawing.complete(key, figure, tables)
             path = drawing.write(key, whole, tables, folder, pdf=pdf)
-        except NoRows as error:  # as where it is of other estimators than were swept
+        except NoRows as error:  # a figure of estimators that were not swept, for example
             print(f"{error}; it is left out", file=sys.stderr)
             continue
         except (Exception, SystemExit) as error:  # the code of a question may raise either
@@ -195,7 +213,7 @@ def _draw_figures(
 
 
 def _report_sweep(name: str, results: Path) -> int:
-    """Draw the figures of any sweep, write its page, and print the first rows of its table; the exit code."""
+    """Print the first rows of a sweep's table, draw its figures and write its page; the exit code."""
     from bnlab.harness.errors import NoRows, UserError
     from bnlab.harness.reporting.overview import make_overview
     from bnlab.harness.reporting.page import write_overview
@@ -226,7 +244,7 @@ def _report_sweep(name: str, results: Path) -> int:
 
 
 def _summarize(overview: Overview) -> Iterator[str]:
-    """Write lines on what was swept, and the first rows of the table."""
+    """Write lines on what was swept, then the first rows of the table."""
     for note in overview.notes:
         yield textwrap.fill(note, 110)
     for words, values in overview.swept.list_swept().items():
@@ -240,26 +258,26 @@ def _summarize(overview: Overview) -> Iterator[str]:
 
 
 def _find_command(folder: Path) -> str:
-    """Find the words of the last sweep under a name, of which Hydra keeps a note; empty where there is none."""
+    """Find the command of the last sweep in a folder, from the file that Hydra wrote there; empty without one."""
     import yaml
 
-    of_many = folder / "hydra" / "multirun.yaml"
+    of_many = folder / "hydra" / "multirun.yaml"  # of a sweep with -m
     of_one = folder / "hydra" / ".hydra" / "hydra.yaml"
     written = [path for path in (of_many, of_one) if path.exists()]
     if not written:
         return ""
 
     last = max(written, key=lambda path: path.stat().st_mtime)
-    notes = yaml.safe_load(last.read_text(encoding="utf-8"))
+    settings = yaml.safe_load(last.read_text(encoding="utf-8"))
     words = ["bnlab", "sweep"]
     if last == of_many:
         words.append("-m")
-    words += notes["hydra"]["overrides"]["task"]
+    words += settings["hydra"]["overrides"]["task"]
     return shlex.join(words)
 
 
 def _write_command(command: str, word: str, results: Path) -> str:
-    """Write a command with a word and the folder of results, as it can be typed."""
+    """Write a bnlab command as it is typed, with one word and, unless it is the default, the folder of results."""
     words = ["bnlab", command, word]
     if str(results) != "results":
         words.append(f"results={results}")
@@ -267,14 +285,14 @@ def _write_command(command: str, word: str, results: Path) -> str:
 
 
 def _list_commands(question: Experiment, results: Path) -> Iterator[str]:
-    """The sweeps that measure a question, as they are typed."""
-    at = Path("results") if results.resolve() == REFERENCE else results
+    """List the commands that measure a question; for the committed results, with a reader's own folder."""
+    folder = Path("results") if results.resolve() == REFERENCE else results
     for sweep in question.sweeps or (question.name,):
-        yield _write_command("sweep", f"experiment={sweep}", at)
+        yield _write_command("sweep", f"experiment={sweep}", folder)
 
 
 def _describe(outcome: Outcome) -> list[str]:
-    """Write an experiment's verdicts in aligned lines, under the sentence of each claim."""
+    """Write a question's verdicts in aligned lines, under the sentence of each claim."""
     claims = outcome.list_claims()
     width = 0
     number_width = 0
@@ -294,7 +312,7 @@ def _describe(outcome: Outcome) -> list[str]:
 
 
 def _write_pages(outcomes: list[Outcome], results: Path) -> None:
-    """Write the README.md of each experiment, and, of bnlab's own questions, ANSWERS.md and report.html."""
+    """Write the README.md of each question, and ANSWERS.md and report.html unless all questions are the user's own."""
     from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
     from experiments.catalogue import is_shipped, read_catalogue
     from experiments.holdout import describe_added_seeds

@@ -69,7 +69,7 @@ PACKAGED = {
     "yaml": "pyyaml",
     "markdown_it": "markdown-it-py",
 }  # where the names differ
-OURS = {"bnlab", "experiments", "benchmarks", "tests"}
+OURS = {"bnlab", "experiments", "benchmarks", "docs", "tests"}
 
 
 def number(floors: Iterable[str]) -> dict[str, int]:

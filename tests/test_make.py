@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "test-all", "test-versions", "results", "bench"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "test-versions", "results", "docs", "bench"])
 def test_each_command_knows_what_to_run(target: str) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, env=env, capture_output=True, text=True)

@@ -4,6 +4,9 @@ Each is a fold `state ← state + gain·(x − state)` over the batches' values 
 averages something other than mean and unbiased variance, which values. A new one is a subclass of `Estimator` with
 `gains`; `list_estimators` has it by its `name`, and a sweep imports it where it is written as `package.module.Class`.
 All modules of this folder are imported, so that the estimators of a new one are known by their names.
+
+In the examples a stream of two batches is averaged: mean 1 and unbiased variance 2, then 3 and 8, two values each,
+after a start at 0 and 1. `after(estimator, 1, 2)` gives mean and variance after one batch and after two.
 """
 
 from importlib import import_module

@@ -28,6 +28,12 @@ class Stream:
         updates: batches that the buffers had seen before the first of these (`num_batches_tracked`).
         eps: [C], or one for all channels: what the layers add to the variance.
         layers: how many of the channels belong to each layer, in order; (): all belong to one.
+
+    >>> batches = torch.tensor([[[1.0], [2.0]], [[3.0], [8.0]]], dtype=torch.float64)  # mean 1, variance 2; 3 and 8
+    >>> start = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    >>> stream = Stream(start, batches, counts=torch.full((2, 1), 2.0))
+    >>> len(stream), stream.biased[:, 1, 0].tolist()  # variances with ddof 0
+    (2, [1.0, 4.0])
     """
 
     start: Tensor
@@ -94,6 +100,19 @@ class Estimator(Named, ABC):
     Attributes:
         twice: the averages are averaged once more, with the same gains; `read` is given [..., 2, 2, C], the averages
             and the averages of these.
+
+    >>> from bnlab.estimators import fold
+    >>> @dataclass(frozen=True)
+    ... class Slowing(Estimator):
+    ...     name = "slowing"
+    ...
+    ...     def gains(self, stream):
+    ...         return stream.steps**-0.5
+    >>> start = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    >>> batches = torch.tensor([[[1.0], [2.0]], [[3.0], [8.0]]], dtype=torch.float64)
+    >>> stream = Stream(start, batches, counts=torch.full((2, 1), 2.0))
+    >>> fold([Slowing()], stream, [0, 1, 2])[0, :, 0, 0].round(decimals=3).tolist()  # the mean at each step
+    [0.0, 1.0, 2.414]
     """
 
     twice: ClassVar[bool] = False
@@ -129,6 +148,13 @@ class Estimator(Named, ABC):
 
 
 def check_momentum(momentum: float) -> None:
-    """Raise TypeError unless `momentum` is a number, ValueError unless it lies in (0, 1]."""
+    """Raise TypeError unless `momentum` is a number, ValueError unless it lies in (0, 1].
+
+    >>> check_momentum(0.1)
+    >>> check_momentum(1.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: momentum=1.5: it is the weight of the new batch and lies in (0, 1]; for a decay use EMA.from_decay
+    """
     message = f"momentum={momentum!r}: it is the weight of the new batch and lies in (0, 1]"
     require_number(momentum, lambda m: 0 < m <= 1, f"{message}; for a decay use EMA.from_decay")

@@ -45,6 +45,11 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
 
     Raises:
         ValueError: an estimator's gains are not as `Estimator.gains` says.
+
+    >>> from bnlab.estimators import EMA, Cumulative
+    >>> from bnlab.estimators.example import EXAMPLE  # two batches, of mean 1 and 3; the start is 0
+    >>> fold([EMA(momentum=0.5), Cumulative()], EXAMPLE, [0, 1, 2])[:, :, 0, 0].tolist()
+    [[0.0, 0.5, 1.75], [0.0, 1.0, 2.0]]
     """
     start = stream.start
     result = start.new_empty(len(estimators), len(positions), *start.shape)

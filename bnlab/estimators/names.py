@@ -11,7 +11,11 @@ from bnlab.names import EstimatorName, list_named, read_parameters
 
 
 def list_estimators() -> dict[str, type[Estimator]]:
-    """List every estimator class that has been defined, by its name."""
+    """List every estimator class that has been defined, by its name.
+
+    >>> list_estimators()["ema"]
+    <class 'bnlab.estimators.exponential.EMA'>
+    """
     return list_named(Estimator)
 
 

@@ -82,11 +82,22 @@ def population_statistics(
             its own normalizes: values [M, C] or [N, C, ...], or (values, numbers of their channels).
 
     Returns:
-        `Statistics` with counts. `.unseen`: layers that no batch has reached. `.cost`, `.check`: see `Cost` and `Check`
-        of `bnlab.statistics`. `.standard_errors`: layer → (of the mean, of the variance), float64 [C].
+        `Statistics` with counts. Its `unseen` lists layers that no batch has reached, its `cost` and `check` are
+        explained by `Cost` and `Check` of `bnlab.statistics`, its `standard_errors` are layer → (of the mean, of the
+        variance), float64 [C].
 
     Raises:
         TypeError, ValueError: an argument is wrong, or a layer cannot be measured; the message says which and why.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    >>> model[0].weight.data.fill_(2.0).item()
+    2.0
+    >>> batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])]
+    >>> exact = population_statistics(model, batches)
+    >>> exact
+    Statistics(1 layers; 1 channels; 3 images; check held)
+    >>> exact["1"].mean.item(), round(exact["1"].var.item(), 4)  # of 2, 6 and 10
+    (6.0, 10.6667)
     """
     _require_choice("upstream", upstream, ("population", "batch"))
     _require_choice("strategy", strategy, ("breadth", "layerwise"))

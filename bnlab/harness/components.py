@@ -1,4 +1,4 @@
-"""Components: choices by name. A component is one class in one file: its settings, their meaning and range.
+"""Components: what settings choose by name. Each is one class in one file: its settings, their meaning and range.
 
 A class registers itself when its module is imported, and `discover` imports all modules of a folder. Hydra's choices,
 the help, the checks and the documentation come from here.
@@ -18,21 +18,21 @@ from bnlab.harness.checks import require_one_of, require_weight, require_within
 from bnlab.harness.errors import UserError
 
 COMPONENTS: dict[str, dict[str, Any]] = defaultdict(dict)
-"""By group and name, a component with its default settings."""
+"""group → name → the component with the settings that it has unless others are given."""
 
 Class = TypeVar("Class", bound="type[Component]")
-_MEANING = "meaning"  # in a field's metadata
+_MEANING = "meaning"  # the key of a setting's `Meaning` in its field's metadata
 
 
 @dataclass(unsafe_hash=True)
 class Component:
-    """Choice by name.
+    """The base of all that is chosen by name.
 
     Attributes:
         group: the setting that chooses it, such as "norm".
-        has_any_name: whether its name is a setting too, such as a user's import path.
+        has_any_name: whether it stands for many choices, whose names are given as they are: a user's import path, say.
         is_own: whether it is a function of the user's own.
-        name: of the choice.
+        name: the name by which it is chosen.
     """
 
     group: ClassVar[str] = ""
@@ -43,14 +43,15 @@ class Component:
 
 @dataclass(frozen=True)
 class Meaning:
-    """Meaning of a setting, and the values that it may have.
+    """The meaning of a setting, and the values that it may have.
 
     Attributes:
-        text: in one phrase.
-        at_least, at_most: the smallest and the largest number.
-        choices: the words that it may be; any without.
+        text: the meaning, in one phrase.
+        at_least: the smallest number; None: numbers have no bounds.
+        at_most: the largest number, beside `at_least`; None: no largest.
+        choices: the words that it may be; empty: any.
         is_weight: whether it is the weight of a new batch: above 0 and at most 1.
-        is_list: whether it may be a list, each of which has to be such a value.
+        is_list: whether it may also be a list of such values.
     """
 
     text: str
@@ -61,9 +62,9 @@ class Meaning:
     is_list: bool = False
 
     def describe(self) -> str:
-        """Say what it means, with the words that it may be unless the text has all of them."""
-        has_all = all(choice in self.text for choice in self.choices)
-        if self.is_list or has_all:
+        """Say what it means; where the text does not name the words that it may be, add them."""
+        names_all = all(choice in self.text for choice in self.choices)
+        if self.is_list or names_all:  # texts of lists explain their words
             return self.text
         return f"{self.text} ({', '.join(self.choices)})"
 
@@ -78,7 +79,7 @@ def setting(
     is_weight: bool = False,
     is_list: bool = False,
 ) -> Any:
-    """A field of a component, with its default; for the other arguments see `Meaning`."""
+    """Return a dataclass field that is a setting: its default, and its `Meaning` of the other arguments."""
     meaning = Meaning(text, at_least, at_most, tuple(choices), is_weight, is_list)
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={_MEANING: meaning})
@@ -86,13 +87,13 @@ def setting(
 
 
 def component(cls: Class) -> Class:
-    """Register a dataclass with its default settings as a choice of its group."""
+    """Decorate a dataclass: register it, with its default settings, as a choice of its group."""
     add_choice(cls.name, cls())
     return cls
 
 
 def add_choice(name: str, chosen: Component) -> None:
-    """Register a component with other settings than its defaults under a name of its own."""
+    """Register a component as a choice of its group, under any name: with other settings it may have several."""
     COMPONENTS[chosen.group][name] = chosen
 
 
@@ -104,28 +105,40 @@ def discover(package: str) -> None:
 
 
 def list_modules(package: str) -> list[str]:
-    """List the modules of a package, which are not imported for it."""
-    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
+    """List the names of a package's modules. The package is imported, its modules are not."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path))
 
 
 def list_settings(part: Any) -> Iterator[tuple[Field[Any], Meaning]]:
-    """List the settings of a dataclass or an instance with their meaning, in the order in which they are written."""
-    for each in fields(part):
-        if _MEANING in each.metadata:
-            yield each, each.metadata[_MEANING]
+    """List the settings of a dataclass, or of an instance, with their meaning, in the order of the class.
+
+    Args:
+        part: a part of the configuration: a component, or the settings without a group.
+    """
+    for attribute in fields(part):
+        if _MEANING in attribute.metadata:
+            yield attribute, attribute.metadata[_MEANING]
 
 
 def check_settings(part: Any, group: str = "") -> None:
-    """Raise UserError for a setting of a part of the configuration whose value is out of its range."""
-    for each, meaning in list_settings(part):
-        key = f"{group}.{each.name}" if group else each.name
-        value = getattr(part, each.name)
-        values = list(value) if meaning.is_list and isinstance(value, list | tuple) else [value]
+    """Raise UserError for a setting whose value is out of its range; None, where a setting is left open, is not.
+
+    Args:
+        part: a part of the configuration, see `list_settings`.
+        group: the group that begins the names of its settings, if it has one.
+    """
+    for attribute, meaning in list_settings(part):
+        key = f"{group}.{attribute.name}" if group else attribute.name
+        given = getattr(part, attribute.name)
+        values = [given]
+        if meaning.is_list and isinstance(given, list | tuple):
+            values = list(given)
         if not values:
             raise UserError(f"{key}=[]: give at least one value")
-        for one in values:
-            if one is not None:
-                _check_value(key, one, meaning)
+        for value in values:
+            if value is not None:
+                _check_value(key, value, meaning)
 
 
 def _check_value(key: str, value: Any, meaning: Meaning) -> None:

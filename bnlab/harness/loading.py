@@ -39,6 +39,11 @@ def load_model(
 
     Raises:
         UserError: there is no such network, step or estimator, or its code has changed since it was trained.
+
+    >>> run = load("quickstart")["runs"]["run"][0]  # doctest: +SKIP
+    >>> model = load_model("quickstart", run, statistics="exact")  # doctest: +SKIP
+    >>> model.training  # doctest: +SKIP
+    False
     """
     found = open_run(_find_run(name, run, results), results)
     return build_network(found, step, statistics)
@@ -59,6 +64,11 @@ def load_images(name: str, run: str, *, split: str = "test", results: str | Path
 
     Raises:
         UserError: there is no such network or split, or its code has changed since it was trained.
+
+    >>> run = load("quickstart")["runs"]["run"][0]  # doctest: +SKIP
+    >>> images, labels = load_images("quickstart", run)  # doctest: +SKIP
+    >>> images.shape[1:]  # doctest: +SKIP
+    torch.Size([1, 8, 8])
     """
     require_one_of("split", split, ("train", "val", "test"))
     dataset = open_run(_find_run(name, run, results), results).dataset

@@ -1,4 +1,4 @@
-"""The table `runs`: the columns that are no settings, and the names that columns had before.
+"""The table `runs`: its columns other than settings, and the names that columns had in earlier versions.
 
 `bnlab.harness.setting_columns` adds a column for each setting, which it finds in the components.
 """
@@ -23,7 +23,7 @@ their tables the names of today; questions may use either, in `by=` and wherever
 averaged."""
 
 TRAINED_WITH = ("batch_size", "epochs", "steps", "order", "freeze_at", "freeze_with", "averaging")
-"""The settings without a group that change a training, beside the seed."""
+"""The settings without a group that change what is trained, other than the seed."""
 
 DERIVED = {
     "norm_batch_size": integer(
@@ -38,7 +38,7 @@ DERIVED = {
         "none 0"
     ),
 }
-"""Columns that follow from settings."""
+"""Columns whose values are computed from settings."""
 
 RESULTS = {
     "status": text("finished, diverged (rows end before `last_step`) or failed (a job on it has raised)"),
@@ -50,7 +50,7 @@ RESULTS = {
     "device": text("name of the processor or GPU that trained it"),
     "threads": integer("CPU threads of torch that trained it"),
 }
-"""Columns that say what has become of a training, and where."""
+"""Columns that say how a training ended, and with what it was made."""
 
 RESOLVED = {
     "epochs": real("length of the training in passes over the training split, also where `steps` was set"),
@@ -64,7 +64,7 @@ RESOLVED = {
         "none are kept"
     ),
 }
-"""Columns of settings whose value was open, or is said in another way."""
+"""Columns of settings whose value in the configuration may be open, and which have the value that was used."""
 
 RUNS = Table(
     about=_ABOUT,
@@ -74,7 +74,7 @@ RUNS = Table(
     others={**DERIVED, **RESULTS},
     is_open=True,
 )
-"""The table without the columns of settings."""
+"""The table without the columns of settings, which `setting_columns.describe_runs` adds."""
 
 OLD_NAMES = {
     "data.name": "data",
@@ -88,23 +88,26 @@ OLD_NAMES = {
     "label_smoothing": "optimizer.label_smoothing",
     "schedule": "optimizer.schedule",
 }
-"""Names that columns of `runs` had before, with those of today. Tables on disk and questions may have either."""
+"""Old name of a column of `runs` → its name today. Tables on disk and questions may have either."""
 
 
 def rename_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the values of a network the names of today."""
+    """Rename the keys of a network's row to the names of today."""
     return {OLD_NAMES.get(name, name): value for name, value in row.items()}
 
 
 def rename_columns(runs: pd.DataFrame) -> pd.DataFrame:
-    """Give the columns of a table the names of today; two that have the same name say the same, and the first stays."""
+    """Rename the columns of a table to the names of today.
+
+    Earlier tables had `norm` and `norm.name`, with the same values: of two columns with one name the first stays.
+    """
     renamed = runs.rename(columns=OLD_NAMES)
     is_doubled = renamed.columns.duplicated()
     return renamed.loc[:, ~is_doubled]
 
 
 def add_old_names(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """Add those of the columns that have an old name, where a frame has them under the name of today."""
+    """Add each of `columns` that is an old name and missing, as a copy of the column with the name of today."""
     for column in columns:
         current = OLD_NAMES.get(column)
         if column not in frame and current in frame:

@@ -1,6 +1,6 @@
-"""The table `runs` with the columns of all settings, which are made from the components and the configuration.
+"""The table `runs` with a column for each setting, made from the components and the configuration.
 
-A setting that a component adds has its column by itself: its name, its type and what it means.
+A new setting of a component needs nothing here: its column has its name, its type and its meaning.
 """
 
 from __future__ import annotations
@@ -19,64 +19,71 @@ _NAMES = {
     "norm": "kind of normalization: {names}",
     "optimizer": "optimizer: {names}",
 }
-_KINDS: Mapping[type, Callable[[str], Column]] = {bool: boolean, int: integer, float: real, str: text}
+_COLUMN_MAKERS: Mapping[type, Callable[[str], Column]] = {bool: boolean, int: integer, float: real, str: text}
 
 
 def describe_runs() -> Table:
     """Describe the table `runs` with all its columns."""
-    names = {group: _describe_names(group) for group in GROUPS}
-    in_groups = {group: _describe_group(group) for group in GROUPS}
-    without_group = _describe_without_group()
+    columns = {group: _describe_choice(group) for group in GROUPS}
+    for group in GROUPS:
+        columns |= _describe_group(group)
+    # The last ones take the place of settings: their values are those that were open in the configuration.
+    columns |= {**_describe_without_group(), **RUNS.others, **RESOLVED}
 
-    columns = dict(names)
-    for settings in in_groups.values():
-        columns |= settings
-    columns |= {**without_group, **RUNS.others, **RESOLVED}
-
-    first = ["seed", "data", "model", "norm", "batch_size", "norm_batch_size", "optimizer", *in_groups["optimizer"]]
-    order = dict.fromkeys([*first, "epochs", "steps", *columns])
+    # The columns that most readers look for come first.
+    optimizers = _describe_group("optimizer")
+    first = ["seed", "data", "model", "norm", "batch_size", "norm_batch_size", "optimizer", *optimizers]
+    order = dict.fromkeys([*first, "epochs", "steps", *columns])  # each once
     others = {name: columns[name] for name in order}
     return Table(RUNS.about, RUNS.key, others, is_open=True)
 
 
-def _describe_names(group: str) -> Column:
-    """Describe the column that says what was chosen in a group."""
+def _describe_choice(group: str) -> Column:
+    """Describe the column that says which component of a group was chosen."""
     choices = [choice.name for choice in GROUPS[group].values() if not choice.has_any_name]
     names = dict.fromkeys(choices)
     return text(_NAMES[group].format(names=", ".join(names)))
 
 
 def _describe_without_group() -> dict[str, Column]:
-    """Describe the columns of the settings that have no group."""
+    """Describe the columns of the settings that have no group; those of measurements have none."""
     columns = {}
-    for each, meaning in list_settings(Config()):
-        if each.name in ("seed", *TRAINED_WITH):
-            make_column = _find_kind(Config, each.name)
-            columns[each.name] = make_column(meaning.describe())
+    for attribute, meaning in list_settings(Config()):
+        if attribute.name in ("seed", *TRAINED_WITH):
+            make_column = _find_column_maker(Config, attribute.name)
+            columns[attribute.name] = make_column(meaning.describe())
     return columns
 
 
 def _describe_group(group: str) -> dict[str, Column]:
-    """Describe the columns of the settings that the choices of a group have."""
+    """Describe the columns of the settings that the choices of a group have, each `group.name`."""
     choices = {choice.name: choice for choice in GROUPS[group].values()}
-    kinds: dict[str, Callable[[str], Column]] = {}
-    meanings: dict[str, dict[str, list[str]]] = {}
+    makers: dict[str, Callable[[str], Column]] = {}  # by setting
+    readers: dict[str, dict[str, list[str]]] = {}  # by setting and meaning: the choices that have it
     for choice in choices.values():
-        for each, meaning in list_settings(choice):
-            if each.name in list_storage(choice):
+        storage = list_storage(choice)
+        for attribute, meaning in list_settings(choice):
+            name = attribute.name
+            if name in storage:
                 continue
-            kinds.setdefault(each.name, _find_kind(type(choice), each.name))
-            same = meanings.setdefault(each.name, {})
-            same.setdefault(meaning.describe(), []).append(choice.name)
+            if name not in makers:
+                makers[name] = _find_column_maker(type(choice), name)
+                readers[name] = {}
+            readers[name].setdefault(meaning.describe(), []).append(choice.name)
 
     columns = {}
-    for name, make_column in kinds.items():
-        columns[f"{group}.{name}"] = make_column(_say_whose(meanings[name], [*choices]))
+    for name, make_column in makers.items():
+        meaning_of_each = _say_whose(readers[name], list(choices))
+        columns[f"{group}.{name}"] = make_column(meaning_of_each)
     return columns
 
 
 def _say_whose(meanings: Mapping[str, Sequence[str]], choices: Sequence[str]) -> str:
-    """Say what a setting means in which choices; only what it means, where that is the same in all.
+    """Say what a setting means, and for which choices unless all have it with that meaning.
+
+    Args:
+        meanings: by meaning, the names of the choices in which the setting has it.
+        choices: the names of all choices of the group.
 
     >>> _say_whose({"blocks": ["cnn"], "hidden layers": ["mlp"]}, ["cnn", "mlp"])
     'cnn: blocks; mlp: hidden layers'
@@ -89,10 +96,10 @@ def _say_whose(meanings: Mapping[str, Sequence[str]], choices: Sequence[str]) ->
     return "; ".join(words)
 
 
-def _find_kind(part: type[Any], name: str) -> Callable[[str], Column]:
-    """Find what makes the column of a setting, by its type; a list, or what may be anything, is written as text."""
+def _find_column_maker(part: type[Any], name: str) -> Callable[[str], Column]:
+    """Find the function that makes the column of a setting, by its type; lists and values of any type become text."""
     hint = get_type_hints(part)[name]
-    for each in (hint, *get_args(hint)):  # of `int | None`: int
-        if each in _KINDS:
-            return _KINDS[each]
+    for kind in (hint, *get_args(hint)):  # `int | None`, int, None
+        if kind in _COLUMN_MAKERS:
+            return _COLUMN_MAKERS[kind]
     return text

@@ -21,7 +21,7 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
         errors: a row for each of the 50 momenta, with the error of its forecasts, instead of the chosen one alone.
 
     Returns:
-        A row for each layer and statistic, in the model's order:
+        A row for each layer and statistic, in the model's order, with these columns.
 
         - layer, depth (from 1), statistic ("mean" or "var");
         - batches: how many the averages are of, since they began; 0 before the first one, and where something else has
@@ -35,6 +35,16 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     Raises:
         TypeError: not a module.
         ValueError: the model has no self-tuned layer.
+
+    >>> import torch
+    >>> from bnlab.nn import SelfTuned
+    >>> model = SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(1)))
+    >>> for batch in torch.arange(24.0).reshape(6, 4, 1):  # the mean moves fast, the variance stays
+    ...     output = model(batch)
+    >>> momenta(model)[["layer", "statistic", "batches", "momentum"]].round(3)
+      layer statistic  batches  momentum
+    0     0      mean        6     1.000
+    1     0       var        6     0.001
     """
     import pandas as pd
 

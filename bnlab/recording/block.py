@@ -51,6 +51,14 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         UserWarning: when the block ends. The buffers are not the average of what was recorded (a replay is); a layer
             was left to its own forward, because its input cannot be read; nothing was recorded; several forwards are on
             one step, because no update was seen.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> with record(model) as trace:
+    ...     output = model(torch.tensor([[1.0], [3.0]]))
+    >>> trace
+    MomentTrace(1 layers, steps 0 to 1)
+    >>> trace.layers["0"].moments.squeeze().tolist()  # mean and unbiased variance of the batch
+    [2.0, 2.0]
     """
     layers = batch_norm_layers(model, caller="record")
     require_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)

@@ -34,6 +34,16 @@ def record_frozen(
 
     Raises:
         TypeError, ValueError: as `record`; there are no batches, or a layer is given values that are not finite.
+
+    >>> import torch
+    >>> from bnlab import replay
+    >>> from bnlab.estimators import Cumulative
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> trace = record_frozen(model, [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])])
+    >>> replay(trace, Cumulative(), [2])[2]["0"].mean.item()
+    4.0
+    >>> model[0].running_mean.item()  # the model is as it was
+    0.0
     """
     layers = batch_norm_layers(model, caller=_CALLER)
     require_batches(batches, _CALLER)

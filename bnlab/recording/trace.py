@@ -130,6 +130,16 @@ class MomentTrace:
         first_step: the step at which recording began.
         last_step: the latest step recorded.
         on_step: the function that `step` calls while the trace is recorded; None before and after.
+
+    >>> from bnlab import record
+    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
+    >>> with record(model) as trace:
+    ...     for batch in torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]]):
+    ...         output = model(batch)
+    >>> trace
+    MomentTrace(1 layers, steps 0 to 2)
+    >>> trace.layers["0"].moments[:, 0, 0].tolist()  # the mean of each batch
+    [2.0, 6.0]
     """
 
     def __init__(self, layers: dict[str, LayerTrace], first_step: int = 0, last_step: int | None = None) -> None:
@@ -212,7 +222,7 @@ class MomentTrace:
 
     @property
     def layout(self) -> Layout:
-        """The flat channel axis of `replay_bank`: all layers in order."""
+        """The flat channel axis of `replay_bank`, with all layers in order."""
         layers = self.layers.values()
         channels = tuple(layer.start.shape[1] for layer in layers)
         eps = tuple(layer.eps for layer in layers)
@@ -268,10 +278,23 @@ def replay(trace: MomentTrace, estimator: Estimator, steps: Iterable[int] | None
         estimator: such as EMA(momentum=0.1).
         steps: steps k (after k updates); None takes every step from the trace's first to its last.
 
-    Returns: step → `Statistics`, whose counts are NaN and whose `var` is what a buffer would hold.
+    Returns:
+        step → `Statistics`, whose counts are NaN and whose `var` is what a buffer would hold.
 
     Raises:
         TypeError, ValueError: not a trace or not an estimator; no steps, or one outside of the trace.
+
+    >>> from bnlab import record
+    >>> from bnlab.estimators import EMA
+    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
+    >>> with record(model) as trace:
+    ...     for batch in torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]]):
+    ...         output = model(batch)
+    >>> for step, statistics in replay(trace, EMA(momentum=0.5)).items():
+    ...     print(step, statistics["0"].mean.item())
+    0 0.0
+    1 1.0
+    2 3.5
     """
     if not isinstance(trace, MomentTrace):
         raise TypeError(f"replay: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")

@@ -22,7 +22,7 @@ from bnlab.harness.reporting.frames import (
     share_name,
 )
 from bnlab.harness.reporting.plots import AGAINST_EXACT, GAP, TIMES_THE_BEST, Curves
-from experiments.margins import ALL_LAYERS, EACH, OVER_TIME, PYTORCH
+from experiments.margins import ALL_LAYERS, EACH, OVER_TIME, PYTORCH, find_gains_over_plain
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
@@ -53,18 +53,15 @@ def find_times(tables: Tables) -> pd.DataFrame:
     return over_best(gaps, "mean_gap")
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
-    """Subtract from each test accuracy that under exact statistics of the images as they are."""
-    tested = rows(tables, "evaluations", SHARES, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
-    gains = paired(tested, "accuracy")
-    names = {"ema": "running averages", "exact": "exact, of augmented images"}
-    return gains.assign(line=gains["estimator"].map(names))
-
-
 def find_against_augmented(tables: Tables) -> pd.DataFrame:
     """Subtract from the test accuracy under PyTorch's momentum that under exact statistics of augmented images."""
-    gains = find_gains(tables)
-    return paired(gains, "accuracy", against="exact")
+    return paired(find_gains_over_plain(tables, END), "accuracy")
+
+
+def find_lines(tables: Tables) -> pd.DataFrame:
+    """Find the accuracies over training, minus those with exact statistics of the images as they are."""
+    gains = find_gains_over_plain(tables, SHARES)
+    return name_panels(gains, "batch size {batch_size}")
 
 
 EXPERIMENT = Experiment(
@@ -82,8 +79,7 @@ EXPERIMENT = Experiment(
         "accuracy": Figure(
             "Test accuracy under running averages and under statistics of augmented images, on CIFAR-10",
             "Minus that of the same network under exact statistics of the images as they are. {schedule}",
-            score(lambda tables: name_panels(find_gains(tables), "batch size {batch_size}"), "accuracy",
-                  ("panel", "line", "epoch"), scale=100),
+            score(find_lines, "accuracy", ("panel", "line", "epoch"), scale=100),
             Curves("epoch", "line", AGAINST_EXACT)),
         "predictive": Figure(
             "The gap of predictive momentum to augmented images over training, on CIFAR-10",
@@ -120,11 +116,11 @@ EXPERIMENT = Experiment(
             below(1.25, "times", margins.FLAT)),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images are more accurate than those of the images as they are.",
-            score(find_gains, "accuracy", EACH, scale=100, estimator="exact", panel=share_name(END)),
+            score(lambda tables: find_gains_over_plain(tables, END), "accuracy", EACH, scale=100, estimator="exact"),
             above(0.0, "points gained", margins.AS_ACCURATE)),
         "as_accurate_as_augmented": Claim(
             "At the end PyTorch's running averages are as accurate as exact statistics of augmented images, to 0.3 "
             "points.",
-            score(find_against_augmented, "accuracy", EACH, scale=100, panel=share_name(END)), SAME),
+            score(find_against_augmented, "accuracy", EACH, scale=100), SAME),
     },
 )  # fmt: skip

@@ -13,14 +13,13 @@ from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     gap_over_layers,
     name_panels,
-    paired,
     rows,
     score,
     select,
     share_name,
 )
 from bnlab.harness.reporting.plots import AGAINST_EXACT, GAP, Curves
-from experiments.margins import AS_NEAR, EACH, SIX_IMAGES
+from experiments.margins import AS_NEAR, EACH, SIX_IMAGES, find_gains_over_plain
 
 _, EARLY, _, HALF, END = SHARES = (0.03, 0.1, 0.2, 0.55, 1.0)  # of the training
 PLAIN = "to the images as they are"
@@ -45,12 +44,10 @@ def find_curves(tables: Tables) -> pd.DataFrame:
     return name_panels(averaged, "{layers}, batch size {batch_size}")
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
-    """Subtract from each test accuracy that under exact statistics of the images as they are."""
-    tested = rows(tables, "evaluations", SHARES, momentum=(0.1, None))
-    gains = paired(tested, "accuracy")
-    names = {"ema": "running averages", "exact": "exact, of augmented images"}
-    return gains.assign(line=gains["estimator"].map(names))
+def find_lines(tables: Tables) -> pd.DataFrame:
+    """Find the accuracies over training, minus those with exact statistics of the images as they are."""
+    gains = find_gains_over_plain(tables, SHARES)
+    return name_panels(gains, "batch size {batch_size}")
 
 
 EXPERIMENT = Experiment(
@@ -66,8 +63,7 @@ EXPERIMENT = Experiment(
         "accuracy": Figure(
             "Accuracy on images as they are, under running averages and statistics of augmented images",
             "Minus that of the same network under exact statistics of the images as they are. {schedule}",
-            score(lambda tables: name_panels(find_gains(tables), "batch size {batch_size}"), "accuracy",
-                  ("panel", "line", "epoch"), scale=100),
+            score(find_lines, "accuracy", ("panel", "line", "epoch"), scale=100),
             Curves("epoch", "line", AGAINST_EXACT)),
     },
     claims={
@@ -92,7 +88,8 @@ EXPERIMENT = Experiment(
         "either_predicts_as_well": Claim(
             "At the end statistics of augmented images predict the images as they are as well as their own do, to 0.3 "
             "points.",
-            score(find_gains, "accuracy", ("batch_size",), scale=100, estimator="exact", panel=share_name(END)),
+            score(lambda tables: find_gains_over_plain(tables, END), "accuracy", ("batch_size",), scale=100,
+                  estimator="exact"),
             within(-0.3, 0.3, "points gained", SIX_IMAGES)),
     },
 )  # fmt: skip

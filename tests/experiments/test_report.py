@@ -74,6 +74,8 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
         ("name=mine results=nowhere", "no results for 'mine' in nowhere/"),
         ("seed=3", "seed=3: there are experiment=NAME"),
         ("quickstart", "quickstart: there are experiment=NAME"),
+        ("results=nowhere name", "error: name: there are experiment=NAME"),
+        ("name=mine name=yours", "error: name=yours: there are experiment=NAME"),
         ("-m", "-m: no such option"),
     ],
 )

@@ -9,25 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-# By kind of device. Results of an accelerator come late, and training does not wait for them.
-_UPDATES_BETWEEN_READINGS = {"cpu": 1}
-_ON_AN_ACCELERATOR = 50
+# Reading a loss waits until its device has computed it. A CPU has when a call returns; an accelerator computes behind
+# the program, which would stand still at each update.
+_UPDATES_BETWEEN_READINGS = {"cpu": 1}  # by type of device
+_ON_AN_ACCELERATOR = 50  # of any other type
 
 
 class Diverged(Exception):
-    """A training in which the loss, a weight or a running statistic became NaN or infinite."""
+    """The loss, a weight or a running statistic became NaN or infinite."""
 
 
 @dataclass
 class Progress:
     """The state of training after an update, which callbacks read.
 
+    Updates are *made* and later *read*: `step` counts those that are made, `log` and `loss` have those that are read.
+    `read_log` reads all.
+
     Attributes:
         model: the network.
-        optimizer: with the state of its moments.
-        step: updates so far.
-        log: of each update that has been read, its number, the loss and the accuracy of its batch.
-        average: of the weights.
+        optimizer: its optimizer, with learning rates and moments.
+        step: number of updates made.
+        log: (step, loss, accuracy) of each update that has been read; loss and accuracy of its batch, before it.
+        average: the average of weights and buffers; None without averaging.
     """
 
     model: nn.Module
@@ -35,48 +39,63 @@ class Progress:
     step: int
     log: list[tuple[int, float, float]] = field(default_factory=list)
     average: AveragedModel | None = None
-    _unread: list[Tensor] = field(default_factory=list)  # of each update after those: loss, accuracy, if all is finite
+    # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
+    _unread: list[Tensor] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
         """The loss of the last update that has been read; NaN before the first."""
-        return self.log[-1][1] if self.log else math.nan
+        if not self.log:
+            return math.nan
+        _, loss, _ = self.log[-1]
+        return loss
 
     @property
     def measured(self) -> nn.Module:
-        """The network that checkpoints keep: the average of weights and buffers once it has begun, else the model."""
+        """The network that checkpoints keep: the average once it has taken weights, before that the model."""
         if self.average is None or not self.average.n_averaged:
             return self.model
         return self.average.module
 
     def add_update(self, loss: Tensor, accuracy: Tensor, is_finite: Tensor) -> None:
-        """Count an update; its results stay on their device until they are read."""
-        self.step += 1
-        self._unread.append(torch.stack((loss.double(), accuracy, is_finite.double())))
-        if len(self._unread) >= _UPDATES_BETWEEN_READINGS.get(loss.device.type, _ON_AN_ACCELERATOR):
-            self.read_log()
+        """Count an update that was made; its results stay on their device until they are read.
 
-    def describe_divergence(self) -> str:
-        """Say that the network is not finite, where the loss may be."""
-        return f"weights or batch statistics are not finite at step {self.step}"
-
-    def read_log(self) -> None:
-        """Read the results of all updates so far, for which the program waits for its device.
+        Args:
+            loss: of its batch, a number.
+            accuracy: on its batch, float64, 0 to 1.
+            is_finite: whether loss and running variances were finite, a truth value.
 
         Raises:
-            Diverged: an update had a loss or statistics that are not finite; training is back at the one before it.
+            Diverged: see `read_log`.
+        """
+        self.step += 1
+        results = torch.stack((loss.double(), accuracy, is_finite.double()))
+        self._unread.append(results)
+        most = _UPDATES_BETWEEN_READINGS.get(loss.device.type, _ON_AN_ACCELERATOR)
+        if len(self._unread) >= most:
+            self.read_log()
+
+    def read_log(self) -> None:
+        """Read the results of all updates made so far; waits until the device has computed them.
+
+        Raises:
+            Diverged: an update had a loss or running variances that are not finite. `step` is the number of updates
+                before it, and `log` has these.
         """
         if not self._unread:
             return
         results = torch.stack(self._unread).tolist()
         self._unread.clear()
 
-        before = self.step - len(results)
-        for number, (loss, accuracy, is_finite) in enumerate(results):
-            self.step = before + number
+        self.step -= len(results)  # and each of them again once it is seen to be finite
+        for loss, accuracy, is_finite in results:
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} on the weights of step {self.step}")
             if not is_finite:
                 raise Diverged(self.describe_divergence())
             self.step += 1
             self.log.append((self.step, loss, accuracy))
+
+    def describe_divergence(self) -> str:
+        """Say that the network is no longer finite at this step, for a divergence that its loss need not show."""
+        return f"weights or batch statistics are not finite at step {self.step}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -15,12 +16,6 @@ from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.errors import UserError
 from bnlab.harness.schedule import lr_factor
-
-
-def check_order(order: str) -> None:
-    """Raise UserError for an order that there is not."""
-    if order not in ORDERS and block_size(order) is None:
-        raise UserError(f"order={order}: must be one of {', '.join(ORDERS)}, or blocks:16 for blocks of so many images")
 
 
 @dataclass(frozen=True)
@@ -39,31 +34,42 @@ class Seeds:
         return Seeds(*seeds.tolist())
 
 
-ORDERS = ("shuffled", "replacement", "sorted", "blocks")
+ORDERS = ("shuffled", "replacement", "sorted", "blocks")  # and blocks:16, see `Batches`
+
+
+def check_order(order: str) -> None:
+    """Raise UserError unless there is such an order."""
+    if order not in ORDERS and block_size(order) is None:
+        raise UserError(f"order={order}: must be one of {', '.join(ORDERS)}, or blocks:16 for blocks of so many images")
 
 
 def block_size(order: str) -> int | None:
     """Read 16 from `blocks:16`; None from other orders."""
-    found = re.fullmatch(r"blocks:([1-9]\d*)", order)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"blocks:([1-9]\d*)", order)
+    return int(match[1]) if match else None
 
 
 def _number_blocks(labels: Tensor, size: int) -> Tensor:
-    """Number the blocks of ascending labels [N]: each block has `size` images of a class, its last one the rest."""
+    """Return the number of each image's block, from 0: `size` images of one class, the rest of a class in its last.
+
+    >>> _number_blocks(torch.tensor([7, 7, 7, 8, 8]), size=2)
+    tensor([0, 0, 1, 2, 2])
+    """
     _, counts = labels.unique_consecutive(return_counts=True)
-    places = torch.cat([torch.arange(count) for count in counts.tolist()])
-    return (places % size == 0).cumsum(0) - 1
+    positions = torch.cat([torch.arange(count) for count in counts.tolist()])  # within the class
+    begins_block = positions % size == 0
+    return begins_block.cumsum(0) - 1
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The training batches by step: each epoch in another order, an uneven last batch kept, a last one of 1 dropped.
+    """The training batches by step. Each epoch has another order; a smaller last batch is kept unless it is of 1 image.
 
     Each epoch's order and each step's augmentation have seeds of their own, so that training can go on from any step
     without a random state to restore.
 
-    The order changes which images meet in a batch. Statistics of frozen weights, such as exact ones, are of the whole
-    training split all the same: every image once.
+    The order decides which images share a batch. Statistics of frozen weights, such as exact ones, do not depend on it:
+    they are of the whole training split, every image once.
 
     Attributes:
         order: of an epoch's N images. `shuffled`: every image once. `replacement`: N images that are drawn with
@@ -84,34 +90,35 @@ class Batches:
 
     @property
     def augments(self) -> bool:
-        """True if images are trained on that are not in the split."""
+        """True if a batch may have images that are not in the split, because they are transformed."""
         return bool(self.shift) or self.flip or self.augmented is not None
 
     @property
     def per_epoch(self) -> int:
+        """The number of batches in an epoch."""
         return steps_per_epoch(len(self.split.labels), self.batch_size)
 
     def epoch_order(self, epoch: int) -> Tensor:
         """Draw the order of the epoch's images, int64 [N] on the CPU."""
         generator = torch.Generator().manual_seed(self.seeds.order + epoch)
-        images = len(self.split.labels)
+        count = len(self.split.labels)
         if self.order == "replacement":
-            return torch.randint(images, (images,), generator=generator)
-        shuffled = torch.randperm(images, generator=generator)
+            return torch.randint(count, (count,), generator=generator)
+        shuffled = torch.randperm(count, generator=generator)
         if self.order == "shuffled":
             return shuffled
 
         labels = self.split.labels.cpu()
-        places_by_class = labels[shuffled].argsort(stable=True)
-        by_class = shuffled[places_by_class]
+        by_label = labels[shuffled].argsort(stable=True)
+        by_class = shuffled[by_label]
         if self.order == "sorted":
             return by_class
 
-        size = block_size(self.order) or images
+        size = block_size(self.order) or count  # without a size: each class is one block
         blocks = _number_blocks(labels[by_class], size)
-        order_of_blocks = torch.randperm(int(blocks[-1]) + 1, generator=generator)
-        places = order_of_blocks[blocks]
-        return by_class[places.argsort(stable=True)]
+        rank_of_block = torch.randperm(int(blocks[-1]) + 1, generator=generator)
+        by_rank = rank_of_block[blocks].argsort(stable=True)
+        return by_class[by_rank]
 
     def from_step(self, step: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Yield (images, labels) of the batch for update `step + 1`, and all after it, without end."""
@@ -152,34 +159,40 @@ def train(
     callbacks: list[Callback],
     until: int | None = None,
 ) -> None:
-    """Train from `progress.step` to `until` (default: the end) of `steps`; every callback is called at each update.
+    """Train from `progress.step` on, in place.
 
     The model's layers are trained in the mode that they are in, which a callback may change. On an accelerator the loop
     does not wait for the loss of each update; a callback that writes something reads the log first.
+
+    Args:
+        progress: where training stands; its model, optimizer and log change.
+        batches: the training batches by step.
+        config: the settings of the optimizer that `progress` has, for schedule and label smoothing.
+        steps: length of the whole training in updates, which the schedule depends on.
+        callbacks: called after each update, in this order.
+        until: the number of updates to stop at; None: `steps`.
 
     Raises:
         Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates
             may not be finite; those before were.
     """
-    model = progress.model
     optimizer = progress.optimizer
-    state = model.state_dict()
-    # Non-finite weights surface in the next batch's variances, which are few numbers. The loss alone may stay finite,
-    # because x/∞ is 0.
+    state = progress.model.state_dict()
+    # Checked at each update instead of all weights: non-finite weights surface in the next batch's variances, which are
+    # few numbers. The loss alone may stay finite, because x/∞ is 0.
     variances = [state[name] for name in state if name.endswith("running_var")]
-    peak = [group.setdefault("peak_lr", group["lr"]) for group in optimizer.param_groups]
-    for images, labels in batches.from_step(progress.step):
-        if progress.step >= (until or steps):
-            progress.read_log()
-            if not _are_finite(state.values()):  # no further batch would show it
-                raise Diverged(progress.describe_divergence())
-            return
+    for group in optimizer.param_groups:
+        # A second call finds a rate that the schedule has changed.
+        group.setdefault("peak_lr", group["lr"])
 
-        for group, lr in zip(optimizer.param_groups, peak, strict=True):
-            group["lr"] = lr * lr_factor(config.schedule, progress.step, steps)
-        logits = model(images)
+    end = steps if until is None else until
+    for images, labels in islice(batches.from_step(progress.step), end - progress.step):
+        factor = lr_factor(config.schedule, progress.step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+        logits = _compute_logits(progress, images)
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         is_finite = _are_finite([loss.detach(), *variances])
@@ -190,8 +203,22 @@ def train(
         for callback in callbacks:
             callback(progress)
 
+    progress.read_log()
+    # No further batch would show non-finite weights of the last update.
+    if not _are_finite(state.values()):
+        raise Diverged(progress.describe_divergence())
+
+
+def _compute_logits(progress: Progress, images: Tensor) -> Tensor:
+    """Call the model; where it raises because training has diverged unread, raise Diverged."""
+    try:
+        return progress.model(images)  # type: ignore[no-any-return]
+    except Exception:
+        progress.read_log()
+        raise
+
 
 def _are_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Find out whether all numbers are finite, a truth value on their device."""
+    """Find out whether all numbers are finite; a truth value on their device, for which nothing waits."""
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
     return torch.stack(sums).isfinite().all()

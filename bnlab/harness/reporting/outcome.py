@@ -128,7 +128,21 @@ def describe_networks(runs: pd.DataFrame) -> str:
     counts = count_networks(runs)
     settings = ", ".join(words)
     unfinished = say_unfinished(runs)
-    return f"{counts}: {settings}.{unfinished} What all of them share was not varied: it may change the answer."
+    devices = _say_devices(runs)
+    return (
+        f"{counts}: {settings}.{unfinished}{devices} What all of them share was not varied: it may change the answer."
+    )
+
+
+def _say_devices(runs: pd.DataFrame) -> str:
+    """Say how many networks each processor or GPU has trained."""
+    counts = runs["device"].value_counts() if "device" in runs else pd.Series(dtype=int)
+    if counts.empty:
+        return ""
+    if len(counts) == 1:
+        return f" Trained on {counts.index[0]}."
+    parts = [f"{count} on {device}" for device, count in counts.items()]
+    return f" Trained: {', '.join(parts)}."
 
 
 def _say_setting(column: str, values: str) -> str:

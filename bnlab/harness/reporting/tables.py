@@ -153,6 +153,12 @@ def load(name: str, results: str | Path = "results") -> Tables:
 
     Raises:
         UserError: nothing has been measured under this name.
+
+    >>> tables = load("quickstart", "results/reference")
+    >>> sorted(tables)
+    ['evaluations', 'gaps', 'runs']
+    >>> sorted(tables["runs"]["batch_size"].unique().tolist())
+    [4, 32, 256]
     """
     folder = Path(results) / name
     if (folder / "requests").is_dir():

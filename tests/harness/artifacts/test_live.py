@@ -9,7 +9,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bnlab.harness.artifacts import producing, states
+from bnlab.harness.artifacts import progress as progress_module
+from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.config import check
@@ -51,10 +55,60 @@ def test_another_log_is_refused() -> None:
         check(Config(log="wandb"))
 
 
-def test_a_diverged_network_is_logged_up_to_there(tmp_path: Path) -> None:
-    from bnlab.harness.artifacts.optimizers.sgd import Sgd
+def read_scalars(run: Run, tag: str) -> list[tuple[int, float]]:
+    written = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in written.Scalars(tag)]
 
-    job = small_config(tmp_path, log="tensorboard", optimizer=Sgd(lr=1e30), steps=8, evaluate_at="final")
+
+def test_a_diverged_network_is_logged_up_to_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an accelerator's results are read late."""
+    monkeypatch.setattr(progress_module, "_UPDATES_BETWEEN_READINGS", {"cpu": 50})
+    too_fast = Sgd(lr=1e4, schedule="constant")
+    job = small_config(tmp_path, log="tensorboard", optimizer=too_fast, evaluate_at=[40])
+
+    execute(job)
+
+    run = Run(job)
+    assert run.status is not None
+    assert run.status["status"] == "diverged"
+    updates = [update for update, _ in read_scalars(run, "loss of the batch")]
+    assert updates == list(run.read_log()["step"]) == list(range(1, run.status["step"] + 1))
+
+
+def test_a_network_without_finite_exact_statistics_diverges_as_without_a_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = small_config(tmp_path, log="tensorboard", optimizer=Sgd(lr=1e30), evaluate_at=[1])
+
     execute(job)
 
     assert Run(job).status["status"] == "diverged"  # type: ignore[index]
+    assert "no gap at step 1 in TensorBoard; population_statistics: the variance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("between_readings", [1, 50])
+def test_updates_of_a_saved_state_are_in_the_log(
+    between_readings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that is killed once its state is saved does not make them again."""
+    job = small_config(tmp_path, log="tensorboard")
+    monkeypatch.setattr(progress_module, "_UPDATES_BETWEEN_READINGS", {"cpu": between_readings})
+    save_state = states.save_state
+
+    def save_and_interrupt(progress: Progress, path: Path, seconds: float) -> None:
+        save_state(progress, path, seconds)
+        if progress.step == 25:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(producing, "STATE_SECONDS", 0.0)
+        patch.setattr(states, "save_state", save_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_trained(Run(job))
+    (killed,) = (Run(job).folder / "tensorboard").iterdir()
+    killed.rename(killed.with_name("events.out.tfevents.0"))  # read first; names begin with the second of their start
+
+    ensure_trained(Run(job))
+
+    updates = [update for update, _ in read_scalars(Run(job), "loss of the batch")]
+    assert updates == list(range(1, 41))

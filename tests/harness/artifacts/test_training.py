@@ -195,3 +195,32 @@ def test_divergence_that_is_noticed_late_ends_at_the_same_update(monkeypatch: py
     assert str(late.value) == str(at_once.value)
     assert progress.step == expected.step
     assert progress.log == expected.log
+
+
+class Watchful(torch.nn.Module):
+    """A network that refuses weights that are not finite, as a user's own may."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not all(weights.isfinite().all() for weights in self.parameters()):
+            raise ValueError("weights are not finite")
+        logits: torch.Tensor = self.model(images)
+        return logits
+
+
+@pytest.mark.parametrize("between_readings", [1, 50])
+def test_a_model_that_raises_once_training_has_diverged(between_readings: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diverged, as where each loss is read at once."""
+    monkeypatch.setattr(progress_module, "_UPDATES_BETWEEN_READINGS", {"cpu": between_readings})
+    config = Sgd(lr=1e30, lr_scaling="none", schedule="constant")
+    batches = Batches(split(24), 8, Seeds.of(0))
+    progress = start(config)
+    progress.model = Watchful(progress.model)
+
+    with pytest.raises(Diverged):
+        train(progress, batches, config, 50, [])
+
+    assert progress.step == len(progress.log) < 50

@@ -41,6 +41,15 @@ def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
     assert "averag" not in said
 
 
+def test_networks_are_described_by_what_trained_them() -> None:
+    runs = plant()["runs"]
+
+    assert "Trained" not in describe_networks(runs)
+    assert " Trained on x86_64. " in describe_networks(runs.assign(device="x86_64"))
+    both = runs.assign(device=["H200"] + ["x86_64"] * 5)
+    assert " Trained: 5 on x86_64, 1 on H200. " in describe_networks(both)
+
+
 def answer(unit: str = "points gained", verdict: str = "holds") -> Outcome:
     claim = Claim("It is large.", lambda tables: tables["x"], above(1.0, unit, "a reason"))
     experiment = Experiment(bears_on=(), figures={}, claims={"large": claim}, name="e")

@@ -1,4 +1,4 @@
-"""The base of all models: settings, the norms that a model can have, and the network that it builds."""
+"""The base of all models, which are settings that build a network, and how a network is built from them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Inputs:
 
 @dataclass(unsafe_hash=True)
 class Model(Component):
-    """A model: which network is trained.
+    """A model: the settings of a network. It builds the network that is trained.
 
     Attributes:
-        has_maps: whether its norms are given images' maps [N, C, H, W]; otherwise units [N, C].
-        is_layered: whether it is made of layers of ours, whose norm can be chosen, and which need no memory to be
-            counted.
+        has_maps: whether its norms are given maps of images, [N, C, H, W]; otherwise units, [N, C].
+        is_layered: whether it is `Layered`: its norm can be chosen, and it can be built on torch's device `meta`,
+            where parameters are counted without memory.
     """
 
     group: ClassVar[str] = "model"
@@ -44,13 +44,13 @@ class Model(Component):
             raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")
 
     def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
-        """Build the network; its weights are drawn from torch's global generator."""
+        """Build the network, in any mode and layout; its weights are drawn from torch's global generator."""
         raise NotImplementedError
 
 
 @dataclass(unsafe_hash=True)
 class Layered(Model):
-    """A network of ours, whose norm can be chosen."""
+    """A model whose networks are made of bnlab's layers, with any norm."""
 
     is_layered: ClassVar[bool] = True
 
@@ -64,7 +64,7 @@ class Layered(Model):
             known = ", ".join(name for name, model in _list_layered().items() if model.has_maps)
             unit = f"a unit of model={self.name}"
             raise UserError(f"norm={norm.name}: {unit} has one value, not a map; use model={known}")
-        if self.width % norm.divisor:
+        if self.width % norm.divisor != 0:
             raise UserError(f"norm.groups={norm.divisor}: must divide model.width={self.width}")
 
 
@@ -86,18 +86,22 @@ def build_model(
     """Build the network for images [N, channels, image_size, image_size], in channels_last and train mode.
 
     Args:
-        model: which network, with settings that have been checked.
-        norm: its norm; batch norm by default.
-        channels: of the images.
-        image_size: height and width of the images.
-        classes: that the network tells apart.
-        seed: what the weights depend on, alone; the caller's random state is left as it was.
-        steps: updates of its training, for norms that change over it.
+        model: the model, whose settings have been checked.
+        norm: the network's norm; None: batch norm.
+        channels: channels of an image.
+        image_size: height and width of an image, in pixels.
+        classes: number of classes.
+        seed: the seed of the weights; the caller's random state is left as it was.
+        steps: length of the training in updates, for norms that change over it.
     """
+    if norm is None:
+        norm = Batch()
     inputs = Inputs(channels, image_size, classes)
-    norms = NormBuilder(norm or Batch(), of_images=model.has_maps, steps=steps)
+    norms = NormBuilder(norm, of_images=model.has_maps, steps=steps)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
         network = model.build(inputs, norms)
-    return network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in torch
+    network.train()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
+    return network

@@ -1,4 +1,4 @@
-"""model=mlp"""
+"""model=mlp: fully connected layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bnlab.harness.components import component, setting
 @component
 @dataclass(unsafe_hash=True)
 class Mlp(Layered):
-    """Hidden layers linear-norm-ReLU."""
+    """Hidden layers of linear, norm and ReLU on all pixels of an image, then a linear layer to the classes."""
 
     has_maps: ClassVar[bool] = False
     name: str = "mlp"
@@ -26,15 +26,16 @@ class Mlp(Layered):
     def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
         features = inputs.channels * inputs.image_size**2
+        has_bias = not norm.has_shift
         for number in range(1, self.depth + 1):
-            linear = nn.Linear(features, self.width, bias=not norm.has_shift)
-            layers.append(linear)
-            layers.append(norm.build(self.width, number))
-            layers.append(nn.ReLU(inplace=True))
+            layers += [
+                nn.Linear(features, self.width, bias=has_bias),
+                norm.build(self.width, number),
+                nn.ReLU(inplace=True),
+            ]
             features = self.width
 
         head = nn.Linear(features, inputs.classes)
-        network = nn.Sequential(*layers, head)
-        if norm.sets_scale:
-            return network
+        layers.append(head)
+        network = nn.Sequential(*layers)
         return initialize(network, norm)

@@ -1,0 +1,250 @@
+"""Table `changed_weights`: how a network predicts whose weights are changed after training, under which statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import bnlab
+from bnlab.gaps import GAP_COLUMNS, layer_gaps
+from bnlab.harness.artifacts.cores import share_of_memory
+from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.progress import Progress
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.training import train
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements.frozen import IMAGES_AT_ONCE, in_batches, seed_by
+from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.tables.evaluations import predict
+from bnlab.harness.schema import Table, common, integer, real, text
+from bnlab.harness.statistics import Exact, Measured, Precise
+from bnlab.layout import Layout
+from bnlab.statistics import Statistics, using
+
+SAMPLES = (32, 128, 512, 2048)  # training images that statistics are of, beside all
+PRUNED = 1 / 3  # share of the weights
+_BITS = (8, 4)
+_OTHER_ORDER = 2**31  # beyond all seeds that `Seeds.of` draws
+
+_ABOUT = """\
+How a network predicts whose weights are changed at the end of training, without training it further, and under which
+statistics. Weights are those of convolutions and linear layers, without biases and what belongs to norms.
+
+- `none`: as they are.
+- `averaged`: the mean of two networks with a common start. The second one goes on from the checkpoint half-way, with
+  images in another order and an optimizer that begins again, under the same learning rates, to the same step. All
+  parameters are averaged, and for stale statistics the two running averages. Networks with different starts, whose
+  channels would have to be matched, are not averaged.
+- `pruned`: the third that is smallest in magnitude, of all layers together, is 0.
+- `rounded:8`, `rounded:4`: each tensor is rounded to 8 or 4 bits, whole multiples from −127 to 127 (−7 to 7) of its
+  largest magnitude over 127 (7). Activations stay as they are."""
+
+
+@component
+@dataclass(unsafe_hash=True)
+class ChangedWeights(Measurement):
+    """Table `changed_weights`."""
+
+    about_batches: ClassVar[bool] = True
+    at_last_step: ClassVar[bool] = True
+    name: str = "changed_weights"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run step"),
+            "change": text("what is done to the weights, as above"),
+            "statistics": text(
+                "stale, the running averages that training ended with; precise, of images in batches of the training "
+                "size that normalize themselves; exact, layer after layer"
+            ),
+            "images": integer(
+                "training images that precise and exact statistics are of: all, or a sample that is the same for all "
+                "changes to a network; 0 for stale ones"
+            ),
+        },
+        others={
+            **common("epoch"),
+            "accuracy": real("share of test images that are predicted right"),
+            "accuracy_lost": real("the same under exact statistics of all images of the changed weights, minus that"),
+            "loss": real("cross-entropy of test images, in nats"),
+            "mean_gap": real(
+                "as in `gaps`, to exact statistics of all images of the changed weights; root mean square over the "
+                "layers behind the first"
+            ),
+            "var_gap": real("the same of the variance"),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return norm.is_plain
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+        """Choose the final step, without an estimator."""
+        return {None: run.wanted[-1:]}
+
+    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+        """List the final step and the one half-way to it, from which the second network goes on."""
+        steps = []
+        for step in run.wanted[-1:]:
+            steps += [find_start(step), step]
+        return steps
+
+    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+        """Measure how changed weights predict: a row for each change, kind of statistics and number of images."""
+        (step,) = steps
+        place = {
+            "run": run.id,
+            "step": step,
+            "epoch": step / run.batches.per_epoch,
+        }
+        rows = []
+        for change, build in list_changes().items():
+            model = build(run, step)
+            for measured in _measure_model(run, step, model):
+                rows.append({**place, "change": change, **measured})
+        return pd.DataFrame(rows)
+
+
+def list_changes() -> dict[str, Callable[[Run, int], nn.Module]]:
+    """List by name what builds the network of a step with changed weights, buffers as they were."""
+    changes: dict[str, Callable[[Run, int], nn.Module]] = {
+        "none": Run.model_at,
+        "averaged": average_with_second,
+        "pruned": prune_smallest,
+    }
+    for bits in _BITS:
+        changes[f"rounded:{bits}"] = partial(round_weights, bits=bits)
+    return changes
+
+
+def find_start(step: int) -> int:
+    """Find the step half-way, from which the second network goes on."""
+    return max(1, step // 2)
+
+
+def average_with_second(run: Run, step: int) -> nn.Module:
+    """Average the parameters and running averages of the network and of a second one with a common start."""
+    model = run.model_at(step)
+    second = train_second(run, step).state_dict()
+    for name, values in model.state_dict().items():
+        if values.is_floating_point():
+            values.lerp_(second[name], 0.5)
+    return model
+
+
+def train_second(run: Run, step: int) -> nn.Module:
+    """Train a second network to `step` from the checkpoint half-way, with the images in another order."""
+    start = find_start(step)
+    model = run.model_at(start)
+    optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
+    first = run.batches
+    seeds = replace(
+        first.seeds,
+        order=first.seeds.order + _OTHER_ORDER,
+        augmentation=first.seeds.augmentation + _OTHER_ORDER,
+    )
+    batches = replace(first, seeds=seeds)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_by(f"{run.id} second").initial_seed())  # of dropout and the like
+        train(Progress(model, optimizer, step=start), batches, run.config.optimizer, run.steps, [], until=step)
+    return model
+
+
+def prune_smallest(run: Run, step: int) -> nn.Module:
+    """Set the weights that are smallest in magnitude, of all layers together, to 0."""
+    model = run.model_at(step)
+    weights = _list_weights(model)
+    magnitudes = torch.cat([weight.abs().flatten() for weight in weights])
+    count = round(PRUNED * len(magnitudes))
+    largest, _ = magnitudes.kthvalue(count)
+    for weight in weights:
+        weight[weight.abs() <= largest] = 0
+    return model
+
+
+def round_weights(run: Run, step: int, bits: int) -> nn.Module:
+    """Round each tensor of weights to so many bits, symmetric about 0."""
+    model = run.model_at(step)
+    most = 2 ** (bits - 1) - 1
+    for weight in _list_weights(model):
+        unit = weight.abs().max() / most
+        weight.copy_((weight / unit).round() * unit)
+    return model
+
+
+def _list_weights(model: nn.Module) -> list[Tensor]:
+    """List the weights of convolutions and linear layers, without gradients: writing into them changes the model."""
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    return [layer.weight.detach() for layer in layers]
+
+
+class _Candidate(NamedTuple):
+    """Statistics that a network is evaluated under: their kind, the images that they are of, and their values."""
+
+    kind: str
+    images: int
+    statistics: Statistics
+
+
+def _measure_model(run: Run, step: int, model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Evaluate a network under all kinds of statistics: exact ones of all images come first, as the reference."""
+    test = run.dataset.test
+    candidates = list(_list_candidates(run, step, model))
+    exact = candidates[0].statistics
+    layout = Layout.of(exact)
+    with using(model, exact):
+        expected = predict(model, test)
+
+    for kind, images, statistics in candidates:
+        with using(model, statistics):
+            found = predict(model, test)
+        yield {
+            "statistics": kind,
+            "images": images,
+            "accuracy": found.accuracy,
+            "accuracy_lost": expected.accuracy - found.accuracy,
+            "loss": found.loss,
+            **_measure_gaps(layout, exact, statistics),
+        }
+
+
+def _list_candidates(run: Run, step: int, model: nn.Module) -> Iterator[_Candidate]:
+    """Measure exact and precise statistics of all training images and of samples; stale ones are what it holds."""
+    images = run.dataset.train.images
+    order = torch.randperm(len(images), generator=seed_by(f"{run.id} {step} changed")).to(images.device)
+    kinds: list[Measured] = [Exact(), Precise()]
+    for kind in kinds:
+        yield _Candidate(kind.name, len(images), measure_statistics(run, kind, model, images))
+
+    yield _Candidate("stale", 0, bnlab.running_statistics(model))
+
+    for count in SAMPLES:
+        if count < len(images):
+            sample = images[order[:count]].contiguous(memory_format=torch.channels_last)
+            for kind in kinds:
+                yield _Candidate(kind.name, count, measure_statistics(run, kind, model, sample))
+
+
+def measure_statistics(run: Run, kind: Measured, model: nn.Module, images: Tensor) -> Statistics:
+    """Measure statistics of these images, in batches of the training size where that makes a difference."""
+    size = run.config.batch_size if kind.depends_on_batch_size else IMAGES_AT_ONCE
+    batches = [images[part] for part in in_batches(len(images), size)]
+    return kind.measure(model, batches, share_of_memory(run.device))
+
+
+def _measure_gaps(layout: Layout, exact: Statistics, found: Statistics) -> dict[str, float]:
+    """Measure `mean_gap` and `var_gap`; NaN of a network with one layer."""
+    gaps = layer_gaps(layout, layout.flatten(exact), layout.flatten(found))
+    by_name = dict(zip(GAP_COLUMNS, gaps, strict=True))
+    measured = {}
+    for name in ("mean_gap", "var_gap"):
+        behind_first = by_name[name][1:]
+        measured[name] = behind_first.square().mean().sqrt().item()
+    return measured

@@ -1,0 +1,218 @@
+"""Table `fine_tuning`: how a network predicts that is fine-tuned on few images of other fonts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, ClassVar, NamedTuple
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnlab
+from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements.frozen import seed_by
+from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.tables.evaluations import predict
+from bnlab.harness.schema import Table, common, integer, real, text
+from bnlab.layers import batch_norm_layers
+from bnlab.statistics import Statistics, using
+
+MODES = ("train", "eval", "eval_exact")
+BATCHES = (2, 4, 8, 32)
+RATES = (0.001, 0.01)
+STEPS = (20, 100, 500)
+_FEW = 256  # images to learn from, at most
+_TESTED = 1000  # images that are predicted, of each kind, at most
+_MOMENTUM = 0.9
+
+_ABOUT = f"""\
+How a network predicts that was trained on glyphs in some fonts, and goes on with few images in other fonts at the end
+of training: at most {_FEW} of the test images in these, of which up to {_TESTED:,} others are predicted. SGD with
+momentum {_MOMENTUM} and a constant rate, without weight decay. The images of a batch are drawn for each network, the
+same for all modes and rates. Networks that were trained on all fonts, or are tested on others, have no rows. Where a
+fine-tuning diverges, rows end."""
+
+
+@component
+@dataclass(unsafe_hash=True)
+class FineTuning(Measurement):
+    """Table `fine_tuning`."""
+
+    at_last_step: ClassVar[bool] = True
+    name: str = "fine_tuning"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run step"),
+            "mode": text(
+                "batch norms while it is tuned: train, as in training; eval, with the statistics that training ended "
+                "with; eval_exact, with exact statistics of the few new images, taken before"
+            ),
+            "tuning_batch": integer("images in a batch"),
+            "tuning_rate": real("learning rate"),
+            "tuning_steps": integer("updates"),
+            "statistics": text(
+                "what it is evaluated under: held, what the network holds then; recalibrated, exact statistics of the "
+                "few new images, taken again after the last update"
+            ),
+        },
+        others={
+            **common("epoch"),
+            "new_accuracy": real("share of images in the new fonts that are predicted right"),
+            "gained": real("the same, minus that before the first update, under the running averages of training"),
+            "old_accuracy": real("share of test images in the fonts of training that are predicted right"),
+            "forgotten": real("the same before the first update, minus that"),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return norm.is_plain
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+        """Choose the final step, without an estimator, of networks that have not seen all fonts."""
+        return {None: run.wanted[-1:]} if find_new_fonts(run) else {}
+
+    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+        """Fine-tune copies of the network: a row for each mode, batch size, rate, number of updates and statistics."""
+        (step,) = steps
+        images = TuningImages.of(run)
+        start = run.model_at(step)
+        before = _score(start, bnlab.running_statistics(start), images)
+
+        rows: list[dict[str, Any]] = []
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_by(f"{run.id} tuning").initial_seed())  # of dropout and the like
+            for mode, batch, rate in product(MODES, BATCHES, RATES):
+                tuning = {
+                    "run": run.id,
+                    "step": step,
+                    "epoch": step / run.batches.per_epoch,
+                    "mode": mode,
+                    "tuning_batch": batch,
+                    "tuning_rate": rate,
+                }
+                model = run.model_at(step)
+                generator = seed_by(f"{run.id} {step} tuning {batch}")
+                for updates in tune(model, images.few, mode, batch, rate, STEPS, generator):
+                    for measured in _measure_tuned(model, images, before):
+                        rows.append({**tuning, "tuning_steps": updates, **measured})
+        return pd.DataFrame(rows, columns=[*self.table.columns])
+
+
+def find_new_fonts(run: Run) -> str:
+    """Find the shift of the test images to fonts that the network has not seen; empty if it has seen all there are."""
+    data = run.config.data
+    shifts = data.list_shifts()
+    if data.own_shift or "fonts:all" not in shifts:
+        return ""
+    (unseen,) = [shift for shift in shifts if shift != "fonts:all"]
+    return unseen
+
+
+class TuningImages(NamedTuple):
+    """The few images to learn from, in new fonts, and those that are predicted, in new and in old fonts."""
+
+    few: Split
+    new: Split
+    old: Split
+
+    @classmethod
+    def of(cls, run: Run) -> TuningImages:
+        """Divide the test images in new fonts, and take some of those in the fonts of training."""
+        every = run.images_of("test", find_new_fonts(run))
+        few = min(_FEW, len(every.labels) // 2)
+        return cls(
+            _take(every, slice(few)),
+            _take(every, slice(few, few + _TESTED)),
+            _take(run.images_of("test", "none"), slice(_TESTED)),
+        )
+
+
+def _take(split: Split, part: slice) -> Split:
+    return Split(split.images[part], split.labels[part])
+
+
+def tune(
+    model: nn.Module,
+    few: Split,
+    mode: str,
+    batch: int,
+    rate: float,
+    steps: Sequence[int],
+    generator: torch.Generator,
+) -> Iterator[int]:
+    """Fine-tune a network in place, and stop after so many updates each time; at the end if it diverges.
+
+    Args:
+        model: the network, in train mode.
+        few: the images to learn from.
+        mode: one of `MODES`.
+        batch: images in a batch, at most all.
+        rate: learning rate.
+        steps: numbers of updates, ascending.
+        generator: draws the images of each batch.
+    """
+    set_mode(model, mode, few)
+    optimizer = torch.optim.SGD(model.parameters(), rate, _MOMENTUM)
+    for step in range(1, steps[-1] + 1):
+        chosen = torch.randperm(len(few.labels), generator=generator)[:batch].to(few.labels.device)
+        logits = model(few.images[chosen])
+        loss = F.cross_entropy(logits, few.labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        if step in steps:
+            if not all(values.isfinite().all() for values in model.state_dict().values()):
+                return
+            yield step
+
+
+def set_mode(model: nn.Module, mode: str, few: Split) -> None:
+    """Put batch norms into the mode in which they are tuned; in `eval_exact` write their statistics before."""
+    if mode == "train":
+        return
+    if mode == "eval_exact":
+        bnlab.population_statistics(model, [few.images]).write_to(model)
+    for layer in batch_norm_layers(model, caller="fine_tuning").values():
+        layer.eval()
+
+
+class _Accuracies(NamedTuple):
+    """Accuracies on images in new fonts and in old ones."""
+
+    new: float
+    old: float
+
+
+def _measure_tuned(model: nn.Module, images: TuningImages, before: _Accuracies) -> Iterator[dict[str, Any]]:
+    """Measure a tuned network, under the statistics that it holds and under new ones."""
+    statistics = {
+        "held": bnlab.running_statistics(model),
+        "recalibrated": bnlab.population_statistics(model, [images.few.images]),
+    }
+    for name, values in statistics.items():
+        found = _score(model, values, images)
+        yield {
+            "statistics": name,
+            "new_accuracy": found.new,
+            "gained": found.new - before.new,
+            "old_accuracy": found.old,
+            "forgotten": before.old - found.old,
+        }
+
+
+def _score(model: nn.Module, statistics: Statistics, images: TuningImages) -> _Accuracies:
+    """Measure the accuracies under these statistics."""
+    with using(model, statistics):
+        new = predict(model, images.new)
+        old = predict(model, images.old)
+    return _Accuracies(new.accuracy, old.accuracy)

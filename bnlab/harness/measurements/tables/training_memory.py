@@ -1,0 +1,108 @@
+"""Table `training_memory`: the memory that an update takes, by the number of images in its batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements.sources import Source
+from bnlab.harness.schema import Table, common, integer
+
+IMAGES = (1, 32)
+
+_ABOUT = """\
+The memory that an update of the last step's weights takes, by the number of images in its batch, whatever the network
+was trained with. Networks whose norm has statistics of the batch have no row of one image. Buffers that a device needs
+while it computes are not counted."""
+
+
+@component
+@dataclass(unsafe_hash=True)
+class TrainingMemory(Measurement):
+    """Table `training_memory`."""
+
+    at_last_step: ClassVar[bool] = True
+    name: str = "training_memory"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run step"),
+            "images": integer("images in the batch"),
+        },
+        others={
+            **common("epoch"),
+            "saved_bytes": integer(
+                "what the forward pass keeps for the backward pass, the images among it, each piece of memory once; "
+                "without weights and buffers"
+            ),
+            "weight_bytes": integer("parameters, their gradients, and as much for each number of the optimizer"),
+            "step_bytes": integer("both together"),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return True
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+        """Choose the final step, without an estimator."""
+        return {None: run.wanted[-1:]}
+
+    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+        """Count the bytes of an update: a row for each number of images."""
+        (step,) = steps
+        train = run.dataset.train
+        rows = []
+        for images in IMAGES:
+            if images == 1 and run.config.norm.uses_batch:
+                continue
+            model = run.model_at(step)
+            batch = train.images[:images].clone(memory_format=torch.channels_last)
+            saved = count_saved_bytes(model, batch, train.labels[:images].clone())
+            weights = sum(parameter.nbytes for parameter in model.parameters())
+            kept = weights * (2 + run.config.optimizer.moments)
+            row = {
+                "run": run.id,
+                "step": step,
+                "epoch": step / run.batches.per_epoch,
+                "images": images,
+                "saved_bytes": saved,
+                "weight_bytes": kept,
+                "step_bytes": saved + kept,
+            }
+            rows.append(row)
+        return pd.DataFrame(rows, columns=[*self.table.columns])
+
+
+def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Count the bytes that the forward pass and the loss keep for the backward pass, each storage once.
+
+    Args:
+        model: the network, in train mode; its running averages are updated.
+        images: [N, C, H, W], in memory of their own.
+        labels: [N].
+    """
+    held = [*model.parameters(), *model.buffers()]
+    known = {tensor.untyped_storage().data_ptr() for tensor in held}
+    storages: dict[int, torch.UntypedStorage] = {}  # which they keep, so that no other one takes their address
+
+    def note(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage
+
+    def refuse(_: None) -> Tensor:
+        raise RuntimeError("there is no backward pass")
+
+    with saved_tensors_hooks(note, refuse):
+        F.cross_entropy(model(images), labels)
+    return sum(storage.nbytes() for storage in storages.values())

@@ -1,0 +1,143 @@
+"""Pages that the site takes from elsewhere: files of the repository that it shows, and the public names.
+
+They are written into docs/ when a build begins, and git ignores them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+REFERENCE = ROOT / "results" / "reference"
+MODULES = (
+    "bnlab",
+    "bnlab.estimators",
+    "bnlab.inference",
+    "bnlab.theory",
+    "bnlab.nn",
+    "bnlab.memory",
+    "bnlab.harness",
+)
+_LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")  # to a file
+_FENCED = re.compile(r"(```.*?```)", re.DOTALL)
+
+
+def list_shown() -> dict[str, Path]:
+    """Map the names of pages to the files elsewhere in the repository that they show."""
+    shown = {
+        "answers": REFERENCE / "ANSWERS.md",
+        "tables": ROOT / "results" / "README.md",
+        "contributing": ROOT / "CONTRIBUTING.md",
+        "changelog": ROOT / "CHANGELOG.md",
+    }
+    for path in sorted(REFERENCE.glob("*/README.md")):
+        shown[f"experiments/{path.parent.name}"] = path
+    for path in sorted(REFERENCE.glob("*.md")):  # what is said of all experiments together
+        if path.name not in ("ANSWERS.md", "README.md"):
+            shown[f"experiments/{path.stem.lower()}"] = path
+    return shown
+
+
+def list_names(module: ModuleType) -> list[str]:
+    """List the public functions and classes of a module, without the modules in it."""
+    return [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+
+
+def write_pages(docs: Path = DOCS) -> None:
+    """Write all pages that are made, and remove those of earlier builds that are not made any more.
+
+    Files whose text is the same are left alone, so that builds are short.
+    """
+    shown = list_shown()
+    pages = {name: path.read_text(encoding="utf-8") for name, path in shown.items()}
+    pages["experiments/index"] = _write_experiments(shown)
+    for name in MODULES:
+        pages[f"reference/{name}"] = _write_module(name)
+
+    for name, text in pages.items():
+        path = docs / f"{name}.md"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    for path in [*docs.glob("experiments/*.md"), *docs.glob("reference/*.md")]:
+        if str(path.relative_to(docs).with_suffix("")) not in pages:
+            path.unlink()
+
+
+def _write_experiments(shown: dict[str, Path]) -> str:
+    """Write the page that lists the experiments, each with its question."""
+    lines = [
+        "# Experiments",
+        "",
+        "Each page has an experiment's claims with their verdicts, its figures, and the command that runs it again.",
+        "",
+    ]
+    names = []
+    for page, path in shown.items():
+        folder, _, name = page.rpartition("/")
+        if folder == "experiments":
+            names.append(name)
+            about = f": {_read_question(path)}" if path.name == "README.md" else ""
+            lines.append(f"- [{name}]({name}.md){about}")
+    return "\n".join([*lines, "", *_write_contents(names), ""])
+
+
+def _read_question(path: Path) -> str:
+    """Read an experiment's question, the first paragraph of its page, without the numbers that it bears on."""
+    _, question, *_ = path.read_text(encoding="utf-8").split("\n\n")
+    return re.sub(r" \([^)]*\)$", "", question)
+
+
+def _write_contents(names: list[str]) -> Iterator[str]:
+    """Write a table of contents that only the sidebar shows."""
+    yield "```{toctree}"
+    yield ":hidden:"
+    yield ""
+    yield from names
+    yield "```"
+
+
+def _write_module(name: str) -> str:
+    """Write the reference of a module: what it is for, a list of its names, and each name's docstring."""
+    module = importlib.import_module(name)
+    names = list_names(module)
+    lines = [f"# {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :no-members:", ""]
+
+    lines += [".. autosummary::", "   :nosignatures:", ""]
+    lines += [f"   {each}" for each in names]
+    for each in names:
+        value = getattr(module, each)
+        kind = "autoclass" if inspect.isclass(value) else "autofunction"
+        lines += ["", f".. {kind}:: {each}"]
+    return "\n".join([*lines, "```", ""])
+
+
+def adapt_links(text: str, page: str) -> str:
+    """Let the links of a page's text lead to the pages of the site, where it shows the files that they name.
+
+    Args:
+        text: Markdown, as it stands in the file that the page shows.
+        page: the page's name, such as "experiments/gap".
+    """
+    shown = list_shown()
+    pages = {path: name for name, path in shown.items()}
+    pages[ROOT / "README.md"] = "index"
+    pages[REFERENCE / "README.md"] = "experiments/index"
+    at = (DOCS / f"{page}.md").parent
+    origin = shown.get(page, DOCS / f"{page}.md").parent
+
+    def adapt(match: re.Match[str]) -> str:
+        target = Path(os.path.normpath(origin / match[1]))
+        if target in pages:
+            target = DOCS / f"{pages[target]}.md"
+        return "](" + os.path.relpath(target, at)
+
+    parts = _FENCED.split(text)
+    return "".join(part if part.startswith("```") else _LINK.sub(adapt, part) for part in parts)

@@ -1,0 +1,86 @@
+"""Can networks be trained on one image at a time, with which norm, and what memory does that save?
+
+Ruff 2017 (gain control), Wu & He 2018 (group norm), Ulyanov et al. 2016 (instance norm): none of them needs a batch.
+All have the learning rate that was chosen for batch norm, scaled to the batch. Fifteen seeds from the start; all claims
+were written before their first number.
+"""
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
+from bnlab.harness.reporting.frames import name_panels, rows, score
+from bnlab.harness.reporting.plots import Axis, Forest
+from experiments.margins import A_POINT
+
+NAMES = {
+    "batch": "batch norm",
+    "group": "group norm",
+    "instance": "instance norm",
+    "gain_control": "gain control",
+}
+ALONE = ("group", "instance", "gain_control")  # norms of each image
+GAINED = ("points gained", A_POINT)
+MEBIBYTE = 2**20
+
+
+def find_accuracies(tables: Tables) -> pd.DataFrame:
+    """Find accuracies at the end of training, of batch norm under exact statistics."""
+    frame = rows(tables, "evaluations", 1.0, ("norm", "batch_size"), estimator=("none", "exact"))
+    frame["line"] = frame["norm"].map(NAMES)
+    return frame.drop(columns=["estimator", "momentum", "statistics_split"])  # in which norms differ
+
+
+def find_memory(tables: Tables) -> pd.DataFrame:
+    """Find the memory of an update, of networks that were trained in batches of 32: it depends on the norm alone."""
+    frame = rows(tables, "training_memory", 1.0, ("norm", "batch_size"), batch_size=32)
+    return frame.assign(line=frame["norm"].map(NAMES))
+
+
+EXPERIMENT = Experiment(
+    bears_on=("Q18", "F5", "F6"),
+    sweeps=("batch_of_one", "batch_of_one_others"),
+    columns=("accuracy", "saved_bytes", "step_bytes"),
+    figures={
+        "accuracy": Figure(
+            "Accuracy by norm, trained on one image at a time and in batches of 32",
+            "Test accuracy at the end of training; of batch norm under exact statistics.",
+            score(lambda tables: name_panels(find_accuracies(tables), "batch size {batch_size}"), "accuracy",
+                  ("panel", "line"), scale=100),
+            Forest("line", Axis("test accuracy (%)"))),
+        "memory": Figure(
+            "Memory of an update by norm, of one image and of 32",
+            "Activations that are kept for the backward pass, weights, gradients and momentum.",
+            score(lambda tables: name_panels(find_memory(tables), "batch size {images}"), "step_bytes",
+                  ("panel", "line"), scale=1 / MEBIBYTE),
+            Forest("line", Axis("memory of an update (MiB)"))),
+    },
+    claims={
+        "one_image_is_enough": Claim(
+            "Networks that were trained on one image at a time are less than a point worse than those with the same "
+            "norm in batches of 32.",
+            score(find_accuracies, "accuracy", ("norm",), scale=100, against=32, along="batch_size",
+                  matching=("seed", "norm"), batch_size=1, norm=ALONE),
+            above(-1.0, *GAINED), ("Q18", "F5")),
+        "batch_norm_is_not_missed": Claim(
+            "In batches of 32 norms of each image are less than a point worse than batch norm.",
+            score(find_accuracies, "accuracy", ("norm",), scale=100, against="batch", along="norm",
+                  matching=("seed", "batch_size"), batch_size=32),
+            above(-1.0, *GAINED), ("Q18", "F5")),
+        "gain_control_keeps_up_with_group_norm": Claim(
+            "On one image at a time gain control is less than a point worse than group norm.",
+            score(find_accuracies, "accuracy", ("norm",), scale=100, against="group", along="norm",
+                  matching=("seed", "batch_size"), batch_size=1, norm="gain_control"),
+            above(-1.0, *GAINED), ("Q18",)),
+        "an_update_takes_a_tenth": Claim(
+            "An update on one image takes less than a tenth of the memory of one on 32, activations and weights "
+            "together.",
+            score(find_memory, "step_bytes", ("norm",), against=32, along="images", ratio=True, matching=("run",),
+                  images=1),
+            below(0.1, "times", "a tenth decides which device is large enough"), ("Q18",)),
+        "it_is_the_batch_that_saves": Claim(
+            "At 32 images the activations that norms of each image keep are those of batch norm, to a tenth.",
+            score(find_memory, "saved_bytes", ("norm",), against="batch", along="norm", ratio=True,
+                  matching=("seed", "images"), images=32),
+            within(0.9, 1.1, "times", "a tenth is less than what the next batch size changes"), ("Q18",)),
+    },
+)  # fmt: skip

@@ -1,0 +1,101 @@
+"""Do weights that are changed after training need new statistics, and how many images or passes do these take?
+
+Networks are averaged (Izmailov et al. 2018), pruned and rounded, and their running averages are those of other weights.
+Averages of networks are said to need new statistics (Jordan et al. 2022, REPAIR). Fifteen seeds from the start; all
+claims were written before their first number.
+"""
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
+from bnlab.harness.reporting.frames import OtherThan, name_panels, rows, score
+from bnlab.harness.reporting.plots import LOST, Axis, Curves, Forest
+from experiments.margins import A_POINT, AS_ACCURATE, SIX_IMAGES
+
+NAMES = {
+    "none": "unchanged",
+    "averaged": "two networks averaged",
+    "pruned": "a third pruned",
+    "rounded:8": "rounded to 8 bits",
+    "rounded:4": "rounded to 4 bits",
+}
+KINDS = {
+    "exact": "layer by layer (exact)",
+    "precise": "in one pass (precise)",
+    "stale": "running averages (stale)",
+}
+UNCHANGED, AVERAGED, PRUNED, EIGHT_BITS, FOUR_BITS = NAMES.values()
+EACH = ("batch_size", "line")
+LITTLE = within(-0.3, 0.3, "points lost", SIX_IMAGES)
+
+
+def find_losses(tables: Tables) -> pd.DataFrame:
+    """Find all rows at the end of training; the line is what was done to the weights, `is_all` tells samples apart."""
+    frame = rows(tables, "changed_weights", 1.0)
+    most = frame.groupby("run")["images"].transform("max")
+    frame["is_all"] = frame["images"] == most
+    return frame.assign(line=frame["change"].map(NAMES))
+
+
+def find_curves(tables: Tables) -> pd.DataFrame:
+    """Put what each change loses into a panel; the line is the kind of statistics, stale ones are of no images."""
+    frame = name_panels(find_losses(tables), "{line}, batch size {batch_size}")
+    frame["images"] = frame["images"].where(frame["images"] > 0)
+    return frame.assign(line=frame["statistics"].map(KINDS))
+
+
+EXPERIMENT = Experiment(
+    bears_on=("Q11", "Q14", "F2", "F15", "H4", "H9"),
+    columns=("accuracy_lost", "mean_gap"),
+    figures={
+        "lost": Figure(
+            "What changed weights lose, by the images that their statistics are of",
+            "Test accuracy under exact statistics of all training images minus that under statistics of so many.",
+            score(find_curves, "accuracy_lost", ("panel", "line", "images"), scale=100, change=OtherThan("none")),
+            Curves("images", "line", LOST)),
+        "gap": Figure(
+            "How far stale statistics are from those of the changed weights",
+            "Gap of the running mean, root mean square over the layers behind the first.",
+            score(lambda tables: name_panels(find_losses(tables), "batch size {batch_size}"), "mean_gap",
+                  ("panel", "line"), geometric=True, statistics="stale"),
+            Forest("line", Axis("gap of the mean (σ)", log=True))),
+    },
+    claims={
+        "averaged_networks_need_new_ones": Claim(
+            "Under the mean of their running averages two averaged networks lose over a point against exact "
+            "statistics.",
+            score(find_losses, "accuracy_lost", EACH, scale=100, line=AVERAGED, statistics="stale"),
+            above(1.0, "points lost", A_POINT), ("Q11", "F15", "H9")),
+        "pruned_networks_do_not": Claim(
+            "Under stale statistics networks whose smallest third of weights is 0 lose less than a point.",
+            score(find_losses, "accuracy_lost", EACH, scale=100, line=PRUNED, statistics="stale"),
+            within(-1.0, 1.0, "points lost", A_POINT), ("Q11",)),
+        "eight_bits_do_not": Claim(
+            "Under stale statistics networks that are rounded to 8 bits lose less than 0.3 points.",
+            score(find_losses, "accuracy_lost", EACH, scale=100, line=EIGHT_BITS, statistics="stale"),
+            LITTLE, ("Q11",)),
+        "four_bits_need_new_ones": Claim(
+            "Under stale statistics networks that are rounded to 4 bits lose over 0.3 points.",
+            score(find_losses, "accuracy_lost", EACH, scale=100, line=FOUR_BITS, statistics="stale"),
+            above(0.3, "points lost", SIX_IMAGES), ("Q11",)),
+        "averaging_moves_statistics_most": Claim(
+            "The gap of stale means behind the first layer is over twice as large once two networks are averaged.",
+            score(find_losses, "mean_gap", EACH, against=UNCHANGED, along="line", matching=("run", "statistics"),
+                  ratio=True, geometric=True, line=AVERAGED, statistics="stale"),
+            above(2.0, "times", "a gap that is doubled is seen in any figure"), ("H9",)),
+        "one_pass_is_enough": Claim(
+            "Statistics of all training images in one pass lose less than 0.3 points against those that are taken "
+            "layer by layer, whatever was changed.",
+            score(find_losses, "accuracy_lost", EACH, scale=100, statistics="precise", is_all=True),
+            LITTLE, ("Q11", "F15")),
+        "hundreds_of_images_are_enough": Claim(
+            "Exact statistics of 512 images lose less than 0.3 points against those of all, whatever was changed.",
+            score(find_losses, "accuracy_lost", EACH, scale=100, statistics="exact", images=512),
+            LITTLE, ("Q14", "F2", "H4")),
+        "any_images_are_better_than_none": Claim(
+            "Averaged networks lose less under exact statistics of 32 images than under stale ones.",
+            score(find_losses, "accuracy_lost", EACH, scale=100, against="stale", along="statistics",
+                  matching=("run", "line"), statistics="exact", images=(0, 32), line=AVERAGED),
+            below(0.0, "points", AS_ACCURATE), ("Q14", "F2")),
+    },
+)  # fmt: skip

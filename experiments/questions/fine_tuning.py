@@ -1,0 +1,108 @@
+"""How should batch norm be treated where a network is fine-tuned on few images, in small batches?
+
+Networks that know characters in some fonts learn others, from 256 images. Layers are left in train mode, or put into
+eval mode with the statistics that training ended with or with exact ones of the new images; all may be recalibrated at
+the end. Fifteen seeds from the start; all claims were written before their first number.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
+from bnlab.harness.reporting.frames import name_panels, rows, score
+from bnlab.harness.reporting.plots import Axis, Curves
+from experiments.margins import A_POINT, AS_ACCURATE
+
+MODES = {
+    "train": "train mode",
+    "eval": "eval mode, old statistics",
+    "eval_exact": "eval mode, statistics of new images",
+}
+TRAIN, OLD, NEW = MODES.values()
+AFTER = {"held": "", "recalibrated": ", recalibrated"}
+TUNING = ("tuning_batch", "tuning_rate", "tuning_steps")
+UPDATES = Axis("updates", log=True, ticks="values")
+LONG: dict[str, Any] = {"tuning_steps": 500, "tuning_rate": 0.01}
+GAINED = ("points gained", A_POINT)
+LITTLE = within(-1.0, 1.0, *GAINED)
+
+
+def find_tuned(tables: Tables) -> pd.DataFrame:
+    """Find all rows; `way` is the mode in words, `line` says too if statistics were taken again."""
+    frame = rows(tables, "fine_tuning", 1.0)
+    frame["way"] = frame["mode"].map(MODES)
+    frame["line"] = frame["way"] + frame["statistics"].map(AFTER)
+    return name_panels(frame, "batches of {tuning_batch}, learning rate {tuning_rate}")
+
+
+def score_curves(value: str) -> Score:
+    """Average an accuracy for each way, batch size and rate of fine-tuning, over its updates."""
+    return score(find_tuned, value, ("panel", "line", "tuning_steps"), scale=100)
+
+
+def score_against(reference: str, value: str = "new_accuracy", **wanted: Any) -> Score:
+    """Points that one way of fine-tuning has more than another, for each batch size and rate."""
+    wanted = {"statistics": "held", **wanted}
+    return score(find_tuned, value, ("tuning_batch", "tuning_rate"), scale=100, against=reference, along="way",
+                 matching=("run", "statistics", *TUNING), **wanted)  # fmt: skip
+
+
+def score_recalibration(**wanted: Any) -> Score:
+    """Points in the new fonts that are gained by recalibrating at the end, for each batch size and rate."""
+    return score(find_tuned, "new_accuracy", ("tuning_batch", "tuning_rate"), scale=100, against="held",
+                 along="statistics", matching=("run", "way", *TUNING), statistics="recalibrated",
+                 **wanted)  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    bears_on=("Q11", "Q13", "F3"),
+    columns=("forgotten", "gained", "new_accuracy", "old_accuracy"),
+    figures={
+        "new": Figure(
+            "Accuracy in the new fonts over fine-tuning, by the mode of batch norm",
+            "Recalibrated: exact statistics of the 256 new images, taken again after the last update.",
+            score_curves("new_accuracy"),
+            Curves("tuning_steps", "line", Axis("accuracy in new fonts (%)"), across=UPDATES)),
+        "old": Figure(
+            "Accuracy in the fonts of training over fine-tuning, by the mode of batch norm",
+            "Recalibrated: exact statistics of the 256 new images, taken again after the last update.",
+            score_curves("old_accuracy"),
+            Curves("tuning_steps", "line", Axis("accuracy in old fonts (%)"), across=UPDATES)),
+    },
+    claims={
+        "train_mode_fails_in_tiny_batches": Claim(
+            "After 500 updates in batches of 2 a network that was left in train mode is over a point worse in the new "
+            "fonts than one in eval mode with old statistics.",
+            score_against(OLD, way=TRAIN, tuning_batch=2, tuning_steps=500), below(-1.0, *GAINED)),
+        "train_mode_serves_in_batches_of_32": Claim(
+            "After 500 updates in batches of 32 the two are within a point.",
+            score_against(OLD, way=TRAIN, tuning_batch=32, **LONG), LITTLE),
+        "recalibration_repairs": Claim(
+            "A network that was tuned in train mode in batches of 2 gains over a point by recalibration at the end.",
+            score_recalibration(way=TRAIN, tuning_batch=2, tuning_steps=500), above(1.0, *GAINED)),
+        "recalibration_does_not_make_up": Claim(
+            "Also recalibrated, a network that was tuned in train mode in batches of 2 is worse than one in eval mode.",
+            score_against(OLD, way=TRAIN, statistics="recalibrated", tuning_batch=2, **LONG),
+            below(0.0, "points gained", AS_ACCURATE)),
+        "recalibration_helps_in_eval_mode_too": Claim(
+            "A network that was tuned in eval mode with old statistics gains by recalibration at the end.",
+            score_recalibration(way=OLD, **LONG), above(0.0, "points gained", AS_ACCURATE)),
+        "eval_mode_learns": Claim(
+            "In eval mode with old statistics 500 updates gain over a point in the new fonts, in batches of any size.",
+            score(find_tuned, "gained", ("tuning_batch",), scale=100, way=OLD, statistics="held", **LONG),
+            above(1.0, *GAINED)),
+        "new_statistics_help_at_once": Claim(
+            "After 20 updates at a rate of 0.001 eval mode with statistics of the new images is better than with old "
+            "ones.",
+            score_against(OLD, way=NEW, tuning_steps=20, tuning_rate=0.001),
+            above(0.0, "points gained", AS_ACCURATE)),
+        "old_statistics_are_made_up_for": Claim(
+            "After 500 updates at a rate of 0.01 the two are within a point.",
+            score_against(OLD, way=NEW, **LONG), LITTLE),
+        "train_mode_forgets": Claim(
+            "After 500 updates in batches of 2 a network that was left in train mode has lost over a point more in the "
+            "old fonts than one in eval mode.",
+            score_against(OLD, "forgotten", way=TRAIN, tuning_batch=2, **LONG), above(1.0, "points more", A_POINT)),
+    },
+)  # fmt: skip

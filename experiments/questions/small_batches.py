@@ -1,0 +1,116 @@
+"""What should a network predict with that was trained in batches of 2 to 16 images?
+
+Singh & Shrivastava 2019 (EvalNorm) and Summers & Dinneen 2020 let each example take part in its statistics, as it does
+in training. Wu & Johnson 2021 freeze batch norm for the last epochs. Fifteen seeds from the start; all claims were
+written before their first number.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
+from bnlab.harness.reporting.frames import name_panels, rows, score
+from bnlab.harness.reporting.plots import ACCURACY, Axis, Curves
+from bnlab.names import EstimatorName
+from experiments.margins import A_POINT, AS_ACCURATE, AS_NEAR
+
+NAMES = {
+    "ema": "running averages",
+    "exact": "exact statistics",
+    "eval_norm": "EvalNorm",
+    "example_weighing": "example weighing (0.1)",
+}
+RUNNING, EXACT, EVAL_NORM, WEIGHING = NAMES.values()
+NETWORKS = {
+    "none": "never frozen",
+    "ema": "frozen with running averages",
+    "exact": "frozen with exact statistics",
+}
+DISCREPANCIES = {"tid_mean": "of the mean (σ)", "tid_std": "of the deviation (relative)"}
+BETTER = above(0.0, "points gained", AS_ACCURATE)
+
+
+def find_accuracies(tables: Tables) -> pd.DataFrame:
+    """Find accuracies at the end; the line is what is predicted with, `training` says if batch norm was frozen."""
+    frame = rows(tables, "evaluations", 1.0, ("batch_size", "freeze_with"))
+    kinds = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
+    frame["line"] = kinds.map(NAMES)
+    frame["training"] = frame["freeze_with"].map(NETWORKS)
+    return frame.drop(columns=["estimator", "momentum", "statistics_split"])  # in which lines differ
+
+
+def find_discrepancies(tables: Tables) -> pd.DataFrame:
+    """Find the discrepancies by layer of exact statistics, of networks that were never frozen."""
+    gaps = rows(tables, "gaps", 1.0, ("batch_size", "freeze_with"), estimator="exact", freeze_with="none")
+    frames = [gaps.assign(distance=gaps[column], kind=words) for column, words in DISCREPANCIES.items()]
+    return name_panels(pd.concat(frames, ignore_index=True), "{kind}")
+
+
+def score_gain(line: str, against: str, **wanted: Any) -> Score:
+    """Points that one kind of statistics gains over another, on networks that were never frozen."""
+    return score(find_accuracies, "accuracy", ("batch_size",), scale=100, against=against, along="line",
+                 freeze_with="none", line=line, **wanted)  # fmt: skip
+
+
+def score_freezing(line: str) -> Score:
+    """Points that networks gain which were frozen for the last fifth, in batches of 2 and 4."""
+    return score(find_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
+                 along="freeze_with", matching=("seed", "batch_size", "line"), line=line,
+                 batch_size=(2, 4))  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    bears_on=("Q11", "Q13", "F3", "F8", "F9", "F11", "H3", "H7"),
+    columns=("accuracy", "tid_mean", "tid_std"),
+    figures={
+        "accuracy": Figure(
+            "Accuracy after training in small batches, by what is predicted with",
+            "EvalNorm weighs each example as a batch of the training size does.",
+            score(lambda tables: name_panels(find_accuracies(tables), "{training}"), "accuracy",
+                  ("panel", "line", "batch_size"), scale=100),
+            Curves("batch_size", "line", ACCURACY)),
+        "discrepancy": Figure(
+            "How far exact statistics are from those of single training batches, by layer",
+            "Distance from the mean of a batch, in its standard deviations, and from its standard deviation; averaged "
+            "over batches.",
+            score(find_discrepancies, "distance", ("panel", "depth", "batch_size")),
+            Curves("depth", "batch_size", Axis("distance from single batches"))),
+    },
+    claims={
+        "eval_norm_beats_running_averages": Claim(
+            "EvalNorm is more accurate than PyTorch's running averages.",
+            score_gain(EVAL_NORM, RUNNING), BETTER, ("Q13", "F8")),
+        "eval_norm_beats_exact_statistics": Claim(
+            "EvalNorm is more accurate than exact statistics.",
+            score_gain(EVAL_NORM, EXACT), BETTER, ("Q13", "F8")),
+        "example_weighing_gains": Claim(
+            "Exact statistics in which the example itself has a tenth are more accurate than exact ones alone.",
+            score_gain(WEIGHING, EXACT), BETTER, ("Q13", "F9")),
+        "exact_statistics_gain_in_batches_of_two": Claim(
+            "In batches of 2 exact statistics are over a point more accurate than running averages.",
+            score_gain(EXACT, RUNNING, batch_size=2), above(1.0, "points gained", A_POINT), ("Q11", "F3")),
+        "freezing_helps": Claim(
+            "In batches of 2 and 4 networks that were frozen for the last fifth are more accurate, each under its own "
+            "statistics.",
+            score_freezing(RUNNING), BETTER, ("Q11", "F3")),
+        "freezing_helps_exact_statistics_too": Claim(
+            "In batches of 2 and 4 they are more accurate under exact statistics as well.",
+            score_freezing(EXACT), BETTER, ("F3",)),
+        "discrepancy_is_noise_of_batches": Claim(
+            "Exact means are over twice as far from those of single batches of 2 as of 16, in every layer.",
+            score("gaps", "tid_mean", ("depth",), at=1.0, against=16, along="batch_size", matching=("seed",),
+                  ratio=True, geometric=True, batch_size=2, estimator="exact", freeze_with="none"),
+            above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8"), ("F11", "H3")),
+        "better_statistics_do_not_reduce_it": Claim(
+            "Running means are about as far from those of single batches as exact ones are, in every layer.",
+            score("gaps", "tid_mean", ("batch_size", "depth"), at=1.0, against="exact", ratio=True, geometric=True,
+                  estimator="ema", freeze_with="none"),
+            within(0.9, 1.1, "times", "a tenth is not seen in a figure"), ("F11",)),
+        "deviations_differ_more_in_later_layers": Claim(
+            "The discrepancy of the standard deviation is larger in the last layer than in the first.",
+            score("gaps", "tid_std", ("batch_size",), at=1.0, against=1, along="depth", ratio=True, geometric=True,
+                  depth=3, estimator="exact", freeze_with="none"),
+            above(1.0, "times", AS_NEAR), ("F11", "H7")),
+    },
+)  # fmt: skip

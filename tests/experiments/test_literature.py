@@ -1,0 +1,93 @@
+"""The page on the literature: it is what the text and the claims give, and every judgement rests on a claim."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.outcome import Outcome
+from experiments.catalogue import FIGURES, find_experiment, list_questions
+from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_quoted, read_text, write_page
+from tests.experiments.test_questions import find_outcomes
+
+_, SECTIONS = read_text()
+FINDINGS = [finding for section in SECTIONS for finding in section.findings]
+HYPOTHESES = tuple(f"H{number}" for number in range(1, 15))
+QUOTE = re.compile(r"{{.*?}}")
+MEASURED = re.compile(r"\d(?:%(?! of training)| points?| times| σ)")
+
+
+def number_of(finding: Finding) -> str:
+    return finding.number
+
+
+def test_the_page_is_the_one_that_the_claims_give() -> None:
+    assert PAGE.read_text(encoding="utf-8") == write_page(find_outcomes()), "run: python -m experiments.literature"
+
+
+def test_a_changed_verdict_stops_the_page() -> None:
+    def change(outcome: Outcome) -> Outcome:
+        frame = outcome.frame.copy()
+        is_quoted = frame["claim"] == "group_norm_wins_when_small"
+        frame.loc[is_quoted, "verdict"] = "holds"
+        return replace(outcome, frame=frame)
+
+    outcomes = [change(outcome) if outcome.experiment.name == "norms" else outcome for outcome in find_outcomes()]
+
+    with pytest.raises(UserError, match=r"F5b: a quoted claim has another verdict"):
+        write_page(outcomes)
+
+
+def test_every_figure_and_hypothesis_is_judged_once() -> None:
+    numbers = [finding.number for finding in FINDINGS]
+
+    assert len({*numbers}) == len(numbers)
+    assert {*FIGURES, *HYPOTHESES} == {re.sub("[a-z]$", "", number) for number in numbers if number[0] in "FH"}
+
+
+def test_the_counts_are_those_of_the_tables() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    sentences = page.split("\n\n")[1]
+    of_papers, expected = (list(map(int, re.findall(r"\d+", part))) for part in sentences.split(". Of "))
+
+    for number, judgement in enumerate(JUDGEMENTS, 1):
+        row = f"| **{judgement}** | "
+        assert page.count(row) == of_papers[number] + expected[number] + 1, judgement  # and once in the overview
+    assert of_papers[0] == sum(of_papers[1:])
+    assert expected[0] == sum(expected[1:])
+    assert of_papers[0] + expected[0] == len(FINDINGS)
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=number_of)
+def test_what_is_judged_quotes_claims(finding: Finding) -> None:
+    if finding.judgement in ("agrees", "contradicts", "undecided"):
+        assert finding.list_quotes()
+    if finding.judgement == "contradicts":
+        assert finding.reason.startswith("It may be us")
+    if finding.judgement == "undecided":
+        assert "undecided" in {verdict for verdict, _, _ in finding.list_quotes()}
+    if finding.judgement == "not tried":
+        assert not finding.here
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=number_of)
+def test_numbers_from_here_come_from_claims(finding: Finding) -> None:
+    by_hand = QUOTE.sub("", finding.here)
+    without_margins = re.sub(r"0\.3 points|0\.[18] σ", "", by_hand)
+
+    assert not MEASURED.findall(without_margins)
+    assert "{{" not in finding.they + finding.reason
+
+
+@pytest.mark.parametrize("name", sorted({finding.would_tell for finding in FINDINGS} - {""}))
+def test_what_would_tell_is_declared_and_not_measured(name: str) -> None:
+    assert name in list_questions()
+    assert find_experiment(name).claims
+    assert not (REFERENCE / name).exists(), f"{name} has results: judge again what it would tell"
+
+
+def test_quoted_experiments_have_results() -> None:
+    assert [name for name in list_quoted(SECTIONS) if not (REFERENCE / name).is_dir()] == []

@@ -1,0 +1,142 @@
+"""Changed weights, against weights that are changed one by one, and statistics of float64 networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.training import Seeds
+from bnlab.harness.measurements.frozen import in_batches
+from bnlab.harness.measurements.tables import changed_weights
+from bnlab.harness.measurements.tables.changed_weights import ChangedWeights, list_changes, train_second
+from bnlab.harness.reporting.frames import select
+from bnlab.harness.schedule import lr_factor
+from tests.references import batch_norms, batch_upstream_population, float64_copy, full_batch_population, gap
+
+STEP, START = 40, 20
+
+
+def list_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of convolutions and linear layers by name."""
+    layers = dict(model.named_modules())
+    found = {}
+    for name, layer in layers.items():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            found[name] = layer.weight.detach()
+    return found
+
+
+def test_the_second_network_goes_on_from_half_way_in_another_order(trained: Run) -> None:
+    """Against a plain loop in float64: 20 updates of float32 sums, 1e-7 each, through a network that amplifies them."""
+    config = trained.config
+    model = float64_copy(trained.model_at(START)).train()
+    weights = list(model.parameters())
+    velocities = [torch.zeros_like(weight) for weight in weights]
+    orders = [trained.batches.epoch_order(epoch) for epoch in (1, 2, 3)]
+    drawn = []
+    for epoch in (1, 2, 3):  # of 12 batches; update 21 is the ninth of the second epoch
+        generator = torch.Generator().manual_seed(Seeds.of(0).order + 2**31 + epoch)
+        drawn.append(torch.randperm(360, generator=generator))
+
+    for step in range(START, STEP):
+        epoch, place = divmod(step, 12)
+        chosen = drawn[epoch - 1][32 * place : 32 * place + 32]
+        images = trained.dataset.train.images[chosen].double()
+        loss = F.cross_entropy(model(images), trained.dataset.train.labels[chosen])
+        gradients = torch.autograd.grad(loss, weights)
+        rate = config.optimizer.peak_lr(32) * lr_factor("onecycle", step, STEP)
+        for weight, gradient, velocity in zip(weights, gradients, velocities, strict=True):
+            slope = gradient + 5e-4 * weight.detach()
+            velocity.mul_(0.9).add_(slope)
+            weight.data -= rate * (slope + 0.9 * velocity)
+
+    second = train_second(trained, STEP)
+
+    assert not any(torch.equal(order, other) for order, other in zip(orders, drawn, strict=True))
+    for found, expected in zip(second.state_dict().values(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=1e-3, atol=1e-4)
+
+    average = list_changes()["averaged"](trained, STEP).state_dict()
+    last = trained.load_checkpoint(STEP)
+    for name, values in second.state_dict().items():
+        if values.is_floating_point():
+            torch.testing.assert_close(average[name], (last[name] + values) / 2)
+
+
+def test_the_smallest_third_of_all_weights_is_pruned(trained: Run) -> None:
+    before = list_weights(trained.model_at(STEP))
+    magnitudes = sorted(abs(value) for weight in before.values() for value in weight.flatten().tolist())
+    largest_pruned = magnitudes[round(len(magnitudes) / 3) - 1]
+
+    found = list_changes()["pruned"](trained, STEP)
+
+    for name, weight in list_weights(found).items():
+        expected = [0.0 if abs(w) <= largest_pruned else w for w in before[name].flatten().tolist()]
+        assert weight.flatten().tolist() == expected
+    assert found.state_dict().keys() == trained.model_at(STEP).state_dict().keys()
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 127), (4, 7)])
+def test_weights_are_rounded(bits: int, most: int, trained: Run) -> None:
+    before = list_weights(trained.model_at(STEP))
+
+    found = list_weights(list_changes()[f"rounded:{bits}"](trained, STEP))
+
+    for name, weight in found.items():
+        unit = before[name].abs().max().item() / most
+        for value, old in zip(weight.flatten().tolist(), before[name].flatten().tolist(), strict=True):
+            multiple = value / unit
+            assert multiple == pytest.approx(round(multiple), abs=1e-4)
+            assert abs(value - old) <= unit * 0.5001
+    biases = [name for name, _ in trained.model_at(STEP).named_parameters() if name.endswith("bias")]
+    changed = list_changes()[f"rounded:{bits}"](trained, STEP).state_dict()
+    assert all(torch.equal(changed[name], trained.load_checkpoint(STEP)[name]) for name in biases)
+
+
+def test_rows(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changed_weights, "SAMPLES", (48, 1000))  # fewer and more than there are
+    train = trained.dataset.train.images
+    test = trained.dataset.test
+    image = 1.5 / len(test.labels)  # one image may lie on the border
+
+    assert ChangedWeights().scope(trained, []) == {None: [STEP]}
+    assert ChangedWeights().reads(trained, []) == [START, STEP]
+
+    frame = ChangedWeights().measure(trained, [None], [STEP])
+    assert frame["change"].unique().tolist() == ["none", "averaged", "pruned", "rounded:8", "rounded:4"]
+    for change in list_changes():
+        for kind in ("exact", "precise", "stale"):
+            images = select(frame, change=change, statistics=kind)["images"].tolist()
+            assert images == ([0] if kind == "stale" else [360, 48])
+
+    for change, build in list_changes().items():
+        model = float64_copy(build(trained, STEP))
+        exact = full_batch_population(model, train)
+        precise = batch_upstream_population(model, [train[part] for part in in_batches(360, 32)])
+        stale = {name: (0, layer.running_mean, layer.running_var) for name, layer in batch_norms(model).items()}
+        expected: dict[str, Any] = {"exact": exact, "precise": precise, "stale": stale}
+        lost = {}
+        for kind, statistics in expected.items():
+            wide = float64_copy(model)
+            for name, layer in batch_norms(wide).items():
+                _, mean, var = statistics[name]
+                layer.running_mean = torch.as_tensor(mean)
+                layer.running_var = torch.as_tensor(var)
+            with torch.no_grad():
+                logits = wide(test.images.double())
+            accuracy = (logits.argmax(1) == test.labels).double().mean().item()
+            lost[kind] = accuracy
+
+            row = select(frame, change=change, statistics=kind).iloc[0]
+            *_, last = exact  # the only layer behind the first
+            gaps = gap(exact[last][1:], statistics[last][1:], batch_norms(model)[last].eps)
+            assert row["accuracy"] == pytest.approx(accuracy, abs=image)
+            assert row["accuracy_lost"] == pytest.approx(lost["exact"] - accuracy, abs=2 * image)
+            assert row["loss"] == pytest.approx(F.cross_entropy(logits, test.labels).item(), rel=1e-4)
+            assert row["mean_gap"] == pytest.approx(gaps["mean_gap"], rel=1e-3, abs=1e-5)
+            assert row["var_gap"] == pytest.approx(gaps["var_gap"], rel=1e-3, abs=1e-5)

@@ -1,0 +1,122 @@
+"""The site: its pages, the names that it explains, and its links. The whole is built where Sphinx is installed."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bnlab.harness import load_images, load_model
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.jobs import execute
+from docs import pages
+from docs.pages import DOCS, MODULES, adapt_links, list_names, list_shown, write_pages
+
+TOCTREE = re.compile(r"```{toctree}\n(.*?)```", re.DOTALL)
+NAMES = [(module, name) for module in MODULES for name in list_names(importlib.import_module(module))]
+
+
+def list_contents() -> set[str]:
+    """The pages in the tables of contents of the front page."""
+    entries = set()
+    for body in TOCTREE.findall((DOCS / "index.md").read_text()):
+        lines = body.splitlines()
+        entries |= {line for line in lines if line and not line.startswith(":")}
+    return entries
+
+
+def list_loaded(page: Path) -> str:
+    """The addresses of all files that a browser loads for a page: scripts, styles, images."""
+    loaded = re.findall(r"<(?:script|img|link)\b[^>]*(?:src|href)=\"([^\"]+)", page.read_text())
+    return "\n".join(loaded)
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    written = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")} - {"index"}
+    made = {*list_shown(), "experiments/index", *(f"reference/{module}" for module in MODULES)}
+    of_experiments = {page for page in {*written, *made} if re.fullmatch("experiments/(?!index).*", page)}
+
+    assert list_contents() == {*written, *made} - of_experiments
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES, ids=lambda word: word)
+def test_each_public_name_has_an_example(module: str, name: str) -> None:
+    value = getattr(importlib.import_module(module), name)
+
+    text = inspect.getdoc(value) or ""
+
+    assert ">>> " in text
+    example = text[text.index(">>> ") :]
+    assert inspect.isabstract(value) or re.search(rf"\b{name}\b", example)
+
+
+@pytest.mark.parametrize("function", [load_model, load_images])
+def test_examples_that_need_a_sweep_run_after_one(
+    function: Callable[..., object], copied: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are skipped among the other examples, because there is no sweep."""
+    folder = Path(copied.results).rename(Path(copied.results).with_name("results"))
+    monkeypatch.chdir(folder.parent)
+    execute(replace(copied, results="results", name="quickstart", estimator=["ema", "exact"]))
+    (test,) = doctest.DocTestFinder(recurse=False).find(function)
+    for example in test.examples:
+        del example.options[doctest.SKIP]
+
+    outcome = doctest.DocTestRunner().run(test)
+
+    assert outcome.attempted == 3
+    assert outcome.failed == 0
+
+
+def test_what_is_said_of_all_experiments_stands_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "REFERENCE", tmp_path)
+    for name in ("ANSWERS.md", "README.md", "HYPOTHESES.md"):
+        (tmp_path / name).touch()
+
+    shown = list_shown()
+
+    assert shown["answers"] == tmp_path / "ANSWERS.md"
+    assert [page for page in shown if page.startswith("experiments/")] == ["experiments/hypotheses"]
+
+
+def test_pages_that_are_not_made_any_more_are_removed(tmp_path: Path) -> None:
+    write_pages(tmp_path)
+    made = {path.read_text() for path in tmp_path.rglob("*.md")}
+    (tmp_path / "experiments" / "gone.md").write_text("# gone\n")
+
+    write_pages(tmp_path)
+
+    assert {path.read_text() for path in tmp_path.rglob("*.md")} == made
+    assert (tmp_path / "experiments" / "gap.md").read_text() == list_shown()["experiments/gap"].read_text()
+
+
+def test_links_lead_to_the_pages_that_show_the_files() -> None:
+    assert adapt_links("[gap](gap/README.md#claims)", "answers") == "[gap](experiments/gap.md#claims)"
+    assert adapt_links("![](figures/cost.png)", "experiments/gap").endswith("/results/reference/gap/figures/cost.png)")
+    assert adapt_links("[Q1](../ANSWERS.md)", "experiments/gap") == "[Q1](../answers.md)"
+    for untouched in ("[Q1](#q1)", "[torch](https://docs.pytorch.org/x.md)", "```\n[a](gap/README.md)\n```"):
+        assert adapt_links(untouched, "answers") == untouched
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="Sphinx is not installed; make docs installs it")
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    words = ["-W", "--keep-going", "-q", "-d", str(tmp_path / "doctrees")]
+    command = [sys.executable, "-m", "sphinx", *words, str(DOCS), str(site)]
+
+    done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    missing = [page for page in list_shown() if not (site / f"{page}.html").exists()]
+    assert not missing
+    assert "http" not in list_loaded(site / "index.html")
