@@ -23,7 +23,8 @@ from bnlab import population_statistics
 from bnlab.gaps import gap
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.reporting import drawing, style
+from bnlab.harness.reporting import drawing
+from bnlab.harness.reporting.outcome import find_outcome
 from bnlab.memory import LiveBytes
 from experiments.catalogue import find_experiment
 
@@ -127,11 +128,9 @@ def _keep(frame: pd.DataFrame) -> None:
         table.to_parquet(folder / f"{name}.parquet", index=False, compression="zstd")
 
     matplotlib.use("Agg")
-    experiment = find_experiment("passes")
-    with style.paper():
-        for name, figure in experiment.figures.items():
-            drawn = drawing.draw(name, figure, tables)
-            drawing.save(drawn, REFERENCE / "figures", name, pdf=False)
+    outcome = find_outcome(find_experiment("passes"), tables)
+    for name, figure in outcome.experiment.figures.items():
+        drawing.write(name, figure, tables, REFERENCE / "figures", pdf=False)
 
 
 def _describe_runs(frame: pd.DataFrame) -> pd.DataFrame:

@@ -43,7 +43,7 @@ ALL_LAYERS = (
 def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:
     """Average the gaps of means over layers, see `gap_over_layers`, with a panel for each share of the training.
 
-    Panels of the layers behind the first come before those of the first layer.
+    At each share the panel of the layers behind the first comes before that of the first layer.
 
     Args:
         tables: the tables of the experiment.
@@ -52,7 +52,7 @@ def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -
     """
     gaps = gap_over_layers(rows(tables, "gaps", at, **wanted), "mean_gap")
     behind_first = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
-    return name_panels(behind_first, "{layers}, {panel}")
+    return name_panels(behind_first, "{panel}, {layers}")
 
 
 def find_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:

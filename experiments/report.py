@@ -159,7 +159,9 @@ def _report_one(experiment: str, name: str, results: Path) -> tuple[Outcome, int
     for claim, reason in unscored.items():
         print(f"claim {claim} of {experiment} cannot be scored: {reason}", file=sys.stderr)
 
-    _, failed = _draw_figures(experiment, question.figures, tables, results / name / "figures")
+    figures = outcome.experiment.figures
+    _, drawn, failed = _draw_figures(experiment, figures, tables, results / name / "figures")
+    outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn))
     lines = ["", f"{experiment}: {question.question}", *_describe(outcome), ""]
     print("\n".join(lines))
     return outcome, len(unscored) + failed
@@ -167,7 +169,7 @@ def _report_one(experiment: str, name: str, results: Path) -> tuple[Outcome, int
 
 def _draw_figures(
     name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path
-) -> tuple[dict[str, Path], int]:
+) -> tuple[dict[str, Path], dict[str, Figure], int]:
     """Draw all figures that can be drawn; name the others on stderr.
 
     Args:
@@ -177,7 +179,8 @@ def _draw_figures(
         folder: where their files are written.
 
     Returns:
-        The PNGs by the figures' names, and how many figures failed. One without rows is left out and has not failed.
+        The PNGs by the figures' names; the figures with their whole captions; and how many figures failed. One without
+        rows is left out and has not failed.
     """
     import matplotlib
 
@@ -185,25 +188,28 @@ def _draw_figures(
     from matplotlib import pyplot
 
     from bnlab.harness.errors import NoRows, where_raised
-    from bnlab.harness.reporting import drawing, style
+    from bnlab.harness.reporting import drawing
 
     paths: dict[str, Path] = {}
+    completed: dict[str, Figure] = {}
     failed = 0
-    with style.paper():
-        for key, figure in figures.items():
-            try:
-                drawn = drawing.draw(key, figure, tables)
-            except NoRows as error:  # a figure of estimators that were not swept, for example
-                print(f"{error}; it is left out", file=sys.stderr)
-                continue
-            except (Exception, SystemExit) as error:  # the code of a question may raise either
-                pyplot.close("all")
-                failed += 1
-                print(f"figure {key} of {name} cannot be drawn: {where_raised(error)}", file=sys.stderr)
-                continue
-            paths[key] = drawing.save(drawn, folder, key, pdf=not folder.resolve().is_relative_to(REFERENCE))
-            print(paths[key])
-    return paths, failed
+    pdf = not folder.resolve().is_relative_to(REFERENCE)
+    for key, figure in figures.items():
+        try:
+            whole = drawing.complete(key, figure, tables)
+            path = drawing.write(key, whole, tables, folder, pdf=pdf)
+        except NoRows as error:  # a figure of estimators that were not swept, for example
+            print(f"{error}; it is left out", file=sys.stderr)
+            continue
+        except (Exception, SystemExit) as error:  # the code of a question may raise either
+            pyplot.close("all")
+            failed += 1
+            print(f"figure {key} of {name} cannot be drawn: {where_raised(error)}", file=sys.stderr)
+            continue
+        completed[key] = whole
+        paths[key] = path
+        print(path)
+    return paths, completed, failed
 
 
 def _report_sweep(name: str, results: Path) -> int:
@@ -221,7 +227,8 @@ def _report_sweep(name: str, results: Path) -> int:
 
     folder = results / name
     figures = overview.experiment.figures
-    paths, failed = _draw_figures(name, figures, overview.swept.tables, folder / "figures")
+    paths, drawn, failed = _draw_figures(name, figures, overview.swept.tables, folder / "figures")
+    overview = replace(overview, experiment=replace(overview.experiment, figures=drawn))
     words = [name] if str(results) == "results" else [name, str(results)]
     page = write_overview(
         overview,

@@ -6,9 +6,9 @@ nothing is claimed. Progress bars show a moving average of the mini-batches' acc
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
-from bnlab.harness.reporting.frames import rows, score, select, share_name
-from bnlab.harness.reporting.plots import ACCURACY, Curves
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
+from bnlab.harness.reporting.frames import OtherThan, rows, score, select, share_name
+from bnlab.harness.reporting.plots import ACCURACY, LOST_OF_ANY_SIZE, Curves
 from experiments.margins import A_POINT, AS_ACCURATE, COST_OF_EMA, EACH, OVER_TIME
 
 EARLY, MIDDLE, LATE = 0.1, 0.55, 1.0  # of the training
@@ -45,10 +45,24 @@ EXPERIMENT = Experiment(
     bears_on=("F1", "Q2", "Q5", "Q11", "Q14", "H2", "H11"),
     sweeps=("accuracy", "accuracy_batches"),
     columns=("accuracy",),
-    figures={"accuracy": Figure(
-        "Test accuracy of the same weights under different statistics",
-        "All estimators are of the same networks at the same steps; exact statistics show what the weights can do.",
-        score("evaluations", "accuracy", OVER_TIME, scale=100, split="test"), Curves("epoch", "estimator", ACCURACY))},
+    figures={
+        "accuracy": Figure(
+            "Test accuracy of the same weights under different statistics",
+            "Exact statistics show what the weights can do. What the last batch alone, precise BN and predictive "
+            "momentum lose is in the next figure: here they would be hidden under each other.",
+            score("evaluations", "accuracy", OVER_TIME, scale=100, split="test",
+                  estimator=("ema", "exact", "cumulative")),
+            Curves("epoch", "estimator", ACCURACY),
+            Finding("In the middle of training, running averages hide part of the accuracy",
+                    {"ema_is_pessimistic": (), "cumulative_costs": ()})),
+        "lost": Figure(
+            "Accuracy that the same weights lose under other than exact statistics",
+            "All estimators are of the same networks at the same steps. The vertical axis is linear up to 0.3 points, "
+            "which is hardly more than chance, and logarithmic beyond.",
+            score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, split="test",
+                  estimator=OtherThan("exact")),
+            Curves("epoch", "estimator", LOST_OF_ANY_SIZE)),
+    },
     claims={
         "ema_is_pessimistic_early": Claim(
             "Early at a huge batch PyTorch's running average costs accuracy.",

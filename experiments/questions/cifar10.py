@@ -14,7 +14,18 @@ import pandas as pd
 
 import bnlab.harness.reporting.frames as frames
 import experiments.margins as margins
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Margin, Score, Tables, above, below, within
+from bnlab.harness.reporting.experiment import (
+    Claim,
+    Experiment,
+    Figure,
+    Finding,
+    Margin,
+    Score,
+    Tables,
+    above,
+    below,
+    within,
+)
 from bnlab.harness.reporting.frames import (
     BEHIND,
     RATIO_OVER_LAYERS,
@@ -130,36 +141,47 @@ EXPERIMENT = Experiment(
             f"Of the EMA, in standard deviations. {ALL_LAYERS} {{schedule}}",
             score(lambda tables: find_gaps(tables, SHARES[1:], estimator="ema"), "mean_gap", (*EACH, "momentum"),
                   geometric=True),
-            Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
+            Curves("momentum", "batch_size", GAP, mark=PYTORCH),
+            Finding("Before the end of training a small momentum has a far larger gap, on CIFAR-10",
+                    {"gap_is_u_shaped": ("after 10% of training, momentum 0.003",
+                                         "after 50% of training, momentum 0.003")})),
         "cost": Figure(
             "What running averages cost, by momentum, on CIFAR-10",
             "Test accuracy of the same network under exact statistics minus that under the EMA; above 0 the EMA loses. "
             "Momenta below 0.03, which lose up to 59 points before the end and at batch 1024, are not drawn.",
             score("evaluations", "accuracy", (*EACH, "momentum"), at=SHARES[1:], against="exact", scale=-100,
                   estimator="ema", momentum=(0.03, 0.1, 0.3, 1.0), split="test", **AS_THEY_ARE),
-            Curves("momentum", "batch_size", LOST, mark=PYTORCH)),
+            Curves("momentum", "batch_size", LOST, mark=PYTORCH),
+            Finding("After a tenth of training PyTorch's momentum costs accuracy, on CIFAR-10",
+                    {"lag_costs_early": ()})),
         "training": Figure(
             "What running averages cost over training, on CIFAR-10",
             "Test accuracy of the same network under exact statistics minus that under PyTorch's momentum, as it is "
             "and without its start at 0 and 1, and under predictive momentum. {schedule}",
             score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, split="test",
                   estimator=("ema", "ema_debiased", "predictive"), momentum=(0.1, None), **AS_THEY_ARE),
-            Curves("epoch", "estimator", LOST)),
+            Curves("epoch", "estimator", LOST),
+            Finding("After a tenth of training running averages cost accuracy, also without their start, on CIFAR-10",
+                    {"lag_costs_early": ()})),
         "predictive": Figure(
             "The gap of predictive momentum over training, against that of the best fixed momentum, on CIFAR-10",
             "Gap of the mean over the smallest of six fixed momenta in that layer at that step, known in hindsight "
             "only; geometric mean over the layers behind the first.",
             score(lambda tables: over_best(rows(tables, "gaps"), "mean_gap"), "mean_gap", OVER_TIME,
                   estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
-            Curves("epoch", "estimator", TIMES_THE_BEST)),
+            Curves("epoch", "estimator", TIMES_THE_BEST),
+            Finding("Over training predictive momentum is about as near as the best fixed one, on CIFAR-10",
+                    {"predictive_is_near_the_best": ()})),
         "samples": Figure(
             "Gaps at the end of training, on CIFAR-10",
             "Of the mean, from exact statistics of all images as they are, root mean square over the layers behind the "
             "first (in the first, precise ones are exact). "
             "Precise ones are pooled over batches of the training size, which normalize themselves.",
-            score(lambda tables: gap_over_layers(find_distances(tables), "mean_gap"), "mean_gap", ("panel", "line"),
-                  geometric=True, layers=BEHIND),
-            Forest("line", Axis("gap (σ)", log=True))),
+            score(lambda tables: gap_over_layers(find_distances(tables), "mean_gap").assign(panel=""), "mean_gap",
+                  ("panel", "line", "batch_size"), geometric=True, layers=BEHIND),
+            Forest("line", Axis("gap of the mean (σ)", log=True), series="batch_size"),
+            Finding("At the end running means are as far from exact ones as means of augmented images, on CIFAR-10",
+                    {"augmentation_is_left": ()})),
     },
     claims={
         **{f"means_are_{name}_late": Claim(

@@ -7,7 +7,7 @@ that needs no batch is between. Running averages err by lag and noise; precise s
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
 from bnlab.harness.reporting.frames import gap_over_layers, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import GAP, Curves
 
@@ -51,6 +51,12 @@ def find_growth(tables: Tables) -> pd.DataFrame:
     return paired(pd.concat(halves), "mean_gap", "first", along="half", ratio=True)
 
 
+FINDINGS = {
+    "ema": Finding("At the end of training the gap of running averages grows with depth",
+                   {"ema_grows": ("at the end of training",)}),
+    "precise": Finding("The gap of precise statistics grows with depth", {"precise_grows": ()}),
+}  # fmt: skip
+
 EXPERIMENT = Experiment(
     bears_on=("F12", "H7"),
     columns=("mean_gap",),
@@ -59,7 +65,7 @@ EXPERIMENT = Experiment(
         "From the second layer on, in batches of {batch_size}; beside group norms the others keep their numbers.",
         score(lambda tables: name_panels(find_gaps(tables), "{network}, {panel}"), "mean_gap",
               ("panel", "line", "depth"), geometric=True, estimator=rule),
-        Curves("depth", "line", GAP)) for rule, words in RULES.items()},
+        Curves("depth", "line", GAP), FINDINGS[rule]) for rule, words in RULES.items()},
     claims={
         **{f"{rule}_grows": Claim(
             f"With batch norm everywhere the gap of {words} is larger in the network's second half than in its first.",

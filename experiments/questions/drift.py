@@ -4,9 +4,10 @@ Older statistics are said to be less relevant, because the weights have moved si
 standardized images have mean 0 under any weights, but for edges. Traces are of two channels of each layer.
 """
 
+import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
 from bnlab.harness.reporting.frames import (
     BEHIND,
     RATIO_OVER_LAYERS,
@@ -14,14 +15,24 @@ from bnlab.harness.reporting.frames import (
     gap_over_layers,
     name_panels,
     paired,
+    put_in_order,
     rows,
     score,
     select,
     share_name,
 )
-from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from bnlab.harness.reporting.plots import Axis, Curves, Stacked, Stream, Zone
 from experiments.margins import EACH, OVER_TIME
 
+BATCHES = 120  # of the made stream
+TERMS = {
+    "start": "start (at 0)",
+    "lag": "lag (of the weights)",
+    "noise": "noise (of batches)",
+    "upstream": "upstream (layers before)",
+    "data": "data (augmentation)",
+    "weighting": "weighting (small batches)",
+}
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
 
 
@@ -63,21 +74,62 @@ def find_moves(tables: Tables) -> pd.DataFrame:
     return gap_over_layers(changes, "moved")
 
 
+def find_parts(tables: Tables) -> pd.DataFrame:
+    """The same shares, in panels by batch size; `when` is the share of the training in words."""
+    frame = find_terms(tables)
+    short = {share_name(PEAK): "after 20%", share_name(END): "at the end"}
+    when = frame["panel"].str.split(", ").str[-1]
+    named = name_panels(frame.assign(when=when.map(short)), "batch size {batch_size}")
+    ordered = put_in_order(named, "when", short.values())
+    parts = score(lambda tables: ordered, "share", ("panel", "when", "term"), average="layer")(tables)
+    return put_in_order(parts.assign(line=parts["term"].map(TERMS)), "term", TERMS)
+
+
+def make_stream(tables: Tables) -> pd.DataFrame:
+    """Compute a running average of made batches, whose mean moves half-way; no table is read."""
+    step = np.arange(1, BATCHES + 1)
+    truth = 1.0 + 1.2 / (1.0 + np.exp(-(step - 55) / 4.0))
+    batches = truth + np.random.default_rng(4).normal(0.0, 0.35, BATCHES)
+
+    averages = []
+    average = 0.0
+    for batch in batches:
+        average = 0.9 * average + 0.1 * batch
+        averages.append(average)
+
+    series = {"single batch": batches, "population": truth, "running average": np.array(averages)}
+    frames = [pd.DataFrame({"batch": step, "line": name, "mean": values}) for name, values in series.items()]
+    return pd.concat(frames).assign(panel="", low=np.nan, high=np.nan, n=0, log=False)
+
+
 EXPERIMENT = Experiment(
     bears_on=("F7", "F17", "Q1", "Q7", "Q8"),
     sweeps=("drift", "drift_terms"),
     columns=("contribution", "mean_noise", "mean_drift", "mean", "var"),
     figures={
+        "running_average": Figure(
+            "A running average starts at 0, follows late, and keeps noise",
+            "Computed, not measured: 120 made batches, whose mean moves in the middle, and their average with momentum "
+            "0.1, new = 0.9 · old + 0.1 · batch. Shaded: how far it is from the population's mean, which exact "
+            "statistics give.",
+            make_stream,
+            Stream("batch", "line", "single batch", "population", "running average",
+                   (Axis("batches so far"), Axis("mean of a channel")),
+                   (Zone(0, 38, "START\nit begins at 0"), Zone(38, 80, "LAG\nit follows late"),
+                    Zone(80, 121, "NOISE\nbatches differ")))),
         "traces": Figure(
             "Means of single batches, and averages of them",
-            "One channel of the second layer of one network, over training, in the units of the layer's input.",
+            "One channel of the second layer of one network, over training, in the units of the layer's input. Exact "
+            "means were measured at eight checkpoints.",
             score("traces", "mean", OVER_TIME, depth=2, channel=0, seed=0, batch_size=(4, 256)),
-            Curves("epoch", "estimator", Axis("mean"))),
+            Curves("epoch", "estimator", Axis("mean of a channel"), across=Axis("epoch", log=True)),
+            Finding("Population means move over training, and running averages have to follow",
+                    {"population_moves": ()})),
         "terms": Figure(
             "What the gap of the running mean is made of",
-            "Shares of the squared distance from the exact mean, over layers but the first. Start: left of 0; noise: "
-            "of batches; lag: of weights; data: augmentation; upstream: of layers before; weighting: of small batches.",
-            score(find_terms, "share", ("panel", "term"), average="layer"), Forest("term", Axis("share"))),
+            "Shares of the squared distance from the exact mean, over layers but the first; momentum 0.1.",
+            find_parts, Stacked("when", "line", Axis("share of the squared gap"), Axis("")),
+            Finding("At a high learning rate and a large batch, most of the gap is lag", {"lag_early": ()})),
     },
     claims={
         "batches_scatter": Claim(

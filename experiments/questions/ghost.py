@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import find_parameter, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
@@ -41,7 +41,9 @@ EXPERIMENT = Experiment(
         "Accuracy by the number of images that are normalized together",
         "Test accuracy after training in batches of {batch_size}; test batches have as many images as the parts.",
         score(find_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100),
-        Curves(SIZE, "estimator", Axis("test accuracy (%)")))},
+        Curves(SIZE, "estimator", Axis("test accuracy (%)")),
+        Finding("Training in parts of 2 images costs accuracy, under exact statistics too",
+                {"tiny_parts_are_not_rescued": ()}))},
     claims={
         "thirty_two_is_best": Claim(
             "Under exact statistics networks trained in smaller or larger parts are less accurate than in parts of 32.",

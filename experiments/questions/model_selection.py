@@ -3,7 +3,7 @@
 Validation during training uses running averages; at a constant learning rate the last checkpoint need not be the best.
 """
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above, within
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, OVER_TIME, find_picks
@@ -20,7 +20,8 @@ EXPERIMENT = Experiment(
         "What early stopping sees",
         "The same weights under different statistics; of each network the highest checkpoint is picked. {schedule}",
         score("evaluations", "accuracy", OVER_TIME, scale=100, split="val"),
-        Curves("epoch", "estimator", Axis("validation accuracy (%)", (0, 102))))},
+        Curves("epoch", "estimator", Axis("validation accuracy (%)", (0, 102))),
+        Finding("Early stopping sees less than the network can do, under running averages", {"ema_shows_less": ()}))},
     claims={
         "last_is_not_best": Claim(
             "At a constant learning rate the last checkpoint has a lower test accuracy than exact statistics' pick.",

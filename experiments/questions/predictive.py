@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Margin, Score, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Margin, Score, Tables, above, below
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
@@ -16,6 +16,7 @@ from bnlab.harness.reporting.frames import (
     name_panels,
     over_best,
     paired,
+    put_in_order,
     rows,
     score,
     select,
@@ -34,6 +35,19 @@ ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
 def find_times(*shares: float) -> Score:
     """How many times the gap of the best fixed momentum of the layer and step, which is known in hindsight."""
     return lambda tables: over_best(rows(tables, "gaps", shares, NETWORK), "mean_gap")
+
+
+def find_drawn(tables: Tables) -> pd.DataFrame:
+    """The same of the networks that are drawn, in panels by model, data and batch size, in words."""
+    frame = find_times()(tables)
+    is_large = frame["batch_size"] == 256
+    is_plain = (frame["model"] == "cnn") & (frame["data"] == "glyphs") & frame["batch_size"].isin((16, 64))
+    drawn = frame[is_large | is_plain]
+
+    models = drawn["model"].replace({"cnn": "CNN", "resnet": "ResNet"})
+    data = drawn["data"].replace({"glyphs": "characters"})
+    named = name_panels(drawn.assign(kind=models + " on " + data), "{kind}, batch size {batch_size}")
+    return put_in_order(named, "kind", ["CNN on characters"])
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -109,12 +123,15 @@ EXPERIMENT = Experiment(
     figures={"training": Figure(
         "The gap of predictive momentum over training, against that of the best fixed momentum",
         "Gap of the mean over the smallest of any fixed momentum in that layer at that step, known in hindsight only; "
-        "geometric mean over the layers behind the first. Batch size 256, one-cycle schedule; glyphs are drawn "
-        "characters.",
-        score(lambda tables: name_panels(find_times()(tables), "{model} on {data}"),
-              "mean_gap", OVER_TIME, batch_size=256, momentum=(0.01, 0.1, None),
+        "geometric mean over the layers behind the first. The learning rate rises for a fifth of training and falls to "
+        "0 at the end.",
+        score(find_drawn, "mean_gap", OVER_TIME, momentum=(0.01, 0.1, None),
               estimator=("ema", "cumulative", "predictive"), **ONE_CYCLE, **RATIO_OVER_LAYERS),
-        Curves("epoch", "estimator", TIMES_THE_BEST))},
+        Curves("epoch", "estimator", TIMES_THE_BEST),
+        Finding("Predictive momentum is about as near as the best fixed one, and late at the end (CNN on characters)",
+                {"near_the_best": ("batch size 16, schedule onecycle", "batch size 64, schedule onecycle",
+                                   "batch size 256, schedule onecycle"),
+                 "late_where_the_rate_ends": ("batch size 16", "batch size 64", "batch size 256")}))},
     claims={
         **make_claims("", "On characters", 0.3, SIX_IMAGES, " (asked when seen)", **CHARACTERS),
         **make_claims("_digits", "On digits", 1.0, "4 of 359 test images", data="digits"),

@@ -6,12 +6,13 @@ shifts hardly; mixed with pseudo-samples even those of few images do. All networ
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below
 from bnlab.harness.reporting.frames import find_parameter, name_panels, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
 
 KINDS, FONTS = ("contrast", "noise", "blur", "translation", "occlusion"), "fonts:stix_cm"
+ALONE = "exact statistics alone"
 SHIFTS = ("none", FONTS, *(f"{kind}:{strength}" for kind in KINDS for strength in (1, 3)))
 STRONG = tuple(f"{kind}:3" for kind in KINDS)
 
@@ -25,7 +26,23 @@ def find_predictions(tables: Tables) -> pd.DataFrame:
 
     pseudo_samples = find_parameter(frame, "n", "pseudo_samples")
     frame["pseudo_samples"] = pseudo_samples.fillna(0).astype(int)
-    return put_in_order(frame, "shift", SHIFTS)
+    mixed = frame["pseudo_samples"].astype(str) + " pseudo-samples"
+    frame["line"] = mixed.where(frame["images"].notna(), ALONE)
+    frame["words"] = frame["shift"].map(say_shift)
+    in_order = frame.sort_values(["images", "pseudo_samples"], kind="stable")  # last without a test batch
+    return put_in_order(in_order, "shift", SHIFTS)
+
+
+def say_shift(shift: str) -> str:
+    """Say a shift in words.
+
+    >>> say_shift("blur:3"), say_shift("none")
+    ('blur, strong', 'as in training')
+    """
+    kind, _, strength = shift.partition(":")
+    if kind in KINDS:
+        return f"{kind}, {'weak' if strength == '1' else 'strong'}"
+    return {"none": "as in training", FONTS: "other fonts"}[shift]
 
 
 def score_gain(shift: str | tuple[str, ...], images: int = 256, pseudo: int = 0) -> Score:
@@ -39,10 +56,12 @@ EXPERIMENT = Experiment(
     columns=("accuracy",),
     figures={"shift": Figure(
         "Statistics of the test batch under shifts of the test images",
-        "Corruptions are weak (1) or strong (3). As pseudo-samples exact statistics count as so many further images.",
-        score(lambda tables: name_panels(find_predictions(tables), "{shift}"), "accuracy",
-              ("panel", "pseudo_samples", "images"), scale=100),
-        Curves("images", "pseudo_samples", ACCURACY, level="exact statistics alone"))},
+        "Corruptions are weak (strength 1) or strong (3). As pseudo-samples exact statistics count as so many further "
+        "images.",
+        score(lambda tables: name_panels(find_predictions(tables), "{words}"), "accuracy",
+              ("panel", "line", "images"), scale=100),
+        Curves("images", "line", ACCURACY),
+        Finding("Under strong corruptions, statistics of 256 test images gain accuracy", {"many_images_gain": ()}))},
     claims={
         "many_images_gain": Claim(
             "Under strong corruptions statistics of 256 test images gain accuracy against exact statistics.",

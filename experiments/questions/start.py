@@ -5,7 +5,7 @@ torch.nn.BatchNorm starts at mean 0 and variance 1; haiku divides the start out 
 
 from typing import Any
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, rows, score
 from bnlab.harness.reporting.plots import GAP, Curves
 from experiments.margins import A_POINT, ALL_LAYERS, HARDLY_SEEN, SIX_IMAGES, find_gaps
@@ -29,7 +29,9 @@ EXPERIMENT = Experiment(
         f"{ALL_LAYERS}",
         score(lambda tables: find_gaps(tables, 1.0, by=("steps",), estimator=OtherThan("exact")), "mean_gap", EACH,
               geometric=True),
-        Curves("steps", "estimator", GAP))},
+        Curves("steps", "estimator", GAP),
+        Finding("In short trainings the start at 0 and 1 makes the gap larger", {"start_is_far": (),
+                                                                                "start_stays_far": ()}))},
     claims={
         "start_is_far": Claim(
             "After 10 steps the start at 0 and 1 makes the gap of PyTorch's momentum larger behind the first layer.",

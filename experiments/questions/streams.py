@@ -7,13 +7,18 @@ batches of an epoch share out the same images, so that their errors cancel once 
 import pandas as pd
 
 from bnlab import theory
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, find_largest_gap, name_panels, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import AS_NEAR
 
 CONDITION = ("batch_size", "last_batch")
-FAR = {"jump_1": "the last batch", "jump_10": "the last ten", "rare": "one of all batches", "single": "one image"}
+FAR = {
+    "jump_1": "added to the last batch",
+    "jump_10": "added to the last ten",
+    "rare": "added to one of all batches",
+    "single": "added to one image",
+}
 
 
 def find_noise(tables: Tables) -> pd.DataFrame:
@@ -25,8 +30,17 @@ def find_noise(tables: Tables) -> pd.DataFrame:
     predicted = theory.epoch_noise(momentum, position, batches, spread, last_share)
 
     frame["course"] = frame["noise"] / independent
+    frame["expected"] = predicted / independent
     frame["times"] = frame["noise"] / predicted
     return frame
+
+
+def find_courses(tables: Tables) -> pd.DataFrame:
+    """Find the noise over that of independent batches, as measured and as theory has it, in panels by last batch."""
+    frame = name_panels(find_noise(tables), "last batch {last_batch}")
+    measured = frame.assign(line="measured")
+    expected = frame.assign(line="theory", course=frame["expected"])
+    return pd.concat([measured, expected])
 
 
 def find_last_batch(tables: Tables) -> pd.DataFrame:
@@ -43,17 +57,23 @@ EXPERIMENT = Experiment(
         "course": Figure(
             "The noise of the running average in the course of an epoch",
             "Frozen weights, 24 epochs in orders of their own: mean square error of the EMA over that for independent "
-            "batches. Kept: the images that fill no batch are a small last one, with the weight of any other.",
-            score(lambda tables: name_panels(find_noise(tables), "last batch {last_batch}"), "course",
-                  ("panel", "position", "depth"), geometric=True),
-            Curves("position", "depth", Axis("variance / that of independent batches", log=True))),
+            "batches, geometric mean over layers. Kept: the images that fill no batch are a small last one, with the "
+            "weight of any other.",
+            score(find_courses, "course", ("panel", "position", "line"), average="layer", geometric=True),
+            Curves("position", "line", Axis("variance / that of independent batches", (0.0, 1.7))),
+            Finding("Within an epoch the errors of batches cancel; a small last batch undoes it",
+                    {"small_batch_undoes_it": (), "theory_predicts_the_course": ()})),
         "sizes": Figure(
             "Batches that are far from all others",
             "So much is added to the last batch or the last ten, after which the new level is true, to one batch that "
-            "belongs to the data, or to one image alone; batches of 16. Up: distance from the true mean.",
+            "belongs to the data, or to one image alone; batches of 16. The "
+            "average of all batches has no error where the batch belongs to the data, and is not seen there.",
             score(lambda found: name_panels(rows(found, "counterexamples", 1.0, batch_size=16).replace(FAR), "{case}"),
-                  "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=FAR.values()),
-            Curves("size", "estimator", Axis("error (σ)", (1e-3, 200), log=True))),
+                  "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=FAR.values(),
+                  estimator=("ema", "cumulative", "predictive", "last_batch"), momentum=(0.1, None)),
+            Curves("size", "estimator", Axis("distance from the true mean (σ)", (1e-4, 300), log=True)),
+            Finding("The running average's error grows in proportion to a jump or an outlier",
+                    {"error_is_unbounded": ("batch size 16",)})),
     },
     claims={
         "one_batch_is_little": Claim(

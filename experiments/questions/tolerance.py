@@ -5,27 +5,44 @@ They need not be close to the true values, it is said, as long as the results ar
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
-from bnlab.harness.reporting.frames import name_panels, rows, score
-from bnlab.harness.reporting.plots import LOST, Curves
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
+from bnlab.harness.reporting.frames import OtherThan, name_panels, rows, score
+from bnlab.harness.reporting.plots import LOST, Curves, Forest
 from experiments.margins import A_POINT, AS_ACCURATE
 
 
 def find_doses(tables: Tables) -> pd.DataFrame:
-    """Accuracy lost under each error, in panels by batch size and layer."""
-    frame = rows(tables, "doses").sort_values("depth", kind="stable")
-    layer = "layer " + frame["depth"].astype(str)
-    frame["where"] = layer.replace("layer 0", "all layers")
-    return name_panels(frame, "batch size {batch_size}, {where}")
+    """Accuracy lost under each error in all layers at once, in panels by batch size."""
+    frame = rows(tables, "doses", layer="all")
+    return name_panels(frame, "batch size {batch_size}")
+
+
+def find_layers(tables: Tables) -> pd.DataFrame:
+    """Accuracy lost under an error in one layer alone, in panels by batch size and error; `where` is the layer."""
+    frame = rows(tables, "doses", layer=OtherThan("all")).sort_values("depth", kind="stable")
+    frame["where"] = "layer " + frame["depth"].astype(str)
+    return name_panels(frame, "batch size {batch_size}, error {dose}")
 
 
 EXPERIMENT = Experiment(
     bears_on=("Q16", "F20"),
     columns=("accuracy_lost",),
-    figures={"doses": Figure(
-        "What an error in the statistics costs",
-        "In every mean, up or down by chance, or in the logarithm of every variance, of all layers or of one alone.",
-        score(find_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100), Curves("dose", "moment", LOST))},
+    figures={
+        "doses": Figure(
+            "What an error in the statistics of all layers costs",
+            "In every mean, up or down by chance, or in the logarithm of every variance, of all layers at once.",
+            score(find_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100), Curves("dose", "moment", LOST),
+            Finding("An error of 0.8 σ in all means costs more than ten points of accuracy",
+                    {"large_errors_cost": ()})),
+        "layers": Figure(
+            "What an error in the statistics of one layer costs",
+            "Errors of 0.4 and 1.6 standard deviations in every mean of one layer, up or down by chance, or as much in "
+            "the logarithm of every variance.",
+            score(find_layers, "accuracy_lost", ("panel", "where", "moment"), scale=100),
+            Forest("where", LOST, series="moment"),
+            Finding("An error of 0.4 σ in the means costs more in layers before the last",
+                    {"earlier_layers_cost_more": ()})),
+    },
     claims={
         "small_errors_are_harmless": Claim(
             "An error of 0.1 standard deviations in all means, or 0.1 in all logarithms of variances, costs little.",

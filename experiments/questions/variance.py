@@ -4,23 +4,49 @@ Ioffe & Szegedy 2015, algorithm 2: the mean of unbiased batch variances, n/(n−
 the pixels of an image resemble each other.
 """
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, below, within
-from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, score
-from bnlab.harness.reporting.plots import Axis, Curves
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
+from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, put_in_order, rows, score
+from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, SIX_IMAGES
 
 SAME = within(-0.3, 0.3, "points", SIX_IMAGES)
+
+NAMES = {
+    "ema": "EMA",
+    "ema_biased": "EMA, without n/(n−1)",
+    "ema_pooled": "EMA, batches pooled",
+    "update_bn": "update_bn",
+    "swa": "SWA's update",
+    "precise": "precise BN (pooled)",
+}
+
+
+def find_ratios(tables: Tables) -> pd.DataFrame:
+    """Find variances over exact ones at the end of training; `rule` says how they were averaged."""
+    frame = rows(tables, "gaps", 1.0, estimator=[*NAMES])
+    ordered = put_in_order(frame, "estimator", NAMES)
+    return ordered.assign(rule=ordered["estimator"].map(NAMES))
+
+
+def score_ratios() -> Score:
+    """Score the ratios in one panel, in the order of their names."""
+    compute = score(find_ratios, "var_ratio", (*EACH, "rule"), **RATIO_OVER_LAYERS)
+    return lambda tables: put_in_order(compute(tables), "rule", NAMES.values())
+
 
 EXPERIMENT = Experiment(
     bears_on=("F19", "Q3", "Q9", "H2", "H6"),
     columns=("accuracy", "var_gap", "var_ratio"),
     figures={"ratio": Figure(
         "Variance over the exact population variance",
-        "Geometric mean over the layers behind the first. Update_bn, swa and precise BN are measured again on frozen "
-        "weights, the others are running averages.",
-        score("gaps", "var_ratio", (*EACH, "estimator", "momentum"), at=1.0, estimator=OtherThan("exact"),
-              **RATIO_OVER_LAYERS),
-        Curves("batch_size", "estimator", Axis("variance / exact variance")))},
+        "Geometric mean over the layers behind the first. Update_bn, SWA's update (batches weighed by their size) and "
+        "precise BN are measured again on frozen weights; the others are running averages with momentum 0.1.",
+        score_ratios(),
+        Forest("rule", Axis("variance / exact variance"), mark=(1.0, "exact"), series="batch_size"),
+        Finding("The correction n/(n−1) changes running variances by less than 2%",
+                {"correction_is_small": ()}))},
     claims={
         "correction_is_small": Claim(
             "The correction n/(n−1) changes the running variance by less than 2%, behind the first layer.",

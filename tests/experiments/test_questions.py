@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting import drawing, style
-from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables
+from bnlab.harness.reporting import drawing
+from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables, find_conditions
 from bnlab.harness.reporting.outcome import Outcome, find_outcome
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_mean, say_numbers
 from bnlab.nn import SelfTuned
@@ -56,6 +56,13 @@ def test_every_claim_is_measured(name: str) -> None:
     assert experiment.question.endswith("?")
     assert experiment.source
     assert {*experiment.bears_on} <= NUMBERS
+
+    findings = [figure.finding for figure in experiment.figures.values() if figure.finding]
+    for finding in findings:
+        for claim_name, conditions in finding.claims.items():
+            assert claim_name in experiment.claims
+            for words in conditions:
+                assert not find_conditions(found, claim_name, [words]).empty, words
 
     for claim in experiment.claims.values():
         assert claim.text.endswith(".")
@@ -226,9 +233,8 @@ def test_the_answers_are_short() -> None:
 )
 def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
     experiment, tables = load(name)
-    with style.paper():
-        for key, figure in experiment.figures.items():
-            assert drawing.save(drawing.draw(key, figure, tables), tmp_path, key).exists()
+    for key, figure in experiment.figures.items():
+        assert drawing.write(key, figure, tables, tmp_path).exists()
 
 
 def test_accuracies_near_chance_are_left_out() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,20 @@ __all__ = ["Claim", "Experiment", "Figure", "Margin", "Tables", "above", "below"
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What a figure shows if claims hold.
+
+    Attributes:
+        text: a sentence without a full stop, the figure's title then.
+        claims: by the name of a claim of the experiment, the conditions in which it has to hold, in words as in its
+            table (`batch size 4, layer 2`: all of these words); none: in all.
+    """
+
+    text: str
+    claims: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Figure:
     """One figure of an experiment.
 
@@ -31,12 +45,14 @@ class Figure:
             where all networks have the same schedule, and for {batch_size} their batch sizes.
         score: tables to the frame that is drawn; its column `panel` tells the panels apart.
         plot: what draws its panels.
+        finding: what is seen, its title in place of the other where the claims hold.
     """
 
     title: str
     caption: str
     score: Score
     plot: Plot
+    finding: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +120,41 @@ def decide(experiment: Experiment, tables: Tables) -> pd.DataFrame:
 
     columns = ["experiment", "claim", *_Condition._fields]
     return pd.DataFrame(rows, columns=columns)
+
+
+def state_findings(experiment: Experiment, verdicts: pd.DataFrame) -> Experiment:
+    """Give each figure whose finding holds that as its title; see `decide` for the verdicts."""
+    figures = {}
+    for name, figure in experiment.figures.items():
+        if figure.finding and _holds(figure.finding, verdicts):
+            figure = replace(figure, title=figure.finding.text)
+        figures[name] = figure
+    return replace(experiment, figures=figures)
+
+
+def _holds(finding: Finding, verdicts: pd.DataFrame) -> bool:
+    """Decide if all claims of a finding hold in all of its conditions."""
+    for claim, conditions in finding.claims.items():
+        cells = find_conditions(verdicts, claim, conditions)
+        if cells.empty or (cells["verdict"] != "holds").any():
+            return False
+    return True
+
+
+def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:
+    """Find the verdicts on a claim in the conditions that have all words of one of `conditions`; in all without any."""
+    is_of_claim = verdicts["claim"] == claim
+    cells = verdicts[is_of_claim]
+    if not conditions:
+        return cells
+
+    wanted = [{*words.split(", ")} for words in conditions]
+
+    def is_wanted(where: tuple[str, ...]) -> bool:
+        return any(words <= {*where} for words in wanted)
+
+    is_chosen = cells["where"].map(is_wanted)
+    return cells[is_chosen.astype(bool)]
 
 
 class _Condition(NamedTuple):

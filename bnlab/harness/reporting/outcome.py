@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, decide
+from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, decide, state_findings
 from bnlab.harness.reporting.frames.selection import list_values, list_varied, name_value
 from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_TESTED
 
@@ -43,7 +43,7 @@ class Outcome:
     """Outcome of an experiment: what its tables say on its question.
 
     Attributes:
-        experiment: the question.
+        experiment: the question; its figures have findings as titles where these hold.
         frame: verdicts with their numbers, see `experiment.decide`.
         basis: the names of the networks' data, and how many seeds the claims are of, as `glyphs, n = 5 to 15`.
         networks: what was measured, and what was not varied.
@@ -101,7 +101,8 @@ def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     runs = tables["runs"]
     frame = decide(experiment, tables)
     basis = [list_values(runs["data"]), *_count_seeds(frame)]
-    return Outcome(experiment, frame, ", ".join(basis), describe_networks(runs))
+    stated = state_findings(experiment, frame)
+    return Outcome(stated, frame, ", ".join(basis), describe_networks(runs))
 
 
 def _count_seeds(frame: pd.DataFrame) -> list[str]:

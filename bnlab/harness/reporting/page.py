@@ -13,12 +13,10 @@ import jinja2
 import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
-from PIL import Image
 
 from bnlab.harness.reporting.outcome import READING, Outcome
 from bnlab.harness.reporting.overview import Overview
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
-from bnlab.harness.reporting.style import PIXELS
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,7 @@ def write_overview(overview: Overview, figures: Mapping[str, Path], tables: Path
         load: the line of Python that reads them.
         command: what continues the sweep; empty if that is not known.
     """
-    images = [
-        {"title": overview.experiment.figures[name].title, "width": _measure_width(path), "image": _encode(path)}
-        for name, path in figures.items()
-    ]
+    images = [{"figure": overview.experiment.figures[name], "image": _encode(path)} for name, path in figures.items()]
     return _load_template("overview.html").render(
         name=overview.experiment.name,
         notes=overview.notes,
@@ -133,12 +128,6 @@ def write_overview(overview: Overview, figures: Mapping[str, Path], tables: Path
 def _encode(path: Path) -> str:
     """Encode the bytes of a file as they stand in a page."""
     return base64.b64encode(path.read_bytes()).decode()
-
-
-def _measure_width(path: Path) -> float:
-    """Measure the width of a PNG in inches, in which its letters have the size that they were drawn with."""
-    with Image.open(path) as image:
-        return image.width / PIXELS
 
 
 def _mark(text: str) -> Markup:

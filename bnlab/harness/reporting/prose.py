@@ -11,6 +11,7 @@ from functools import partial
 import jinja2
 import pandas as pd
 
+from bnlab.harness.reporting.experiment import find_conditions
 from bnlab.harness.reporting.outcome import Outcome, count_share, round_numbers
 from bnlab.harness.reporting.verdicts import NOT_TESTED
 
@@ -92,7 +93,7 @@ def _fill_sentence(line: str, known: dict[str, Outcome]) -> str:
         experiment, _, name = claim.partition(".")
         if experiment not in known:
             raise _Untrue
-        cells = _find_cells(known[experiment].frame, name, conditions)
+        cells = find_conditions(known[experiment].frame, name, conditions)
         if {*cells["verdict"]} != {verdict}:
             raise _Untrue
         if not shown:
@@ -107,22 +108,6 @@ def _fill_sentence(line: str, known: dict[str, Outcome]) -> str:
         return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
     except _Untrue:
         return ""
-
-
-def _find_cells(frame: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:
-    """Find the verdicts on a claim in the conditions that have all words of one of `conditions`; in all without any."""
-    is_of_claim = frame["claim"] == claim
-    cells = frame[is_of_claim]
-    if not conditions:
-        return cells
-
-    wanted = [{*words.split(", ")} for words in conditions]
-
-    def is_wanted(where: tuple[str, ...]) -> bool:
-        return any(words <= {*where} for words in wanted)
-
-    is_chosen = cells["where"].map(is_wanted)
-    return cells[is_chosen.astype(bool)]
 
 
 def _say_counts(cells: pd.DataFrame) -> str:

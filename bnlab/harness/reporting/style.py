@@ -51,7 +51,7 @@ _OTHERS = ("#7A4A21", "#8A8A8A", "#9A9A00")  # brown, grey, olive: of estimators
 _OWN = [(colour, line) for line in _LINES.values() for colour in _OTHERS]
 # Of the settings of one estimator: how far its colour is mixed with white (or black, if it is light), and a marker.
 _SHADES = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
-_SERIES = tuple(_COLOURS[name] for name in ("red", "blue", "green", "pink", "orange", "sky"))
+SERIES = tuple(_COLOURS[name] for name in ("red", "blue", "green", "pink", "orange", "sky"))
 _MARKERS = ("", "o", "s", "^")  # of further series
 
 
@@ -63,18 +63,22 @@ class Axis:
         label: what it shows, with the unit in brackets.
         limits: of the axis; None: those of the data.
         log: logarithmic, for positive values.
-        ticks: written out: "125" (of each decade of a logarithmic axis) or "values" (that occur, if they are few).
+        ticks: written out: "125" (round numbers, of a logarithmic axis 1, 2 and 5 of each decade) or "values" (that
+            occur, if they are few).
+        linear: for values of both signs and very different sizes: linear up to this one on both sides of 0,
+            logarithmic beyond; 0: the axis is as `log` says.
     """
 
     label: str
     limits: tuple[float, float] | None = None
     log: bool = False
     ticks: str = ""
+    linear: float = 0.0
 
 
 AXES = {
     "momentum": Axis("momentum (weight of the new batch)", log=True),
-    "epoch": Axis("epoch", log=True, ticks="125"),
+    "epoch": Axis("epoch", ticks="125"),
     "batch_size": Axis("batch size", log=True, ticks="values"),
     "images": Axis("images", log=True, ticks="values"),
     "norm.batch_size": Axis("images that are normalized together", log=True, ticks="values"),
@@ -91,32 +95,68 @@ AXES = {
 
 _TICKS = 10  # the most that are written
 _RANGE = 300  # of an axis with ticks at 1, 2 and 5
+_DECADES = 4  # with ticks, of an axis that is linear around 0
 _NARROW = 1.3  # a range of a logarithmic axis that is divided as a linear one
 
 PIXELS = 160
 """In an inch of a figure's PNG."""
 
+
+@dataclass(frozen=True)
+class Format:
+    """Sizes of figures for one kind of page: lengths in inches, letters in points.
+
+    Attributes:
+        narrow: the width of a figure with one panel across.
+        wide: that of one with several, or with names beside its panel.
+        tall: the height of a panel that is alone across.
+        low: that of one among several.
+        letters: the size of labels; others are in proportion.
+        line: the width of lines, in points.
+        has_title: the title stands above the panels; a paper has it in its caption.
+    """
+
+    narrow: float
+    wide: float
+    tall: float
+    low: float
+    letters: float
+    line: float
+    has_title: bool
+
+
+PAGE = Format(narrow=4.2, wide=5.4, tall=3.2, low=2.35, letters=10.0, line=1.6, has_title=True)
+"""For a web page: letters can be read on a telephone, where the figure is as wide as the screen."""
+PAPER = Format(narrow=3.35, wide=6.9, tall=2.2, low=1.9, letters=7.5, line=1.1, has_title=False)
+"""For a paper with two columns: as wide as one of them, or as both."""
+
 _RC: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": PIXELS,
-    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10.5,
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "legend.fontsize": 9,
     "legend.handlelength": 2.8,  # room for two dashes beside a marker
-    "lines.linewidth": 1.6,
     "pdf.fonttype": 42,
 }
 
 
 @contextlib.contextmanager
-def paper() -> Iterator[None]:
-    """Give all figures their look, for the time of the block."""
-    with plt.rc_context(_RC):
+def made_for(form: Format) -> Iterator[None]:
+    """Give all figures the look that they have in a format, for the time of the block."""
+    sizes: dict[Any, Any] = {
+        "font.size": form.letters,
+        "axes.titlesize": form.letters,
+        "axes.labelsize": form.letters,
+        "xtick.labelsize": 0.95 * form.letters,
+        "ytick.labelsize": 0.95 * form.letters,
+        "legend.fontsize": 0.95 * form.letters,
+        "lines.linewidth": form.line,
+        "lines.markersize": 3.4 * form.line,
+    }
+    with plt.rc_context({**_RC, **sizes}):
         yield
 
 
@@ -151,9 +191,9 @@ def choose_looks(frame: pd.DataFrame, by: str) -> dict[str, dict[str, Any]]:
 
     looks = {}
     for place, name in enumerate(series["series"]):
-        cycle, place_in_cycle = divmod(place, len(_SERIES))
+        cycle, place_in_cycle = divmod(place, len(SERIES))
         marker = _MARKERS[cycle % len(_MARKERS)]
-        looks[name] = {"color": _SERIES[place_in_cycle], "linestyle": "-", "marker": marker}
+        looks[name] = {"color": SERIES[place_in_cycle], "linestyle": "-", "marker": marker}
     return looks
 
 
@@ -229,16 +269,32 @@ def axis_of(column: str) -> Axis:
 
 def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any] = ()) -> None:
     """Set labels, scales, ticks and limits of both axes; words have places 0, 1, ... across."""
-    ax.set(xlabel=x.label, ylabel=y.label, yscale="log" if y.log else "linear")
+    ax.set(xlabel=x.label, ylabel=y.label)
+    _set_scale(ax.yaxis, y)
     if words:
         ax.set_xticks(range(len(words)), [str(word) for word in words])
     else:
-        ax.set_xscale("log" if x.log else "linear")
+        _set_scale(ax.xaxis, x)
         _set_ticks(ax, x, values.dropna())
     if x.limits:
         ax.set_xlim(*x.limits)
     if y.limits:
         ax.set_ylim(*y.limits)
+
+
+def _set_scale(axis: XAxis | YAxis, wanted: Axis) -> None:
+    """Make an axis linear, logarithmic, or linear around 0 and logarithmic beyond, with two ticks in each decade."""
+    set_scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
+    if not wanted.linear:
+        set_scale("log" if wanted.log else "linear")
+        return
+
+    set_scale("symlog", linthresh=wanted.linear, linscale=0.6)
+    sizes = [wanted.linear * factor * 10**decade for decade in range(_DECADES) for factor in (1.0, 10 / 3)]
+    rounded = [float(f"{size:.1g}") for size in sizes]
+    axis.set_major_locator(FixedLocator([*[-size for size in rounded], 0.0, *rounded]))
+    axis.set_minor_locator(NullLocator())
+    _write_in_full(axis)
 
 
 def _set_ticks(ax: Axes, x: Axis, values: pd.Series) -> None:
@@ -265,13 +321,15 @@ def _write_in_full(axis: XAxis | YAxis) -> None:
 
 
 def write_out_decades(ax: Axes) -> None:
-    """Write numbers on logarithmic axes that span less than two powers of ten as 0.5 and not 5 × 10⁻¹."""
+    """Write numbers on logarithmic axes that span less than two powers of ten as 0.5, on others each power of ten."""
     limits = ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim()))
     for axis, (low, high) in limits:
         is_logarithmic = isinstance(axis.get_major_formatter(), LogFormatter)
         if is_logarithmic and high < 100 * low:
             axis.set_major_locator(_choose_locator(high / low))
             _write_in_full(axis)
+        elif is_logarithmic:
+            axis.set_major_locator(LogLocator(numticks=_TICKS))
 
 
 def _choose_locator(ratio: float) -> Locator:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.outcome import Outcome, describe_networks, find_outcome, format_number
 from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_html, write_hypotheses
@@ -209,7 +209,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
 
     own = write_experiment(answers[0])
     assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own
-    assert "](figures/cost.png)" in own
+    assert "![Title](figures/cost.png)\n\nCaption\n" in own
 
     (tmp_path / "cost.png").write_bytes(b"image")
     page = write_html(catalogue, answers, {("trial", "cost"): tmp_path / "cost.png"})
@@ -218,6 +218,31 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     assert "base64,aW1hZ2U=" in page
     assert "<td>1</td>" in page
     assert '<a href="#Q1">Why?</a>' in page
+
+
+@pytest.mark.parametrize(
+    ("claims", "title"),
+    [
+        ({"costs": ()}, "It costs"),
+        ({"costs": ("batch size 4",)}, "It costs"),
+        ({"costs": ("batch size 32",)}, "Title"),
+        ({"costs": (), "costs_much": ()}, "Title"),
+        ({"no_such_claim": ()}, "Title"),
+    ],
+)
+def test_a_finding_is_the_title_where_all_its_claims_hold(claims: dict[str, tuple[str, ...]], title: str) -> None:
+    cost = score(
+        "evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1, batch_size=4
+    )
+    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP), Finding("It costs", claims))
+    margins = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, "points", "a reason")}
+    stated = {name: Claim("It costs.", cost, margin) for name, margin in margins.items()}
+    experiment = Experiment(bears_on=("Q1",), figures={"cost": figure}, claims=stated, name="trial")
+
+    outcome = find_outcome(experiment, plant())
+
+    assert outcome.frame["verdict"].tolist() == ["holds", "fails"]
+    assert outcome.experiment.figures["cost"].title == title
 
 
 def test_html_in_prose_and_in_claims_is_shown_as_it_is_written() -> None:

@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
-    with style.paper():
+    with style.made_for(style.PAGE):
         yield
     plt.close("all")
 
@@ -161,7 +161,7 @@ def test_words_stand_one_below_the_other() -> None:
     assert isinstance(overview.experiment.figures["accuracy"].plot, Forest)
 
     (ax,) = draw(overview, "accuracy").axes
-    names = [label.get_text() for label in ax.get_yticklabels()]
+    names = [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()]
     assert names == [
         f"norm {norm}: {words}" for norm in ("batch", "ghost") for words in ("EMA (momentum 0.1)", "exact population")
     ]

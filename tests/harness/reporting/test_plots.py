@@ -21,7 +21,7 @@ from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, Forest, Plot
+from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, Forest, Plot, Stacked, Stream, Zone
 from bnlab.harness.reporting.plots.base import split_panels
 from bnlab.harness.reporting.style import Axis, choose_looks, name_series
 from bnlab.harness.statistics import list_looks
@@ -33,13 +33,13 @@ TABLES = plant()
 
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
-    with style.paper():
+    with style.made_for(style.PAGE):
         yield
     plt.close("all")
 
 
-def draw(plot: Plot, frame: pd.DataFrame, caption: str = "Read it so.") -> Drawn:
-    drawn = drawing.draw("trial", Figure("A title", caption, lambda tables: frame, plot), TABLES)
+def draw(plot: Plot, frame: pd.DataFrame) -> Drawn:
+    drawn = drawing.draw("trial", Figure("A title", "", lambda tables: frame, plot), TABLES)
     drawn.canvas.draw()
     return drawn
 
@@ -48,8 +48,9 @@ def list_names(drawn: Drawn) -> list[str]:
     return [text.get_text() for text in drawn.legends[0].get_texts()]
 
 
-def list_texts(drawn: Drawn) -> str:
-    return " ".join(" ".join(text.get_text() for text in drawn.texts).split())
+def write_caption(plot: Plot, frame: pd.DataFrame, caption: str = "Read it so.") -> str:
+    figure = Figure("A title", caption, lambda tables: frame, plot)
+    return drawing.complete("trial", figure, TABLES).caption.replace("\u00a0", " ")
 
 
 def test_curves() -> None:
@@ -61,13 +62,12 @@ def test_curves() -> None:
     axes = drawn.axes
 
     assert [ax.get_title() for ax in axes] == ["after 50% of training", "at the end of training"]
-    assert [ax.get_ylabel() for ax in axes] == [GAP.label, ""]
-    assert axes[0].get_xlabel().startswith("momentum")
+    assert {ax.get_ylabel() + ax.get_xlabel() for ax in axes} == {""}, "said once, beside the panels"
+    words = [text.get_text() for text in drawn.texts]
+    assert words == ["A title", GAP.label, "momentum (weight of the new batch)"]
     assert axes[0].get_xscale() == axes[0].get_yscale() == "log"
     assert list_names(drawn) == ["batch size 4", "batch size 32", "default", "exact"]
     assert [len(ax.collections) for ax in axes] == [2, 2], "a band a line"
-    assert "A title" in list_texts(drawn)
-    assert list_texts(drawn).endswith("Read it so. Means over seeds, bands: 95% intervals; n = 3 seeds.")
 
 
 def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
@@ -160,7 +160,6 @@ def test_a_forest_has_rows_in_order_and_one_axis() -> None:
     assert left.get_ylim()[0] > left.get_ylim()[1]
     assert left.get_xlim() == right.get_xlim()
     assert list_names(drawn) == ["exact"]
-    assert "bars: 95% intervals" in list_texts(drawn)
 
 
 def test_panels_of_a_forest_share_the_ticks_of_all_means() -> None:
@@ -192,7 +191,7 @@ def test_a_figure_takes_any_kind_of_plot() -> None:
 
     assert [ax.get_title() for ax in drawn.axes] == ["p", "q"]
     assert [ax.texts[0].get_text() for ax in drawn.axes] == ["2 rows", "1 rows"]
-    assert list_texts(drawn).endswith("Read it so. Means over seeds, words: 95% intervals; n = 3 seeds.")
+    assert write_caption(Counts(), frame) == "Read it so. Means over seeds, words: 95% intervals; n = 3 seeds."
 
 
 @pytest.mark.parametrize("means", [[], [np.nan]])
@@ -204,8 +203,15 @@ def test_an_empty_figure_is_refused(means: list[float]) -> None:
 def test_captions_say_what_all_networks_share() -> None:
     frame = interval(average(rows(TABLES, "gaps", 1.0), "mean_gap", ("panel", "batch_size", "seed")), "mean_gap",
                      ("panel", "batch_size"))  # fmt: skip
-    drawn = draw(Forest("batch_size", GAP), frame, "Batches of {batch_size}. {schedule}")
-    assert "Batches of 4, 32. The learning rate is constant. Means" in list_texts(drawn)
+    caption = write_caption(Forest("batch_size", GAP), frame, "Batches of {batch_size}. {schedule}")
+    assert caption.startswith("Batches of 4, 32. The learning rate is constant. Means over seeds, bars: 95% intervals;")
+
+
+@pytest.mark.parametrize(("n", "end"), [(0, "Read it so."), (1, "Read it so. n = 1 seed.")])
+def test_captions_speak_of_seeds_only_where_there_are_several(n: int, end: str) -> None:
+    frame = pd.DataFrame({"panel": "p", "epoch": 1.0, "line": "a", "mean": [1.0], "low": np.nan, "high": np.nan,
+                          "n": n, "log": False})  # fmt: skip
+    assert write_caption(Curves("epoch", "line", GAP), frame) == end
 
 
 def test_every_estimator_has_a_look_of_its_own() -> None:
@@ -233,7 +239,7 @@ def test_twenty_values_of_a_setting_have_looks_of_their_own() -> None:
     assert len(different) == 20
 
 
-@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (12, (3, 4))])
+@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (3, 2)), (12, (6, 2))])
 def test_panels_take_several_rows(panels: int, grid: tuple[int, int]) -> None:
     frame = pd.DataFrame({"panel": [str(n) for n in range(panels)], "epoch": 1.0, "line": "a", "mean": 1.0,
                           "low": 0.5, "high": 2.0, "n": 3, "log": False})  # fmt: skip
@@ -245,13 +251,119 @@ def test_panels_take_several_rows(panels: int, grid: tuple[int, int]) -> None:
 
 def test_files_are_the_same_each_time(tmp_path: Path) -> None:
     frame = score("gaps", "mean_gap", ("panel", "batch_size", "momentum"), at=1.0, layer="2")(TABLES)
+    figure = Figure("A title", "Read it so.", lambda tables: frame, Curves("momentum", "batch_size", GAP))
     files = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        path = drawing.save(draw(Curves("momentum", "batch_size", GAP), frame), folder, "gap")
+        path = drawing.write("gap", figure, TABLES, folder)
         files.append((path.read_bytes(), path.with_suffix(".pdf").read_bytes()))
 
     assert files[0] == files[1]
     assert Image.open(path).mode == "P"
 
-    drawing.save(draw(Curves("momentum", "batch_size", GAP), frame), tmp_path / "c", "gap", pdf=False)
+    drawing.write("gap", figure, TABLES, tmp_path / "c", pdf=False)
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["gap.png"]
+
+
+@pytest.mark.parametrize(("panels", "width"), [(1, 3.35), (2, 6.9)])
+def test_figures_for_papers_are_as_wide_as_one_or_two_columns(panels: int, width: float) -> None:
+    frame = pd.DataFrame({"panel": [str(n) for n in range(panels)], "epoch": 1.0, "line": "a", "mean": 1.0,
+                          "low": 0.5, "high": 2.0, "n": 3, "log": False})  # fmt: skip
+    figure = Figure("A title", "", lambda tables: frame, Curves("epoch", "line", GAP))
+
+    with style.made_for(style.PAPER):
+        drawn = drawing.draw("trial", figure, TABLES, style.PAPER)
+        drawn.canvas.draw()
+
+    assert drawn.get_size_inches()[0] == width
+    assert "A title" not in [text.get_text() for text in drawn.texts]
+    sizes = {float(label.get_fontsize()) for ax in drawn.axes for label in (*ax.get_xticklabels(), ax.title)}
+    assert 7 <= min(sizes) <= max(sizes) <= 8
+
+
+def test_no_words_of_a_figure_for_pages_are_cut_off_or_over_each_other() -> None:
+    frame = pd.DataFrame({"panel": [f"batch size {n}, at the end of training" for n in range(4)], "epoch": 1.0,
+                          "line": "a line with a long name", "mean": 1.0, "low": 0.5, "high": 2.0, "n": 3,
+                          "log": False})  # fmt: skip
+    second = frame.assign(line="another line with a name that is longer")
+    drawn = draw(Curves("epoch", "line", GAP), pd.concat([frame, second]))
+
+    width, height = drawn.canvas.get_width_height()
+    boxes = [text.get_window_extent() for text in (*drawn.texts, *(ax.title for ax in drawn.axes))]
+    boxes.append(drawn.legends[0].get_window_extent())
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+
+
+def test_a_series_with_few_points_has_no_line_between_them() -> None:
+    every = pd.DataFrame({"epoch": np.arange(40.0), "line": "often", "mean": 1.0})
+    some = pd.DataFrame({"epoch": [0.0, 20.0, 39.0], "line": "seldom", "mean": 2.0})
+    frame = pd.concat([every, some]).assign(panel="p", low=np.nan, high=np.nan, n=1, log=False)
+
+    (ax,) = draw(Curves("epoch", "line", Axis("y")), frame).axes
+
+    lines = {len(np.asarray(line.get_xdata())): line for line in ax.lines}
+    assert lines[40].get_linestyle() == "-"
+    assert lines[3].get_linestyle() == "None"
+    assert lines[3].get_marker() == "D"
+
+
+def test_an_axis_for_values_of_any_size_shows_small_ones_of_both_signs_beside_large_ones() -> None:
+    frame = pd.DataFrame({"panel": "p", "epoch": [1.0, 2.0, 3.0, 4.0], "line": "a", "mean": [-0.2, 0.1, 3.0, 50.0],
+                          "low": np.nan, "high": np.nan, "n": 1, "log": False})  # fmt: skip
+    (ax,) = draw(Curves("epoch", "line", Axis("lost", linear=0.3)), frame).axes
+
+    heights = ax.transData.transform([(1.0, value) for value in (-0.2, 0.1, 3.0, 50.0)])[:, 1]
+    share = np.diff(heights) / ax.bbox.height
+    assert share.min() > 0.05, "on a linear axis 0.3 of 50 points are 0.006 of the height"
+
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert {"0", "0.3", "1", "3", "10", "30"} <= {*names}
+
+
+def test_series_of_a_forest_share_a_name_and_numbers_are_in_order() -> None:
+    frame = pd.DataFrame({"panel": "p", "rule": ["a", "b", "a", "b"], "batch_size": [64, 64, 2, 2],
+                          "mean": [1.0, 2.0, 3.0, 4.0]}).assign(low=0.5, high=5.0, n=2, log=False)  # fmt: skip
+    drawn = draw(Forest("rule", Axis("size"), series="batch_size"), frame)
+
+    (ax,) = drawn.axes
+    assert list_names(drawn) == ["batch size 2", "batch size 64"]
+    heights = {tuple(np.asarray(line.get_xdata())): np.asarray(line.get_ydata(), float) for line in ax.lines}
+    above = heights[3.0, 4.0]
+    below = heights[1.0, 2.0]
+    assert (above < below).all(), "heights grow downwards"
+    assert (np.round(above) == np.round(below)).all(), "both beside their name"
+
+
+def test_parts_are_stacked_and_negative_ones_hang_below() -> None:
+    lines = ["lag", "lag", "noise", "noise", "data", "data"]
+    frame = pd.DataFrame({"when": ["early", "late"] * 3, "line": lines, "mean": [0.7, 0.2, 0.3, 0.9, 0.0, -0.1]})
+    frame = frame.assign(panel="p", low=np.nan, high=np.nan, n=3, log=False)
+
+    drawn = draw(Stacked("when", "line", Axis("share"), Axis("")), frame)
+
+    (ax,) = drawn.axes
+    assert list_names(drawn) == ["lag", "noise", "data"]
+    bars = {str(bars.get_label()): [(bar.get_y(), bar.get_height()) for bar in bars] for bars in ax.containers}
+    np.testing.assert_allclose(bars["noise"], [(0.7, 0.3), (0.2, 0.9)])
+    np.testing.assert_allclose(bars["data"], [(1.0, 0.0), (0.0, -0.1)])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["early", "late"]
+
+
+def test_a_stream_shows_values_truth_and_average_and_names_its_zones() -> None:
+    parts = [pd.DataFrame({"batch": [1, 2, 3], "line": name, "mean": [value, value, value + 1.0]})
+             for name, value in (("batch", 1.0), ("truth", 2.0), ("average", 0.0))]  # fmt: skip
+    frame = pd.concat(parts).assign(panel="", low=np.nan, high=np.nan, n=0, log=False)
+    zones = (Zone(0, 2, "START"), Zone(2, 4, "NOISE"))
+    axes = (Axis("batches"), Axis("mean"))
+
+    drawn = draw(Stream("batch", "line", "batch", "truth", "average", axes, zones), frame)
+
+    (ax,) = drawn.axes
+    assert list_names(drawn) == ["batch", "truth", "average"]
+    assert [text.get_text() for text in ax.texts] == ["START", "NOISE"]
+    lines = {str(line.get_label()): line for line in ax.lines}
+    assert lines["batch"].get_linestyle() == "None"
+    np.testing.assert_array_equal(lines["average"].get_ydata(), [0.0, 0.0, 1.0])
+    highest = max(np.max(np.asarray(line.get_ydata())) for line in ax.lines[:3])
+    words = ax.texts[0].get_window_extent()
+    assert ax.transData.transform((1.0, highest))[1] < words.y0, "no point lies under the words"

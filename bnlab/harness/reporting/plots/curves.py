@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 
 from bnlab.harness.reporting.plots.base import Plot, draw_mark, measure_bars, require_one_row, split_panels
@@ -14,6 +15,8 @@ from bnlab.harness.reporting.style import Axis, axis_of, choose_looks, name_seri
 
 _LEVEL: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
 _LONG_DASHES = (0, (8, 3))
+_SPARSE = 4  # times fewer places than the longest series has
+_ABOVE = 3.0  # other lines lie at 2
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Curves(Plot):
     """Means with their intervals, a line for each value of a column; of columns `x`, `by`, mean, low, high.
 
     Rows without `x` are levels across the panel: dashed beside the line of their series, with its looks where that has
-    no line.
+    no line. A series that was measured at far fewer places than the longest one of its panel is drawn as points, since
+    what it does between them is not known. Broken lines lie above solid ones, so that both are seen where they agree.
 
     Attributes:
         x: the column across, numbers or words.
@@ -61,11 +65,12 @@ class Curves(Plot):
         has_levels_beside_lines = not lines.isdisjoint(levels)
 
         for ax, here in split_panels(placed, axes):
+            longest = here.groupby("series")["x"].count().max()
             for series, rows in here.groupby("series", sort=False):
                 label = str(series)
                 look = looks[label]
                 if label in lines:
-                    self._draw_series(ax, rows, look, label)
+                    self._draw_series(ax, rows, look, label, longest)
                 else:
                     self._draw_level(ax, rows, look, label)
 
@@ -85,15 +90,15 @@ class Curves(Plot):
         style = look["linestyle"]
         if style == "-":
             style = _LONG_DASHES
-        ax.axhline(mean, label=self.level or label, color=colour, linestyle=style)
+        ax.axhline(mean, label=self.level or label, color=colour, linestyle=style, zorder=_ABOVE)
 
         if self.y.log and low <= 0:
             low = mean  # on a logarithmic axis the band has no end
         if high > low:  # not where one seed has no interval
             ax.axhspan(low, high, color=colour, alpha=0.1, linewidth=0)
 
-    def _draw_series(self, ax: Axes, rows: pd.DataFrame, look: dict[str, Any], label: str) -> None:
-        """Draw the levels of a series, and its line."""
+    def _draw_series(self, ax: Axes, rows: pd.DataFrame, look: dict[str, Any], label: str, longest: int) -> None:
+        """Draw the levels of a series, and its line, or points if it has far fewer than the longest series."""
         is_level = rows["x"].isna()
         levels = rows[is_level]
         for mean in levels["mean"]:
@@ -102,8 +107,8 @@ class Curves(Plot):
         line = rows[~is_level].sort_values("x", kind="stable")
         if line.empty:
             return
-        if len(line) == 1:
-            _draw_point(ax, line, look, label)
+        if len(line) == 1 or len(line) * _SPARSE < longest:
+            _draw_points(ax, line, look, label)
         else:
             self._draw_line(ax, line, look, label)
 
@@ -120,15 +125,22 @@ class Curves(Plot):
         points = len(line)
         between_markers = max(1, points // 10)
         colour = look["color"]
-        ax.plot(x, means, label=label, markevery=between_markers, **look)
+        ax.plot(x, means, label=label, markevery=between_markers, zorder=_choose_height(look), **look)
         ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _draw_point(ax: Axes, point: pd.DataFrame, look: dict[str, Any], label: str) -> None:
-    """Draw a single mean with its bar, where a line would not be seen."""
-    marker = look["marker"] or "o"
-    bars = measure_bars(point)
-    ax.errorbar(point["x"], point["mean"], bars, label=label, color=look["color"], fmt=marker)
+def _choose_height(look: dict[str, Any]) -> float:
+    """Choose at which height a line lies: a broken one above solid ones."""
+    return 2.0 if look["linestyle"] == "-" else _ABOVE
+
+
+def _draw_points(ax: Axes, points: pd.DataFrame, look: dict[str, Any], label: str) -> None:
+    """Draw means with their bars, without a line between them."""
+    marker = look["marker"] or "D"
+    bars = measure_bars(points)
+    size = 0.8 * rcParams["lines.markersize"]
+    looks = {"color": look["color"], "fmt": marker, "markersize": size, "zorder": _ABOVE}
+    ax.errorbar(points["x"], points["mean"], bars, label=label, **looks)
 
 
 def _list_words(values: pd.Series) -> list[Any]:
