@@ -103,15 +103,15 @@ class Estimator(Named, ABC):
 
     >>> from bnlab.estimators import fold
     >>> @dataclass(frozen=True)
-    ... class Slowing(Estimator):
-    ...     name = "slowing"
+    ... class InverseRoot(Estimator):
+    ...     name = "inverse_root"
     ...
     ...     def gains(self, stream):
     ...         return stream.steps**-0.5
     >>> start = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     >>> batches = torch.tensor([[[1.0], [2.0]], [[3.0], [8.0]]], dtype=torch.float64)
     >>> stream = Stream(start, batches, counts=torch.full((2, 1), 2.0))
-    >>> fold([Slowing()], stream, [0, 1, 2])[0, :, 0, 0].round(decimals=3).tolist()  # the mean at each step
+    >>> fold([InverseRoot()], stream, [0, 1, 2])[0, :, 0, 0].round(decimals=3).tolist()  # the mean at each step
     [0.0, 1.0, 2.414]
     """
 
