@@ -13,8 +13,6 @@ import bnlab
 from bnlab.estimators import EMA, Cumulative, Estimator, WeightedCumulative
 from bnlab.inference import Rule
 from bnlab.names import Look, Named, find_look, list_named
-from bnlab.recording.frozen import record_frozen
-from bnlab.recording.trace import replay
 from bnlab.statistics import Statistics
 
 
@@ -87,8 +85,8 @@ class UpdateBN(Measured):
     average: ClassVar[Estimator] = Cumulative()
 
     def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        trace = record_frozen(model, batches)
-        return replay(trace, self.average, [trace.last_step])[trace.last_step]
+        trace = bnlab.record_frozen(model, batches)
+        return bnlab.replay(trace, self.average, [trace.last_step])[trace.last_step]
 
 
 @dataclass(frozen=True)
