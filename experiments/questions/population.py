@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     gap_over_layers,
@@ -55,16 +55,20 @@ EXPERIMENT = Experiment(
     columns=("accuracy", "mean_gap"),
     figures={
         "gap": Figure(
-            "Gaps of the mean over training, to both populations",
+            "Gaps of the mean over training, to the images as they are and as training sees them",
             "Of the EMA at momentum 0.1, and between exact statistics of the images as they are and as training sees "
             "them. {schedule}",
             score(find_curves, "mean_gap", ("panel", "line", "epoch"), geometric=True),
-            Curves("epoch", "line", GAP)),
+            Curves("epoch", "line", GAP),
+            Finding("Running averages end nearer to the images as training sees them",
+                    {"running_averages_are_of_augmented_images": ("at the end of training",)})),
         "accuracy": Figure(
             "Accuracy on images as they are, under running averages and statistics of augmented images",
             "Minus that of the same network under exact statistics of the images as they are. {schedule}",
             score(find_lines, "accuracy", ("panel", "line", "epoch"), scale=100),
-            Curves("epoch", "line", AGAINST_EXACT)),
+            Curves("epoch", "line", AGAINST_EXACT),
+            Finding("At the end statistics of either images predict as well",
+                    {"either_predicts_as_well": ()})),
     },
     claims={
         "populations_differ": Claim(
