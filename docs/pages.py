@@ -50,6 +50,13 @@ def list_names(module: ModuleType) -> list[str]:
     return [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
 
 
+def list_sources(name: str) -> set[Path]:
+    """List the files of a public module: its own, and those in which its public names are written."""
+    module = importlib.import_module(name)
+    files = {module.__file__, *(inspect.getsourcefile(getattr(module, each)) for each in list_names(module))}
+    return {Path(file) for file in files if file}
+
+
 def write_pages(docs: Path = DOCS) -> None:
     """Write all pages that are made, and remove those of earlier builds that are not made any more.
 
@@ -130,6 +137,7 @@ def adapt_links(text: str, page: str) -> str:
     pages = {path: name for name, path in shown.items()}
     pages[ROOT / "README.md"] = "index"
     pages[REFERENCE / "README.md"] = "experiments/index"
+    pages |= {source: f"reference/{name}" for name in MODULES for source in list_sources(name)}
     at = (DOCS / f"{page}.md").parent
     origin = shown.get(page, DOCS / f"{page}.md").parent
 

@@ -21,6 +21,7 @@ from bnlab.harness.jobs import execute
 from docs import pages
 from docs.pages import DOCS, MODULES, adapt_links, list_names, list_shown, write_pages
 
+LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")  # to a file
 TOCTREE = re.compile(r"```{toctree}\n(.*?)```", re.DOTALL)
 NAMES = [(module, name) for module in MODULES for name in list_names(importlib.import_module(module))]
 
@@ -103,8 +104,27 @@ def test_links_lead_to_the_pages_that_show_the_files() -> None:
     assert adapt_links("[gap](gap/README.md#claims)", "answers") == "[gap](experiments/gap.md#claims)"
     assert adapt_links("![](figures/cost.png)", "experiments/gap").endswith("/results/reference/gap/figures/cost.png)")
     assert adapt_links("[Q1](../ANSWERS.md)", "experiments/gap") == "[Q1](../answers.md)"
+    assert adapt_links("[nn](../../bnlab/nn/self_tuned.py)", "howto/model") == "[nn](../reference/bnlab.nn.md)"
     for untouched in ("[Q1](#q1)", "[torch](https://docs.pytorch.org/x.md)", "```\n[a](gap/README.md)\n```"):
         assert adapt_links(untouched, "answers") == untouched
+
+
+def test_links_between_files_lead_to_files() -> None:
+    root = DOCS.parent
+    made = {DOCS / f"{page}.md" for page in list_shown()}  # by a build of the site
+    read = {
+        root / "README.md",
+        root / "CONTRIBUTING.md",
+        root / "CHANGELOG.md",
+        *DOCS.glob("*.md"),
+        *DOCS.glob("howto/*.md"),
+    } - made
+    read |= {*root.glob("results/*.md"), *root.glob("results/reference/**/*.md")}
+
+    texts = {path: re.sub("```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL) for path in read}
+    links = {(path, link) for path, text in texts.items() for link in LINK.findall(text)}
+
+    assert not [(path.name, link) for path, link in links if not (path.parent / link).exists()]
 
 
 @pytest.mark.slow

@@ -25,7 +25,9 @@ class Glyphs(Data):
     classes: int = setting(36, "10 digits, 36 with capitals, 62 with small letters")
     difficulty: str = setting("medium", "how far they are distorted", choices=tuple(DIFFICULTIES))
     fonts: str = setting("all", "fonts of the training and validation images", choices=tuple(FONTS))
-    test_fonts: str = setting("all", "fonts of the test images; others than `fonts` are a shift", choices=tuple(FONTS))
+    test_fonts: str = setting(
+        "all", "fonts of the test images; others than `data.fonts` are a shift", choices=tuple(FONTS)
+    )
 
     @property
     def own_shift(self) -> str:

@@ -26,7 +26,7 @@ class Optimizer(Component):
 
     group: ClassVar[str] = "optimizer"
     lr: float = setting(0.1, "learning rate at batch size 128", at_least=1e-9)
-    lr_scaling: str = setting("sqrt", "how `lr` is scaled to other batch sizes", choices=tuple(_EXPONENTS))
+    lr_scaling: str = setting("sqrt", "how `optimizer.lr` is scaled to other batch sizes", choices=tuple(_EXPONENTS))
     weight_decay: float = setting(5e-4, "weight decay", at_least=0)
     label_smoothing: float = setting(0.0, "share of the label that all classes are given", at_least=0, at_most=0.99)
     schedule: str = setting(
