@@ -187,7 +187,7 @@ def read_parameters(cls: type[Named], name: EstimatorName) -> dict[str, Any]:
 
 
 def _read_value(key: str, text: str, default: object) -> Any:
-    """Convert `text` to a value of the type that `default` has; of any type if that is no number, text or bool."""
+    """Convert `text` to a value of the type that `default` has; of any if that is none of bool, number, text, tuple."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):  # a text without quotes
@@ -196,7 +196,15 @@ def _read_value(key: str, text: str, default: object) -> Any:
     kind = type(default)
     if kind is float and type(value) is int:
         value = float(value)
-    is_simple = kind in (bool, int, float, str)
-    if is_simple and type(value) is not kind:
+    value = _freeze(value)
+    is_checked = kind in (bool, int, float, str, tuple)
+    if is_checked and type(value) is not kind:
         raise ValueError(f"{key}={text} is no {kind.__name__}; its default is {default!r}")
+    return value
+
+
+def _freeze(value: Any) -> Any:
+    """Make tuples of lists, also of those inside: what is chosen by name is compared by hash, which a list has not."""
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item) for item in value)
     return value

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
 from experiments.catalogue import find_experiment, list_questions
@@ -24,12 +25,20 @@ def main() -> int:
 
 
 def _update(folders: list[str]) -> int:
-    for folder in folders:
-        for name in list_questions():
-            for path in sorted((Path(folder) / name / "tables").glob("*.parquet")):
-                add_rows(path, REFERENCE / name / "tables" / path.name)
+    parts = {folder: _list_tables(Path(folder)) for folder in folders}
+    for folder, paths in parts.items():
+        if not paths:
+            raise UserError(f"{folder}: has no tables of a question; name what a sweep had as results=")
+    for paths in parts.values():
+        for path in paths:
+            add_rows(path, REFERENCE / path.parts[-3] / "tables" / path.name)
     shorten_all()
     return 0
+
+
+def _list_tables(folder: Path) -> list[Path]:
+    """List the tables of all questions in a folder of results."""
+    return [path for name in list_questions() for path in sorted((folder / name / "tables").glob("*.parquet"))]
 
 
 def add_rows(path: Path, target: Path) -> None:

@@ -68,7 +68,7 @@ def _list(results: Path) -> None:
     states = pd.DataFrame([state for _, state in readable])
     differing = [key for key in settings if settings[key].astype(str).nunique() > 1]
     table = pd.concat([states["run"], settings[differing], states.drop(columns="run")], axis=1)
-    print(table.to_string(index=False, na_rep=""))
+    print(table.to_string(index=False, na_rep="", float_format="{:.10g}".format))
     megabytes = states["MB"].sum()
     print(f"{len(states)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
 
@@ -213,9 +213,9 @@ def _list_folders(results: Path) -> list[Path]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Read what the network was trained with, by dotted names; the seed is in the name of the run."""
+    """Read what the network was trained with, called as in the table `runs`; the seed is in the name of the run."""
     from bnlab.files import reading
-    from bnlab.harness.run_table import TRAINED_WITH
+    from bnlab.harness.run_table import TRAINED_WITH, rename_row
 
     path = folder / "config.yaml"
     with reading(path):
@@ -230,7 +230,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             settings[key] = value
     if settings.get("steps"):  # instead of which epochs are not read
         settings.pop("epochs", None)
-    return settings
+    return rename_row(settings)
 
 
 def _size(path: Path) -> float:

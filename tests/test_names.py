@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +50,14 @@ class Odd(EMA):
 
     name: ClassVar[str] = "test_odd"
     kind: str = "a, b"
+
+
+@dataclass(frozen=True)
+class Listed(EMA):
+    """An average with a parameter that has no hash."""
+
+    name: ClassVar[str] = "test_listed"
+    spans: list[int] = field(default_factory=list)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +107,20 @@ def test_a_parameter_may_be_a_tuple() -> None:
     assert label == "test_slower(spans=(1, 2))"
     assert cls(**parameters) == Slower()
     assert estimator_label(label) == label.replace("(spans", " (spans")
+
+
+@pytest.mark.parametrize("value", ["[3,4]", "(3, 4)"])
+def test_a_list_is_read_as_a_tuple(value: str) -> None:
+    (source,) = parse_sources([f"test_slower(spans={value})"], [0.1], "train")
+
+    assert source.estimator == "test_slower(spans=(3, 4))"
+    with pytest.raises(UserError, match=r"spans=3 is no tuple; its default is \(1, 2\)"):
+        parse_sources(["test_slower(spans=3)"], [0.1], "train")
+
+
+def test_a_parameter_that_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(UserError, match=r"estimator=test_listed: .*unhashable type: 'list'"):
+        parse_sources(["test_listed"], [0.1], "train")
 
 
 def test_an_estimator_does_not_look_like_the_one_it_is_made_from() -> None:

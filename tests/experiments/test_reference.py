@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.tables import load
 from experiments import reference
 from tests.experiments.commands import Call
@@ -36,3 +37,10 @@ def test_parts_of_a_sweep_that_were_made_elsewhere_are_added(
         keys = [column for column in columns if column in KEYS]
         expected = both.sort_values(keys).reset_index(drop=True)
         pd.testing.assert_frame_equal(found[name], expected, rtol=1e-6)
+
+
+def test_a_folder_without_tables_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reference, "REFERENCE", tmp_path / "committed")
+
+    with pytest.raises(UserError, match="mistyped: has no tables of a question"):
+        reference._update([str(tmp_path / "mistyped")])

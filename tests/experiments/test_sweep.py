@@ -182,6 +182,18 @@ def test_runs(results: Path, call: Call) -> None:
     assert [line.split()[0] for line in call("runs list", where).out.splitlines()[1:-1]] == [names[1], names[3]]
 
 
+def test_listed_networks_have_the_columns_of_the_table_runs(tmp_path: Path, call: Call) -> None:
+    for norm, lr in (("batch", 1e9), ("group", 0.1)):
+        folder = tmp_path / "runs" / norm / "seed_0"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"norm: {{name: {norm}}}\noptimizer: {{lr: {lr}}}\n")
+
+    header, *lines, _ = call("runs list", f"results={tmp_path}").out.splitlines()
+
+    assert header.split()[:3] == ["run", "norm", "optimizer.lr"]
+    assert [line.split()[1:3] for line in lines] == [["batch", "1000000000"], ["group", "0.1"]]
+
+
 @pytest.mark.parametrize(("name", "text"), [("config.yaml", "name: [adhoc"), ("status.json", '{"status": "fin')])
 def test_a_run_with_a_damaged_file(name: str, text: str, results: Path, call: Call) -> None:
     """Is named, can be shown and removed; all others are listed."""

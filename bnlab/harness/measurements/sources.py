@@ -80,13 +80,13 @@ def parse_sources(names: list[str], momenta: list[float], *populations: str) -> 
     Raises:
         UserError: an unknown estimator or parameter.
     """
-    found: list[Source] = []
+    found: dict[Source, None] = {}
     for name in names:
         try:
-            found += _parse(str(name), momenta, populations)
+            found |= dict.fromkeys(_parse(str(name), momenta, populations))
         except (Exception, SystemExit) as error:  # a module of the user's may raise anything
             raise UserError(f"estimator={name}: {_explain(error)}") from error
-    return list(dict.fromkeys(found))
+    return list(found)
 
 
 def _explain(error: BaseException) -> str:

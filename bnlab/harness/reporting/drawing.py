@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
 from PIL import Image
 
-from bnlab.harness.errors import NoRows
+from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.experiment import Figure, Tables
 from bnlab.harness.reporting.style import PAGE, PAPER, Format, made_for, write_out_decades
 from bnlab.harness.schedule import SCHEDULES
@@ -105,10 +105,12 @@ def _break(title: str, longest: int) -> str:
 
 
 def _score(name: str, figure: Figure, tables: Tables) -> pd.DataFrame:
-    """Compute the frame of a figure; refuse one without a value."""
+    """Compute the frame of a figure; refuse one without a value, or without panels."""
     frame = figure.score(tables)
     if frame["mean"].isna().all():  # also of no rows
         raise NoRows(f"figure {name}: the tables have no value for it")
+    if "panel" not in frame:
+        raise UserError("its score has no column 'panel', by which rows are drawn; name it: by=(\"panel\", ...)")
     return frame
 
 

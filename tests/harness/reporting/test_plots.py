@@ -200,6 +200,13 @@ def test_an_empty_figure_is_refused(means: list[float]) -> None:
         draw(Forest("line", GAP), pd.DataFrame({"mean": means}).assign(panel="p"))
 
 
+def test_a_score_without_panels_is_refused() -> None:
+    frame = score("gaps", "mean_gap", ("batch_size", "momentum"), at=1.0, layer="2")(TABLES)
+
+    with pytest.raises(UserError, match=r"its score has no column 'panel'.*by=\(\"panel\", \.\.\.\)"):
+        draw(Curves("momentum", "batch_size", GAP), frame)
+
+
 def test_captions_say_what_all_networks_share() -> None:
     frame = interval(average(rows(TABLES, "gaps", 1.0), "mean_gap", ("panel", "batch_size", "seed")), "mean_gap",
                      ("panel", "batch_size"))  # fmt: skip
