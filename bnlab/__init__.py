@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnlab import estimators, inference, memory, nn, theory
+    from bnlab import doctor, estimators, inference, memory, nn, theory
     from bnlab.decomposition import decompose
+    from bnlab.doctor.diagnose import assert_healthy, diagnose
     from bnlab.exact.population import population_statistics
     from bnlab.gaps import gap
     from bnlab.moments import Moments
@@ -23,7 +24,10 @@ __all__ = [
     "MomentTrace",
     "Moments",
     "Statistics",
+    "assert_healthy",
     "decompose",
+    "diagnose",
+    "doctor",
     "estimators",
     "gap",
     "inference",
@@ -41,6 +45,7 @@ __all__ = [
 # No module has the name of something else that is public: importing it would put itself in that one's place.
 _MODULES = {
     "decompose": "decomposition",
+    **dict.fromkeys(("assert_healthy", "diagnose"), "doctor.diagnose"),
     "population_statistics": "exact.population",
     "gap": "gaps",
     "Moments": "moments",

@@ -76,17 +76,10 @@ def warn_of_others(model: nn.Module, caller: str) -> None:
     """Name what is not measured beside others: norms of other classes, constant ("Frozen") ones apart, and batch norms
     without running statistics.
     """
-    others = []
-    without = []
-    for name, module in model.named_modules():
-        if isinstance(module, BatchNorm):
-            if module.running_mean is None:
-                without.append(name)
-            continue
-        is_frozen = "Frozen" in type(module).__name__
-        if _keeps_statistics(module) and not is_frozen and not isinstance(module, _INSTANCE_NORMS):
-            others.append(name)
-
+    others = find_others(model)
+    without = [
+        name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.running_mean is None
+    ]
     parts = []
     if others:
         parts.append(f"{join_names(others)} keep running statistics and are no batch norm of torch's")
@@ -94,6 +87,16 @@ def warn_of_others(model: nn.Module, caller: str) -> None:
         parts.append(f"{join_names(without)} are batch norms without running statistics")
     if parts:
         warn(f"{caller}: {'; '.join(parts)}; they are not measured")
+
+
+def find_others(model: nn.Module) -> list[str]:
+    """List the norms of other classes that keep running statistics; not constant ("Frozen") ones, no instance norms."""
+    others = []
+    for name, module in model.named_modules():
+        is_read = isinstance(module, (BatchNorm, *_INSTANCE_NORMS))
+        if not is_read and _keeps_statistics(module) and "Frozen" not in type(module).__name__:
+            others.append(name)
+    return others
 
 
 def _keeps_statistics(module: nn.Module) -> bool:

@@ -25,7 +25,8 @@ FLOORS = (
     "statistics nn",
     "layout",
     "gaps inference recording exact",
-    "decomposition cli",
+    "decomposition doctor",
+    "cli",
 )
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
@@ -41,13 +42,15 @@ FOLDERS = {
     "nn": "averages self_tuned readers",
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
-    "standard_errors population",
+    "standard_errors source population",
+    "doctor": "scores observing history case rule rules catalogue verdict findings diagnosis examine diagnose",
     "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
+    "doctor.rules": "",
     "harness.artifacts.corruptions": "base",
     "harness.artifacts.data": "pixels own_parts drawing augmenting base dataset published",
     "harness.artifacts.models": "base blocks",

@@ -15,17 +15,18 @@ import torch
 from torch import nn
 
 from bnlab.arguments import find_device, require_batches, require_count, require_forward, require_number
-from bnlab.batches import Forward, call, list_tensors
+from bnlab.batches import Forward, call
 from bnlab.borrow import keep_random_state
 from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.measurement import measure_exactly, measure_under_batches
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.readers import choose_reader
+from bnlab.exact.source import Source
 from bnlab.exact.standard_errors import LEAST_BATCHES, find_worst_error, measure_errors, warn_of_units
 from bnlab.exact.task import CALLER, Task
 from bnlab.exact.units import CountImages, ImageCounter
 from bnlab.layers import batch_norm_layers, join_names, require_parameters, unwrap_parallel, warn_of_others
-from bnlab.memory import find_free_bytes, memory_limit
+from bnlab.memory import memory_limit
 from bnlab.statistics import Statistics, read_weights
 
 _FIRST_IMAGES = 256  # max_images="auto" begins with so many
@@ -116,7 +117,7 @@ def population_statistics(
     task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, extracts, reader)
 
     with keep_random_state(model), contextlib.closing(task.buffers):  # loaders draw their seeds
-        source = _Source(batches, counter)
+        source = Source(batches, counter, CALLER)
         if max_images == "auto":
             return _measure_until_exact(task, counter, way, source, tolerance or 0.0)
         ranks.run_together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
@@ -154,61 +155,7 @@ class _Way(NamedTuple):
     progress: bool | None
 
 
-class _Source:
-    """Reads the caller's batches as far as they are wanted."""
-
-    def __init__(self, batches: Iterable[Any], counter: ImageCounter) -> None:
-        self._batches = iter(batches)
-        self._counter = counter
-        self._free: dict[torch.device, int] = {}  # bytes, when a device's first batch was read
-        self._bytes: dict[torch.device, int] = {}  # of all batches so far
-
-    def read(self, data: list[Any], wanted: int | None, least_batches: int = 1) -> bool:
-        """Add batches to `data`, at least one, until they are as many images and batches as wanted.
-
-        Args:
-            data: the batches so far.
-            wanted: number of images; None: all there are.
-            least_batches: number of batches.
-
-        Returns:
-            Whether there are no further batches.
-
-        Raises:
-            ValueError: a batch has no images, or those before it take more than half of the memory that was free.
-        """
-        images = sum(map(self._counter.count, data))
-        for batch in self._batches:
-            self._require_memory(len(data))
-            count = self._counter.count(batch)
-            if count < 1:
-                raise ValueError(f"{CALLER}: a batch has no images; leave empty batches out")
-            data.append(batch)
-            images += count
-            self._count_bytes(batch)
-            if wanted is not None and images >= wanted and len(data) >= least_batches:
-                return False
-        return True
-
-    def _count_bytes(self, batch: Any) -> None:
-        for tensor in list_tensors(batch):
-            device = tensor.device
-            if device not in self._free:
-                self._free[device] = find_free_bytes(device)
-            self._bytes[device] = self._bytes.get(device, 0) + tensor.nbytes
-
-    def _require_memory(self, batches: int) -> None:
-        """Refuse one more batch where those that were read take more than half of the memory."""
-        batches_take = "1 batch takes" if batches == 1 else f"{batches:,} batches take"
-        for device, size in self._bytes.items():
-            if 2 * size > self._free[device]:
-                raise ValueError(
-                    f"{CALLER}: {batches_take} {size:,} bytes, more than half of the memory that was free, and there "
-                    "are more; pass max_images=, as a loader without end needs, or fewer batches"
-                )
-
-
-def _measure_until_exact(task: Task, counter: ImageCounter, way: _Way, source: _Source, tolerance: float) -> Statistics:
+def _measure_until_exact(task: Task, counter: ImageCounter, way: _Way, source: Source, tolerance: float) -> Statistics:
     """Read and measure more and more batches, until the standard errors are within `tolerance` or there are no more."""
     least_batches = 1 if counter.is_given else LEAST_BATCHES
     wanted = _FIRST_IMAGES

@@ -1,0 +1,212 @@
+"""`diagnose`: examine a model, let the rules look, and judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed import all_gather_object, get_world_size
+
+from bnlab.arguments import require_batches, require_count, require_forward, require_number
+from bnlab.batches import Forward
+from bnlab.doctor.case import Case, Evidence, read_all_buffers
+from bnlab.doctor.catalogue import list_rules
+from bnlab.doctor.diagnosis import Diagnosis
+from bnlab.doctor.examine import CALLER, Examination, examine, read_batches
+from bnlab.doctor.findings import look_for_faults
+from bnlab.doctor.history import History, compare_with, read_state
+from bnlab.doctor.observing import View, observe_batches
+from bnlab.doctor.rule import Rule
+from bnlab.doctor.scores import Evaluate
+from bnlab.doctor.verdict import WORTH, judge
+from bnlab.exact.inputs import Extract
+from bnlab.layers import BatchNorm, batch_norm_layers, find_others, join_names, require_module
+from bnlab.recording.trace import MomentTrace
+from bnlab.statistics import Statistics
+
+
+def diagnose(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    evaluate: Evaluate | None = None,
+    training_batches: Iterable[Any] | None = None,
+    before: Any = None,
+    trace: MomentTrace | None = None,
+    forward: Forward | None = None,
+    inputs: Mapping[Any, Extract] | None = None,
+    expected: float | None = None,
+    worth: float = WORTH,
+    max_images: int | None = None,
+    group: Any = None,
+    rules: Sequence[Rule] = (),
+    progress: bool | None = None,
+) -> Diagnosis:
+    """Find out what is wrong with a model's batch-norm statistics, what it costs, and what to do.
+
+    Without batches in milliseconds, from buffers, counts, momenta and modes alone. With batches, running averages are
+    compared with exact statistics, and predictions under both and under each batch's own: four passes over the batches
+    (one more where there is dropout), and one forward of a sample for each layer. The model comes back as it was.
+
+    Args:
+        model: any module with batch norms.
+        batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
+            Labels are the second part of a tuple or list, or `labels` of a dictionary.
+        evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
+            better, of the same images each time.
+        training_batches: batches as in training, to tell other data from wrong averages.
+        before: an earlier checkpoint of this model, or the network that it is a copy or an average of: a module, a
+            state dict, or a file of one.
+        trace: what `bnlab.record` recorded of the training.
+        forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
+        inputs: what layers with a forward of their own normalize, as for `population_statistics`.
+        expected: the mean score that the model should reach.
+        worth: the smallest difference of scores that matters; half a point (0.005) by default.
+        max_images: stop after the batch that completes so many images.
+        group: a torch.distributed process group, whose ranks' buffers are compared.
+        rules: further rules of your own.
+        progress: show bars while statistics are measured.
+
+    Returns:
+        A `Diagnosis`: print it; `.verdict`, `.findings`, `.table`, `.skipped`, `.to_json()`, `.to_html(path)`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or a layer cannot be measured; the message says which and why.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)).eval()
+    >>> print(diagnose(model).findings["code"].tolist())  # its averages are still 0 and 1
+    ['BN002']
+    """
+    _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, rules)
+    layers, without = _find_layers(model)
+    buffers = read_all_buffers(layers)
+    evidence, training, training_view = None, None, None
+    if batches is not None and layers:
+        examination = Examination.of(model, layers, forward, inputs, progress)
+        evidence = examine(examination, read_batches(batches, max_images), evaluate)
+        if training_batches is not None:
+            training, training_view = _view_training(examination, read_batches(training_batches, max_images))
+
+    case = Case(
+        model,
+        layers,
+        tuple(without),
+        tuple(find_others(model)),
+        buffers,
+        evidence,
+        training,
+        training_view,
+        _read_history(model, layers, before),
+        trace,
+        _gather_buffers(buffers, group),
+        expected,
+    )
+    return _conclude(case, rules, expected, worth)
+
+
+def _conclude(case: Case, rules: Sequence[Rule], expected: float | None, worth: float) -> Diagnosis:
+    """Judge, and let the rules look."""
+    evidence = case.evidence
+    judged = None
+    if evidence is not None and evidence.scores is not None:
+        judged = judge(evidence.scores, expected, worth)
+    found, skipped = look_for_faults(case, [*list_rules(), *rules], judged, worth)
+    return Diagnosis(case, judged, found, skipped, _note_limits(evidence))
+
+
+def _note_limits(evidence: Evidence | None) -> list[str]:
+    """Say what the measurement could not see."""
+    notes = []
+    if evidence is not None and evidence.exact.unseen:
+        notes.append(f"The batches did not reach {join_names(evidence.exact.unseen)}.")
+    return notes
+
+
+def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
+    """Find the batch norms with running statistics, and the names of those without; ValueError if there is neither."""
+    require_module(model, CALLER)
+    without = [
+        name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.running_mean is None
+    ]
+    try:
+        return batch_norm_layers(model, caller=CALLER), without
+    except ValueError:
+        if not without:
+            raise
+        return {}, without
+
+
+def _view_training(examination: Examination, data: list[Any]) -> tuple[Statistics, View]:
+    """Measure the training batches."""
+
+    def ignore(batch: Any, output: Any) -> None:
+        """Nobody scores them."""
+
+    exact = examination.measure(data)
+    return exact, observe_batches(examination.make_task(data), ignore)
+
+
+def _read_history(model: nn.Module, layers: Mapping[str, BatchNorm], before: Any) -> History | None:
+    if before is None:
+        return None
+    return compare_with(model, layers, read_state(before, f"{CALLER}: before"), CALLER)
+
+
+def _gather_buffers(buffers: Mapping[str, Tensor], group: Any) -> list[Mapping[str, Tensor]] | None:
+    if group is None:
+        return None
+    gathered: list[Any] = [None] * get_world_size(group)
+    all_gather_object(gathered, dict(buffers), group=group)
+    return gathered
+
+
+def _require_arguments(
+    batches: Any,
+    evaluate: Any,
+    training_batches: Any,
+    trace: Any,
+    forward: Any,
+    expected: float | None,
+    worth: float,
+    max_images: int | None,
+    rules: Sequence[Rule],
+) -> None:
+    """Raise for a wrong argument, before anything is measured."""
+    if batches is not None:
+        require_batches(batches, CALLER)
+    if training_batches is not None:
+        require_batches(training_batches, CALLER, "training_batches")
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"{CALLER}: evaluate is a {type(evaluate).__name__}; pass a function of the model")
+    if trace is not None and not isinstance(trace, MomentTrace):
+        raise TypeError(f"{CALLER}: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
+    require_forward(forward, CALLER)
+    require_number(worth, lambda value: value > 0, f"{CALLER}: worth={worth!r}; pass a positive difference of scores")
+    if expected is not None:
+        require_number(expected, lambda value: True, f"{CALLER}: expected={expected!r}; pass a mean score")
+    if max_images is not None:
+        require_count(max_images, f"{CALLER}: max_images={max_images!r}; pass at least 1, or None for all")
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"{CALLER}: rules has a {type(rule).__name__}; pass instances of bnlab.doctor.Rule")
+
+
+def assert_healthy(model: nn.Module, batches: Iterable[Any] | None = None, **arguments: Any) -> None:
+    """Raise AssertionError with the diagnosis if `diagnose` finds more than notes; for test suites.
+
+    Args:
+        model: any module with batch norms.
+        batches: as for `diagnose`.
+        arguments: further ones of `diagnose`.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> for batch in torch.arange(400.0).reshape(100, 4, 1) % 5:
+    ...     output = model(batch)
+    >>> assert_healthy(model.eval())
+    """
+    diagnosis = diagnose(model, batches, **arguments)
+    if not diagnosis.is_healthy:
+        raise AssertionError(str(diagnosis))

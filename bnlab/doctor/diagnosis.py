@@ -1,0 +1,230 @@
+"""A diagnosis: the verdict, findings, and a table of layers, to print, save and draw."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.findings import Finding, Skipped
+from bnlab.doctor.verdict import Verdict, tell_score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_WIDTH = 100
+_KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a model's batch-norm statistics, and what is not. Made by `bnlab.diagnose`.
+
+    Attributes:
+        case: all that was measured.
+        judged: the verdict with its reason; None without scores.
+        found: the findings, the most severe first.
+        left_out: rules that could not look.
+        notes: what was not looked at besides, a sentence each.
+    """
+
+    case: Case
+    judged: Verdict | None
+    found: Sequence[Finding]
+    left_out: Sequence[Skipped]
+    notes: Sequence[str] = ()
+
+    @property
+    def verdict(self) -> str | None:
+        """Say "averages", "not the averages", "healthy" or "undecided"; None without labels or `evaluate`."""
+        return None if self.judged is None else self.judged.word
+
+    @property
+    def is_healthy(self) -> bool:
+        """Return whether there is nothing above a note, and the averages are not at fault."""
+        is_clean = all(finding.severity == "note" for finding in self.found)
+        return is_clean and self.verdict in (None, "healthy", "undecided")
+
+    @property
+    def findings(self) -> pd.DataFrame:
+        """Make a table of a row for each finding, the most severe first.
+
+        Columns: code, layers (a tuple of names), severity ("note", "warning", "error"), cost (of the scores' unit; NaN
+        where it was not measured), evidence, meaning, remedy.
+        """
+        import pandas as pd
+
+        rows = [
+            {
+                "code": finding.rule.code,
+                "layers": finding.signs.layers,
+                "severity": finding.severity,
+                "cost": finding.cost,
+                "evidence": finding.signs.evidence,
+                "meaning": finding.rule.meaning,
+                "remedy": finding.rule.remedy,
+            }
+            for finding in self.found
+        ]
+        columns = ["code", "layers", "severity", "cost", "evidence", "meaning", "remedy"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def skipped(self) -> pd.DataFrame:
+        """Make a table of the rules that could not look: code, title, wanted (what they need)."""
+        import pandas as pd
+
+        rows = [(skipped.rule.code, skipped.rule.title, skipped.wanted) for skipped in self.left_out]
+        return pd.DataFrame(rows, columns=["code", "title", "wanted"])
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Make a table of a row for each layer, in order of depth.
+
+        Columns: layer, depth (from 1), channels, momentum, updates (batches averaged; NaN without a count), training
+        (its mode), codes (of the findings that name it); with data also mean_gap (rms over channels, in σ), var_gap
+        (rms of the log ratio), noise (median |T|, see `Case.noise_ratio`) and cost (what its running statistics cost
+        alone; NaN where it was not measured).
+        """
+        import pandas as pd
+
+        rows = []
+        for depth, name in enumerate(self.case.layers, start=1):
+            rows.append({"layer": name, "depth": depth, **self._describe_layer(name)})
+        columns = ["layer", "depth", "channels", "momentum", "updates", "training"]
+        if self.case.evidence is not None:
+            columns += ["mean_gap", "var_gap", "noise", "cost"]
+        return pd.DataFrame(rows, columns=[*columns, "codes"])
+
+    def _describe_layer(self, name: str) -> dict[str, Any]:
+        layer = self.case.layers[name]
+        updates = self.case.count_updates(name)
+        codes = [finding.rule.code for finding in self.found if name in finding.signs.layers]
+        row = {
+            "channels": layer.num_features,
+            "momentum": layer.momentum,
+            "updates": math.nan if updates is None else updates,
+            "training": layer.training,
+            "codes": " ".join(codes),
+        }
+        evidence = self.case.evidence
+        if evidence is not None and name in evidence.exact:
+            mean_gap, var_gap = self.case.find_gap(name)
+            noise = self.case.noise_ratio(name)
+            cost = evidence.costs.get(name, math.nan)
+            row |= {"mean_gap": mean_gap, "var_gap": var_gap, "noise": noise, "cost": cost}
+        return row
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Mean score of the images under "running", "exact" and "batch" statistics; empty without any."""
+        evidence = self.case.evidence
+        if evidence is None or evidence.scores is None:
+            return {}
+        return {kind: evidence.scores.mean(kind) for kind in evidence.scores.values}
+
+    def __str__(self) -> str:
+        parts = [self._tell_verdict()]
+        if self.scores:
+            parts.append(self._tell_scores())
+        parts += [_tell_finding(finding) for finding in self.found if finding.severity != "note"]
+        notes = [finding.rule.code for finding in self.found if finding.severity == "note"]
+        if notes:
+            parts.append(f"Notes, which cost nothing measurable: {', '.join(notes)}; see .findings.")
+        parts.append(self._tell_unseen())
+        return "\n".join(filter(None, parts))
+
+    __repr__ = __str__
+
+    def _tell_verdict(self) -> str:
+        layers = len(self.case.layers)
+        counted = f"{layers} batch-norm layer{'s' if layers != 1 else ''}"
+        if self.judged is None:
+            above = sum(finding.severity != "note" for finding in self.found)
+            what = f"{above} finding{'s' if above != 1 else ''}" if above else "nothing above a note"
+            reason = "without data" if self.case.evidence is None else "no labels and no evaluate=, so no verdict"
+            return f"{what.capitalize()} in {counted} ({reason})."
+        return _wrap(f"{self.judged.word.capitalize()} ({counted}). {self.judged.sentence}")
+
+    def _tell_scores(self) -> str:
+        assert self.case.evidence is not None and self.case.evidence.scores is not None
+        scores = self.case.evidence.scores
+        told = [f"{tell_score(scores.mean(kind), scores)} under {_KINDS[kind]}" for kind in scores.values]
+        name = "Accuracy" if scores.commonest is not None and scores.are_shares else "Score"
+        return f"{name}: {', '.join(told)}."
+
+    def _tell_unseen(self) -> str:
+        wanted: dict[str, list[str]] = {}
+        for skipped in self.left_out:
+            wanted.setdefault(skipped.wanted, []).append(skipped.rule.code)
+        told = [f"{', '.join(codes)} (pass {what})" for what, codes in wanted.items()]
+        sentences = [f"Not looked for: {'; '.join(told)}."] if told else []
+        return _wrap(" ".join([*sentences, *self.notes]))
+
+    def to_json(self) -> str:
+        """Write verdict, scores, findings, layers and skipped rules as JSON: names and numbers, no images, no paths."""
+        gain = None if self.judged is None else self.judged.gain
+        report = {
+            "verdict": self.verdict,
+            "sentence": None if self.judged is None else self.judged.sentence,
+            "scores": self.scores,
+            "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
+            "images": 0 if self.case.evidence is None else self.case.evidence.images,
+            "findings": self.findings.to_dict("records"),
+            "layers": self.table.to_dict("records"),
+            "skipped": self.skipped.to_dict("records"),
+            "notes": list(self.notes),
+        }
+        return json.dumps(_without_nan(report), indent=2, ensure_ascii=False)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one self-contained page with a picture of the layers: names and numbers, no images.
+
+        Raises:
+            ImportError: matplotlib, which draws the picture, is not installed.
+            OSError: the file cannot be written.
+        """
+        from bnlab.doctor.page import make_page
+
+        Path(path).write_text(make_page(self), encoding="utf-8")
+
+
+def _tell_finding(finding: Finding) -> str:
+    """Write a finding in three lines: what and where, the evidence, what it means and what to do."""
+    where = _name_layers(finding.signs.layers)
+    head = f"{finding.rule.code} {finding.severity}: {finding.rule.title}{where}"
+    return "\n".join(
+        [
+            "",
+            _wrap(head),
+            _wrap(finding.signs.evidence, "  "),
+            _wrap(f"{finding.rule.meaning} {finding.rule.remedy}", "  "),
+        ]
+    )
+
+
+def _name_layers(layers: Sequence[str]) -> str:
+    named = [name or "the model" for name in layers]
+    if len(named) > 3:
+        return f", in {len(named)} layers ({named[0]}, {named[1]}, …, {named[-1]})"
+    return f", in {', '.join(named)}"
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace what JSON does not have: NaN and infinities become null, tuples lists."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

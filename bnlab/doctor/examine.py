@@ -1,0 +1,254 @@
+"""Measure what the doctor's rules look at: exact statistics, batches, scores and costs, in few passes over the data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.arguments import find_device
+from bnlab.batches import Forward, call, copy_batch, count_images, list_tensors, map_batch, take_images
+from bnlab.borrow import keep_random_state, measured
+from bnlab.doctor.case import Evidence
+from bnlab.doctor.observing import View, observe_batches
+from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
+from bnlab.exact.inputs import Extract, Inputs
+from bnlab.exact.population import population_statistics
+from bnlab.exact.ranks import Ranks
+from bnlab.exact.readers import choose_reader
+from bnlab.exact.source import Source
+from bnlab.exact.task import Task
+from bnlab.exact.units import ImageCounter
+from bnlab.layers import BatchNorm, unwrap_parallel
+from bnlab.statistics import Statistics, using
+
+CALLER = "diagnose"
+_SAMPLE = 512  # images of which the cost of single layers is measured, at most
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """How a model is examined: what `diagnose` was given.
+
+    Attributes:
+        model: the caller's model.
+        layers: its batch norms with running statistics.
+        forward: called with the model and a batch.
+        inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
+        device: where batches are moved to.
+        progress: whether bars are shown.
+    """
+
+    model: nn.Module
+    layers: Mapping[str, BatchNorm]
+    forward: Forward | None
+    inputs: Mapping[Any, Extract] | None
+    device: torch.device
+    progress: bool | None
+
+    @staticmethod
+    def of(
+        model: nn.Module,
+        layers: Mapping[str, BatchNorm],
+        forward: Forward | None,
+        inputs: Mapping[Any, Extract] | None,
+        progress: bool | None,
+    ) -> Examination:
+        """Make an examination on the model's own device."""
+        return Examination(model, layers, forward, inputs, find_device(model, None, CALLER), progress)
+
+    def make_task(self, data: list[Any]) -> Task:
+        """Make the task of watching the layers while batches are run."""
+        ranks = Ranks(None)
+        reader = choose_reader(self.device, ranks.is_alone)
+        inputs = Inputs(self.layers, self.inputs, CALLER)
+        model = unwrap_parallel(self.model)
+        return Task(model, self.layers, self.forward or call, self.device, data, ranks, inputs, reader)
+
+    def measure(self, data: list[Any]) -> Statistics:
+        """Measure exact statistics."""
+        return population_statistics(self.model, data, forward=self.forward, inputs=self.inputs, progress=self.progress)
+
+    def run(self, batch: Any) -> Any:
+        """Run a copy of a batch."""
+        forward = self.forward or call
+        return forward(self.model, copy_batch(batch, self.device))
+
+
+def read_batches(batches: Iterable[Any], max_images: int | None) -> list[Any]:
+    """Read batches once and keep them, until they are so many images.
+
+    Raises:
+        ValueError: there are none, one is empty, or they take more than half of the free memory.
+    """
+    data: list[Any] = []
+    with keep_random_state():
+        Source(batches, ImageCounter(None, CALLER), CALLER).read(data, max_images)
+    if not data:
+        raise ValueError(f"{CALLER}: batches is empty; pass at least one batch")
+    return data
+
+
+def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
+    """Measure statistics and scores of the data: four passes, and one more where there is dropout."""
+    exact = examination.measure(data)
+    own_values: list[Tensor | None] = []
+
+    def take_output(batch: Any, output: Any) -> None:
+        own_values.append(score_batch(output, find_labels(batch)))
+
+    view = observe_batches(examination.make_task(data), take_output)
+    scores = _score(examination, data, exact, evaluate, own_values)
+    costs: Mapping[str, float] = {}
+    if scores is not None and evaluate is None:
+        costs = measure_costs(examination, data, exact)
+    images = sum(map(count_images, data))
+    return Evidence(
+        exact,
+        view,
+        scores,
+        costs,
+        images,
+        flipped=compare_channel_orders(examination, data),
+        dropped=measure_dropout(examination, data, view),
+        plain=_measure_plain(examination, data),
+    )
+
+
+def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:
+    """Measure without `inputs=`, where it was given for layers that can be measured without it."""
+    if not examination.inputs:
+        return None
+    try:
+        return population_statistics(examination.model, data, forward=examination.forward, progress=False)
+    except ValueError:  # layers that cannot be measured without
+        return None
+
+
+def _score(
+    examination: Examination,
+    data: list[Any],
+    exact: Statistics,
+    evaluate: Evaluate | None,
+    own_values: Sequence[Tensor | None],
+) -> Scores | None:
+    """Score the images under running and exact statistics; batch statistics were scored when they were observed."""
+    if evaluate is not None:
+        values = _score_by(examination.model, evaluate, exact)
+        return Scores(values, _are_shares(values))
+
+    running = _score_by_labels(examination, data)
+    if running is None:
+        return None
+    with using(examination.model, exact):
+        under_exact = _score_by_labels(examination, data)
+    own = [part for part in own_values if part is not None]
+    assert under_exact is not None
+    values = {"running": running, "exact": under_exact, "batch": torch.cat(own)}
+    return Scores(values, _are_shares(values), _find_commonest(data))
+
+
+def _score_by(model: nn.Module, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
+    """Score by the caller's own metric; ValueError if it does not return values of the same images each time."""
+    with measured(model):
+        running = read_values(evaluate(model), CALLER)
+    with using(model, exact), torch.no_grad():
+        under_exact = read_values(evaluate(model), CALLER)
+    if len(running) != len(under_exact):
+        raise ValueError(
+            f"{CALLER}: evaluate returned {len(running)} values, then {len(under_exact)}; return a value for each "
+            "image, of the same images each time"
+        )
+    return {"running": running, "exact": under_exact}
+
+
+def _score_by_labels(examination: Examination, data: Iterable[Any]) -> Tensor | None:
+    """Score each image by its label, in eval mode with the buffers as they are; None where labels do not say."""
+    parts = []
+    with measured(examination.model):
+        for batch in data:
+            values = score_batch(examination.run(batch), find_labels(batch))
+            if values is None:
+                return None
+            parts.append(values)
+    return torch.cat(parts)
+
+
+def _are_shares(values: Mapping[str, Tensor]) -> bool:
+    return all(bool(((part >= 0) & (part <= 1)).all()) for part in values.values())
+
+
+def _find_commonest(data: Iterable[Any]) -> float | None:
+    """Find the share of the commonest label; None where labels are no classes."""
+    counts: Counter[int] = Counter()
+    for batch in data:
+        labels = find_labels(batch)
+        if labels is None or labels.is_floating_point():
+            return None
+        counts.update(labels.flatten().tolist())
+    return max(counts.values()) / counts.total()
+
+
+def measure_costs(examination: Examination, data: Sequence[Any], exact: Statistics) -> dict[str, float]:
+    """Measure what the running statistics of each layer cost alone, on a sample: one forward of it for each layer."""
+    sample = take_images(data[0], _SAMPLE)
+    with using(examination.model, exact):
+        best = _score_by_labels(examination, [sample])
+    costs = {}
+    for name in exact:
+        rest = {other: moments for other, moments in exact.items() if other != name}
+        if rest:
+            with using(examination.model, Statistics(rest, exact.eps)):
+                values = _score_by_labels(examination, [sample])
+        else:
+            values = _score_by_labels(examination, [sample])
+        assert best is not None and values is not None
+        costs[name] = float((best - values).mean())
+    return costs
+
+
+def compare_channel_orders(examination: Examination, data: Sequence[Any]) -> tuple[Statistics, Statistics] | None:
+    """Measure the first batch with its channels reversed, and as it is; None unless images have three channels."""
+    first = next(list_tensors(data[0]), None)
+    if first is None or first.dim() != 4 or first.shape[1] != 3 or not first.is_floating_point():
+        return None
+    sample = take_images(data[0], _SAMPLE)
+    images = next(list_tensors(sample))
+
+    def flip(leaf: Any) -> Any:
+        return leaf.flip(1) if leaf is images else leaf
+
+    flipped = map_batch(flip, sample)
+    name = next(iter(examination.layers))
+
+    def measure(batch: Any) -> Statistics:
+        return population_statistics(
+            examination.model, [batch], forward=examination.forward, layers=[name], inputs=None, progress=False
+        )
+
+    return measure(flipped), measure(sample)
+
+
+def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
+    """Measure how dropout changes the variance of the layers behind it: variance with it over that without, [C]."""
+    names = [
+        name for name, module in examination.model.named_modules() if isinstance(module, _DROPOUTS) and module.p > 0
+    ]
+    if not names:
+        return {}
+
+    def ignore(batch: Any, output: Any) -> None:
+        """The outputs are of no use."""
+
+    task = examination.make_task(data)
+    dropped = observe_batches(task, ignore, train=frozenset(names))
+    ratios = {}
+    for name, layer_view in dropped.layers.items():
+        without = view.layers[name].pooled.var
+        ratios[name] = layer_view.pooled.var / without.clamp(min=torch.finfo(torch.float64).tiny)
+    return ratios

@@ -1,0 +1,93 @@
+"""Findings: what rules have found, with the severity that its measured cost gives it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
+from bnlab.doctor.verdict import Verdict
+
+_ERROR = 0.05  # five points: what costs more is an error
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or worth knowing.
+
+    Attributes:
+        rule: that has found it: its code, meaning and remedy.
+        signs: the layers, and the numbers that show it.
+        severity: "note", "warning" (costs something, or will when training goes on), or "error" (values that are not
+            finite or negative, or more than five points lost).
+        cost: what the layers' running statistics cost, in the unit of the scores; NaN where it was not measured.
+    """
+
+    rule: Rule
+    signs: Signs
+    severity: Severity
+    cost: float = math.nan
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A rule that could not look.
+
+    Attributes:
+        rule: the rule.
+        wanted: what it needs, in words.
+    """
+
+    rule: Rule
+    wanted: str
+
+
+def look_for_faults(
+    case: Case, rules: Iterable[Rule], verdict: Verdict | None, worth: float
+) -> tuple[list[Finding], list[Skipped]]:
+    """Let all rules look at a case.
+
+    Returns:
+        The findings, the most severe first; and the rules that could not look.
+    """
+    findings = []
+    skipped = []
+    for rule in rules:
+        missing = [need for need in rule.needs if need not in case.known]
+        if missing:
+            skipped.append(Skipped(rule, " and ".join(NEEDS[need] for need in missing)))
+            continue
+        signs = rule.look(case)
+        if signs is not None:
+            findings.append(_grade(rule, signs, case, verdict, worth))
+
+    ranks = {severity: rank for rank, severity in enumerate(SEVERITIES)}
+    findings.sort(key=lambda finding: (-ranks[finding.severity], finding.rule.code))
+    return findings, skipped
+
+
+def _grade(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None, worth: float) -> Finding:
+    """Give a finding its cost and severity."""
+    cost = _find_cost(signs, case, verdict)
+    if not rule.follows_cost or math.isnan(cost):
+        return Finding(rule, signs, rule.severity, cost)
+    if cost > _ERROR / 0.005 * worth:
+        return Finding(rule, signs, "error", cost)
+    return Finding(rule, signs, "warning" if cost > worth else "note", cost)
+
+
+def _find_cost(signs: Signs, case: Case, verdict: Verdict | None) -> float:
+    """Find what the running statistics of the layers cost: alone, or all together where these are most layers.
+
+    Costs that the images cannot tell from none count as none.
+    """
+    if verdict is None or case.evidence is None:
+        return math.nan
+    total = verdict.gain.value if verdict.gain.low > 0 else 0.0
+    named = [name for name in signs.layers if name in case.layers]
+    if 2 * len(named) >= len(case.seen) or not named:
+        return max(total, 0.0)
+    alone = max((case.evidence.costs.get(name, 0.0) for name in named), default=0.0)
+    return max(0.0, min(alone, total))

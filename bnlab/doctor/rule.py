@@ -1,0 +1,74 @@
+"""Rules: one fault each, found by its code. A rule looks at a case and reports the layers and numbers that show it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from bnlab.doctor.case import Case
+
+Severity = Literal["note", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
+
+NEEDS = {
+    "data": "batches",
+    "training": "training_batches=",
+    "before": "before=, an earlier checkpoint",
+    "trace": "trace=, a recording of the training",
+    "history": "before= or trace=",
+    "ranks": "group=, a process group",
+    "inputs": "inputs=, what the layers normalize",
+}
+"""What a rule may need, and the argument of `diagnose` that gives it."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What a rule has found.
+
+    Attributes:
+        layers: names of the layers that show it, in order of depth; the model's own name is "".
+        evidence: the numbers that show it, in one phrase.
+    """
+
+    layers: tuple[str, ...]
+    evidence: str
+
+    @staticmethod
+    def of(layers: Iterable[str], evidence: str) -> Signs | None:
+        """Make the signs, or None where no layer shows them."""
+        names = tuple(layers)
+        return Signs(names, evidence) if names else None
+
+
+class Rule(ABC):
+    """One thing that can be wrong.
+
+    A rule of your own is a subclass with these, which `diagnose(..., rules=[Mine()])` takes.
+
+    Attributes:
+        code: stable, such as "BN102".
+        title: a few words.
+        meaning: one sentence on what it means.
+        remedy: one sentence on what to do.
+        severity: of a finding whose cost was not measured.
+        follows_cost: whether a measured cost decides the severity; False for what will do harm later, or hides harm.
+        needs: what must be known of a case, keys of `NEEDS`.
+        hides: whether recalibration would hide the mistake instead of mending it.
+    """
+
+    code: ClassVar[str]
+    title: ClassVar[str]
+    meaning: ClassVar[str]
+    remedy: ClassVar[str]
+    severity: ClassVar[Severity] = "warning"
+    follows_cost: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+    hides: ClassVar[bool] = False
+
+    @abstractmethod
+    def look(self, case: Case) -> Signs | None:
+        """Look for signs in a case that has what the rule needs."""

@@ -1,0 +1,156 @@
+"""Values of a metric, one for each image, under several statistics of the same network; and their differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Evaluate = Callable[[nn.Module], Any]
+"""Called with the model in eval mode; returns a value for each image, higher is better, always in the same order."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of two scores of the same images, with its 95% interval over images.
+
+    Attributes:
+        value: the mean.
+        low, high: the interval's ends.
+        images: number of images.
+    """
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of a metric for each image, under each kind of statistics.
+
+    Attributes:
+        values: float64 [images] by kind: "running", "exact", and "batch" where each batch's own were tried.
+        are_shares: whether all values lie between 0 and 1, as those of accuracy do; differences are in points then.
+        commonest: share of the commonest label, which always naming it would score; None without labels.
+    """
+
+    values: Mapping[str, Tensor]
+    are_shares: bool
+    commonest: float | None = None
+
+    def mean(self, kind: str) -> float:
+        """Average over the images."""
+        return float(self.values[kind].mean())
+
+    def compare(self, kind: str, other: str) -> Difference:
+        """Estimate how much better `kind` scores than `other`, paired over images.
+
+        Values of 0 and 1 get two further pairs, one of each sign, so that equal predictions of few images are no proof
+        (Agresti & Min 2005).
+        """
+        differences = self.values[kind] - self.values[other]
+        return estimate_mean(differences, are_signs=_are_zero_or_one(self.values[kind], self.values[other]))
+
+
+def _are_zero_or_one(*values: Tensor) -> bool:
+    return all(bool(((value == 0) | (value == 1)).all()) for value in values)
+
+
+def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
+    """Estimate a mean over images [N] with its 95% interval, as large samples have it.
+
+    Args:
+        differences: float64 [N].
+        are_signs: they are -1, 0 or 1; one of each sign is added for the interval, which is about their mean.
+    """
+    value = float(differences.mean())
+    sample = torch.cat([differences, differences.new_tensor([1.0, -1.0])]) if are_signs else differences
+    if len(sample) < 2:
+        return Difference(value, -math.inf, math.inf, len(differences))
+
+    half = 1.96 * float(sample.std()) / math.sqrt(len(sample))
+    center = float(sample.mean())
+    return Difference(value, min(value, center - half), max(value, center + half), len(differences))
+
+
+def find_labels(batch: Any) -> Tensor | None:
+    """Find the labels of a batch: the second part of a tuple or list, or what a dictionary calls label or labels."""
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        labels = batch[1]
+    elif isinstance(batch, Mapping):
+        labels = batch.get("labels", batch.get("label"))
+    else:
+        return None
+    if not isinstance(labels, Tensor) or labels.dim() == 0:
+        return None
+    return labels
+
+
+def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
+    """Compute how well an output does on each image; None where labels and output do not say.
+
+    Args:
+        output: of the model: a tensor, an object that has `logits`, or a tuple or list that begins with one.
+        labels: of the images.
+
+    Returns:
+        float64 [N], on the CPU. The share of right classes where labels are whole numbers: of [N, classes] outputs 0 or
+        1, of [N, classes, ...] with a label for each position the share of these. Where labels are floating-point
+        numbers of the output's shape, the mean squared error, negative.
+    """
+    logits = _find_logits(output)
+    if logits is None or labels is None or len(logits) != len(labels):
+        return None
+    labels = labels.to(logits.device)
+
+    if labels.is_floating_point():
+        if labels.shape != logits.shape:
+            return None
+        return -(logits - labels).double().square().flatten(1).mean(1).cpu() if labels.dim() > 1 else None
+    if logits.dim() < 2:
+        return None
+    predicted = (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(1)
+    if predicted.shape != labels.shape:
+        return None
+    right = (predicted == labels).double()
+    return right.reshape(len(right), -1).mean(1).cpu()
+
+
+def _find_logits(output: Any) -> Tensor | None:
+    """Find the tensor [N, ...] of an output."""
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits")
+    if isinstance(logits, (tuple, list)) and logits:
+        logits = logits[0]
+    if not isinstance(logits, Tensor) or logits.dim() == 0:
+        return None
+    return logits
+
+
+def read_values(returned: Any, caller: str) -> Tensor:
+    """Turn what a caller's `evaluate` has returned into float64 [images].
+
+    Raises:
+        TypeError: it is no sequence of numbers.
+        ValueError: there are none, or one is not finite.
+    """
+    advice = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
+    if isinstance(returned, Real):
+        raise TypeError(f"{caller}: evaluate returned one number, {returned}; {advice}")
+    try:
+        values = torch.as_tensor(returned).detach().cpu().double().flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{caller}: evaluate returned a {type(returned).__name__}; {advice}") from error
+    if not len(values) or (isinstance(returned, Tensor) and returned.dim() == 0):
+        raise ValueError(f"{caller}: evaluate returned {len(values)} value(s) without an axis of images; {advice}")
+    if not values.isfinite().all():
+        raise ValueError(f"{caller}: evaluate returned values that are not finite; {advice}")
+    return values
