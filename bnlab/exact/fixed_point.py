@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from bnlab.batches import list_tensors
+from bnlab.diagnostics import Cost
 from bnlab.exact.breadth import Walk
 from bnlab.exact.task import CALLER, Task
 from bnlab.layers import join_names
 from bnlab.memory import Budget
 from bnlab.moments import Moments, compare_moments
 from bnlab.reading import Pooled
-from bnlab.statistics import Cost
 from bnlab.warn import warn
 
 # Differences between given and measured statistics: of means in σ, of variances relative.
