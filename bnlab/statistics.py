@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.borrow import borrowed
-from bnlab.diagnostics import Check, Cost
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, match_names
 from bnlab.moments import Moments
+from bnlab.provenance import Check, Cost
 from bnlab.storage import load_tensors, save_tensors
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from bnlab.batches import take_images
 from bnlab.borrow import borrowed
-from bnlab.diagnostics import Check
 from bnlab.exact.breadth import Note, Walk
 from bnlab.exact.inputs import Values
 from bnlab.exact.readers import fetch, fetch_calls
 from bnlab.exact.task import Task, watched
 from bnlab.moments import Moments, compare_moments
+from bnlab.provenance import Check
 from bnlab.reading import Pooled
 
 # Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from bnlab.batches import list_tensors
-from bnlab.diagnostics import Cost
 from bnlab.exact.breadth import Walk
 from bnlab.exact.task import CALLER, Task
 from bnlab.layers import join_names
 from bnlab.memory import Budget
 from bnlab.moments import Moments, compare_moments
+from bnlab.provenance import Cost
 from bnlab.reading import Pooled
 from bnlab.warn import warn
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from bnlab.batches import count_bytes
 from bnlab.borrow import measured
-from bnlab.diagnostics import Check, Cost
 from bnlab.exact.breadth import Walk
 from bnlab.exact.checking import check_walk, find_self_dependent
 from bnlab.exact.fixed_point import settle
@@ -20,6 +19,7 @@ from bnlab.exact.readers import fetch
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.memory import Budget
 from bnlab.moments import Moments
+from bnlab.provenance import Check, Cost
 from bnlab.warn import warn
 
 Progress = Callable[[], object]
