@@ -205,7 +205,7 @@ def test_weights_of_a_file(folder: Path, name: str) -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        ([1, 2], "is not of this model"),
+        ([1, 2], "holds a list; pass safetensors or a state dict"),
         ({"0.weight": torch.zeros(1)}, "is not of this model"),
         (Path("x"), "cannot be read"),
     ],

@@ -26,6 +26,7 @@ FLOORS = (
     "layout",
     "gaps inference recording exact",
     "decomposition doctor",
+    "commands",
     "cli",
 )
 # Of bnlab/harness/: data flows from one to the next.
@@ -44,6 +45,7 @@ FOLDERS = {
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
     "doctor": "scores observing history case rule rules catalogue verdict findings diagnosis examine diagnose",
+    "commands": "loading gap",
     "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
