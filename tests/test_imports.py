@@ -46,7 +46,7 @@ FOLDERS = {
     "standard_errors source population",
     "doctor": "scores observing history case rule rules catalogue verdict findings diagnosis examine diagnose undo "
     "recalibration recalibrate",
-    "commands": "loading gap",
+    "commands": "loading saving gap recalibrate undo",
     "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
