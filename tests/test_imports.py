@@ -26,6 +26,7 @@ FLOORS = (
     "layout",
     "gaps inference recording exact",
     "decomposition doctor",
+    "commands",
     "cli",
 )
 # Of bnlab/harness/: data flows from one to the next.
@@ -43,7 +44,9 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
-    "doctor": "scores observing history case rule rules catalogue verdict findings diagnosis examine diagnose",
+    "doctor": "scores observing history case rule rules catalogue verdict findings diagnosis examine diagnose undo "
+    "recalibration recalibrate",
+    "commands": "loading saving gap recalibrate undo",
     "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",

@@ -1,0 +1,55 @@
+"""`bnlab gap`: per layer, how far the running statistics are from exact population statistics."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import bnlab
+from bnlab.commands.loading import (
+    add_model_arguments,
+    call_by_name,
+    collecting_warnings,
+    find_function,
+    hinting_at_forward,
+    load_model,
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to `commands`, the subparsers of `bnlab`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "gap", help="per layer, the gap of the running statistics from exact population statistics"
+    )
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table; 0."""
+    model = load_model(arguments.model, arguments.weights)
+    batches = call_by_name(arguments.batches)
+    forward = None if arguments.forward is None else find_function(arguments.forward)
+    with collecting_warnings(), hinting_at_forward(forward):
+        exact = bnlab.population_statistics(
+            model, batches, forward=forward, max_images=arguments.max_images, progress=sys.stderr.isatty()
+        )
+        table = _format_table(exact, bnlab.running_statistics(model))
+    print(table)
+    return 0
+
+
+def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
+    frame = bnlab.gap(exact, running)
+    lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
+    count = next(iter(exact.values())).count
+    assert exact.cost is not None  # they were measured
+    lines.append(
+        "\nmean_gap: distance of the running mean in standard deviations; var_gap: |log ratio| of the variance; "
+        "kl: both together, in nats; output_gap: how far the layer's output is off"
+    )
+    lines.append(f"exact statistics of {exact.cost.images:,} images, {count:,} values per channel in the first layer")
+    if exact.unseen:
+        lines.append(f"not reached by the data: {', '.join(exact.unseen)}")
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""Load what the words of a command name: the caller's functions, and weights; and describe what goes wrong there."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bnlab.doctor.history import read_state_file
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that measure a model on batches take: both, `--forward`, `--weights` and `--max-images`."""
+    parser.add_argument("model", help="package.module:function that returns the model")
+    parser.add_argument(
+        "batches", help="package.module:function that returns an iterable of batches, e.g. a DataLoader"
+    )
+    parser.add_argument(
+        "--forward",
+        help="package.module:function of model and batch; default model(batch), or model(batch[0]) of a tuple",
+    )
+    parser.add_argument("--weights", help="a file with the model's weights: safetensors, or a state dict of torch's")
+    parser.add_argument(
+        "--max-images", type=int, help="or max_images=N: stop after the batch with which so many have been read"
+    )
+
+
+def load_model(name: str, weights: str | None) -> Any:
+    """Call the function of this name, and load a file into the model that it returns."""
+    model = call_by_name(name)
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    return model
+
+
+def _load_weights(model: Any, path: Path) -> None:
+    """Load a file into the model; ValueError if it cannot be read, or is of another model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"--weights: the model is a {type(model).__name__}; name a function that returns a module")
+    state = read_state_file(path, "--weights")
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"--weights {path}: is not of this model ({reason})") from error
+
+
+def call_by_name(name: str) -> Any:
+    """Call the function of this name without arguments."""
+    make = find_function(name)
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise TypeError(f"{name} takes arguments ({error}); name a function without arguments") from error
+    return make()
+
+
+def find_function(name: str) -> Any:
+    """Import the function of this name; the current folder is searched as well."""
+    module, colon, function = name.partition(":")
+    parts = [*module.split("."), function]
+    if not colon or not all(part.isidentifier() for part in parts):
+        raise ValueError(f"{name}: write package.module:function")
+
+    sys.path.insert(0, os.getcwd())
+    try:
+        value = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name}: cannot be imported ({error})") from error
+    if not callable(value) or isinstance(value, nn.Module):  # a module is called with its input
+        raise TypeError(f"{name} is a {type(value).__name__}; name a function without arguments")
+    return value
+
+
+@contextlib.contextmanager
+def hinting_at_forward(forward: object) -> Iterator[None]:
+    """Add to a TypeError in the block that the model may need `--forward`, unless it was given."""
+    try:
+        yield
+    except TypeError as error:
+        if forward is None:
+            error.add_note("if the model is called otherwise: --forward package.module:function of model and batch")
+        raise
+
+
+@contextlib.contextmanager
+def collecting_warnings() -> Iterator[None]:
+    """Write what bnlab warns of in the block to stderr once it has succeeded, a line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        yield
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+
+
+def describe_error(error: Exception) -> str:
+    """Write our own message as it is; of what the caller's code raised also the type, our notes, and the line."""
+    trace = traceback.extract_tb(error.__traceback__)
+    # LiveBytes stands between the caller's code and torch.
+    frames = [frame for frame in trace if frame.name != "__torch_function__"]
+    package = Path(__file__).parents[1]
+    ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
+    foreign = frames[max(ours) + 1 :]
+    if not foreign:
+        return str(error)
+
+    first_line = str(error).partition("\n")[0]
+    lines = [f"{type(error).__name__}: {first_line}"]
+    lines += getattr(error, "__notes__", [])
+    callers = [frame for frame in foreign if "site-packages" not in frame.filename]
+    if callers:
+        last = callers[-1]
+        lines.append(f"at {last.filename}:{last.lineno}: {last.line}")
+    return "\n  ".join(lines)
