@@ -44,7 +44,7 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
-    "doctor": "words scores observing history case rule rules catalogue verdict findings diagnosis examine "
+    "doctor": "words scores observing history case kept rule rules catalogue verdict findings diagnosis examine "
     "diagnose undo recalibration recalibrate",
     "commands": "loading saving gap recalibrate undo",
     "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
