@@ -10,6 +10,7 @@ from bnlab.doctor.rule import Rule, Signs
 from bnlab.doctor.words import count_things
 
 _LEFT = 0.01  # weight of the start below which it is forgotten
+_MUCH = 0.2  # σ, or log ratio: a predicted gap that is worth a warning while its cost is not known
 
 
 class OnItsWay(Rule):
@@ -18,7 +19,7 @@ class OnItsWay(Rule):
     After t updates of momentum m the start has the weight (1−m)^t. Too few updates, or a momentum too small for them.
     With data this is believed only if the gap points to the start and is about that long: at least half of it, in
     squares, and between half and three times (1−m)^t of the way. Without data count and momentum are believed if what
-    they predict is off by more than .1, and no variance, of all layers with the same count, is smaller than what the
+    they predict is off by more than .2, and no variance, of all layers with the same count, is smaller than what the
     start alone leaves of its 1.
 
     A false alarm without data where the count is wrong: it began again on averages that were there before, or momentum
@@ -38,7 +39,7 @@ class OnItsWay(Rule):
             if name in case.seen:
                 shows = _points_to_start(case, name, weight)
             else:
-                shows = weight not in refuted and _predict_gap(case, name, weight) > 0.1
+                shows = weight not in refuted and _predict_gap(case, name, weight) > _MUCH
             if shows:
                 layers.append(name)
         if not layers:
