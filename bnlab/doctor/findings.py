@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
+from bnlab.doctor.scores import Difference
 from bnlab.doctor.verdict import Verdict
 
 _ERROR = 0.05  # five points: what costs more is an error
@@ -83,7 +84,7 @@ def _leave_out(case: Case, findings: Iterable[Finding], codes: Sequence[str]) ->
 
 def _grade(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None, worth: float) -> Finding:
     """Give a finding its cost and severity."""
-    cost = _find_cost(signs, case, verdict)
+    cost = _find_cost(rule, signs, case, verdict)
     severity = rule.severity
     if rule.follows_cost and not math.isnan(cost):
         severity = _grade_cost(cost, worth)
@@ -96,16 +97,25 @@ def _grade_cost(cost: float, worth: float) -> Severity:
     return "warning" if cost > worth else "note"
 
 
-def _find_cost(signs: Signs, case: Case, verdict: Verdict | None) -> float:
+def _find_cost(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None) -> float:
     """Find what the running statistics of the layers cost: alone, or all together where these are most layers.
 
-    Costs that the images cannot tell from none count as none.
+    Costs that the images cannot tell from none count as none. Without single layers' costs all cost all.
     """
-    if verdict is None or case.evidence is None:
+    if verdict is None or case.evidence is None or case.evidence.scores is None:
         return math.nan
-    total = verdict.gain.value if verdict.gain.low > 0 else 0.0
+    scores = case.evidence.scores
+    if rule.mends == "batch" and "batch" in scores.values:
+        return _count_gain(scores.compare("batch", "running"))
+
+    total = _count_gain(verdict.gain)
+    costs = case.evidence.costs
     named = [name for name in signs.layers if name in case.layers]
-    if 2 * len(named) >= len(case.seen) or not named:
-        return max(total, 0.0)
-    alone = max((case.evidence.costs.get(name, 0.0) for name in named), default=0.0)
+    if 2 * len(named) >= len(case.seen) or not named or not costs:
+        return total
+    alone = max(costs.get(name, 0.0) for name in named)
     return max(0.0, min(alone, total))
+
+
+def _count_gain(gain: Difference) -> float:
+    return max(gain.value, 0.0) if gain.low > 0 else 0.0
