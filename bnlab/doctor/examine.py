@@ -151,10 +151,11 @@ def examine_briefly(
     def ignore(batch: Any, output: Any) -> None:
         """The outputs are of no use."""
 
-    sample = [take_images(data[0], _SAMPLE)]
+    sample = take_sample(data)
     view = observe_batches(examination.make_task(sample), ignore)
     images = sum(map(count_images, data))
-    return Evidence(statistics, view, scores, {}, images, flipped=compare_channel_orders(examination, data))
+    flipped = compare_channel_orders(examination, data, next(iter(statistics)))
+    return Evidence(statistics, view, scores, {}, images, flipped=flipped)
 
 
 def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:

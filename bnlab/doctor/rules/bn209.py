@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import median
 
 from bnlab.doctor.case import Case
@@ -32,12 +33,12 @@ class OtherInput(Rule):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        first = case.seen[0]
-        told = _tell_scale(case, first) or _tell_order(case, first)
+        first, *later = case.data.exact  # by depth
+        told = _tell_scale(case, first, later) or _tell_order(case, first)
         return None if told is None else Signs.of([first], told, at_least="warning")
 
 
-def _tell_scale(case: Case, first: str) -> str | None:
+def _tell_scale(case: Case, first: str, later: Sequence[str]) -> str | None:
     """Tell by how much the input is scaled; None if it is not."""
     if case.remembers_start(first):
         return None
@@ -48,8 +49,7 @@ def _tell_scale(case: Case, first: str) -> str | None:
         return None
     scale = float(ratios.median())
     spread = float(ratios.std())
-    later = [max(case.find_gap(name)) for name in case.seen[1:]]
-    later_gap = median(later) if later else 0.0
+    later_gap = median(max(case.find_gap(name)) for name in later) if later else 0.0
 
     is_constant = abs(scale) > _SCALE and spread < _SPREAD * abs(scale)
     if not is_constant or not later_gap < _LATER * abs(scale):
