@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab import diagnose, population_statistics
+from bnlab import diagnose, population_statistics, recalibrate
 from bnlab.doctor.verdict import WORTH
 from tests.doctor.networks import (
     Batch,
@@ -200,6 +200,18 @@ def test_bn209_is_a_warning_at_least(batches: list[Batch]) -> None:
 
     assert finding is not None
     assert finding.severity in ("warning", "error")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda images: 255 * images, lambda images: images.flip(1)], ids=["scaled", "reversed"]
+)
+def test_bn209_stops_a_recalibration_that_would_hide_it(
+    change: Callable[[Tensor], Tensor], batches: list[Batch]
+) -> None:
+    recalibration = recalibrate(make_healthy(), change_images(batches, change))
+
+    assert not recalibration.written
+    assert recalibration.reason.startswith("it would hide a mistake: BN209")
 
 
 def blur(images: Tensor) -> Tensor:

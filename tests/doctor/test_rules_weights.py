@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from bnlab import population_statistics
+from bnlab import population_statistics, recalibrate
 from bnlab.layers import get_running_buffers
 from tests.doctor.networks import (
     NORMS,
@@ -89,6 +89,13 @@ def test_bn302_layers_that_were_folded_still_normalize(images: list[Tensor]) -> 
     assert finding.signs.layers == ("1", "9")
     assert finding.signs.evidence.startswith("exact means and variances are the layer's own")
     assert finding.severity == "warning"
+
+
+def test_bn302_stops_a_recalibration_that_would_hide_it(images: list[Tensor]) -> None:
+    recalibration = recalibrate(fold_twice(make_healthy(), 1, 5, 9), images)
+
+    assert not recalibration.written
+    assert recalibration.reason.startswith("it would hide a mistake: BN302")
 
 
 def test_bn302_is_quiet_where_the_folded_layer_is_gone(images: list[Tensor]) -> None:

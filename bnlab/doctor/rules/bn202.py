@@ -17,8 +17,9 @@ class UnlikeBatches(Rule):
     """Batch means differ more than those of shuffled batches do: sorted by class, by domain, by recording.
 
     The variance between batch means, times the images in a batch, is that between image means if batches are shuffled;
-    how much larger it may be by chance depends on the number of batches. It is harmless where only this loader is
-    sorted, as loaders of test images often are, and training shuffles.
+    how much larger it may be by chance depends on the number of batches. The first layer shows it best: later ones are
+    given what each batch's own statistics have normalized. It is harmless where only this loader is sorted, as loaders
+    of test images often are, and training shuffles.
     """
 
     code = "BN202"
@@ -43,7 +44,7 @@ class _Comparison:
     """Batch means compared with image means.
 
     Attributes:
-        ratio: variance of batch means over what that of image means lets expect, median over channels.
+        ratio: variance of batch means over what that of image means lets expect, mean over channels.
         share: the same over the layer's variance.
         batches: number of batches.
     """
@@ -66,8 +67,8 @@ def _compare(case: Case, name: str) -> _Comparison:
     batches = view.batch_means.count
     between = view.batch_means.var
     expected = view.image_means.var * batches / view.image_means.count
-    ratio = float((between / expected).median())
-    share = float((between / view.pooled.var).median())
+    ratio = float((between / expected).nanmean())
+    share = float((between / view.pooled.var).nanmean())
     return _Comparison(ratio, share, batches)
 
 

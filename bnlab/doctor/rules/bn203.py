@@ -6,8 +6,8 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.rule import Rule, Signs
 
 _FEW = 50  # values in each channel of a batch
-_BATCHES = 20  # fewer say nothing about the noise of averages
-_LEAST = 0.3  # median |T|: averages of larger batches have less
+_BATCHES = 50  # fewer say nothing about the noise of averages
+_LEAST = 0.4  # median |T|: averages of larger batches have less
 _MOST = 2.0  # median |T|: above it there is more than noise
 
 
