@@ -190,15 +190,9 @@ class Case:
         return (view.batch_means.var * share).sqrt()
 
     def remembers_start(self, name: str) -> bool:
-        """Return whether a layer's averages hold more than 1% of the 0 and 1 that they started from.
-
-        Momentum and count say so; a count of 0 beside other buffers says nothing.
-        """
-        momentum = self.layers[name].momentum
-        count = self.count_updates(name)
-        if momentum is None or not count:
-            return self.is_initial(name)
-        return (1 - momentum) ** count > 0.01
+        """Return whether a layer's averages hold more than 1% of the 0 and 1 that they started from."""
+        weight = self.start_weight(name)
+        return self.is_initial(name) if weight is None else weight > 0.01
 
     def find_expected_gap(self, name: str) -> float:
         """Find how large noise alone makes the mean's gap, in σ, root mean square over channels; NaN if not known."""
@@ -220,11 +214,6 @@ class Case:
         error = images.var / images.count
         scale = self._exact[name].var + self._exact.eps[name]
         return float((error / scale).mean().sqrt())
-
-    def find_dropout_shift(self, name: str) -> float:
-        """Find the log ratio of a layer's variance with dropout and without, median over channels; 0 without any."""
-        ratios = self.data.dropped.get(name)
-        return 0.0 if ratios is None else float(ratios.median().log())
 
     def find_view(self, name: str) -> LayerView | None:
         """Find the training batches' view of a layer where there is one, else that of the data."""

@@ -27,14 +27,20 @@ class DropoutBefore(Rule):
         layers = [name for name in case.seen if _follows_dropout(case, name)]
         if not layers:
             return None
-        worst = max(layers, key=lambda name: abs(case.find_dropout_shift(name)))
-        ratio = math.exp(case.find_dropout_shift(worst))
+        worst = max(layers, key=lambda name: abs(_find_shift(case, name)))
+        ratio = math.exp(_find_shift(case, worst))
         running = float(case.log_ratios(worst).exp().median())
         return Signs.of(layers, f"variance with dropout {ratio:.2f} times that without, running {running:.2f} times")
 
 
+def _find_shift(case: Case, name: str) -> float:
+    """Find the log ratio of a layer's variance with dropout and without, median over channels; 0 without any."""
+    ratios = case.data.dropped.get(name)
+    return 0.0 if ratios is None else float(ratios.median().log())
+
+
 def _follows_dropout(case: Case, name: str) -> bool:
-    shift = case.find_dropout_shift(name)
+    shift = _find_shift(case, name)
     running = case.log_ratios(name)
     off_from_dropout = (running - shift).abs().median()
     is_nearer = bool(off_from_dropout < running.abs().median())

@@ -25,9 +25,10 @@ class CollapsedVariance(Rule):
     meaning = "Features have less variance than the averages say, more so with depth, as where weights were averaged."
     remedy = "Recalibrate after averaging or merging weights."
     needs = ("data",)
+    unless = ("BN002", "BN003", "BN101", "BN206")
 
     def look(self, case: Case) -> Signs | None:
-        ratios = {name: _find_ratio(case, name) for name in case.seen if _can_tell(case, name)}
+        ratios = {name: _find_ratio(case, name) for name in case.seen if name in case.reference}
         if len(ratios) < 2:
             return None
         by_depth = list(ratios.values())
@@ -41,12 +42,6 @@ class CollapsedVariance(Rule):
         layers = [name for name, ratio in ratios.items() if ratio < _COLLAPSED]
         told = f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"
         return Signs.of(layers, told)
-
-
-def _can_tell(case: Case, name: str) -> bool:
-    """Return whether neither the start of the averages nor dropout explains that they are high."""
-    is_behind_dropout = case.find_dropout_shift(name) > 0.05
-    return name in case.reference and not case.remembers_start(name) and not is_behind_dropout
 
 
 def _find_ratio(case: Case, name: str) -> float:
