@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
@@ -55,7 +56,7 @@ def look_for_faults(
     """
     findings: list[Finding] = []
     skipped = []
-    for rule in sorted(rules, key=lambda rule: bool(rule.unless)):  # those that give way to others look last
+    for rule in _order(rules):
         missing = [need for need in rule.needs if need not in case.known]
         if missing:
             skipped.append(Skipped(rule, " and ".join(NEEDS[need] for need in missing)))
@@ -68,6 +69,14 @@ def look_for_faults(
     findings.sort(key=lambda finding: (-ranks[finding.severity], finding.rule.code))
     skipped.sort(key=lambda left: left.rule.code)
     return findings, skipped
+
+
+def _order(rules: Iterable[Rule]) -> list[Rule]:
+    """Put rules behind those that they give way to."""
+    chosen = list(rules)
+    codes = TopologicalSorter({rule.code: rule.unless for rule in chosen}).static_order()
+    places = {code: place for place, code in enumerate(codes)}
+    return sorted(chosen, key=lambda rule: places[rule.code])
 
 
 def _leave_out(case: Case, findings: Iterable[Finding], codes: Sequence[str]) -> Case:

@@ -89,3 +89,26 @@ def test_what_batch_statistics_mend_costs_what_they_gain(batches: list[Batch]) -
     scores = diagnose(reset(make_healthy()), batches, progress=False).scores
 
     assert finding.cost == pytest.approx(scores["batch"] - scores["running"])
+
+
+class GivesWay(Marked):
+    code = "OWN0"
+    unless = ("OWN1",)
+
+
+class GivesWayToBoth(Marked):
+    code = "OWN-1"
+    unless = ("OWN0", "OWN1")
+
+    def look(self, case: Case) -> Signs | None:
+        return Signs.of(case.layers, "all that is left")
+
+
+def test_rules_look_behind_those_that_they_give_way_to(batches: list[Batch]) -> None:
+    """Whatever order they are given in; of layers 1, 5 and 9 the others name 1 and 9."""
+    rules = [GivesWayToBoth(), GivesWay("9"), Marked("1")]
+
+    diagnosis = diagnose(make_healthy(), batches, rules=rules, progress=False)
+
+    layers = {finding.rule.code: finding.signs.layers for finding in diagnosis.found}
+    assert layers["OWN-1"] == ("5",)
