@@ -208,9 +208,10 @@ class Case:
 
         NaN where the layer's rows are no images.
         """
-        images = self.data.view.layers[name].image_means
-        if images.count < 2:
+        view = self.data.view.layers.get(name)
+        if view is None or view.image_means.count < 2:
             return math.nan
+        images = view.image_means
         error = images.var / images.count
         scale = self._exact[name].var + self._exact.eps[name]
         return float((error / scale).mean().sqrt())

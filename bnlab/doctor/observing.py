@@ -121,7 +121,7 @@ class View:
     """What all layers were given in a pass under each batch's own statistics.
 
     Attributes:
-        layers: by name; layers that no batch has reached are not there.
+        layers: by name; layers that no batch has reached, or that are given some of their channels, are not there.
         batches: number of batches.
         batch_size: images in a batch, on average.
     """
@@ -156,12 +156,14 @@ def observe_batches(
         numbers[name] = number + 1
         pooled = task.reader.measure(values.x)
         moments = Moments(pooled.count, pooled.mean, pooled.var)  # on the device, which nobody waits for
+        task.layers[name].training = moments.count > 1
+        if values.channels is not None:
+            return
         if name not in layers:
             layers[name] = LayerView.empty(values.x.shape[1], moments.mean.device)
         layers[name].add_call(number, moments)
         if len(values.x) == size:
             layers[name].add_images(values.x)
-        task.layers[name].training = moments.count > 1
 
     modules = dict(task.model.named_modules())
     with measured(task.model):

@@ -242,6 +242,19 @@ def test_a_last_batch_of_one_image_is_taken(batches: list[Batch]) -> None:
     assert diagnosis.scores.keys() == {"running", "exact", "batch"}
 
 
+def test_layers_of_some_channels_are_measured_and_not_viewed() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(5)).eval()
+    batches = [torch.randn(8, 5, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+
+    def take_first(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, list[int]]:
+        return args[0][:, :3], [0, 1, 2]
+
+    diagnosis = diagnose(model, batches, inputs={"0": take_first}, progress=False)
+
+    assert diagnosis.case.seen == ["0"]
+    assert math.isnan(diagnosis.table["noise"].item())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -33,7 +33,8 @@ class SeveralPopulations(Rule):
         layers = []
         worst = None
         for name in case.seen:
-            calls = compare_calls(case.data.view.layers[name])
+            view = case.data.view.layers.get(name)
+            calls = None if view is None else compare_calls(view)
             if calls is None or not calls.are_unlike:
                 continue
             layers.append(name)
