@@ -125,3 +125,20 @@ def test_the_start_is_remembered_where_nothing_was_averaged() -> None:
 def test_a_case_without_data_says_so() -> None:
     with pytest.raises(ValueError, match="there is no data; a rule that asks for it needs 'data'"):
         diagnose(nn.BatchNorm1d(CHANNELS)).case.find_gap("")
+
+
+@pytest.mark.parametrize("are_labelled", [True, False])
+def test_a_small_gap_counts_where_exact_statistics_score_better(are_labelled: bool) -> None:
+    """Means that are .05 σ off are small, but half of the images lie that near to the border of two classes."""
+    values = torch.tensor([-1.4, -0.02, 0.02, 1.4]).repeat(50)[:, None]
+    layer = nn.BatchNorm1d(1, affine=False)
+    model = nn.Sequential(layer, nn.Linear(1, 2, bias=False)).eval()
+    model[1].weight.data = torch.tensor([[-1.0], [1.0]])
+    mean, var = get_running_buffers(layer)
+    mean.fill_(0.05)
+    var.copy_(values.var(0, correction=0))
+    labels = (values[:, 0] > 0).long()
+
+    case = diagnose(model, [(values, labels)] if are_labelled else [values], progress=False).case
+
+    assert case.is_off("0") == are_labelled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import dropwhile
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import Rule, Signs
@@ -18,8 +19,9 @@ class UnlikeBatches(Rule):
 
     The variance between batch means, times the images in a batch, is that between image means if batches are shuffled;
     how much larger it may be by chance depends on the number of batches. The first layer shows it best: later ones are
-    given what each batch's own statistics have normalized. It is harmless where only this loader is sorted, as loaders
-    of test images often are, and training shuffles.
+    given what each batch's own statistics have normalized, and are named too, as their averages are of the same
+    batches. It is harmless where only this loader is sorted, as loaders of test images often are, and training
+    shuffles.
     """
 
     code = "BN202"
@@ -36,7 +38,8 @@ class UnlikeBatches(Rule):
             return None
         worst = max(unlike.values(), key=lambda compared: compared.ratio)
         told = f"batch means vary {worst.ratio:.1f} times as much as shuffled ones, {worst.share:.0%} of the variance"
-        return Signs.of(unlike, told)
+        behind = dropwhile(lambda name: name not in unlike, comparisons)
+        return Signs.of(behind, told)
 
 
 @dataclass(frozen=True)

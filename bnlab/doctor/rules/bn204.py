@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import dropwhile
 
 import torch
 
@@ -19,6 +20,7 @@ class SeveralPopulations(Rule):
     """A layer is called several times in a forward, and what it is given differs from call to call.
 
     Train mode normalizes each call by its own statistics, eval mode all by the same: no single set of averages fits.
+    Layers behind the first such one that are called as often are named too, as train mode made their calls alike.
     Two views of the same images, as in contrastive learning, are one population.
     """
 
@@ -30,17 +32,18 @@ class SeveralPopulations(Rule):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        layers = []
-        worst = None
+        compared: dict[str, Calls] = {}
         for name in case.seen:
             view = case.data.view.layers.get(name)
             calls = None if view is None else compare_calls(view)
-            if calls is None or not calls.are_unlike:
-                continue
-            layers.append(name)
-            if worst is None or calls.share > worst.share:
-                worst = calls
-        return None if worst is None else Signs.of(layers, worst.tell())
+            if calls is not None:
+                compared[name] = calls
+        unlike = [name for name, calls in compared.items() if calls.are_unlike]
+        if not unlike:
+            return None
+        worst = max((compared[name] for name in unlike), key=lambda calls: calls.share)
+        behind = dropwhile(lambda name: name != unlike[0], compared)
+        return Signs.of(behind, worst.tell())
 
 
 @dataclass(frozen=True)
