@@ -14,7 +14,7 @@ from bnlab.doctor.case import Case, Evidence, read_all_buffers
 from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.examine import CALLER, Examination, examine, read_batches
-from bnlab.doctor.findings import look_for_faults
+from bnlab.doctor.findings import look_for_faults, reconsider
 from bnlab.doctor.history import History, compare_with, read_state
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.rule import Rule
@@ -114,6 +114,8 @@ def _conclude(case: Case, rules: Sequence[Rule], expected: float | None, worth: 
     if evidence is not None and evidence.scores is not None:
         judged = judge(evidence.scores, expected, worth)
     found, skipped = look_for_faults(case, [*list_rules(), *rules], judged, worth)
+    if judged is not None:
+        judged = reconsider(judged, found)
     return Diagnosis(case, judged, found, skipped, _note_limits(evidence))
 
 

@@ -128,3 +128,13 @@ def _find_cost(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None) ->
 
 def _count_gain(gain: Difference) -> float:
     return max(gain.value, 0.0) if gain.low > 0 else 0.0
+
+
+def reconsider(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:
+    """Let a verdict name a mistake that new statistics would hide: a model whose input is wrong is not healthy."""
+    hidden = [finding.rule for finding in findings if finding.rule.hides and finding.severity != "note"]
+    if not hidden:
+        return verdict
+    word = "not the averages" if verdict.word == "healthy" else verdict.word
+    sentence = f"{verdict.sentence} But first see {hidden[0].code}, {hidden[0].title}: new statistics would hide it."
+    return replace(verdict, word=word, sentence=sentence)

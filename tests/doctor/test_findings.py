@@ -7,8 +7,10 @@ import pytest
 from bnlab import diagnose
 from bnlab.doctor import Rule, Signs
 from bnlab.doctor.case import Case
-from bnlab.doctor.findings import Finding
+from bnlab.doctor.findings import Finding, reconsider
 from bnlab.doctor.rule import Severity
+from bnlab.doctor.scores import Difference
+from bnlab.doctor.verdict import Verdict, Word
 from tests.doctor.networks import Batch, list_images, make_batches, make_healthy, reset
 
 
@@ -112,3 +114,29 @@ def test_rules_look_behind_those_that_they_give_way_to(batches: list[Batch]) -> 
 
     layers = {finding.rule.code: finding.signs.layers for finding in diagnosis.found}
     assert layers["OWN-1"] == ("5",)
+
+
+class MarkedHidden(Marked):
+    hides = True
+
+
+@pytest.mark.parametrize(
+    ("word", "severity", "expected"),
+    [
+        ("healthy", "warning", "not the averages"),
+        ("averages", "warning", "averages"),
+        ("undecided", "error", "undecided"),
+        ("healthy", "note", "healthy"),
+    ],
+)
+def test_a_model_with_a_mistake_that_new_statistics_would_hide_is_not_healthy(
+    word: Word, severity: Severity, expected: Word
+) -> None:
+    verdict = Verdict(word, "So it is.", Difference(0.0, -0.001, 0.001, 1000))
+    finding = Finding(MarkedHidden("1"), Signs(("1",), "marked"), severity)
+
+    judged = reconsider(verdict, [finding])
+
+    assert judged.word == expected
+    assert ("OWN1" in judged.sentence) == (severity != "note")
+    assert reconsider(verdict, []) is verdict
