@@ -44,7 +44,8 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
-    "doctor": "scores observing history case rule rules catalogue verdict findings diagnosis examine diagnose",
+    "doctor": "scores observing history case rule rules catalogue verdict findings picture page diagnosis examine "
+    "diagnose",
     "commands": "loading gap",
     "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.findings import Finding, Skipped
-from bnlab.doctor.verdict import Verdict, tell_score
+from bnlab.doctor.verdict import KINDS, Verdict, tell_score
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _WIDTH = 100
-_KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class Diagnosis:
     def _tell_scores(self) -> str:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
         scores = self.case.evidence.scores
-        told = [f"{tell_score(scores.mean(kind), scores)} under {_KINDS[kind]}" for kind in scores.values]
+        told = [f"{tell_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
         name = "Accuracy" if scores.commonest is not None and scores.are_shares else "Score"
         return f"{name}: {', '.join(told)}."
 
@@ -186,7 +185,6 @@ class Diagnosis:
         """Write one self-contained page with a picture of the layers: names and numbers, no images.
 
         Raises:
-            ImportError: matplotlib, which draws the picture, is not installed.
             OSError: the file cannot be written.
         """
         from bnlab.doctor.page import make_page
