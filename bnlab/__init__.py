@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bnlab import doctor, estimators, inference, memory, nn, theory
     from bnlab.decomposition import decompose
     from bnlab.doctor.diagnose import assert_healthy, diagnose
+    from bnlab.doctor.recalibrate import recalibrate
     from bnlab.exact.population import population_statistics
     from bnlab.gaps import gap
     from bnlab.moments import Moments
@@ -34,6 +35,7 @@ __all__ = [
     "memory",
     "nn",
     "population_statistics",
+    "recalibrate",
     "record",
     "record_frozen",
     "replay",
@@ -46,6 +48,7 @@ __all__ = [
 _MODULES = {
     "decompose": "decomposition",
     **dict.fromkeys(("assert_healthy", "diagnose"), "doctor.diagnose"),
+    "recalibrate": "doctor.recalibrate",
     "population_statistics": "exact.population",
     "gap": "gaps",
     "Moments": "moments",

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bnlab import cli
+from tests.commands.running import Done, call_bnlab
 
-Done = subprocess.CompletedProcess[str]
 MODULE = """
 import torch
 from torch import nn
@@ -92,29 +87,6 @@ def run_bnlab(folder: Path, *words: str) -> Done:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def bnlab(folder: Path, *words: str) -> Done:
-    """Run the command in this process; what it imports from the folder is forgotten afterwards."""
-    out = io.StringIO()
-    err = io.StringIO()
-    path = sys.path.copy()
-    own = {file.stem for file in folder.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in own & set(sys.modules)}  # another test's modules of these names
-    with (
-        contextlib.chdir(folder),
-        mock.patch.object(sys, "argv", ["bnlab", *words]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        code = cli.main()
-
-    sys.path[:] = path
-    for name in own & set(sys.modules):
-        del sys.modules[name]
-    sys.modules.update(others)
-    importlib.invalidate_caches()
-    return Done(words, code, out.getvalue(), err.getvalue())
-
-
 def test_the_table(folder: Path) -> None:
     done = run_bnlab(folder, "gap", "mine:model", "mine:batches")
 
@@ -127,11 +99,11 @@ def test_the_table(folder: Path) -> None:
     assert "24 images, 864 values per channel" in done.stdout
 
     for words in (("--max-images", "8"), ("max_images=8",)):
-        assert "288 values" in bnlab(folder, "gap", "mine:model", "mine:batches", *words).stdout
+        assert "288 values" in call_bnlab(folder, "gap", "mine:model", "mine:batches", *words).stdout
 
 
 def test_warnings_are_one_line(folder: Path) -> None:
-    done = bnlab(folder, "gap", "mine:partly", "mine:batches")
+    done = call_bnlab(folder, "gap", "mine:partly", "mine:batches")
 
     assert done.returncode == 0
     assert done.stdout
@@ -159,7 +131,7 @@ def test_warnings_are_one_line(folder: Path) -> None:
     ],
 )
 def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
-    done = bnlab(folder, "gap", *words)
+    done = call_bnlab(folder, "gap", *words)
 
     assert done.returncode == 2
     assert message in done.stderr
@@ -168,18 +140,18 @@ def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
 
 
 def test_a_model_that_is_called_otherwise(folder: Path) -> None:
-    done = bnlab(folder, "gap", "mine:two", "mine:batches")
+    done = call_bnlab(folder, "gap", "mine:two", "mine:batches")
 
     assert done.returncode == 2
     assert "missing 1 required positional argument: 'scale'" in done.stderr
     assert "--forward package.module:function" in done.stderr
     assert "Traceback" not in done.stderr
 
-    done = bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:call_two")
+    done = call_bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:call_two")
     assert done.returncode == 0
     assert "24 images" in done.stdout
 
-    done = bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:nowhere")
+    done = call_bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:nowhere")
     assert done.returncode == 2
     assert "mine:nowhere: cannot be imported" in done.stderr
 
@@ -195,7 +167,7 @@ def test_weights_of_a_file(folder: Path, name: str) -> None:
         save_file(state, folder / name)
     else:
         torch.save({"state_dict": state} if name == "wrapped.pt" else state, folder / name)
-    done = bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", name)
+    done = call_bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", name)
 
     assert done.returncode == 0
     assert float(done.stdout.splitlines()[1].split()[3]) > 10
@@ -213,7 +185,7 @@ def test_weights_of_a_file(folder: Path, name: str) -> None:
 def test_weights_that_cannot_be_loaded(folder: Path, content: Any, message: str) -> None:
     if content is not None:
         torch.save(content, folder / "w.pt")
-    done = bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", "w.pt")
+    done = call_bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", "w.pt")
 
     assert done.returncode == 2
     assert message in done.stderr
@@ -237,7 +209,7 @@ def test_help_and_version(folder: Path) -> None:
     ],
 )
 def test_mistakes_in_words_are_one_line(folder: Path, words: tuple[str, ...], message: str) -> None:
-    done = bnlab(folder, *words)
+    done = call_bnlab(folder, *words)
 
     assert done.returncode == 2
     assert message in done.stderr

@@ -45,8 +45,8 @@ FOLDERS = {
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
     "doctor": "scores observing history case rule rules catalogue verdict findings picture page diagnosis examine "
-    "diagnose",
-    "commands": "loading gap",
+    "diagnose undo recalibration recalibrate",
+    "commands": "loading saving gap recalibrate undo",
     "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",

@@ -5,5 +5,6 @@
 
 from bnlab.doctor.catalogue import explain, list_rules
 from bnlab.doctor.rule import Rule, Signs
+from bnlab.doctor.undo import undo_from_file
 
-__all__ = ["Rule", "Signs", "explain", "list_rules"]
+__all__ = ["Rule", "Signs", "explain", "list_rules", "undo_from_file"]

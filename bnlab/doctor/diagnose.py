@@ -18,7 +18,7 @@ from bnlab.doctor.findings import look_for_faults
 from bnlab.doctor.history import History, compare_with, read_state
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.rule import Rule
-from bnlab.doctor.scores import Evaluate
+from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.verdict import WORTH, judge
 from bnlab.exact.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_others, join_names, require_module
@@ -178,8 +178,7 @@ def _require_arguments(
         require_batches(batches, CALLER)
     if training_batches is not None:
         require_batches(training_batches, CALLER, "training_batches")
-    if evaluate is not None and not callable(evaluate):
-        raise TypeError(f"{CALLER}: evaluate is a {type(evaluate).__name__}; pass a function of the model")
+    require_evaluate(evaluate, CALLER)
     if trace is not None and not isinstance(trace, MomentTrace):
         raise TypeError(f"{CALLER}: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
     require_forward(forward, CALLER)

@@ -154,8 +154,7 @@ class Diagnosis:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
         scores = self.case.evidence.scores
         told = [f"{tell_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
-        name = "Accuracy" if scores.commonest is not None and scores.are_shares else "Score"
-        return f"{name}: {', '.join(told)}."
+        return f"{scores.metric}: {', '.join(told)}."
 
     def _tell_unseen(self) -> str:
         wanted: dict[str, list[str]] = {}

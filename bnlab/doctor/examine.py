@@ -33,7 +33,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 @dataclass(frozen=True)
 class Examination:
-    """How a model is examined: what `diagnose` was given.
+    """How a model is examined: what the caller was given.
 
     Attributes:
         model: the caller's model.
@@ -42,6 +42,7 @@ class Examination:
         inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
         device: where batches are moved to.
         progress: whether bars are shown.
+        caller: the public call that examines, for messages.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Examination:
     inputs: Mapping[Any, Extract] | None
     device: torch.device
     progress: bool | None
+    caller: str
 
     @staticmethod
     def of(
@@ -58,15 +60,16 @@ class Examination:
         forward: Forward | None,
         inputs: Mapping[Any, Extract] | None,
         progress: bool | None,
+        caller: str = CALLER,
     ) -> Examination:
         """Make an examination on the model's own device."""
-        return Examination(model, layers, forward, inputs, find_device(model, None, CALLER), progress)
+        return Examination(model, layers, forward, inputs, find_device(model, None, caller), progress, caller)
 
     def make_task(self, data: list[Any]) -> Task:
         """Make the task of watching the layers while batches are run."""
         ranks = Ranks(None)
         reader = choose_reader(self.device, ranks.is_alone)
-        inputs = Inputs(self.layers, self.inputs, CALLER)
+        inputs = Inputs(self.layers, self.inputs, self.caller)
         model = unwrap_parallel(self.model)
         return Task(model, self.layers, self.forward or call, self.device, data, ranks, inputs, reader)
 
@@ -75,12 +78,12 @@ class Examination:
         return population_statistics(self.model, data, forward=self.forward, inputs=self.inputs, progress=self.progress)
 
     def run(self, batch: Any) -> Any:
-        """Run a copy of a batch."""
+        """Run a copy of a batch, on this device alone: other processes may have fewer batches."""
         forward = self.forward or call
-        return forward(self.model, copy_batch(batch, self.device))
+        return forward(unwrap_parallel(self.model), copy_batch(batch, self.device))
 
 
-def read_batches(batches: Iterable[Any], max_images: int | None) -> list[Any]:
+def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = CALLER) -> list[Any]:
     """Read batches once and keep them, until they are so many images.
 
     Raises:
@@ -88,9 +91,9 @@ def read_batches(batches: Iterable[Any], max_images: int | None) -> list[Any]:
     """
     data: list[Any] = []
     with keep_random_state():
-        Source(batches, ImageCounter(None, CALLER), CALLER).read(data, max_images)
+        Source(batches, ImageCounter(None, caller), caller).read(data, max_images)
     if not data:
-        raise ValueError(f"{CALLER}: batches is empty; pass at least one batch")
+        raise ValueError(f"{caller}: batches is empty; pass at least one batch")
     return data
 
 
@@ -103,7 +106,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         own_values.append(score_batch(output, find_labels(batch)))
 
     view = observe_batches(examination.make_task(data), take_output)
-    scores = _score(examination, data, exact, evaluate, own_values)
+    scores = score(examination, data, exact, evaluate, own_values)
     costs: Mapping[str, float] = {}
     if scores is not None and evaluate is None:
         costs = measure_costs(examination, data, exact)
@@ -130,16 +133,16 @@ def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | No
         return None
 
 
-def _score(
+def score(
     examination: Examination,
     data: list[Any],
     exact: Statistics,
     evaluate: Evaluate | None,
-    own_values: Sequence[Tensor | None],
+    own_values: Sequence[Tensor | None] = (),
 ) -> Scores | None:
     """Score the images under running and exact statistics; batch statistics were scored when they were observed."""
     if evaluate is not None:
-        values = _score_by(examination.model, evaluate, exact)
+        values = _score_by(examination, evaluate, exact)
         return Scores(values, _are_shares(values))
 
     running = _score_by_labels(examination, data)
@@ -147,22 +150,25 @@ def _score(
         return None
     with using(examination.model, exact):
         under_exact = _score_by_labels(examination, data)
-    own = [part for part in own_values if part is not None]
     assert under_exact is not None
-    values = {"running": running, "exact": under_exact, "batch": torch.cat(own)}
+    values = {"running": running, "exact": under_exact}
+    own = [part for part in own_values if part is not None]
+    if own:
+        values["batch"] = torch.cat(own)
     return Scores(values, _are_shares(values), _find_commonest(data))
 
 
-def _score_by(model: nn.Module, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
+def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
     """Score by the caller's own metric; ValueError if it does not return values of the same images each time."""
+    model = examination.model
     with measured(model):
-        running = read_values(evaluate(model), CALLER)
+        running = read_values(evaluate(model), examination.caller)
     with using(model, exact), torch.no_grad():
-        under_exact = read_values(evaluate(model), CALLER)
+        under_exact = read_values(evaluate(model), examination.caller)
     if len(running) != len(under_exact):
         raise ValueError(
-            f"{CALLER}: evaluate returned {len(running)} values, then {len(under_exact)}; return a value for each "
-            "image, of the same images each time"
+            f"{examination.caller}: evaluate returned {len(running)} values, then {len(under_exact)}; return a value "
+            "for each image, of the same images each time"
         )
     return {"running": running, "exact": under_exact}
 

@@ -15,6 +15,12 @@ Evaluate = Callable[[nn.Module], Any]
 """Called with the model in eval mode; returns a value for each image, higher is better, always in the same order."""
 
 
+def require_evaluate(evaluate: object, caller: str) -> None:
+    """TypeError unless it is None or can be called."""
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"{caller}: evaluate is a {type(evaluate).__name__}; pass a function of the model")
+
+
 @dataclass(frozen=True)
 class Difference:
     """Mean difference of two scores of the same images, with its 95% interval over images.
@@ -44,6 +50,11 @@ class Scores:
     values: Mapping[str, Tensor]
     are_shares: bool
     commonest: float | None = None
+
+    @property
+    def metric(self) -> str:
+        """Name what the values are."""
+        return "Accuracy" if self.commonest is not None and self.are_shares else "Score"
 
     def mean(self, kind: str) -> float:
         """Average over the images."""

@@ -1,0 +1,38 @@
+"""Run `bnlab` in the process of the test."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+from bnlab import cli
+
+Done = subprocess.CompletedProcess[str]
+
+
+def call_bnlab(folder: Path, *words: str) -> Done:
+    """Run the command in this process; what it imports from the folder is forgotten afterwards."""
+    out = io.StringIO()
+    err = io.StringIO()
+    path = sys.path.copy()
+    own = {file.stem for file in folder.glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in own & set(sys.modules)}  # another test's modules of these names
+    with (
+        contextlib.chdir(folder),
+        mock.patch.object(sys, "argv", ["bnlab", *words]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = cli.main()
+
+    sys.path[:] = path
+    for name in own & set(sys.modules):
+        del sys.modules[name]
+    sys.modules.update(others)
+    importlib.invalidate_caches()
+    return Done(words, code, out.getvalue(), err.getvalue())

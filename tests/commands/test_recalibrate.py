@@ -1,0 +1,178 @@
+"""`bnlab recalibrate` and `bnlab undo`: files that are written, and files that are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.commands.running import call_bnlab
+
+MODULE = """
+import torch
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    linear = nn.Linear(1, 2, bias=False)
+    linear.weight.data = torch.tensor([[-1.0], [1.0]])
+    return nn.Sequential(nn.BatchNorm1d(1), linear)
+
+def batches():
+    labels = torch.arange(100) % 2
+    values = 99.0 + 2.0 * labels
+    return [(values[:, None], labels)]
+
+def images():
+    return [batches()[0][0]]
+
+def evaluate(model):
+    values, labels = batches()[0]
+    return model(values).argmax(1) == labels
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(1)
+
+    def forward(self, x, scale):
+        return self.bn(x * scale)
+
+def scaled():
+    return Scaled()
+
+def forward(model, batch):
+    return model(batch, 2.0)
+
+def plain():
+    return nn.Linear(1, 1)
+"""
+STATE = {
+    "0.weight": torch.ones(1),
+    "0.bias": torch.zeros(1),
+    "0.running_mean": torch.tensor([50.0]),
+    "0.running_var": torch.tensor([torch.nan]),
+    "0.num_batches_tracked": torch.tensor(7),
+    "1.weight": torch.tensor([[-2.0], [2.0]]),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE)
+    save_file(STATE, tmp_path / "given.safetensors")
+    return tmp_path
+
+
+def list_files(folder: Path) -> set[str]:
+    """List what a command has written."""
+    return {path.name for path in folder.glob("*.safetensors")} - {"given.safetensors"}
+
+
+def test_new_weights_and_the_way_back(folder: Path) -> None:
+    words = ["mine:model", "mine:images", "--weights", "given.safetensors", "--out", "new.safetensors"]
+
+    done = call_bnlab(folder, "recalibrate", *words)
+
+    assert done.returncode == 0, done.stderr
+    assert list_files(folder) == {"new.safetensors", "new.undo.safetensors"}
+    new = load_file(folder / "new.safetensors")
+    assert new["0.running_mean"].item() == 100
+    assert new["0.running_var"].item() == 1
+    kept = ("0.weight", "0.bias", "0.num_batches_tracked", "1.weight")
+    assert all(torch.equal(new[name], STATE[name]) for name in kept)
+
+    told = done.stdout.splitlines()[-1].partition("bnlab undo ")[2]
+    undone = call_bnlab(folder, "undo", *told.split())
+
+    assert undone.returncode == 0, undone.stderr
+    old = load_file(folder / "OLD.safetensors")
+    assert old.keys() == STATE.keys()
+    assert all(old[name].numpy().tobytes() == value.numpy().tobytes() for name, value in STATE.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["mine:model", "mine:batches"], "Accuracy: 50.0% before, 100.0% after"),
+        (["mine:model", "mine:images", "--evaluate", "mine:evaluate"], "Score: 50.0% before, 100.0% after"),
+        (["mine:model", "mine:batches", "--statistic", "precise"], "Accuracy: 50.0% before, 100.0% after"),
+        (["mine:model", "mine:batches", "max_images=60"], "Accuracy: 50.0% before, 100.0% after"),
+        (["mine:scaled", "mine:images", "--forward", "mine:forward"], "not judged"),
+    ],
+)
+def test_the_metric_is_told(folder: Path, words: list[str], line: str) -> None:
+    done = call_bnlab(folder, "recalibrate", *words, "--out", "new.safetensors")
+
+    assert done.returncode == 0, done.stderr
+    assert line in done.stdout
+
+
+def test_nothing_is_written_where_nothing_is_gained(folder: Path) -> None:
+    words = ["mine:model", "mine:batches", "--out"]
+    call_bnlab(folder, "recalibrate", *words, "first.safetensors")
+    again = ["--weights", "first.safetensors"]
+
+    done = call_bnlab(folder, "recalibrate", *words, "second.safetensors", *again)
+
+    assert done.returncode == 1
+    assert done.stdout.startswith("Not recalibrated: nothing is gained.")
+    assert list_files(folder) == {"first.safetensors", "first.undo.safetensors"}
+
+    done = call_bnlab(folder, "recalibrate", *words, "second.safetensors", *again, "--force")
+    assert done.returncode == 0
+    assert "second.safetensors" in list_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "given.safetensors"], "--out given.safetensors: this file exists already; name a new one"),
+        (["--out", "other.safetensors"], "--out other.undo.safetensors: this file exists already"),
+        (["--out", "new.pt"], "--out new.pt: weights are written as safetensors"),
+        ([], "the following arguments are required: --out"),
+        (["--out", "new.safetensors", "--statistic", "median"], "invalid choice: 'median'"),
+        (["--out", "new.safetensors", "--evaluate", "mine:nowhere"], "mine:nowhere: cannot be imported"),
+        (["--out", "new.safetensors", "--max-images", "0"], "max_images=0"),
+    ],
+)
+def test_mistakes_write_nothing(folder: Path, words: list[str], message: str) -> None:
+    (folder / "other.undo.safetensors").touch()
+
+    done = call_bnlab(folder, "recalibrate", "mine:model", "mine:batches", *words)
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list_files(folder) == {"other.undo.safetensors"}
+    assert torch.equal(load_file(folder / "given.safetensors")["1.weight"], STATE["1.weight"])
+
+
+def test_a_model_that_is_called_otherwise(folder: Path) -> None:
+    done = call_bnlab(folder, "recalibrate", "mine:scaled", "mine:images", "--out", "new.safetensors")
+
+    assert done.returncode == 2
+    assert "--forward package.module:function of model and batch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mine:model", "nowhere", "--weights", "given.safetensors"], "nowhere: no such file"),
+        (["mine:model", "given.safetensors", "--weights", "given.safetensors"], "expected format 'bnlab.Undo/1'"),
+        (["mine:model", "new.undo.safetensors", "--weights", "given.safetensors"], "'1.weight' differs"),
+        (["mine:plain", "new.undo.safetensors", "--weights", "given.safetensors"], "is not of this model"),
+        (["mine:model", "new.undo.safetensors"], "the following arguments are required: --weights"),
+    ],
+)
+def test_what_cannot_be_undone(folder: Path, words: list[str], message: str) -> None:
+    call_bnlab(folder, "recalibrate", "mine:model", "mine:batches", "--out", "new.safetensors")
+
+    done = call_bnlab(folder, "undo", *words, "--out", "old.safetensors")
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "old.safetensors" not in list_files(folder)

@@ -1,0 +1,344 @@
+"""`recalibrate`: what is written, what is refused, and the way back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import bnlab
+from bnlab.doctor import Rule, Signs
+from bnlab.doctor.case import Case
+from tests.helpers import assert_equal_statistics, images, plain, train, unchanged, with_momentum
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def make_two_layers(weight: float = 3.0) -> Any:
+    """A batch norm, z ↦ weight·z + 1, and another batch norm."""
+    linear = nn.Linear(1, 1)
+    linear.weight.data.fill_(weight)
+    linear.bias.data.fill_(1.0)
+    return nn.Sequential(nn.BatchNorm1d(1, eps=0.0), linear, nn.BatchNorm1d(1, eps=0.0)).eval()
+
+
+def make_classifier() -> Any:
+    """A network that tells whether a value is above the running mean, which has never been updated."""
+    linear = nn.Linear(1, 2, bias=False)
+    linear.weight.data = torch.tensor([[-1.0], [1.0]])
+    return nn.Sequential(nn.BatchNorm1d(1), linear).eval()
+
+
+def draw(count: int) -> Batches:
+    """Values 99 and 101 in turn, labelled 0 and 1: only above the mean of 0, half of the predictions are right."""
+    labels = torch.arange(count) % 2
+    values = 99.0 + 2.0 * labels
+    return [(values[:, None], labels)]
+
+
+def score_images(model: nn.Module) -> Any:
+    """Score the images of `draw(100)` by labels of one's own."""
+    ((values, labels),) = draw(100)
+    return model(values).argmax(1) == labels
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_buffers_hold_the_population_statistics(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = make_two_layers()
+    batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])]
+    expected = bnlab.population_statistics(model, batches)
+
+    recalibration = bnlab.recalibrate(wrap(model), batches)
+
+    assert recalibration.written
+    assert_equal_statistics(bnlab.running_statistics(model), expected)
+    assert [layer.running_mean.item() for layer in (model[0], model[2])] == pytest.approx([3, 1])
+    assert [layer.running_var.item() for layer in (model[0], model[2])] == pytest.approx([8 / 3, 9])
+    assert model[0].num_batches_tracked.item() == 0
+
+
+def test_distributed_models(tmp_path: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model = make_classifier()
+        recalibration = bnlab.recalibrate(DistributedDataParallel(model), draw(100))
+    finally:
+        distributed.destroy_process_group()
+
+    assert recalibration.layers == ("module.0",)
+    assert recalibration.after == 1
+    assert model[0].running_mean.item() == pytest.approx(100)
+
+
+def test_precise_statistics_are_those_under_each_batch() -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(1, eps=1e-12), nn.ReLU(), nn.BatchNorm1d(1))
+    batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [9.0]])]  # -1 and 1 in their batches
+
+    bnlab.recalibrate(model, batches, statistic="precise")
+
+    assert model[2].running_mean.item() == pytest.approx(0.5)  # of 0, 1, 0, 1
+    assert model[2].running_var.item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"evaluate": score_images}])
+def test_a_network_with_initial_statistics_comes_back(arguments: dict[str, Any]) -> None:
+    model = make_classifier()
+
+    recalibration = bnlab.recalibrate(model, draw(100), **arguments)
+
+    assert recalibration.written
+    assert (recalibration.before, recalibration.after) == (0.5, 1)
+    # Half of the differences are 1; of 102 with one of each sign 51 are 1, one is -1: mean 0.49, sd 0.522.
+    assert recalibration.gain is not None and recalibration.gain.value == 0.5
+    assert recalibration.gain.low == pytest.approx(0.389, abs=1e-3)
+    assert recalibration.gain.high == pytest.approx(0.592, abs=1e-3)
+    assert score_images(model).all()
+    assert str(recalibration).splitlines() == [
+        "Recalibrated 1 batch-norm layer: the images score better.",
+        f"{'Score' if arguments else 'Accuracy'}: 50.0% before, 100.0% after, a gain of 50 points [38.9, 59.1] on 100 "
+        "images.",
+    ]
+
+
+def test_nothing_is_written_where_nothing_is_gained() -> None:
+    model = make_classifier()
+    bnlab.recalibrate(model, draw(100))
+    model[0].running_mean += 0.5  # still between the two values
+
+    with unchanged(model):
+        recalibration = bnlab.recalibrate(model, draw(100))
+        recalibration.undo()
+
+    assert not recalibration.written
+    assert str(recalibration).startswith("Not recalibrated: nothing is gained.\nAccuracy: 100.0% before, 100.0% after")
+
+    forced = bnlab.recalibrate(model, draw(100), force=True)
+    assert forced.written
+    assert forced.reason == "force=True, although nothing is gained"
+    assert model[0].running_mean.item() == pytest.approx(100)
+
+
+def test_few_images_do_not_show_a_gain() -> None:
+    model = make_classifier()
+
+    with unchanged(model):
+        recalibration = bnlab.recalibrate(model, draw(2))
+
+    # Differences 0 and 1, and one of each sign: mean 0.25, sd 0.957.
+    assert recalibration.gain is not None and recalibration.gain.value == 0.5
+    assert recalibration.gain.low == pytest.approx(-0.688, abs=1e-3)
+    assert recalibration.reason == "too few images to be sure of a gain"
+
+
+class Firing(Rule):
+    code = "BN998"
+    title = "a wrong scale"
+    meaning = "Means."
+    remedy = "Do."
+    needs = ("data",)
+    hides: ClassVar[bool] = True
+
+    def look(self, case: Case) -> Signs | None:
+        return Signs.of(case.seen, f"{case.mean_gaps('0').item():.0f} σ")
+
+
+class Harmless(Firing):
+    hides: ClassVar[bool] = False
+
+
+def test_a_mistake_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.doctor.recalibrate.list_rules", lambda: [Firing()])
+    model = make_classifier()
+
+    with unchanged(model):
+        recalibration = bnlab.recalibrate(model, draw(100))
+
+    assert not recalibration.written
+    assert recalibration.gain is not None and recalibration.gain.low > 0
+    assert recalibration.reason.startswith("it would hide a mistake: BN998, a wrong scale (-100 σ)")
+    assert bnlab.recalibrate(model, draw(100), force=True).written
+
+
+def test_other_rules_do_not_keep_from_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.doctor.recalibrate.list_rules", lambda: [Harmless()])
+
+    assert bnlab.recalibrate(make_classifier(), draw(100)).written
+
+
+def test_undo_is_bit_for_bit() -> None:
+    model: Any = plain()
+    model[1].running_mean[0] = torch.nan
+
+    with unchanged(model):
+        recalibration = bnlab.recalibrate(model, images(8, 4))
+        assert model[1].running_mean.isfinite().all()
+        assert "the old statistics are not finite or negative" in recalibration.reason
+        recalibration.undo()
+        recalibration.undo()
+
+
+def test_a_block_puts_back_after_an_exception() -> None:
+    model: Any = plain()
+
+    with unchanged(model), pytest.raises(KeyError), bnlab.recalibrate(model, images(8, 4)) as recalibration:
+        assert recalibration.written
+        raise KeyError
+
+
+def test_undo_is_refused_once_something_else_has_written() -> None:
+    model: Any = plain()
+    recalibration = bnlab.recalibrate(model, images(8, 4))
+    model[1].train()(torch.randn(4, 6, 2, 2))
+
+    with unchanged(model), pytest.raises(RuntimeError, match="running statistics of '1' have been written since"):
+        recalibration.undo()
+
+
+def test_self_tuned_layers_go_on_with_what_they_have_averaged() -> None:
+    model: Any = bnlab.nn.SelfTuned.convert(plain())
+    train(model, images(8, 8, 8, 8, 8))
+    twin = copy.deepcopy(model)
+
+    with bnlab.recalibrate(model, images(8, 4)):
+        model.eval()(images(2)[0])
+    for network in (model, twin):
+        torch.manual_seed(0)
+        train(network.train(), images(8, 8, 8, seed=2))
+
+    for name, value in twin.eval().state_dict().items():
+        assert torch.equal(model.eval().state_dict()[name], value), name
+
+
+def test_frozen_layers_stay_unless_they_are_named() -> None:
+    model: Any = plain().train()
+    model[1].eval()
+
+    with unchanged(model[1]):
+        held = bnlab.recalibrate(model, images(8, 4))
+
+    assert held.layers == ("4",)
+    assert str(held).endswith("\nLeft as they were: '1' (frozen).")
+
+    model.eval()
+    model[4].weight.requires_grad_(False)
+    assert bnlab.recalibrate(model, images(8, 4)).layers == ("1",)
+    assert bnlab.recalibrate(model, images(8, 4), layers=["4"]).layers == ("4",)
+
+
+def test_layers_above_frozen_ones_are_given_what_these_return() -> None:
+    model: Any = make_two_layers().train()
+    model[0].eval()  # mean 0 and variance 1: the identity
+
+    bnlab.recalibrate(model, [torch.tensor([[1.0], [3.0]])])
+
+    assert model[2].running_mean.item() == 7  # of 4 and 10
+    assert model[2].running_var.item() == 9
+
+
+def test_nothing_is_measured_where_all_is_frozen() -> None:
+    model: Any = plain().train()
+    model[1].eval()
+    model[4].eval()
+
+    recalibration = bnlab.recalibrate(model, images(8))
+
+    assert not recalibration.written
+    assert recalibration.statistics is None
+    assert "all layers are frozen" in recalibration.reason
+    assert str(recalibration).endswith("name them in layers=.\nLeft as they were: '1', '4' (frozen).")
+
+
+def test_layers_that_no_batch_reaches_stay() -> None:
+    model = make_classifier()
+    model.add_module("unused", nn.BatchNorm1d(1))
+
+    def forward(model: Any, batch: Any) -> Any:
+        return model[:2](batch[0])
+
+    recalibration = bnlab.recalibrate(model, draw(100), forward=forward)
+
+    assert recalibration.layers == ("0",)
+    assert str(recalibration).endswith("Left as they were: 'unused' (no statistics).")
+
+
+def test_buffers_of_low_precision() -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(1).half())
+    batches = [torch.tensor([[1.0], [2.0], [2.0]]).half()]
+
+    bnlab.recalibrate(model, batches)
+
+    assert model[0].running_mean.dtype == torch.float16
+    assert model[0].running_mean.item() == torch.tensor(5 / 3).half()
+
+
+def test_values_beyond_the_buffers_type_leave_all_as_it_was() -> None:
+    model: Any = nn.Sequential(nn.BatchNorm1d(1), nn.BatchNorm1d(1)).half()
+    ones = torch.ones(1, dtype=torch.float64)
+    moments = {"0": bnlab.Moments(2, ones, ones), "1": bnlab.Moments(2, ones, 1e5 * ones)}
+    statistics = bnlab.Statistics(moments, {"0": 1e-5, "1": 1e-5})
+    batches = [torch.tensor([[1.0], [3.0]]).half()]
+
+    with unchanged(model), pytest.raises(ValueError, match=r"recalibrate: layer '1' has a value beyond torch\.float16"):
+        bnlab.recalibrate(model, batches, statistic=statistics, force=True)
+
+
+def test_statistics_of_ones_own() -> None:
+    model: Any = plain()
+    statistics = bnlab.population_statistics(nn.DataParallel(model), images(8, 4))
+
+    recalibration = bnlab.recalibrate(model, images(8), statistic=statistics, layers=["4"])
+
+    assert recalibration.layers == ("4",)
+    assert torch.equal(model[4].running_mean.double(), statistics["module.4"].mean.float().double())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"batches": torch.zeros(2, 3, 8, 8)}, TypeError, "batches is a Tensor"),
+        ({"batches": []}, ValueError, "recalibrate: batches is empty"),
+        ({"statistic": "median"}, ValueError, "statistic='median'; choose 'exact' or 'precise'"),
+        ({"layers": ["2"]}, ValueError, "recalibrate: layers has '2', which is no BatchNorm layer"),
+        ({"evaluate": 1}, TypeError, "recalibrate: evaluate is a int"),
+        ({"evaluate": lambda model: 0.5}, TypeError, "recalibrate: evaluate returned one number, 0.5"),
+        ({"forward": 1}, TypeError, "recalibrate: forward is a int"),
+        ({"max_images": 0}, ValueError, "recalibrate: max_images=0"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    model: Any = plain()
+
+    with unchanged(model), pytest.raises(error, match=message):
+        bnlab.recalibrate(model, **{"batches": images(8), **arguments})
+
+
+def test_statistics_of_other_layers() -> None:
+    model: Any = plain()
+    of_another = bnlab.running_statistics(nn.Sequential(nn.BatchNorm2d(6)))
+    of_one = bnlab.population_statistics(model, images(8), layers=["1"])
+
+    with pytest.raises(ValueError, match="recalibrate: the model has no batch-norm layer '0'"):
+        bnlab.recalibrate(model, images(8), statistic=of_another)
+    with pytest.raises(ValueError, match="statistic has no layer '4'; there are '1'"):
+        bnlab.recalibrate(model, images(8), statistic=of_one, layers=["1", "4"])
+    assert bnlab.recalibrate(model, images(8), statistic=of_one).layers == ("1",)
+
+
+def test_four_forwards_do() -> None:
+    model = with_momentum(make_classifier(), None)
+    seen = 0
+
+    def count_images(module: nn.Module, args: tuple[Tensor]) -> None:
+        nonlocal seen
+        seen += len(args[0])
+
+    model.register_forward_pre_hook(count_images)
+    bnlab.recalibrate(model, draw(1000))
+
+    assert seen <= 4 * 1000

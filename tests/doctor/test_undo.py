@@ -1,0 +1,107 @@
+"""Undo files: the old buffers come back in another process, and into no other model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import bnlab
+from bnlab.doctor import undo_from_file
+from tests.helpers import images, plain, unchanged
+
+
+def recalibrate(model: nn.Module, path: Path) -> None:
+    """Recalibrate a model and save how this is undone."""
+    bnlab.recalibrate(model, images(8, 4)).save_undo(path)
+
+
+def test_old_buffers_come_back_bit_for_bit(tmp_path: Path) -> None:
+    model: Any = plain()
+    model[1].running_mean[0] = torch.nan
+    path = tmp_path / "undo.safetensors"
+
+    with unchanged(model):
+        recalibrate(nn.DataParallel(model), path)
+        put_back = undo_from_file(model, path)
+
+    assert put_back == ("1", "4")
+
+
+def test_names_are_those_of_a_state_dict(tmp_path: Path) -> None:
+    model: Any = plain()
+    old = copy.deepcopy(model.state_dict())
+    recalibrate(model, tmp_path / "undo.safetensors")
+
+    saved = load_file(tmp_path / "undo.safetensors")
+
+    assert set(saved) == {f"{layer}.{name}" for layer in (1, 4) for name in ("running_mean", "running_var")}
+    assert all(torch.equal(value, old[name]) for name, value in saved.items())
+
+
+def test_buffers_and_counts_may_have_changed(tmp_path: Path) -> None:
+    model: Any = plain()
+    old = copy.deepcopy(model.state_dict())
+    recalibrate(model, tmp_path / "undo.safetensors")
+    model.train()(images(8)[0])
+
+    undo_from_file(model, tmp_path / "undo.safetensors")
+
+    assert torch.equal(model[4].running_var, old["4.running_var"])
+
+
+def test_other_weights_are_named(tmp_path: Path) -> None:
+    model: Any = plain()
+    recalibrate(model, tmp_path / "undo.safetensors")
+    model[3].weight.data[0, 0, 0, 0] += 1e-3
+
+    with unchanged(model), pytest.raises(ValueError, match=r"other weights or another model: '3\.weight' differs"):
+        undo_from_file(model, tmp_path / "undo.safetensors")
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    recalibrate(plain(), tmp_path / "undo.safetensors")
+    wider = plain(width=7)
+    shorter = plain()[:5]
+
+    for model in (wider, shorter):
+        with unchanged(model), pytest.raises(ValueError, match="another model"):
+            undo_from_file(model, tmp_path / "undo.safetensors")
+
+
+def test_layers_without_weights_are_told_apart_by_their_channels(tmp_path: Path) -> None:
+    recalibrate(nn.Sequential(nn.BatchNorm2d(3, affine=False)), tmp_path / "undo.safetensors")
+
+    with pytest.raises(ValueError, match=r"'0\.running_mean'"):
+        undo_from_file(nn.Sequential(nn.BatchNorm2d(4, affine=False)), tmp_path / "undo.safetensors")
+
+
+def test_files_that_are_no_undo_files(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.safetensors"
+    bnlab.running_statistics(plain()).save(path)
+
+    with pytest.raises(ValueError, match=r"expected format 'bnlab\.Undo/1'"):
+        undo_from_file(plain(), path)
+    with pytest.raises(FileNotFoundError):
+        undo_from_file(plain(), tmp_path / "nowhere")
+
+
+def test_what_cannot_be_undone_is_not_saved(tmp_path: Path) -> None:
+    model: Any = plain().train()
+    written = bnlab.recalibrate(model, images(8))
+    model(images(8)[0])
+
+    with pytest.raises(RuntimeError, match="save_undo: the running statistics of '1', '4' have been written since"):
+        written.save_undo(tmp_path / "undo.safetensors")
+
+    model[1].eval()
+    model[4].eval()
+    frozen = bnlab.recalibrate(model, images(8))
+    with pytest.raises(ValueError, match="save_undo: nothing was written"):
+        frozen.save_undo(tmp_path / "undo.safetensors")
+    assert not list(tmp_path.iterdir())
