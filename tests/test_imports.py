@@ -18,7 +18,7 @@ HARNESS, QUESTIONS = PACKAGE / "harness", PACKAGE.parent / "experiments" / "ques
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.parents)
 # Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
-    "warn names",
+    "warn names vision",
     "arguments batches borrow files layers reading theory",
     "moments",
     "memory storage estimators",
@@ -46,8 +46,8 @@ FOLDERS = {
     "standard_errors source population",
     "doctor": "scores observing history case rule rules catalogue verdict findings picture page diagnosis examine "
     "diagnose undo recalibration recalibrate",
-    "commands": "loading saving gap recalibrate undo",
-    "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
+    "commands": "packages images progress loading saving explain doctor gap recalibrate undo",
+    "harness.artifacts": "cores own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
 }

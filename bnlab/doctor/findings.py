@@ -10,7 +10,7 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
 from bnlab.doctor.verdict import Verdict
 
-_ERROR = 0.05  # five points: what costs more is an error
+_ERROR = 10  # times the smallest difference that matters: what costs more is an error
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,14 @@ def _grade(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None, worth:
     cost = _find_cost(signs, case, verdict)
     if not rule.follows_cost or math.isnan(cost):
         return Finding(rule, signs, rule.severity, cost)
-    if cost > _ERROR / 0.005 * worth:
-        return Finding(rule, signs, "error", cost)
-    return Finding(rule, signs, "warning" if cost > worth else "note", cost)
+    return Finding(rule, signs, grade_cost(cost, worth), cost)
+
+
+def grade_cost(cost: float, worth: float) -> Severity:
+    """Say how severe a measured cost is: an error above ten times `worth`, which is five points of half a point."""
+    if cost > _ERROR * worth:
+        return "error"
+    return "warning" if cost > worth else "note"
 
 
 def _find_cost(signs: Signs, case: Case, verdict: Verdict | None) -> float:

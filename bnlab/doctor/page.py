@@ -123,16 +123,15 @@ def _write_scores(case: Case) -> Iterator[str]:
     if case.evidence is None or case.evidence.scores is None:
         return
     scores = case.evidence.scores
-    name = "accuracy" if scores.commonest is not None and scores.are_shares else "score"
     yield '<div class="scroll"><table>'
     gained = "gain, points [95%]" if scores.are_shares else "gain [95%]"
-    yield f"<tr><th>predicting with</th>{_head(name)}{_head(gained)}</tr>"
+    yield f"<tr><th>predicting with</th>{_head(scores.metric)}{_head(gained)}</tr>"
     for kind in scores.values:
         gain = "" if kind == "running" else _tell_gain(scores, kind)
         value = tell_score(scores.mean(kind), scores)
         yield f"<tr><td>{KINDS[kind]}</td>{_number(value)}{_number(gain)}</tr>"
     yield "</table></div>"
-    if scores.commonest is not None and scores.are_shares:
+    if scores.commonest is not None:
         always = tell_score(scores.commonest, scores)
         yield f'<p class="soft small">Always naming the commonest class would score {always}.</p>'
 
@@ -248,19 +247,20 @@ def _write_cell(column: str, row: Mapping[Any, Any], are_shares: bool) -> str:
 
 
 def _write_limits(diagnosis: Report) -> Iterator[str]:
-    """Write what was not looked for, grouped by what that needs."""
+    """Write what to know of the measurement, and what was not looked for, grouped by what that needs."""
     wanted: dict[str, list[Skipped]] = {}
     for skipped in diagnosis.left_out:
         wanted.setdefault(skipped.wanted, []).append(skipped)
     if wanted or diagnosis.notes:
-        yield "<h2>Not looked for</h2>"
+        yield "<h2>Limits</h2>"
     for note in diagnosis.notes:
         yield f"<p>{escape(note)}</p>"
     if wanted:
+        yield "<p>Not looked for:</p>"
         yield "<ul>"
     for what, group in wanted.items():
         titles = [f"{escape(each.rule.code)} {escape(each.rule.title)}" for each in group]
-        yield f"<li>Needs {escape(what)}: {'; '.join(titles)}.</li>"
+        yield f"<li>{'; '.join(titles)}. Needs {escape(what)}.</li>"
     if wanted:
         yield "</ul>"
 
