@@ -34,6 +34,7 @@ def make_packaged(words: str) -> Any:
 
 
 def _make_of_timm(name: str) -> Any:
+    torchvision()  # timm imports it, and cannot where its operators do not load
     timm = importlib.import_module("timm")
     _require_known("timm", name.partition(".")[0], timm.list_models())
     return timm.create_model(name, pretrained=False)
