@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,54 +15,13 @@ from torch import Tensor, nn
 from bnlab.borrow import borrowed
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, match_names
 from bnlab.moments import Moments
+from bnlab.provenance import Check, Cost
 from bnlab.storage import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _FORMAT = "bnlab.Statistics/1"
-
-
-@dataclass
-class Cost:
-    """Cost of a measurement, on this rank.
-
-    Attributes:
-        images: images in the data: the rows of each batch's first tensor.
-        batches: batches in the data.
-        forwards: how often a batch's forward was begun at its input, except for a few images to profile and to check;
-            more than `batches` where memory was short, or there were several passes.
-        input_bytes: bytes of the batches, which are held.
-        peak_bytes: the most bytes that forwards needed at once, according to the profile of one.
-        passes: passes over all layers; more than one only where layers are called several times.
-    """
-
-    images: int
-    batches: int
-    forwards: int
-    input_bytes: int
-    peak_bytes: int = 0
-    passes: int = 1
-
-
-@dataclass(frozen=True)
-class Check:
-    """Outcome of an ordinary evaluation under the result, of two batches and of one of another shape.
-
-    Attributes:
-        held: whether all layers were given what the statistics were measured on.
-        layer: the first layer that was not; None if there is none.
-        off: the largest difference, in σ and relative variance.
-    """
-
-    held: bool
-    layer: str | None
-    off: float
-
-    def __str__(self) -> str:
-        if self.held:
-            return "check held"
-        return f"check failed at {self.layer}, measured layer by layer"
 
 
 class Statistics(Mapping[str, Moments]):

@@ -19,7 +19,7 @@ LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.p
 # Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
     "warn names vision",
-    "arguments batches borrow files layers reading theory",
+    "arguments batches borrow provenance files layers reading theory",
     "moments",
     "memory storage estimators",
     "statistics nn",

@@ -123,6 +123,27 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     )
 
 
+def examine_briefly(
+    examination: Examination, data: list[Any], statistics: Statistics, scores: Scores | None
+) -> Evidence:
+    """Gather what tells whether new statistics would hide a mistake: on a sample, beside what was measured already.
+
+    Args:
+        examination: of the model.
+        data: all batches.
+        statistics: the new ones, of all batches.
+        scores: of all images, under old and new statistics.
+    """
+
+    def ignore(batch: Any, output: Any) -> None:
+        """The outputs are of no use."""
+
+    sample = [take_images(data[0], _SAMPLE)]
+    view = observe_batches(examination.make_task(sample), ignore)
+    images = sum(map(count_images, data))
+    return Evidence(statistics, view, scores, {}, images, flipped=compare_channel_orders(examination, data))
+
+
 def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:
     """Measure without `inputs=`, where it was given for layers that can be measured without it."""
     if not examination.inputs:

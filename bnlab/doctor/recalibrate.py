@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 from torch import nn
 
 from bnlab.arguments import require_batches, require_count, require_forward
-from bnlab.batches import Forward, count_images
-from bnlab.doctor.case import Case, Evidence, read_all_buffers
+from bnlab.batches import Forward
+from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_rules
-from bnlab.doctor.examine import Examination, compare_channel_orders, read_batches, score
+from bnlab.doctor.examine import Examination, examine_briefly, read_batches, score
 from bnlab.doctor.findings import look_for_faults
-from bnlab.doctor.observing import View
 from bnlab.doctor.recalibration import Recalibration
 from bnlab.doctor.scores import Evaluate, Scores, require_evaluate
 from bnlab.doctor.undo import write_statistics
@@ -76,7 +74,7 @@ def recalibrate(
             values; nothing is written then.
 
     >>> import torch
-    >>> model = nn.Sequential(nn.BatchNorm1d(1, eps=0.0))
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
     >>> with recalibrate(model, [torch.tensor([[1.0], [3.0]])]) as recalibration:
     ...     print(recalibration, model[0].running_mean.item(), model[0].running_var.item())
     Recalibrated 1 batch-norm layer: not judged, as the batches have no labels and there is no evaluate=. 2.0 1.0
@@ -104,7 +102,7 @@ def recalibrate(
 
     is_broken = any(_is_broken(case, name) for name in statistics)
     scores = None if is_broken else score(examination, data, statistics, evaluate)
-    evidence = _gather_evidence(examination, data, statistics, scores)
+    evidence = examine_briefly(examination, data, statistics, scores)
     hidden = _find_hidden(replace(case, evidence=evidence))
     is_wanted, reason = _judge(hidden, scores, is_broken)
     if force and not is_wanted:
@@ -170,15 +168,6 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
         moments[name] = given[other]
         eps[name] = given.eps[other]
     return Statistics(moments, eps, missing)
-
-
-def _gather_evidence(
-    examination: Examination, data: list[Any], statistics: Statistics, scores: Scores | None
-) -> Evidence:
-    """Gather what rules look at that tell whether a mistake would be hidden."""
-    images = sum(map(count_images, data))
-    flipped = compare_channel_orders(examination, data)
-    return Evidence(statistics, View({}, 0, math.nan), scores, {}, images, flipped)
 
 
 def _find_hidden(case: Case) -> str | None:

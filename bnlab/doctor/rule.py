@@ -58,7 +58,7 @@ class Rule(ABC):
         follows_cost: whether a measured cost decides the severity; False for what will do harm later, or hides harm.
         needs: what must be known of a case, keys of `NEEDS`.
         hides: whether recalibration would hide the mistake instead of mending it. `recalibrate` lets such a rule look
-            too, at a case whose evidence has the new statistics in the place of `exact`, an empty view and no costs.
+            too, at a case whose evidence has the new statistics as `exact`, a view of a sample, and no costs.
     """
 
     code: ClassVar[str]

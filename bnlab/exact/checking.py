@@ -16,8 +16,8 @@ from bnlab.exact.inputs import Values
 from bnlab.exact.readers import fetch, fetch_calls
 from bnlab.exact.task import Task, watched
 from bnlab.moments import Moments, compare_moments
+from bnlab.provenance import Check
 from bnlab.reading import Pooled
-from bnlab.statistics import Check
 
 # Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances
 # relative.

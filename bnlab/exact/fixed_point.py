@@ -17,8 +17,8 @@ from bnlab.exact.task import CALLER, Task
 from bnlab.layers import join_names
 from bnlab.memory import Budget
 from bnlab.moments import Moments, compare_moments
+from bnlab.provenance import Cost
 from bnlab.reading import Pooled
-from bnlab.statistics import Cost
 from bnlab.warn import warn
 
 # Differences between given and measured statistics: of means in σ, of variances relative.

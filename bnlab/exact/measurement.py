@@ -19,7 +19,7 @@ from bnlab.exact.readers import fetch
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.memory import Budget
 from bnlab.moments import Moments
-from bnlab.statistics import Check, Cost
+from bnlab.provenance import Check, Cost
 from bnlab.warn import warn
 
 Progress = Callable[[], object]

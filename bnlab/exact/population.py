@@ -84,7 +84,7 @@ def population_statistics(
 
     Returns:
         `Statistics` with counts. Its `unseen` lists layers that no batch has reached, its `cost` and `check` are
-        explained by `Cost` and `Check` of `bnlab.statistics`, its `standard_errors` are layer → (of the mean, of the
+        explained by `Cost` and `Check` of `bnlab.provenance`, its `standard_errors` are layer → (of the mean, of the
         variance), float64 [C].
 
     Raises:

@@ -17,7 +17,8 @@ EARLY, MIDDLE, LATE = 0.1, 0.55, 1.0  # of the training
 def find_training(tables: Tables) -> pd.DataFrame:
     """Find accuracies on training images; those that a progress bar would show are one more estimator."""
     measured = rows(tables, "evaluations", (EARLY, LATE), split="train", estimator=("ema", "exact"))
-    places = select(measured, estimator="exact").drop(columns="accuracy")
+    exact = select(measured, estimator="exact")
+    places = exact.drop(columns="accuracy")
     shown = places.assign(estimator="mini-batches")
 
     averages = average_batches(tables)

@@ -27,13 +27,15 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end of training, of batch norm under exact statistics."""
     frame = rows(tables, "evaluations", 1.0, ("norm", "batch_size"), estimator=("none", "exact"))
     frame["line"] = frame["norm"].map(NAMES)
-    return frame.drop(columns=["estimator", "momentum", "statistics_split"])  # in which norms differ
+    differing = ["estimator", "momentum", "statistics_split"]  # between norms
+    return frame.drop(columns=differing)
 
 
 def find_memory(tables: Tables) -> pd.DataFrame:
     """Find the memory of an update, of networks that were trained in batches of 32: it depends on the norm alone."""
     frame = rows(tables, "training_memory", 1.0, ("norm", "batch_size"), batch_size=32)
-    return frame.assign(line=frame["norm"].map(NAMES))
+    frame["line"] = frame["norm"].map(NAMES)
+    return frame
 
 
 EXPERIMENT = Experiment(

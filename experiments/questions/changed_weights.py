@@ -34,14 +34,18 @@ def find_losses(tables: Tables) -> pd.DataFrame:
     frame = rows(tables, "changed_weights", 1.0)
     most = frame.groupby("run")["images"].transform("max")
     frame["is_all"] = frame["images"] == most
-    return frame.assign(line=frame["change"].map(NAMES))
+    frame["line"] = frame["change"].map(NAMES)
+    return frame
 
 
 def find_curves(tables: Tables) -> pd.DataFrame:
     """Put what each change loses into a panel; the line is the kind of statistics, stale ones are of no images."""
-    frame = name_panels(find_losses(tables), "{line}, batch size {batch_size}")
-    frame["images"] = frame["images"].where(frame["images"] > 0)
-    return frame.assign(line=frame["statistics"].map(KINDS))
+    losses = find_losses(tables)
+    frame = name_panels(losses, "{line}, batch size {batch_size}")
+    is_of_images = frame["images"] > 0
+    frame["images"] = frame["images"].where(is_of_images)
+    frame["line"] = frame["statistics"].map(KINDS)
+    return frame
 
 
 EXPERIMENT = Experiment(

@@ -73,17 +73,24 @@ NEAR = (
 def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Score:
     """Declare a score as `frames.score` does, of networks whose weights were not averaged."""
     compute = frames.score(source, value, by, **how)
-    return lambda tables: compute({**tables, "runs": select(tables["runs"], averaging="none")})
+
+    def compute_unaveraged(tables: Tables) -> pd.DataFrame:
+        runs = select(tables["runs"], averaging="none")
+        return compute({**tables, "runs": runs})
+
+    return compute_unaveraged
 
 
 def find_times(tables: Tables) -> pd.DataFrame:
-    """How many times the gap of the best fixed momentum of the layer and step, which is known in hindsight."""
-    return over_best(rows(tables, "gaps", SHARES), "mean_gap")
+    """Divide each gap by that of the best fixed momentum of the layer and step, which is known in hindsight."""
+    gaps = rows(tables, "gaps", SHARES)
+    return over_best(gaps, "mean_gap")
 
 
 def find_against_augmented(tables: Tables) -> pd.DataFrame:
     """Test accuracy at the end under PyTorch's momentum minus that under exact statistics of augmented images."""
-    frame = rows(tables, "evaluations", END, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
+    wanted: dict[str, Any] = {"split": "test", "momentum": (0.1, None), "estimator": ("ema", "exact")}
+    frame = rows(tables, "evaluations", END, **wanted)
     is_running = frame["estimator"] == "ema"
     is_augmented = frame["statistics_split"] == "train_augmented"
     chosen = frame[is_running | is_augmented]
@@ -112,7 +119,9 @@ def find_distances(tables: Tables) -> pd.DataFrame:
 
 def find_augmented_and_running(tables: Tables) -> pd.DataFrame:
     """Select the gaps of PyTorch's running averages and of statistics of augmented images."""
-    return select(find_distances(tables), line=(AUGMENTED, estimator_label("ema", 0.1)))
+    distances = find_distances(tables)
+    running = estimator_label("ema", 0.1)
+    return select(distances, line=(AUGMENTED, running))
 
 
 def find_sampling_errors(tables: Tables) -> pd.DataFrame:

@@ -29,14 +29,17 @@ def find_accuracies(tables: Tables, split: str) -> pd.DataFrame:
 def find_agreement(tables: Tables) -> pd.DataFrame:
     """Find Kendall's rank correlation of configurations under an estimator with those under exact statistics."""
     validated = find_accuracies(tables, "val")
-    exact = select(validated, estimator="exact").set_index(["panel", "run"])["accuracy"].rename("expected")
-    pairs = validated.join(exact, on=["panel", "run"])
+    checkpoint = ["panel", "run"]
+    exact = select(validated, estimator="exact").set_index(checkpoint)
+    expected = exact["accuracy"].rename("expected")
+    pairs = validated.join(expected, on=checkpoint)
 
-    found = []
-    for key, group in pairs.groupby([*SEARCH, "estimator"], sort=False):
-        tau = kendalltau(group["accuracy"], group["expected"]).statistic
-        found.append((*key, tau))
-    return pd.DataFrame(found, columns=[*SEARCH, "estimator", "tau"])
+    keys = [*SEARCH, "estimator"]
+    correlations = []
+    for key, group in pairs.groupby(keys, sort=False):
+        test = kendalltau(group["accuracy"], group["expected"])
+        correlations.append((*key, test.statistic))
+    return pd.DataFrame(correlations, columns=[*keys, "tau"])
 
 
 def find_picks(tables: Tables) -> pd.DataFrame:
@@ -45,12 +48,16 @@ def find_picks(tables: Tables) -> pd.DataFrame:
     validated["error"] = 1 - validated["accuracy"]
     picks = lowest(validated, "error", [*SEARCH, "estimator"])
 
-    tested = select(find_accuracies(tables, "test"), estimator="exact", panel=share_name(END))
-    at_the_end = tested.set_index("run")["accuracy"]
-    picks["tested"] = picks["run"].map(at_the_end)
-    best = select(picks, estimator="exact").set_index(SEARCH)["tested"].rename("best")
-    with_best = picks.join(best, on=SEARCH)
-    return with_best.assign(cost=with_best["best"] - with_best["tested"])
+    tested = find_accuracies(tables, "test")
+    at_the_end = select(tested, estimator="exact", panel=share_name(END))
+    accuracies = at_the_end.set_index("run")["accuracy"]
+    picks["tested"] = picks["run"].map(accuracies)
+
+    of_exact = select(picks, estimator="exact").set_index(SEARCH)
+    best = of_exact["tested"].rename("best")
+    picks = picks.join(best, on=SEARCH)
+    picks["cost"] = picks["best"] - picks["tested"]
+    return picks
 
 
 EXPERIMENT = Experiment(

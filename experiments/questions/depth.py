@@ -22,33 +22,41 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
     `line` is the norms in words, `depth` a layer's place where batch norm is everywhere, `half` that of its network.
     """
     gaps = number_layers(tables)
-    behind_first = gaps[gaps["depth"] > 1].sort_values("depth", kind="stable")
+    is_behind_first = gaps["depth"] > 1
+    behind_first = gaps[is_behind_first].sort_values("depth", kind="stable")
 
     is_resnet = behind_first["model"] == "resnet"
-    resnet = "ResNet-" + behind_first["model.depth"].astype(str)
+    layers = behind_first["model.depth"].astype(str)
+    resnet = "ResNet-" + layers
     network = resnet.where(is_resnet, "plain net")
 
+    depth = behind_first["depth"]
     last = behind_first.groupby("model")["depth"].transform("max")
-    is_first_half = 2 * (behind_first["depth"] - 1) < last
+    is_first_half = 2 * (depth - 1) < last
     half = np.where(is_first_half, "first", "second")
     return behind_first.assign(network=network, half=half)
 
 
 def number_layers(tables: Tables) -> pd.DataFrame:
     """Give layers the depth of the layer of the same name in the network with batch norm everywhere."""
-    frame = rows(tables, "gaps", (0.1, 1.0), ("model", "model.depth", "norm.every_second"))
+    settings = ("model", "model.depth", "norm.every_second")
+    frame = rows(tables, "gaps", (0.1, 1.0), settings)
     frame["line"] = frame["norm.every_second"].map(NORMS)
 
     everywhere = select(frame, line=EVERYWHERE)
-    places = everywhere[["model", "layer", "depth"]].drop_duplicates()
+    layers = everywhere[["model", "layer", "depth"]]
+    places = layers.drop_duplicates()
     return frame.drop(columns="depth").merge(places)
 
 
 def find_growth(tables: Tables) -> pd.DataFrame:
-    """How many times as large the gap over layers is in a network's second half as in its first."""
-    everywhere = select(find_gaps(tables), line=EVERYWHERE)
-    halves = [gap_over_layers(half, "mean_gap") for _, half in everywhere.groupby("half", sort=False)]
-    return paired(pd.concat(halves), "mean_gap", "first", along="half", ratio=True)
+    """Divide the gap over the layers of a network's second half by that of its first."""
+    gaps = find_gaps(tables)
+    everywhere = select(gaps, line=EVERYWHERE)
+    halves = everywhere.groupby("half", sort=False)
+    averaged = [gap_over_layers(half, "mean_gap") for _, half in halves]
+    both = pd.concat(averaged)
+    return paired(both, "mean_gap", "first", along="half", ratio=True)
 
 
 FINDINGS = {

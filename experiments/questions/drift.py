@@ -13,6 +13,7 @@ from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
     gap_over_layers,
+    interval,
     name_panels,
     paired,
     put_in_order,
@@ -37,59 +38,73 @@ EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning 
 
 
 def find_speeds(tables: Tables) -> pd.DataFrame:
-    """How far means move in a step, and in ten, the memory of momentum 0.1, over how far those of batches scatter."""
+    """Find how far means move in a step, `speed`, and in ten over how far those of batches scatter, `stale`.
+
+    Ten steps are the memory of momentum 0.1.
+    """
     frame = rows(tables, "drift", (MIDDLE, END), depth=OtherThan(1), batch_size=(16, 64, 256))
     drift = frame["mean_drift"]
+    noise = frame["mean_noise"]
     frame["speed"] = drift**0.5
-    frame["stale"] = (10 * drift / frame["mean_noise"]) ** 0.5
+    frame["stale"] = (10 * drift / noise) ** 0.5
     return frame
 
 
 def find_terms(tables: Tables) -> pd.DataFrame:
-    """The share of each term in the squared gap of the mean, of each layer but the first."""
+    """Find the share of each term in the squared gap of the mean, of each layer but the first."""
     frame = rows(tables, "decomposition", (PEAK, END), statistic="mean", depth=OtherThan(1))
     layers = frame.groupby(["run", "step", "layer"])
-    whole = layers["contribution"].transform("sum")
-    frame["share"] = frame["contribution"] / whole
+    squared_gap = layers["contribution"].transform("sum")
+    frame["share"] = frame["contribution"] / squared_gap
     return name_panels(frame, "batch size {batch_size}, {panel}")
 
 
 def find_distances(tables: Tables) -> pd.DataFrame:
-    """How far a single batch of 4 and the EMA are from the exact mean, in standard deviations, over layers."""
+    """Find how far a single batch of 4 and the EMA are from the exact mean, in standard deviations, over layers."""
     frame = rows(tables, "traces", (EARLY, END), batch_size=4)
     keys = ["run", "step", "layer", "channel"]
     exact = select(frame, estimator="exact").set_index(keys)
-    deviations = exact["var"].rename("deviation") ** 0.5
+    deviations = exact["var"] ** 0.5
 
-    distances = paired(frame, "mean").join(deviations, on=keys)
+    differences = paired(frame, "mean")
+    distances = differences.join(deviations.rename("deviation"), on=keys)
     distances["distance"] = distances["mean"].abs() / distances["deviation"]
     return gap_over_layers(distances, "distance")
 
 
 def find_moves(tables: Tables) -> pd.DataFrame:
-    """How far exact means move between a tenth and the end of training, in standard deviations, over layers."""
+    """Find how far exact means move between a tenth and the end of training, in standard deviations, over layers."""
     exact = rows(tables, "traces", (EARLY, END), estimator="exact", batch_size=(4, 256))
     changes = paired(exact, "mean", share_name(EARLY), along="panel")
-    changes["moved"] = changes["mean"].abs() / changes["var"] ** 0.5
+    distance = changes["mean"].abs()
+    deviation = changes["var"] ** 0.5
+    changes["moved"] = distance / deviation
     return gap_over_layers(changes, "moved")
 
 
 def find_parts(tables: Tables) -> pd.DataFrame:
-    """The same shares, in panels by batch size; `when` is the share of the training in words."""
+    """Average the same shares, in panels by batch size; `when` is the share of the training in words."""
     frame = find_terms(tables)
-    short = {share_name(PEAK): "after 20%", share_name(END): "at the end"}
-    when = frame["panel"].str.split(", ").str[-1]
-    named = name_panels(frame.assign(when=when.map(short)), "batch size {batch_size}")
-    ordered = put_in_order(named, "when", short.values())
-    parts = score(lambda tables: ordered, "share", ("panel", "when", "term"), average="layer")(tables)
-    return put_in_order(parts.assign(line=parts["term"].map(TERMS)), "term", TERMS)
+    words = {share_name(PEAK): "after 20%", share_name(END): "at the end"}
+    shares = frame["panel"].str.split(", ").str[-1]
+    frame["when"] = shares.map(words)
+
+    named = name_panels(frame, "batch size {batch_size}")
+    ordered = put_in_order(named, "when", words.values())
+    parts = interval(ordered, "share", ("panel", "when", "term"), average="layer")
+    parts["line"] = parts["term"].map(TERMS)
+    return put_in_order(parts, "term", TERMS)
 
 
 def make_stream(tables: Tables) -> pd.DataFrame:
     """Compute a running average of made batches, whose mean moves half-way; no table is read."""
     step = np.arange(1, BATCHES + 1)
-    truth = 1.0 + 1.2 / (1.0 + np.exp(-(step - 55) / 4.0))
-    batches = truth + np.random.default_rng(4).normal(0.0, 0.35, BATCHES)
+    decay = np.exp(-(step - 55) / 4.0)
+    truth = 1.0 + 1.2 / (1.0 + decay)
+
+    generator = np.random.default_rng(4)
+    noise = generator.normal(0.0, 0.35, BATCHES)
+    batches = truth + noise
 
     averages = []
     average = 0.0
@@ -97,9 +112,12 @@ def make_stream(tables: Tables) -> pd.DataFrame:
         average = 0.9 * average + 0.1 * batch
         averages.append(average)
 
-    series = {"single batch": batches, "population": truth, "running average": np.array(averages)}
-    frames = [pd.DataFrame({"batch": step, "line": name, "mean": values}) for name, values in series.items()]
-    return pd.concat(frames).assign(panel="", low=np.nan, high=np.nan, n=0, log=False)
+    series = {"single batch": batches, "population": truth, "running average": averages}
+    frames = []
+    for name, values in series.items():
+        frames.append(pd.DataFrame({"batch": step, "line": name, "mean": values}))
+    stream = pd.concat(frames)
+    return stream.assign(panel="", low=np.nan, high=np.nan, n=0, log=False)
 
 
 EXPERIMENT = Experiment(

@@ -17,7 +17,7 @@ SAMPLES = {"exact": TRAINING, "test_batch": TEST, "pseudo_samples": f"{TEST}, 16
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
-    """Accuracy minus that under exact statistics of all training images; `images` is 0 where it is of no sample."""
+    """Find accuracies minus those under exact statistics of all training images; of no sample `images` is 0."""
     frame = rows(tables, "evaluations", 1.0, split=("test", "val"))
     gains = paired(frame, "accuracy")
 
@@ -27,7 +27,8 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     images = of_test_batch.fillna(beside_pseudo_samples).fillna(of_sample)
     gains["images"] = images.fillna(0).astype(int)
 
-    kinds = gains.pop("estimator").map(lambda name: EstimatorName.parse(name).base)
+    estimators = gains.pop("estimator")
+    kinds = estimators.map(lambda name: EstimatorName.parse(name).base)
     gains["sample"] = kinds.map(SAMPLES)
     return name_panels(gains, "batch size {batch_size}")
 

@@ -31,8 +31,9 @@ LITTLE = within(-1.0, 1.0, *GAINED)
 def find_tuned(tables: Tables) -> pd.DataFrame:
     """Find all rows; `way` is the mode in words, `line` says too if statistics were taken again."""
     frame = rows(tables, "fine_tuning", 1.0)
+    endings = frame["statistics"].map(AFTER)
     frame["way"] = frame["mode"].map(MODES)
-    frame["line"] = frame["way"] + frame["statistics"].map(AFTER)
+    frame["line"] = frame["way"] + endings
     return name_panels(frame, "batches of {tuning_batch}, learning rate {tuning_rate}")
 
 
@@ -42,17 +43,33 @@ def score_curves(value: str) -> Score:
 
 
 def score_against(reference: str, value: str = "new_accuracy", **wanted: Any) -> Score:
-    """Points that one way of fine-tuning has more than another, for each batch size and rate."""
+    """Score the points that one way of fine-tuning has more than another, for each batch size and rate."""
     wanted = {"statistics": "held", **wanted}
-    return score(find_tuned, value, ("tuning_batch", "tuning_rate"), scale=100, against=reference, along="way",
-                 matching=("run", "statistics", *TUNING), **wanted)  # fmt: skip
+    return score(
+        find_tuned,
+        value,
+        ("tuning_batch", "tuning_rate"),
+        scale=100,
+        against=reference,
+        along="way",
+        matching=("run", "statistics", *TUNING),
+        **wanted,
+    )
 
 
 def score_recalibration(**wanted: Any) -> Score:
-    """Points in the new fonts that are gained by recalibrating at the end, for each batch size and rate."""
-    return score(find_tuned, "new_accuracy", ("tuning_batch", "tuning_rate"), scale=100, against="held",
-                 along="statistics", matching=("run", "way", *TUNING), statistics="recalibrated",
-                 **wanted)  # fmt: skip
+    """Score the points in the new fonts that recalibrating at the end gains, for each batch size and rate."""
+    return score(
+        find_tuned,
+        "new_accuracy",
+        ("tuning_batch", "tuning_rate"),
+        scale=100,
+        against="held",
+        along="statistics",
+        matching=("run", "way", *TUNING),
+        statistics="recalibrated",
+        **wanted,
+    )
 
 
 EXPERIMENT = Experiment(

@@ -19,7 +19,7 @@ LESS, AS_GOOD = ("points gained", A_POINT), ("points gained", AS_ACCURATE)
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Accuracies at the end of training; of test batches those with as many images as are normalized together."""
+    """Find accuracies at the end of training; of test batches those with as many images as are normalized together."""
     frame = rows(tables, "evaluations", 1.0, (SIZE,))
     images = find_parameter(frame, "n", "test_batch")
     is_test_batch = images.notna()
@@ -30,8 +30,9 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 
 
 def score_gain(*sizes: int, **compared: Any) -> Score:
-    """Points of accuracy that are gained in parts of these sizes, against other parts or other statistics."""
-    return score(find_accuracies, "accuracy", (SIZE,), scale=100, **{**compared, SIZE: sizes})
+    """Score the points that are gained in parts of these sizes, against other parts or other statistics."""
+    wanted = {**compared, SIZE: sizes}
+    return score(find_accuracies, "accuracy", (SIZE,), scale=100, **wanted)
 
 
 EXPERIMENT = Experiment(

@@ -28,10 +28,13 @@ def find_factors(tables: Tables) -> pd.DataFrame:
     measured = locate_minimum(gaps, "momentum", "mean_gap", LAYER)
     predicted = predict_momenta(tables)
     both = measured.merge(predicted, on=[*LAYER], suffixes=("", "_predicted"))
+    best = both["momentum"]
+    expected = both["momentum_predicted"]
 
-    factor = both["momentum_predicted"] / both["momentum"]
+    factor = expected / best
     both["factor"] = np.maximum(factor, 1 / factor)
-    are_at_end = both["at_end"] & (both["momentum_predicted"] > NEARLY_ONE)  # the sweep cannot decide there
+    is_nearly_one = expected > NEARLY_ONE
+    are_at_end = both["at_end"] & is_nearly_one  # the sweep cannot decide there
     return both[~are_at_end]
 
 
@@ -42,17 +45,24 @@ def predict_momenta(tables: Tables) -> pd.DataFrame:
     momenta = pd.DataFrame({"momentum": np.geomspace(1e-4, 1, 401)})
     grid = layers.merge(momenta, how="cross")
 
-    known = [grid[column].to_numpy() for column in ("momentum", "step", *NOISE)]
-    grid["mean_gap"] = theory.random_walk_gap(*known)
+    grid["mean_gap"] = theory.random_walk_gap(
+        grid["momentum"].to_numpy(),
+        grid["step"].to_numpy(),
+        grid["mean_drift"].to_numpy(),
+        grid["mean_noise"].to_numpy(),
+        grid["mean_level"].to_numpy(),
+    )
     return lowest(grid, "mean_gap", LAYER)
 
 
 def find_ends(tables: Tables) -> pd.DataFrame:
-    """Each layer's gaps at both ends of the sweep; as that of momentum 0 the smallest one between them."""
+    """Find each layer's gaps at both ends of the sweep; as that of momentum 0 the smallest one between them."""
     gaps = rows(tables, "gaps", SHARES, estimator="ema")
     is_end = gaps["momentum"].isin((0.001, 1.0))
-    best = lowest(gaps[~is_end], "mean_gap", LAYER)
-    return pd.concat([gaps[is_end], best.assign(momentum=0.0)])
+    ends = gaps[is_end]
+    between = gaps[~is_end]
+    best = lowest(between, "mean_gap", LAYER)
+    return pd.concat([ends, best.assign(momentum=0.0)])
 
 
 EXPERIMENT = Experiment(

@@ -7,29 +7,33 @@ averages, kept 78.5% (quoted from memory). Blocks of 16 were added when no netwo
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above
-from bnlab.harness.reporting.frames import put_in_order, rows, score
+from bnlab.harness.reporting.frames import interval, put_in_order, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
 from bnlab.harness.reporting.style import estimator_label
 from experiments.margins import COST_OF_EMA
 
 SHUFFLED, *IN_ORDER = ORDERS = ("shuffled", "blocks:16", "sorted")
+NORMS = {"batch": "batch norm", "renorm": "batch renorm"}
 WORDS = {"shuffled": "shuffled", "blocks:16": "blocks of 16", "sorted": "sorted"}
 MUCH = (5.0, "points", "more than anyone would give away")
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Accuracies at the end of training, in panels by norm; `rule` is the estimator, `line` the order in words."""
+    """Find accuracies at the end of training, in panels by norm; `rule` is the estimator, `line` the order in words."""
     frame = rows(tables, "evaluations", 1.0, ("order", "norm"))
-    pairs = zip(frame["estimator"], frame["momentum"], strict=True)
-    frame["rule"] = [estimator_label(*pair) for pair in pairs]
+    estimators = frame.pop("estimator")
+    momenta = frame.pop("momentum")
+    pairs = zip(estimators, momenta, strict=True)
+    frame["rule"] = [estimator_label(estimator, momentum) for estimator, momentum in pairs]
     frame["line"] = frame["order"].map(WORDS)
-    panels = frame["norm"].map({"batch": "batch norm", "renorm": "batch renorm"})
-    return frame.drop(columns=["estimator", "momentum"]).assign(panel=panels)
+    frame["panel"] = frame["norm"].map(NORMS)
+    return frame
 
 
 def score_accuracies(tables: Tables) -> pd.DataFrame:
     """Average them over seeds, batch norm and shuffled images first."""
-    means = score(find_accuracies, "accuracy", ("panel", "rule", "line"), scale=100)(tables)
+    accuracies = find_accuracies(tables)
+    means = interval(accuracies, "accuracy", ("panel", "rule", "line"), scale=100)
     ordered = put_in_order(means, "line", WORDS.values())
     return put_in_order(ordered, "panel", ["batch norm"])
 

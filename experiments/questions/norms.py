@@ -19,17 +19,19 @@ BETTER = above(0.0, "points gained", AS_ACCURATE)
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Accuracies at the end; the line is the norm, and whether statistics are exact."""
-    frame = rows(tables, "evaluations", 1.0, ("data", "norm", "batch_size"), estimator=("ema", "none", "exact"))
+    """Find accuracies at the end; the line is the norm, and whether statistics are exact."""
+    settings = ("data", "norm", "batch_size")
+    frame = rows(tables, "evaluations", 1.0, settings, estimator=("ema", "none", "exact"))
     is_exact = frame["estimator"] == "exact"
     statistics = np.where(is_exact, ", exact statistics", "")
+    norms = frame["norm"].replace(NAMES)
     frame["panel"] = frame["data"]
-    frame["line"] = frame["norm"].replace(NAMES) + statistics
+    frame["line"] = norms + statistics
     return frame.drop(columns=["estimator", "momentum"])  # in which norms differ
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
-    """Accuracies minus those of batch norm from the same seed; the line says under which statistics."""
+    """Find accuracies minus those of batch norm from the same seed; the line says under which statistics."""
     frame = find_accuracies(tables)
     both = []
     for name in (BATCH, EXACT):
@@ -43,9 +45,10 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 def find_gains_in_panels(tables: Tables) -> pd.DataFrame:
     """Find the same gains of other norms, the data in words."""
     gains = find_gains(tables)
-    panels = gains["data"].replace({"glyphs": "characters"})
-    others = select(gains.assign(panel=panels), gainer=(*NAMES.values(),))
-    return put_in_order(others, "gainer", NAMES.values())
+    gains["panel"] = gains["data"].replace({"glyphs": "characters"})
+    norms = tuple(NAMES.values())
+    others = select(gains, gainer=norms)
+    return put_in_order(others, "gainer", norms)
 
 
 EXPERIMENT = Experiment(

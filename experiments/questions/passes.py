@@ -20,7 +20,10 @@ TWO = below(2.0, "times", "a second pass over the data would take as long as the
 
 
 def find_costs(tables: Tables) -> pd.DataFrame:
-    """Time over one forward's: `times`; forwards over layers: `of_layers`; memory needed over allowed: `shortage`."""
+    """Find three ratios of each measurement.
+
+    `times`: time over one forward's; `of_layers`: forwards over layers; `shortage`: memory needed over allowed.
+    """
     frame = tables["passes"].merge(tables["runs"], on="run")
     frame["panel"] = ""
     frame["times"] = frame["seconds"] / frame["forward_seconds"]

@@ -30,12 +30,17 @@ BETWEEN = "between the two"
 def find_gaps(tables: Tables) -> pd.DataFrame:
     """Find gaps of PyTorch's running means to both populations, and those between the two."""
     running: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
-    plain = rows(tables, "gaps", SHARES, **running)
-    augmented = rows(tables, "augmented_gaps", SHARES, **running)
-    between = rows(tables, "augmented_gaps", SHARES, estimator="exact", statistics_split="train")
-    lines = {PLAIN: plain, AUGMENTED: augmented, BETWEEN: between}
+    exact: dict[str, Any] = {"estimator": "exact", "statistics_split": "train"}
+    lines = {
+        PLAIN: rows(tables, "gaps", SHARES, **running),
+        AUGMENTED: rows(tables, "augmented_gaps", SHARES, **running),
+        BETWEEN: rows(tables, "augmented_gaps", SHARES, **exact),
+    }
+
     named = [frame.assign(line=line) for line, frame in lines.items()]
-    return pd.concat(named, ignore_index=True).drop(columns=["estimator", "momentum", "statistics_split"])
+    gaps = pd.concat(named, ignore_index=True)
+    differing = ["estimator", "momentum", "statistics_split"]  # between lines
+    return gaps.drop(columns=differing)
 
 
 def find_curves(tables: Tables) -> pd.DataFrame:

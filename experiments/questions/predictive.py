@@ -33,25 +33,38 @@ ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
 
 
 def find_times(*shares: float) -> Score:
-    """How many times the gap of the best fixed momentum of the layer and step, which is known in hindsight."""
-    return lambda tables: over_best(rows(tables, "gaps", shares, NETWORK), "mean_gap")
+    """Make the function that divides gaps by that of the best fixed momentum, which is known in hindsight only."""
+
+    def divide(tables: Tables) -> pd.DataFrame:
+        gaps = rows(tables, "gaps", shares, NETWORK)
+        return over_best(gaps, "mean_gap")
+
+    return divide
 
 
 def find_drawn(tables: Tables) -> pd.DataFrame:
-    """The same of the networks that are drawn, in panels by model, data and batch size, in words."""
-    frame = find_times()(tables)
+    """Select the networks that are drawn, in panels by model, data and batch size, in words."""
+    divide = find_times()
+    frame = divide(tables)
     is_large = frame["batch_size"] == 256
-    is_plain = (frame["model"] == "cnn") & (frame["data"] == "glyphs") & frame["batch_size"].isin((16, 64))
+    is_cnn = frame["model"] == "cnn"
+    is_of_characters = frame["data"] == "glyphs"
+    is_smaller = frame["batch_size"].isin((16, 64))
+    is_plain = is_cnn & is_of_characters & is_smaller
     drawn = frame[is_large | is_plain]
 
     models = drawn["model"].replace({"cnn": "CNN", "resnet": "ResNet"})
     data = drawn["data"].replace({"glyphs": "characters"})
-    named = name_panels(drawn.assign(kind=models + " on " + data), "{kind}, batch size {batch_size}")
+    kinds = drawn.assign(kind=models + " on " + data)
+    named = name_panels(kinds, "{kind}, batch size {batch_size}")
     return put_in_order(named, "kind", ["CNN on characters"])
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
-    """Accuracy minus that under PyTorch's momentum in the same network; `step` is `constant` until its first step."""
+    """Find accuracies minus those under PyTorch's momentum in the same network.
+
+    The schedule `step` is `constant` until its first step.
+    """
     frame = rows(tables, "evaluations", SHARES, NETWORK, momentum=(0.1, None))
     learned = drop_chance(frame, ("data", *EACH))
     chosen = learned.query("`optimizer.schedule` != 'step' or step > steps / 2")
@@ -59,26 +72,31 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 
 def find_early(tables: Tables) -> pd.DataFrame:
-    """Accuracy of predictive momentum after a tenth of training at batch 256, minus that under each other momentum."""
+    """Find what predictive momentum gains against each other one after a tenth of training, at batch 256."""
     frame = rows(tables, "evaluations", 0.1, NETWORK, estimator=("ema", "predictive"), batch_size=256)
-    frame = frame.query("`optimizer.schedule` != 'step'")  # a step schedule is still constant then
-    gains = paired(frame, "accuracy", against="predictive")
-    return gains.assign(accuracy=-gains["accuracy"])
+    is_step = frame["optimizer.schedule"] == "step"
+    others = frame[~is_step]  # a step schedule is still constant then
+    gains = paired(others, "accuracy", against="predictive")
+    gains["accuracy"] = -gains["accuracy"]
+    return gains
 
 
 def find_constant_end(tables: Tables) -> pd.DataFrame:
-    """Accuracy at the end at a constant rate and batch 256, minus that under exact statistics."""
-    frame = rows(tables, "evaluations", 1.0, NETWORK, batch_size=256, **CONSTANT, **CHARACTERS)
+    """Find accuracies at the end at a constant rate and batch 256, minus those under exact statistics."""
+    wanted = {"batch_size": 256, **CONSTANT, **CHARACTERS}
+    frame = rows(tables, "evaluations", 1.0, NETWORK, **wanted)
     return paired(frame, "accuracy")
 
 
 def find_losses(tables: Tables) -> pd.DataFrame:
-    """Accuracy that the forecast gains against the fixed momentum with the highest mean over seeds."""
-    both = rows(tables, "evaluations", SHARES[1:], estimator=("ema", "predictive"), **ONE_CYCLE, **CHARACTERS)
-    fixed = select(both, estimator="ema")
+    """Find the accuracy that the forecast gains against the fixed momentum with the highest mean over seeds."""
+    wanted = {"estimator": ("ema", "predictive"), **ONE_CYCLE, **CHARACTERS}
+    frame = rows(tables, "evaluations", SHARES[1:], **wanted)
+    fixed = select(frame, estimator="ema")
     best = best_on_average(fixed, "accuracy", ("panel", "batch_size"))
-    predictive = select(both, estimator="predictive")
-    return paired(pd.concat([best, predictive]), "accuracy", against="ema")
+    predictive = select(frame, estimator="predictive")
+    both = pd.concat([best, predictive])
+    return paired(both, "accuracy", against="ema")
 
 
 def make_claims(end: str, where: str, points: float, reason: str, seen: str = "", **networks: Any) -> dict[str, Claim]:

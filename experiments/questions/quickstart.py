@@ -36,18 +36,18 @@ COST = ("Q2", "Q11", "H2")  # the numbers that claims on accuracy bear on
 
 
 def find_default(tables: Tables) -> pd.DataFrame:
-    """Accuracies early, under PyTorch's momentum."""
+    """Find accuracies early, under PyTorch's momentum."""
     return rows(tables, "evaluations", EARLY, momentum=(0.1, None))
 
 
 def find_averages(tables: Tables) -> pd.DataFrame:
-    """Gaps over layers of all estimators, at all measured steps; of the EMAs those with PyTorch's momentum."""
+    """Find the gaps over layers of all estimators, at all measured steps; of the EMAs those with PyTorch's momentum."""
     gaps = rows(tables, "gaps", estimator=OtherThan("exact"), momentum=(0.1, None))
     return gap_over_layers(gaps, "mean_gap")
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Accuracies early and late under any momentum, without the start, and exact, in panels by batch size."""
+    """Find accuracies early and late under any momentum, without the start, and exact, in panels by batch size."""
     frame = rows(tables, "evaluations", SHARES, estimator=("ema", "ema_debiased", "exact"))
     return name_panels(frame, "batch size {batch_size}, {panel}")
 

@@ -31,7 +31,8 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Find what renorm gains against batch norm of the same seed and length, both under exact statistics."""
-    frame = rows(tables, "evaluations", 1.0, ("norm", *EACH), estimator="exact")
+    settings = ("norm", *EACH)
+    frame = rows(tables, "evaluations", 1.0, settings, estimator="exact")
     return paired(frame, "accuracy", "batch", along="norm", matching=("seed", "epochs"))
 
 

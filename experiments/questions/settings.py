@@ -27,9 +27,10 @@ LITTLE = within(-1.0, 1.0, "points", A_POINT)
 
 def find_changes(tables: Tables, table: str) -> pd.DataFrame:
     """Find rows of networks that are not frozen; `setting` is what differs from the usual training, in words."""
-    frame = rows(tables, table, SHARES, [*USUAL], batch_size=256, freeze_with="none")
-    networks = frame[[*USUAL]].to_dict("records")
-    frame["setting"] = [name_changes(settings) for settings in networks]
+    settings = list(USUAL)
+    frame = rows(tables, table, SHARES, settings, batch_size=256, freeze_with="none")
+    networks = frame[settings].to_dict("records")
+    frame["setting"] = [name_changes(network) for network in networks]
     return put_in_order(frame, "setting", ["usual"])
 
 
@@ -44,25 +45,44 @@ def name_changes(settings: dict[Any, Any]) -> str:
 
 
 def score_cost(*shares: float) -> Score:
-    """Points that PyTorch's running average loses against exact statistics of the same network."""
+    """Score the points that PyTorch's running average loses against exact statistics of the same network."""
     panels = [share_name(share) for share in shares]
-    return score(lambda tables: find_changes(tables, "evaluations"), "accuracy", ("panel", "setting"), against="exact",
-                 scale=-100, panel=panels)  # fmt: skip
+    return score(
+        lambda tables: find_changes(tables, "evaluations"),
+        "accuracy",
+        ("panel", "setting"),
+        against="exact",
+        scale=-100,
+        panel=panels,
+    )
 
 
 def score_times(setting: str, against: str, share: float) -> Score:
-    """How many times its gap under one setting is that under the other, behind the first layer."""
-    return score(lambda tables: find_changes(tables, "gaps"), "mean_gap", ("setting",), against=against,
-                 along="setting", matching=("seed",), ratio=True, setting=setting, estimator="ema",
-                 panel=share_name(share), **RATIO_OVER_LAYERS)  # fmt: skip
+    """Score the running average's gap under one setting over that under the other, behind the first layer."""
+    return score(
+        lambda tables: find_changes(tables, "gaps"),
+        "mean_gap",
+        ("setting",),
+        against=against,
+        along="setting",
+        matching=("seed",),
+        ratio=True,
+        setting=setting,
+        estimator="ema",
+        panel=share_name(share),
+        **RATIO_OVER_LAYERS,
+    )
 
 
 def find_costs(tables: Tables) -> pd.DataFrame:
-    """The same costs at all shares of the training, in one panel; `line` is the share."""
-    costs = score_cost(*SHARES)(tables).rename(columns={"panel": "line"})
-    names = costs["setting"].str.replace("adamw", "AdamW").str.replace("training images", "images")
-    named = costs.assign(setting=names, panel="")
-    return put_in_order(named, "line", [share_name(share) for share in SHARES])
+    """Find the same costs at all shares of the training, in one panel; `line` is the share."""
+    compute = score_cost(*SHARES)
+    costs = compute(tables).rename(columns={"panel": "line"})
+    names = costs["setting"].str.replace("adamw", "AdamW")
+    shorter = names.str.replace("training images", "images")
+    named = costs.assign(setting=shorter, panel="")
+    lines = [share_name(share) for share in SHARES]
+    return put_in_order(named, "line", lines)
 
 
 EXPERIMENT = Experiment(

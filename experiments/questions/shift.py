@@ -18,7 +18,7 @@ STRONG = tuple(f"{kind}:3" for kind in KINDS)
 
 
 def find_predictions(tables: Tables) -> pd.DataFrame:
-    """Rows in order of their shifts; `images` are in a test batch, with so many `pseudo_samples`."""
+    """Find the rows in order of their shifts; `images` are in a test batch, with so many `pseudo_samples`."""
     frame = rows(tables, "evaluations", by=(), shift=SHIFTS)
     of_test_batch = find_parameter(frame, "n", "test_batch")
     beside_pseudo_samples = find_parameter(frame, "batch", "pseudo_samples")
@@ -27,10 +27,18 @@ def find_predictions(tables: Tables) -> pd.DataFrame:
     pseudo_samples = find_parameter(frame, "n", "pseudo_samples")
     frame["pseudo_samples"] = pseudo_samples.fillna(0).astype(int)
     mixed = frame["pseudo_samples"].astype(str) + " pseudo-samples"
-    frame["line"] = mixed.where(frame["images"].notna(), ALONE)
+    is_of_test_batch = frame["images"].notna()
+    frame["line"] = mixed.where(is_of_test_batch, ALONE)
+
     frame["words"] = frame["shift"].map(say_shift)
     in_order = frame.sort_values(["images", "pseudo_samples"], kind="stable")  # last without a test batch
     return put_in_order(in_order, "shift", SHIFTS)
+
+
+def find_gains(tables: Tables) -> pd.DataFrame:
+    """Find the predictions' accuracies minus those under exact statistics of the training split."""
+    predictions = find_predictions(tables)
+    return paired(predictions, "accuracy")
 
 
 def say_shift(shift: str) -> str:
@@ -39,16 +47,26 @@ def say_shift(shift: str) -> str:
     >>> say_shift("blur:3"), say_shift("none")
     ('blur, strong', 'as in training')
     """
+    if shift == "none":
+        return "as in training"
+    if shift == FONTS:
+        return "other fonts"
     kind, _, strength = shift.partition(":")
-    if kind in KINDS:
-        return f"{kind}, {'weak' if strength == '1' else 'strong'}"
-    return {"none": "as in training", FONTS: "other fonts"}[shift]
+    word = {"1": "weak", "3": "strong"}[strength]
+    return f"{kind}, {word}"
 
 
 def score_gain(shift: str | tuple[str, ...], images: int = 256, pseudo: int = 0) -> Score:
-    """Points that test images, mixed with pseudo-samples, gain against exact statistics of the training split."""
-    return score(lambda tables: paired(find_predictions(tables), "accuracy"), "accuracy", ("shift",), scale=100,
-                 shift=shift, images=images, pseudo_samples=pseudo)  # fmt: skip
+    """Score the points that test images, mixed with pseudo-samples, gain against exact statistics of training."""
+    return score(
+        find_gains,
+        "accuracy",
+        ("shift",),
+        scale=100,
+        shift=shift,
+        images=images,
+        pseudo_samples=pseudo,
+    )
 
 
 EXPERIMENT = Experiment(

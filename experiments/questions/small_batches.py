@@ -37,27 +37,51 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     kinds = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
     frame["line"] = kinds.map(NAMES)
     frame["training"] = frame["freeze_with"].map(NETWORKS)
-    return frame.drop(columns=["estimator", "momentum", "statistics_split"])  # in which lines differ
+    differing = ["estimator", "momentum", "statistics_split"]  # between lines
+    return frame.drop(columns=differing)
 
 
 def find_discrepancies(tables: Tables) -> pd.DataFrame:
     """Find the discrepancies by layer of exact statistics, of networks that were never frozen."""
-    gaps = rows(tables, "gaps", 1.0, ("batch_size", "freeze_with"), estimator="exact", freeze_with="none")
-    frames = [gaps.assign(distance=gaps[column], kind=words) for column, words in DISCREPANCIES.items()]
-    return name_panels(pd.concat(frames, ignore_index=True), "{kind}")
+    settings = ("batch_size", "freeze_with")
+    gaps = rows(tables, "gaps", 1.0, settings, estimator="exact", freeze_with="none")
+
+    frames = []
+    for column, words in DISCREPANCIES.items():
+        distance = gaps[column]
+        frames.append(gaps.assign(distance=distance, kind=words))
+    both = pd.concat(frames, ignore_index=True)
+    return name_panels(both, "{kind}")
 
 
 def score_gain(line: str, against: str, **wanted: Any) -> Score:
-    """Points that one kind of statistics gains over another, on networks that were never frozen."""
-    return score(find_accuracies, "accuracy", ("batch_size",), scale=100, against=against, along="line",
-                 freeze_with="none", line=line, **wanted)  # fmt: skip
+    """Score the points that one kind of statistics gains over another, on networks that were never frozen."""
+    return score(
+        find_accuracies,
+        "accuracy",
+        ("batch_size",),
+        scale=100,
+        against=against,
+        along="line",
+        freeze_with="none",
+        line=line,
+        **wanted,
+    )
 
 
 def score_freezing(line: str) -> Score:
-    """Points that networks gain which were frozen for the last fifth, in batches of 2 and 4."""
-    return score(find_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
-                 along="freeze_with", matching=("seed", "batch_size", "line"), line=line,
-                 batch_size=(2, 4))  # fmt: skip
+    """Score the points that networks gain which were frozen for the last fifth, in batches of 2 and 4."""
+    return score(
+        find_accuracies,
+        "accuracy",
+        ("batch_size", "freeze_with"),
+        scale=100,
+        against="none",
+        along="freeze_with",
+        matching=("seed", "batch_size", "line"),
+        line=line,
+        batch_size=(2, 4),
+    )
 
 
 EXPERIMENT = Experiment(

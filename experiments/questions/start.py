@@ -15,9 +15,16 @@ QUARTER = above(1.25, "times", HARDLY_SEEN)
 
 
 def score_start(table: str, value: str, momentum: float, *steps: int, **how: Any) -> Score:
-    """A value under the EMA, against that under the EMA from which the start is divided out."""
-    return score(lambda tables: rows(tables, table, 1.0, ("steps",), momentum=momentum), value, EACH,
-                 against="ema_debiased", estimator="ema", steps=steps, **how)  # fmt: skip
+    """Score a value under the EMA, against that under the EMA from which the start is divided out."""
+    return score(
+        lambda tables: rows(tables, table, 1.0, ("steps",), momentum=momentum),
+        value,
+        EACH,
+        against="ema_debiased",
+        estimator="ema",
+        steps=steps,
+        **how,
+    )
 
 
 EXPERIMENT = Experiment(

@@ -22,10 +22,13 @@ FAR = {
 
 
 def find_noise(tables: Tables) -> pd.DataFrame:
-    """The EMA's variance over that of independent batches (`course`) and over that which theory predicts (`times`)."""
+    """Divide the EMA's variance by that of independent batches (`course`) and by that which theory has (`times`)."""
     frame = rows(tables, "within_epoch", 1.0)
-    columns = ("momentum", "position", "batches", "spread", "last_share")
-    momentum, position, batches, spread, last_share = (frame[column].to_numpy(float) for column in columns)
+    momentum = frame["momentum"].to_numpy(float)
+    spread = frame["spread"].to_numpy(float)
+    position = frame["position"].to_numpy(float)
+    batches = frame["batches"].to_numpy(float)
+    last_share = frame["last_share"].to_numpy(float)
     independent = theory.ema_noise(momentum, spread)
     predicted = theory.epoch_noise(momentum, position, batches, spread, last_share)
 
@@ -44,8 +47,16 @@ def find_courses(tables: Tables) -> pd.DataFrame:
 
 
 def find_last_batch(tables: Tables) -> pd.DataFrame:
-    """How far the last batch moves PyTorch's running average, in the layer where it is moved most."""
-    moved = rows(tables, "last_batches", 1.0, estimator="ema", momentum=0.1, last=1, batch_size=(16, 256))
+    """Find how far the last batch moves PyTorch's running average, in the layer where it is moved most."""
+    moved = rows(
+        tables,
+        "last_batches",
+        1.0,
+        estimator="ema",
+        momentum=0.1,
+        last=1,
+        batch_size=(16, 256),
+    )
     return find_largest_gap(moved, "moved", ("batch_size",))
 
 

@@ -12,15 +12,17 @@ from experiments.margins import A_POINT, AS_ACCURATE
 
 
 def find_doses(tables: Tables) -> pd.DataFrame:
-    """Accuracy lost under each error in all layers at once, in panels by batch size."""
+    """Find the accuracy lost under each error in all layers at once, in panels by batch size."""
     frame = rows(tables, "doses", layer="all")
     return name_panels(frame, "batch size {batch_size}")
 
 
 def find_layers(tables: Tables) -> pd.DataFrame:
-    """Accuracy lost under an error in one layer alone, in panels by batch size and error; `where` is the layer."""
-    frame = rows(tables, "doses", layer=OtherThan("all")).sort_values("depth", kind="stable")
-    frame["where"] = "layer " + frame["depth"].astype(str)
+    """Find the accuracy lost under an error in one layer, in panels by batch size and error; `where` is the layer."""
+    frame = rows(tables, "doses", layer=OtherThan("all"))
+    frame = frame.sort_values("depth", kind="stable")
+    depths = frame["depth"].astype(str)
+    frame["where"] = "layer " + depths
     return name_panels(frame, "batch size {batch_size}, error {dose}")
 
 

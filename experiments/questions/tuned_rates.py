@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
-from bnlab.harness.reporting.frames import lowest, name_panels, paired, rows, score, select
+from bnlab.harness.reporting.frames import average, lowest, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
 
@@ -26,20 +26,23 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     settings = ("norm", "batch_size", RATE)
     frame = rows(tables, "evaluations", 1.0, settings, split=("val", "test"), estimator=("ema", "none", "exact"))
     is_exact = frame["estimator"] == "exact"
-    frame["line"] = frame["norm"].replace(NAMES) + np.where(is_exact, EXACT, "")
+    statistics = np.where(is_exact, EXACT, "")
+    norms = frame["norm"].replace(NAMES)
+    frame["line"] = norms + statistics
     return frame.drop(columns=["estimator", "momentum"])  # in which norms differ
 
 
 def find_tuned(tables: Tables) -> pd.DataFrame:
     """Find accuracies on test images, of each line and batch size at the learning rate with the best validation."""
     frame = find_accuracies(tables)
+    keys = [*EACH, RATE]
     validated = select(frame, split="val")
-    means = validated.groupby([*EACH, RATE])["accuracy"].mean().reset_index()
+    means = average(validated, "accuracy", keys)
     means["error"] = 1 - means["accuracy"]
-    best = lowest(means, "error", list(EACH))
+    best = lowest(means, "error", EACH)
 
     tested = select(frame, split="test")
-    return tested.merge(best[[*EACH, RATE]])
+    return tested.merge(best[keys])
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:

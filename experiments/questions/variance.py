@@ -25,15 +25,20 @@ NAMES = {
 
 def find_ratios(tables: Tables) -> pd.DataFrame:
     """Find variances over exact ones at the end of training; `rule` says how they were averaged."""
-    frame = rows(tables, "gaps", 1.0, estimator=[*NAMES])
-    ordered = put_in_order(frame, "estimator", NAMES)
-    return ordered.assign(rule=ordered["estimator"].map(NAMES))
+    frame = rows(tables, "gaps", 1.0, estimator=list(NAMES))
+    frame["rule"] = frame["estimator"].map(NAMES)
+    return put_in_order(frame, "estimator", NAMES)
 
 
 def score_ratios() -> Score:
     """Score the ratios in one panel, in the order of their names."""
     compute = score(find_ratios, "var_ratio", (*EACH, "rule"), **RATIO_OVER_LAYERS)
-    return lambda tables: put_in_order(compute(tables), "rule", NAMES.values())
+
+    def compute_in_order(tables: Tables) -> pd.DataFrame:
+        ratios = compute(tables)
+        return put_in_order(ratios, "rule", NAMES.values())
+
+    return compute_in_order
 
 
 EXPERIMENT = Experiment(

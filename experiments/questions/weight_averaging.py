@@ -16,14 +16,16 @@ EACH, AVERAGED = ("averaging",), ("swa", "ema")
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Accuracies over training, in panels by how weights were averaged."""
+    """Find accuracies over training, in panels by how weights were averaged."""
     frame = rows(tables, "evaluations", by=EACH)
-    return frame.assign(panel=frame["averaging"].map(WORDS))
+    frame["panel"] = frame["averaging"].map(WORDS)
+    return frame
 
 
 def find_losses(tables: Tables) -> pd.DataFrame:
-    """Accuracy under the trained network's averages minus that under exact statistics of the same weights."""
-    return paired(rows(tables, "evaluations", 1.0, EACH, estimator=("stale", "exact")), "accuracy")
+    """Find accuracies under the trained network's averages minus those under exact statistics of the same weights."""
+    frame = rows(tables, "evaluations", 1.0, EACH, estimator=("stale", "exact"))
+    return paired(frame, "accuracy")
 
 
 EXPERIMENT = Experiment(

@@ -125,13 +125,16 @@ class Curves(Plot):
         points = len(line)
         between_markers = max(1, points // 10)
         colour = look["color"]
-        ax.plot(x, means, label=label, markevery=between_markers, zorder=_choose_height(look), **look)
+        height = _choose_height(look)
+        ax.plot(x, means, label=label, markevery=between_markers, zorder=height, **look)
         ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _choose_height(look: dict[str, Any]) -> float:
     """Choose at which height a line lies: a broken one above solid ones."""
-    return 2.0 if look["linestyle"] == "-" else _ABOVE
+    if look["linestyle"] == "-":
+        return 2.0
+    return _ABOVE
 
 
 def _draw_points(ax: Axes, points: pd.DataFrame, look: dict[str, Any], label: str) -> None:
@@ -139,8 +142,16 @@ def _draw_points(ax: Axes, points: pd.DataFrame, look: dict[str, Any], label: st
     marker = look["marker"] or "D"
     bars = measure_bars(points)
     size = 0.8 * rcParams["lines.markersize"]
-    looks = {"color": look["color"], "fmt": marker, "markersize": size, "zorder": _ABOVE}
-    ax.errorbar(points["x"], points["mean"], bars, label=label, **looks)
+    ax.errorbar(
+        points["x"],
+        points["mean"],
+        bars,
+        label=label,
+        color=look["color"],
+        fmt=marker,
+        markersize=size,
+        zorder=_ABOVE,
+    )
 
 
 def _list_words(values: pd.Series) -> list[Any]:

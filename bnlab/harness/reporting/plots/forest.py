@@ -50,7 +50,7 @@ class Forest(Plot):
         across = [self.series] if self.series else []
         require_one_row(frame, across, self.by)
         names = list(frame[self.by].unique())
-        heights = {name: height for height, name in enumerate(names)}
+        height_of_name = {name: height for height, name in enumerate(names)}
         series = self._list_series(frame)
         first = next(iter(axes.values()))
 
@@ -61,18 +61,29 @@ class Forest(Plot):
             draw_mark(ax, self.mark)
 
             for place, value in enumerate(series):
-                rows = panel[panel[self.series] == value] if self.series else panel
-                y = rows[self.by].map(heights).astype(float) + _shift(place, len(series))
-                label = name_value(self.series, value) if self.series else None
-                _draw_points(ax, rows, y, place, label)
+                rows = panel
+                label = None
+                if self.series:
+                    is_of_series = panel[self.series] == value
+                    rows = panel[is_of_series]
+                    label = name_value(self.series, value)
+
+                heights = rows[self.by].map(height_of_name).astype(float)
+                shift = _find_shift(place, len(series))
+                _draw_points(ax, rows, heights + shift, place, label)
             _write_names(ax, names)
 
     def count_lines(self, frame: pd.DataFrame) -> float:
         """Count the lines that names take, or points below each other."""
         names = frame[self.by].unique()
-        of_a_name = max(len(textwrap.wrap(str(name), _LETTERS)) for name in names)
-        of_series = _POINT * len(self._list_series(frame))
-        return 1 + len(names) * max(of_a_name + _GAP, of_series + 2 * _GAP)
+        lines_of_names = [textwrap.wrap(str(name), _LETTERS) for name in names]
+        of_a_name = max(map(len, lines_of_names))
+
+        series = self._list_series(frame)
+        of_series = _POINT * len(series)
+
+        of_each = max(of_a_name + _GAP, of_series + 2 * _GAP)
+        return 1 + len(names) * of_each
 
     def _list_series(self, frame: pd.DataFrame) -> list[Any]:
         """List the values that have a colour each: numbers, and words in order of appearance; one without a column."""
@@ -83,20 +94,32 @@ class Forest(Plot):
         return sorted(values) if is_number else values
 
 
-def _shift(place: int, count: int) -> float:
-    """Place the series of one name around its height, the first on top."""
-    return _SPREAD * (place - (count - 1) / 2) / max(1, count)
+def _find_shift(place: int, count: int) -> float:
+    """Find how far a series is from the height of its name: they lie around it, the first on top."""
+    middle = (count - 1) / 2
+    return _SPREAD * (place - middle) / max(1, count)
 
 
 def _draw_points(ax: Axes, rows: pd.DataFrame, y: pd.Series, place: int, label: str | None) -> None:
     """Draw one series at its heights."""
     colour = SERIES[(place + 1) % len(SERIES)]
     marker = _MARKERS[place % len(_MARKERS)]
-    ax.errorbar(rows["mean"], y, xerr=measure_bars(rows), fmt=marker, color=colour, capsize=2, label=label)
+    bars = measure_bars(rows)
+    ax.errorbar(
+        rows["mean"],
+        y,
+        xerr=bars,
+        fmt=marker,
+        color=colour,
+        capsize=2,
+        label=label,
+    )
 
 
 def _write_names(ax: Axes, names: list[Any]) -> None:
     """Write names beside the vertical axis, the first on top."""
+    count = len(names)
+    heights = np.arange(count)
     wrapped = [textwrap.fill(str(name), _LETTERS) for name in names]
-    ax.set_yticks(np.arange(len(names)), wrapped)
-    ax.set_ylim(len(names) - 0.5, -0.5)  # heights grow downwards
+    ax.set_yticks(heights, wrapped)
+    ax.set_ylim(count - 0.5, -0.5)  # heights grow downwards

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from bnlab.harness.reporting.plots.base import Plot, require_one_row, split_panels
 from bnlab.harness.reporting.style import Axis, choose_looks, name_series, set_axes
 
+_WIDTH = 0.6  # of a bar; places are 1 apart
+
 
 @dataclass(frozen=True)
 class Stacked(Plot):
@@ -40,10 +42,13 @@ class Stacked(Plot):
         named = name_series(frame, self.by)
         require_one_row(named, [self.x], "series")
         looks = choose_looks(named, self.by)
-        words = list(frame[self.x].unique())
-        places = named[self.x].map({word: float(place) for place, word in enumerate(words)})
 
-        for ax, here in split_panels(named.assign(place=places), axes):
+        words = list(frame[self.x].unique())
+        place_of_word = {word: float(place) for place, word in enumerate(words)}
+        places = named[self.x].map(place_of_word)
+        placed = named.assign(place=places)
+
+        for ax, here in split_panels(placed, axes):
             self._stack(ax, here, looks)
             ax.grid(axis="x", visible=False)
             set_axes(ax, self.across, self.y, here["place"], words)
@@ -54,9 +59,14 @@ class Stacked(Plot):
         tops = dict.fromkeys(here["place"], 0.0)
         bottoms = dict.fromkeys(here["place"], 0.0)
         for series, rows in here.groupby("series", sort=False):
+            label = str(series)
+            colour = looks[label]["color"]
+            places = rows["place"]
+            heights = rows["mean"]
+
             starts = []
-            for place, mean in zip(rows["place"], rows["mean"], strict=True):
-                ends = tops if mean >= 0 else bottoms
+            for place, height in zip(places, heights, strict=True):
+                ends = tops if height >= 0 else bottoms
                 starts.append(ends[place])
-                ends[place] += mean
-            ax.bar(rows["place"], rows["mean"], 0.6, starts, label=str(series), color=looks[str(series)]["color"])
+                ends[place] += height
+            ax.bar(places, heights, _WIDTH, starts, label=label, color=colour)

@@ -58,26 +58,35 @@ class Stream(Plot):
             UserError: a series has several rows at one `x` in a panel.
         """
         require_one_row(frame, [self.x], self.by)
+        across, upward = self.axes
         for ax, here in split_panels(frame, axes):
-            series = here.pivot(index=self.x, columns=self.by, values="mean").sort_index()
-            x = series.index.to_numpy()
-            truth = series[self.truth]
-            average = series[self.average]
-
-            ax.fill_between(x, truth, average, color=_BLUE, alpha=0.2, linewidth=0)
-            ax.plot(x, series[self.values], ".", color=_ORANGE, alpha=0.7, label=self.values)
-            ax.plot(x, truth, "--", color="black", label=self.truth)
-            ax.plot(x, average, color=_BLUE, linewidth=2.2, label=self.average)
-            across, upward = self.axes
+            self._draw_series(ax, here)
             set_axes(ax, across, upward, here[self.x])
             self._name_zones(ax)
+
+    def _draw_series(self, ax: Axes, here: pd.DataFrame) -> None:
+        """Draw the three series of a panel, and shade what is between the truth and the average."""
+        series = here.pivot(index=self.x, columns=self.by, values="mean")
+        series = series.sort_index()
+        x = series.index.to_numpy()
+        values = series[self.values]
+        truth = series[self.truth]
+        average = series[self.average]
+
+        ax.fill_between(x, truth, average, color=_BLUE, alpha=0.2, linewidth=0)
+        ax.plot(x, values, ".", color=_ORANGE, alpha=0.7, label=self.values)
+        ax.plot(x, truth, "--", color="black", label=self.truth)
+        ax.plot(x, average, color=_BLUE, linewidth=2.2, label=self.average)
 
     def _name_zones(self, ax: Axes) -> None:
         """Name the zones on top of the panel, and separate them."""
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.2 * (high - low))  # room for words of two lines
+        room = 0.2 * (high - low)  # for words of two lines
+        ax.set_ylim(low, high + room)
+
+        in_panel = ax.get_xaxis_transform()  # upwards in shares of the panel
         for zone in self.zones:
             middle = (zone.start + zone.end) / 2
-            ax.text(middle, 0.985, zone.words, transform=ax.get_xaxis_transform(), ha="center", va="top")
-            if zone is not self.zones[0]:
-                ax.axvline(zone.start, color="#999999", linewidth=0.9, linestyle=":")
+            ax.text(middle, 0.985, zone.words, transform=in_panel, ha="center", va="top")
+        for zone in self.zones[1:]:
+            ax.axvline(zone.start, color="#999999", linewidth=0.9, linestyle=":")
