@@ -20,7 +20,7 @@ _TEXT = 14  # pixels between lines of text
 _TOP = 26  # pixels above the rows: titles of the panels
 _BOTTOM = 44  # pixels below: numbers and titles of the axes
 _RIGHT = 97  # percent of the width, where the last panel ends
-_LETTERS = 16  # of a name; of a longer one both ends are shown
+_LETTERS = 17  # of a name, where there is room for it on a telephone
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,15 @@ def _tell(picture: Picture, row: Mapping[Any, Any]) -> str:
 
 
 def _shorten(name: str) -> str:
-    return name if len(name) <= _LETTERS else f"{name[: _LETTERS // 2 - 1]}…{name[-_LETTERS // 2 :]}"
+    """Shorten a long name: its parts, from the left, to a letter and the number at the end, until there is room."""
+    parts = name.split(".")
+    for place, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) <= _LETTERS:
+            break
+        number = part[len(part.rstrip("0123456789")) :]
+        parts[place] = number if number == part else part[0] + number
+    short = ".".join(parts)
+    return short if len(short) <= _LETTERS else f"…{short[1 - _LETTERS :]}"
 
 
 def _write(text: str, x: float, y: float, style: str) -> str:

@@ -95,13 +95,23 @@ def test_a_gap_that_is_not_finite_breaks_the_line_and_is_named() -> None:
     assert drawn.count('"path var"') == 3
 
 
-def test_long_names_keep_both_ends() -> None:
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("layer4.1.bn2", "layer4.1.bn2"),
+        ("layer4.0.downsample.1", "l4.0.downsample.1"),
+        ("features.denseblock4.denselayer16.norm1", "f.d4.d16.norm1"),
+        ("features.12.block.1.1", "f.12.block.1.1"),
+        ("a.normalization_of_the_stem", "…tion_of_the_stem"),
+    ],
+)
+def test_long_names_are_shortened_from_the_left(name: str, short: str) -> None:
     (row,) = make_rows([0.1])
 
-    drawn = draw_layers([row | {"layer": "layer4.0.downsample.1"}], are_shares=False)
+    drawn = draw_layers([row | {"layer": name}], are_shares=False)
 
-    assert find_words("end", drawn) == ["layer4.…sample.1"]
-    assert "<title>layer4.0.downsample.1: mean off by 0.1 σ" in drawn
+    assert find_words("end", drawn) == [short]
+    assert f"<title>{name}: mean off by 0.1 σ" in drawn
 
 
 @pytest.mark.parametrize("layers", [1, 20, 53, 250])
