@@ -44,8 +44,8 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
-    "doctor": "scores observing history case rule rules catalogue verdict findings picture page diagnosis examine "
-    "diagnose undo recalibration recalibrate",
+    "doctor": "words scores observing history case kept rule rules catalogue verdict findings picture page diagnosis "
+    "examine diagnose undo recalibration recalibrate",
     "commands": "packages images progress loading saving explain doctor gap recalibrate undo",
     "harness.artifacts": "cores own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",

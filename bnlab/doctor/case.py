@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from bnlab.doctor.history import History
 from bnlab.doctor.observing import LayerView, View
 from bnlab.doctor.scores import Scores
 from bnlab.layers import BatchNorm
+from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.trace import MomentTrace
 from bnlab.statistics import Statistics, read_buffers
 
@@ -31,6 +33,7 @@ class Evidence:
             where images do not have three channels.
         dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
         plain: exact statistics without `inputs=`, where that was given.
+        warnings: what measuring the exact statistics warned of.
     """
 
     exact: Statistics
@@ -41,6 +44,7 @@ class Evidence:
     flipped: tuple[Statistics, Statistics] | None = None
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     plain: Statistics | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Case:
 
     Attributes:
         model: as it is.
-        layers: batch norms with running statistics, by name, in order of depth.
+        layers: batch norms with running statistics, by name, in order of depth (without data as the model lists them).
         without: names of batch norms that keep none.
         uncovered: names of other normalizations that keep running statistics, which bnlab does not read.
         buffers: layer → float64 [2, C], running mean and variance as they are; may be NaN.
@@ -105,6 +109,17 @@ class Case:
         count = self.layers[name].num_batches_tracked
         return None if count is None else int(count)
 
+    def start_weight(self, name: str) -> float | None:
+        """Weight (1−m)^t that mean 0 and variance 1, where averages start, still have by a layer's count and momentum.
+
+        None where no updates are counted, and of self-tuned layers, which choose their momentum.
+        """
+        layer = self.layers[name]
+        updates = self.count_updates(name)
+        if not updates or isinstance(layer, SelfTuned):
+            return None
+        return 0.0 if layer.momentum is None else (1 - layer.momentum) ** updates
+
     def is_initial(self, name: str) -> bool:
         """Return whether more than 99% of a layer's channels hold mean 0 and variance 1, where averages start."""
         mean, var = self.buffers[name]
@@ -113,8 +128,11 @@ class Case:
     def is_frozen(self, name: str) -> bool:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
         weight = self.layers[name].weight
-        if not isinstance(weight, nn.Parameter) or weight.requires_grad:
-            return False
+        return isinstance(weight, nn.Parameter) and not weight.requires_grad and self.is_trainable
+
+    @cached_property
+    def is_trainable(self) -> bool:
+        """Whether any parameter of the model takes a gradient."""
         return any(parameter.requires_grad for parameter in self.model.parameters())
 
     # With data
@@ -137,6 +155,11 @@ class Case:
         gaps = self.mean_gaps(name)
         ratios = self.log_ratios(name)
         return float(gaps.square().mean().sqrt()), float(ratios.square().mean().sqrt())
+
+    def is_off(self, name: str) -> bool:
+        """Return whether running and exact statistics differ by more than z = .1 or |ln ρ| = .1, or by NaN."""
+        mean_gap, var_gap = self.find_gap(name)
+        return not (mean_gap <= 0.1 and var_gap <= 0.1)
 
     def noise_ratio(self, name: str) -> float:
         """Median over channels of |T|: the mean's gap over the noise of an average of independent batches.

@@ -86,6 +86,7 @@ def diagnose(
     if batches is not None and layers:
         examination = Examination.of(model, layers, forward, inputs, progress)
         evidence = examine(examination, read_batches(batches, max_images), evaluate)
+        layers = {name: layers[name] for name in evidence.exact} | layers  # by depth, which the data tells
         if training_batches is not None:
             training, training_view = _view_training(examination, read_batches(training_batches, max_images))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = C
 
 def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
     """Measure statistics and scores of the data: four passes, and one more where there is dropout."""
-    exact = examination.measure(data)
+    exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
 
     def take_output(batch: Any, output: Any) -> None:
@@ -120,7 +121,18 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         flipped=compare_channel_orders(examination, data),
         dropped=measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
+        warnings=caught,
     )
+
+
+def _measure_and_listen(examination: Examination, data: list[Any]) -> tuple[Statistics, tuple[str, ...]]:
+    """Measure exact statistics, and keep what that warns of besides passing it on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exact = examination.measure(data)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return exact, tuple(str(warning.message) for warning in caught)
 
 
 def examine_briefly(

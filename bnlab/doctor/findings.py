@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
@@ -52,28 +52,42 @@ def look_for_faults(
     Returns:
         The findings, the most severe first; and the rules that could not look.
     """
-    findings = []
+    findings: list[Finding] = []
     skipped = []
-    for rule in rules:
+    for rule in sorted(rules, key=lambda rule: bool(rule.unless)):  # those that give way to others look last
         missing = [need for need in rule.needs if need not in case.known]
         if missing:
             skipped.append(Skipped(rule, " and ".join(NEEDS[need] for need in missing)))
             continue
-        signs = rule.look(case)
+        signs = rule.look(_leave_out(case, findings, rule.unless))
         if signs is not None:
             findings.append(_grade(rule, signs, case, verdict, worth))
 
     ranks = {severity: rank for rank, severity in enumerate(SEVERITIES)}
     findings.sort(key=lambda finding: (-ranks[finding.severity], finding.rule.code))
+    skipped.sort(key=lambda left: left.rule.code)
     return findings, skipped
+
+
+def _leave_out(case: Case, findings: Iterable[Finding], codes: Sequence[str]) -> Case:
+    """Leave out of a case the layers that findings with these codes name."""
+    explained: set[str] = set()
+    for finding in findings:
+        if finding.rule.code in codes:
+            explained.update(finding.signs.layers)
+    if not explained:
+        return case
+    layers = {name: layer for name, layer in case.layers.items() if name not in explained}
+    return replace(case, layers=layers)
 
 
 def _grade(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None, worth: float) -> Finding:
     """Give a finding its cost and severity."""
     cost = _find_cost(signs, case, verdict)
-    if not rule.follows_cost or math.isnan(cost):
-        return Finding(rule, signs, rule.severity, cost)
-    return Finding(rule, signs, grade_cost(cost, worth), cost)
+    severity = rule.severity
+    if rule.follows_cost and not math.isnan(cost):
+        severity = grade_cost(cost, worth)
+    return Finding(rule, signs, max(severity, signs.at_least, key=SEVERITIES.index), cost)
 
 
 def grade_cost(cost: float, worth: float) -> Severity:

@@ -32,16 +32,18 @@ class Signs:
     Attributes:
         layers: names of the layers that show it, in order of depth; the model's own name is "".
         evidence: the numbers that show it, in one phrase.
+        at_least: how severe they are even where they cost nothing yet.
     """
 
     layers: tuple[str, ...]
     evidence: str
+    at_least: Severity = "note"
 
     @staticmethod
-    def of(layers: Iterable[str], evidence: str) -> Signs | None:
+    def of(layers: Iterable[str], evidence: str, at_least: Severity = "note") -> Signs | None:
         """Make the signs, or None where no layer shows them."""
         names = tuple(layers)
-        return Signs(names, evidence) if names else None
+        return Signs(names, evidence, at_least) if names else None
 
 
 class Rule(ABC):
@@ -59,6 +61,7 @@ class Rule(ABC):
         needs: what must be known of a case, keys of `NEEDS`.
         hides: whether recalibration would hide the mistake instead of mending it. `recalibrate` lets such a rule look
             too, at a case whose evidence has the new statistics as `exact`, a view of a sample, and no costs.
+        unless: codes that explain layers better; in those that they name the rule does not look.
     """
 
     code: ClassVar[str]
@@ -69,6 +72,7 @@ class Rule(ABC):
     follows_cost: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
     hides: ClassVar[bool] = False
+    unless: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def look(self, case: Case) -> Signs | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import Rule, Signs
 
@@ -32,5 +30,4 @@ def _is_wrong(case: Case, name: str) -> bool:
     """Return whether the start is not what the layer should hold."""
     if name not in case.seen:
         return not case.count_updates(name)
-    mean_gap, var_gap = case.find_gap(name)
-    return mean_gap > 0.1 or var_gap > 0.1 or math.isnan(mean_gap)
+    return case.is_off(name)

@@ -1,0 +1,58 @@
+"""Buffers that stayed as they were while the weights moved: of which layers, and how the weights have moved."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from bnlab.doctor.case import Case
+
+_LEAST = 0.01  # relative change of the weights from which on statistics are taken to have changed
+
+
+def is_other_network(case: Case) -> bool:
+    """Return whether all weights are other numbers than before, and not those of before on a coarser grid."""
+    history = case.history
+    if history is None or history.kept >= 0.01:
+        return False
+    moved = set(history.moved)
+    for name, parameter in case.model.named_parameters():
+        if parameter.dim() > 1 and name not in moved:
+            return False
+    return not _are_rounded(case.model)
+
+
+def _are_rounded(model: nn.Module) -> bool:
+    """Return whether a twentieth of the weights, of the first 4,096 of each tensor, repeat another's value."""
+    total = 0
+    distinct = 0
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            values = parameter.detach().flatten()[:4096]
+            total += len(values)
+            distinct += len(values.unique())
+    return distinct < 0.95 * total
+
+
+def list_kept(case: Case) -> list[str]:
+    """List the layers whose buffers are the earlier ones although the weights moved, as far as they are off for it."""
+    history = case.history
+    if history is None or history.distance < _LEAST:
+        return []
+    kept = []
+    for name in case.layers:
+        change = history.layers.get(name)
+        if change is not None and change.is_same and not change.updates and _may_be_off(case, name):
+            kept.append(name)
+    return kept
+
+
+def _may_be_off(case: Case, name: str) -> bool:
+    """Return whether a layer's averages may be wrong, which neither the start nor frozen weights explain."""
+    if case.is_initial(name) or case.is_frozen(name):
+        return False
+    if name not in case.seen:
+        return True
+    noise = case.noise_ratio(name)
+    return case.is_off(name) and (noise > 3 or math.isnan(noise))

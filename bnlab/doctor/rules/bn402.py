@@ -1,0 +1,39 @@
+"""BN402: batch norm in train mode, or without averages."""
+
+from __future__ import annotations
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.rule import Rule, Signs
+
+
+class NormalizesByBatch(Rule):
+    """Batch norm that would normalize by each batch if the model were called now.
+
+    A warning where the model is in eval mode and a batch norm inside of it is not: predictions depend on what else is
+    in the batch, and move the averages. Notes: a model that is in train mode as a whole and has been trained, and batch
+    norms without running statistics, which use the batch's also in eval mode.
+
+    A false alarm in the middle of training, and where the batch's statistics are wanted, as in some adaptation to new
+    data.
+    """
+
+    code = "BN402"
+    title = "normalizes by the batch"
+    meaning = "Called as it is now, the model's predictions depend on the other images of a batch."
+    remedy = "Call eval() on the whole model before evaluating, exporting or saving predictions."
+    severity = "note"
+    follows_cost = False
+
+    def look(self, case: Case) -> Signs | None:
+        training = case.select(lambda name: case.layers[name].training)
+        if training and not case.model.training:
+            told = f"{len(training)} of {len(case.layers)} in train mode, in a model in eval mode"
+            return Signs(tuple(training), told, "warning")
+
+        notes = []
+        trained = [name for name in training if not case.is_initial(name)]
+        if trained:
+            notes.append("in train mode now; call eval() before you evaluate")
+        if case.without:
+            notes.append(f"{len(case.without)} without running statistics")
+        return Signs.of([*trained, *case.without], "; ".join(notes))
