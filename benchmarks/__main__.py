@@ -16,7 +16,7 @@ from bnlab.memory import keep_freed_memory
 
 PARTS = (
     "start", "recording", "self_tuned", "training", "sweep", "population", "large", "shared", "moments", "replay",
-    "scaling",
+    "scaling", "doctor",
 )  # fmt: skip
 _README = Path(__file__).with_name("README.md")
 

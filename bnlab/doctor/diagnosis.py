@@ -132,17 +132,14 @@ class Diagnosis:
         if self.scores:
             parts.append(self._tell_scores())
         parts += [_tell_finding(finding) for finding in self.found if finding.severity != "note"]
-        notes = [finding.rule.code for finding in self.found if finding.severity == "note"]
-        if notes:
-            parts.append(f"Notes, which cost nothing measurable: {', '.join(notes)}; see .findings.")
-        parts.append(self._tell_unseen())
+        parts.append(self._tell_rest())
         return "\n".join(filter(None, parts))
 
     __repr__ = __str__
 
     def _tell_verdict(self) -> str:
         layers = len(self.case.layers)
-        counted = f"{layers} batch-norm layer{'s' if layers != 1 else ''}"
+        counted = f"{layers} batch norm{'s' if layers != 1 else ''}"
         if self.judged is None:
             above = sum(finding.severity != "note" for finding in self.found)
             what = f"{above} finding{'s' if above != 1 else ''}" if above else "nothing above a note"
@@ -156,12 +153,15 @@ class Diagnosis:
         told = [f"{tell_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
         return f"{scores.metric}: {', '.join(told)}."
 
-    def _tell_unseen(self) -> str:
-        wanted: dict[str, list[str]] = {}
-        for skipped in self.left_out:
-            wanted.setdefault(skipped.wanted, []).append(skipped.rule.code)
-        told = [f"{', '.join(codes)} (pass {what})" for what, codes in wanted.items()]
-        sentences = [f"Not looked for: {'; '.join(told)}."] if told else []
+    def _tell_rest(self) -> str:
+        """Write which notes there are, and what was not looked at."""
+        sentences = []
+        codes = [finding.rule.code for finding in self.found if finding.severity == "note"]
+        if codes:
+            sentences.append(f"Notes: {', '.join(codes)} (see .findings).")
+        if self.left_out:
+            rules = "1 rule" if len(self.left_out) == 1 else f"{len(self.left_out)} rules"
+            sentences.append(f"Not looked for: {rules} (.skipped says what they need).")
         return _wrap(" ".join([*sentences, *self.notes]))
 
     def to_json(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,7 +119,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         scores,
         costs,
         images,
-        flipped=compare_channel_orders(examination, data),
+        flipped=compare_channel_orders(examination, data, next(iter(exact))),
         dropped=measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
         warnings=caught,
@@ -150,10 +151,11 @@ def examine_briefly(
     def ignore(batch: Any, output: Any) -> None:
         """The outputs are of no use."""
 
-    sample = [take_images(data[0], _SAMPLE)]
+    sample = take_sample(data)
     view = observe_batches(examination.make_task(sample), ignore)
     images = sum(map(count_images, data))
-    return Evidence(statistics, view, scores, {}, images, flipped=compare_channel_orders(examination, data))
+    flipped = compare_channel_orders(examination, data, next(iter(statistics)))
+    return Evidence(statistics, view, scores, {}, images, flipped=flipped)
 
 
 def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:
@@ -235,42 +237,66 @@ def _find_commonest(data: Iterable[Any]) -> float | None:
 
 def measure_costs(examination: Examination, data: Sequence[Any], exact: Statistics) -> dict[str, float]:
     """Measure what the running statistics of each layer cost alone, on a sample: one forward of it for each layer."""
-    sample = take_images(data[0], _SAMPLE)
+    sample = take_sample(data)
     with using(examination.model, exact):
-        best = _score_by_labels(examination, [sample])
+        best = _score_by_labels(examination, sample)
     costs = {}
     for name in exact:
         rest = {other: moments for other, moments in exact.items() if other != name}
         if rest:
             with using(examination.model, Statistics(rest, exact.eps)):
-                values = _score_by_labels(examination, [sample])
+                values = _score_by_labels(examination, sample)
         else:
-            values = _score_by_labels(examination, [sample])
+            values = _score_by_labels(examination, sample)
         assert best is not None and values is not None
         costs[name] = float((best - values).mean())
     return costs
 
 
-def compare_channel_orders(examination: Examination, data: Sequence[Any]) -> tuple[Statistics, Statistics] | None:
-    """Measure the first batch with its channels reversed, and as it is; None unless images have three channels."""
+def take_sample(data: Sequence[Any]) -> list[Any]:
+    """Take batches from all over the data until they are `_SAMPLE` images; the last one is cut, as far as it can be."""
+    wanted = math.ceil(_SAMPLE / count_images(data[0]))
+    step = max(1, len(data) // wanted)
+    sample = []
+    missing = _SAMPLE
+    for batch in data[::step]:
+        sample.append(take_images(batch, missing))
+        missing -= count_images(batch)
+        if missing <= 0:
+            break
+    return sample
+
+
+def compare_channel_orders(
+    examination: Examination, data: Sequence[Any], name: str
+) -> tuple[Statistics, Statistics] | None:
+    """Measure a layer on a sample with the images' channels reversed, and as they are.
+
+    None unless images have three channels, and where the caller says what layers normalize.
+    """
     first = next(list_tensors(data[0]), None)
     if first is None or first.dim() != 4 or first.shape[1] != 3 or not first.is_floating_point():
         return None
-    sample = take_images(data[0], _SAMPLE)
-    images = next(list_tensors(sample))
+    if examination.inputs:
+        return None
+
+    def measure(batches: list[Any]) -> Statistics:
+        return population_statistics(
+            examination.model, batches, forward=examination.forward, layers=[name], progress=False
+        )
+
+    sample = take_sample(data)
+    return measure([_flip_channels(batch) for batch in sample]), measure(sample)
+
+
+def _flip_channels(batch: Any) -> Any:
+    """Reverse the channels of a batch's first tensor [N, C, H, W]."""
+    images = next(list_tensors(batch))
 
     def flip(leaf: Any) -> Any:
         return leaf.flip(1) if leaf is images else leaf
 
-    flipped = map_batch(flip, sample)
-    name = next(iter(examination.layers))
-
-    def measure(batch: Any) -> Statistics:
-        return population_statistics(
-            examination.model, [batch], forward=examination.forward, layers=[name], inputs=None, progress=False
-        )
-
-    return measure(flipped), measure(sample)
+    return map_batch(flip, batch)
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:

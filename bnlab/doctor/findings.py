@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
+from bnlab.doctor.scores import Difference
 from bnlab.doctor.verdict import Verdict
 
 _ERROR = 10  # times the smallest difference that matters: what costs more is an error
@@ -54,7 +56,7 @@ def look_for_faults(
     """
     findings: list[Finding] = []
     skipped = []
-    for rule in sorted(rules, key=lambda rule: bool(rule.unless)):  # those that give way to others look last
+    for rule in _order(rules):
         missing = [need for need in rule.needs if need not in case.known]
         if missing:
             skipped.append(Skipped(rule, " and ".join(NEEDS[need] for need in missing)))
@@ -67,6 +69,14 @@ def look_for_faults(
     findings.sort(key=lambda finding: (-ranks[finding.severity], finding.rule.code))
     skipped.sort(key=lambda left: left.rule.code)
     return findings, skipped
+
+
+def _order(rules: Iterable[Rule]) -> list[Rule]:
+    """Put rules behind those that they give way to."""
+    chosen = list(rules)
+    codes = TopologicalSorter({rule.code: rule.unless for rule in chosen}).static_order()
+    places = {code: place for place, code in enumerate(codes)}
+    return sorted(chosen, key=lambda rule: places[rule.code])
 
 
 def _leave_out(case: Case, findings: Iterable[Finding], codes: Sequence[str]) -> Case:
@@ -83,7 +93,7 @@ def _leave_out(case: Case, findings: Iterable[Finding], codes: Sequence[str]) ->
 
 def _grade(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None, worth: float) -> Finding:
     """Give a finding its cost and severity."""
-    cost = _find_cost(signs, case, verdict)
+    cost = _find_cost(rule, signs, case, verdict)
     severity = rule.severity
     if rule.follows_cost and not math.isnan(cost):
         severity = grade_cost(cost, worth)
@@ -97,16 +107,25 @@ def grade_cost(cost: float, worth: float) -> Severity:
     return "warning" if cost > worth else "note"
 
 
-def _find_cost(signs: Signs, case: Case, verdict: Verdict | None) -> float:
+def _find_cost(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None) -> float:
     """Find what the running statistics of the layers cost: alone, or all together where these are most layers.
 
-    Costs that the images cannot tell from none count as none.
+    Costs that the images cannot tell from none count as none. Without single layers' costs all cost all.
     """
-    if verdict is None or case.evidence is None:
+    if verdict is None or case.evidence is None or case.evidence.scores is None:
         return math.nan
-    total = verdict.gain.value if verdict.gain.low > 0 else 0.0
+    scores = case.evidence.scores
+    if rule.mends == "batch" and "batch" in scores.values:
+        return _count_gain(scores.compare("batch", "running"))
+
+    total = _count_gain(verdict.gain)
+    costs = case.evidence.costs
     named = [name for name in signs.layers if name in case.layers]
-    if 2 * len(named) >= len(case.seen) or not named:
-        return max(total, 0.0)
-    alone = max((case.evidence.costs.get(name, 0.0) for name in named), default=0.0)
+    if 2 * len(named) >= len(case.seen) or not named or not costs:
+        return total
+    alone = max(costs.get(name, 0.0) for name in named)
     return max(0.0, min(alone, total))
+
+
+def _count_gain(gain: Difference) -> float:
+    return max(gain.value, 0.0) if gain.low > 0 else 0.0

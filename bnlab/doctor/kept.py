@@ -1,12 +1,14 @@
-"""Buffers that stayed as they were while the weights moved: of which layers, and how the weights have moved."""
+"""Buffers that no update has changed while the weights moved: of which layers, and how the weights have moved."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import nn
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.history import LayerChange
 
 _LEAST = 0.01  # relative change of the weights from which on statistics are taken to have changed
 
@@ -37,15 +39,28 @@ def _are_rounded(model: nn.Module) -> bool:
 
 def list_kept(case: Case) -> list[str]:
     """List the layers whose buffers are the earlier ones although the weights moved, as far as they are off for it."""
+    return _list_without_update(case, lambda change: change.is_same and not change.updates)
+
+
+def list_written(case: Case) -> list[str]:
+    """List the layers whose buffers were written without an update, as by an average of networks, if they are off.
+
+    Data has to show it: a recalibration writes buffers as well.
+    """
+    written = _list_without_update(case, lambda change: not change.is_same and change.updates == 0)
+    return [name for name in written if name in case.seen]
+
+
+def _list_without_update(case: Case, shows: Callable[[LayerChange], bool]) -> list[str]:
     history = case.history
     if history is None or history.distance < _LEAST:
         return []
-    kept = []
+    found = []
     for name in case.layers:
         change = history.layers.get(name)
-        if change is not None and change.is_same and not change.updates and _may_be_off(case, name):
-            kept.append(name)
-    return kept
+        if change is not None and shows(change) and _may_be_off(case, name):
+            found.append(name)
+    return found
 
 
 def _may_be_off(case: Case, name: str) -> bool:

@@ -18,15 +18,17 @@ from bnlab.moments import Moments
 
 @dataclass
 class Scatter:
-    """Mean and variance of rows [C], of which there are more and more.
+    """Mean and variance of rows [C], of which there are more and more; rows of more values weigh more.
 
     Attributes:
         count: rows so far.
+        weight: sum of their weights.
         mean: float64 [C].
-        squares: float64 [C], sum of squared deviations from the mean.
+        squares: float64 [C], sum of squared deviations from the mean, each times its row's weight.
     """
 
     count: int
+    weight: float
     mean: Tensor
     squares: Tensor
 
@@ -34,23 +36,33 @@ class Scatter:
     def empty(channels: int, device: torch.device) -> Scatter:
         """Make the scatter of no rows."""
         zeros = torch.zeros(channels, dtype=torch.float64, device=device)
-        return Scatter(0, zeros, zeros.clone())
+        return Scatter(0, 0.0, zeros, zeros.clone())
 
-    def add(self, rows: Tensor) -> None:
-        """Add rows [N, C], all at once (Chan, Golub & LeVeque 1979)."""
-        count = len(rows)
+    def add(self, rows: Tensor, each: float = 1.0) -> None:
+        """Add rows [N, C] of one weight each, all at once (Chan, Golub & LeVeque 1979)."""
+        weight = each * len(rows)
         mean = rows.mean(0)
-        squares = (rows - mean).square().sum(0)
-        total = self.count + count
+        squares = each * (rows - mean).square().sum(0)
+        total = self.weight + weight
         delta = mean - self.mean
-        self.squares = self.squares + squares + delta.square() * (self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
+        self.squares = self.squares + squares + delta.square() * (self.weight * weight / total)
+        self.mean = self.mean + delta * (weight / total)
+        self.weight = total
+        self.count += len(rows)
 
     @property
     def var(self) -> Tensor:
-        """Variance [C] with divisor count − 1; NaN of fewer than two rows."""
-        return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.squares, torch.nan)
+        """Variance [C] of a row of average weight, with divisor count − 1; NaN of fewer than two rows.
+
+        Rows that are means of as many values as they weigh have variances that fall with their weights: a last batch
+        that is smaller than the others does not make these look unlike.
+        """
+        if self.count < 2:
+            return torch.full_like(self.squares, torch.nan)
+        return self.squares / (self.count - 1) * (self.count / self.weight)
+
+
+MOST_CALLS = 8  # calls of one layer in a forward that are told apart
 
 
 @dataclass
@@ -58,16 +70,21 @@ class LayerView:
     """What a layer was given, batch by batch.
 
     Attributes:
-        batch_means: scatter of the batches' means.
-        image_means: scatter of the images' means, within all batches.
+        batch_means: scatter of the batches' means, weighed by their values.
+        image_means: scatter of the images' means, within all batches; empty where the layer's rows are no images.
         calls: pooled moments of the first call in a forward, of the second, and so on; at most `MOST_CALLS`.
-        values: values in each channel of a batch, the last one's.
+        values: values in each channel of a batch, the largest one's.
     """
 
     batch_means: Scatter
     image_means: Scatter
     calls: list[Moments] = field(default_factory=list)
     values: int = 0
+
+    @staticmethod
+    def empty(channels: int, device: torch.device) -> LayerView:
+        """Make the view of no batch."""
+        return LayerView(Scatter.empty(channels, device), Scatter.empty(channels, device))
 
     @property
     def pooled(self) -> Moments:
@@ -77,8 +94,26 @@ class LayerView:
             merged = merged.merge(moments)
         return merged
 
+    def add_call(self, number: int, moments: Moments) -> None:
+        """Add a batch's moments, of the call with this number in its forward."""
+        self.values = max(self.values, int(moments.count))
+        self.batch_means.add(moments.mean[None], each=moments.count)
+        if number < len(self.calls):
+            self.calls[number] = self.calls[number].merge(moments)
+        elif number < MOST_CALLS:
+            self.calls.append(moments)
 
-MOST_CALLS = 8  # calls of one layer in a forward that are told apart
+    def add_images(self, x: Tensor) -> None:
+        """Add the means of images [N, C, ...]."""
+        means = x.detach().flatten(2).mean(2) if x.dim() > 2 else x.detach()
+        self.image_means.add(means.to(self.image_means.mean))
+
+    def fetch(self) -> None:
+        """Bring all to the CPU."""
+        for scatter in (self.batch_means, self.image_means):
+            scatter.mean = scatter.mean.cpu()
+            scatter.squares = scatter.squares.cpu()
+        self.calls = [Moments(call.count, call.mean.cpu(), call.var.cpu()) for call in self.calls]
 
 
 @dataclass(frozen=True)
@@ -86,7 +121,7 @@ class View:
     """What all layers were given in a pass under each batch's own statistics.
 
     Attributes:
-        layers: by name; layers that no batch has reached are not there.
+        layers: by name; layers that no batch has reached, or that are given some of their channels, are not there.
         batches: number of batches.
         batch_size: images in a batch, on average.
     """
@@ -101,6 +136,8 @@ def observe_batches(
 ) -> View:
     """Run all batches once, with each layer normalizing by its batch, and note what layers are given.
 
+    A layer that is given a single value in each channel, which has no variance, normalizes with its buffers.
+
     Args:
         task: the model, its layers and the data.
         take_output: called with each batch and the model's output.
@@ -112,11 +149,21 @@ def observe_batches(
     layers: dict[str, LayerView] = {}
     numbers: dict[str, int] = {}
     images = 0
+    size = 0
 
     def note(name: str, values: Values) -> None:
         number = numbers.get(name, 0)
         numbers[name] = number + 1
-        _note_call(task, layers, name, number, values.x)
+        pooled = task.reader.measure(values.x)
+        moments = Moments(pooled.count, pooled.mean, pooled.var)  # on the device, which nobody waits for
+        task.layers[name].training = moments.count > 1
+        if values.channels is not None:
+            return
+        if name not in layers:
+            layers[name] = LayerView.empty(values.x.shape[1], moments.mean.device)
+        layers[name].add_call(number, moments)
+        if len(values.x) == size:
+            layers[name].add_images(values.x)
 
     modules = dict(task.model.named_modules())
     with measured(task.model):
@@ -127,37 +174,10 @@ def observe_batches(
         with watched(task, task.layers, note):
             for batch in task.data:
                 numbers.clear()
-                images += count_images(batch)
+                size = count_images(batch)
+                images += size
                 output = task.evaluate(batch)
                 take_output(batch, output)
     for view in layers.values():
-        _fetch(view)
+        view.fetch()
     return View(layers, len(task.data), images / len(task.data))
-
-
-def _note_call(task: Task, layers: dict[str, LayerView], name: str, number: int, x: Tensor) -> None:
-    """Add one call of a layer: the batch's moments, and the means of its images; without waiting for the device."""
-    pooled = task.reader.measure(x)
-    moments = Moments(pooled.count, pooled.mean, pooled.var)
-    device = moments.mean.device
-    view = layers.get(name)
-    if view is None:
-        channels = x.shape[1]
-        view = layers[name] = LayerView(Scatter.empty(channels, device), Scatter.empty(channels, device))
-
-    view.values = int(moments.count)
-    view.batch_means.add(moments.mean[None])
-    by_image = x.detach().flatten(2).mean(2) if x.dim() > 2 else x.detach()
-    view.image_means.add(by_image.to(device, torch.float64))
-    if number < len(view.calls):
-        view.calls[number] = view.calls[number].merge(moments)
-    elif number < MOST_CALLS:
-        view.calls.append(moments)
-
-
-def _fetch(view: LayerView) -> None:
-    """Bring what a layer saw to the CPU."""
-    for scatter in (view.batch_means, view.image_means):
-        scatter.mean = scatter.mean.cpu()
-        scatter.squares = scatter.squares.cpu()
-    view.calls = [Moments(call.count, call.mean.cpu(), call.var.cpu()) for call in view.calls]

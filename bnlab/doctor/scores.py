@@ -64,7 +64,7 @@ class Scores:
         """Estimate how much better `kind` scores than `other`, paired over images.
 
         Values of 0 and 1 get two further pairs, one of each sign, so that equal predictions of few images are no proof
-        (Agresti & Min 2005).
+        (Bonett & Price 2012).
         """
         differences = self.values[kind] - self.values[other]
         return estimate_mean(differences, are_signs=_are_zero_or_one(self.values[kind], self.values[other]))
@@ -114,7 +114,8 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
     Returns:
         float64 [N], on the CPU. The share of right classes where labels are whole numbers: of [N, classes] outputs 0 or
         1, of [N, classes, ...] with a label for each position the share of these. Where labels are floating-point
-        numbers of the output's shape, the mean squared error, negative.
+        numbers of the output's shape: if all are 0 or 1, the share of right ones; otherwise the mean squared error,
+        negative.
     """
     logits = _find_logits(output)
     if logits is None or labels is None or len(logits) != len(labels):
@@ -122,16 +123,27 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
     labels = labels.to(logits.device)
 
     if labels.is_floating_point():
-        if labels.shape != logits.shape:
-            return None
-        return -(logits - labels).double().square().flatten(1).mean(1).cpu() if labels.dim() > 1 else None
+        return _score_numbers(logits, labels) if labels.shape == logits.shape else None
     if logits.dim() < 2:
         return None
     predicted = (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(1)
     if predicted.shape != labels.shape:
         return None
-    right = (predicted == labels).double()
-    return right.reshape(len(right), -1).mean(1).cpu()
+    return _average_by_image(predicted == labels)
+
+
+def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Score outputs against floating-point labels of the same shape."""
+    if not ((labels == 0) | (labels == 1)).all():
+        return _average_by_image(-(outputs - labels).double().square())
+    are_shares = bool(((outputs >= 0) & (outputs <= 1)).all())  # behind a sigmoid
+    predicted = outputs > (0.5 if are_shares else 0.0)
+    return _average_by_image(predicted == labels)
+
+
+def _average_by_image(values: Tensor) -> Tensor:
+    """Average [N, ...] to float64 [N], on the CPU."""
+    return values.double().reshape(len(values), -1).mean(1).cpu()
 
 
 def _find_logits(output: Any) -> Tensor | None:

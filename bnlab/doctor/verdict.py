@@ -64,7 +64,7 @@ def judge(scores: Scores, expected: float | None, worth: float) -> Verdict:
     if gain.value < -worth and gain.high < 0:
         sentence = "Running averages are better than exact statistics of these images, which differ from training's."
         return Verdict("healthy", sentence, gain)
-    return Verdict("healthy", f"Running averages are as good as exact statistics, {tell(gain, scores)}.", gain)
+    return Verdict("healthy", f"Exact statistics gain {tell(gain, scores)}.", gain)
 
 
 def _is_bad(scores: Scores, expected: float | None) -> bool:

@@ -36,7 +36,10 @@ class Lags(Rule):
     remedy = "Recalibrate before evaluating; while training, a larger or self-tuned momentum lags less."
     severity = "note"
     needs = ("data",)
-    unless = ("BN001", "BN002", "BN003", "BN101", "BN106", "BN107")
+    unless = (
+        *("BN001", "BN002", "BN003", "BN101", "BN104", "BN105", "BN106", "BN107"),
+        *("BN202", "BN204", "BN206", "BN207", "BN208", "BN209", "BN302"),
+    )
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if _is_behind(case, name)]

@@ -1,0 +1,55 @@
+"""What a diagnosis takes: without data in milliseconds, and with data in plain forwards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import bnlab
+from benchmarks.timing import Result, alternate, evaluate
+from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.vision import torchvision
+
+ROUNDS, THREADS = 5, 1
+_IMAGES, _BATCH = 2000, 64
+
+
+def results() -> list[Result]:
+    return [_time_without_data(), *_time_with_data()]
+
+
+def _time_without_data() -> Result:
+    model = torchvision().models.resnet50().eval()
+    median = alternate({"diagnosis": lambda: bnlab.diagnose(model)}, 20)
+    return Result("resnet-50 without data", "diagnose", median["diagnosis"], "20 ms", 0.02, 1.0)
+
+
+def _time_with_data() -> list[Result]:
+    """Compare with one plain forward: once with a metric of the caller's, once with labels and single layers' costs."""
+    model = build_model(Resnet(depth=20), channels=3, image_size=32, classes=10, seed=0)
+    images = torch.randn(_IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(10, (_IMAGES,), generator=torch.Generator().manual_seed(1))
+    batches = list(images.split(_BATCH))
+    labelled = list(zip(batches, labels.split(_BATCH), strict=True))
+    evaluate(model.train(), batches[:3])
+    model.eval()
+
+    def score(network: nn.Module) -> Tensor:
+        logits = torch.cat([network(batch) for batch in batches])
+        return logits.argmax(1) == labels
+
+    median = alternate(
+        {
+            "forward": lambda: evaluate(model, batches),
+            "metric": lambda: bnlab.diagnose(model, batches, evaluate=score),
+            "labels": lambda: bnlab.diagnose(model, labelled),
+        },
+        ROUNDS,
+    )
+    what = f"resnet-20, 32×32, {_IMAGES:,} images"
+    one = median["forward"]
+    return [
+        Result(what, "diagnose", median["metric"], "one forward", one, 6.0, "statistics and accuracies"),
+        Result(what, "diagnose, labels", median["labels"], "one forward", one, None, "and each layer's cost"),
+    ]

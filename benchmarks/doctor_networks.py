@@ -1,0 +1,237 @@
+"""Networks that `doctor_rates` asks the doctor about: how they are trained, and what their running averages cost."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab import MomentTrace, Statistics, population_statistics, record, replay, using
+from bnlab.doctor.gallery.network import build_network, choose_images, train
+from bnlab.doctor.gallery.patterns import draw_patterns
+from bnlab.doctor.scores import Scores
+from bnlab.estimators import DebiasedEMA
+from bnlab.harness.artifacts.data.drawing import glyphs
+from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models.torchvision_models import Torchvision
+from bnlab.layers import BatchNorm
+
+Batches = list[tuple[Tensor, Tensor]]
+
+_CLASSES = 10
+_TRAINING_IMAGES = 4096
+_TEST_IMAGES = 2048
+_RATE = 0.05
+
+_STEPS = {8: 400, 16: 300, 32: 250, 64: 200, 128: 120, 256: 80}  # by batch size
+_MOMENTA = (0.01, 0.03, 0.1, 0.3)
+_SMALL = {"cnn": Cnn(depth=3, width=16), "resnet": Resnet(depth=8, width=8)}
+_TORCHVISION = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5")
+_TIMM = ("resnet10t", "lcnet_050")
+
+
+def list_architectures() -> list[str]:
+    """List the architectures: those of timm only where it is installed."""
+    timm = [f"timm {name}" for name in _TIMM] if find_spec("timm") else []
+    return ["patterns", "cnn", "patterns", "resnet", *(f"torchvision {name}" for name in _TORCHVISION), *timm]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of a training, which its seed chooses.
+
+    Attributes:
+        seed: of the settings, of the weights, and of the order of images.
+        architecture: one of `list_architectures`.
+        momentum: of batch norm.
+        batch_size: images in a batch.
+        is_constant: whether the learning rate stays; else it rises and falls (one-cycle).
+    """
+
+    seed: int
+    architecture: str
+    momentum: float
+    batch_size: int
+    is_constant: bool
+
+    @staticmethod
+    def choose(seed: int) -> Training:
+        """Choose settings: architectures in turn, the rest by chance."""
+        architectures = list_architectures()
+        chance = random.Random(seed)
+        return Training(
+            seed,
+            architectures[seed % len(architectures)],
+            chance.choice(_MOMENTA),
+            chance.choice(list(_STEPS)),
+            chance.random() < 0.5,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Number of updates."""
+        return _STEPS[self.batch_size]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what its training leaves.
+
+    Attributes:
+        training: its settings.
+        model: in eval mode.
+        before: its state after four fifths of the steps.
+        trace: what was recorded of all of them.
+        images: that it was trained on, [N, C, H, W].
+        batches: other images, in batches as large as those of training.
+    """
+
+    training: Training
+    model: nn.Module
+    before: Mapping[str, Tensor]
+    trace: MomentTrace
+    images: Tensor
+    batches: Batches
+
+    @property
+    def training_batches(self) -> list[Tensor]:
+        """As many of the images that it was trained on as there are to test on, in batches as large."""
+        return list(self.images[:_TEST_IMAGES].split(self.training.batch_size))
+
+
+def train_network(training: Training) -> Trained:
+    """Train a network; up to half a minute on one core."""
+    images, labels, test_images, test_labels = _load_images(training.architecture)
+    model = _build(training, images)
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.momentum = training.momentum
+
+    before: dict[str, Tensor] = {}
+
+    def keep_state(step: int) -> None:
+        if step == training.steps * 4 // 5:
+            before.update(copy.deepcopy(model.state_dict()))
+
+    with record(model) as trace:
+        train(
+            model,
+            images,
+            labels,
+            steps=training.steps,
+            rate=_RATE,
+            batch_size=training.batch_size,
+            is_constant=training.is_constant,
+            seed=training.seed,
+            after_step=keep_state,
+        )
+    batches = list(zip(test_images.split(training.batch_size), test_labels.split(training.batch_size), strict=True))
+    return Trained(training, model, before, trace, images, batches)
+
+
+def _build(training: Training, images: Tensor) -> nn.Module:
+    """Build a network, its initial weights drawn from the training's seed."""
+    kind, _, name = training.architecture.partition(" ")
+    if kind == "patterns":
+        return build_network(training.seed)
+    if kind == "timm":
+        torch.manual_seed(training.seed)
+        created: nn.Module = import_module("timm").create_model(name, num_classes=_CLASSES, in_chans=1)
+        return created
+    settings = Torchvision(name=name) if kind == "torchvision" else _SMALL[kind]
+    _, channels, size, _ = images.shape
+    return build_model(settings, channels=channels, image_size=size, classes=_CLASSES, seed=training.seed)
+
+
+@cache
+def _load_images(architecture: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw training images and labels, then test images and labels: patterns, or digits of 16 or 32 pixels."""
+    if architecture == "patterns":
+        images, labels = draw_patterns(_TRAINING_IMAGES + _TEST_IMAGES, seed=0)
+    else:
+        pixels, labels = glyphs(_TRAINING_IMAGES + _TEST_IMAGES, _CLASSES, "medium", "dejavu", seed=0)
+        images = pixels.float() / 255
+    if architecture in _SMALL:
+        images = F.avg_pool2d(images, 2)
+    at = _TRAINING_IMAGES
+    return images[:at], labels[:at], images[at:], labels[at:]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What running averages cost, measured without the doctor.
+
+    Attributes:
+        scores: whether each image is named rightly, under running averages and under exact statistics.
+        shares: accuracy that each cause costs: "start" (averages begin at 0 and 1), "noise" (they remember few
+            batches), "lag" (the weights move); the three add up to the cost.
+    """
+
+    scores: Scores
+    shares: Mapping[str, float]
+
+    @property
+    def cause(self) -> str:
+        """The cause that costs most."""
+        return max(self.shares, key=lambda name: self.shares[name])
+
+
+def measure_cost(trained: Trained) -> Cost:
+    """Measure what running averages cost, and how much of it is due to their start and to their noise.
+
+    Averages without their start are those whose start is divided out. Averages without start and lag begin at exact
+    statistics, and average batches of the training images while the weights rest.
+    """
+    model = trained.model
+    last = trained.trace.last_step
+    momentum = trained.training.momentum
+    exact = population_statistics(model, trained.batches, progress=False)
+    debiased = replay(trained.trace, DebiasedEMA(momentum=momentum), [last])[last]
+
+    running = _name_rightly(model, trained.batches)
+    under_exact = _score_under(model, exact, trained.batches)
+    without_start = float(_score_under(model, debiased, trained.batches).mean())
+    with_noise = float(_name_rightly(_average_at_rest(trained, exact), trained.batches).mean())
+
+    start = without_start - float(running.mean())
+    noise = float(under_exact.mean()) - with_noise
+    total = float((under_exact - running).mean())
+    shares = {"start": start, "noise": noise, "lag": total - start - noise}
+    return Cost(Scores({"running": running, "exact": under_exact}, are_shares=True), shares)
+
+
+def _score_under(model: nn.Module, statistics: Statistics, batches: Batches) -> Tensor:
+    with using(model, statistics):
+        return _name_rightly(model, batches)
+
+
+@torch.no_grad()
+def _name_rightly(model: nn.Module, batches: Batches) -> Tensor:
+    """Evaluate which images a model in eval mode names rightly: float64 [N] of 0 and 1."""
+    right = [model(images).argmax(1) == labels for images, labels in batches]
+    return torch.cat(right).double()
+
+
+@torch.no_grad()
+def _average_at_rest(trained: Trained, exact: Statistics) -> nn.Module:
+    """Copy the model, and average training batches from exact statistics on: 2/m of them, or all images."""
+    training = trained.training
+    model = copy.deepcopy(trained.model)
+    exact.write_to(model)
+    at_most = len(trained.images) // training.batch_size
+    steps = min(math.ceil(2 / training.momentum), at_most)
+    model.train()
+    for chosen in choose_images(len(trained.images), steps, training.batch_size):
+        model(trained.images[chosen])
+    return model.eval()

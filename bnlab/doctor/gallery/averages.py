@@ -1,0 +1,216 @@
+"""Faults of the averaging: buffers that were never filled, filled wrongly, or that are another network's."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from bnlab.doctor.gallery.network import build_network, train
+from bnlab.doctor.gallery.patterns import CLASSES, SIZE
+from bnlab.doctor.gallery.specimen import (
+    Healthy,
+    Specimen,
+    average,
+    fault,
+    list_norms,
+    make_other,
+    measure_accuracy,
+)
+from bnlab.layers import get_running_buffers
+from bnlab.recording.block import record
+
+
+@fault(
+    "momentum reversed",
+    "BN102",
+    "repairs",
+    "Trained with momentum=0.9, as frameworks write it that mean what is kept of the past.",
+)
+def reverse_momentum(healthy: Healthy) -> Specimen:
+    model = build_network()
+    for norm in list_norms(model):
+        norm.momentum = 0.9
+    train(model, healthy.images, healthy.labels)
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
+@fault("eval forgotten", "BN402", "not needed", "Evaluated without model.eval(): still in train mode.")
+def forget_eval(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model().train()
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
+@fault("never updated", "BN002", "repairs", "Its parameters alone were saved, and loaded into a new network.")
+def lose_buffers(healthy: Healthy) -> Specimen:
+    model = build_network()
+    model.load_state_dict(dict(healthy.model.named_parameters()), strict=False)
+    return Specimen(model.eval(), healthy.batches, healthy.accuracy)
+
+
+@fault(
+    "ten updates only",
+    "BN101",
+    "repairs",
+    "Its parameters were loaded into a new network, and then ten batches averaged.",
+)
+def update_ten_times(healthy: Healthy) -> Specimen:
+    model = lose_buffers(healthy).model
+    average(model, [images for images, _ in healthy.training_batches[:10]])
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
+@fault("zeroed buffers", "BN003", "repairs", "A tool set mean and variance to 0 before it averaged, and met no batch.")
+def zero_buffers(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    for norm in list_norms(model):
+        mean, var = get_running_buffers(norm)
+        mean.zero_()
+        var.zero_()
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
+@fault(
+    "buffers of another network",
+    "BN107",
+    "repairs",
+    "Loaded with the buffers of a network that was trained from other initial weights.",
+)
+def take_other_buffers(healthy: Healthy) -> Specimen:
+    other = make_other()
+    model = deepcopy(other)
+    model.load_state_dict(dict(healthy.model.named_parameters()), strict=False)
+    return Specimen(model, healthy.batches, healthy.accuracy, {"before": other})
+
+
+@fault(
+    "average of weights without buffers",
+    "BN107",
+    "repairs",
+    "An exponential moving average of the weights, beside the buffers of the network that was trained.",
+)
+def average_weights(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+
+    def follow(step: int) -> None:
+        averaged.update_parameters(model)
+
+    train(
+        model,
+        healthy.images,
+        healthy.labels,
+        steps=100,
+        rate=0.05,
+        is_constant=True,
+        after_step=follow,
+    )
+    return Specimen(averaged.module.eval(), healthy.batches, healthy.accuracy, {"before": model})
+
+
+@fault(
+    "moved while frozen",
+    "BN104",
+    "repairs",
+    "All but the last layer was frozen, and that one trained on images of warm tint, in train mode.",
+)
+def move_while_frozen(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model().requires_grad_(False)
+    model.head.requires_grad_(True)
+    is_warm = healthy.labels < CLASSES // 2
+    images = healthy.images[is_warm]
+    labels = healthy.labels[is_warm]
+    train(model, images, labels, steps=40, rate=0.001)
+    return Specimen(model, healthy.batches, healthy.accuracy, {"before": healthy.model})
+
+
+@fault(
+    "summary in train mode",
+    "BN105",
+    "repairs",
+    "Random numbers were sent through it in train mode five times, as a model summary does to find shapes.",
+)
+def summarize_in_train_mode(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        numbers = torch.randn(2, 3, SIZE, SIZE, generator=generator)
+        average(model, [numbers])
+    return Specimen(model, healthy.batches, healthy.accuracy, {"before": healthy.model})
+
+
+@fault(
+    "sums in float16",
+    "BN001",
+    "repairs",
+    "Mean and variance were computed anew from sums of values and of squares in float16, which overflow or stall.",
+)
+def sum_in_half(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    sums: dict[nn.Module, Tensor] = {}
+    for norm in list_norms(model):
+        sums[norm] = torch.zeros(2, norm.num_features, dtype=torch.float16)
+    pixels: dict[nn.Module, int] = {}
+
+    def add(norm: nn.Module, arguments: tuple[Tensor]) -> None:
+        values = arguments[0].half()
+        pixels[norm] = values[0, 0].numel()
+        for image in values:
+            total = image.sum((1, 2))
+            squares = image.square().sum((1, 2))
+            sums[norm] += torch.stack([total, squares])
+
+    hooks = [norm.register_forward_pre_hook(add) for norm in sums]
+    measure_accuracy(model, healthy.training_batches)
+    for hook in hooks:
+        hook.remove()
+    for norm in list_norms(model):
+        total, squares = sums[norm]
+        count = pixels[norm] * len(healthy.images)
+        mean = total / count
+        running_mean, running_var = get_running_buffers(norm)
+        running_mean.copy_(mean)
+        running_var.copy_(squares / count - mean.square())
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
+class Checkpointed(nn.Module):
+    """A network whose activations are computed again in the backward pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return self.network(images)
+        return checkpoint(self.network, images, use_reentrant=False)
+
+
+@fault(
+    "updated twice a step",
+    "BN103",
+    "repairs",
+    "Fine-tuned with activation checkpointing, which runs each layer a second time in the backward pass.",
+)
+def update_twice(healthy: Healthy) -> Specimen:
+    model = Checkpointed(healthy.copy_model())
+    with record(model) as trace:
+        train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
+    return Specimen(model, healthy.batches, healthy.accuracy, {"trace": trace})
+
+
+@fault(
+    "stopped in the middle",
+    "BN108",
+    "falls short",
+    "Trained in large batches at a constant rate, and evaluated after 48 steps.",
+)
+def stop_in_the_middle(healthy: Healthy) -> Specimen:
+    model = build_network()
+    with record(model) as trace:
+        train(model, healthy.images, healthy.labels, steps=48, batch_size=256, is_constant=True)
+    return Specimen(model, healthy.batches, healthy.accuracy, {"trace": trace})

@@ -1,0 +1,163 @@
+"""What a gallery shows: the healthy network, and faults that spoil it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
+from bnlab.doctor.gallery.patterns import draw_patterns
+from bnlab.recording.block import record
+from bnlab.recording.trace import MomentTrace
+
+Batches: TypeAlias = list[tuple[Any, Tensor]]
+Recalibration = Literal["repairs", "falls short", "hides", "not needed"]
+
+_TRAINING_IMAGES = 2048
+_TEST_IMAGES = 2048
+_KEPT_STEP = 128  # of 160
+
+
+@dataclass(frozen=True)
+class Healthy:
+    """A network that is as it should be, and its data. Not to be changed: copy its model.
+
+    Attributes:
+        model: trained, in eval mode.
+        images: that it was trained on, [N, 3, 12, 12].
+        labels: of these, [N].
+        batches: other images with their labels, to be tested on.
+        accuracy: on these.
+        before: state of the model after four fifths of its training.
+        trace: what was recorded of all of it.
+    """
+
+    model: nn.Sequential
+    images: Tensor
+    labels: Tensor
+    batches: Batches
+    accuracy: float
+    before: Mapping[str, Tensor]
+    trace: MomentTrace
+
+    def copy_model(self) -> nn.Sequential:
+        """Copy the model, to be spoiled."""
+        return copy.deepcopy(self.model)
+
+    @property
+    def training_batches(self) -> Batches:
+        """The images that it was trained on, in batches as in training."""
+        return split(self.images, self.labels)
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A model with one fault, and what the doctor is given to find it.
+
+    Attributes:
+        model: broken on purpose.
+        batches: images with labels.
+        unspoiled: accuracy without the fault.
+        arguments: further ones of `bnlab.diagnose`, by name.
+    """
+
+    model: nn.Module
+    batches: Batches
+    unspoiled: float
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+Spoil = Callable[[Healthy], Specimen]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to break a network.
+
+    Attributes:
+        name: a few words.
+        code: under which the doctor finds it.
+        done: one sentence on what was done.
+        recalibration: what new statistics do: "repairs" (as good as unspoiled, within half a point), "falls short" (not
+            as good), "hides" (as good, and the mistake stays), "not needed" (the old ones were right).
+        spoil: makes the specimen.
+    """
+
+    name: str
+    code: str
+    done: str
+    recalibration: Recalibration
+    spoil: Spoil
+
+
+FAULTS: dict[str, Fault] = {}
+"""All faults, by name."""
+
+
+def fault(name: str, code: str, recalibration: Recalibration, done: str) -> Callable[[Spoil], Spoil]:
+    """Put a function that makes a specimen into the gallery."""
+
+    def register(spoil: Spoil) -> Spoil:
+        FAULTS[name] = Fault(name, code, done, recalibration, spoil)
+        return spoil
+
+    return register
+
+
+@cache
+def make_healthy() -> Healthy:
+    """Train the healthy network, once in a process: a second on one thread."""
+    images, labels = draw_patterns(_TRAINING_IMAGES, seed=0)
+    model = build_network()
+    before: dict[str, Tensor] = {}
+
+    def keep_state(step: int) -> None:
+        if step == _KEPT_STEP:
+            before.update(copy.deepcopy(model.state_dict()))
+
+    with record(model) as trace:
+        train(model, images, labels, after_step=keep_state)
+    test_images, test_labels = draw_patterns(_TEST_IMAGES, seed=1)
+    batches = split(test_images, test_labels)
+    return Healthy(model, images, labels, batches, measure_accuracy(model, batches), before, trace)
+
+
+@cache
+def make_other() -> nn.Sequential:
+    """Train another network on the same images, from other initial weights; not to be changed."""
+    healthy = make_healthy()
+    model = build_network(seed=1)
+    train(model, healthy.images, healthy.labels, seed=1)
+    return model
+
+
+def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """List the batch norms of a model."""
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def average(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Let the buffers of a model average batches [B, ...] in train mode; nothing else is trained."""
+    model.train()
+    for images in batches:
+        model(images)
+    model.eval()
+
+
+@torch.no_grad()
+def measure_accuracy(model: nn.Module, batches: Batches) -> float:
+    """Measure the share of images that a model names rightly, in the mode that it is in."""
+    right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches)
+    return right / sum(labels.numel() for _, labels in batches)
+
+
+def split(images: Tensor, labels: Tensor) -> Batches:
+    """Split images and labels into batches as large as those of training."""
+    return list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))

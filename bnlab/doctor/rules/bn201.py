@@ -1,0 +1,52 @@
+"""BN201: off by the noise of an average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.rule import Rule, Signs
+
+_VISIBLE = 0.05  # σ, or log ratio: a smaller gap is not worth a word
+_NOISE = 2.0  # median |T| of what noise alone explains
+
+
+class AverageNoise(Rule):
+    """The running mean is about as far from the exact one as an average of so few batches always is (median |T| ≤ 2).
+
+    Batches are taken to be as large as in training: pass training_batches= if they are not.
+    """
+
+    code = "BN201"
+    title = "noise of the averages"
+    meaning = "The averages are off by no more than the noise of the few batches they remember, and of these images."
+    remedy = "Recalibrate before an evaluation that matters, or lower the momentum."
+    severity = "note"
+    needs = ("data",)
+    unless = ("BN002", "BN003", "BN101", "BN102", "BN106", "BN107")
+
+    def look(self, case: Case) -> Signs | None:
+        layers = [name for name in case.seen if _is_noise(case, name)]
+        return Signs.of(layers, _tell(case, layers)) if layers else None
+
+
+def _is_noise(case: Case, name: str) -> bool:
+    view = case.find_view(name)
+    if view is None or name not in case.reference or len(view.calls) > 1:
+        return False
+    gap = case.find_gap(name, case.reference)
+    if max(case.find_gap(name)) > 2 * max(gap):
+        return False  # these images differ from those of training
+
+    mean_gap, var_gap = gap
+    # The log of a variance is noisier than a mean in σ, by a factor that depends on the tails of the values.
+    most = max(_VISIBLE, 6 * case.find_expected_gap(name))
+    is_visible = max(mean_gap, var_gap) > _VISIBLE
+    return is_visible and var_gap <= most and case.noise_ratio(name) <= _NOISE
+
+
+def _tell(case: Case, layers: Sequence[str]) -> str:
+    gaps = [case.find_gap(name, case.reference)[0] for name in layers]
+    ratios = [case.noise_ratio(name) for name in layers]
+    momentum = case.layers[layers[0]].momentum
+    return f"means up to {max(gaps):.2f} σ off, |T| up to {max(ratios):.1f}, with momentum {momentum}"

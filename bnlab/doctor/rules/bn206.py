@@ -1,0 +1,47 @@
+"""BN206: dropout before batch norm."""
+
+from __future__ import annotations
+
+import math
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.rule import Rule, Signs
+
+_SHIFT = math.log(1.05)
+
+
+class DropoutBefore(Rule):
+    """Dropout in front of a layer raises the variance in train mode, which is what the running variance follows.
+
+    A layer whose running variance fits eval mode, as after a recalibration, is no finding.
+    """
+
+    code = "BN206"
+    title = "dropout before batch norm"
+    meaning = "Dropout raises the variance that is averaged in train mode; eval mode has no dropout."
+    remedy = "Put dropout behind the last batch norm, or recalibrate after training."
+    severity = "note"
+    needs = ("data",)
+
+    def look(self, case: Case) -> Signs | None:
+        layers = [name for name in case.seen if _follows_dropout(case, name)]
+        if not layers:
+            return None
+        worst = max(layers, key=lambda name: abs(_find_shift(case, name)))
+        ratio = math.exp(_find_shift(case, worst))
+        running = float(case.log_ratios(worst).exp().median())
+        return Signs.of(layers, f"variance with dropout {ratio:.2f} times that without, running {running:.2f} times")
+
+
+def _find_shift(case: Case, name: str) -> float:
+    """Find the log ratio of a layer's variance with dropout and without, median over channels; 0 without any."""
+    ratios = case.data.dropped.get(name)
+    return 0.0 if ratios is None else float(ratios.median().log())
+
+
+def _follows_dropout(case: Case, name: str) -> bool:
+    shift = _find_shift(case, name)
+    running = case.log_ratios(name)
+    off_from_dropout = (running - shift).abs().median()
+    is_nearer = bool(off_from_dropout < running.abs().median())
+    return abs(shift) > _SHIFT and is_nearer

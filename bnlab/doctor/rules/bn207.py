@@ -1,0 +1,50 @@
+"""BN207: other data than in training."""
+
+from __future__ import annotations
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.rule import Rule, Signs
+from bnlab.statistics import Statistics
+
+_FIRST = 0.3  # of the first layer; augmentation changes it less
+_LATER = 0.1
+
+
+class OtherData(Rule):
+    """The averages agree with the training batches, and from the first layer on not with these images.
+
+    Off is the larger of the mean's gap in σ and half the log ratio of the variances, which is that of σ. In the first
+    layer it has to be 0.3, more than the usual augmentation does, and three times that from the training batches.
+    """
+
+    code = "BN207"
+    title = "other data than in training"
+    meaning = "The averages are right for the training batches; these images are of another population."
+    remedy = "Check the preprocessing; if the domain has changed, adapt knowingly: bnlab.recalibrate on these images."
+    needs = ("data", "training")
+
+    def look(self, case: Case) -> Signs | None:
+        layers = [name for name in case.seen if _differs(case, name)]
+        first = case.seen[0]
+        if first not in layers or 2 * len(layers) < len(case.seen):
+            return None
+        here = _find_off(case, first, case.data.exact)
+        there = _find_off(case, first, case.reference)
+        if here < _FIRST:
+            return None
+        return Signs.of(layers, f"first layer {here:.2f} σ off on these images, {there:.2f} σ on the training batches")
+
+
+def _differs(case: Case, name: str) -> bool:
+    """Return whether a layer's averages are off on these images, not by chance, and not on the training batches."""
+    if name not in case.reference:
+        return False
+    here = _find_off(case, name, case.data.exact)
+    there = _find_off(case, name, case.reference)
+    is_by_chance = here < 4 * case.find_sampling_error(name)
+    return here > _LATER and here > 3 * there and not is_by_chance
+
+
+def _find_off(case: Case, name: str, reference: Statistics) -> float:
+    mean_gap, var_gap = case.find_gap(name, reference)
+    return max(mean_gap, var_gap / 2)

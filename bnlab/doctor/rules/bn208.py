@@ -1,0 +1,50 @@
+"""BN208: the variance has collapsed."""
+
+from __future__ import annotations
+
+import math
+from statistics import mean
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.rule import Rule, Signs
+
+_COLLAPSED = 0.7
+_FALL = 0.8  # of the last third of the layers over the first
+_SHALLOW = 1.1  # of the first third; above it the images are others
+
+
+class CollapsedVariance(Rule):
+    """Exact variances are below 0.7 of the running ones, the more so the deeper the layer.
+
+    Where weights of different networks are averaged, their features cancel (Jordan et al. 2023); buffers that are
+    averages too do not follow. Images of less detail than in training do the same: training_batches= tells them apart.
+    """
+
+    code = "BN208"
+    title = "variance collapsed"
+    meaning = "Features have less variance than the averages say, more so with depth, as where weights were averaged."
+    remedy = "Recalibrate after averaging or merging weights."
+    needs = ("data",)
+    unless = ("BN002", "BN003", "BN101", "BN206")
+
+    def look(self, case: Case) -> Signs | None:
+        ratios = {name: _find_ratio(case, name) for name in case.seen if name in case.reference}
+        if len(ratios) < 2:
+            return None
+        by_depth = list(ratios.values())
+        third = math.ceil(len(by_depth) / 3)
+        shallow = mean(by_depth[:third])
+        deep = mean(by_depth[-third:])
+
+        falls = deep < _FALL * shallow and shallow < _SHALLOW
+        if not falls or deep >= _COLLAPSED:
+            return None
+        layers = [name for name, ratio in ratios.items() if ratio < _COLLAPSED]
+        told = f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"
+        return Signs.of(layers, told)
+
+
+def _find_ratio(case: Case, name: str) -> float:
+    """Find the exact variance over the running one, median over channels."""
+    ratios = case.log_ratios(name, case.reference)
+    return math.exp(-float(ratios.median()))

@@ -1,0 +1,97 @@
+"""BN302: folded twice, or a bias lost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.rule import Rule, Signs
+from bnlab.layers import BatchNorm
+
+_OFF = 0.1  # σ, or log ratio: an error of fusion is no less than that
+_AGREES = 0.5  # of how much weights and biases differ over channels
+_IS_BIAS = 0.25  # of the bias before the layer
+_LINEAR = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    nn.Linear,
+)
+
+
+class FoldedTwice(Rule):
+    """A layer that was folded into the one before it still normalizes, or only one of the two knows of a bias.
+
+    Folded twice: what the layer is given already has its bias as mean and its weight as standard deviation. That takes
+    weights and biases which differ between channels. A bias lost: the running mean is off by just the bias of the layer
+    before, and the running variance is right.
+    """
+
+    code = "BN302"
+    title = "folded twice, or a bias lost"
+    meaning = "The layer and the one before it do not belong together: a fusion was done twice, or left out a bias."
+    remedy = "Mend the fusion: an identity in the place of the folded layer, or the bias in the running mean."
+    hides = True
+    needs = ("data",)
+
+    def look(self, case: Case) -> Signs | None:
+        off = [name for name in case.seen if _is_off(case, name)]
+        folded = [name for name in off if _is_folded(case, name)]
+        if folded:
+            return Signs.of(
+                folded, "exact means and variances are the layer's own biases and squared weights", "warning"
+            )
+        biased = [name for name in off if _misses_bias(case, name)]
+        return Signs.of(biased, "running means are off by the bias of the layer before, variances are right", "warning")
+
+
+def _is_off(case: Case, name: str) -> bool:
+    return max(case.find_gap(name)) > _OFF and not case.remembers_start(name)
+
+
+def _is_folded(case: Case, name: str) -> bool:
+    """Return whether what a layer is given has its bias as mean and its weight as standard deviation."""
+    layer = case.layers[name]
+    if layer.weight is None or layer.bias is None:
+        return False
+    weight = layer.weight.detach().cpu().double().abs()
+    bias = layer.bias.detach().cpu().double()
+    moments = case.data.exact[name]
+
+    differences = torch.stack((bias / weight, weight.log()))
+    mean_off = (moments.mean - bias) / weight
+    deviation_off = (moments.var.sqrt() / weight).log()
+    off = torch.stack((mean_off, deviation_off))
+    return _average_size(off) < _AGREES * _average_size(differences - differences.mean(1, keepdim=True))
+
+
+def _misses_bias(case: Case, name: str) -> bool:
+    """Return whether the running mean is off by the bias of the layer before, to either side, while variances agree."""
+    bias = _find_bias_before(case.model, case.layers[name])
+    _, var_gap = case.find_gap(name)
+    if bias is None or var_gap > _OFF:
+        return False
+    exact = case.data.exact
+    scaled = bias / (exact[name].var + exact.eps[name]).sqrt()
+    size = _average_size(scaled)
+    gaps = case.mean_gaps(name)
+    off = min(_average_size(gaps - scaled), _average_size(gaps + scaled))
+    return size > _OFF and off < _IS_BIAS * size
+
+
+def _average_size(values: Tensor) -> float:
+    """Average to the root mean square."""
+    return float(values.square().mean().sqrt())
+
+
+def _find_bias_before(model: nn.Module, layer: BatchNorm) -> Tensor | None:
+    """Find the bias [C] of the convolution or linear layer that the model lists before a layer; None without."""
+    before = None
+    for module in model.modules():
+        if module is layer:
+            break
+        if isinstance(module, _LINEAR):
+            before = module
+    if before is None or before.bias is None:
+        return None
+    bias = before.bias.detach().cpu().double()
+    return bias if len(bias) == layer.num_features else None

@@ -1,0 +1,144 @@
+"""Figures that rules read from a case, against what they are by definition and in simulations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import diagnose, population_statistics
+from bnlab.doctor.case import Case
+from bnlab.layers import get_running_buffers
+
+CHANNELS = 300
+
+
+def make_rows(count: int, size: int, seed: int) -> list[Tensor]:
+    """Make batches of independent standard normal rows [size, 300]."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, CHANNELS, generator=generator) for _ in range(count)]
+
+
+def make_case(layer: nn.BatchNorm1d, batches: Sequence[Tensor], **arguments: object) -> Case:
+    return diagnose(layer.eval(), batches, progress=False, **arguments).case  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("count", "size", "median"), [(40, 8, 0.674), (4, 32, 0.765)])
+def test_noise_ratio_of_averages_of_independent_batches(count: int, size: int, median: float) -> None:
+    """|T| is that of a normal distribution, or of Student's with 3 degrees of freedom where 4 batches tell the noise.
+
+    The median of 300 channels has a standard error of 1 / (2 · .636 · sqrt(300)) = .045.
+    """
+    layer = nn.BatchNorm1d(CHANNELS, momentum=0.1)
+    for batch in make_rows(100, size, seed=0):
+        layer(batch)
+
+    case = make_case(layer, make_rows(count, size, seed=1))
+
+    assert case.noise_ratio("") == pytest.approx(median, abs=3 * 0.045)
+
+
+def test_noise_of_a_mean_by_definition() -> None:
+    """The variance of batch means, times what is left of it in a running mean and in the mean of all 3 batches."""
+    layer = nn.BatchNorm1d(CHANNELS, momentum=0.2)
+    batches = [*make_rows(2, 8, seed=0), *make_rows(1, 8, seed=1)]
+
+    case = make_case(layer, batches)
+
+    means = torch.stack([batch.double().mean(0) for batch in batches])
+    noise = case.find_noise("")
+    assert noise is not None
+    assert torch.allclose(noise, (means.var(0) * (0.2 / 1.8 + 1 / 3)).sqrt())
+    scale = torch.cat(batches).double().var(0, correction=0) + layer.eps
+    assert case.find_expected_gap("") == pytest.approx(float((noise.square() / scale).mean().sqrt()))
+
+
+def test_two_batches_have_no_noise_ratio() -> None:
+    case = make_case(nn.BatchNorm1d(CHANNELS), make_rows(2, 8, seed=0))
+
+    assert case.find_noise("") is None
+    assert math.isnan(case.noise_ratio(""))
+    assert math.isnan(case.find_expected_gap(""))
+
+
+def test_noise_is_that_of_the_training_batches_where_there_are_some() -> None:
+    layer = nn.BatchNorm1d(CHANNELS)
+    training = make_rows(5, 16, seed=2)
+
+    case = make_case(layer, make_rows(3, 8, seed=0), training_batches=training)
+
+    means = torch.stack([batch.double().mean(0) for batch in training])
+    noise = case.find_noise("")
+    assert noise is not None
+    assert torch.allclose(noise, (means.var(0) * (0.1 / 1.9 + 1 / 5)).sqrt())
+
+
+def test_sampling_error_is_that_of_images() -> None:
+    """Of 256 standard normal values: 1/16, up to the spread of 300 estimated variances."""
+    case = make_case(nn.BatchNorm1d(CHANNELS), make_rows(8, 32, seed=0))
+
+    assert case.find_sampling_error("") == pytest.approx(1 / 16, rel=0.02)
+
+
+def test_gaps_may_be_to_other_statistics() -> None:
+    batches = make_rows(4, 32, seed=0)
+    layer = nn.BatchNorm1d(CHANNELS)
+    mean, var = get_running_buffers(layer)
+    mean.fill_(1)
+    var.fill_(4)
+    case = make_case(layer, batches)
+    other = population_statistics(layer, [1 + 2 * batch for batch in batches], progress=False)
+
+    mean_gap, var_gap = case.find_gap("", other)
+
+    exact = case.data.exact[""]
+    assert mean_gap == pytest.approx(float((exact.mean.square() / exact.var).mean().sqrt()), rel=1e-4)
+    assert var_gap == pytest.approx(float(exact.var.log().square().mean().sqrt()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "count", "remembers"),
+    [
+        (0.1, 43, True),  # .9⁴³ = .0108
+        (0.1, 44, False),  # .0097
+        (None, 1, False),
+        (0.1, 0, False),  # the buffers have come from elsewhere
+    ],
+)
+def test_the_start_is_forgotten_at_one_percent(momentum: float | None, count: int, remembers: bool) -> None:
+    layer = nn.BatchNorm1d(CHANNELS, momentum=momentum)
+    mean, _ = get_running_buffers(layer)
+    mean.fill_(2)
+    assert layer.num_batches_tracked is not None
+    layer.num_batches_tracked.fill_(count)
+
+    assert diagnose(layer.eval()).case.remembers_start("") is remembers
+
+
+def test_the_start_is_remembered_where_nothing_was_averaged() -> None:
+    assert diagnose(nn.BatchNorm1d(CHANNELS)).case.remembers_start("")
+
+
+def test_a_case_without_data_says_so() -> None:
+    with pytest.raises(ValueError, match="there is no data; a rule that asks for it needs 'data'"):
+        diagnose(nn.BatchNorm1d(CHANNELS)).case.find_gap("")
+
+
+@pytest.mark.parametrize("are_labelled", [True, False])
+def test_a_small_gap_counts_where_exact_statistics_score_better(are_labelled: bool) -> None:
+    """Means that are .05 σ off are small, but half of the images lie that near to the border of two classes."""
+    values = torch.tensor([-1.4, -0.02, 0.02, 1.4]).repeat(50)[:, None]
+    layer = nn.BatchNorm1d(1, affine=False)
+    model = nn.Sequential(layer, nn.Linear(1, 2, bias=False)).eval()
+    model[1].weight.data = torch.tensor([[-1.0], [1.0]])
+    mean, var = get_running_buffers(layer)
+    mean.fill_(0.05)
+    var.copy_(values.var(0, correction=0))
+    labels = (values[:, 0] > 0).long()
+
+    case = diagnose(model, [(values, labels)] if are_labelled else [values], progress=False).case
+
+    assert case.is_off("0") == are_labelled

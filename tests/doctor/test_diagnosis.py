@@ -1,0 +1,287 @@
+"""`diagnose` from end to end: what it prints and returns, what it leaves alone, and which arguments it takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import UserDict
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import assert_healthy, diagnose
+from bnlab.doctor import Rule, Signs
+from bnlab.doctor.case import Case
+from tests.doctor.networks import Batch, build_cnn, get_conv, get_norm, list_images, make_batches, make_healthy
+from tests.helpers import unchanged
+
+ALWAYS = ["layer", "depth", "channels", "momentum", "updates", "training"]
+WITH_DATA = ["mean_gap", "var_gap", "noise", "cost"]
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Batch]:
+    return make_batches(16)
+
+
+def spoil(model: nn.Module) -> nn.Module:
+    """Put the averages of the last batch norm where they start."""
+    get_norm(model, "9").reset_running_stats()
+    return model
+
+
+class Wide(Rule):
+    code = "OWN1"
+    title = "wide layers"
+    meaning = "They have more than 7 channels."
+    remedy = "None."
+    severity = "note"
+
+    def look(self, case: Case) -> Signs | None:
+        return Signs.of(case.select(lambda name: case.layers[name].num_features > 7), "more than 7 channels")
+
+
+# What it says
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_healthy_model_prints_three_lines(seed: int, batches: list[Batch]) -> None:
+    diagnosis = diagnose(make_healthy(seed), batches, progress=False)
+
+    lines = str(diagnosis).splitlines()
+    assert diagnosis.verdict == "healthy"
+    assert diagnosis.is_healthy
+    assert lines[0].startswith("Healthy (3 batch norms). Exact statistics gain ")
+    assert lines[1].startswith("Accuracy: 9")
+    assert len(lines) == 3
+    assert {finding.severity for finding in diagnosis.found} <= {"note"}
+
+
+def test_broken_averages_are_told_first_and_then_the_finding(batches: list[Batch]) -> None:
+    diagnosis = diagnose(spoil(make_healthy()), batches, progress=False)
+
+    text = str(diagnosis)
+    assert diagnosis.verdict == "averages"
+    assert not diagnosis.is_healthy
+    assert text.startswith("Averages (3 batch norms). Exact statistics gain ")
+    assert "\nBN002 error: never updated, in 9\n" in text
+    assert repr(diagnosis) == text
+
+
+def test_costs_are_of_the_layers_that_are_off(batches: list[Batch]) -> None:
+    table = diagnose(spoil(make_healthy()), batches, progress=False).table
+
+    costs = dict(zip(table["layer"], table["cost"], strict=True))
+    assert costs["9"] > 0.05
+    assert abs(costs["1"]) < 0.02
+    assert table["codes"].tolist()[2] == "BN002"
+
+
+def test_columns_of_the_table(batches: list[Batch]) -> None:
+    model = make_healthy()
+    without = diagnose(model).table
+    table = diagnose(model, batches, progress=False).table
+
+    assert list(without) == [*ALWAYS, "codes"]
+    assert list(table) == [*ALWAYS, *WITH_DATA, "codes"]
+    assert table["layer"].tolist() == ["1", "5", "9"]
+    assert table["depth"].tolist() == [1, 2, 3]
+    assert table["updates"].tolist() == [120, 120, 120]
+    assert table["mean_gap"].between(0, 0.1).all()
+
+
+def test_layers_are_in_the_order_in_which_data_reaches_them(batches: list[Batch]) -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.BatchNorm2d(3)
+            self.first = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x)).mean((2, 3))
+
+    assert diagnose(Backwards(), batches, progress=False).table["layer"].tolist() == ["first", "second"]
+
+
+def test_json_has_numbers_and_no_nan(batches: list[Batch]) -> None:
+    model = nn.ModuleDict({"network": make_healthy(), "unused": nn.BatchNorm2d(3)})  # whose measurements are NaN
+    diagnosis = diagnose(model, batches, forward=lambda _, batch: model["network"](batch[0]), progress=False)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    report = json.loads(diagnosis.to_json(), parse_constant=refuse)
+    assert report["verdict"] == "healthy"
+    assert report["images"] == 512
+    assert report["scores"].keys() == {"running", "exact", "batch"}
+    assert report["gain"]["low"] <= report["gain"]["value"] <= report["gain"]["high"]
+    assert [layer["layer"] for layer in report["layers"]] == ["network.1", "network.5", "network.9", "unused"]
+    assert report["layers"][3]["mean_gap"] is None
+    assert report["notes"] == ["The batches did not reach 'unused'."]
+    assert "BN207" in {skipped["code"] for skipped in report["skipped"]}
+
+
+def test_findings_and_skipped_rules_are_tables() -> None:
+    diagnosis = diagnose(build_cnn())
+
+    findings = diagnosis.findings
+    assert list(findings) == ["code", "layers", "severity", "cost", "evidence", "meaning", "remedy"]
+    never = findings[findings["code"] == "BN002"].iloc[0]
+    assert never["layers"] == ("1", "5", "9")
+    assert math.isnan(never["cost"])
+    assert diagnosis.verdict is None
+    assert list(diagnosis.skipped) == ["code", "title", "wanted"]
+    assert isinstance(diagnosis.skipped, pd.DataFrame)
+
+
+def test_assert_healthy_raises_with_the_diagnosis(batches: list[Batch]) -> None:
+    assert_healthy(make_healthy(), batches, progress=False)
+    with pytest.raises(AssertionError, match="BN002 error: never updated"):
+        assert_healthy(spoil(make_healthy()), batches, progress=False)
+
+
+# What it leaves alone
+
+
+def test_the_model_comes_back_as_it_was(batches: list[Batch]) -> None:
+    model = spoil(make_healthy(dropout=0.2))
+    get_norm(model, "5").train()
+    get_conv(model, "0").weight.requires_grad_(False)
+    with unchanged(model):
+        diagnose(model, batches, training_batches=batches[:4], before=make_healthy(1, dropout=0.2), progress=False)
+
+
+def test_a_model_whose_forward_fails_comes_back_as_it_was(batches: list[Batch]) -> None:
+    def fail_later(model: nn.Module, batch: Batch) -> Any:
+        output = model(batch[0])
+        if len(batch[0]) == 31:
+            raise OSError("no more data")
+        return output
+
+    model = make_healthy()
+    images, labels = batches[1]
+    with unchanged(model), pytest.raises(OSError, match="no more data"):
+        diagnose(model, [batches[0], (images[:31], labels[:31])], forward=fail_later, progress=False)
+
+
+# Which arguments it takes
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_labels_may_be_in_dictionaries(kind: type, batches: list[Batch]) -> None:
+    dictionaries = [kind(pixels=images, labels=labels) for images, labels in batches]
+
+    def forward(model: nn.Module, batch: Any) -> Any:
+        return {"logits": model(batch["pixels"])}
+
+    diagnosis = diagnose(make_healthy(), dictionaries, forward=forward, progress=False)
+
+    assert diagnosis.scores == diagnose(make_healthy(), batches, progress=False).scores
+
+
+def test_without_labels_there_is_no_verdict(batches: list[Batch]) -> None:
+    diagnosis = diagnose(make_healthy(), list_images(batches), progress=False)
+
+    assert diagnosis.verdict is None
+    assert diagnosis.scores == {}
+    assert str(diagnosis).startswith(
+        "Nothing above a note in 3 batch norms (no labels and no evaluate=, so no verdict)."
+    )
+
+
+def test_evaluate_stands_in_for_labels(batches: list[Batch]) -> None:
+    modes = []
+
+    def evaluate(model: nn.Module) -> Tensor:
+        modes.append(model.training)
+        right = [model(images).argmax(1) == labels for images, labels in batches]
+        return torch.cat(right)
+
+    model = spoil(make_healthy())
+    diagnosis = diagnose(model, list_images(batches), evaluate=evaluate, progress=False)
+
+    by_labels = diagnose(model, batches, progress=False)
+    assert modes == [False, False]
+    assert diagnosis.scores == {kind: by_labels.scores[kind] for kind in ("running", "exact")}
+    assert diagnosis.verdict == "averages"
+    finding = diagnosis.found[0]
+    assert finding.rule.code == "BN002"
+    assert finding.severity == "error"  # all that is gained, as single layers' costs were not measured
+    assert finding.cost == pytest.approx(by_labels.scores["exact"] - by_labels.scores["running"])
+
+
+def test_expected_makes_a_model_bad(batches: list[Batch]) -> None:
+    assert diagnose(make_healthy(), batches, expected=1.0, progress=False).verdict == "not the averages"
+
+
+def test_max_images_stops_early(batches: list[Batch]) -> None:
+    diagnosis = diagnose(make_healthy(), iter(batches), max_images=65, progress=False)
+
+    assert diagnosis.case.evidence is not None
+    assert diagnosis.case.evidence.images == 96  # the batch that completes 65 is the third
+
+
+def test_a_rule_of_ones_own(batches: list[Batch]) -> None:
+    diagnosis = diagnose(make_healthy(), rules=[Wide()])
+
+    finding = diagnosis.findings.set_index("code").loc["OWN1"]
+    assert finding["layers"] == ("5", "9")
+    assert finding["severity"] == "note"
+
+
+def test_a_last_batch_of_one_image_is_taken(batches: list[Batch]) -> None:
+    """Whose own statistics a layer of one value per channel has not."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4)).eval()
+    images, labels = batches[1]
+
+    diagnosis = diagnose(model, [batches[0], (images[:1], labels[:1])], progress=False)
+
+    assert diagnosis.scores.keys() == {"running", "exact", "batch"}
+
+
+def test_layers_of_some_channels_are_measured_and_not_viewed() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(5)).eval()
+    batches = [torch.randn(8, 5, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+
+    def take_first(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, list[int]]:
+        return args[0][:, :3], [0, 1, 2]
+
+    diagnosis = diagnose(model, batches, inputs={"0": take_first}, progress=False)
+
+    assert diagnosis.case.seen == ["0"]
+    assert math.isnan(diagnosis.table["noise"].item())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"batches": torch.zeros(4, 3, 8, 8)}, TypeError, "batches is a Tensor"),
+        ({"batches": []}, ValueError, "batches is empty"),
+        ({"training_batches": 3}, TypeError, "training_batches is a int"),
+        ({"evaluate": 0.9}, TypeError, "evaluate is a float; pass a function of the model"),
+        ({"trace": "trace.pt"}, TypeError, "trace is a str; pass a MomentTrace"),
+        ({"forward": "f"}, TypeError, "forward is a str"),
+        ({"worth": 0}, ValueError, "worth=0; pass a positive difference"),
+        ({"expected": "90%"}, TypeError, "expected='90%'; pass a mean score"),
+        ({"max_images": 0}, ValueError, "max_images=0; pass at least 1"),
+        ({"rules": [Wide]}, TypeError, "rules has a ABCMeta"),
+        ({"before": 3}, TypeError, "before is a int; pass a module"),
+        ({"before": "missing.pt"}, ValueError, "no such file"),
+        ({"before": {"weight": torch.ones(1)}}, ValueError, "before= has no running statistics"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = make_healthy()
+    with unchanged(model), pytest.raises(error, match=message) as raised:
+        diagnose(model, **arguments)
+    assert str(raised.value).startswith("diagnose: ")
+
+
+def test_what_has_no_batch_norm_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"diagnose: expected a torch\.nn\.Module, found str"):
+        diagnose("model")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="diagnose: no BatchNorm layer with running statistics in Linear"):
+        diagnose(nn.Linear(1, 1))

@@ -1,0 +1,92 @@
+"""Measuring for the rules: the sample of images, and the layers that are looked at first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import Statistics, diagnose, population_statistics, using
+from bnlab.doctor.examine import take_sample
+from tests.doctor.networks import list_images, make_batches, make_healthy
+
+
+def test_a_sample_is_spread_over_the_data() -> None:
+    batches = [torch.full((64, 1), float(number)) for number in range(32)]
+
+    sample = take_sample(batches)
+
+    assert [float(batch[0, 0]) for batch in sample] == [0, 4, 8, 12, 16, 20, 24, 28]
+
+
+def test_a_sample_is_cut_to_512_images() -> None:
+    assert [len(batch) for batch in take_sample([torch.zeros(700, 1)])] == [512]
+    assert [len(batch) for batch in take_sample([torch.zeros(300, 1)] * 2)] == [300, 212]
+    assert [len(batch) for batch in take_sample([torch.zeros(3, 1)] * 2)] == [3, 3]
+
+
+def test_reversed_channels_are_those_of_the_layer_that_data_reaches_first() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.BatchNorm2d(3)
+            self.first = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    images = list_images(make_batches(2))
+    evidence = diagnose(Backwards(), images, progress=False).case.evidence
+
+    assert evidence is not None and evidence.flipped is not None
+    flipped, straight = evidence.flipped
+    assert list(flipped) == list(straight) == ["first"]
+    assert torch.allclose(straight["first"].mean, torch.cat(images).double().mean((0, 2, 3)))
+    assert torch.equal(flipped["first"].mean, straight["first"].mean.flip(0))
+
+
+def test_channels_of_other_images_are_not_reversed() -> None:
+    evidence = diagnose(nn.BatchNorm1d(3), [torch.randn(8, 3)], progress=False).case.evidence
+
+    assert evidence is not None
+    assert evidence.flipped is None
+
+
+def test_dropout_raises_the_variance_behind_it() -> None:
+    """With probability p and values of mean μ and variance v, to v + (v + μ²)·p/(1−p) before another layer."""
+    images = list_images(make_batches(60))
+    model = nn.Sequential(nn.Dropout(0.2), nn.BatchNorm2d(3))
+    evidence = diagnose(model, images, progress=False).case.evidence
+
+    moments = population_statistics(model, images, progress=False)["1"]
+    expected = 1 + (moments.var + moments.mean.square()) / moments.var * 0.25
+    assert evidence is not None
+    assert torch.allclose(evidence.dropped["1"], expected, rtol=0.02)
+
+
+def test_without_dropout_nothing_is_dropped() -> None:
+    model = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(3))
+    evidence = diagnose(model, list_images(make_batches(2)), progress=False).case.evidence
+
+    assert evidence is not None
+    assert evidence.dropped == {}
+
+
+def test_single_layers_cost_what_their_buffers_alone_do() -> None:
+    model = make_healthy()
+    layer = model.get_submodule("5")
+    assert isinstance(layer, nn.BatchNorm2d)
+    layer.reset_running_stats()
+    batches = make_batches(8)
+
+    evidence = diagnose(model, batches, progress=False).case.evidence
+    assert evidence is not None and evidence.scores is not None
+    exact = population_statistics(model, batches, progress=False)
+    others = {name: moments for name, moments in exact.items() if name != "5"}
+    with using(model, Statistics(others, exact.eps)):
+        right = torch.cat([model(images).argmax(1) == labels for images, labels in batches])
+
+    expected = evidence.scores.mean("exact") - float(right.double().mean())
+    assert evidence.costs["5"] == pytest.approx(expected)
+    assert expected > 0.02
+    assert abs(evidence.costs["1"]) < 0.02

@@ -1,0 +1,114 @@
+"""How severe a finding is, by what it costs and by what its rule says."""
+
+from __future__ import annotations
+
+import pytest
+
+from bnlab import diagnose
+from bnlab.doctor import Rule, Signs
+from bnlab.doctor.case import Case
+from bnlab.doctor.findings import Finding
+from bnlab.doctor.rule import Severity
+from tests.doctor.networks import Batch, list_images, make_batches, make_healthy, reset
+
+
+class Marked(Rule):
+    """Finds something in the layers that it is told."""
+
+    code = "OWN1"
+    title = "marked"
+    meaning = "It is marked."
+    remedy = "None."
+    needs = ("data",)
+
+    def __init__(self, *layers: str, at_least: Severity = "note") -> None:
+        self.layers = layers
+        self.at_least = at_least
+
+    def look(self, case: Case) -> Signs | None:
+        return Signs.of(self.layers, "marked", self.at_least)
+
+
+class MarkedNote(Marked):
+    severity = "note"
+    follows_cost = False
+
+
+class MarkedMix(Marked):
+    mends = "batch"
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Batch]:
+    return make_batches(16)
+
+
+def grade(rule: Rule, batches: list[Batch], *, spoiled: bool, labels: bool = True) -> Finding:
+    model = reset(make_healthy()) if spoiled else make_healthy()
+    data = batches if labels else list_images(batches)
+    diagnosis = diagnose(model, data, rules=[rule], progress=False)
+    return next(finding for finding in diagnosis.found if finding.rule is rule)
+
+
+def test_a_cost_that_was_measured_decides(batches: list[Batch]) -> None:
+    """Resetting all three layers costs more than five points, and a healthy one nothing."""
+    assert grade(Marked("1", "5", "9"), batches, spoiled=True).severity == "error"
+    assert grade(Marked("1", "5", "9"), batches, spoiled=False).severity == "note"
+    assert grade(Marked("1", "5", "9"), batches, spoiled=True, labels=False).severity == "warning"
+
+
+def test_signs_say_how_severe_they_are_at_least(batches: list[Batch]) -> None:
+    assert grade(Marked("1", at_least="warning"), batches, spoiled=False).severity == "warning"
+
+
+def test_a_rule_may_not_follow_its_cost(batches: list[Batch]) -> None:
+    assert grade(MarkedNote("1", "5", "9"), batches, spoiled=True).severity == "note"
+
+
+def test_all_of_the_gain_is_the_cost_of_most_layers(batches: list[Batch]) -> None:
+    finding = grade(Marked("5", "9"), batches, spoiled=True)
+    scores = diagnose(reset(make_healthy()), batches, progress=False).scores
+
+    assert finding.cost == pytest.approx(scores["exact"] - scores["running"])
+
+
+@pytest.mark.parametrize("layer", ["1", "5", "9"])
+def test_one_layer_costs_what_it_does_alone_and_no_more_than_all(layer: str, batches: list[Batch]) -> None:
+    model = reset(make_healthy())
+    scores = diagnose(model, batches, progress=False).scores
+
+    diagnosis = diagnose(model, batches, rules=[Marked(layer)], progress=False)
+
+    alone = diagnosis.table.set_index("layer")["cost"][layer]
+    finding = diagnosis.findings.set_index("code").loc["OWN1"]
+    assert finding["cost"] == pytest.approx(max(0, min(alone, scores["exact"] - scores["running"])))
+
+
+def test_what_batch_statistics_mend_costs_what_they_gain(batches: list[Batch]) -> None:
+    finding = grade(MarkedMix("5"), batches, spoiled=True)
+    scores = diagnose(reset(make_healthy()), batches, progress=False).scores
+
+    assert finding.cost == pytest.approx(scores["batch"] - scores["running"])
+
+
+class GivesWay(Marked):
+    code = "OWN0"
+    unless = ("OWN1",)
+
+
+class GivesWayToBoth(Marked):
+    code = "OWN-1"
+    unless = ("OWN0", "OWN1")
+
+    def look(self, case: Case) -> Signs | None:
+        return Signs.of(case.layers, "all that is left")
+
+
+def test_rules_look_behind_those_that_they_give_way_to(batches: list[Batch]) -> None:
+    """Whatever order they are given in; of layers 1, 5 and 9 the others name 1 and 9."""
+    rules = [GivesWayToBoth(), GivesWay("9"), Marked("1")]
+
+    diagnosis = diagnose(make_healthy(), batches, rules=rules, progress=False)
+
+    layers = {finding.rule.code: finding.signs.layers for finding in diagnosis.found}
+    assert layers["OWN-1"] == ("5",)

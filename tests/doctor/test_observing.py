@@ -1,0 +1,177 @@
+"""What layers see batch by batch, against numpy and against a plain loop with hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab.batches import Forward
+from bnlab.doctor.examine import Examination
+from bnlab.doctor.observing import Scatter, View, observe_batches
+from bnlab.layers import batch_norm_layers
+from tests.helpers import images, plain, unchanged
+
+
+def observe(model: nn.Module, batches: Sequence[Any], forward: Forward | None = None) -> tuple[View, list[Tensor]]:
+    """Observe all layers of a model; also the outputs of its batches."""
+    outputs: list[Tensor] = []
+
+    def take_output(batch: Any, output: Tensor) -> None:
+        outputs.append(output)
+
+    layers = batch_norm_layers(model, caller="test")
+    task = Examination.of(model, layers, forward, None, None).make_task(list(batches))
+    return observe_batches(task, take_output), outputs
+
+
+def scatter(parts: Sequence[Tensor], weights: Sequence[float]) -> Scatter:
+    """Add parts one after the other, each row of a part with that part's weight."""
+    rows = Scatter.empty(parts[0].shape[1], torch.device("cpu"))
+    for part, weight in zip(parts, weights, strict=True):
+        rows.add(part, each=weight)
+    return rows
+
+
+def test_scatter_of_unequal_parts_is_numpys() -> None:
+    rows = 1000 + torch.randn(60, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    result = scatter(rows.split([1, 40, 2, 17]), [1, 1, 1, 1])
+
+    assert result.count == 60
+    assert np.allclose(result.mean, rows.numpy().mean(0), rtol=1e-12)
+    assert np.allclose(result.var, rows.numpy().var(0, ddof=1), rtol=1e-9)
+
+
+def test_weighed_scatter_is_numpys() -> None:
+    rows = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = [64.0, 64.0, 64.0, 64.0, 4.0]
+
+    result = scatter(rows.split(1), weights)
+
+    mean = np.average(rows.numpy(), axis=0, weights=weights)
+    squares = np.average((rows.numpy() - mean) ** 2, axis=0, weights=weights)
+    assert np.allclose(result.mean, mean)
+    assert np.allclose(result.var, squares * 5 / 4)
+
+
+def test_scatter_of_few_rows_has_no_variance() -> None:
+    assert Scatter.empty(2, torch.device("cpu")).var.isnan().all()
+    assert scatter([torch.ones(1, 2)], [1]).var.isnan().all()
+
+
+def test_variance_of_means_does_not_depend_on_a_small_last_part() -> None:
+    """Means of 64 and of 4 standard normal values, times 8 and 2, are standard normal: at the average weight of 52
+    their variance is 1/52.
+
+    The relative standard deviation of the mean of 2,000 estimates of 4 degrees of freedom is sqrt(2/4/2000) = .016.
+    """
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(5, 2000, dtype=torch.float64, generator=generator) / torch.tensor([8, 8, 8, 8, 2])[:, None]
+
+    result = scatter(means.split(1), [64, 64, 64, 64, 4])
+
+    assert float(result.var.mean()) == pytest.approx(1 / 52, rel=3 * 0.016)
+
+
+def test_views_are_those_of_a_plain_loop_with_hooks() -> None:
+    model = plain()
+    batches = images(6, 4, 2)
+    seen: dict[str, list[Tensor]] = {"1": [], "4": []}
+    copied = plain().train()
+    copied[8].eval()  # dropout
+    for name, calls in seen.items():
+        copied.get_submodule(name).register_forward_pre_hook(lambda _, args, calls=calls: calls.append(args[0].clone()))
+    with torch.no_grad():
+        expected = [copied(batch) for batch in batches]
+
+    view, outputs = observe(model, batches)
+
+    assert (view.batches, view.batch_size) == (3, 4)
+    assert all(torch.equal(output, other) for output, other in zip(outputs, expected, strict=True))
+    for name, calls in seen.items():
+        layer = view.layers[name]
+        values = torch.cat([call.double().transpose(0, 1).flatten(1) for call in calls], 1)
+        by_image = torch.cat([call.double().mean((2, 3)) for call in calls])
+        by_batch = torch.stack([call.double().mean((0, 2, 3)) for call in calls]).numpy()
+        sizes = [6, 4, 2]
+        center = np.average(by_batch, axis=0, weights=sizes)
+        squares = np.average((by_batch - center) ** 2, axis=0, weights=sizes)
+        assert layer.values == calls[0][:, 0].numel()
+        assert len(layer.calls) == 1
+        assert torch.allclose(layer.pooled.mean, values.mean(1))
+        assert torch.allclose(layer.pooled.var, values.var(1, correction=0))
+        assert torch.allclose(layer.image_means.var, by_image.var(0), rtol=1e-5)
+        assert np.allclose(layer.batch_means.var, squares * 3 / 2)
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = plain()
+    model[1].train()  # modes differ
+    with unchanged(model):
+        observe(model, images(4, 4))
+
+
+def test_the_model_comes_back_after_an_exception() -> None:
+    model = plain()
+    batches = [*images(4), *images(4, channels=5)]
+    with unchanged(model), pytest.raises(RuntimeError):
+        observe(model, batches)
+
+
+class Twice(nn.Module):
+    """Gives a layer the images, and then what is 10 more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) + self.norm(x + 10)
+
+
+def test_two_calls_of_a_layer_are_told_apart() -> None:
+    batches = images(4, 4)
+    view, _ = observe(Twice(), batches)
+
+    layer = view.layers["norm"]
+    mean = torch.cat(batches).double().mean((0, 2, 3))
+    assert len(layer.calls) == 2
+    assert torch.allclose(layer.calls[0].mean, mean)
+    assert torch.allclose(layer.calls[1].mean, mean + 10)
+    assert torch.allclose(layer.pooled.mean, mean + 5)
+    assert layer.batch_means.count == 4
+    assert layer.image_means.count == 16
+
+
+def test_layers_that_no_batch_reaches_are_not_there() -> None:
+    model = nn.ModuleDict({"used": nn.BatchNorm2d(3), "unused": nn.BatchNorm2d(3)})
+
+    view, _ = observe(model, images(4), forward=lambda _, batch: model["used"](batch))
+
+    assert list(view.layers) == ["used"]
+
+
+def test_rows_that_are_no_images_have_no_image_means() -> None:
+    """Rows of one image are not independent: a layer over positions [N·T, C] says nothing of how images differ."""
+    model = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(3))
+
+    view, _ = observe(model, [torch.randn(4, 5, 3), torch.randn(4, 5, 3)])
+
+    assert view.layers["1"].image_means.count == 0
+    assert view.layers["1"].batch_means.count == 2
+
+
+def test_a_last_batch_of_one_value_is_normalized_by_the_buffers() -> None:
+    """Torch refuses it in train mode."""
+    model = nn.Sequential(nn.BatchNorm1d(3))
+
+    view, outputs = observe(model, [torch.randn(4, 3), torch.ones(1, 3)])
+
+    assert len(outputs[1]) == 1
+    assert view.layers["0"].values == 4
+    assert view.layers["0"].image_means.count == 5

@@ -1,0 +1,246 @@
+"""Rules about what images a network is given, each on a network that shows its fault and on one that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab import diagnose, population_statistics, recalibrate
+from bnlab.doctor.verdict import WORTH
+from tests.doctor.networks import (
+    Batch,
+    average,
+    build_cnn,
+    change_images,
+    find,
+    list_images,
+    make_batches,
+    make_healthy,
+    reset,
+)
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Batch]:
+    return make_batches(24)
+
+
+@pytest.fixture(scope="module")
+def images(batches: list[Batch]) -> list[Tensor]:
+    return list_images(batches)
+
+
+# BN204
+
+
+class Pair(nn.Module):
+    """Gives a network both images of pairs [N, 2, 3, 8, 8]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return self.network(pairs[:, 0]) + self.network(pairs[:, 1])
+
+
+def pair(images: Tensor, others: Tensor) -> Tensor:
+    return torch.stack((images, others), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "evidence"),
+    [(lambda images: images + 3, "2 calls a forward: their means make up"), (lambda images: 0.3 * images, "-fold")],
+)
+def test_bn204_two_domains_through_one_layer(
+    change: Callable[[Tensor], Tensor], evidence: str, images: list[Tensor]
+) -> None:
+    pairs = [pair(batch, change(batch)) for batch in images[:8]]
+
+    finding = find("BN204", Pair(make_healthy()), pairs)
+
+    assert finding is not None
+    assert finding.signs.layers[0] == "network.1"
+    assert evidence in finding.signs.evidence
+    assert finding.severity == "warning"
+
+
+def test_bn204_costs_what_each_calls_own_statistics_gain(batches: list[Batch]) -> None:
+    pairs = change_images(batches[:8], lambda images: pair(images, 0.2 * images + 3))
+    model = Pair(make_healthy())
+    average(model, 5 * pairs)
+
+    diagnosis = diagnose(model, pairs, progress=False)
+
+    costs = diagnosis.findings.set_index("code")["cost"]
+    assert costs["BN204"] == pytest.approx(diagnosis.scores["batch"] - diagnosis.scores["running"])
+    assert costs["BN204"] > WORTH
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 16), (2, 16), (16, 16), (4, 64)])
+def test_bn204_is_quiet_on_images_of_the_same_population(count: int, size: int) -> None:
+    images = list_images(make_batches(count, size))
+    others = list_images(make_batches(count, size, seed=2))
+
+    pairs = [pair(batch, other) for batch, other in zip(images, others, strict=True)]
+
+    assert find("BN204", Pair(make_healthy()), pairs) is None
+
+
+def test_bn204_is_quiet_on_layers_that_are_called_once(images: list[Tensor]) -> None:
+    assert find("BN204", make_healthy(), images) is None
+
+
+# BN205
+
+
+def list_real(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """List the positions [M, C] of sequences [N, C, T] that are not padding, which is 0 in all channels."""
+    positions = args[0].transpose(1, 2).flatten(0, 1)
+    return positions[(positions != 0).any(1)]
+
+
+def make_sequences() -> list[Tensor]:
+    """Make batches of sequences [16, 4, 10] of mean 1, of which the second half is padding in every other one."""
+    sequences = 1 + torch.randn(4, 16, 4, 10, generator=torch.Generator().manual_seed(0))
+    sequences[:, ::2, :, 5:] = 0
+    return list(sequences)
+
+
+def test_bn205_averages_count_padding() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=None))
+    average(model, [(batch, batch) for batch in make_sequences()])
+
+    finding = find("BN205", model, make_sequences(), inputs={"0": list_real})
+
+    assert finding is not None
+    assert finding.signs.layers == ("0",)
+    assert finding.severity == "warning"
+
+
+def test_bn205_is_quiet_where_averages_leave_padding_out() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4)).eval()
+    population_statistics(model, make_sequences(), inputs={"0": list_real}, progress=False).write_to(model)
+
+    assert find("BN205", model, make_sequences(), inputs={"0": list_real}) is None
+
+
+def test_bn205_is_quiet_where_averages_are_something_else() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4)).eval()  # mean 0, of 1 without padding and .75 with it
+
+    assert find("BN205", model, make_sequences(), inputs={"0": list_real}) is None
+
+
+# BN207
+
+
+def test_bn207_images_of_another_domain(images: list[Tensor]) -> None:
+    training = make_batches(8, seed=-1)
+    dark = [batch - 1 for batch in images]
+
+    finding = find("BN207", make_healthy(), dark, training_batches=training)
+
+    assert finding is not None
+    assert finding.signs.layers[0] == "1"
+    assert finding.severity == "warning"
+
+
+def test_bn207_is_quiet_on_images_of_the_same_domain(images: list[Tensor]) -> None:
+    assert find("BN207", make_healthy(), images, training_batches=make_batches(8, seed=-1)) is None
+
+
+def test_bn207_is_quiet_where_averages_are_wrong_for_the_training_batches_too(images: list[Tensor]) -> None:
+    model = reset(make_healthy())
+    dark = [batch - 1 for batch in images]
+
+    assert find("BN207", model, dark, training_batches=make_batches(8, seed=-1)) is None
+
+
+# BN209
+
+
+@pytest.mark.parametrize(
+    ("change", "times"),
+    [
+        (lambda images: 255 * images, "2"),
+        (lambda images: images / 255, "0.00"),
+        (lambda images: images / 2, "0.5"),
+        (lambda images: 0.25 * images + 0.5, "0.2"),  # without subtraction of the mean and division
+    ],
+    ids=["times 255", "by 255", "by 2", "not standardized"],
+)
+def test_bn209_input_is_scaled(change: Callable[[Tensor], Tensor], times: str, images: list[Tensor]) -> None:
+    finding = find("BN209", make_healthy(), [change(batch) for batch in images])
+
+    assert finding is not None
+    assert finding.rule.hides
+    assert finding.signs.layers == ("1",)
+    assert finding.signs.evidence.startswith(f"standard deviations {times}")
+    assert finding.severity == "warning"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bn209_channels_are_reversed(seed: int, images: list[Tensor]) -> None:
+    finding = find("BN209", make_healthy(seed), [batch.flip(1) for batch in images])
+
+    assert finding is not None
+    assert "with the images' channels reversed" in finding.signs.evidence
+
+
+def test_bn209_is_a_warning_at_least(batches: list[Batch]) -> None:
+    """Also where it costs nothing, as running averages may serve reversed channels as well."""
+    reversed_batches = change_images(batches, lambda images: images.flip(1))
+
+    finding = find("BN209", make_healthy(), reversed_batches)
+
+    assert finding is not None
+    assert finding.severity in ("warning", "error")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda images: 255 * images, lambda images: images.flip(1)], ids=["scaled", "reversed"]
+)
+def test_bn209_stops_a_recalibration_that_would_hide_it(
+    change: Callable[[Tensor], Tensor], batches: list[Batch]
+) -> None:
+    recalibration = recalibrate(make_healthy(), change_images(batches, change))
+
+    assert not recalibration.written
+    assert recalibration.reason.startswith("it would hide a mistake: BN209")
+
+
+def blur(images: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images: images,
+        lambda images: 1.2 * images,
+        lambda images: images + 1,
+        lambda images: images.mean(1, keepdim=True).expand_as(images),
+        lambda images: images + torch.randn(images.shape, generator=torch.Generator().manual_seed(0)),
+        blur,
+    ],
+    ids=["as in training", "a little contrast", "brighter", "grey", "noisy", "blurred"],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bn209_is_quiet_on_other_images(change: Callable[[Tensor], Tensor], seed: int, images: list[Tensor]) -> None:
+    assert find("BN209", make_healthy(seed), [change(batch) for batch in images]) is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_bn209_is_quiet_on_few_images(count: int) -> None:
+    for seed in range(4):
+        few = list_images(make_batches(count, size=4, seed=20 + seed))
+        assert find("BN209", make_healthy(seed % 2), few) is None
+
+
+def test_bn209_is_quiet_on_averages_that_were_never_made(images: list[Tensor]) -> None:
+    assert find("BN209", build_cnn().eval(), images) is None

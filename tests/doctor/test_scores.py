@@ -1,0 +1,190 @@
+"""Scores of images: labels, outputs of all shapes, and intervals that hold what they promise."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bnlab.doctor.scores import Scores, estimate_mean, find_labels, read_values, score_batch
+
+LABELS = torch.tensor([1, 0, 2])
+LOGITS = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [1.0, 0.0, 0.5]])  # right, right, wrong
+RIGHT = [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(LOGITS, LABELS), [LOGITS, LABELS, "more"], {"x": LOGITS, "labels": LABELS}, {"x": LOGITS, "label": LABELS}],
+)
+def test_labels_are_the_second_part_or_named_so(batch: Any) -> None:
+    assert find_labels(batch) is LABELS
+
+
+@pytest.mark.parametrize(
+    "batch", [LOGITS, (LOGITS,), (LOGITS, "cat"), (LOGITS, torch.tensor(3)), {"x": LOGITS}, {"labels": [1, 0, 2]}]
+)
+def test_what_is_no_tensor_of_labels_is_not_one(batch: Any) -> None:
+    assert find_labels(batch) is None
+
+
+@pytest.mark.parametrize(
+    "output", [LOGITS, SimpleNamespace(logits=LOGITS), {"logits": LOGITS}, (LOGITS, "features"), [LOGITS]]
+)
+def test_logits_are_found_in_what_a_model_returns(output: Any) -> None:
+    values = score_batch(output, LABELS)
+
+    assert values is not None
+    assert values.dtype == torch.float64
+    assert values.tolist() == RIGHT
+
+
+def test_one_logit_is_positive_for_class_1() -> None:
+    values = score_batch(torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([1, 0, 0]))
+
+    assert values is not None
+    assert values.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_a_label_for_each_position_counts_by_its_share() -> None:
+    logits = torch.zeros(2, 3, 2, 2)
+    logits[:, 1] = 1.0  # class 1 everywhere
+    labels = torch.tensor([[[1, 1], [1, 0]], [[0, 0], [2, 1]]])
+
+    values = score_batch(logits, labels)
+
+    assert values is not None
+    assert values.tolist() == [0.75, 0.25]
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 3, 4)])
+def test_numbers_are_scored_by_their_squared_error(shape: tuple[int, ...]) -> None:
+    labels = torch.full(shape, 2.0)
+    outputs = labels.clone()
+    outputs[1] += 0.5
+
+    values = score_batch(outputs, labels)
+
+    assert values is not None
+    assert values.tolist() == [0.0, -0.25]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ([-3.0, 0.3, 2.0], [1.0, 0.0, 1.0]),  # logits, of which 0.3 means 1
+        ([0.1, 0.3, 0.9], [1.0, 1.0, 1.0]),  # probabilities, of which 0.3 means 0
+    ],
+)
+def test_floating_labels_of_0_and_1_are_classes(outputs: list[float], expected: list[float]) -> None:
+    values = score_batch(torch.tensor(outputs), torch.tensor([0.0, 0.0, 1.0]))
+
+    assert values is not None
+    assert values.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("output", "labels"),
+    [
+        (LOGITS, None),
+        (LOGITS, LABELS[:2]),
+        (LOGITS, LABELS[:, None]),
+        (LOGITS[:, 0], LABELS),
+        (LOGITS, torch.tensor([0.1, 0.2, 0.3])),
+        ("text", LABELS),
+        ((), LABELS),
+        (torch.tensor(1.0), LABELS),
+    ],
+)
+def test_what_does_not_fit_is_not_scored(output: Any, labels: Tensor | None) -> None:
+    assert score_batch(output, labels) is None
+
+
+def test_interval_of_right_and_wrong_by_hand() -> None:
+    """Of ten images three are gained and one is lost: with one more of each sign 12 images, 4 + 2 discordant.
+
+    Mean 2/12; sum of squared deviations 6 − 12·(2/12)² = 17/3, of which 11 are free: variance 17/33.
+    """
+    running = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 1], dtype=torch.float64)
+    exact = torch.tensor([1, 1, 1, 0, 1, 1, 1, 1, 1, 1], dtype=torch.float64)
+    scores = Scores({"running": running, "exact": exact}, are_shares=True)
+
+    gain = scores.compare("exact", "running")
+
+    half = 1.96 * (17 / 33 / 12) ** 0.5
+    assert gain.images == 10
+    assert gain.value == pytest.approx(0.2)
+    assert gain.low == pytest.approx(2 / 12 - half)
+    assert gain.high == pytest.approx(2 / 12 + half)
+
+
+def test_equal_predictions_prove_little() -> None:
+    """Two discordant images in N + 2: the interval is ±1.96·sqrt(2/(N+1)/(N+2)), 2.8/N for many."""
+    right = torch.ones(98, dtype=torch.float64)
+    gain = Scores({"running": right, "exact": right}, are_shares=True).compare("exact", "running")
+
+    assert gain.value == 0.0
+    assert gain.high == pytest.approx(1.96 * (2 / 99 / 100) ** 0.5)
+    assert gain.low == -gain.high
+
+
+def test_values_between_0_and_1_get_no_further_pairs() -> None:
+    running = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    exact = torch.tensor([1.0, 0.75], dtype=torch.float64)
+
+    gain = Scores({"running": running, "exact": exact}, are_shares=True).compare("exact", "running")
+
+    assert (gain.value, gain.low, gain.high) == (0.5, 0.5, 0.5)
+
+
+def test_one_value_has_no_interval() -> None:
+    gain = estimate_mean(torch.tensor([0.3], dtype=torch.float64))
+
+    assert gain.value == 0.3
+    assert (gain.low, gain.high) == (-float("inf"), float("inf"))
+
+
+def test_interval_of_a_mean_covers_95_percent() -> None:
+    """Of 1,000 normal samples of 200; a share of 95% is within 3 · sqrt(.95·.05/1000) = 2.1 points in 997 of 1,000."""
+    generator = torch.Generator().manual_seed(0)
+    samples = 0.3 + torch.randn(1000, 200, dtype=torch.float64, generator=generator)
+
+    estimates = [estimate_mean(sample) for sample in samples]
+
+    covered = sum(estimate.low <= 0.3 <= estimate.high for estimate in estimates)
+    assert abs(covered - 950) <= 21
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0.05, 0.03), (0.02, 0.0), (0.0, 0.0)])
+def test_interval_of_right_and_wrong_covers_at_least_95_percent(gained: float, lost: float) -> None:
+    """Of 1,000 samples of 100 images: not below 95% by more than 3 standard errors; 100% where nothing differs."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(1000, 100, dtype=torch.float64, generator=generator)
+    signs = (draws < gained).double() - (draws > 1 - lost).double()
+
+    estimates = [estimate_mean(sample, are_signs=True) for sample in signs]
+
+    covered = sum(estimate.low <= gained - lost <= estimate.high for estimate in estimates)
+    assert covered >= 950 - 21
+
+
+def test_values_of_evaluate_are_read() -> None:
+    assert read_values([True, False, True], "f").tolist() == [1.0, 0.0, 1.0]
+    assert read_values(torch.tensor([[1.0], [2.0]]), "f").tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (0.9, TypeError, "f: evaluate returned one number, 0.9; return a value for each image"),
+        ("good", TypeError, "f: evaluate returned a str"),
+        (None, TypeError, "f: evaluate returned a NoneType"),
+        (torch.tensor(0.9), ValueError, "without an axis of images"),
+        ([], ValueError, r"returned 0 value\(s\)"),
+        ([1.0, float("nan")], ValueError, "not finite"),
+    ],
+)
+def test_what_evaluate_must_not_return(returned: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        read_values(returned, "f")
