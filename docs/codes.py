@@ -7,7 +7,16 @@ from pathlib import Path
 
 from bnlab.doctor import Rule, list_rules, rules
 from bnlab.doctor.catalogue import describe_needs, describe_severity, describe_signs
+from bnlab.doctor.gallery import FAULTS, Fault
 from bnlab.doctor.rule import NEEDS
+
+_RECALIBRATION = {
+    "repairs": "New statistics repair it.",
+    "falls short": "New statistics do not repair it.",
+    "hides": "New statistics would hide it.",
+    "not needed": "New statistics are not needed.",
+}
+"""What recalibration does to a fault, in a sentence."""
 
 
 def write_codes() -> dict[str, str]:
@@ -52,7 +61,15 @@ def _write_code(rule: Rule) -> str:
         f"**What to do:** {rule.remedy}",
         "## How it is told",
         describe_signs(rule),
-        "## Severity",
+        "## What it needs, and how severe it is",
         f"{describe_needs(rule)} {describe_severity(rule)}",
     ]
+    examples = [_write_example(fault) for fault in FAULTS.values() if fault.code == rule.code]
+    if examples:
+        about = "Networks that were broken on purpose, by name in `bnlab.doctor.gallery.FAULTS`:"
+        parts += ["## Examples", about, "\n".join(examples)]
     return "\n\n".join([*parts, ""])
+
+
+def _write_example(fault: Fault) -> str:
+    return f"- *{fault.name}*: {fault.done} {_RECALIBRATION[fault.recalibration]}"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.doctor import list_rules
+from bnlab.doctor.gallery import FAULTS
 from bnlab.harness import load_images, load_model
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
@@ -113,6 +114,13 @@ def test_each_code_has_a_page_that_says_what_the_rule_says() -> None:
         assert " ".join((type(rule).__doc__ or "").split()) in words
         assert f"[{rule.code}]({rule.code}.md)" in written["doctor/index"]
         assert f"\n{rule.code}\n" in written["doctor/index"]  # its table of contents
+
+
+def test_a_code_that_the_gallery_shows_has_its_example() -> None:
+    written = write_codes()
+
+    for name, fault in FAULTS.items():
+        assert f"- *{name}*: {fault.done} New statistics " in written[f"doctor/{fault.code}"]
 
 
 def test_links_lead_to_the_pages_that_show_the_files() -> None:

@@ -47,7 +47,7 @@ FOLDERS = {
     "doctor": "words scores observing history case kept rule rules catalogue verdict findings picture page diagnosis "
     "examine diagnose undo recalibration recalibrate gallery",
     "doctor.gallery": "patterns network specimen averages populations weights",
-    "commands": "packages images progress loading saving explain doctor gap recalibrate undo",
+    "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "cores own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",

@@ -25,7 +25,7 @@ from bnlab.commands.packages import is_packaged
 from bnlab.commands.progress import Progress
 from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.findings import grade_cost
+from bnlab.doctor.findings import Skipped, grade_cost
 from bnlab.doctor.history import read_state_file
 from bnlab.doctor.rule import SEVERITIES, Severity
 from bnlab.doctor.verdict import WORTH, Verdict
@@ -38,6 +38,8 @@ _ABOUT = (
 )
 _WITH_BATCHES = ("forward", "evaluate", "training", "expected", "max_images")
 """Arguments that say nothing without batches."""
+_OPTIONS = {"before=": "--before", "training_batches=": "--training"}
+"""Arguments of `diagnose` in `NEEDS`, and the options that give the same."""
 
 
 def add_parser(commands: Any) -> None:
@@ -45,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor", help="what is wrong with a model's batch norms, what it costs, what to do", description=_ABOUT
     )
-    add_model(parser)
+    add_model(parser, nargs="?")
     parser.add_argument(
         "batches",
         nargs="?",
@@ -67,12 +69,20 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--fail-on", choices=SEVERITIES, default="warning", help="least severity for exit status 1; default warning"
     )
+    parser.add_argument(
+        "--demo", action="store_true", help="train a small network in a second, spoil it in five ways, and ask"
+    )
     add_image_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the diagnosis; 1 if it is as severe as `--fail-on` says, else 0."""
+    if arguments.demo:
+        from bnlab.commands.demo import show_demo
+
+        show_demo()
+        return 0
     _require_arguments(arguments)
     diagnosis = _diagnose(arguments)
     severities = []
@@ -93,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _require_arguments(arguments: argparse.Namespace) -> None:
     """Raise ValueError for arguments that contradict each other, or name nothing, before anything is measured."""
+    if arguments.model is None:
+        raise ValueError("name a model, package.module:function; or see what the doctor does: bnlab doctor --demo")
     if arguments.batches is None:
         for name in _WITH_BATCHES:
             if getattr(arguments, name) is not None:
@@ -151,7 +163,16 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
             progress=False,
         )
     notes = [*diagnosis.notes, *_describe_origins(arguments, batches)]
-    return dataclasses.replace(diagnosis, notes=notes)
+    left_out = [_name_option(skipped) for skipped in diagnosis.left_out]
+    return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
+
+
+def _name_option(skipped: Skipped) -> Skipped:
+    """Name the command's option, in the place of the argument, by which a rule could look."""
+    wanted = skipped.wanted
+    for argument, option in _OPTIONS.items():
+        wanted = wanted.replace(argument, option)
+    return dataclasses.replace(skipped, wanted=wanted)
 
 
 def _find_optional(name: str | None) -> Any:

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -29,9 +29,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_measuring_arguments(parser)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the model."""
-    parser.add_argument("model", help="package.module:function that returns the model; or torchvision:NAME, timm:NAME")
+def add_model(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
+    """Add the model, which may be left out if `nargs` is "?"."""
+    parser.add_argument(
+        "model", nargs=nargs, help="package.module:function that returns the model; or torchvision:NAME, timm:NAME"
+    )
 
 
 def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:

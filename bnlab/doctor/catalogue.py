@@ -53,7 +53,7 @@ def describe_severity(rule: Rule) -> str:
     if rule.follows_cost:
         told = f"Its severity follows what it costs; without labels or evaluate= it is {_name(rule.severity)}."
     else:
-        told = f"It is {_name(rule.severity)}, whatever it costs."
+        told = f"It is {_name(rule.severity)}, if nothing else is said above, whatever it costs."
     return f"{told} Recalibration would hide it, and bnlab.recalibrate refuses." if rule.hides else told
 
 

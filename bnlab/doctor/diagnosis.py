@@ -158,10 +158,10 @@ class Diagnosis:
         sentences = []
         codes = [finding.rule.code for finding in self.found if finding.severity == "note"]
         if codes:
-            sentences.append(f"Notes: {', '.join(codes)} (see .findings).")
+            sentences.append(f"Notes: {', '.join(codes)} (see .findings, or --html).")
         if self.left_out:
             rules = "1 rule" if len(self.left_out) == 1 else f"{len(self.left_out)} rules"
-            sentences.append(f"Not looked for: {rules} (.skipped says what they need).")
+            sentences.append(f"Not looked for: {rules} (.skipped, or --html, says what they need).")
         return _wrap(" ".join([*sentences, *self.notes]))
 
     def to_json(self) -> str:

@@ -13,6 +13,7 @@ from bnlab.doctor.findings import Finding, Skipped
 from bnlab.doctor.picture import draw_layers
 from bnlab.doctor.scores import Scores
 from bnlab.doctor.verdict import KINDS, Verdict, tell_score
+from bnlab.doctor.words import count_things
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,17 +29,17 @@ _TONES = {"note": "open", "warning": "fair", "error": "bad"}
 _FEW = 4  # names of layers that a finding shows at once
 _COLUMNS = {
     "layer": "layer",
-    "channels": "channels",
-    "momentum": "momentum",
-    "updates": "updates",
-    "training": "mode",
+    "codes": "findings",
+    "cost": "costs alone",
     "mean_gap": "mean off, σ",
     "var_gap": "variance off, |log ratio|",
     "noise": "noise ratio",
-    "cost": "costs alone",
-    "codes": "findings",
+    "updates": "updates",
+    "momentum": "momentum",
+    "channels": "channels",
+    "training": "mode",
 }
-"""Columns of the table of layers, as the page calls them."""
+"""Columns of the table of layers, as the page calls them; what matters most is seen first on a telephone."""
 _MISSING = {"momentum": "cumulative", "updates": "not counted"}
 """What stands in the place of a missing number."""
 
@@ -88,34 +89,33 @@ def make_page(diagnosis: Report) -> str:
 
 
 def _count_layers(case: Case) -> str:
-    counted = f"{len(case.layers)} batch-norm layer{'s' if len(case.layers) != 1 else ''}"
-    return counted if case.evidence is None else f"{counted}, {case.evidence.images:,} images"
+    counted = count_things(len(case.layers), "batch norm")
+    return counted if case.evidence is None else f"{counted}, {count_things(case.evidence.images, 'image')}"
 
 
 def _write_verdict(diagnosis: Report) -> Iterator[str]:
-    if diagnosis.judged is not None:
+    above = [finding for finding in diagnosis.found if finding.severity != "note"]
+    counted = count_things(len(above), "finding")
+    if diagnosis.judged is None:
+        headline = counted if above else "Nothing above a note"
+        tone = _TONES[above[0].severity] if above else "good"
+        sentence = _say_why_no_verdict(diagnosis.case)
+    else:
         headline, tone = _HEADLINES[diagnosis.judged.word]
         sentence = diagnosis.judged.sentence
-    else:
-        headline, tone, sentence = _say_without_verdict(diagnosis)
+        if diagnosis.judged.word == "healthy" and above:
+            headline = f"Healthy, but {counted}"
+            tone = _TONES[above[0].severity]
     yield f'<div class="verdict {tone}">'
     yield f'<p class="word">{headline}</p>'
     yield f"<p>{escape(sentence)}</p>"
     yield "</div>"
 
 
-def _say_without_verdict(diagnosis: Report) -> tuple[str, str, str]:
-    """Say what was found where there are no scores: headline, tone, sentence."""
-    above = [finding for finding in diagnosis.found if finding.severity != "note"]
-    if above:
-        headline = "1 finding" if len(above) == 1 else f"{len(above)} findings"
-        tone = _TONES[above[0].severity]
-    else:
-        headline = "Nothing above a note"
-        tone = "good"
-    if diagnosis.case.evidence is None:
-        return headline, tone, "Without data. Give batches with labels to learn what it costs, and for a verdict."
-    return headline, tone, "No verdict, because the batches have no labels. Give labels, or evaluate=."
+def _say_why_no_verdict(case: Case) -> str:
+    if case.evidence is None:
+        return "Without data. Give batches with labels to learn what it costs, and for a verdict."
+    return "No verdict, because the batches have no labels. Give labels, or evaluate=."
 
 
 def _write_scores(case: Case) -> Iterator[str]:

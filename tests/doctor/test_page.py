@@ -139,6 +139,14 @@ def test_the_verdict_stands_first_with_its_reason(spoiled: Diagnosis) -> None:
     assert paragraphs[:2] == ["The running averages are at fault", spoiled.judged.sentence]
 
 
+def test_a_healthy_model_with_a_finding_is_not_green(model: nn.Module, batches: Batches) -> None:
+    text = make_page(bnlab.diagnose(model, batches, rules=[Odd()]))
+
+    assert Page(text).list_texts("p")[0] == "Healthy, but 1 finding"
+    assert '<div class="verdict bad">' in text
+    assert '<div class="verdict good">' in make_page(bnlab.diagnose(model, batches))
+
+
 def test_scores_stand_with_what_is_gained(spoiled: Diagnosis) -> None:
     page = Page(make_page(spoiled))
 
@@ -178,9 +186,9 @@ def test_numbers_of_the_table_are_on_the_page(spoiled: Diagnosis) -> None:
     cells = page.list_texts("td", "code")
     expected = []
     for row in spoiled.table.to_dict("records"):
-        expected += [row["layer"], str(row["channels"]), "0.1", "100"]
+        expected += [row["layer"], row["codes"], f"{100 * row['cost']:.1f}"]
         expected += [f"{row[name]:.3g}" for name in ("mean_gap", "var_gap", "noise")]
-        expected += [f"{100 * row['cost']:.1f}", row["codes"]]
+        expected += ["100", "0.1", str(row["channels"])]
     assert cells[-len(expected) :] == expected
 
 
@@ -211,7 +219,7 @@ def test_without_data_there_is_a_table_and_no_picture(model: nn.Module) -> None:
 
     assert "svg" not in page.elements
     assert "Without data." in page.text
-    assert page.list_texts("th") == ["layer", "channels", "momentum", "updates"]
+    assert page.list_texts("th") == ["layer", "updates", "momentum", "channels"]
 
 
 def test_rules_that_could_not_look_are_listed_with_what_they_need(model: nn.Module) -> None:
@@ -223,8 +231,8 @@ def test_rules_that_could_not_look_are_listed_with_what_they_need(model: nn.Modu
 
     page = Page(make_page(bnlab.diagnose(model, rules=[Wanting()])))
 
-    (item,) = [item for item in page.list_texts("li") if "training_batches=" in item]
-    assert "BN998 a < b" in item
+    (item,) = [item for item in page.list_texts("li") if "BN998 a < b" in item]
+    assert item.endswith("Needs training_batches=.")
 
 
 def test_to_html_writes_the_page(tmp_path: Path, spoiled: Diagnosis) -> None:
