@@ -9,7 +9,7 @@ import bnlab
 from benchmarks.timing import Result, alternate, evaluate
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.artifacts.vision import torchvision
+from bnlab.vision import torchvision
 
 ROUNDS, THREADS = 5, 1
 _IMAGES, _BATCH = 2000, 64

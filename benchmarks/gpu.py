@@ -22,9 +22,9 @@ from benchmarks.timing import HEADING, Result
 from bnlab import population_statistics, record
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.artifacts.vision import torchvision
 from bnlab.moments import compare_moments
 from bnlab.nn import SelfTuned
+from bnlab.vision import torchvision
 
 _ROUNDS = 5
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

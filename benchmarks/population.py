@@ -13,8 +13,8 @@ from benchmarks.timing import Result, alternate, evaluate
 from bnlab import Statistics, population_statistics, running_statistics
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.artifacts.vision import torchvision
 from bnlab.moments import compare_moments
+from bnlab.vision import torchvision
 
 ROUNDS, THREADS = 5, 1
 _IMAGES, _BATCH = 1000, 64

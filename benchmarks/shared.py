@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Result, alternate, evaluate
 from bnlab import population_statistics
-from bnlab.harness.artifacts.vision import torchvision
+from bnlab.vision import torchvision
 
 ROUNDS = 5
 

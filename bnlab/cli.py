@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import bnlab
-from bnlab.commands import gap, recalibrate, undo
+from bnlab.commands import doctor, explain, gap, recalibrate, undo
 from bnlab.commands.loading import describe_error
 from bnlab.memory import keep_freed_memory
 
 _DESCRIPTION = (
-    "Batch norm's running averages against exact statistics: of your own model (gap, recalibrate, undo), and of small "
-    "networks that are trained for it (sweep, report, runs). bnlab COMMAND --help says more."
+    "Batch norm's running averages against exact statistics: of your own model (doctor, gap, recalibrate, undo), and "
+    "of small networks that are trained for it (sweep, report, runs). bnlab COMMAND --help says more."
 )
-_COMMANDS = (gap, recalibrate, undo)
+_COMMANDS = (doctor, explain, gap, recalibrate, undo)
 """Modules of the commands for a model of the caller's own."""
 _OF_SWEEPS = {
     "sweep": "train the networks that are missing, measure them, write tables",

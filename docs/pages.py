@@ -1,4 +1,4 @@
-"""Pages that the site takes from elsewhere: files of the repository that it shows, and the public names.
+"""Pages that the site takes from elsewhere: files of the repository that it shows, public names, the doctor's codes.
 
 They are written into docs/ when a build begins, and git ignores them.
 """
@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+from docs.codes import list_code_sources, write_codes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -65,6 +67,7 @@ def write_pages(docs: Path = DOCS) -> None:
     shown = list_shown()
     pages = {name: path.read_text(encoding="utf-8") for name, path in shown.items()}
     pages["experiments/index"] = _write_experiments(shown)
+    pages |= write_codes()
     for name in MODULES:
         pages[f"reference/{name}"] = _write_module(name)
 
@@ -73,7 +76,7 @@ def write_pages(docs: Path = DOCS) -> None:
         path.parent.mkdir(exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-    for path in [*docs.glob("experiments/*.md"), *docs.glob("reference/*.md")]:
+    for path in [*docs.glob("experiments/*.md"), *docs.glob("doctor/*.md"), *docs.glob("reference/*.md")]:
         if str(path.relative_to(docs).with_suffix("")) not in pages:
             path.unlink()
 
@@ -138,6 +141,7 @@ def adapt_links(text: str, page: str) -> str:
     pages[ROOT / "README.md"] = "index"
     pages[REFERENCE / "README.md"] = "experiments/index"
     pages |= {source: f"reference/{name}" for name in MODULES for source in list_sources(name)}
+    pages |= list_code_sources()
     at = (DOCS / f"{page}.md").parent
     origin = shown.get(page, DOCS / f"{page}.md").parent
 

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from bnlab.doctor import list_rules
+from bnlab.doctor.gallery import FAULTS
 from bnlab.harness import load_images, load_model
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
 from docs import pages
+from docs.codes import write_codes
 from docs.pages import DOCS, MODULES, adapt_links, list_names, list_shown, write_pages
 
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")  # to a file
@@ -43,10 +46,10 @@ def list_loaded(page: Path) -> str:
 
 def test_every_page_is_in_the_table_of_contents() -> None:
     written = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")} - {"index"}
-    made = {*list_shown(), "experiments/index", *(f"reference/{module}" for module in MODULES)}
-    of_experiments = {page for page in {*written, *made} if re.fullmatch("experiments/(?!index).*", page)}
+    made = {*list_shown(), "experiments/index", *write_codes(), *(f"reference/{module}" for module in MODULES)}
+    below_another = {page for page in {*written, *made} if re.fullmatch("(experiments|doctor)/(?!index).*", page)}
 
-    assert list_contents() == {*written, *made} - of_experiments
+    assert list_contents() == {*written, *made} - below_another
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES, ids=lambda word: word)
@@ -100,11 +103,34 @@ def test_pages_that_are_not_made_any_more_are_removed(tmp_path: Path) -> None:
     assert (tmp_path / "experiments" / "gap.md").read_text() == list_shown()["experiments/gap"].read_text()
 
 
+def test_each_code_has_a_page_that_says_what_the_rule_says() -> None:
+    written = write_codes()
+
+    for rule in list_rules():
+        page = written[f"doctor/{rule.code}"]
+        words = " ".join(page.split())
+        assert page.startswith(f"# {rule.code}: {rule.title}\n")
+        assert rule.meaning in words and rule.remedy in words
+        assert " ".join((type(rule).__doc__ or "").split()) in words
+        assert f"[{rule.code}]({rule.code}.md)" in written["doctor/index"]
+        assert f"\n{rule.code}\n" in written["doctor/index"]  # its table of contents
+
+
+def test_a_code_that_the_gallery_shows_has_its_example() -> None:
+    written = write_codes()
+
+    for name, fault in FAULTS.items():
+        assert f"- *{name}*: {fault.done} New statistics " in written[f"doctor/{fault.code}"]
+
+
 def test_links_lead_to_the_pages_that_show_the_files() -> None:
     assert adapt_links("[gap](gap/README.md#claims)", "answers") == "[gap](experiments/gap.md#claims)"
     assert adapt_links("![](figures/cost.png)", "experiments/gap").endswith("/results/reference/gap/figures/cost.png)")
     assert adapt_links("[Q1](../ANSWERS.md)", "experiments/gap") == "[Q1](../answers.md)"
     assert adapt_links("[nn](../../bnlab/nn/self_tuned.py)", "howto/model") == "[nn](../reference/bnlab.nn.md)"
+    rule = "../../bnlab/doctor/rules/bn002.py"
+    assert adapt_links(f"[BN002]({rule})", "howto/doctor") == "[BN002](../doctor/BN002.md)"
+    assert adapt_links("[BN002](BN002.md)", "doctor/index") == "[BN002](BN002.md)"
     for untouched in ("[Q1](#q1)", "[torch](https://docs.pytorch.org/x.md)", "```\n[a](gap/README.md)\n```"):
         assert adapt_links(untouched, "answers") == untouched
 

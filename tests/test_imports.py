@@ -18,7 +18,7 @@ HARNESS, QUESTIONS = PACKAGE / "harness", PACKAGE.parent / "experiments" / "ques
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.parents)
 # Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
-    "warn names",
+    "warn names vision",
     "arguments batches borrow provenance files layers reading theory",
     "moments",
     "memory storage estimators",
@@ -44,11 +44,11 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
-    "doctor": "words scores observing history case kept rule rules catalogue verdict findings diagnosis examine "
-    "diagnose undo recalibration recalibrate gallery",
+    "doctor": "words scores observing history case kept rule rules catalogue verdict findings picture page diagnosis "
+    "examine diagnose undo recalibration recalibrate gallery",
     "doctor.gallery": "patterns network specimen averages populations weights",
-    "commands": "loading saving gap recalibrate undo",
-    "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
+    "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
+    "harness.artifacts": "cores own corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
 }

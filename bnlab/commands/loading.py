@@ -12,19 +12,32 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from bnlab.commands.packages import is_packaged, make_packaged
 from bnlab.doctor.history import read_state_file
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what commands that measure a model on batches take: both, `--forward`, `--weights` and `--max-images`."""
-    parser.add_argument("model", help="package.module:function that returns the model")
+    add_model(parser)
     parser.add_argument(
         "batches", help="package.module:function that returns an iterable of batches, e.g. a DataLoader"
     )
+    add_measuring_arguments(parser)
+
+
+def add_model(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
+    """Add the model, which may be left out if `nargs` is "?"."""
+    parser.add_argument(
+        "model", nargs=nargs, help="package.module:function that returns the model; or torchvision:NAME, timm:NAME"
+    )
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--forward`, `--weights` and `--max-images`."""
     parser.add_argument(
         "--forward",
         help="package.module:function of model and batch; default model(batch), or model(batch[0]) of a tuple",
@@ -36,8 +49,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(name: str, weights: str | None) -> Any:
-    """Call the function of this name, and load a file into the model that it returns."""
-    model = call_by_name(name)
+    """Call the function of this name, or make the package's model, and load a file into it."""
+    model = make_packaged(name) if is_packaged(name) else call_by_name(name)
     if weights is not None:
         _load_weights(model, Path(weights))
     return model

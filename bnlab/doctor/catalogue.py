@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 
 from bnlab.doctor import rules
-from bnlab.doctor.rule import NEEDS, Rule
+from bnlab.doctor.rule import NEEDS, Rule, Severity
 
 
 def list_rules() -> list[Rule]:
@@ -30,11 +31,31 @@ def explain(code: str) -> str:
     rule = by_code.get(code.upper())
     if rule is None:
         raise ValueError(f"explain: {code!r} is no code; there are {', '.join(by_code)}")
-    lines = [f"{rule.code}: {rule.title}", "", rule.meaning, rule.remedy]
-    details = type(rule).__doc__
-    if details:
-        lines += ["", *(line.strip() for line in details.strip().splitlines())]
-    if rule.needs:
-        wanted = ", ".join(NEEDS[need] for need in rule.needs)
-        lines += ["", f"Needs: {wanted}."]
-    return "\n".join(lines)
+    parts = [f"{rule.code}: {rule.title}", f"{rule.meaning}\n{rule.remedy}", describe_signs(rule)]
+    return "\n\n".join([*parts, f"{describe_needs(rule)}\n{describe_severity(rule)}"])
+
+
+def describe_signs(rule: Rule) -> str:
+    """Say how a rule tells its fault, and when it is a false alarm: its docstring."""
+    return inspect.getdoc(type(rule)) or ""
+
+
+def describe_needs(rule: Rule) -> str:
+    """Say what must be given for a rule to look."""
+    if not rule.needs:
+        return "It needs the model alone."
+    wanted = " and ".join(NEEDS[need] for need in rule.needs)
+    return f"It needs {wanted}."
+
+
+def describe_severity(rule: Rule) -> str:
+    """Say how severe what a rule finds is, and whether recalibration would hide it."""
+    if rule.follows_cost:
+        told = f"Its severity follows what it costs; without labels or evaluate= it is {_name(rule.severity)}."
+    else:
+        told = f"It is {_name(rule.severity)}, if nothing else is said above, whatever it costs."
+    return f"{told} Recalibration would hide it, and bnlab.recalibrate refuses." if rule.hides else told
+
+
+def _name(severity: Severity) -> str:
+    return f"an {severity}" if severity == "error" else f"a {severity}"

@@ -112,6 +112,8 @@ def _conclude(case: Case, rules: Sequence[Rule], expected: float | None, worth: 
     evidence = case.evidence
     judged = None
     if evidence is not None and evidence.scores is not None:
+        if expected is not None and expected > 1 and evidence.scores.are_shares:
+            raise ValueError(f"{CALLER}: expected={expected!r}, but scores are shares here; pass one between 0 and 1")
         judged = judge(evidence.scores, expected, worth)
     found, skipped = look_for_faults(case, [*list_rules(), *rules], judged, worth)
     if judged is not None:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.findings import Finding, Skipped
-from bnlab.doctor.verdict import Verdict, tell_score
+from bnlab.doctor.verdict import KINDS, Verdict, tell_score
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _WIDTH = 100
-_KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class Diagnosis:
     def _tell_scores(self) -> str:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
         scores = self.case.evidence.scores
-        told = [f"{tell_score(scores.mean(kind), scores)} under {_KINDS[kind]}" for kind in scores.values]
+        told = [f"{tell_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
         return f"{scores.metric}: {', '.join(told)}."
 
     def _tell_rest(self) -> str:
@@ -159,10 +158,10 @@ class Diagnosis:
         sentences = []
         codes = [finding.rule.code for finding in self.found if finding.severity == "note"]
         if codes:
-            sentences.append(f"Notes: {', '.join(codes)} (see .findings).")
+            sentences.append(f"Notes: {', '.join(codes)} (see .findings, or --html).")
         if self.left_out:
             rules = "1 rule" if len(self.left_out) == 1 else f"{len(self.left_out)} rules"
-            sentences.append(f"Not looked for: {rules} (.skipped says what they need).")
+            sentences.append(f"Not looked for: {rules} (.skipped, or --html, says what they need).")
         return _wrap(" ".join([*sentences, *self.notes]))
 
     def to_json(self) -> str:
@@ -185,7 +184,6 @@ class Diagnosis:
         """Write one self-contained page with a picture of the layers: names and numbers, no images.
 
         Raises:
-            ImportError: matplotlib, which draws the picture, is not installed.
             OSError: the file cannot be written.
         """
         from bnlab.doctor.page import make_page

@@ -12,7 +12,7 @@ from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
 from bnlab.doctor.scores import Difference
 from bnlab.doctor.verdict import Verdict
 
-_ERROR = 0.05  # five points: what costs more is an error
+_ERROR = 10  # times the smallest difference that matters: what costs more is an error
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,13 @@ def _grade(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None, worth:
     cost = _find_cost(rule, signs, case, verdict)
     severity = rule.severity
     if rule.follows_cost and not math.isnan(cost):
-        severity = _grade_cost(cost, worth)
+        severity = grade_cost(cost, worth)
     return Finding(rule, signs, max(severity, signs.at_least, key=SEVERITIES.index), cost)
 
 
-def _grade_cost(cost: float, worth: float) -> Severity:
-    if cost > _ERROR / 0.005 * worth:
+def grade_cost(cost: float, worth: float) -> Severity:
+    """Say how severe a measured cost is: an error above ten times `worth`, which is five points of half a point."""
+    if cost > _ERROR * worth:
         return "error"
     return "warning" if cost > worth else "note"
 

@@ -10,6 +10,9 @@ from bnlab.doctor.scores import Difference, Scores
 
 Word = Literal["averages", "not the averages", "healthy", "undecided"]
 
+KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
+"""Kinds of statistics that are scored, in words."""
+
 WORTH = 0.005  # half a point: what a difference of shares must exceed to matter
 _SURE = 4  # of a healthy model, the interval excludes that so many times WORTH would be gained
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bnlab import Statistics, population_statistics
-from bnlab.harness.artifacts.vision import torchvision
+from bnlab.vision import torchvision
 from tests import references
 from tests.helpers import images, unchanged
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.experiments.commands import ROOT, Call, Write
+from tests.commands.running import call_bnlab
+from tests.experiments.commands import ROOT, Call, Called, Write
 
 HOWTOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -33,12 +34,26 @@ def adapt(words: list[str]) -> list[str]:
     return [*words, *QUICK, "hydra/launcher=basic"]
 
 
+def run(words: list[str], call: Call, folder: Path) -> Called:
+    """Run a command in this process: of the clone, or of the package."""
+    if words[0] in ("sweep", "report", "runs"):
+        return call(*adapt(words))
+    done = call_bnlab(folder, *words)
+    return Called(done.returncode, done.stdout, done.stderr)
+
+
+def strip_numbers(text: str) -> str:
+    """What a page shows of an output and what is printed are the same but for numbers, which depend on the machine."""
+    return " ".join(re.sub(r"\d+(\.\d+)?", "#", text).split())
+
+
 @pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.stem)
 def test_a_reader_can_follow(
     page: Path, write: Write, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
+    printed = ""
 
     for language, text in list_blocks(page):
         file = FILE.match(text)
@@ -46,10 +61,13 @@ def test_a_reader_can_follow(
             write(text, name=file[1])
         elif language == "python":
             exec(text, names)
+        elif language == "text":
+            assert strip_numbers(text) == strip_numbers(printed)
         else:
             for line in text.replace("\\\n", " ").splitlines():
-                program, *words = shlex.split(line)
-                code, _, err = call(*adapt(words))
+                command, _, remark = line.partition("  # status ")
+                program, *words = shlex.split(command)
+                code, printed, err = run(words, call, tmp_path)
 
                 assert program == "bnlab"
-                assert code == 0, err
+                assert code == int(remark or 0), err

@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any, TypeVar
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError, where_raised
+from bnlab.vision import torchvision
 
 REQUIRED = "???"
 """The default of a setting without one, as OmegaConf has it."""

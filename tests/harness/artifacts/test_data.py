@@ -18,8 +18,8 @@ from bnlab.harness.artifacts.data import Data, augment, drawing, load_dataset
 from bnlab.harness.artifacts.data.cifar10 import Cifar10
 from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.data.glyphs import Glyphs
-from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
+from bnlab.vision import torchvision
 from tests.helpers import write_copies
 
 TRAIN, TEST = 40, 12

@@ -26,11 +26,11 @@ from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Batches, Seeds
-from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.sources import FrozenWeights
 from bnlab.harness.statistics import Exact
+from bnlab.vision import torchvision
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
 

@@ -10,9 +10,9 @@ import torch
 
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
 from bnlab.harness.artifacts.data.pixels import Pixels, read_part, shuffle
-from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
+from bnlab.vision import torchvision
 
 
 class Source(NamedTuple):

@@ -9,9 +9,9 @@ from torch import nn
 
 from bnlab.harness.artifacts.models.base import Inputs, Model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
-from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.checks import require_one_of
 from bnlab.harness.components import add_choice
+from bnlab.vision import torchvision
 
 
 @dataclass(unsafe_hash=True)

@@ -1,0 +1,71 @@
+"""`bnlab doctor --demo`: a network that is trained in a second and spoiled in five ways, and what the doctor says."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+import bnlab
+from bnlab.doctor.diagnosis import Diagnosis
+from bnlab.doctor.findings import Finding
+from bnlab.doctor.gallery import FAULTS, Fault, Healthy, make_healthy
+from bnlab.doctor.verdict import tell_score
+
+CHOSEN = (
+    "never updated",
+    "moved while frozen",
+    "average of weights without buffers",
+    "folded twice",
+    "images not scaled",
+)
+"""Faults of the gallery that are shown: from a checkpoint, fine-tuning, averaging, deployment and preprocessing."""
+
+_NEXT = """\
+Next
+  bnlab doctor package.module:model package.module:batches   ask about a model of your own
+  bnlab doctor torchvision:NAME photos --weights FILE        or of a package's, on a folder of images
+  bnlab explain CODE                                         what a code means, how it is told, false alarms
+  bnlab recalibrate MODEL BATCHES --out NEW.safetensors      new statistics where they gain, with an undo file"""
+
+
+def show_demo(names: Sequence[str] = CHOSEN) -> None:
+    """Print what the doctor says of the healthy network, and of each of these faults."""
+    print("A small network is trained for a second, and then spoiled.\n")
+    healthy = make_healthy()
+    _show("0. As it was trained", bnlab.diagnose(healthy.model, healthy.batches, progress=False))
+    for number, name in enumerate(names, start=1):
+        fault = FAULTS[name]
+        _show(f"{number}. {name.capitalize()}. {fault.done}", _diagnose(fault, healthy))
+    print(_NEXT)
+
+
+def _diagnose(fault: Fault, healthy: Healthy) -> Diagnosis:
+    """Diagnose a network that has a fault."""
+    specimen = fault.spoil(healthy)
+    return bnlab.diagnose(specimen.model, specimen.batches, progress=False, **specimen.arguments)
+
+
+def _show(title: str, diagnosis: Diagnosis) -> None:
+    print(textwrap.fill(title, 100, subsequent_indent="   "))
+    for line in _summarize(diagnosis):
+        print(textwrap.fill(line, 100, initial_indent="   ", subsequent_indent="   "))
+    print(flush=True)
+
+
+def _summarize(diagnosis: Diagnosis) -> Iterator[str]:
+    """Write the verdict with its scores in a line, and a line or two for each finding above a note."""
+    case = diagnosis.case
+    assert case.evidence is not None and case.evidence.scores is not None and diagnosis.judged is not None
+    scores = case.evidence.scores
+    running = tell_score(scores.mean("running"), scores)
+    exact = tell_score(scores.mean("exact"), scores)
+    yield f"{diagnosis.judged.word.capitalize()}: {running} under running averages, {exact} under exact statistics."
+    for finding in diagnosis.found:
+        if finding.severity != "note":
+            yield from _tell_finding(finding)
+
+
+def _tell_finding(finding: Finding) -> Iterator[str]:
+    rule = finding.rule
+    yield f"{rule.code} {finding.severity}: {rule.title} ({finding.signs.evidence})."
+    yield rule.remedy

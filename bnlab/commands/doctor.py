@@ -1,0 +1,201 @@
+"""`bnlab doctor`: what is wrong with a model's batch-norm statistics, what it costs, and what to do."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bnlab
+from bnlab.arguments import require_batches
+from bnlab.commands.images import ImageFolder, add_image_arguments, find_images
+from bnlab.commands.loading import (
+    add_measuring_arguments,
+    add_model,
+    call_by_name,
+    collecting_warnings,
+    find_function,
+    hinting_at_forward,
+    load_model,
+)
+from bnlab.commands.packages import is_packaged
+from bnlab.commands.progress import Progress
+from bnlab.doctor.catalogue import list_rules
+from bnlab.doctor.diagnosis import Diagnosis
+from bnlab.doctor.findings import Skipped, grade_cost
+from bnlab.doctor.history import read_state_file
+from bnlab.doctor.rule import SEVERITIES, Severity
+from bnlab.doctor.verdict import WORTH, Verdict
+from bnlab.layers import require_module
+
+_ABOUT = (
+    "What is wrong with a model's batch-norm statistics, what it costs, and what to do. Without batches in "
+    "milliseconds, from what the model holds; with batches and labels also a verdict. Exit status: 0 healthy, or "
+    "nothing but notes; 1 something was found; 2 a wrong call."
+)
+_WITH_BATCHES = ("forward", "evaluate", "training", "expected", "max_images")
+"""Arguments that say nothing without batches."""
+_OPTIONS = {"before=": "--before", "training_batches=": "--training"}
+"""Arguments of `diagnose` in `NEEDS`, and the options that give the same."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to `commands`, the subparsers of `bnlab`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "doctor", help="what is wrong with a model's batch norms, what it costs, what to do", description=_ABOUT
+    )
+    add_model(parser, nargs="?")
+    parser.add_argument(
+        "batches",
+        nargs="?",
+        help="package.module:function that returns an iterable of batches, e.g. a DataLoader of (images, labels); or "
+        "a folder of images",
+    )
+    add_measuring_arguments(parser)
+    parser.add_argument(
+        "--evaluate", help="package.module:function of the model, that returns a value for each image, higher is better"
+    )
+    parser.add_argument("--before", help="an earlier checkpoint, or the network that this one is a copy or average of")
+    parser.add_argument("--training", help="batches as in training, named as the batches are")
+    parser.add_argument("--expected", type=float, help="the score that the model should reach; accuracy 0.9, not 90")
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else on stdout")
+    parser.add_argument("--html", help="write a page to this file")
+    parser.add_argument(
+        "--select", help="only codes that begin so, such as BN1 or BN101,BN2; the exit status is of these alone"
+    )
+    parser.add_argument(
+        "--fail-on", choices=SEVERITIES, default="warning", help="least severity for exit status 1; default warning"
+    )
+    parser.add_argument(
+        "--demo", action="store_true", help="train a small network in a second, spoil it in five ways, and ask"
+    )
+    add_image_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the diagnosis; 1 if it is as severe as `--fail-on` says, else 0."""
+    if arguments.demo:
+        from bnlab.commands.demo import show_demo
+
+        show_demo()
+        return 0
+    _require_arguments(arguments)
+    diagnosis = _diagnose(arguments)
+    severities = []
+    if arguments.select is not None:
+        diagnosis = _select(diagnosis, arguments.select)
+    elif diagnosis.judged is not None:
+        severities.append(_grade_verdict(diagnosis.judged))
+
+    print(diagnosis.to_json() if arguments.json else diagnosis)
+    if arguments.html is not None:
+        diagnosis.to_html(arguments.html)
+        print(f"page: {arguments.html}", file=sys.stderr)
+    severities += [finding.severity for finding in diagnosis.found]
+    line = SEVERITIES.index(arguments.fail_on)
+    is_severe = [severity is not None and SEVERITIES.index(severity) >= line for severity in severities]
+    return int(any(is_severe))
+
+
+def _require_arguments(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for arguments that contradict each other, or name nothing, before anything is measured."""
+    if arguments.model is None:
+        raise ValueError("name a model, package.module:function; or see what the doctor does: bnlab doctor --demo")
+    if arguments.batches is None:
+        for name in _WITH_BATCHES:
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is about batches, and none are given: name them too")
+    if arguments.select is not None:
+        codes = [rule.code for rule in list_rules()]
+        for prefix in _split(arguments.select):
+            if not any(code.startswith(prefix) for code in codes):
+                raise ValueError(f"--select {prefix}: no code begins so; bnlab explain lists them")
+    if arguments.html is not None:
+        path = Path(arguments.html)
+        if path.is_dir() or not path.parent.is_dir():
+            raise ValueError(f"--html {path}: is a folder, or lies in none; give the name of a file")
+
+
+def _split(select: str) -> tuple[str, ...]:
+    return tuple(prefix.strip().upper() for prefix in select.split(","))
+
+
+def _select(diagnosis: Diagnosis, select: str) -> Diagnosis:
+    """Keep the findings, and the rules that could not look, whose codes begin as was asked for."""
+    prefixes = _split(select)
+    found = [finding for finding in diagnosis.found if finding.rule.code.startswith(prefixes)]
+    left_out = [skipped for skipped in diagnosis.left_out if skipped.rule.code.startswith(prefixes)]
+    return dataclasses.replace(diagnosis, found=found, left_out=left_out)
+
+
+def _grade_verdict(verdict: Verdict) -> Severity | None:
+    """Say how severe a verdict is; None if it is no fault, or not known to be one."""
+    if verdict.word == "averages":
+        return grade_cost(verdict.gain.value, WORTH)
+    return "warning" if verdict.word == "not the averages" else None
+
+
+def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
+    """Load what the words name, and examine it."""
+    model = load_model(arguments.model, arguments.weights)
+    require_module(model, "doctor")
+    batches = _load_batches(arguments.batches, arguments)
+    training = _load_batches(arguments.training, arguments)
+    before = None if arguments.before is None else read_state_file(Path(arguments.before), "--before")
+    forward = _find_optional(arguments.forward)
+    evaluate = _find_optional(arguments.evaluate)
+
+    progress = Progress()
+    with collecting_warnings(), hinting_at_forward(forward), progress.counting_runs(model):
+        diagnosis = bnlab.diagnose(
+            model,
+            progress.count_read(batches),
+            evaluate=evaluate,
+            training_batches=progress.count_read(training),
+            before=before,
+            forward=forward,
+            expected=arguments.expected,
+            max_images=arguments.max_images,
+            progress=False,
+        )
+    notes = [*diagnosis.notes, *_describe_origins(arguments, batches)]
+    left_out = [_name_option(skipped) for skipped in diagnosis.left_out]
+    return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
+
+
+def _name_option(skipped: Skipped) -> Skipped:
+    """Name the command's option, in the place of the argument, by which a rule could look."""
+    wanted = skipped.wanted
+    for argument, option in _OPTIONS.items():
+        wanted = wanted.replace(argument, option)
+    return dataclasses.replace(skipped, wanted=wanted)
+
+
+def _find_optional(name: str | None) -> Any:
+    return None if name is None else find_function(name)
+
+
+def _load_batches(name: str | None, arguments: argparse.Namespace) -> Any:
+    """Call the function of this name, or take the images of the folder of this name."""
+    if name is None:
+        return None
+    folder = Path(name)
+    if folder.is_dir():
+        return find_images(folder, arguments)
+    if ":" not in name:
+        raise ValueError(f"{name}: no such folder; name a folder of images, or write package.module:function")
+    batches = call_by_name(name)
+    require_batches(batches, "doctor", name)
+    return batches
+
+
+def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[str]:
+    """Say what the reader must know of a model and of images that the user's own code has not made."""
+    if is_packaged(arguments.model) and arguments.weights is None:
+        yield f"{arguments.model} has its initial weights; --weights FILE loads trained ones."
+    if isinstance(batches, ImageFolder) and batches.classes:
+        yield f"The {batches.classes} subfolders are classes 0 to {batches.classes - 1}, in alphabetical order."

@@ -1,0 +1,125 @@
+"""The picture of a diagnosis: marks stand where the axes say, and names have room."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bnlab.doctor.picture import draw_layers
+
+
+def make_rows(
+    mean_gaps: Sequence[float], *, var_gap: float = 0.01, costs: Sequence[float] = ()
+) -> list[dict[str, Any]]:
+    """Rows as those of `Diagnosis.table`, as far as they are drawn; without costs these are NaN."""
+    rows = []
+    for number, mean_gap in enumerate(mean_gaps):
+        cost = costs[number] if costs else math.nan
+        rows.append({"layer": f"layer{number}", "mean_gap": mean_gap, "var_gap": var_gap, "cost": cost})
+    return rows
+
+
+def find_numbers(pattern: str, text: str) -> list[float]:
+    return [float(number) for number in re.findall(pattern, text)]
+
+
+def find_words(style: str, text: str) -> list[str]:
+    return re.findall(rf'<text class="{style}"[^>]*>([^<]*)</text>', text)
+
+
+def test_gaps_stand_where_the_logarithmic_axis_says() -> None:
+    drawn = draw_layers(make_rows([0.0, 0.001, 0.01, 0.5, 10.0]), are_shares=False)
+
+    lines = find_numbers(r'<line class="grid" x1="([\d.]+)%', drawn)
+    centers = find_numbers(r'<circle class="mean" cx="([\d.]+)%', drawn)
+    decade = (lines[-1] - lines[0]) / 4  # from 0.001 to 10
+    exponents = [-3, -3, -2, math.log10(0.5), 1]  # nothing is drawn left of the axis
+    expected = [lines[0] + decade * (exponent + 3) for exponent in exponents]
+    assert len(lines) == 5
+    assert centers == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(("largest", "numbers"), [(0.02, 4), (30.0, 3), (9e8, 3)])
+def test_the_axis_has_few_numbers_and_reaches_the_largest_gap(largest: float, numbers: int) -> None:
+    drawn = draw_layers(make_rows([largest]), are_shares=False)
+
+    words = find_words("middle soft", drawn)
+    values = [float(word) for word in words if re.fullmatch(r"[\d.e+-]+", word)]
+    (center,) = find_numbers(r'<circle class="mean" cx="([\d.]+)%', drawn)
+    lines = find_numbers(r'<line class="grid" x1="([\d.]+)%', drawn)
+    assert len(values) == numbers
+    assert lines[0] < center < lines[-1]
+
+
+def test_costs_are_bars_in_points_from_zero() -> None:
+    drawn = draw_layers(make_rows([0.1, 0.1, 0.1], costs=[0.15, 0.0, -0.04]), are_shares=True)
+
+    bars = re.findall(r'<rect class="cost" x="([\d.]+)%" y="[\d.]+" width="([\d.]+)%"', drawn)
+    (zero,) = find_numbers(r'<line class="zero" x1="([\d.]+)%', drawn)
+    starts = [float(start) for start, _ in bars]
+    widths = [float(width) for _, width in bars]
+    assert starts[:2] == [zero, zero]
+    assert widths[1] == 0
+    assert widths[0] / widths[2] == pytest.approx(15 / 4, rel=0.01)
+    assert starts[2] + widths[2] == pytest.approx(zero, abs=0.02)
+    assert {"-5", "0", "20", "points"} <= set(find_words("middle soft", drawn))
+
+
+def test_costs_below_a_point_look_small() -> None:
+    drawn = draw_layers(make_rows([0.1], costs=[0.001]), are_shares=True)
+
+    assert "1" in find_words("middle soft", drawn)
+    (width,) = find_numbers(r'<rect class="cost".* width="([\d.]+)%"', drawn)
+    assert width == pytest.approx(2.1)  # a tenth of the panel's 21 percent
+
+
+def test_without_costs_there_is_one_panel() -> None:
+    drawn = draw_layers(make_rows([0.1, 0.2]), are_shares=True)
+
+    assert "costs alone" not in drawn
+    assert "<rect" not in drawn
+
+
+def test_a_gap_that_is_not_finite_breaks_the_line_and_is_named() -> None:
+    drawn = draw_layers(make_rows([0.1, math.nan, 0.2, math.inf]), are_shares=False)
+
+    assert find_words("end bad", drawn) == ["not finite", "not finite"]
+    assert drawn.count('<circle class="mean"') == 2
+    assert drawn.count('<circle class="var"') == 4
+    assert drawn.count('"path mean"') == 0
+    assert drawn.count('"path var"') == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("layer4.1.bn2", "layer4.1.bn2"),
+        ("layer4.0.downsample.1", "l4.0.downsample.1"),
+        ("features.denseblock4.denselayer16.norm1", "f.d4.d16.norm1"),
+        ("features.12.block.1.1", "f.12.block.1.1"),
+        ("a.normalization_of_the_stem", "…tion_of_the_stem"),
+    ],
+)
+def test_long_names_are_shortened_from_the_left(name: str, short: str) -> None:
+    (row,) = make_rows([0.1])
+
+    drawn = draw_layers([row | {"layer": name}], are_shares=False)
+
+    assert find_words("end", drawn) == [short]
+    assert f"<title>{name}: mean off by 0.1 σ" in drawn
+
+
+@pytest.mark.parametrize("layers", [1, 20, 53, 250])
+def test_names_do_not_overlap_and_the_picture_ends(layers: int) -> None:
+    drawn = draw_layers(make_rows([0.1] * layers), are_shares=False)
+
+    heights = find_numbers(r'<text class="end" x="[\d.]+%" y="([\d.]+)"', drawn)
+    (height,) = find_numbers(r'height="(\d+)">', drawn)
+    assert all(later - earlier >= 13 for earlier, later in itertools.pairwise(heights))
+    assert max(heights) < height < 1400
+    assert drawn.count("<circle") == 2 * layers
