@@ -30,10 +30,17 @@ def test_the_calls_on_a_model_run() -> None:
             network(batch)
 
     names: dict[str, Any] = {"model": model, "loader": loader, "train": train, "test": lambda network: network.eval()}
-    exec(BLOCKS[0], names)
+    (lines,) = [block for block in BLOCKS if "population_statistics(model, loader)" in block]
+    exec(lines, names)
 
     assert names["trace"].last_step == len(loader)
     assert set(names["replayed"]) == {0, 1, 2, 3}
+
+
+def test_the_diagnosis_is_the_one_of_the_how_to_which_is_run() -> None:
+    (printed,) = [block for block in BLOCKS if "BN101" in block]
+
+    assert printed in (ROOT / "docs" / "howto" / "doctor.md").read_text()
 
 
 def test_the_lines_on_self_tuned_layers_run() -> None:
