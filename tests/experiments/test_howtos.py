@@ -1,27 +1,66 @@
-"""The how-to pages of the site: their files, code and commands work in the order in which they are read."""
+"""The how-to pages of the site: their files, code and commands work in the order in which they are read.
+
+A block of text shows what the block before it prints.
+"""
 
 from __future__ import annotations
 
+import doctest
+import importlib.util
+import os
 import re
 import shlex
-from collections.abc import Iterator
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from bnlab.vision import torchvision
 from tests.commands.running import call_bnlab
 from tests.experiments.commands import ROOT, Call, Called, Write
 
 HOWTOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
+VALIDATION = ROOT / "docs" / "howto" / "validation.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+)\.py\n")
+SECTION = re.compile(r"^(?=## )", re.MULTILINE)
+OPTIONAL = ("lightning", "schedulefree", "transformers")
 QUICK = ("steps=3", "data.images=200", "evaluate_at=final", "device=cpu", "threads=1")
 
+Follow = Callable[[Iterable[str]], dict[str, Any]]
 
-def list_blocks(page: Path) -> Iterator[tuple[str, str]]:
+
+def list_sections(page: Path) -> list[str]:
+    """What stands before the first heading of a page, and under each heading."""
+    return SECTION.split(page.read_text())
+
+
+def find_package(section: str) -> str | None:
+    """The optional package that a section imports."""
+    for package in OPTIONAL:
+        if re.search(rf"^(import|from) {package}\b", section, re.MULTILINE):
+            return package
+    return None
+
+
+def list_optional() -> list[tuple[Path, str]]:
+    """The pages that import an optional package, with it."""
+    found = []
+    for page in HOWTOS:
+        packages = {find_package(section) for section in list_sections(page)}
+        found += [(page, package) for package in OPTIONAL if package in packages]
+    return found
+
+
+def list_blocks(section: str) -> Iterator[tuple[str, str]]:
     """The language and the text of each block of code."""
-    for match in FENCE.finditer(page.read_text()):
+    for match in FENCE.finditer(section):
         yield match[1], match[2]
 
 
@@ -34,7 +73,7 @@ def adapt(words: list[str]) -> list[str]:
     return [*words, *QUICK, "hydra/launcher=basic"]
 
 
-def run(words: list[str], call: Call, folder: Path) -> Called:
+def run_bnlab(words: list[str], call: Call, folder: Path) -> Called:
     """Run a command in this process: of the clone, or of the package."""
     if words[0] in ("sweep", "report", "runs"):
         return call(*adapt(words))
@@ -42,32 +81,122 @@ def run(words: list[str], call: Call, folder: Path) -> Called:
     return Called(done.returncode, done.stdout, done.stderr)
 
 
-def strip_numbers(text: str) -> str:
-    """What a page shows of an output and what is printed are the same but for numbers, which depend on the machine."""
-    return " ".join(re.sub(r"\d+(\.\d+)?", "#", text).split())
+def find_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.stem)
-def test_a_reader_can_follow(
-    page: Path, write: Write, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def run_ranks(words: list[str]) -> str:
+    """Run a script in two processes, as `torchrun --nproc-per-node 2` does; what they print."""
+    assert words[:2] == ["--nproc-per-node", "2"]
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_port())}
+    common["PYTHONPATH"] = os.pathsep.join(sys.path)
+    ranks = []
+    command = [sys.executable, *words[2:]]
+    for rank in ("0", "1"):
+        ranks.append(subprocess.Popen(command, env={**common, "RANK": rank}, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=180)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    return "".join(outputs)
+
+
+@pytest.fixture
+def follow(
+    write: Write, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Follow:
+    """Does what sections say in an empty folder, and compares what it prints with what they show. Returns all names."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "docs" / "howto")
     names: dict[str, Any] = {}
-    printed = ""
 
-    for language, text in list_blocks(page):
+    def run(language: str, text: str) -> str:
         file = FILE.match(text)
         if file:
             write(text, name=file[1])
-        elif language == "python":
+            return ""
+        if language == "python":
             exec(text, names)
-        elif language == "text":
-            assert strip_numbers(text) == strip_numbers(printed)
-        else:
-            for line in text.replace("\\\n", " ").splitlines():
-                command, _, remark = line.partition("  # status ")
-                program, *words = shlex.split(command)
-                code, printed, err = run(words, call, tmp_path)
+            return capsys.readouterr().out
+        return "".join(run_command(line) for line in text.replace("\\\n", " ").splitlines())
 
-                assert program == "bnlab"
-                assert code == int(remark or 0), err
+    def run_command(line: str) -> str:
+        command, _, status = line.partition("  # status ")
+        program, *words = shlex.split(command)
+        if program == "torchrun":
+            return run_ranks(words)
+        assert program == "bnlab"
+        code, out, err = run_bnlab(words, call, tmp_path)
+        assert code == int(status or 0), err
+        return out
+
+    def followed(sections: Iterable[str]) -> dict[str, Any]:
+        printed = ""
+        for section in sections:
+            for language, text in list_blocks(section):
+                if language != "text":
+                    printed = run(language, text)
+                elif not doctest.OutputChecker().check_output(text, f"{printed.rstrip()}\n", doctest.ELLIPSIS):
+                    pytest.fail(f"the page shows\n{text}\nand its code prints\n{printed}")
+        return names
+
+    return followed
+
+
+def require(package: str) -> None:
+    """Skip the test where an optional package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed; make test-all installs it")
+    torchvision()  # the packages import it
+
+
+def put_back(callbacks: Iterable[Any]) -> None:
+    """Take out of a model what the last validation has written."""
+    (recalibration,) = [callback.recalibration for callback in callbacks if hasattr(callback, "recalibration")]
+    recalibration.undo()
+
+
+def assert_same(model: nn.Module, other: nn.Module) -> None:
+    """Weights and running averages are equal bit for bit."""
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(one, another) for one, another in pairs)
+
+
+@pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.stem)
+def test_a_reader_can_follow(page: Path, follow: Follow) -> None:
+    follow(section for section in list_sections(page) if find_package(section) is None)
+
+
+def test_what_a_page_shows_has_to_be_what_its_code_prints(follow: Follow) -> None:
+    with pytest.raises(pytest.fail.Exception, match="its code prints\n1"):
+        follow(["```python\nprint(1)\n```\n\n```text\n2\n```\n"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "package"), list_optional(), ids=lambda part: getattr(part, "stem", part))
+def test_a_reader_who_has_the_package_can_follow(page: Path, package: str, follow: Follow) -> None:
+    require(package)
+
+    follow(section for section in list_sections(page) if find_package(section) in (None, package))
+
+
+@pytest.mark.slow
+def test_lightning_trains_as_without_the_callback(follow: Follow) -> None:
+    require("lightning")
+    names = follow(section for section in list_sections(VALIDATION) if find_package(section) in (None, "lightning"))
+    module = names["trainer"].lightning_module
+
+    put_back(names["trainer"].callbacks)
+
+    assert_same(names["model"], module.network)
+
+
+@pytest.mark.slow
+def test_transformers_trains_as_without_the_callback(follow: Follow) -> None:
+    require("transformers")
+    names = follow(section for section in list_sections(VALIDATION) if find_package(section) in (None, "transformers"))
+
+    put_back(names["exact"].callback_handler.callbacks)
+
+    assert_same(names["running"].model, names["exact"].model)

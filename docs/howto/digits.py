@@ -1,0 +1,57 @@
+"""A small network and handwritten digits: the recipes use them in the place of your model and your loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_digits = load_digits()
+_images = torch.tensor(_digits.images, dtype=torch.float32)[:, None] / 8 - 1
+_labels = torch.tensor(_digits.target)
+
+train_batches = list(zip(_images[:1000].split(100), _labels[:1000].split(100), strict=True))
+test_images = _images[1000:]
+test_labels = _labels[1000:]
+
+
+def make_model(seed: int = 0) -> nn.Sequential:
+    """Make a network with two batch norms, "1" and "4"."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+
+
+def train(model: nn.Module, batches: Iterable = train_batches, *, rate: float = 0.05, epochs: int = 1) -> None:
+    """Train by SGD with momentum; the learning rate falls from epoch to epoch, towards 0."""
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    for epoch in range(epochs):
+        optimizer.param_groups[0]["lr"] = rate * (1 - epoch / epochs)
+        model.train()
+        for images, labels in batches:
+            take_step(model, optimizer, images, labels)
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    """Update the weights once."""
+    optimizer.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def test(model: nn.Module, images: Tensor = test_images, labels: Tensor = test_labels) -> float:
+    """Measure the share of images that are recognized, in eval mode."""
+    guesses = model.eval()(images).argmax(1)
+    return (guesses == labels).double().mean().item()
