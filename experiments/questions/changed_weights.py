@@ -7,7 +7,7 @@ claims were written before their first number.
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
 from bnlab.harness.reporting.frames import OtherThan, name_panels, rows, score
 from bnlab.harness.reporting.plots import LOST, Axis, Curves, Forest
 from experiments.margins import A_POINT, AS_ACCURATE, SIX_IMAGES
@@ -56,7 +56,9 @@ EXPERIMENT = Experiment(
             "What changed weights lose, by the images that their statistics are of",
             "Test accuracy under exact statistics of all training images minus that under statistics of so many.",
             score(find_curves, "accuracy_lost", ("panel", "line", "images"), scale=100, change=OtherThan("none")),
-            Curves("images", "line", LOST)),
+            Curves("images", "line", LOST),
+            Finding("Weights of 4 bits need new statistics, and one pass is as good",
+                    {"four_bits_need_new_ones": (), "one_pass_is_enough": ()})),
         "gap": Figure(
             "How far stale statistics are from those of the changed weights",
             "Gap of the running mean, root mean square over the layers behind the first.",

@@ -25,7 +25,7 @@ CATALOGUE = read_catalogue()
 CONCLUSIONS = {number: conclusion for number, (_, conclusion) in CATALOGUE.hypotheses.items()}
 TEMPLATES = {"first": CATALOGUE.first, **CATALOGUE.questions, "last": CATALOGUE.last, **CONCLUSIONS}
 NUMBERS = {*CATALOGUE.questions, *CATALOGUE.hypotheses, *FIGURES}
-README = (REFERENCE.parents[1] / "README.md").read_text()
+README = re.sub("```.*?```", "", (REFERENCE.parents[1] / "README.md").read_text(), flags=re.DOTALL)  # no code or output
 FINDINGS = README[README.index("## What it says\n") : README.index("## Your own model\n")]
 UNIT = r"(?: points?| times|%| σ)"
 INTERVAL = re.compile(r"\[-?[\d.]+, -?[\d.]+\]")
