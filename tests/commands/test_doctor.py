@@ -93,7 +93,8 @@ def test_a_healthy_model_is_told_so_with_status_0(folder: Path) -> None:
     done = doctor(folder, "mine:model", "mine:batches")
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Healthy (2 batch norms).")
+    assert done.stdout.startswith("Healthy averages (2 batch norms).")
+    assert "or pass --expected." in done.stdout
     assert done.stderr == ""
 
 
@@ -101,7 +102,7 @@ def test_averages_that_cost_points_are_status_1(folder: Path) -> None:
     done = doctor(folder, "mine:spoiled", "mine:batches")
 
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("Averages (2 batch norms). Exact statistics gain ")
+    assert done.stdout.startswith("Averages (2 batch norms). Exact statistics, measured anew on these images, gain ")
 
 
 def test_without_batches_the_buffers_speak(folder: Path) -> None:
