@@ -105,10 +105,12 @@ def _tell_bad(reached: str, scores: Scores, expected: float | None) -> str:
 
 
 def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:
-    half = (gain.high - gain.low) / 2
-    needed = math.inf if not math.isfinite(half) else gain.images * (half / worth) ** 2
-    wanted = "more images" if not math.isfinite(needed) else f"about {_round_up(needed):,} images"
     told = f"{_EXACT} {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}"
+    half = (gain.high - gain.low) / 2
+    wanted = "more images"
+    if math.isfinite(half):
+        needed = gain.images * (half / worth) ** 2
+        wanted = f"about {_round_up(needed):,} images"
     return f"{told}: too few images to tell; {wanted} would."
 
 
