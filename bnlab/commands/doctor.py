@@ -25,7 +25,7 @@ from bnlab.commands.packages import is_packaged
 from bnlab.commands.progress import Progress
 from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.findings import Skipped, grade_cost
+from bnlab.doctor.findings import grade_cost
 from bnlab.doctor.history import read_state_file
 from bnlab.doctor.rule import SEVERITIES, Severity
 from bnlab.doctor.verdict import WORTH, Verdict
@@ -38,8 +38,8 @@ _ABOUT = (
 )
 _WITH_BATCHES = ("forward", "evaluate", "training", "expected", "max_images")
 """Arguments that say nothing without batches."""
-_OPTIONS = {"before=": "--before", "training_batches=": "--training"}
-"""Arguments of `diagnose` in `NEEDS`, and the options that give the same."""
+_OPTIONS = {"before=": "--before", "training_batches=": "--training", "expected=": "--expected"}
+"""Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
 
 
 def add_parser(commands: Any) -> None:
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif diagnosis.judged is not None:
         severities.append(_grade_verdict(diagnosis.judged))
 
-    print(diagnosis.to_json() if arguments.json else diagnosis)
+    print(diagnosis.to_json() if arguments.json else _name_options(str(diagnosis)))
     if arguments.html is not None:
         diagnosis.to_html(arguments.html)
         print(f"page: {arguments.html}", file=sys.stderr)
@@ -163,16 +163,15 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
             progress=False,
         )
     notes = [*diagnosis.notes, *_describe_origins(arguments, batches)]
-    left_out = [_name_option(skipped) for skipped in diagnosis.left_out]
+    left_out = [dataclasses.replace(skipped, wanted=_name_options(skipped.wanted)) for skipped in diagnosis.left_out]
     return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
 
 
-def _name_option(skipped: Skipped) -> Skipped:
-    """Name the command's option, in the place of the argument, by which a rule could look."""
-    wanted = skipped.wanted
+def _name_options(text: str) -> str:
+    """Name the command's options in the place of the arguments that give the same."""
     for argument, option in _OPTIONS.items():
-        wanted = wanted.replace(argument, option)
-    return dataclasses.replace(skipped, wanted=wanted)
+        text = text.replace(argument, option)
+    return text
 
 
 def _find_optional(name: str | None) -> Any:

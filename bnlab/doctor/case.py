@@ -135,6 +135,20 @@ class Case:
         """Whether any parameter of the model takes a gradient."""
         return any(parameter.requires_grad for parameter in self.model.parameters())
 
+    @cached_property
+    def is_as_constructed(self) -> bool:
+        """Whether no layer has counted updates, and all hold the averages, weights and biases of a new network."""
+        return bool(self.layers) and all(self._is_new(name) for name in self.layers)
+
+    def _is_new(self, name: str) -> bool:
+        layer = self.layers[name]
+        if self.count_updates(name) or not self.is_initial(name):
+            return False
+        if layer.weight is None:
+            return True
+        starts = (layer.weight == 1) | (layer.weight == 0)  # 0 at the end of a residual branch
+        return bool(starts.all()) and not bool(layer.bias.any())
+
     # With data
 
     def mean_gaps(self, name: str, reference: Statistics | None = None) -> Tensor:

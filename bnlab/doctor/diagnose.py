@@ -117,7 +117,7 @@ def _conclude(case: Case, rules: Sequence[Rule], expected: float | None, worth: 
         judged = judge(evidence.scores, expected, worth)
     found, skipped = look_for_faults(case, [*list_rules(), *rules], judged, worth)
     if judged is not None:
-        judged = reconsider(judged, found)
+        judged = reconsider(judged, found, case)
     return Diagnosis(case, judged, found, skipped, _note_limits(evidence))
 
 

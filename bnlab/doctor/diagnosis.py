@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.findings import Finding, Skipped
+from bnlab.doctor.rule import ASKS
 from bnlab.doctor.verdict import KINDS, Verdict, tell_score
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _WIDTH = 100
+_TOO_LOW = "Too low? Check labels, their order, preprocessing, weights; or pass expected=."
+_WHICH_SCORE = "Which score should it reach? expected= lets the doctor judge."
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ class Diagnosis:
             what = f"{above} finding{'s' if above != 1 else ''}" if above else "nothing above a note"
             reason = "without data" if self.case.evidence is None else "no labels and no evaluate=, so no verdict"
             return f"{what.capitalize()} in {counted} ({reason})."
-        return _wrap(f"{self.judged.word.capitalize()} ({counted}). {self.judged.sentence}")
+        word = "Healthy averages" if self.judged.word == "healthy" else self.judged.word.capitalize()
+        return _wrap(f"{word} ({counted}). {self.judged.sentence}")
 
     def _tell_scores(self) -> str:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
@@ -154,15 +158,36 @@ class Diagnosis:
         return f"{scores.metric}: {', '.join(told)}."
 
     def _tell_rest(self) -> str:
-        """Write which notes there are, and what was not looked at."""
-        sentences = []
+        """Write which notes there are, and what to look at or to pass to learn more."""
         codes = [finding.rule.code for finding in self.found if finding.severity == "note"]
-        if codes:
-            sentences.append(f"Notes: {', '.join(codes)} (see .findings, or --html).")
-        if self.left_out:
-            rules = "1 rule" if len(self.left_out) == 1 else f"{len(self.left_out)} rules"
-            sentences.append(f"Not looked for: {rules} (.skipped, or --html, says what they need).")
+        if self.verdict == "healthy" and self.case.expected is None:
+            sentences = [_TOO_LOW]
+            if codes:
+                sentences.append(f"Notes: {', '.join(codes)}." if len(codes) < 3 else f"Notes: {len(codes)}.")
+        else:
+            sentences = self._ask_for_more()
+            if codes and self.verdict != "not the averages":  # which names those that may explain it
+                sentences.insert(0, f"Notes: {', '.join(codes)} (see .findings, or --html).")
         return _wrap(" ".join([*sentences, *self.notes]))
+
+    def _ask_for_more(self) -> list[str]:
+        """Ask for the one or two arguments that would tell most."""
+        if self.case.evidence is None:
+            return ["Pass batches with labels: they tell what it costs."]
+        if self.verdict == "not the averages":
+            asked = [] if self.case.is_as_constructed else ["training"]
+        elif self.verdict == "averages" and not self.found:
+            asked = ["before", "training"]
+        else:
+            asked = [ask for finding in self.found for ask in finding.rule.asks]
+
+        questions = []
+        if self.verdict == "undecided" and self.case.expected is None:
+            questions.append(_WHICH_SCORE)
+        for ask in dict.fromkeys(asked):
+            if ask not in self.case.known:
+                questions.append(ASKS[ask])
+        return questions[:2]
 
     def to_json(self) -> str:
         """Write verdict, scores, findings, layers and skipped rules as JSON: names and numbers, no images, no paths."""

@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
 from bnlab.doctor.scores import Difference
-from bnlab.doctor.verdict import Verdict
+from bnlab.doctor.verdict import ELSEWHERE, Verdict
 
 _ERROR = 10  # times the smallest difference that matters: what costs more is an error
 
@@ -131,11 +131,28 @@ def _count_gain(gain: Difference) -> float:
     return max(gain.value, 0.0) if gain.low > 0 else 0.0
 
 
-def reconsider(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:
-    """Let a verdict name a mistake that new statistics would hide: a model whose input is wrong is not healthy."""
+def reconsider(verdict: Verdict, findings: Sequence[Finding], case: Case) -> Verdict:
+    """Let a verdict name what the findings say of it.
+
+    A model with a mistake that new statistics would hide, such as wrong input, is not healthy. Where the averages are
+    not at fault, the sentence says what to look at.
+    """
     hidden = [finding.rule for finding in findings if finding.rule.hides and finding.severity != "note"]
     if not hidden:
-        return verdict
+        if verdict.word != "not the averages":
+            return verdict
+        where = _say_where_to_look(verdict, findings, case)
+        return replace(verdict, sentence=f"{verdict.sentence} {where}".rstrip())
     word = "not the averages" if verdict.word == "healthy" else verdict.word
     sentence = f"{verdict.sentence} But first see {hidden[0].code}, {hidden[0].title}: new statistics would hide it."
     return replace(verdict, word=word, sentence=sentence)
+
+
+def _say_where_to_look(verdict: Verdict, findings: Iterable[Finding], case: Case) -> str:
+    """Say what may be wrong with a model that exact statistics do not mend; "" where the verdict says all."""
+    if case.is_as_constructed:
+        return "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
+    causes = [f"{finding.rule.code} ({finding.rule.title})" for finding in findings if finding.rule.explains_bad]
+    if causes:
+        return f"Look at {', '.join(causes)}."
+    return f"Look elsewhere: {ELSEWHERE}." if verdict.is_bad else ""

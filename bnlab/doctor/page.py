@@ -12,8 +12,8 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.findings import Finding, Skipped
 from bnlab.doctor.picture import draw_layers
 from bnlab.doctor.scores import Scores
-from bnlab.doctor.verdict import KINDS, Verdict, tell_score
-from bnlab.doctor.words import count_things
+from bnlab.doctor.verdict import ELSEWHERE, KINDS, Verdict, tell_score
+from bnlab.doctor.words import count_things, tell_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HEADLINES = {
     "averages": ("The running averages are at fault", "bad"),
     "not the averages": ("It is not the running averages", "fair"),
-    "healthy": ("Healthy", "good"),
+    "healthy": ("Healthy averages", "good"),
     "undecided": ("Undecided", "open"),
 }
 """Verdict → how the page says it, and its tone."""
@@ -104,11 +104,14 @@ def _write_verdict(diagnosis: Report) -> Iterator[str]:
         headline, tone = _HEADLINES[diagnosis.judged.word]
         sentence = diagnosis.judged.sentence
         if diagnosis.judged.word == "healthy" and above:
-            headline = f"Healthy, but {counted}"
+            headline = f"Healthy averages, but {counted}"
             tone = _TONES[above[0].severity]
     yield f'<div class="verdict {tone}">'
     yield f'<p class="word">{headline}</p>'
     yield f"<p>{escape(sentence)}</p>"
+    if diagnosis.judged is not None and diagnosis.judged.word == "healthy" and diagnosis.case.expected is None:
+        yield f"<p>Is the score lower than it should be? Then look elsewhere: {ELSEWHERE}. "
+        yield "With expected=, the doctor judges whether it is.</p>"
     yield "</div>"
 
 
@@ -140,8 +143,8 @@ def _tell_gain(scores: Scores, kind: str) -> str:
     """Write how much better a kind of statistics scores than running averages, with the interval."""
     gain = scores.compare(kind, "running")
     if scores.are_shares:
-        return f"{100 * gain.value:+.1f} [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
-    return f"{gain.value:+.3g} [{gain.low:.3g}, {gain.high:.3g}]"
+        return f"{100 * gain.value:+z.1f} [{100 * gain.low:z.1f}, {100 * gain.high:z.1f}]"
+    return f"{tell_number(gain.value)} [{tell_number(gain.low)}, {tell_number(gain.high)}]"
 
 
 def _write_findings(diagnosis: Report) -> Iterator[str]:
@@ -165,7 +168,7 @@ def _write_findings(diagnosis: Report) -> Iterator[str]:
 def _tell_cost(finding: Finding, are_shares: bool) -> str:
     if math.isnan(finding.cost):
         return ""
-    return f" Costs {100 * finding.cost:.1f} points." if are_shares else f" Costs {finding.cost:.3g}."
+    return f" Costs {100 * finding.cost:.1f} points." if are_shares else f" Costs {tell_number(finding.cost)}."
 
 
 def _name_layers(layers: Sequence[str]) -> str:
@@ -243,7 +246,7 @@ def _write_cell(column: str, row: Mapping[Any, Any], are_shares: bool) -> str:
         return _number(f"{value:,.0f}")
     if column == "cost" and are_shares:
         return _number(f"{100 * value:.1f}")
-    return _number(f"{value:.3g}")
+    return _number(tell_number(value))
 
 
 def _write_limits(diagnosis: Report) -> Iterator[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.doctor.undo import Undo
-from bnlab.doctor.verdict import tell, tell_score
+from bnlab.doctor.verdict import tell_gain, tell_score
+from bnlab.doctor.words import count_things
 from bnlab.layers import join_names
 from bnlab.statistics import Statistics
 
@@ -100,7 +101,8 @@ class Recalibration:
             return ""
         before = tell_score(scores.mean("running"), scores)
         after = tell_score(scores.mean("exact"), scores)
-        return f"{scores.metric}: {before} before, {after} after, a gain of {tell(gain, scores)}."
+        told = f"New statistics {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}."
+        return f"{scores.metric}: {before} before, {after} after. {told}"
 
     def _tell_rest(self) -> str:
         left = []

@@ -24,6 +24,12 @@ NEEDS = {
 }
 """What a rule may need, and the argument of `diagnose` that gives it."""
 
+ASKS = {
+    "before": "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=.",
+    "training": "Prepared otherwise than in training? Pass training_batches= to compare.",
+}
+"""What would tell most of a finding, as a diagnosis asks for it; keys of `NEEDS`."""
+
 
 @dataclass(frozen=True)
 class Signs:
@@ -62,6 +68,9 @@ class Rule(ABC):
         needs: what must be known of a case, keys of `NEEDS`.
         hides: whether recalibration would hide the mistake instead of mending it. `recalibrate` lets such a rule look
             too, at a case whose evidence has the new statistics as `exact`, a view of a sample, and no costs.
+        explains_bad: whether it may be why a model is bad that exact statistics do not mend; a verdict of "not the
+            averages" names such findings, and prints no other notes.
+        asks: what would tell more of its cause, keys of `ASKS`.
         unless: codes that explain layers better; in those that they name the rule does not look.
     """
 
@@ -74,6 +83,8 @@ class Rule(ABC):
     mends: ClassVar[Literal["exact", "batch"]] = "exact"
     needs: ClassVar[tuple[str, ...]] = ()
     hides: ClassVar[bool] = False
+    explains_bad: ClassVar[bool] = False
+    asks: ClassVar[tuple[str, ...]] = ()
     unless: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

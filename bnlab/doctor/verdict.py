@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.words import count_things, tell_number
 
 Word = Literal["averages", "not the averages", "healthy", "undecided"]
 
 KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
 """Kinds of statistics that are scored, in words."""
+
+_EXACT = "Exact statistics, measured anew on these images,"
+
+ELSEWHERE = "labels, their order, preprocessing, loaded weights"
+"""What to look at where a score is too low and the averages are not at fault."""
 
 WORTH = 0.005  # half a point: what a difference of shares must exceed to matter
 _SURE = 4  # of a healthy model, the interval excludes that so many times WORTH would be gained
@@ -22,63 +28,90 @@ class Verdict:
     """What the scores under running, exact and batch statistics say together.
 
     Attributes:
-        word: "averages": exact statistics gain more than `worth`, and the interval excludes 0. "not the averages": they
-            gain nothing, and the model is bad under them too; or only a batch's own statistics are better. "healthy":
-            they gain nothing, and the model is not bad. "undecided": the interval says none of these.
+        word: "averages": exact statistics gain more than `worth`, and the interval excludes 0. "not the averages": a
+            batch's own statistics alone are better, or the model is bad whatever exact statistics may gain. "healthy":
+            they gain nothing, and the model is not known to be bad. "undecided": the interval says none of these.
         sentence: the reason, with its numbers.
         gain: what exact statistics gain over running ones.
+        is_bad: whether the model misses what is expected under any statistics.
     """
 
     word: Word
     sentence: str
     gain: Difference
+    is_bad: bool = False
 
 
 def judge(scores: Scores, expected: float | None, worth: float) -> Verdict:
     """Judge whether running averages cost anything.
 
+    A model is bad where it misses what is expected, or, if nothing is, where it is no better than always naming the
+    commonest label.
+
     Args:
         scores: under running and exact statistics, and under each batch's own where these were tried.
-        expected: the score that the model should reach; default none. Without, a model is bad where it is no better
-            than always naming the commonest label.
+        expected: the score that the model should reach; default none.
         worth: the smallest difference that matters, in the unit of the scores.
     """
     gain = scores.compare("exact", "running")
     if gain.value > worth and gain.low > 0:
-        return Verdict("averages", f"Exact statistics gain {tell(gain, scores)}.", gain)
+        return Verdict("averages", f"{_EXACT} {tell_gain(gain, scores)} on {gain.images:,} images.", gain)
+    if _is_own_better(scores, worth):
+        return Verdict("not the averages", _tell_own(scores), gain)
+
+    most = scores.mean("running") + max(gain.high, 0.0)
+    if _is_bad(most, scores, expected):
+        sentence = _tell_bad(f"{tell_score(most, scores)} at most", scores, expected)
+        return Verdict("not the averages", sentence, gain, is_bad=True)
     if gain.high > _SURE * worth:
         return Verdict("undecided", _tell_undecided(gain, scores, worth), gain)
 
-    if _is_bad(scores, expected):
-        best = tell_score(max(scores.mean(kind) for kind in scores.values), scores)
-        sentence = f"The model is bad under exact statistics too: {best} at best. Look for another cause."
-        return Verdict("not the averages", sentence, gain)
-    if "batch" in scores.values:
-        own = scores.compare("batch", "exact")
-        if own.value > worth and own.low > 0:
-            sentence = (
-                f"No single set of averages helps, but each batch's own statistics gain {tell(own, scores)}: batches "
-                "come from different populations, or from another one than in training."
-            )
-            return Verdict("not the averages", sentence, gain)
-    if gain.value < -worth and gain.high < 0:
-        sentence = "Running averages are better than exact statistics of these images, which differ from training's."
-        return Verdict("healthy", sentence, gain)
-    return Verdict("healthy", f"Exact statistics gain {tell(gain, scores)}.", gain)
-
-
-def _is_bad(scores: Scores, expected: float | None) -> bool:
     best = max(scores.mean(kind) for kind in scores.values)
+    if _is_bad(best, scores, expected):
+        sentence = _tell_bad(f"{tell_score(best, scores)} at best", scores, expected)
+        return Verdict("not the averages", sentence, gain, is_bad=True)
+    sentence = f"Exact statistics of {count_things(gain.images, 'image')} {tell_gain(gain, scores)}."
+    return Verdict("healthy", sentence, gain)
+
+
+def _is_own_better(scores: Scores, worth: float) -> bool:
+    """Return whether each batch's own statistics are better than both other kinds, surely by more than `worth`."""
+    if "batch" not in scores.values:
+        return False
+    return all(scores.compare("batch", kind).low > worth for kind in ("exact", "running"))
+
+
+def _tell_own(scores: Scores) -> str:
+    own = tell_gain(scores.compare("batch", "exact"), scores)
+    return (
+        f"No single set of averages helps. Each batch's own statistics {own} over exact ones (measured anew on all "
+        "these images): batches come from different populations, or from another one than in training."
+    )
+
+
+def _is_bad(score: float, scores: Scores, expected: float | None) -> bool:
     if expected is not None:
-        return best < expected
-    return scores.commonest is not None and best <= scores.commonest
+        return score < expected
+    return scores.commonest is not None and score <= scores.commonest
+
+
+def _tell_bad(reached: str, scores: Scores, expected: float | None) -> str:
+    if expected is not None:
+        bar = f"{tell_score(expected, scores)} is expected"
+    else:
+        assert scores.commonest is not None
+        bar = f"always naming the commonest label scores {tell_score(scores.commonest, scores)}"
+    return f"{_EXACT} do not help: {reached}, where {bar}."
 
 
 def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:
+    told = f"{_EXACT} {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}"
     half = (gain.high - gain.low) / 2
-    needed = math.inf if not math.isfinite(half) else gain.images * (half / worth) ** 2
-    wanted = "more images" if not math.isfinite(needed) else f"about {_round_up(needed):,} images"
-    return f"Exact statistics gain {tell(gain, scores)}: too few images to tell; {wanted} would."
+    wanted = "more images"
+    if math.isfinite(half):
+        needed = gain.images * (half / worth) ** 2
+        wanted = f"about {_round_up(needed):,} images"
+    return f"{told}: too few images to tell; {wanted} would."
 
 
 def _round_up(count: float) -> int:
@@ -87,12 +120,24 @@ def _round_up(count: float) -> int:
     return math.ceil(count / unit) * unit
 
 
+def tell_gain(gain: Difference, scores: Scores) -> str:
+    """Write a gain with its interval, or, where it is negative, a loss: "lose 0.2 points [-0.3, 0.7]"."""
+    if not _tell_number(gain.value, scores).startswith("-"):
+        return f"gain {tell(gain, scores)}"
+    loss = Difference(-gain.value, -gain.high, -gain.low, gain.images)
+    return f"lose {tell(loss, scores)}"
+
+
 def tell(difference: Difference, scores: Scores) -> str:
     """Write a difference with its interval, in points where scores are shares."""
-    scale = 100 if scores.are_shares else 1
-    numbers = [f"{scale * value:.3g}" for value in (difference.value, difference.low, difference.high)]
     unit = " points" if scores.are_shares else ""
-    return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}] on {difference.images:,} images"
+    value = _tell_number(difference.value, scores)
+    return f"{value}{unit} [{_tell_number(difference.low, scores)}, {_tell_number(difference.high, scores)}]"
+
+
+def _tell_number(value: float, scores: Scores) -> str:
+    """Write a difference of scores: points with one decimal, or three significant digits."""
+    return f"{100 * value:z.1f}" if scores.are_shares else tell_number(value)
 
 
 def tell_score(value: float, scores: Scores) -> str:

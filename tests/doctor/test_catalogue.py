@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from bnlab.doctor import explain, list_rules
-from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule
+from bnlab.doctor.rule import ASKS, NEEDS, SEVERITIES, Rule
 
 RULES = list_rules()
 
@@ -45,6 +45,7 @@ def test_a_rule_names_what_diagnose_knows(rule: Rule) -> None:
 
     assert rule.severity in SEVERITIES
     assert set(rule.needs) <= set(NEEDS)
+    assert set(rule.asks) <= set(ASKS) <= set(NEEDS)
     assert set(rule.unless) <= codes - {rule.code}
 
 

@@ -54,8 +54,9 @@ def test_a_healthy_model_prints_three_lines(seed: int, batches: list[Batch]) -> 
     lines = str(diagnosis).splitlines()
     assert diagnosis.verdict == "healthy"
     assert diagnosis.is_healthy
-    assert lines[0].startswith("Healthy (3 batch norms). Exact statistics gain ")
+    assert lines[0].startswith("Healthy averages (3 batch norms). Exact statistics of 512 images ")
     assert lines[1].startswith("Accuracy: 9")
+    assert lines[2].startswith("Too low? Check labels, their order, preprocessing, weights; or pass expected=.")
     assert len(lines) == 3
     assert {finding.severity for finding in diagnosis.found} <= {"note"}
 
@@ -66,7 +67,7 @@ def test_broken_averages_are_told_first_and_then_the_finding(batches: list[Batch
     text = str(diagnosis)
     assert diagnosis.verdict == "averages"
     assert not diagnosis.is_healthy
-    assert text.startswith("Averages (3 batch norms). Exact statistics gain ")
+    assert text.startswith("Averages (3 batch norms). Exact statistics, measured anew on these images, gain ")
     assert "\nBN002 error: never updated, in 9\n" in text
     assert repr(diagnosis) == text
 

@@ -135,8 +135,8 @@ def test_a_model_with_a_mistake_that_new_statistics_would_hide_is_not_healthy(
     verdict = Verdict(word, "So it is.", Difference(0.0, -0.001, 0.001, 1000))
     finding = Finding(MarkedHidden("1"), Signs(("1",), "marked"), severity)
 
-    judged = reconsider(verdict, [finding])
+    judged = reconsider(verdict, [finding], diagnose(make_healthy()).case)
 
     assert judged.word == expected
     assert ("OWN1" in judged.sentence) == (severity != "note")
-    assert reconsider(verdict, []) is verdict
+    assert reconsider(verdict, [], diagnose(make_healthy()).case) is verdict

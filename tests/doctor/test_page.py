@@ -142,9 +142,16 @@ def test_the_verdict_stands_first_with_its_reason(spoiled: Diagnosis) -> None:
 def test_a_healthy_model_with_a_finding_is_not_green(model: nn.Module, batches: Batches) -> None:
     text = make_page(bnlab.diagnose(model, batches, rules=[Odd()]))
 
-    assert Page(text).list_texts("p")[0] == "Healthy, but 1 finding"
+    assert Page(text).list_texts("p")[0] == "Healthy averages, but 1 finding"
     assert '<div class="verdict bad">' in text
     assert '<div class="verdict good">' in make_page(bnlab.diagnose(model, batches))
+
+
+def test_a_healthy_page_says_where_else_to_look(model: nn.Module, batches: Batches) -> None:
+    text = "Is the score lower than it should be? Then look elsewhere: labels, their order, preprocessing"
+
+    assert text in Page(make_page(bnlab.diagnose(model, batches))).text
+    assert text not in Page(make_page(bnlab.diagnose(model, batches, expected=0.9))).text
 
 
 def test_scores_stand_with_what_is_gained(spoiled: Diagnosis) -> None:

@@ -101,8 +101,8 @@ def test_a_network_with_initial_statistics_comes_back(arguments: dict[str, Any])
     assert score_images(model).all()
     assert str(recalibration).splitlines() == [
         "Recalibrated 1 batch-norm layer: the images score better.",
-        f"{'Score' if arguments else 'Accuracy'}: 50.0% before, 100.0% after, a gain of 50 points [38.9, 59.1] on 100 "
-        "images.",
+        f"{'Score' if arguments else 'Accuracy'}: 50.0% before, 100.0% after. New statistics gain 50.0 points "
+        "[38.9, 59.1] on 100 images.",
     ]
 
 

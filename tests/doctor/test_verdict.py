@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.doctor.scores import Scores
-from bnlab.doctor.verdict import WORTH, judge
+from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.verdict import WORTH, judge, tell_gain
 
 IMAGES = 1000
 
@@ -23,7 +23,7 @@ def test_averages_are_at_fault_where_exact_statistics_gain() -> None:
 
     assert verdict.word == "averages"
     assert verdict.gain.value == pytest.approx(0.3)
-    assert verdict.sentence.startswith("Exact statistics gain 30 points [")
+    assert verdict.sentence.startswith("Exact statistics, measured anew on these images, gain 30.0 points [")
     assert verdict.sentence.endswith("on 1,000 images.")
 
 
@@ -85,10 +85,37 @@ def test_a_model_is_bad_that_misses_what_the_caller_expects(expected: float, wor
     assert verdict.word == word
 
 
-def test_bad_tells_the_best_score() -> None:
-    verdict = judge(make_scores(0.5, running=400, exact=400, batch=410), None, WORTH)
+def test_bad_tells_what_exact_statistics_may_reach_at_most() -> None:
+    """The upper end of 1,000 equal predictions is 0.277 points above them."""
+    verdict = judge(make_scores(0.5, running=400, exact=400, batch=402), None, WORTH)
 
-    assert verdict.sentence == "The model is bad under exact statistics too: 41.0% at best. Look for another cause."
+    assert verdict.is_bad
+    assert verdict.sentence == (
+        "Exact statistics, measured anew on these images, do not help: 40.3% at most, where always naming the "
+        "commonest label scores 50.0%."
+    )
+
+
+def test_bad_by_chance_tells_the_best_score() -> None:
+    """The upper end is above the commonest label's share, and the scores are not."""
+    verdict = judge(make_scores(0.402, running=400, exact=400, batch=402), None, WORTH)
+
+    assert verdict.word == "not the averages"
+    assert "do not help: 40.2% at best, where always naming the commonest label scores 40.2%." in verdict.sentence
+
+
+@pytest.mark.parametrize(("expected", "word"), [(0.66, "not the averages"), (0.64, "undecided")])
+def test_too_few_images_are_enough_for_a_model_that_is_bad_at_the_upper_end_too(expected: float, word: str) -> None:
+    """Of 40 equal predictions the upper end is 1.96·sqrt(2/41/42) = 6.7 points above their 57.5%: 64.2%."""
+    scores = make_scores(commonest=0.1, images=40, running=23, exact=23)
+
+    assert judge(scores, expected, WORTH).word == word
+    assert judge(scores, None, WORTH).word == "undecided"
+
+
+def test_exact_statistics_that_lose_do_not_make_a_model_bad() -> None:
+    """It scores 90% as it is, and 80% under exact statistics."""
+    assert judge(make_scores(running=900, exact=800), 0.85, WORTH).word == "healthy"
 
 
 def test_averages_may_be_at_fault_in_a_bad_model() -> None:
@@ -99,16 +126,39 @@ def test_no_averages_help_where_only_batch_statistics_are_better() -> None:
     verdict = judge(make_scores(running=700, exact=700, batch=900), None, WORTH)
 
     assert verdict.word == "not the averages"
+    assert not verdict.is_bad
     assert verdict.sentence.startswith(
-        "No single set of averages helps, but each batch's own statistics gain 20 points"
+        "No single set of averages helps. Each batch's own statistics gain 20.0 points ["
     )
+
+
+def test_batch_statistics_that_are_far_better_decide_before_the_number_of_images_does() -> None:
+    """Of 100 images the upper end of no gain is 2.7 points; 70 more are right under batch statistics."""
+    verdict = judge(make_scores(images=100, running=20, exact=20, batch=90), None, WORTH)
+
+    assert verdict.word == "not the averages"
+
+
+@pytest.mark.parametrize("running", [800, 900])
+def test_batch_statistics_have_to_be_better_than_running_averages_too(running: int) -> None:
+    word = judge(make_scores(running=running, exact=700, batch=900), None, WORTH).word
+
+    assert word == ("not the averages" if running == 800 else "healthy")
+
+
+@pytest.mark.parametrize(("batch", "word"), [(912, "healthy"), (913, "not the averages")])
+def test_batch_statistics_are_far_better_where_the_interval_is_above_what_matters(batch: int, word: str) -> None:
+    """Of 1,000 differences 12 (13) are 1, and one of each sign is added: the lower end is 1.20 − 0.73 = 0.47 points
+    (1.30 − 0.75 = 0.54)."""
+    assert judge(make_scores(running=900, exact=900, batch=batch), None, WORTH).word == word
 
 
 def test_averages_that_are_better_than_exact_statistics_are_healthy() -> None:
     verdict = judge(make_scores(running=900, exact=800), None, WORTH)
 
     assert verdict.word == "healthy"
-    assert verdict.sentence.startswith("Running averages are better")
+    assert verdict.sentence.startswith("Exact statistics of 1,000 images lose 10.0 points [")
+    assert verdict.gain.high < 0
 
 
 def test_worth_is_in_the_unit_of_the_scores() -> None:
@@ -118,4 +168,21 @@ def test_worth_is_in_the_unit_of_the_scores() -> None:
 
     assert judge(scores, None, worth=0.4).word == "averages"
     assert judge(scores, None, worth=0.6).word == "healthy"
-    assert judge(scores, None, worth=0.4).sentence == "Exact statistics gain 0.5 [0.5, 0.5] on 1,000 images."
+    told = "Exact statistics, measured anew on these images, gain 0.5 [0.5, 0.5] on 1,000 images."
+    assert judge(scores, None, worth=0.4).sentence == told
+
+
+@pytest.mark.parametrize(
+    ("ends", "are_shares", "told"),
+    [
+        ((-0.00168, -0.0049, 0.0016), True, "lose 0.2 points [-0.2, 0.5]"),
+        ((-0.0004, -0.0049, 0.0041), True, "gain 0.0 points [-0.5, 0.4]"),
+        ((0.0729, 0.0589, 0.0868), True, "gain 7.3 points [5.9, 8.7]"),
+        ((1341.2, -3.14159, 26000.0), False, "gain 1,340 [-3.14, 26,000]"),
+        ((-0.012345, -0.1, -0.001), False, "lose 0.0123 [0.001, 0.1]"),
+    ],
+)
+def test_a_gain_is_told_with_one_decimal_or_three_digits(
+    ends: tuple[float, float, float], are_shares: bool, told: str
+) -> None:
+    assert tell_gain(Difference(*ends, 1000), Scores({}, are_shares)) == told

@@ -21,6 +21,7 @@ class Zeroed(Rule):
     title = "zeroed"
     meaning = "The variances are 0, which no batch gives: some tool has reset the averages and not filled them."
     remedy = "Load the buffers as they were before that tool, or recalibrate."
+    explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
         layers = case.select(lambda name: _is_zero(case, name) and not _is_dead(case, name))

@@ -35,6 +35,7 @@ class Lags(Rule):
     meaning = "The averages are farther off than chance explains: they describe earlier weights, or others."
     remedy = "Recalibrate before evaluating; while training, a larger or self-tuned momentum lags less."
     severity = "note"
+    asks = ("before", "training")
     needs = ("data",)
     unless = (
         *("BN001", "BN002", "BN003", "BN101", "BN104", "BN105", "BN106", "BN107"),

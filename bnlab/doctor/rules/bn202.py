@@ -30,6 +30,7 @@ class UnlikeBatches(Rule):
     remedy = "Shuffle the training batches, or recalibrate over all of them; for a test loader no matter."
     severity = "note"
     needs = ("data",)
+    explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
         comparisons = {name: _compare(case, name) for name in case.seen}

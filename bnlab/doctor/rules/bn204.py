@@ -30,6 +30,7 @@ class SeveralPopulations(Rule):
     remedy = "Give each its own batch norm, or a norm without running averages."
     mends = "batch"
     needs = ("data",)
+    explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
         compared: dict[str, Calls] = {}

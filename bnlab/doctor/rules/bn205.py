@@ -19,6 +19,7 @@ class PaddingCounted(Rule):
     meaning = "The averages describe padded positions too, whose share differs from batch to batch."
     remedy = "Normalize the positions that are not padding, in train mode too, and recalibrate."
     needs = ("data", "inputs")
+    explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if _follow_padding(case, name)]

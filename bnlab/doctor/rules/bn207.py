@@ -22,6 +22,7 @@ class OtherData(Rule):
     meaning = "The averages are right for the training batches; these images are of another population."
     remedy = "Check the preprocessing; if the domain has changed, adapt knowingly: bnlab.recalibrate on these images."
     needs = ("data", "training")
+    explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if _differs(case, name)]

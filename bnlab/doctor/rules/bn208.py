@@ -24,6 +24,7 @@ class CollapsedVariance(Rule):
     title = "variance collapsed"
     meaning = "Features have less variance than the averages say, more so with depth, as where weights were averaged."
     remedy = "Recalibrate after averaging or merging weights."
+    asks = ("before", "training")
     needs = ("data",)
     unless = ("BN002", "BN003", "BN101", "BN206")
 

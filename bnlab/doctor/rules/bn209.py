@@ -30,6 +30,7 @@ class OtherInput(Rule):
     meaning = "The images are prepared otherwise than in training, which recalibration would hide."
     remedy = "Mend the preprocessing (range, mean and standard deviation, RGB or BGR); do not recalibrate."
     hides = True
+    asks = ("training",)
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:

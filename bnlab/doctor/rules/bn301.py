@@ -25,6 +25,7 @@ class DeadChannels(Rule):
     severity = "note"
     follows_cost = False
     needs = ("data",)
+    explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
         dead = weak = channels = 0

@@ -1,0 +1,184 @@
+"""What a diagnosis prints of planted findings and verdicts: where to look, and what to pass to learn more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from bnlab import diagnose
+from bnlab.doctor import Rule, Signs, list_rules
+from bnlab.doctor.case import Case
+from bnlab.doctor.diagnosis import Diagnosis
+from bnlab.doctor.findings import Finding, reconsider
+from bnlab.doctor.rule import Severity
+from bnlab.doctor.scores import Difference
+from bnlab.doctor.verdict import Verdict, Word
+from tests.doctor.networks import build_cnn, get_norm, make_batches, make_healthy
+
+GAIN = Difference(0.0, -0.004, 0.004, 1000)
+BEFORE = "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=."
+TRAINING = "Prepared otherwise than in training? Pass training_batches= to compare."
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return diagnose(make_healthy(), make_batches(4), progress=False).case
+
+
+class Planted(Rule):
+    code = "OWN1"
+    title = "planted"
+    meaning = "It was planted."
+    remedy = "None."
+
+    def look(self, case: Case) -> Signs | None:
+        return None
+
+
+class Explains(Planted):
+    code = "OWN2"
+    title = "a cause"
+    explains_bad = True
+
+
+class AsksTwice(Planted):
+    code = "OWN3"
+    asks: ClassVar[tuple[str, ...]] = ("before", "training")
+
+
+def plant(*rules: Rule, severity: Severity = "note") -> list[Finding]:
+    return [Finding(rule, Signs(("1",), "planted"), severity) for rule in rules]
+
+
+def tell(case: Case, word: Word, found: list[Finding], is_bad: bool = False) -> list[str]:
+    """Print a diagnosis, and return its lines without the one of the scores."""
+    judged = reconsider(Verdict(word, "So it is.", GAIN, is_bad), found, case)
+    lines = str(Diagnosis(case, judged, found, ())).splitlines()
+    return [line for line in lines if not line.startswith("Accuracy: ")]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 9])
+def test_a_healthy_model_prints_three_lines_with_any_number_of_notes(count: int, case: Case) -> None:
+    lines = tell(case, "healthy", plant(*[AsksTwice()] * count))
+
+    assert len(lines) == 2
+    assert lines[0] == "Healthy averages (3 batch norms). So it is."
+    notes = {0: "", 1: " Notes: OWN3.", 2: " Notes: OWN3, OWN3.", 3: " Notes: 3.", 9: " Notes: 9."}
+    assert lines[1] == f"Too low? Check labels, their order, preprocessing, weights; or pass expected=.{notes[count]}"
+
+
+def test_a_healthy_model_that_reaches_what_is_expected_is_not_doubted(case: Case) -> None:
+    lines = tell(replace(case, expected=0.5), "healthy", plant(Planted()))
+
+    assert lines[1:] == ["Notes: OWN1 (see .findings, or --html)."]
+
+
+def test_a_bad_model_names_the_notes_that_explain_it_and_no_others(case: Case) -> None:
+    text = " ".join(tell(case, "not the averages", plant(Planted(), Explains()), is_bad=True))
+
+    assert text == f"Not the averages (3 batch norms). So it is. Look at OWN2 (a cause). {TRAINING}"
+
+
+def test_a_bad_model_that_nothing_explains_is_to_be_looked_at_elsewhere(case: Case) -> None:
+    text = " ".join(tell(case, "not the averages", plant(AsksTwice()), is_bad=True))
+
+    assert "So it is. Look elsewhere: labels, their order, preprocessing, loaded weights." in text
+    assert "OWN3" not in text
+    assert BEFORE not in text
+
+
+def test_batches_of_other_populations_do_not_send_the_reader_elsewhere(case: Case) -> None:
+    assert "Look" not in " ".join(tell(case, "not the averages", [], is_bad=False))
+
+
+def test_notes_that_advise_new_statistics_are_not_named_where_these_do_not_help() -> None:
+    explaining = {rule.code for rule in list_rules() if rule.explains_bad}
+
+    assert {"BN002", "BN202", "BN204", "BN207"} <= explaining
+    assert not {"BN101", "BN106", "BN107", "BN108", "BN201", "BN208"} & explaining
+
+
+# What is asked for
+
+
+def test_what_the_findings_ask_for_is_asked_once(case: Case) -> None:
+    text = " ".join(tell(case, "averages", plant(AsksTwice(), AsksTwice(), severity="error")))
+
+    assert text.endswith(f"None. {BEFORE} {TRAINING}")
+    assert text.count("Pass") == 2
+
+
+def test_what_was_given_is_not_asked_for(case: Case) -> None:
+    assert case.evidence is not None
+    given = replace(case, training=case.evidence.exact)
+
+    text = " ".join(tell(given, "averages", plant(AsksTwice(), severity="error")))
+
+    assert BEFORE in text
+    assert TRAINING not in text
+
+
+def test_undecided_asks_first_what_is_expected_and_for_two_things_at_most(case: Case) -> None:
+    text = " ".join(tell(case, "undecided", plant(AsksTwice())))
+
+    notes = "Notes: OWN3 (see .findings, or --html)."
+    assert text.endswith(f"{notes} Which score should it reach? expected= lets the doctor judge. {BEFORE}")
+
+
+def test_averages_that_no_rule_explains_ask_for_both(case: Case) -> None:
+    assert " ".join(tell(case, "averages", [])).endswith(f"So it is. {BEFORE} {TRAINING}")
+
+
+def test_findings_that_ask_for_nothing_end_the_text(case: Case) -> None:
+    assert tell(case, "averages", plant(Planted(), severity="error"))[-1] == "  It was planted. None."
+
+
+def test_without_data_batches_are_asked_for() -> None:
+    assert str(diagnose(make_healthy())).endswith("\nPass batches with labels: they tell what it costs.")
+
+
+def test_rules_ask_for_what_bears_on_their_cause() -> None:
+    asks = {rule.code: rule.asks for rule in list_rules()}
+
+    assert asks["BN108"][0] == "before"
+    assert "training" in asks["BN209"]
+
+
+# As constructed
+
+
+def is_as_constructed(model: nn.Module) -> bool:
+    return diagnose(model).case.is_as_constructed
+
+
+def test_a_new_network_is_as_constructed() -> None:
+    model = build_cnn()
+    assert is_as_constructed(model)
+
+    with torch.no_grad():
+        get_norm(model, "9").weight.zero_()  # as at the end of a residual branch
+    assert is_as_constructed(model)
+
+
+@pytest.mark.parametrize("tensor", ["weight", "bias", "running_mean", "num_batches_tracked"])
+def test_a_layer_that_has_learnt_anything_is_not_as_constructed(tensor: str) -> None:
+    model = build_cnn()
+    with torch.no_grad():
+        getattr(get_norm(model, "5"), tensor).add_(2)
+
+    assert not is_as_constructed(model)
+
+
+def test_a_bad_model_whose_batch_norms_are_as_constructed_was_perhaps_not_loaded() -> None:
+    diagnosis = diagnose(build_cnn(), make_batches(4), expected=1.0, progress=False)
+
+    text = " ".join(str(diagnosis).split())
+    assert diagnosis.verdict == "not the averages"
+    advice = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
+    assert advice in text
+    assert "BN002" not in text
+    assert TRAINING not in text
