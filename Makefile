@@ -31,6 +31,10 @@ PIP := $(PY) -m pip --disable-pip-version-check
 	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,recipes]'
 	@touch $@
 
+.venv/installed-real: .venv/installed
+	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,real]'
+	@touch $@
+
 .venv/installed-docs: .venv/installed
 	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,docs]'
 	@touch $@
@@ -45,7 +49,7 @@ test: .venv/installed
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2
 
-test-all: .venv/installed-zoo .venv/installed-recipes .venv/installed-docs
+test-all: .venv/installed-zoo .venv/installed-recipes .venv/installed-real .venv/installed-docs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy

@@ -196,7 +196,7 @@ class Case:
         T = (running mean − exact mean) / sqrt(b·(m/(2−m) + 1/batches)), with b the variance between batch means at the
         frozen weights; the second term is the noise of the exact mean, which is of so many batches. The training
         batches tell both where they were given; other batches should be as large as those of training. NaN with fewer
-        than three batches.
+        than three batches, and with momentum 0.
         """
         noise = self.find_noise(name)
         if noise is None or name not in self.reference:
@@ -206,9 +206,12 @@ class Case:
         return float(ratios.median())
 
     def find_noise(self, name: str) -> Tensor | None:
-        """Find the noise of a running mean around the exact one [C]; None with fewer than three batches."""
+        """Find the noise of a running mean around the exact one [C].
+
+        None with fewer than three batches, and with momentum 0: that averages no batches, so nobody knows how many.
+        """
         view = self.find_view(name)
-        if view is None or view.batch_means.count < 3:
+        if view is None or view.batch_means.count < 3 or self.layers[name].momentum == 0:
             return None
         share = self._noise_share(name) + 1 / view.batch_means.count
         return (view.batch_means.var * share).sqrt()

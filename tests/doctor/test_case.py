@@ -64,6 +64,18 @@ def test_two_batches_have_no_noise_ratio() -> None:
     assert math.isnan(case.find_expected_gap(""))
 
 
+def test_averages_held_still_have_no_noise_ratio() -> None:
+    """Momentum 0, as converters of weights write it; how many batches were averaged is unknown."""
+    layer = nn.BatchNorm1d(CHANNELS, momentum=0.0)
+    mean, _ = get_running_buffers(layer)
+    mean.fill_(1)
+
+    diagnosis = diagnose(layer.eval(), make_rows(4, 8, seed=0), progress=False)
+
+    assert math.isnan(diagnosis.case.noise_ratio(""))
+    assert not {"BN108", "BN201"} & set(diagnosis.findings["code"])
+
+
 def test_noise_is_that_of_the_training_batches_where_there_are_some() -> None:
     layer = nn.BatchNorm1d(CHANNELS)
     training = make_rows(5, 16, seed=2)
