@@ -112,11 +112,12 @@ class Case:
     def start_weight(self, name: str) -> float | None:
         """Weight (1−m)^t that mean 0 and variance 1, where averages start, still have by a layer's count and momentum.
 
-        None where no updates are counted, and of self-tuned layers, which choose their momentum.
+        None where no updates are counted, of self-tuned layers, which choose their momentum, and where it is 0, as
+        averages then never leave the place where they were put.
         """
         layer = self.layers[name]
         updates = self.count_updates(name)
-        if not updates or isinstance(layer, SelfTuned):
+        if not updates or layer.momentum == 0 or isinstance(layer, SelfTuned):
             return None
         return 0.0 if layer.momentum is None else (1 - layer.momentum) ** updates
 
