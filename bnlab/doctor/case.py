@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bnlab.doctor.history import History
 from bnlab.doctor.observing import LayerView, View
+from bnlab.doctor.probe import Probe
 from bnlab.doctor.scores import Scores
 from bnlab.layers import BatchNorm
 from bnlab.nn.self_tuned import SelfTuned
@@ -33,6 +34,7 @@ class Evidence:
             where images do not have three channels.
         dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
         plain: exact statistics without `inputs=`, where that was given.
+        probe: how predictions of a few images in eval mode differ from run to run, and alone from in a batch.
         warnings: what measuring the exact statistics warned of.
     """
 
@@ -44,6 +46,7 @@ class Evidence:
     flipped: tuple[Statistics, Statistics] | None = None
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     plain: Statistics | None = None
+    probe: Probe = field(default_factory=Probe)
     warnings: tuple[str, ...] = ()
 
 

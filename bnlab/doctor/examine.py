@@ -17,6 +17,7 @@ from bnlab.batches import Forward, call, copy_batch, count_images, list_tensors,
 from bnlab.borrow import keep_random_state, measured
 from bnlab.doctor.case import Evidence
 from bnlab.doctor.observing import View, observe_batches
+from bnlab.doctor.probe import probe_predictions
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
 from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.population import population_statistics
@@ -100,7 +101,10 @@ def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = C
 
 
 def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
-    """Measure statistics and scores of the data: four passes, and one more where there is dropout."""
+    """Measure statistics and scores of the data: four passes, and one more where there is dropout.
+
+    Samples are run for single layers, altered images, and a few images alone.
+    """
     exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
 
@@ -122,6 +126,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         flipped=compare_channel_orders(examination, data, next(iter(exact))),
         dropped=measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
+        probe=probe_predictions(examination.model, examination.run, data),
         warnings=caught,
     )
 
