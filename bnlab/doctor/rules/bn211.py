@@ -8,10 +8,10 @@ from bnlab.doctor.rule import Rule, Signs
 
 
 class RandomPredictions(Rule):
-    """Outputs of the same batch, run twice in eval mode, that differ (root mean square) by more than 2% of their spread.
+    """Outputs of the same batch, run twice in eval mode, that differ by more than 2% of their spread.
 
-    Rounding makes less. A forward that calls F.dropout without training=self.training does it, or one that adds noise
-    or draws in any mode. At most 16 images are run.
+    Both are root mean squares; rounding makes less. A forward that calls F.dropout without training=self.training does
+    it, or one that adds noise or draws in any mode. At most 16 images are run.
 
     A false alarm where outputs are drawn on purpose, as of a variational autoencoder, or where the model keeps a state
     from call to call.

@@ -24,7 +24,7 @@ class DependsOnBatch(Rule):
     meaning = (
         "Something besides batch norm computes over the whole batch, in eval mode too, such as a mean over all axes."
     )
-    remedy = "Let the forward reduce over each image's own axes, not the batch's; until then evaluate as in training."
+    remedy = "Let the forward reduce over each image's own axes; until then evaluate at the batch size of training."
     follows_cost = False
     needs = ("data",)
 
