@@ -58,8 +58,11 @@ def change_images(batches: Sequence[Any], change: Callable[[Tensor], Tensor]) ->
 
 def invert_images(batches: Sequence[Any]) -> list[Any]:
     """Turn images [N, C, H, W] into their negatives: the sum of a channel's extremes, minus its values."""
-    images = [next(list_tensors(batch)) for batch in batches]
-    highest = torch.stack([part.amax((0, 2, 3)) for part in images]).amax(0)
-    lowest = torch.stack([part.amin((0, 2, 3)) for part in images]).amin(0)
-    total = (highest + lowest).view(-1, 1, 1)
+    extremes = []
+    for batch in batches:
+        images = next(list_tensors(batch))
+        extremes += [images.amax((0, 2, 3)), images.amin((0, 2, 3))]
+    extremes_by_channel = torch.stack(extremes)
+    total = extremes_by_channel.amax(0) + extremes_by_channel.amin(0)
+    total = total.view(-1, 1, 1)
     return change_images(batches, lambda part: total - part)

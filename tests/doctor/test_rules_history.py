@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import MomentTrace, diagnose, population_statistics, record
 from bnlab.doctor.rules.bn401 import RanksDiffer
-from bnlab.layers import batch_norm_layers
 from tests.doctor.patients import (
     get_buffers,
     get_finding,
@@ -28,7 +27,7 @@ from tests.doctor.patients import (
     make_net,
     train,
 )
-from tests.helpers import run_two_ranks
+from tests.helpers import run_two_ranks, with_momentum
 
 TEST_BATCHES = make_batches(20, seed=7)
 
@@ -369,16 +368,10 @@ def test_bn108_is_quiet_about_frozen_layers_whose_network_has_learnt_with_them()
 # BN109
 
 
-def stop_averages(model: nn.Module) -> None:
-    """Set the momentum of all batch norms to 0."""
-    for layer in batch_norm_layers(model, caller="test").values():
-        layer.momentum = 0.0
-
-
 def _make_still() -> tuple[nn.Sequential, nn.Sequential]:
     """Train on with momentum 0; the end, and the network before it."""
     model = make_healthy()
-    stop_averages(model)
+    with_momentum(model, 0.0)
     before = copy.deepcopy(model)
     train(model, make_batches(100, seed=3), lr=0.3)
     return model.eval(), before
@@ -409,7 +402,7 @@ def test_bn109_takes_the_place_of_never_updated() -> None:
 def test_bn109_is_quiet_where_momentum_0_keeps_averages_that_are_right() -> None:
     model = make_healthy()
     population_statistics(model, TEST_BATCHES, progress=False).write_to(model)
-    stop_averages(model)
+    with_momentum(model, 0.0)
 
     assert list_codes(diagnose(model, TEST_BATCHES)) == []
 

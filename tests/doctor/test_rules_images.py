@@ -314,7 +314,8 @@ def test_bn210_an_image_of_training_was_not_standardized(images: list[Tensor]) -
 
     assert finding is not None
     assert not finding.rule.hides
-    assert finding.signs.evidence.startswith("image 70 of the training batches, from 0: its σ is ")
+    assert finding.signs.layers == ("0",)
+    assert finding.signs.evidence.startswith("image 70 of the training batches, counted from 0: its σ is ")
 
 
 def test_bn209_is_quiet_where_training_batches_are_scaled_as_the_images(images: list[Tensor]) -> None:
@@ -330,6 +331,12 @@ def test_bn209_is_found_beside_training_batches_of_another_scale(images: list[Te
     finding = find("BN209", make_norm(training), [255 * batch for batch in images], training_batches=training)
 
     assert finding is not None
+
+
+def test_bn210_is_quiet_where_the_averages_do_not_remember_the_image(images: list[Tensor]) -> None:
+    training = spoil_an_image(list_images(make_batches(24, seed=-1)))
+
+    assert find("BN210", make_norm(images), images, training_batches=training) is None
 
 
 def test_bn210_is_quiet_on_images_of_common_contrast(images: list[Tensor]) -> None:

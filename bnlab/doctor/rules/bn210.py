@@ -11,7 +11,7 @@ class OutlyingImage(Rule):
     """An image of the training batches whose standard deviation is more than ten times that of the median image.
 
     One that was left out of the standardization, or is broken. It raises the variance that averages take from its
-    batch, and they remember it for as long as their momentum says.
+    batch, and they remember it for as long as their momentum says. Only layers count whose averages are off.
 
     A false alarm where such images are right, as recordings of very different loudness may be; with labels the cost of
     the averages decides.
@@ -27,7 +27,6 @@ class OutlyingImage(Rule):
         outlier = case.outlier
         if outlier is None or not outlier.ratio > OUTLYING:
             return None
-        told = (
-            f"image {outlier.number:,} of the training batches, from 0: its σ is {outlier.ratio:.2g} times the median's"
-        )
-        return Signs.of([""], told)
+        layers = [name for name in case.seen if case.is_off(name)]
+        place = f"image {outlier.number:,} of the training batches, counted from 0"
+        return Signs.of(layers, f"{place}: its σ is {outlier.ratio:.2g} times the median's")
