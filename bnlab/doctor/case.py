@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.doctor.history import History
+from bnlab.doctor.images import Outlier
 from bnlab.doctor.observing import LayerView, View
+from bnlab.doctor.probe import Probe
 from bnlab.doctor.scores import Scores
 from bnlab.layers import BatchNorm
 from bnlab.nn.self_tuned import SelfTuned
@@ -29,10 +31,11 @@ class Evidence:
         scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
         costs: layer → what its running statistics alone cost on a sample of the images, of the same unit as the scores.
         images: number of images.
-        flipped: moments of the first layer in a sample whose image channels are in reverse order, and as they are; None
-            where images do not have three channels.
+        changed: exact statistics of the first layer on a sample of images: "as they are", "negative", and "reversed" if
+            they have three channels; empty where batches begin with no images.
         dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
         plain: exact statistics without `inputs=`, where that was given.
+        probe: how predictions of a few images in eval mode differ from run to run, and alone from in a batch.
         warnings: what measuring the exact statistics warned of.
     """
 
@@ -41,9 +44,10 @@ class Evidence:
     scores: Scores | None
     costs: Mapping[str, float]
     images: int
-    flipped: tuple[Statistics, Statistics] | None = None
+    changed: Mapping[str, Statistics] = field(default_factory=dict)
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     plain: Statistics | None = None
+    probe: Probe = field(default_factory=Probe)
     warnings: tuple[str, ...] = ()
 
 
@@ -60,6 +64,7 @@ class Case:
         evidence: measured on the data.
         training: exact statistics of the training batches.
         training_view: what the layers saw of the training batches, batch by batch.
+        outlier: the training image of the largest standard deviation; None where batches are no images.
         history: changes since an earlier checkpoint.
         trace: a recording of the training.
         ranks: running statistics of all processes.
@@ -74,6 +79,7 @@ class Case:
     evidence: Evidence | None = None
     training: Statistics | None = None
     training_view: View | None = None
+    outlier: Outlier | None = None
     history: History | None = None
     trace: MomentTrace | None = None
     ranks: Sequence[Mapping[str, Tensor]] | None = None
@@ -112,11 +118,12 @@ class Case:
     def start_weight(self, name: str) -> float | None:
         """Weight (1−m)^t that mean 0 and variance 1, where averages start, still have by a layer's count and momentum.
 
-        None where no updates are counted, and of self-tuned layers, which choose their momentum.
+        None where no updates are counted, of self-tuned layers, which choose their momentum, and where it is 0, as
+        averages then never leave the place where they were put.
         """
         layer = self.layers[name]
         updates = self.count_updates(name)
-        if not updates or isinstance(layer, SelfTuned):
+        if not updates or layer.momentum == 0 or isinstance(layer, SelfTuned):
             return None
         return 0.0 if layer.momentum is None else (1 - layer.momentum) ** updates
 

@@ -16,6 +16,7 @@ from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.examine import CALLER, Examination, examine, read_batches
 from bnlab.doctor.findings import look_for_faults, reconsider
 from bnlab.doctor.history import History, compare_with, read_state
+from bnlab.doctor.images import find_outlier
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.rule import Rule
 from bnlab.doctor.scores import Evaluate, require_evaluate
@@ -82,13 +83,15 @@ def diagnose(
     _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, rules)
     layers, without = _find_layers(model)
     buffers = read_all_buffers(layers)
-    evidence, training, training_view = None, None, None
+    evidence, training, training_view, outlier = None, None, None, None
     if batches is not None and layers:
         examination = Examination.of(model, layers, forward, inputs, progress)
         evidence = examine(examination, read_batches(batches, max_images), evaluate)
         layers = {name: layers[name] for name in evidence.exact} | layers  # by depth, which the data tells
         if training_batches is not None:
-            training, training_view = _view_training(examination, read_batches(training_batches, max_images))
+            training_data = read_batches(training_batches, max_images)
+            training, training_view = _view_training(examination, training_data)
+            outlier = find_outlier(training_data)
 
     case = Case(
         model,
@@ -99,6 +102,7 @@ def diagnose(
         evidence,
         training,
         training_view,
+        outlier,
         _read_history(model, layers, before),
         trace,
         _gather_buffers(buffers, group),

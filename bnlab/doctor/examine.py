@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.arguments import find_device
-from bnlab.batches import Forward, call, copy_batch, count_images, list_tensors, map_batch, take_images
+from bnlab.batches import Forward, call, copy_batch, count_images, take_images
 from bnlab.borrow import keep_random_state, measured
 from bnlab.doctor.case import Evidence
+from bnlab.doctor.images import change_images, find_images, invert_images
 from bnlab.doctor.observing import View, observe_batches
+from bnlab.doctor.probe import probe_predictions
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
 from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.population import population_statistics
@@ -100,7 +102,10 @@ def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = C
 
 
 def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
-    """Measure statistics and scores of the data: four passes, and one more where there is dropout."""
+    """Measure statistics and scores of the data: four passes, and one more where there is dropout.
+
+    Samples are run for single layers, altered images, and a few images alone.
+    """
     exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
 
@@ -119,9 +124,10 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         scores,
         costs,
         images,
-        flipped=compare_channel_orders(examination, data, next(iter(exact))),
+        changed=measure_changed_images(examination, data, next(iter(exact))),
         dropped=measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
+        probe=probe_predictions(examination.model, examination.run, data),
         warnings=caught,
     )
 
@@ -154,8 +160,8 @@ def examine_briefly(
     sample = take_sample(data)
     view = observe_batches(examination.make_task(sample), ignore)
     images = sum(map(count_images, data))
-    flipped = compare_channel_orders(examination, data, next(iter(statistics)))
-    return Evidence(statistics, view, scores, {}, images, flipped=flipped)
+    changed = measure_changed_images(examination, data, next(iter(statistics)))
+    return Evidence(statistics, view, scores, {}, images, changed=changed)
 
 
 def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:
@@ -267,36 +273,25 @@ def take_sample(data: Sequence[Any]) -> list[Any]:
     return sample
 
 
-def compare_channel_orders(
-    examination: Examination, data: Sequence[Any], name: str
-) -> tuple[Statistics, Statistics] | None:
-    """Measure a layer on a sample with the images' channels reversed, and as they are.
+def measure_changed_images(examination: Examination, data: Sequence[Any], name: str) -> dict[str, Statistics]:
+    """Measure a layer on a sample of the images as they are, on their negatives, and with their channels reversed.
 
-    None unless images have three channels, and where the caller says what layers normalize.
+    Empty unless batches begin with images, and where the caller says what layers normalize.
     """
-    first = next(list_tensors(data[0]), None)
-    if first is None or first.dim() != 4 or first.shape[1] != 3 or not first.is_floating_point():
-        return None
-    if examination.inputs:
-        return None
-
-    def measure(batches: list[Any]) -> Statistics:
-        return population_statistics(
-            examination.model, batches, forward=examination.forward, layers=[name], progress=False
-        )
+    images = find_images(data[0])
+    if images is None or examination.inputs:
+        return {}
 
     sample = take_sample(data)
-    return measure([_flip_channels(batch) for batch in sample]), measure(sample)
-
-
-def _flip_channels(batch: Any) -> Any:
-    """Reverse the channels of a batch's first tensor [N, C, H, W]."""
-    images = next(list_tensors(batch))
-
-    def flip(leaf: Any) -> Any:
-        return leaf.flip(1) if leaf is images else leaf
-
-    return map_batch(flip, batch)
+    changed = {"as they are": sample, "negative": invert_images(sample)}
+    if images.shape[1] == 3:
+        changed["reversed"] = change_images(sample, lambda part: part.flip(1))
+    return {
+        change: population_statistics(
+            examination.model, batches, forward=examination.forward, layers=[name], progress=False
+        )
+        for change, batches in changed.items()
+    }
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:

@@ -137,15 +137,22 @@ def reconsider(verdict: Verdict, findings: Sequence[Finding], case: Case) -> Ver
     A model with a mistake that new statistics would hide, such as wrong input, is not healthy. Where the averages are
     not at fault, the sentence says what to look at.
     """
-    hidden = [finding.rule for finding in findings if finding.rule.hides and finding.severity != "note"]
-    if not hidden:
-        if verdict.word != "not the averages":
-            return verdict
+    severe = [finding.rule for finding in findings if finding.severity != "note"]
+    hidden = [rule for rule in severe if rule.hides]
+    if hidden:
+        word = "not the averages" if verdict.word == "healthy" else verdict.word
+        sentence = (
+            f"{verdict.sentence} But first see {hidden[0].code}, {hidden[0].title}: new statistics would hide it."
+        )
+        return replace(verdict, word=word, sentence=sentence)
+    if verdict.word == "not the averages":
         where = _say_where_to_look(verdict, findings, case)
         return replace(verdict, sentence=f"{verdict.sentence} {where}".rstrip())
-    word = "not the averages" if verdict.word == "healthy" else verdict.word
-    sentence = f"{verdict.sentence} But first see {hidden[0].code}, {hidden[0].title}: new statistics would hide it."
-    return replace(verdict, word=word, sentence=sentence)
+
+    others = [f"{rule.code}, {rule.title}" for rule in severe if rule.explains_bad]
+    if verdict.word == "healthy" and others:
+        return replace(verdict, sentence=f"{verdict.sentence} But see {others[0]}.")
+    return verdict
 
 
 def _say_where_to_look(verdict: Verdict, findings: Iterable[Finding], case: Case) -> str:

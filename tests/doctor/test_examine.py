@@ -38,18 +38,19 @@ def test_reversed_channels_are_those_of_the_layer_that_data_reaches_first() -> N
     images = list_images(make_batches(2))
     evidence = diagnose(Backwards(), images, progress=False).case.evidence
 
-    assert evidence is not None and evidence.flipped is not None
-    flipped, straight = evidence.flipped
+    assert evidence is not None
+    straight = evidence.changed["as they are"]
+    flipped = evidence.changed["reversed"]
     assert list(flipped) == list(straight) == ["first"]
     assert torch.allclose(straight["first"].mean, torch.cat(images).double().mean((0, 2, 3)))
     assert torch.equal(flipped["first"].mean, straight["first"].mean.flip(0))
 
 
-def test_channels_of_other_images_are_not_reversed() -> None:
+def test_what_is_no_image_is_not_changed() -> None:
     evidence = diagnose(nn.BatchNorm1d(3), [torch.randn(8, 3)], progress=False).case.evidence
 
     assert evidence is not None
-    assert evidence.flipped is None
+    assert evidence.changed == {}
 
 
 def test_dropout_raises_the_variance_behind_it() -> None:

@@ -187,16 +187,6 @@ def test_bn101_finds_averages_on_their_way_without_and_with_data(momentum: float
     assert measured == pytest.approx(way, abs=5)
 
 
-def test_bn101_of_averages_that_never_move_at_momentum_zero() -> None:
-    model = make_net(0.0)
-    train(model, make_batches(3))
-
-    finding = get_finding(diagnose(model.eval()), "BN101")
-
-    assert finding is not None
-    assert finding.signs.evidence == "3 updates of momentum 0: 0% of the way"
-
-
 def test_bn101_is_quiet_where_variances_are_smaller_than_the_start_would_leave_them() -> None:
     """A count of 10 on averages of a longer training: .9¹⁰ = .35 of the variance would still be the start's."""
     model = make_healthy()

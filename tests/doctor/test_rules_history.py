@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -26,7 +27,7 @@ from tests.doctor.patients import (
     make_net,
     train,
 )
-from tests.helpers import run_two_ranks
+from tests.helpers import run_two_ranks, with_momentum
 
 TEST_BATCHES = make_batches(20, seed=7)
 
@@ -273,19 +274,23 @@ def choose_history(kind: str, before: nn.Module, trace: MomentTrace) -> dict[str
 
 
 @pytest.mark.parametrize(
-    ("history", "word"),
-    [("nothing", "lags, or worse: a trace"), ("trace", "a lag: cosine 0."), ("before", "a lag: cosine 0.")],
+    ("history", "told"),
+    [
+        ("nothing", r"[\d.]+ times farther off than chance explains"),
+        ("trace", r"a lag: cosine 0\..*; [\d.]+ times farther off than chance explains"),
+        ("before", r"a lag: cosine 0\..*; [\d.]+ times farther off than chance explains"),
+    ],
 )
-def test_bn108_finds_a_lag_and_a_history_tells_it_from_worse(history: str, word: str) -> None:
+def test_bn108_calls_it_a_lag_where_a_history_shows_one(history: str, told: str) -> None:
     model, before, trace = _train_lagging()
 
     diagnosis = diagnose(model, TEST_BATCHES, **choose_history(history, before, trace))
     finding = get_finding(diagnosis, "BN108")
 
-    assert list_codes(diagnosis) == ["BN108"]
+    assert list_codes(diagnosis) == ["BN108", "BN201"]
     assert finding is not None
     assert finding.signs.layers == ("4",)  # layer 1 is not farther off than the mean of 20 batches may be
-    assert finding.signs.evidence.startswith(word)
+    assert re.fullmatch(told, finding.signs.evidence)
 
 
 @pytest.mark.parametrize("history", ["trace", "before"])
@@ -300,7 +305,7 @@ def test_bn108_calls_no_lag_what_is_not_along_the_drift(history: str) -> None:
     finding = get_finding(diagnosis, "BN108")
 
     assert finding is not None
-    assert finding.signs.evidence.startswith("lags, or worse: cosine ")
+    assert finding.signs.evidence.startswith("more than a lag: cosine ")
 
 
 def test_bn108_predicts_nothing_from_a_checkpoint_that_is_too_far() -> None:
@@ -315,9 +320,20 @@ def test_bn108_predicts_nothing_from_a_checkpoint_that_is_too_far() -> None:
     finding = get_finding(diagnose(model.eval(), TEST_BATCHES, before=before), "BN108")
 
     assert finding is not None
-    assert finding.signs.evidence.startswith(
-        "lags, or worse: a trace, or a checkpoint of a few memories ago, would tell"
-    )
+    assert re.fullmatch(r"[\d.]+ times farther off than chance explains", finding.signs.evidence)
+
+
+@pytest.mark.parametrize(("size", "is_found"), [(320, True), (2, False)])
+def test_bn108_on_a_single_batch_believes_a_large_gap_that_costs_something(size: int, is_found: bool) -> None:
+    model = make_healthy()
+    for mean, var in (get_buffers(model, "1"), get_buffers(model, "4")):
+        mean += 2 * var.sqrt()
+
+    finding = get_finding(diagnose(model, make_batches(1, size, seed=7)), "BN108")
+
+    assert (finding is not None) == is_found
+    if finding is not None:
+        assert finding.signs.evidence.endswith("too few batches to tell chance")
 
 
 def test_bn108_is_a_note_where_no_cost_was_measured() -> None:
@@ -347,6 +363,57 @@ def test_bn108_is_quiet_about_frozen_layers_whose_network_has_learnt_with_them()
         model.get_submodule(name).requires_grad_(False)
 
     assert "BN108" not in list_codes(diagnose(model, TEST_BATCHES))
+
+
+# BN109
+
+
+def _make_still() -> tuple[nn.Sequential, nn.Sequential]:
+    """Train on with momentum 0; the end, and the network before it."""
+    model = make_healthy()
+    with_momentum(model, 0.0)
+    before = copy.deepcopy(model)
+    train(model, make_batches(100, seed=3), lr=0.3)
+    return model.eval(), before
+
+
+@pytest.mark.parametrize("gives_batches", [False, True])
+@pytest.mark.parametrize("gives_before", [False, True])
+def test_bn109_finds_averages_that_momentum_0_has_kept(gives_batches: bool, gives_before: bool) -> None:
+    model, before = _make_still()
+    batches = TEST_BATCHES if gives_batches else None
+
+    diagnosis = diagnose(model, batches, before=before if gives_before else None)
+
+    finding = get_finding(diagnosis, "BN109")
+    assert list_codes(diagnosis) == ["BN109"]
+    assert finding is not None
+    assert finding.signs.evidence == "300 updates of momentum 0"
+
+
+def test_bn109_takes_the_place_of_never_updated() -> None:
+    model = make_net(momentum=0.0)
+    train(model, make_batches(20))
+
+    assert list_codes(diagnose(model.eval())) == ["BN109"]
+    assert list_codes(diagnose(model, TEST_BATCHES)) == ["BN109"]
+
+
+def test_bn109_is_quiet_where_momentum_0_keeps_averages_that_are_right() -> None:
+    model = make_healthy()
+    population_statistics(model, TEST_BATCHES, progress=False).write_to(model)
+    with_momentum(model, 0.0)
+
+    assert list_codes(diagnose(model, TEST_BATCHES)) == []
+
+
+def test_bn109_is_quiet_about_frozen_layers_and_other_momenta() -> None:
+    model, _ = _make_still()
+    for name in ("1", "4"):
+        model.get_submodule(name).requires_grad_(False)
+    assert "BN109" not in list_codes(diagnose(model))
+
+    assert "BN109" not in list_codes(diagnose(make_healthy()))
 
 
 # BN401

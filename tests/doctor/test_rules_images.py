@@ -150,6 +150,18 @@ def test_bn207_images_of_another_domain(images: list[Tensor]) -> None:
     assert finding.severity == "warning"
 
 
+def test_bn207_is_not_graded_by_the_cost_of_the_averages(batches: list[Batch]) -> None:
+    """Averages that fit training's images may be as good as any on these, and the images still are others."""
+    model = make_healthy()
+    dark = change_images(batches, lambda images: images - 1)
+    population_statistics(model, list_images(make_batches(8, seed=-1)), progress=False).write_to(model)
+
+    finding = find("BN207", model, dark, training_batches=make_batches(8, seed=-1), worth=1.0)
+
+    assert finding is not None
+    assert finding.severity == "warning"
+
+
 def test_bn207_is_quiet_on_images_of_the_same_domain(images: list[Tensor]) -> None:
     assert find("BN207", make_healthy(), images, training_batches=make_batches(8, seed=-1)) is None
 
@@ -244,3 +256,90 @@ def test_bn209_is_quiet_on_few_images(count: int) -> None:
 
 def test_bn209_is_quiet_on_averages_that_were_never_made(images: list[Tensor]) -> None:
     assert find("BN209", build_cnn().eval(), images) is None
+
+
+def make_bright_on_dark(count: int, seed: int) -> list[Tensor]:
+    """Make batches of images [32, 1, 8, 8] from 0 to 1, dark with few bright points: of mean 1/4."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(32, 1, 8, 8, generator=generator) ** 3 for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_found"),
+    [
+        (lambda images: 1 - images, True),
+        (lambda images: images, False),
+        (lambda images: images + 0.3, False),
+        (lambda images: images - 0.2, False),
+        (lambda images: 0.8 * images, False),
+    ],
+    ids=["negative", "as in training", "brighter", "darker", "of less contrast"],
+)
+def test_bn209_finds_negatives(change: Callable[[Tensor], Tensor], is_found: bool) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1)).eval()
+    population_statistics(model, make_bright_on_dark(8, seed=0), progress=False).write_to(model)
+    images = [change(batch) for batch in make_bright_on_dark(8, seed=1)]
+
+    finding = find("BN209", model, images)
+
+    assert (finding is not None) == is_found
+    if finding is not None:
+        assert finding.signs.evidence.endswith("on their negative")
+
+
+# BN209 and BN210: an outlying training image
+
+
+def make_norm(training: list[Tensor]) -> nn.Sequential:
+    """Make a batch norm whose averages are exact for the training batches."""
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    population_statistics(model, training, progress=False).write_to(model)
+    return model
+
+
+def spoil_an_image(images: list[Tensor]) -> list[Tensor]:
+    """Multiply image 70 by 100."""
+    spoiled = [batch.clone() for batch in images]
+    spoiled[2][6] *= 100
+    return spoiled
+
+
+def test_bn210_an_image_of_training_was_not_standardized(images: list[Tensor]) -> None:
+    training = spoil_an_image(list_images(make_batches(24, seed=-1)))
+    model = make_norm(training)
+
+    assert find("BN209", model, images) is not None  # without training batches it looks like the images' scale
+    assert find("BN209", model, images, training_batches=training) is None
+    finding = find("BN210", model, images, training_batches=training)
+
+    assert finding is not None
+    assert not finding.rule.hides
+    assert finding.signs.layers == ("0",)
+    assert finding.signs.evidence.startswith("image 70 of the training batches, counted from 0: its σ is ")
+
+
+def test_bn209_is_quiet_where_training_batches_are_scaled_as_the_images(images: list[Tensor]) -> None:
+    model = make_norm([2 * batch for batch in images])
+
+    assert find("BN209", model, images) is not None
+    assert find("BN209", model, images, training_batches=list_images(make_batches(8, seed=-1))) is None
+
+
+def test_bn209_is_found_beside_training_batches_of_another_scale(images: list[Tensor]) -> None:
+    training = list_images(make_batches(8, seed=-1))
+
+    finding = find("BN209", make_norm(training), [255 * batch for batch in images], training_batches=training)
+
+    assert finding is not None
+
+
+def test_bn210_is_quiet_where_the_averages_do_not_remember_the_image(images: list[Tensor]) -> None:
+    training = spoil_an_image(list_images(make_batches(24, seed=-1)))
+
+    assert find("BN210", make_norm(images), images, training_batches=training) is None
+
+
+def test_bn210_is_quiet_on_images_of_common_contrast(images: list[Tensor]) -> None:
+    training = make_batches(4, seed=-1)
+
+    assert find("BN210", make_healthy(), images, training_batches=training) is None

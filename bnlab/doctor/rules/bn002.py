@@ -18,6 +18,7 @@ class NeverUpdated(Rule):
     meaning = "The averages still are where they start, mean 0 and variance 1."
     remedy = "Train in train(), or load a checkpoint that has buffers; bnlab.recalibrate mends what there is."
     explains_bad = True
+    unless = ("BN109",)
 
     def look(self, case: Case) -> Signs | None:
         layers = case.select(lambda name: case.is_initial(name) and _is_wrong(case, name))

@@ -1,4 +1,4 @@
-"""BN108: averages that lag behind weights which still move."""
+"""BN108: averages that describe other weights, such as those before the last steps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from bnlab.doctor.rule import Rule, Signs
 from bnlab.layers import match_names
 from bnlab.recording.trace import LayerTrace
 
+_LARGE = 0.3  # σ, or log variance: a gap that few batches tell from chance, if it costs something
 _MOST_SPANS = 5  # memories of an average between two checkpoints, within which their difference shows the drift
 
 
-class Lags(Rule):
-    """Running statistics off by more than .1 σ, or .1 in log variance, and the mean by more than three times the noise
-    of an average (median |T|).
+class OtherWeights(Rule):
+    """Running statistics off by more than .1 σ, or .1 in log variance, and the mean by more than three times what
+    chance explains: the noise of an average of so many batches (median |T|).
 
     An average of momentum m is 1/m steps behind its weights. A trace, or an earlier checkpoint at most 5/m updates ago,
     shows how statistics drift. Where the gap is along the drift (cosine above .5) and at most twice what m predicts,
-    the finding says that it is a lag; otherwise, or without a history, that it is a lag or worse.
+    the finding calls it a lag: a larger or self-tuned momentum lags less. Fewer than three batches do not tell chance;
+    then the gap has to be .3 and to cost something.
 
     A false alarm where the images differ from those of training, as without its augmentation, or where the batches are
     larger, as their means scatter less: pass training_batches=. A lag in the middle of training is normal, and is
@@ -31,33 +33,49 @@ class Lags(Rule):
     """
 
     code = "BN108"
-    title = "lags behind the weights, or worse"
-    meaning = "The averages are farther off than chance explains: they describe earlier weights, or others."
-    remedy = "Recalibrate before evaluating; while training, a larger or self-tuned momentum lags less."
+    title = "averages of other weights"
+    meaning = "The averages describe other weights than these: earlier ones, or another network's."
+    remedy = (
+        "Recalibrate; if this network was averaged (EMA, SWA, federated), pruned, cut out of a larger one or "
+        "fine-tuned, pass the original as before=."
+    )
     severity = "note"
     asks = ("before", "training")
     needs = ("data",)
     unless = (
-        *("BN001", "BN002", "BN003", "BN101", "BN104", "BN105", "BN106", "BN107"),
-        *("BN202", "BN204", "BN206", "BN207", "BN208", "BN209", "BN302"),
+        *("BN001", "BN002", "BN003", "BN101", "BN104", "BN105", "BN106", "BN107", "BN109"),
+        *("BN202", "BN204", "BN206", "BN207", "BN208", "BN209", "BN210", "BN302"),
     )
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if _is_behind(case, name)]
         if not layers:
             return None
-        ratios = [case.noise_ratio(name) for name in layers]
-        noise = f"gap {median(ratios):.2g} times the noise of an average"
-        drift = _judge_drift(case, layers)
-        return Signs(tuple(layers), f"{drift}; {noise}")
+        parts = [_judge_drift(case, layers), _compare_with_chance(case, layers)]
+        return Signs(tuple(layers), "; ".join(filter(None, parts)))
 
 
 def _is_behind(case: Case, name: str) -> bool:
-    return not case.is_frozen(name) and case.is_off(name) and case.noise_ratio(name) > 3
+    if case.is_frozen(name) or not case.is_off(name):
+        return False
+    ratio = case.noise_ratio(name)
+    if math.isnan(ratio):
+        return case.is_costly and max(case.find_gap(name)) > _LARGE
+    return ratio > 3
+
+
+def _compare_with_chance(case: Case, layers: Sequence[str]) -> str:
+    """Write how much farther off the averages are than chance explains."""
+    ratios = [case.noise_ratio(name) for name in layers]
+    known = [ratio for ratio in ratios if not math.isnan(ratio)]
+    if known:
+        return f"{median(known):.2g} times farther off than chance explains"
+    gap = max(max(case.find_gap(name)) for name in layers)
+    return f"off by up to {gap:.2g} (σ, or log variance); too few batches to tell chance"
 
 
 def _judge_drift(case: Case, layers: Sequence[str]) -> str:
-    """Write whether the gap is what drift and momentum predict."""
+    """Write whether the gap is what drift and momentum predict; nothing where no history tells."""
     gaps = []
     lags = []
     for name in layers:
@@ -67,13 +85,13 @@ def _judge_drift(case: Case, layers: Sequence[str]) -> str:
             gaps.append(_scale(case, name, gap))
             lags.append(_scale(case, name, lag))
     if not gaps:
-        return "lags, or worse: a trace, or a checkpoint of a few memories ago, would tell"
+        return ""
 
     all_gaps = torch.cat(gaps)
     all_lags = torch.cat(lags)
     cosine = float(torch.cosine_similarity(all_gaps, all_lags, dim=0))
     ratio = float(all_gaps.norm() / all_lags.norm())
-    word = "a lag" if cosine > 0.5 and ratio < 2 else "lags, or worse"
+    word = "a lag" if cosine > 0.5 and ratio < 2 else "more than a lag"
     return f"{word}: cosine {cosine:.2f} with the drift, {ratio:.2g} times what it predicts"
 
 

@@ -8,11 +8,11 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.rule import Rule, Signs
 
 _VISIBLE = 0.05  # σ, or log ratio: a smaller gap is not worth a word
-_NOISE = 2.0  # median |T| of what noise alone explains
+_NOISE = 3.0  # median |T|, above which BN108 begins
 
 
 class AverageNoise(Rule):
-    """The running mean is about as far from the exact one as an average of so few batches always is (median |T| ≤ 2).
+    """The running mean is about as far from the exact one as an average of so few batches always is (median |T| ≤ 3).
 
     Batches are taken to be as large as in training: pass training_batches= if they are not.
     """
@@ -23,7 +23,7 @@ class AverageNoise(Rule):
     remedy = "Recalibrate before an evaluation that matters, or lower the momentum."
     severity = "note"
     needs = ("data",)
-    unless = ("BN002", "BN003", "BN101", "BN102", "BN106", "BN107")
+    unless = ("BN002", "BN003", "BN101", "BN102", "BN106", "BN107", "BN109", "BN202", "BN210")
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if _is_noise(case, name)]

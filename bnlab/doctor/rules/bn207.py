@@ -15,12 +15,15 @@ class OtherData(Rule):
 
     Off is the larger of the mean's gap in σ and half the log ratio of the variances, which is that of σ. In the first
     layer it has to be 0.3, more than the usual augmentation does, and three times that from the training batches.
+
+    Recalibration on these images is not its remedy, so what the averages cost does not say how severe it is.
     """
 
     code = "BN207"
     title = "other data than in training"
     meaning = "The averages are right for the training batches; these images are of another population."
     remedy = "Check the preprocessing; if the domain has changed, adapt knowingly: bnlab.recalibrate on these images."
+    follows_cost = False
     needs = ("data", "training")
     explains_bad = True
 

@@ -26,7 +26,7 @@ class CollapsedVariance(Rule):
     remedy = "Recalibrate after averaging or merging weights."
     asks = ("before", "training")
     needs = ("data",)
-    unless = ("BN002", "BN003", "BN101", "BN206")
+    unless = ("BN002", "BN003", "BN101", "BN109", "BN206", "BN210")
 
     def look(self, case: Case) -> Signs | None:
         ratios = {name: _find_ratio(case, name) for name in case.seen if name in case.reference}

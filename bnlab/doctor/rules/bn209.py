@@ -7,41 +7,50 @@ from collections.abc import Sequence
 from statistics import median
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.images import OUTLYING
 from bnlab.doctor.rule import Rule, Signs
 from bnlab.statistics import Statistics
 
 _SCALE = 0.5  # log ratio of variances: the input's scale is off by 1.28
 _SPREAD = 0.15  # over channels, of that log ratio; blur and noise make 0.27 and more
 _LATER = 0.15  # gap of later layers, of that log ratio; blur and noise make 0.18 and more
-_ORDER = 0.1  # distance of the first layer's averages as the channels are
-_AGREES = 0.5  # of that, with the channels reversed
+_OFF = 0.1  # distance of the first layer's averages on the images as they are
+_REVERSED = 0.5  # of that, with the channels reversed
+_NEGATIVE = 0.2  # of that, on the negative: images that are brighter or darker come near it too
 
 
 class OtherInput(Rule):
-    """The first layer's averages fit the images once these are scaled, or their channels are reversed.
+    """The first layer's averages fit the images once these are scaled, their channels reversed, or they are negatives.
 
     Scaled: its variances are off by the same factor in all channels, while later layers, which see what it has
     normalized, agree. Reversed: the first layer agrees better by more than half on images with reversed channels.
-    Images of less contrast than in training look as if they were scaled.
+    Negative: it agrees five times better on the images' negative.
+
+    Images of less contrast than in training look as if they were scaled, and darker or brighter ones may look like
+    negatives. One outlying training image looks like a scale as well: pass training_batches=. Where these have one, or
+    are scaled as the images are, no scale is found.
     """
 
     code = "BN209"
     title = "input scaled or ordered otherwise"
-    meaning = "The images are prepared otherwise than in training, which recalibration would hide."
-    remedy = "Mend the preprocessing (range, mean and standard deviation, RGB or BGR); do not recalibrate."
+    meaning = "These images, or some of training's, are prepared otherwise, which recalibration would hide."
+    remedy = (
+        "Compare the preprocessing of both first: range, mean and standard deviation, RGB or BGR, black on white; do "
+        "not recalibrate before."
+    )
     hides = True
     asks = ("training",)
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
         first, *later = case.data.exact  # by depth
-        told = _tell_scale(case, first, later) or _tell_order(case, first)
+        told = _tell_scale(case, first, later) or _tell_change(case, first)
         return None if told is None else Signs.of([first], told, at_least="warning")
 
 
 def _tell_scale(case: Case, first: str, later: Sequence[str]) -> str | None:
     """Tell by how much the input is scaled; None if it is not."""
-    if case.remembers_start(first):
+    if case.remembers_start(first) or _is_explained_by_training(case, first):
         return None
     _, running = case.buffers[first]
     ratios = (case.data.exact[first].var / running).log()
@@ -58,19 +67,34 @@ def _tell_scale(case: Case, first: str, later: Sequence[str]) -> str | None:
     return f"standard deviations {math.exp(scale / 2):.3g} times the running ones in all channels of the first layer"
 
 
-def _tell_order(case: Case, first: str) -> str | None:
-    """Tell how much better the first layer agrees with reversed channels; None if it does not."""
-    if case.data.flipped is None:
-        return None
-    flipped, straight = case.data.flipped
-    distance = _find_distance(case, first, straight)
-    flipped_distance = _find_distance(case, first, flipped)
+def _is_explained_by_training(case: Case, first: str) -> bool:
+    """Return whether training batches have an outlying image, or are scaled as the images are."""
+    if case.training is None or first not in case.training:
+        return False
+    if case.outlier is not None and case.outlier.ratio > OUTLYING:
+        return True
+    ratios = (case.data.exact[first].var / case.training[first].var).log()
+    return abs(float(ratios.nanmedian())) < _SCALE
 
-    is_by_chance = distance < 4 * case.find_expected_gap(first) or distance < 4 * case.find_sampling_error(first)
-    is_better = distance > _ORDER and flipped_distance < _AGREES * distance
-    if is_by_chance or not is_better:
+
+def _tell_change(case: Case, first: str) -> str | None:
+    """Tell how much better the first layer agrees with changed images; None if it does not."""
+    changed = case.data.changed
+    if not changed:
         return None
-    return f"first layer's averages {distance:.2f} off, {flipped_distance:.2f} with the images' channels reversed"
+    distance = _find_distance(case, first, changed["as they are"])
+    if distance < 4 * case.find_expected_gap(first) or distance < 4 * case.find_sampling_error(first):
+        return None  # by chance
+    if not distance > _OFF:
+        return None
+
+    told = {"reversed": (_REVERSED, "with the images' channels reversed"), "negative": (_NEGATIVE, "on their negative")}
+    for change, (most, words) in told.items():
+        if change in changed:
+            changed_distance = _find_distance(case, first, changed[change])
+            if changed_distance < most * distance:
+                return f"first layer's averages {distance:.2g} σ off, {changed_distance:.2g} σ {words}"
+    return None
 
 
 def _find_distance(case: Case, first: str, reference: Statistics) -> float:

@@ -1,0 +1,118 @@
+"""Run a few images again in eval mode: predictions should be the same twice, and whatever else is in the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.batches import count_images, list_tensors, map_batch, take_images
+from bnlab.borrow import measured
+
+DIFFERENT = 0.02  # of the outputs' spread; rounding in TF32 or bfloat16, at 2⁻⁸ = .004 a value, makes less
+_IMAGES = 16
+_ALONE = 4  # images that are run alone
+_ROUNDED = 0.01  # of the outputs' size: a spread below it may be rounding
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How predictions of a few images in eval mode differ: root mean square, in units of the outputs' spread.
+
+    Attributes:
+        twice: between two runs of the same batch; NaN where that is not known.
+        alone: between images alone and inside of a batch; NaN where images cannot be run alone, and where two runs of
+            the same batch differ already.
+    """
+
+    twice: float = math.nan
+    alone: float = math.nan
+
+
+def probe_predictions(model: nn.Module, run: Callable[[Any], Any], data: Sequence[Any]) -> Probe:
+    """Run at most 16 images twice, and some of them alone.
+
+    Args:
+        model: the model, which comes back as it was.
+        run: called with a batch; returns the model's output.
+        data: all batches.
+    """
+    batch = take_images(data[0], _IMAGES)
+    with measured(model):
+        twice = _measure_difference(_find_output(run(batch)), _find_output(run(batch)))
+        if not twice <= DIFFERENT:
+            return Probe(twice)
+        try:
+            return Probe(twice, _compare_alone(run, data))
+        except Exception:  # a model that takes no single images may raise anything
+            return Probe(twice)
+
+
+def _compare_alone(run: Callable[[Any], Any], data: Sequence[Any]) -> float:
+    """Measure how predictions of images alone differ from those of the same images in a batch."""
+    batch = _join_images(data)
+    images = count_images(batch)
+    if images < 2 or count_images(take_images(batch, 1)) != 1:
+        return math.nan
+    together = _find_output(run(batch))
+    if together is None or together.dim() == 0 or len(together) != images:
+        return math.nan
+
+    outputs = []
+    for number in range(min(images, _ALONE)):
+        output = _find_output(run(_pick(batch, number)))
+        if output is None:
+            return math.nan
+        outputs.append(output)
+    return _measure_difference(torch.cat(outputs), together[: len(outputs)])
+
+
+def _join_images(data: Sequence[Any]) -> Any:
+    """Join images of the first batches to a batch of at most 16."""
+    parts: list[Any] = []
+    missing = _IMAGES
+    for batch in data:
+        parts.append(take_images(batch, missing))
+        missing -= count_images(parts[-1])
+        if missing <= 0:
+            break
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*(list_tensors(part, depth=0) for part in parts), strict=True)
+
+    def join(leaf: Any) -> Any:
+        return torch.cat(next(columns)) if isinstance(leaf, Tensor) else leaf
+
+    return map_batch(join, parts[0])
+
+
+def _pick(batch: Any, number: int) -> Any:
+    """Pick an image of a batch, as a batch of one."""
+
+    def cut(leaf: Any) -> Any:
+        return leaf[number : number + 1] if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    return map_batch(cut, batch)
+
+
+def _find_output(output: Any) -> Tensor | None:
+    """Find the first tensor of numbers in an output, as float64; None without."""
+    for tensor in list_tensors(output):
+        if tensor.is_floating_point():
+            return tensor.detach().double()
+    return None
+
+
+def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
+    """Measure how far two outputs of the same images differ; NaN where they cannot be compared."""
+    if output is None or other is None or output.shape != other.shape:
+        return math.nan
+    difference = (output - other).square().mean().sqrt()
+    spread = other.std(correction=0)
+    size = _ROUNDED * other.square().mean().sqrt()
+    scale = torch.hypot(spread, size).clamp(min=torch.finfo(torch.float64).tiny)
+    return float(difference / scale)
