@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 REFERENCE = ROOT / "results" / "reference"
 MODULES = (
     "bnlab",
+    "bnlab.doctor",
     "bnlab.estimators",
     "bnlab.inference",
     "bnlab.theory",

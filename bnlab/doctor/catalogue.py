@@ -11,7 +11,11 @@ from bnlab.doctor.rule import NEEDS, Rule, Severity
 
 
 def list_rules() -> list[Rule]:
-    """List the rules that come with bnlab, one of each, ordered by code."""
+    """List the rules that come with bnlab, one of each, ordered by code.
+
+    >>> [rule.code for rule in list_rules()][:3]
+    ['BN001', 'BN002', 'BN003']
+    """
     found: list[Rule] = []
     for module_info in pkgutil.iter_modules(rules.__path__):
         module = importlib.import_module(f"{rules.__name__}.{module_info.name}")
@@ -26,6 +30,9 @@ def explain(code: str) -> str:
 
     Raises:
         ValueError: there is no such code.
+
+    >>> explain("BN102").splitlines()[0]
+    'BN102: momentum looks reversed'
     """
     by_code = {rule.code: rule for rule in list_rules()}
     rule = by_code.get(code.upper())

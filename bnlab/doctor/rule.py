@@ -39,6 +39,11 @@ class Signs:
         layers: names of the layers that show it, in order of depth; the model's own name is "".
         evidence: the numbers that show it, in one phrase.
         at_least: how severe they are even where they cost nothing yet.
+
+    >>> Signs.of(["bn1", "bn2"], "momentum 0.99").layers
+    ('bn1', 'bn2')
+    >>> Signs.of([], "momentum 0.99") is None
+    True
     """
 
     layers: tuple[str, ...]
@@ -72,6 +77,19 @@ class Rule(ABC):
             averages" names such findings, and prints no other notes.
         asks: what would tell more of its cause, keys of `ASKS`.
         unless: codes that explain layers better; in those that they name the rule does not look.
+
+    >>> class NoWeight(Rule):
+    ...     code, title = "MINE1", "no weight"
+    ...     meaning = "The layer does not scale its output."
+    ...     remedy = "Pass affine=True."
+    ...
+    ...     def look(self, case):
+    ...         return Signs.of(case.select(lambda name: case.layers[name].weight is None), "affine=False")
+    >>> import bnlab
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.BatchNorm1d(2, affine=False))
+    >>> bnlab.diagnose(model, rules=[NoWeight()]).findings["code"].tolist()
+    ['BN002', 'MINE1']
     """
 
     code: ClassVar[str]
