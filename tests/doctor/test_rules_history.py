@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import MomentTrace, diagnose, population_statistics, record
+from bnlab.doctor.rules.bn108 import OtherWeights
 from bnlab.doctor.rules.bn401 import RanksDiffer
 from tests.doctor.patients import (
     get_buffers,
@@ -334,6 +335,17 @@ def test_bn108_on_a_single_batch_believes_a_large_gap_that_costs_something(size:
     assert (finding is not None) == is_found
     if finding is not None:
         assert finding.signs.evidence.endswith("too few batches to tell chance")
+
+
+def test_bn108_is_quiet_where_the_averages_agree_with_a_single_training_batch() -> None:
+    model = make_healthy()
+    training = make_batches(1, 256, seed=7)
+    shifted = [(inputs + 2, labels) for inputs, labels in training]
+
+    case = diagnose(model, shifted, training_batches=training).case
+
+    assert case.is_costly
+    assert OtherWeights().look(case) is None
 
 
 def test_bn108_is_a_note_where_no_cost_was_measured() -> None:

@@ -60,8 +60,14 @@ def _is_behind(case: Case, name: str) -> bool:
         return False
     ratio = case.noise_ratio(name)
     if math.isnan(ratio):
-        return case.is_costly and max(case.find_gap(name)) > _LARGE
+        return case.is_costly and _find_gap(case, name) > _LARGE
     return ratio > 3
+
+
+def _find_gap(case: Case, name: str) -> float:
+    """Find the larger gap of a layer, in σ or log variance, from the training batches where these reach it."""
+    reference = case.reference if name in case.reference else None
+    return max(case.find_gap(name, reference))
 
 
 def _compare_with_chance(case: Case, layers: Sequence[str]) -> str:
@@ -70,7 +76,7 @@ def _compare_with_chance(case: Case, layers: Sequence[str]) -> str:
     known = [ratio for ratio in ratios if not math.isnan(ratio)]
     if known:
         return f"{median(known):.2g} times farther off than chance explains"
-    gap = max(max(case.find_gap(name)) for name in layers)
+    gap = max(_find_gap(case, name) for name in layers)
     return f"off by up to {gap:.2g} (σ, or log variance); too few batches to tell chance"
 
 
