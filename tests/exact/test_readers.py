@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bnlab import gap, population_statistics, using
-from bnlab.exact import breadth, population
+from bnlab.exact import breadth, population, source
 from bnlab.exact.readers import DeviceReader
 from bnlab.moments import Moments, compare_moments
 from tests import references
@@ -278,13 +278,13 @@ def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
         while True:
             yield torch.zeros(4, 3, 8, 8)
 
-    monkeypatch.setattr(population, "find_free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(source, "find_free_bytes", lambda device: 100_000)
     with pytest.raises(ValueError, match=r"17 batches take 52,224 bytes, more than half .* pass max_images="):
         population_statistics(plain(), endless())
 
 
 def test_one_batch_may_take_more_than_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(population, "find_free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(source, "find_free_bytes", lambda device: 10_000)
     (batch,) = images(8)
 
     assert batch.nbytes > 5_000
