@@ -163,7 +163,13 @@ def assert_same(model: nn.Module, other: nn.Module) -> None:
     assert all(torch.equal(one, another) for one, another in pairs)
 
 
-@pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.stem)
+def list_pages() -> list[Any]:
+    """List the pages; one that starts two processes is slow."""
+    slow = {"distributed"}
+    return [pytest.param(page, marks=pytest.mark.slow if page.stem in slow else ()) for page in HOWTOS]
+
+
+@pytest.mark.parametrize("page", list_pages(), ids=lambda page: page.stem)
 def test_a_reader_can_follow(page: Path, follow: Follow) -> None:
     follow(section for section in list_sections(page) if find_package(section) is None)
 
