@@ -132,7 +132,7 @@ def examine(training: Training) -> Outcome:
 
 def _list_codes(diagnosis: Diagnosis) -> tuple[str, ...]:
     """List the codes above a note."""
-    return tuple(finding.rule.code for finding in diagnosis.found if finding.severity != "note")
+    return tuple(finding.rule.code for finding in diagnosis.faults if finding.severity != "note")
 
 
 def write_page(results: Sequence[Outcome]) -> str:

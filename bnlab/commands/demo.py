@@ -60,7 +60,7 @@ def _summarize(diagnosis: Diagnosis) -> Iterator[str]:
     running = tell_score(scores.mean("running"), scores)
     exact = tell_score(scores.mean("exact"), scores)
     yield f"{diagnosis.judged.word.capitalize()}: {running} under running averages, {exact} under exact statistics."
-    for finding in diagnosis.found:
+    for finding in diagnosis.faults:
         if finding.severity != "note":
             yield from _tell_finding(finding)
 

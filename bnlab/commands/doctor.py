@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         diagnosis.to_html(arguments.html)
         print(f"page: {arguments.html}", file=sys.stderr)
-    severities += [finding.severity for finding in diagnosis.found]
+    severities += [finding.severity for finding in diagnosis.faults]
     line = SEVERITIES.index(arguments.fail_on)
     is_severe = [severity is not None and SEVERITIES.index(severity) >= line for severity in severities]
     return int(any(is_severe))
@@ -127,9 +127,9 @@ def _split(select: str) -> tuple[str, ...]:
 def _select(diagnosis: Diagnosis, select: str) -> Diagnosis:
     """Keep the findings, and the rules that could not look, whose codes begin as was asked for."""
     prefixes = _split(select)
-    found = [finding for finding in diagnosis.found if finding.rule.code.startswith(prefixes)]
+    found = [finding for finding in diagnosis.faults if finding.rule.code.startswith(prefixes)]
     left_out = [skipped for skipped in diagnosis.left_out if skipped.rule.code.startswith(prefixes)]
-    return dataclasses.replace(diagnosis, found=found, left_out=left_out)
+    return dataclasses.replace(diagnosis, faults=found, left_out=left_out)
 
 
 def _grade_verdict(verdict: Verdict) -> Severity | None:

@@ -85,9 +85,8 @@ class Case:
     ranks: Sequence[Mapping[str, Tensor]] | None = None
     expected: float | None = None
 
-    @property
-    def known(self) -> frozenset[str]:
-        """What rules may need and is there, keys of `bnlab.doctor.rule.NEEDS`."""
+    def list_known(self) -> frozenset[str]:
+        """List what rules may need and is there, keys of `bnlab.doctor.rule.NEEDS`."""
         given = {
             "data": self.evidence,
             "training": self.training,

@@ -150,11 +150,8 @@ def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
 def _view_training(examination: Examination, data: list[Any]) -> tuple[Statistics, View]:
     """Measure the training batches."""
 
-    def ignore(batch: Any, output: Any) -> None:
-        """Nobody scores them."""
-
     exact = examination.measure(data)
-    return exact, observe_batches(examination.make_task(data), ignore)
+    return exact, observe_batches(examination.make_task(data))
 
 
 def _read_history(model: nn.Module, layers: Mapping[str, BatchNorm], before: Any) -> History | None:

@@ -30,14 +30,14 @@ class Diagnosis:
     Attributes:
         case: all that was measured.
         judged: the verdict with its reason; None without scores.
-        found: the findings, the most severe first.
+        faults: the findings, the most severe first.
         left_out: rules that could not look.
         notes: what was not looked at besides, a sentence each.
     """
 
     case: Case
     judged: Verdict | None
-    found: Sequence[Finding]
+    faults: Sequence[Finding]
     left_out: Sequence[Skipped]
     notes: Sequence[str] = ()
 
@@ -49,7 +49,7 @@ class Diagnosis:
     @property
     def is_healthy(self) -> bool:
         """Return whether there is nothing above a note, and the averages are not at fault."""
-        is_clean = all(finding.severity == "note" for finding in self.found)
+        is_clean = all(finding.severity == "note" for finding in self.faults)
         return is_clean and self.verdict in (None, "healthy", "undecided")
 
     @property
@@ -71,7 +71,7 @@ class Diagnosis:
                 "meaning": finding.rule.meaning,
                 "remedy": finding.rule.remedy,
             }
-            for finding in self.found
+            for finding in self.faults
         ]
         columns = ["code", "layers", "severity", "cost", "evidence", "meaning", "remedy"]
         return pd.DataFrame(rows, columns=columns)
@@ -106,7 +106,7 @@ class Diagnosis:
     def _describe_layer(self, name: str) -> dict[str, Any]:
         layer = self.case.layers[name]
         updates = self.case.count_updates(name)
-        codes = [finding.rule.code for finding in self.found if name in finding.signs.layers]
+        codes = [finding.rule.code for finding in self.faults if name in finding.signs.layers]
         row = {
             "channels": layer.num_features,
             "momentum": layer.momentum,
@@ -134,7 +134,7 @@ class Diagnosis:
         parts = [self._tell_verdict()]
         if self.scores:
             parts.append(self._tell_scores())
-        parts += [_tell_finding(finding) for finding in self.found if finding.severity != "note"]
+        parts += [_tell_finding(finding) for finding in self.faults if finding.severity != "note"]
         parts.append(self._tell_rest())
         return "\n".join(filter(None, parts))
 
@@ -144,7 +144,7 @@ class Diagnosis:
         layers = len(self.case.layers)
         counted = f"{layers} batch norm{'s' if layers != 1 else ''}"
         if self.judged is None:
-            above = sum(finding.severity != "note" for finding in self.found)
+            above = sum(finding.severity != "note" for finding in self.faults)
             what = f"{above} finding{'s' if above != 1 else ''}" if above else "nothing above a note"
             reason = "without data" if self.case.evidence is None else "no labels and no evaluate=, so no verdict"
             return f"{what.capitalize()} in {counted} ({reason})."
@@ -159,7 +159,7 @@ class Diagnosis:
 
     def _tell_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
-        codes = [finding.rule.code for finding in self.found if finding.severity == "note"]
+        codes = [finding.rule.code for finding in self.faults if finding.severity == "note"]
         if self.verdict == "healthy" and self.case.expected is None:
             sentences = [_TOO_LOW]
             if codes:
@@ -176,16 +176,16 @@ class Diagnosis:
             return ["Pass batches with labels: they tell what it costs."]
         if self.verdict == "not the averages":
             asked = [] if self.case.is_as_constructed else ["training"]
-        elif self.verdict == "averages" and not self.found:
+        elif self.verdict == "averages" and not self.faults:
             asked = ["before", "training"]
         else:
-            asked = [ask for finding in self.found for ask in finding.rule.asks]
+            asked = [ask for finding in self.faults for ask in finding.rule.asks]
 
         questions = []
         if self.verdict == "undecided" and self.case.expected is None:
             questions.append(_WHICH_SCORE)
         for ask in dict.fromkeys(asked):
-            if ask not in self.case.known:
+            if ask not in self.case.list_known():
                 questions.append(ASKS[ask])
         return questions[:2]
 

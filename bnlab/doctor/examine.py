@@ -154,11 +154,8 @@ def examine_briefly(
         scores: of all images, under old and new statistics.
     """
 
-    def ignore(batch: Any, output: Any) -> None:
-        """The outputs are of no use."""
-
     sample = take_sample(data)
-    view = observe_batches(examination.make_task(sample), ignore)
+    view = observe_batches(examination.make_task(sample))
     images = sum(map(count_images, data))
     changed = measure_changed_images(examination, data, next(iter(statistics)))
     return Evidence(statistics, view, scores, {}, images, changed=changed)
@@ -302,11 +299,8 @@ def measure_dropout(examination: Examination, data: list[Any], view: View) -> di
     if not names:
         return {}
 
-    def ignore(batch: Any, output: Any) -> None:
-        """The outputs are of no use."""
-
     task = examination.make_task(data)
-    dropped = observe_batches(task, ignore, train=frozenset(names))
+    dropped = observe_batches(task, train=frozenset(names))
     ratios = {}
     for name, layer_view in dropped.layers.items():
         without = view.layers[name].pooled.var

@@ -56,8 +56,9 @@ def look_for_faults(
     """
     findings: list[Finding] = []
     skipped = []
+    known = case.list_known()
     for rule in _order(rules):
-        missing = [need for need in rule.needs if need not in case.known]
+        missing = [need for need in rule.needs if need not in known]
         if missing:
             skipped.append(Skipped(rule, " and ".join(NEEDS[need] for need in missing)))
             continue

@@ -132,7 +132,7 @@ class View:
 
 
 def observe_batches(
-    task: Task, take_output: Callable[[Any, Any], object], *, train: frozenset[str] = frozenset()
+    task: Task, take_output: Callable[[Any, Any], object] | None = None, *, train: frozenset[str] = frozenset()
 ) -> View:
     """Run all batches once, with each layer normalizing by its batch, and note what layers are given.
 
@@ -140,7 +140,7 @@ def observe_batches(
 
     Args:
         task: the model, its layers and the data.
-        take_output: called with each batch and the model's output.
+        take_output: called with each batch and the model's output, where these are wanted.
         train: names of further modules that are in train mode meanwhile, such as dropout.
 
     Returns:
@@ -177,7 +177,8 @@ def observe_batches(
                 size = count_images(batch)
                 images += size
                 output = task.evaluate(batch)
-                take_output(batch, output)
+                if take_output is not None:
+                    take_output(batch, output)
     for view in layers.values():
         view.fetch()
     return View(layers, len(task.data), images / len(task.data))

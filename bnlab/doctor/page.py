@@ -52,7 +52,7 @@ class Report(Protocol):
     @property
     def judged(self) -> Verdict | None: ...
     @property
-    def found(self) -> Sequence[Finding]: ...
+    def faults(self) -> Sequence[Finding]: ...
     @property
     def left_out(self) -> Sequence[Skipped]: ...
     @property
@@ -94,7 +94,7 @@ def _count_layers(case: Case) -> str:
 
 
 def _write_verdict(diagnosis: Report) -> Iterator[str]:
-    above = [finding for finding in diagnosis.found if finding.severity != "note"]
+    above = [finding for finding in diagnosis.faults if finding.severity != "note"]
     counted = count_things(len(above), "finding")
     if diagnosis.judged is None:
         headline = counted if above else "Nothing above a note"
@@ -149,12 +149,12 @@ def _tell_gain(scores: Scores, kind: str) -> str:
 
 def _write_findings(diagnosis: Report) -> Iterator[str]:
     yield "<h2>Findings</h2>"
-    if not diagnosis.found:
+    if not diagnosis.faults:
         yield "<p>None.</p>"
         return
     yield '<p class="soft small"><code>bnlab explain CODE</code> says more of a code.</p>'
     are_shares = _are_shares(diagnosis.case)
-    for finding in diagnosis.found:
+    for finding in diagnosis.faults:
         rule = finding.rule
         yield f'<div class="finding {_TONES[finding.severity]}">'
         yield f'<h3>{escape(rule.code)} <span class="severity">{finding.severity}</span>: {escape(rule.title)}</h3>'

@@ -85,9 +85,9 @@ def set_counts(model: nn.Module, count: int) -> None:
 
 def get_finding(diagnosis: Diagnosis, code: str) -> Finding | None:
     """Return the finding of a code; None without."""
-    return next((finding for finding in diagnosis.found if finding.rule.code == code), None)
+    return next((finding for finding in diagnosis.faults if finding.rule.code == code), None)
 
 
 def list_codes(diagnosis: Diagnosis) -> list[str]:
     """List the codes that were found."""
-    return [finding.rule.code for finding in diagnosis.found]
+    return [finding.rule.code for finding in diagnosis.faults]

@@ -58,7 +58,7 @@ def test_a_healthy_model_prints_three_lines(seed: int, batches: list[Batch]) -> 
     assert lines[1].startswith("Accuracy: 9")
     assert lines[2].startswith("Too low? Check labels, their order, preprocessing, weights; or pass expected=.")
     assert len(lines) == 3
-    assert {finding.severity for finding in diagnosis.found} <= {"note"}
+    assert {finding.severity for finding in diagnosis.faults} <= {"note"}
 
 
 def test_broken_averages_are_told_first_and_then_the_finding(batches: list[Batch]) -> None:
@@ -208,7 +208,7 @@ def test_evaluate_stands_in_for_labels(batches: list[Batch]) -> None:
     assert modes == [False, False]
     assert diagnosis.scores == {kind: by_labels.scores[kind] for kind in ("running", "exact")}
     assert diagnosis.verdict == "averages"
-    finding = diagnosis.found[0]
+    finding = diagnosis.faults[0]
     assert finding.rule.code == "BN002"
     assert finding.severity == "error"  # all that is gained, as single layers' costs were not measured
     assert finding.cost == pytest.approx(by_labels.scores["exact"] - by_labels.scores["running"])

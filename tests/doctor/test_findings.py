@@ -49,7 +49,7 @@ def grade(rule: Rule, batches: list[Batch], *, spoiled: bool, labels: bool = Tru
     model = reset(make_healthy()) if spoiled else make_healthy()
     data = batches if labels else list_images(batches)
     diagnosis = diagnose(model, data, rules=[rule], progress=False)
-    return next(finding for finding in diagnosis.found if finding.rule is rule)
+    return next(finding for finding in diagnosis.faults if finding.rule is rule)
 
 
 def test_a_cost_that_was_measured_decides(batches: list[Batch]) -> None:
@@ -112,7 +112,7 @@ def test_rules_look_behind_those_that_they_give_way_to(batches: list[Batch]) -> 
 
     diagnosis = diagnose(make_healthy(), batches, rules=rules, progress=False)
 
-    layers = {finding.rule.code: finding.signs.layers for finding in diagnosis.found}
+    layers = {finding.rule.code: finding.signs.layers for finding in diagnosis.faults}
     assert layers["OWN-1"] == ("5",)
 
 

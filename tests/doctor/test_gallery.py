@@ -59,7 +59,7 @@ def recalibrate_copy(name: str) -> Recalibration:
 def test_a_fault_is_found_and_nothing_above_a_note_beside_it(name: str) -> None:
     diagnosis = diagnose_specimen(name)
 
-    severities = {finding.rule.code: finding.severity for finding in diagnosis.found}
+    severities = {finding.rule.code: finding.severity for finding in diagnosis.faults}
     assert FAULTS[name].code in severities
     above_notes = {code for code, severity in severities.items() if severity != "note"}
     assert above_notes <= {FAULTS[name].code}, str(diagnosis)

@@ -38,14 +38,14 @@ def test_a_healthy_model_has_no_finding_without_data() -> None:
 def test_a_healthy_model_has_notes_at_most_with_data() -> None:
     diagnosis = diagnose(make_healthy(), TEST_BATCHES)
 
-    assert {finding.severity for finding in diagnosis.found} <= {"note"}
+    assert {finding.severity for finding in diagnosis.faults} <= {"note"}
     assert set(list_codes(diagnosis)) <= {"BN201"}  # the noise of averages of 32 points
 
 
 def test_a_healthy_model_in_train_mode_has_one_note() -> None:
     diagnosis = diagnose(make_healthy().train())
 
-    assert [(finding.rule.code, finding.severity) for finding in diagnosis.found] == [("BN402", "note")]
+    assert [(finding.rule.code, finding.severity) for finding in diagnosis.faults] == [("BN402", "note")]
 
 
 @pytest.mark.parametrize("training", [True, False])

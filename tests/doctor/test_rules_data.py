@@ -28,17 +28,6 @@ from tests.doctor.networks import (
     split,
 )
 
-
-@pytest.fixture(scope="module")
-def batches() -> list[Batch]:
-    return make_batches(24)
-
-
-@pytest.fixture(scope="module")
-def images(batches: list[Batch]) -> list[Tensor]:
-    return list_images(batches)
-
-
 # Healthy networks
 
 
@@ -57,7 +46,7 @@ def test_healthy_networks_have_notes_at_most(seed: int, count: int, size: int) -
         diagnose(model, list_images(batches), training_batches=training, progress=False),
     ]
 
-    severities = {finding.severity for diagnosis in diagnoses for finding in diagnosis.found}
+    severities = {finding.severity for diagnosis in diagnoses for finding in diagnosis.faults}
     assert severities <= {"note"}
 
 

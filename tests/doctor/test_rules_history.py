@@ -192,8 +192,8 @@ def test_weights_that_moved_alone_are_found_without_data(change: Callable[[Tenso
 
     diagnosis = diagnose(model, before=before)
 
-    assert [(finding.rule.code, finding.severity) for finding in diagnosis.found] == [(code, "warning")]
-    assert diagnosis.found[0].signs.layers == ("1", "4")
+    assert [(finding.rule.code, finding.severity) for finding in diagnosis.faults] == [(code, "warning")]
+    assert diagnosis.faults[0].signs.layers == ("1", "4")
 
 
 @CHANGES
@@ -274,7 +274,7 @@ from bnlab import diagnose
 model = torch.nn.Sequential(torch.nn.BatchNorm1d(2)).eval()
 model[0].running_mean += 1.0 + rank
 diagnosis = diagnose(model, group=dist.group.WORLD)
-(finding,) = [found for found in diagnosis.found if found.rule.code == "BN401"]
+(finding,) = [found for found in diagnosis.faults if found.rule.code == "BN401"]
 assert finding.severity == "warning", finding
 """
     run_two_ranks(script, tmp_path)

@@ -24,17 +24,6 @@ from tests.doctor.networks import (
     reset,
 )
 
-
-@pytest.fixture(scope="module")
-def batches() -> list[Batch]:
-    return make_batches(24)
-
-
-@pytest.fixture(scope="module")
-def images(batches: list[Batch]) -> list[Tensor]:
-    return list_images(batches)
-
-
 # BN204
 
 

@@ -42,7 +42,7 @@ class Divided(nn.Module):
 
 def list_probes(model: nn.Module, batches: list[Any], **arguments: Any) -> list[str]:
     """List which of BN211 and BN212 are found."""
-    found = diagnose(model.eval(), batches, progress=False, **arguments).found
+    found = diagnose(model.eval(), batches, progress=False, **arguments).faults
     return [finding.rule.code for finding in found if finding.rule.code in ("BN211", "BN212")]
 
 
