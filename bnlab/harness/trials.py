@@ -32,7 +32,7 @@ from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.sources import find_sources
 from bnlab.recording.trace import LayerTrace, MomentTrace
 
-UNTRIED = ("decomposition", "changed_weights", "fine_tuning")
+UNTRIED = ("decomposition", "changed_weights", "matched_weights", "fine_tuning")
 """Measurements that are left out: they train themselves."""
 _WARM_UP = 3  # updates that are not timed
 _FEWEST = 4  # updates that are timed

@@ -41,7 +41,7 @@ statistics. Weights are those of convolutions and linear layers, without biases 
 - `averaged`: the mean of two networks with a common start. The second one goes on from the checkpoint half-way, with
   images in another order and an optimizer that begins again, under the same learning rates, to the same step. All
   parameters are averaged, and for stale statistics the two running averages. Networks with different starts, whose
-  channels would have to be matched, are not averaged.
+  channels have to be matched, have a table of their own, `matched_weights`.
 - `pruned`: the third that is smallest in magnitude, of all layers together, is 0.
 - `rounded:8`, `rounded:4`: each tensor is rounded to 8 or 4 bits, whole multiples from −127 to 127 (−7 to 7) of its
   largest magnitude over 127 (7). Activations stay as they are."""
@@ -105,11 +105,15 @@ class ChangedWeights(Measurement):
             "epoch": step / run.batches.per_epoch,
         }
         rows = []
-        for change, build in list_changes().items():
-            model = build(run, step)
+        for change, model in self.build_models(run, step):
             for measured in _measure_model(run, step, model):
                 rows.append({**place, "change": change, **measured})
         return pd.DataFrame(rows)
+
+    def build_models(self, run: Run, step: int) -> Iterator[tuple[str, nn.Module]]:
+        """Build the networks of a step with changed weights, one after another; each comes with its name."""
+        for change, build in list_changes().items():
+            yield change, build(run, step)
 
 
 def list_changes() -> dict[str, Callable[[Run, int], nn.Module]]:
@@ -130,12 +134,16 @@ def find_start(step: int) -> int:
 
 
 def average_with_second(run: Run, step: int) -> nn.Module:
-    """Average the parameters and running averages of the network and of a second one with a common start."""
-    model = run.model_at(step)
-    second = train_second(run, step).state_dict()
+    """Average the network and a second one with a common start."""
+    return average(run.model_at(step), train_second(run, step))
+
+
+def average(model: nn.Module, second: nn.Module) -> nn.Module:
+    """Average the parameters and running averages of two networks, in the first one; returns that."""
+    others = second.state_dict()
     for name, values in model.state_dict().items():
         if values.is_floating_point():
-            values.lerp_(second[name], 0.5)
+            values.lerp_(others[name], 0.5)
     return model
 
 
@@ -175,7 +183,8 @@ def round_weights(run: Run, step: int, bits: int) -> nn.Module:
     most = 2 ** (bits - 1) - 1
     for weight in _list_weights(model):
         unit = weight.abs().max() / most
-        weight.copy_((weight / unit).round() * unit)
+        if unit > 0:  # weights that are all 0 stay so
+            weight.copy_((weight / unit).round() * unit)
     return model
 
 
