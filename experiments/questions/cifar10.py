@@ -97,6 +97,13 @@ def find_against_augmented(tables: Tables) -> pd.DataFrame:
     return paired(chosen, "accuracy")
 
 
+def find_without_gain(tables: Tables) -> pd.DataFrame:
+    """Find the networks that exact statistics of images as they are gain nothing for, at the end of training."""
+    tested = rows(tables, "evaluations", END, split="test", estimator=("ema", "exact"), momentum=(0.1, None))
+    both = paired(select(tested, statistics_split="train"), "accuracy")
+    return both.assign(gains_nothing=both["accuracy"] >= 0)
+
+
 def find_distances(tables: Tables) -> pd.DataFrame:
     """Find gaps at the end: of running averages, of the images as they are, and of all as they are augmented."""
     estimators = ("ema", "exact", *SAMPLES)
@@ -203,6 +210,11 @@ EXPERIMENT = Experiment(
             "At the end of training PyTorch's momentum costs or gains less than 0.3 points.",
             score("evaluations", "accuracy", EACH, at=END, split="test", **COST_OF_EMA), SAME,
             ("Q2", "Q8", "Q11", "Q14", "H2")),
+        "exact_gain_in_few": Claim(
+            "At the end exact statistics of the images as they are gain nothing over PyTorch's running averages in "
+            "most networks (asked when seen).",
+            score(find_without_gain, "gains_nothing", ("batch_size",)),
+            above(0.5, "of the networks", "more than half are most"), ("Q2", "Q11")),
         "costs_half_way": Claim(
             "Half-way, where the learning rate is high, PyTorch's momentum costs over a point.",
             score("evaluations", "accuracy", EACH, at=HALF, split="test", **COST_OF_EMA), COSTLY, ("Q2", "Q11", "H2")),
