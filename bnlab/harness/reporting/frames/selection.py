@@ -95,7 +95,8 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     others = ("run", "seed", *RESULTS, *OLD_NAMES)  # a setting with an old name is there with that of today
     settings = [str(column) for column in runs if column not in others]
     for _, group in list_groups(runs, by):
-        differing = list_differences(group, settings)
+        distinct = group[settings].drop_duplicates()  # one row, usually
+        differing = list_differences(distinct, settings) if len(distinct) > 1 else ""
         is_doubled = group["seed"].duplicated().any()
         if not differing and not is_doubled:
             continue
@@ -217,9 +218,11 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     ordered = frame.iloc[order]
 
     template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
-    cells = [ordered[column] for column in columns]
+    groups = ordered.groupby(columns, dropna=False, sort=False)
+    firsts = ordered.loc[~ordered.duplicated(columns), columns]
+    cells = [firsts[column] for column in columns]
     panels = [template.format(*row) for row in zip(*cells, strict=True)]
-    return ordered.assign(panel=panels)
+    return ordered.assign(panel=np.array(panels, dtype=object)[groups.ngroup()])
 
 
 def _number_values(values: pd.Series) -> Any:
