@@ -10,7 +10,7 @@ from torch.distributed import all_gather_object, get_world_size
 
 from bnlab.arguments import require_batches, require_count, require_forward, require_number
 from bnlab.batches import Forward
-from bnlab.doctor.case import Case, Evidence, read_all_buffers
+from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.examine import CALLER, Examination, examine, read_batches
@@ -57,8 +57,8 @@ def diagnose(
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time.
         training_batches: batches as in training, to tell other data from wrong averages.
-        before: an earlier checkpoint of this model, or the network that it is a copy or an average of: a module, a
-            state dict, or a file of one.
+        before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
+            contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
         trace: what `bnlab.record` recorded of the training.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         inputs: what layers with a forward of their own normalize, as for `population_statistics`.
@@ -122,14 +122,16 @@ def _conclude(case: Case, rules: Sequence[Rule], expected: float | None, worth: 
     found, skipped = look_for_faults(case, [*list_rules(), *rules], judged, worth)
     if judged is not None:
         judged = reconsider(judged, found, case)
-    return Diagnosis(case, judged, found, skipped, _note_limits(evidence))
+    return Diagnosis(case, judged, found, skipped, _note_limits(case))
 
 
-def _note_limits(evidence: Evidence | None) -> list[str]:
-    """Say what the measurement could not see."""
+def _note_limits(case: Case) -> list[str]:
+    """Say what the measurement could not see, and what an earlier checkpoint could not be compared with."""
     notes = []
-    if evidence is not None and evidence.exact.unseen:
-        notes.append(f"The batches did not reach {join_names(evidence.exact.unseen)}.")
+    if case.evidence is not None and case.evidence.exact.unseen:
+        notes.append(f"The batches did not reach {join_names(case.evidence.exact.unseen)}.")
+    if case.history is not None and case.history.unmatched:
+        notes.append(case.history.unmatched)
     return notes
 
 
