@@ -13,18 +13,16 @@ from bnlab.batches import Forward
 from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.examine import CALLER, Examination, examine, read_batches
+from bnlab.doctor.examination import CALLER, Examination, read_batches
+from bnlab.doctor.examine import examine, examine_training
 from bnlab.doctor.findings import look_for_faults, reconsider
 from bnlab.doctor.history import History, compare_with, read_state
-from bnlab.doctor.images import find_outlier
-from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.rule import Rule
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.verdict import WORTH, judge
 from bnlab.exact.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
-from bnlab.statistics import Statistics
 
 
 def diagnose(
@@ -90,8 +88,7 @@ def diagnose(
         layers = {name: layers[name] for name in evidence.exact} | layers  # by depth, which the data tells
         if training_batches is not None:
             training_data = read_batches(training_batches, max_images)
-            training, training_view = _view_training(examination, training_data)
-            outlier = find_outlier(training_data)
+            training, training_view, outlier = examine_training(examination, training_data)
 
     case = Case(
         model,
@@ -147,13 +144,6 @@ def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
         if not without:
             raise
         return {}, without
-
-
-def _view_training(examination: Examination, data: list[Any]) -> tuple[Statistics, View]:
-    """Measure the training batches."""
-
-    exact = examination.measure(data)
-    return exact, observe_batches(examination.make_task(data))
 
 
 def _read_history(model: nn.Module, layers: Mapping[str, BatchNorm], before: Any) -> History | None:
