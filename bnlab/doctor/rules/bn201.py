@@ -23,7 +23,7 @@ class AverageNoise(Rule):
     remedy = "Recalibrate before an evaluation that matters, or lower the momentum."
     severity = "note"
     needs = ("data",)
-    unless = ("BN002", "BN003", "BN101", "BN102", "BN106", "BN107", "BN109", "BN202", "BN210")
+    unless = ("BN002", "BN003", "BN101", "BN102", "BN106", "BN107", "BN109", "BN202", "BN203", "BN210")
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if _is_noise(case, name)]
