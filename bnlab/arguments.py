@@ -23,6 +23,20 @@ def require_count(value: Any, message: str) -> None:
     require_number(value, lambda count: count >= 1, message, kind=Integral)
 
 
+def require_amount(max_images: int | str | None, tolerance: float | None, caller: str) -> None:
+    """Raise unless `max_images` is a count, "auto" or None, and `tolerance` a positive number where it is "auto"."""
+    if max_images == "auto":
+        if tolerance is None:
+            raise ValueError(f'{caller}: tolerance=None; max_images="auto" needs one, such as 0.01')
+        message = f"{caller}: tolerance={tolerance!r}; pass a positive relative error such as 0.01"
+        require_number(tolerance, lambda error: error > 0, message)
+        return
+    if tolerance is not None:
+        raise ValueError(f'{caller}: tolerance={tolerance}; it is for max_images="auto" only')
+    if max_images is not None:
+        require_count(max_images, f'{caller}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
+
+
 def require_batches(batches: object, caller: str, name: str = "batches") -> None:
     """TypeError unless it can be iterated over and is not itself one batch (an array has a shape)."""
     one = isinstance(batches, (Tensor, str, bytes, Mapping, nn.Module)) or hasattr(batches, "shape")

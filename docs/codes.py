@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bnlab.doctor import Rule, list_rules, rules
 from bnlab.doctor.catalogue import describe_needs, describe_severity, describe_signs
-from bnlab.doctor.gallery import FAULTS, Fault
+from bnlab.doctor.gallery import FAULTS, UNSHOWN, Fault
 from bnlab.doctor.rule import NEEDS
 
 _RECALIBRATION = {
@@ -68,6 +68,8 @@ def _write_code(rule: Rule) -> str:
     if examples:
         about = "Networks that were broken on purpose, by name in `bnlab.doctor.gallery.FAULTS`:"
         parts += ["## Examples", about, "\n".join(examples)]
+    elif rule.code in UNSHOWN:
+        parts += ["## Examples", UNSHOWN[rule.code]]
     return "\n\n".join([*parts, ""])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.doctor import list_rules
-from bnlab.doctor.gallery import FAULTS
+from bnlab.doctor.gallery import FAULTS, UNSHOWN
 from bnlab.harness import load_images, load_model
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
@@ -121,6 +121,13 @@ def test_a_code_that_the_gallery_shows_has_its_example() -> None:
 
     for name, fault in FAULTS.items():
         assert f"- *{name}*: {fault.done} New statistics " in written[f"doctor/{fault.code}"]
+
+
+def test_a_code_without_an_example_says_why() -> None:
+    written = write_codes()
+
+    for code, reason in UNSHOWN.items():
+        assert f"\n## Examples\n\n{reason}\n" in written[f"doctor/{code}"]
 
 
 def test_links_lead_to_the_pages_that_show_the_files() -> None:

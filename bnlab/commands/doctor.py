@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import bnlab
-from bnlab.arguments import require_batches
-from bnlab.commands.images import ImageFolder, add_image_arguments, find_images
+from bnlab.commands.images import ImageFolder, add_image_arguments
 from bnlab.commands.loading import (
+    add_batches,
     add_measuring_arguments,
     add_model,
-    call_by_name,
     collecting_warnings,
-    find_function,
+    find_optional,
     hinting_at_forward,
+    load_batches,
     load_model,
 )
 from bnlab.commands.packages import is_packaged
@@ -48,12 +48,7 @@ def add_parser(commands: Any) -> None:
         "doctor", help="what is wrong with a model's batch norms, what it costs, what to do", description=_ABOUT
     )
     add_model(parser, nargs="?")
-    parser.add_argument(
-        "batches",
-        nargs="?",
-        help="package.module:function that returns an iterable of batches, e.g. a DataLoader of (images, labels); or "
-        "a folder of images",
-    )
+    add_batches(parser, nargs="?")
     add_measuring_arguments(parser)
     parser.add_argument(
         "--evaluate", help="package.module:function of the model, that returns a value for each image, higher is better"
@@ -143,11 +138,11 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     """Load what the words name, and examine it."""
     model = load_model(arguments.model, arguments.weights)
     require_module(model, "doctor")
-    batches = _load_batches(arguments.batches, arguments)
-    training = _load_batches(arguments.training, arguments)
+    batches = load_batches(arguments.batches, arguments, "doctor")
+    training = load_batches(arguments.training, arguments, "doctor")
     before = None if arguments.before is None else read_state_file(Path(arguments.before), "--before")
-    forward = _find_optional(arguments.forward)
-    evaluate = _find_optional(arguments.evaluate)
+    forward = find_optional(arguments.forward)
+    evaluate = find_optional(arguments.evaluate)
 
     progress = Progress()
     with collecting_warnings(), hinting_at_forward(forward), progress.counting_runs(model):
@@ -174,27 +169,9 @@ def _name_options(text: str) -> str:
     return text
 
 
-def _find_optional(name: str | None) -> Any:
-    return None if name is None else find_function(name)
-
-
-def _load_batches(name: str | None, arguments: argparse.Namespace) -> Any:
-    """Call the function of this name, or take the images of the folder of this name."""
-    if name is None:
-        return None
-    folder = Path(name)
-    if folder.is_dir():
-        return find_images(folder, arguments)
-    if ":" not in name:
-        raise ValueError(f"{name}: no such folder; name a folder of images, or write package.module:function")
-    batches = call_by_name(name)
-    require_batches(batches, "doctor", name)
-    return batches
-
-
 def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[str]:
     """Say what the reader must know of a model and of images that the user's own code has not made."""
     if is_packaged(arguments.model) and arguments.weights is None:
         yield f"{arguments.model} has its initial weights; --weights FILE loads trained ones."
     if isinstance(batches, ImageFolder) and batches.classes:
-        yield f"The {batches.classes} subfolders are classes 0 to {batches.classes - 1}, in alphabetical order."
+        yield batches.tell_classes()

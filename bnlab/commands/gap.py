@@ -9,10 +9,10 @@ from typing import Any
 import bnlab
 from bnlab.commands.loading import (
     add_model_arguments,
-    call_by_name,
     collecting_warnings,
-    find_function,
+    find_optional,
     hinting_at_forward,
+    load_batches,
     load_model,
 )
 
@@ -29,8 +29,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; 0."""
     model = load_model(arguments.model, arguments.weights)
-    batches = call_by_name(arguments.batches)
-    forward = None if arguments.forward is None else find_function(arguments.forward)
+    batches = load_batches(arguments.batches, arguments, "gap")
+    forward = find_optional(arguments.forward)
     with collecting_warnings(), hinting_at_forward(forward):
         exact = bnlab.population_statistics(
             model, batches, forward=forward, max_images=arguments.max_images, progress=sys.stderr.isatty()

@@ -73,6 +73,10 @@ class ImageFolder:
             images = torch.stack([self._read(path) for path in self.paths[chosen]])
             yield images if self.labels is None else (images, self.labels[chosen])
 
+    def tell_classes(self) -> str:
+        """Say how subfolders are numbered, which the model must know."""
+        return f"The {self.classes} subfolders are classes 0 to {self.classes - 1}, in alphabetical order."
+
     def _read(self, path: Path) -> Tensor:
         """Read an image, float32 [C, size, size]; ValueError if that fails."""
         pillow = importlib.import_module("PIL.Image")

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from bnlab.arguments import require_batches
+from bnlab.commands.images import add_image_arguments, find_images
 from bnlab.commands.packages import is_packaged, make_packaged
 from bnlab.doctor.history import read_state_file
 
@@ -23,16 +25,25 @@ from bnlab.doctor.history import read_state_file
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what commands that measure a model on batches take: both, `--forward`, `--weights` and `--max-images`."""
     add_model(parser)
-    parser.add_argument(
-        "batches", help="package.module:function that returns an iterable of batches, e.g. a DataLoader"
-    )
+    add_batches(parser)
     add_measuring_arguments(parser)
+    add_image_arguments(parser)
 
 
 def add_model(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
     """Add the model, which may be left out if `nargs` is "?"."""
     parser.add_argument(
         "model", nargs=nargs, help="package.module:function that returns the model; or torchvision:NAME, timm:NAME"
+    )
+
+
+def add_batches(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
+    """Add the batches, which may be left out if `nargs` is "?"."""
+    parser.add_argument(
+        "batches",
+        nargs=nargs,
+        help="package.module:function that returns an iterable of batches, e.g. a DataLoader of (images, labels); or "
+        "a folder of images",
     )
 
 
@@ -68,6 +79,20 @@ def _load_weights(model: Any, path: Path) -> None:
         raise ValueError(f"--weights {path}: is not of this model ({reason})") from error
 
 
+def load_batches(name: str | None, arguments: argparse.Namespace, caller: str) -> Any:
+    """Call the function of this name, or take the images of the folder of this name; None without a name."""
+    if name is None:
+        return None
+    folder = Path(name)
+    if folder.is_dir():
+        return find_images(folder, arguments)
+    if ":" not in name:
+        raise ValueError(f"{name}: no such folder; name a folder of images, or write package.module:function")
+    batches = call_by_name(name)
+    require_batches(batches, caller, name)
+    return batches
+
+
 def call_by_name(name: str) -> Any:
     """Call the function of this name without arguments."""
     make = find_function(name)
@@ -93,6 +118,11 @@ def find_function(name: str) -> Any:
     if not callable(value) or isinstance(value, nn.Module):  # a module is called with its input
         raise TypeError(f"{name} is a {type(value).__name__}; name a function without arguments")
     return value
+
+
+def find_optional(name: str | None) -> Any:
+    """Import the function of this name; None without a name."""
+    return None if name is None else find_function(name)
 
 
 @contextlib.contextmanager

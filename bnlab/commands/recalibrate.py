@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import bnlab
+from bnlab.commands.images import ImageFolder
 from bnlab.commands.loading import (
     add_model_arguments,
-    call_by_name,
     collecting_warnings,
-    find_function,
+    find_optional,
     hinting_at_forward,
+    load_batches,
     load_model,
 )
 from bnlab.commands.saving import require_new, save_state
@@ -32,6 +33,7 @@ def add_parser(commands: Any) -> None:
         help="package.module:function of the model that returns a value for each image, higher is better; default the "
         "labels in the batches",
     )
+    parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
     parser.add_argument("--statistic", choices=("exact", "precise"), default="exact")
     parser.add_argument("--force", action="store_true", help="write in any case")
     parser.add_argument(
@@ -46,9 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     undo = out.with_suffix(".undo.safetensors")
     require_new(out, undo)
     model = load_model(arguments.model, arguments.weights)
-    batches = call_by_name(arguments.batches)
-    forward = None if arguments.forward is None else find_function(arguments.forward)
-    evaluate = None if arguments.evaluate is None else find_function(arguments.evaluate)
+    batches = load_batches(arguments.batches, arguments, "recalibrate")
+    training = load_batches(arguments.training, arguments, "recalibrate")
+    forward = find_optional(arguments.forward)
+    evaluate = find_optional(arguments.evaluate)
 
     with collecting_warnings(), hinting_at_forward(forward):
         recalibration = bnlab.recalibrate(
@@ -56,12 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
             batches,
             statistic=arguments.statistic,
             evaluate=evaluate,
+            training_batches=training,
             forward=forward,
             max_images=arguments.max_images,
             force=arguments.force,
             progress=sys.stderr.isatty(),
         )
     print(recalibration)
+    if isinstance(batches, ImageFolder) and batches.classes:
+        print(batches.tell_classes())
     if not recalibration.written:
         return 1
 

@@ -10,21 +10,19 @@ from torch.distributed import all_gather_object, get_world_size
 
 from bnlab.arguments import require_batches, require_count, require_forward, require_number
 from bnlab.batches import Forward
-from bnlab.doctor.case import Case, Evidence, read_all_buffers
+from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.examine import CALLER, Examination, examine, read_batches
+from bnlab.doctor.examination import CALLER, Examination, read_batches
+from bnlab.doctor.examine import examine, examine_training
 from bnlab.doctor.findings import look_for_faults, reconsider
 from bnlab.doctor.history import History, compare_with, read_state
-from bnlab.doctor.images import find_outlier
-from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.rule import Rule
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.verdict import WORTH, judge
 from bnlab.exact.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
-from bnlab.statistics import Statistics
 
 
 def diagnose(
@@ -57,8 +55,8 @@ def diagnose(
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time.
         training_batches: batches as in training, to tell other data from wrong averages.
-        before: an earlier checkpoint of this model, or the network that it is a copy or an average of: a module, a
-            state dict, or a file of one.
+        before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
+            contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
         trace: what `bnlab.record` recorded of the training.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         inputs: what layers with a forward of their own normalize, as for `population_statistics`.
@@ -90,8 +88,7 @@ def diagnose(
         layers = {name: layers[name] for name in evidence.exact} | layers  # by depth, which the data tells
         if training_batches is not None:
             training_data = read_batches(training_batches, max_images)
-            training, training_view = _view_training(examination, training_data)
-            outlier = find_outlier(training_data)
+            training, training_view, outlier = examine_training(examination, training_data)
 
     case = Case(
         model,
@@ -122,14 +119,16 @@ def _conclude(case: Case, rules: Sequence[Rule], expected: float | None, worth: 
     found, skipped = look_for_faults(case, [*list_rules(), *rules], judged, worth)
     if judged is not None:
         judged = reconsider(judged, found, case)
-    return Diagnosis(case, judged, found, skipped, _note_limits(evidence))
+    return Diagnosis(case, judged, found, skipped, _note_limits(case))
 
 
-def _note_limits(evidence: Evidence | None) -> list[str]:
-    """Say what the measurement could not see."""
+def _note_limits(case: Case) -> list[str]:
+    """Say what the measurement could not see, and what an earlier checkpoint could not be compared with."""
     notes = []
-    if evidence is not None and evidence.exact.unseen:
-        notes.append(f"The batches did not reach {join_names(evidence.exact.unseen)}.")
+    if case.evidence is not None and case.evidence.exact.unseen:
+        notes.append(f"The batches did not reach {join_names(case.evidence.exact.unseen)}.")
+    if case.history is not None and case.history.unmatched:
+        notes.append(case.history.unmatched)
     return notes
 
 
@@ -145,13 +144,6 @@ def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
         if not without:
             raise
         return {}, without
-
-
-def _view_training(examination: Examination, data: list[Any]) -> tuple[Statistics, View]:
-    """Measure the training batches."""
-
-    exact = examination.measure(data)
-    return exact, observe_batches(examination.make_task(data))
 
 
 def _read_history(model: nn.Module, layers: Mapping[str, BatchNorm], before: Any) -> History | None:

@@ -6,99 +6,24 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.arguments import find_device
-from bnlab.batches import Forward, call, copy_batch, count_images, take_images
-from bnlab.borrow import keep_random_state, measured
+from bnlab.batches import count_images, take_images
+from bnlab.borrow import measured
 from bnlab.doctor.case import Evidence
-from bnlab.doctor.images import change_images, find_images, invert_images
+from bnlab.doctor.examination import Examination
+from bnlab.doctor.images import Outlier, change_images, find_images, find_outlier, invert_images
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
-from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.population import population_statistics
-from bnlab.exact.ranks import Ranks
-from bnlab.exact.readers import choose_reader
-from bnlab.exact.source import Source
-from bnlab.exact.task import Task
-from bnlab.exact.units import ImageCounter
-from bnlab.layers import BatchNorm, unwrap_parallel
 from bnlab.statistics import Statistics, using
 
-CALLER = "diagnose"
 _SAMPLE = 512  # images of which the cost of single layers is measured, at most
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-@dataclass(frozen=True)
-class Examination:
-    """How a model is examined: what the caller was given.
-
-    Attributes:
-        model: the caller's model.
-        layers: its batch norms with running statistics.
-        forward: called with the model and a batch.
-        inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
-        device: where batches are moved to.
-        progress: whether bars are shown.
-        caller: the public call that examines, for messages.
-    """
-
-    model: nn.Module
-    layers: Mapping[str, BatchNorm]
-    forward: Forward | None
-    inputs: Mapping[Any, Extract] | None
-    device: torch.device
-    progress: bool | None
-    caller: str
-
-    @staticmethod
-    def of(
-        model: nn.Module,
-        layers: Mapping[str, BatchNorm],
-        forward: Forward | None,
-        inputs: Mapping[Any, Extract] | None,
-        progress: bool | None,
-        caller: str = CALLER,
-    ) -> Examination:
-        """Make an examination on the model's own device."""
-        return Examination(model, layers, forward, inputs, find_device(model, None, caller), progress, caller)
-
-    def make_task(self, data: list[Any]) -> Task:
-        """Make the task of watching the layers while batches are run."""
-        ranks = Ranks(None)
-        reader = choose_reader(self.device, ranks.is_alone)
-        inputs = Inputs(self.layers, self.inputs, self.caller)
-        model = unwrap_parallel(self.model)
-        return Task(model, self.layers, self.forward or call, self.device, data, ranks, inputs, reader)
-
-    def measure(self, data: list[Any]) -> Statistics:
-        """Measure exact statistics."""
-        return population_statistics(self.model, data, forward=self.forward, inputs=self.inputs, progress=self.progress)
-
-    def run(self, batch: Any) -> Any:
-        """Run a copy of a batch, on this device alone: other processes may have fewer batches."""
-        forward = self.forward or call
-        return forward(unwrap_parallel(self.model), copy_batch(batch, self.device))
-
-
-def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = CALLER) -> list[Any]:
-    """Read batches once and keep them, until they are so many images.
-
-    Raises:
-        ValueError: there are none, one is empty, or they take more than half of the free memory.
-    """
-    data: list[Any] = []
-    with keep_random_state():
-        Source(batches, ImageCounter(None, caller), caller).read(data, max_images)
-    if not data:
-        raise ValueError(f"{caller}: batches is empty; pass at least one batch")
-    return data
 
 
 def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
@@ -161,6 +86,13 @@ def examine_briefly(
     return Evidence(statistics, view, scores, {}, images, changed=changed)
 
 
+def examine_training(examination: Examination, data: list[Any]) -> tuple[Statistics, View, Outlier | None]:
+    """Measure the training batches: exact statistics, what layers saw of each batch, and the most outlying image."""
+    exact = examination.measure(data)
+    view = examination.ranks.run_together(lambda: observe_batches(examination.make_task(data)))
+    return exact, view, find_outlier(data)
+
+
 def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:
     """Measure without `inputs=`, where it was given for layers that can be measured without it."""
     if not examination.inputs:
@@ -179,21 +111,34 @@ def score(
     own_values: Sequence[Tensor | None] = (),
 ) -> Scores | None:
     """Score the images under running and exact statistics; batch statistics were scored when they were observed."""
-    if evaluate is not None:
-        values = _score_by(examination, evaluate, exact)
-        return Scores(values, _are_shares(values))
+    ranks = examination.ranks
+    values = ranks.run_together(lambda: _score_own(examination, data, exact, evaluate))
+    parts = [part for part in ranks.gather(values) if part]
+    if not parts:
+        return None
+    joined = {}
+    for kind in ("running", "exact"):
+        joined[kind] = torch.cat([part[kind] for part in parts])
+    own = [part for part in own_values if part is not None]
+    if own:
+        joined["batch"] = torch.cat(own)
+    commonest = None if evaluate is not None else _find_commonest(ranks.gather(_count_labels(data)))
+    return Scores(joined, _are_shares(joined), commonest)
 
+
+def _score_own(
+    examination: Examination, data: list[Any], exact: Statistics, evaluate: Evaluate | None
+) -> dict[str, Tensor]:
+    """Score this process's images under running and exact statistics; empty where labels do not say."""
+    if evaluate is not None:
+        return _score_by(examination, evaluate, exact)
     running = _score_by_labels(examination, data)
     if running is None:
-        return None
+        return {}
     with using(examination.model, exact):
         under_exact = _score_by_labels(examination, data)
     assert under_exact is not None
-    values = {"running": running, "exact": under_exact}
-    own = [part for part in own_values if part is not None]
-    if own:
-        values["batch"] = torch.cat(own)
-    return Scores(values, _are_shares(values), _find_commonest(data))
+    return {"running": running, "exact": under_exact}
 
 
 def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
@@ -227,15 +172,25 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
     return all(bool(((part >= 0) & (part <= 1)).all()) for part in values.values())
 
 
-def _find_commonest(data: Iterable[Any]) -> float | None:
-    """Find the share of the commonest label; None where labels are no classes."""
+def _count_labels(data: Iterable[Any]) -> Counter[int] | None:
+    """Count each label; None where labels are no classes."""
     counts: Counter[int] = Counter()
     for batch in data:
         labels = find_labels(batch)
         if labels is None or labels.is_floating_point():
             return None
         counts.update(labels.flatten().tolist())
-    return max(counts.values()) / counts.total()
+    return counts
+
+
+def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
+    """Find the share of the commonest label in all processes' counts; None where labels are no classes."""
+    total: Counter[int] = Counter()
+    for own in counts:
+        if own is None:
+            return None
+        total.update(own)
+    return max(total.values()) / total.total()
 
 
 def measure_costs(examination: Examination, data: Sequence[Any], exact: Statistics) -> dict[str, float]:

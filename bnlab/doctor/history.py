@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bnlab.layers import BatchNorm, match_names, strip_wrappers
+from bnlab.doctor.matching import Match, match_states, name_tensor, simplify_name, simplify_state
+from bnlab.layers import BatchNorm, join_names, strip_wrappers
 from bnlab.statistics import read_buffers
 
 
@@ -40,6 +42,7 @@ class History:
         kept: share of the values of parameters with two or more axes that are bit for bit the same.
         distance: relative change of those, ‖now − then‖ / ‖then‖.
         parameters: number of parameters that both have.
+        unmatched: sentences on layers that one of both lacks, and on names that differ; "" if nothing is special.
     """
 
     layers: Mapping[str, LayerChange]
@@ -47,6 +50,7 @@ class History:
     kept: float
     distance: float
     parameters: int
+    unmatched: str = ""
 
     @property
     def is_trained(self) -> bool:
@@ -91,51 +95,68 @@ def unwrap_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapping[str, Any], caller: str) -> History:
-    """Compare a model with an earlier state of it; names may differ by what wrappers add.
+    """Compare a model with an earlier state of it, or of a network that contains it; see `bnlab.doctor.matching`.
 
     Raises:
-        ValueError: no layer's buffers are in that state.
+        ValueError: no layer's buffers are in that state, or several parts of it may be the model.
     """
-    plain = {strip_wrappers(name): value for name, value in before.items() if isinstance(value, Tensor)}
+    now = simplify_state(model.state_dict())
+    match = match_states(now, simplify_state(before), map(strip_wrappers, layers), caller)
     changes: dict[str, LayerChange] = {}
     for name, layer in layers.items():
-        change = _compare_buffers(strip_wrappers(name), layer, plain)
+        change = _compare_buffers(strip_wrappers(name), layer, match.tensors)
         if change is not None:
             changes[name] = change
     if not changes:
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
-    moved = []
-    total = same = 0
-    squares = reference = 0.0
-    parameters = dict(model.named_parameters())
-    pairs = match_names(parameters, before)
-    for name, other in pairs.items():
-        now = parameters[name].detach().cpu()
-        then = before[other].detach().cpu()
-        if now.shape != then.shape:
-            continue
-        if not torch.equal(now, then):
-            moved.append(name)
-        if now.dim() > 1:
-            total += now.numel()
-            same += int((now == then).sum())
-            squares += float((now.double() - then.double()).square().sum())
-            reference += float(then.double().square().sum())
-    kept = same / total if total else 1.0
-    distance = (squares / reference) ** 0.5 if reference else 0.0
-    return History(changes, tuple(moved), kept, distance, len(pairs))
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, _ in model.named_parameters():
+        plain = simplify_name(name, now)
+        if plain in match.tensors:
+            pairs[name] = (now[plain].detach().cpu(), match.tensors[plain].detach().cpu())
+    moved = tuple(name for name, (value, earlier) in pairs.items() if not bool((value == earlier).all()))
+    matrices = [pair for pair in pairs.values() if pair[0].dim() > 1]
+    return History(
+        changes, moved, _measure_kept(matrices), _measure_distance(matrices), len(pairs), _tell_unmatched(match)
+    )
+
+
+def _measure_kept(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Measure the share of values that are the same; 1 without any."""
+    total = sum(value.numel() for value, _ in pairs)
+    same = sum(int((value == earlier).sum()) for value, earlier in pairs)
+    return same / total if total else 1.0
+
+
+def _measure_distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Measure ‖now − then‖ / ‖then‖; 0 where all were 0."""
+    squares = sum(float((value.double() - earlier.double()).square().sum()) for value, earlier in pairs)
+    reference = sum(float(earlier.double().square().sum()) for _, earlier in pairs)
+    return math.sqrt(squares / reference) if reference else 0.0
+
+
+def _tell_unmatched(match: Match) -> str:
+    """Tell which layers are on one side alone, and under which names the model was found; "" if nothing is special."""
+    sentences = []
+    if match.prefix:
+        sentences.append(f"Names in before= begin with {match.prefix!r}.")
+    if match.missing:
+        sentences.append(f"Not in before=, or of another shape there: {join_names(match.missing)}.")
+    if match.others:
+        sentences.append(f"In before= alone, or of another shape there: {join_names(match.others)}.")
+    return " ".join(sentences)
 
 
 def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) -> LayerChange | None:
-    mean = before.get(f"{name}.running_mean" if name else "running_mean")
-    var = before.get(f"{name}.running_var" if name else "running_var")
-    now = read_buffers(layer).cpu()
-    if mean is None or var is None or mean.shape != now[0].shape:
+    mean = before.get(name_tensor(name, "running_mean"))
+    var = before.get(name_tensor(name, "running_var"))
+    if mean is None or var is None:
         return None
 
+    now = read_buffers(layer).cpu()
     then = torch.stack((mean.detach().cpu(), var.detach().cpu()))
-    count = before.get(f"{name}.num_batches_tracked" if name else "num_batches_tracked")
+    count = before.get(name_tensor(name, "num_batches_tracked"))
     own_count = layer.num_batches_tracked
     updates = None if count is None or own_count is None else int(own_count) - int(count)
     return LayerChange(then, torch.equal(now, then), updates)

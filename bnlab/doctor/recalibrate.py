@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import require_batches, require_count, require_forward
-from bnlab.batches import Forward
+from bnlab.arguments import require_amount, require_batches, require_forward
+from bnlab.batches import Forward, count_images
 from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_rules
-from bnlab.doctor.examine import Examination, examine_briefly, read_batches, score
+from bnlab.doctor.examination import Examination, KeptBatches, read_batches
+from bnlab.doctor.examine import examine_briefly, examine_training, score
 from bnlab.doctor.findings import look_for_faults
 from bnlab.doctor.recalibration import Recalibration
 from bnlab.doctor.scores import Evaluate, Scores, require_evaluate
@@ -37,9 +39,12 @@ def recalibrate(
     statistic: str | Statistics = "exact",
     layers: Sequence[str] | None = None,
     evaluate: Evaluate | None = None,
+    training_batches: Iterable[Any] | None = None,
     forward: Forward | None = None,
     inputs: Mapping[Any, Extract] | None = None,
-    max_images: int | None = None,
+    max_images: int | str | None = None,
+    tolerance: float | None = None,
+    group: Any = None,
     force: bool = False,
     progress: bool | None = None,
 ) -> Recalibration:
@@ -54,14 +59,19 @@ def recalibrate(
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, or `labels` of a dictionary.
         statistic: "exact": moments of what each layer is given at inference. "precise": layers normalize with each
-            batch's own statistics meanwhile, as in precise batch norm. Or your own `Statistics`: of the batches of
-            several processes, for example.
+            batch's own statistics meanwhile, as in precise batch norm. Or your own `Statistics`.
         layers: names of the layers to write, frozen ones too; default all that are not frozen.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time.
+        training_batches: batches as in training, to tell wrong averages from a mistake that new statistics would hide,
+            such as another scale of these images.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         inputs: what layers with a forward of their own normalize, as for `population_statistics`.
-        max_images: stop after the batch that completes so many images.
+        max_images: stop after the batch that completes so many images; "auto": once the standard errors of every
+            layer are within `tolerance`, as for `population_statistics`.
+        tolerance: for "auto".
+        group: a torch.distributed process group; every rank calls this with its own share of the images, at least one
+            batch. All get the same statistics, and judge by the images of all.
         force: write in any case.
         progress: show a bar while statistics are measured.
 
@@ -81,29 +91,30 @@ def recalibrate(
     >>> model[0].running_mean.item()  # behind the block
     0.0
     """
-    _require_arguments(batches, statistic, evaluate, forward, max_images)
+    _require_arguments(batches, statistic, evaluate, training_batches, forward, max_images, tolerance)
     chosen = batch_norm_layers(model, layers, caller=CALLER)
     known = batch_norm_layers(model, caller=CALLER)
     case = Case(model, known, (), (), read_all_buffers(known))
-    frozen: tuple[str, ...] = ()
-    if layers is None:
-        frozen = tuple(case.select(lambda name: _is_frozen(case, name)))
+    frozen = () if layers is not None else tuple(case.select(lambda name: _is_frozen(case, name)))
     names = [name for name in chosen if name not in frozen]
     if not names:
         return Recalibration(False, _ALL_FROZEN, None, None, frozen, None)
 
-    examination = Examination.of(model, known, forward, inputs, progress, CALLER)
-    data = read_batches(batches, max_images, CALLER)
+    examination = Examination.of(model, known, forward, inputs, progress, CALLER, group)
+    most = None if isinstance(max_images, str) else max_images
     if isinstance(statistic, Statistics):
+        data = _read(examination, batches, most)
         statistics = _select(statistic, model, names, layers is not None)
     else:
-        statistics = _measure(examination, data, _UPSTREAM[statistic], names)
+        data, statistics = _measure(examination, batches, _UPSTREAM[statistic], names, most, tolerance)
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
-    is_broken = any(_is_broken(case, name) for name in statistics)
+    is_broken = any(examination.ranks.gather(any(_is_broken(case, name) for name in statistics)))
     scores = None if is_broken else score(examination, data, statistics, evaluate)
-    evidence = examine_briefly(examination, data, statistics, scores)
-    hidden = _find_hidden(replace(case, evidence=evidence))
+    if training_batches is not None:
+        most_training = most if tolerance is None else sum(map(count_images, data))
+        case = _add_training(case, examination, training_batches, most_training)
+    hidden = _find_hidden(case, examination, data, statistics, scores)
     is_wanted, reason = _judge(hidden, scores, is_broken)
     if force and not is_wanted:
         reason = f"force=True, although {reason}"
@@ -112,15 +123,26 @@ def recalibrate(
     return Recalibration(written, reason, statistics, scores, frozen, undoing)
 
 
-def _require_arguments(batches: Any, statistic: Any, evaluate: Any, forward: Any, max_images: int | None) -> None:
+def _require_arguments(
+    batches: Any,
+    statistic: Any,
+    evaluate: Any,
+    training_batches: Any,
+    forward: Any,
+    max_images: int | str | None,
+    tolerance: float | None,
+) -> None:
     """Raise for a wrong argument, before anything is measured."""
     require_batches(batches, CALLER)
+    if training_batches is not None:
+        require_batches(training_batches, CALLER, "training_batches")
     if not isinstance(statistic, Statistics) and statistic not in tuple(_UPSTREAM):
         raise ValueError(f"{CALLER}: statistic={statistic!r}; choose 'exact' or 'precise', or pass bnlab.Statistics")
     require_evaluate(evaluate, CALLER)
     require_forward(forward, CALLER)
-    if max_images is not None:
-        require_count(max_images, f"{CALLER}: max_images={max_images!r}; pass at least 1, or None for all")
+    require_amount(max_images, tolerance, CALLER)
+    if max_images == "auto" and isinstance(statistic, Statistics):
+        raise ValueError(f'{CALLER}: max_images="auto" is for statistics that are measured; pass a number, or None')
 
 
 def _is_frozen(case: Case, name: str) -> bool:
@@ -137,17 +159,49 @@ def _is_broken(case: Case, name: str) -> bool:
     return not bool(buffers.isfinite().all()) or bool((buffers[1] < 0).any())
 
 
-def _measure(examination: Examination, data: list[Any], upstream: str, names: Sequence[str]) -> Statistics:
-    """Measure new statistics of these layers; the others normalize with their own."""
-    return population_statistics(
+def _measure(
+    examination: Examination,
+    batches: Iterable[Any],
+    upstream: str,
+    names: Sequence[str],
+    max_images: int | None,
+    tolerance: float | None,
+) -> tuple[list[Any], Statistics]:
+    """Measure new statistics of these layers; the others normalize with their own.
+
+    Returns:
+        The batches that were read, as many as `max_images` says, or as a tolerance asks for; and the statistics.
+    """
+    measure = partial(
+        population_statistics,
         examination.model,
-        data,
         upstream=upstream,
         forward=examination.forward,
         layers=names,
         inputs=examination.inputs,
         progress=examination.progress,
+        group=examination.ranks.group,
     )
+    if tolerance is not None:
+        kept = KeptBatches(batches)
+        statistics = measure(kept, max_images="auto", tolerance=tolerance)
+        return kept.data, statistics
+
+    data = _read(examination, batches, max_images)
+    return data, measure(data)
+
+
+def _read(examination: Examination, batches: Iterable[Any], max_images: int | None) -> list[Any]:
+    """Read this process's batches; where one process cannot, all raise."""
+    data: list[Any] = examination.ranks.run_together(lambda: read_batches(batches, max_images, CALLER))
+    return data
+
+
+def _add_training(case: Case, examination: Examination, batches: Iterable[Any], max_images: int | None) -> Case:
+    """Add to a case what the training batches show."""
+    data = _read(examination, batches, max_images)
+    training, view, outlier = examine_training(examination, data)
+    return replace(case, training=training, training_view=view, outlier=outlier)
 
 
 def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named: bool) -> Statistics:
@@ -170,15 +224,27 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
     return Statistics(moments, eps, missing)
 
 
-def _find_hidden(case: Case) -> str | None:
-    """Find a mistake that new statistics would hide."""
+def _find_hidden(
+    case: Case, examination: Examination, data: list[Any], statistics: Statistics, scores: Scores | None
+) -> str | None:
+    """Find a mistake that new statistics would hide, in the data of any process."""
+    own = examination.ranks.run_together(lambda: _find_own_hidden(case, examination, data, statistics, scores))
+    mistakes = [mistake for mistake in examination.ranks.gather(own) if mistake is not None]
+    return mistakes[0] if mistakes else None
+
+
+def _find_own_hidden(
+    case: Case, examination: Examination, data: list[Any], statistics: Statistics, scores: Scores | None
+) -> str | None:
+    """Find a mistake that new statistics would hide, in this process's data."""
+    evidence = examine_briefly(examination, data, statistics, scores)
     hiding = [rule for rule in list_rules() if rule.hides]
-    findings, _ = look_for_faults(case, hiding, None, WORTH)
+    findings, _ = look_for_faults(replace(case, evidence=evidence), hiding, None, WORTH)
     if not findings:
         return None
     rule = findings[0].rule
-    evidence = findings[0].signs.evidence
-    return f"{rule.code}, {rule.title} ({evidence}); bnlab.doctor.explain({rule.code!r}) says what to do"
+    told = findings[0].signs.evidence
+    return f"{rule.code}, {rule.title} ({told}); bnlab.doctor.explain({rule.code!r}) says what to do"
 
 
 def _judge(hidden: str | None, scores: Scores | None, is_broken: bool) -> tuple[bool, str]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from bnlab.arguments import find_device, require_batches, require_count, require_forward, require_number
+from bnlab.arguments import find_device, require_amount, require_batches, require_forward
 from bnlab.batches import Forward, call
 from bnlab.borrow import keep_random_state
 from bnlab.exact.inputs import Extract, Inputs
@@ -102,7 +102,7 @@ def population_statistics(
     """
     _require_choice("upstream", upstream, ("population", "batch"))
     _require_choice("strategy", strategy, ("breadth", "layerwise"))
-    _require_amount(max_images, tolerance)
+    require_amount(max_images, tolerance, CALLER)
     require_batches(batches, CALLER)
     require_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER)
@@ -112,7 +112,7 @@ def population_statistics(
     counter = ImageCounter(images, CALLER)
     device = find_device(model, device, CALLER)
     way = _Way(upstream, strategy, memory_limit(memory, device), progress)
-    ranks = Ranks(group)
+    ranks = Ranks(group, CALLER)
     reader = choose_reader(device, ranks.is_alone)
     task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, extracts, reader)
 
@@ -131,19 +131,6 @@ def population_statistics(
 def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{CALLER}: {name}={value!r}; choose {' or '.join(map(repr, allowed))}")
-
-
-def _require_amount(max_images: int | str | None, tolerance: float | None) -> None:
-    if max_images == "auto":
-        if tolerance is None:
-            raise ValueError(f'{CALLER}: tolerance=None; max_images="auto" needs one, such as 0.01')
-        message = f"{CALLER}: tolerance={tolerance!r}; pass a positive relative error such as 0.01"
-        require_number(tolerance, lambda error: error > 0, message)
-        return
-    if tolerance is not None:
-        raise ValueError(f'{CALLER}: tolerance={tolerance}; it is for max_images="auto" only')
-    if max_images is not None:
-        require_count(max_images, f'{CALLER}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
 
 
 class _Way(NamedTuple):

@@ -28,25 +28,26 @@ class Ranks:
 
     Args:
         group: their process group; None: this process measures alone.
+        caller: the public call, for the message.
     """
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: Any, caller: str) -> None:
         if group is not None and not isinstance(group, dist.ProcessGroup):
-            raise TypeError(f"population_statistics: group is a {type(group).__name__}; pass a process group")
-        self._group = group
+            raise TypeError(f"{caller}: group is a {type(group).__name__}; pass a process group")
+        self.group = group
 
     def gather(self, value: Any) -> list[Any]:
         """Collect every rank's value, in the order of ranks."""
-        if self._group is None:
+        if self.group is None:
             return [value]
-        values: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(values, value, group=self._group)
+        values: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     @property
     def is_alone(self) -> bool:
         """Return whether this process measures alone."""
-        return self._group is None
+        return self.group is None
 
     def merge(self, pooled: Pooled | None) -> Pooled:
         """Merge the moments of all ranks' data; every rank gets the same, to the last bit.
@@ -65,7 +66,7 @@ class Ranks:
 
     def run_together(self, work: Callable[[], Any]) -> Any:
         """Run this rank's share of the work, and return its result; an exception of one rank is raised on all."""
-        if self._group is None:
+        if self.group is None:
             return work()
         own_error: Exception | None = None
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.commands.running import call_bnlab
@@ -24,6 +25,14 @@ def batches():
     labels = torch.arange(100) % 2
     values = 99.0 + 2.0 * labels
     return [(values[:, None], labels)]
+
+def gray():
+    linear = nn.Linear(1, 2, bias=False)
+    linear.weight.data = torch.tensor([[1.0], [-1.0]])
+    return nn.Sequential(nn.BatchNorm2d(1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+
+def one_batch():
+    return torch.zeros(2, 1)
 
 def images():
     return [batches()[0][0]]
@@ -108,6 +117,43 @@ def test_the_metric_is_told(folder: Path, words: list[str], line: str) -> None:
 
     assert done.returncode == 0, done.stderr
     assert line in done.stdout
+
+
+def save_photos(folder: Path) -> None:
+    """Save gray images of two classes: bright ones and, 100 of 255 steps below, dark ones."""
+    for number in range(40):
+        label = number % 2
+        place = folder / "photos" / ("bright" if label == 0 else "dark")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 200 - 100 * label + number).save(place / f"{number}.png")
+
+
+@pytest.mark.parametrize("command", ["recalibrate", "gap"])
+def test_a_folder_of_images(folder: Path, command: str) -> None:
+    save_photos(folder)
+    words = ["mine:gray", "photos", "--size", "4", "--mean", "0", "--std", "1"]
+    if command == "recalibrate":
+        words += ["--training", "photos", "--out", "new.safetensors"]
+
+    done = call_bnlab(folder, command, *words)
+
+    assert done.returncode == 0, done.stderr
+    if command == "gap":
+        assert "exact statistics of 40 images" in done.stdout
+        return
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith("Accuracy: 50.0% before, 100.0% after.")
+    assert lines[2] == "The 2 subfolders are classes 0 to 1, in alphabetical order."
+    assert load_file(folder / "new.safetensors")["0.running_mean"].item() == pytest.approx(169.5 / 255)
+
+
+def test_training_batches_are_handed_on(folder: Path) -> None:
+    words = ["mine:model", "mine:batches", "--out", "new.safetensors", "--training"]
+
+    done = call_bnlab(folder, "recalibrate", *words, "mine:one_batch")
+
+    assert done.returncode == 2
+    assert "mine:one_batch is a Tensor; pass an iterable of batches" in done.stderr
 
 
 def test_nothing_is_written_where_nothing_is_gained(folder: Path) -> None:

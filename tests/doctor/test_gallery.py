@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import bnlab
+from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.gallery import FAULTS, Specimen, make_healthy
+from bnlab.doctor.gallery import FAULTS, UNSHOWN, Specimen, make_healthy
 from bnlab.doctor.gallery.network import build_network, choose_images
 from bnlab.doctor.gallery.patterns import CLASSES, draw_patterns
 from bnlab.doctor.gallery.specimen import measure_accuracy
@@ -18,6 +19,8 @@ from bnlab.doctor.recalibration import Recalibration
 from tests.helpers import unchanged
 
 HALF_A_POINT = 0.005
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*are no batch norm of torch's:RuntimeWarning")  # as one specimen has
 
 
 @cache
@@ -107,6 +110,13 @@ def test_nothing_above_a_note_is_found_on_the_healthy_network_with_all_its_histo
 
     assert diagnosis.is_healthy, str(diagnosis)
     assert healthy.accuracy > 0.85
+
+
+def test_each_code_is_shown_or_says_why_not() -> None:
+    shown = {fault.code for fault in FAULTS.values()}
+
+    assert {rule.code for rule in list_rules()} == shown | set(UNSHOWN)
+    assert not shown & set(UNSHOWN)
 
 
 @pytest.mark.parametrize("name", FAULTS)

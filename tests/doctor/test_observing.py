@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.batches import Forward
-from bnlab.doctor.examine import Examination
+from bnlab.doctor.examination import Examination
 from bnlab.doctor.observing import Scatter, View, observe_batches
 from bnlab.layers import batch_norm_layers
 from tests.helpers import images, plain, unchanged

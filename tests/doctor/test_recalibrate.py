@@ -15,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 import bnlab
 from bnlab.doctor import Rule, Signs
 from bnlab.doctor.case import Case
-from tests.helpers import assert_equal_statistics, images, plain, train, unchanged, with_momentum
+from bnlab.layers import get_running_buffers
+from tests.doctor import networks
+from tests.helpers import assert_equal_statistics, images, plain, run_two_ranks, train, unchanged, with_momentum
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -74,6 +76,53 @@ def test_distributed_models(tmp_path: Path) -> None:
     assert recalibration.layers == ("module.0",)
     assert recalibration.after == 1
     assert model[0].running_mean.item() == pytest.approx(100)
+
+
+def test_a_group_of_one_process_is_that_process(tmp_path: Path) -> None:
+    model = make_classifier()
+    alone = bnlab.recalibrate(make_classifier(), draw(100))
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        together = bnlab.recalibrate(model, draw(100), training_batches=draw(100), group=distributed.group.WORLD)
+    finally:
+        distributed.destroy_process_group()
+
+    assert str(together) == str(alone)
+
+
+@pytest.mark.slow
+def test_processes_judge_by_the_images_of_all(tmp_path: Path) -> None:
+    script = """
+import bnlab
+from tests.doctor.test_recalibrate import draw, make_classifier
+values, labels = draw(100)[0]
+own = slice(60 * rank, 60 + 60 * rank)
+everything = bnlab.recalibrate(make_classifier(), [(values, labels)])
+model = make_classifier()
+if rank:
+    model[0].running_var.fill_(float("nan"))
+broken = bnlab.recalibrate(model, [(values[own], labels[own])], group=dist.group.WORLD)
+assert broken.scores is None and broken.written, broken  # on both ranks
+
+model = make_classifier()
+shared = bnlab.recalibrate(model, [(values[own], labels[own])], group=dist.group.WORLD)
+assert str(shared) == str(everything), shared
+assert shared.scores.commonest == 0.5
+assert abs(model[0].running_mean.item() - 100) < 1e-4
+
+shared.undo()
+model[0].running_mean.fill_(100.5 - 101.5 * rank)  # costs nothing on the first rank, and half on the second
+shared = bnlab.recalibrate(model, [(values[own], labels[own])], group=dist.group.WORLD)
+assert shared.written, shared
+
+try:
+    bnlab.recalibrate(model, [] if rank else [values], group=dist.group.WORLD)
+except ValueError as error:
+    assert "recalibrate: batches is empty" in str(error)
+else:
+    raise AssertionError("an empty share is refused")
+"""
+    run_two_ranks(script, tmp_path)
 
 
 def test_precise_statistics_are_those_under_each_batch() -> None:
@@ -165,6 +214,39 @@ def test_a_mistake_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recalibration.gain is not None and recalibration.gain.low > 0
     assert recalibration.reason.startswith("it would hide a mistake: BN998, a wrong scale (-100 σ on 100 images)")
     assert bnlab.recalibrate(model, draw(100), force=True).written
+
+
+def test_training_batches_show_that_it_is_the_averages_scale_and_not_the_images() -> None:
+    model = networks.make_healthy()
+    mean, var = get_running_buffers(networks.get_norm(model, "1"))
+    mean.mul_(10)
+    var.mul_(100)
+    batches = networks.make_batches(8)
+
+    refused = bnlab.recalibrate(model, batches)
+    recalibration = bnlab.recalibrate(model, batches, training_batches=networks.make_batches(8, seed=-1))
+
+    assert not refused.written
+    assert refused.reason.startswith("it would hide a mistake: BN209, ")
+    assert recalibration.written
+    assert recalibration.reason == "the images score better"
+
+
+def test_auto_reads_as_many_images_as_the_standard_errors_ask_for() -> None:
+    batches = networks.make_batches(40)
+    training_batches = iter(networks.make_batches(40, seed=-1))
+    expected = bnlab.population_statistics(networks.make_healthy(), batches, max_images="auto", tolerance=0.2)
+    assert expected.cost is not None and expected.cost.images == 256
+    read = iter(batches)
+
+    recalibration = bnlab.recalibrate(
+        networks.make_healthy(), read, training_batches=training_batches, max_images="auto", tolerance=0.2
+    )
+
+    assert recalibration.statistics is not None
+    assert_equal_statistics(recalibration.statistics, expected)
+    assert recalibration.gain is not None and recalibration.gain.images == 256
+    assert len(list(read)) == len(list(training_batches)) == 32  # batches of 32 images
 
 
 def test_other_rules_do_not_keep_from_writing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +393,15 @@ def test_statistics_of_ones_own() -> None:
         ({"evaluate": lambda model: 0.5}, TypeError, "recalibrate: evaluate returned one number, 0.5"),
         ({"forward": 1}, TypeError, "recalibrate: forward is a int"),
         ({"max_images": 0}, ValueError, "recalibrate: max_images=0"),
+        ({"max_images": "auto"}, ValueError, "recalibrate: tolerance=None"),
+        ({"tolerance": 0.1}, ValueError, 'recalibrate: tolerance=0.1; it is for max_images="auto" only'),
+        (
+            {"statistic": bnlab.running_statistics(plain()), "max_images": "auto", "tolerance": 0.1},
+            ValueError,
+            "is for statistics that are measured",
+        ),
+        ({"training_batches": torch.zeros(2, 3, 8, 8)}, TypeError, "recalibrate: training_batches is a Tensor"),
+        ({"group": 3}, TypeError, "recalibrate: group is a int; pass a process group"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

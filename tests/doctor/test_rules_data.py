@@ -176,6 +176,16 @@ def test_bn203_knows_the_size_of_training_batches() -> None:
     assert find("BN203", model, images, training_batches=make_batches(8, size=64, seed=-1)) is None
 
 
+def test_bn201_gives_way_to_tiny_batches_which_explain_the_noise() -> None:
+    model = Flat()
+    average(model, make_batches(100, size=8, seed=-1))
+    images = list_images(make_batches(4, size=64))
+    batches = {size: make_batches(480 // size, size=size, seed=-1) for size in (8, 60)}
+
+    assert find("BN201", model, images, training_batches=batches[8]) is None
+    assert find("BN201", model, images, training_batches=batches[60]) is not None
+
+
 # BN206
 
 

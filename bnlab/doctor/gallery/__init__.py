@@ -4,7 +4,18 @@
 """
 
 # Modules of faults put these into FAULTS when they are imported.
-from bnlab.doctor.gallery import averages, populations, weights
-from bnlab.doctor.gallery.specimen import FAULTS, Fault, Healthy, Specimen, make_healthy
+from bnlab.doctor.gallery import averages, forwards, populations, weights
+from bnlab.doctor.gallery.specimen import FAULTS, UNSHOWN, Fault, Healthy, Specimen, make_healthy
 
-__all__ = ["FAULTS", "Fault", "Healthy", "Specimen", "averages", "make_healthy", "populations", "weights"]
+__all__ = [
+    "FAULTS",
+    "UNSHOWN",
+    "Fault",
+    "Healthy",
+    "Specimen",
+    "averages",
+    "forwards",
+    "make_healthy",
+    "populations",
+    "weights",
+]

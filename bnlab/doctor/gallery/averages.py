@@ -19,6 +19,7 @@ from bnlab.doctor.gallery.specimen import (
     list_norms,
     make_other,
     measure_accuracy,
+    split,
 )
 from bnlab.layers import get_running_buffers
 from bnlab.recording.block import record
@@ -35,6 +36,38 @@ def reverse_momentum(healthy: Healthy) -> Specimen:
     for norm in list_norms(model):
         norm.momentum = 0.9
     train(model, healthy.images, healthy.labels)
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
+@fault(
+    "momentum of 0",
+    "BN109",
+    "repairs",
+    "Trained on with momentum=0, as a network has it that was ported from another library.",
+)
+def hold_averages(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    for norm in list_norms(model):
+        norm.momentum = 0.0
+    train(model, healthy.images, healthy.labels, steps=48, rate=0.05)
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
+class InLowPrecision(nn.Module):
+    """Classifies in bfloat16, batch norm too: images [B, 3, 12, 12] of float32 to logits [B, classes] of float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.bfloat16()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.bfloat16()).float()
+
+
+@fault("averages in bfloat16", "BN004", "not needed", "Fine-tuned in bfloat16, with its batch norms in bfloat16 too.")
+def tune_in_low_precision(healthy: Healthy) -> Specimen:
+    model = InLowPrecision(healthy.copy_model())
+    train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
     return Specimen(model, healthy.batches, healthy.accuracy)
 
 
@@ -109,6 +142,42 @@ def average_weights(healthy: Healthy) -> Specimen:
         after_step=follow,
     )
     return Specimen(averaged.module.eval(), healthy.batches, healthy.accuracy, {"before": model})
+
+
+@fault(
+    "few images remembered",
+    "BN201",
+    "repairs",
+    "Its averages were computed anew in batches of 16 with momentum=0.4, and remember four of these.",
+)
+def remember_few(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    for norm in list_norms(model):
+        norm.momentum = 0.4
+    batches = split(healthy.images, healthy.labels, 16)
+    average(model, [images for images, _ in batches])
+    return Specimen(model, healthy.batches, healthy.accuracy, {"training_batches": batches})
+
+
+@fault(
+    "tiny batches",
+    "BN203",
+    "repairs",
+    "Trained on small images, and its averages computed anew in batches of one image.",
+)
+def average_tiny_batches(healthy: Healthy) -> Specimen:
+    model = build_network()
+    train(model, _crop(healthy.images), healthy.labels)
+    batches = [(_crop(images), labels) for images, labels in healthy.batches]
+    unspoiled = measure_accuracy(model, batches)
+    training_batches = split(_crop(healthy.images[:256]), healthy.labels[:256], 1)
+    average(model, [images for images, _ in training_batches])
+    return Specimen(model, batches, unspoiled, {"training_batches": training_batches})
+
+
+def _crop(images: Tensor) -> Tensor:
+    """Cut the middle of images: [B, 3, 6, 6]."""
+    return images[:, :, 3:9, 3:9]
 
 
 @fault(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
-from bnlab.doctor.gallery.specimen import Healthy, Specimen, average, fault, measure_accuracy, split
+from bnlab.doctor.gallery.patterns import SIZE
+from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, average, fault, measure_accuracy, split
 from bnlab.exact.population import population_statistics
 
 
@@ -65,6 +67,93 @@ def mix_domains(healthy: Healthy) -> Specimen:
 def _add_fog(images: Tensor) -> Tensor:
     """Put beside each image one of a quarter of its contrast: [N, 2, 3, 12, 12]."""
     return torch.stack([images, 0.25 + 0.25 * images], dim=1)
+
+
+class Padded(nn.Module):
+    """Classifies images of several widths: [B, 4, 12, 12], of which the last channel is 1 inside, to [B, classes]."""
+
+    def __init__(self, network: nn.Sequential) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, padded: Tensor) -> Tensor:
+        values = padded[:, :3]
+        inside = padded[:, 3:]
+        *blocks, _, _, head = self.network
+        for layer in blocks:
+            values = layer(values)
+            if isinstance(layer, nn.Conv2d):
+                step = layer.stride[0]
+                inside = inside[:, :, ::step, ::step]
+            values = values * inside
+        means = values.sum((2, 3)) / inside.sum((2, 3))
+        return head(means)
+
+
+@fault(
+    "padding counted",
+    "BN205",
+    "repairs",
+    "Its averages were computed anew on images of several widths, with the padding that makes them equally wide.",
+)
+def count_padding(healthy: Healthy) -> Specimen:
+    model = Padded(healthy.copy_model())
+    batches = _pad(healthy.batches, seed=0)
+    unspoiled = measure_accuracy(model, batches)
+    average(model, [images for images, _ in _pad(healthy.training_batches, seed=1)])
+    return Specimen(model, batches, unspoiled, {"inputs": {nn.BatchNorm2d: list_inside}})
+
+
+def list_inside(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """List the positions [M, C] of a batch norm's input [B, C, H, W] that are no padding: not 0 in all channels."""
+    positions = args[0].movedim(1, -1).flatten(0, -2)
+    return positions[(positions != 0).any(1)]
+
+
+def _pad(batches: Batches, seed: int) -> Batches:
+    """Cut images to random widths, from a third of the whole on, and pad them with 0 to [B, 4, 12, 12]."""
+    generator = torch.Generator().manual_seed(seed)
+    padded = []
+    for images, labels in batches:
+        widths = torch.randint(SIZE // 3, SIZE + 1, (len(images), 1, 1, 1), generator=generator)
+        is_inside = (torch.arange(SIZE) < widths).expand(-1, 1, SIZE, SIZE)
+        inside = is_inside.to(images.dtype)
+        padded.append((torch.cat([images * inside, inside], dim=1), labels))
+    return padded
+
+
+@fault("brighter images", "BN207", "repairs", "Given images that are brighter than those that it was trained on.")
+def brighten(healthy: Healthy) -> Specimen:
+    batches = [(images + 0.5, labels) for images, labels in healthy.batches]
+    return Specimen(healthy.copy_model(), batches, healthy.accuracy, {"training_batches": healthy.training_batches})
+
+
+@fault(
+    "an image not scaled",
+    "BN210",
+    "repairs",
+    "Its averages were computed anew on images of which one was left at forty times the scale.",
+)
+def leave_one_scale(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    images = healthy.images.clone()
+    images[-100] *= 40
+    average(model, images.split(BATCH_SIZE))
+    batches = split(images, healthy.labels)
+    return Specimen(model, healthy.batches, healthy.accuracy, {"training_batches": batches})
+
+
+@fault(
+    "eps above the variance",
+    "BN301",
+    "not needed",
+    "Trained on images that were divided by 1,000, so that eps outweighs the variances of its first batch norm.",
+)
+def divide_images(healthy: Healthy) -> Specimen:
+    model = build_network()
+    train(model, healthy.images / 1000, healthy.labels)
+    batches = [(images / 1000, labels) for images, labels in healthy.batches]
+    return Specimen(model, batches, healthy.accuracy)
 
 
 @fault("images not scaled", "BN209", "hides", "Given images from 0 to 255, where it was trained on 0 to 1.")

@@ -100,6 +100,12 @@ FAULTS: dict[str, Fault] = {}
 """All faults, by name."""
 
 
+UNSHOWN = {
+    "BN401": "It takes several processes; the recipe for several processes shows an example.",
+}
+"""Codes of which there is no specimen, and why."""
+
+
 def fault(name: str, code: str, recalibration: Recalibration, done: str) -> Callable[[Spoil], Spoil]:
     """Put a function that makes a specimen into the gallery."""
 
@@ -158,6 +164,6 @@ def measure_accuracy(model: nn.Module, batches: Batches) -> float:
     return right / sum(labels.numel() for _, labels in batches)
 
 
-def split(images: Tensor, labels: Tensor) -> Batches:
-    """Split images and labels into batches as large as those of training."""
-    return list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))
+def split(images: Tensor, labels: Tensor, batch_size: int = BATCH_SIZE) -> Batches:
+    """Split images and labels into batches, as large as those of training if nothing else is said."""
+    return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))

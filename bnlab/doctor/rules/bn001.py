@@ -29,7 +29,8 @@ class NotFinite(Rule):
         if not layers:
             return None
         first = layers[0]
-        return Signs(tuple(layers), f"{_describe(case.buffers[first])} of {first!r}, the first in depth")
+        bad_values = _describe(case.buffers[first])
+        return Signs(tuple(layers), f"{bad_values} of {first!r}, the first in depth")
 
 
 def _describe(buffers: Tensor) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import Rule, Signs
 
@@ -22,10 +24,17 @@ class NeverUpdated(Rule):
 
     def look(self, case: Case) -> Signs | None:
         layers = case.select(lambda name: case.is_initial(name) and _is_wrong(case, name))
-        counts = [case.count_updates(name) for name in layers]
-        known = [count for count in counts if count is not None]
-        told = f"{max(known):,} updates counted" if known else "no count of updates"
+        told = _tell_updates(case, layers)
         return Signs.of(layers, f"mean 0 and variance 1 in all channels, {told}")
+
+
+def _tell_updates(case: Case, layers: Sequence[str]) -> str:
+    """Tell how many updates the layer that has counted most has counted."""
+    counts = [case.count_updates(name) for name in layers]
+    known = [count for count in counts if count is not None]
+    if not known:
+        return "no count of updates"
+    return f"{max(known):,} updates counted"
 
 
 def _is_wrong(case: Case, name: str) -> bool:

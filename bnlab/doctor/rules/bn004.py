@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.rule import Rule, Signs
+from bnlab.doctor.rule import Rule, Severity, Signs
 from bnlab.layers import BatchNorm, get_running_buffers
 
 _FULL = (torch.float32, torch.float64)
@@ -33,11 +33,13 @@ class LowPrecision(Rule):
             return None
         worst = max(layers, key=lambda name: find_stall(case.layers[name]))
         layer = case.layers[worst]
-        kind = str(_find_type(layer)).removeprefix("torch.")
+        kind = str(_find_type(layer))
         short = 100 * find_stall(layer)
+        evidence = f"{kind.removeprefix('torch.')}: an average may stop {short:.2g}% short of its goal"
+
         is_training = any(case.layers[name].training for name in layers)
-        evidence = f"{kind}: an average may stop {short:.2g}% short of its goal"
-        return Signs(tuple(layers), evidence, "warning" if is_training else "note")
+        severity: Severity = "warning" if is_training else "note"
+        return Signs(tuple(layers), evidence, severity)
 
 
 def _find_type(layer: BatchNorm) -> torch.dtype:

@@ -23,7 +23,7 @@ class AverageNoise(Rule):
     remedy = "Recalibrate before an evaluation that matters, or lower the momentum."
     severity = "note"
     needs = ("data",)
-    unless = ("BN002", "BN003", "BN101", "BN102", "BN106", "BN107", "BN109", "BN202", "BN210")
+    unless = ("BN002", "BN003", "BN101", "BN102", "BN106", "BN107", "BN109", "BN202", "BN203", "BN210")
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if _is_noise(case, name)]
@@ -34,14 +34,15 @@ def _is_noise(case: Case, name: str) -> bool:
     view = case.find_view(name)
     if view is None or name not in case.reference or len(view.calls) > 1:
         return False
-    gap = case.find_gap(name, case.reference)
-    if max(case.find_gap(name)) > 2 * max(gap):
+    mean_gap, var_gap = case.find_gap(name, case.reference)
+    largest_gap = max(mean_gap, var_gap)
+    gap_here = max(case.find_gap(name))
+    if gap_here > 2 * largest_gap:
         return False  # these images differ from those of training
 
-    mean_gap, var_gap = gap
     # The log of a variance is noisier than a mean in σ, by a factor that depends on the tails of the values.
     most = max(_VISIBLE, 6 * case.find_expected_gap(name))
-    is_visible = max(mean_gap, var_gap) > _VISIBLE
+    is_visible = largest_gap > _VISIBLE
     return is_visible and var_gap <= most and case.noise_ratio(name) <= _NOISE
 
 

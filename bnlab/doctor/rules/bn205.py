@@ -27,8 +27,10 @@ class PaddingCounted(Rule):
             return None
         worst = max(layers, key=case.find_gap)
         gap, _ = case.find_gap(worst)
-        plain_gap, _ = case.find_gap(worst, case.data.plain)
-        return Signs.of(layers, f"means up to {gap:.2f} σ off, {plain_gap:.2f} σ where padding is counted")
+        plain = case.data.plain
+        plain_gap, _ = case.find_gap(worst, plain)
+        told = f"means up to {gap:.2f} σ off, {plain_gap:.2f} σ where padding is counted"
+        return Signs.of(layers, told)
 
 
 def _follow_padding(case: Case, name: str) -> bool:
@@ -36,9 +38,10 @@ def _follow_padding(case: Case, name: str) -> bool:
     plain = case.data.plain
     if plain is None or name not in plain:
         return False
-    scale = exact[name].var + exact.eps[name]
+    sigma = (exact[name].var + exact.eps[name]).sqrt()
     difference = plain[name].mean - exact[name].mean
-    apart = (difference.square() / scale).mean().sqrt()
+    in_sigma = difference / sigma
+    apart = in_sigma.square().mean().sqrt()
 
     gap, _ = case.find_gap(name)
     plain_gap, _ = case.find_gap(name, plain)

@@ -28,9 +28,12 @@ class DropoutBefore(Rule):
         if not layers:
             return None
         worst = max(layers, key=lambda name: abs(_find_shift(case, name)))
-        ratio = math.exp(_find_shift(case, worst))
-        running = float(case.log_ratios(worst).exp().median())
-        return Signs.of(layers, f"variance with dropout {ratio:.2f} times that without, running {running:.2f} times")
+        shift = _find_shift(case, worst)
+        ratio = math.exp(shift)
+        running_ratios = case.log_ratios(worst).exp()
+        running = float(running_ratios.median())
+        told = f"variance with dropout {ratio:.2f} times that without, running {running:.2f} times"
+        return Signs.of(layers, told)
 
 
 def _find_shift(case: Case, name: str) -> float:
@@ -42,6 +45,7 @@ def _find_shift(case: Case, name: str) -> float:
 def _follows_dropout(case: Case, name: str) -> bool:
     shift = _find_shift(case, name)
     running = case.log_ratios(name)
-    off_from_dropout = (running - shift).abs().median()
-    is_nearer = bool(off_from_dropout < running.abs().median())
+    off_with = (running - shift).abs().median()
+    off_without = running.abs().median()
+    is_nearer = bool(off_with < off_without)
     return abs(shift) > _SHIFT and is_nearer

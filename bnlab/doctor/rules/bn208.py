@@ -29,7 +29,8 @@ class CollapsedVariance(Rule):
     unless = ("BN002", "BN003", "BN101", "BN109", "BN206", "BN210")
 
     def look(self, case: Case) -> Signs | None:
-        ratios = {name: _find_ratio(case, name) for name in case.seen if name in case.reference}
+        measured = [name for name in case.seen if name in case.reference]
+        ratios = {name: _find_ratio(case, name) for name in measured}
         if len(ratios) < 2:
             return None
         by_depth = list(ratios.values())
@@ -37,8 +38,9 @@ class CollapsedVariance(Rule):
         shallow = mean(by_depth[:third])
         deep = mean(by_depth[-third:])
 
-        falls = deep < _FALL * shallow and shallow < _SHALLOW
-        if not falls or deep >= _COLLAPSED:
+        falls = deep < _FALL * shallow
+        has_collapsed = deep < _COLLAPSED
+        if not (falls and has_collapsed and shallow < _SHALLOW):
             return None
         layers = [name for name, ratio in ratios.items() if ratio < _COLLAPSED]
         told = f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"

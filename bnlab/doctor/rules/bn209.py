@@ -53,16 +53,19 @@ def _tell_scale(case: Case, first: str, later: Sequence[str]) -> str | None:
     if case.remembers_start(first) or _is_explained_by_training(case, first):
         return None
     _, running = case.buffers[first]
-    ratios = (case.data.exact[first].var / running).log()
+    quotients = case.data.exact[first].var / running
+    ratios = quotients.log()
     ratios = ratios[ratios.isfinite()]  # without dead channels
     if len(ratios) < 2:
         return None
     scale = float(ratios.median())
     spread = float(ratios.std())
-    later_gap = median(max(case.find_gap(name)) for name in later) if later else 0.0
+    later_gaps = [max(case.find_gap(name)) for name in later]
+    later_gap = median(later_gaps) if later_gaps else 0.0
 
     is_constant = abs(scale) > _SCALE and spread < _SPREAD * abs(scale)
-    if not is_constant or not later_gap < _LATER * abs(scale):
+    others_agree = later_gap < _LATER * abs(scale)
+    if not is_constant or not others_agree:
         return None
     return f"standard deviations {math.exp(scale / 2):.3g} times the running ones in all channels of the first layer"
 
@@ -73,8 +76,9 @@ def _is_explained_by_training(case: Case, first: str) -> bool:
         return False
     if case.outlier is not None and case.outlier.ratio > OUTLYING:
         return True
-    ratios = (case.data.exact[first].var / case.training[first].var).log()
-    return abs(float(ratios.nanmedian())) < _SCALE
+    quotients = case.data.exact[first].var / case.training[first].var
+    ratio = float(quotients.log().nanmedian())
+    return abs(ratio) < _SCALE
 
 
 def _tell_change(case: Case, first: str) -> str | None:

@@ -29,4 +29,5 @@ class OutlyingImage(Rule):
             return None
         layers = [name for name in case.seen if case.is_off(name)]
         place = f"image {outlier.number:,} of the training batches, counted from 0"
-        return Signs.of(layers, f"{place}: its σ is {outlier.ratio:.2g} times the median's")
+        told = f"{place}: its σ is {outlier.ratio:.2g} times the median's"
+        return Signs.of(layers, told)

@@ -57,11 +57,14 @@ def _is_folded(case: Case, name: str) -> bool:
     bias = layer.bias.detach().cpu().double()
     moments = case.data.exact[name]
 
-    differences = torch.stack((bias / weight, weight.log()))
     mean_off = (moments.mean - bias) / weight
     deviation_off = (moments.var.sqrt() / weight).log()
     off = torch.stack((mean_off, deviation_off))
-    return _average_size(off) < _AGREES * _average_size(differences - differences.mean(1, keepdim=True))
+
+    own = torch.stack((bias / weight, weight.log()))
+    own_mean = own.mean(1, keepdim=True)
+    differences = own - own_mean
+    return _average_size(off) < _AGREES * _average_size(differences)
 
 
 def _misses_bias(case: Case, name: str) -> bool:
@@ -71,10 +74,14 @@ def _misses_bias(case: Case, name: str) -> bool:
     if bias is None or var_gap > _OFF:
         return False
     exact = case.data.exact
-    scaled = bias / (exact[name].var + exact.eps[name]).sqrt()
+    sigma = (exact[name].var + exact.eps[name]).sqrt()
+    scaled = bias / sigma
     size = _average_size(scaled)
+
     gaps = case.mean_gaps(name)
-    off = min(_average_size(gaps - scaled), _average_size(gaps + scaled))
+    off_above = _average_size(gaps - scaled)
+    off_below = _average_size(gaps + scaled)
+    off = min(off_above, off_below)
     return size > _OFF and off < _IS_BIAS * size
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.rule import Rule, Signs
+from bnlab.doctor.rule import Rule, Severity, Signs
 
 
 class RanksDiffer(Rule):
@@ -36,10 +36,13 @@ class RanksDiffer(Rule):
         layers = [name for name, spread in spreads.items() if spread > 0.01]
         if not layers:
             return None
+
         worst = max(layers, key=spreads.__getitem__)
         most = spreads[worst]
-        evidence = f"up to {most:.2g} σ between {len(case.ranks)} ranks, in {worst!r}"
-        return Signs(tuple(layers), evidence, "warning" if most > 0.1 else "note")
+        ranks = len(case.ranks)
+        evidence = f"up to {most:.2g} σ between {ranks} ranks, in {worst!r}"
+        severity: Severity = "warning" if most > 0.1 else "note"
+        return Signs(tuple(layers), evidence, severity)
 
 
 def _find_spread(buffers: Tensor, eps: float) -> float:

@@ -27,7 +27,8 @@ class NormalizesByBatch(Rule):
     def look(self, case: Case) -> Signs | None:
         training = case.select(lambda name: case.layers[name].training)
         if training and not case.model.training:
-            told = f"{len(training)} of {len(case.layers)} in train mode, in a model in eval mode"
+            count = len(training)
+            told = f"{count} of {len(case.layers)} in train mode, in a model in eval mode"
             return Signs(tuple(training), told, "warning")
 
         notes = []
@@ -36,4 +37,5 @@ class NormalizesByBatch(Rule):
             notes.append("in train mode now; call eval() before you evaluate")
         if case.without:
             notes.append(f"{len(case.without)} without running statistics")
-        return Signs.of([*trained, *case.without], "; ".join(notes))
+        names = [*trained, *case.without]
+        return Signs.of(names, "; ".join(notes))

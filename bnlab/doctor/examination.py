@@ -1,0 +1,120 @@
+"""How a model is examined, and the batches that it is examined on, which are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnlab.arguments import find_device
+from bnlab.batches import Forward, call, copy_batch
+from bnlab.borrow import keep_random_state
+from bnlab.exact.inputs import Extract, Inputs
+from bnlab.exact.population import population_statistics
+from bnlab.exact.ranks import Ranks
+from bnlab.exact.readers import choose_reader
+from bnlab.exact.source import Source
+from bnlab.exact.task import Task
+from bnlab.exact.units import ImageCounter
+from bnlab.layers import BatchNorm, unwrap_parallel
+from bnlab.statistics import Statistics
+
+CALLER = "diagnose"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """How a model is examined: what the caller was given.
+
+    Attributes:
+        model: the caller's model.
+        layers: its batch norms with running statistics.
+        forward: called with the model and a batch.
+        inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
+        device: where batches are moved to.
+        progress: whether bars are shown.
+        caller: the public call that examines, for messages.
+        ranks: the processes whose data are measured and scored together; all else is this process's own.
+    """
+
+    model: nn.Module
+    layers: Mapping[str, BatchNorm]
+    forward: Forward | None
+    inputs: Mapping[Any, Extract] | None
+    device: torch.device
+    progress: bool | None
+    caller: str
+    ranks: Ranks
+
+    @staticmethod
+    def of(
+        model: nn.Module,
+        layers: Mapping[str, BatchNorm],
+        forward: Forward | None,
+        inputs: Mapping[Any, Extract] | None,
+        progress: bool | None,
+        caller: str = CALLER,
+        group: Any = None,
+    ) -> Examination:
+        """Make an examination on the model's own device; by the processes of a group together, where one is given."""
+        device = find_device(model, None, caller)
+        return Examination(model, layers, forward, inputs, device, progress, caller, Ranks(group, caller))
+
+    def make_task(self, data: list[Any]) -> Task:
+        """Make the task of watching the layers while batches are run."""
+        ranks = Ranks(None, self.caller)
+        reader = choose_reader(self.device, ranks.is_alone)
+        inputs = Inputs(self.layers, self.inputs, self.caller)
+        model = unwrap_parallel(self.model)
+        return Task(model, self.layers, self.forward or call, self.device, data, ranks, inputs, reader)
+
+    def measure(self, data: list[Any]) -> Statistics:
+        """Measure exact statistics."""
+        return population_statistics(
+            self.model,
+            data,
+            forward=self.forward,
+            inputs=self.inputs,
+            progress=self.progress,
+            group=self.ranks.group,
+        )
+
+    def run(self, batch: Any) -> Any:
+        """Run a copy of a batch, on this device alone: other processes may have fewer batches."""
+        forward = self.forward or call
+        return forward(unwrap_parallel(self.model), copy_batch(batch, self.device))
+
+
+def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = CALLER) -> list[Any]:
+    """Read batches once and keep them, until they are so many images.
+
+    Raises:
+        ValueError: there are none, one is empty, or they take more than half of the free memory.
+    """
+    data: list[Any] = []
+    with keep_random_state():
+        Source(batches, ImageCounter(None, caller), caller).read(data, max_images)
+    if not data:
+        raise ValueError(f"{caller}: batches is empty; pass at least one batch")
+    return data
+
+
+@dataclass
+class KeptBatches:
+    """Batches that are kept while somebody else reads as many as are needed.
+
+    Attributes:
+        batches: the caller's.
+        data: those that were read.
+    """
+
+    batches: Iterable[Any]
+    data: list[Any] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            self.data.append(batch)
+            yield batch
