@@ -55,7 +55,7 @@ def diagnose(
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, or `labels` of a dictionary.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
-            better, of the same images each time.
+            better, of the same images each time. What single layers cost is not known then.
         training_batches: batches as in training, to tell other data from wrong averages.
         before: an earlier checkpoint of this model, or the network that it is a copy or an average of: a module, a
             state dict, or a file of one.
