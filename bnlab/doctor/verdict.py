@@ -109,7 +109,9 @@ def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:
     half = (gain.high - gain.low) / 2
     wanted = "more images"
     if math.isfinite(half):
-        needed = gain.images * (half / worth) ** 2
+        is_unchanged = bool((scores.values["exact"] == scores.values["running"]).all())
+        power = 1 if is_unchanged else 2  # intervals of images that do not change fall with their number
+        needed = gain.images * (half / worth) ** power
         wanted = f"about {_round_up(needed):,} images"
     return f"{told}: too few images to tell; {wanted} would."
 
