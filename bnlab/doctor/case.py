@@ -279,6 +279,11 @@ class Case:
         return self.evidence
 
 
+def has_bad_values(buffers: Tensor) -> bool:
+    """Return whether one of a layer's buffers [2, C] is not finite, by their sum, or a variance negative."""
+    return not math.isfinite(buffers.sum()) or bool(buffers[1].min() < 0)
+
+
 def read_all_buffers(layers: Mapping[str, BatchNorm]) -> dict[str, Tensor]:
     """Read the running mean and variance of layers as they are, float64 [2, C]."""
     return {name: read_buffers(layer).cpu().double() for name, layer in layers.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bnlab.arguments import find_device
 from bnlab.batches import Forward, call, copy_batch, count_images, take_images
 from bnlab.borrow import keep_random_state, measured
-from bnlab.doctor.case import Evidence
+from bnlab.doctor.case import Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.images import change_images, find_images, invert_images
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
@@ -199,8 +199,9 @@ def score(
 def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
     """Score by the caller's own metric; ValueError if it does not return values of the same images each time."""
     model = examination.model
+    is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(examination.layers).values())
     with measured(model):
-        running = read_values(evaluate(model), examination.caller)
+        running = read_values(evaluate(model), examination.caller, must_be_finite=not is_broken)
     with using(model, exact), torch.no_grad():
         under_exact = read_values(evaluate(model), examination.caller)
     if len(running) != len(under_exact):

@@ -112,7 +112,7 @@ def _find_cost(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None) ->
     """Find what the running statistics of the layers cost: alone, or all together where these are most layers.
 
     Costs that the images cannot tell from none count as none; where all layers together cost nothing, none of them
-    does. NaN without scores, and of some layers where the costs of single layers were not measured.
+    does. NaN without finite scores, and of some layers where the costs of single layers were not measured.
     """
     if verdict is None or case.evidence is None or case.evidence.scores is None:
         return math.nan
@@ -120,6 +120,8 @@ def _find_cost(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None) ->
     if rule.mends == "batch" and "batch" in scores.values:
         return _count_gain(scores.compare("batch", "running"))
 
+    if not math.isfinite(verdict.gain.value):
+        return math.nan
     total = _count_gain(verdict.gain)
     named = [name for name in signs.layers if name in case.layers]
     if not named or total == 0:

@@ -177,12 +177,12 @@ def _find_logits(output: Any) -> Tensor | None:
     return logits
 
 
-def read_values(returned: Any, caller: str) -> Tensor:
+def read_values(returned: Any, caller: str, must_be_finite: bool = True) -> Tensor:
     """Turn what a caller's `evaluate` has returned into float64 [images].
 
     Raises:
         TypeError: it is no sequence of numbers.
-        ValueError: there are none, or one is not finite.
+        ValueError: there are none, or one is not finite and must be.
     """
     advice = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
     if isinstance(returned, Real):
@@ -193,6 +193,6 @@ def read_values(returned: Any, caller: str) -> Tensor:
         raise TypeError(f"{caller}: evaluate returned a {type(returned).__name__}; {advice}") from error
     if not len(values) or (isinstance(returned, Tensor) and returned.dim() == 0):
         raise ValueError(f"{caller}: evaluate returned {len(values)} value(s) without an axis of images; {advice}")
-    if not values.isfinite().all():
+    if must_be_finite and not values.isfinite().all():
         raise ValueError(f"{caller}: evaluate returned values that are not finite; {advice}")
     return values

@@ -86,6 +86,24 @@ def test_undecided_by_equal_predictions_takes_fewer_images() -> None:
     assert verdict.sentence.endswith("too few images to tell; about 550 images would.")
 
 
+@pytest.mark.parametrize(
+    ("running", "exact", "word", "sentence"),
+    [
+        (float("nan"), -0.5, "averages", "Exact statistics, measured anew on these images, reach -0.5."),
+        (float("-inf"), -0.5, "averages", "Scores under running averages are not finite. Exact"),
+        (float("nan"), float("nan"), "not the averages", "Scores under exact statistics are not finite."),
+        (-0.5, float("nan"), "not the averages", "Scores under exact statistics are not finite."),
+    ],
+)
+def test_scores_that_are_not_finite(running: float, exact: float, word: str, sentence: str) -> None:
+    values = {"running": torch.tensor([running, -0.5]), "exact": torch.tensor([exact, -0.5])}
+
+    verdict = judge(Scores(values, are_shares=False), None, WORTH)
+
+    assert verdict.word == word
+    assert sentence in verdict.sentence
+
+
 def test_one_image_cannot_decide() -> None:
     verdict = judge(
         Scores({"running": torch.tensor([0.3]), "exact": torch.tensor([0.3])}, are_shares=True), None, WORTH
