@@ -29,7 +29,8 @@ class Evidence:
         exact: exact statistics of the images, each layer under its population's.
         view: what the layers saw batch by batch.
         scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
-        costs: layer → what its running statistics alone cost on a sample of the images, of the same unit as the scores.
+        costs: layer → what its running statistics alone cost on a sample of the images, of the same unit as the scores;
+            empty with `evaluate`, and where all layers together are harmless.
         images: number of images.
         changed: exact statistics of the first layer on a sample of images: "as they are", "negative", and "reversed" if
             they have three channels; empty where batches begin with no images.

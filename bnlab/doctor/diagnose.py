@@ -48,7 +48,8 @@ def diagnose(
 
     Without batches in milliseconds, from buffers, counts, momenta and modes alone. With batches, running averages are
     compared with exact statistics, and predictions under both and under each batch's own: four passes over the batches
-    (one more where there is dropout), and one forward of a sample for each layer. The model comes back as it was.
+    (one more where there is dropout), and one forward of a sample for each layer where averages may cost something. The
+    model comes back as it was.
 
     Args:
         model: any module with batch norms.
@@ -86,7 +87,7 @@ def diagnose(
     evidence, training, training_view, outlier = None, None, None, None
     if batches is not None and layers:
         examination = Examination.of(model, layers, forward, inputs, progress)
-        evidence = examine(examination, read_batches(batches, max_images), evaluate)
+        evidence = examine(examination, read_batches(batches, max_images), evaluate, worth)
         layers = {name: layers[name] for name in evidence.exact} | layers  # by depth, which the data tells
         if training_batches is not None:
             training_data = read_batches(training_batches, max_images)

@@ -91,7 +91,7 @@ class Diagnosis:
         Columns: layer, depth (from 1), channels, momentum, updates (batches averaged; NaN without a count), training
         (its mode), codes (of the findings that name it); with data also mean_gap (rms over channels, in σ), var_gap
         (rms of the log ratio), noise (median |T|, see `Case.noise_ratio`) and cost (what its running statistics cost
-        alone; NaN where it was not measured).
+        alone; NaN where it was not measured, as where all layers together cost nothing).
         """
         import pandas as pd
 

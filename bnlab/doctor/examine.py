@@ -20,6 +20,7 @@ from bnlab.doctor.images import change_images, find_images, invert_images
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
+from bnlab.doctor.verdict import is_harmless
 from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.population import population_statistics
 from bnlab.exact.ranks import Ranks
@@ -101,10 +102,10 @@ def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = C
     return data
 
 
-def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
+def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None, worth: float) -> Evidence:
     """Measure statistics and scores of the data: four passes, and one more where there is dropout.
 
-    Samples are run for single layers, altered images, and a few images alone.
+    Samples are run for altered images, a few images alone, and single layers unless all together are harmless.
     """
     exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
@@ -115,7 +116,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     view = observe_batches(examination.make_task(data), take_output)
     scores = score(examination, data, exact, evaluate, own_values)
     costs: Mapping[str, float] = {}
-    if scores is not None and evaluate is None:
+    if scores is not None and evaluate is None and not is_harmless(scores.compare("exact", "running"), worth):
         costs = measure_costs(examination, data, exact)
     images = sum(map(count_images, data))
     return Evidence(

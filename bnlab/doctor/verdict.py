@@ -77,6 +77,11 @@ def judge(scores: Scores, expected: float | None, worth: float) -> Verdict:
     return Verdict("healthy", sentence, gain)
 
 
+def is_harmless(gain: Difference, worth: float) -> bool:
+    """Return whether exact statistics may gain nothing, and no more than a healthy model's may."""
+    return gain.low <= 0 and gain.high <= _SURE * worth
+
+
 def _judge_not_finite(scores: Scores, gain: Difference) -> Verdict:
     """Judge scores of which some are NaN or infinite."""
     exact = scores.mean("exact")

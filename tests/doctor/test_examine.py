@@ -73,6 +73,19 @@ def test_without_dropout_nothing_is_dropped() -> None:
     assert evidence.dropped == {}
 
 
+def test_single_layers_cost_nothing_to_be_measured_where_all_together_do_not() -> None:
+    """On 256 images the interval ends below two points; two images leave open whether averages cost anything."""
+    healthy = diagnose(make_healthy(), make_batches(8), progress=False)
+    undecided = diagnose(make_healthy(), make_batches(1, size=2), progress=False)
+    stricter = diagnose(make_healthy(), make_batches(8), worth=1e-3, progress=False)
+
+    assert healthy.verdict == "healthy"
+    assert healthy.table["cost"].isna().all()
+    assert undecided.verdict == stricter.verdict == "undecided"
+    assert undecided.table["cost"].notna().all()
+    assert stricter.table["cost"].notna().all()
+
+
 def test_single_layers_cost_what_their_buffers_alone_do() -> None:
     model = make_healthy()
     layer = model.get_submodule("5")
