@@ -48,8 +48,8 @@ def diagnose(
 
     Without batches in milliseconds, from buffers, counts, momenta and modes alone. With batches, running averages are
     compared with exact statistics, and predictions under both and under each batch's own: four passes over the batches
-    (one more where there is dropout), and one forward of a sample for each layer where averages may cost something. The
-    model comes back as it was.
+    (one more where layers follow dropout), and one forward of a sample for each layer where averages may cost
+    something. The model comes back as it was.
 
     Args:
         model: any module with batch norms.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections import Counter
@@ -33,6 +34,7 @@ from bnlab.statistics import Statistics, using
 
 CALLER = "diagnose"
 _SAMPLE = 512  # images of which the cost of single layers is measured, at most
+_FEW = 16  # images whose forward shows the order of modules
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -103,7 +105,7 @@ def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = C
 
 
 def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None, worth: float) -> Evidence:
-    """Measure statistics and scores of the data: four passes, and one more where there is dropout.
+    """Measure statistics and scores of the data: four passes, and one more where layers follow dropout.
 
     Samples are run for altered images, a few images alone, and single layers unless all together are harmless.
     """
@@ -294,11 +296,14 @@ def measure_changed_images(examination: Examination, data: Sequence[Any], name: 
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
-    """Measure how dropout changes the variance of the layers behind it: variance with it over that without, [C]."""
+    """Measure how dropout changes the variance of the layers behind it: variance with it over that without, [C].
+
+    Empty where there is none, or all of it is called behind the last layer.
+    """
     names = [
         name for name, module in examination.model.named_modules() if isinstance(module, _DROPOUTS) and module.p > 0
     ]
-    if not names:
+    if not names or not _is_before_a_layer(examination, names, data[0]):
         return {}
 
     task = examination.make_task(data)
@@ -308,3 +313,16 @@ def measure_dropout(examination: Examination, data: list[Any], view: View) -> di
         without = view.layers[name].pooled.var
         ratios[name] = layer_view.pooled.var / without.clamp(min=torch.finfo(torch.float64).tiny)
     return ratios
+
+
+def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: Any) -> bool:
+    """Return whether a forward of the first images of a batch calls a layer after one of these modules."""
+    modules = dict(examination.model.named_modules())
+    calls: list[bool] = []  # whether each call is one of a layer
+    with contextlib.ExitStack() as undo, measured(examination.model):
+        for name in names:
+            undo.callback(modules[name].register_forward_pre_hook(lambda *_: calls.append(False)).remove)
+        for layer in examination.layers.values():
+            undo.callback(layer.register_forward_pre_hook(lambda *_: calls.append(True)).remove)
+        examination.run(take_images(batch, _FEW))
+    return False in calls and True in calls[calls.index(False) :]
