@@ -69,7 +69,7 @@ def test_broken_averages_are_told_first_and_then_the_finding(batches: list[Batch
     text = str(diagnosis)
     assert diagnosis.verdict == "averages"
     assert not diagnosis.is_healthy
-    assert text.startswith("Averages (3 batch norms). Exact statistics, measured anew on these images, gain ")
+    assert text.startswith("The averages are at fault (3 batch norms). Exact statistics, measured anew on ")
     assert "\nBN002 error: never updated, in 9\n" in text
     assert repr(diagnosis) == text
 
