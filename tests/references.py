@@ -427,6 +427,14 @@ def error_of_mean(images: Tensor) -> Tensor:
     return (variance / n) ** 0.5
 
 
+def chance_of_no_change(share: float, images: int) -> float:
+    """Chance that none of some images changes where a share of all images does: one factor for each image."""
+    chance = 1.0
+    for _ in range(images):
+        chance *= 1 - share
+    return chance
+
+
 def noisy(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """Each pixel of an image [C, H, W] plus its own normal number times `deviation`."""
     return float64(image) + deviation * torch.randn(image.shape, generator=generator).double()

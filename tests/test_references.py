@@ -251,3 +251,8 @@ def test_occlusion_by_hand() -> None:
     expected = IMAGE.double()
     expected[0, top : top + 2, left : left + 2] = 0
     torch.testing.assert_close(hidden, expected)
+
+
+def test_chance_that_none_of_two_images_changes() -> None:
+    assert ref.chance_of_no_change(0.5, 2) == 0.25
+    assert ref.chance_of_no_change(0.0, 2) == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,8 @@ def _select(diagnosis: Diagnosis, select: str) -> Diagnosis:
 def _grade_verdict(verdict: Verdict) -> Severity | None:
     """Say how severe a verdict is; None if it is no fault, or not known to be one."""
     if verdict.word == "averages":
+        if not math.isfinite(verdict.gain.value):
+            return "error"
         return grade_cost(verdict.gain.value, WORTH)
     return "warning" if verdict.word == "not the averages" else None
 

@@ -29,7 +29,8 @@ class Evidence:
         exact: exact statistics of the images, each layer under its population's.
         view: what the layers saw batch by batch.
         scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
-        costs: layer → what its running statistics alone cost on a sample of the images, of the same unit as the scores.
+        costs: layer → what its running statistics alone cost on a sample of the images, of the same unit as the scores;
+            empty with `evaluate`, and where all layers together are harmless.
         images: number of images.
         changed: exact statistics of the first layer on a sample of images: "as they are", "negative", and "reversed" if
             they have three channels; empty where batches begin with no images.
@@ -277,6 +278,11 @@ class Case:
         if self.evidence is None:
             raise ValueError("case: there is no data; a rule that asks for it needs 'data'")
         return self.evidence
+
+
+def has_bad_values(buffers: Tensor) -> bool:
+    """Return whether one of a layer's buffers [2, C] is not finite, by their sum, or a variance negative."""
+    return not math.isfinite(buffers.sum()) or bool(buffers[1].min() < 0)
 
 
 def read_all_buffers(layers: Mapping[str, BatchNorm]) -> dict[str, Tensor]:

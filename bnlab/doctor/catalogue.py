@@ -58,7 +58,7 @@ def describe_needs(rule: Rule) -> str:
 def describe_severity(rule: Rule) -> str:
     """Say how severe what a rule finds is, and whether recalibration would hide it."""
     if rule.follows_cost:
-        told = f"Its severity follows what it costs; without labels or evaluate= it is {_name(rule.severity)}."
+        told = f"Its severity follows what it costs; where that is not known, it is {_name(rule.severity)}."
     else:
         told = f"It is {_name(rule.severity)}, if nothing else is said above, whatever it costs."
     return f"{told} Recalibration would hide it, and bnlab.recalibrate refuses." if rule.hides else told

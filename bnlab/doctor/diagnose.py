@@ -46,14 +46,15 @@ def diagnose(
 
     Without batches in milliseconds, from buffers, counts, momenta and modes alone. With batches, running averages are
     compared with exact statistics, and predictions under both and under each batch's own: four passes over the batches
-    (one more where there is dropout), and one forward of a sample for each layer. The model comes back as it was.
+    (one more where layers follow dropout), and one forward of a sample for each layer where averages may cost
+    something. The model comes back as it was.
 
     Args:
         model: any module with batch norms.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, or `labels` of a dictionary.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
-            better, of the same images each time.
+            better, of the same images each time. What single layers cost is not known then.
         training_batches: batches as in training, to tell other data from wrong averages.
         before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
             contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
@@ -84,7 +85,7 @@ def diagnose(
     evidence, training, training_view, outlier = None, None, None, None
     if batches is not None and layers:
         examination = Examination.of(model, layers, forward, inputs, progress)
-        evidence = examine(examination, read_batches(batches, max_images), evaluate)
+        evidence = examine(examination, read_batches(batches, max_images), evaluate, worth)
         layers = {name: layers[name] for name in evidence.exact} | layers  # by depth, which the data tells
         if training_batches is not None:
             training_data = read_batches(training_batches, max_images)

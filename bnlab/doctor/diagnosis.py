@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _TOO_LOW = "Too low? Check labels, their order, preprocessing, weights; or pass expected=."
+_HEADLINES = {
+    "averages": "The averages are at fault",
+    "not the averages": "Not the averages",
+    "healthy": "Healthy averages",
+    "undecided": "Undecided",
+}
 _WHICH_SCORE = "Which score should it reach? expected= lets the doctor judge."
 
 
@@ -91,7 +97,7 @@ class Diagnosis:
         Columns: layer, depth (from 1), channels, momentum, updates (batches averaged; NaN without a count), training
         (its mode), codes (of the findings that name it); with data also mean_gap (rms over channels, in σ), var_gap
         (rms of the log ratio), noise (median |T|, see `Case.noise_ratio`) and cost (what its running statistics cost
-        alone; NaN where it was not measured).
+        alone; NaN where it was not measured, as where all layers together cost nothing).
         """
         import pandas as pd
 
@@ -148,8 +154,7 @@ class Diagnosis:
             what = f"{above} finding{'s' if above != 1 else ''}" if above else "nothing above a note"
             reason = "without data" if self.case.evidence is None else "no labels and no evaluate=, so no verdict"
             return f"{what.capitalize()} in {counted} ({reason})."
-        word = "Healthy averages" if self.judged.word == "healthy" else self.judged.word.capitalize()
-        return _wrap(f"{word} ({counted}). {self.judged.sentence}")
+        return _wrap(f"{_HEADLINES[self.judged.word]} ({counted}). {self.judged.sentence}")
 
     def _tell_scores(self) -> str:
         assert self.case.evidence is not None and self.case.evidence.scores is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections import Counter
@@ -13,23 +14,25 @@ from torch import Tensor, nn
 
 from bnlab.batches import count_images, take_images
 from bnlab.borrow import measured
-from bnlab.doctor.case import Evidence
+from bnlab.doctor.case import Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.images import Outlier, change_images, find_images, find_outlier, invert_images
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
+from bnlab.doctor.verdict import is_harmless
 from bnlab.exact.population import population_statistics
 from bnlab.statistics import Statistics, using
 
 _SAMPLE = 512  # images of which the cost of single layers is measured, at most
+_FEW = 16  # images whose forward shows the order of modules
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
-    """Measure statistics and scores of the data: four passes, and one more where there is dropout.
+def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None, worth: float) -> Evidence:
+    """Measure statistics and scores of the data: four passes, and one more where layers follow dropout.
 
-    Samples are run for single layers, altered images, and a few images alone.
+    Samples are run for altered images, a few images alone, and single layers unless all together are harmless.
     """
     exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
@@ -40,7 +43,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     view = observe_batches(examination.make_task(data), take_output)
     scores = score(examination, data, exact, evaluate, own_values)
     costs: Mapping[str, float] = {}
-    if scores is not None and evaluate is None:
+    if scores is not None and evaluate is None and not is_harmless(scores.compare("exact", "running"), worth):
         costs = measure_costs(examination, data, exact)
     images = sum(map(count_images, data))
     return Evidence(
@@ -144,8 +147,9 @@ def _score_own(
 def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
     """Score by the caller's own metric; ValueError if it does not return values of the same images each time."""
     model = examination.model
+    is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(examination.layers).values())
     with measured(model):
-        running = read_values(evaluate(model), examination.caller)
+        running = read_values(evaluate(model), examination.caller, must_be_finite=not is_broken)
     with using(model, exact), torch.no_grad():
         under_exact = read_values(evaluate(model), examination.caller)
     if len(running) != len(under_exact):
@@ -247,11 +251,14 @@ def measure_changed_images(examination: Examination, data: Sequence[Any], name: 
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
-    """Measure how dropout changes the variance of the layers behind it: variance with it over that without, [C]."""
+    """Measure how dropout changes the variance of the layers behind it: variance with it over that without, [C].
+
+    Empty where there is none, or all of it is called behind the last layer.
+    """
     names = [
         name for name, module in examination.model.named_modules() if isinstance(module, _DROPOUTS) and module.p > 0
     ]
-    if not names:
+    if not names or not _is_before_a_layer(examination, names, data[0]):
         return {}
 
     task = examination.make_task(data)
@@ -261,3 +268,16 @@ def measure_dropout(examination: Examination, data: list[Any], view: View) -> di
         without = view.layers[name].pooled.var
         ratios[name] = layer_view.pooled.var / without.clamp(min=torch.finfo(torch.float64).tiny)
     return ratios
+
+
+def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: Any) -> bool:
+    """Return whether a forward of the first images of a batch calls a layer after one of these modules."""
+    modules = dict(examination.model.named_modules())
+    calls: list[bool] = []  # whether each call is one of a layer
+    with contextlib.ExitStack() as undo, measured(examination.model):
+        for name in names:
+            undo.callback(modules[name].register_forward_pre_hook(lambda *_: calls.append(False)).remove)
+        for layer in examination.layers.values():
+            undo.callback(layer.register_forward_pre_hook(lambda *_: calls.append(True)).remove)
+        examination.run(take_images(batch, _FEW))
+    return False in calls and True in calls[calls.index(False) :]

@@ -111,7 +111,8 @@ def grade_cost(cost: float, worth: float) -> Severity:
 def _find_cost(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None) -> float:
     """Find what the running statistics of the layers cost: alone, or all together where these are most layers.
 
-    Costs that the images cannot tell from none count as none. Without single layers' costs all cost all.
+    Costs that the images cannot tell from none count as none; where all layers together cost nothing, none of them
+    does. NaN without finite scores, and of some layers where the costs of single layers were not measured.
     """
     if verdict is None or case.evidence is None or case.evidence.scores is None:
         return math.nan
@@ -119,10 +120,16 @@ def _find_cost(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None) ->
     if rule.mends == "batch" and "batch" in scores.values:
         return _count_gain(scores.compare("batch", "running"))
 
+    if not math.isfinite(verdict.gain.value):
+        return math.nan
     total = _count_gain(verdict.gain)
-    costs = case.evidence.costs
     named = [name for name in signs.layers if name in case.layers]
-    if 2 * len(named) >= len(case.seen) or not named or not costs:
+    if not named or total == 0:
+        return total
+    costs = case.evidence.costs
+    if not costs:
+        return total if set(case.seen) <= set(named) else math.nan
+    if 2 * len(named) >= len(case.seen):
         return total
     alone = max(costs.get(name, 0.0) for name in named)
     return max(0.0, min(alone, total))

@@ -63,11 +63,16 @@ class Scores:
     def compare(self, kind: str, other: str) -> Difference:
         """Estimate how much better `kind` scores than `other`, paired over images.
 
-        Values of 0 and 1 get two further pairs, one of each sign, so that equal predictions of few images are no proof
-        (Bonett & Price 2012).
+        Equal predictions of few images are no proof. So values of 0 and 1 get two further pairs, one of each sign
+        (Bonett & Price 2012), and of other values that are all equal see `bound_unchanged`.
         """
-        differences = self.values[kind] - self.values[other]
-        return estimate_mean(differences, are_signs=_are_zero_or_one(self.values[kind], self.values[other]))
+        values, others = self.values[kind], self.values[other]
+        differences = values - others
+        are_signs = _are_zero_or_one(values, others)
+        if len(differences) > 1 and not are_signs and not differences.any():
+            spread = 1.0 if self.are_shares else float(values.max() - values.min())
+            return bound_unchanged(len(differences), spread)
+        return estimate_mean(differences, are_signs)
 
 
 def _are_zero_or_one(*values: Tensor) -> bool:
@@ -89,6 +94,20 @@ def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
     half = 1.96 * float(sample.std()) / math.sqrt(len(sample))
     center = float(sample.mean())
     return Difference(value, min(value, center - half), max(value, center + half), len(differences))
+
+
+def bound_unchanged(images: int, spread: float) -> Difference:
+    """Bound a mean difference of which all images have shown 0, at 95%.
+
+    Were more than 1 − .05^(1/images) of all images to differ, some of these would have, with a probability of 95% (for
+    many images that is 3/images, the rule of three: Hanley & Lippman-Hand 1983).
+
+    Args:
+        images: number of images.
+        spread: how far a single image may differ at most.
+    """
+    share = 1 - 0.05 ** (1 / images)
+    return Difference(0.0, -share * spread, share * spread, images)
 
 
 def find_labels(batch: Any) -> Tensor | None:
@@ -158,12 +177,12 @@ def _find_logits(output: Any) -> Tensor | None:
     return logits
 
 
-def read_values(returned: Any, caller: str) -> Tensor:
+def read_values(returned: Any, caller: str, must_be_finite: bool = True) -> Tensor:
     """Turn what a caller's `evaluate` has returned into float64 [images].
 
     Raises:
         TypeError: it is no sequence of numbers.
-        ValueError: there are none, or one is not finite.
+        ValueError: there are none, or one is not finite and must be.
     """
     advice = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
     if isinstance(returned, Real):
@@ -174,6 +193,6 @@ def read_values(returned: Any, caller: str) -> Tensor:
         raise TypeError(f"{caller}: evaluate returned a {type(returned).__name__}; {advice}") from error
     if not len(values) or (isinstance(returned, Tensor) and returned.dim() == 0):
         raise ValueError(f"{caller}: evaluate returned {len(values)} value(s) without an axis of images; {advice}")
-    if not values.isfinite().all():
+    if must_be_finite and not values.isfinite().all():
         raise ValueError(f"{caller}: evaluate returned values that are not finite; {advice}")
     return values

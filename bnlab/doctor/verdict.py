@@ -28,7 +28,8 @@ class Verdict:
     """What the scores under running, exact and batch statistics say together.
 
     Attributes:
-        word: "averages": exact statistics gain more than `worth`, and the interval excludes 0. "not the averages": a
+        word: "averages": exact statistics gain more than `worth`, and the interval excludes 0; or they alone give
+            finite scores. "not the averages": a
             batch's own statistics alone are better, or the model is bad whatever exact statistics may gain. "healthy":
             they gain nothing, and the model is not known to be bad. "undecided": the interval says none of these.
         sentence: the reason, with its numbers.
@@ -54,6 +55,8 @@ def judge(scores: Scores, expected: float | None, worth: float) -> Verdict:
         worth: the smallest difference that matters, in the unit of the scores.
     """
     gain = scores.compare("exact", "running")
+    if not math.isfinite(gain.value):
+        return _judge_not_finite(scores, gain)
     if gain.value > worth and gain.low > 0:
         return Verdict("averages", f"{_EXACT} {tell_gain(gain, scores)} on {gain.images:,} images.", gain)
     if _is_own_better(scores, worth):
@@ -72,6 +75,20 @@ def judge(scores: Scores, expected: float | None, worth: float) -> Verdict:
         return Verdict("not the averages", sentence, gain, is_bad=True)
     sentence = f"Exact statistics of {count_things(gain.images, 'image')} {tell_gain(gain, scores)}."
     return Verdict("healthy", sentence, gain)
+
+
+def is_harmless(gain: Difference, worth: float) -> bool:
+    """Return whether exact statistics may gain nothing, and no more than a healthy model's may."""
+    return gain.low <= 0 and gain.high <= _SURE * worth
+
+
+def _judge_not_finite(scores: Scores, gain: Difference) -> Verdict:
+    """Judge scores of which some are NaN or infinite."""
+    exact = scores.mean("exact")
+    if math.isfinite(exact):
+        sentence = f"Scores under running averages are not finite. {_EXACT} reach {tell_score(exact, scores)}."
+        return Verdict("averages", sentence, gain)
+    return Verdict("not the averages", "Scores under exact statistics are not finite.", gain, is_bad=True)
 
 
 def _is_own_better(scores: Scores, worth: float) -> bool:
@@ -109,7 +126,9 @@ def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:
     half = (gain.high - gain.low) / 2
     wanted = "more images"
     if math.isfinite(half):
-        needed = gain.images * (half / worth) ** 2
+        is_unchanged = bool((scores.values["exact"] == scores.values["running"]).all())
+        power = 1 if is_unchanged else 2  # intervals of images that do not change fall with their number
+        needed = gain.images * (half / worth) ** power
         wanted = f"about {_round_up(needed):,} images"
     return f"{told}: too few images to tell; {wanted} would."
 

@@ -102,7 +102,7 @@ def test_averages_that_cost_points_are_status_1(folder: Path) -> None:
     done = doctor(folder, "mine:spoiled", "mine:batches")
 
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("Averages (2 batch norms). Exact statistics, measured anew on these images, gain ")
+    assert done.stdout.startswith("The averages are at fault (2 batch norms). Exact statistics, measured anew on ")
 
 
 def test_without_batches_the_buffers_speak(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_verdict_is_no_selected_finding(folder: Path, monkeypatch: pytest.Mo
     done = doctor(folder, "mine:spoiled", "mine:batches", "--select", "BN9")
 
     assert done.returncode == 0
-    assert done.stdout.startswith("Averages")
+    assert done.stdout.startswith("The averages are at fault")
 
 
 def test_json_is_all_there_is_on_stdout(folder: Path) -> None:

@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bnlab import assert_healthy, diagnose
 from bnlab.doctor import Rule, Signs
 from bnlab.doctor.case import Case
+from bnlab.layers import get_running_buffers
 from tests.doctor.networks import Batch, build_cnn, get_conv, get_norm, list_images, make_batches, make_healthy
 from tests.helpers import unchanged
 
@@ -67,7 +69,7 @@ def test_broken_averages_are_told_first_and_then_the_finding(batches: list[Batch
     text = str(diagnosis)
     assert diagnosis.verdict == "averages"
     assert not diagnosis.is_healthy
-    assert text.startswith("Averages (3 batch norms). Exact statistics, measured anew on these images, gain ")
+    assert text.startswith("The averages are at fault (3 batch norms). Exact statistics, measured anew on ")
     assert "\nBN002 error: never updated, in 9\n" in text
     assert repr(diagnosis) == text
 
@@ -210,8 +212,37 @@ def test_evaluate_stands_in_for_labels(batches: list[Batch]) -> None:
     assert diagnosis.verdict == "averages"
     finding = diagnosis.faults[0]
     assert finding.rule.code == "BN002"
-    assert finding.severity == "error"  # all that is gained, as single layers' costs were not measured
-    assert finding.cost == pytest.approx(by_labels.scores["exact"] - by_labels.scores["running"])
+    assert math.isnan(finding.cost)  # one layer of three, and single layers' costs were not measured
+    assert finding.severity == finding.rule.severity
+
+
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_buffers_that_are_not_finite_are_told_where_the_metric_is_not_either(
+    has_labels: bool, batches: list[Batch]
+) -> None:
+    """Labels are numbers, so that they are scored by their squared error."""
+    model = make_healthy()
+    get_running_buffers(get_norm(model, "5"))[1][0] = math.nan
+    labelled = [(images, F.one_hot(labels, 4) / 2) for images, labels in batches[:4]]
+
+    def evaluate(model: nn.Module) -> Tensor:
+        return torch.cat([-F.cross_entropy(model(images), numbers, reduction="none") for images, numbers in labelled])
+
+    metric = None if has_labels else evaluate
+    diagnosis = diagnose(model, labelled, evaluate=metric, progress=False)
+
+    assert diagnosis.verdict == "averages"
+    assert "Scores under running averages are not finite. Exact" in " ".join(str(diagnosis).split())
+    assert math.isnan(diagnosis.scores["running"])
+    assert math.isfinite(diagnosis.scores["exact"])
+    assert diagnosis.faults[0].rule.code == "BN001"
+    assert all(math.isnan(finding.cost) for finding in diagnosis.faults)
+    assert json.loads(diagnosis.to_json())["gain"]["value"] is None
+
+
+def test_a_metric_that_is_not_finite_under_sound_buffers_is_refused(batches: list[Batch]) -> None:
+    with pytest.raises(ValueError, match="evaluate returned values that are not finite"):
+        diagnose(make_healthy(), batches[:2], evaluate=lambda _: [math.nan], progress=False)
 
 
 def test_expected_makes_a_model_bad(batches: list[Batch]) -> None:

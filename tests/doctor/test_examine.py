@@ -65,12 +65,46 @@ def test_dropout_raises_the_variance_behind_it() -> None:
     assert torch.allclose(evidence.dropped["1"], expected, rtol=0.02)
 
 
+@pytest.mark.parametrize(("place", "passes"), [("7", 1), ("11", 0)], ids=["before the last layer", "behind it"])
+def test_dropout_is_measured_where_layers_follow_it(place: str, passes: int) -> None:
+    """In one more pass over 5 batches of 32 images."""
+    model = make_healthy()
+    dropout = model.get_submodule(place)
+    assert isinstance(dropout, nn.Dropout)
+    sizes: list[int] = []
+
+    def forward(model: nn.Module, images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return model(images)
+
+    def count_passes(probability: float) -> float:
+        dropout.p = probability
+        sizes.clear()
+        diagnose(model, list_images(make_batches(5)), forward=forward, progress=False)
+        return sizes.count(32) / 5
+
+    assert count_passes(0.5) == count_passes(0.0) + passes
+
+
 def test_without_dropout_nothing_is_dropped() -> None:
     model = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(3))
     evidence = diagnose(model, list_images(make_batches(2)), progress=False).case.evidence
 
     assert evidence is not None
     assert evidence.dropped == {}
+
+
+def test_single_layers_cost_nothing_to_be_measured_where_all_together_do_not() -> None:
+    """On 256 images the interval ends below two points; two images leave open whether averages cost anything."""
+    healthy = diagnose(make_healthy(), make_batches(8), progress=False)
+    undecided = diagnose(make_healthy(), make_batches(1, size=2), progress=False)
+    stricter = diagnose(make_healthy(), make_batches(8), worth=1e-3, progress=False)
+
+    assert healthy.verdict == "healthy"
+    assert healthy.table["cost"].isna().all()
+    assert undecided.verdict == stricter.verdict == "undecided"
+    assert undecided.table["cost"].notna().all()
+    assert stricter.table["cost"].notna().all()
 
 
 def test_single_layers_cost_what_their_buffers_alone_do() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
+from torch import Tensor, nn
 
 from bnlab import diagnose
 from bnlab.doctor import Rule, Signs
@@ -84,6 +88,34 @@ def test_one_layer_costs_what_it_does_alone_and_no_more_than_all(layer: str, bat
     alone = diagnosis.table.set_index("layer")["cost"][layer]
     finding = diagnosis.findings.set_index("code").loc["OWN1"]
     assert finding["cost"] == pytest.approx(max(0, min(alone, scores["exact"] - scores["running"])))
+
+
+@pytest.mark.parametrize(
+    ("layers", "spoiled", "severity"),
+    [
+        (("5",), True, "warning"),
+        (("5", "9"), True, "warning"),
+        (("1", "5", "9"), True, "error"),
+        (("5",), False, "note"),
+    ],
+)
+def test_a_metric_of_the_whole_model_tells_what_all_layers_cost(
+    layers: tuple[str, ...], spoiled: bool, severity: Severity, batches: list[Batch]
+) -> None:
+    """What some of them cost is not known, unless all together cost nothing; a warning is what the rule says then."""
+
+    def evaluate(model: nn.Module) -> Tensor:
+        return torch.cat([model(images).argmax(1) == labels for images, labels in batches])
+
+    model = reset(make_healthy()) if spoiled else make_healthy()
+    rule = Marked(*layers)
+    diagnosis = diagnose(model, list_images(batches), evaluate=evaluate, rules=[rule], progress=False)
+
+    finding = next(finding for finding in diagnosis.faults if finding.rule is rule)
+    total = diagnosis.scores["exact"] - diagnosis.scores["running"]
+    expected = {"warning": math.nan, "error": total, "note": 0.0}
+    assert finding.cost == pytest.approx(expected[severity], nan_ok=True)
+    assert finding.severity == severity
 
 
 def test_what_batch_statistics_mend_costs_what_they_gain(batches: list[Batch]) -> None:

@@ -175,3 +175,29 @@ def test_a_last_batch_of_one_value_is_normalized_by_the_buffers() -> None:
     assert len(outputs[1]) == 1
     assert view.layers["0"].values == 4
     assert view.layers["0"].image_means.count == 5
+
+
+def test_a_layer_of_eps_0_is_observed_although_torch_refuses_it_in_train_mode() -> None:
+    rows = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    layer = nn.BatchNorm1d(3, eps=0.0)
+
+    view, outputs = observe(nn.Sequential(layer), list(rows))
+
+    scale = rows[0].var(0, correction=0).sqrt()
+    assert torch.allclose(outputs[0], (rows[0] - rows[0].mean(0)) / scale, atol=1e-6)
+    assert torch.allclose(view.layers["0"].pooled.mean, rows.double().mean((0, 1)))
+    assert layer.eps == 0.0
+
+
+def test_a_constant_channel_of_eps_0_is_normalized_to_0() -> None:
+    _, outputs = observe(nn.Sequential(nn.BatchNorm1d(1, eps=0.0)), [torch.full((4, 1), 3.0)])
+
+    assert outputs[0].tolist() == [[0.0]] * 4
+
+
+def test_eps_0_comes_back_after_an_exception() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3, eps=0.0))
+    with pytest.raises(ValueError):
+        observe(model, [torch.randn(4, 3), torch.randn(4, 2)])
+
+    assert model[0].eps == 0.0

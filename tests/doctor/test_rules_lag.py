@@ -24,6 +24,8 @@ from tests.doctor.patients import (
 from tests.helpers import with_momentum
 
 TEST_BATCHES = make_batches(20, seed=7)
+FARTHER = r"[\d.]+ times farther off than chance explains"
+UNKNOWN = "; without training_batches= weights and images cannot be told apart"
 
 
 # BN108
@@ -50,9 +52,9 @@ def choose_history(kind: str, before: nn.Module, trace: MomentTrace) -> dict[str
 @pytest.mark.parametrize(
     ("history", "told"),
     [
-        ("nothing", r"[\d.]+ times farther off than chance explains"),
-        ("trace", r"a lag: cosine 0\..*; [\d.]+ times farther off than chance explains"),
-        ("before", r"a lag: cosine 0\..*; [\d.]+ times farther off than chance explains"),
+        ("nothing", FARTHER + UNKNOWN),
+        ("trace", r"a lag: cosine 0\..*; " + FARTHER),
+        ("before", r"a lag: cosine 0\..*; " + FARTHER),
     ],
 )
 def test_bn108_calls_it_a_lag_where_a_history_shows_one(history: str, told: str) -> None:
@@ -80,6 +82,7 @@ def test_bn108_calls_no_lag_what_is_not_along_the_drift(history: str) -> None:
 
     assert finding is not None
     assert finding.signs.evidence.startswith("more than a lag: cosine ")
+    assert finding.signs.evidence.endswith(UNKNOWN)
 
 
 def test_bn108_predicts_nothing_from_a_checkpoint_that_is_too_far() -> None:
@@ -94,7 +97,7 @@ def test_bn108_predicts_nothing_from_a_checkpoint_that_is_too_far() -> None:
     finding = get_finding(diagnose(model.eval(), TEST_BATCHES, before=before), "BN108")
 
     assert finding is not None
-    assert re.fullmatch(r"[\d.]+ times farther off than chance explains", finding.signs.evidence)
+    assert re.fullmatch(FARTHER + UNKNOWN, finding.signs.evidence)
 
 
 @pytest.mark.parametrize(("size", "is_found"), [(320, True), (2, False)])
@@ -107,7 +110,33 @@ def test_bn108_on_a_single_batch_believes_a_large_gap_that_costs_something(size:
 
     assert (finding is not None) == is_found
     if finding is not None:
-        assert finding.signs.evidence.endswith("too few batches to tell chance")
+        assert finding.signs.evidence.endswith("too few batches to tell chance" + UNKNOWN)
+
+
+def test_bn108_does_not_tell_weights_from_images_without_training_batches() -> None:
+    """The images are others, and the weights those of the averages: with training batches it is BN207."""
+    shifted = [(inputs + 0.5, labels) for inputs, labels in TEST_BATCHES]
+
+    alone = get_finding(diagnose(make_healthy(), shifted), "BN108")
+    compared = diagnose(make_healthy(), shifted, training_batches=make_batches(40))
+
+    assert alone is not None
+    assert alone.rule.title == "averages of other weights or images"
+    assert alone.signs.evidence.endswith(UNKNOWN)
+    assert "BN108" not in list_codes(compared)
+    assert "BN207" in list_codes(compared)
+
+
+def test_bn108_blames_the_weights_where_the_averages_do_not_fit_the_training_batches() -> None:
+    model = make_healthy()
+    for name in ("1", "4"):
+        mean, var = get_buffers(model, name)
+        mean += var.sqrt()
+
+    finding = get_finding(diagnose(model, TEST_BATCHES, training_batches=make_batches(40)), "BN108")
+
+    assert finding is not None
+    assert re.fullmatch(FARTHER, finding.signs.evidence)
 
 
 def test_bn108_is_quiet_where_the_averages_agree_with_a_single_training_batch() -> None:

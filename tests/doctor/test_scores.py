@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.doctor.scores import Scores, estimate_mean, find_labels, read_values, score_batch
+from bnlab.doctor.scores import Scores, bound_unchanged, estimate_mean, find_labels, read_values, score_batch
+from tests.references import chance_of_no_change
 
 LABELS = torch.tensor([1, 0, 2])
 LOGITS = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [1.0, 0.0, 0.5]])  # right, right, wrong
@@ -136,6 +137,26 @@ def test_values_between_0_and_1_get_no_further_pairs() -> None:
     gain = Scores({"running": running, "exact": exact}, are_shares=True).compare("exact", "running")
 
     assert (gain.value, gain.low, gain.high) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("images", [2, 6, 500])
+@pytest.mark.parametrize(
+    ("low", "high", "are_shares", "spread"), [(0.9, 1.0, True, 1.0), (0.0, 0.5, True, 1.0), (-7.0, -3.0, False, 4.0)]
+)
+def test_equal_values_prove_that_few_images_change(
+    images: int, low: float, high: float, are_shares: bool, spread: float
+) -> None:
+    """A share of images that would have shown itself in 95% of samples, each by as much as scores can differ."""
+    values = torch.linspace(low, high, images, dtype=torch.float64)
+    gain = Scores({"running": values, "exact": values.clone()}, are_shares).compare("exact", "running")
+
+    assert (gain.value, gain.images) == (0.0, images)
+    assert gain.low == -gain.high
+    assert chance_of_no_change(gain.high / spread, images) == pytest.approx(0.05)
+
+
+def test_equal_values_of_500_images_follow_the_rule_of_three() -> None:
+    assert bound_unchanged(500, spread=1.0).high == pytest.approx(3 / 500, rel=0.01)
 
 
 def test_one_value_has_no_interval() -> None:

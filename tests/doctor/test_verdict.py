@@ -56,12 +56,52 @@ def test_equal_predictions_are_healthy_from_138_images_on(images: int, word: str
     assert judge(make_scores(running=100, exact=100, images=images), None, WORTH).word == word
 
 
+@pytest.mark.parametrize(("images", "word"), [(6, "undecided"), (148, "undecided"), (149, "healthy")])
+def test_equal_shares_are_healthy_from_149_images_on(images: int, word: str) -> None:
+    """The upper end is 1 − .05^(1/N), which is four times half a point between these."""
+    shares = torch.full((images,), 0.98, dtype=torch.float64)
+
+    verdict = judge(Scores({"running": shares, "exact": shares}, are_shares=True), None, WORTH)
+
+    assert verdict.word == word
+
+
 def test_undecided_says_how_many_images_would_decide() -> None:
-    """Half the interval of 98 equal predictions is 2.79 points, 5.57 times half a point: 98·5.57² = 3,043 images."""
+    """49 of 98 images gained and 49 lost: half the interval is 1.96·sqrt(100/99/100) = 19.7 points, 39.4 times half a
+    point: 98·39.4² = 152,000 images."""
+    right = torch.cat([torch.ones(49), torch.zeros(49)]).double()
+
+    verdict = judge(Scores({"running": right, "exact": 1 - right}, are_shares=True), None, WORTH)
+
+    assert verdict.word == "undecided"
+    assert verdict.sentence.endswith("too few images to tell; about 160,000 images would.")
+
+
+def test_undecided_by_equal_predictions_takes_fewer_images() -> None:
+    """Half the interval of 98 equal predictions is 2.79 points, 5.57 times half a point, and falls with the number of
+    images: 98·5.57 = 546."""
     verdict = judge(make_scores(running=98, exact=98, images=98), None, WORTH)
 
     assert verdict.word == "undecided"
-    assert verdict.sentence.endswith("too few images to tell; about 3,100 images would.")
+    assert verdict.sentence.endswith("too few images to tell; about 550 images would.")
+
+
+@pytest.mark.parametrize(
+    ("running", "exact", "word", "sentence"),
+    [
+        (float("nan"), -0.5, "averages", "Exact statistics, measured anew on these images, reach -0.5."),
+        (float("-inf"), -0.5, "averages", "Scores under running averages are not finite. Exact"),
+        (float("nan"), float("nan"), "not the averages", "Scores under exact statistics are not finite."),
+        (-0.5, float("nan"), "not the averages", "Scores under exact statistics are not finite."),
+    ],
+)
+def test_scores_that_are_not_finite(running: float, exact: float, word: str, sentence: str) -> None:
+    values = {"running": torch.tensor([running, -0.5]), "exact": torch.tensor([exact, -0.5])}
+
+    verdict = judge(Scores(values, are_shares=False), None, WORTH)
+
+    assert verdict.word == word
+    assert sentence in verdict.sentence
 
 
 def test_one_image_cannot_decide() -> None:

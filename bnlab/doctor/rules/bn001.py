@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from bnlab.doctor.case import Case
+from bnlab.doctor.case import Case, has_bad_values
 from bnlab.doctor.rule import Rule, Signs
 
 
@@ -25,7 +23,7 @@ class NotFinite(Rule):
     follows_cost = False
 
     def look(self, case: Case) -> Signs | None:
-        layers = case.select(lambda name: _has_bad_values(case.buffers[name]))
+        layers = case.select(lambda name: has_bad_values(case.buffers[name]))
         if not layers:
             return None
         first = layers[0]
@@ -44,8 +42,3 @@ def _describe(buffers: Tensor) -> str:
         told.append(f"negative in {int(is_negative.sum())}")
     channels = buffers.shape[1]
     return f"{' and '.join(told)} of {channels} channels"
-
-
-def _has_bad_values(buffers: Tensor) -> bool:
-    """Return whether a value is not finite, by their sum, or a variance negative."""
-    return not math.isfinite(buffers.sum()) or bool(buffers[1].min() < 0)

@@ -1,9 +1,10 @@
-"""BN108: averages that describe other weights, such as those before the last steps."""
+"""BN108: averages that describe other weights, such as those before the last steps, or other images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -27,16 +28,20 @@ class OtherWeights(Rule):
     the finding calls it a lag: a larger or self-tuned momentum lags less. Fewer than three batches do not tell chance;
     then the gap has to be .3 and to cost something.
 
-    A false alarm where the images differ from those of training, as without its augmentation, or where the batches are
-    larger, as their means scatter less: pass training_batches=. A lag in the middle of training is normal, and is
-    forgotten as the learning rate falls. So without a measured cost this is a note.
+    Images that differ from those of training, as without its augmentation, look the same: without training_batches=
+    only a lag is known to come from the weights, and the evidence says so. With them, averages that fit these are no
+    finding.
+
+    A false alarm where the batches are larger than in training, as their means scatter less: pass training_batches=. A
+    lag in the middle of training is normal, and is forgotten as the learning rate falls. So without a measured cost
+    this is a note.
     """
 
     code = "BN108"
-    title = "averages of other weights"
-    meaning = "The averages describe other weights than these: earlier ones, or another network's."
+    title = "averages of other weights or images"
+    meaning = "The averages describe other weights (earlier ones, or another network's), or other images than these."
     remedy = (
-        "Recalibrate; if this network was averaged (EMA, SWA, federated), pruned, cut out of a larger one or "
+        "Check these images, then recalibrate; if this network was averaged, pruned, cut out of a larger one or "
         "fine-tuned, pass the original as before=."
     )
     severity = "note"
@@ -51,8 +56,34 @@ class OtherWeights(Rule):
         layers = [name for name in case.seen if _is_behind(case, name)]
         if not layers:
             return None
-        parts = [_judge_drift(case, layers), _compare_with_chance(case, layers)]
-        return Signs(tuple(layers), "; ".join(filter(None, parts)))
+        drift = _compare_with_drift(case, layers)
+        parts = [_compare_with_chance(case, layers)]
+        if drift is not None:
+            parts.insert(0, drift.tell())
+        if case.training is None and (drift is None or not drift.is_lag):
+            parts.append("without training_batches= weights and images cannot be told apart")
+        return Signs(tuple(layers), "; ".join(parts))
+
+
+@dataclass(frozen=True)
+class _Drift:
+    """The gap of layers compared with the lag that drift and momentum predict.
+
+    Attributes:
+        cosine: between the two.
+        ratio: of their lengths.
+    """
+
+    cosine: float
+    ratio: float
+
+    @property
+    def is_lag(self) -> bool:
+        return self.cosine > 0.5 and self.ratio < 2
+
+    def tell(self) -> str:
+        word = "a lag" if self.is_lag else "more than a lag"
+        return f"{word}: cosine {self.cosine:.2f} with the drift, {self.ratio:.2g} times what it predicts"
 
 
 def _is_behind(case: Case, name: str) -> bool:
@@ -80,8 +111,8 @@ def _compare_with_chance(case: Case, layers: Sequence[str]) -> str:
     return f"off by up to {gap:.2g} (σ, or log variance); too few batches to tell chance"
 
 
-def _judge_drift(case: Case, layers: Sequence[str]) -> str:
-    """Write whether the gap is what drift and momentum predict; nothing where no history tells."""
+def _compare_with_drift(case: Case, layers: Sequence[str]) -> _Drift | None:
+    """Compare the gap with what drift and momentum predict; None where no history tells."""
     gaps = []
     lags = []
     for name in layers:
@@ -91,14 +122,12 @@ def _judge_drift(case: Case, layers: Sequence[str]) -> str:
             gaps.append(_scale(case, name, gap))
             lags.append(_scale(case, name, lag))
     if not gaps:
-        return ""
+        return None
 
     all_gaps = torch.cat(gaps)
     all_lags = torch.cat(lags)
-    cosine = float(torch.cosine_similarity(all_gaps, all_lags, dim=0))
-    ratio = float(all_gaps.norm() / all_lags.norm())
-    word = "a lag" if cosine > 0.5 and ratio < 2 else "more than a lag"
-    return f"{word}: cosine {cosine:.2f} with the drift, {ratio:.2g} times what it predicts"
+    cosine = torch.cosine_similarity(all_gaps, all_lags, dim=0)
+    return _Drift(float(cosine), float(all_gaps.norm() / all_lags.norm()))
 
 
 def _predict_lag(case: Case, name: str) -> Tensor | None:
