@@ -22,7 +22,7 @@ from tests.slurm.cluster import Cluster, describe_missing, start_cluster, wait_u
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(describe_missing()), reason=describe_missing())]
 
 SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=cpu")
-EIGHT = ("-m", "batch_size=8,32,128,256", "seed=0,1", "epochs=40", "evaluate_at=final", "estimator=[ema,exact]")
+EIGHT = ("-m", "batch_size=8,128,256,512", "seed=0,1", "epochs=40", "evaluate_at=final", "estimator=[ema,exact]")
 """Two networks that train for many seconds, which are the first two jobs, and six that train for few."""
 ONE = ("-m", "batch_size=8", "seed=0", "epochs=40", "evaluate_at=final", "hydra.launcher.timeout_min=10")
 
