@@ -1,6 +1,7 @@
 # make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
 # make test-all   the slow tests too
+# make test-slurm sweeps on a real Slurm on this machine, with jobs that are killed and requeued; says what to install
 # make test-versions  the library's tests with the oldest torch, one between, and the newest; installs several GB
 # make results    every experiment that needs no download again, for results/reference; hours. What is finished is kept
 # make docs       the site, build/site/index.html
@@ -10,7 +11,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all test-versions results docs bench clean
+.PHONY: demo test test-all test-slurm test-versions results docs bench clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -54,6 +55,10 @@ test-all: .venv/installed-zoo .venv/installed-recipes .venv/installed-real .venv
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2 -m 'slow or not slow'
+
+test-slurm: .venv/installed
+	@$(PY) -c 'import sys; from tests.slurm.cluster import describe_missing; sys.exit(describe_missing() or None)'
+	$(PY) -m pytest -q -m slow tests/slurm
 
 # An environment for each pair of torch and torchvision, with an interpreter of its own; they are removed afterwards.
 VERSIONS := python3.11/2.6.0/0.21.0 python3.12/2.11.0/0.26.0 python3.13/2.13.0/0.28.0

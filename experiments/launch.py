@@ -16,10 +16,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from submitit.core.utils import UncompletedJobError
 from tqdm import tqdm
 
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
+from experiments.cluster import wait_for_others, watch_time_limit
 from experiments.compose import register_all
 from experiments.folders import CONF, search_folders
 
@@ -39,6 +41,8 @@ def run_with_hydra(words: list[str]) -> None:
     except BrokenProcessPool as error:
         kept = "what is finished is kept, the same command continues"
         raise UserError(f"a process of the sweep was ended from outside (out of memory?); {kept}") from error
+    except UncompletedJobError as error:
+        wait_for_others(error)
 
 
 @cache
@@ -63,6 +67,9 @@ def run_job(composed: DictConfig) -> None:
     runs_elsewhere = os.getpid() != int(os.environ[_SWEEP])  # joblib runs the jobs of one worker in the sweep itself
     if launcher == "joblib" and runs_elsewhere:
         _end_with_parent()
+    on_cluster = launcher.startswith("submitit")
+    if on_cluster:
+        watch_time_limit()
     if launcher != "basic":
         config.threads = config.threads or 1  # the processes share the cores
     if job.mode == RunMode.MULTIRUN:
@@ -71,6 +78,9 @@ def run_job(composed: DictConfig) -> None:
     try:
         attempt(config)
     except (UserError, OSError) as error:
+        # On a cluster the command finds it in the result of the job, and needs no accounting to learn of its end.
+        if on_cluster:
+            raise
         print(f"error: {error}\n  what is finished is kept, the same command continues", file=sys.stderr)
         sys.exit(2)
 

@@ -130,8 +130,20 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
         failed.update(list_failures(config))
     for path in sorted(failed):
         print(f"failed: {path}")
+    unfinished = _list_unfinished(planned)
+    for run in unfinished:
+        print(f"not finished: {run}, whose job was ended from outside; the same command continues")
     print(_next(first, words))
-    return 1 if failed else 0
+    return 1 if failed or unfinished else 0
+
+
+def _list_unfinished(planned: list[Config]) -> list[str]:
+    """List the networks of jobs that have neither ended nor said why not."""
+    from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.jobs import is_done, list_failures
+
+    waiting = [config for config in planned if not is_done(config) and not list_failures(config)]
+    return sorted({Run(config).id for config in waiting})
 
 
 def _next(config: Config, words: list[str]) -> str:

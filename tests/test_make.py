@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TARGETS = ["demo", "test", "test-all", "test-slurm", "test-versions", "results", "docs", "bench"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "test-all", "test-versions", "results", "docs", "bench"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_each_command_knows_what_to_run(target: str) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, env=env, capture_output=True, text=True)

@@ -22,6 +22,10 @@ class JobError(UserError):
     """A failure that stops one job of a sweep and leaves the others alone."""
 
 
+class TimeLimit(BaseException):
+    """The time of a job is up; no Exception, which a measurement would take for a failure of its own."""
+
+
 def where_raised(error: BaseException) -> str:
     """`file:line: Type: message`, of the last line of the user's code; without one `Type: message`."""
     own = list_own_lines(error)

@@ -22,7 +22,7 @@ from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, flatten, list_own_settings, network
 from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.artifacts.trying import try_training
-from bnlab.harness.errors import JobError, UserError, where_raised
+from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import list_measurements, list_steps_read
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
@@ -153,7 +153,7 @@ def attempt(config: Config) -> None:
     """
     try:
         execute(config)
-    except JobError as error:
+    except (JobError, TimeLimit) as error:
         _record_failure(config, str(error))
     except (UserError, OSError):
         raise
