@@ -73,19 +73,26 @@ class LayerView:
     Attributes:
         batch_means: scatter of the batches' means, weighed by their values.
         image_means: scatter of the images' means, within all batches; empty where the layer's rows are no images.
+        center: mean of the first batch [C], about which squares are.
+        batch_squares: scatter of the batches' mean squares, weighed by their values.
+        image_squares: scatter of the images' mean squares; both are empty where the layer's rows are no images.
         calls: pooled moments of the first call in a forward, of the second, and so on; at most `MOST_CALLS`.
         values: values in each channel of a batch, the largest one's.
     """
 
     batch_means: Scatter
     image_means: Scatter
+    center: Tensor
+    batch_squares: Scatter
+    image_squares: Scatter
     calls: list[Moments] = field(default_factory=list)
     values: int = 0
 
     @staticmethod
     def empty(channels: int, device: torch.device) -> LayerView:
         """Make the view of no batch."""
-        return LayerView(Scatter.empty(channels, device), Scatter.empty(channels, device))
+        means, image_means, squares, image_squares = (Scatter.empty(channels, device) for _ in range(4))
+        return LayerView(means, image_means, means.mean, squares, image_squares)
 
     @property
     def pooled(self) -> Moments:
@@ -97,6 +104,8 @@ class LayerView:
 
     def add_call(self, number: int, moments: Moments) -> None:
         """Add a batch's moments, of the call with this number in its forward."""
+        if self.batch_means.count == 0:
+            self.center = moments.mean
         self.values = max(self.values, int(moments.count))
         self.batch_means.add(moments.mean[None], each=moments.count)
         if number < len(self.calls):
@@ -105,13 +114,18 @@ class LayerView:
             self.calls.append(moments)
 
     def add_images(self, x: Tensor) -> None:
-        """Add the means of images [N, C, ...]."""
-        means = x.detach().flatten(2).mean(2) if x.dim() > 2 else x.detach()
-        self.image_means.add(means.to(self.image_means.mean))
+        """Add the means and mean squares of a batch of images [N, C, ...], after its moments."""
+        values = x.detach()[..., None].flatten(2)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        center = self.center.to(values)[:, None]
+        squares = (values - center).square_().mean(2).to(self.center)
+        self.image_means.add(values.mean(2).to(self.center))
+        self.image_squares.add(squares)
+        self.batch_squares.add(squares.mean(0, keepdim=True), each=values[:, 0].numel())
 
     def fetch(self) -> None:
         """Bring all to the CPU."""
-        for scatter in (self.batch_means, self.image_means):
+        for scatter in (self.batch_means, self.image_means, self.batch_squares, self.image_squares):
             scatter.mean = scatter.mean.cpu()
             scatter.squares = scatter.squares.cpu()
         self.calls = [Moments(call.count, call.mean.cpu(), call.var.cpu()) for call in self.calls]

@@ -97,16 +97,23 @@ def test_views_are_those_of_a_plain_loop_with_hooks() -> None:
         layer = view.layers[name]
         values = torch.cat([call.double().transpose(0, 1).flatten(1) for call in calls], 1)
         by_image = torch.cat([call.double().mean((2, 3)) for call in calls])
+        center = calls[0].double().mean((0, 2, 3))
+        squares_by_image = torch.cat([(call.double() - center[:, None, None]).square().mean((2, 3)) for call in calls])
         by_batch = torch.stack([call.double().mean((0, 2, 3)) for call in calls]).numpy()
         sizes = [6, 4, 2]
-        center = np.average(by_batch, axis=0, weights=sizes)
-        squares = np.average((by_batch - center) ** 2, axis=0, weights=sizes)
+        mean = np.average(by_batch, axis=0, weights=sizes)
+        squares = np.average((by_batch - mean) ** 2, axis=0, weights=sizes)
         assert layer.values == calls[0][:, 0].numel()
         assert len(layer.calls) == 1
         assert torch.allclose(layer.pooled.mean, values.mean(1))
         assert torch.allclose(layer.pooled.var, values.var(1, correction=0))
         assert torch.allclose(layer.image_means.var, by_image.var(0), rtol=1e-5)
         assert np.allclose(layer.batch_means.var, squares * 3 / 2)
+        assert torch.allclose(layer.center, center)
+        assert torch.allclose(layer.image_squares.mean, squares_by_image.mean(0), rtol=1e-5)
+        assert torch.allclose(layer.image_squares.var, squares_by_image.var(0), rtol=1e-4)
+        assert torch.allclose(layer.batch_squares.mean, layer.image_squares.mean)
+        assert layer.batch_squares.count == 3
 
 
 def test_the_model_comes_back_as_it_was() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -120,6 +121,43 @@ def test_bn202_costs_what_averages_of_sorted_batches_cost(batches: list[Batch]) 
 
     assert finding is not None
     assert finding.severity in ("warning", "error")
+
+
+@pytest.mark.parametrize("change", [lambda images: images + 1, lambda images: images / 2], ids=["mean", "contrast"])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_bn202_a_batch_of_each_domain_in_turn(change: Callable[[Tensor], Tensor], is_training: bool) -> None:
+    """Of these batches, or of those of training; nothing else explains averages that fit neither domain."""
+    alternating = []
+    for number, (batch, labels) in enumerate(make_batches(24)):
+        alternating.append((change(batch) if number % 2 else batch, labels))
+    model = make_healthy()
+    average(model, alternating)
+    second = [(change(batch), labels) for batch, labels in make_batches(8, seed=3)]
+
+    if is_training:
+        diagnosis = diagnose(model, second, training_batches=alternating, progress=False)
+    else:
+        diagnosis = diagnose(model, alternating, progress=False)
+
+    codes = {finding.rule.code: finding.signs.layers for finding in diagnosis.faults}
+    assert codes.get("BN202") == NORMS
+    assert not {"BN108", "BN209"} & codes.keys()
+
+
+def test_bn202_says_by_how_much_variances_differ() -> None:
+    """Standard deviations 1 and 1/2: variances 1 and 1/4, of mean 5/8 and standard deviation 3/8·sqrt(24/23).
+
+    Variances of 400 values have a relative standard error of sqrt(2/400) = 7%, so that a mean of twelve has one of 2%.
+    """
+    rows = [torch.randn(400, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(24)]
+    batches = [batch / 2 if number % 2 else batch for number, batch in enumerate(rows)]
+
+    finding = find("BN202", nn.Sequential(nn.BatchNorm1d(3)).eval(), batches)
+
+    assert finding is not None
+    told = re.fullmatch(r"batch variances vary .* times as much as shuffled ones, by (\d+)%", finding.signs.evidence)
+    assert told is not None
+    assert int(told[1]) == pytest.approx(100 * 3 / 5 * (24 / 23) ** 0.5, abs=3)
 
 
 @pytest.mark.parametrize("seed", range(8))

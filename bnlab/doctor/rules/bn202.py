@@ -6,74 +6,99 @@ import math
 from dataclasses import dataclass
 from itertools import dropwhile
 
+from torch import Tensor
+
 from bnlab.doctor.case import Case
+from bnlab.doctor.observing import Scatter
 from bnlab.doctor.rule import Rule, Signs
 
 _LIKELY = 4.0  # in standard deviations of a normal distribution: how far shuffled batches hardly ever get
 _RATIO = 2.0
-_SHARE = 0.02  # of a layer's variance, between batches
+_SHARE = 0.02  # of a layer's variance, between the means of batches
+_SPREAD = 0.1  # standard deviation of the mean squares of batches, over their mean
 
 
 class UnlikeBatches(Rule):
-    """Batch means differ more than those of shuffled batches do: sorted by class, by domain, by recording.
+    """Means or variances of batches differ more than those of shuffled batches do: sorted by class, or a batch of each
+    domain in turn.
 
-    The variance between batch means, times the images in a batch, is that between image means if batches are shuffled;
-    how much larger it may be by chance depends on the number of batches. The first layer shows it best: later ones are
-    given what each batch's own statistics have normalized, and are named too, as their averages are of the same
-    batches. It is harmless where only this loader is sorted, as loaders of test images often are, and training
-    shuffles.
+    The variance between batch means, times the images in a batch, is that between image means if batches are shuffled,
+    and so it is with mean squares; how much larger it may be by chance depends on the number of batches. The first
+    layer shows it best: later ones are given what each batch's own statistics have normalized, and are named too, as
+    their averages are of the same batches. It is harmless where only this loader is sorted, as loaders of test images
+    often are, and training shuffles.
     """
 
     code = "BN202"
     title = "batches are not alike"
     meaning = "Batches come from different populations; averages over the last few describe only these."
-    remedy = "Shuffle the training batches, or recalibrate over all of them; for a test loader no matter."
+    remedy = (
+        "Shuffle the training batches, or recalibrate over all; domains that stay apart need a batch norm each; for a "
+        "test loader no matter."
+    )
     severity = "note"
     needs = ("data",)
     explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
-        comparisons = {name: _compare(case, name) for name in case.seen}
-        unlike = {name: compared for name, compared in comparisons.items() if compared.is_unlike}
-        if not unlike:
+        found: dict[str, _Comparison] = {}
+        for name in case.seen:
+            unlike = [compared for compared in _compare_batches(case, name) if compared.is_unlike]
+            if unlike:
+                found[name] = max(unlike, key=lambda compared: compared.ratio)
+        if not found:
             return None
-        worst = max(unlike.values(), key=lambda compared: compared.ratio)
-        told = f"batch means vary {worst.ratio:.1f} times as much as shuffled ones, {worst.share:.0%} of the variance"
-        behind = dropwhile(lambda name: name not in unlike, comparisons)
-        return Signs.of(behind, told)
+        worst = max(found.values(), key=lambda compared: compared.ratio)
+        behind = dropwhile(lambda name: name not in found, case.seen)
+        return Signs.of(behind, worst.tell())
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Batch means compared with image means.
+    """A moment of batches compared with that of images.
 
     Attributes:
-        ratio: variance of batch means over what that of image means lets expect, mean over channels.
-        share: the same over the layer's variance.
+        ratio: variance of batches over what that of images lets expect, mean over channels.
+        share: the same over the layer's variance, or, of mean squares, over the square of their mean.
         batches: number of batches.
+        are_means: whether means are compared; otherwise mean squares.
     """
 
-    ratio: float = math.nan
-    share: float = math.nan
-    batches: int = 0
+    ratio: float
+    share: float
+    batches: int
+    are_means: bool
 
     @property
     def is_unlike(self) -> bool:
         most = max(_RATIO, find_chance(self.batches - 1))
-        return self.ratio > most and self.share > _SHARE
+        least = _SHARE if self.are_means else _SPREAD**2
+        return self.ratio > most and self.share > least
+
+    def tell(self) -> str:
+        """Write by how much batches differ."""
+        if self.are_means:
+            return f"batch means vary {self.ratio:.1f} times as much as shuffled ones, {self.share:.0%} of the variance"
+        return f"batch variances vary {self.ratio:.1f} times as much as shuffled ones, by {math.sqrt(self.share):.0%}"
 
 
-def _compare(case: Case, name: str) -> _Comparison:
-    """Compare batch means with image means; NaN where a layer's rows are no images, or of several calls."""
+def _compare_batches(case: Case, name: str) -> list[_Comparison]:
+    """Compare means and mean squares; nothing where a layer's rows are no images, or of several calls."""
     view = case.find_view(name)
     if view is None or len(view.calls) > 1 or view.image_means.count < 2:
-        return _Comparison()
-    batches = view.batch_means.count
-    between = view.batch_means.var
-    expected = view.image_means.var * batches / view.image_means.count
-    ratio = float((between / expected).nanmean())
-    share = float((between / view.pooled.var).nanmean())
-    return _Comparison(ratio, share, batches)
+        return []
+    return [
+        _compare(view.batch_means, view.image_means, view.pooled.var, are_means=True),
+        _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square(), are_means=False),
+    ]
+
+
+def _compare(batches: Scatter, images: Scatter, scale: Tensor, are_means: bool) -> _Comparison:
+    """Compare the variance [C] of batches with what that of images lets expect, and with a scale [C]."""
+    expected = images.var * batches.count / images.count
+    ratio = float((batches.var / expected).nanmean())
+    share = float((batches.var / scale).nanmean())
+    return _Comparison(ratio, share, batches.count, are_means)
 
 
 def find_chance(freedom: int) -> float:

@@ -14,6 +14,7 @@ from bnlab.statistics import Statistics
 _SCALE = 0.5  # log ratio of variances: the input's scale is off by 1.28
 _SPREAD = 0.15  # over channels, of that log ratio; blur and noise make 0.27 and more
 _LATER = 0.15  # gap of later layers, of that log ratio; blur and noise make 0.18 and more
+_AMONG = 2.0  # standard deviations over training batches; of two kinds, one in five or more is nearer
 _OFF = 0.1  # distance of the first layer's averages on the images as they are
 _REVERSED = 0.5  # of that, with the channels reversed
 _NEGATIVE = 0.2  # of that, on the negative: images that are brighter or darker come near it too
@@ -28,7 +29,7 @@ class OtherInput(Rule):
 
     Images of less contrast than in training look as if they were scaled, and darker or brighter ones may look like
     negatives. One outlying training image looks like a scale as well: pass training_batches=. Where these have one, or
-    are scaled as the images are, no scale is found.
+    are scaled as the images are, or some of them, no scale is found.
     """
 
     code = "BN209"
@@ -71,14 +72,25 @@ def _tell_scale(case: Case, first: str, later: Sequence[str]) -> str | None:
 
 
 def _is_explained_by_training(case: Case, first: str) -> bool:
-    """Return whether training batches have an outlying image, or are scaled as the images are."""
+    """Return whether training batches have an outlying image, or are scaled as the images are, or some of them."""
     if case.training is None or first not in case.training:
         return False
     if case.outlier is not None and case.outlier.ratio > OUTLYING:
         return True
     quotients = case.data.exact[first].var / case.training[first].var
     ratio = float(quotients.log().nanmedian())
-    return abs(ratio) < _SCALE
+    return abs(ratio) < _SCALE or _is_among_training(case, first)
+
+
+def _is_among_training(case: Case, first: str) -> bool:
+    """Return whether the images differ from the average training batch by what these differ from each other."""
+    view = None if case.training_view is None else case.training_view.layers.get(first)
+    if view is None:
+        return False
+    moments = case.data.exact[first]
+    squares = moments.var + (moments.mean - view.center).square()
+    off = (squares - view.batch_squares.mean).abs() / view.batch_squares.var.sqrt()
+    return float(off.nanmedian()) < _AMONG
 
 
 def _tell_change(case: Case, first: str) -> str | None:
