@@ -242,10 +242,19 @@ class Case:
 
         NaN where the layer's rows are no images.
         """
-        view = self.data.view.layers.get(name)
-        if view is None or view.image_means.count < 2:
+        return self._find_error(name, self.data.view)
+
+    def find_difference_error(self, name: str) -> float:
+        """Find the standard error of the exact mean less that of the training batches; see `find_sampling_error`."""
+        assert self.training_view is not None
+        return math.hypot(self._find_error(name, self.data.view), self._find_error(name, self.training_view))
+
+    def _find_error(self, name: str, view: View) -> float:
+        """Find the standard error of a mean over the images of a view, in σ of the exact statistics."""
+        layer_view = view.layers.get(name)
+        if layer_view is None or layer_view.image_means.count < 2:
             return math.nan
-        images = view.image_means
+        images = layer_view.image_means
         error = images.var / images.count
         scale = self._exact[name].var + self._exact.eps[name]
         return float((error / scale).mean().sqrt())

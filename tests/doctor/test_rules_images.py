@@ -21,7 +21,6 @@ from tests.doctor.networks import (
     list_images,
     make_batches,
     make_healthy,
-    reset,
 )
 
 # BN204
@@ -123,43 +122,6 @@ def test_bn205_is_quiet_where_averages_are_something_else() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4)).eval()  # mean 0, of 1 without padding and .75 with it
 
     assert find("BN205", model, make_sequences(), inputs={"0": list_real}) is None
-
-
-# BN207
-
-
-def test_bn207_images_of_another_domain(images: list[Tensor]) -> None:
-    training = make_batches(8, seed=-1)
-    dark = [batch - 1 for batch in images]
-
-    finding = find("BN207", make_healthy(), dark, training_batches=training)
-
-    assert finding is not None
-    assert finding.signs.layers[0] == "1"
-    assert finding.severity == "warning"
-
-
-def test_bn207_is_not_graded_by_the_cost_of_the_averages(batches: list[Batch]) -> None:
-    """Averages that fit training's images may be as good as any on these, and the images still are others."""
-    model = make_healthy()
-    dark = change_images(batches, lambda images: images - 1)
-    population_statistics(model, list_images(make_batches(8, seed=-1)), progress=False).write_to(model)
-
-    finding = find("BN207", model, dark, training_batches=make_batches(8, seed=-1), worth=1.0)
-
-    assert finding is not None
-    assert finding.severity == "warning"
-
-
-def test_bn207_is_quiet_on_images_of_the_same_domain(images: list[Tensor]) -> None:
-    assert find("BN207", make_healthy(), images, training_batches=make_batches(8, seed=-1)) is None
-
-
-def test_bn207_is_quiet_where_averages_are_wrong_for_the_training_batches_too(images: list[Tensor]) -> None:
-    model = reset(make_healthy())
-    dark = [batch - 1 for batch in images]
-
-    assert find("BN207", model, dark, training_batches=make_batches(8, seed=-1)) is None
 
 
 # BN209

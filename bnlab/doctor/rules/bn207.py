@@ -8,35 +8,39 @@ from bnlab.statistics import Statistics
 
 _FIRST = 0.3  # of the first layer; augmentation changes it less
 _LATER = 0.1
+_SURE = 4  # standard errors
 
 
 class OtherData(Rule):
     """The averages agree with the training batches, and from the first layer on not with these images.
 
     Off is the larger of the mean's gap in σ and half the log ratio of the variances, which is that of σ. In the first
-    layer it has to be 0.3, more than the usual augmentation does, and three times that from the training batches.
+    layer it has to be 0.3, more than the usual augmentation does, and three times that from the training batches. It is
+    a warning at least, as recalibration on these images may be no remedy.
 
-    Recalibration on these images is not its remedy, so what the averages cost does not say how severe it is.
+    Where exact statistics score better, a mean that is off by four standard errors (images are the units) is enough,
+    and the cost says how severe it is. Without a cost, that is no more than the augmentation of training.
     """
 
     code = "BN207"
     title = "other data than in training"
     meaning = "The averages are right for the training batches; these images are of another population."
     remedy = "Check the preprocessing; if the domain has changed, adapt knowingly: bnlab.recalibrate on these images."
-    follows_cost = False
+    severity = "note"
     needs = ("data", "training")
     explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if _differs(case, name)]
         first = case.seen[0]
-        if first not in layers or 2 * len(layers) < len(case.seen):
-            return None
         here = _find_off(case, first, case.data.exact)
         there = _find_off(case, first, case.reference)
-        if here < _FIRST:
-            return None
-        return Signs.of(layers, f"first layer {here:.2f} σ off on these images, {there:.2f} σ on the training batches")
+        told = f"first layer {here:.2f} σ off on these images, {there:.2f} σ on the training batches"
+        if here >= _FIRST and first in layers and 2 * len(layers) >= len(case.seen):
+            return Signs.of(layers, told, at_least="warning")
+        if case.is_costly and _is_shifted(case, first):
+            return Signs.of(dict.fromkeys([first, *layers]), told)
+        return None
 
 
 def _differs(case: Case, name: str) -> bool:
@@ -45,8 +49,17 @@ def _differs(case: Case, name: str) -> bool:
         return False
     here = _find_off(case, name, case.data.exact)
     there = _find_off(case, name, case.reference)
-    is_by_chance = here < 4 * case.find_sampling_error(name)
+    is_by_chance = here < _SURE * case.find_sampling_error(name)
     return here > _LATER and here > 3 * there and not is_by_chance
+
+
+def _is_shifted(case: Case, name: str) -> bool:
+    """Return whether a layer's mean surely differs from that of the training batches, and the averages do not."""
+    if name not in case.reference:
+        return False
+    here, _ = case.find_gap(name)
+    there, _ = case.find_gap(name, case.reference)
+    return here > 3 * there and here > _SURE * case.find_difference_error(name)
 
 
 def _find_off(case: Case, name: str, reference: Statistics) -> float:
