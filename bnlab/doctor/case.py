@@ -14,6 +14,7 @@ from bnlab.doctor.history import History
 from bnlab.doctor.images import Outlier
 from bnlab.doctor.observing import LayerView, View
 from bnlab.doctor.probe import Probe
+from bnlab.doctor.rescaling import Rescaling
 from bnlab.doctor.scores import Scores
 from bnlab.layers import BatchNorm
 from bnlab.nn.self_tuned import SelfTuned
@@ -34,6 +35,7 @@ class Evidence:
         images: number of images.
         changed: exact statistics of the first layer on a sample of images: "as they are", "negative", and "reversed" if
             they have three channels; empty where batches begin with no images.
+        rescaling: of the images, so that the first layer's averages fit best; None where that cannot be told.
         dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
         plain: exact statistics without `inputs=`, where that was given.
         probe: how predictions of a few images in eval mode differ from run to run, and alone from in a batch.
@@ -46,6 +48,7 @@ class Evidence:
     costs: Mapping[str, float]
     images: int
     changed: Mapping[str, Statistics] = field(default_factory=dict)
+    rescaling: Rescaling | None = None
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     plain: Statistics | None = None
     probe: Probe = field(default_factory=Probe)
@@ -181,6 +184,11 @@ class Case:
         gaps = self.mean_gaps(name, reference)
         ratios = self.log_ratios(name, reference)
         return float(gaps.square().mean().sqrt()), float(ratios.square().mean().sqrt())
+
+    def find_distance(self, name: str, reference: Statistics) -> float:
+        """Find how far averages are off, in σ: means and variances together, each as noisy as the other."""
+        mean_gap, var_gap = self.find_gap(name, reference)
+        return math.hypot(mean_gap, var_gap / math.sqrt(2))
 
     def is_off(self, name: str) -> bool:
         """Return whether running and exact statistics differ by more than z = .1 or |ln ρ| = .1, or by NaN.

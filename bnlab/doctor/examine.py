@@ -19,6 +19,7 @@ from bnlab.doctor.examination import Examination
 from bnlab.doctor.images import Outlier, change_images, find_images, find_outlier, invert_images
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
+from bnlab.doctor.rescaling import measure_rescaling
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
 from bnlab.doctor.verdict import is_harmless
 from bnlab.exact.population import population_statistics
@@ -46,13 +47,19 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     if scores is not None and evaluate is None and not is_harmless(scores.compare("exact", "running"), worth):
         costs = measure_costs(examination, data, exact)
     images = sum(map(count_images, data))
+    first = next(iter(exact))
+    changed = measure_changed_images(examination, data, first)
+    rescaling = None
+    if changed:
+        rescaling = measure_rescaling(examination, take_sample(data), first, changed["as they are"])
     return Evidence(
         exact,
         view,
         scores,
         costs,
         images,
-        changed=measure_changed_images(examination, data, next(iter(exact))),
+        changed=changed,
+        rescaling=rescaling,
         dropped=measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
         probe=probe_predictions(examination.model, examination.run, data),
@@ -242,12 +249,7 @@ def measure_changed_images(examination: Examination, data: Sequence[Any], name: 
     changed = {"as they are": sample, "negative": invert_images(sample)}
     if images.shape[1] == 3:
         changed["reversed"] = change_images(sample, lambda part: part.flip(1))
-    return {
-        change: population_statistics(
-            examination.model, batches, forward=examination.forward, layers=[name], progress=False
-        )
-        for change, batches in changed.items()
-    }
+    return {change: examination.measure_layer(batches, name) for change, batches in changed.items()}
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:

@@ -129,6 +129,17 @@ def brighten(healthy: Healthy) -> Specimen:
 
 
 @fault(
+    "darker images",
+    "BN213",
+    "repairs",
+    "Given images that are darker than those that it was trained on, and no training batches to compare with.",
+)
+def darken(healthy: Healthy) -> Specimen:
+    batches = [(images - 0.3, labels) for images, labels in healthy.batches]
+    return Specimen(healthy.copy_model(), batches, healthy.accuracy)
+
+
+@fault(
     "an image not scaled",
     "BN210",
     "repairs",

@@ -9,7 +9,6 @@ from statistics import median
 from bnlab.doctor.case import Case
 from bnlab.doctor.images import OUTLYING
 from bnlab.doctor.rule import Rule, Signs
-from bnlab.statistics import Statistics
 
 _SCALE = 0.5  # log ratio of variances: the input's scale is off by 1.28
 _SPREAD = 0.15  # over channels, of that log ratio; blur and noise make 0.27 and more
@@ -98,7 +97,7 @@ def _tell_change(case: Case, first: str) -> str | None:
     changed = case.data.changed
     if not changed:
         return None
-    distance = _find_distance(case, first, changed["as they are"])
+    distance = case.find_distance(first, changed["as they are"])
     if distance < 4 * case.find_expected_gap(first) or distance < 4 * case.find_sampling_error(first):
         return None  # by chance
     if not distance > _OFF:
@@ -107,13 +106,7 @@ def _tell_change(case: Case, first: str) -> str | None:
     told = {"reversed": (_REVERSED, "with the images' channels reversed"), "negative": (_NEGATIVE, "on their negative")}
     for change, (most, words) in told.items():
         if change in changed:
-            changed_distance = _find_distance(case, first, changed[change])
+            changed_distance = case.find_distance(first, changed[change])
             if changed_distance < most * distance:
                 return f"first layer's averages {distance:.2g} σ off, {changed_distance:.2g} σ {words}"
     return None
-
-
-def _find_distance(case: Case, first: str, reference: Statistics) -> float:
-    """Find how far averages are off, in σ: means and variances together, each as noisy as the other."""
-    mean_gap, var_gap = case.find_gap(first, reference)
-    return math.hypot(mean_gap, var_gap / math.sqrt(2))

@@ -1,0 +1,133 @@
+"""Images scaled and shifted until the first layer's averages fit them: it shows a standardization that was forgotten.
+
+The layer's input is taken to be linear in the images, as a convolution's is, so that its means on x, on 0 and on each
+colour alone give those on any scale · x + shifts. Where it is not, the averages do not fit what is measured then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.batches import take_images
+from bnlab.doctor.examination import Examination
+from bnlab.doctor.images import change_images, find_images
+from bnlab.moments import Moments
+from bnlab.statistics import Statistics, read_buffers
+
+_CHANNELS = 2  # of the layer, for each number that is fitted
+_FEW = 2  # images of a single colour
+_ROUNDS = 6
+_DONE = 0.002  # log ratio of variances that is left
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """What was done to images so that averages fit, x → scale · x + shifts.
+
+    Attributes:
+        scale: of all values, positive.
+        shifts: float64 [colours].
+        statistics: exact ones of the layer on the images as changed.
+    """
+
+    scale: float
+    shifts: Tensor
+    statistics: Statistics
+
+    def __str__(self) -> str:
+        """Say it as a standardization: what is subtracted, by colour, and what it is divided by."""
+        means = -self.shifts / self.scale
+        subtracted = ", ".join(f"{mean:.2g}" for mean in means.tolist())
+        return f"(images - [{subtracted}]) / {1 / self.scale:.2g}"
+
+
+def measure_rescaling(
+    examination: Examination, sample: Sequence[Any], name: str, found: Statistics
+) -> Rescaling | None:
+    """Fit scale and shifts of the images to a layer's averages, and measure the layer on the images so changed.
+
+    Args:
+        examination: of the model.
+        sample: batches that begin with images [N, colours, H, W].
+        name: the first layer.
+        found: its exact statistics on the sample.
+
+    Returns:
+        None where the layer has too few channels to tell, or averages that are not finite, or variances of 0.
+    """
+    images = find_images(sample[0])
+    assert images is not None
+    colours = images.shape[1]
+    running = read_buffers(examination.layers[name]).cpu().double()
+    has_values = bool(running.isfinite().all()) and bool(running[1].min() > 0)
+    if running.shape[1] < _CHANNELS * (1 + colours) or not has_values:
+        return None
+
+    few = [take_images(sample[0], _FEW)]
+    means = []
+    for colour in [torch.zeros(colours), *torch.eye(colours)]:
+        of_colour = examination.measure_layer(_paint(few, colour), name)
+        means.append(of_colour[name].mean)
+    base = torch.stack(means)
+
+    # Without padding, the log ratio of variances falls by 2 where the log of the scale rises by 1. Shifts change
+    # variances too where images are padded with 0, so that the root is found by secants.
+    log_scale = 0.0
+    step = 0.0
+    slope = -2.0
+    error = math.nan
+    for _ in range(_ROUNDS):
+        scale = math.exp(log_scale)
+        shifts = fit_shifts(running, found[name].mean, base, scale)
+        rescaled = examination.measure_layer(change_images(sample, partial(_rescale, scale, shifts)), name)
+        before = error
+        error = _compare_variances(running, rescaled[name])
+        if abs(error) < _DONE:
+            break
+        if step:
+            slope = (error - before) / step
+        if not slope < 0:
+            break  # not linear in the images
+        step = -error / slope
+        log_scale += step
+    return Rescaling(scale, shifts, rescaled)
+
+
+def fit_shifts(running: Tensor, mean: Tensor, means: Tensor, scale: float) -> Tensor:
+    """Fit shifts of the colours to running means, in units of σ, in least squares.
+
+    Args:
+        running: running mean and variance, float64 [2, C].
+        mean: on the images as they are, float64 [C].
+        means: on images of 0, and on those that are 1 in a single colour and else 0, float64 [1 + colours, C].
+        scale: what the images are multiplied by before.
+
+    Returns:
+        float64 [colours].
+    """
+    base = means[0]
+    sigma = running[1].sqrt()
+    design = ((means[1:] - base) / sigma).T
+    target = (running[0] - base - scale * (mean - base)) / sigma
+    return torch.linalg.lstsq(design, target).solution
+
+
+def _compare_variances(running: Tensor, found: Moments) -> float:
+    """Compute the median log ratio of running variances to those found."""
+    return float((running[1] / found.var).log().nanmedian())
+
+
+def _rescale(scale: float, shifts: Tensor, images: Tensor) -> Tensor:
+    return scale * images + shifts.to(images).view(-1, 1, 1)
+
+
+def _paint(batches: Sequence[Any], colour: Tensor) -> list[Any]:
+    """Paint all pixels of images in a colour, given as float32 [colours]."""
+    return change_images(batches, lambda part: torch.zeros_like(part) + colour.to(part).view(-1, 1, 1))
