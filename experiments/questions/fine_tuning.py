@@ -24,6 +24,7 @@ AFTER = {"held": "", "recalibrated": ", recalibrated"}
 TUNING = ("tuning_batch", "tuning_rate", "tuning_steps")
 UPDATES = Axis("updates", log=True, ticks="values")
 LONG: dict[str, Any] = {"tuning_steps": 500, "tuning_rate": 0.01}
+SMALL_RATE: dict[str, Any] = {"tuning_steps": 500, "tuning_rate": 0.001}
 GAINED = ("points gained", A_POINT)
 LITTLE = within(-1.0, 1.0, *GAINED)
 
@@ -121,5 +122,25 @@ EXPERIMENT = Experiment(
             "After 500 updates in batches of 2 a network that was left in train mode has lost over a point more in the "
             "old fonts than one in eval mode.",
             score_against(OLD, "forgotten", way=TRAIN, tuning_batch=2, **LONG), above(1.0, "points more", A_POINT)),
+        "train_mode_is_better_at_a_small_rate": Claim(
+            "After 500 updates at a rate of 0.001 train mode is better in the new fonts than eval mode with old "
+            "statistics (asked when seen).",
+            score_against(OLD, way=TRAIN, **SMALL_RATE), above(0.0, "points gained", AS_ACCURATE)),
+        "recalibrated_train_mode_is_better": Claim(
+            "After 500 updates at a rate of 0.001 train mode is better too where both are recalibrated at the end "
+            "(asked when seen).",
+            score_against(OLD, way=TRAIN, statistics="recalibrated", **SMALL_RATE),
+            above(0.0, "points gained", AS_ACCURATE)),
+        "recalibration_helps_train_mode": Claim(
+            "After 500 updates at a rate of 0.001 in train mode recalibration at the end gains (asked when seen).",
+            score_recalibration(way=TRAIN, **SMALL_RATE), above(0.0, "points gained", AS_ACCURATE)),
+        "recalibration_helps_eval_mode": Claim(
+            "After 500 updates at a rate of 0.001 in eval mode recalibration at the end gains (asked when seen).",
+            score_recalibration(way=OLD, **SMALL_RATE), above(0.0, "points gained", AS_ACCURATE)),
+        "tuning_gains_at_a_small_rate": Claim(
+            "After 500 updates at a rate of 0.001 in train mode a recalibrated network is better in the new fonts than "
+            "before the first update (asked when seen).",
+            score(find_tuned, "gained", ("tuning_batch",), scale=100, way=TRAIN, statistics="recalibrated",
+                  **SMALL_RATE), above(0.0, "points gained", AS_ACCURATE)),
     },
 )  # fmt: skip
