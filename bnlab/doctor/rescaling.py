@@ -24,7 +24,7 @@ from bnlab.statistics import Statistics, read_buffers
 _CHANNELS = 2  # of the layer, for each number that is fitted
 _FEW = 2  # images of a single colour
 _ROUNDS = 6
-_DONE = 0.002  # log ratio of variances that is left
+_DONE = 0.004  # log ratio of variances that is left
 
 
 @dataclass(frozen=True)
