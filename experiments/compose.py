@@ -6,8 +6,8 @@ Hydra composes them again from the same words when it runs them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -75,7 +75,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
             overrides = [*by_file, *overrides]
         else:
             refuse_sweeps(overrides)
-        configs = [_build(job) for job in list_jobs(overrides)]
+        configs = _build_all(list_jobs(overrides))
     launcher = str(hydra.runtime.choices["hydra/launcher"])
     return Sweep(configs, launcher, _count_processes(hydra))
 
@@ -93,6 +93,31 @@ def _count_processes(hydra: DictConfig) -> int | None:
     """Find how many processes the launcher was told to use; None: one for each core."""
     number = OmegaConf.select(hydra, "launcher.n_jobs")
     return number if isinstance(number, int) and number > 0 else None
+
+
+def _build_all(jobs: Iterable[Sequence[Override]]) -> list[Config]:
+    """Build the configurations of all jobs; of those that differ in the seed alone, one is composed and checked."""
+    kinds: dict[tuple[str, ...], Config] = {}
+    configs = []
+    for job in jobs:
+        seed = _read_seed(job)
+        kind = tuple(str(override.input_line) for override in job if override.get_key_element() != "seed")
+        if seed is not None and kind in kinds:
+            config = replace(kinds[kind], seed=seed)
+        else:
+            config = _build(job)
+            kinds[kind] = config
+        configs.append(config)
+    return configs
+
+
+def _read_seed(job: Sequence[Override]) -> int | None:
+    """Read the seed that a job sets; None if it sets none, or one that is no seed."""
+    for override in job:
+        value = override.value()
+        if override.get_key_element() == "seed" and type(value) is int and value >= 0:
+            return value
+    return None
 
 
 def _build(job: Sequence[Override]) -> Config:

@@ -62,15 +62,15 @@ def _put_all_together(folder: Path, names: Sequence[str]) -> tuple[_Tables, set[
     """Put all tables together of the requests with these file names; also, the networks that lack rows."""
     requests = _read_requests(folder, names)
     found: _Tables = {}
-    incomplete: set[str] = set()
+    incomplete = set[str]()
     if requests:
         columns = _read_columns(folder)
         found["runs"] = (_put_runs_together(requests, columns), columns)
     for name in dict.fromkeys(name for request in requests for name in request.selections):
-        frame, schema, lacking = _put_together(folder.parent, name, requests)
+        parts, lacking = _read_parts(folder.parent, name, requests)
         incomplete.update(lacking)
-        if schema is not None:
-            found[name] = (frame, schema)
+        if parts:
+            found[name] = _put_together(parts, [request.selections.get(name, Selection()) for request in requests])
     return found, incomplete
 
 
@@ -123,54 +123,51 @@ def _put_runs_together(requests: Sequence[Request], columns: pa.Schema) -> pd.Da
     return conform(frame.assign(**dict.fromkeys(missing)).sort_values("run"), columns)
 
 
-def _put_together(
-    results: Path, name: str, requests: Sequence[Request]
-) -> tuple[pd.DataFrame, pa.Schema | None, dict[str, None]]:
-    """Put all rows of a table together that were asked for.
+def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[list[pa.Table], list[str]]:
+    """Read the files with rows of a table that requests name; name on stderr the networks of which some are missing.
 
     Returns:
-        The rows; the schema of their files, None where there is no file; the networks of which files are missing.
+        The rows, with a column `_REQUEST` and in the order of requests; the networks of which files are missing.
     """
     schema = None
     parts = []
-    incomplete: dict[str, None] = {}
+    incomplete = []
     for number, request in enumerate(requests):
-        selection = request.selections.get(name, Selection())
-        for file in selection.files:
+        for file in request.selections.get(name, Selection()).files:
             path = find_rows(results, request.run, name) / file
             if not path.exists():
-                incomplete[request.run] = None
+                incomplete.append(request.run)
                 continue
             try:
                 schema = schema or read_schema(path)
                 rows = read_rows(path, schema)
             except Unreadable as error:
                 set_aside(path, error, "run the sweep again to measure it again")
-                incomplete[request.run] = None
+                incomplete.append(request.run)
                 continue
             parts.append(rows.append_column(_REQUEST, pa.repeat(number, len(rows))))
 
     if incomplete:
-        print(
-            f"{name}: rows of {', '.join(incomplete)} are missing; run the sweep again to measure them again",
-            file=sys.stderr,
-        )
-    if schema is None or not parts:
-        return pd.DataFrame(), None, incomplete
+        networks = ", ".join(dict.fromkeys(incomplete))
+        print(f"{name}: rows of {networks} are missing; run the sweep again to measure them again", file=sys.stderr)
+    return parts, incomplete
 
-    rows = _select(
-        pa.concat_tables(parts).to_pandas(), [request.selections.get(name, Selection()) for request in requests]
-    )
+
+def _put_together(parts: Sequence[pa.Table], selections: Iterable[Selection]) -> tuple[pd.DataFrame, pa.Schema]:
+    """Put the rows together that selections are about: of each network and estimator those of the newest origin."""
+    whole = pa.concat_tables(parts)
+    rows = _select(whole.to_pandas(), selections)
     group = rows.groupby([column for column in _MEASURED if column in rows], sort=False)
     rows = rows[rows[ORIGIN] == group[ORIGIN].transform("last")]
-    key = read_key(schema)
+
+    key = read_key(whole.schema)
     rows = rows.drop_duplicates(key, keep="last").sort_values(key)
-    schema = schema.remove(schema.get_field_index(ORIGIN))
-    return conform(rows, schema), schema, incomplete
+    schema = whole.drop_columns([ORIGIN, _REQUEST]).schema
+    return conform(rows, schema), schema
 
 
 def _select(rows: pd.DataFrame, selections: Iterable[Selection]) -> pd.DataFrame:
-    """The rows that selections are about; the column `_REQUEST` says which of them each row is to be looked for in."""
+    """The rows that selections are about, each looked for in the one whose number is in its column `_REQUEST`."""
     wanted = []
     for number, selection in enumerate(selections):
         for columns, steps in selection.rows:

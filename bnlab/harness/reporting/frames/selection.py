@@ -94,21 +94,25 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     require_columns(runs, by)
     others = ("run", "seed", *RESULTS, *OLD_NAMES)  # a setting with an old name is there with that of today
     settings = [str(column) for column in runs if column not in others]
-    for _, group in list_groups(runs, by):
-        differing = list_differences(group, settings)
-        is_doubled = group["seed"].duplicated().any()
-        if not differing and not is_doubled:
-            continue
+    group = pd.Series(0, runs.index)
+    if by:
+        group = runs.groupby([*by], dropna=False, sort=False).ngroup()
+    differs = runs[settings].groupby(group).nunique().gt(1).any(axis=1)
+    is_doubled = runs.assign(group=group).duplicated(["group", "seed"]).groupby(group).any()
+    mixed = differs.index[differs | is_doubled]
+    if mixed.empty:
+        return
 
-        where = name_row(group, by) or "the table"
-        networks = "seeds that were trained with different settings"
-        if is_doubled:
-            networks = "several networks of one seed"
-        examples = ", ".join(group["run"].head(3))
-        raise UserError(
-            f"{where} has {networks} ({differing or examples});\n"
-            "tell them apart (by=...), select one of them, or sweep each under its own name=..."
-        )
+    first = runs[group == mixed[0]]
+    where = name_row(first, by) or "the table"
+    networks = "seeds that were trained with different settings"
+    if is_doubled[mixed[0]]:
+        networks = "several networks of one seed"
+    examples = ", ".join(first["run"].head(3))
+    raise UserError(
+        f"{where} has {networks} ({list_differences(first, settings) or examples});\n"
+        "tell them apart (by=...), select one of them, or sweep each under its own name=..."
+    )
 
 
 def list_groups(frame: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
