@@ -98,6 +98,7 @@ def _count_processes(hydra: DictConfig) -> int | None:
 def _build_all(jobs: Iterable[Sequence[Override]]) -> list[Config]:
     """Build the configurations of all jobs; of those that differ in the seed alone, one is composed and checked."""
     kinds: dict[tuple[str, ...], Config] = {}
+    copies: dict[int, DictConfig] = {}
     configs = []
     for job in jobs:
         seed = _read_seed(job)
@@ -105,7 +106,7 @@ def _build_all(jobs: Iterable[Sequence[Override]]) -> list[Config]:
         if seed is not None and kind in kinds:
             config = replace(kinds[kind], seed=seed)
         else:
-            config = _build(job)
+            config = _build(job, copies)
             kinds[kind] = config
         configs.append(config)
     return configs
@@ -120,13 +121,19 @@ def _read_seed(job: Sequence[Override]) -> int | None:
     return None
 
 
-def _build(job: Sequence[Override]) -> Config:
+def _build(job: Sequence[Override], copies: dict[int, DictConfig]) -> Config:
     """Build the configuration of one job, and check it.
 
-    Values are set on a copy of what Hydra composes of the files, which takes it a twentieth of a second.
+    Args:
+        job: what it sets.
+        copies: of what Hydra composes of the files, which takes it a twentieth of a second. Values are set on these,
+            and jobs share them: the values of one take the place of those of another, as all of them set the same keys.
     """
     _, composed = _compose_choices(job)
-    composed = copy.deepcopy(composed)
+    shares = not any(isinstance(override.value(), dict) for override in job)  # which are merged with what is there
+    if not shares or id(composed) not in copies:
+        copies[id(composed)] = copy.deepcopy(composed)
+    composed = copies[id(composed)]
     for override in job:
         if sets_value(override):
             _set_value(composed, override)

@@ -119,15 +119,16 @@ def _finish(planned: list[Config], words: list[str], started: float) -> int:
         if len(frame):
             print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
 
+    networks = [Run(config) for config in planned]
     runs = found["runs"]
-    is_planned = runs["run"].isin({Run(config).id for config in planned})
+    is_planned = runs["run"].isin({run.id for run in networks})
     is_diverged = runs["status"] == "diverged"
-    for run in runs.loc[is_planned & is_diverged, "run"]:
-        print(f"{run} diverged: its rows end there")
+    for name in runs.loc[is_planned & is_diverged, "run"]:
+        print(f"{name} diverged: its rows end there")
 
     failed: set[Path] = set()
-    for config in planned:
-        failed.update(list_failures(config))
+    for run in networks:
+        failed.update(list_failures(run))
     for path in sorted(failed):
         print(f"failed: {path}")
     print(_next(first, words))

@@ -38,7 +38,7 @@ _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_l
 def is_done(config: Config) -> bool:
     """Find out by the names of files alone if a job's rows are there, and none on its network has failed."""
     run = Run(config)
-    if not run.finished or list_failures(config):
+    if not run.finished or list_failures(run):
         return False
     try:
         return not list_missing(_find_request(run), Path(config.results))
@@ -72,7 +72,7 @@ def prepare(configs: list[Config]) -> None:
     _request_checkpoints(configs)
     for config in configs:
         _folder(config).mkdir(parents=True, exist_ok=True)
-        _find_failure(config).unlink(missing_ok=True)
+        _find_failure(Run(config)).unlink(missing_ok=True)
     for folder in {_folder(config) for config in configs}:
         _write_columns(folder)
 
@@ -136,13 +136,13 @@ def _request_checkpoints(configs: list[Config]) -> None:
             runs[0].request(together)
 
 
-def list_failures(config: Config) -> list[Path]:
-    """The file that says why a job on this configuration's network failed in the last sweep, if one has."""
-    return [path for path in [_find_failure(config)] if path.exists()]
+def list_failures(run: Run) -> list[Path]:
+    """The file that says why a job on this network failed in the last sweep, if one has."""
+    return [path for path in [_find_failure(run)] if path.exists()]
 
 
-def _find_failure(config: Config) -> Path:
-    return _folder(config) / "failures" / f"{Run(config).id.replace('/', '-')}.txt"
+def _find_failure(run: Run) -> Path:
+    return _folder(run.config) / "failures" / f"{run.id.replace('/', '-')}.txt"
 
 
 def attempt(config: Config) -> None:
@@ -163,7 +163,8 @@ def attempt(config: Config) -> None:
 
 def _record_failure(config: Config, reason: str) -> None:
     """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
-    run, path = Run(config), _find_failure(config)
+    run = Run(config)
+    path = _find_failure(run)
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     _write_request(run, {}, ["this job"])
@@ -245,7 +246,7 @@ def _find_values(run: Run) -> dict[str, object]:
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
         "epochs": run.steps / steps_per_epoch(images, config.batch_size),
         "steps": run.steps,
-        **({"status": "failed"} if list_failures(config) else {}),
+        **({"status": "failed"} if list_failures(run) else {}),
         "last_step": status["step"],
         "settings": json.dumps(network(config), sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),
