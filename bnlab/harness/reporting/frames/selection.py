@@ -35,6 +35,9 @@ _WORDS = {
 }
 
 
+_LONG = ("settings", "versions")  # columns of `runs` with JSON, which would be copied into each measured row
+
+
 @dataclass(frozen=True)
 class OtherThan:
     """All values but this one, or any of several, for `select`: `estimator=OtherThan("exact")`."""
@@ -75,7 +78,7 @@ def rows(
     measured = select(frame, **own)  # before the settings are added: few rows, then many columns
 
     runs = add_old_names(tables["runs"], [*by, *others])
-    settings = [column for column in runs if column == "run" or column not in frame]
+    settings = [column for column in runs if column == "run" or column not in (*frame, *_LONG)]
     joined = measured.merge(runs[settings], on="run")
     chosen = select(joined, **others)
     is_chosen = runs["run"].isin(chosen["run"].unique())
@@ -221,9 +224,10 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     ordered = frame.iloc[order]
 
     template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
-    cells = [ordered[column] for column in columns]
-    panels = [template.format(*row) for row in zip(*cells, strict=True)]
-    return ordered.assign(panel=panels)
+    number = ordered.groupby(columns, dropna=False, sort=False).ngroup()
+    cells = [ordered.loc[~number.duplicated().to_numpy(), column] for column in columns]
+    names = [template.format(*row) for row in zip(*cells, strict=True)]
+    return ordered.assign(panel=[names[place] for place in number])
 
 
 def _number_values(values: pd.Series) -> Any:
