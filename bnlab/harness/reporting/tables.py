@@ -19,6 +19,7 @@ from filelock import FileLock
 from bnlab.files import Unreadable, set_aside, write_whole
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.written import (
+    Stamps,
     Written,
     find_table,
     leave_out,
@@ -40,13 +41,13 @@ def assemble(folder: Path) -> dict[str, pd.DataFrame]:
 
     Files that cannot be read are named and set aside.
     """
-    return {name: frame for name, (frame, _) in _assemble(folder).tables.items()}
-
-
-def _assemble(folder: Path) -> Written:
-    """Take the tables that were written, and put the rows of the networks together whose requests are newer."""
     stamps = read_stamps(folder)
-    written = read_written(folder, stamps)
+    current = _bring_up_to_date(folder, read_written(folder, stamps), stamps)
+    return {name: frame for name, (frame, _) in current.tables.items()}
+
+
+def _bring_up_to_date(folder: Path, written: Written, stamps: Stamps) -> Written:
+    """Put the rows of the networks whose requests are newer into the tables that were written; these, if none are."""
     changed = written.list_changed(stamps)
     if not changed:
         return written
@@ -184,13 +185,16 @@ def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
     """Put every table together and write it; safe while other sweeps measure."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tables.lock"):
-        assembled = _assemble(folder)
-        write_all(folder, assembled)
-        for name, (frame, _) in assembled.tables.items():
+        stamps = read_stamps(folder)
+        written = read_written(folder, stamps)
+        current = _bring_up_to_date(folder, written, stamps)
+        if current is not written:
+            write_all(folder, current)
+        for name, (frame, _) in current.tables.items():
             path = find_table(folder, name).with_suffix(".csv")
             if csv or path.exists():  # an earlier one would be of other rows
                 write_whole(path, partial(frame.to_csv, index=False))
-    return {name: frame for name, (frame, _) in assembled.tables.items()}
+    return {name: frame for name, (frame, _) in current.tables.items()}
 
 
 class Tables(dict[str, pd.DataFrame]):
