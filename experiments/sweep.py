@@ -53,10 +53,10 @@ def _run_missing(words: list[str]) -> int:
     multirun = bool({"-m", "--multirun"} & {*words})
     sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
 
-    from bnlab.harness.jobs import is_done  # takes a second or two, in which a mistake has been answered
+    from bnlab.harness.jobs import list_waiting  # takes a second or two, in which a mistake has been answered
     from bnlab.harness.planning import outline
 
-    waiting = [config for config in sweep.configs if not is_done(config)]
+    waiting = list_waiting(sweep.configs)
     launcher = _choose_launcher(waiting, words, sweep.launcher)
     if sweep.configs[0].dry_run:
         return _estimate(sweep.configs, waiting, launcher, sweep.processes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -71,15 +70,8 @@ class InferenceRule(Source):
 
 def find_sources(config: Config) -> list[Source]:
     """List every estimator of a job with every momentum, each once."""
-    names = tuple(as_list(config.estimator))
-    momenta = tuple(as_list(config.momentum))
-    populations = tuple(as_list(config.population))
-    return list(_parse_once(names, momenta, populations))
-
-
-@cache  # thousands of jobs ask for the same
-def _parse_once(names: tuple[str, ...], momenta: tuple[float, ...], populations: tuple[str, ...]) -> list[Source]:
-    return parse_sources(list(names), list(momenta), *populations)
+    populations = as_list(config.population)
+    return parse_sources(as_list(config.estimator), as_list(config.momentum), *populations)
 
 
 def parse_sources(names: list[str], momenta: list[float], *populations: str) -> list[Source]:
