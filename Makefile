@@ -1,6 +1,6 @@
 # make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
-# make test-all   the slow tests too
+# make test-all   the slow tests too, and those of optional packages that can be installed
 # make test-slurm sweeps on a real Slurm on this machine, with jobs that are killed and requeued; says what to install
 # make test-versions  the library's tests with the oldest torch, one between, and the newest; installs several GB
 # make results    every experiment that needs no download again, for results/reference; hours. What is finished is kept
@@ -20,24 +20,9 @@ PIP := $(PY) -m pip --disable-pip-version-check
 	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev]'
 	@touch $@
 
-.venv/installed-bench: .venv/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,bench]'
-	@touch $@
-
-.venv/installed-zoo: .venv/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,zoo]'
-	@touch $@
-
-.venv/installed-recipes: .venv/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,recipes]'
-	@touch $@
-
-.venv/installed-real: .venv/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,real]'
-	@touch $@
-
-.venv/installed-docs: .venv/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,docs]'
+# One of the groups of optional packages that pyproject.toml lists.
+.venv/installed-%: .venv/installed
+	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,$*]'
 	@touch $@
 
 demo: .venv/installed
@@ -50,7 +35,16 @@ test: .venv/installed
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2
 
-test-all: .venv/installed-zoo .venv/installed-recipes .venv/installed-real .venv/installed-docs
+# Which tests each group of optional packages is for. Without the packages pytest skips these tests.
+EXTRAS := zoo recipes real docs
+TESTS_zoo := architectures of timm
+TESTS_recipes := recipes for lightning, transformers and schedulefree
+TESTS_real := notebooks/real_networks.ipynb
+TESTS_docs := the site
+
+test-all: .venv/installed
+	@$(foreach extra,$(EXTRAS),$(MAKE) --no-print-directory .venv/installed-$(extra) \
+		|| echo "left out, because .[$(extra)] cannot be installed: tests of $(TESTS_$(extra))";)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy

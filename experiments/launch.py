@@ -100,7 +100,9 @@ def show_progress(configs: list[Config]) -> Iterator[None]:
 
 def _watch(configs: list[Config], ended: threading.Event) -> None:
     """Show progress until the sweep has ended; of a single job there is nothing to show."""
-    waiting = _list_waiting(configs)
+    from bnlab.harness.jobs import list_waiting
+
+    waiting = list_waiting(configs)
     total = len(waiting)
     if total < 2:
         return
@@ -110,7 +112,7 @@ def _watch(configs: list[Config], ended: threading.Event) -> None:
     in_terminal = sys.stderr.isatty()
     with tqdm(total=total, unit="job", leave=False, smoothing=0, disable=not in_terminal) as bar:
         while not ended.wait(1.0):
-            waiting = _list_waiting(waiting)
+            waiting = list_waiting(waiting)
             done = total - len(waiting)
             bar.update(done - bar.n)
 
@@ -119,13 +121,6 @@ def _watch(configs: list[Config], ended: threading.Event) -> None:
             if done and is_due and not in_terminal:
                 last_line = now
                 _print_progress(done, total, now - started)
-
-
-def _list_waiting(configs: list[Config]) -> list[Config]:
-    """List the jobs that are not done."""
-    from bnlab.harness.jobs import is_done
-
-    return [config for config in configs if not is_done(config)]
 
 
 def _print_progress(done: int, total: int, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -20,6 +21,7 @@ USAGE = """usage: bnlab runs list          every network: in what it differs, it
        bnlab runs export RUN FILE.safetensors [step=K] [statistics=exact]
                                 weights and buffers as safetensors, with torch's keys
        (results=FOLDER looks elsewhere than in results/)"""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of libyaml, six times as fast, where there is one
 
 
 def main() -> int:
@@ -219,7 +221,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
     path = folder / "config.yaml"
     with reading(path):
-        config = dict(yaml.safe_load(path.read_text()))
+        config = dict(yaml.load(path.read_text(), _LOADER))
 
     settings: dict[str, Any] = {}
     for key, value in config.items():
@@ -235,8 +237,12 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _size(path: Path) -> float:
     """Measure a file, or all files of a folder, in MB."""
-    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
-    return sum(file.stat().st_size for file in files) / 1e6
+    if path.is_file():
+        return path.stat().st_size / 1e6
+    sizes = []
+    for folder, _, names in os.walk(path):
+        sizes += [os.stat(os.path.join(folder, name)).st_size for name in names]
+    return sum(sizes) / 1e6
 
 
 def _id(folder: Path) -> str:

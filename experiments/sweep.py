@@ -53,41 +53,41 @@ def _run_missing(words: list[str]) -> int:
     multirun = bool({"-m", "--multirun"} & {*words})
     sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
 
-    from bnlab.harness.jobs import is_done  # takes a second or two, in which a mistake has been answered
+    from bnlab.harness.jobs import list_waiting  # takes a second or two, in which a mistake has been answered
     from bnlab.harness.planning import outline
 
-    launcher = _choose_launcher(sweep.configs, words, sweep.launcher)
+    waiting = list_waiting(sweep.configs)
+    launcher = _choose_launcher(waiting, words, sweep.launcher)
     if sweep.configs[0].dry_run:
-        return _estimate(sweep.configs, launcher, sweep.processes)
-    print(outline(sweep.configs), flush=True)
-    if not all(map(is_done, sweep.configs)):
+        return _estimate(sweep.configs, waiting, launcher, sweep.processes)
+    print(outline(sweep.configs, waiting), flush=True)
+    if waiting:
         _run(sweep.configs, words, launcher)
-    return _finish(sweep.configs, words, time.perf_counter() - started)
+    return _finish(sweep.configs, words, started)
 
 
-def _estimate(configs: list[Config], launcher: str, told: int | None) -> int:
+def _estimate(configs: list[Config], waiting: list[Config], launcher: str, told: int | None) -> int:
     """Print what a sweep would train, and how long it would take; the exit code."""
     from bnlab.harness.artifacts.cores import count_cores
     from bnlab.harness.artifacts.runs import Run
-    from bnlab.harness.jobs import is_done
     from bnlab.harness.planning import plan
 
     processes = 1
     if launcher == "joblib":
-        waiting = {Run(config).id for config in configs if not is_done(config)}
-        processes = max(1, min(told or count_cores(), len(waiting)))
+        networks = {Run(config).id for config in waiting}
+        processes = max(1, min(told or count_cores(), len(networks)))
     if launcher != "basic":  # as in the processes of a launcher
-        configs = [replace(config, threads=config.threads or 1) for config in configs]
-    print("\n".join(plan(configs, processes)))
+        waiting = [replace(config, threads=config.threads or 1) for config in waiting]
+    print("\n".join(plan(configs, waiting, processes)))
     return 0
 
 
-def _choose_launcher(configs: list[Config], words: list[str], launcher: str) -> str:
+def _choose_launcher(waiting: list[Config], words: list[str], launcher: str) -> str:
     """Choose the launcher: that of the words; without one processes, where several networks have work left."""
     from bnlab.harness.planning import gains_from_processes
 
     is_chosen = launcher != "basic" or any("hydra/launcher" in word for word in words)
-    return launcher if is_chosen or not gains_from_processes(configs) else "joblib"
+    return launcher if is_chosen or not gains_from_processes(waiting) else "joblib"
 
 
 def _run(configs: list[Config], words: list[str], launcher: str) -> None:
@@ -105,8 +105,8 @@ def _run(configs: list[Config], words: list[str], launcher: str) -> None:
         run_with_hydra(words)
 
 
-def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
-    """Put the tables together and say what there is now."""
+def _finish(planned: list[Config], words: list[str], started: float) -> int:
+    """Put the tables together and say what there is now, and how long it took since `started`."""
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import list_failures
     from bnlab.harness.reporting import tables
@@ -114,25 +114,26 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
     first = planned[0]
     folder = Path(first.results) / first.name
     found = tables.write_tables(folder, first.csv)
-    print(f"done in {seconds:.0f} s; {folder}/tables/")
+    print(f"done in {time.perf_counter() - started:.0f} s; {folder}/tables/")
     for name, frame in found.items():
         if len(frame):
             print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
 
+    networks = [Run(config) for config in planned]
     runs = found["runs"]
-    is_planned = runs["run"].isin({Run(config).id for config in planned})
+    is_planned = runs["run"].isin({run.id for run in networks})
     is_diverged = runs["status"] == "diverged"
-    for run in runs.loc[is_planned & is_diverged, "run"]:
-        print(f"{run} diverged: its rows end there")
+    for name in runs.loc[is_planned & is_diverged, "run"]:
+        print(f"{name} diverged: its rows end there")
 
     failed: set[Path] = set()
-    for config in planned:
-        failed.update(list_failures(config))
+    for run in networks:
+        failed.update(list_failures(run))
     for path in sorted(failed):
         print(f"failed: {path}")
     unfinished = _list_unfinished(planned)
-    for run in unfinished:
-        print(f"not finished: {run}, whose job was ended from outside; the same command continues")
+    for name in unfinished:
+        print(f"not finished: {name}, whose job was ended from outside; the same command continues")
     print(_next(first, words))
     return 1 if failed or unfinished else 0
 
@@ -140,10 +141,10 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
 def _list_unfinished(planned: list[Config]) -> list[str]:
     """List the networks of jobs that have neither ended nor said why not."""
     from bnlab.harness.artifacts.runs import Run
-    from bnlab.harness.jobs import is_done, list_failures
+    from bnlab.harness.jobs import list_failures, list_waiting
 
-    waiting = [config for config in planned if not is_done(config) and not list_failures(config)]
-    return sorted({Run(config).id for config in waiting})
+    runs = [Run(config) for config in list_waiting(planned)]
+    return sorted({run.id for run in runs if not list_failures(run)})
 
 
 def _next(config: Config, words: list[str]) -> str:

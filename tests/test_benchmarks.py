@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import scale
 from benchmarks.doctor_networks import Cost, Training
 from benchmarks.doctor_rates import Outcome, examine, names_cause, write_page, write_share
 from benchmarks.timing import HEADING, Result
+from bnlab import population_statistics
 from bnlab.doctor.scores import Scores
 from bnlab.harness.artifacts.data.own_data import OwnData
 
@@ -70,6 +72,28 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     assert write_share([True] * 3) == "3 of 3 [44%, 100%]"  # 3 / (3 + 1.96²) = .438
     assert write_share([False] * 10) == "0 of 10 [0%, 28%]"
     assert write_share([]) == "0 of 0"
+
+
+@pytest.mark.parametrize("memory", [2_000_000, 3_000_000, 5_000_000])
+def test_the_model_of_exact_statistics_knows_how_many_forwards_are_begun(memory: int) -> None:
+    model = scale.build_resnet20()
+    expected = scale.compute_cost(scale.describe(model, 32), images=32, batch=4, memory=memory).begun
+
+    cost = population_statistics(model.eval(), list(torch.randn(32, 3, 32, 32).split(4)), memory=memory).cost
+
+    assert cost is not None
+    assert 1 < expected < 20
+    assert cost.forwards == pytest.approx(expected * cost.batches)
+
+
+@pytest.mark.parametrize("name", list(scale.TABLES))
+def test_the_page_on_scale_has_what_its_model_says(name: str) -> None:
+    page = scale.PAGE.read_text(encoding="utf-8")
+
+    lines = list(scale.TABLES[name]())
+
+    assert len(lines) > 4
+    assert scale.replace_table(page, name, lines) == page, "run: python -m benchmarks.scale"
 
 
 @pytest.mark.slow

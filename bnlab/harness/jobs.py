@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +35,43 @@ _ALL_THREADS = torch.get_num_threads()
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
 
-def is_done(config: Config) -> bool:
-    """Find out by the names of files alone if a job's rows are there, and none on its network has failed."""
-    run = Run(config)
-    if not run.finished or list_failures(config):
+def list_waiting(configs: Iterable[Config]) -> list[Config]:
+    """List the jobs that are not done: the names of files alone say that rows are missing, or a job has failed."""
+    asked: dict[str, str] = {}
+    waiting = []
+    for config in configs:
+        run = Run(config)
+        kind = repr(replace(config, seed=0))  # jobs that differ in the seed alone ask for the same
+        if kind not in asked:
+            asked[kind] = _describe_asked(run)
+        if not _has_rows(run, asked[kind]):
+            waiting.append(config)
+    return waiting
+
+
+def _has_rows(run: Run, asked: str) -> bool:
+    if not run.finished or list_failures(run):
         return False
     try:
-        return not list_missing(_find_request(run), Path(config.results))
+        return not list_missing(_find_request(run, asked), Path(run.config.results))
     except Unreadable:  # it is written again
         return False
 
 
-def _find_request(run: Run, failed: Iterable[str] = ()) -> Path:
-    """Where the job says what it asked for: by what is measured, without the estimators that have failed."""
+def _find_request(run: Run, asked: str) -> Path:
+    """Where a job says what it asked for."""
+    return request_path(_folder(run.config), run.id, asked)
+
+
+def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
+    """Describe what a job asks for: what is measured, without the estimators that have failed."""
     config = run.config
     measured = [
         [[s.estimator, s.momentum, s.split, code_digest(s)] for s in find_sources(config)],
         [config.population, config.evaluate_at, config.accuracy_at, asdict(config.data), run.predictions],
         [as_list(config.measurements), VERSION, sorted(failed), config.population_images],
     ]
-    return request_path(_folder(config), run.id, json.dumps(measured, default=list))
+    return json.dumps(measured, default=list)
 
 
 def _folder(config: Config) -> Path:
@@ -72,7 +89,7 @@ def prepare(configs: list[Config]) -> None:
     _request_checkpoints(configs)
     for config in configs:
         _folder(config).mkdir(parents=True, exist_ok=True)
-        _find_failure(config).unlink(missing_ok=True)
+        _find_failure(Run(config)).unlink(missing_ok=True)
     for folder in {_folder(config) for config in configs}:
         _write_columns(folder)
 
@@ -136,13 +153,13 @@ def _request_checkpoints(configs: list[Config]) -> None:
             runs[0].request(together)
 
 
-def list_failures(config: Config) -> list[Path]:
-    """The file that says why a job on this configuration's network failed in the last sweep, if one has."""
-    return [path for path in [_find_failure(config)] if path.exists()]
+def list_failures(run: Run) -> list[Path]:
+    """The file that says why a job on this network failed in the last sweep, if one has."""
+    return [path for path in [_find_failure(run)] if path.exists()]
 
 
-def _find_failure(config: Config) -> Path:
-    return _folder(config) / "failures" / f"{Run(config).id.replace('/', '-')}.txt"
+def _find_failure(run: Run) -> Path:
+    return _folder(run.config) / "failures" / f"{run.id.replace('/', '-')}.txt"
 
 
 def attempt(config: Config) -> None:
@@ -163,7 +180,8 @@ def attempt(config: Config) -> None:
 
 def _record_failure(config: Config, reason: str) -> None:
     """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
-    run, path = Run(config), _find_failure(config)
+    run = Run(config)
+    path = _find_failure(run)
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     _write_request(run, {}, ["this job"])
@@ -216,7 +234,7 @@ def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterab
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
         request = Request(run.id, _describe_run(run), selections)
-        write_request(_find_request(run, failed), request)
+        write_request(_find_request(run, _describe_asked(run, failed)), request)
 
 
 def _describe_run(run: Run) -> dict[str, object]:
@@ -245,7 +263,7 @@ def _find_values(run: Run) -> dict[str, object]:
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
         "epochs": run.steps / steps_per_epoch(images, config.batch_size),
         "steps": run.steps,
-        **({"status": "failed"} if list_failures(config) else {}),
+        **({"status": "failed"} if list_failures(run) else {}),
         "last_step": status["step"],
         "settings": json.dumps(network(config), sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),

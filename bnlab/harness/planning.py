@@ -18,26 +18,32 @@ from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list, restore_config
 from bnlab.harness.errors import UserError
-from bnlab.harness.jobs import is_done, list_needed_checkpoints, try_all
+from bnlab.harness.jobs import list_needed_checkpoints, try_all
 from bnlab.harness.trials import UNTRIED, Cost, estimate
 
 _TABLES_SECONDS = 0.3  # to write the tables at the end
 _PART_SECONDS = 0.02  # to read what a job has left for them
 
 
-def gains_from_processes(configs: list[Config]) -> bool:
-    """Return whether several networks have to be trained or measured, on several cores and no accelerator."""
-    runs = [Run(config) for config in configs if not is_done(config)]
+def gains_from_processes(waiting: list[Config]) -> bool:
+    """Return whether jobs wait on several networks, there are several cores and no accelerator is used."""
+    runs = [Run(config) for config in waiting]
     networks = {run.id for run in runs}
     if len(networks) < 2 or count_cores() < 2:
         return False
     return all(run.device.type == "cpu" for run in runs)
 
 
-def outline(configs: list[Config]) -> str:
-    """Say how many jobs and networks there are, and how many of the networks are trained already."""
+def outline(configs: list[Config], waiting: list[Config]) -> str:
+    """Say how many jobs and networks there are, and how many of the networks are trained already.
+
+    Args:
+        configs: all jobs.
+        waiting: those that are not done.
+    """
     networks = _group_by_network(configs)
-    trained = sum(_is_trained(jobs) for jobs in networks)
+    untrained = [jobs for jobs in _group_by_network(waiting) if not _is_trained(jobs)]
+    trained = len(networks) - len(untrained)
     if trained == len(networks):
         state = "all trained already"
     elif trained == 0:
@@ -85,15 +91,15 @@ class Plan:
     disk: float
 
 
-def plan(configs: list[Config], processes: int) -> Iterable[str]:
+def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterable[str]:
     """Describe a sweep in lines of text.
 
     Args:
-        configs: its jobs.
+        configs: all jobs.
+        waiting: those that are not done.
         processes: how many networks are trained or measured at a time.
     """
-    yield outline(configs)
-    waiting = [config for config in configs if not is_done(config)]
+    yield outline(configs, waiting)
     if not waiting:
         yield "nothing is left to be measured"
         return

@@ -54,6 +54,12 @@ def request_path(folder: Path, run: str, settings: str) -> Path:
     return folder / "requests" / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.json"
 
 
+def find_run(name: str) -> str:
+    """The network that a request is about, by the name of its file."""
+    run, _, _ = name.rpartition("-")
+    return run.replace("-", "/", 1)
+
+
 def columns_path(folder: Path) -> Path:
     """Where a sweep leaves what the columns of the table `runs` are."""
     return folder / "columns.parquet"

@@ -12,6 +12,7 @@ import pytest
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.errors import TimeLimit
 from bnlab.harness.jobs import attempt, list_failures
@@ -61,7 +62,7 @@ def test_a_job_whose_time_is_up_has_failed_for_that_reason(tmp_path: Path, monke
 
     attempt(job)
 
-    (path,) = list_failures(job)
+    (path,) = list_failures(Run(job))
     assert path.read_text().startswith("the time limit of its job has come; the same command continues it\n")
 
 

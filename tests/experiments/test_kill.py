@@ -194,7 +194,7 @@ def test_full_disk(trained: Run, tmp_path: Path, written: int, monkeypatch: pyte
             attempt(job)
 
     assert not list(tmp_path.rglob(".*.part"))
-    assert not list_failures(job)
+    assert not list_failures(Run(job))
 
     attempt(job)
     assert_same(Run(job), trained)

@@ -81,8 +81,8 @@ def test_steps_are_timed_under_the_threads_and_processes_of_the_sweep(
 ) -> None:
     planned: list[tuple[int, set[int | None]]] = []
 
-    def remember(configs: list[Config], processes: int) -> list[str]:
-        planned.append((processes, {config.threads for config in configs}))
+    def remember(configs: list[Config], waiting: list[Config], processes: int) -> list[str]:
+        planned.append((processes, {config.threads for config in waiting}))
         return ["planned"]
 
     monkeypatch.setattr(planning, "plan", remember)

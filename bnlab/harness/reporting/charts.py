@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from bnlab.harness.reporting.frames.means import interval
 from bnlab.harness.reporting.frames.selection import select, write_value
 from bnlab.harness.reporting.plots import Curves, Forest, Plot
 from bnlab.harness.reporting.style import AXES, Axis, estimator_label
-from bnlab.harness.reporting.swept import Swept
+from bnlab.harness.reporting.swept import Swept, say_each
 
 PANELS = 12
 """The most that are drawn."""
@@ -179,10 +180,8 @@ def _name_panels(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]
     """Name the panel of each row."""
     names = [""] * len(frame)
     for column in layout.panels:
-        for place, value in enumerate(frame[column]):
-            words = swept.say_setting(column, value)
-            before = names[place]
-            names[place] = f"{before}, {words}" if before else words
+        said = say_each(frame[column], partial(swept.say_setting, column))
+        names = [f"{before}, {words}" if before else words for before, words in zip(names, said, strict=True)]
     return names
 
 
@@ -192,7 +191,7 @@ def _name_lines(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]:
     if layout.by in ("", "estimator"):
         return estimators
 
-    settings = [swept.say_setting(layout.by, value) for value in frame[layout.by]]
+    settings = say_each(frame[layout.by], partial(swept.say_setting, layout.by))
     if layout.across:
         return settings
     pairs = zip(settings, estimators, strict=True)
@@ -201,14 +200,17 @@ def _name_lines(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]:
 
 def label_estimators(frame: pd.DataFrame) -> list[str]:
     """Name the estimator of each row, with its momentum."""
-    pairs = zip(frame["estimator"], frame["momentum"], strict=True)
-    return [estimator_label(name, momentum) for name, momentum in pairs]
+    number = frame.groupby(["estimator", "momentum"], dropna=False, sort=False).ngroup()
+    firsts = frame[~number.duplicated()]
+    pairs = zip(firsts["estimator"], firsts["momentum"], strict=True)
+    labels = [estimator_label(name, momentum) for name, momentum in pairs]
+    return [labels[place] for place in number]
 
 
 def _label_estimators(frame: pd.DataFrame, layout: Layout) -> list[str]:
     """Name the estimator of each row, without the momentum where that is across."""
     if layout.across == "momentum":
-        return [estimator_label(name) for name in frame["estimator"]]
+        return say_each(frame["estimator"], estimator_label)
     return label_estimators(frame)
 
 

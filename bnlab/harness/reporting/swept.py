@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,13 @@ class Swept:
             if is_same and is_read:
                 shared[column] = values
         return shared
+
+
+def say_each(values: pd.Series, say: Callable[[Any], str]) -> list[str]:
+    """Say each value, and each distinct one only once: the rows of a large sweep have few."""
+    places, distinct = pd.factorize(values, use_na_sentinel=False)
+    words = [say(value) for value in distinct]
+    return [words[place] for place in places]
 
 
 def _leave_off_group(column: str) -> str:

@@ -155,7 +155,7 @@ def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(producing, "train", fail)
         attempt(job)
 
-    assert "no luck" in list_failures(job)[0].read_text()
+    assert "no luck" in list_failures(Run(job))[0].read_text()
 
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     assert row["status"] == "failed"

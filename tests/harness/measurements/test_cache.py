@@ -23,7 +23,7 @@ from bnlab.harness.artifacts.own import digest_of_source
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError, UserError
-from bnlab.harness.jobs import attempt, execute, is_done, prepare
+from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
 from bnlab.harness.measurements import cache, frozen, list_measurements
 from bnlab.harness.measurements.sources import code_digest, parse_sources, try_estimators
 
@@ -117,6 +117,10 @@ def test_only_what_is_missing_is_measured(copied: Config, calls: list[Any], tmp_
     for table in ("gaps", "evaluations"):
         step_by_step = load("wider", wider.results)[table]
         assert_frame_equal(load("wider", at_once.results)[table], step_by_step, rtol=1e-12)
+
+
+def is_done(job: Config) -> bool:
+    return not list_waiting([job])
 
 
 def test_a_job_is_done_once_its_rows_are_there(copied: Config, module: Callable[..., list[str]]) -> None:

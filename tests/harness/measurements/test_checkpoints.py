@@ -35,7 +35,7 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
 
     assert "trained in" not in said.out
     assert not said.err
-    assert not list_failures(job)
+    assert not list_failures(Run(job))
     has_rows = name in {*load("adhoc", copied.results)}
     assert has_rows == bool(list_measurements()[name].scope(run, find_sources(job)))
 
@@ -57,7 +57,7 @@ def test_what_is_kept(changes: dict[str, Any], kept: list[int], tmp_path: Path) 
     execute(job)
 
     assert Run(job).list_checkpoints() == kept
-    assert not list_failures(job)
+    assert not list_failures(Run(job))
 
 
 @pytest.mark.parametrize(("name", "kept"), [("traces", [30, 40]), ("evaluations", [20, 30, 40])])

@@ -35,6 +35,9 @@ _WORDS = {
 }
 
 
+_LONG = ("settings", "versions")  # columns of `runs` with JSON, which would be copied into each measured row
+
+
 @dataclass(frozen=True)
 class OtherThan:
     """All values but this one, or any of several, for `select`: `estimator=OtherThan("exact")`."""
@@ -75,7 +78,7 @@ def rows(
     measured = select(frame, **own)  # before the settings are added: few rows, then many columns
 
     runs = add_old_names(tables["runs"], [*by, *others])
-    settings = [column for column in runs if column == "run" or column not in frame]
+    settings = [column for column in runs if column == "run" or column not in (*frame, *_LONG)]
     joined = measured.merge(runs[settings], on="run")
     chosen = select(joined, **others)
     is_chosen = runs["run"].isin(chosen["run"].unique())
@@ -94,22 +97,25 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     require_columns(runs, by)
     others = ("run", "seed", *RESULTS, *OLD_NAMES)  # a setting with an old name is there with that of today
     settings = [str(column) for column in runs if column not in others]
-    for _, group in list_groups(runs, by):
-        distinct = group[settings].drop_duplicates()  # one row, usually
-        differing = list_differences(distinct, settings) if len(distinct) > 1 else ""
-        is_doubled = group["seed"].duplicated().any()
-        if not differing and not is_doubled:
-            continue
+    group = pd.Series(0, runs.index)
+    if by:
+        group = runs.groupby([*by], dropna=False, sort=False).ngroup()
+    differs = runs[settings].groupby(group).nunique().gt(1).any(axis=1)
+    is_doubled = runs.assign(group=group).duplicated(["group", "seed"]).groupby(group).any()
+    mixed = differs.index[differs | is_doubled]
+    if mixed.empty:
+        return
 
-        where = name_row(group, by) or "the table"
-        networks = "seeds that were trained with different settings"
-        if is_doubled:
-            networks = "several networks of one seed"
-        examples = ", ".join(group["run"].head(3))
-        raise UserError(
-            f"{where} has {networks} ({differing or examples});\n"
-            "tell them apart (by=...), select one of them, or sweep each under its own name=..."
-        )
+    first = runs[group == mixed[0]]
+    where = name_row(first, by) or "the table"
+    networks = "seeds that were trained with different settings"
+    if is_doubled[mixed[0]]:
+        networks = "several networks of one seed"
+    examples = ", ".join(first["run"].head(3))
+    raise UserError(
+        f"{where} has {networks} ({list_differences(first, settings) or examples});\n"
+        "tell them apart (by=...), select one of them, or sweep each under its own name=..."
+    )
 
 
 def list_groups(frame: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -218,11 +224,10 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     ordered = frame.iloc[order]
 
     template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
-    groups = ordered.groupby(columns, dropna=False, sort=False)
-    firsts = ordered.loc[~ordered.duplicated(columns), columns]
-    cells = [firsts[column] for column in columns]
-    panels = [template.format(*row) for row in zip(*cells, strict=True)]
-    return ordered.assign(panel=np.array(panels, dtype=object)[groups.ngroup()])
+    number = ordered.groupby(columns, dropna=False, sort=False).ngroup()
+    cells = [ordered.loc[~number.duplicated().to_numpy(), column] for column in columns]
+    names = [template.format(*row) for row in zip(*cells, strict=True)]
+    return ordered.assign(panel=[names[place] for place in number])
 
 
 def _number_values(values: pd.Series) -> Any:
