@@ -180,7 +180,8 @@ class Diagnosis:
         if self.case.evidence is None:
             return ["Pass batches with labels: they tell what it costs."]
         if self.verdict == "not the averages":
-            asked = [] if self.case.is_as_constructed else ["training"]
+            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in self.faults)
+            asked = [] if is_known else ["training"]
         elif self.verdict == "averages" and not self.faults:
             asked = ["before", "training"]
         else:

@@ -69,7 +69,8 @@ class Rule(ABC):
         remedy: one sentence on what to do.
         severity: of a finding whose cost was not measured.
         follows_cost: whether a measured cost decides the severity; False for what will do harm later, or hides harm.
-        mends: the statistics under which its cost is gone: "exact", or "batch" where no single set of averages helps.
+        mends: the statistics under which its cost is gone: "exact"; "batch" where no single set of averages helps; or
+            "running" where the layers that it names use the batch's in their place now, which is what costs then.
         needs: what must be known of a case, keys of `NEEDS`.
         hides: whether recalibration would hide the mistake instead of mending it. `recalibrate` lets such a rule look
             too, at a case whose evidence has the new statistics as `exact`, a view of a sample, and no costs.
@@ -98,7 +99,7 @@ class Rule(ABC):
     remedy: ClassVar[str]
     severity: ClassVar[Severity] = "warning"
     follows_cost: ClassVar[bool] = True
-    mends: ClassVar[Literal["exact", "batch"]] = "exact"
+    mends: ClassVar[Literal["exact", "batch", "running"]] = "exact"
     needs: ClassVar[tuple[str, ...]] = ()
     hides: ClassVar[bool] = False
     explains_bad: ClassVar[bool] = False
