@@ -1,16 +1,31 @@
-"""Batch norms in train mode on data: what that costs decides how loudly it is said."""
+"""Batch norms in train mode on data, and frozen ones that were: what that costs decides how loudly it is said."""
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnlab import diagnose
 from bnlab.layers import get_running_buffers
-from tests.doctor.networks import NORMS, Batch, find, get_norm, list_images, make_batches, make_healthy, sort_images
+from tests.doctor.networks import (
+    NORMS,
+    Batch,
+    average,
+    change_images,
+    find,
+    get_conv,
+    get_norm,
+    list_images,
+    make_batches,
+    make_healthy,
+    reset,
+    sort_images,
+)
 
 SHUFFLED = make_batches(12)
 SORTED = sort_images(SHUFFLED, size=8)  # each batch is of one class, which its own statistics take away
@@ -66,7 +81,7 @@ def test_bn402_is_a_note_where_train_mode_costs_nothing() -> None:
 def test_bn402_is_a_note_where_the_cost_is_not_known() -> None:
     model = make_healthy().train()
 
-    def evaluate(model: torch.nn.Module) -> Tensor:
+    def evaluate(model: nn.Module) -> Tensor:
         return torch.cat([model(images).argmax(1) == labels for images, labels in SORTED])
 
     without_labels = find("BN402", model, list_images(SORTED))
@@ -100,3 +115,95 @@ def test_bn402_does_not_take_the_blame_from_averages(batches: list[Batch]) -> No
 
     assert diagnosis.verdict == "averages"
     assert "Call model.eval()" not in str(diagnosis).partition("\n\n")[0]
+
+
+# BN104
+
+
+def freeze(model: nn.Sequential, parts: int) -> nn.Sequential:
+    """Freeze so many of a network's first parts; its last batch norm is the tenth."""
+    model[:parts].requires_grad_(False)
+    return model
+
+
+def brighten(images: Tensor) -> Tensor:
+    return images + 1
+
+
+def pass_bright_images(model: nn.Sequential) -> nn.Sequential:
+    """Let averages follow other images in train mode, as they do while a new part is trained on them."""
+    average(model, change_images(make_batches(30, seed=-2), brighten))
+    return model
+
+
+def list_codes(model: nn.Module, **arguments: Any) -> list[str]:
+    return [finding.rule.code for finding in diagnose(model, SHUFFLED, progress=False, **arguments).faults]
+
+
+def test_bn104_finds_frozen_weights_with_averages_of_other_images_without_a_history() -> None:
+    model = pass_bright_images(freeze(make_healthy(), parts=10))
+
+    finding = find("BN104", model, SHUFFLED)
+
+    assert finding is not None
+    assert finding.severity == "error"
+    assert {"1", "5"} <= set(finding.signs.layers)
+    assert "; frozen weights do not move, so other images passed in train() (or these are " in finding.signs.evidence
+    assert "BN108" not in list_codes(model)
+
+
+def test_bn104_adds_other_images_to_what_a_history_tells() -> None:
+    model = freeze(make_healthy(), parts=10)
+    before = copy.deepcopy(model)
+    pass_bright_images(model)
+
+    finding = find("BN104", model, SHUFFLED, before=before)
+
+    assert finding is not None
+    assert finding.signs.evidence.startswith("30 updates since the earlier checkpoint; ")
+    assert "other images" in finding.signs.evidence
+
+
+@pytest.mark.parametrize("parts", [2, 10, 16])
+def test_bn104_is_quiet_about_frozen_layers_that_are_healthy(parts: int) -> None:
+    """In part, up to the last batch norm, and all, as for inference."""
+    diagnosis = diagnose(freeze(make_healthy(), parts), SHUFFLED, progress=False)
+
+    assert diagnosis.verdict == "healthy"
+    assert {finding.severity for finding in diagnosis.faults} <= {"note"}
+    assert not {"BN104", "BN108"} & {finding.rule.code for finding in diagnosis.faults}
+
+
+def test_bn104_is_quiet_where_all_is_frozen_as_weights_may_have_moved_before() -> None:
+    codes = list_codes(pass_bright_images(freeze(make_healthy(), parts=16)))
+
+    assert "BN104" not in codes
+    assert "BN108" in codes
+
+
+def test_bn104_is_quiet_behind_weights_that_are_trained() -> None:
+    model = pass_bright_images(freeze(make_healthy(), parts=10))
+    get_conv(model, "0").weight.requires_grad_(True)
+
+    codes = list_codes(model)
+
+    assert "BN104" not in codes
+    assert "BN108" in codes
+
+
+def test_bn104_leaves_other_data_than_in_training_to_bn207() -> None:
+    """The averages fit the training batches, which shows that these images are the others."""
+    model = pass_bright_images(freeze(make_healthy(), parts=10))
+    training = change_images(make_batches(12, seed=-3), brighten)
+
+    codes = list_codes(model, training_batches=training)
+
+    assert "BN207" in codes
+    assert "BN104" not in codes
+
+
+def test_bn104_leaves_averages_that_were_never_updated_to_bn002() -> None:
+    codes = list_codes(reset(freeze(make_healthy(), parts=10)))
+
+    assert "BN002" in codes
+    assert "BN104" not in codes
