@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.words import tell_number
 
 _LARGE = 0.3  # σ, or log variance: a gap that few batches tell from chance, if it costs something
 
@@ -29,7 +30,7 @@ def compare_with_chance(case: Case, layers: Sequence[str]) -> str:
     ratios = [case.noise_ratio(name) for name in layers]
     known = [ratio for ratio in ratios if not math.isnan(ratio)]
     if known:
-        return f"{median(known):.2g} times farther off than chance explains"
+        return f"{tell_number(median(known), 2)} times farther off than chance explains"
     gap = max(_find_largest_gap(case, name) for name in layers)
     return f"off by up to {gap:.2g} (σ, or log variance); too few batches to tell chance"
 

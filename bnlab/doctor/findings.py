@@ -33,6 +33,11 @@ class Finding:
     cost: float = math.nan
 
     @property
+    def remedy(self) -> str:
+        """Say what to do: what the signs say to check, or what the rule always says."""
+        return " ".join(self.signs.checks) or self.rule.remedy
+
+    @property
     def is_mended_by_eval(self) -> bool:
         """Return whether layers cost something because they do not use the averages that they have."""
         return self.rule.mends == "running" and self.severity != "note" and self.cost > 0

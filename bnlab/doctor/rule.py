@@ -39,6 +39,8 @@ class Signs:
         layers: names of the layers that show it, in order of depth; the model's own name is "".
         evidence: the numbers that show it, in one phrase.
         at_least: how severe they are even where they cost nothing yet.
+        checks: what usually does it and what to check, the most frequent first, a short line each; told in the place of
+            the rule's remedy.
 
     >>> Signs.of(["bn1", "bn2"], "momentum 0.99").layers
     ('bn1', 'bn2')
@@ -49,6 +51,7 @@ class Signs:
     layers: tuple[str, ...]
     evidence: str
     at_least: Severity = "note"
+    checks: tuple[str, ...] = ()
 
     @staticmethod
     def of(layers: Iterable[str], evidence: str, at_least: Severity = "note") -> Signs | None:

@@ -136,6 +136,18 @@ def test_what_the_findings_ask_for_is_asked_once(case: Case) -> None:
     assert text.count("Pass") == 2
 
 
+def test_what_a_printed_finding_says_to_check_is_not_asked_for_again(case: Case) -> None:
+    signs = Signs(("1",), "planted", checks=("Pass before=?", "Or wait?"))
+    asking = plant(AsksTwice(), severity="error")
+
+    printed = tell(case, "averages", [Finding(Planted(), signs, "error"), *asking])
+    noted = tell(case, "averages", [Finding(Planted(), signs, "note"), *asking])
+
+    assert "  It was planted. The usual causes:\n  1. Pass before=?\n  2. Or wait?" in "\n".join(printed)
+    assert BEFORE not in " ".join(printed)
+    assert BEFORE in " ".join(noted)
+
+
 def test_what_was_given_is_not_asked_for(case: Case) -> None:
     assert case.evidence is not None
     given = replace(case, training=case.evidence.exact)

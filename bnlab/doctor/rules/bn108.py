@@ -1,4 +1,4 @@
-"""BN108: averages that describe other weights, such as those before the last steps, or other images."""
+"""BN108: averages that describe other images, or other weights, such as those before the last steps."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from bnlab.layers import match_names
 from bnlab.recording.trace import LayerTrace
 
 _MOST_SPANS = 5  # memories of an average between two checkpoints, within which their difference shows the drift
+_PREPARED = "Normalize, scale or colour order not as in training? Pass training_batches=."
+_PASSED = "Other images passed in train(): of another task, or two domains in turn? Recalibrate on these."
+_CHANGED = "Weights averaged, pruned, fine-tuned, loaded, still in training? Pass earlier ones as before=."
+_IN_TRAINING = "Weights still in training? Recalibrate before you evaluate."
+_LAGS = "Recalibrate before you evaluate; a larger or self-tuned momentum lags less."
 
 
 class OtherWeights(Rule):
@@ -27,9 +32,11 @@ class OtherWeights(Rule):
     the finding calls it a lag: a larger or self-tuned momentum lags less. Fewer than three batches do not tell chance;
     then the gap has to be .3 and to cost something.
 
-    Images that differ from those of training, as without its augmentation, look the same: without training_batches=
-    only a lag is known to come from the weights, and the evidence says so. With them, averages that fit these are no
-    finding.
+    Images that differ from those of training, as without its augmentation or its Normalize, look the same; and so do
+    averages of other images, which have passed in train mode since: of another task, or of another domain in turn with
+    these, as in domain adaptation and in GANs. Only a lag is known to come from the weights. Otherwise the finding
+    lists what usually does it, also weights that were averaged, pruned, cut out of a larger network, fine-tuned or
+    loaded from elsewhere. With training_batches=, averages that fit these are no finding.
 
     A layer whose weight is frozen while others are trained is named only if exact statistics score better: otherwise
     the others have learnt with its averages as constants. BN104 takes it if all weights before it are frozen too.
@@ -40,11 +47,11 @@ class OtherWeights(Rule):
     """
 
     code = "BN108"
-    title = "averages of other weights or images"
-    meaning = "The averages describe other weights (earlier ones, or another network's), or other images than these."
+    title = "averages of other images or weights"
+    meaning = "The averages describe other images than these, or other weights."
     remedy = (
-        "Check these images, then recalibrate; if this network was averaged, pruned, cut out of a larger one or "
-        "fine-tuned, pass the original as before=."
+        "Check how these images are prepared, which others passed in train(), and whether weights were changed; then "
+        "recalibrate."
     )
     severity = "note"
     asks = ("before", "training")
@@ -62,9 +69,15 @@ class OtherWeights(Rule):
         parts = [compare_with_chance(case, layers)]
         if drift is not None:
             parts.insert(0, drift.tell())
-        if case.training is None and (drift is None or not drift.is_lag):
-            parts.append("without training_batches= weights and images cannot be told apart")
-        return Signs(tuple(layers), "; ".join(parts))
+        is_lag = drift is not None and drift.is_lag
+        checks = (_LAGS,) if is_lag else _list_checks(case)
+        return Signs(tuple(layers), "; ".join(parts), checks=checks)
+
+
+def _list_checks(case: Case) -> tuple[str, ...]:
+    """List what usually does it, the most frequent first, as far as what was given leaves it open."""
+    changed = _CHANGED if case.history is None else _IN_TRAINING
+    return (_PASSED, changed) if case.training is not None else (_PREPARED, _PASSED, changed)
 
 
 @dataclass(frozen=True)
