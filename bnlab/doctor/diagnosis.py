@@ -75,7 +75,7 @@ class Diagnosis:
                 "cost": finding.cost,
                 "evidence": finding.signs.evidence,
                 "meaning": finding.rule.meaning,
-                "remedy": finding.rule.remedy,
+                "remedy": finding.remedy,
             }
             for finding in self.faults
         ]
@@ -180,9 +180,12 @@ class Diagnosis:
         if self.case.evidence is None:
             return ["Pass batches with labels: they tell what it costs."]
         if self.verdict == "not the averages":
-            asked = [] if self.case.is_as_constructed else ["training"]
+            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in self.faults)
+            asked = [] if is_known else ["training"]
         elif self.verdict == "averages" and not self.faults:
             asked = ["before", "training"]
+        elif any(finding.signs.checks and finding.severity != "note" for finding in self.faults):
+            asked = []  # the finding that is printed says what to pass
         else:
             asked = [ask for finding in self.faults for ask in finding.rule.asks]
 
@@ -222,7 +225,7 @@ class Diagnosis:
 
 
 def _tell_finding(finding: Finding) -> str:
-    """Write a finding in three lines: what and where, the evidence, what it means and what to do."""
+    """Write a finding: what and where, the evidence, what it means and what to do; a line for each thing to check."""
     where = _name_layers(finding.signs.layers)
     head = f"{finding.rule.code} {finding.severity}: {finding.rule.title}{where}"
     return "\n".join(
@@ -230,9 +233,18 @@ def _tell_finding(finding: Finding) -> str:
             "",
             _wrap(head),
             _wrap(finding.signs.evidence, "  "),
-            _wrap(f"{finding.rule.meaning} {finding.rule.remedy}", "  "),
+            *_tell_advice(finding),
         ]
     )
+
+
+def _tell_advice(finding: Finding) -> list[str]:
+    """Write what a finding means, and what to do or to check, the most frequent cause first."""
+    checks = finding.signs.checks
+    if len(checks) < 2:
+        return [_wrap(f"{finding.rule.meaning} {finding.remedy}", "  ")]
+    numbered = [_wrap(f"{number}. {check}", "  ") for number, check in enumerate(checks, start=1)]
+    return [_wrap(f"{finding.rule.meaning} The usual causes:", "  "), *numbered]
 
 
 def _name_layers(layers: Sequence[str]) -> str:

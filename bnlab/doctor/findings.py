@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import NEEDS, SEVERITIES, Rule, Severity, Signs
 from bnlab.doctor.scores import Difference
-from bnlab.doctor.verdict import ELSEWHERE, Verdict
+from bnlab.doctor.verdict import ELSEWHERE, Verdict, tell_score
 
 _ERROR = 10  # times the smallest difference that matters: what costs more is an error
 
@@ -31,6 +31,16 @@ class Finding:
     signs: Signs
     severity: Severity
     cost: float = math.nan
+
+    @property
+    def remedy(self) -> str:
+        """Say what to do: what the signs say to check, or what the rule always says."""
+        return " ".join(self.signs.checks) or self.rule.remedy
+
+    @property
+    def is_mended_by_eval(self) -> bool:
+        """Return whether layers cost something because they do not use the averages that they have."""
+        return self.rule.mends == "running" and self.severity != "note" and self.cost > 0
 
 
 @dataclass(frozen=True)
@@ -112,18 +122,22 @@ def _find_cost(rule: Rule, signs: Signs, case: Case, verdict: Verdict | None) ->
     """Find what the running statistics of the layers cost: alone, or all together where these are most layers.
 
     Costs that the images cannot tell from none count as none; where all layers together cost nothing, none of them
-    does. NaN without finite scores, and of some layers where the costs of single layers were not measured.
+    does. NaN without finite scores, and of some layers where the costs of single layers were not measured, as those of
+    the batch's own statistics are not.
     """
     if verdict is None or case.evidence is None or case.evidence.scores is None:
         return math.nan
     scores = case.evidence.scores
+    named = [name for name in signs.layers if name in case.layers]
+    if rule.mends == "running":
+        is_known = "batch" in scores.values and 2 * len(named) >= len(case.seen)
+        return _count_gain(scores.compare("running", "batch")) if is_known else math.nan
     if rule.mends == "batch" and "batch" in scores.values:
         return _count_gain(scores.compare("batch", "running"))
 
     if not math.isfinite(verdict.gain.value):
         return math.nan
     total = _count_gain(verdict.gain)
-    named = [name for name in signs.layers if name in case.layers]
     if not named or total == 0:
         return total
     costs = case.evidence.costs
@@ -142,10 +156,12 @@ def _count_gain(gain: Difference) -> float:
 def reconsider(verdict: Verdict, findings: Sequence[Finding], case: Case) -> Verdict:
     """Let a verdict name what the findings say of it.
 
-    A model with a mistake that new statistics would hide, such as wrong input, is not healthy. Where the averages are
-    not at fault, the sentence says what to look at.
+    A model with a mistake that new statistics would hide, such as wrong input, is not healthy; nor is one that predicts
+    worse in the mode that it is in. Where the averages are not at fault, the sentence says what to look at.
     """
     severe = [finding.rule for finding in findings if finding.severity != "note"]
+    if verdict.word in ("healthy", "undecided") and any(finding.is_mended_by_eval for finding in findings):
+        return _tell_mode_first(verdict, case)
     hidden = [rule for rule in severe if rule.hides]
     if hidden:
         word = "not the averages" if verdict.word == "healthy" else verdict.word
@@ -161,6 +177,22 @@ def reconsider(verdict: Verdict, findings: Sequence[Finding], case: Case) -> Ver
     if verdict.word == "healthy" and others:
         return replace(verdict, sentence=f"{verdict.sentence} But see {others[0]}.")
     return verdict
+
+
+def _tell_mode_first(verdict: Verdict, case: Case) -> Verdict:
+    """Let a verdict say what the model scores in the mode that it is in, before it says anything of the averages."""
+    scores = case.data.scores
+    assert scores is not None
+    training = case.select(lambda name: case.layers[name].training)
+    where = "All are" if len(training) == len(case.layers) else f"{len(training)} are"
+    metric = scores.metric.lower()
+    now = tell_score(scores.mean("batch"), scores)
+    in_eval = tell_score(scores.mean("running"), scores)
+    sentence = (
+        f"{where} in train mode, where {metric} is {now}; in eval mode it is {in_eval}. Call model.eval(). "
+        f"{verdict.sentence}"
+    )
+    return replace(verdict, word="not the averages" if verdict.word == "healthy" else verdict.word, sentence=sentence)
 
 
 def _say_where_to_look(verdict: Verdict, findings: Iterable[Finding], case: Case) -> str:

@@ -158,11 +158,23 @@ def _write_findings(diagnosis: Report) -> Iterator[str]:
         rule = finding.rule
         yield f'<div class="finding {_TONES[finding.severity]}">'
         yield f'<h3>{escape(rule.code)} <span class="severity">{finding.severity}</span>: {escape(rule.title)}</h3>'
-        yield f"<p>{escape(rule.meaning)} <strong>{escape(rule.remedy)}</strong></p>"
+        yield from _write_advice(finding)
         evidence = f"Evidence: {finding.signs.evidence}.{_tell_cost(finding, are_shares)}"
         yield f'<p class="evidence soft">{escape(evidence)}</p>'
         yield _name_layers(finding.signs.layers)
         yield "</div>"
+
+
+def _write_advice(finding: Finding) -> Iterator[str]:
+    """Write what a finding means, and what to do or to check, the most frequent cause first."""
+    meaning = escape(finding.rule.meaning)
+    checks = finding.signs.checks
+    if len(checks) < 2:
+        yield f"<p>{meaning} <strong>{escape(finding.remedy)}</strong></p>"
+        return
+    yield f"<p>{meaning} The usual causes:</p>"
+    items = [f"<li><strong>{escape(check)}</strong></li>" for check in checks]
+    yield f"<ol>{''.join(items)}</ol>"
 
 
 def _tell_cost(finding: Finding, are_shares: bool) -> str:

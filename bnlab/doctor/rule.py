@@ -39,6 +39,8 @@ class Signs:
         layers: names of the layers that show it, in order of depth; the model's own name is "".
         evidence: the numbers that show it, in one phrase.
         at_least: how severe they are even where they cost nothing yet.
+        checks: what usually does it and what to check, the most frequent first, a short line each; told in the place of
+            the rule's remedy.
 
     >>> Signs.of(["bn1", "bn2"], "momentum 0.99").layers
     ('bn1', 'bn2')
@@ -49,6 +51,7 @@ class Signs:
     layers: tuple[str, ...]
     evidence: str
     at_least: Severity = "note"
+    checks: tuple[str, ...] = ()
 
     @staticmethod
     def of(layers: Iterable[str], evidence: str, at_least: Severity = "note") -> Signs | None:
@@ -69,7 +72,8 @@ class Rule(ABC):
         remedy: one sentence on what to do.
         severity: of a finding whose cost was not measured.
         follows_cost: whether a measured cost decides the severity; False for what will do harm later, or hides harm.
-        mends: the statistics under which its cost is gone: "exact", or "batch" where no single set of averages helps.
+        mends: the statistics under which its cost is gone: "exact"; "batch" where no single set of averages helps; or
+            "running" where the layers that it names use the batch's in their place now, which is what costs then.
         needs: what must be known of a case, keys of `NEEDS`.
         hides: whether recalibration would hide the mistake instead of mending it. `recalibrate` lets such a rule look
             too, at a case whose evidence has the new statistics as `exact`, a view of a sample, and no costs.
@@ -98,7 +102,7 @@ class Rule(ABC):
     remedy: ClassVar[str]
     severity: ClassVar[Severity] = "warning"
     follows_cost: ClassVar[bool] = True
-    mends: ClassVar[Literal["exact", "batch"]] = "exact"
+    mends: ClassVar[Literal["exact", "batch", "running"]] = "exact"
     needs: ClassVar[tuple[str, ...]] = ()
     hides: ClassVar[bool] = False
     explains_bad: ClassVar[bool] = False

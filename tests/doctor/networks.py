@@ -43,6 +43,14 @@ def make_batches(count: int, size: int = 32, seed: int = 1) -> list[Batch]:
     return split(*draw_images(count * size, seed), size)
 
 
+def sort_images(batches: Sequence[Batch], size: int = 32) -> list[Batch]:
+    """Sort the images of batches by their labels, and split them again."""
+    images = torch.cat([images for images, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    order = labels.argsort(stable=True)
+    return split(images[order], labels[order], size)
+
+
 def list_images(batches: Sequence[Batch]) -> list[Tensor]:
     """Leave out the labels."""
     return [images for images, _ in batches]

@@ -48,6 +48,11 @@ def make_net(momentum: float | None = 0.1, seed: int = 0) -> nn.Sequential:
 def train(model: nn.Module, batches: Sequence[Batch], lr: float = 0.05, falls: bool = True) -> None:
     """Take a step of SGD on each batch, in train mode; the rate falls to 0 unless it is told not to."""
     model.train()
+    take_steps(model, batches, lr, falls)
+
+
+def take_steps(model: nn.Module, batches: Sequence[Batch], lr: float = 0.05, falls: bool = True) -> None:
+    """Take a step of SGD on each batch, in the modes that the layers are in; see `train`."""
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr, momentum=0.9)
     for step, (inputs, labels) in enumerate(batches):
         if falls:
@@ -74,6 +79,13 @@ def get_buffers(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.BatchNorm1d)
     return get_running_buffers(layer)
+
+
+def shift_means(model: nn.Module, sigmas: float = 1.0) -> None:
+    """Put the running means of all batch norms so many standard deviations higher."""
+    for layer in batch_norm_layers(model, caller="test").values():
+        mean, var = get_running_buffers(layer)
+        mean += sigmas * var.sqrt()
 
 
 def set_counts(model: nn.Module, count: int) -> None:

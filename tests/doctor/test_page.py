@@ -139,6 +139,22 @@ def test_the_verdict_stands_first_with_its_reason(spoiled: Diagnosis) -> None:
     assert paragraphs[:2] == ["The running averages are at fault", spoiled.judged.sentence]
 
 
+class Unsure(Odd):
+    def look(self, case: Case) -> Signs | None:
+        return Signs(tuple(case.layers), "off", checks=("A < B?", "Or C?"))
+
+
+def test_what_to_check_is_a_list_in_the_place_of_the_remedy(model: nn.Module) -> None:
+    diagnosis = bnlab.diagnose(model, rules=[Unsure()])
+
+    page = Page(make_page(diagnosis))
+
+    assert "Nothing & more. The usual causes:" in page.list_texts("p")
+    assert page.list_texts("strong") == ["A < B?", "Or C?"]
+    assert page.mistakes == []
+    assert diagnosis.findings["remedy"].tolist() == ["A < B? Or C?"]
+
+
 def test_a_healthy_model_with_a_finding_is_not_green(model: nn.Module, batches: Batches) -> None:
     text = make_page(bnlab.diagnose(model, batches, rules=[Odd()]))
 

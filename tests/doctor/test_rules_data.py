@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from tests.doctor.networks import (
     make_exact,
     make_healthy,
     reset,
+    sort_images,
     split,
 )
 
@@ -94,14 +95,6 @@ def test_bn201_is_quiet_where_variances_alone_are_far_off(images: list[Tensor]) 
 
 
 # BN202
-
-
-def sort_images(batches: Sequence[Batch], size: int = 32) -> list[Batch]:
-    """Sort the images of batches by their labels, and split them again."""
-    images = torch.cat([images for images, _ in batches])
-    labels = torch.cat([labels for _, labels in batches])
-    order = labels.argsort(stable=True)
-    return split(images[order], labels[order], size)
 
 
 def test_bn202_batches_that_are_sorted_by_class(batches: list[Batch]) -> None:

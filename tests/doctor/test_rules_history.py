@@ -21,6 +21,7 @@ from tests.doctor.patients import (
     make_batches,
     make_healthy,
     make_net,
+    take_steps,
     train,
 )
 from tests.helpers import run_two_ranks
@@ -139,17 +140,9 @@ def test_bn104_is_quiet_about_frozen_layers_that_stayed_as_they_were() -> None:
     before = copy.deepcopy(model)
     model[4].train()
     model[1].eval()
-    train_head(model, make_batches(4))
+    take_steps(model, make_batches(4))
 
     assert list_codes(diagnose(model.eval(), before=before)) == []
-
-
-def train_head(model: nn.Sequential, batches: list[tuple[Tensor, Tensor]]) -> None:
-    """Train with modes as they are."""
-    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 0.05)
-    for inputs, labels in batches:
-        F.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
 
 
 # BN106 and BN107

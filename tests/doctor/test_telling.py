@@ -45,6 +45,11 @@ class Explains(Planted):
     explains_bad = True
 
 
+class InTrainMode(Planted):
+    code = "OWN4"
+    mends = "running"
+
+
 class AsksTwice(Planted):
     code = "OWN3"
     asks: ClassVar[tuple[str, ...]] = ("before", "training")
@@ -91,6 +96,25 @@ def test_a_bad_model_that_nothing_explains_is_to_be_looked_at_elsewhere(case: Ca
     assert BEFORE not in text
 
 
+@pytest.mark.parametrize(("word", "headline"), [("healthy", "Not the averages"), ("undecided", "Undecided")])
+def test_the_mode_comes_before_what_is_said_of_the_averages(word: Word, headline: str, case: Case) -> None:
+    found = [Finding(InTrainMode(), Signs(("1",), "planted"), "warning", cost=0.02)]
+
+    told = " ".join(tell(case, word, found))
+
+    assert told.startswith(f"{headline} (3 batch norms). 0 are in train mode, where accuracy is ")
+    assert "Call model.eval(). So it is." in told
+
+
+def test_the_mode_is_not_told_where_it_costs_nothing_or_the_averages_do(case: Case) -> None:
+    free = [Finding(InTrainMode(), Signs(("1",), "planted"), "note", cost=0.0)]
+    unknown = [Finding(InTrainMode(), Signs(("1",), "planted"), "warning")]
+    costly = [Finding(InTrainMode(), Signs(("1",), "planted"), "error", cost=0.1)]
+
+    assert "Call" not in " ".join([*tell(case, "healthy", free), *tell(case, "healthy", unknown)])
+    assert "Call" not in " ".join(tell(case, "averages", costly))
+
+
 def test_batches_of_other_populations_do_not_send_the_reader_elsewhere(case: Case) -> None:
     assert "Look" not in " ".join(tell(case, "not the averages", [], is_bad=False))
 
@@ -110,6 +134,18 @@ def test_what_the_findings_ask_for_is_asked_once(case: Case) -> None:
 
     assert text.endswith(f"None. {BEFORE} {TRAINING}")
     assert text.count("Pass") == 2
+
+
+def test_what_a_printed_finding_says_to_check_is_not_asked_for_again(case: Case) -> None:
+    signs = Signs(("1",), "planted", checks=("Pass before=?", "Or wait?"))
+    asking = plant(AsksTwice(), severity="error")
+
+    printed = tell(case, "averages", [Finding(Planted(), signs, "error"), *asking])
+    noted = tell(case, "averages", [Finding(Planted(), signs, "note"), *asking])
+
+    assert "  It was planted. The usual causes:\n  1. Pass before=?\n  2. Or wait?" in "\n".join(printed)
+    assert BEFORE not in " ".join(printed)
+    assert BEFORE in " ".join(noted)
 
 
 def test_what_was_given_is_not_asked_for(case: Case) -> None:

@@ -1,22 +1,26 @@
-"""BN108: averages that describe other weights, such as those before the last steps, or other images."""
+"""BN108: averages that describe other images, or other weights, such as those before the last steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import Tensor
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.chance import compare_with_chance, is_beyond_chance
 from bnlab.doctor.rule import Rule, Signs
 from bnlab.layers import match_names
 from bnlab.recording.trace import LayerTrace
 
-_LARGE = 0.3  # σ, or log variance: a gap that few batches tell from chance, if it costs something
 _MOST_SPANS = 5  # memories of an average between two checkpoints, within which their difference shows the drift
+_PREPARED = "Normalize, scale or colour order not as in training? Pass training_batches=."
+_PASSED = "Other images passed in train(): of another task, or two domains in turn? Recalibrate on these."
+_CHANGED = "Weights averaged, pruned, fine-tuned, loaded, still in training? Pass earlier ones as before=."
+_IN_TRAINING = "Weights still in training? Recalibrate before you evaluate."
+_LAGS = "Recalibrate before you evaluate; a larger or self-tuned momentum lags less."
 
 
 class OtherWeights(Rule):
@@ -28,9 +32,14 @@ class OtherWeights(Rule):
     the finding calls it a lag: a larger or self-tuned momentum lags less. Fewer than three batches do not tell chance;
     then the gap has to be .3 and to cost something.
 
-    Images that differ from those of training, as without its augmentation, look the same: without training_batches=
-    only a lag is known to come from the weights, and the evidence says so. With them, averages that fit these are no
-    finding.
+    Images that differ from those of training, as without its augmentation or its Normalize, look the same; and so do
+    averages of other images, which have passed in train mode since: of another task, or of another domain in turn with
+    these, as in domain adaptation and in GANs. Only a lag is known to come from the weights. Otherwise the finding
+    lists what usually does it, also weights that were averaged, pruned, cut out of a larger network, fine-tuned or
+    loaded from elsewhere. With training_batches=, averages that fit these are no finding.
+
+    A layer whose weight is frozen while others are trained is named only if exact statistics score better: otherwise
+    the others have learnt with its averages as constants. BN104 takes it if all weights before it are frozen too.
 
     A false alarm where the batches are larger than in training, as their means scatter less: pass training_batches=. A
     lag in the middle of training is normal, and is forgotten as the learning rate falls. So without a measured cost
@@ -38,11 +47,11 @@ class OtherWeights(Rule):
     """
 
     code = "BN108"
-    title = "averages of other weights or images"
-    meaning = "The averages describe other weights (earlier ones, or another network's), or other images than these."
+    title = "averages of other images or weights"
+    meaning = "The averages describe other images than these, or other weights."
     remedy = (
-        "Check these images, then recalibrate; if this network was averaged, pruned, cut out of a larger one or "
-        "fine-tuned, pass the original as before=."
+        "Check how these images are prepared, which others passed in train(), and whether weights were changed; then "
+        "recalibrate."
     )
     severity = "note"
     asks = ("before", "training")
@@ -57,12 +66,18 @@ class OtherWeights(Rule):
         if not layers:
             return None
         drift = _compare_with_drift(case, layers)
-        parts = [_compare_with_chance(case, layers)]
+        parts = [compare_with_chance(case, layers)]
         if drift is not None:
             parts.insert(0, drift.tell())
-        if case.training is None and (drift is None or not drift.is_lag):
-            parts.append("without training_batches= weights and images cannot be told apart")
-        return Signs(tuple(layers), "; ".join(parts))
+        is_lag = drift is not None and drift.is_lag
+        checks = (_LAGS,) if is_lag else _list_checks(case)
+        return Signs(tuple(layers), "; ".join(parts), checks=checks)
+
+
+def _list_checks(case: Case) -> tuple[str, ...]:
+    """List what usually does it, the most frequent first, as far as what was given leaves it open."""
+    changed = _CHANGED if case.history is None else _IN_TRAINING
+    return (_PASSED, changed) if case.training is not None else (_PREPARED, _PASSED, changed)
 
 
 @dataclass(frozen=True)
@@ -87,28 +102,8 @@ class _Drift:
 
 
 def _is_behind(case: Case, name: str) -> bool:
-    if case.is_frozen(name) or not case.is_off(name):
-        return False
-    ratio = case.noise_ratio(name)
-    if math.isnan(ratio):
-        return case.is_costly and _find_gap(case, name) > _LARGE
-    return ratio > 3
-
-
-def _find_gap(case: Case, name: str) -> float:
-    """Find the larger gap of a layer, in σ or log variance, from the training batches where these reach it."""
-    reference = case.reference if name in case.reference else None
-    return max(case.find_gap(name, reference))
-
-
-def _compare_with_chance(case: Case, layers: Sequence[str]) -> str:
-    """Write how much farther off the averages are than chance explains."""
-    ratios = [case.noise_ratio(name) for name in layers]
-    known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    if known:
-        return f"{median(known):.2g} times farther off than chance explains"
-    gap = max(_find_gap(case, name) for name in layers)
-    return f"off by up to {gap:.2g} (σ, or log variance); too few batches to tell chance"
+    """Return whether a layer is off by more than chance; of frozen ones, with which others have learnt, if it costs."""
+    return is_beyond_chance(case, name) and (case.is_costly or not case.is_frozen(name))
 
 
 def _compare_with_drift(case: Case, layers: Sequence[str]) -> _Drift | None:

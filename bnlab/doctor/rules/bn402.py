@@ -10,19 +10,21 @@ class NormalizesByBatch(Rule):
     """Batch norm that would normalize by each batch if the model were called now.
 
     A warning where the model is in eval mode and a batch norm inside of it is not: predictions depend on what else is
-    in the batch, and move the averages. Notes: a model that is in train mode as a whole and has been trained, and batch
-    norms without running statistics, which use the batch's also in eval mode.
+    in the batch, and move the averages. A model that is in train mode as a whole and has been trained: its cost is what
+    it scores less under each batch's own statistics than under its averages, if half of its batch norms or more are in
+    train mode; where that is nothing or not known, it is a note. Dropout is left out of that score. So are batch norms
+    without running statistics, which use the batch's also in eval mode: always a note.
 
-    A false alarm in the middle of training, and where the batch's statistics are wanted, as in some adaptation to new
-    data.
+    A false alarm in the middle of training, if these batches are smaller than those of training or sorted; and where
+    the batch's statistics are wanted, as in some adaptation to new data.
     """
 
     code = "BN402"
     title = "normalizes by the batch"
     meaning = "Called as it is now, the model's predictions depend on the other images of a batch."
-    remedy = "Call eval() on the whole model before evaluating, exporting or saving predictions."
+    remedy = "Call model.eval() before evaluating, exporting or saving predictions."
     severity = "note"
-    follows_cost = False
+    mends = "running"
 
     def look(self, case: Case) -> Signs | None:
         training = case.select(lambda name: case.layers[name].training)
@@ -34,7 +36,7 @@ class NormalizesByBatch(Rule):
         notes = []
         trained = [name for name in training if not case.is_initial(name)]
         if trained:
-            notes.append("in train mode now; call eval() before you evaluate")
+            notes.append(f"{len(trained)} of {len(case.layers)} in train mode")
         if case.without:
             notes.append(f"{len(case.without)} without running statistics")
         names = [*trained, *case.without]
