@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from bnlab.batches import count_images
 from bnlab.borrow import measured
+from bnlab.doctor.by_batch import positive_eps
 from bnlab.exact.inputs import Values
-from bnlab.exact.task import Layers, Task, watched
+from bnlab.exact.task import Task, watched
 from bnlab.moments import Moments
 
 
@@ -181,7 +181,7 @@ def observe_batches(
             layers[name].add_images(values.x)
 
     modules = dict(task.model.named_modules())
-    with measured(task.model), _positive_eps(task.layers):
+    with measured(task.model), positive_eps(task.layers):
         for layer in task.layers.values():
             layer.training = True
         for name in train:
@@ -197,16 +197,3 @@ def observe_batches(
     for view in layers.values():
         view.fetch()
     return View(layers, len(task.data), images / len(task.data))
-
-
-@contextlib.contextmanager
-def _positive_eps(layers: Layers) -> Iterator[None]:
-    """Give layers of eps 0, which torch refuses in train mode, the smallest one in the block."""
-    changed = [layer for layer in layers.values() if layer.eps == 0]
-    try:
-        for layer in changed:
-            layer.eps = torch.finfo(torch.float32).tiny
-        yield
-    finally:
-        for layer in changed:
-            layer.eps = 0.0
