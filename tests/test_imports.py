@@ -44,7 +44,7 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
-    "doctor": "words scores by_batch observing probe images matching history case kept rule rules catalogue "
+    "doctor": "words scores by_batch observing calls probe images matching history case kept rule rules catalogue "
     "verdict findings picture page diagnosis examination examine diagnose undo recalibration recalibrate gallery",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose
+from bnlab.doctor.calls import Calls, measure_t
+from bnlab.doctor.observing import Scatter
+from bnlab.doctor.scores import Evaluate
 from bnlab.doctor.verdict import WORTH
 from tests.doctor.networks import (
     Batch,
     average,
     change_images,
     find,
+    get_norm,
     list_images,
     make_batches,
     make_healthy,
@@ -80,6 +85,67 @@ def test_bn204_is_quiet_on_images_of_the_same_population(count: int, size: int) 
 
 def test_bn204_is_quiet_on_layers_that_are_called_once(images: list[Tensor]) -> None:
     assert find("BN204", make_healthy(), images) is None
+
+
+def score_by_mode(model: nn.Module) -> list[float]:
+    """Score 1 for 200 images while batch norms normalize by their batches, otherwise 0."""
+    model(torch.zeros(2, 2, 3, 8, 8))
+    return [float(get_norm(model, "network.1").training)] * 200
+
+
+def score_alike(model: nn.Module) -> list[float]:
+    return [1.0] * 200
+
+
+def draw_more(batch: Tensor) -> Tensor:
+    """Draw as many other images of the same population."""
+    return make_batches(1, len(batch), seed=int(batch.abs().sum()))[0][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "evaluate", "is_found"),
+    [
+        (lambda images: 1.05 * images, score_by_mode, True),
+        (lambda images: 1.05 * images, score_alike, False),
+        (lambda images: 1.05 * images, None, False),
+        (draw_more, score_by_mode, False),
+    ],
+    ids=["found", "no batch's own are better", "no scores", "one population"],
+)
+def test_bn204_small_differences_of_calls_count_where_each_calls_own_statistics_are_better(
+    change: Callable[[Tensor], Tensor], evaluate: Evaluate | None, is_found: bool, images: list[Tensor]
+) -> None:
+    """Variances differ by a tenth: less than matters anyway."""
+    pairs = [pair(batch, change(batch)) for batch in images[:8]]
+
+    finding = find("BN204", Pair(make_healthy()), pairs, evaluate=evaluate)
+
+    assert (finding is not None) == is_found
+    if finding is not None:
+        told = re.fullmatch(r"2 calls .* differ 1\.1-fold, by ([\d.]+) standard errors", finding.signs.evidence)
+        assert told is not None
+        assert float(told[1]) > 4
+        assert finding.severity == "error"  # it costs all of the score
+
+
+@pytest.mark.parametrize("images", [29, 30])
+def test_calls_of_few_images_do_not_differ_surely(images: int) -> None:
+    calls = Calls(2, images, share=0.0, image_share=0.1, log_ratio=0.0, t=100.0)
+
+    assert calls.differ_surely == (images == 30)
+    assert not calls.are_unlike
+
+
+def test_a_change_of_the_calls_is_measured_in_standard_errors() -> None:
+    """Of 400 images of two channels, whose mean changes by 3 and 1 of them: the root mean square is sqrt(5)."""
+    rows = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    steps = torch.tensor([3.0, 1.0], dtype=torch.float64) / 20
+    rows = (rows - rows.mean(0)) / rows.std(0) + steps
+    still = torch.randn(400, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    changes = Scatter.empty(4, torch.device("cpu"))
+    changes.add(torch.cat((rows, still - still.mean(0)), 1))
+
+    assert measure_t(changes) == pytest.approx(5**0.5)
 
 
 # Batches of few images

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from itertools import dropwhile
 from statistics import median
 
-import torch
-
+from bnlab.doctor.calls import Calls, compare_calls
 from bnlab.doctor.case import Case
 from bnlab.doctor.observing import LayerView, View
 from bnlab.doctor.rule import Rule, Signs
 from bnlab.doctor.words import count_things
 from bnlab.statistics import Statistics
 
-_SHARE = 0.1  # of the variance, between calls, or between batches
-_LOG_RATIO = 0.2  # of variances of calls: 0.1 above and 0.1 below
+_SHARE = 0.1  # of the variance, between batches
 _SPREAD = 0.3  # standard deviation of the mean squares of batches, over their mean
 _OFF = 0.1  # σ, or log variance
 _FIT = 1 / 3  # of that: averages fit other statistics
@@ -30,6 +28,11 @@ class SeveralPopulations(Rule):
     Train mode normalizes each call and each batch by its own statistics, eval mode all by the same: no single set of
     averages fits. Layers behind the first such one that are called as often are named too, as train mode made what they
     are given alike. Two views of the same images, as in contrastive learning, are one population.
+
+    Calls differ where a tenth of the variance lies between their means, or their variances do by a factor of 1.2. Where
+    each call's own statistics score better than all others, less is enough: a change of the images from one call to
+    another by four standard errors. A network that is trained on one kind of input in one call and on another in the
+    next, as by a loss that ranks pairs, may read from a batch of one kind which kind that is.
 
     Batches of few images differ although they are shuffled: each image has a brightness and contrast of its own, and in
     a batch of one image batch norm is instance norm. A tenth of the variance has to lie between the means of batches,
@@ -65,69 +68,15 @@ def _look_at_calls(case: Case) -> Signs | None:
         calls = None if view is None else compare_calls(view)
         if calls is not None:
             compared[name] = calls
-    unlike = [name for name, calls in compared.items() if calls.are_unlike]
+
+    unlike = {name: calls for name, calls in compared.items() if calls.are_unlike}
+    if not unlike and case.is_own_better:
+        unlike = {name: calls for name, calls in compared.items() if calls.differ_surely}
     if not unlike:
         return None
-    worst = max((compared[name] for name in unlike), key=lambda calls: calls.share)
-    behind = dropwhile(lambda name: name != unlike[0], compared)
+    worst = max(unlike.values(), key=lambda calls: calls.share if calls.are_unlike else calls.t)
+    behind = dropwhile(lambda name: name not in unlike, compared)
     return Signs.of(behind, worst.tell())
-
-
-@dataclass(frozen=True)
-class Calls:
-    """A layer's calls in a forward, compared.
-
-    Attributes:
-        number: how many there are.
-        images: images in each, in all batches.
-        share: of the variance that lies between calls, mean over channels.
-        image_share: of the variance that lies between images, mean over channels.
-        log_ratio: of the largest and the smallest variance of a call, median over channels.
-    """
-
-    number: int
-    images: float
-    share: float
-    image_share: float
-    log_ratio: float
-
-    @property
-    def are_unlike(self) -> bool:
-        """Return whether they differ by more than calls of one population do.
-
-        Means of so many images differ by chance, and variances by less than 8/sqrt(images), also where images differ
-        much in contrast.
-        """
-        by_chance = self.image_share / self.images
-        least_share = max(_SHARE, 20 * by_chance)
-        least_log_ratio = max(_LOG_RATIO, 8 / math.sqrt(self.images))
-        return self.share > least_share or self.log_ratio > least_log_ratio
-
-    def tell(self) -> str:
-        """Write by how much they differ."""
-        share = f"means make up {self.share:.0%} of the variance"
-        times = f"variances differ {math.exp(self.log_ratio):.1f}-fold"
-        return f"{self.number} calls a forward: their {share}, their {times}"
-
-
-def compare_calls(view: LayerView) -> Calls | None:
-    """Compare the calls of a layer; None where it has one, or its rows are no images."""
-    number = len(view.calls)
-    if number < 2 or view.image_means.count < 2:
-        return None
-    pooled = view.pooled
-    variances = torch.stack([call.var for call in view.calls])
-    within = sum(call.var * call.count for call in view.calls) / pooled.count
-    share = 1 - within / pooled.var
-    image_share = view.image_means.var / pooled.var
-    log_ratio = (variances.amax(0) / variances.amin(0)).log()
-    return Calls(
-        number,
-        view.image_means.count / number,
-        float(share.nanmean()),
-        float(image_share.nanmean()),
-        float(log_ratio.nanmedian()),
-    )
 
 
 def _look_at_batches(case: Case) -> Signs | None:
