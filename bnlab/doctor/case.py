@@ -205,6 +205,17 @@ class Case:
         scores = None if self.evidence is None else self.evidence.scores
         return scores is not None and scores.compare("exact", "running").low > 0
 
+    @cached_property
+    def is_own_better(self) -> bool:
+        """Whether the images score better under each batch's own statistics than under exact and running ones.
+
+        With intervals above 0.
+        """
+        scores = None if self.evidence is None else self.evidence.scores
+        if scores is None or "batch" not in scores.values:
+            return False
+        return all(scores.compare("batch", kind).low > 0 for kind in ("exact", "running"))
+
     def noise_ratio(self, name: str) -> float:
         """Median over channels of |T|: the mean's gap over the noise of an average of independent batches.
 

@@ -47,14 +47,15 @@ def diagnose(
     Without batches in milliseconds, from buffers, counts, momenta and modes alone. With batches, running averages are
     compared with exact statistics, and predictions under both and under each batch's own: four passes over the batches
     (one more where layers follow dropout), and one forward of a sample for each layer where averages may cost
-    something. The model comes back as it was.
+    something. With `evaluate` two passes, and three calls of it. The model comes back as it was.
 
     Args:
         model: any module with batch norms.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, or `labels` of a dictionary.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
-            better, of the same images each time. What single layers cost is not known then.
+            better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
+            each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
         training_batches: batches as in training, to tell other data from wrong averages.
         before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
             contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.batches import count_images, take_images
 from bnlab.borrow import measured
+from bnlab.doctor.by_batch import normalizing_by_batch
 from bnlab.doctor.case import Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.images import Outlier, change_images, find_images, find_outlier, invert_images
@@ -33,16 +34,20 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None, worth: float) -> Evidence:
     """Measure statistics and scores of the data: four passes, and one more where layers follow dropout.
 
-    Samples are run for altered images, a few images alone, and single layers unless all together are harmless.
+    With `evaluate` two passes, and three calls of it. Samples are run for altered images, a few images alone, and
+    single layers unless all together are harmless.
     """
     exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
 
     def take_output(batch: Any, output: Any) -> None:
-        own_values.append(score_batch(output, find_labels(batch)))
+        if evaluate is None:
+            own_values.append(score_batch(output, find_labels(batch)))
 
     view = observe_batches(examination.make_task(data), take_output)
     scores = score(examination, data, exact, evaluate, own_values)
+    if scores is not None and evaluate is not None:
+        scores = _add_own_statistics(scores, examination, evaluate)
     costs: Mapping[str, float] = {}
     if scores is not None and evaluate is None and not is_harmless(scores.compare("exact", "running"), worth):
         costs = measure_costs(examination, data, exact)
@@ -159,12 +164,26 @@ def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -
         running = read_values(evaluate(model), examination.caller, must_be_finite=not is_broken)
     with using(model, exact), torch.no_grad():
         under_exact = read_values(evaluate(model), examination.caller)
-    if len(running) != len(under_exact):
-        raise ValueError(
-            f"{examination.caller}: evaluate returned {len(running)} values, then {len(under_exact)}; return a value "
-            "for each image, of the same images each time"
-        )
+    _require_as_many(under_exact, running, examination.caller)
     return {"running": running, "exact": under_exact}
+
+
+def _add_own_statistics(scores: Scores, examination: Examination, evaluate: Evaluate) -> Scores:
+    """Add how the caller's metric scores while each batch norm normalizes by what it is given in each call."""
+    with normalizing_by_batch(examination.model, examination.layers):
+        own = read_values(evaluate(examination.model), examination.caller, must_be_finite=False)
+    _require_as_many(own, scores.values["running"], examination.caller)
+    values = {**scores.values, "batch": own}
+    return Scores(values, _are_shares(values), scores.commonest)
+
+
+def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
+    """ValueError unless the caller's metric has returned as many values as when it was called first."""
+    if len(values) != len(first):
+        raise ValueError(
+            f"{caller}: evaluate returned {len(first)} values, then {len(values)}; return a value for each image, of "
+            "the same images each time"
+        )
 
 
 def _score_by_labels(examination: Examination, data: Iterable[Any]) -> Tensor | None:

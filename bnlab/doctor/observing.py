@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from bnlab.batches import count_images
 from bnlab.borrow import measured
+from bnlab.doctor.by_batch import positive_eps
 from bnlab.exact.inputs import Values
-from bnlab.exact.task import Layers, Task, watched
+from bnlab.exact.task import Task, watched
 from bnlab.moments import Moments
 
 
@@ -77,6 +77,8 @@ class LayerView:
         batch_squares: scatter of the batches' mean squares, weighed by their values.
         image_squares: scatter of the images' mean squares; both are empty where the layer's rows are no images.
         calls: pooled moments of the first call in a forward, of the second, and so on; at most `MOST_CALLS`.
+        changes: scatter of the change of an image's mean and mean square [2C] from the first call in a forward to the
+            second, to the third, and so on; empty where these are given no images, or other numbers of them.
         values: values in each channel of a batch, the largest one's.
     """
 
@@ -86,7 +88,9 @@ class LayerView:
     batch_squares: Scatter
     image_squares: Scatter
     calls: list[Moments] = field(default_factory=list)
+    changes: list[Scatter] = field(default_factory=list)
     values: int = 0
+    _first: Tensor | None = None  # means and mean squares of images [N, 2C] of the first call in the latest forward
 
     @staticmethod
     def empty(channels: int, device: torch.device) -> LayerView:
@@ -112,23 +116,39 @@ class LayerView:
             self.calls[number] = self.calls[number].merge(moments)
         elif number < MOST_CALLS:
             self.calls.append(moments)
+        if number == 0:
+            self._first = None
 
-    def add_images(self, x: Tensor) -> None:
-        """Add the means and mean squares of a batch of images [N, C, ...], after its moments."""
+    def add_images(self, number: int, x: Tensor) -> None:
+        """Add the means and mean squares of a batch of images [N, C, ...], of the call with this number, after its
+        moments."""
         values = x.detach()[..., None].flatten(2)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         center = self.center.to(values)[:, None]
         squares = (values - center).square_().mean(2).to(self.center)
-        self.image_means.add(values.mean(2).to(self.center))
+        means = values.mean(2).to(self.center)
+        self.image_means.add(means)
         self.image_squares.add(squares)
         self.batch_squares.add(squares.mean(0, keepdim=True), each=values[:, 0].numel())
+        self._add_changes(number, torch.cat((means, squares), 1))
+
+    def _add_changes(self, number: int, rows: Tensor) -> None:
+        """Add how images' means and mean squares [N, 2C] differ from those of the first call in the same forward."""
+        if number == 0:
+            self._first = rows
+        elif self._first is not None and number < MOST_CALLS:
+            while len(self.changes) < number:
+                self.changes.append(Scatter.empty(rows.shape[1], rows.device))
+            self.changes[number - 1].add(rows - self._first)
 
     def fetch(self) -> None:
         """Bring all to the CPU."""
-        for scatter in (self.batch_means, self.image_means, self.batch_squares, self.image_squares):
+        scatters = (self.batch_means, self.image_means, self.batch_squares, self.image_squares)
+        for scatter in (*scatters, *self.changes):
             scatter.mean = scatter.mean.cpu()
             scatter.squares = scatter.squares.cpu()
         self.calls = [Moments(call.count, call.mean.cpu(), call.var.cpu()) for call in self.calls]
+        self._first = None
 
 
 @dataclass(frozen=True)
@@ -178,10 +198,10 @@ def observe_batches(
             layers[name] = LayerView.empty(values.x.shape[1], moments.mean.device)
         layers[name].add_call(number, moments)
         if len(values.x) == size:
-            layers[name].add_images(values.x)
+            layers[name].add_images(number, values.x)
 
     modules = dict(task.model.named_modules())
-    with measured(task.model), _positive_eps(task.layers):
+    with measured(task.model), positive_eps(task.layers):
         for layer in task.layers.values():
             layer.training = True
         for name in train:
@@ -197,16 +217,3 @@ def observe_batches(
     for view in layers.values():
         view.fetch()
     return View(layers, len(task.data), images / len(task.data))
-
-
-@contextlib.contextmanager
-def _positive_eps(layers: Layers) -> Iterator[None]:
-    """Give layers of eps 0, which torch refuses in train mode, the smallest one in the block."""
-    changed = [layer for layer in layers.values() if layer.eps == 0]
-    try:
-        for layer in changed:
-            layer.eps = torch.finfo(torch.float32).tiny
-        yield
-    finally:
-        for layer in changed:
-            layer.eps = 0.0

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.scores import Difference, Scores, estimate_mean
 from bnlab.doctor.words import count_things, tell_number
 
 Word = Literal["averages", "not the averages", "healthy", "undecided"]
@@ -19,6 +19,8 @@ _EXACT = "Exact statistics, measured anew on these images,"
 ELSEWHERE = "labels, their order, preprocessing, loaded weights"
 """What to look at where a score is too low and the averages are not at fault."""
 
+_POPULATIONS = "batches come from different populations, or from another one than in training"
+
 WORTH = 0.005  # half a point: what a difference of shares must exceed to matter
 _SURE = 4  # of a healthy model, the interval excludes that so many times WORTH would be gained
 
@@ -29,9 +31,9 @@ class Verdict:
 
     Attributes:
         word: "averages": exact statistics gain more than `worth`, and the interval excludes 0; or they alone give
-            finite scores. "not the averages": a
-            batch's own statistics alone are better, or the model is bad whatever exact statistics may gain. "healthy":
-            they gain nothing, and the model is not known to be bad. "undecided": the interval says none of these.
+            finite scores. "not the averages": each batch's own statistics are better by more than new averages mend, or
+            the model is bad whatever exact statistics may gain. "healthy": they gain nothing, and the model is not
+            known to be bad. "undecided": the interval says none of these.
         sentence: the reason, with its numbers.
         gain: what exact statistics gain over running ones.
         is_bad: whether the model misses what is expected under any statistics.
@@ -57,10 +59,12 @@ def judge(scores: Scores, expected: float | None, worth: float) -> Verdict:
     gain = scores.compare("exact", "running")
     if not math.isfinite(gain.value):
         return _judge_not_finite(scores, gain)
-    if gain.value > worth and gain.low > 0:
+    is_gained = gain.value > worth and gain.low > 0
+    if _is_own_better(scores, worth) and not (is_gained and _do_averages_mend_more(scores)):
+        sentence = _tell_smaller_part(gain, scores) if is_gained else _tell_own(scores)
+        return Verdict("not the averages", sentence, gain)
+    if is_gained:
         return Verdict("averages", f"{_EXACT} {tell_gain(gain, scores)} on {gain.images:,} images.", gain)
-    if _is_own_better(scores, worth):
-        return Verdict("not the averages", _tell_own(scores), gain)
 
     most = scores.mean("running") + max(gain.high, 0.0)
     if _is_bad(most, scores, expected):
@@ -98,11 +102,33 @@ def _is_own_better(scores: Scores, worth: float) -> bool:
     return all(scores.compare("batch", kind).low > worth for kind in ("exact", "running"))
 
 
+def _do_averages_mend_more(scores: Scores) -> bool:
+    """Return whether exact statistics may gain as much over running ones as a batch's own do over exact ones.
+
+    What a batch's own statistics gain over running averages has two parts: running → exact, which new averages mend,
+    and exact → batch, which none do, as exact statistics are the average of all these images. The word goes to the
+    larger part. Both are of the same images, so their difference is paired; where its interval has 0 in it, the
+    averages have the word, as they are what can be mended without training.
+    """
+    values = scores.values
+    mended = values["exact"] - values["running"]
+    left = values["batch"] - values["exact"]
+    return estimate_mean(left - mended).low <= 0
+
+
 def _tell_own(scores: Scores) -> str:
     own = tell_gain(scores.compare("batch", "exact"), scores)
     return (
         f"No single set of averages helps. Each batch's own statistics {own} over exact ones (measured anew on all "
-        "these images): batches come from different populations, or from another one than in training."
+        f"these images): {_POPULATIONS}."
+    )
+
+
+def _tell_smaller_part(gain: Difference, scores: Scores) -> str:
+    own = tell_gain(scores.compare("batch", "running"), scores)
+    return (
+        f"No single set of averages mends most of it. {_EXACT} {tell_gain(gain, scores)} on {gain.images:,} images; "
+        f"each batch's own {own}: {_POPULATIONS}."
     )
 
 

@@ -207,13 +207,41 @@ def test_evaluate_stands_in_for_labels(batches: list[Batch]) -> None:
     diagnosis = diagnose(model, list_images(batches), evaluate=evaluate, progress=False)
 
     by_labels = diagnose(model, batches, progress=False)
-    assert modes == [False, False]
-    assert diagnosis.scores == {kind: by_labels.scores[kind] for kind in ("running", "exact")}
+    assert modes == [False] * 3
+    assert diagnosis.scores == by_labels.scores
     assert diagnosis.verdict == "averages"
     finding = diagnosis.faults[0]
     assert finding.rule.code == "BN002"
     assert math.isnan(finding.cost)  # one layer of three, and single layers' costs were not measured
     assert finding.severity == finding.rule.severity
+
+
+def test_a_metric_is_asked_for_each_batchs_own_score_where_there_are_labels_too(batches: list[Batch]) -> None:
+    model = make_healthy()
+
+    def evaluate(model: nn.Module) -> list[float]:
+        """Score 1 while batch norms normalize by their batches, otherwise 0."""
+        model(batches[0][0])
+        return [float(get_norm(model, "5").training)] * 200
+
+    diagnosis = diagnose(model, batches, evaluate=evaluate, progress=False)
+
+    assert diagnosis.scores == {"running": 0.0, "exact": 0.0, "batch": 1.0}
+    assert diagnosis.verdict == "not the averages"
+    assert "0.0% under exact statistics, 100.0% under each batch's own." in str(diagnosis)
+    assert json.loads(diagnosis.to_json())["scores"]["batch"] == 1.0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_metric_of_other_images_in_a_later_call_is_refused(number: int, batches: list[Batch]) -> None:
+    counts = [4, 4, 4]
+    counts[number] = 3
+
+    def evaluate(model: nn.Module) -> Tensor:
+        return torch.ones(counts.pop(0))
+
+    with pytest.raises(ValueError, match="evaluate returned 4 values, then 3; return a value for each image"):
+        diagnose(make_healthy(), batches[:2], evaluate=evaluate, progress=False)
 
 
 @pytest.mark.parametrize("has_labels", [True, False])

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab import diagnose, population_statistics, recalibrate
-from bnlab.doctor.verdict import WORTH
+from bnlab import population_statistics, recalibrate
 from tests.doctor.networks import (
     Batch,
     average,
@@ -22,67 +21,6 @@ from tests.doctor.networks import (
     make_batches,
     make_healthy,
 )
-
-# BN204
-
-
-class Pair(nn.Module):
-    """Gives a network both images of pairs [N, 2, 3, 8, 8]."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pairs: Tensor) -> Tensor:
-        return self.network(pairs[:, 0]) + self.network(pairs[:, 1])
-
-
-def pair(images: Tensor, others: Tensor) -> Tensor:
-    return torch.stack((images, others), 1)
-
-
-@pytest.mark.parametrize(
-    ("change", "evidence"),
-    [(lambda images: images + 3, "2 calls a forward: their means make up"), (lambda images: 0.3 * images, "-fold")],
-)
-def test_bn204_two_domains_through_one_layer(
-    change: Callable[[Tensor], Tensor], evidence: str, images: list[Tensor]
-) -> None:
-    pairs = [pair(batch, change(batch)) for batch in images[:8]]
-
-    finding = find("BN204", Pair(make_healthy()), pairs)
-
-    assert finding is not None
-    assert finding.signs.layers[0] == "network.1"
-    assert evidence in finding.signs.evidence
-    assert finding.severity == "warning"
-
-
-def test_bn204_costs_what_each_calls_own_statistics_gain(batches: list[Batch]) -> None:
-    pairs = change_images(batches[:8], lambda images: pair(images, 0.2 * images + 3))
-    model = Pair(make_healthy())
-    average(model, 5 * pairs)
-
-    diagnosis = diagnose(model, pairs, progress=False)
-
-    costs = diagnosis.findings.set_index("code")["cost"]
-    assert costs["BN204"] == pytest.approx(diagnosis.scores["batch"] - diagnosis.scores["running"])
-    assert costs["BN204"] > WORTH
-
-
-@pytest.mark.parametrize(("count", "size"), [(1, 16), (2, 16), (16, 16), (4, 64)])
-def test_bn204_is_quiet_on_images_of_the_same_population(count: int, size: int) -> None:
-    images = list_images(make_batches(count, size))
-    others = list_images(make_batches(count, size, seed=2))
-
-    pairs = [pair(batch, other) for batch, other in zip(images, others, strict=True)]
-
-    assert find("BN204", Pair(make_healthy()), pairs) is None
-
-
-def test_bn204_is_quiet_on_layers_that_are_called_once(images: list[Tensor]) -> None:
-    assert find("BN204", make_healthy(), images) is None
-
 
 # BN205
 

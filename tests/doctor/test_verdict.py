@@ -1,5 +1,7 @@
 """The verdict on planted scores: each of its words, and where one ends and the next begins."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -191,6 +193,31 @@ def test_batch_statistics_are_far_better_where_the_interval_is_above_what_matter
     """Of 1,000 differences 12 (13) are 1, and one of each sign is added: the lower end is 1.20 − 0.73 = 0.47 points
     (1.30 − 0.75 = 0.54)."""
     assert judge(make_scores(running=900, exact=900, batch=batch), None, WORTH).word == word
+
+
+@pytest.mark.parametrize(("exact", "word"), [(720, "not the averages"), (800, "averages"), (880, "averages")])
+def test_the_word_goes_to_the_larger_part(exact: int, word: str) -> None:
+    """Of 300 images that are right under batch statistics alone, new averages mend 120, 200 or 280."""
+    assert judge(make_scores(running=600, exact=exact, batch=900), None, WORTH).word == word
+
+
+@pytest.mark.parametrize(("batch", "word"), [(721, "averages"), (722, "not the averages")])
+def test_the_larger_part_is_larger_by_more_than_chance(batch: int, word: str) -> None:
+    """Of 1,000 differences 50 are −1, which new averages mend, and 71 (72) are 1, which only batch statistics do: 2.1
+    (2.2) points, and half the interval is 1.96·sqrt((.121 − .021²)/999) = 2.15 points (2.16)."""
+    assert judge(make_scores(running=600, exact=650, batch=batch), None, WORTH).word == word
+
+
+def test_both_parts_are_told_where_new_averages_mend_the_smaller_one() -> None:
+    verdict = judge(make_scores(running=600, exact=700, batch=950), None, WORTH)
+
+    assert verdict.word == "not the averages"
+    assert verdict.gain.value == pytest.approx(0.1)
+    pattern = (
+        r"No single set of averages mends most of it\. Exact statistics, measured anew on these images, gain 10\.0 "
+        r"points \[.*\] on 1,000 images; each batch's own gain 35\.0 points \[.*\]: batches come from .*"
+    )
+    assert re.fullmatch(pattern, verdict.sentence)
 
 
 def test_averages_that_are_better_than_exact_statistics_are_healthy() -> None:

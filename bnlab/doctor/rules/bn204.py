@@ -3,102 +3,173 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
+from statistics import median
 
-import torch
-
+from bnlab.doctor.calls import Calls, compare_calls
 from bnlab.doctor.case import Case
-from bnlab.doctor.observing import LayerView
+from bnlab.doctor.observing import LayerView, View
 from bnlab.doctor.rule import Rule, Signs
+from bnlab.doctor.words import count_things
+from bnlab.statistics import Statistics
 
-_SHARE = 0.1  # of the variance, between calls
-_LOG_RATIO = 0.2  # of variances of calls: 0.1 above and 0.1 below
+_SHARE = 0.1  # of the variance, between batches
+_SPREAD = 0.3  # standard deviation of the mean squares of batches, over their mean
+_OFF = 0.1  # σ, or log variance
+_FIT = 1 / 3  # of that: averages fit other statistics
 
 
 class SeveralPopulations(Rule):
-    """A layer is called several times in a forward, and what it is given differs from call to call.
+    """What a layer is given differs from call to call, where it is called several times in a forward; or from batch to
+    batch of few images.
 
-    Train mode normalizes each call by its own statistics, eval mode all by the same: no single set of averages fits.
-    Layers behind the first such one that are called as often are named too, as train mode made their calls alike.
-    Two views of the same images, as in contrastive learning, are one population.
+    Train mode normalizes each call and each batch by its own statistics, eval mode all by the same: no single set of
+    averages fits. Layers behind the first such one that are called as often are named too, as train mode made what they
+    are given alike. Two views of the same images, as in contrastive learning, are one population.
+
+    Calls differ where a tenth of the variance lies between their means, or their variances do by a factor of 1.2. Where
+    each call's own statistics score better than all others, less is enough: a change of the images from one call to
+    another by four standard errors. A network that is trained on one kind of input in one call and on another in the
+    next, as by a loss that ranks pairs, may read from a batch of one kind which kind that is.
+
+    Batches of few images differ although they are shuffled: each image has a brightness and contrast of its own, and in
+    a batch of one image batch norm is instance norm. A tenth of the variance has to lie between the means of batches,
+    or their mean squares to vary by 30%. That alone is harmless. So batches are found only where each one's own
+    statistics score better than all others; or where later layers' averages are three times nearer to what these layers
+    are given while each batch is normalized by its own statistics than to exact ones: training then did the same, with
+    batches as small. The batches are those of training where these are given, otherwise those at hand, of which
+    nobody knows whether training's were as small. Batches that are not alike because they were not shuffled are BN202,
+    and layers whose averages are off because a batch has few values are BN203.
     """
 
     code = "BN204"
     title = "one layer, several populations"
     meaning = "The layer serves inputs of different populations, which train mode normalizes apart and eval mode alike."
-    remedy = "Give each its own batch norm, or a norm without running averages."
+    remedy = (
+        "New averages mend a part at best: train again with larger batches that mix them, a batch norm for each, or "
+        "group or instance norm."
+    )
     mends = "batch"
     needs = ("data",)
     explains_bad = True
+    unless = ("BN202", "BN203")
 
     def look(self, case: Case) -> Signs | None:
-        compared: dict[str, Calls] = {}
-        for name in case.seen:
-            view = case.data.view.layers.get(name)
-            calls = None if view is None else compare_calls(view)
-            if calls is not None:
-                compared[name] = calls
-        unlike = [name for name, calls in compared.items() if calls.are_unlike]
-        if not unlike:
-            return None
-        worst = max((compared[name] for name in unlike), key=lambda calls: calls.share)
-        behind = dropwhile(lambda name: name != unlike[0], compared)
-        return Signs.of(behind, worst.tell())
+        return _look_at_calls(case) or _look_at_batches(case)
+
+
+def _look_at_calls(case: Case) -> Signs | None:
+    """Look for layers whose calls in a forward are of different populations."""
+    compared: dict[str, Calls] = {}
+    for name in case.seen:
+        view = case.data.view.layers.get(name)
+        calls = None if view is None else compare_calls(view)
+        if calls is not None:
+            compared[name] = calls
+
+    unlike = {name: calls for name, calls in compared.items() if calls.are_unlike}
+    if not unlike and case.is_own_better:
+        unlike = {name: calls for name, calls in compared.items() if calls.differ_surely}
+    if not unlike:
+        return None
+    worst = max(unlike.values(), key=lambda calls: calls.share if calls.are_unlike else calls.t)
+    behind = dropwhile(lambda name: name not in unlike, compared)
+    return Signs.of(behind, worst.tell())
+
+
+def _look_at_batches(case: Case) -> Signs | None:
+    """Look for batches of few images that differ, those of training before those at hand."""
+    signs = None
+    if case.training_view is not None and case.training is not None:
+        signs = _look_at_view(case, case.training_view, case.training, "training's batches", is_enough=False)
+    if signs is None:
+        signs = _look_at_view(case, case.data.view, case.data.exact, "these batches", is_enough=case.is_own_better)
+    return signs
+
+
+def _look_at_view(case: Case, view: View, exact: Statistics, whose: str, is_enough: bool) -> Signs | None:
+    """Look for layers whose batches differ.
+
+    Args:
+        case: the case.
+        view: what layers saw of the batches.
+        exact: exact statistics of the same batches.
+        whose: batches they are, in words.
+        is_enough: whether it is known to matter; otherwise averages that fit the batches' own statistics show it.
+    """
+    names = [name for name in case.seen if name in exact and name in view.layers and len(view.layers[name].calls) == 1]
+    behind = list(dropwhile(lambda name: not _measure_spread(view.layers[name]).is_wide, names))
+    if not behind:
+        return None
+    fit = _compare_fit(case, behind[1:], view, exact)  # the first one is given the same, whatever normalizes
+    if not is_enough and not fit.is_own:
+        return None
+
+    told = f"{whose} have {count_things(round(view.batch_size), 'image')}"
+    if view.batch_size == 1:
+        told += ", which makes train mode instance norm"
+    told += f": {_measure_spread(view.layers[behind[0]]).tell()}"
+    if fit.is_own:
+        told += f"; {fit.tell()}"
+    elif case.training is None:
+        told += "; whether training's were as small is not known"
+    return Signs.of(behind, told)
 
 
 @dataclass(frozen=True)
-class Calls:
-    """A layer's calls in a forward, compared.
+class _Spread:
+    """How the batches of a layer differ.
 
     Attributes:
-        number: how many there are.
-        images: images in each, in all batches.
-        share: of the variance that lies between calls, mean over channels.
-        image_share: of the variance that lies between images, mean over channels.
-        log_ratio: of the largest and the smallest variance of a call, median over channels.
+        share: of the variance that lies between the means of batches, mean over channels.
+        spread: standard deviation of the mean squares of batches over their mean, root mean square over channels.
     """
 
-    number: int
-    images: float
     share: float
-    image_share: float
-    log_ratio: float
+    spread: float
 
     @property
-    def are_unlike(self) -> bool:
-        """Return whether they differ by more than calls of one population do.
-
-        Means of so many images differ by chance, and variances by less than 8/sqrt(images), also where images differ
-        much in contrast.
-        """
-        by_chance = self.image_share / self.images
-        least_share = max(_SHARE, 20 * by_chance)
-        least_log_ratio = max(_LOG_RATIO, 8 / math.sqrt(self.images))
-        return self.share > least_share or self.log_ratio > least_log_ratio
+    def is_wide(self) -> bool:
+        return self.share > _SHARE or self.spread > _SPREAD
 
     def tell(self) -> str:
         """Write by how much they differ."""
-        share = f"means make up {self.share:.0%} of the variance"
-        times = f"variances differ {math.exp(self.log_ratio):.1f}-fold"
-        return f"{self.number} calls a forward: their {share}, their {times}"
+        return f"their means make up {self.share:.0%} of the variance, their variances vary by {self.spread:.0%}"
 
 
-def compare_calls(view: LayerView) -> Calls | None:
-    """Compare the calls of a layer; None where it has one, or its rows are no images."""
-    number = len(view.calls)
-    if number < 2 or view.image_means.count < 2:
-        return None
-    pooled = view.pooled
-    variances = torch.stack([call.var for call in view.calls])
-    within = sum(call.var * call.count for call in view.calls) / pooled.count
-    share = 1 - within / pooled.var
-    image_share = view.image_means.var / pooled.var
-    log_ratio = (variances.amax(0) / variances.amin(0)).log()
-    return Calls(
-        number,
-        view.image_means.count / number,
-        float(share.nanmean()),
-        float(image_share.nanmean()),
-        float(log_ratio.nanmedian()),
-    )
+def _measure_spread(view: LayerView) -> _Spread:
+    share = view.batch_means.var / view.pooled.var
+    squares = view.batch_squares.var / view.batch_squares.mean.square()
+    return _Spread(float(share.nanmean()), math.sqrt(float(squares.nanmean())))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How far averages are from two kinds of statistics, in σ or log variance: the median layer of those that are off.
+
+    Attributes:
+        exact: from exact statistics, under which all images are normalized alike.
+        own: from those of the same images while each batch is normalized by its own.
+        is_own: whether at least half of the layers are off, and their averages fit the batches' own.
+    """
+
+    exact: float
+    own: float
+    is_own: bool
+
+    def tell(self) -> str:
+        own = f"by {self.own:.2f} while each batch normalizes itself, as in training"
+        return f"averages are off by {self.exact:.2f}, {own}"
+
+
+def _compare_fit(case: Case, names: Sequence[str], view: View, exact: Statistics) -> _Fit:
+    gaps = {name: max(case.find_gap(name, exact)) for name in names}
+    off = [name for name in names if gaps[name] > _OFF]
+    if not off or 2 * len(off) < len(names):
+        return _Fit(math.nan, math.nan, is_own=False)
+    pooled = Statistics({name: view.layers[name].pooled for name in off}, exact.eps)
+    exact_gap = median(gaps[name] for name in off)
+    own_gap = median(max(case.find_gap(name, pooled)) for name in off)
+    return _Fit(exact_gap, own_gap, is_own=own_gap < _FIT * exact_gap)
