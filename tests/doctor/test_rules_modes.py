@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose
+from bnlab.doctor.rules.bn104 import FrozenButMoving
 from bnlab.layers import get_running_buffers
 from tests.doctor.networks import (
     NORMS,
@@ -152,7 +155,7 @@ def test_bn104_finds_frozen_weights_with_averages_of_other_images_without_a_hist
     assert "BN108" not in list_codes(model)
 
 
-def test_bn104_adds_other_images_to_what_a_history_tells() -> None:
+def test_bn104_adds_how_far_they_are_off_to_what_a_history_tells() -> None:
     model = freeze(make_healthy(), parts=10)
     before = copy.deepcopy(model)
     pass_bright_images(model)
@@ -160,8 +163,9 @@ def test_bn104_adds_other_images_to_what_a_history_tells() -> None:
     finding = find("BN104", model, SHUFFLED, before=before)
 
     assert finding is not None
-    assert finding.signs.evidence.startswith("30 updates since the earlier checkpoint; ")
-    assert "other images" in finding.signs.evidence
+    told = "30 updates since the earlier checkpoint; [0-9]+ times farther off than chance explains"
+    assert re.fullmatch(told, finding.signs.evidence)
+    assert "BN105" not in list_codes(model, before=before)
 
 
 @pytest.mark.parametrize("parts", [2, 10, 16])
@@ -200,6 +204,15 @@ def test_bn104_leaves_other_data_than_in_training_to_bn207() -> None:
 
     assert "BN207" in codes
     assert "BN104" not in codes
+
+
+def test_bn104_is_quiet_behind_a_first_layer_that_another_rule_explains() -> None:
+    """As BN209 does, which names the first layer alone where images are prepared otherwise."""
+    case = diagnose(pass_bright_images(freeze(make_healthy(), parts=10)), SHUFFLED, progress=False).case
+    behind = {name: case.layers[name] for name in NORMS[1:]}
+
+    assert FrozenButMoving().look(case) is not None
+    assert FrozenButMoving().look(replace(case, layers=behind)) is None
 
 
 def test_bn104_leaves_averages_that_were_never_updated_to_bn002() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bnlab.doctor.case import Case
 from bnlab.doctor.chance import compare_with_chance, is_beyond_chance
 from bnlab.doctor.rule import Rule, Signs
@@ -40,7 +42,7 @@ class FrozenButMoving(Rule):
         frozen = case.select(case.is_frozen)
         training = [name for name in frozen if case.layers[name].training]
         updates = {name: _count_updates(case, name) for name in frozen}
-        off = [name for name in frozen if _holds_other_images(case, name)]
+        off = _list_other_images(case, frozen)
         layers = [name for name in frozen if name in training or updates[name] > 0 or name in off]
         if not layers:
             return None
@@ -54,7 +56,9 @@ class FrozenButMoving(Rule):
             counted = count_things(most, "update")
             told.append(f"{counted} since the earlier checkpoint")
         if off:
-            told.append(f"{compare_with_chance(case, off)}; {_OTHER_IMAGES}")
+            told.append(compare_with_chance(case, off))
+        if off and not training and most == 0:
+            told.append(_OTHER_IMAGES)
         return Signs(tuple(layers), "; ".join(told), "warning" if training else "note")
 
 
@@ -64,9 +68,15 @@ def _count_updates(case: Case, name: str) -> int:
     return 0 if change is None else change.updates or 0
 
 
-def _holds_other_images(case: Case, name: str) -> bool:
-    """Return whether a layer's averages cost something, and neither chance nor weights that move explain them."""
-    return name in case.seen and case.is_costly and is_beyond_chance(case, name) and _is_behind_frozen_ones(case, name)
+def _list_other_images(case: Case, frozen: Sequence[str]) -> list[str]:
+    """List the frozen layers whose averages neither chance explains nor weights that move, if they cost something."""
+    if case.evidence is None or not case.is_costly:
+        return []
+    first = next(iter(case.evidence.exact))
+    if first not in case.layers:
+        return []  # what explains the first layer, such as another preprocessing, explains those behind it
+    seen = [name for name in frozen if name in case.seen]
+    return [name for name in seen if is_beyond_chance(case, name) and _is_behind_frozen_ones(case, name)]
 
 
 def _is_behind_frozen_ones(case: Case, name: str) -> bool:

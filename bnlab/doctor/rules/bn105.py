@@ -13,6 +13,8 @@ class UpdatedWithoutTraining(Rule):
     A forward in train mode averages also under `torch.no_grad()`: a model summary of random or zero images, a sanity
     check, an evaluation without `eval()`.
 
+    Frozen layers beside others that are trained are BN104.
+
     A false alarm after a recalibration that counts, such as `torch.optim.swa_utils.update_bn`.
     """
 
@@ -21,6 +23,7 @@ class UpdatedWithoutTraining(Rule):
     meaning = "Forwards in train mode have moved the averages of finished weights, perhaps on other data."
     remedy = "Load the buffers of the earlier checkpoint, and call eval() before such forwards."
     needs = ("before",)
+    unless = ("BN104",)
 
     def look(self, case: Case) -> Signs | None:
         history = case.history
