@@ -15,14 +15,16 @@ _LARGE = 0.3  # σ, or log variance: a gap that few batches tell from chance, if
 def is_beyond_chance(case: Case, name: str) -> bool:
     """Return whether a layer is off, and its mean by more than three times the noise of an average (median |T|).
 
-    Fewer than three batches do not tell chance; then the gap has to be .3 and to cost something.
+    Where exact statistics score better, a variance off by .3 (log, median over channels) is enough, as noise is no
+    bias. Fewer than three batches do not tell chance; then the gap has to be .3 and to cost something.
     """
     if not case.is_off(name):
         return False
     ratio = case.noise_ratio(name)
     if math.isnan(ratio):
         return case.is_costly and _find_largest_gap(case, name) > _LARGE
-    return ratio > 3
+    is_biased = abs(float(case.log_ratios(name).nanmedian())) > _LARGE
+    return ratio > 3 or (case.is_costly and is_biased)
 
 
 def compare_with_chance(case: Case, layers: Sequence[str]) -> str:

@@ -23,8 +23,11 @@ from bnlab.statistics import Statistics, read_buffers
 
 _CHANNELS = 2  # of the layer, for each number that is fitted
 _FEW = 2  # images of a single colour
-_ROUNDS = 6
+_ROUNDS = 10
 _DONE = 0.004  # log ratio of variances that is left
+_LARGEST_STEP = 3.0  # of the log of the scale
+_FACTOR = 20.0  # scales beyond are ranges such as 0 to 255, and no standard deviations
+_LARGEST = 7.0  # log of the scale, about 1,000
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Rescaling:
     statistics: Statistics
 
     def __str__(self) -> str:
-        """Say it as a standardization: what is subtracted, by colour, and what it is divided by."""
+        """Say it as a standardization, what is subtracted by colour, and what it is divided by; or as a factor."""
+        if not 1 / _FACTOR < self.scale < _FACTOR:
+            return f"the images times {self.scale:.3g}"
         means = -self.shifts / self.scale
         subtracted = ", ".join(f"{mean:.2g}" for mean in means.tolist())
         return f"(images - [{subtracted}]) / {1 / self.scale:.2g}"
@@ -95,8 +100,10 @@ def measure_rescaling(
             slope = (error - before) / step
         if not slope < 0:
             break  # not linear in the images
-        step = -error / slope
-        log_scale += step
+        wanted = log_scale + max(-_LARGEST_STEP, min(_LARGEST_STEP, -error / slope))
+        wanted = max(-_LARGEST, min(_LARGEST, wanted))
+        step = wanted - log_scale
+        log_scale = wanted
     return Rescaling(scale, shifts, rescaled)
 
 

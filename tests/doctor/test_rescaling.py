@@ -25,7 +25,7 @@ def build_first_block(seed: int = 0) -> nn.Sequential:
 
 
 def standardize(images: Tensor) -> Tensor:
-    return 1.2 * images + SHIFTS.to(images).view(-1, 1, 1)
+    return 1.25 * images + SHIFTS.to(images).view(-1, 1, 1)
 
 
 def make_fitted(images: list[Tensor], change: Callable[[Tensor], Tensor]) -> nn.Sequential:
@@ -66,12 +66,13 @@ def test_it_is_said_as_a_standardization() -> None:
     rescaling = Rescaling(4.0, torch.tensor([-2.0, -1.0]), statistics)
 
     assert str(rescaling) == "(images - [0.5, 0.25]) / 0.25"
+    assert str(Rescaling(255.0, torch.zeros(1), statistics)) == "the images times 255"
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (standardize, " σ on (images - [1.8, 1.6, 1.4]) / 0.83"),
+        (standardize, " σ on (images - [1.7, 1.5, 1.4]) / 0.8"),
         (lambda images: images + 1, " σ on (images - [-1, -1, -1]) / 1"),
     ],
     ids=["standardized", "brighter"],
@@ -85,6 +86,29 @@ def test_bn213_averages_of_images_that_were_prepared_otherwise(change: Callable[
     assert finding is not None
     assert finding.signs.layers == ("1",)
     assert finding.signs.evidence.endswith(told)
+
+
+def test_bn213_finds_a_scale_that_padding_hides() -> None:
+    """The block subtracts 118, so that images from 0 to 1 are nearly constant, and zeros beside them vary most."""
+
+    class Standardizing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = build_first_block()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.block((images - 118) / 58)
+
+    images = make_images()
+    model = Standardizing().eval()
+    population_statistics(model, [255 * batch for batch in images], progress=False).write_to(model)
+
+    finding = find("BN213", model, images)
+
+    assert finding is not None
+    told = finding.signs.evidence
+    assert float(told.rpartition(" σ on the images times ")[2]) == pytest.approx(255, rel=0.02)
+    assert finding.severity == "warning"
 
 
 def blur(images: Tensor) -> Tensor:
@@ -138,3 +162,34 @@ def test_bn213_is_quiet_where_channels_are_too_few_to_tell() -> None:
     population_statistics(model, [batch + 1 for batch in images], progress=False).write_to(model)
 
     assert find("BN213", model, images) is None
+
+
+# BN214
+
+
+@pytest.mark.parametrize(
+    ("left", "evidence"),
+    [
+        ("running_var", "variance 1 in all channels, but means that are not 0"),
+        ("running_mean", "mean 0 in all channels, but variances that are not 1"),
+    ],
+)
+def test_bn214_one_of_the_averages_was_never_updated(left: str, evidence: str) -> None:
+    images = make_images()
+    model = make_fitted(images, standardize)
+    state = model.state_dict()
+    state[f"1.{left}"].fill_(1.0 if left == "running_var" else 0.0)
+
+    finding = find("BN214", model, images)
+
+    assert finding is not None
+    assert finding.signs.layers == ("1",)
+    assert finding.signs.evidence == evidence
+    assert find("BN002", model, images) is None
+
+
+def test_bn214_is_quiet_on_both_halves() -> None:
+    images = make_images()
+
+    assert find("BN214", make_fitted(images, standardize), images) is None
+    assert find("BN214", build_first_block(), images) is None  # BN002 says that both are where they start

@@ -53,6 +53,20 @@ def hold_averages(healthy: Healthy) -> Specimen:
     return Specimen(model, healthy.batches, healthy.accuracy)
 
 
+@fault(
+    "variances not copied",
+    "BN214",
+    "repairs",
+    "Written anew by a tool that copied its weights and running means, but no running variances.",
+)
+def copy_means_alone(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    for norm in list_norms(model):
+        _, var = get_running_buffers(norm)
+        var.fill_(1)
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
 class InLowPrecision(nn.Module):
     """Classifies in bfloat16, batch norm too: images [B, 3, 12, 12] of float32 to logits [B, classes] of float32."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.rule import Rule, Signs
+from bnlab.doctor.rule import Rule, Severity, Signs
 
+_LARGE = 0.3  # from which on it is a warning whatever it costs: bad images cost nothing more under bad averages
 _OFF = 0.1  # distance of the first layer's averages on the images as they are
 _MENDED = 0.1  # of that, on the images once they are scaled and shifted
 
@@ -45,5 +46,7 @@ class Rescaled(Rule):
             of_training = case.find_distance(first, case.training)
             if of_training > _MENDED * distance:
                 return None  # the averages are not of the training batches either
+        at_least: Severity = "warning" if distance >= _LARGE else "note"
         behind = [name for name in case.seen if name != first and case.is_off(name)]
-        return Signs.of([first, *behind], f"first layer's averages {distance:.2g} σ off, {mended:.2g} σ on {rescaling}")
+        told = f"first layer's averages {distance:.2g} σ off, {mended:.2g} σ on {rescaling}"
+        return Signs.of([first, *behind], told, at_least)
