@@ -9,6 +9,7 @@ from statistics import median
 from bnlab.doctor.case import Case
 from bnlab.doctor.words import tell_number
 
+_FEW_VALUES = 32  # of a channel in a batch
 _LARGE = 0.3  # σ, or log variance: a gap that few batches tell from chance, if it costs something
 
 
@@ -23,8 +24,15 @@ def is_beyond_chance(case: Case, name: str) -> bool:
     ratio = case.noise_ratio(name)
     if math.isnan(ratio):
         return case.is_costly and _find_largest_gap(case, name) > _LARGE
-    is_biased = abs(float(case.log_ratios(name).nanmedian())) > _LARGE
-    return ratio > 3 or (case.is_costly and is_biased)
+    return ratio > 3 or (case.is_costly and _is_biased(case, name))
+
+
+def _is_biased(case: Case, name: str) -> bool:
+    """Return whether variances are off by .3 (log), and not because batches have few values, as BN203 says."""
+    view = case.find_view(name)
+    if view is None or view.values <= _FEW_VALUES:
+        return False
+    return abs(float(case.log_ratios(name).nanmedian())) > _LARGE
 
 
 def compare_with_chance(case: Case, layers: Sequence[str]) -> str:

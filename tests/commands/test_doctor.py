@@ -188,7 +188,7 @@ def test_a_metric_of_the_users_own(folder: Path) -> None:
     done = doctor(folder, "mine:spoiled", "mine:images", "--evaluate", "mine:values", "--json")
 
     report = json.loads(done.stdout)
-    assert set(report["scores"]) == {"running", "exact"}
+    assert set(report["scores"]) == {"running", "exact", "batch"}
     assert report["scores"]["exact"] > report["scores"]["running"] + 0.1
 
 

@@ -20,6 +20,7 @@ class HalfUpdated(Rule):
     meaning = "One of running_mean and running_var is where it starts, as where a tool copied the other alone."
     remedy = "Copy or load both; bnlab.recalibrate mends what there is."
     explains_bad = True
+    unless = ("BN001", "BN003")
 
     def look(self, case: Case) -> Signs | None:
         without_var = case.select(lambda name: _find_half(case, name) == "variance 1")
