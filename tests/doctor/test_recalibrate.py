@@ -4,50 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 import bnlab
 from bnlab.doctor import Rule, Signs
 from bnlab.doctor.case import Case
 from bnlab.layers import get_running_buffers
 from tests.doctor import networks
-from tests.helpers import assert_equal_statistics, images, plain, run_two_ranks, train, unchanged, with_momentum
-
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def make_two_layers(weight: float = 3.0) -> Any:
-    """A batch norm, z ↦ weight·z + 1, and another batch norm."""
-    linear = nn.Linear(1, 1)
-    linear.weight.data.fill_(weight)
-    linear.bias.data.fill_(1.0)
-    return nn.Sequential(nn.BatchNorm1d(1, eps=1e-12), linear, nn.BatchNorm1d(1, eps=1e-12)).eval()
-
-
-def make_classifier() -> Any:
-    """A network that tells whether a value is above the running mean, which has never been updated."""
-    linear = nn.Linear(1, 2, bias=False)
-    linear.weight.data = torch.tensor([[-1.0], [1.0]])
-    return nn.Sequential(nn.BatchNorm1d(1), linear).eval()
-
-
-def draw(count: int) -> Batches:
-    """Values 99 and 101 in turn, labelled 0 and 1: only above the mean of 0, half of the predictions are right."""
-    labels = torch.arange(count) % 2
-    values = 99.0 + 2.0 * labels
-    return [(values[:, None], labels)]
-
-
-def score_images(model: nn.Module) -> Any:
-    """Score the images of `draw(100)` by labels of one's own."""
-    ((values, labels),) = draw(100)
-    return model(values).argmax(1) == labels
+from tests.doctor.two_values import draw, make_classifier, make_two_layers, score_images
+from tests.helpers import assert_equal_statistics, images, plain, train, unchanged, with_momentum
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
@@ -63,66 +32,6 @@ def test_buffers_hold_the_population_statistics(wrap: Callable[[nn.Module], nn.M
     assert [layer.running_mean.item() for layer in (model[0], model[2])] == pytest.approx([3, 1])
     assert [layer.running_var.item() for layer in (model[0], model[2])] == pytest.approx([8 / 3, 9])
     assert model[0].num_batches_tracked.item() == 0
-
-
-def test_distributed_models(tmp_path: Path) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        model = make_classifier()
-        recalibration = bnlab.recalibrate(DistributedDataParallel(model), draw(100))
-    finally:
-        distributed.destroy_process_group()
-
-    assert recalibration.layers == ("module.0",)
-    assert recalibration.after == 1
-    assert model[0].running_mean.item() == pytest.approx(100)
-
-
-def test_a_group_of_one_process_is_that_process(tmp_path: Path) -> None:
-    model = make_classifier()
-    alone = bnlab.recalibrate(make_classifier(), draw(100))
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        together = bnlab.recalibrate(model, draw(100), training_batches=draw(100), group=distributed.group.WORLD)
-    finally:
-        distributed.destroy_process_group()
-
-    assert str(together) == str(alone)
-
-
-@pytest.mark.slow
-def test_processes_judge_by_the_images_of_all(tmp_path: Path) -> None:
-    script = """
-import bnlab
-from tests.doctor.test_recalibrate import draw, make_classifier
-values, labels = draw(100)[0]
-own = slice(60 * rank, 60 + 60 * rank)
-everything = bnlab.recalibrate(make_classifier(), [(values, labels)])
-model = make_classifier()
-if rank:
-    model[0].running_var.fill_(float("nan"))
-broken = bnlab.recalibrate(model, [(values[own], labels[own])], group=dist.group.WORLD)
-assert broken.scores is None and broken.written, broken  # on both ranks
-
-model = make_classifier()
-shared = bnlab.recalibrate(model, [(values[own], labels[own])], group=dist.group.WORLD)
-assert str(shared) == str(everything), shared
-assert shared.scores.commonest == 0.5
-assert abs(model[0].running_mean.item() - 100) < 1e-4
-
-shared.undo()
-model[0].running_mean.fill_(100.5 - 101.5 * rank)  # costs nothing on the first rank, and half on the second
-shared = bnlab.recalibrate(model, [(values[own], labels[own])], group=dist.group.WORLD)
-assert shared.written, shared
-
-try:
-    bnlab.recalibrate(model, [] if rank else [values], group=dist.group.WORLD)
-except ValueError as error:
-    assert "recalibrate: batches is empty" in str(error)
-else:
-    raise AssertionError("an empty share is refused")
-"""
-    run_two_ranks(script, tmp_path)
 
 
 def test_precise_statistics_are_those_under_each_batch() -> None:
