@@ -47,4 +47,5 @@ def test_ranks_with_other_numbers_of_batches_measure_what_one_process_does(tmp_p
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["rank 0 is fine", "rank 1 is fine"]
+    for rank in (0, 1):  # lines of two processes may run into each other
+        assert f"rank {rank} is fine" in done.stdout
