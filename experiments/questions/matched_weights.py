@@ -7,15 +7,15 @@ Fifteen seeds from the start; all claims were written before their first number.
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
-from bnlab.harness.reporting.frames import rows, score
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
+from bnlab.harness.reporting.frames import name_panels, rows, score
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT, SIX_IMAGES
 
 NAMES = {
     "none": "one network",
     "apart": "averaged as they are",
-    "matched": "matched, then averaged",
+    "matched": "averaged after matching",
 }
 ONE, APART, MATCHED = NAMES.values()
 KINDS = {
@@ -34,8 +34,8 @@ def find_matched(tables: Tables) -> pd.DataFrame:
     is_whole = frame["images"].isin([0]) | (frame["images"] == most)
     frame = frame[is_whole].copy()
     frame["line"] = frame["change"].map(NAMES)
-    frame["panel"] = frame["statistics"].map(KINDS)
-    return frame
+    frame["kind"] = frame["statistics"].map(KINDS)
+    return name_panels(frame, "batch size {batch_size}, {kind}")
 
 
 EXPERIMENT = Experiment(
@@ -45,8 +45,10 @@ EXPERIMENT = Experiment(
         "accuracy": Figure(
             "How the average of two networks predicts that were trained apart",
             "Test accuracy of one network and of averages, under old and under new statistics.",
-            score(find_matched, "accuracy", ("batch_size", "panel", "line"), scale=100),
-            Forest("line", Axis("test accuracy (%)"))),
+            score(find_matched, "accuracy", ("panel", "line"), scale=100, statistics=("exact", "stale")),
+            Forest("line", Axis("test accuracy (%)")),
+            Finding("The average of networks that were trained apart predicts once they have been matched",
+                    {"matching_is_needed": ()})),
     },
     claims={
         "matched_averages_need_new_ones": Claim(
