@@ -26,6 +26,7 @@ _FEW = 2  # images of a single colour
 _ROUNDS = 10
 _DONE = 0.004  # log ratio of variances that is left
 _LARGEST_STEP = 3.0  # of the log of the scale
+_NEAR = 0.05
 _FACTOR = 20.0  # scales beyond are ranges such as 0 to 255, and no standard deviations
 _LARGEST = 7.0  # log of the scale, about 1,000
 
@@ -65,14 +66,15 @@ def measure_rescaling(
         found: its exact statistics on the sample.
 
     Returns:
-        None where the layer has too few channels to tell, or averages that are not finite, or variances of 0.
+        None where the averages are near as it is, where the layer has too few channels to tell, and where averages are
+        not finite or variances 0.
     """
     images = find_images(sample[0])
     assert images is not None
     colours = images.shape[1]
     running = read_buffers(examination.layers[name]).cpu().double()
     has_values = bool(running.isfinite().all()) and bool(running[1].min() > 0)
-    if running.shape[1] < _CHANNELS * (1 + colours) or not has_values:
+    if running.shape[1] < _CHANNELS * (1 + colours) or not has_values or _is_near(running, found[name]):
         return None
 
     few = [take_images(sample[0], _FEW)]
@@ -124,6 +126,13 @@ def fit_shifts(running: Tensor, mean: Tensor, means: Tensor, scale: float) -> Te
     design = ((means[1:] - base) / sigma).T
     target = (running[0] - base - scale * (mean - base)) / sigma
     return torch.linalg.lstsq(design, target).solution
+
+
+def _is_near(running: Tensor, found: Moments) -> bool:
+    """Return whether means are off by less than .05 σ and variances by less than .05 (log), root mean squares."""
+    gaps = (running[0] - found.mean) / found.var.sqrt()
+    ratios = (running[1] / found.var).log()
+    return all(float(off.square().mean().sqrt()) < _NEAR for off in (gaps, ratios))
 
 
 def _compare_variances(running: Tensor, found: Moments) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab import population_statistics
+from bnlab import diagnose, population_statistics
 from bnlab.doctor.rescaling import Rescaling, fit_shifts
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics
@@ -138,6 +138,17 @@ def test_bn213_is_quiet_on_averages_of_other_weights(seed: int) -> None:
     model.load_state_dict({**model.state_dict(), "0.weight": other.state_dict()["0.weight"]})
 
     assert find("BN213", model, images) is None
+
+
+def test_nothing_is_fitted_where_the_averages_are_near() -> None:
+    images = make_images()
+    model = make_fitted(images, lambda batch: batch)
+
+    near = diagnose(model, images, progress=False).case.data.rescaling
+    farther = diagnose(model, [batch + 0.1 for batch in images], progress=False).case.data.rescaling
+
+    assert near is None
+    assert farther is not None
 
 
 def test_bn213_leaves_images_unlike_those_of_training_to_bn207() -> None:
