@@ -9,7 +9,7 @@ from statistics import median
 from bnlab.doctor.case import Case
 from bnlab.doctor.words import tell_number
 
-_FEW_VALUES = 32  # of a channel in a batch
+FEW_VALUES = 50  # of a channel in a batch: their variance is low and noisy, see BN203
 _LARGE = 0.3  # σ, or log variance: a gap that few batches tell from chance, if it costs something
 
 
@@ -30,7 +30,7 @@ def is_beyond_chance(case: Case, name: str) -> bool:
 def _is_biased(case: Case, name: str) -> bool:
     """Return whether variances are off by .3 (log), and not because batches have few values, as BN203 says."""
     view = case.find_view(name)
-    if view is None or view.values <= _FEW_VALUES:
+    if view is None or view.values <= FEW_VALUES:
         return False
     return abs(float(case.log_ratios(name).nanmedian())) > _LARGE
 

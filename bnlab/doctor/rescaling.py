@@ -66,8 +66,8 @@ def measure_rescaling(
         found: its exact statistics on the sample.
 
     Returns:
-        None where the averages are near as it is, where the layer has too few channels to tell, and where averages are
-        not finite or variances 0.
+        None where the averages are near as it is, where the layer has too few channels to tell, where averages are not
+        finite or variances 0, and where images as scaled overflow.
     """
     images = find_images(sample[0])
     assert images is not None
@@ -93,7 +93,10 @@ def measure_rescaling(
     for _ in range(_ROUNDS):
         scale = math.exp(log_scale)
         shifts = fit_shifts(running, found[name].mean, base, scale)
-        rescaled = examination.measure_layer(change_images(sample, partial(_rescale, scale, shifts)), name)
+        try:
+            rescaled = examination.measure_layer(change_images(sample, partial(_rescale, scale, shifts)), name)
+        except ValueError:  # an overflow, as in low precision: what cannot be measured is no fit
+            return None
         before = error
         error = _compare_variances(running, rescaled[name])
         if abs(error) < _DONE:

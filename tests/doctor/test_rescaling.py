@@ -111,6 +111,23 @@ def test_bn213_finds_a_scale_that_padding_hides() -> None:
     assert finding.severity == "warning"
 
 
+def test_images_that_overflow_as_scaled_are_no_fit() -> None:
+    class Overflowing(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.block(images.where(images.abs() <= 1, torch.inf))
+
+    images = make_images()
+    model = Overflowing(make_fitted(images, standardize)).eval()
+
+    diagnosis = diagnose(model, images, progress=False)
+
+    assert diagnosis.case.data.rescaling is None
+
+
 def blur(images: Tensor) -> Tensor:
     return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)
 

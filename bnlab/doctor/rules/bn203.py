@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.chance import FEW_VALUES
 from bnlab.doctor.rule import Rule, Signs
 
-_FEW = 50  # values in each channel of a batch
 _BATCHES = 50  # fewer say nothing about the noise of averages
 _LEAST = 0.4  # median |T|: averages of larger batches have less
 _MOST = 2.0  # median |T|: above it there is more than noise
@@ -29,7 +29,7 @@ class TinyBatches(Rule):
         counts = {}
         for name in case.seen:
             count = _count_values(case, name)
-            if 1 < count <= _FEW and _is_as_noisy(case, name):
+            if 1 < count <= FEW_VALUES and _is_as_noisy(case, name):
                 counts[name] = count
         if not counts:
             return None
