@@ -1,4 +1,4 @@
-"""Exact statistics, recording and self-tuned layers on an accelerator: python -m benchmarks.gpu
+"""Statistics, training, a diagnosis and a sweep on an accelerator: python -m benchmarks.gpu
 
 One call of a few minutes; prints a table for benchmarks/README.md. Without an accelerator it says so.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import copy
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.timing import HEADING, Result
-from bnlab import population_statistics, record
+from benchmarks import training
+from benchmarks.timing import HEADING, Result, time_once
+from bnlab import diagnose, population_statistics, record
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.resnet import Resnet
 from bnlab.moments import compare_moments
@@ -71,6 +75,8 @@ MEASURED = (
     Network("resnet-20", 32, 512, 16, exact=1.5, recording=1.05, tuned=1.15),
 )
 TRAINED_BATCH = 128
+_PROCESSES = (1, 4, 8)
+_SWEPT = 8  # networks
 
 
 def main() -> int:
@@ -92,6 +98,9 @@ def _list_results() -> Iterator[Result]:
             for is_half in (False, True):
                 yield from _compare_exact(network, kind, layout, is_half)
         yield from _compare_training(network)
+        yield _compare_diagnosis(network)
+    yield from training.compare(steps=500)
+    yield from _compare_processes()
 
 
 def _compare_exact(network: Network, kind: str, layout: torch.memory_format, is_half: bool) -> Iterator[Result]:
@@ -190,6 +199,44 @@ def _compare_training(network: Network) -> Iterator[Result]:
     what = f"{steps} steps of {network.name}, batch {TRAINED_BATCH}"
     yield Result(what, "recorded", median["recorded"], "plain", median["plain"], network.recording)
     yield Result(what, "self-tuned", median["tuned"], "plain", median["plain"], network.tuned)
+
+
+def _compare_diagnosis(network: Network) -> Result:
+    """Compare a diagnosis with labels, single layers' costs among it, with one plain forward of its images."""
+    layout = torch.channels_last
+    model = network.build(layout)
+    batches = []
+    for _ in range(network.batches):
+        labels = torch.randint(10, (network.batch,), device="cuda")
+        batches.append((network.draw(layout), labels))
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        for images, _ in batches:
+            model(images)
+
+    median = _alternate({"diagnosis": lambda: diagnose(model, batches), "forward": evaluate})
+    images = network.batch * network.batches
+    what = f"diagnose {network.name} with labels, {images:,} images of {network.size}²"
+    return Result(what, "diagnose", median["diagnosis"], "one forward", median["forward"], note="each layer's cost too")
+
+
+def _compare_processes() -> Iterator[Result]:
+    """Compare a sweep of eight ResNet-20, trained and measured one after the other, with several at once."""
+    seconds = {count: time_once(partial(_sweep, count)) for count in _PROCESSES}
+    for count in _PROCESSES[1:]:
+        what = f"a sweep of {_SWEPT} resnet-20, 300 steps of 128"
+        yield Result(what, f"{count} at once", seconds[count], "one by one", seconds[1], note="one round")
+
+
+def _sweep(processes: int) -> None:
+    """Run a sweep in so many processes, in a folder of its own."""
+    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}"] if processes > 1 else []
+    words = ["data=benchmarks.training.make_images", "data.shift=4", "data.flip=true", "model=resnet"]
+    length = ["batch_size=128", "steps=300", f"seed=range({_SWEPT})", "threads=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "experiments.sweep", "-m", *words, *length, *launcher, f"results={folder}"]
+        subprocess.run(command, check=True, capture_output=True)
 
 
 def _alternate(sides: Mapping[str, Callable[[], object]]) -> dict[str, float]:

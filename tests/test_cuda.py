@@ -1,0 +1,206 @@
+"""What is asked of a GPU: the numbers of the CPU, no wait for the device inside of a loop, and everything in place."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import diagnose, population_statistics, recalibrate, record
+from bnlab.harness import load
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.jobs import execute, prepare
+from bnlab.moments import compare_moments
+from bnlab.nn import SelfTuned
+from bnlab.statistics import Statistics
+from tests.conftest import small_config
+from tests.doctor.networks import list_images, make_batches, make_healthy, reset
+from tests.harness.kills import assert_same, killed_at
+from tests.helpers import images, plain, residual
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+# A mean is off by at most 1e-5 of its standard deviation, a variance by 1e-5 of itself: float32 sums its products, of
+# some hundred inputs to a convolution, to 1e-6 or so.
+CLOSE = 1e-5
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and products as exact as on the CPU: without TF32, which rounds inputs to ten bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def count_waits(run: Callable[[], object]) -> int:
+    """Count how often a program waits for the device, as PyTorch itself sees it."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA" in str(warning.message) for warning in caught)
+
+
+def measure_difference(expected: Statistics, found: Statistics) -> float:
+    """The largest error of a mean or a variance, over layers and channels."""
+    assert expected.keys() == found.keys()
+    return max(max(compare_moments(expected[name], found[name])) for name in expected)
+
+
+def to_gpu(batches: list[Any]) -> list[Any]:
+    """Copy images, or pairs of images and labels, to the device."""
+    return [batch.cuda() if isinstance(batch, Tensor) else tuple(part.cuda() for part in batch) for batch in batches]
+
+
+@pytest.mark.parametrize("build", [plain, residual])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_statistics_are_those_of_float64_on_the_cpu(
+    build: Callable[[], nn.Module], layout: torch.memory_format, offset: float
+) -> None:
+    model = build().eval()
+    with torch.no_grad():
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        if first.bias is not None:
+            first.bias += offset
+    batches = images(8, 8, 5)
+    expected = population_statistics(copy.deepcopy(model).double(), [batch.double() for batch in batches])
+
+    moved = copy.deepcopy(model).cuda().to(memory_format=layout)  # type: ignore[call-overload]
+    on_gpu = [batch.cuda().contiguous(memory_format=layout) for batch in batches]
+    with full_float32():
+        found = population_statistics(moved, on_gpu)
+
+    assert found.check is not None
+    assert measure_difference(expected, found) < CLOSE * max(1.0, offset / 100)
+
+
+def test_autocast_inside_of_a_forward_runs_each_batch_once() -> None:
+    model = residual().cuda()
+    batches = to_gpu(images(8, 8, 5))
+
+    def forward(network: nn.Module, batch: Tensor) -> Any:
+        with torch.autocast("cuda", torch.bfloat16):
+            return network(batch)
+
+    found = population_statistics(model, batches, forward=forward)
+    slow = population_statistics(model, batches, forward=forward, strategy="layerwise")
+
+    assert found.cost is not None
+    assert found.cost.forwards == len(batches)
+    assert measure_difference(slow, found) < 2**-8  # activations have eight bits
+
+
+def test_waits_do_not_grow_with_batches() -> None:
+    model = residual().cuda()
+    few = to_gpu(images(*[8] * 3))
+    many = to_gpu(images(*[8] * 12))
+    population_statistics(model, few)
+
+    waits = count_waits(lambda: population_statistics(model, few))
+
+    assert count_waits(lambda: population_statistics(model, many)) == waits
+
+
+def train(model: nn.Module, batches: list[Tensor]) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for batch in batches:
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+
+
+def test_a_recorded_step_waits_for_nothing_and_records_what_the_cpu_does() -> None:
+    model = plain().train()
+    model[8] = nn.Identity()  # dropout draws other numbers on a device
+    batches = images(*[8] * 20)
+    moved = copy.deepcopy(model).cuda()
+    on_gpu = to_gpu(batches)
+    with full_float32():
+        train(copy.deepcopy(moved), on_gpu)
+        with record(model) as expected:
+            train(model, batches)
+        with record(moved) as found:
+            waits = count_waits(lambda: train(moved, on_gpu))
+
+    assert waits == 0
+    for name, layer in expected.layers.items():
+        torch.testing.assert_close(found.layers[name].moments, layer.moments, rtol=1e-3, atol=1e-4)
+
+
+def test_a_self_tuned_layer_waits_only_where_it_chooses() -> None:
+    model = SelfTuned.convert(plain()).cuda().train()
+    batches = to_gpu(images(*[8] * 64))
+
+    assert count_waits(lambda: train(model, batches)) <= 2 * 2 * (1 + math.log2(64))  # two layers
+
+
+def test_a_diagnosis_says_on_a_gpu_what_it_says_on_the_cpu_and_its_repair_can_be_undone() -> None:
+    model = reset(make_healthy())
+    batches = make_batches(8)
+    expected = diagnose(model, batches)
+
+    moved = copy.deepcopy(model).cuda()
+    on_gpu = to_gpu(batches)
+    with full_float32():
+        found = diagnose(moved, on_gpu)
+    assert found.verdict == expected.verdict == "averages"
+    assert list(found.findings["code"]) == list(expected.findings["code"])
+
+    before = copy.deepcopy(moved.state_dict())
+    repair = recalibrate(moved, on_gpu)
+    assert diagnose(moved, on_gpu).verdict == "healthy"
+    repair.undo()
+    after = moved.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_batches_on_the_cpu_are_moved_to_the_model() -> None:
+    model = make_healthy()
+    batches = list_images(make_batches(4))
+    expected = population_statistics(model, batches)
+
+    with full_float32():
+        found = population_statistics(copy.deepcopy(model).cuda(), batches)
+
+    assert measure_difference(expected, found) < CLOSE
+
+
+def test_a_sweep_trains_and_measures_on_a_gpu(tmp_path: Path) -> None:
+    config = small_config(tmp_path, device="cuda", momentum=[0.1], estimator=["ema", "exact"])
+    prepare([config])
+    execute(config)
+    tables = load(config.name, tmp_path)
+
+    assert tables["gaps"]["mean_gap"].notna().all()
+    assert tables["runs"]["device"].item() == torch.cuda.get_device_name()
+
+
+def test_training_on_a_gpu_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # the same sums in the same order
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    whole = Run(small_config(tmp_path / "whole", device="cuda"))
+    ensure_trained(whole)
+    killed = Run(small_config(tmp_path / "killed", device="cuda"))
+    with killed_at(20):
+        ensure_trained(killed)
+    ensure_trained(killed)
+
+    assert_same(whole, killed)
