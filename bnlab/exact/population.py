@@ -59,8 +59,7 @@ def population_statistics(
     Args:
         model: any module with batch-norm layers that keep running statistics.
         batches: what `forward` takes, such as a DataLoader. They are read once and kept on their devices. The result is
-            exact for these images: give those that the model is evaluated with, usually training images without
-            augmentation.
+            exact for these images: give training images, augmented as in training.
         upstream: "population": earlier layers normalize with their own result. "batch": every layer normalizes with the
             statistics of its batch, and moments are pooled over batches, as by one-pass precise batch norm; the result
             depends on the batch size.
