@@ -78,7 +78,12 @@ def _give_back(tensor: Tensor, value: Tensor) -> None:
     """Let a tensor hold a value again."""
     if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
         tensor.data = value
-    elif not torch.equal(tensor, value):  # an expanded one, which cannot be written, is equal
+        return
+
+    # An expanded tensor cannot be written, and is equal. To compare the others would wait for an accelerator.
+    is_expanded = 0 in tensor.stride()
+    is_unwatched = tensor.is_cuda and not is_expanded
+    if is_unwatched or not torch.equal(tensor, value):
         tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
 
 

@@ -70,7 +70,8 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
 def find_free_bytes(device: torch.device) -> int:
     """Find the bytes that are free on a device, or in the memory of the machine."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for this process's tensors
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:

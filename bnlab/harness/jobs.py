@@ -202,6 +202,9 @@ def execute(config: Config) -> None:
         except Unreadable as error:
             set_aside(Run(config).folder, error, "the network is trained again")
             _train_and_measure(Run(config))
+        finally:
+            # Without this, processes that share an accelerator and have ended their jobs keep its memory.
+            torch.cuda.empty_cache()
 
 
 def _train_and_measure(run: Run) -> None:

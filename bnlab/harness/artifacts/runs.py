@@ -15,7 +15,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +233,16 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: _find_version(name) for name in _PACKAGES},
         "device": device_name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _find_version(package: str) -> str:
+    """Find which version of a package is installed; bnlab may run from its folder, without having been installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
-from bnlab.harness.artifacts import producing, states
+from bnlab.harness.artifacts import producing, runs, states
 from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.producing import build_announcer, ensure_trained, format_seconds
 from bnlab.harness.artifacts.progress import Progress
@@ -128,6 +129,15 @@ def test_another_training_is_measured_again(copied: Config, monkeypatch: pytest.
     execute(alone)
     for name in ("gaps", "evaluations"):
         assert_frame_equal(load("adhoc", copied.results)[name], load("adhoc", alone.results)[name])
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_PACKAGES", ("nowhere-to-be-found", "torch"))
+
+    versions = runs.describe_environment(torch.device("cpu"))["versions"]
+
+    assert versions["nowhere-to-be-found"] == "unknown"
+    assert versions["torch"][0].isdigit()
 
 
 def test_a_training_that_diverges(tmp_path: Path) -> None:
