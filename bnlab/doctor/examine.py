@@ -17,6 +17,7 @@ from bnlab.borrow import measured
 from bnlab.doctor.by_batch import normalizing_by_batch
 from bnlab.doctor.case import Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
+from bnlab.doctor.first_layer import FirstLayer
 from bnlab.doctor.images import Outlier, change_images, find_images, find_outlier, invert_images
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
@@ -52,11 +53,11 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     if scores is not None and evaluate is None and not is_harmless(scores.compare("exact", "running"), worth):
         costs = measure_costs(examination, data, exact)
     images = sum(map(count_images, data))
-    first = next(iter(exact))
-    changed = measure_changed_images(examination, data, first)
+    first = FirstLayer.of(examination, next(iter(exact)), view)
+    changed = measure_changed_images(first, data)
     rescaling = None
     if changed:
-        rescaling = measure_rescaling(examination, take_sample(data), first, changed["as they are"])
+        rescaling = measure_rescaling(first, take_sample(data), changed["as they are"][first.name])
     return Evidence(
         exact,
         view,
@@ -97,7 +98,8 @@ def examine_briefly(
     sample = take_sample(data)
     view = observe_batches(examination.make_task(sample))
     images = sum(map(count_images, data))
-    changed = measure_changed_images(examination, data, next(iter(statistics)))
+    first = FirstLayer.of(examination, next(iter(statistics)), view)
+    changed = measure_changed_images(first, data)
     return Evidence(statistics, view, scores, {}, images, changed=changed)
 
 
@@ -255,20 +257,20 @@ def take_sample(data: Sequence[Any]) -> list[Any]:
     return sample
 
 
-def measure_changed_images(examination: Examination, data: Sequence[Any], name: str) -> dict[str, Statistics]:
+def measure_changed_images(first: FirstLayer, data: Sequence[Any]) -> dict[str, Statistics]:
     """Measure a layer on a sample of the images as they are, on their negatives, and with their channels reversed.
 
     Empty unless batches begin with images, and where the caller says what layers normalize.
     """
     images = find_images(data[0])
-    if images is None or examination.inputs:
+    if images is None or first.examination.inputs:
         return {}
 
     sample = take_sample(data)
     changed = {"as they are": sample, "negative": invert_images(sample)}
     if images.shape[1] == 3:
         changed["reversed"] = change_images(sample, lambda part: part.flip(1))
-    return {change: examination.measure_layer(batches, name) for change, batches in changed.items()}
+    return {change: first.measure(batches) for change, batches in changed.items()}
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bnlab.batches import take_images
-from bnlab.doctor.examination import Examination
+from bnlab.doctor.first_layer import FirstLayer
 from bnlab.doctor.images import change_images, find_images
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics, read_buffers
@@ -54,16 +54,13 @@ class Rescaling:
         return f"(images - [{subtracted}]) / {1 / self.scale:.2g}"
 
 
-def measure_rescaling(
-    examination: Examination, sample: Sequence[Any], name: str, found: Statistics
-) -> Rescaling | None:
+def measure_rescaling(first: FirstLayer, sample: Sequence[Any], found: Moments) -> Rescaling | None:
     """Fit scale and shifts of the images to a layer's averages, and measure the layer on the images so changed.
 
     Args:
-        examination: of the model.
+        first: the layer.
         sample: batches that begin with images [N, colours, H, W].
-        name: the first layer.
-        found: its exact statistics on the sample.
+        found: its exact moments on the sample.
 
     Returns:
         None where the averages are near as it is, where the layer has too few channels to tell, where averages are not
@@ -72,16 +69,16 @@ def measure_rescaling(
     images = find_images(sample[0])
     assert images is not None
     colours = images.shape[1]
-    running = read_buffers(examination.layers[name]).cpu().double()
+    running = read_buffers(first.layer).cpu().double()
     has_values = bool(running.isfinite().all()) and bool(running[1].min() > 0)
-    if running.shape[1] < _CHANNELS * (1 + colours) or not has_values or _is_near(running, found[name]):
+    if running.shape[1] < _CHANNELS * (1 + colours) or not has_values or _is_near(running, found):
         return None
 
     few = [take_images(sample[0], _FEW)]
     means = []
     for colour in [torch.zeros(colours), *torch.eye(colours)]:
-        of_colour = examination.measure_layer(_paint(few, colour), name)
-        means.append(of_colour[name].mean)
+        of_colour = first.measure(_paint(few, colour))
+        means.append(of_colour[first.name].mean)
     base = torch.stack(means)
 
     # Without padding, the log ratio of variances falls by 2 where the log of the scale rises by 1. Shifts change
@@ -92,13 +89,13 @@ def measure_rescaling(
     error = math.nan
     for _ in range(_ROUNDS):
         scale = math.exp(log_scale)
-        shifts = fit_shifts(running, found[name].mean, base, scale)
+        shifts = fit_shifts(running, found.mean, base, scale)
         try:
-            rescaled = examination.measure_layer(change_images(sample, partial(_rescale, scale, shifts)), name)
+            rescaled = first.measure(change_images(sample, partial(_rescale, scale, shifts)))
         except ValueError:  # an overflow, as in low precision: what cannot be measured is no fit
             return None
         before = error
-        error = _compare_variances(running, rescaled[name])
+        error = _compare_variances(running, rescaled[first.name])
         if abs(error) < _DONE:
             break
         if step:
