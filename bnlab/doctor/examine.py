@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.batches import count_images, take_images
-from bnlab.borrow import measured
+from bnlab.borrow import keep_random_state, measured
 from bnlab.doctor.by_batch import normalizing_by_batch
 from bnlab.doctor.case import Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
@@ -25,7 +25,7 @@ from bnlab.doctor.rescaling import measure_rescaling
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
 from bnlab.doctor.verdict import is_harmless
 from bnlab.exact.population import population_statistics
-from bnlab.statistics import Statistics, using
+from bnlab.statistics import Statistics, running_statistics, using, write_buffers
 
 _SAMPLE = 512  # images of which the cost of single layers is measured, at most
 _FEW = 16  # images whose forward shows the order of modules
@@ -138,7 +138,7 @@ def score(
         joined[kind] = torch.cat([part[kind] for part in parts])
     own = [part for part in own_values if part is not None]
     if own:
-        joined["batch"] = torch.cat(own)
+        joined["batch"] = torch.cat(own).cpu()
     commonest = None if evaluate is not None else _find_commonest(ranks.gather(_count_labels(data)))
     return Scores(joined, _are_shares(joined), commonest)
 
@@ -190,14 +190,19 @@ def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
 
 def _score_by_labels(examination: Examination, data: Iterable[Any]) -> Tensor | None:
     """Score each image by its label, in eval mode with the buffers as they are; None where labels do not say."""
-    parts = []
     with measured(examination.model):
-        for batch in data:
-            values = score_batch(examination.run(batch), find_labels(batch))
-            if values is None:
-                return None
-            parts.append(values)
-    return torch.cat(parts)
+        return _score_batches(examination, data)
+
+
+def _score_batches(examination: Examination, data: Iterable[Any]) -> Tensor | None:
+    """Score each image by its label, in a model that is lent; None where labels do not say."""
+    parts = []
+    for batch in data:
+        values = score_batch(examination.run(batch), find_labels(batch))
+        if values is None:
+            return None
+        parts.append(values)
+    return torch.cat(parts).cpu()  # all at once: nobody waits for a device after each batch
 
 
 def _are_shares(values: Mapping[str, Tensor]) -> bool:
@@ -206,13 +211,14 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
 
 def _count_labels(data: Iterable[Any]) -> Counter[int] | None:
     """Count each label; None where labels are no classes."""
-    counts: Counter[int] = Counter()
+    parts = []
     for batch in data:
         labels = find_labels(batch)
         if labels is None or labels.is_floating_point():
             return None
-        counts.update(labels.flatten().tolist())
-    return counts
+        parts.append(labels.flatten())
+    classes, counts = torch.cat(parts).unique(return_counts=True)
+    return Counter(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
 
 
 def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
@@ -227,19 +233,24 @@ def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
 
 def measure_costs(examination: Examination, data: Sequence[Any], exact: Statistics) -> dict[str, float]:
     """Measure what the running statistics of each layer cost alone, on a sample: one forward of it for each layer."""
+    model = examination.model
     sample = take_sample(data)
-    with using(examination.model, exact):
-        best = _score_by_labels(examination, sample)
+    running = running_statistics(model)
+
+    def score_sample() -> Tensor:
+        with keep_random_state(model):  # the same draws each time, where a model makes some
+            values = _score_batches(examination, sample)
+        assert values is not None
+        return values
+
     costs = {}
-    for name in exact:
-        rest = {other: moments for other, moments in exact.items() if other != name}
-        if rest:
-            with using(examination.model, Statistics(rest, exact.eps)):
-                values = _score_by_labels(examination, sample)
-        else:
-            values = _score_by_labels(examination, sample)
-        assert best is not None and values is not None
-        costs[name] = float((best - values).mean())
+    with using(model, exact), measured(model):
+        best = score_sample()
+        for name, moments in exact.items():
+            layer = examination.layers[name]
+            write_buffers(layer, running[name])
+            costs[name] = float((best - score_sample()).mean())
+            write_buffers(layer, moments)
     return costs
 
 

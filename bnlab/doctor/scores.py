@@ -131,10 +131,10 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
         labels: of the images.
 
     Returns:
-        float64 [N], on the CPU. The share of right classes where labels are whole numbers: of [N, classes] outputs 0 or
-        1, of [N, classes, ...] with a label for each position the share of these. Where labels are floating-point
-        numbers of the output's shape: if all are 0 or 1, the share of right ones; otherwise the mean squared error,
-        negative.
+        float64 [N], on the output's device. The share of right classes where labels are whole numbers: of [N, classes]
+        outputs 0 or 1, of [N, classes, ...] with a label for each position the share of these. Where labels are
+        floating-point numbers of the output's shape: if all are 0 or 1, the share of right ones; otherwise the mean
+        squared error, negative.
     """
     logits = _find_logits(output)
     if logits is None or labels is None or len(logits) != len(labels):
@@ -161,8 +161,8 @@ def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _average_by_image(values: Tensor) -> Tensor:
-    """Average [N, ...] to float64 [N], on the CPU."""
-    return values.double().reshape(len(values), -1).mean(1).cpu()
+    """Average [N, ...] to float64 [N]."""
+    return values.double().reshape(len(values), -1).mean(1)
 
 
 def _find_logits(output: Any) -> Tensor | None:
