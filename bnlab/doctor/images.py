@@ -34,8 +34,8 @@ def find_outlier(data: Sequence[Any]) -> Outlier | None:
         images = next(list_tensors(batch), None)
         if images is None or images.dim() < 3 or not images.is_floating_point():
             return None
-        parts.append(images.detach().flatten(1).double().std(1, correction=0).cpu())
-    sigmas = torch.cat(parts)
+        parts.append(images.detach().flatten(1).double().std(1, correction=0))
+    sigmas = torch.cat(parts).cpu()
     largest = int(sigmas.argmax())
     return Outlier(largest, float(sigmas[largest] / sigmas.median()))
 
