@@ -89,13 +89,18 @@ class _Watch:
         moments."""
         values = x.detach()[..., None].flatten(2)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        center = self._center.to(values)[:, None]
-        squares = (values - center).square_().mean(2)
-        rows = torch.cat((values.mean(2), squares), 1).to(self._center)
+        images, channels, pixels = values.shape
+
+        means = values.mean(2)
+        center = self._center.to(values)
+        off = values - center[:, None]
+        squares = off.square_().mean(2)
+        rows = torch.cat((means, squares), 1)
+        rows = rows.to(self._center)  # in float64
 
         self._images.add_all(rows)
-        squares_of_all = rows[:, len(center) :].mean(0)
-        self._batch_squares.add(squares_of_all, each=values[:, 0].numel())
+        of_batch = rows[:, channels:].mean(0)
+        self._batch_squares.add(of_batch, each=images * pixels)
         self._add_changes(number, rows)
 
     def _add_changes(self, number: int, rows: Tensor) -> None:
