@@ -7,6 +7,8 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -278,10 +280,14 @@ def measure_changed_images(first: FirstLayer, data: Sequence[Any]) -> dict[str, 
         return {}
 
     sample = take_sample(data)
-    changed = {"as they are": sample, "negative": invert_images(sample)}
+    statistics = {
+        "as they are": first.measure(sample),
+        "negative": first.measure(invert_images(sample)),
+    }
     if images.shape[1] == 3:
-        changed["reversed"] = change_images(sample, lambda part: part.flip(1))
-    return {change: first.measure(batches) for change, batches in changed.items()}
+        backwards = change_images(sample, lambda part: part.flip(1))
+        statistics["reversed"] = first.measure(backwards)
+    return statistics
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
@@ -307,11 +313,18 @@ def measure_dropout(examination: Examination, data: list[Any], view: View) -> di
 def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: Any) -> bool:
     """Return whether a forward of the first images of a batch calls a layer after one of these modules."""
     modules = dict(examination.model.named_modules())
-    calls: list[bool] = []  # whether each call is one of a layer
+    noted = {name: modules[name] for name in names}
+    noted.update(examination.layers)
+    called: list[str] = []
+
+    def note(name: str, *_: Any) -> None:
+        called.append(name)
+
     with contextlib.ExitStack() as undo, measured(examination.model):
-        for name in names:
-            undo.callback(modules[name].register_forward_pre_hook(lambda *_: calls.append(False)).remove)
-        for layer in examination.layers.values():
-            undo.callback(layer.register_forward_pre_hook(lambda *_: calls.append(True)).remove)
+        for name, module in noted.items():
+            handle = module.register_forward_pre_hook(partial(note, name))
+            undo.callback(handle.remove)
         examination.run(take_images(batch, _FEW))
-    return False in calls and True in calls[calls.index(False) :]
+
+    behind = dropwhile(lambda name: name not in names, called)
+    return any(name in examination.layers for name in behind)
