@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bnlab.doctor.observing import LayerView, Scatter
+from bnlab.doctor.observing import LayerView
+from bnlab.doctor.scatter import Scatter
 
 _SHARE = 0.1  # of the variance, between calls
 _LOG_RATIO = 0.2  # of variances of calls: 0.1 above and 0.1 below

@@ -126,9 +126,12 @@ class Case:
         """
         layer = self.layers[name]
         updates = self.count_updates(name)
-        if not updates or layer.momentum == 0 or isinstance(layer, SelfTuned):
+        momentum = layer.momentum
+        if not updates or momentum == 0 or isinstance(layer, SelfTuned):
             return None
-        return 0.0 if layer.momentum is None else (1 - layer.momentum) ** updates
+        if momentum is None:  # the mean of all batches, the first of which replaces the start
+            return 0.0
+        return (1 - momentum) ** updates
 
     def is_initial(self, name: str) -> bool:
         """Return whether more than 99% of a layer's channels hold mean 0 and variance 1, where averages start."""
@@ -225,10 +228,14 @@ class Case:
         than three batches, and with momentum 0.
         """
         noise = self.find_noise(name)
-        if noise is None or name not in self.reference:
+        reference = self.reference
+        if noise is None or name not in reference:
             return math.nan
-        gap = (self.buffers[name][0] - self.reference[name].mean).abs()
-        ratios = gap / noise.clamp(min=torch.finfo(torch.float64).tiny)
+
+        running_mean, _ = self.buffers[name]
+        gap = (running_mean - reference[name].mean).abs()
+        least = torch.finfo(torch.float64).tiny
+        ratios = gap / noise.clamp(min=least)
         return float(ratios.median())
 
     def find_noise(self, name: str) -> Tensor | None:
@@ -237,10 +244,15 @@ class Case:
         None with fewer than three batches, and with momentum 0: that averages no batches, so nobody knows how many.
         """
         view = self.find_view(name)
-        if view is None or view.batch_means.count < 3 or self.layers[name].momentum == 0:
+        if view is None or self.layers[name].momentum == 0:
             return None
-        share = self._noise_share(name) + 1 / view.batch_means.count
-        return (view.batch_means.var * share).sqrt()
+        means = view.batch_means
+        if means.count < 3:
+            return None
+
+        share = self._noise_share(name) + 1 / means.count
+        variance = means.var * share
+        return variance.sqrt()
 
     def remembers_start(self, name: str) -> bool:
         """Return whether a layer's averages hold more than 1% of the 0 and 1 that they started from."""
@@ -252,9 +264,7 @@ class Case:
         noise = self.find_noise(name)
         if noise is None or name not in self.reference:
             return math.nan
-        moments = self.reference[name]
-        scale = moments.var + self.reference.eps[name]
-        return float((noise.square() / scale).mean().sqrt())
+        return _average_in_sigma(noise.square(), name, self.reference)
 
     def find_sampling_error(self, name: str) -> float:
         """Find the standard error of the exact mean, in σ, root mean square over channels; images are the units.
@@ -274,9 +284,7 @@ class Case:
         if layer_view is None or layer_view.image_means.count < 2:
             return math.nan
         images = layer_view.image_means
-        error = images.var / images.count
-        scale = self._exact[name].var + self._exact.eps[name]
-        return float((error / scale).mean().sqrt())
+        return _average_in_sigma(images.var / images.count, name, self._exact)
 
     def find_view(self, name: str) -> LayerView | None:
         """Find the training batches' view of a layer where there is one, else that of the data."""
@@ -306,6 +314,13 @@ class Case:
         if self.evidence is None:
             raise ValueError("case: there is no data; a rule that asks for it needs 'data'")
         return self.evidence
+
+
+def _average_in_sigma(squares: Tensor, name: str, statistics: Statistics) -> float:
+    """Average squared differences of a layer's means [C] to their root mean square, in σ of its statistics."""
+    scale = statistics[name].var + statistics.eps[name]
+    mean_square = (squares / scale).mean()
+    return float(mean_square.sqrt())
 
 
 def has_bad_values(buffers: Tensor) -> bool:

@@ -37,9 +37,13 @@ def explain(code: str) -> str:
     by_code = {rule.code: rule for rule in list_rules()}
     rule = by_code.get(code.upper())
     if rule is None:
-        raise ValueError(f"explain: {code!r} is no code; there are {', '.join(by_code)}")
-    parts = [f"{rule.code}: {rule.title}", f"{rule.meaning}\n{rule.remedy}", describe_signs(rule)]
-    return "\n\n".join([*parts, f"{describe_needs(rule)}\n{describe_severity(rule)}"])
+        known = ", ".join(by_code)
+        raise ValueError(f"explain: {code!r} is no code; there are {known}")
+
+    heading = f"{rule.code}: {rule.title}"
+    what_to_do = f"{rule.meaning}\n{rule.remedy}"
+    conditions = f"{describe_needs(rule)}\n{describe_severity(rule)}"
+    return "\n\n".join([heading, what_to_do, describe_signs(rule), conditions])
 
 
 def describe_signs(rule: Rule) -> str:

@@ -82,10 +82,6 @@ class Examination:
             group=self.ranks.group,
         )
 
-    def measure_layer(self, data: list[Any], name: str) -> Statistics:
-        """Measure exact statistics of a layer, on this device alone."""
-        return population_statistics(self.model, data, forward=self.forward, layers=[name], progress=False)
-
     def run(self, batch: Any) -> Any:
         """Run a copy of a batch, on this device alone: other processes may have fewer batches."""
         forward = self.forward or call

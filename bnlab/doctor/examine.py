@@ -7,16 +7,19 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import dropwhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bnlab.batches import count_images, take_images
-from bnlab.borrow import measured
+from bnlab.borrow import keep_random_state, measured
 from bnlab.doctor.by_batch import normalizing_by_batch
 from bnlab.doctor.case import Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
+from bnlab.doctor.first_layer import FirstLayer
 from bnlab.doctor.images import Outlier, change_images, find_images, find_outlier, invert_images
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
@@ -24,7 +27,7 @@ from bnlab.doctor.rescaling import measure_rescaling
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
 from bnlab.doctor.verdict import is_harmless
 from bnlab.exact.population import population_statistics
-from bnlab.statistics import Statistics, using
+from bnlab.statistics import Statistics, running_statistics, using, write_buffers
 
 _SAMPLE = 512  # images of which the cost of single layers is measured, at most
 _FEW = 16  # images whose forward shows the order of modules
@@ -52,11 +55,11 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     if scores is not None and evaluate is None and not is_harmless(scores.compare("exact", "running"), worth):
         costs = measure_costs(examination, data, exact)
     images = sum(map(count_images, data))
-    first = next(iter(exact))
-    changed = measure_changed_images(examination, data, first)
+    first = FirstLayer.of(examination, next(iter(exact)), view)
+    changed = measure_changed_images(first, data)
     rescaling = None
     if changed:
-        rescaling = measure_rescaling(examination, take_sample(data), first, changed["as they are"])
+        rescaling = measure_rescaling(first, take_sample(data), changed["as they are"][first.name])
     return Evidence(
         exact,
         view,
@@ -97,7 +100,8 @@ def examine_briefly(
     sample = take_sample(data)
     view = observe_batches(examination.make_task(sample))
     images = sum(map(count_images, data))
-    changed = measure_changed_images(examination, data, next(iter(statistics)))
+    first = FirstLayer.of(examination, next(iter(statistics)), view)
+    changed = measure_changed_images(first, data)
     return Evidence(statistics, view, scores, {}, images, changed=changed)
 
 
@@ -136,7 +140,7 @@ def score(
         joined[kind] = torch.cat([part[kind] for part in parts])
     own = [part for part in own_values if part is not None]
     if own:
-        joined["batch"] = torch.cat(own)
+        joined["batch"] = torch.cat(own).cpu()
     commonest = None if evaluate is not None else _find_commonest(ranks.gather(_count_labels(data)))
     return Scores(joined, _are_shares(joined), commonest)
 
@@ -188,14 +192,19 @@ def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
 
 def _score_by_labels(examination: Examination, data: Iterable[Any]) -> Tensor | None:
     """Score each image by its label, in eval mode with the buffers as they are; None where labels do not say."""
-    parts = []
     with measured(examination.model):
-        for batch in data:
-            values = score_batch(examination.run(batch), find_labels(batch))
-            if values is None:
-                return None
-            parts.append(values)
-    return torch.cat(parts)
+        return _score_batches(examination, data)
+
+
+def _score_batches(examination: Examination, data: Iterable[Any]) -> Tensor | None:
+    """Score each image by its label, in a model that is lent; None where labels do not say."""
+    parts = []
+    for batch in data:
+        values = score_batch(examination.run(batch), find_labels(batch))
+        if values is None:
+            return None
+        parts.append(values)
+    return torch.cat(parts).cpu()  # all at once: nobody waits for a device after each batch
 
 
 def _are_shares(values: Mapping[str, Tensor]) -> bool:
@@ -204,13 +213,14 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
 
 def _count_labels(data: Iterable[Any]) -> Counter[int] | None:
     """Count each label; None where labels are no classes."""
-    counts: Counter[int] = Counter()
+    parts = []
     for batch in data:
         labels = find_labels(batch)
         if labels is None or labels.is_floating_point():
             return None
-        counts.update(labels.flatten().tolist())
-    return counts
+        parts.append(labels.flatten())
+    classes, counts = torch.cat(parts).unique(return_counts=True)
+    return Counter(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
 
 
 def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
@@ -225,19 +235,24 @@ def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
 
 def measure_costs(examination: Examination, data: Sequence[Any], exact: Statistics) -> dict[str, float]:
     """Measure what the running statistics of each layer cost alone, on a sample: one forward of it for each layer."""
+    model = examination.model
     sample = take_sample(data)
-    with using(examination.model, exact):
-        best = _score_by_labels(examination, sample)
+    running = running_statistics(model)
+
+    def score_sample() -> Tensor:
+        with keep_random_state(model):  # the same draws each time, where a model makes some
+            values = _score_batches(examination, sample)
+        assert values is not None
+        return values
+
     costs = {}
-    for name in exact:
-        rest = {other: moments for other, moments in exact.items() if other != name}
-        if rest:
-            with using(examination.model, Statistics(rest, exact.eps)):
-                values = _score_by_labels(examination, sample)
-        else:
-            values = _score_by_labels(examination, sample)
-        assert best is not None and values is not None
-        costs[name] = float((best - values).mean())
+    with using(model, exact), measured(model):
+        best = score_sample()
+        for name, moments in exact.items():
+            layer = examination.layers[name]
+            write_buffers(layer, running[name])
+            costs[name] = float((best - score_sample()).mean())
+            write_buffers(layer, moments)
     return costs
 
 
@@ -255,20 +270,24 @@ def take_sample(data: Sequence[Any]) -> list[Any]:
     return sample
 
 
-def measure_changed_images(examination: Examination, data: Sequence[Any], name: str) -> dict[str, Statistics]:
+def measure_changed_images(first: FirstLayer, data: Sequence[Any]) -> dict[str, Statistics]:
     """Measure a layer on a sample of the images as they are, on their negatives, and with their channels reversed.
 
     Empty unless batches begin with images, and where the caller says what layers normalize.
     """
     images = find_images(data[0])
-    if images is None or examination.inputs:
+    if images is None or first.examination.inputs:
         return {}
 
     sample = take_sample(data)
-    changed = {"as they are": sample, "negative": invert_images(sample)}
+    statistics = {
+        "as they are": first.measure(sample),
+        "negative": first.measure(invert_images(sample)),
+    }
     if images.shape[1] == 3:
-        changed["reversed"] = change_images(sample, lambda part: part.flip(1))
-    return {change: examination.measure_layer(batches, name) for change, batches in changed.items()}
+        backwards = change_images(sample, lambda part: part.flip(1))
+        statistics["reversed"] = first.measure(backwards)
+    return statistics
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
@@ -294,11 +313,18 @@ def measure_dropout(examination: Examination, data: list[Any], view: View) -> di
 def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: Any) -> bool:
     """Return whether a forward of the first images of a batch calls a layer after one of these modules."""
     modules = dict(examination.model.named_modules())
-    calls: list[bool] = []  # whether each call is one of a layer
+    noted = {name: modules[name] for name in names}
+    noted.update(examination.layers)
+    called: list[str] = []
+
+    def note(name: str, *_: Any) -> None:
+        called.append(name)
+
     with contextlib.ExitStack() as undo, measured(examination.model):
-        for name in names:
-            undo.callback(modules[name].register_forward_pre_hook(lambda *_: calls.append(False)).remove)
-        for layer in examination.layers.values():
-            undo.callback(layer.register_forward_pre_hook(lambda *_: calls.append(True)).remove)
+        for name, module in noted.items():
+            handle = module.register_forward_pre_hook(partial(note, name))
+            undo.callback(handle.remove)
         examination.run(take_images(batch, _FEW))
-    return False in calls and True in calls[calls.index(False) :]
+
+    behind = dropwhile(lambda name: name not in names, called)
+    return any(name in examination.layers for name in behind)

@@ -34,10 +34,13 @@ def find_outlier(data: Sequence[Any]) -> Outlier | None:
         images = next(list_tensors(batch), None)
         if images is None or images.dim() < 3 or not images.is_floating_point():
             return None
-        parts.append(images.detach().flatten(1).double().std(1, correction=0).cpu())
-    sigmas = torch.cat(parts)
+        values = images.detach().flatten(1).double()
+        parts.append(values.std(1, correction=0))
+
+    sigmas = torch.cat(parts).cpu()
     largest = int(sigmas.argmax())
-    return Outlier(largest, float(sigmas[largest] / sigmas.median()))
+    ratio = sigmas[largest] / sigmas.median()
+    return Outlier(largest, float(ratio))
 
 
 def find_images(batch: Any) -> Tensor | None:
@@ -58,11 +61,14 @@ def change_images(batches: Sequence[Any], change: Callable[[Tensor], Tensor]) ->
 
 def invert_images(batches: Sequence[Any]) -> list[Any]:
     """Turn images [N, C, H, W] into their negatives: the sum of a channel's extremes, minus its values."""
-    extremes = []
+    largest = []
+    smallest = []
     for batch in batches:
         images = next(list_tensors(batch))
-        extremes += [images.amax((0, 2, 3)), images.amin((0, 2, 3))]
-    extremes_by_channel = torch.stack(extremes)
-    total = extremes_by_channel.amax(0) + extremes_by_channel.amin(0)
-    total = total.view(-1, 1, 1)
+        largest.append(images.amax((0, 2, 3)))
+        smallest.append(images.amin((0, 2, 3)))
+
+    top = torch.stack(largest).amax(0)
+    bottom = torch.stack(smallest).amin(0)
+    total = (top + bottom).view(-1, 1, 1)
     return change_images(batches, lambda part: total - part)

@@ -53,8 +53,13 @@ def match_states(now: Mapping[str, Tensor], then: Mapping[str, Tensor], layers: 
 
 def simplify_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Take out of names what wrappers have added, and give pruned weights their mask and the name they had before."""
-    plain = {strip_wrappers(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    for mask in [name for name in plain if name.endswith(_MASK)]:
+    plain = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            plain[strip_wrappers(name)] = value
+
+    masks = [name for name in plain if name.endswith(_MASK)]
+    for mask in masks:
         name = mask.removesuffix(_MASK)
         original = name + _ORIGINAL
         if original in plain:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,63 +12,17 @@ from torch import Tensor
 from bnlab.batches import count_images
 from bnlab.borrow import measured
 from bnlab.doctor.by_batch import positive_eps
+from bnlab.doctor.scatter import Scatter
 from bnlab.exact.inputs import Values
 from bnlab.exact.task import Task, watched
 from bnlab.moments import Moments
 
-
-@dataclass
-class Scatter:
-    """Mean and variance of rows [C], of which there are more and more; rows of more values weigh more.
-
-    Attributes:
-        count: rows so far.
-        weight: sum of their weights.
-        mean: float64 [C].
-        squares: float64 [C], sum of squared deviations from the mean, each times its row's weight.
-    """
-
-    count: int
-    weight: float
-    mean: Tensor
-    squares: Tensor
-
-    @staticmethod
-    def empty(channels: int, device: torch.device) -> Scatter:
-        """Make the scatter of no rows."""
-        zeros = torch.zeros(channels, dtype=torch.float64, device=device)
-        return Scatter(0, 0.0, zeros, zeros.clone())
-
-    def add(self, rows: Tensor, each: float = 1.0) -> None:
-        """Add rows [N, C] of one weight each, all at once (Chan, Golub & LeVeque 1979)."""
-        weight = each * len(rows)
-        mean = rows.mean(0)
-        squares = each * (rows - mean).square().sum(0)
-        total = self.weight + weight
-        delta = mean - self.mean
-        self.squares = self.squares + squares + delta.square() * (self.weight * weight / total)
-        self.mean = self.mean + delta * (weight / total)
-        self.weight = total
-        self.count += len(rows)
-
-    @property
-    def var(self) -> Tensor:
-        """Variance [C] of a row of average weight, with divisor count − 1; NaN of fewer than two rows.
-
-        Rows that are means of as many values as they weigh have variances that fall with their weights: a last batch
-        that is smaller than the others does not make these look unlike.
-        """
-        if self.count < 2:
-            return torch.full_like(self.squares, torch.nan)
-        return self.squares / (self.count - 1) * (self.count / self.weight)
-
-
 MOST_CALLS = 8  # calls of one layer in a forward that are told apart
 
 
-@dataclass
+@dataclass(frozen=True)
 class LayerView:
-    """What a layer was given, batch by batch.
+    """What a layer was given, batch by batch; on the CPU.
 
     Attributes:
         batch_means: scatter of the batches' means, weighed by their values.
@@ -87,16 +41,9 @@ class LayerView:
     center: Tensor
     batch_squares: Scatter
     image_squares: Scatter
-    calls: list[Moments] = field(default_factory=list)
-    changes: list[Scatter] = field(default_factory=list)
-    values: int = 0
-    _first: Tensor | None = None  # means and mean squares of images [N, 2C] of the first call in the latest forward
-
-    @staticmethod
-    def empty(channels: int, device: torch.device) -> LayerView:
-        """Make the view of no batch."""
-        means, image_means, squares, image_squares = (Scatter.empty(channels, device) for _ in range(4))
-        return LayerView(means, image_means, means.mean, squares, image_squares)
+    calls: Sequence[Moments]
+    changes: Sequence[Scatter]
+    values: int
 
     @property
     def pooled(self) -> Moments:
@@ -106,49 +53,78 @@ class LayerView:
             merged = merged.merge(moments)
         return merged
 
+
+class _Watch:
+    """What a layer has been given so far; it stays on the layer's device.
+
+    Args:
+        center: mean of the first batch [C].
+    """
+
+    def __init__(self, center: Tensor) -> None:
+        channels = len(center)
+        device = center.device
+        self._center = center
+        self._batch_means = Scatter.empty(channels, device)
+        self._batch_squares = Scatter.empty(channels, device)
+        self._images = Scatter.empty(2 * channels, device)  # means and mean squares
+        self._calls: list[Scatter] = []
+        self._changes: list[Scatter] = []
+        self._values = 0
+        self._first: Tensor | None = None  # of images [N, 2C], in the first call of the latest forward
+
     def add_call(self, number: int, moments: Moments) -> None:
         """Add a batch's moments, of the call with this number in its forward."""
-        if self.batch_means.count == 0:
-            self.center = moments.mean
-        self.values = max(self.values, int(moments.count))
-        self.batch_means.add(moments.mean[None], each=moments.count)
-        if number < len(self.calls):
-            self.calls[number] = self.calls[number].merge(moments)
-        elif number < MOST_CALLS:
-            self.calls.append(moments)
+        self._values = max(self._values, int(moments.count))
+        self._batch_means.add(moments.mean, each=moments.count)
         if number == 0:
             self._first = None
+        if number == len(self._calls) < MOST_CALLS:
+            self._calls.append(Scatter.empty(len(moments.mean), moments.mean.device))
+        if number < MOST_CALLS:
+            self._calls[number].add_moments(moments)
 
     def add_images(self, number: int, x: Tensor) -> None:
         """Add the means and mean squares of a batch of images [N, C, ...], of the call with this number, after its
         moments."""
         values = x.detach()[..., None].flatten(2)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        center = self.center.to(values)[:, None]
-        squares = (values - center).square_().mean(2).to(self.center)
-        means = values.mean(2).to(self.center)
-        self.image_means.add(means)
-        self.image_squares.add(squares)
-        self.batch_squares.add(squares.mean(0, keepdim=True), each=values[:, 0].numel())
-        self._add_changes(number, torch.cat((means, squares), 1))
+        images, channels, pixels = values.shape
+
+        means = values.mean(2)
+        center = self._center.to(values)
+        off = values - center[:, None]
+        squares = off.square_().mean(2)
+        rows = torch.cat((means, squares), 1)
+        rows = rows.to(self._center)  # in float64
+
+        self._images.add_all(rows)
+        of_batch = rows[:, channels:].mean(0)
+        self._batch_squares.add(of_batch, each=images * pixels)
+        self._add_changes(number, rows)
 
     def _add_changes(self, number: int, rows: Tensor) -> None:
         """Add how images' means and mean squares [N, 2C] differ from those of the first call in the same forward."""
         if number == 0:
             self._first = rows
         elif self._first is not None and number < MOST_CALLS:
-            while len(self.changes) < number:
-                self.changes.append(Scatter.empty(rows.shape[1], rows.device))
-            self.changes[number - 1].add(rows - self._first)
+            while len(self._changes) < number:
+                self._changes.append(Scatter.empty(rows.shape[1], rows.device))
+            self._changes[number - 1].add_all(rows - self._first)
 
-    def fetch(self) -> None:
+    def fetch(self) -> LayerView:
         """Bring all to the CPU."""
-        scatters = (self.batch_means, self.image_means, self.batch_squares, self.image_squares)
-        for scatter in (*scatters, *self.changes):
-            scatter.mean = scatter.mean.cpu()
-            scatter.squares = scatter.squares.cpu()
-        self.calls = [Moments(call.count, call.mean.cpu(), call.var.cpu()) for call in self.calls]
-        self._first = None
+        image_means, image_squares = self._images.fetch().split()
+        return LayerView(
+            self._batch_means.fetch(),
+            image_means,
+            self._center.cpu(),
+            self._batch_squares.fetch(),
+            image_squares,
+            [call.fetch().moments for call in self._calls],
+            [changes.fetch() for changes in self._changes],
+            self._values,
+        )
 
 
 @dataclass(frozen=True)
@@ -181,7 +157,7 @@ def observe_batches(
     Returns:
         What the layers saw. The model comes back as it was.
     """
-    layers: dict[str, LayerView] = {}
+    watches: dict[str, _Watch] = {}
     numbers: dict[str, int] = {}
     images = 0
     size = 0
@@ -194,11 +170,11 @@ def observe_batches(
         task.layers[name].training = moments.count > 1
         if values.channels is not None:
             return
-        if name not in layers:
-            layers[name] = LayerView.empty(values.x.shape[1], moments.mean.device)
-        layers[name].add_call(number, moments)
+        if name not in watches:
+            watches[name] = _Watch(moments.mean)
+        watches[name].add_call(number, moments)
         if len(values.x) == size:
-            layers[name].add_images(number, values.x)
+            watches[name].add_images(number, values.x)
 
     modules = dict(task.model.named_modules())
     with measured(task.model), positive_eps(task.layers):
@@ -214,6 +190,5 @@ def observe_batches(
                 output = task.evaluate(batch)
                 if take_output is not None:
                     take_output(batch, output)
-    for view in layers.values():
-        view.fetch()
+    layers = {name: watch.fetch() for name, watch in watches.items()}
     return View(layers, len(task.data), images / len(task.data))

@@ -7,7 +7,7 @@ colour alone give those on any scale · x + shifts. Where it is not, the average
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bnlab.batches import take_images
-from bnlab.doctor.examination import Examination
+from bnlab.doctor.first_layer import FirstLayer
 from bnlab.doctor.images import change_images, find_images
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics, read_buffers
@@ -49,21 +49,19 @@ class Rescaling:
         """Say it as a standardization, what is subtracted by colour, and what it is divided by; or as a factor."""
         if not 1 / _FACTOR < self.scale < _FACTOR:
             return f"the images times {self.scale:.3g}"
-        means = -self.shifts / self.scale
-        subtracted = ", ".join(f"{mean:.2g}" for mean in means.tolist())
-        return f"(images - [{subtracted}]) / {1 / self.scale:.2g}"
+        deviation = 1 / self.scale
+        means = -self.shifts * deviation
+        texts = [f"{mean:.2g}" for mean in means.tolist()]
+        return f"(images - [{', '.join(texts)}]) / {deviation:.2g}"
 
 
-def measure_rescaling(
-    examination: Examination, sample: Sequence[Any], name: str, found: Statistics
-) -> Rescaling | None:
+def measure_rescaling(first: FirstLayer, sample: Sequence[Any], found: Moments) -> Rescaling | None:
     """Fit scale and shifts of the images to a layer's averages, and measure the layer on the images so changed.
 
     Args:
-        examination: of the model.
+        first: the layer.
         sample: batches that begin with images [N, colours, H, W].
-        name: the first layer.
-        found: its exact statistics on the sample.
+        found: its exact moments on the sample.
 
     Returns:
         None where the averages are near as it is, where the layer has too few channels to tell, where averages are not
@@ -72,44 +70,71 @@ def measure_rescaling(
     images = find_images(sample[0])
     assert images is not None
     colours = images.shape[1]
-    running = read_buffers(examination.layers[name]).cpu().double()
+    running = read_buffers(first.layer).cpu().double()
+    if running.shape[1] < _CHANNELS * (1 + colours):
+        return None
     has_values = bool(running.isfinite().all()) and bool(running[1].min() > 0)
-    if running.shape[1] < _CHANNELS * (1 + colours) or not has_values or _is_near(running, found[name]):
+    if not has_values or _is_near(running, found):
         return None
 
-    few = [take_images(sample[0], _FEW)]
+    means = _measure_colours(first, take_images(sample[0], _FEW), colours)
+
+    def measure_at(log_scale: float) -> Rescaling:
+        scale = math.exp(log_scale)
+        shifts = fit_shifts(running, found.mean, means, scale)
+        changed = change_images(sample, partial(_rescale, scale, shifts))
+        return Rescaling(scale, shifts, first.measure(changed))
+
+    try:
+        return _fit_scale(measure_at, lambda rescaling: _compare_variances(running, rescaling.statistics[first.name]))
+    except ValueError:  # an overflow, as in low precision: what cannot be measured is no fit
+        return None
+
+
+def _measure_colours(first: FirstLayer, few: Any, colours: int) -> Tensor:
+    """Measure a layer's means on images of 0, and on those that are 1 in a single colour, [1 + colours, C]."""
     means = []
     for colour in [torch.zeros(colours), *torch.eye(colours)]:
-        of_colour = examination.measure_layer(_paint(few, colour), name)
-        means.append(of_colour[name].mean)
-    base = torch.stack(means)
+        of_colour = first.measure(_paint([few], colour))
+        means.append(of_colour[first.name].mean)
+    return torch.stack(means)
 
-    # Without padding, the log ratio of variances falls by 2 where the log of the scale rises by 1. Shifts change
-    # variances too where images are padded with 0, so that the root is found by secants.
+
+def _fit_scale(measure_at: Callable[[float], Rescaling], compare: Callable[[Rescaling], float]) -> Rescaling:
+    """Find the scale at which variances agree, by secants.
+
+    Without padding, the log ratio of variances falls by 2 where the log of the scale rises by 1. Where images are
+    padded with 0, shifts change variances too.
+
+    Args:
+        measure_at: called with the log of a scale.
+        compare: returns the log ratio of variances.
+    """
     log_scale = 0.0
     step = 0.0
     slope = -2.0
     error = math.nan
     for _ in range(_ROUNDS):
-        scale = math.exp(log_scale)
-        shifts = fit_shifts(running, found[name].mean, base, scale)
-        try:
-            rescaled = examination.measure_layer(change_images(sample, partial(_rescale, scale, shifts)), name)
-        except ValueError:  # an overflow, as in low precision: what cannot be measured is no fit
-            return None
+        rescaling = measure_at(log_scale)
         before = error
-        error = _compare_variances(running, rescaled[name])
+        error = compare(rescaling)
         if abs(error) < _DONE:
             break
         if step:
             slope = (error - before) / step
         if not slope < 0:
             break  # not linear in the images
-        wanted = log_scale + max(-_LARGEST_STEP, min(_LARGEST_STEP, -error / slope))
-        wanted = max(-_LARGEST, min(_LARGEST, wanted))
+
+        wanted = log_scale + _limit(-error / slope, _LARGEST_STEP)
+        wanted = _limit(wanted, _LARGEST)
         step = wanted - log_scale
         log_scale = wanted
-    return Rescaling(scale, shifts, rescaled)
+    return rescaling
+
+
+def _limit(value: float, most: float) -> float:
+    """Limit the size of a value."""
+    return max(-most, min(most, value))
 
 
 def fit_shifts(running: Tensor, mean: Tensor, means: Tensor, scale: float) -> Tensor:
@@ -126,9 +151,11 @@ def fit_shifts(running: Tensor, mean: Tensor, means: Tensor, scale: float) -> Te
     """
     base = means[0]
     sigma = running[1].sqrt()
-    design = ((means[1:] - base) / sigma).T
-    target = (running[0] - base - scale * (mean - base)) / sigma
-    return torch.linalg.lstsq(design, target).solution
+    by_colour = (means[1:] - base) / sigma
+
+    expected = base + scale * (mean - base)
+    left = (running[0] - expected) / sigma
+    return torch.linalg.lstsq(by_colour.T, left).solution
 
 
 def _is_near(running: Tensor, found: Moments) -> bool:

@@ -86,14 +86,21 @@ def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
         differences: float64 [N].
         are_signs: they are -1, 0 or 1; one of each sign is added for the interval, which is about their mean.
     """
+    images = len(differences)
     value = float(differences.mean())
-    sample = torch.cat([differences, differences.new_tensor([1.0, -1.0])]) if are_signs else differences
+    sample = differences
+    if are_signs:
+        one_of_each = differences.new_tensor([1.0, -1.0])
+        sample = torch.cat([differences, one_of_each])
     if len(sample) < 2:
-        return Difference(value, -math.inf, math.inf, len(differences))
+        return Difference(value, -math.inf, math.inf, images)
 
-    half = 1.96 * float(sample.std()) / math.sqrt(len(sample))
+    error = float(sample.std()) / math.sqrt(len(sample))
+    half = 1.96 * error
     center = float(sample.mean())
-    return Difference(value, min(value, center - half), max(value, center + half), len(differences))
+    low = min(value, center - half)
+    high = max(value, center + half)
+    return Difference(value, low, high, images)
 
 
 def bound_unchanged(images: int, spread: float) -> Difference:
@@ -131,10 +138,10 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
         labels: of the images.
 
     Returns:
-        float64 [N], on the CPU. The share of right classes where labels are whole numbers: of [N, classes] outputs 0 or
-        1, of [N, classes, ...] with a label for each position the share of these. Where labels are floating-point
-        numbers of the output's shape: if all are 0 or 1, the share of right ones; otherwise the mean squared error,
-        negative.
+        float64 [N], on the output's device. The share of right classes where labels are whole numbers: of [N, classes]
+        outputs 0 or 1, of [N, classes, ...] with a label for each position the share of these. Where labels are
+        floating-point numbers of the output's shape: if all are 0 or 1, the share of right ones; otherwise the mean
+        squared error, negative.
     """
     logits = _find_logits(output)
     if logits is None or labels is None or len(logits) != len(labels):
@@ -153,16 +160,20 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
 
 def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
     """Score outputs against floating-point labels of the same shape."""
-    if not ((labels == 0) | (labels == 1)).all():
-        return _average_by_image(-(outputs - labels).double().square())
-    are_shares = bool(((outputs >= 0) & (outputs <= 1)).all())  # behind a sigmoid
-    predicted = outputs > (0.5 if are_shares else 0.0)
+    are_classes = (labels == 0) | (labels == 1)
+    if not are_classes.all():
+        errors = (outputs - labels).double()
+        return _average_by_image(-errors.square())
+
+    are_shares = (outputs >= 0) & (outputs <= 1)
+    least = 0.5 if are_shares.all() else 0.0  # shares come from a sigmoid
+    predicted = outputs > least
     return _average_by_image(predicted == labels)
 
 
 def _average_by_image(values: Tensor) -> Tensor:
-    """Average [N, ...] to float64 [N], on the CPU."""
-    return values.double().reshape(len(values), -1).mean(1).cpu()
+    """Average [N, ...] to float64 [N]."""
+    return values.double().reshape(len(values), -1).mean(1)
 
 
 def _find_logits(output: Any) -> Tensor | None:

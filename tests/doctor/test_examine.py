@@ -7,22 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import Statistics, diagnose, population_statistics, using
-from bnlab.doctor.examine import take_sample
+from bnlab.doctor import examination, examine
+from bnlab.exact import population
+from bnlab.exact.readers import DeviceReader
+from bnlab.layers import batch_norm_layers
 from tests.doctor.networks import list_images, make_batches, make_healthy
+from tests.waits import Waits
 
 
 def test_a_sample_is_spread_over_the_data() -> None:
     batches = [torch.full((64, 1), float(number)) for number in range(32)]
 
-    sample = take_sample(batches)
+    sample = examine.take_sample(batches)
 
     assert [float(batch[0, 0]) for batch in sample] == [0, 4, 8, 12, 16, 20, 24, 28]
 
 
 def test_a_sample_is_cut_to_512_images() -> None:
-    assert [len(batch) for batch in take_sample([torch.zeros(700, 1)])] == [512]
-    assert [len(batch) for batch in take_sample([torch.zeros(300, 1)] * 2)] == [300, 212]
-    assert [len(batch) for batch in take_sample([torch.zeros(3, 1)] * 2)] == [3, 3]
+    assert [len(batch) for batch in examine.take_sample([torch.zeros(700, 1)])] == [512]
+    assert [len(batch) for batch in examine.take_sample([torch.zeros(300, 1)] * 2)] == [300, 212]
+    assert [len(batch) for batch in examine.take_sample([torch.zeros(3, 1)] * 2)] == [3, 3]
 
 
 def test_reversed_channels_are_those_of_the_layer_that_data_reaches_first() -> None:
@@ -125,3 +129,21 @@ def test_single_layers_cost_what_their_buffers_alone_do() -> None:
     assert evidence.costs["5"] == pytest.approx(expected)
     assert expected > 0.02
     assert abs(evidence.costs["1"]) < 0.02
+
+
+def test_nobody_waits_for_a_device_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (examination, population):
+        monkeypatch.setattr(module, "choose_reader", lambda *_: DeviceReader())
+    monkeypatch.setattr(examine, "is_harmless", lambda *_: False)  # so that single layers are measured too
+    model = make_healthy()
+    layers = batch_norm_layers(model, caller="test")
+    of_model = examination.Examination.of(model, layers, None, None, False)
+
+    def count_waits(batches: int) -> int:
+        data = make_batches(batches, size=16)
+        with Waits() as waits:
+            examine.examine(of_model, data, None, worth=0.005)
+            examine.examine_training(of_model, data)
+        return waits.counts.total()
+
+    assert count_waits(9) == count_waits(5)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnlab.batches import Forward
 from bnlab.doctor.examination import Examination
-from bnlab.doctor.observing import Scatter, View, observe_batches
+from bnlab.doctor.observing import View, observe_batches
 from bnlab.layers import batch_norm_layers
 from tests.helpers import images, plain, unchanged
 
@@ -27,55 +27,6 @@ def observe(model: nn.Module, batches: Sequence[Any], forward: Forward | None = 
     layers = batch_norm_layers(model, caller="test")
     task = Examination.of(model, layers, forward, None, None).make_task(list(batches))
     return observe_batches(task, take_output), outputs
-
-
-def scatter(parts: Sequence[Tensor], weights: Sequence[float]) -> Scatter:
-    """Add parts one after the other, each row of a part with that part's weight."""
-    rows = Scatter.empty(parts[0].shape[1], torch.device("cpu"))
-    for part, weight in zip(parts, weights, strict=True):
-        rows.add(part, each=weight)
-    return rows
-
-
-def test_scatter_of_unequal_parts_is_numpys() -> None:
-    rows = 1000 + torch.randn(60, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-    result = scatter(rows.split([1, 40, 2, 17]), [1, 1, 1, 1])
-
-    assert result.count == 60
-    assert np.allclose(result.mean, rows.numpy().mean(0), rtol=1e-12)
-    assert np.allclose(result.var, rows.numpy().var(0, ddof=1), rtol=1e-9)
-
-
-def test_weighed_scatter_is_numpys() -> None:
-    rows = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weights = [64.0, 64.0, 64.0, 64.0, 4.0]
-
-    result = scatter(rows.split(1), weights)
-
-    mean = np.average(rows.numpy(), axis=0, weights=weights)
-    squares = np.average((rows.numpy() - mean) ** 2, axis=0, weights=weights)
-    assert np.allclose(result.mean, mean)
-    assert np.allclose(result.var, squares * 5 / 4)
-
-
-def test_scatter_of_few_rows_has_no_variance() -> None:
-    assert Scatter.empty(2, torch.device("cpu")).var.isnan().all()
-    assert scatter([torch.ones(1, 2)], [1]).var.isnan().all()
-
-
-def test_variance_of_means_does_not_depend_on_a_small_last_part() -> None:
-    """Means of 64 and of 4 standard normal values, times 8 and 2, are standard normal: at the average weight of 52
-    their variance is 1/52.
-
-    The relative standard deviation of the mean of 2,000 estimates of 4 degrees of freedom is sqrt(2/4/2000) = .016.
-    """
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(5, 2000, dtype=torch.float64, generator=generator) / torch.tensor([8, 8, 8, 8, 2])[:, None]
-
-    result = scatter(means.split(1), [64, 64, 64, 64, 4])
-
-    assert float(result.var.mean()) == pytest.approx(1 / 52, rel=3 * 0.016)
 
 
 def test_views_are_those_of_a_plain_loop_with_hooks() -> None:

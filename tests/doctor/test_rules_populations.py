@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnlab import diagnose
 from bnlab.doctor.calls import Calls, measure_t
-from bnlab.doctor.observing import Scatter
+from bnlab.doctor.scatter import Scatter
 from bnlab.doctor.scores import Evaluate
 from bnlab.doctor.verdict import WORTH
 from tests.doctor.networks import (
@@ -143,7 +143,7 @@ def test_a_change_of_the_calls_is_measured_in_standard_errors() -> None:
     rows = (rows - rows.mean(0)) / rows.std(0) + steps
     still = torch.randn(400, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     changes = Scatter.empty(4, torch.device("cpu"))
-    changes.add(torch.cat((rows, still - still.mean(0)), 1))
+    changes.add_all(torch.cat((rows, still - still.mean(0)), 1))
 
     assert measure_t(changes) == pytest.approx(5**0.5)
 

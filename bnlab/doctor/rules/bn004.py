@@ -31,14 +31,18 @@ class LowPrecision(Rule):
         layers = case.select(lambda name: _find_type(case.layers[name]) not in _FULL)
         if not layers:
             return None
-        worst = max(layers, key=lambda name: find_stall(case.layers[name]))
-        layer = case.layers[worst]
-        kind = str(_find_type(layer))
-        short = 100 * find_stall(layer)
-        evidence = f"{kind.removeprefix('torch.')}: an average may stop {short:.2g}% short of its goal"
+
+        stalls = {name: find_stall(case.layers[name]) for name in layers}
+        worst = max(stalls, key=stalls.__getitem__)
+        dtype = _find_type(case.layers[worst])
+        kind = str(dtype).removeprefix("torch.")
+        short = 100 * stalls[worst]
+        evidence = f"{kind}: an average may stop {short:.2g}% short of its goal"
 
         is_training = any(case.layers[name].training for name in layers)
-        severity: Severity = "warning" if is_training else "note"
+        severity: Severity = "note"
+        if is_training:
+            severity = "warning"
         return Signs(tuple(layers), evidence, severity)
 
 

@@ -56,14 +56,17 @@ def _list_weights(case: Case) -> dict[str, float]:
 
 def _describe(case: Case, name: str, weight: float) -> str:
     """Write how far a layer's averages have come."""
-    updates = count_things(case.count_updates(name) or 0, "update")
+    count = case.count_updates(name) or 0
+    updates = count_things(count, "update")
     momentum = case.layers[name].momentum
     way = 100 * (1 - weight)
     told = f"{updates} of momentum {momentum:g}: {way:.2g}% of the way"
     if name not in case.seen:
         return told
+
     fitted, _ = _fit_start(case, name)
-    return f"{told}, {100 * (1 - fitted):.2g}% as measured"
+    measured_way = 100 * (1 - fitted)
+    return f"{told}, {measured_way:.2g}% as measured"
 
 
 def _points_to_start(case: Case, name: str, weight: float) -> bool:
@@ -84,11 +87,16 @@ def _predict_gap(case: Case, name: str, weight: float) -> float:
     """Predict the gap from what the averages are on the way to: the larger median over channels of |z| and |ln ρ|."""
     mean, var = case.buffers[name]
     eps = case.layers[name].eps
+
+    # The averages are weight · start + way · goal, and the start is mean 0 and variance 1.
     way = max(1 - weight, 1e-12)
     goal_mean = mean / way
-    goal_var = ((var - weight) / way).clamp(min=0)
-    mean_gap = (mean - goal_mean).abs() / (goal_var + eps).sqrt()
-    ratio = (var + eps) / (goal_var + eps)
+    goal_var = (var - weight) / way
+    goal_var_and_eps = goal_var.clamp(min=0) + eps
+
+    distance = (mean - goal_mean).abs()
+    mean_gap = distance / goal_var_and_eps.sqrt()
+    ratio = (var + eps) / goal_var_and_eps
     var_gap = ratio.log().abs()
     return max(float(mean_gap.median()), float(var_gap.median()))
 
@@ -99,8 +107,10 @@ def _fit_start(case: Case, name: str) -> tuple[float, float]:
     Returns:
         The weight, and the share of the gap's square that it explains (0 where the gap points away from the start).
     """
+    mean_and_var = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device="cpu")
+    start = _scale(case, name, mean_and_var)
     gap = _scale(case, name, case.buffers[name])
-    start = _scale(case, name, torch.tensor([[0.0], [1.0]], dtype=torch.float64, device="cpu"))
+
     product = (gap * start).sum()
     weight = product / start.square().sum()
     explained = weight.clamp(min=0) * product
@@ -110,10 +120,11 @@ def _fit_start(case: Case, name: str) -> tuple[float, float]:
 
 def _scale(case: Case, name: str, values: Tensor) -> Tensor:
     """Distances [2, C] of means and variances from the exact ones, in σ and relative to the variance."""
-    assert case.evidence is not None
-    exact = case.evidence.exact
+    exact = case.data.exact
     moments = exact[name]
     var = moments.var + exact.eps[name]
-    means = (values[0] - moments.mean) / var.sqrt()
-    variances = (values[1] - moments.var) / var
-    return torch.stack((means, variances))
+
+    mean, variance = values
+    off_mean = mean - moments.mean
+    off_var = variance - moments.var
+    return torch.stack((off_mean / var.sqrt(), off_var / var))

@@ -34,17 +34,25 @@ class SeveralUpdates(Rule):
     def look(self, case: Case) -> Signs | None:
         assert case.trace is not None
         traces = case.trace.layers
-        recorded = {name: traces[other] for name, other in match_names(case.layers, traces).items()}
-        layers = [name for name, entries in recorded.items() if _count_calls(entries) > 1]
-        if not layers:
+        counts: dict[str, float] = {}
+        repeated = []
+        for name, other in match_names(case.layers, traces).items():
+            entries = traces[other]
+            calls = _count_calls(entries)
+            if calls > 1:
+                counts[name] = calls
+                if _is_repeated(entries):
+                    repeated.append(name)
+        if not counts:
             return None
-        most = max(_count_calls(recorded[name]) for name in layers)
+
+        most = max(counts.values())
         told = f"{most:.3g} updates a step"
-        repeated = [name for name in layers if _is_repeated(recorded[name])]
-        if repeated:
-            evidence = f"{told}, of the same batch in {len(repeated)} of {len(layers)} layers"
-            return Signs(tuple(layers), evidence, "warning")
-        return Signs(tuple(layers), f"{told}, of different batches")
+        layers = tuple(counts)
+        if not repeated:
+            return Signs(layers, f"{told}, of different batches")
+        evidence = f"{told}, of the same batch in {len(repeated)} of {len(layers)} layers"
+        return Signs(layers, evidence, "warning")
 
 
 def _count_calls(entries: LayerTrace) -> float:
@@ -56,12 +64,16 @@ def _is_repeated(entries: LayerTrace) -> bool:
     """Return whether a tenth of the calls have the moments of an earlier call in their step, up to rounding."""
     steps = torch.tensor(entries.steps, device="cpu")
     moments = entries.moments.double()
-    is_repeat = torch.zeros(len(steps), dtype=torch.bool, device="cpu")
-    most = min(_MOST_CALLS, len(steps))
+    calls = len(steps)
+    is_repeat = torch.zeros(calls, dtype=torch.bool, device="cpu")
+
+    most = min(_MOST_CALLS, calls)
     for back in range(1, most):
-        is_same_step = steps[back:] == steps[:-back]
-        is_near = _are_near(moments[back:], moments[:-back])
-        is_repeat[back:] |= is_same_step & is_near
+        earlier = slice(None, -back)
+        later = slice(back, None)
+        is_same_step = steps[later] == steps[earlier]
+        is_near = _are_near(moments[later], moments[earlier])
+        is_repeat[later] |= is_same_step & is_near
     share = is_repeat.double().mean()
     return float(share) > 0.1
 

@@ -70,13 +70,19 @@ def _count_updates(case: Case, name: str) -> int:
 
 def _list_other_images(case: Case, frozen: Sequence[str]) -> list[str]:
     """List the frozen layers whose averages neither chance explains nor weights that move, if they cost something."""
-    if case.evidence is None or not case.is_costly:
+    evidence = case.evidence
+    if evidence is None or not case.is_costly:
         return []
-    first = next(iter(case.evidence.exact))
+    first = next(iter(evidence.exact))
     if first not in case.layers:
         return []  # what explains the first layer, such as another preprocessing, explains those behind it
-    seen = [name for name in frozen if name in case.seen]
-    return [name for name in seen if is_beyond_chance(case, name) and _is_behind_frozen_ones(case, name)]
+
+    others = []
+    for name in frozen:
+        is_off = name in case.seen and is_beyond_chance(case, name)
+        if is_off and _is_behind_frozen_ones(case, name):
+            others.append(name)
+    return others
 
 
 def _is_behind_frozen_ones(case: Case, name: str) -> bool:

@@ -16,6 +16,7 @@ from bnlab.layers import match_names
 from bnlab.recording.trace import LayerTrace
 
 _MOST_SPANS = 5  # memories of an average between two checkpoints, within which their difference shows the drift
+_FEW = 10  # batches at most, whose mean stands for the statistics of the latest weights
 _PREPARED = "Normalize, scale or colour order not as in training? Pass training_batches=."
 _PASSED = "Other images passed in train(): of another task, or two domains in turn? Recalibrate on these."
 _CHANGED = "Weights averaged, pruned, fine-tuned, loaded, still in training? Pass earlier ones as before=."
@@ -127,42 +128,56 @@ def _compare_with_drift(case: Case, layers: Sequence[str]) -> _Drift | None:
 
 def _predict_lag(case: Case, name: str) -> Tensor | None:
     """Predict from a layer's history how far its averages [2, C] are behind; None without one that tells."""
+    momentum = case.layers[name].momentum
     if case.trace is not None:
-        recorded = match_names([name], case.trace.layers)
+        traces = case.trace.layers
+        recorded = match_names([name], traces)
         if name in recorded:
-            return _predict_by_trace(case.trace.layers[recorded[name]], case.layers[name].momentum)
-    return _predict_by_checkpoint(case, name)
+            entries = traces[recorded[name]]
+            return _predict_by_trace(entries, momentum)
+
+    change = None if case.history is None else case.history.layers.get(name)
+    if change is None or not change.updates or not momentum:
+        return None
+    spans = change.updates * momentum
+    return _predict_by_checkpoint(change.buffers, case.buffers[name], spans)
 
 
 def _predict_by_trace(entries: LayerTrace, momentum: float | None) -> Tensor | None:
     """Predict the lag [2, C] as the average at the end of a trace less the mean of its last batches."""
     if entries.end is None or not len(entries):
         return None
-    few = 10 if not momentum else min(10, math.ceil(1 / (4 * momentum)))
-    latest = entries.moments[-few:].double()
-    return entries.end.cpu().double() - latest.mean(0)
+
+    few = _FEW
+    if momentum:
+        quarter = 1 / (4 * momentum)  # of the batches that the average remembers: of nearly the same weights
+        few = min(few, math.ceil(quarter))
+    latest = entries.moments[-few:]
+    average = entries.end.cpu()
+    return average.double() - latest.double().mean(0)
 
 
-def _predict_by_checkpoint(case: Case, name: str) -> Tensor | None:
-    """Predict the lag [2, C] as 1/m times what the average has moved in an update; None from a checkpoint too far."""
-    change = None if case.history is None else case.history.layers.get(name)
-    momentum = case.layers[name].momentum
-    if change is None or not change.updates or not momentum:
-        return None
-    spans = change.updates * momentum
+def _predict_by_checkpoint(before: Tensor, now: Tensor, spans: float) -> Tensor | None:
+    """Predict the lag [2, C] as 1/m times what the average has moved in an update; None from a checkpoint too far.
+
+    Args:
+        before, now: running mean and variance [2, C], then and now.
+        spans: updates since then, times m.
+    """
     if not 0 < spans <= _MOST_SPANS:
         return None
-    return (change.buffers.double() - case.buffers[name]) / spans
+    return (before.double() - now) / spans
 
 
 def _read_exact(case: Case, name: str) -> Tensor:
-    assert case.evidence is not None
-    moments = case.evidence.exact[name]
+    moments = case.data.exact[name]
     return torch.stack((moments.mean, moments.var))
 
 
 def _scale(case: Case, name: str, differences: Tensor) -> Tensor:
     """Divide differences [2, C] of means by σ and of variances by the variance, as one row [2C]."""
-    assert case.evidence is not None
-    var = case.evidence.exact[name].var + case.evidence.exact.eps[name]
-    return torch.cat((differences[0] / var.sqrt(), differences[1] / var))
+    exact = case.data.exact
+    var = exact[name].var + exact.eps[name]
+    of_means = differences[0] / var.sqrt()
+    of_variances = differences[1] / var
+    return torch.cat((of_means, of_variances))

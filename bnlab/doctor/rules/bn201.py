@@ -32,18 +32,22 @@ class AverageNoise(Rule):
 
 def _is_noise(case: Case, name: str) -> bool:
     view = case.find_view(name)
-    if view is None or name not in case.reference or len(view.calls) > 1:
+    reference = case.reference
+    if view is None or name not in reference or len(view.calls) > 1:
         return False
-    mean_gap, var_gap = case.find_gap(name, case.reference)
+
+    mean_gap, var_gap = case.find_gap(name, reference)
     largest_gap = max(mean_gap, var_gap)
+    if not largest_gap > _VISIBLE:
+        return False
     gap_here = max(case.find_gap(name))
     if gap_here > 2 * largest_gap:
         return False  # these images differ from those of training
 
     # The log of a variance is noisier than a mean in σ, by a factor that depends on the tails of the values.
-    most = max(_VISIBLE, 6 * case.find_expected_gap(name))
-    is_visible = largest_gap > _VISIBLE
-    return is_visible and var_gap <= most and case.noise_ratio(name) <= _NOISE
+    noise = case.find_expected_gap(name)
+    most = max(_VISIBLE, 6 * noise)
+    return var_gap <= most and case.noise_ratio(name) <= _NOISE
 
 
 def _tell(case: Case, layers: Sequence[str]) -> str:

@@ -9,8 +9,8 @@ from itertools import dropwhile
 from torch import Tensor
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.observing import Scatter
 from bnlab.doctor.rule import Rule, Signs
+from bnlab.doctor.scatter import Scatter
 
 _LIKELY = 4.0  # in standard deviations of a normal distribution: how far shuffled batches hardly ever get
 _RATIO = 2.0

@@ -63,30 +63,34 @@ class SeveralPopulations(Rule):
 def _look_at_calls(case: Case) -> Signs | None:
     """Look for layers whose calls in a forward are of different populations."""
     compared: dict[str, Calls] = {}
+    views = case.data.view.layers
     for name in case.seen:
-        view = case.data.view.layers.get(name)
-        calls = None if view is None else compare_calls(view)
+        calls = compare_calls(views[name]) if name in views else None
         if calls is not None:
             compared[name] = calls
 
-    unlike = {name: calls for name, calls in compared.items() if calls.are_unlike}
+    unlike = {name: calls.share for name, calls in compared.items() if calls.are_unlike}
     if not unlike and case.is_own_better:
-        unlike = {name: calls for name, calls in compared.items() if calls.differ_surely}
+        unlike = {name: calls.t for name, calls in compared.items() if calls.differ_surely}
     if not unlike:
         return None
-    worst = max(unlike.values(), key=lambda calls: calls.share if calls.are_unlike else calls.t)
+
+    worst = max(unlike, key=unlike.__getitem__)
+    # Layers behind are named too: each call's own statistics have made what these are given alike.
     behind = dropwhile(lambda name: name not in unlike, compared)
-    return Signs.of(behind, worst.tell())
+    return Signs.of(behind, compared[worst].tell())
 
 
 def _look_at_batches(case: Case) -> Signs | None:
     """Look for batches of few images that differ, those of training before those at hand."""
-    signs = None
-    if case.training_view is not None and case.training is not None:
-        signs = _look_at_view(case, case.training_view, case.training, "training's batches", is_enough=False)
-    if signs is None:
-        signs = _look_at_view(case, case.data.view, case.data.exact, "these batches", is_enough=case.is_own_better)
-    return signs
+    view = case.training_view
+    if view is not None and case.training is not None:
+        signs = _look_at_view(case, view, case.training, "training's batches", is_enough=False)
+        if signs is not None:
+            return signs
+
+    data = case.data
+    return _look_at_view(case, data.view, data.exact, "these batches", is_enough=case.is_own_better)
 
 
 def _look_at_view(case: Case, view: View, exact: Statistics, whose: str, is_enough: bool) -> Signs | None:
@@ -99,18 +103,25 @@ def _look_at_view(case: Case, view: View, exact: Statistics, whose: str, is_enou
         whose: batches they are, in words.
         is_enough: whether it is known to matter; otherwise averages that fit the batches' own statistics show it.
     """
-    names = [name for name in case.seen if name in exact and name in view.layers and len(view.layers[name].calls) == 1]
-    behind = list(dropwhile(lambda name: not _measure_spread(view.layers[name]).is_wide, names))
+    spreads = {}
+    for name in case.seen:
+        layer_view = view.layers.get(name)
+        if name in exact and layer_view is not None and len(layer_view.calls) == 1:
+            spreads[name] = _measure_spread(layer_view)
+
+    behind = list(dropwhile(lambda name: not spreads[name].is_wide, spreads))
     if not behind:
         return None
-    fit = _compare_fit(case, behind[1:], view, exact)  # the first one is given the same, whatever normalizes
+    first, *later = behind
+    fit = _compare_fit(case, later, view, exact)  # the first one is given the same, whatever normalizes
     if not is_enough and not fit.is_own:
         return None
 
-    told = f"{whose} have {count_things(round(view.batch_size), 'image')}"
+    images = count_things(round(view.batch_size), "image")
+    told = f"{whose} have {images}"
     if view.batch_size == 1:
         told += ", which makes train mode instance norm"
-    told += f": {_measure_spread(view.layers[behind[0]]).tell()}"
+    told += f": {spreads[first].tell()}"
     if fit.is_own:
         told += f"; {fit.tell()}"
     elif case.training is None:
@@ -165,11 +176,19 @@ class _Fit:
 
 
 def _compare_fit(case: Case, names: Sequence[str], view: View, exact: Statistics) -> _Fit:
-    gaps = {name: max(case.find_gap(name, exact)) for name in names}
-    off = [name for name in names if gaps[name] > _OFF]
+    """Compare the averages of layers with exact statistics, and with what each batch's own let the layers be given."""
+    off = [name for name in names if max(case.find_gap(name, exact)) > _OFF]
     if not off or 2 * len(off) < len(names):
         return _Fit(math.nan, math.nan, is_own=False)
-    pooled = Statistics({name: view.layers[name].pooled for name in off}, exact.eps)
-    exact_gap = median(gaps[name] for name in off)
-    own_gap = median(max(case.find_gap(name, pooled)) for name in off)
+
+    pooled = {name: view.layers[name].pooled for name in off}
+    own = Statistics(pooled, exact.eps)
+    exact_gap = _find_middle_gap(case, off, exact)
+    own_gap = _find_middle_gap(case, off, own)
     return _Fit(exact_gap, own_gap, is_own=own_gap < _FIT * exact_gap)
+
+
+def _find_middle_gap(case: Case, names: Sequence[str], reference: Statistics) -> float:
+    """Find the gap of the averages from a reference, median over layers."""
+    gaps = [max(case.find_gap(name, reference)) for name in names]
+    return median(gaps)

@@ -38,11 +38,15 @@ def _follow_padding(case: Case, name: str) -> bool:
     plain = case.data.plain
     if plain is None or name not in plain:
         return False
-    sigma = (exact[name].var + exact.eps[name]).sqrt()
-    difference = plain[name].mean - exact[name].mean
-    in_sigma = difference / sigma
+
+    moments = exact[name]
+    var = moments.var + exact.eps[name]
+    difference = plain[name].mean - moments.mean
+    in_sigma = difference / var.sqrt()
     apart = in_sigma.square().mean().sqrt()
+    if not float(apart) > _VISIBLE:
+        return False
 
     gap, _ = case.find_gap(name)
     plain_gap, _ = case.find_gap(name, plain)
-    return bool(apart > _VISIBLE) and plain_gap < gap / 2
+    return plain_gap < gap / 2

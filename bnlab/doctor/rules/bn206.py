@@ -24,16 +24,20 @@ class DropoutBefore(Rule):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        layers = [name for name in case.seen if _follows_dropout(case, name)]
-        if not layers:
+        shifts = {}
+        for name in case.seen:
+            shift = _find_shift(case, name)
+            if abs(shift) > _SHIFT and _follows_dropout(case, name, shift):
+                shifts[name] = shift
+        if not shifts:
             return None
-        worst = max(layers, key=lambda name: abs(_find_shift(case, name)))
-        shift = _find_shift(case, worst)
-        ratio = math.exp(shift)
+
+        worst = max(shifts, key=lambda name: abs(shifts[name]))
+        ratio = math.exp(shifts[worst])
         running_ratios = case.log_ratios(worst).exp()
         running = float(running_ratios.median())
         told = f"variance with dropout {ratio:.2f} times that without, running {running:.2f} times"
-        return Signs.of(layers, told)
+        return Signs.of(shifts, told)
 
 
 def _find_shift(case: Case, name: str) -> float:
@@ -42,10 +46,9 @@ def _find_shift(case: Case, name: str) -> float:
     return 0.0 if ratios is None else float(ratios.median().log())
 
 
-def _follows_dropout(case: Case, name: str) -> bool:
-    shift = _find_shift(case, name)
+def _follows_dropout(case: Case, name: str, shift: float) -> bool:
+    """Return whether a layer's running variance is nearer to that with dropout than to that without."""
     running = case.log_ratios(name)
-    off_with = (running - shift).abs().median()
     off_without = running.abs().median()
-    is_nearer = bool(off_with < off_without)
-    return abs(shift) > _SHIFT and is_nearer
+    off_with = (running - shift).abs().median()
+    return bool(off_with < off_without)

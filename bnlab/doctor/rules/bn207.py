@@ -9,6 +9,7 @@ from bnlab.statistics import Statistics
 _FIRST = 0.3  # of the first layer; augmentation changes it less
 _LATER = 0.1
 _SURE = 4  # standard errors
+_FARTHER = 3  # times: averages from these images than from the training batches
 
 
 class OtherData(Rule):
@@ -31,15 +32,20 @@ class OtherData(Rule):
     explains_bad = True
 
     def look(self, case: Case) -> Signs | None:
-        layers = [name for name in case.seen if _differs(case, name)]
-        first = case.seen[0]
+        seen = case.seen
+        layers = [name for name in seen if _differs(case, name)]
+        first = seen[0]
         here = _find_off(case, first, case.data.exact)
         there = _find_off(case, first, case.reference)
         told = f"first layer {here:.2f} σ off on these images, {there:.2f} σ on the training batches"
-        if here >= _FIRST and first in layers and 2 * len(layers) >= len(case.seen):
+
+        are_most = 2 * len(layers) >= len(seen)
+        if here >= _FIRST and first in layers and are_most:
             return Signs.of(layers, told, at_least="warning")
+
         if case.is_costly and _is_shifted(case, first):
-            return Signs.of(dict.fromkeys([first, *layers]), told)
+            later = [name for name in layers if name != first]
+            return Signs.of([first, *later], told)
         return None
 
 
@@ -49,8 +55,11 @@ def _differs(case: Case, name: str) -> bool:
         return False
     here = _find_off(case, name, case.data.exact)
     there = _find_off(case, name, case.reference)
-    is_by_chance = here < _SURE * case.find_sampling_error(name)
-    return here > _LATER and here > 3 * there and not is_by_chance
+    if not (here > _LATER and here > _FARTHER * there):
+        return False
+
+    chance = _SURE * case.find_sampling_error(name)
+    return not here < chance  # not known to be by chance, where the error is NaN
 
 
 def _is_shifted(case: Case, name: str) -> bool:
@@ -59,7 +68,8 @@ def _is_shifted(case: Case, name: str) -> bool:
         return False
     here, _ = case.find_gap(name)
     there, _ = case.find_gap(name, case.reference)
-    return here > 3 * there and here > _SURE * case.find_difference_error(name)
+    chance = _SURE * case.find_difference_error(name)
+    return here > _FARTHER * there and here > chance
 
 
 def _find_off(case: Case, name: str, reference: Statistics) -> float:

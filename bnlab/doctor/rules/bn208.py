@@ -29,10 +29,14 @@ class CollapsedVariance(Rule):
     unless = ("BN002", "BN003", "BN101", "BN109", "BN206", "BN210")
 
     def look(self, case: Case) -> Signs | None:
-        measured = [name for name in case.seen if name in case.reference]
-        ratios = {name: _find_ratio(case, name) for name in measured}
+        reference = case.reference
+        ratios = {}
+        for name in case.seen:
+            if name in reference:
+                ratios[name] = _find_ratio(case, name)
         if len(ratios) < 2:
             return None
+
         by_depth = list(ratios.values())
         third = math.ceil(len(by_depth) / 3)
         shallow = mean(by_depth[:third])
@@ -40,7 +44,8 @@ class CollapsedVariance(Rule):
 
         falls = deep < _FALL * shallow
         has_collapsed = deep < _COLLAPSED
-        if not (falls and has_collapsed and shallow < _SHALLOW):
+        is_near_at_first = shallow < _SHALLOW
+        if not (falls and has_collapsed and is_near_at_first):
             return None
         layers = [name for name, ratio in ratios.items() if ratio < _COLLAPSED]
         told = f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"

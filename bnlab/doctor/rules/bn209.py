@@ -52,33 +52,44 @@ def _tell_scale(case: Case, first: str, later: Sequence[str]) -> str | None:
     """Tell by how much the input is scaled; None if it is not."""
     if case.remembers_start(first) or _is_explained_by_training(case, first):
         return None
+
     _, running = case.buffers[first]
     quotients = case.data.exact[first].var / running
     ratios = quotients.log()
     ratios = ratios[ratios.isfinite()]  # without dead channels
     if len(ratios) < 2:
         return None
+
     scale = float(ratios.median())
     spread = float(ratios.std())
+    size = abs(scale)
+    is_constant = size > _SCALE and spread < _SPREAD * size
+    if not is_constant:
+        return None
+
     later_gaps = [max(case.find_gap(name)) for name in later]
     later_gap = median(later_gaps) if later_gaps else 0.0
-
-    is_constant = abs(scale) > _SCALE and spread < _SPREAD * abs(scale)
-    others_agree = later_gap < _LATER * abs(scale)
-    if not is_constant or not others_agree:
+    others_agree = later_gap < _LATER * size
+    if not others_agree:
         return None
-    return f"standard deviations {math.exp(scale / 2):.3g} times the running ones in all channels of the first layer"
+    times = math.exp(scale / 2)
+    return f"standard deviations {times:.3g} times the running ones in all channels of the first layer"
 
 
 def _is_explained_by_training(case: Case, first: str) -> bool:
     """Return whether training batches have an outlying image, or are scaled as the images are, or some of them."""
-    if case.training is None or first not in case.training:
+    training = case.training
+    if training is None or first not in training:
         return False
-    if case.outlier is not None and case.outlier.ratio > OUTLYING:
+    outlier = case.outlier
+    if outlier is not None and outlier.ratio > OUTLYING:
         return True
-    quotients = case.data.exact[first].var / case.training[first].var
+
+    quotients = case.data.exact[first].var / training[first].var
     ratio = float(quotients.log().nanmedian())
-    return abs(ratio) < _SCALE or _is_among_training(case, first)
+    if abs(ratio) < _SCALE:
+        return True
+    return _is_among_training(case, first)
 
 
 def _is_among_training(case: Case, first: str) -> bool:
@@ -86,9 +97,12 @@ def _is_among_training(case: Case, first: str) -> bool:
     view = None if case.training_view is None else case.training_view.layers.get(first)
     if view is None:
         return False
+
     moments = case.data.exact[first]
     squares = moments.var + (moments.mean - view.center).square()
-    off = (squares - view.batch_squares.mean).abs() / view.batch_squares.var.sqrt()
+    of_batches = view.batch_squares
+    distance = (squares - of_batches.mean).abs()
+    off = distance / of_batches.var.sqrt()
     return float(off.nanmedian()) < _AMONG
 
 

@@ -27,7 +27,8 @@ class OutlyingImage(Rule):
         outlier = case.outlier
         if outlier is None or not outlier.ratio > OUTLYING:
             return None
-        layers = [name for name in case.seen if case.is_off(name)]
+
         place = f"image {outlier.number:,} of the training batches, counted from 0"
         told = f"{place}: its σ is {outlier.ratio:.2g} times the median's"
+        layers = [name for name in case.seen if case.is_off(name)]
         return Signs.of(layers, told)

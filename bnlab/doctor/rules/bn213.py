@@ -33,19 +33,26 @@ class Rescaled(Rule):
     unless = ("BN001", "BN002", "BN207", "BN209", "BN210")
 
     def look(self, case: Case) -> Signs | None:
-        rescaling = case.data.rescaling
-        first = next(iter(case.data.exact))
+        data = case.data
+        rescaling = data.rescaling
+        first = next(iter(data.exact))
         if rescaling is None or first not in case.layers or case.remembers_start(first):
             return None
-        distance = case.find_distance(first, case.data.changed["as they are"])
-        is_by_chance = distance < 4 * max(case.find_expected_gap(first), case.find_sampling_error(first))
+
+        distance = case.find_distance(first, data.changed["as they are"])
+        chance = max(case.find_expected_gap(first), case.find_sampling_error(first))
+        if distance < _OFF or distance < 4 * chance:
+            return None
+
+        near = _MENDED * distance
         mended = case.find_distance(first, rescaling.statistics)
-        if distance < _OFF or is_by_chance or mended > _MENDED * distance:
+        if mended > near:
             return None
         if case.training is not None and first in case.training:
             of_training = case.find_distance(first, case.training)
-            if of_training > _MENDED * distance:
+            if of_training > near:
                 return None  # the averages are not of the training batches either
+
         at_least: Severity = "warning" if distance >= _LARGE else "note"
         behind = [name for name in case.seen if name != first and case.is_off(name)]
         told = f"first layer's averages {distance:.2g} σ off, {mended:.2g} σ on {rescaling}"

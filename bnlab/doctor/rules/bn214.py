@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from bnlab.doctor.case import Case
 from bnlab.doctor.rule import Rule, Signs
 
 _NEARLY_ALL = 0.99  # of a layer's channels
+_MEAN = "mean 0"
+_VARIANCE = "variance 1"
 
 
 class HalfUpdated(Rule):
@@ -23,18 +27,31 @@ class HalfUpdated(Rule):
     unless = ("BN001", "BN003")
 
     def look(self, case: Case) -> Signs | None:
-        without_var = case.select(lambda name: _find_half(case, name) == "variance 1")
-        without_mean = case.select(lambda name: _find_half(case, name) == "mean 0")
+        halves = {name: _find_half(case, name) for name in case.layers}
+        without_var = [name for name, half in halves.items() if half == _VARIANCE]
         if without_var:
-            return Signs.of(without_var, "variance 1 in all channels, but means that are not 0")
-        return Signs.of(without_mean, "mean 0 in all channels, but variances that are not 1")
+            told = f"{_VARIANCE} in all channels, but means that are not 0"
+            return Signs.of(without_var, told)
+
+        without_mean = [name for name, half in halves.items() if half == _MEAN]
+        told = f"{_MEAN} in all channels, but variances that are not 1"
+        return Signs.of(without_mean, told)
 
 
 def _find_half(case: Case, name: str) -> str:
     """Find which half of a layer's averages alone is where it starts; empty if neither is, or rightly so."""
-    mean, var = case.buffers[name]
-    is_mean_left = float((mean == 0).double().mean()) > _NEARLY_ALL
-    is_var_left = float((var == 1).double().mean()) > _NEARLY_ALL
-    if is_mean_left == is_var_left or (name in case.seen and not case.is_off(name)):
+    if name in case.seen and not case.is_off(name):
         return ""
-    return "variance 1" if is_var_left else "mean 0"
+    mean, var = case.buffers[name]
+    is_mean_left = _are_nearly_all(mean == 0)
+    is_var_left = _are_nearly_all(var == 1)
+
+    if is_mean_left == is_var_left:
+        return ""  # both are BN002's
+    return _VARIANCE if is_var_left else _MEAN
+
+
+def _are_nearly_all(shows: Tensor) -> bool:
+    """Return whether a condition [C] holds in nearly all channels."""
+    share = shows.double().mean()
+    return float(share) > _NEARLY_ALL

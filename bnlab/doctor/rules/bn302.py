@@ -53,18 +53,19 @@ def _is_folded(case: Case, name: str) -> bool:
     layer = case.layers[name]
     if layer.weight is None or layer.bias is None:
         return False
-    weight = layer.weight.detach().cpu().double().abs()
+    weight = layer.weight.detach().abs().cpu().double()
     bias = layer.bias.detach().cpu().double()
+
     moments = case.data.exact[name]
-
     mean_off = (moments.mean - bias) / weight
-    deviation_off = (moments.var.sqrt() / weight).log()
-    off = torch.stack((mean_off, deviation_off))
+    ratio = moments.var.sqrt() / weight
+    off = torch.stack((mean_off, ratio.log()))
 
+    # Weights and biases that are nearly the same in all channels would fit by chance.
     own = torch.stack((bias / weight, weight.log()))
     own_mean = own.mean(1, keepdim=True)
-    differences = own - own_mean
-    return _average_size(off) < _AGREES * _average_size(differences)
+    most = _AGREES * _average_size(own - own_mean)
+    return _average_size(off) < most
 
 
 def _misses_bias(case: Case, name: str) -> bool:

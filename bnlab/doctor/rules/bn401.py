@@ -30,19 +30,19 @@ class RanksDiffer(Rule):
     def look(self, case: Case) -> Signs | None:
         assert case.ranks is not None
         spreads = {}
-        for name in case.layers:
-            buffers = torch.stack([rank[name] for rank in case.ranks])
-            spreads[name] = _find_spread(buffers, case.layers[name].eps)
-        layers = [name for name, spread in spreads.items() if spread > 0.01]
-        if not layers:
+        for name, layer in case.layers.items():
+            of_ranks = [rank[name] for rank in case.ranks]
+            spread = _find_spread(torch.stack(of_ranks), layer.eps)
+            if spread > 0.01:
+                spreads[name] = spread
+        if not spreads:
             return None
 
-        worst = max(layers, key=spreads.__getitem__)
+        worst = max(spreads, key=spreads.__getitem__)
         most = spreads[worst]
-        ranks = len(case.ranks)
-        evidence = f"up to {most:.2g} σ between {ranks} ranks, in {worst!r}"
+        evidence = f"up to {most:.2g} σ between {len(case.ranks)} ranks, in {worst!r}"
         severity: Severity = "warning" if most > 0.1 else "note"
-        return Signs(tuple(layers), evidence, severity)
+        return Signs(tuple(spreads), evidence, severity)
 
 
 def _find_spread(buffers: Tensor, eps: float) -> float:

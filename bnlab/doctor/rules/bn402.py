@@ -27,17 +27,18 @@ class NormalizesByBatch(Rule):
     mends = "running"
 
     def look(self, case: Case) -> Signs | None:
-        training = case.select(lambda name: case.layers[name].training)
+        layers = case.layers
+        training = [name for name, layer in layers.items() if layer.training]
         if training and not case.model.training:
-            count = len(training)
-            told = f"{count} of {len(case.layers)} in train mode, in a model in eval mode"
+            told = f"{len(training)} of {len(layers)} in train mode, in a model in eval mode"
             return Signs(tuple(training), told, "warning")
 
         notes = []
         trained = [name for name in training if not case.is_initial(name)]
         if trained:
-            notes.append(f"{len(trained)} of {len(case.layers)} in train mode")
-        if case.without:
-            notes.append(f"{len(case.without)} without running statistics")
-        names = [*trained, *case.without]
-        return Signs.of(names, "; ".join(notes))
+            notes.append(f"{len(trained)} of {len(layers)} in train mode")
+        without = case.without
+        if without:
+            notes.append(f"{len(without)} without running statistics")
+        told = "; ".join(notes)
+        return Signs.of([*trained, *without], told)
