@@ -1,7 +1,7 @@
 """The model of docs/scale.md, and its tables: python -m benchmarks.scale writes them into the page.
 
 Exact statistics: how much of a network's forwards is run where a limit of memory lets some batches wait and others not.
-Its inputs are read off one forward, and two factors that `benchmarks/README.md` has measured. A folder of results: a
+Its inputs are read off one forward, and factors that `benchmarks/README.md` has measured. A folder of results: a
 line through the times of each command with 1,000 and 3,000 networks, from the same file.
 """
 
@@ -25,6 +25,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 MEASURED = Path(__file__).with_name("README.md")
 _STORE_ROW = re.compile(r"\| ([\d,]+) networks \| ([^|]+) \| ([\d.]+) \|")
 FACTOR = 1.2  # exact statistics where all batches wait, in plain forwards: README.md, `large`
+GPU_FACTOR = 3.0  # the same on an H200, of ResNet-50 in float32, channels_last: README.md, `gpu`
+GPU_RATE = 9_000  # images that it evaluates a second, from the same row
 FACTOR_AGAIN = 1.3  # the same of forwards that are run again up to a layer: README.md, `scaling`, layer by layer
 CHECKED = 12  # images that are evaluated once more, to profile and to check: four, and four of two batches
 IMAGENET = 1_281_167  # training images
@@ -70,17 +72,19 @@ class Cost:
         first: what batches that wait have run of their forwards, in plain forwards.
         again: what others have run again, in plain forwards.
         checked: the profile and the check, in plain forwards.
+        factor: what a forward takes of which the moments are read, in plain ones, where all batches wait.
     """
 
     begun: float
     first: float
     again: float
     checked: float
+    factor: float
 
     @property
     def forwards(self) -> float:
         """The time, in plain forwards."""
-        return FACTOR * self.first + FACTOR_AGAIN * self.again + self.checked
+        return self.factor * self.first + FACTOR_AGAIN * self.again + self.checked
 
 
 def build_resnet50() -> nn.Module:
@@ -123,7 +127,7 @@ def describe(model: nn.Module, size: int) -> Network:
     return Network(layers, live.peak, image.numel() * image.element_size())
 
 
-def compute_cost(network: Network, images: int, batch: int, memory: float) -> Cost:
+def compute_cost(network: Network, images: int, batch: int, memory: float, factor: float = FACTOR) -> Cost:
     """Compute what exact statistics take of one device.
 
     A batch that does not wait at a layer is run again from the input to the next one.
@@ -133,6 +137,7 @@ def compute_cost(network: Network, images: int, batch: int, memory: float) -> Co
         images: of this device.
         batch: images in a batch.
         memory: bytes that batches which wait and one that runs may hold.
+        factor: of the device.
     """
     batches = images / batch
     ends = [layer.before for layer in network.layers[1:]] + [1.0]
@@ -145,13 +150,13 @@ def compute_cost(network: Network, images: int, batch: int, memory: float) -> Co
         first += waiting * (end - layer.before)
         again += (1 - waiting) * end
         begun += 1 - waiting
-    return Cost(begun, first, again, CHECKED / images)
+    return Cost(begun, first, again, CHECKED / images, factor)
 
 
 def write_imagenet() -> Iterator[str]:
     """Write what exact statistics of ResNet-50 take, by images of a GPU."""
     network = describe(build_resnet50(), 224)
-    yield "| images of a GPU | input kept (GB) | waiting (GB) | forwards begun | plain forwards | at 1,000 images/s |"
+    yield "| images of a GPU | input kept (GB) | waiting (GB) | forwards begun | plain forwards | time |"
     yield "|---|--:|--:|--:|--:|--:|"
     rows = (
         ("2,048", 2_048),
@@ -162,10 +167,10 @@ def write_imagenet() -> Iterator[str]:
         ("all, shared by 64 GPUs", IMAGENET // 64),
     )
     for name, images in rows:
-        cost = compute_cost(network, images, 128, GPU_BYTES)
+        cost = compute_cost(network, images, 128, GPU_BYTES, GPU_FACTOR)
         kept = images * network.image / 1e9
         waiting = (images * max(layer.held for layer in network.layers) + 128 * network.running) / 1e9
-        seconds = images / 1_000 * cost.forwards
+        seconds = images / GPU_RATE * cost.forwards
         cells = (
             name,
             f"{kept:,.1f}",
@@ -178,6 +183,8 @@ def write_imagenet() -> Iterator[str]:
 
 
 def _write_time(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 6_000:
