@@ -261,7 +261,7 @@ def _write_table(measures: Sequence[Measure], swept: Swept) -> pd.DataFrame:
         label = measure.axis.label
         written[label] = table[label]
     counts = [f"n of {measure.name}" for measure in measures]
-    written["n"] = table[counts].apply(_join_counts, axis=1)
+    written["n"] = [_join_counts(row) for row in table[counts].to_numpy(float)]
     return written.astype(object).fillna("")
 
 
@@ -275,7 +275,7 @@ def _write_numbers(measure: Measure, last: pd.DataFrame, keys: list[str]) -> pd.
     return written
 
 
-def _join_counts(counts: pd.Series) -> str:
-    """Write how many seeds each measure has, once where all have as many."""
-    written = [f"{count:g}" for count in counts.dropna()]
+def _join_counts(counts: np.ndarray) -> str:
+    """Write how many seeds each measure has, once where all have as many; NaN where it was not measured."""
+    written = [f"{count:g}" for count in counts[~np.isnan(counts)]]
     return ", ".join(dict.fromkeys(written))

@@ -141,11 +141,11 @@ def _estimate_groups(
 ) -> pd.DataFrame:
     """Estimate the mean of a column in each group of rows: a row for each, with `by` and the estimate."""
     rows = []
-    for key, group in list_groups(frame[[*by, value]], by):
-        sample = group[value].to_numpy(float)
-        with np.errstate(invalid="ignore"):  # a value of 0 has the geometric mean 0 and no interval
+    with np.errstate(invalid="ignore"):  # a value of 0 has the geometric mean 0 and no interval
+        for key, group in list_groups(frame[[*by, value]], by):
+            sample = group[value].to_numpy(float)
             estimated = estimate(sample)
-        rows.append((*key, *estimated))
+            rows.append((*key, *estimated))
 
     columns = [*by, *_Estimate._fields]
     return pd.DataFrame(rows, columns=columns)
