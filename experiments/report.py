@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 import sys
 import textwrap
@@ -190,6 +191,7 @@ def _draw_figures(
     from bnlab.harness.errors import NoRows, where_raised
     from bnlab.harness.reporting import drawing
 
+    gc.freeze()  # drawing makes much garbage, and each collection would go through all that is imported, too
     paths: dict[str, Path] = {}
     completed: dict[str, Figure] = {}
     failed = 0

@@ -63,7 +63,7 @@ def _run_missing(words: list[str]) -> int:
     print(outline(sweep.configs, waiting), flush=True)
     if waiting:
         _run(sweep.configs, words, launcher)
-    return _finish(sweep.configs, words, started)
+    return _finish(sweep.configs, waiting, words, started)
 
 
 def _estimate(configs: list[Config], waiting: list[Config], launcher: str, told: int | None) -> int:
@@ -105,8 +105,18 @@ def _run(configs: list[Config], words: list[str], launcher: str) -> None:
         run_with_hydra(words)
 
 
-def _finish(planned: list[Config], words: list[str], started: float) -> int:
-    """Put the tables together and say what there is now, and how long it took since `started`."""
+def _finish(planned: list[Config], waiting: list[Config], words: list[str], started: float) -> int:
+    """Put the tables together and say what there is now.
+
+    Args:
+        planned: all jobs of the sweep.
+        waiting: those that it has run; no other one can have failed.
+        words: of the command line.
+        started: when the sweep began, by `time.perf_counter`.
+
+    Returns:
+        The exit code.
+    """
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import list_failures
     from bnlab.harness.reporting import tables
@@ -119,31 +129,31 @@ def _finish(planned: list[Config], words: list[str], started: float) -> int:
         if len(frame):
             print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
 
-    networks = [Run(config) for config in planned]
+    networks = {Run(config).id for config in planned}
     runs = found["runs"]
-    is_planned = runs["run"].isin({run.id for run in networks})
+    is_planned = runs["run"].isin(networks)
     is_diverged = runs["status"] == "diverged"
     for name in runs.loc[is_planned & is_diverged, "run"]:
         print(f"{name} diverged: its rows end there")
 
     failed: set[Path] = set()
-    for run in networks:
-        failed.update(list_failures(run))
+    for config in waiting:
+        failed.update(list_failures(Run(config)))
     for path in sorted(failed):
         print(f"failed: {path}")
-    unfinished = _list_unfinished(planned)
+    unfinished = _list_unfinished(waiting)
     for name in unfinished:
         print(f"not finished: {name}, whose job was ended from outside; the same command continues")
     print(_next(first, words))
     return 1 if failed or unfinished else 0
 
 
-def _list_unfinished(planned: list[Config]) -> list[str]:
-    """List the networks of jobs that have neither ended nor said why not."""
+def _list_unfinished(jobs: list[Config]) -> list[str]:
+    """List the networks of the jobs that have neither ended nor said why not."""
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import list_failures, list_waiting
 
-    runs = [Run(config) for config in list_waiting(planned)]
+    runs = [Run(config) for config in list_waiting(jobs)]
     return sorted({run.id for run in runs if not list_failures(run)})
 
 

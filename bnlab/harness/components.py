@@ -104,6 +104,7 @@ def discover(package: str) -> None:
         importlib.import_module(f"{package}.{name}")
 
 
+@cache
 def list_modules(package: str) -> list[str]:
     """List the names of a package's modules. The package is imported, its modules are not."""
     path = importlib.import_module(package).__path__

@@ -75,7 +75,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
 
 
 def _folder(config: Config) -> Path:
-    return Path(config.results) / config.name
+    return Path(config.results, config.name)
 
 
 def prepare(configs: list[Config]) -> None:

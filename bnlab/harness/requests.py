@@ -51,7 +51,7 @@ class Request:
 
 def request_path(folder: Path, run: str, settings: str) -> Path:
     """Where a job leaves its request: the name tells the run and the settings of what is measured."""
-    return folder / "requests" / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.json"
+    return folder.joinpath("requests", f"{run.replace('/', '-')}-{digest(settings, digits=10)}.json")
 
 
 def find_run(name: str) -> str:
@@ -67,7 +67,7 @@ def columns_path(folder: Path) -> Path:
 
 def find_rows(results: Path, run: str, table: str) -> Path:
     """The folder with the files of a network's rows of a table."""
-    return results / "runs" / run / "measurements" / table
+    return results.joinpath("runs", run, "measurements", table)
 
 
 def write_request(path: Path, request: Request) -> None:

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from bnlab.borrow import count_loans
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, find_replaced_forward, get_input, get_running_buffers
-from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
 
@@ -244,6 +243,8 @@ class OwnForwardRecorder(Recorder):
 
 def make_recorder(layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> Recorder:
     """Make the recorder for a layer, according to its forward."""
+    from bnlab.nn.self_tuned import SelfTuned  # here: its decorator imports torch's compiler, which takes a second
+
     forward = type(layer).forward
     if "forward" in vars(layer):
         return OwnForwardRecorder(layer, entries, counter)

@@ -45,7 +45,7 @@ class Run:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.id = f"{network_hash(config)}/seed_{config.seed}"
-        self.folder = Path(config.results) / "runs" / self.id
+        self.folder = Path(config.results, "runs", self.id)
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 from bnlab.files import digest
@@ -136,7 +137,7 @@ def network(config: Config) -> dict[str, Any]:
 def _describe_choice(chosen: Any) -> dict[str, Any]:
     """Collect the settings of a component that the trained network depends on, and the digest of a user's own code."""
     unread = getattr(chosen, "unread", ())
-    keys = [each.name for each in fields(chosen) if each.name not in unread]
+    keys = [name for name in _list_defaults(chosen.__class__) if name not in unread]
     settings = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
     if chosen.is_own:
         settings["source"] = _digest_source(chosen)
@@ -169,9 +170,15 @@ def _digest_source(chosen: Any) -> str:
 
 def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
     """Collect the values of these keys, without those that are the default."""
-    usual = {each.name: each.default for each in fields(chosen)}
+    usual = _list_defaults(chosen.__class__)
     values = {key: getattr(chosen, key) for key in keys}
     return {key: value for key, value in values.items() if value != usual[key]}
+
+
+@cache
+def _list_defaults(kind: type[Any]) -> dict[str, Any]:
+    """List the settings of a class with their defaults, once: a sweep names thousands of networks by them."""
+    return {each.name: each.default for each in fields(kind)}
 
 
 def restore_config(values: Mapping[str, Any]) -> Config:

@@ -159,10 +159,8 @@ def _write_caption(
 
 def _name_rows(frame: pd.DataFrame, layout: Layout, swept: Swept) -> pd.DataFrame:
     """Put the rows in order, with their words in the columns `panel` and `line`, and across where words are needed."""
-    ordered = frame
-    for column in (layout.across, layout.by, *reversed(layout.panels)):
-        if column:
-            ordered = ordered.sort_values(column, kind="stable")
+    columns = [column for column in (*layout.panels, layout.by, layout.across) if column]
+    ordered = frame.sort_values(columns, kind="stable") if columns else frame
 
     panels = _name_panels(ordered, layout, swept)
     lines = _name_lines(ordered, layout, swept)

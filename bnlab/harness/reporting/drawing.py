@@ -21,7 +21,7 @@ from PIL import Image
 
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.experiment import Figure, Tables
-from bnlab.harness.reporting.style import PAGE, PAPER, Format, made_for, write_out_decades
+from bnlab.harness.reporting.style import PAGE, PAPER, PIXELS, Format, made_for, write_out_decades
 from bnlab.harness.schedule import SCHEDULES
 
 _GREY = "#333333"
@@ -201,7 +201,8 @@ def _add_words(drawn: Drawn, title: str, axes: list[Axes], sizes: _Sizes) -> Non
     bottom = below / height
     panels = (0.01, bottom, 0.98, sizes.panels / height)
     layout = ConstrainedLayoutEngine(rect=panels, wspace=0.03, hspace=0.03)
-    drawn.set_layout_engine(layout)
+    drawn.set_dpi(PIXELS)
+    layout.execute(drawn)  # once: a figure that has a layout engine is drawn a further time whenever it is saved
 
     top = 1 - 0.06 / height
     drawn.text(0.02, top, "\n".join(titles), fontsize=title_size, fontweight="bold", va="top")
@@ -230,6 +231,7 @@ def _take_label(axes: list[Axes], which: str) -> str:
         return ""
     for ax in axes:
         ax.set(**{f"{which}label": ""})
+        getattr(ax, f"{which}axis").set_label_coords(0, 0)  # else ticks are measured to place the empty label
     return str(labels.pop())
 
 
@@ -272,6 +274,7 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
 def _save_pixels(drawn: Drawn, path: Path) -> None:
     """Save a PNG of 256 colours."""
     pixels = io.BytesIO()
-    drawn.savefig(pixels)
-    image = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    image.save(path, optimize=True)
+    drawn.savefig(pixels, format="rgba")
+    size = drawn.canvas.get_width_height()
+    image = Image.frombytes("RGBA", size, pixels.getvalue()).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -118,11 +118,9 @@ def _name_diverged(swept: Swept) -> list[str]:
 
 def _find_gaps(swept: Swept) -> list[Measure]:
     """Find gaps of the mean over layers; none where no network has batch norm, and none of exact statistics."""
-    try:
-        gaps = rows(swept.tables, "gaps", by=swept.settings)
-    except NoRows:
-        return []
-    gaps = select(_name_populations(gaps), estimator=OtherThan("exact"))
+    gaps = swept.tables.get("gaps", pd.DataFrame())
+    if len(gaps):
+        gaps = select(_name_populations(gaps), estimator=OtherThan("exact"))
     if gaps.empty:
         return []
 
@@ -130,6 +128,7 @@ def _find_gaps(swept: Swept) -> list[Measure]:
     is_behind = averaged["layers"] == BEHIND
     has_behind = is_behind.groupby(averaged["run"]).transform("any")
     chosen = averaged[is_behind | ~has_behind]
+    joined = rows({**swept.tables, "gaps": chosen}, "gaps", by=swept.settings)  # now that rows are few
     layers = "root mean square over the layers behind the first, whose input is standardized by hand"
     if not has_behind.all():
         layers = f"{layers}; of networks with a single layer, that one"
@@ -138,7 +137,7 @@ def _find_gaps(swept: Swept) -> list[Measure]:
         title="Gap of the mean",
         axis=GAP,
         reading=f"Distance from the exact population mean, in standard deviations: {layers}.",
-        frame=chosen,
+        frame=joined,
         value="mean_gap",
         geometric=True,
     )
@@ -173,12 +172,17 @@ def _find_accuracies(swept: Swept) -> list[Measure]:
 
 def _name_populations(frame: pd.DataFrame) -> pd.DataFrame:
     """Name statistics of other images than the training split as it is after these."""
+    usual = ["train", "test", "none"]  # statistics of test batches are named by their rule
+    is_usual = frame["statistics_split"].isin(usual)
+    others = frame[~is_usual]
     names = []
-    for name, split in zip(frame["estimator"], frame["statistics_split"], strict=True):
-        is_usual = split in ("train", "test", "none")  # those of test batches are named by their rule
-        full = name if is_usual else EstimatorName.parse(name).add("statistics_split", split)
+    for name, split in zip(others["estimator"], others["statistics_split"], strict=True):
+        full = EstimatorName.parse(name).add("statistics_split", split)
         names.append(str(full))
-    return frame.assign(estimator=names)
+
+    named = frame.copy()
+    named.loc[~is_usual, "estimator"] = names
+    return named
 
 
 def _prefer(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
@@ -257,24 +261,21 @@ def _write_table(measures: Sequence[Measure], swept: Swept) -> pd.DataFrame:
         label = measure.axis.label
         written[label] = table[label]
     counts = [f"n of {measure.name}" for measure in measures]
-    written["n"] = table[counts].apply(_join_counts, axis=1)
+    written["n"] = [_join_counts(row) for row in table[counts].to_numpy(float)]
     return written.astype(object).fillna("")
 
 
 def _write_numbers(measure: Measure, last: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Write the means of one measure with their intervals, and how many seeds they are of, beside the keys."""
     means = measure.average(last, keys)
-    numbers = []
-    for _, row in means.iterrows():
-        number = format_number(row["mean"], row["low"], row["high"])
-        numbers.append(number)
+    bounds = zip(means["mean"], means["low"], means["high"], strict=True)
     written = means[keys].copy()
-    written[measure.axis.label] = numbers
+    written[measure.axis.label] = [format_number(*each) for each in bounds]
     written[f"n of {measure.name}"] = means["n"]
     return written
 
 
-def _join_counts(counts: pd.Series) -> str:
-    """Write how many seeds each measure has, once where all have as many."""
-    written = [f"{count:g}" for count in counts.dropna()]
+def _join_counts(counts: np.ndarray) -> str:
+    """Write how many seeds each measure has, once where all have as many; NaN where it was not measured."""
+    written = [f"{count:g}" for count in counts[~np.isnan(counts)]]
     return ", ".join(dict.fromkeys(written))

@@ -136,6 +136,7 @@ _RC: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.titley": 1.0,  # else ticks are measured again, which titles stand above anyway
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.handlelength": 2.8,  # room for two dashes beside a marker

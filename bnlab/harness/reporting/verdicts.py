@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.025
 """Probability of an error that a claim's verdicts allow, over all its conditions, in each direction.
@@ -189,8 +189,8 @@ def _test_bound(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarr
     n = frame["n"].to_numpy(float)
     freedom = np.where(n > 1, n - 1, np.nan)
     distance = _measure_distance(frame, bound)
-    p_above = stats.t.sf(distance, freedom)
-    p_below = stats.t.cdf(distance, freedom)
+    p_above = special.stdtr(freedom, -distance)
+    p_below = special.stdtr(freedom, distance)
 
     is_share = _find_shares(frame)
     if is_share.any():
@@ -202,6 +202,8 @@ def _test_bound(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarr
 
 def _test_shares(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarray]:
     """Test of each row, as if it were a share, that it lies above the bound, and that it lies below: exact p-values."""
+    from scipy import stats  # takes long to import, and few tables have shares
+
     n = frame["n"].to_numpy(float)
     hits = (frame["mean"] * n).round().to_numpy()
     share = min(max(bound, 0), 1)

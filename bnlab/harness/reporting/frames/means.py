@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames.selection import list_groups, require_columns, require_one_row
@@ -141,11 +141,11 @@ def _estimate_groups(
 ) -> pd.DataFrame:
     """Estimate the mean of a column in each group of rows: a row for each, with `by` and the estimate."""
     rows = []
-    for key, group in list_groups(frame, by):
-        sample = group[value].to_numpy(float)
-        with np.errstate(invalid="ignore"):  # a value of 0 has the geometric mean 0 and no interval
+    with np.errstate(invalid="ignore"):  # a value of 0 has the geometric mean 0 and no interval
+        for key, group in list_groups(frame[[*by, value]], by):
+            sample = group[value].to_numpy(float)
             estimated = estimate(sample)
-        rows.append((*key, *estimated))
+            rows.append((*key, *estimated))
 
     columns = [*by, *_Estimate._fields]
     return pd.DataFrame(rows, columns=columns)
@@ -165,13 +165,15 @@ def _estimate_mean(sample: np.ndarray) -> _Estimate:
         deviation = 0.0  # also of logarithms of 0
 
     error = deviation / n**0.5
-    factor = float(stats.t.ppf(0.975, n - 1))
+    factor = float(special.stdtrit(n - 1, 0.975))  # of Student's t
     half = factor * error
     return _Estimate(mean, mean - half, mean + half, n, error)
 
 
 def _estimate_share(sample: np.ndarray) -> _Estimate:
     """Estimate a share from values 0 and 1, with its exact binomial interval."""
+    from scipy import stats  # takes long to import, and few tables have shares
+
     n = len(sample)
     share = float(sample.mean())
     if n < 2:

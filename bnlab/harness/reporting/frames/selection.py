@@ -282,8 +282,11 @@ def list_varied(runs: pd.DataFrame) -> list[str]:
     """List the settings in which networks differ, seed apart; the first of those that say the same of all networks."""
     settings = list_settings(runs)
     varied = [column for column in settings if runs[column].nunique(dropna=False) > 1]
-    by_setting = runs[varied].astype(str).T
-    return [str(column) for column in by_setting.drop_duplicates().index]
+    firsts: dict[tuple[str, ...], str] = {}
+    for column in varied:
+        values = tuple(runs[column].astype(str))
+        firsts.setdefault(values, column)
+    return list(firsts.values())
 
 
 def list_settings(runs: pd.DataFrame) -> list[str]:

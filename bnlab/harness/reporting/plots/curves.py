@@ -127,7 +127,8 @@ class Curves(Plot):
         colour = look["color"]
         height = _choose_height(look)
         ax.plot(x, means, label=label, markevery=between_markers, zorder=height, **look)
-        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        if high.notna().any():  # one seed has no interval
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _choose_height(look: dict[str, Any]) -> float:
