@@ -5,7 +5,7 @@ all batch sizes make 560, those of four epochs in batches of 64. Fifteen seeds f
 before their first number.
 """
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, score
 from bnlab.harness.reporting.plots import GAP, LOST, Axis, Curves
 from experiments.margins import A_POINT, ALL_LAYERS, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, SIX_IMAGES, find_gaps
@@ -23,13 +23,17 @@ EXPERIMENT = Experiment(
             f"Of the EMA, in standard deviations. {ALL_LAYERS} {{schedule}}",
             score(lambda tables: find_gaps(tables, SHARES, estimator="ema"), "mean_gap", (*EACH, "momentum"),
                   geometric=True),
-            Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
+            Curves("momentum", "batch_size", GAP, mark=PYTORCH),
+            Finding("After as many updates running means end farther off in small batches",
+                    {"small_batches_are_farther_at_the_end": ()})),
         "cost": Figure(
             "What running averages cost against the momentum, at equal numbers of updates",
             "Test accuracy of the same network under exact statistics minus that under the EMA. {schedule}",
             score("evaluations", "accuracy", (*EACH, "momentum"), at=SHARES, against="exact", scale=-100,
                   estimator="ema"),
-            Curves("momentum", "batch_size", LOST, mark=PYTORCH)),
+            Curves("momentum", "batch_size", LOST, mark=PYTORCH),
+            Finding("With 560 updates PyTorch's momentum costs nothing at the end in batches of 64 and 256",
+                    {"harmless_late": ("batch size 64", "batch size 256")})),
         "calibration": Figure(
             "What running averages cost in calibration, at equal numbers of updates",
             "Expected calibration error (15 bins) under the EMA minus that under exact statistics of the same network. "
