@@ -31,7 +31,7 @@ class Rescaled(Rule):
     asks = ("training",)
     needs = ("data",)
     explains_bad = True
-    unless = ("BN001", "BN002", "BN207", "BN209", "BN210")
+    unless = ("BN001", "BN002", "BN207", "BN209", "BN210", "BN215")
 
     def look(self, case: Case) -> Signs | None:
         data = case.data
