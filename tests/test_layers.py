@@ -33,7 +33,12 @@ def test_not_a_model(model: Any) -> None:
         (
             nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False)),
             None,
-            r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped; only",
+            r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped; only [^;]* are read\)$",
+        ),
+        (
+            nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True)),
+            None,
+            r"\(1 InstanceNorm2d skipped; .*; InstanceNorm with track_running_stats=True .* in eval mode, .* to False$",
         ),
         (nn.Sequential(nn.LazyBatchNorm2d()), None, "layer '0' is lazy and not built yet; run one forward pass first"),
         (plain(), ["2"], "layers has '2', which is no BatchNorm layer with running statistics; there are '1', '4'"),

@@ -64,14 +64,15 @@ def judge(scores: Scores, expected: float | None, worth: float) -> Verdict:
         sentence = _tell_smaller_part(gain, scores) if is_gained else _tell_own(scores)
         return Verdict("not the averages", sentence, gain)
     if is_gained:
-        return Verdict("averages", f"{_EXACT} {tell_gain(gain, scores)} on {gain.images:,} images.", gain)
+        sentence = f"{_EXACT} {tell_gain(gain, scores)} on {gain.images:,} images."
+        return Verdict("averages", sentence + _tell_low(scores, expected), gain)
 
     most = scores.mean("running") + max(gain.high, 0.0)
     if _is_bad(most, scores, expected):
         sentence = _tell_bad(f"{tell_score(most, scores)} at most", scores, expected)
         return Verdict("not the averages", sentence, gain, is_bad=True)
     if gain.high > _SURE * worth:
-        return Verdict("undecided", _tell_undecided(gain, scores, worth), gain)
+        return Verdict("undecided", _tell_undecided(gain, scores, worth) + _tell_low(scores, expected), gain)
 
     best = max(scores.mean(kind) for kind in scores.values)
     if _is_bad(best, scores, expected):
@@ -145,6 +146,21 @@ def _tell_bad(reached: str, scores: Scores, expected: float | None) -> str:
         assert scores.commonest is not None
         bar = f"always naming the commonest label scores {tell_score(scores.commonest, scores)}"
     return f"{_EXACT} do not help: {reached}, where {bar}."
+
+
+def _tell_low(scores: Scores, expected: float | None) -> str:
+    """Say where else to look if the best statistics leave the score low; empty where they do not.
+
+    Low is below what is expected, or, if nothing is, less than half of the way from always naming the commonest label
+    to naming all labels rightly.
+    """
+    bar = expected
+    if bar is None and scores.commonest is not None and scores.are_shares:
+        bar = (1 + scores.commonest) / 2
+    best = max(scores.mean(kind) for kind in scores.values)
+    if bar is None or best >= bar:
+        return ""
+    return f" If {tell_score(best, scores)}, the best under any statistics, is too low, look also at {ELSEWHERE}."
 
 
 def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:

@@ -157,6 +157,24 @@ def test_bn213_is_quiet_on_averages_of_other_weights(seed: int) -> None:
     assert find("BN213", model, images) is None
 
 
+def test_bn213_is_quiet_where_averages_far_off_come_nearer_and_do_not_fit() -> None:
+    """Averages times 300, as of a converter that left out a factor: from hundreds of σ to more than one."""
+    images = make_images()
+    model = make_fitted(images, lambda batch: batch)
+    for buffer in (model.state_dict()["1.running_mean"], model.state_dict()["1.running_var"]):
+        buffer *= 300
+
+    diagnosis = diagnose(model, images, progress=False)
+    case = diagnosis.case
+    rescaling = case.data.rescaling
+
+    assert rescaling is not None
+    off = case.find_distance("1", case.data.exact)
+    left = case.find_distance("1", rescaling.statistics)
+    assert 1 < left < off / 10
+    assert "BN213" not in [finding.rule.code for finding in diagnosis.faults]
+
+
 def test_nothing_is_fitted_where_the_averages_are_near() -> None:
     images = make_images()
     model = make_fitted(images, lambda batch: batch)

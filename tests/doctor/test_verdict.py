@@ -30,6 +30,37 @@ def test_averages_are_at_fault_where_exact_statistics_gain() -> None:
 
 
 @pytest.mark.parametrize(
+    ("commonest", "expected", "exact", "is_low"),
+    [
+        (0.1, None, 549, True),  # half of the way from .1 to 1 is .55
+        (0.1, None, 550, False),
+        (0.1, 0.9, 890, True),
+        (0.1, 0.5, 520, False),
+        (None, None, 20, False),  # without labels nobody knows what is low
+    ],
+)
+def test_averages_that_leave_the_score_low_say_where_else_to_look(
+    commonest: float | None, expected: float | None, exact: int, is_low: bool
+) -> None:
+    verdict = judge(make_scores(commonest, running=0, exact=exact), expected, WORTH)
+
+    assert verdict.word == "averages"
+    told = f" If {exact / 10:.1f}%, the best under any statistics, is too low, look also at labels, their order, "
+    assert (told in verdict.sentence) == is_low
+
+
+def test_undecided_about_a_low_score_says_where_else_to_look() -> None:
+    """100 images gained and 100 lost of 1,000: half the interval is 2.8 points."""
+    exact = make_scores(exact=400).values["exact"]
+    scores = Scores({"running": exact.roll(100), "exact": exact}, are_shares=True, commonest=0.1)
+
+    verdict = judge(scores, None, WORTH)
+
+    assert verdict.word == "undecided"
+    assert " If 40.0%, the best under any statistics, is too low, look also at labels" in verdict.sentence
+
+
+@pytest.mark.parametrize(
     ("gained", "word"),
     [
         (6, "averages"),  # .006 > .005, and the lower end .0005 > 0

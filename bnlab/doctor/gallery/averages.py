@@ -67,6 +67,20 @@ def copy_means_alone(healthy: Healthy) -> Specimen:
     return Specimen(model, healthy.batches, healthy.accuracy)
 
 
+@fault(
+    "averages times a factor",
+    "BN215",
+    "repairs",
+    "Converted from Caffe, whose averages are stored times a factor, without dividing them by it.",
+)
+def leave_out_factor(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    for norm in list_norms(model):
+        for average_of_both in get_running_buffers(norm):
+            average_of_both.mul_(200)
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
 class InLowPrecision(nn.Module):
     """Classifies in bfloat16, batch norm too: images [B, 3, 12, 12] of float32 to logits [B, classes] of float32."""
 

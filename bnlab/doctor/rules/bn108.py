@@ -59,7 +59,8 @@ class OtherWeights(Rule):
     needs = ("data",)
     unless = (
         *("BN001", "BN002", "BN003", "BN101", "BN104", "BN105", "BN106", "BN107", "BN109"),
-        *("BN202", "BN204", "BN205", "BN206", "BN207", "BN208", "BN209", "BN210", "BN213", "BN214", "BN302"),
+        *("BN202", "BN204", "BN205", "BN206", "BN207", "BN208", "BN209", "BN210", "BN213", "BN214", "BN215"),
+        "BN302",
     )
 
     def look(self, case: Case) -> Signs | None:

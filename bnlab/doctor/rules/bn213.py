@@ -8,11 +8,12 @@ from bnlab.doctor.rule import Rule, Severity, Signs
 _LARGE = 0.3  # from which on it is a warning whatever it costs: bad images cost nothing more under bad averages
 _OFF = 0.1  # distance of the first layer's averages on the images as they are
 _MENDED = 0.1  # of that, on the images once they are scaled and shifted
+_FITS = 0.3  # distance, from which on averages do not fit, however much farther off they were
 
 
 class Rescaled(Rule):
-    """The first layer's averages are .1 σ off or more, means and variances together, and ten times nearer once the
-    images are scaled, and each colour is shifted.
+    """The first layer's averages are .1 σ off or more, means and variances together, and ten times nearer and
+    within .3 σ once the images are scaled, and each colour is shifted.
 
     The layer has to have two channels for each number that is fitted. Other weights, as in a network that was
     averaged, do not look so, because one scale and a shift for each colour do not fit all channels of another
@@ -30,7 +31,7 @@ class Rescaled(Rule):
     asks = ("training",)
     needs = ("data",)
     explains_bad = True
-    unless = ("BN001", "BN002", "BN207", "BN209", "BN210")
+    unless = ("BN001", "BN002", "BN207", "BN209", "BN210", "BN215")
 
     def look(self, case: Case) -> Signs | None:
         data = case.data
@@ -44,7 +45,7 @@ class Rescaled(Rule):
         if distance < _OFF or distance < 4 * chance:
             return None
 
-        near = _MENDED * distance
+        near = min(_MENDED * distance, _FITS)
         mended = case.find_distance(first, rescaling.statistics)
         if mended > near:
             return None
