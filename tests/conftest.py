@@ -14,6 +14,10 @@ from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
+from bnlab.vision import torchvision
+
+# The main process of parallel tests imports packages whose warnings it shows, and these import torchvision.
+torchvision()
 
 # Tensors are small, and threads without idle cores wait for each other; also of the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
