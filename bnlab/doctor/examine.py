@@ -161,14 +161,22 @@ def _score_own(
 
 
 def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
-    """Score by the caller's own metric; ValueError if it does not return values of the same images each time."""
-    model = examination.model
+    """Score by the caller's own metric: NaN where it fails under buffers that are not finite or negative.
+
+    Raises:
+        ValueError: it does not return values of the same images each time.
+    """
     is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(examination.layers).values())
-    with measured(model):
-        running = read_values(evaluate(model), examination.caller, must_be_finite=not is_broken)
-    with using(model, exact), torch.no_grad():
-        under_exact = read_values(evaluate(model), examination.caller)
-    _require_as_many(under_exact, running, examination.caller)
+    with using(examination.model, exact), torch.no_grad():
+        under_exact = read_values(evaluate(examination.model), examination.caller)
+    try:
+        with measured(examination.model):
+            running = read_values(evaluate(examination.model), examination.caller, must_be_finite=not is_broken)
+    except (ValueError, RuntimeError):
+        if not is_broken:
+            raise
+        running = torch.full_like(under_exact, math.nan)  # metrics that have just worked may refuse NaN
+    _require_as_many(running, under_exact, examination.caller)
     return {"running": running, "exact": under_exact}
 
 
