@@ -124,8 +124,9 @@ def _select(diagnosis: Diagnosis, select: str) -> Diagnosis:
     """Keep the findings, and the rules that could not look, whose codes begin as was asked for."""
     prefixes = _split(select)
     found = [finding for finding in diagnosis.faults if finding.rule.code.startswith(prefixes)]
+    others = [finding for finding in diagnosis.faults if not finding.rule.code.startswith(prefixes)]
     left_out = [skipped for skipped in diagnosis.left_out if skipped.rule.code.startswith(prefixes)]
-    return dataclasses.replace(diagnosis, faults=found, left_out=left_out)
+    return dataclasses.replace(diagnosis, faults=found, unselected=others, left_out=left_out)
 
 
 def _grade_verdict(verdict: Verdict) -> Severity | None:

@@ -39,6 +39,7 @@ class Diagnosis:
         faults: the findings, the most severe first.
         left_out: rules that could not look.
         notes: what was not looked at besides, a sentence each.
+        unselected: findings that the reader did not ask for. They are not shown, and count for what to pass.
     """
 
     case: Case
@@ -46,6 +47,7 @@ class Diagnosis:
     faults: Sequence[Finding]
     left_out: Sequence[Skipped]
     notes: Sequence[str] = ()
+    unselected: Sequence[Finding] = ()
 
     @property
     def verdict(self) -> str | None:
@@ -164,14 +166,17 @@ class Diagnosis:
 
     def _tell_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
-        codes = [finding.rule.code for finding in self.faults if finding.severity == "note"]
+        notes = [finding.rule for finding in self.faults if finding.severity == "note"]
+        if self.verdict == "not the averages":  # which names those that may explain it
+            notes = [rule for rule in notes if rule.limits]
+        codes = [rule.code for rule in notes]
         if self.verdict == "healthy" and self.case.expected is None:
             sentences = [_TOO_LOW]
             if codes:
                 sentences.append(f"Notes: {', '.join(codes)}." if len(codes) < 3 else f"Notes: {len(codes)}.")
         else:
             sentences = self._ask_for_more()
-            if codes and self.verdict != "not the averages":  # which names those that may explain it
+            if codes:
                 sentences.insert(0, f"Notes: {', '.join(codes)} (see .findings, or --html).")
         return _wrap(" ".join([*sentences, *self.notes]))
 
@@ -179,15 +184,16 @@ class Diagnosis:
         """Ask for the one or two arguments that would tell most."""
         if self.case.evidence is None:
             return ["Pass batches with labels: they tell what it costs."]
+        found = [*self.faults, *self.unselected]
         if self.verdict == "not the averages":
-            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in self.faults)
+            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in found)
             asked = [] if is_known else ["training"]
-        elif self.verdict == "averages" and not self.faults:
+        elif self.verdict == "averages" and not found:
             asked = ["before", "training"]
-        elif any(finding.signs.checks and finding.severity != "note" for finding in self.faults):
+        elif any(finding.signs.checks and finding.severity != "note" for finding in found):
             asked = []  # the finding that is printed says what to pass
         else:
-            asked = [ask for finding in self.faults for ask in finding.rule.asks]
+            asked = [ask for finding in found for ask in finding.rule.asks]
 
         questions = []
         if self.verdict == "undecided" and self.case.expected is None:

@@ -151,6 +151,15 @@ def test_the_verdict_is_no_selected_finding(folder: Path, monkeypatch: pytest.Mo
     assert done.stdout.startswith("The averages are at fault")
 
 
+def test_what_is_not_selected_may_still_name_the_cause(folder: Path) -> None:
+    """The finding that is left out says what to pass."""
+    done = doctor(folder, "mine:spoiled", "mine:batches", "--select", "BN9")
+
+    assert "BN108" in doctor(folder, "mine:spoiled", "mine:batches").stdout
+    assert "BN108" not in done.stdout
+    assert "--before" not in done.stdout
+
+
 def test_json_is_all_there_is_on_stdout(folder: Path) -> None:
     done = doctor(folder, "mine:spoiled", "mine:batches", "--json", "--html", "page.html")
 
