@@ -14,6 +14,7 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.findings import Finding, Skipped
 from bnlab.doctor.rule import ASKS
 from bnlab.doctor.verdict import KINDS, Verdict, tell_score
+from bnlab.doctor.words import count_things
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,14 +150,23 @@ class Diagnosis:
     __repr__ = __str__
 
     def _tell_verdict(self) -> str:
-        layers = len(self.case.layers)
-        counted = f"{layers} batch norm{'s' if layers != 1 else ''}"
-        if self.judged is None:
-            above = sum(finding.severity != "note" for finding in self.faults)
-            what = f"{above} finding{'s' if above != 1 else ''}" if above else "nothing above a note"
-            reason = "without data" if self.case.evidence is None else "no labels and no evaluate=, so no verdict"
-            return f"{what.capitalize()} in {counted} ({reason})."
-        return _wrap(f"{_HEADLINES[self.judged.word]} ({counted}). {self.judged.sentence}")
+        counted = count_things(len(self.case.layers), "batch norm")
+        if self.judged is not None:
+            return _wrap(f"{_HEADLINES[self.judged.word]} ({counted}). {self.judged.sentence}")
+        if not self.case.layers:
+            without = count_things(len(self.case.without), "batch norm")
+            return _wrap(f"No running averages in {without}: each batch is normalized by its own, also in eval mode.")
+        above = sum(finding.severity != "note" for finding in self.faults)
+        what = count_things(above, "finding") if above else "Nothing above a note"
+        return f"{what} in {counted} ({self._tell_no_verdict()})."
+
+    def _tell_no_verdict(self) -> str:
+        """Say why there is no verdict."""
+        if self.case.evidence is None:
+            return "without data"
+        if self.case.evidence.misfit is not None:
+            return "labels do not fit the outputs, so no verdict"
+        return "no labels and no evaluate=, so no verdict"
 
     def _tell_scores(self) -> str:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
@@ -182,6 +192,8 @@ class Diagnosis:
 
     def _ask_for_more(self) -> list[str]:
         """Ask for the one or two arguments that would tell most."""
+        if not self.case.layers:
+            return []
         if self.case.evidence is None:
             return ["Pass batches with labels: they tell what it costs."]
         found = [*self.faults, *self.unselected]

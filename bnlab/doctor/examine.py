@@ -24,7 +24,7 @@ from bnlab.doctor.images import Outlier, change_images, find_images, find_outlie
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
 from bnlab.doctor.rescaling import measure_rescaling
-from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
+from bnlab.doctor.scores import Evaluate, Scores, describe_misfit, find_counted, find_labels, read_values, score_batch
 from bnlab.doctor.verdict import is_harmless
 from bnlab.exact.population import population_statistics
 from bnlab.statistics import Statistics, running_statistics, using, write_buffers
@@ -42,10 +42,16 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     """
     exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
+    misfits: list[str] = []
 
     def take_output(batch: Any, output: Any) -> None:
-        if evaluate is None:
-            own_values.append(score_batch(output, find_labels(batch)))
+        if evaluate is not None:
+            return
+        labels = find_labels(batch)
+        values = score_batch(output, labels)
+        own_values.append(values)
+        if values is None and labels is not None:
+            misfits.append(describe_misfit(output, labels))
 
     view = observe_batches(examination.make_task(data), take_output)
     scores = score(examination, data, exact, evaluate, own_values)
@@ -72,6 +78,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         plain=_measure_plain(examination, data),
         probe=probe_predictions(examination.model, examination.run, data),
         warnings=caught,
+        misfit=misfits[0] if misfits else None,
     )
 
 
@@ -220,25 +227,28 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
 
 
 def _count_labels(data: Iterable[Any]) -> Counter[int] | None:
-    """Count each label; None where labels are no classes."""
+    """Count each label that counts; None where labels are no classes."""
     parts = []
+    counted = []
     for batch in data:
         labels = find_labels(batch)
         if labels is None or labels.is_floating_point():
             return None
         parts.append(labels.flatten())
-    classes, counts = torch.cat(parts).unique(return_counts=True)
+        counted.append(find_counted(labels).flatten())
+    chosen = torch.cat(parts)[torch.cat(counted)]
+    classes, counts = chosen.unique(return_counts=True)
     return Counter(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
 
 
 def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
-    """Find the share of the commonest label in all processes' counts; None where labels are no classes."""
+    """Find the share of the commonest label in all processes' counts; None unless labels are of two classes or more."""
     total: Counter[int] = Counter()
     for own in counts:
         if own is None:
             return None
         total.update(own)
-    return max(total.values()) / total.total()
+    return max(total.values()) / total.total() if len(total) > 1 else None
 
 
 def measure_costs(examination: Examination, data: Sequence[Any], exact: Statistics) -> dict[str, float]:

@@ -193,6 +193,51 @@ def test_without_labels_there_is_no_verdict(batches: list[Batch]) -> None:
     )
 
 
+def test_labels_of_one_class_do_not_make_a_model_bad(batches: list[Batch]) -> None:
+    """Always naming it would score 100%, and nothing scores more."""
+    images = torch.cat([images[labels == 1] for images, labels in batches])
+    model = make_healthy()
+
+    diagnosis = diagnose(model, [(images, torch.ones(len(images)).long())], progress=False)
+
+    assert diagnosis.scores["running"] > 0.9
+    assert diagnosis.judged is not None
+    assert not diagnosis.judged.is_bad
+
+
+def test_ignored_positions_are_not_the_commonest_label() -> None:
+    """Of those that count 60% are 1, which the model always says."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
+    labels = torch.tensor([1, 1, 1, 0, 0] + [255] * 20).reshape(1, 5, 5).repeat(8, 1, 1)
+
+    case = diagnose(model, [(torch.randn(8, 1, 5, 5), labels)], progress=False).case
+
+    assert case.data.scores is not None
+    assert case.data.scores.commonest == pytest.approx(0.6)
+
+
+def test_labels_that_do_not_fit_are_named(batches: list[Batch]) -> None:
+    unfit = [(images, labels[:, None]) for images, labels in batches[:4]]
+
+    diagnosis = diagnose(make_healthy(), unfit, progress=False)
+
+    text = " ".join(str(diagnosis).split())
+    assert diagnosis.verdict is None
+    assert "(labels do not fit the outputs, so no verdict)" in text
+    assert "Labels [32, 1] of int64 cannot be compared with outputs [32, 4] of float32: pass evaluate=." in text
+
+
+def test_a_model_without_running_averages_is_told_so(batches: list[Batch]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+
+    text = " ".join(str(diagnose(model, batches[:2], progress=False)).split())
+
+    assert text == (
+        "No running averages in 1 batch norm: each batch is normalized by its own, also in eval mode. Notes: BN402 "
+        "(see .findings, or --html)."
+    )
+
+
 def test_expected_makes_a_model_bad(batches: list[Batch]) -> None:
     assert diagnose(make_healthy(), batches, expected=1.0, progress=False).verdict == "not the averages"
 
