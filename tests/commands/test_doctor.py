@@ -56,6 +56,22 @@ def three_of_four():
 def one():
     return torch.zeros(4, 1, 8, 8)
 
+def one_labelled():
+    return torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+
+def scripted():
+    return torch.jit.script(fresh())
+
+class Missing(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        raise FileNotFoundError("photo.png")
+
+def missing():
+    return torch.utils.data.DataLoader(Missing(), num_workers=1)
+
 def text():
     return "a model"
 
@@ -237,6 +253,12 @@ def test_a_model_that_is_called_otherwise(folder: Path) -> None:
         (("mine:text",), "doctor: expected a torch.nn.Module, found str"),
         (("mine:model", "nowhere"), "nowhere: no such folder; name a folder of images, or write package.module:funct"),
         (("mine:model", "mine:one"), "doctor: mine:one is a Tensor; pass an iterable of batches"),
+        (
+            ("mine:model", "mine:one_labelled"),
+            "mine:one_labelled is one batch of images and labels; pass a list of bat",
+        ),
+        (("mine:scripted", "mine:batches"), "doctor: the model is TorchScript, whose layers cannot be watched; pass"),
+        (("mine:model", "mine:missing"), "error: FileNotFoundError: photo.png"),
         (("mine:model", "--evaluate", "mine:values"), "--evaluate is about batches, and none are given"),
         (("mine:model", "max_images=3"), "--max-images is about batches, and none are given"),
         (("mine:model", "mine:batches", "--max-images", "0"), "max_images=0"),
