@@ -42,6 +42,19 @@ def require_batches(batches: object, caller: str, name: str = "batches") -> None
     one = isinstance(batches, (Tensor, str, bytes, Mapping, nn.Module)) or hasattr(batches, "shape")
     if one or not isinstance(batches, Iterable):
         raise TypeError(f"{caller}: {name} is a {type(batches).__name__}; pass an iterable of batches, e.g. [images]")
+    if _is_labelled_batch(batches):
+        raise TypeError(f"{caller}: {name} is one batch of images and labels; pass a list of batches: [batch]")
+
+
+def _is_labelled_batch(batches: object) -> bool:
+    """Return whether it is one batch: floating-point images, and a whole number for each."""
+    if not isinstance(batches, (tuple, list)) or len(batches) != 2:
+        return False
+    images, labels = batches
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        return False
+    are_labels = labels.dim() == 1 and not labels.is_floating_point()
+    return are_labels and images.is_floating_point() and images.shape[:1] == labels.shape
 
 
 def require_forward(forward: object, caller: str) -> None:

@@ -31,6 +31,18 @@ def require_module(model: object, caller: str) -> None:
         raise TypeError(f"{caller}: expected a torch.nn.Module, found {type(model).__name__}")
 
 
+def require_watchable(model: nn.Module, caller: str) -> None:
+    """Raise TypeError unless it is a module, and ValueError if a part of it is TorchScript, where hooks do not run."""
+    require_module(model, caller)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            part = repr(name) if name else "the model"
+            raise ValueError(
+                f"{caller}: {part} is TorchScript, whose layers cannot be watched; "
+                "pass the model before torch.jit.script or trace"
+            )
+
+
 def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
     """Find the batch-norm layers with running statistics, by their name in `model.named_modules()`, in that order.
 
@@ -44,16 +56,10 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
         ValueError: there is no such layer, a name in `layers` is not one, a layer is not built yet or on the meta
             device, or a part of the model is TorchScript (hooks do not run there).
     """
-    require_module(model, caller)
+    require_watchable(model, caller)
     known: dict[str, BatchNorm] = {}
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            part = repr(name) if name else "the model"
-            raise ValueError(
-                f"{caller}: {part} is TorchScript, whose layers cannot be watched; "
-                "pass the model before torch.jit.script or trace"
-            )
         if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None:
             _require_built(name, module.running_mean, caller)
             known[name] = module

@@ -30,7 +30,7 @@ from bnlab.doctor.findings import grade_cost
 from bnlab.doctor.history import read_state_file
 from bnlab.doctor.rule import SEVERITIES, Severity
 from bnlab.doctor.verdict import WORTH, Verdict
-from bnlab.layers import require_module
+from bnlab.layers import require_watchable
 
 _ABOUT = (
     "What is wrong with a model's batch-norm statistics, what it costs, and what to do. Without batches in "
@@ -39,7 +39,12 @@ _ABOUT = (
 )
 _WITH_BATCHES = ("forward", "evaluate", "training", "expected", "max_images")
 """Arguments that say nothing without batches."""
-_OPTIONS = {"before=": "--before", "training_batches=": "--training", "expected=": "--expected"}
+_OPTIONS = {
+    "before=": "--before",
+    "evaluate=": "--evaluate",
+    "training_batches=": "--training",
+    "expected=": "--expected",
+}
 """Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
 
 
@@ -124,8 +129,9 @@ def _select(diagnosis: Diagnosis, select: str) -> Diagnosis:
     """Keep the findings, and the rules that could not look, whose codes begin as was asked for."""
     prefixes = _split(select)
     found = [finding for finding in diagnosis.faults if finding.rule.code.startswith(prefixes)]
+    others = [finding for finding in diagnosis.faults if not finding.rule.code.startswith(prefixes)]
     left_out = [skipped for skipped in diagnosis.left_out if skipped.rule.code.startswith(prefixes)]
-    return dataclasses.replace(diagnosis, faults=found, left_out=left_out)
+    return dataclasses.replace(diagnosis, faults=found, unselected=others, left_out=left_out)
 
 
 def _grade_verdict(verdict: Verdict) -> Severity | None:
@@ -140,7 +146,7 @@ def _grade_verdict(verdict: Verdict) -> Severity | None:
 def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     """Load what the words name, and examine it."""
     model = load_model(arguments.model, arguments.weights)
-    require_module(model, "doctor")
+    require_watchable(model, "doctor")
     batches = load_batches(arguments.batches, arguments, "doctor")
     training = load_batches(arguments.training, arguments, "doctor")
     before = None if arguments.before is None else read_state_file(Path(arguments.before), "--before")

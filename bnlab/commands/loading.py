@@ -157,11 +157,19 @@ def describe_error(error: Exception) -> str:
     if not foreign:
         return str(error)
 
-    first_line = str(error).partition("\n")[0]
-    lines = [f"{type(error).__name__}: {first_line}"]
+    lines = [_summarize(error)]
     lines += getattr(error, "__notes__", [])
     callers = [frame for frame in foreign if "site-packages" not in frame.filename]
     if callers:
         last = callers[-1]
         lines.append(f"at {last.filename}:{last.lineno}: {last.line}")
     return "\n  ".join(lines)
+
+
+def _summarize(error: Exception) -> str:
+    """Write an error's type and first line; of one that a loader's worker passed on the last, which says both."""
+    text = str(error).rstrip()
+    if "Original Traceback" in text:
+        return text.rpartition("\n")[2]
+    first_line = text.partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"

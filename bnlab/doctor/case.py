@@ -40,6 +40,7 @@ class Evidence:
         plain: exact statistics without `inputs=`, where that was given.
         probe: how predictions of a few images in eval mode differ from run to run, and alone from in a batch.
         warnings: what measuring the exact statistics warned of.
+        misfit: why labels could not be compared with the outputs; None where they could, or there are none.
     """
 
     exact: Statistics
@@ -53,6 +54,7 @@ class Evidence:
     plain: Statistics | None = None
     probe: Probe = field(default_factory=Probe)
     warnings: tuple[str, ...] = ()
+    misfit: str | None = None
 
 
 @dataclass(frozen=True)

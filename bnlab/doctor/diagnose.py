@@ -52,7 +52,8 @@ def diagnose(
     Args:
         model: any module with batch norms.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
-            Labels are the second part of a tuple or list, or `labels` of a dictionary.
+            Labels are the second part of a tuple or list, or `labels` of a dictionary; in masks, positions with 255 or
+            a negative label do not count.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
             each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
@@ -127,8 +128,11 @@ def _conclude(case: Case, rules: Sequence[Rule], expected: float | None, worth: 
 def _note_limits(case: Case) -> list[str]:
     """Say what the measurement could not see, and what an earlier checkpoint could not be compared with."""
     notes = []
-    if case.evidence is not None and case.evidence.exact.unseen:
-        notes.append(f"The batches did not reach {join_names(case.evidence.exact.unseen)}.")
+    evidence = case.evidence
+    if evidence is not None and evidence.misfit is not None:
+        notes.append(evidence.misfit)
+    if evidence is not None and evidence.exact.unseen:
+        notes.append(f"The batches did not reach {join_names(evidence.exact.unseen)}.")
     if case.history is not None and case.history.unmatched:
         notes.append(case.history.unmatched)
     return notes

@@ -14,6 +14,7 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.findings import Finding, Skipped
 from bnlab.doctor.rule import ASKS
 from bnlab.doctor.verdict import KINDS, Verdict, tell_score
+from bnlab.doctor.words import count_things
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,7 @@ class Diagnosis:
         faults: the findings, the most severe first.
         left_out: rules that could not look.
         notes: what was not looked at besides, a sentence each.
+        unselected: findings that the reader did not ask for. They are not shown, and count for what to pass.
     """
 
     case: Case
@@ -46,6 +48,7 @@ class Diagnosis:
     faults: Sequence[Finding]
     left_out: Sequence[Skipped]
     notes: Sequence[str] = ()
+    unselected: Sequence[Finding] = ()
 
     @property
     def verdict(self) -> str | None:
@@ -147,14 +150,23 @@ class Diagnosis:
     __repr__ = __str__
 
     def _tell_verdict(self) -> str:
-        layers = len(self.case.layers)
-        counted = f"{layers} batch norm{'s' if layers != 1 else ''}"
-        if self.judged is None:
-            above = sum(finding.severity != "note" for finding in self.faults)
-            what = f"{above} finding{'s' if above != 1 else ''}" if above else "nothing above a note"
-            reason = "without data" if self.case.evidence is None else "no labels and no evaluate=, so no verdict"
-            return f"{what.capitalize()} in {counted} ({reason})."
-        return _wrap(f"{_HEADLINES[self.judged.word]} ({counted}). {self.judged.sentence}")
+        counted = count_things(len(self.case.layers), "batch norm")
+        if self.judged is not None:
+            return _wrap(f"{_HEADLINES[self.judged.word]} ({counted}). {self.judged.sentence}")
+        if not self.case.layers:
+            without = count_things(len(self.case.without), "batch norm")
+            return _wrap(f"No running averages in {without}: each batch is normalized by its own, also in eval mode.")
+        above = sum(finding.severity != "note" for finding in self.faults)
+        what = count_things(above, "finding") if above else "Nothing above a note"
+        return f"{what} in {counted} ({self._tell_no_verdict()})."
+
+    def _tell_no_verdict(self) -> str:
+        """Say why there is no verdict."""
+        if self.case.evidence is None:
+            return "without data"
+        if self.case.evidence.misfit is not None:
+            return "labels do not fit the outputs, so no verdict"
+        return "no labels and no evaluate=, so no verdict"
 
     def _tell_scores(self) -> str:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
@@ -164,30 +176,36 @@ class Diagnosis:
 
     def _tell_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
-        codes = [finding.rule.code for finding in self.faults if finding.severity == "note"]
+        notes = [finding.rule for finding in self.faults if finding.severity == "note"]
+        if self.verdict == "not the averages":  # which names those that may explain it
+            notes = [rule for rule in notes if rule.limits]
+        codes = [rule.code for rule in notes]
         if self.verdict == "healthy" and self.case.expected is None:
             sentences = [_TOO_LOW]
             if codes:
                 sentences.append(f"Notes: {', '.join(codes)}." if len(codes) < 3 else f"Notes: {len(codes)}.")
         else:
             sentences = self._ask_for_more()
-            if codes and self.verdict != "not the averages":  # which names those that may explain it
+            if codes:
                 sentences.insert(0, f"Notes: {', '.join(codes)} (see .findings, or --html).")
         return _wrap(" ".join([*sentences, *self.notes]))
 
     def _ask_for_more(self) -> list[str]:
         """Ask for the one or two arguments that would tell most."""
+        if not self.case.layers:
+            return []
         if self.case.evidence is None:
             return ["Pass batches with labels: they tell what it costs."]
+        found = [*self.faults, *self.unselected]
         if self.verdict == "not the averages":
-            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in self.faults)
+            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in found)
             asked = [] if is_known else ["training"]
-        elif self.verdict == "averages" and not self.faults:
+        elif self.verdict == "averages" and not found:
             asked = ["before", "training"]
-        elif any(finding.signs.checks and finding.severity != "note" for finding in self.faults):
+        elif any(finding.signs.checks and finding.severity != "note" for finding in found):
             asked = []  # the finding that is printed says what to pass
         else:
-            asked = [ask for finding in self.faults for ask in finding.rule.asks]
+            asked = [ask for finding in found for ask in finding.rule.asks]
 
         questions = []
         if self.verdict == "undecided" and self.case.expected is None:

@@ -98,7 +98,7 @@ def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = C
     with keep_random_state():
         Source(batches, ImageCounter(None, caller), caller).read(data, max_images)
     if not data:
-        raise ValueError(f"{caller}: batches is empty; pass at least one batch")
+        raise ValueError(f"{caller}: batches is empty; pass at least one batch (an iterator is used up once read)")
     return data
 
 

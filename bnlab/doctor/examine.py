@@ -24,7 +24,7 @@ from bnlab.doctor.images import Outlier, change_images, find_images, find_outlie
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import probe_predictions
 from bnlab.doctor.rescaling import measure_rescaling
-from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch
+from bnlab.doctor.scores import Evaluate, Scores, describe_misfit, find_counted, find_labels, read_values, score_batch
 from bnlab.doctor.verdict import is_harmless
 from bnlab.exact.population import population_statistics
 from bnlab.statistics import Statistics, running_statistics, using, write_buffers
@@ -42,10 +42,16 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     """
     exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
+    misfits: list[str] = []
 
     def take_output(batch: Any, output: Any) -> None:
-        if evaluate is None:
-            own_values.append(score_batch(output, find_labels(batch)))
+        if evaluate is not None:
+            return
+        labels = find_labels(batch)
+        values = score_batch(output, labels)
+        own_values.append(values)
+        if values is None and labels is not None:
+            misfits.append(describe_misfit(output, labels))
 
     view = observe_batches(examination.make_task(data), take_output)
     scores = score(examination, data, exact, evaluate, own_values)
@@ -72,6 +78,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         plain=_measure_plain(examination, data),
         probe=probe_predictions(examination.model, examination.run, data),
         warnings=caught,
+        misfit=misfits[0] if misfits else None,
     )
 
 
@@ -161,14 +168,22 @@ def _score_own(
 
 
 def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
-    """Score by the caller's own metric; ValueError if it does not return values of the same images each time."""
-    model = examination.model
+    """Score by the caller's own metric: NaN where it fails under buffers that are not finite or negative.
+
+    Raises:
+        ValueError: it does not return values of the same images each time.
+    """
     is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(examination.layers).values())
-    with measured(model):
-        running = read_values(evaluate(model), examination.caller, must_be_finite=not is_broken)
-    with using(model, exact), torch.no_grad():
-        under_exact = read_values(evaluate(model), examination.caller)
-    _require_as_many(under_exact, running, examination.caller)
+    with using(examination.model, exact), torch.no_grad():
+        under_exact = read_values(evaluate(examination.model), examination.caller)
+    try:
+        with measured(examination.model):
+            running = read_values(evaluate(examination.model), examination.caller, must_be_finite=not is_broken)
+    except (ValueError, RuntimeError):
+        if not is_broken:
+            raise
+        running = torch.full_like(under_exact, math.nan)  # metrics that have just worked may refuse NaN
+    _require_as_many(running, under_exact, examination.caller)
     return {"running": running, "exact": under_exact}
 
 
@@ -212,25 +227,28 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
 
 
 def _count_labels(data: Iterable[Any]) -> Counter[int] | None:
-    """Count each label; None where labels are no classes."""
+    """Count each label that counts; None where labels are no classes."""
     parts = []
+    counted = []
     for batch in data:
         labels = find_labels(batch)
         if labels is None or labels.is_floating_point():
             return None
         parts.append(labels.flatten())
-    classes, counts = torch.cat(parts).unique(return_counts=True)
+        counted.append(find_counted(labels).flatten())
+    chosen = torch.cat(parts)[torch.cat(counted)]
+    classes, counts = chosen.unique(return_counts=True)
     return Counter(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
 
 
 def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
-    """Find the share of the commonest label in all processes' counts; None where labels are no classes."""
+    """Find the share of the commonest label in all processes' counts; None unless labels are of two classes or more."""
     total: Counter[int] = Counter()
     for own in counts:
         if own is None:
             return None
         total.update(own)
-    return max(total.values()) / total.total()
+    return max(total.values()) / total.total() if len(total) > 1 else None
 
 
 def measure_costs(examination: Examination, data: Sequence[Any], exact: Statistics) -> dict[str, float]:

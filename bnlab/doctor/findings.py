@@ -42,6 +42,10 @@ class Finding:
         """Return whether layers cost something because they do not use the averages that they have."""
         return self.rule.mends == "running" and self.severity != "note" and self.cost > 0
 
+    def is_costly(self, worth: float) -> bool:
+        """Return whether a measured cost makes it more than a note."""
+        return self.rule.follows_cost and self.cost > worth
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -72,14 +76,49 @@ def look_for_faults(
         if missing:
             skipped.append(Skipped(rule, " and ".join(NEEDS[need] for need in missing)))
             continue
-        signs = rule.look(_leave_out(case, findings, rule.unless))
-        if signs is not None:
-            findings.append(_grade(rule, signs, case, verdict, worth))
+        finding = _look(rule, case, findings, verdict, worth)
+        if finding is not None:
+            findings.append(finding)
 
-    ranks = {severity: rank for rank, severity in enumerate(SEVERITIES)}
-    findings.sort(key=lambda finding: (-ranks[finding.severity], finding.rule.code))
     skipped.sort(key=lambda left: left.rule.code)
-    return findings, skipped
+    return _sort(findings), skipped
+
+
+def _look(rule: Rule, case: Case, findings: Iterable[Finding], verdict: Verdict | None, worth: float) -> Finding | None:
+    """Let a rule look at the layers that no finding explains better.
+
+    A note does not explain what costs something, unless its own cost is of another kind.
+    """
+    better = [finding for finding in findings if finding.rule.code in rule.unless]
+    binding = [finding for finding in better if finding.severity != "note" or finding.rule.mends != rule.mends]
+    found = _look_beside(binding, rule, case, verdict, worth)
+    if found is None or found.is_costly(worth):
+        return found
+    return _look_beside(better, rule, case, verdict, worth)
+
+
+def _look_beside(
+    better: Iterable[Finding], rule: Rule, case: Case, verdict: Verdict | None, worth: float
+) -> Finding | None:
+    """Let a rule look at the layers that these findings do not name."""
+    signs = rule.look(_leave_out(case, better))
+    return None if signs is None else _grade(rule, signs, case, verdict, worth)
+
+
+def _sort(findings: Iterable[Finding]) -> list[Finding]:
+    """Put the most severe first, and of equals those that explain layers better; the rest is in order of codes."""
+    by_code = sorted(findings, key=lambda finding: finding.rule.code)
+    found = []
+    for severity in reversed(SEVERITIES):
+        equals = [finding for finding in by_code if finding.severity == severity]
+        found += sorted(equals, key=lambda finding: _count_better(finding, equals))
+    return found
+
+
+def _count_better(finding: Finding, findings: Iterable[Finding]) -> int:
+    """Count how many findings explain layers better than one, as far as the chain of them goes."""
+    better = [other for other in findings if other.rule.code in finding.rule.unless]
+    return max((1 + _count_better(other, findings) for other in better), default=0)
 
 
 def _order(rules: Iterable[Rule]) -> list[Rule]:
@@ -90,12 +129,11 @@ def _order(rules: Iterable[Rule]) -> list[Rule]:
     return sorted(chosen, key=lambda rule: places[rule.code])
 
 
-def _leave_out(case: Case, findings: Iterable[Finding], codes: Sequence[str]) -> Case:
-    """Leave out of a case the layers that findings with these codes name."""
+def _leave_out(case: Case, findings: Iterable[Finding]) -> Case:
+    """Leave out of a case the layers that findings name."""
     explained: set[str] = set()
     for finding in findings:
-        if finding.rule.code in codes:
-            explained.update(finding.signs.layers)
+        explained.update(finding.signs.layers)
     if not explained:
         return case
     layers = {name: layer for name, layer in case.layers.items() if name not in explained}

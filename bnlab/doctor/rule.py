@@ -78,7 +78,8 @@ class Rule(ABC):
         hides: whether recalibration would hide the mistake instead of mending it. `recalibrate` lets such a rule look
             too, at a case whose evidence has the new statistics as `exact`, a view of a sample, and no costs.
         explains_bad: whether it may be why a model is bad that exact statistics do not mend; a verdict of "not the
-            averages" names such findings, and prints no other notes.
+            averages" names such findings, and prints no other notes but of `limits`.
+        limits: whether it says what was not looked at, which is worth knowing beside any verdict.
         asks: what would tell more of its cause, keys of `ASKS`.
         unless: codes that explain layers better; in those that they name the rule does not look.
 
@@ -106,6 +107,7 @@ class Rule(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     hides: ClassVar[bool] = False
     explains_bad: ClassVar[bool] = False
+    limits: ClassVar[bool] = False
     asks: ClassVar[tuple[str, ...]] = ()
     unless: ClassVar[tuple[str, ...]] = ()
 

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_IGNORED = 255  # label of positions that do not count, as torchvision's and Pascal VOC's masks have it
+_MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
+_LEAST_SHARE = 1e-300  # of counted labels; an image without any scores 0
+
 Evaluate = Callable[[nn.Module], Any]
 """Called with the model in eval mode; returns a value for each image, higher is better, always in the same order."""
 
@@ -139,9 +143,9 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
 
     Returns:
         float64 [N], on the output's device. The share of right classes where labels are whole numbers: of [N, classes]
-        outputs 0 or 1, of [N, classes, ...] with a label for each position the share of these. Where labels are
-        floating-point numbers of the output's shape: if all are 0 or 1, the share of right ones; otherwise the mean
-        squared error, negative.
+        outputs 0 or 1, of [N, classes, ...] with a label for each position the share of these; see `find_counted`.
+        Where labels are floating-point numbers of the output's shape: of one-hot labels as of classes; if all are 0 or
+        1, the share of right ones; otherwise the mean squared error, negative.
     """
     logits = _find_logits(output)
     if logits is None or labels is None or len(logits) != len(labels):
@@ -152,23 +156,59 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
         return _score_numbers(logits, labels) if labels.shape == logits.shape else None
     if logits.dim() < 2:
         return None
-    predicted = (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(1)
+    predicted = _predict_one(logits[:, 0]) if logits.shape[1] == 1 else logits.argmax(1)
     if predicted.shape != labels.shape:
         return None
-    return _average_by_image(predicted == labels)
+    counted = find_counted(labels)
+    right = (predicted == labels) & counted
+    return _average_by_image(right) / _average_by_image(counted).clamp(min=_LEAST_SHARE)
+
+
+def describe_misfit(output: Any, labels: Tensor) -> str:
+    """Say that labels cannot be compared with an output, and what to do."""
+    logits = _find_logits(output)
+    told = f"a {type(output).__name__}" if logits is None else _describe_tensor(logits)
+    return f"Labels {_describe_tensor(labels)} cannot be compared with outputs {told}: pass evaluate=."
+
+
+def _describe_tensor(tensor: Tensor) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{list(tensor.shape)} of {kind}"
+
+
+def find_counted(labels: Tensor) -> Tensor:
+    """Find which labels count: of images all; of positions those that are not negative or 255, which losses ignore."""
+    if labels.dim() < 2:
+        return torch.ones_like(labels, dtype=torch.bool)
+    return (labels >= 0) & (labels != _IGNORED)
+
+
+def _predict_one(outputs: Tensor) -> Tensor:
+    """Predict 0 or 1 from logits, or from shares, as a sigmoid gives them: then all outputs lie between 0 and 1."""
+    are_shares = ((outputs >= 0) & (outputs <= 1)).all()
+    are_enough = outputs.numel() >= _MANY  # that logits are not between 0 and 1 by chance
+    least = 0.5 * (are_shares & are_enough)
+    return outputs > least
 
 
 def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Score outputs against floating-point labels of the same shape."""
+    """Score outputs against floating-point labels of the same shape [N, ...]."""
     are_classes = (labels == 0) | (labels == 1)
     if not are_classes.all():
         errors = (outputs - labels).double()
         return _average_by_image(-errors.square())
+    if _are_one_hot(labels):
+        return _average_by_image(outputs.argmax(1) == labels.argmax(1))
 
     are_shares = (outputs >= 0) & (outputs <= 1)
     least = 0.5 if are_shares.all() else 0.0  # shares come from a sigmoid
     predicted = outputs > least
     return _average_by_image(predicted == labels)
+
+
+def _are_one_hot(labels: Tensor) -> bool:
+    """Return whether labels [N, classes, ...] of 0 and 1 name one of at least two classes each."""
+    return labels.dim() > 1 and labels.shape[1] > 1 and bool((labels.sum(1) == 1).all())
 
 
 def _average_by_image(values: Tensor) -> Tensor:

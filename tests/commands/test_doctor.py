@@ -56,6 +56,22 @@ def three_of_four():
 def one():
     return torch.zeros(4, 1, 8, 8)
 
+def one_labelled():
+    return torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+
+def scripted():
+    return torch.jit.script(fresh())
+
+class Missing(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        raise FileNotFoundError("photo.png")
+
+def missing():
+    return torch.utils.data.DataLoader(Missing(), num_workers=1)
+
 def text():
     return "a model"
 
@@ -151,6 +167,15 @@ def test_the_verdict_is_no_selected_finding(folder: Path, monkeypatch: pytest.Mo
     assert done.stdout.startswith("The averages are at fault")
 
 
+def test_what_is_not_selected_may_still_name_the_cause(folder: Path) -> None:
+    """The finding that is left out says what to pass."""
+    done = doctor(folder, "mine:spoiled", "mine:batches", "--select", "BN9")
+
+    assert "BN108" in doctor(folder, "mine:spoiled", "mine:batches").stdout
+    assert "BN108" not in done.stdout
+    assert "--before" not in done.stdout
+
+
 def test_json_is_all_there_is_on_stdout(folder: Path) -> None:
     done = doctor(folder, "mine:spoiled", "mine:batches", "--json", "--html", "page.html")
 
@@ -228,6 +253,12 @@ def test_a_model_that_is_called_otherwise(folder: Path) -> None:
         (("mine:text",), "doctor: expected a torch.nn.Module, found str"),
         (("mine:model", "nowhere"), "nowhere: no such folder; name a folder of images, or write package.module:funct"),
         (("mine:model", "mine:one"), "doctor: mine:one is a Tensor; pass an iterable of batches"),
+        (
+            ("mine:model", "mine:one_labelled"),
+            "mine:one_labelled is one batch of images and labels; pass a list of bat",
+        ),
+        (("mine:scripted", "mine:batches"), "doctor: the model is TorchScript, whose layers cannot be watched; pass"),
+        (("mine:model", "mine:missing"), "error: FileNotFoundError: photo.png"),
         (("mine:model", "--evaluate", "mine:values"), "--evaluate is about batches, and none are given"),
         (("mine:model", "max_images=3"), "--max-images is about batches, and none are given"),
         (("mine:model", "mine:batches", "--max-images", "0"), "max_images=0"),

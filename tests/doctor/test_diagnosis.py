@@ -11,12 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bnlab import assert_healthy, diagnose
 from bnlab.doctor import Rule, Signs
 from bnlab.doctor.case import Case
-from bnlab.layers import get_running_buffers
 from tests.doctor.networks import Batch, build_cnn, get_conv, get_norm, list_images, make_batches, make_healthy
 from tests.helpers import unchanged
 
@@ -195,82 +193,53 @@ def test_without_labels_there_is_no_verdict(batches: list[Batch]) -> None:
     )
 
 
-def test_evaluate_stands_in_for_labels(batches: list[Batch]) -> None:
-    modes = []
-
-    def evaluate(model: nn.Module) -> Tensor:
-        modes.append(model.training)
-        right = [model(images).argmax(1) == labels for images, labels in batches]
-        return torch.cat(right)
-
-    model = spoil(make_healthy())
-    diagnosis = diagnose(model, list_images(batches), evaluate=evaluate, progress=False)
-
-    by_labels = diagnose(model, batches, progress=False)
-    assert modes == [False] * 3
-    assert diagnosis.scores == by_labels.scores
-    assert diagnosis.verdict == "averages"
-    finding = diagnosis.faults[0]
-    assert finding.rule.code == "BN002"
-    assert math.isnan(finding.cost)  # one layer of three, and single layers' costs were not measured
-    assert finding.severity == finding.rule.severity
-
-
-def test_a_metric_is_asked_for_each_batchs_own_score_where_there_are_labels_too(batches: list[Batch]) -> None:
+def test_labels_of_one_class_do_not_make_a_model_bad(batches: list[Batch]) -> None:
+    """Always naming it would score 100%, and nothing scores more."""
+    images = torch.cat([images[labels == 1] for images, labels in batches])
     model = make_healthy()
 
-    def evaluate(model: nn.Module) -> list[float]:
-        """Score 1 while batch norms normalize by their batches, otherwise 0."""
-        model(batches[0][0])
-        return [float(get_norm(model, "5").training)] * 200
+    diagnosis = diagnose(model, [(images, torch.ones(len(images)).long())], progress=False)
 
-    diagnosis = diagnose(model, batches, evaluate=evaluate, progress=False)
-
-    assert diagnosis.scores == {"running": 0.0, "exact": 0.0, "batch": 1.0}
-    assert diagnosis.verdict == "not the averages"
-    assert "0.0% under exact statistics, 100.0% under each batch's own." in str(diagnosis)
-    assert json.loads(diagnosis.to_json())["scores"]["batch"] == 1.0
+    assert diagnosis.scores["running"] > 0.9
+    assert diagnosis.judged is not None
+    assert not diagnosis.judged.is_bad
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_metric_of_other_images_in_a_later_call_is_refused(number: int, batches: list[Batch]) -> None:
-    counts = [4, 4, 4]
-    counts[number] = 3
+def test_ignored_positions_are_not_the_commonest_label() -> None:
+    """Of those that count 60% are 1, which the model always says."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
+    images = torch.randn(8, 1, 5, 5)
+    labels = torch.full((8, 5, 5), 255)
+    labels[:, 0, :3] = 1
+    labels[:, 0, 3:] = 0
 
-    def evaluate(model: nn.Module) -> Tensor:
-        return torch.ones(counts.pop(0))
+    case = diagnose(model, [(images, labels)], progress=False).case
 
-    with pytest.raises(ValueError, match="evaluate returned 4 values, then 3; return a value for each image"):
-        diagnose(make_healthy(), batches[:2], evaluate=evaluate, progress=False)
-
-
-@pytest.mark.parametrize("has_labels", [True, False])
-def test_buffers_that_are_not_finite_are_told_where_the_metric_is_not_either(
-    has_labels: bool, batches: list[Batch]
-) -> None:
-    """Labels are numbers, so that they are scored by their squared error."""
-    model = make_healthy()
-    get_running_buffers(get_norm(model, "5"))[1][0] = math.nan
-    labelled = [(images, F.one_hot(labels, 4) / 2) for images, labels in batches[:4]]
-
-    def evaluate(model: nn.Module) -> Tensor:
-        return torch.cat([-F.cross_entropy(model(images), numbers, reduction="none") for images, numbers in labelled])
-
-    metric = None if has_labels else evaluate
-    diagnosis = diagnose(model, labelled, evaluate=metric, progress=False)
-
-    assert diagnosis.verdict == "averages"
-    assert "Scores under running averages are not finite. Exact" in " ".join(str(diagnosis).split())
-    assert math.isnan(diagnosis.scores["running"])
-    assert math.isfinite(diagnosis.scores["exact"])
-    assert diagnosis.faults[0].rule.code == "BN001"
-    assert all(math.isnan(finding.cost) for finding in diagnosis.faults)
-    assert json.loads(diagnosis.to_json())["gain"]["value"] is None
+    scores = case.data.scores
+    assert scores is not None
+    assert scores.commonest == pytest.approx(0.6)
 
 
-def test_a_metric_that_is_not_finite_under_sound_buffers_is_refused(batches: list[Batch]) -> None:
-    with pytest.raises(ValueError, match="evaluate returned values that are not finite"):
-        diagnose(make_healthy(), batches[:2], evaluate=lambda _: [math.nan], progress=False)
+def test_labels_that_do_not_fit_are_named(batches: list[Batch]) -> None:
+    unfit = [(images, labels[:, None]) for images, labels in batches[:4]]
+
+    diagnosis = diagnose(make_healthy(), unfit, progress=False)
+
+    text = " ".join(str(diagnosis).split())
+    assert diagnosis.verdict is None
+    assert "(labels do not fit the outputs, so no verdict)" in text
+    assert "Labels [32, 1] of int64 cannot be compared with outputs [32, 4] of float32: pass evaluate=." in text
+
+
+def test_a_model_without_running_averages_is_told_so(batches: list[Batch]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+
+    text = " ".join(str(diagnose(model, batches[:2], progress=False)).split())
+
+    assert text == (
+        "No running averages in 1 batch norm: each batch is normalized by its own, also in eval mode. Notes: BN402 "
+        "(see .findings, or --html)."
+    )
 
 
 def test_expected_makes_a_model_bad(batches: list[Batch]) -> None:

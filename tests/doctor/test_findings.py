@@ -148,6 +148,57 @@ def test_rules_look_behind_those_that_they_give_way_to(batches: list[Batch]) -> 
     assert layers["OWN-1"] == ("5",)
 
 
+class TakesTheRest(Marked):
+    code = "OWN0"
+    unless = ("OWN1",)
+
+    def look(self, case: Case) -> Signs | None:
+        return Signs.of(case.layers, "all that is left")
+
+
+class TakesTheRestOfMixes(TakesTheRest):
+    mends = "batch"
+
+
+@pytest.mark.parametrize(
+    ("rule", "spoiled", "layers", "severity"),
+    [
+        (TakesTheRest(), True, ("1", "5", "9"), "error"),
+        (TakesTheRest(), False, ("9",), "note"),
+        (TakesTheRestOfMixes(), True, ("9",), "error"),  # what batch statistics gain is a cost of another kind
+    ],
+)
+def test_a_note_explains_nothing_that_costs_something(
+    rule: Rule, spoiled: bool, layers: tuple[str, ...], severity: Severity, batches: list[Batch]
+) -> None:
+    """All layers together cost more than five points, or nothing; the note names two of them."""
+    model = reset(make_healthy()) if spoiled else make_healthy()
+
+    diagnosis = diagnose(model, batches, rules=[rule, MarkedNote("1", "5")], progress=False)
+
+    finding = next(finding for finding in diagnosis.faults if finding.rule is rule)
+    assert finding.signs.layers == layers
+    assert finding.severity == severity
+
+
+def test_of_equals_the_one_that_explains_better_comes_first(batches: list[Batch]) -> None:
+    """Whatever their codes are: OWN-1 gives way to both others, and OWN0 to OWN1."""
+    rules = [GivesWayToBoth(), GivesWay("9"), Marked("1")]
+
+    diagnosis = diagnose(make_healthy(), batches, rules=rules, progress=False)
+
+    codes = [finding.rule.code for finding in diagnosis.faults if finding.rule in rules]
+    assert codes == ["OWN1", "OWN0", "OWN-1"]
+
+
+def test_the_more_severe_comes_first_even_if_another_explains_better(batches: list[Batch]) -> None:
+    rules = [GivesWay("5", at_least="error"), Marked("1", at_least="warning")]
+
+    diagnosis = diagnose(make_healthy(), batches, rules=rules, progress=False)
+
+    assert [finding.rule.code for finding in diagnosis.faults][:2] == ["OWN0", "OWN1"]
+
+
 class MarkedHidden(Marked):
     hides = True
 

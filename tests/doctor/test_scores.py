@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.doctor.scores import Scores, bound_unchanged, estimate_mean, find_labels, read_values, score_batch
+from bnlab.doctor.scores import (
+    Scores,
+    bound_unchanged,
+    describe_misfit,
+    estimate_mean,
+    find_labels,
+    read_values,
+    score_batch,
+)
 from tests.references import chance_of_no_change
 
 LABELS = torch.tensor([1, 0, 2])
@@ -46,6 +54,64 @@ def test_one_logit_is_positive_for_class_1() -> None:
 
     assert values is not None
     assert values.tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ([0.1, 0.4, 0.6, 0.9] * 2, [1.0, 1.0, 1.0, 1.0] * 2),  # shares, of which 0.4 means 0
+        ([-0.1, 0.4, 0.6, 0.9] * 2, [1.0, 0.0, 1.0, 1.0] * 2),  # logits, of which 0.4 means 1
+        ([0.1, 0.4, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0]),  # too few to be known as shares
+    ],
+)
+def test_one_output_may_be_a_share(outputs: list[float], expected: list[float]) -> None:
+    labels = torch.tensor([0, 0, 1, 1] * (len(outputs) // 4))
+
+    values = score_batch(torch.tensor(outputs)[:, None], labels)
+
+    assert values is not None
+    assert values.tolist() == expected
+
+
+def test_one_hot_labels_are_classes() -> None:
+    """All logits are above 0, so that each alone would be taken for a yes."""
+    one_hot = torch.nn.functional.one_hot(LABELS, 3).float()
+
+    values = score_batch(LOGITS + 1, one_hot)
+
+    assert values is not None
+    assert values.tolist() == RIGHT
+
+
+def test_several_labels_of_an_image_count_by_their_share() -> None:
+    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+
+    values = score_batch(torch.tensor([[2.0, -1.0], [-1.0, -2.0]]), labels)
+
+    assert values is not None
+    assert values.tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("ignored", [255, -100])
+def test_positions_that_losses_ignore_do_not_count(ignored: int) -> None:
+    """Class 1 is predicted everywhere: right in one of two positions, in both, and where none counts."""
+    logits = torch.zeros(3, 2, 1, 3)
+    logits[:, 1] = 1.0
+    labels = torch.tensor([[[1, 0, ignored]], [[1, 1, ignored]], [[ignored] * 3]])
+
+    values = score_batch(logits, labels)
+
+    assert values is not None
+    assert values.tolist() == [0.5, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("output", "told"), [(LOGITS[:, 0], "outputs [3] of float32"), ({"out": LOGITS}, "outputs a dict")]
+)
+def test_labels_that_do_not_fit_are_described(output: Any, told: str) -> None:
+    misfit = describe_misfit(output, LABELS)
+
+    assert misfit == f"Labels [3] of int64 cannot be compared with {told}: pass evaluate=."
 
 
 def test_a_label_for_each_position_counts_by_its_share() -> None:

@@ -50,6 +50,11 @@ class InTrainMode(Planted):
     mends = "running"
 
 
+class Limits(Planted):
+    code = "OWN5"
+    limits = True
+
+
 class AsksTwice(Planted):
     code = "OWN3"
     asks: ClassVar[tuple[str, ...]] = ("before", "training")
@@ -86,6 +91,16 @@ def test_a_bad_model_names_the_notes_that_explain_it_and_no_others(case: Case) -
     text = " ".join(tell(case, "not the averages", plant(Planted(), Explains()), is_bad=True))
 
     assert text == f"Not the averages (3 batch norms). So it is. Look at OWN2 (a cause). {TRAINING}"
+
+
+def test_a_bad_model_names_what_was_not_looked_at(case: Case) -> None:
+    text = " ".join(tell(case, "not the averages", plant(Planted(), Limits()), is_bad=True))
+
+    assert "Notes: OWN5 (see .findings, or --html)." in text
+
+
+def test_what_bnlab_does_not_cover_limits_any_verdict() -> None:
+    assert [rule.code for rule in list_rules() if rule.limits] == ["BN901"]
 
 
 def test_a_bad_model_that_nothing_explains_is_to_be_looked_at_elsewhere(case: Case) -> None:
@@ -167,6 +182,18 @@ def test_undecided_asks_first_what_is_expected_and_for_two_things_at_most(case: 
 
 def test_averages_that_no_rule_explains_ask_for_both(case: Case) -> None:
     assert " ".join(tell(case, "averages", [])).endswith(f"So it is. {BEFORE} {TRAINING}")
+
+
+@pytest.mark.parametrize(("unselected", "asked"), [(Planted(), []), (AsksTwice(), [BEFORE, TRAINING])])
+def test_what_to_pass_follows_from_findings_that_are_not_shown_too(
+    unselected: Rule, asked: list[str], case: Case
+) -> None:
+    diagnosis = Diagnosis(case, Verdict("averages", "So it is.", GAIN), [], (), unselected=plant(unselected))
+
+    text = " ".join(str(diagnosis).split())
+
+    assert [question for question in (BEFORE, TRAINING) if question in text] == asked
+    assert "OWN" not in text
 
 
 def test_findings_that_ask_for_nothing_end_the_text(case: Case) -> None:

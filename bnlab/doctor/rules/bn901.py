@@ -20,6 +20,7 @@ class NotCovered(Rule):
     remedy = "Pass batches that reach them, or the part of the model that is used."
     severity = "note"
     follows_cost = False
+    limits = True
 
     def look(self, case: Case) -> Signs | None:
         names = list(case.uncovered)
