@@ -45,8 +45,8 @@ FOLDERS = {
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
-    "rescaling case chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose undo "
-    "recalibration recalibrate gallery",
+    "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
+    "undo recalibration recalibrate gallery",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "cores own corruptions data shifts norms models optimizers progress training settings "

@@ -75,6 +75,7 @@ class Case:
         trace: a recording of the training.
         ranks: running statistics of all processes.
         expected: the mean score that the model should reach.
+        training_score: mean score of the training batches under their exact statistics, where it is a share.
     """
 
     model: nn.Module
@@ -90,6 +91,7 @@ class Case:
     trace: MomentTrace | None = None
     ranks: Sequence[Mapping[str, Tensor]] | None = None
     expected: float | None = None
+    training_score: float | None = None
 
     def list_known(self) -> frozenset[str]:
         """List what rules may need and is there, keys of `bnlab.doctor.rule.NEEDS`."""

@@ -19,6 +19,7 @@ from bnlab.doctor.findings import look_for_faults, reconsider
 from bnlab.doctor.history import History, compare_with, read_state
 from bnlab.doctor.rule import Rule
 from bnlab.doctor.scores import Evaluate, require_evaluate
+from bnlab.doctor.scoring import score_training
 from bnlab.doctor.verdict import WORTH, judge
 from bnlab.exact.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_others, join_names, require_module
@@ -85,6 +86,7 @@ def diagnose(
     layers, without = _find_layers(model)
     buffers = read_all_buffers(layers)
     evidence, training, training_view, outlier = None, None, None, None
+    training_score = None
     if batches is not None and layers:
         examination = Examination.of(model, layers, forward, inputs, progress)
         evidence = examine(examination, read_batches(batches, max_images), evaluate, worth)
@@ -92,6 +94,8 @@ def diagnose(
         if training_batches is not None:
             training_data = read_batches(training_batches, max_images)
             training, training_view, outlier = examine_training(examination, training_data)
+            if evaluate is None:
+                training_score = score_training(examination, training_data, training)
 
     case = Case(
         model,
@@ -107,6 +111,7 @@ def diagnose(
         trace,
         _gather_buffers(buffers, group),
         expected,
+        training_score,
     )
     return _conclude(case, rules, expected, worth)
 

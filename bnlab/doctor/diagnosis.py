@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _TOO_LOW = "Too low? Check labels, their order, preprocessing, weights; or pass expected=."
+_FAR = 0.1  # a network that generalizes well loses less on new images
+_OVERFITTED = "The network does not generalize to these images: they differ, or training had too few."
 _HEADLINES = {
     "averages": "The averages are at fault",
     "not the averages": "Not the averages",
@@ -172,7 +174,14 @@ class Diagnosis:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
         scores = self.case.evidence.scores
         told = [f"{tell_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
-        return f"{scores.metric}: {', '.join(told)}."
+        line = f"{scores.metric}: {', '.join(told)}."
+        on_training = self.case.training_score
+        if on_training is None:
+            return line
+        line = f"{line} On the training batches {tell_score(on_training, scores)}."
+        if on_training - max(self.scores.values()) > _FAR:
+            line = f"{line} {_OVERFITTED}"
+        return _wrap(line)
 
     def _tell_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
@@ -222,6 +231,7 @@ class Diagnosis:
             "verdict": self.verdict,
             "sentence": None if self.judged is None else self.judged.sentence,
             "scores": self.scores,
+            "training_score": self.case.training_score,
             "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
             "images": 0 if self.case.evidence is None else self.case.evidence.images,
             "findings": self.findings.to_dict("records"),

@@ -14,10 +14,11 @@ from bnlab.batches import Forward, count_images
 from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.examination import Examination, KeptBatches, read_batches
-from bnlab.doctor.examine import examine_briefly, examine_training, score
+from bnlab.doctor.examine import examine_briefly, examine_training
 from bnlab.doctor.findings import look_for_faults
 from bnlab.doctor.recalibration import Recalibration
 from bnlab.doctor.scores import Evaluate, Scores, require_evaluate
+from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import write_statistics
 from bnlab.doctor.verdict import WORTH
 from bnlab.exact.inputs import Extract

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab import diagnose
+from bnlab import diagnose, population_statistics
 from bnlab.doctor import Rule, Signs, list_rules
 from bnlab.doctor.case import Case
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.findings import Finding, reconsider
 from bnlab.doctor.rule import Severity
 from bnlab.doctor.scores import Difference
-from bnlab.doctor.verdict import Verdict, Word
-from tests.doctor.networks import build_cnn, get_norm, make_batches, make_healthy
+from bnlab.doctor.verdict import Verdict, Word, tell_score
+from tests.doctor.networks import build_cnn, get_norm, make_batches, make_healthy, train
 
 GAIN = Difference(0.0, -0.004, 0.004, 1000)
 BEFORE = "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=."
@@ -245,3 +245,39 @@ def test_a_bad_model_whose_batch_norms_are_as_constructed_was_perhaps_not_loaded
     assert advice in text
     assert "BN002" not in text
     assert TRAINING not in text
+
+
+def test_the_score_of_the_training_batches_stands_beside_the_others() -> None:
+    model = make_healthy()
+
+    diagnosis = diagnose(model, make_batches(4), training_batches=make_batches(4, seed=-1), progress=False)
+
+    told = tell_score(diagnosis.case.training_score or 0.0, diagnosis.case.evidence.scores)  # type: ignore[union-attr, arg-type]
+    assert f"On the training batches {told}." in str(diagnosis)
+    assert "does not generalize" not in str(diagnosis)
+
+
+def test_a_network_that_has_learnt_its_images_by_heart_does_not_generalize() -> None:
+    few = make_batches(1, seed=-1)
+    model = build_cnn()
+    train(model, few * 200, lr=0.1)
+    population_statistics(model, [images for images, _ in few], progress=False).write_to(model)
+
+    diagnosis = diagnose(model, make_batches(8), training_batches=few, progress=False)
+
+    assert diagnosis.case.training_score == 1.0
+    printed = " ".join(str(diagnosis).split())
+    assert "On the training batches 100.0%. The network does not generalize to these images" in printed
+
+
+def test_a_metric_of_the_callers_is_not_asked_for_the_training_batches() -> None:
+    model = make_healthy()
+    batches = make_batches(4)
+
+    def evaluate(network: nn.Module) -> torch.Tensor:
+        return torch.cat([network(images).argmax(1) == labels for images, labels in batches])
+
+    diagnosis = diagnose(model, batches, evaluate=evaluate, training_batches=make_batches(4, seed=-1), progress=False)
+
+    assert diagnosis.case.training_score is None
+    assert "On the training batches" not in str(diagnosis)

@@ -1,0 +1,149 @@
+"""Score images under several statistics of the same network, by their labels or by the caller's metric."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.borrow import measured
+from bnlab.doctor.by_batch import normalizing_by_batch
+from bnlab.doctor.case import has_bad_values, read_all_buffers
+from bnlab.doctor.examination import Examination
+from bnlab.doctor.scores import Evaluate, Scores, find_counted, find_labels, read_values, score_batch
+from bnlab.statistics import Statistics, using
+
+
+def score(
+    examination: Examination,
+    data: list[Any],
+    exact: Statistics,
+    evaluate: Evaluate | None,
+    own_values: Sequence[Tensor | None] = (),
+) -> Scores | None:
+    """Score the images under running and exact statistics; batch statistics were scored when they were observed."""
+    ranks = examination.ranks
+    values = ranks.run_together(lambda: _score_own(examination, data, exact, evaluate))
+    parts = [part for part in ranks.gather(values) if part]
+    if not parts:
+        return None
+    joined = {}
+    for kind in ("running", "exact"):
+        joined[kind] = torch.cat([part[kind] for part in parts])
+    own = [part for part in own_values if part is not None]
+    if own:
+        joined["batch"] = torch.cat(own).cpu()
+    commonest = None if evaluate is not None else _find_commonest(ranks.gather(_count_labels(data)))
+    return Scores(joined, _are_shares(joined), commonest)
+
+
+def score_training(examination: Examination, data: list[Any], exact: Statistics) -> float | None:
+    """Score the training batches under their own exact statistics; None where labels do not say, or not by shares."""
+    with using(examination.model, exact):
+        values = _score_by_labels(examination, data)
+    if values is None or not _are_shares({"exact": values}):
+        return None
+    return float(values.mean())
+
+
+def _score_own(
+    examination: Examination, data: list[Any], exact: Statistics, evaluate: Evaluate | None
+) -> dict[str, Tensor]:
+    """Score this process's images under running and exact statistics; empty where labels do not say."""
+    if evaluate is not None:
+        return _score_by(examination, evaluate, exact)
+    running = _score_by_labels(examination, data)
+    if running is None:
+        return {}
+    with using(examination.model, exact):
+        under_exact = _score_by_labels(examination, data)
+    assert under_exact is not None
+    return {"running": running, "exact": under_exact}
+
+
+def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
+    """Score by the caller's own metric: NaN where it fails under buffers that are not finite or negative.
+
+    Raises:
+        ValueError: it does not return values of the same images each time.
+    """
+    is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(examination.layers).values())
+    with using(examination.model, exact), torch.no_grad():
+        under_exact = read_values(evaluate(examination.model), examination.caller)
+    try:
+        with measured(examination.model):
+            running = read_values(evaluate(examination.model), examination.caller, must_be_finite=not is_broken)
+    except (ValueError, RuntimeError):
+        if not is_broken:
+            raise
+        running = torch.full_like(under_exact, math.nan)  # metrics that have just worked may refuse NaN
+    _require_as_many(running, under_exact, examination.caller)
+    return {"running": running, "exact": under_exact}
+
+
+def add_own_statistics(scores: Scores, examination: Examination, evaluate: Evaluate) -> Scores:
+    """Add how the caller's metric scores while each batch norm normalizes by what it is given in each call."""
+    with normalizing_by_batch(examination.model, examination.layers):
+        own = read_values(evaluate(examination.model), examination.caller, must_be_finite=False)
+    _require_as_many(own, scores.values["running"], examination.caller)
+    values = {**scores.values, "batch": own}
+    return Scores(values, _are_shares(values), scores.commonest)
+
+
+def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
+    """ValueError unless the caller's metric has returned as many values as when it was called first."""
+    if len(values) != len(first):
+        raise ValueError(
+            f"{caller}: evaluate returned {len(first)} values, then {len(values)}; return a value for each image, of "
+            "the same images each time"
+        )
+
+
+def _score_by_labels(examination: Examination, data: Iterable[Any]) -> Tensor | None:
+    """Score each image by its label, in eval mode with the buffers as they are; None where labels do not say."""
+    with measured(examination.model):
+        return score_batches(examination, data)
+
+
+def score_batches(examination: Examination, data: Iterable[Any]) -> Tensor | None:
+    """Score each image by its label, in a model that is lent; None where labels do not say."""
+    parts = []
+    for batch in data:
+        values = score_batch(examination.run(batch), find_labels(batch))
+        if values is None:
+            return None
+        parts.append(values)
+    return torch.cat(parts).cpu()  # all at once: nobody waits for a device after each batch
+
+
+def _are_shares(values: Mapping[str, Tensor]) -> bool:
+    return all(bool(((part >= 0) & (part <= 1)).all()) for part in values.values())
+
+
+def _count_labels(data: Iterable[Any]) -> Counter[int] | None:
+    """Count each label that counts; None where labels are no classes."""
+    parts = []
+    counted = []
+    for batch in data:
+        labels = find_labels(batch)
+        if labels is None or labels.is_floating_point():
+            return None
+        parts.append(labels.flatten())
+        counted.append(find_counted(labels).flatten())
+    chosen = torch.cat(parts)[torch.cat(counted)]
+    classes, counts = chosen.unique(return_counts=True)
+    return Counter(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+
+
+def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
+    """Find the share of the commonest label in all processes' counts; None unless labels are of two classes or more."""
+    total: Counter[int] = Counter()
+    for own in counts:
+        if own is None:
+            return None
+        total.update(own)
+    return max(total.values()) / total.total() if len(total) > 1 else None
