@@ -80,10 +80,11 @@ def _give_back(tensor: Tensor, value: Tensor) -> None:
         tensor.data = value
         return
 
-    # An expanded tensor cannot be written, and is equal. To compare the others would wait for an accelerator.
+    # On CUDA a comparison would wait for the device, so tensors are written without one. An expanded tensor cannot be
+    # written; as nothing can have changed it, the comparison finds it equal.
     is_expanded = 0 in tensor.stride()
-    is_unwatched = tensor.is_cuda and not is_expanded
-    if is_unwatched or not torch.equal(tensor, value):
+    skips_comparison = tensor.is_cuda and not is_expanded
+    if skips_comparison or not torch.equal(tensor, value):
         tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
 
 

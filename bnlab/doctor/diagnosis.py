@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _TOO_LOW = "Too low? Check labels, their order, preprocessing, weights; or pass expected=."
-_FAR = 0.1  # a network that generalizes well loses less on new images
-_OVERFITTED = "The network does not generalize to these images: they differ, or training had too few."
+_LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
+_DOES_NOT_GENERALIZE = (
+    "The network does not generalize to these images: they differ from the training images, or those were too few."
+)
 _HEADLINES = {
     "averages": "The averages are at fault",
     "not the averages": "Not the averages",
@@ -42,7 +44,7 @@ class Diagnosis:
         faults: the findings, the most severe first.
         left_out: rules that could not look.
         notes: what was not looked at besides, a sentence each.
-        unselected: findings that the reader did not ask for. They are not shown, and count for what to pass.
+        unselected: findings that the reader did not ask for. Not shown, but used to choose which arguments to ask for.
     """
 
     case: Case
@@ -179,16 +181,16 @@ class Diagnosis:
         if on_training is None:
             return line
         line = f"{line} On the training batches {tell_score(on_training, scores)}."
-        if on_training - max(self.scores.values()) > _FAR:
-            line = f"{line} {_OVERFITTED}"
+        if on_training - max(self.scores.values()) > _LOST_ON_NEW_IMAGES:
+            line = f"{line} {_DOES_NOT_GENERALIZE}"
         return _wrap(line)
 
     def _tell_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
-        notes = [finding.rule for finding in self.faults if finding.severity == "note"]
-        if self.verdict == "not the averages":  # which names those that may explain it
-            notes = [rule for rule in notes if rule.limits]
-        codes = [rule.code for rule in notes]
+        rules = [finding.rule for finding in self.faults if finding.severity == "note"]
+        if self.verdict == "not the averages":  # its sentence already names the notes that may explain the score
+            rules = [rule for rule in rules if rule.limits]
+        codes = [rule.code for rule in rules]
         if self.verdict == "healthy" and self.case.expected is None:
             sentences = [_TOO_LOW]
             if codes:
@@ -205,16 +207,16 @@ class Diagnosis:
             return []
         if self.case.evidence is None:
             return ["Pass batches with labels: they tell what it costs."]
-        found = [*self.faults, *self.unselected]
+        findings = [*self.faults, *self.unselected]
         if self.verdict == "not the averages":
-            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in found)
+            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in findings)
             asked = [] if is_known else ["training"]
-        elif self.verdict == "averages" and not found:
+        elif self.verdict == "averages" and not findings:
             asked = ["before", "training"]
-        elif any(finding.signs.checks and finding.severity != "note" for finding in found):
+        elif any(finding.signs.checks and finding.severity != "note" for finding in findings):
             asked = []  # the finding that is printed says what to pass
         else:
-            asked = [ask for finding in found for ask in finding.rule.asks]
+            asked = [ask for finding in findings for ask in finding.rule.asks]
 
         questions = []
         if self.verdict == "undecided" and self.case.expected is None:

@@ -82,7 +82,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
 
 
 def _measure_and_listen(examination: Examination, data: list[Any]) -> tuple[Statistics, tuple[str, ...]]:
-    """Measure exact statistics, and keep what that warns of besides passing it on."""
+    """Measure exact statistics; return also the warnings, which are issued again."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         exact = examination.measure(data)

@@ -37,7 +37,7 @@ class FirstLayer:
 
     @staticmethod
     def of(examination: Examination, name: str, view: View) -> FirstLayer:
-        """Take the number of its calls from a view of the images that will be changed."""
+        """Make it; a view of the images that will be changed says whether each forward calls it once."""
         layer_view = view.layers.get(name)
         is_called_once = layer_view is not None and len(layer_view.calls) == 1
         return FirstLayer(examination, name, is_called_once)

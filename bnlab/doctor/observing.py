@@ -76,7 +76,7 @@ class _Watch:
     def add_call(self, number: int, moments: Moments) -> None:
         """Add a batch's moments, of the call with this number in its forward."""
         self._values = max(self._values, int(moments.count))
-        self._batch_means.add(moments.mean, each=moments.count)
+        self._batch_means.add(moments.mean, weight=moments.count)
         if number == 0:
             self._first = None
         if number == len(self._calls) < MOST_CALLS:
@@ -100,7 +100,7 @@ class _Watch:
 
         self._images.add_all(rows)
         of_batch = rows[:, channels:].mean(0)
-        self._batch_squares.add(of_batch, each=images * pixels)
+        self._batch_squares.add(of_batch, weight=images * pixels)
         self._add_changes(number, rows)
 
     def _add_changes(self, number: int, rows: Tensor) -> None:

@@ -32,9 +32,9 @@ class Scatter:
         zeros = torch.zeros(channels, dtype=torch.float64, device=device)
         return Scatter(0, 0.0, zeros, zeros.clone())
 
-    def add(self, row: Tensor, each: float = 1.0) -> None:
+    def add(self, row: Tensor, weight: float = 1.0) -> None:
         """Add a row [C] of this weight."""
-        self._add_alike(row, 1, each)
+        self._add_alike(row, 1, weight)
 
     def add_all(self, rows: Tensor) -> None:
         """Add rows [N, C] of weight 1, all at once."""

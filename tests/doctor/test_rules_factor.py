@@ -35,6 +35,16 @@ def test_bn215_averages_times_one_factor(factor: float) -> None:
     assert "BN108" not in list_codes(diagnosis)
 
 
+def test_bn215_compares_with_the_training_batches_where_these_are_given() -> None:
+    model = make_healthy()
+    multiply(model, 2.0, 2.0)
+
+    finding = get_finding(diagnose(model, TEST_BATCHES, training_batches=make_batches(20, seed=8)), "BN215")
+
+    assert finding is not None
+    assert finding.signs.evidence.endswith(" times those of the training batches")
+
+
 def test_bn215_is_quiet_below_its_least_factor() -> None:
     model = make_healthy()
     multiply(model, 1.3, 1.3)

@@ -26,7 +26,7 @@ def scatter_weighed(rows: Tensor, weights: Sequence[float]) -> Scatter:
     """Add rows one after the other, each with its weight."""
     result = make_scatter(rows.shape[1])
     for row, weight in zip(rows, weights, strict=True):
-        result.add(row, each=weight)
+        result.add(row, weight=weight)
     return result
 
 

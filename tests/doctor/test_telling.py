@@ -270,6 +270,17 @@ def test_a_network_that_has_learnt_its_images_by_heart_does_not_generalize() -> 
     assert "On the training batches 100.0%. The network does not generalize to these images" in printed
 
 
+@pytest.mark.parametrize(("more", "is_told"), [(0.09, False), (0.11, True)])
+def test_a_tenth_more_in_training_is_told(case: Case, more: float, is_told: bool) -> None:
+    assert case.evidence is not None and case.evidence.scores is not None
+    best = max(case.evidence.scores.mean(kind) for kind in case.evidence.scores.values)
+    verdict = Verdict("healthy", "Nothing is gained.", GAIN)
+
+    printed = str(Diagnosis(replace(case, training_score=best + more), verdict, [], []))
+
+    assert ("does not generalize" in printed) == is_told
+
+
 def test_a_metric_of_the_callers_is_not_asked_for_the_training_batches() -> None:
     model = make_healthy()
     batches = make_batches(4)

@@ -49,7 +49,8 @@ class Multiplied(Rule):
             distance = case.find_distance(name, case.reference)
             if not divided.find_distance(name, case.reference) <= min(_MENDED * distance, _FITS):
                 return None
-        told = f"means and variances are {tell_number(factor)} times those of these images"
+        images = "these images" if case.training is None else "the training batches"
+        told = f"means and variances are {tell_number(factor)} times those of {images}"
         return Signs.of(names, told)
 
 
