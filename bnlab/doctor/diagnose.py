@@ -85,7 +85,10 @@ def diagnose(
     _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, rules)
     layers, without = _find_layers(model)
     buffers = read_all_buffers(layers)
-    evidence, training, training_view, outlier = None, None, None, None
+    evidence = None
+    training = None
+    training_view = None
+    outlier = None
     training_score = None
     if batches is not None and layers:
         examination = Examination.of(model, layers, forward, inputs, progress)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bnlab.doctor.case import Case
 from bnlab.doctor.findings import Finding, Skipped
 from bnlab.doctor.rule import ASKS
-from bnlab.doctor.verdict import KINDS, Verdict, tell_score
+from bnlab.doctor.verdict import KINDS, Verdict, tell_score, tell_training
 from bnlab.doctor.words import count_things
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _TOO_LOW = "Too low? Check labels, their order, preprocessing, weights; or pass expected=."
-_LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
-_DOES_NOT_GENERALIZE = (
-    "The network does not generalize to these images: they differ from the training images, or those were too few."
-)
 _HEADLINES = {
     "averages": "The averages are at fault",
     "not the averages": "Not the averages",
@@ -177,13 +173,9 @@ class Diagnosis:
         scores = self.case.evidence.scores
         told = [f"{tell_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
         line = f"{scores.metric}: {', '.join(told)}."
-        on_training = self.case.training_score
-        if on_training is None:
+        if self.case.training_score is None:
             return line
-        line = f"{line} On the training batches {tell_score(on_training, scores)}."
-        if on_training - max(self.scores.values()) > _LOST_ON_NEW_IMAGES:
-            line = f"{line} {_DOES_NOT_GENERALIZE}"
-        return _wrap(line)
+        return _wrap(f"{line} {tell_training(self.case.training_score, scores)}")
 
     def _tell_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""

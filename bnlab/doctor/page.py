@@ -12,7 +12,7 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.findings import Finding, Skipped
 from bnlab.doctor.picture import draw_layers
 from bnlab.doctor.scores import Scores
-from bnlab.doctor.verdict import ELSEWHERE, KINDS, Verdict, tell_score
+from bnlab.doctor.verdict import ELSEWHERE, KINDS, Verdict, tell_score, tell_training
 from bnlab.doctor.words import count_things, tell_number
 
 if TYPE_CHECKING:
@@ -116,8 +116,12 @@ def _write_verdict(diagnosis: Report) -> Iterator[str]:
 
 
 def _say_why_no_verdict(case: Case) -> str:
+    if not case.layers:
+        return "No running averages: each batch is normalized by its own statistics, also in eval mode."
     if case.evidence is None:
         return "Without data. Give batches with labels to learn what it costs, and for a verdict."
+    if case.evidence.misfit is not None:
+        return "No verdict, because the labels do not fit the outputs. Give evaluate=."
     return "No verdict, because the batches have no labels. Give labels, or evaluate=."
 
 
@@ -137,6 +141,8 @@ def _write_scores(case: Case) -> Iterator[str]:
     if scores.commonest is not None:
         always = tell_score(scores.commonest, scores)
         yield f'<p class="soft small">Always naming the commonest class would score {always}.</p>'
+    if case.training_score is not None:
+        yield f"<p>{escape(tell_training(case.training_score, scores))}</p>"
 
 
 def _tell_gain(scores: Scores, kind: str) -> str:

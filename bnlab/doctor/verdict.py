@@ -21,6 +21,11 @@ ELSEWHERE = "labels, their order, preprocessing, loaded weights"
 
 _POPULATIONS = "batches come from different populations, or from another one than in training"
 
+_LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
+_DOES_NOT_GENERALIZE = (
+    "The network does not generalize to these images: they differ from the training images, or those were too few."
+)
+
 WORTH = 0.005  # half a point: what a difference of shares must exceed to matter
 _SURE = 4  # of a healthy model, the interval excludes that so many times WORTH would be gained
 
@@ -204,3 +209,12 @@ def _tell_number(value: float, scores: Scores) -> str:
 def tell_score(value: float, scores: Scores) -> str:
     """Write a mean score, in percent where scores are shares."""
     return f"{100 * value:.1f}%" if scores.are_shares else f"{value:.4g}"
+
+
+def tell_training(on_training: float, scores: Scores) -> str:
+    """Say how the training batches score, and what it means if that is much more than the best of these scores."""
+    told = f"On the training batches {tell_score(on_training, scores)}."
+    best = max(scores.mean(kind) for kind in scores.values)
+    if on_training - best > _LOST_ON_NEW_IMAGES:
+        told = f"{told} {_DOES_NOT_GENERALIZE}"
+    return told

@@ -181,6 +181,31 @@ def test_scores_stand_with_what_is_gained(spoiled: Diagnosis) -> None:
     assert cells[4] == f"{100 * gain.value:+.1f} [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
 
 
+def test_the_score_of_the_training_batches_stands_below_the_others(model: nn.Module, batches: Batches) -> None:
+    page = make_page(bnlab.diagnose(model, batches, training_batches=batches, progress=False))
+
+    assert "On the training batches " in page
+
+
+def test_labels_that_do_not_fit_are_not_said_to_be_missing(model: nn.Module, batches: Batches) -> None:
+    unfit = [(images, torch.zeros(len(images), 3, 5, dtype=torch.long)) for images, _ in batches]
+
+    page = make_page(bnlab.diagnose(model, unfit, progress=False))
+
+    assert "No verdict, because the labels do not fit the outputs." in page
+    assert "have no labels" not in page
+
+
+def test_a_model_without_running_averages_is_not_said_to_lack_data(batches: Batches) -> None:
+    channels = batches[0][0].shape[1]
+    model = nn.Sequential(nn.BatchNorm2d(channels, track_running_stats=False))
+
+    page = make_page(bnlab.diagnose(model, batches, progress=False))
+
+    assert "No running averages" in page
+    assert "Without data" not in page
+
+
 def test_what_others_wrote_is_escaped(spoiled: Diagnosis) -> None:
     text = make_page(spoiled)
 
