@@ -112,9 +112,18 @@ def find_others(model: nn.Module) -> list[str]:
     others = []
     for name, module in model.named_modules():
         is_read = isinstance(module, (BatchNorm, *_INSTANCE_NORMS))
-        if not is_read and _keeps_statistics(module) and "Frozen" not in type(module).__name__:
+        if not is_read and _keeps_statistics(module) and not _is_constant(module):
             others.append(name)
     return others
+
+
+def find_constant(model: nn.Module) -> list[str]:
+    """List the norms whose statistics are constants, as torchvision's FrozenBatchNorm2d."""
+    return [name for name, module in model.named_modules() if _is_constant(module) and _keeps_statistics(module)]
+
+
+def _is_constant(module: nn.Module) -> bool:
+    return "Frozen" in type(module).__name__
 
 
 def _keeps_statistics(module: nn.Module) -> bool:

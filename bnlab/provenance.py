@@ -35,13 +35,22 @@ class Check:
         held: whether all layers were given what the statistics were measured on.
         layer: the first layer that was not; None if there is none.
         off: the largest difference, in σ and relative variance.
+        again_held: whether the check of what was then measured layer by layer held; None if nothing was.
     """
 
     held: bool
     layer: str | None
     off: float
+    again_held: bool | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether the statistics are those of an ordinary evaluation, by the last check."""
+        return self.held if self.again_held is None else self.again_held
 
     def __str__(self) -> str:
         if self.held:
             return "check held"
-        return f"check failed at {self.layer}, measured layer by layer"
+        if self.is_exact:
+            return f"check failed at {self.layer}, measured layer by layer"
+        return f"check failed at {self.layer}, not exact"

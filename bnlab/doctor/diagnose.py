@@ -22,7 +22,7 @@ from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
 from bnlab.doctor.verdict import WORTH, judge
 from bnlab.exact.inputs import Extract
-from bnlab.layers import BatchNorm, batch_norm_layers, find_others, join_names, require_module
+from bnlab.layers import BatchNorm, batch_norm_layers, find_constant, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
 
 
@@ -143,6 +143,9 @@ def _note_limits(case: Case) -> list[str]:
         notes.append(f"The batches did not reach {join_names(evidence.exact.unseen)}.")
     if case.history is not None and case.history.unmatched:
         notes.append(case.history.unmatched)
+    constant = find_constant(case.model)
+    if constant:
+        notes.append(f"{join_names(constant)} have constant statistics, which are not examined.")
     return notes
 
 

@@ -24,7 +24,8 @@ class Probe:
     """How predictions of a few images in eval mode differ: root mean square, in units of the outputs' spread.
 
     Attributes:
-        twice: between two runs of the same batch; NaN where that is not known.
+        twice: between two runs of the same batch; NaN where that is not known, as where a forward changes buffers, so
+            that the second would differ for that alone.
         alone: between images alone and inside of a batch; NaN where images cannot be run alone, and where two runs of
             the same batch differ already.
     """
@@ -43,13 +44,23 @@ def probe_predictions(model: nn.Module, run: Callable[[Any], Any], data: Sequenc
     """
     batch = take_images(data[0], _IMAGES)
     with measured(model):
-        twice = _measure_difference(_find_output(run(batch)), _find_output(run(batch)))
+        before = [buffer.clone() for buffer in model.buffers()]
+        output = _find_output(run(batch))
+        if _have_changed(model, before):
+            return Probe()
+        twice = _measure_difference(output, _find_output(run(batch)))
         if not twice <= DIFFERENT:
             return Probe(twice)
         try:
             return Probe(twice, _compare_alone(run, data))
         except Exception:  # a model that takes no single images may raise anything
             return Probe(twice)
+
+
+def _have_changed(model: nn.Module, before: Sequence[Tensor]) -> bool:
+    """Return whether buffers have other values than before a forward, as observers of quantization do."""
+    after = list(model.buffers())
+    return len(after) != len(before) or not all(map(torch.equal, after, before))
 
 
 def _compare_alone(run: Callable[[Any], Any], data: Sequence[Any]) -> float:

@@ -17,7 +17,7 @@ from bnlab.doctor.examination import Examination, KeptBatches, read_batches
 from bnlab.doctor.examine import examine_briefly, examine_training
 from bnlab.doctor.findings import look_for_faults
 from bnlab.doctor.recalibration import Recalibration
-from bnlab.doctor.scores import Evaluate, Scores, require_evaluate
+from bnlab.doctor.scores import Evaluate, Scores, find_labels, require_evaluate
 from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import write_statistics
 from bnlab.doctor.verdict import WORTH
@@ -29,6 +29,10 @@ from bnlab.statistics import Statistics
 CALLER = "recalibrate"
 _ALL_FROZEN = (
     "all layers are frozen (in eval mode in a model in train mode, or without gradients); name them in layers="
+)
+_NOT_EXACT = (
+    "the new statistics are not exact: an ordinary evaluation gives layers another input, as where the model draws "
+    "random numbers or has observers of quantization"
 )
 _UPSTREAM = {"exact": "population", "precise": "batch"}
 
@@ -53,7 +57,8 @@ def recalibrate(
 
     Running means and variances are written in place, all or none; `num_batches_tracked`, weights and modes stay. Frozen
     layers stay too: those in eval mode in a model that is in train mode, and those whose weight takes no gradient while
-    other parameters do. Without labels and `evaluate`, statistics are written and called *not judged*.
+    other parameters do. Without labels and `evaluate`, statistics are written and called *not judged*; but not if they
+    are not exact, as of a model that draws random numbers in eval mode.
 
     Args:
         model: any module with batch norms.
@@ -116,7 +121,10 @@ def recalibrate(
         most_training = most if tolerance is None else sum(map(count_images, data))
         case = _add_training(case, examination, training_batches, most_training)
     hidden = _find_hidden(case, examination, data, statistics, scores)
-    is_wanted, reason = _judge(hidden, scores, is_broken)
+    is_exact = statistics.check is None or statistics.check.is_exact
+    is_wanted, reason = _judge(hidden, scores, is_broken, is_exact, _has_labels(data))
+    if not is_exact:
+        reason = f"{reason}, {'although' if is_wanted else 'and'} {_NOT_EXACT}"
     if force and not is_wanted:
         reason = f"force=True, although {reason}"
     written = is_wanted or force
@@ -248,14 +256,21 @@ def _find_own_hidden(
     return f"{rule.code}, {rule.title} ({told}); bnlab.doctor.explain({rule.code!r}) says what to do"
 
 
-def _judge(hidden: str | None, scores: Scores | None, is_broken: bool) -> tuple[bool, str]:
+def _has_labels(data: list[Any]) -> bool:
+    return any(find_labels(batch) is not None for batch in data)
+
+
+def _judge(
+    hidden: str | None, scores: Scores | None, is_broken: bool, is_exact: bool, has_labels: bool
+) -> tuple[bool, str]:
     """Judge whether the new statistics should be written, with the reason."""
     if hidden is not None:
         return False, f"it would hide a mistake: {hidden}"
     if is_broken:
         return True, "not judged, as the old statistics are not finite or negative"
     if scores is None:
-        return True, "not judged, as the batches have no labels and there is no evaluate="
+        why = "labels cannot be compared with the outputs" if has_labels else "the batches have no labels"
+        return is_exact, f"not judged, as {why} and there is no evaluate="
 
     gain = scores.compare("exact", "running")
     if gain.low > 0:

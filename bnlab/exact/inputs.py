@@ -81,7 +81,8 @@ class Inputs:
             is_same = torch.equal(before, channels)
         if not is_same:
             raise ValueError(
-                f"{self._caller}: layer {name!r} is given other channels in another call; leave it out with layers="
+                f"{self._caller}: layer {name!r} is given other channels in another call; "
+                "population_statistics(layers=) or recalibrate(layers=) can leave it out"
             )
 
     def select_channels(self, name: str, values: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bnlab.batches import count_bytes
@@ -37,7 +37,8 @@ def measure_exactly(
         progress: called whenever a layer is finished.
 
     Returns:
-        The moments, the cost, and the check: the first that failed, else the last; None if nothing could be compared.
+        The moments, the cost, and the check: the first that failed, with what came of measuring again, else the last;
+        None if nothing could be compared.
     """
     sizes = [max(1, count_bytes(batch)) for batch in task.data]
     cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=sum(sizes), passes=0)
@@ -55,7 +56,9 @@ def measure_exactly(
     with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
         walk, check = _measure_layer_by_layer(task, Budget(sizes, None, limit), cost, progress)
         statistics = task.fetch(walk.statistics)
-    return statistics, cost, check if failed_check is None else failed_check
+    if failed_check is not None:
+        check = replace(failed_check, again_held=check is not None and check.held)
+    return statistics, cost, check
 
 
 def _do_nothing() -> None:

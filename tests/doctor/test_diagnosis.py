@@ -314,3 +314,20 @@ def test_what_has_no_batch_norm_is_refused() -> None:
         diagnose("model")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="diagnose: no BatchNorm layer with running statistics in Linear"):
         diagnose(nn.Linear(1, 1))
+
+
+class FrozenNorm(nn.Module):
+    """A norm whose statistics are constants, as torchvision's FrozenBatchNorm2d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.get_buffer("running_mean")
+
+
+def test_constant_norms_are_named(batches: list[Batch]) -> None:
+    diagnosis = diagnose(nn.Sequential(FrozenNorm(), make_healthy()), batches, progress=False)
+
+    assert diagnosis.notes == ["'0' have constant statistics, which are not examined."]

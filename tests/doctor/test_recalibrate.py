@@ -16,7 +16,7 @@ from bnlab.doctor.case import Case
 from bnlab.layers import get_running_buffers
 from tests.doctor import networks
 from tests.doctor.two_values import draw, make_classifier, make_two_layers, score_images
-from tests.helpers import assert_equal_statistics, images, plain, train, unchanged, with_momentum
+from tests.helpers import AddsItsCalls, assert_equal_statistics, images, plain, train, unchanged, with_momentum
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
@@ -80,6 +80,33 @@ def test_nothing_is_written_where_nothing_is_gained() -> None:
     assert forced.written
     assert forced.reason == "force=True, although nothing is gained"
     assert model[0].running_mean.item() == pytest.approx(100)
+
+
+def test_statistics_that_are_not_exact_are_written_only_where_the_images_score_better() -> None:
+    model = nn.Sequential(AddsItsCalls(), make_two_layers()).eval()
+    batches = [batch for batch, _ in draw(100)]
+    with pytest.warns(RuntimeWarning, match="another input"):
+        refused = bnlab.recalibrate(model, batches)
+    with pytest.warns(RuntimeWarning, match="another input"):
+        forced = bnlab.recalibrate(model, batches, force=True)
+
+    assert not refused.written
+    assert "not judged" in refused.reason
+    assert "and the new statistics are not exact" in refused.reason
+    assert forced.written
+
+    calls = iter([1.0, 0.0])  # under the new statistics, then under the old ones
+    with pytest.warns(RuntimeWarning, match="another input"):
+        better = bnlab.recalibrate(model, batches, evaluate=lambda model: [next(calls)] * 100)
+    assert better.reason.startswith("the images score better, although the new statistics are not exact")
+
+
+def test_labels_that_do_not_fit_are_not_called_missing() -> None:
+    labelled = [(batch, torch.zeros(len(batch), 7, 3, dtype=torch.int64)) for batch, _ in draw(10)]
+
+    recalibration = bnlab.recalibrate(make_two_layers(), labelled)
+
+    assert recalibration.reason == "not judged, as labels cannot be compared with the outputs and there is no evaluate="
 
 
 def test_few_images_do_not_show_a_gain() -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bnlab import diagnose
 from tests.doctor.networks import find, make_batches, make_healthy
+from tests.helpers import AddsItsCalls
 
 BATCHES = make_batches(4, 16)
 
@@ -154,3 +155,34 @@ def test_bn212_leaves_batch_norms_without_averages_to_bn402() -> None:
     model = Wrapped(nn.BatchNorm1d(4, track_running_stats=False))
 
     assert list_probes(model, BATCHES) == []
+
+
+# BN216
+
+
+def test_bn216_a_model_that_changes_in_eval_mode_is_not_called_random() -> None:
+    model = nn.Sequential(AddsItsCalls(), make_healthy()).eval()
+    with pytest.warns(RuntimeWarning, match="another input"):
+        diagnosis = diagnose(model, BATCHES, progress=False)
+
+    codes = list(diagnosis.findings["code"])
+    assert codes[0] == "BN216"
+    assert not {"BN211", "BN212"} & set(codes)
+    assert diagnosis.faults[0].signs.layers == ("1.1",)
+    assert not diagnosis.is_healthy
+
+
+def test_bn216_leaves_random_predictions_to_bn211() -> None:
+    model = nn.Sequential(Noise(), make_healthy()).eval()
+    with pytest.warns(RuntimeWarning, match="another input"):
+        codes = set(diagnose(model, BATCHES, progress=False).findings["code"])
+
+    assert "BN211" in codes
+    assert "BN216" not in codes
+
+
+class Noise(nn.Module):
+    """Adds noise, in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)

@@ -19,7 +19,7 @@ from bnlab.batches import map_batch
 from bnlab.moments import Moments, compare_moments
 from tests import references
 from tests.exact.zoo import conv, make_cases
-from tests.helpers import images, plain, randomized, residual, run_two_ranks, unchanged
+from tests.helpers import AddsItsCalls, images, plain, randomized, residual, run_two_ranks, unchanged
 
 CASES = make_cases()
 
@@ -147,7 +147,7 @@ def test_damping_finds_what_plain_iteration_does_not() -> None:
 
 
 def test_what_never_settles_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"do not settle; leave them out with layers="):
+    with pytest.raises(ValueError, match=r"do not settle; population_statistics\(layers=\)"):
         population_statistics(Switch(), [torch.randn(64, 1), torch.randn(64, 1)])
 
 
@@ -195,9 +195,21 @@ def test_a_check_that_fails_says_where_and_by_how_much() -> None:
 
     assert found.check is not None
     assert not found.check.held
+    assert found.check.again_held
+    assert found.check.is_exact
     assert found.check.layer == "c.1"
     assert found.check.off > 0.01
-    assert "check failed at c.1" in repr(found)
+    assert "check failed at c.1, measured layer by layer" in repr(found)
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+def test_statistics_that_fail_their_check_layer_by_layer_too_are_not_called_exact(strategy: str) -> None:
+    with pytest.warns(RuntimeWarning, match="draw it in the batches"):
+        found = population_statistics(nn.Sequential(AddsItsCalls(), nn.BatchNorm2d(3)), images(8, 8), strategy=strategy)
+
+    assert found.check is not None
+    assert not found.check.is_exact
+    assert "check failed at 1, not exact" in repr(found)
 
 
 class Scaled(nn.Module):

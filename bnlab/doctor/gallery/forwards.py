@@ -53,6 +53,30 @@ def subtract_mean(healthy: Healthy) -> Specimen:
     return Specimen(model, batches, healthy.accuracy)
 
 
+class Observed(nn.Module):
+    """Classifies images that are divided by an estimate of their range, which each forward moves on, in any mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scale = self.get_buffer("scale").mul_(1.02)
+        return self.network(images / scale)
+
+
+@fault(
+    "observer in eval mode",
+    "BN216",
+    "falls short",
+    "It divides images by an estimate of their range, which each forward moves on, in eval mode too.",
+)
+def observe_in_eval(healthy: Healthy) -> Specimen:
+    model = Observed(healthy.copy_model()).eval()
+    return Specimen(model, healthy.batches, healthy.accuracy)
+
+
 class OwnNorm(nn.Module):
     """Normalizes [B, C, ...] with averages, as batch norm in eval mode does; no class of torch's.
 
