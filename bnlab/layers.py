@@ -118,8 +118,13 @@ def find_others(model: nn.Module) -> list[str]:
 
 
 def find_constant(model: nn.Module) -> list[str]:
-    """List the norms whose statistics are constants, as torchvision's FrozenBatchNorm2d."""
-    return [name for name, module in model.named_modules() if _is_constant(module) and _keeps_statistics(module)]
+    """List the norms of other classes whose statistics are constants, as torchvision's FrozenBatchNorm2d."""
+    constant = []
+    for name, module in model.named_modules():
+        is_read = isinstance(module, (BatchNorm, *_INSTANCE_NORMS))
+        if not is_read and _keeps_statistics(module) and _is_constant(module):
+            constant.append(name)
+    return constant
 
 
 def _is_constant(module: nn.Module) -> bool:

@@ -34,23 +34,27 @@ class Check:
     Attributes:
         held: whether all layers were given what the statistics were measured on.
         layer: the first layer that was not; None if there is none.
-        off: the largest difference, in σ and relative variance.
-        again_held: whether the check of what was then measured layer by layer held; None if nothing was.
+        off: the largest difference, in σ and relative variance; inf where layers are called in another order.
+        held_layer_by_layer: whether, after this check failed, that of the statistics measured layer by layer held.
     """
 
     held: bool
     layer: str | None
     off: float
-    again_held: bool | None = None
+    held_layer_by_layer: bool = False
 
     @property
     def is_exact(self) -> bool:
-        """Return whether the statistics are those of an ordinary evaluation, by the last check."""
-        return self.held if self.again_held is None else self.again_held
+        """Return whether the last check held.
+
+        It compares two or three batches, and does not see a remainder that was warned of, of layers that depend on
+        themselves.
+        """
+        return self.held or self.held_layer_by_layer
 
     def __str__(self) -> str:
         if self.held:
             return "check held"
         if self.is_exact:
             return f"check failed at {self.layer}, measured layer by layer"
-        return f"check failed at {self.layer}, not exact"
+        return f"check failed at {self.layer}, so not exact"

@@ -234,7 +234,7 @@ def same_traces(a: MomentTrace, b: MomentTrace) -> bool:
 
 
 class AddsItsCalls(nn.Module):
-    """Adds to its input how often it has been called, in eval mode too, as what is observed moves a quantization."""
+    """Adds the number of its calls so far to its input, in eval mode too, as observers of quantization move on."""
 
     def __init__(self) -> None:
         super().__init__()

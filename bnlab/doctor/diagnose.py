@@ -145,7 +145,7 @@ def _note_limits(case: Case) -> list[str]:
         notes.append(case.history.unmatched)
     constant = find_constant(case.model)
     if constant:
-        notes.append(f"{join_names(constant)} have constant statistics, which are not examined.")
+        notes.append(f"Not examined, as their statistics are constants: {join_names(constant)}.")
     return notes
 
 

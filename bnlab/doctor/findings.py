@@ -23,7 +23,7 @@ class Finding:
         rule: that has found it: its code, meaning and remedy.
         signs: the layers, and the numbers that show it.
         severity: "note", "warning" (costs something, or will when training goes on), or "error" (values that are not
-            finite or negative, or more than five points lost).
+            finite or negative, more than five points lost, or a model of which no statistics are exact).
         cost: what the layers' running statistics cost, in the unit of the scores; NaN where it was not measured.
     """
 
@@ -211,9 +211,11 @@ def reconsider(verdict: Verdict, findings: Sequence[Finding], case: Case) -> Ver
         where = _say_where_to_look(verdict, findings, case)
         return replace(verdict, sentence=f"{verdict.sentence} {where}".rstrip())
 
-    others = [f"{rule.code}, {rule.title}" for rule in severe if rule.explains_bad]
-    if verdict.word == "healthy" and others:
-        return replace(verdict, sentence=f"{verdict.sentence} But see {others[0]}.")
+    others = [rule for rule in severe if rule.explains_bad]
+    are_doubtful = any(rule.severity == "error" for rule in others)
+    if others and (verdict.word == "healthy" or are_doubtful):
+        first = others[0]
+        return replace(verdict, sentence=f"{verdict.sentence} But see {first.code}, {first.title}.")
     return verdict
 
 

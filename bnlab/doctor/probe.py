@@ -24,8 +24,8 @@ class Probe:
     """How predictions of a few images in eval mode differ: root mean square, in units of the outputs' spread.
 
     Attributes:
-        twice: between two runs of the same batch; NaN where that is not known, as where a forward changes buffers, so
-            that the second would differ for that alone.
+        twice: between two runs of the same batch; NaN where outputs cannot be compared, and where they differ while the
+            forward changes buffers (BN216).
         alone: between images alone and inside of a batch; NaN where images cannot be run alone, and where two runs of
             the same batch differ already.
     """
@@ -44,11 +44,11 @@ def probe_predictions(model: nn.Module, run: Callable[[Any], Any], data: Sequenc
     """
     batch = take_images(data[0], _IMAGES)
     with measured(model):
-        before = [buffer.clone() for buffer in model.buffers()]
         output = _find_output(run(batch))
-        if _have_changed(model, before):
-            return Probe()
+        before = [buffer.clone() for buffer in model.buffers()]  # after a first forward, which may fill caches
         twice = _measure_difference(output, _find_output(run(batch)))
+        if twice != 0 and _have_changed(model, before):
+            return Probe()
         if not twice <= DIFFERENT:
             return Probe(twice)
         try:
@@ -58,7 +58,7 @@ def probe_predictions(model: nn.Module, run: Callable[[Any], Any], data: Sequenc
 
 
 def _have_changed(model: nn.Module, before: Sequence[Tensor]) -> bool:
-    """Return whether buffers have other values than before a forward, as observers of quantization do."""
+    """Return whether a forward has changed the number or the values of the buffers, as observers of quantization do."""
     after = list(model.buffers())
     return len(after) != len(before) or not all(map(torch.equal, after, before))
 

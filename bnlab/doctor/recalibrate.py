@@ -24,6 +24,7 @@ from bnlab.doctor.verdict import WORTH
 from bnlab.exact.inputs import Extract
 from bnlab.exact.population import population_statistics
 from bnlab.layers import batch_norm_layers, join_names, match_names, strip_wrappers
+from bnlab.provenance import Check
 from bnlab.statistics import Statistics
 
 CALLER = "recalibrate"
@@ -31,8 +32,8 @@ _ALL_FROZEN = (
     "all layers are frozen (in eval mode in a model in train mode, or without gradients); name them in layers="
 )
 _NOT_EXACT = (
-    "the new statistics are not exact: an ordinary evaluation gives layers another input, as where the model draws "
-    "random numbers or has observers of quantization"
+    "the new statistics are not exact: an ordinary evaluation gives layer {layer!r} another input (does the model draw "
+    "random numbers, or have observers of quantization? turn that off, or judge by labels or evaluate=)"
 )
 _UPSTREAM = {"exact": "population", "precise": "batch"}
 
@@ -57,8 +58,9 @@ def recalibrate(
 
     Running means and variances are written in place, all or none; `num_batches_tracked`, weights and modes stay. Frozen
     layers stay too: those in eval mode in a model that is in train mode, and those whose weight takes no gradient while
-    other parameters do. Without labels and `evaluate`, statistics are written and called *not judged*; but not if they
-    are not exact, as of a model that draws random numbers in eval mode.
+    other parameters do. Without labels and `evaluate`, new statistics are written and called *not judged*; inexact
+    ones, as of a model that draws random numbers in eval mode, only where the old ones are not finite or negative.
+    Those of `statistic="precise"` are not checked.
 
     Args:
         model: any module with batch norms.
@@ -121,10 +123,12 @@ def recalibrate(
         most_training = most if tolerance is None else sum(map(count_images, data))
         case = _add_training(case, examination, training_batches, most_training)
     hidden = _find_hidden(case, examination, data, statistics, scores)
-    is_exact = statistics.check is None or statistics.check.is_exact
-    is_wanted, reason = _judge(hidden, scores, is_broken, is_exact, _has_labels(data))
-    if not is_exact:
-        reason = f"{reason}, {'although' if is_wanted else 'and'} {_NOT_EXACT}"
+    has_labels = any(examination.ranks.gather(_has_labels(data)))
+    failed = _find_failed_check(statistics)
+    is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, is_exact=failed is None)
+    if failed is not None:
+        told = _NOT_EXACT.format(layer=failed.layer)
+        reason = f"{reason}, although {told}" if is_wanted else f"{told}; {reason}"
     if force and not is_wanted:
         reason = f"force=True, although {reason}"
     written = is_wanted or force
@@ -230,7 +234,9 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
     for name, other in pairs.items():
         moments[name] = given[other]
         eps[name] = given.eps[other]
-    return Statistics(moments, eps, missing)
+    selected = Statistics(moments, eps, missing)
+    selected.check = given.check
+    return selected
 
 
 def _find_hidden(
@@ -260,8 +266,14 @@ def _has_labels(data: list[Any]) -> bool:
     return any(find_labels(batch) is not None for batch in data)
 
 
+def _find_failed_check(statistics: Statistics) -> Check | None:
+    """Find the check that says that statistics are not exact; None if it holds, or if there is none."""
+    check = statistics.check
+    return None if check is None or check.is_exact else check
+
+
 def _judge(
-    hidden: str | None, scores: Scores | None, is_broken: bool, is_exact: bool, has_labels: bool
+    hidden: str | None, scores: Scores | None, is_broken: bool, has_labels: bool, is_exact: bool
 ) -> tuple[bool, str]:
     """Judge whether the new statistics should be written, with the reason."""
     if hidden is not None:

@@ -186,7 +186,8 @@ def _take_remainder(task: Task, best: _Trial | None) -> Walk:
 def _describe_failure(names: Collection[str]) -> str:
     return (
         f"{CALLER}: the statistics of {join_names(names)}, which depend on themselves (called several times, or part "
-        "of their own input), do not settle; population_statistics(layers=) or recalibrate(layers=) can leave them out"
+        "of their own input), do not settle; measure the others: name them in layers= of population_statistics or "
+        "recalibrate"
     )
 
 

@@ -82,7 +82,7 @@ class Inputs:
         if not is_same:
             raise ValueError(
                 f"{self._caller}: layer {name!r} is given other channels in another call; "
-                "population_statistics(layers=) or recalibrate(layers=) can leave it out"
+                "measure the others: name them in layers= of population_statistics or recalibrate"
             )
 
     def select_channels(self, name: str, values: Tensor) -> Tensor:

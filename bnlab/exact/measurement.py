@@ -37,8 +37,8 @@ def measure_exactly(
         progress: called whenever a layer is finished.
 
     Returns:
-        The moments, the cost, and the check: the first that failed, with what came of measuring again, else the last;
-        None if nothing could be compared.
+        The moments, the cost, and the last check; the first one, with `held_layer_by_layer`, if that alone failed. None
+        if nothing could be compared.
     """
     sizes = [max(1, count_bytes(batch)) for batch in task.data]
     cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=sum(sizes), passes=0)
@@ -56,8 +56,10 @@ def measure_exactly(
     with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
         walk, check = _measure_layer_by_layer(task, Budget(sizes, None, limit), cost, progress)
         statistics = task.fetch(walk.statistics)
-    if failed_check is not None:
-        check = replace(failed_check, again_held=check is not None and check.held)
+    if failed_check is not None and check is not None and check.held:
+        check = replace(failed_check, held_layer_by_layer=True)
+    elif check is None:
+        check = failed_check
     return statistics, cost, check
 
 

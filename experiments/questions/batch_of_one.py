@@ -31,7 +31,7 @@ def name_norms(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Find accuracies at the end of training, of batch norm under exact statistics."""
+    """Find test accuracies at the end of training; batch norm is evaluated under exact statistics."""
     frame = rows(tables, "evaluations", 1.0, ("norm", "batch_size"), estimator=("none", "exact"))
     frame = name_norms(frame)
     differing = ["estimator", "momentum", "statistics_split"]  # between norms
@@ -56,7 +56,7 @@ EXPERIMENT = Experiment(
             score(lambda tables: name_panels(find_accuracies(tables), "batch size {batch_size}"), "accuracy",
                   ("panel", "line"), scale=100),
             Forest("line", Axis("test accuracy (%)")),
-            Finding("Trained on one image at a time networks are as accurate as in batches of 32",
+            Finding("With norms of single images, training on one at a time loses less than a point",
                     {"one_image_is_enough": ()})),
         "memory": Figure(
             "Memory of an update by norm, of one image and of 32",
@@ -64,7 +64,7 @@ EXPERIMENT = Experiment(
             score(lambda tables: name_panels(find_memory(tables), "batch size {images}"), "step_bytes",
                   ("panel", "line"), scale=1 / MEBIBYTE),
             Forest("line", Axis("memory of an update (MiB)")),
-            Finding("An update on one image takes less than a tenth of the memory of one on 32, whatever the norm",
+            Finding("An update on one image takes less than a tenth of the memory of one on 32",
                     {"an_update_takes_a_tenth": (), "it_is_the_batch_that_saves": ()})),
     },
     claims={

@@ -20,7 +20,7 @@ NAMES = {"exact": "exact statistics", "ema": "running averages", TEST_BATCH: "te
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end by what is predicted with, in panels by batch size."""
-    frame = rows(tables, "evaluations", 1.0, ("batch_size",))
+    frame = rows(tables, "evaluations", 1.0, ("batch_size",), estimator=tuple(NAMES))
     frame["line"] = frame["estimator"].map(NAMES)
     differing = ["estimator", "momentum", "statistics_split"]  # between lines
     named = name_panels(frame, "batches of {batch_size}")

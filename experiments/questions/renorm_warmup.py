@@ -8,6 +8,7 @@ forget more. All claims were written before their first number.
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above
@@ -29,8 +30,8 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies under exact statistics at the end, in panels by length of the training."""
     frame = rows(tables, "evaluations", 1.0, ("norm", *EACH), estimator="exact")
     frame["epochs"] = frame["epochs"].astype(int)
-    momenta = frame[MOMENTUM].map(RENORM)
-    frame["line"] = momenta.fillna(BATCH)  # batch norm has no averages of its own
+    is_batch = frame["norm"] == "batch"
+    frame["line"] = np.where(is_batch, BATCH, frame[MOMENTUM].map(RENORM))
     named = name_panels(frame, "after {epochs} epochs")
     lines = (BATCH, *RENORM.values())
     return put_in_order(named, "line", lines)
@@ -49,10 +50,10 @@ EXPERIMENT = Experiment(
     columns=("accuracy",),
     figures={"accuracy": Figure(
         "Accuracy of batch renorm where 16 images of a class come together",
-        "Test accuracy at the end under exact statistics. The momentum is of the averages that renorm trains with.",
+        "Test accuracy at the end under exact statistics. Momentum: of the averages that renorm trains with.",
         score(find_accuracies, "accuracy", ("panel", "line"), scale=100),
         Forest("line", ACCURACY),
-        Finding("Batch renorm helps where images of a class come together, if its averages forget their start",
+        Finding("After four epochs renorm helps with images of a class together, if its averages forget their start",
                 {"short_memory_rescues": (), "the_start_is_to_blame": ()}))},
     claims={
         "long_warmup_rescues": Claim(

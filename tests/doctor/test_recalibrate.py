@@ -85,20 +85,41 @@ def test_nothing_is_written_where_nothing_is_gained() -> None:
 def test_statistics_that_are_not_exact_are_written_only_where_the_images_score_better() -> None:
     model = nn.Sequential(AddsItsCalls(), make_two_layers()).eval()
     batches = [batch for batch, _ in draw(100)]
-    with pytest.warns(RuntimeWarning, match="another input"):
+    with pytest.warns(RuntimeWarning, match="another input"), unchanged(model):
         refused = bnlab.recalibrate(model, batches)
     with pytest.warns(RuntimeWarning, match="another input"):
         forced = bnlab.recalibrate(model, batches, force=True)
 
     assert not refused.written
+    assert refused.reason.startswith("the new statistics are not exact: an ordinary evaluation gives layer '1.0'")
     assert "not judged" in refused.reason
-    assert "and the new statistics are not exact" in refused.reason
     assert forced.written
 
     calls = iter([1.0, 0.0])  # under the new statistics, then under the old ones
     with pytest.warns(RuntimeWarning, match="another input"):
         better = bnlab.recalibrate(model, batches, evaluate=lambda model: [next(calls)] * 100)
+    assert better.written
     assert better.reason.startswith("the images score better, although the new statistics are not exact")
+
+
+def test_given_statistics_that_are_not_exact_are_refused_likewise() -> None:
+    model = nn.Sequential(AddsItsCalls(), make_two_layers()).eval()
+    batches = [batch for batch, _ in draw(100)]
+    with pytest.warns(RuntimeWarning, match="another input"):
+        statistics = bnlab.population_statistics(model, batches)
+
+    assert not bnlab.recalibrate(model, batches, statistic=statistics).written
+
+
+def test_statistics_that_are_not_exact_are_better_than_none() -> None:
+    spoiled = make_two_layers()
+    spoiled[0].running_var.fill_(torch.nan)
+    model = nn.Sequential(AddsItsCalls(), spoiled).eval()
+    with pytest.warns(RuntimeWarning, match="another input"):
+        recalibration = bnlab.recalibrate(model, [batch for batch, _ in draw(100)])
+
+    assert recalibration.written
+    assert "although the new statistics are not exact" in recalibration.reason
 
 
 def test_labels_that_do_not_fit_are_not_called_missing() -> None:

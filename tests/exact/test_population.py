@@ -147,7 +147,7 @@ def test_damping_finds_what_plain_iteration_does_not() -> None:
 
 
 def test_what_never_settles_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"do not settle; population_statistics\(layers=\)"):
+    with pytest.raises(ValueError, match=r"do not settle; measure the others"):
         population_statistics(Switch(), [torch.randn(64, 1), torch.randn(64, 1)])
 
 
@@ -195,7 +195,7 @@ def test_a_check_that_fails_says_where_and_by_how_much() -> None:
 
     assert found.check is not None
     assert not found.check.held
-    assert found.check.again_held
+    assert found.check.held_layer_by_layer
     assert found.check.is_exact
     assert found.check.layer == "c.1"
     assert found.check.off > 0.01
@@ -208,8 +208,9 @@ def test_statistics_that_fail_their_check_layer_by_layer_too_are_not_called_exac
         found = population_statistics(nn.Sequential(AddsItsCalls(), nn.BatchNorm2d(3)), images(8, 8), strategy=strategy)
 
     assert found.check is not None
+    assert not found.check.held
     assert not found.check.is_exact
-    assert "check failed at 1, not exact" in repr(found)
+    assert "check failed at 1, so not exact" in repr(found)
 
 
 class Scaled(nn.Module):

@@ -54,7 +54,7 @@ def subtract_mean(healthy: Healthy) -> Specimen:
 
 
 class Observed(nn.Module):
-    """Classifies images that are divided by an estimate of their range, which each forward moves on, in any mode."""
+    """Divides images by a scale before it classifies them; each forward, in any mode, makes the scale 2% larger."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Observed(nn.Module):
     "observer in eval mode",
     "BN216",
     "falls short",
-    "It divides images by an estimate of their range, which each forward moves on, in eval mode too.",
+    "Each forward changes the scale that images are divided by, in eval mode too, as observers of quantization do.",
 )
 def observe_in_eval(healthy: Healthy) -> Specimen:
     model = Observed(healthy.copy_model()).eval()

@@ -1,27 +1,36 @@
-"""BN216: evaluating the model changes it."""
+"""BN216: evaluations of the same images differ."""
 
 from __future__ import annotations
+
+import math
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.probe import DIFFERENT
 from bnlab.doctor.rule import Rule, Signs
 
+_LEAST = 0.01  # of σ or of the variance: rounding, and kernels that are not deterministic, make less
 
-class ChangesInEval(Rule):
-    """Exact statistics that fail their check, also where they are measured layer by layer: an ordinary evaluation gives
-    a layer another input than they were measured on.
 
-    Random predictions do that too, but are BN211.
+class EvaluationsDiffer(Rule):
+    """Exact statistics that fail their check by more than 1% of σ or of the variance, also where they are measured
+    layer by layer: an ordinary evaluation gives a layer another input than they were measured on.
 
-    A false alarm where the model computes otherwise for a few images than for a whole batch, on purpose.
+    Observers of quantization do that, and any forward that changes buffers in eval mode. Predictions that differ when
+    the same batch is run twice are BN211, unless a forward changes buffers.
+
+    A false alarm where a forward draws random numbers that hardly show in the model's output.
     """
 
     code = "BN216"
-    title = "evaluating the model changes it"
+    title = "evaluations of the same images differ"
     meaning = (
-        "Each forward in eval mode meets another model, so that no statistics are exact and no score can be relied on."
+        "Something in the model changes, or is drawn, in each forward in eval mode, so that no statistics are exact "
+        "and scores are not reliable."
     )
-    remedy = "Turn that off: of quantization, model.apply(torch.ao.quantization.disable_observer); then diagnose again."
+    remedy = (
+        "Turn it off in eval mode (observers of quantization: model.apply(torch.ao.quantization.disable_observer)), "
+        "then diagnose again."
+    )
     severity = "error"
     follows_cost = False
     explains_bad = True
@@ -30,7 +39,9 @@ class ChangesInEval(Rule):
     def look(self, case: Case) -> Signs | None:
         check = case.data.exact.check
         is_random = case.data.probe.twice > DIFFERENT
-        if check is None or check.is_exact or is_random:
+        if check is None or check.is_exact or check.off <= _LEAST or check.layer is None or is_random:
             return None
-        assert check.layer is not None
-        return Signs.of([check.layer], f"an evaluation gives {check.layer!r} another input than was measured")
+        told = f"another input, by {check.off:.2g} of σ or of the variance"
+        if math.isinf(check.off):
+            told = "calls in another order, or values that cannot be compared"
+        return Signs.of([check.layer], f"an evaluation gives {check.layer!r} {told}")
