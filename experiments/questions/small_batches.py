@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import name_panels, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, Axis, Curves
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, within
+from bnlab.harness.reporting.frames import name_panels, paired, put_in_order, rows, score, select
+from bnlab.harness.reporting.plots import Axis, Curves, Forest
 from bnlab.names import EstimatorName
 from experiments.margins import A_POINT, AS_ACCURATE, AS_NEAR
 
@@ -39,6 +39,21 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     frame["training"] = frame["freeze_with"].map(NETWORKS)
     differing = ["estimator", "momentum", "statistics_split"]  # between lines
     return frame.drop(columns=differing)
+
+
+def find_gains(tables: Tables) -> pd.DataFrame:
+    """Find what each kind of statistics gains over running averages, on networks that were never frozen."""
+    unfrozen = select(find_accuracies(tables), freeze_with="none")
+    gains = paired(unfrozen, "accuracy", RUNNING, along="line", matching=("seed", "batch_size"))
+    named = name_panels(gains, "batch size {batch_size}")
+    return put_in_order(named, "line", (EXACT, EVAL_NORM, WEIGHING))
+
+
+def find_gains_by_freezing(tables: Tables) -> pd.DataFrame:
+    """Find what networks gain by freezing for the last fifth, under running averages and under exact statistics."""
+    accuracies = select(find_accuracies(tables), line=(RUNNING, EXACT))
+    gains = paired(accuracies, "accuracy", "none", along="freeze_with", matching=("seed", "batch_size", "line"))
+    return name_panels(gains, "batch size {batch_size}")
 
 
 def find_discrepancies(tables: Tables) -> pd.DataFrame:
@@ -89,17 +104,27 @@ EXPERIMENT = Experiment(
     columns=("accuracy", "tid_mean", "tid_std"),
     figures={
         "accuracy": Figure(
-            "Accuracy after training in small batches, by what is predicted with",
-            "EvalNorm weighs each example as a batch of the training size does.",
-            score(lambda tables: name_panels(find_accuracies(tables), "{training}"), "accuracy",
-                  ("panel", "line", "batch_size"), scale=100),
-            Curves("batch_size", "line", ACCURACY)),
+            "Accuracy gained over running averages, by what is predicted with",
+            "Of networks that were never frozen. EvalNorm weighs each example as a batch of the training size does.",
+            score(find_gains, "accuracy", ("panel", "line"), scale=100),
+            Forest("line", Axis("points gained"), mark=(0.0, "as accurate")),
+            Finding("EvalNorm is more accurate than running averages, most so after batches of 2",
+                    {"eval_norm_beats_running_averages": ()})),
+        "freezing": Figure(
+            "Accuracy gained by freezing batch norm for the last fifth",
+            "Against networks that were never frozen, under the same kind of statistics.",
+            score(find_gains_by_freezing, "accuracy", ("panel", "training", "line"), scale=100),
+            Forest("training", Axis("points gained"), mark=(0.0, "as accurate"), series="line"),
+            Finding("In batches of 2 and 4, batch norm that is frozen for the last fifth gains accuracy",
+                    {"freezing_helps": ()})),
         "discrepancy": Figure(
             "How far exact statistics are from those of single training batches, by layer",
             "Distance from the mean of a batch, in its standard deviations, and from its standard deviation; averaged "
             "over batches.",
             score(find_discrepancies, "distance", ("panel", "depth", "batch_size")),
-            Curves("depth", "batch_size", Axis("distance from single batches"))),
+            Curves("depth", "batch_size", Axis("distance from single batches")),
+            Finding("Exact means are over twice as far from those of single batches of 2 as of 16",
+                    {"discrepancy_is_noise_of_batches": ()})),
     },
     claims={
         "eval_norm_beats_running_averages": Claim(
