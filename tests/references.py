@@ -90,6 +90,31 @@ def running_last_batch(batches: Sequence[Array]) -> list[Pair]:
     return [unbiased(batch) for batch in batches]
 
 
+def running_last_full_batch(batches: Sequence[Array]) -> list[Pair]:
+    """Mean and unbiased variance of the latest batch that no earlier one is larger than."""
+    history: list[Pair] = []
+    for t, batch in enumerate(batches):
+        largest = max(len(earlier) for earlier in batches[: t + 1])
+        history.append(unbiased(batch) if len(batch) == largest else history[-1])
+    return history
+
+
+def running_ema_weighted(
+    batches: Sequence[Array], momentum: float, start_mean: Array | float = 0.0, start_var: Array | float = 1.0
+) -> list[Pair]:
+    """`running_ema` with the momentum times the batch's share of the largest batch so far."""
+    history = []
+    mean, var = float64(start_mean), float64(start_var)
+    for t, batch in enumerate(batches):
+        largest = max(len(earlier) for earlier in batches[: t + 1])
+        weight = momentum * len(batch) / largest
+        batch_mean, batch_var = unbiased(batch)
+        mean = (1 - weight) * mean + weight * batch_mean
+        var = (1 - weight) * var + weight * batch_var
+        history.append((mean, var))
+    return history
+
+
 def running_ema_biased(
     batches: Sequence[Array], momentum: float, start_mean: Array | float = 0.0, start_var: Array | float = 1.0
 ) -> list[Pair]:

@@ -27,6 +27,7 @@ from bnlab.estimators import (
     FastThenSlow,
     Kalman,
     LastBatch,
+    LastFullBatch,
     Oracle,
     Polynomial,
     PooledCumulative,
@@ -34,6 +35,7 @@ from bnlab.estimators import (
     Predictive,
     Stream,
     WeightedCumulative,
+    WeightedEMA,
     Window,
     fold,
     folding,
@@ -102,6 +104,8 @@ TWINS: dict[str, Twin] = {
     "predictive": lambda e, data, updates: references.running_predictive(
         data, LAYERS, EPS, (START[0], START[1]) if updates else None
     ),
+    "ema_weighted": lambda e, data, updates: references.running_ema_weighted(data, e.momentum, *START),
+    "last_full_batch": lambda e, data, updates: references.running_last_full_batch(data),
     "last_batch": lambda e, data, updates: references.running_last_batch(data),
 }
 PARAMETERS: dict[type[Estimator], list[dict[str, Any]]] = {
@@ -146,7 +150,7 @@ def test_every_prefix_against_the_twin(
 
     assert torch.equal(found[0], START)
     assert gain.dtype == torch.float64
-    assert ((gain > 0) & (gain <= 1 + 1e-15)).all()
+    assert ((gain >= 0) & (gain <= 1 + 1e-15)).all()
 
     if count:
         expected = torch.stack([torch.stack(tuple(pair)) for pair in TWINS[estimator.name](estimator, data, updates)])
@@ -225,9 +229,25 @@ def test_closed_form_on_two_batches() -> None:
         Kalman(): (1 + 4 * 2 / 3, 2 + 4 * 2 / 3),
         Predictive(): (1 + 4 / 1.999, 2 + 4 / 1.999),
         LastBatch(): (5, 6),
+        LastFullBatch(): (5, 6),
+        WeightedEMA(0.25): (0.75 * (0.75 * 8 + 0.25) + 1.25, 0.75 * (0.75 * 4 + 0.5) + 1.5),
     }
     for estimator, pair in expected.items():
         assert fold([estimator], stream, [2]).flatten().tolist() == pytest.approx(pair)
+
+
+def test_a_batch_of_a_quarter_of_the_size() -> None:
+    """It moves the weighted average by a quarter as much, and leaves the last full batch as it is."""
+    stream = replace(
+        sequence([1.0, 5.0], [2.0, 6.0]),
+        start=torch.tensor([[8.0], [4.0]]).double(),
+        counts=torch.tensor([[8.0], [2.0]]).double(),
+    )
+
+    weighted, last_full = fold([WeightedEMA(0.4), LastFullBatch()], stream, [2])[:, 0, :, 0].tolist()
+
+    assert weighted == pytest.approx([0.9 * (0.6 * 8 + 0.4 * 1) + 0.1 * 5, 0.9 * (0.6 * 4 + 0.4 * 2) + 0.1 * 6])
+    assert last_full == [1.0, 2.0]
 
 
 def same(one: Estimator, other: Estimator, stream: Stream) -> None:

@@ -35,6 +35,7 @@ from bnlab.estimators.exponential import (
 from bnlab.estimators.folding import fold
 from bnlab.estimators.names import list_estimators, parse
 from bnlab.estimators.predictive import Predictive
+from bnlab.estimators.sizes import LastFullBatch, WeightedEMA
 
 __all__ = [
     "EMA",
@@ -48,6 +49,7 @@ __all__ = [
     "FastThenSlow",
     "Kalman",
     "LastBatch",
+    "LastFullBatch",
     "Oracle",
     "Polynomial",
     "PooledCumulative",
@@ -55,6 +57,7 @@ __all__ = [
     "Predictive",
     "Stream",
     "WeightedCumulative",
+    "WeightedEMA",
     "Window",
     "check_momentum",
     "fold",

@@ -264,7 +264,7 @@ def _find_values(run: Run) -> dict[str, object]:
         "lr_effective": config.optimizer.peak_lr(config.batch_size),
         "freeze_at": 1.0 if config.freeze_at is None else config.freeze_at,
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
-        "epochs": run.steps / steps_per_epoch(images, config.batch_size),
+        "epochs": run.steps / steps_per_epoch(images, config.batch_size, config.last_batch),
         "steps": run.steps,
         **({"status": "failed"} if list_failures(run) else {}),
         "last_step": status["step"],

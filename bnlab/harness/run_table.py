@@ -22,7 +22,7 @@ Earlier versions had short names beside these, `lr` for `optimizer.lr`, and `nor
 their tables the names of today; questions may use either, in `by=` and wherever rows are selected, compared or
 averaged."""
 
-TRAINED_WITH = ("batch_size", "epochs", "steps", "order", "freeze_at", "freeze_with", "averaging")
+TRAINED_WITH = ("batch_size", "epochs", "steps", "order", "last_batch", "freeze_at", "freeze_with", "averaging")
 """The settings without a group that change what is trained, other than the seed."""
 
 DERIVED = {

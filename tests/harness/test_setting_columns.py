@@ -72,6 +72,7 @@ def test_the_settings_without_a_group_are_those_that_name_a_network() -> None:
         "epochs": 3,
         "steps": 3,
         "order": "sorted",
+        "last_batch": "drop",
         "freeze_at": 0.5,
         "freeze_with": "exact",
         "averaging": "swa",

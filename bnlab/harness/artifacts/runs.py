@@ -68,6 +68,7 @@ class Run:
             shift=config.data.shift,
             flip=config.data.flips,
             order=config.order,
+            last_batch=config.last_batch,
             augmented=self.dataset.augmented,
         )
 

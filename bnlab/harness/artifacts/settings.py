@@ -41,6 +41,12 @@ class Config:
         "of the images in an epoch: shuffled; replacement, drawn with replacement; sorted, class after class; blocks, "
         "class after class with the classes in random order; blocks:16, blocks of 16 images of a class in random order",
     )
+    last_batch: str = setting(
+        "keep",
+        "of an epoch, where images are left that do not fill a batch: keep, as a smaller batch (PyTorch's "
+        "drop_last=False), which moves running averages as much as a full one; drop",
+        choices=("keep", "drop"),
+    )
     freeze_at: float | None = setting(
         None,
         "share of the training (0.8) from which on batch norm is in eval mode, with the statistics of that step; the "
@@ -125,7 +131,7 @@ def network(config: Config) -> dict[str, Any]:
         settings["epochs"] = config.epochs
     else:
         settings["steps"] = config.steps
-    keys = ["order", "averaging"]
+    keys = ["order", "last_batch", "averaging"]
     if config.freeze_at is not None:
         keys += ["freeze_at", "freeze_with"]
     settings |= _leave_off_usual(config, keys)
@@ -229,7 +235,7 @@ def total_steps(config: Config, images: int) -> int:
     """Count the updates in the whole training."""
     if config.steps is not None:
         return config.steps
-    return config.epochs * steps_per_epoch(images, config.batch_size)
+    return config.epochs * steps_per_epoch(images, config.batch_size, config.last_batch)
 
 
 def freezing_step(config: Config, steps: int) -> int | None:

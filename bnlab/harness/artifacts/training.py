@@ -63,7 +63,7 @@ def _number_blocks(labels: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Batches:
-    """The training batches by step. Each epoch has another order; a smaller last batch is kept unless it is of 1 image.
+    """The training batches by step. Each epoch has another order.
 
     Each epoch's order and each step's augmentation have seeds of their own, so that training can go on from any step
     without a random state to restore.
@@ -77,6 +77,8 @@ class Batches:
             numbers, shuffled within each class. `blocks`: the same with the classes in an order that is drawn for each
             epoch. `blocks:16`: each class is cut into blocks of 16 images, the last one of the rest, and the blocks of
             all classes come in an order that is drawn.
+        last_batch: `keep` or `drop` the images at the end of an epoch that do not fill a batch. One image alone, which
+            has no variance, is always dropped.
         augmented: the split with random transforms of the user's own, from which images are drawn; None: as they are.
     """
 
@@ -86,6 +88,7 @@ class Batches:
     shift: int = 0
     flip: bool = False
     order: str = "shuffled"
+    last_batch: str = "keep"
     augmented: Augmented | None = None
 
     @property
@@ -96,7 +99,7 @@ class Batches:
     @property
     def per_epoch(self) -> int:
         """The number of batches in an epoch."""
-        return steps_per_epoch(len(self.split.labels), self.batch_size)
+        return steps_per_epoch(len(self.split.labels), self.batch_size, self.last_batch)
 
     def epoch_order(self, epoch: int) -> Tensor:
         """Draw the order of the epoch's images, int64 [N] on the CPU."""
@@ -142,10 +145,17 @@ class Batches:
         return augment(images, generator, shift=self.shift, flip=self.flip)
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Count the batches in an epoch; a last batch of one image has no variance and is dropped."""
+def steps_per_epoch(images: int, batch_size: int, last_batch: str = "keep") -> int:
+    """Count the batches in an epoch.
+
+    Args:
+        images: in the training split.
+        batch_size: images in a full batch.
+        last_batch: `keep` or `drop` a smaller last batch; one of a single image has no variance and is always dropped.
+    """
     full, rest = divmod(images, batch_size)
-    return full + 1 if rest > 1 else full
+    is_kept = last_batch == "keep" and rest > 1
+    return full + 1 if is_kept else full
 
 
 Callback = Callable[[Progress], None]

@@ -40,6 +40,19 @@ def test_an_uneven_last_batch_is_kept_and_one_of_one_dropped(images: int, size: 
     assert len(different_images) == sum(expected)
 
 
+@pytest.mark.parametrize(("images", "size", "expected"), [(10, 4, 2), (9, 4, 2), (8, 4, 2), (5, 5, 1)])
+def test_a_smaller_last_batch_is_dropped_on_request(images: int, size: int, expected: int) -> None:
+    """The images that are left over are others in each epoch."""
+    batches = Batches(split(images), size, Seeds.of(0), last_batch="drop")
+    assert batches.per_epoch == steps_per_epoch(images, size, "drop") == expected
+
+    sizes = [len(x) for x, _ in islice(batches.from_step(0), 3 * expected)]
+
+    assert sizes == [size] * 3 * expected
+    both = [batches.epoch_order(epoch)[: expected * size].sort().values for epoch in (0, 1)]
+    assert torch.equal(*both) == (images % size == 0)
+
+
 def test_order_depends_on_the_seed_alone() -> None:
     batches = Batches(split(40), 8, Seeds.of(1))
     smaller_and_shifted = Batches(split(40), 4, Seeds.of(1), shift=1)
