@@ -18,8 +18,8 @@ from bnlab.names import Look
 class WeightedEMA(EMA):
     """The EMA with each batch weighted by its size: gain m·n_t/N, N the values of the largest batch so far.
 
-    With batches of one size it is the EMA. A last batch of an eighth of the images moves it by an eighth as much, so that
-    every image of the latest batches counts alike. Mean and unbiased variance. Source: ours; torch's weights are m
+    With batches of one size it is the EMA. A last batch of an eighth of the images moves it by an eighth as much, so
+    that every image of the latest batches counts alike. Mean and unbiased variance. Source: ours; torch's weights are m
     whatever the size.
 
     >>> after(WeightedEMA(momentum=0.5), 1, 2)

@@ -1,9 +1,11 @@
 """What does a small last batch do to a network and to its running averages?
 
 A DataLoader keeps the images that do not fill a batch (`drop_last=False`), and a running average takes such a batch as
-seriously as a full one. Checkpoints are taken at the end of an epoch, right after it. Full batches alone are the control.
-All claims were written before their first number.
+seriously as a full one. Checkpoints are taken at the end of an epoch, right after it. Full batches alone are the
+control. All claims were written before their first number.
 """
+
+from typing import Any
 
 import pandas as pd
 
@@ -21,8 +23,9 @@ SMALL = ("1/32", "1/6")
 STEP_OF_IT = {256: 72, 64: 141}  # the update that the last batch makes
 BEFORE, RIGHT_AFTER, THIRTY_LATER, END = "before", "right after", "30 updates later", "at the end"
 CONSTANT, ONE_CYCLE = "constant", "onecycle"
-EMA, EMA_SLOW = {"estimator": "ema", "momentum": 0.1}, {"estimator": "ema", "momentum": 0.01}
-WEIGHTED = {"estimator": "ema_weighted", "momentum": 0.1}
+EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
+EMA_SLOW: dict[str, Any] = {"estimator": "ema", "momentum": 0.01}
+WEIGHTED: dict[str, Any] = {"estimator": "ema_weighted", "momentum": 0.1}
 LITTLE = below(0.3, "points", SIX_IMAGES)
 
 
@@ -99,44 +102,46 @@ EXPERIMENT = Experiment(
                     {"averages_lose": (CONSTANT,)})),
         "weights": Figure(
             "What the update of a small last batch does to the weights",
-            "Test accuracy under exact statistics of networks trained in full batches alone, minus that of networks with "
-            "a smaller last batch of the epoch; lines are its size, as a share of a full one.",
+            "Test accuracy under exact statistics of networks trained in full batches alone, minus that of networks "
+            "with a smaller last batch of the epoch; lines are its size, as a share of a full one.",
             score(lambda tables: in_panels(find_lost_in_weights(tables)), "accuracy", ("panel", "remainder", "since"),
                   scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE)),
     },
     claims={
         "weights_lose": Claim(
-            "At a constant rate the update of a last batch of at most 1/6 costs the weights over a point, right after it.",
+            "At a constant rate the update of a last batch of at most 1/6 costs the weights over a point, right after "
+            "it.",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **{"optimizer.schedule": CONSTANT}), above(1.0, "points", A_POINT), ("Q11",)),
+                  schedule=CONSTANT), above(1.0, "points", A_POINT), ("Q11",)),
         "averages_lose": Claim(
             "At a constant rate running averages lose over a point more right after a last batch of at most 1/6 than "
             "right after a full one.",
             score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA, **{"optimizer.schedule": CONSTANT}), above(1.0, "points", A_POINT)),
+                  **EMA, schedule=CONSTANT), above(1.0, "points", A_POINT)),
         "weights_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule a last batch of at most 1/6 costs the weights less than 0.3 points.",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  **{"optimizer.schedule": ONE_CYCLE}), LITTLE, ("Q11",)),
+                  schedule=ONE_CYCLE), LITTLE, ("Q11",)),
         "averages_keep_at_the_end": Claim(
-            "At the end of a one-cycle schedule running averages lose less than 0.3 points more after a last batch of at "
-            "most 1/6 than after a full one.",
+            "At the end of a one-cycle schedule running averages lose less than 0.3 points more after a last batch of "
+            "at most 1/6 than after a full one.",
             score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  **EMA, **{"optimizer.schedule": ONE_CYCLE}), LITTLE),
+                  **EMA, schedule=ONE_CYCLE), LITTLE),
         "it_is_forgotten": Claim(
-            "At a constant rate, 30 updates later, running averages lose as much as without the small batch, to a point.",
+            "At a constant rate, 30 updates later, running averages lose as much as without the small batch, to a "
+            "point.",
             score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=THIRTY_LATER,
-                  **EMA, **{"optimizer.schedule": CONSTANT}), within(-1.0, 1.0, "points", A_POINT)),
+                  **EMA, schedule=CONSTANT), within(-1.0, 1.0, "points", A_POINT)),
         "slow_averages_lose_less": Claim(
-            "At a constant rate, with momentum 0.01, running averages lose less than a point more right after a last batch "
-            "of at most 1/6 than right after a full one.",
+            "At a constant rate, with momentum 0.01, running averages lose less than a point more right after a last "
+            "batch of at most 1/6 than right after a full one.",
             score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA_SLOW, **{"optimizer.schedule": CONSTANT}), below(1.0, "points", A_POINT)),
+                  **EMA_SLOW, schedule=CONSTANT), below(1.0, "points", A_POINT)),
         "weighing_gains": Claim(
-            "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size gains "
-            "over a point against the plain one.",
+            "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
+            "gains over a point against the plain one.",
             score(find_weighing_loss, "accuracy", CELL, scale=100, remainder=SMALL, when=RIGHT_AFTER,
-                  **{"optimizer.schedule": CONSTANT}), above(1.0, "points gained", A_POINT), ("Q9",)),
+                  schedule=CONSTANT), above(1.0, "points gained", A_POINT), ("Q9",)),
     },
 )  # fmt: skip

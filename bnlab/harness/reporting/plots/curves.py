@@ -26,6 +26,7 @@ class Curves(Plot):
     Rows without `x` are levels across the panel: dashed beside the line of their series, with its looks where that has
     no line. A series that was measured at far fewer places than the longest one of its panel is drawn as points, since
     what it does between them is not known. Broken lines lie above solid ones, so that both are seen where they agree.
+    Rows that a column `hollow` marks as true have a hollow circle.
 
     Attributes:
         x: the column across, numbers or words.
@@ -111,6 +112,8 @@ class Curves(Plot):
             _draw_points(ax, line, look, label)
         else:
             self._draw_line(ax, line, look, label)
+        if "hollow" in line:
+            _mark_hollow(ax, line[line["hollow"]], look)
 
     def _draw_line(self, ax: Axes, line: pd.DataFrame, look: dict[str, Any], label: str) -> None:
         """Draw a line with its band; on a logarithmic axis a band that reaches below 0 has no lower end."""
@@ -129,6 +132,11 @@ class Curves(Plot):
         ax.plot(x, means, label=label, markevery=between_markers, zorder=height, **look)
         if high.notna().any():  # one seed has no interval
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _mark_hollow(ax: Axes, points: pd.DataFrame, look: dict[str, Any]) -> None:
+    """Draw hollow circles at points, above their line."""
+    ax.plot(points["x"], points["mean"], "o", color=look["color"], markerfacecolor="white", zorder=_ABOVE + 1)
 
 
 def _choose_height(look: dict[str, Any]) -> float:

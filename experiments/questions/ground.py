@@ -1,0 +1,192 @@
+"""After how many updates are running averages good enough, by batch size and schedule?
+
+The ground on which answers rest: full batches alone, the number of updates apart from the batch size, and learning
+rates picked by validation on seeds 100 to 102 and tested on seeds 103 to 109 (`python -m experiments.tune`). At a
+constant rate one run is read after 9 to 2,250 updates; its rate is tuned for 2,250. One-cycle schedules have 36 to
+2,250 updates and a rate each. All claims were written before their first number; what earlier experiments had shown is
+said to be known. Where exact accuracy is below 50% a network has little to lose, and nothing is claimed.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
+from bnlab.harness.reporting.frames import lowest, paired, rows, score, select
+from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Axis, Curves
+from experiments.curve import find_share_of_hits
+from experiments.margins import A_POINT, SIX_IMAGES
+from experiments.tuning import RATE, find_collapses, select_tested
+
+SCHEDULE = "optimizer.schedule"
+CELL = ("batch_size", SCHEDULE, "steps")
+PLACE = ("batch_size", SCHEDULE, "updates")
+CONSTANT, ONE_CYCLE = "constant", "onecycle"
+NAMES = {CONSTANT: "constant rate", ONE_CYCLE: "one-cycle, at the end"}
+PYTORCH: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
+LEARNED = 0.5  # exact accuracy, on average over seeds, from which on a network has something to lose
+ALIKE = 0.05  # difference of exact accuracies up to which batch sizes are compared
+PAIRS = ((4, 16), (16, 64), (64, 256))
+UPDATES = Axis("updates", log=True, ticks="values")
+IMAGES = Axis("images seen", log=True)
+BEST = Axis("momentum with the lowest test loss", log=True)
+
+
+def find_rows(tables: Tables, table: str = "evaluations") -> pd.DataFrame:
+    """Find the rows of tested networks at a constant rate at all steps, and of one-cycle schedules at the end.
+
+    Returns:
+        The rows with three more columns: `updates`; `is_learned`, whether exact accuracy is above 50% there, on average
+        over seeds; `is_collapsed`, whether the network's is below half of the median.
+    """
+    tested = select_tested(tables, CELL)
+    frame = rows(tested, table, by=(*CELL, RATE))
+    is_read = (frame[SCHEDULE] == CONSTANT) | (frame["step"] == frame["steps"])
+    frame = frame[is_read]
+    frame = frame.assign(updates=frame["step"], panel=frame[SCHEDULE].map(NAMES))
+
+    exact = _find_exact(tested)
+    return frame.merge(exact, on=["run", "step"])
+
+
+def _find_exact(tested: Tables) -> pd.DataFrame:
+    """Find the exact accuracy of each network and step, `exact`, and what follows from it for its place."""
+    measured = select(tested["evaluations"], split="test", estimator="exact", statistics_split="train")
+    exact = measured.merge(tested["runs"][["run", *CELL]], on="run")
+    place = [*CELL, "step"]
+    means = exact.groupby(place)["accuracy"].transform("mean")
+    exact = exact.assign(
+        is_learned=means > LEARNED,
+        is_collapsed=find_collapses(exact, place),
+        exact_mean=means,
+        exact=exact["accuracy"],
+    )
+    return exact[["run", "step", "exact", "exact_mean", "is_learned", "is_collapsed"]]
+
+
+def find_lost(tables: Tables) -> pd.DataFrame:
+    """Find what statistics lose against exact ones of the same weights; collapsed networks are left out."""
+    frame = find_rows(tables)
+    lost = paired(frame, "accuracy")
+    images = lost["updates"] * lost["batch_size"]
+    return lost[~lost["is_collapsed"]].assign(images=images, hollow=~lost["is_learned"])
+
+
+def find_learned(tables: Tables) -> pd.DataFrame:
+    """Find what running averages of momentum 0.1 lose, in points, where a network has something to lose."""
+    lost = select(find_lost(tables), **PYTORCH)
+    return lost[lost["is_learned"]]
+
+
+def find_share_lost(tables: Tables) -> pd.DataFrame:
+    """Find what running averages lose as a share of what exact statistics have above chance."""
+    lost = find_learned(tables)
+    chance = 1 / lost["data.classes"]
+    return lost.assign(accuracy=lost["accuracy"] / (lost["exact"] - chance))
+
+
+def find_best_momenta(tables: Tables) -> pd.DataFrame:
+    """Find the momentum whose running average has the lowest test loss, for each network and number of updates."""
+    frame = select(find_rows(tables), estimator="ema")
+    best = lowest(frame, "loss", ["run", "step"])
+    return best.assign(hollow=~best["is_learned"])
+
+
+def find_larger_against_smaller(tables: Tables) -> pd.DataFrame:
+    """Find how much more is lost at a batch size than at a quarter of it, at equal numbers of updates.
+
+    Only where both have learned and their exact accuracies are within five points; the line says at how many numbers of
+    updates that is so.
+    """
+    lost = find_learned(tables)
+    pairs = []
+    for small, large in PAIRS:
+        both = select(lost, batch_size=(small, large))
+        means = both.groupby([SCHEDULE, "updates", "batch_size"])["exact_mean"].first().unstack("batch_size")
+        if set(means) != {small, large}:
+            continue
+        is_alike = (means[small] - means[large]).abs() <= ALIKE
+        alike = means[is_alike].index
+        places = pd.MultiIndex.from_frame(both[[SCHEDULE, "updates"]])
+        compared = both[places.isin(alike)]
+        if compared.empty:
+            continue
+        more = paired(compared, "accuracy", small, along="batch_size", matching=("seed", SCHEDULE, "updates"))
+        count = more.groupby(SCHEDULE)["updates"].transform("nunique")
+        words = f"{large} against {small}, at " + count.astype(str) + " numbers of updates"
+        pairs.append(more.assign(line=words))
+    return pd.concat(pairs) if pairs else lost.iloc[:0].assign(line="")
+
+
+def find_fall_of_momentum(tables: Tables) -> pd.DataFrame:
+    """Find the best momentum after 2,250 updates over that after 144, where both have learned."""
+    best = find_best_momenta(tables)
+    learned = best[best["is_learned"]]
+    ends = select(learned, updates=(144, 2250)).assign(loss=0.0, estimator="best")
+    by_place = ends.groupby(["batch_size", SCHEDULE])["updates"].transform("nunique")
+    whole = ends[by_place == 2].drop(columns=["step", "panel"])
+    values = whole.rename(columns={"momentum": "best"})
+    return paired(values, "best", 144, along="updates", matching=("seed", "batch_size", SCHEDULE), ratio=True)
+
+
+HOLLOW = "Hollow: exact accuracy is below 50% there, so that little can be lost."
+
+EXPERIMENT = Experiment(
+    bears_on=("Q2", "Q4", "Q10", "Q11", "Q14", "H2"),
+    sweeps=("ground_constant", "ground_onecycle"),
+    columns=("accuracy", "loss", "mean_gap", "kl", "output_gap"),
+    figures={
+        "map": Figure(
+            "Points lost under running averages, by the number of updates",
+            "Test accuracy of the same network under exact statistics minus that under the running average of momentum "
+            f"0.1. The axis is linear up to 0.3 points and logarithmic beyond. {HOLLOW}",
+            score(find_lost, "accuracy", ("panel", "batch_size", "updates", "hollow"), scale=-100, **PYTORCH),
+            Curves("updates", "batch_size", LOST_OF_ANY_SIZE, across=UPDATES)),
+        "map_by_images": Figure(
+            "Points lost under running averages, by the number of images seen",
+            f"The same against updates times batch size. {HOLLOW}",
+            score(find_lost, "accuracy", ("panel", "batch_size", "images", "hollow"), scale=-100, **PYTORCH),
+            Curves("images", "batch_size", LOST_OF_ANY_SIZE, across=IMAGES)),
+        "best_momentum": Figure(
+            "The best momentum, by the number of updates",
+            f"Of 0.003 to 0.9, that of the running average with the lowest test loss. {HOLLOW}",
+            score(find_best_momenta, "momentum", ("panel", "batch_size", "updates", "hollow"), geometric=True),
+            Curves("updates", "batch_size", BEST, across=UPDATES)),
+        "accuracy": Figure(
+            "Accuracy under exact statistics, by the number of updates",
+            "At learning rates that are tuned for each batch size and length (at a constant rate for 2,250 updates).",
+            score(find_rows, "accuracy", ("panel", "batch_size", "updates"), scale=100, estimator="exact"),
+            Curves("updates", "batch_size", Axis("test accuracy (%)"), across=UPDATES)),
+    },
+    claims={
+        "larger_batches_do_not_lose_more": Claim(
+            "At equal numbers of updates, where exact accuracies are within five points, running averages do not lose "
+            "over 0.3 points more at four times the batch size.",
+            score(find_larger_against_smaller, "accuracy", ("line", SCHEDULE), average="updates", scale=-100),
+            below(0.3, "points", SIX_IMAGES)),
+        "harmless_at_the_end": Claim(
+            "From 560 updates of a one-cycle schedule on, running averages lose less than half a point at the end "
+            "(known of 560 updates, from an earlier experiment at one rate).",
+            score(find_learned, "accuracy", ("batch_size", "updates"), scale=-100, updates=(560, 2250),
+                  schedule=ONE_CYCLE), below(0.5, "points", "half of a point that decides")),
+        "constant_rates_keep_costing": Claim(
+            "At a constant rate running averages still lose over a point after 2,250 updates.",
+            score(find_learned, "accuracy", ("batch_size",), scale=-100, updates=2250, schedule=CONSTANT),
+            above(1.0, "points", A_POINT)),
+        "long_memories_cost_after_few_updates": Claim(
+            "With momentum 0.01 running averages lose over five points after 144 updates of a one-cycle schedule.",
+            score(lambda tables: find_lost(tables).query("is_learned"), "accuracy", ("batch_size",), scale=-100,
+                  updates=144, estimator="ema", momentum=0.01, schedule=ONE_CYCLE),
+            above(5.0, "points", "0.99 to the power of 144 is a quarter: that much of 0 and 1 is left")),
+        "the_best_momentum_falls": Claim(
+            "The best momentum is at most half as large after 2,250 updates as after 144.",
+            score(find_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True),
+            below(0.5, "times", "momenta are a factor of three apart")),
+        "one_curve": Claim(
+            "What a network loses follows from its gap: one monotone curve, chosen and fitted without batches of 16 "
+            "and without one-cycle schedules of 560 updates, is within a factor of 1.5 or 0.3 points in nine of ten "
+            "cases of these.",
+            score(find_share_of_hits, "accuracy", ("batch_size", SCHEDULE)),
+            above(0.9, "of the cases", "as good as one reads a number off a curve")),
+    },
+)  # fmt: skip

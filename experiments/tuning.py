@@ -1,0 +1,135 @@
+"""Learning rates that are picked by validation on some seeds, and networks that are tested on others.
+
+A cell is a set of networks that differ in the learning rate and the seed alone. `experiments.tune` trains what a cell
+lacks; a question reads the networks at the best rate with `select_tested`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.reporting.frames import select
+
+RATE = "optimizer.lr"
+TUNING_SEEDS = (100, 101, 102)
+FIRST_RATES = (0.025, 0.1, 0.4)
+FACTOR = 4.0  # between two rates
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The best of several learning rates.
+
+    Attributes:
+        rate: the one with the highest mean accuracy.
+        is_inside: whether a smaller and a larger one were tried.
+        next_rate: the rate beyond the edge that it lies at; None where it is inside.
+    """
+
+    rate: float
+    is_inside: bool
+    next_rate: float | None
+
+
+def pick_rate(accuracies: Mapping[float, float]) -> Pick:
+    """Pick the rate with the highest accuracy.
+
+    >>> pick_rate({0.025: 0.5, 0.1: 0.7, 0.4: 0.6})
+    Pick(rate=0.1, is_inside=True, next_rate=None)
+    >>> pick_rate({0.025: 0.5, 0.1: 0.6, 0.4: 0.7}).next_rate
+    1.6
+    """
+    best = max(accuracies, key=lambda rate: accuracies[rate])
+    if best == max(accuracies):
+        return Pick(best, False, round(best * FACTOR, 9))
+    if best == min(accuracies):
+        return Pick(best, False, round(best / FACTOR, 9))
+    return Pick(best, True, None)
+
+
+def validate(tables: Tables) -> pd.DataFrame:
+    """Find the validation accuracy of each network of the tuning seeds at its end.
+
+    Returns:
+        The rows of `runs` with two more columns: `accuracy` under exact statistics, or of a norm that has none, and
+        `running`, under running averages. Both are that of chance where the training has diverged.
+    """
+    runs = select(tables["runs"], seed=TUNING_SEEDS)
+    validated = select(tables["evaluations"], split="val")
+    validated = validated.merge(runs[["run", "steps"]], on="run")
+    at_end = validated[validated["step"] == validated["steps"]]
+
+    exact = select(at_end, estimator=("exact", "none")).set_index("run")["accuracy"]
+    running = select(at_end, estimator=("ema", "none")).set_index("run")["accuracy"]
+    chance = 1 / runs["data.classes"]
+    is_diverged = runs["status"] == "diverged"
+    return runs.assign(
+        accuracy=runs["run"].map(exact).mask(is_diverged, chance),
+        running=runs["run"].map(running).mask(is_diverged, chance),
+    )
+
+
+def pick_rates(tables: Tables, cell: Sequence[str]) -> pd.DataFrame:
+    """Pick the rate of each cell that all tuning seeds have been validated at.
+
+    Args:
+        tables: those of the experiment.
+        cell: the columns of `runs` in which cells differ.
+
+    Returns:
+        The columns `cell`; `optimizer.lr`, the best rate under exact statistics; `running_rate`, the best one under
+        running averages; `is_inside`, whether the best one is no edge of the rates tried.
+    """
+    validated = validate(tables)
+    picks = []
+    for values, networks in validated.groupby([*cell], dropna=False, sort=False):
+        by_rate = networks.groupby(RATE)
+        is_whole = by_rate["seed"].nunique() == len(TUNING_SEEDS)
+        exact = _list_means(by_rate["accuracy"].mean()[is_whole])
+        running = _list_means(by_rate["running"].mean()[is_whole])
+        if not exact:
+            continue
+        pick = pick_rate(exact)
+        row = dict(zip(cell, values, strict=True))
+        row[RATE] = pick.rate
+        row["running_rate"] = pick_rate(running).rate
+        row["is_inside"] = pick.is_inside
+        picks.append(row)
+    return pd.DataFrame(picks, columns=[*cell, RATE, "running_rate", "is_inside"])
+
+
+def _list_means(means: pd.Series) -> dict[float, float]:
+    """List the mean accuracy at each rate."""
+    return dict(zip(means.index.astype(float), means.astype(float), strict=True))
+
+
+def select_tested(tables: Tables, cell: Sequence[str]) -> Tables:
+    """Select the networks of other seeds than the tuning ones at the best rate of their cell, and their rows."""
+    runs = tables["runs"]
+    picks = pick_rates(tables, cell)
+    best = picks.loc[picks["is_inside"], [*cell, RATE]]
+    is_tuning = runs["seed"].isin(TUNING_SEEDS)
+    tested = runs[~is_tuning].merge(best, on=[*cell, RATE])
+
+    selected = {"runs": tested}
+    for name, frame in tables.items():
+        if name != "runs":
+            selected[name] = frame[frame["run"].isin(tested["run"])]
+    return selected
+
+
+def find_collapses(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Find the rows whose accuracy is below half of the median of their group.
+
+    Args:
+        accuracies: rows with `accuracy`, one for each network.
+        by: the columns that make the groups.
+    """
+    medians = accuracies.groupby([*by], dropna=False)["accuracy"].transform("median")
+    is_collapsed: pd.Series = accuracies["accuracy"] < 0.5 * medians
+    return is_collapsed & np.isfinite(medians)
