@@ -316,19 +316,23 @@ def _describe(outcome: Outcome) -> list[str]:
 def _write_pages(outcomes: list[Outcome], results: Path) -> None:
     """Write the README.md of each question, and, unless all are the user's own, the pages of answers."""
     from bnlab.harness.reporting.page import write_answers, write_experiment, write_html, write_hypotheses
+    from bnlab.harness.reporting.tables import load
     from experiments.catalogue import is_shipped, read_catalogue
+    from experiments.devices import describe_devices
     from experiments.holdout import describe_added_seeds
 
+    is_reference = results.resolve() == REFERENCE
     pages = {}
     figures = {}
     for outcome in outcomes:
         name = outcome.experiment.name
-        pages[f"{name}/README.md"] = write_experiment(outcome)
+        devices = describe_devices(load(name, results)["runs"]) if is_reference else ""
+        pages[f"{name}/README.md"] = write_experiment(outcome, devices)
         for figure in outcome.experiment.figures:
             figures[name, figure] = results / name / "figures" / f"{figure}.png"
 
     added_seeds = None
-    if results.resolve() == REFERENCE:
+    if is_reference:
         added_seeds = describe_added_seeds(outcomes, results)
     if any(is_shipped(outcome.experiment.name) for outcome in outcomes):
         catalogue = read_catalogue()

@@ -80,9 +80,14 @@ def _link_headings(page: str) -> str:
     return page
 
 
-def write_experiment(outcome: Outcome) -> str:
-    """Write the README.md of an experiment's results: claims with all conditions, and figures, as files beside it."""
-    return _load_template("experiment.md").render(outcome=outcome, reading=READING)
+def write_experiment(outcome: Outcome, devices: str = "") -> str:
+    """Write the README.md of an experiment's results: claims with all conditions, and figures, as files beside it.
+
+    Args:
+        outcome: what the tables say.
+        devices: Markdown on the devices that its networks were trained on; empty where there is nothing to say.
+    """
+    return _load_template("experiment.md").render(outcome=outcome, reading=READING, devices=devices)
 
 
 def write_html(
