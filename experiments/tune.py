@@ -21,7 +21,8 @@ at rates a factor of four apart, until the best one by validation under exact st
 beside it; then train the experiment's own seeds at that rate. Networks in results/reference count as trained.
 
 dry_run=true    say what each cell still lacks, and how long it takes
-batch_size=4    and other settings: choose cells"""
+anew=true       train those too that results/reference has
+batch_size=4    and other settings: choose cells; of one of its sweeps with experiment=ground_onecycle"""
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 _MOST_ROUNDS = 20
 
@@ -81,41 +82,6 @@ class State:
     validated: Mapping[str, float]
 
 
-def main() -> int:
-    """Run the command; its exit code, 2 for a user's mistake."""
-    return run_command(_tune, USAGE)
-
-
-def _tune(words: list[str]) -> int:
-    """Train what the cells lack, or say what that is; the exit code."""
-    from bnlab.harness.planning import plan
-
-    cells = _list_cells(words)
-    first = cells[0].tested[0]
-    folder = Path(first.results) / first.name
-
-    for _ in range(_MOST_ROUNDS):
-        state = _read_state(folder)
-        steps = [_find_next(cell, state) for cell in cells]
-        missing = [job for step in steps for job in step.jobs]
-        if first.dry_run:
-            for cell, step in zip(cells, steps, strict=True):
-                print(f"{cell.name}: {step.words}")
-            outlook = [job for step in steps for job in [*step.jobs, *step.later]]
-            if outlook:
-                print("\n".join(plan(outlook, outlook, _count_processes())))
-            return 0
-        if not missing:
-            print(f"nothing is missing; next: bnlab report experiment={first.name}")
-            return 0
-        for cell, step in zip(cells, steps, strict=True):
-            if step.jobs:
-                print(f"{cell.name}: {step.words}", flush=True)
-        _run(missing, folder)
-    print(f"the best rate of a cell is still at an edge after {_MOST_ROUNDS} extensions", file=sys.stderr)
-    return 1
-
-
 @dataclass(frozen=True)
 class Step:
     """What a cell lacks.
@@ -131,24 +97,63 @@ class Step:
     later: list[Config]
 
 
+def main() -> int:
+    """Run the command; its exit code, 2 for a user's mistake."""
+    return run_command(_tune, USAGE)
+
+
+def _tune(words: list[str]) -> int:
+    """Train what the cells lack, or say what that is; the exit code."""
+    from bnlab.harness.artifacts.cores import count_cores
+    from bnlab.harness.planning import plan
+
+    is_anew = "anew=true" in words
+    cells = _list_cells([word for word in words if word != "anew=true"])
+    first = cells[0].tested[0]
+    folder = Path(first.results) / first.name
+    known = [folder.parent] if is_anew else [REFERENCE, folder.parent]
+
+    for _ in range(_MOST_ROUNDS):
+        state = _read_state(first.name, known)
+        steps = [find_next(cell, state) for cell in cells]
+        for cell, step in zip(cells, steps, strict=True):
+            if step.jobs or first.dry_run:
+                print(f"{cell.name}: {step.words}", flush=True)
+
+        missing = [job for step in steps for job in step.jobs]
+        if first.dry_run:
+            outlook = [*missing, *(job for step in steps for job in step.later)]
+            if outlook:
+                print("\n".join(plan(outlook, outlook, count_cores())))
+            return 0
+        if not missing:
+            print(f"nothing is missing; next: bnlab report experiment={first.name}")
+            return 0
+        _run(missing, folder)
+    print(f"the best rate of a cell is still at an edge after {_MOST_ROUNDS} extensions", file=sys.stderr)
+    return 1
+
+
 def _list_cells(words: list[str]) -> list[Cell]:
-    """List the cells of all sweeps of the experiment that the words name.
+    """List the cells of all sweeps of the question that the words name, or of one of these sweeps.
 
     Raises:
         UserError: there is no such experiment, or a word cannot be read.
     """
     from bnlab.harness.errors import UserError
-    from experiments.catalogue import find_experiment
+    from experiments.catalogue import find_experiment, list_questions
     from experiments.compose import plan_jobs
 
     names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     others = [word for word in words if not word.startswith("experiment=")]
     if len(names) != 1:
         raise UserError("name one experiment, as experiment=ground")
-    experiment = find_experiment(names[0])
+    sweeps = tuple(names)
+    if names[0] in list_questions():
+        sweeps = find_experiment(names[0]).sweeps or sweeps
 
     groups: dict[str, list[Config]] = {}
-    for sweep in experiment.sweeps or (experiment.name,):
+    for sweep in sweeps:
         planned = plan_jobs([f"experiment={sweep}", *others], multirun=True)
         for config in planned.configs:
             kind = repr(replace(config, seed=0))
@@ -156,13 +161,13 @@ def _list_cells(words: list[str]) -> list[Cell]:
     return [Cell(tuple(configs)) for configs in groups.values()]
 
 
-def _read_state(folder: Path) -> State:
-    """Read what has been trained, in this folder of results and in the committed one."""
+def _read_state(name: str, folders: Iterable[Path]) -> State:
+    """Read what has been trained of an experiment, in several folders of results."""
     from experiments.tuning import validate
 
     trained: set[str] = set()
     validated: dict[str, float] = {}
-    for tables in _load_all(folder):
+    for tables in _load_all(name, folders):
         runs = tables["runs"]
         has_ended = runs["status"].isin(["finished", "diverged"])
         trained.update(runs.loc[has_ended, "run"])
@@ -171,71 +176,80 @@ def _read_state(folder: Path) -> State:
     return State(frozenset(trained), validated)
 
 
-def _load_all(folder: Path) -> Iterable[Tables]:
+def _load_all(name: str, folders: Iterable[Path]) -> Iterable[Tables]:
     """Yield the tables that there are of the experiment."""
     from bnlab.harness.errors import UserError
     from bnlab.harness.reporting.tables import load
 
-    for results in dict.fromkeys([REFERENCE, folder.parent]):
+    for results in folders:
         try:
-            tables = load(folder.name, results)
+            tables = load(name, results)
         except UserError:  # nothing has been measured there
             continue
         if "runs" in tables and "evaluations" in tables:
             yield tables
 
 
-def _find_next(cell: Cell, state: State) -> Step:
-    """Find what a cell lacks: a rate of its start, a rate beyond the edge, or seeds at the best rate."""
+def find_next(cell: Cell, state: State) -> Step:
+    """Find what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate."""
+    from bnlab.harness.artifacts.runs import Run
+    from experiments.tuning import FIRST_RATES, pick_rate
+
+    accuracies, unvalidated = _average_rates(cell, state)
+    if unvalidated:
+        jobs = [job for rate in unvalidated for job in cell.list_tuning(rate)]
+        missing = [job for job in jobs if Run(job).id not in state.validated]
+        later = cell.list_tested(FIRST_RATES[1])
+        rates = ", ".join(f"{rate:g}" for rate in unvalidated)
+        return Step(f"{len(missing)} networks at rates {rates}, then {len(later)} at the best", missing, later)
+
+    best = pick_rate(accuracies).rate
+    missing = [job for job in cell.list_tested(best) if Run(job).id not in state.trained]
+    if missing:
+        return Step(f"{len(missing)} networks at the best rate, {best:g}", missing, [])
+    return Step(f"complete, at rate {best:g}", [], [])
+
+
+def _average_rates(cell: Cell, state: State) -> tuple[dict[float, float], list[float]]:
+    """Average the validation accuracy at each rate over the tuning seeds.
+
+    Returns:
+        The means by rate; the rates that lack a seed, ascending: of the first ones, or else the one beyond the edge.
+    """
     from bnlab.harness.artifacts.runs import Run
     from experiments.tuning import FIRST_RATES, pick_rate
 
     accuracies: dict[float, float] = {}
     unvalidated: list[float] = []
-    waiting = [*FIRST_RATES]
+    waiting = list(FIRST_RATES)
     while waiting:
         rate = waiting.pop()
-        known = [state.validated.get(Run(job).id) for job in cell.list_tuning(rate)]
-        values = [value for value in known if value is not None]
-        if len(values) < len(known):
+        jobs = cell.list_tuning(rate)
+        known = [state.validated[Run(job).id] for job in jobs if Run(job).id in state.validated]
+        if len(known) == len(jobs):
+            accuracies[rate] = sum(known) / len(known)
+        else:
             unvalidated.append(rate)
+
+        if waiting or unvalidated:
             continue
-        accuracies[rate] = sum(values) / len(values)
-        if not waiting and not unvalidated:
-            following = pick_rate(accuracies).next_rate
-            if following is not None:
-                waiting.append(following)
-
-    if unvalidated:
-        jobs = [job for rate in sorted(unvalidated) for job in cell.list_tuning(rate)]
-        missing = [job for job in jobs if Run(job).id not in state.validated]
-        later = cell.list_tested(FIRST_RATES[1])
-        rates = ", ".join(f"{rate:g}" for rate in sorted(unvalidated))
-        return Step(f"{len(missing)} networks at rates {rates}, then {len(later)} at the best", missing, later)
-
-    best = pick_rate(accuracies).rate
-    missing = [job for job in cell.list_tested(best) if Run(job).id not in state.trained]
-    if not missing:
-        return Step(f"complete, at rate {best:g}", [], [])
-    return Step(f"{len(missing)} networks at the best rate, {best:g}", missing, [])
+        beyond = pick_rate(accuracies).next_rate
+        if beyond is not None:
+            waiting.append(beyond)
+    return accuracies, sorted(unvalidated)
 
 
 def _run(jobs: list[Config], folder: Path) -> None:
     """Run jobs in as many processes as there are cores, and put the tables together."""
     from joblib import Parallel, delayed
 
+    from bnlab.harness.artifacts.cores import count_cores
     from bnlab.harness.jobs import attempt, prepare
     from bnlab.harness.reporting.tables import write_tables
 
     prepare(jobs)
-    Parallel(n_jobs=_count_processes())(delayed(attempt)(job) for job in jobs)
+    Parallel(n_jobs=count_cores())(delayed(attempt)(job) for job in jobs)
     write_tables(folder)
-
-
-def _count_processes() -> int:
-    from bnlab.harness.artifacts.cores import count_cores
-
-    return count_cores()
 
 
 if __name__ == "__main__":
