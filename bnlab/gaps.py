@@ -67,17 +67,17 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
     layout = Layout.of(reference)
     flat_reference = layout.flatten(reference)
     flat_estimate = layout.flatten(estimate)
-    weights = _flatten_weights(layout, {**estimate.weights, **reference.weights})
-    output_gaps = _compute_output_gaps(layout, flat_reference, flat_estimate, weights)
+    weights = {**estimate.weights, **reference.weights}
 
     if per_channel:
         keys = layout.channel_frame()
         gaps = channel_gaps(layout, flat_reference, flat_estimate)
+        output_gaps = _compute_output_gaps(layout, flat_reference, flat_estimate, weights)
     else:
         depths = range(1, len(layout.names) + 1)
         keys = pd.DataFrame({"layer": layout.names, "depth": depths, "channels": layout.channels})
         gaps = layer_gaps(layout, flat_reference, flat_estimate)
-        output_gaps = layout.layer_means(output_gaps.square()).sqrt()
+        output_gaps = layer_output_gaps(layout, flat_reference, flat_estimate, weights)
 
     columns = dict(zip(GAP_COLUMNS, gaps.numpy(), strict=True))
     frame = keys.assign(**columns, output_gap=output_gaps.numpy())
@@ -173,10 +173,29 @@ def _flatten_weights(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def _compute_output_gaps(layout: Layout, reference: Tensor, estimate: Tensor, weights: Tensor) -> Tensor:
-    """Compute how far each channel's output is off for inputs with the reference's moments, float64 [channels]."""
+def layer_output_gaps(layout: Layout, reference: Tensor, estimate: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """Compute `output_gap` of each layer, see `gap`.
+
+    Args:
+        layout: of the flat statistics.
+        reference: [2, channels].
+        estimate: [..., 2, channels].
+        weights: the size of each channel's γ, by layer; of a layer that is missing the gap is NaN.
+
+    Returns:
+        float64 [..., layers].
+    """
+    output_gaps = _compute_output_gaps(layout, reference, estimate, weights)
+    return layout.layer_means(output_gaps.square()).sqrt()
+
+
+def _compute_output_gaps(
+    layout: Layout, reference: Tensor, estimate: Tensor, weights_by_layer: Mapping[str, Tensor]
+) -> Tensor:
+    """Compute how far each channel's output is off for inputs with the reference's moments, [..., channels]."""
+    weights = _flatten_weights(layout, weights_by_layer)
     mean_r, var_r = reference
-    mean_e, var_e = estimate
+    mean_e, var_e = estimate.unbind(-2)
     deviation_r = (var_r + layout.channel_eps).sqrt()
     deviation_e = (var_e + layout.channel_eps).sqrt()
     off = torch.hypot(mean_e - mean_r, deviation_r - deviation_e)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 
 from bnlab import gap, population_statistics, running_statistics
 from bnlab.estimators import list_estimators
@@ -66,6 +67,19 @@ def test_all_names_at_once(trained: Run) -> None:
     measured = rows("gaps", trained, chosen)
     assert set(measured["estimator"]) == {s.estimator for s in chosen if not isinstance(s, InferenceRule)}
     assert measured["mean_gap"].notna().all()
+
+
+def test_gaps_are_those_of_the_library(trained: Run) -> None:
+    step = trained.wanted[-1]
+    (update_bn,) = parse_sources(["update_bn"], [], "train")
+    assert isinstance(update_bn, FrozenWeights)
+    expected = gap(frozen_statistics(trained, step, EXACT), frozen_statistics(trained, step, update_bn))
+
+    measured = rows("gaps", trained, [update_bn])
+
+    columns = ["layer", "mean_gap", "var_gap", "kl", "output_gap"]
+    assert_frame_equal(measured[columns], expected[columns], rtol=1e-12)
+    assert (measured["output_gap"] > 0).all()
 
 
 def test_a_sample_is_measured_before_the_end(trained: Run) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 import bnlab
 from bnlab.borrow import borrowed
 from bnlab.estimators import Stream
-from bnlab.gaps import GAP_COLUMNS, layer_gaps
+from bnlab.gaps import GAP_COLUMNS, layer_gaps, layer_output_gaps
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
@@ -57,6 +57,10 @@ class Gaps(Measurement):
             ),
             "var_gap": real("root mean square over channels of the logarithm of the ratio of variances"),
             "kl": real("Kullback–Leibler divergence of the channels' normal distributions, in nats"),
+            "output_gap": real(
+                "root mean square over channels of how far the layer's output is off for standardized inputs: |γ| times "
+                "the distance of mean and standard deviation from exact ones, in standard deviations of the estimate"
+            ),
             "tid_mean": real(
                 "distance of the mean from that of single training batches, the next ones, which normalize "
                 "themselves; in their standard deviations"
@@ -78,14 +82,16 @@ class Gaps(Measurement):
         estimates = flat_statistics(run, sources, steps)
         measured = []
         for k, step in enumerate(steps):
-            exact = layout.flatten(frozen_statistics(run, step, EXACT))
+            reference = frozen_statistics(run, step, EXACT)
+            exact = layout.flatten(reference)
             estimate = estimates[:, k]
             gaps = layer_gaps(layout, exact, estimate)
+            output_gaps = layer_output_gaps(layout, exact, estimate, reference.weights).unsqueeze(0)
             distances = _measure_tid(run, step, layout, estimate)
             ratios = _compare_variances(layout, exact, estimate)
-            measured.append(torch.cat((gaps, distances, ratios)))
+            measured.append(torch.cat((gaps, output_gaps, distances, ratios)))
 
-        names = (*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio")
+        names = (*GAP_COLUMNS, "output_gap", "tid_mean", "tid_std", "var_ratio")
         columns = torch.stack(measured, dim=1).numpy()  # each [steps, sources, layers]
         values: dict[str, Any] = dict(zip(names, columns, strict=True))
         values["channels"] = layout.channels
