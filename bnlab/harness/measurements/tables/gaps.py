@@ -58,8 +58,9 @@ class Gaps(Measurement):
             "var_gap": real("root mean square over channels of the logarithm of the ratio of variances"),
             "kl": real("Kullback–Leibler divergence of the channels' normal distributions, in nats"),
             "output_gap": real(
-                "root mean square over channels of how far the layer's output is off for standardized inputs: |γ| times "
-                "the distance of mean and standard deviation from exact ones, in standard deviations of the estimate"
+                "root mean square over channels of how far the layer's output is off for standardized inputs: |γ| "
+                "times the distance of mean and standard deviation from exact ones, in standard deviations of the "
+                "estimate"
             ),
             "tid_mean": real(
                 "distance of the mean from that of single training batches, the next ones, which normalize "
