@@ -54,13 +54,13 @@ def _run_missing(words: list[str]) -> int:
     sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
 
     from bnlab.harness.jobs import list_waiting  # takes a second or two, in which a mistake has been answered
-    from bnlab.harness.planning import outline
+    from bnlab.harness.planning import name_small_batches, outline
 
     waiting = list_waiting(sweep.configs)
     launcher = _choose_launcher(waiting, words, sweep.launcher)
     if sweep.configs[0].dry_run:
         return _estimate(sweep.configs, waiting, launcher, sweep.processes)
-    print(outline(sweep.configs, waiting), flush=True)
+    print(outline(sweep.configs, waiting), *name_small_batches(waiting), sep="\n", flush=True)
     if waiting:
         _run(sweep.configs, words, launcher)
     return _finish(sweep.configs, waiting, words, started)

@@ -69,7 +69,7 @@ REPORTING = {
     *("bnlab.files", "bnlab.names"),
     *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "run_table", "requests", "reporting")),
 }
-SHARED = {f"experiments.{name}" for name in ("catalogue", "margins")}  # by several questions
+SHARED = {f"experiments.{name}" for name in ("catalogue", "curve", "margins", "tuning")}  # by several questions
 PACKAGED = {
     "PIL": "pillow",
     "hydra": "hydra-core",

@@ -76,6 +76,7 @@ class Case:
         ranks: running statistics of all processes.
         expected: the mean score that the model should reach.
         training_score: mean score of the training batches under their exact statistics, where it is a share.
+        training_sizes: images in the last training batch of an epoch, and in a full one; None where that is not known.
     """
 
     model: nn.Module
@@ -92,6 +93,7 @@ class Case:
     ranks: Sequence[Mapping[str, Tensor]] | None = None
     expected: float | None = None
     training_score: float | None = None
+    training_sizes: tuple[int, int] | None = None
 
     def list_known(self) -> frozenset[str]:
         """List what rules may need and is there, keys of `bnlab.doctor.rule.NEEDS`."""
@@ -102,10 +104,13 @@ class Case:
             "trace": self.trace,
             "ranks": self.ranks,
             "inputs": None if self.evidence is None else self.evidence.plain,
+            "sizes": self.training_sizes,
         }
         known = {need for need, value in given.items() if value is not None}
         if known & {"before", "trace"}:
             known.add("history")
+        if known & {"training", "trace"}:
+            known.add("sizes")
         return frozenset(known)
 
     def select(self, shows: Callable[[str], bool]) -> list[str]:

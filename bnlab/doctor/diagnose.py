@@ -14,7 +14,7 @@ from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_rules
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.examination import CALLER, Examination, read_batches
-from bnlab.doctor.examine import examine, examine_training
+from bnlab.doctor.examine import examine, examine_training, find_training_sizes
 from bnlab.doctor.findings import look_for_faults, reconsider
 from bnlab.doctor.history import History, compare_with, read_state
 from bnlab.doctor.rule import Rule
@@ -58,7 +58,8 @@ def diagnose(
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
             each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
-        training_batches: batches as in training, to tell other data from wrong averages.
+        training_batches: batches as in training, to tell other data from wrong averages, and whether epochs end with a
+            small batch: a DataLoader's lengths say it.
         before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
             contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
         trace: what `bnlab.record` recorded of the training.
@@ -90,6 +91,7 @@ def diagnose(
     training_view = None
     outlier = None
     training_score = None
+    training_data = None
     if batches is not None and layers:
         examination = Examination.of(model, layers, forward, inputs, progress)
         evidence = examine(examination, read_batches(batches, max_images), evaluate, worth)
@@ -99,6 +101,10 @@ def diagnose(
             training, training_view, outlier = examine_training(examination, training_data)
             if evaluate is None:
                 training_score = score_training(examination, training_data, training)
+
+    training_sizes = None
+    if training_batches is not None:
+        training_sizes = find_training_sizes(training_batches, training_data, max_images)
 
     case = Case(
         model,
@@ -115,6 +121,7 @@ def diagnose(
         _gather_buffers(buffers, group),
         expected,
         training_score,
+        training_sizes,
     )
     return _conclude(case, rules, expected, worth)
 

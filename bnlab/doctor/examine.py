@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import partial
 from itertools import dropwhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader
 
 from bnlab.batches import count_images, take_images
 from bnlab.borrow import keep_random_state, measured
@@ -116,6 +117,39 @@ def examine_training(examination: Examination, data: list[Any]) -> tuple[Statist
     exact = examination.measure(data)
     view = examination.ranks.run_together(lambda: observe_batches(examination.make_task(data)))
     return exact, view, find_outlier(data)
+
+
+def find_training_sizes(batches: Any, data: list[Any] | None, max_images: int | None) -> tuple[int, int] | None:
+    """Find how many images are in the last training batch of an epoch, and in a full one: the smallest of the others.
+
+    Args:
+        batches: as the caller gave them; a DataLoader says it by its lengths, and is not read.
+        data: what was read of them; None if nothing was, then those of a list are counted.
+        max_images: after how many images reading has stopped.
+
+    Returns:
+        None where it is not known which batch is the last one.
+    """
+    if isinstance(batches, DataLoader):
+        sampler = batches.batch_sampler
+        if type(sampler) is BatchSampler and isinstance(sampler.sampler, Sized):
+            return _compute_sizes(len(sampler.sampler), sampler.batch_size, sampler.drop_last)
+
+    if data is None:
+        data = batches if isinstance(batches, list) else []
+    sizes = [count_images(batch) for batch in data]
+    is_cut = max_images is not None and sum(sizes) >= max_images
+    if is_cut or len(sizes) < 2:
+        return None
+    return sizes[-1], min(sizes[:-1])
+
+
+def _compute_sizes(images: int, batch_size: int, drop_last: bool) -> tuple[int, int]:
+    """Compute how many images are in the last batch of an epoch, and in a full one."""
+    full = min(batch_size, images)
+    rest = images % batch_size
+    last = full if drop_last or rest == 0 else rest
+    return last, full
 
 
 def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:

@@ -18,6 +18,7 @@ NEEDS = {
     "training": "training_batches=",
     "before": "before=, an earlier checkpoint",
     "trace": "trace=, a recording of the training",
+    "sizes": "training_batches= or trace=",
     "history": "before= or trace=",
     "ranks": "group=, a process group",
     "inputs": "inputs=, what the layers normalize",

@@ -23,6 +23,7 @@ from bnlab.harness.trials import UNTRIED, Cost, estimate
 
 _TABLES_SECONDS = 0.3  # to write the tables at the end
 _PART_SECONDS = 0.02  # to read what a job has left for them
+_MOST_SIZES = 3  # of small last batches that are named
 
 
 def gains_from_processes(waiting: list[Config]) -> bool:
@@ -52,6 +53,44 @@ def outline(configs: list[Config], waiting: list[Config]) -> str:
         state = f"{trained} trained already"
     jobs = _count(len(configs), "job")
     return f"{jobs} on {_count(len(networks), 'network')}, {state}"
+
+
+def name_small_batches(waiting: list[Config]) -> list[str]:
+    """Name the small last batches of epochs, in lines of text: of networks that have still to be trained.
+
+    Args:
+        waiting: jobs that are not done.
+    """
+    found: list[tuple[int, int]] = []
+    for jobs in _group_by_network(waiting):
+        sizes = _find_small_batch(jobs[0])
+        if sizes is not None and sizes not in found and not _is_trained(jobs):
+            found.append(sizes)
+
+    lines = []
+    for left, size in found[:_MOST_SIZES]:
+        lines.append(
+            f"the last batch of an epoch has {left:,} images of {size:,}, which running averages take as seriously as "
+            "a full one; last_batch=drop leaves it out"
+        )
+    more = len(found) - _MOST_SIZES
+    if more > 0:
+        lines.append(f"and {more:,} more of other sizes")
+    return lines
+
+
+def _find_small_batch(config: Config) -> tuple[int, int] | None:
+    """Find the images in the last batch of an epoch and in a full one.
+
+    None where the last batch has more than half of the images of a full one or is not trained on, and where no norm
+    uses statistics of the batch.
+    """
+    if config.last_batch == "drop" or not config.norm.uses_batch:
+        return None
+    full, left = divmod(config.data.count_training(), config.batch_size)
+    is_small = 1 < left <= config.batch_size / 2
+    is_trained_on = 0 < full < Run(config).steps
+    return (left, config.batch_size) if is_small and is_trained_on else None
 
 
 def _count(number: int, noun: str) -> str:
@@ -112,6 +151,7 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
     yield f"measuring  about {measuring}, less what has been done before{_name_untried(waiting)}"
     yield f"in all     about {altogether}, with the start of processes and the tables"
     yield f"disk       about {found.disk / 1e6:,.0f} MB in {configs[0].results}/runs"
+    yield from name_small_batches(waiting)
 
 
 def _name_untried(configs: list[Config]) -> str:

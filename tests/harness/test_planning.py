@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from bnlab.harness import planning, trials
+from bnlab.harness.artifacts.data.digits import Digits
+from bnlab.harness.artifacts.norms.group import Group
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
@@ -135,6 +137,43 @@ def test_a_trial_sets_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch, tm
     assert threads == [2]
 
     torch.set_num_threads(1)
+
+
+def test_small_last_batches_are_named_once_for_each_size(tmp_path: Path) -> None:
+    """Of 360 images 8 are left by batches of 16, 32 and 44, 12 by those of 29 and 58, and 20 by those of 68."""
+    of_32 = [small_config(tmp_path, seed=seed) for seed in (0, 1)]
+    others = [small_config(tmp_path, batch_size=size) for size in (16, 68, 29, 58, 44)]
+
+    named = planning.name_small_batches([*of_32, *others])
+
+    lasts = ["8 images of 32", "8 images of 16", "20 images of 68"]
+    follows = "which running averages take as seriously as a full one; last_batch=drop leaves it out"
+    assert named[:3] == [f"the last batch of an epoch has {last}, {follows}" for last in lasts]
+    assert named[3:] == ["and 3 more of other sizes"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"last_batch": "drop"},
+        {"batch_size": 36},
+        {"batch_size": 32, "data": Digits(images=320)},  # 288 of them are trained on
+        {"batch_size": 359},  # one image alone is left out
+        {"batch_size": 47},  # 31 are left: more than half
+        {"batch_size": 1024},  # all images are one batch
+        {"steps": 11},  # it would be the twelfth
+        {"norm": Group(groups=2)},
+    ],
+)
+def test_other_last_batches_are_not_named(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert planning.name_small_batches([small_config(tmp_path, **changes)]) == []
+
+
+def test_small_last_batches_of_trained_networks_are_not_named(copied: Config) -> None:
+    untrained = replace(copied, seed=9)
+
+    assert planning.name_small_batches([copied]) == []
+    assert len(planning.name_small_batches([copied, untrained])) == 1
 
 
 @pytest.mark.slow

@@ -188,6 +188,20 @@ def remember_few(healthy: Healthy) -> Specimen:
 
 
 @fault(
+    "small last batch",
+    "BN110",
+    "not needed",
+    "Its averages were computed again in batches of 64 images, the last of which has 4.",
+)
+def average_small_last_batch(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    batches = split(healthy.images[:1028], healthy.labels[:1028])
+    with record(model) as trace:
+        average(model, [images for images, _ in batches])
+    return Specimen(model, healthy.batches, healthy.accuracy, {"trace": trace, "training_batches": batches})
+
+
+@fault(
     "tiny batches",
     "BN203",
     "repairs",

@@ -21,6 +21,7 @@ from bnlab.names import EstimatorName
 
 _MOMENTA = 6  # the most momenta that have a line over the training
 _NEAR_END = 0.02  # of the training
+_MOST_SIZES = 3  # of small last batches that are named
 _TITLES = {"test": "Test accuracy", "val": "Validation accuracy", "train": "Training accuracy"}
 
 
@@ -86,6 +87,7 @@ def _write_notes(swept: Swept, left_out: list[str]) -> list[str]:
     runs = swept.tables["runs"]
     notes = [f"{count_networks(runs)}.{say_unfinished(runs)}"]
     notes += _name_diverged(swept)
+    notes += _name_small_batches(runs)
     for setting, leader in swept.companions.items():
         notes.append(f"{setting} differs together with {leader}.")
 
@@ -114,6 +116,35 @@ def _name_diverged(swept: Swept) -> list[str]:
 
     named = "; ".join(conditions)
     return [f"Diverged: {named}."]
+
+
+def _name_small_batches(runs: pd.DataFrame) -> list[str]:
+    """Say in a sentence how small the last batch of an epoch was, where networks trained on it with batch statistics.
+
+    Nothing of a last batch that has more than half of the images of a full one.
+    """
+    read = runs.reindex(columns=["data.images", "batch_size", "norm_batch_size", "steps", "last_batch"])
+    kept = read[read["norm_batch_size"].notna() & (read["last_batch"] != "drop")]
+    training = kept["data.images"] - kept["data.images"] // 10
+    size = kept["batch_size"]
+    left = training % size
+    full = training // size
+
+    is_small = (left > 1) & (left <= size / 2)
+    is_trained_on = (full > 0) & (full < kept["steps"])
+    sizes = pd.DataFrame({"left": left, "size": size})[is_small & is_trained_on]
+    sizes = sizes.drop_duplicates().sort_values(["size", "left"])
+    if sizes.empty:
+        return []
+
+    named = [f"{left:,.0f} images of {size:,.0f}" for left, size in sizes.head(_MOST_SIZES).to_numpy()]
+    more = len(sizes) - _MOST_SIZES
+    if more > 0:
+        named.append(f"{more} more")
+    return [
+        f"The last batch of an epoch had {', '.join(named)}, which running averages take as seriously as a full one; "
+        "last_batch=drop leaves it out."
+    ]
 
 
 def _find_gaps(swept: Swept) -> list[Measure]:

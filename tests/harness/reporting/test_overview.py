@@ -365,3 +365,32 @@ def test_a_setting_that_some_networks_do_not_read_is_a_level() -> None:
     (ax,) = drawn.axes
     assert ax.get_xlabel() == "groups"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["4"]
+
+
+def test_a_small_last_batch_of_an_epoch_is_said() -> None:
+    """Of 10,000 images 9,000 are trained on: 40 are left by batches of 128 and 256, 808 by those of 1024."""
+    tables = plant(batch_size=(128, 256, 1024), last_batch=("keep", "drop"))
+    runs = tables["runs"].assign(**{"data.images": 10_000, "norm_batch_size": 128, "steps": 500})
+    follows = "which running averages take as seriously as a full one; last_batch=drop leaves it out."
+
+    overview = make_overview("g", {**tables, "runs": runs})
+
+    said = f"The last batch of an epoch had 40 images of 128, 40 images of 256, {follows}"
+    assert [note for note in overview.notes if "last batch" in note] == [said]
+
+    without_column = runs[runs["last_batch"] == "keep"].drop(columns="last_batch")
+    assert said in make_overview("g", {**tables, "runs": without_column}).notes
+
+
+@pytest.mark.parametrize(
+    "changes", [{"last_batch": "drop"}, {"norm_batch_size": np.nan}, {"steps": 35}, {"data.images": 9956}]
+)
+def test_other_last_batches_are_not_said(changes: dict[str, Any]) -> None:
+    """Of 9,956 images 8,961 are trained on, one more than 35 batches of 256."""
+    tables = plant(batch_size=(256,))
+    usual = {"data.images": 10_000, "norm_batch_size": 256, "steps": 500, "last_batch": "keep"}
+    runs = tables["runs"].assign(**{**usual, **changes})
+
+    overview = make_overview("g", {**tables, "runs": runs})
+
+    assert not any("last batch" in note for note in overview.notes)
