@@ -72,13 +72,15 @@ test-versions:
 
 # Of fifteen seeds, not five: what most answers rest on.
 FIFTEEN := quickstart gap accuracy accuracy_batches model_selection weight_averaging momentum tolerance few_images \
-	few_images_predicted streams streams_epoch drift drift_terms start variance shift predictive_digits settings \
-	norms_digits
+	few_images_predicted streams streams_epoch drift drift_terms variance shift predictive_digits settings
 
 results: .venv/installed
-	for name in $(filter-out cifar10%,$(basename $(notdir $(wildcard conf/experiment/*.yaml)))); do \
+	for name in $(filter-out cifar10% ground% norms_tuned%,$(basename $(notdir $(wildcard conf/experiment/*.yaml)))); do \
 		case " $(FIFTEEN) " in *" $$name "*) seeds='seed=range(15)';; *) seeds=;; esac; \
 		$(PY) -m experiments.sweep experiment=$$name results=results/reference hydra/launcher=joblib $$seeds || exit 1; \
+	done
+	for name in ground norms_tuned; do \
+		$(PY) -m experiments.tune experiment=$$name results=results/reference anew=true || exit 1; \
 	done
 	$(PY) -m experiments.reference
 	$(PY) -m experiments.report results=results/reference

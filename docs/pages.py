@@ -39,6 +39,7 @@ def list_shown() -> dict[str, Path]:
         "tables": ROOT / "results" / "README.md",
         "contributing": ROOT / "CONTRIBUTING.md",
         "changelog": ROOT / "CHANGELOG.md",
+        "experiments/withdrawn": ROOT / "experiments" / "withdrawn.md",
     }
     for path in sorted(REFERENCE.glob("*/README.md")):
         shown[f"experiments/{path.parent.name}"] = path

@@ -228,18 +228,18 @@ EXPERIMENT = Experiment(
                   **{**COST_OF_EMA, "estimator": "ema_debiased"}), COSTLY, ("Q2", "H2")),
         "gap_is_u_shaped": Claim(
             "Momenta of 0.003 and of 1 have a larger gap behind the first layer than the best between them (at the "
-            "end: asked later).",
+            "end: asked later; narrowed to the layers behind the first after its numbers were known).",
             score(find_times, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=[*map(share_name, SHARES[1:])], **RATIO_OVER_LAYERS),
             above(1.25, "times", margins.FLAT), ("Q6", "Q10", "H1")),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum is about that of the best fixed one "
-            "of each layer and step.",
+            "of each layer and step (narrowed to the layers behind the first after its numbers were known).",
             score(find_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT), ("Q10", "H12")),
         "predictive_is_late_at_the_end": Claim(
             "At the end of the schedule predictive momentum is late: its gap behind the first layer is over a quarter "
-            "larger than that.",
+            "larger than that (narrowed to the layers behind the first after its numbers were known).",
             score(find_times, "mean_gap", EACH, estimator="predictive", panel=share_name(END), **RATIO_OVER_LAYERS),
             above(1.25, "times", margins.FLAT), ("Q6", "Q10")),
         "predictive_is_never_worse": Claim(
@@ -274,7 +274,7 @@ EXPERIMENT = Experiment(
             score(find_against_augmented, "accuracy", EACH, scale=100), SAME, ("Q8", "Q11")),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images are more accurate than those of the images as they are "
-            "(asked when it was seen).",
+            "(asked when it was seen; dropped once, and restored).",
             score(lambda tables: paired(rows(tables, "evaluations", END, split="test", estimator="exact"), "accuracy"),
                   "accuracy", EACH, scale=100), above(0.0, "points gained", margins.AS_ACCURATE), ("Q11",)),
         "averaged_weights_lose": Claim(

@@ -152,13 +152,13 @@ EXPERIMENT = Experiment(
     claims={
         "batches_scatter": Claim(
             "In batches of 4, behind the first layer, the mean of a single batch is farther from the population mean "
-            "than the EMA.",
+            "than the EMA (narrowed to the layers behind the first after its numbers were known).",
             score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch",
                   layers=BEHIND),
             above(1.0, "times", "at 1 averaging gains nothing"), bears_on=("Q1",)),
         "population_moves": Claim(
             "Population means behind the first layer move between a tenth and the end of training, by more than 0.1 "
-            "standard deviations.",
+            "standard deviations (narrowed to the layers behind the first after its numbers were known).",
             score(find_moves, "moved", ("batch_size",), layers=BEHIND),
             above(0.1, "σ", "the mean of 100 independent values is off by as much"), bears_on=("Q1", "Q7")),
         "follows_the_learning_rate": Claim(

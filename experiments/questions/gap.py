@@ -1,16 +1,34 @@
-"""What is left of the gap at the end of training, from tiny to huge batches, and what does it cost?
+"""What is left of the gap during and at the end of training, from tiny to huge batches, and what does it cost?
 
-Wu & Johnson 2021, figure 4: near zero at an adequate batch. RegularizedBN (arXiv 2210.05153): how far the statistics of
-inference are from those of single training batches, by step and layer.
+Wu & Johnson 2021, figure 1: accuracy under an EMA is pessimistic early and at a very large batch; where that is near
+chance nothing is claimed. Figure 4: the cost is near zero at the end at an adequate batch. RegularizedBN (arXiv
+2210.05153): how far the statistics of inference are from those of single training batches, by step and layer. Progress
+bars show a moving average of the mini-batches' accuracy.
 """
 
 from functools import partial
+from typing import Any
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above, below, within
-from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, score
-from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Axis, Curves
-from experiments.margins import A_POINT, AS_ACCURATE, COST_OF_EMA, EACH, HARDLY_SEEN, SIX_IMAGES, find_largest
+import pandas as pd
 
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
+from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, rows, score, select, share_name
+from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST_OF_ANY_SIZE, Axis, Curves
+from experiments.margins import (
+    A_POINT,
+    AS_ACCURATE,
+    COST_OF_EMA,
+    EACH,
+    HARDLY_SEEN,
+    OVER_TIME,
+    SIX_IMAGES,
+    find_largest,
+)
+
+EARLY, MIDDLE, LATE = 0.1, 0.55, 1.0  # of the training
+COST: dict[str, Any] = {**COST_OF_EMA, "split": "test"}  # some networks predict training images too
+# Networks that all estimators predict with, PyTorch's momentum alone.
+ALL_ESTIMATORS: dict[str, Any] = {"batch_size": (64, 1024), "momentum": (0.1, None), "split": "test"}
 LARGEST = (*EACH, "largest")
 # What is averaged, its gap, the unit, and what an error of 0.1 in all layers costs by `tolerance`.
 KINDS = (
@@ -23,15 +41,46 @@ CLOSE = (
     ("variance", "var_gap", "in logarithm", 0.05, "in all variances such an error costs less than a point"),
 )
 
+
+def find_training(tables: Tables) -> pd.DataFrame:
+    """Find accuracies on training images; those that a progress bar would show are one more estimator."""
+    measured = rows(tables, "evaluations", (EARLY, LATE), split="train", estimator=("ema", "exact"))
+    exact = select(measured, estimator="exact")
+    places = exact.drop(columns="accuracy")
+    shown = places.assign(estimator="mini-batches")
+
+    averages = average_batches(tables)
+    averaged = shown.join(averages, on=["run", "step"])
+    return pd.concat([measured, averaged])
+
+
+def average_batches(tables: Tables) -> pd.Series:
+    """Average accuracies over the batches with the latest 2,000 images, each before its update, by run and step."""
+    log = rows(tables, "log")
+    log = log.set_index(["run", "step"])
+    log = log.sort_index()
+
+    averages = []
+    for _, batches in log.groupby("batch_size"):
+        size = batches["batch_size"].iloc[0]
+        latest = round(2000 / size)
+        by_run = batches.groupby("run")["accuracy"]
+        windows = by_run.rolling(latest, min_periods=1)
+        averages.append(windows.mean().droplevel(0))
+    return pd.concat(averages)
+
+
 EXPERIMENT = Experiment(
-    bears_on=("F4", "F11", "Q2", "Q4", "Q8", "Q11", "Q14", "Q16", "H2"),
+    bears_on=("F1", "F4", "F11", "Q2", "Q4", "Q5", "Q8", "Q11", "Q14", "Q16", "H2", "H11"),
+    sweeps=("gap", "accuracy", "accuracy_batches"),
     columns=("accuracy", "mean_gap", "var_gap", "tid_mean"),
     figures={
         "cost": Figure(
             "Accuracy lost at the end of training, by batch size",
             "Test accuracy of the same network under exact statistics minus that under the EMA; above 0 the EMA loses. "
             "The vertical axis is linear up to 0.3 points and logarithmic beyond.",
-            score("evaluations", "accuracy", (*EACH, "momentum"), at=1.0, against="exact", scale=-100, estimator="ema"),
+            score("evaluations", "accuracy", (*EACH, "momentum"), at=1.0, against="exact", scale=-100, estimator="ema",
+                  split="test"),
             Curves("batch_size", "momentum", LOST_OF_ANY_SIZE),
             Finding("At the end, a momentum of 0.1 costs hardly any accuracy up to batch 64, but some at 1024",
                     {"nothing_at_adequate_batch": ("batch size 4", "batch size 16", "batch size 64"),
@@ -52,16 +101,33 @@ EXPERIMENT = Experiment(
             Curves("epoch", "depth", Axis("EMA's distance / exact one's", log=True)),
             Finding("Early in huge batches, the EMA is much farther from single batches than exact means are",
                     {"ema_adds_early": ()})),
+        "accuracy": Figure(
+            "Test accuracy of the same weights under different statistics",
+            "Exact statistics show what the weights can do. What the last batch alone, precise BN and predictive "
+            "momentum lose is in the next figure: here they would be hidden under each other.",
+            score("evaluations", "accuracy", OVER_TIME, scale=100, estimator=("ema", "exact", "cumulative"),
+                  **ALL_ESTIMATORS),
+            Curves("epoch", "estimator", ACCURACY),
+            Finding("In the middle of training, running averages hide part of the accuracy",
+                    {"ema_is_pessimistic": (), "cumulative_costs": ()})),
+        "lost": Figure(
+            "Accuracy that the same weights lose under other than exact statistics",
+            "All estimators are of the same networks at the same steps. The vertical axis is linear up to 0.3 points, "
+            "which is hardly more than chance, and logarithmic beyond.",
+            score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, estimator=OtherThan("exact"),
+                  **ALL_ESTIMATORS),
+            Curves("epoch", "estimator", LOST_OF_ANY_SIZE)),
     },
     claims={
         "population_wins_when_tiny": Claim(
-            "At the end of training, at a tiny batch, PyTorch's momentum costs accuracy.",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=4, **COST_OF_EMA),
+            "At the end of training, at a tiny batch, PyTorch's momentum costs accuracy (dropped once when its numbers "
+            "were known, and restored).",
+            score("evaluations", "accuracy", EACH, at=1.0, batch_size=4, **COST),
             above(0.0, "points", AS_ACCURATE), ("Q11",)),
         "nothing_at_adequate_batch": Claim(
             "At the end of training, at moderate batches, PyTorch's momentum costs less than 0.3 points of accuracy "
             "(the tiny batch of 4 was added when seen).",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=(4, 16, 64, 256), **COST_OF_EMA),
+            score("evaluations", "accuracy", EACH, at=1.0, batch_size=(4, 16, 64, 256), **COST),
             within(-0.3, 0.3, "points", SIX_IMAGES), ("Q2", "Q8", "Q11", "Q14", "Q16", "H2")),
         **{f"{kind}s_are_near_late": Claim(
             f"At the end of training PyTorch's running {kind}s are nearer to exact ones than 0.1 {unit}, in the layer "
@@ -77,19 +143,46 @@ EXPERIMENT = Experiment(
         "costs_early": Claim(
             "After a fifth of training PyTorch's momentum costs over a point, at tiny and moderate batches too (asked "
             "when seen).",
-            score("evaluations", "accuracy", EACH, at=0.2, batch_size=(4, 16, 64), **COST_OF_EMA),
+            score("evaluations", "accuracy", EACH, at=0.2, batch_size=(4, 16, 64), **COST),
             above(1.0, "points", A_POINT), ("Q2", "Q11", "H2")),
         "lag_costs_when_huge": Claim(
             "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=1024, **COST_OF_EMA),
+            score("evaluations", "accuracy", EACH, at=1.0, batch_size=1024, **COST),
             above(0.3, "points", SIX_IMAGES), ("Q8", "Q11", "Q16", "H2")),
         "large_momentum_mends_it": Claim(
             "At a huge batch, with few steps, a momentum of 0.9 costs less than 0.3 points (asked when seen).",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=1024, **{**COST_OF_EMA, "momentum": 0.9}),
+            score("evaluations", "accuracy", EACH, at=1.0, batch_size=1024, **{**COST, "momentum": 0.9}),
             within(-0.3, 0.3, "points", SIX_IMAGES), ("Q4", "Q11")),
         "ema_adds_early": Claim(
-            "Early at a huge batch the EMA's mean is much farther from those of single batches than the exact mean is.",
+            "Early at a huge batch the EMA's mean is much farther from those of single batches than the exact mean is "
+            "(narrowed to the layers behind the first after its numbers were known).",
             score("gaps", "tid_mean", EACH, at=0.1, against="exact", ratio=True, estimator="ema", momentum=0.1,
                   batch_size=1024, **RATIO_OVER_LAYERS), above(1.25, "times", HARDLY_SEEN), ("Q8",)),
+        "ema_is_pessimistic_early": Claim(
+            "Early at a huge batch PyTorch's running average costs accuracy (dropped once when its numbers were known, "
+            "and restored).",
+            score("evaluations", "accuracy", EACH, at=EARLY, batch_size=1024, **COST),
+            above(1.0, "points", A_POINT), ("Q2", "Q11", "Q14", "H2")),
+        "last_batch_beats_ema_early": Claim(
+            "Early at a huge batch the last batch's moments alone gain accuracy against the EMA (dropped once when its "
+            "numbers were known, and restored).",
+            score("evaluations", "accuracy", EACH, at=EARLY, batch_size=1024,
+                  **{**COST, "against": "last_batch"}), above(0.0, "points gained", AS_ACCURATE), ("H11",)),
+        "ema_is_pessimistic": Claim(
+            "In the middle of training PyTorch's running average costs accuracy (asked when seen).",
+            score("evaluations", "accuracy", EACH, at=MIDDLE, batch_size=(64, 1024), **COST),
+            above(1.0, "points", A_POINT), ("Q2", "Q11", "Q14", "H2")),
+        "cumulative_costs": Claim(
+            "At a moderate batch the average of all batches costs accuracy.",
+            score("evaluations", "accuracy", EACH, at=(EARLY, MIDDLE, LATE), against="exact", scale=-100,
+                  estimator="cumulative", batch_size=64, split="test"), above(1.0, "points", A_POINT), ("Q5",)),
+        "lags_early": Claim(
+            "Early the moving average of the mini-batches' accuracy is below the network's on training images.",
+            score(find_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
+                  panel=share_name(EARLY)), below(-1.0, "points", A_POINT), ("Q2",)),
+        "agrees_late": Claim(
+            "At the end of training the moving average of the mini-batches' accuracy is the network's, to a point.",
+            score(find_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
+                  panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance makes half a point"), ("Q2",)),
     },
 )  # fmt: skip

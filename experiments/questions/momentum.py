@@ -104,12 +104,13 @@ EXPERIMENT = Experiment(
     claims={
         "gap_is_u_shaped": Claim(
             "With a momentum of 0.001, and with one of 1, the gaps behind the first layer are larger than with the "
-            "best between them for each layer.",
+            "best between them for each layer (narrowed to the layers behind the first after its numbers were known).",
             score(find_ends, "mean_gap", POINT, against=0.0, along="momentum", matching=("batch_size", "seed"),
                   ratio=True, **RATIO_OVER_LAYERS),
             above(1.25, "times", "the smallest of many gaps is a little smaller by chance"), ("Q6", "Q10", "H1")),
         "plain_average_is_farther": Claim(
-            "Behind the first layer the average of all batches has a larger gap than PyTorch's running average.",
+            "Behind the first layer the average of all batches has a larger gap than PyTorch's running average "
+            "(narrowed to the layers behind the first after its numbers were known).",
             score(lambda tables: rows(tables, "gaps", SHARES, momentum=(0.1, None)), "mean_gap", EACH, against="ema",
                   ratio=True, estimator="cumulative", **RATIO_OVER_LAYERS), above(1.0, "times", AS_NEAR), ("Q5",)),
         "mistake_costs_late": Claim(
@@ -131,7 +132,8 @@ EXPERIMENT = Experiment(
             below(0.0, "points lost", AS_ACCURATE), ("Q4",)),
         "theory_knows_momentum": Claim(
             "Theory's momentum, from noise and drift of other seeds, is within a factor of 2 of the best one (not the "
-            "hypothesis's 1.5, which is below), over layers where one of them is below 1.",
+            "hypothesis's 1.5, which is below), over layers where one of them is below 1 (narrowed to the layers "
+            "behind the first after its numbers were known).",
             score(find_factors, "factor", EACH, **RATIO_OVER_LAYERS),
             below(2.0, "times", "the sweep's momenta are up to 2.5 times apart"), ("Q10", "H13")),
         "theory_is_right_to_a_half": Claim(

@@ -105,12 +105,12 @@ EXPERIMENT = Experiment(
             score_cost(LATE), LITTLE),
         "constant_rate_costs_late": Claim(
             "At the end the EMA's gap behind the first layer is over twice as large at a constant learning rate as at "
-            "one that falls to 0.",
+            "one that falls to 0 (narrowed to the layers behind the first after its numbers were known).",
             score_times("constant schedule", "usual", LATE),
             above(2.0, "times", "no other setting of the training should double it")),
         "high_rate_is_farther": Claim(
             "In the middle of training the EMA's gap behind the first layer is larger at a learning rate of 0.4 than "
-            "at 0.025.",
+            "at 0.025 (narrowed to the layers behind the first after its numbers were known).",
             score_times("learning rate 0.4", "learning rate 0.025", MIDDLE), above(1.0, "times", AS_NEAR)),
         "freezing_changes_little": Claim(
             "Batch norm that is frozen for the last fifth of training changes the final accuracy by less than a point.",

@@ -92,13 +92,14 @@ EXPERIMENT = Experiment(
             score(find_last_batch, "moved", ("batch_size", "largest"), geometric=True),
             below(0.1, "σ", "the mean of 100 values is off by as much"), ("Q6",)),
         "small_batch_undoes_it": Claim(
-            "A small last batch, kept, makes the mean's variance larger at the end of an epoch, by half and more.",
+            "A small last batch, kept, makes the mean's variance larger at the end of an epoch, by half and more "
+            "(narrowed to the layers behind the first after its numbers were known).",
             score(lambda tables: find_noise(tables).query("position == batches"), "noise", CONDITION, against="dropped",
                   along="last_batch", ratio=True, **RATIO_OVER_LAYERS),
             above(1.5, "times", "theory has 3 for 40 images after batches of 256"), ("Q9", "Q10")),
         "theory_predicts_the_course": Claim(
             "Theory predicts the variance of the running mean behind the first layer within a quarter, on average over "
-            "an epoch's batches.",
+            "an epoch's batches (narrowed to the layers behind the first after its numbers were known).",
             score(find_noise, "times", CONDITION, average=("layer", "position"), geometric=True,
                   depth=OtherThan(1)),
             within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance"), ("Q10",)),

@@ -54,7 +54,8 @@ EXPERIMENT = Experiment(
                 {"correction_is_small": ()}))},
     claims={
         "correction_is_small": Claim(
-            "The correction n/(n−1) changes the running variance by less than 2%, behind the first layer.",
+            "The correction n/(n−1) changes the running variance by less than 2%, behind the first layer (narrowed to "
+            "the layers behind the first after its numbers were known).",
             score("gaps", "var_ratio", EACH, at=1.0, against="ema_biased", ratio=True, estimator="ema",
                   **RATIO_OVER_LAYERS),
             within(1.0 / 1.02, 1.02, "times", "2% is little against a loss of up to 1/B"), ("Q3",)),

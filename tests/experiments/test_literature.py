@@ -31,13 +31,13 @@ def test_the_page_is_the_one_that_the_claims_give() -> None:
 def test_a_changed_verdict_stops_the_page() -> None:
     def change(outcome: Outcome) -> Outcome:
         frame = outcome.frame.copy()
-        is_quoted = frame["claim"] == "group_norm_wins_when_small"
+        is_quoted = frame["claim"] == "batches_win_when_tiny"
         frame.loc[is_quoted, "verdict"] = "holds"
         return replace(outcome, frame=frame)
 
-    outcomes = [change(outcome) if outcome.experiment.name == "norms" else outcome for outcome in find_outcomes()]
+    outcomes = [change(outcome) if outcome.experiment.name == "ghost" else outcome for outcome in find_outcomes()]
 
-    with pytest.raises(UserError, match=r"F5b: a quoted claim has another verdict"):
+    with pytest.raises(UserError, match=r"F3b: a quoted claim has another verdict"):
         write_page(outcomes)
 
 
@@ -68,7 +68,8 @@ def test_what_is_judged_quotes_claims(finding: Finding) -> None:
     if finding.judgement == "contradicts":
         assert finding.reason.startswith("It may be us")
     if finding.judgement == "undecided":
-        assert "undecided" in {verdict for verdict, _, _ in finding.list_quotes()}
+        verdicts = {verdict for verdict, _, _ in finding.list_quotes()}
+        assert "undecided" in verdicts or {"holds", "fails"} <= verdicts
     if finding.judgement == "not tried":
         assert not finding.here
 
