@@ -80,7 +80,7 @@ results: .venv/installed
 		$(PY) -m experiments.sweep experiment=$$name results=results/reference hydra/launcher=joblib $$seeds || exit 1; \
 	done
 	for name in ground norms_tuned; do \
-		$(PY) -m experiments.tune experiment=$$name results=results/reference anew=true || exit 1; \
+		$(PY) -m experiments.tune experiment=$$name results=results/reference again=true || exit 1; \
 	done
 	$(PY) -m experiments.reference
 	$(PY) -m experiments.report results=results/reference

@@ -1,4 +1,7 @@
-"""One curve of points lost against the gap: fitted on some networks of the ground, tested on others."""
+"""The cases of the ground: what a network loses under an estimator at a step, and one curve of it against the gap.
+
+The curve is fitted on some networks and tested on others.
+"""
 
 from __future__ import annotations
 
@@ -8,59 +11,76 @@ import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
+from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import paired
-from experiments.tuning import select_tested
+from bnlab.harness.reporting.frames import BEHIND, average, gap_over_layers, paired, select
+from experiments.tuning import find_collapses, select_tested
 
 SCHEDULE = "optimizer.schedule"
 CELL = ("batch_size", SCHEDULE, "steps")
+LEARNED = 0.5  # exact accuracy, on average over seeds, from which on a network has something to lose
 MEASURES = ("mean_gap", "kl", "output_gap")
-WITHIN = 1.5  # times
-POINTS = 0.3
-_SEEN = 1.0  # points from which on a factor is worth measuring
+LARGEST_FACTOR = 1.5  # between predicted and lost points
+LARGEST_ERROR = 0.3  # points
+_LEAST_LOST = 1.0  # points, in cases that a measure is chosen by
 _KEY = ("run", "step", "estimator", "momentum")
 
 
-def find_cases(tables: Tables) -> pd.DataFrame:
-    """Find what each network lost under each estimator at each step, in points, with its gaps behind the first layer.
+def find_exact(tested: Tables) -> pd.DataFrame:
+    """Find the exact test accuracy of each network and step, and what it is on average over seeds.
 
-    Only where exact accuracy is above 50% on average over the seeds.
+    Args:
+        tested: the tables of `select_tested`.
 
     Returns:
-        A row a network, step and estimator: its settings, `lost`, and a column for each of `MEASURES`; the mean gap and
-        the output gap are root mean squares over layers, kl is their mean.
+        run, step; `exact` and `exact_mean`, 0 to 1; `is_learned`, whether the mean is above 50%; `is_collapsed`,
+        whether the network's accuracy is below half of the median.
+    """
+    measured = select(tested["evaluations"], split="test", estimator="exact", statistics_split="train")
+    exact = measured.merge(tested["runs"][["run", *CELL]], on="run")
+    place = [*CELL, "step"]
+    means = exact.groupby(place)["accuracy"].transform("mean")
+    exact = exact.assign(
+        exact=exact["accuracy"],
+        exact_mean=means,
+        is_learned=means > LEARNED,
+        is_collapsed=find_collapses(exact, place),
+    )
+    return exact[["run", "step", "exact", "exact_mean", "is_learned", "is_collapsed"]]
+
+
+def find_cases(tables: Tables) -> pd.DataFrame:
+    """Find what each network loses under each estimator at each step, with its gaps behind the first layer.
+
+    Only where exact accuracy is above 50% on average over seeds; collapsed networks are left out.
+
+    Returns:
+        A row for each network, step and estimator: its settings; `lost`, in points; a column for each of `MEASURES`,
+        over the layers behind the first.
     """
     tested = select_tested(tables, CELL)
     runs = tested["runs"][["run", "seed", *CELL]]
-    predicted = tested["evaluations"]
-    on_test = predicted[predicted["split"] == "test"].merge(runs, on="run")
+    on_test = select(tested["evaluations"], split="test").merge(runs, on="run")
 
     lost = paired(on_test, "accuracy").drop(columns="statistics_split")
     lost["lost"] = -100 * lost["accuracy"]
-    gaps = _average_over_layers(tested["gaps"])
-    cases = lost.merge(gaps, on=list(_KEY))
-
-    exact = on_test[on_test["estimator"] == "exact"]
-    means = exact.groupby([*CELL, "step"])["accuracy"].mean()
-    places = pd.MultiIndex.from_frame(cases[[*CELL, "step"]])
-    return cases[(means.reindex(places) > 0.5).to_numpy()]
+    cases = lost.merge(_average_over_layers(tested["gaps"]), on=list(_KEY))
+    cases = cases.merge(find_exact(tested), on=["run", "step"])
+    return cases[cases["is_learned"] & ~cases["is_collapsed"]]
 
 
 def _average_over_layers(gaps: pd.DataFrame) -> pd.DataFrame:
-    """Average the gaps of each network, step and estimator over the layers behind the first."""
+    """Average the gaps of each network, step and estimator over the layers behind the first: a column a measure."""
     behind = gaps[gaps["depth"] > 1]
-    squares = behind.assign(
-        mean_gap=behind["mean_gap"] ** 2,
-        output_gap=behind["output_gap"] ** 2,
-    )
-    means = squares.groupby(list(_KEY), dropna=False)[list(MEASURES)].mean().reset_index()
-    means["mean_gap"] = np.sqrt(means["mean_gap"])
-    means["output_gap"] = np.sqrt(means["output_gap"])
-    return means
+    averaged = average(behind, "kl", _KEY)
+    for measure in ("mean_gap", "output_gap"):
+        over_layers = select(gap_over_layers(gaps, measure), layers=BEHIND)
+        averaged = averaged.merge(over_layers[[*_KEY, measure]], on=list(_KEY))
+    return averaged
 
 
 def is_held_out(cases: pd.DataFrame) -> pd.Series:
-    """Find the cases that no curve is fitted on: batches of 16, and one-cycle schedules of 560 updates."""
+    """Decide which cases no curve is fitted on: batches of 16, and one-cycle schedules of 560 updates."""
     is_short: pd.Series = (cases[SCHEDULE] == "onecycle") & (cases["steps"] == 560)
     return is_short | (cases["batch_size"] == 16)
 
@@ -84,38 +104,40 @@ def choose_measure(cases: pd.DataFrame, measures: Sequence[str] = MEASURES) -> s
         factors = []
         for size, left_out in cases.groupby("batch_size"):
             others = cases[cases["batch_size"] != size]
-            seen = left_out[left_out["lost"] > _SEEN]
-            if others.empty or seen.empty:
+            costly = left_out[left_out["lost"] > _LEAST_LOST]
+            if others.empty or costly.empty:
                 continue
-            predicted = predict(fit_curve(others, measure), seen, measure)
-            ratio = np.maximum(predicted, 0.01) / seen["lost"]
+            predicted = predict(fit_curve(others, measure), costly, measure)
+            ratio = np.maximum(predicted, 0.01) / costly["lost"]
             factors.append(np.abs(np.log(ratio)))
         errors[measure] = float(np.median(np.concatenate(factors))) if factors else np.inf
     return min(errors, key=lambda measure: errors[measure])
 
 
 def find_share_of_hits(tables: Tables) -> pd.DataFrame:
-    """Find for each held-out network the share of its steps and estimators that the curve predicts well.
+    """Find for each seed the share of held-out cases that the curve predicts to a factor of 1.5 or to 0.3 points.
+
+    Cases count that lose over 0.3 points, or that are predicted to: of all others any curve near 0 would be right.
 
     Returns:
-        A row a network: its settings, and as `accuracy` the share within a factor of 1.5 or 0.3 points.
+        A row for each seed, batch size and schedule: `hits`, 0 to 1, of the cases of all its lengths together.
+
+    Raises:
+        NoRows: there is nothing to fit the curve on, or to test it on.
     """
     cases = find_cases(tables)
     held_out = is_held_out(cases)
     fitted = cases[~held_out]
     tested = cases[held_out]
     if fitted.empty or tested.empty:
-        return tested.assign(accuracy=np.nan)
+        raise NoRows("the curve has nothing to be fitted on, or nothing to be tested on")
 
     measure = choose_measure(fitted)
     predicted = predict(fit_curve(fitted, measure), tested, measure)
-    lost = tested["lost"].to_numpy()
-    is_near = np.abs(predicted - lost) <= POINTS
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.abs(np.log(predicted / lost))
-    is_hit = is_near | (factor <= np.log(WITHIN))
+    lost = tested["lost"]
+    is_near = (predicted - lost).abs() <= LARGEST_ERROR
+    is_alike = (lost > 0) & lost.between(predicted / LARGEST_FACTOR, predicted * LARGEST_FACTOR)
+    is_seen = (lost > LARGEST_ERROR) | (predicted > LARGEST_ERROR)
 
-    network = ["run", "seed", *CELL]
-    hits = tested.assign(accuracy=is_hit.astype(float)).groupby(network)["accuracy"].mean().reset_index()
-    # A seed has a network for each length of one-cycle: the average over these is one draw.
-    return hits.groupby(["seed", "batch_size", SCHEDULE])["accuracy"].mean().reset_index()
+    judged = tested.assign(hits=(is_near | is_alike).astype(float))[is_seen]
+    return average(judged, "hits", ["seed", "batch_size", SCHEDULE])

@@ -1,7 +1,7 @@
 """python -m experiments.devices: compare networks trained on a CPU and on a GPU with the same settings and seed.
 
 Experiments that were measured on both kinds of device show the comparison on their pages. The pairs are found in the
-committed tables by the name of the network, and kept in results/reference/devices.csv, also when a table goes.
+committed tables by the name of the network, and kept in results/reference/devices.csv even after a table is removed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import average, interval
 from bnlab.harness.reporting.outcome import format_number
 from bnlab.harness.schema import read_frame
 from experiments.command import run_command
+from experiments.folders import REFERENCE
 
-REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 PAIRS = REFERENCE / "devices.csv"
 _KEY = ["run", "estimator", "momentum"]
 _SETTINGS = ["norm", "batch_size", "seed"]
@@ -29,6 +30,9 @@ def main() -> int:
 
 
 def _update(words: list[str]) -> int:
+    """Add the pairs of the committed tables to the file; the exit code."""
+    if words:
+        raise UserError(f"{words[0]}: the command takes no words")
     found = find_pairs(REFERENCE)
     if PAIRS.exists():
         found = pd.concat([pd.read_csv(PAIRS), found]).drop_duplicates(_KEY, keep="last")
@@ -85,9 +89,9 @@ def describe_devices(runs: pd.DataFrame) -> str:
         return ""
 
     lines = [
-        "**Trained on a CPU and on a GPU.** Parts of this experiment were trained on either. Networks of other "
+        "**Trained on a CPU and on a GPU.** Parts of this experiment were trained on either. Some networks of all "
         "experiments were trained on both, with the same settings and seed. Their test accuracy at the end on the GPU "
-        "minus that on the CPU, in points:",
+        "minus that on the CPU, in points, averaged over orders of the images and over momenta:",
         "",
         "| norm, batch size | statistics | GPU − CPU | networks | seeds |",
         "|---|---|---|--:|--:|",

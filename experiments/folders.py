@@ -1,4 +1,7 @@
-"""The folders in which Hydra looks for files: bnlab's own, that of `--config-dir`, `conf/` of the current folder."""
+"""Folders: of the committed results, and those in which Hydra looks for files.
+
+Hydra looks in bnlab's own `conf/`, that of `--config-dir`, and `conf/` of the current folder.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from pathlib import Path
 
 from bnlab.harness.errors import UserError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+_ROOT = Path(__file__).resolve().parents[1]
+CONF = _ROOT / "conf"
+REFERENCE = _ROOT / "results" / "reference"  # the results that are committed
 
 
 def search_folders(words: Sequence[str]) -> list[str]:

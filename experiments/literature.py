@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.command import run_command
+from experiments.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.outcome import Outcome
@@ -24,7 +25,6 @@ USAGE = """usage: python -m experiments.literature
 Writes docs/literature.md from experiments/literature.md and the claims of results/reference."""
 PAGE = Path(__file__).parents[1] / "docs" / "literature.md"
 TEXT = Path(__file__).with_name("literature.md")
-REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 JUDGEMENTS = {  # with the words that count them
     "agrees": "agree",
     "contradicts": "contradict",

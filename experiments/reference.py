@@ -15,8 +15,7 @@ from bnlab.harness.measurements import list_measurements
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
 from experiments.catalogue import find_experiment, list_questions
 from experiments.command import run_command
-
-REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+from experiments.folders import REFERENCE
 
 
 def main() -> int:

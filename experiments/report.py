@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.command import run_command
+from experiments.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
@@ -26,7 +27,6 @@ without either     figures and verdicts of all questions that have results; writ
                    report.html and a README.md for each; the committed ones: results=results/reference
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
-REFERENCE = Path(__file__).parents[1] / "results" / "reference"  # the results that are committed
 _ROWS = 12  # as many rows of a table are printed
 
 

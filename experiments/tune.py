@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.command import run_command
+from experiments.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.settings import Config
@@ -16,15 +17,14 @@ if TYPE_CHECKING:
 
 USAGE = """usage: python -m experiments.tune experiment=NAME [key=value ...]
 
-Of each cell of the experiment, the networks that differ in the learning rate and the seed alone: train seeds 100 to 102
-at rates a factor of four apart, until the best one by validation under exact statistics has a smaller and a larger one
-beside it; then train the experiment's own seeds at that rate. Networks in results/reference count as trained.
+A cell is a set of networks that differ only in learning rate and seed. For each cell: train seeds 100 to 102 at rates a
+factor of four apart, until the best one by validation under exact statistics lies between two others; then train the
+experiment's own seeds at that rate. Networks in results/reference count as trained.
 
-dry_run=true    say what each cell still lacks, and how long it takes
-anew=true       train those too that results/reference has
-batch_size=4    and other settings: choose cells; of one of its sweeps with experiment=ground_onecycle"""
-REFERENCE = Path(__file__).parents[1] / "results" / "reference"
-_MOST_ROUNDS = 20
+dry_run=true                 print what each cell lacks and how long it takes
+again=true                   ignore results/reference
+batch_size=4                 restrict the cells by a setting
+experiment=ground_onecycle   tune one sweep of a question"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """What the networks have in common, in words."""
         config = self.tested[0]
         norm = config.norm.name
         own = config.norm.own_average()
@@ -70,29 +71,38 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class State:
-    """What has been trained of an experiment, here or in the committed results.
+class Trained:
+    """The networks of an experiment that have been trained.
 
     Attributes:
-        trained: the names of all networks that have ended.
-        validated: by network of a tuning seed, its validation accuracy under exact statistics.
+        committed: the names of those in results/reference.
+        validated: by network of a tuning seed, there or here, its validation accuracy under exact statistics, 0 to 1.
     """
 
-    trained: frozenset[str]
+    committed: frozenset[str]
     validated: Mapping[str, float]
+
+    def average(self, jobs: Sequence[Config]) -> float | None:
+        """Average the validation accuracy of these jobs' networks; None if one of them has none."""
+        from bnlab.harness.artifacts.runs import Run
+
+        names = [Run(job).id for job in jobs]
+        if any(name not in self.validated for name in names):
+            return None
+        return sum(self.validated[name] for name in names) / len(names)
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a cell lacks.
+class Lack:
+    """The jobs that a cell still lacks.
 
     Attributes:
-        words: that say it.
-        jobs: that can be run now.
-        later: that come after them, at a rate that is a guess, for an estimate of the time.
+        description: one line for the user.
+        jobs: those that can run now.
+        later: those that follow at the best rate, here at a guessed one, to estimate the time.
     """
 
-    words: str
+    description: str
     jobs: list[Config]
     later: list[Config]
 
@@ -103,35 +113,42 @@ def main() -> int:
 
 
 def _tune(words: list[str]) -> int:
-    """Train what the cells lack, or say what that is; the exit code."""
+    """Train what the cells lack, or print what that is; the exit code."""
     from bnlab.harness.artifacts.cores import count_cores
+    from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.planning import plan
 
-    is_anew = "anew=true" in words
-    cells = _list_cells([word for word in words if word != "anew=true"])
+    is_again = "again=true" in words
+    cells = _list_cells([word for word in words if word != "again=true"])
     first = cells[0].tested[0]
     folder = Path(first.results) / first.name
-    known = [folder.parent] if is_anew else [REFERENCE, folder.parent]
 
-    for _ in range(_MOST_ROUNDS):
-        state = _read_state(first.name, known)
-        steps = [find_next(cell, state) for cell in cells]
-        for cell, step in zip(cells, steps, strict=True):
-            if step.jobs or first.dry_run:
-                print(f"{cell.name}: {step.words}", flush=True)
+    attempted: set[str] = set()
+    while True:
+        trained = _read_trained(first.name, folder.parent, is_again)
+        lacks = [list_lacking(cell, trained) for cell in cells]
+        for cell, lack in zip(cells, lacks, strict=True):
+            if lack.jobs or first.dry_run:
+                print(f"{cell.name}: {lack.description}", flush=True)
 
-        missing = [job for step in steps for job in step.jobs]
+        missing = [job for lack in lacks for job in lack.jobs]
         if first.dry_run:
-            outlook = [*missing, *(job for step in steps for job in step.later)]
+            outlook = [*missing, *(job for lack in lacks for job in lack.later)]
             if outlook:
                 print("\n".join(plan(outlook, outlook, count_cores())))
             return 0
         if not missing:
-            print(f"nothing is missing; next: bnlab report experiment={first.name}")
+            print(f"nothing is missing; next: {_name_report(first, trained)}")
             return 0
+
+        # A job that fails says why, and its network stays missing.
+        names = {Run(job).id for job in missing}
+        failed = names & attempted
+        if failed:
+            print(f"{len(failed)} networks have failed; see {folder}/failures", file=sys.stderr)
+            return 1
+        attempted |= names
         _run(missing, folder)
-    print(f"the best rate of a cell is still at an edge after {_MOST_ROUNDS} extensions", file=sys.stderr)
-    return 1
 
 
 def _list_cells(words: list[str]) -> list[Cell]:
@@ -161,82 +178,86 @@ def _list_cells(words: list[str]) -> list[Cell]:
     return [Cell(tuple(configs)) for configs in groups.values()]
 
 
-def _read_state(name: str, folders: Iterable[Path]) -> State:
-    """Read what has been trained of an experiment, in several folders of results."""
+def _read_trained(name: str, results: Path, is_again: bool) -> Trained:
+    """Read what has been trained of an experiment, in this folder of results and, unless again, in the committed."""
     from experiments.tuning import validate
 
-    trained: set[str] = set()
+    committed: set[str] = set()
     validated: dict[str, float] = {}
-    for tables in _load_all(name, folders):
-        runs = tables["runs"]
-        has_ended = runs["status"].isin(["finished", "diverged"])
-        trained.update(runs.loc[has_ended, "run"])
-        accuracies = validate(tables).dropna(subset="accuracy")
-        validated.update(zip(accuracies["run"], accuracies["accuracy"], strict=True))
-    return State(frozenset(trained), validated)
+    for folder in [results] if is_again else [REFERENCE, results]:
+        is_swept = (folder / name / "requests").is_dir()
+        if is_again and not is_swept:
+            continue  # tables that were committed, in the folder into which all is measured again
+        for tables in _load(name, folder):
+            runs = tables["runs"]
+            has_ended = runs["status"].isin(["finished", "diverged"])
+            if folder == REFERENCE:
+                committed.update(runs.loc[has_ended, "run"])
+            accuracies = validate(tables).dropna(subset="accuracy")
+            validated.update(zip(accuracies["run"], accuracies["accuracy"], strict=True))
+    return Trained(frozenset(committed), validated)
 
 
-def _load_all(name: str, folders: Iterable[Path]) -> Iterable[Tables]:
-    """Yield the tables that there are of the experiment."""
+def _load(name: str, results: Path) -> Iterable[Tables]:
+    """Yield the tables of an experiment in a folder of results, if there are any."""
     from bnlab.harness.errors import UserError
     from bnlab.harness.reporting.tables import load
 
-    for results in folders:
-        try:
-            tables = load(name, results)
-        except UserError:  # nothing has been measured there
-            continue
-        if "runs" in tables and "evaluations" in tables:
-            yield tables
+    try:
+        tables = load(name, results)
+    except UserError:  # nothing has been measured there
+        return
+    if "runs" in tables and "evaluations" in tables:
+        yield tables
 
 
-def find_next(cell: Cell, state: State) -> Step:
-    """Find what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate."""
+def list_lacking(cell: Cell, trained: Trained) -> Lack:
+    """List what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate."""
     from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.jobs import list_waiting
     from experiments.tuning import FIRST_RATES, pick_rate
 
-    accuracies, unvalidated = _average_rates(cell, state)
+    accuracies, unvalidated = _average_rates(cell, trained)
     if unvalidated:
         jobs = [job for rate in unvalidated for job in cell.list_tuning(rate)]
-        missing = [job for job in jobs if Run(job).id not in state.validated]
+        missing = [job for job in jobs if Run(job).id not in trained.validated]
         later = cell.list_tested(FIRST_RATES[1])
         rates = ", ".join(f"{rate:g}" for rate in unvalidated)
-        return Step(f"{len(missing)} networks at rates {rates}, then {len(later)} at the best", missing, later)
+        return Lack(f"{len(missing)} networks at rates {rates}, then {len(later)} at the best", missing, later)
 
     best = pick_rate(accuracies).rate
-    missing = [job for job in cell.list_tested(best) if Run(job).id not in state.trained]
+    missing = [job for job in cell.list_tested(best) if Run(job).id not in trained.committed]
+    missing = list_waiting(missing)
     if missing:
-        return Step(f"{len(missing)} networks at the best rate, {best:g}", missing, [])
-    return Step(f"complete, at rate {best:g}", [], [])
+        return Lack(f"{len(missing)} networks at the best rate, {best:g}", missing, [])
+    return Lack(f"complete, at rate {best:g}", [], [])
 
 
-def _average_rates(cell: Cell, state: State) -> tuple[dict[float, float], list[float]]:
+def _average_rates(cell: Cell, trained: Trained) -> tuple[dict[float, float], list[float]]:
     """Average the validation accuracy at each rate over the tuning seeds.
 
     Returns:
-        The means by rate; the rates that lack a seed, ascending: of the first ones, or else the one beyond the edge.
+        The means by rate; the rates that lack a seed: some of the first ones, or else the one beyond the edge.
     """
-    from bnlab.harness.artifacts.runs import Run
     from experiments.tuning import FIRST_RATES, pick_rate
 
+    rates = list(FIRST_RATES)
     accuracies: dict[float, float] = {}
-    unvalidated: list[float] = []
-    waiting = list(FIRST_RATES)
-    while waiting:
-        rate = waiting.pop()
-        jobs = cell.list_tuning(rate)
-        known = [state.validated[Run(job).id] for job in jobs if Run(job).id in state.validated]
-        if len(known) == len(jobs):
-            accuracies[rate] = sum(known) / len(known)
-        else:
-            unvalidated.append(rate)
+    while True:
+        lacking = []
+        for rate in rates:
+            mean = trained.average(cell.list_tuning(rate))
+            if mean is None:
+                lacking.append(rate)
+            else:
+                accuracies[rate] = mean
+        if lacking:
+            return accuracies, lacking
 
-        if waiting or unvalidated:
-            continue
         beyond = pick_rate(accuracies).next_rate
-        if beyond is not None:
-            waiting.append(beyond)
-    return accuracies, sorted(unvalidated)
+        if beyond is None:
+            return accuracies, []
+        rates.append(beyond)
 
 
 def _run(jobs: list[Config], folder: Path) -> None:
@@ -250,6 +271,14 @@ def _run(jobs: list[Config], folder: Path) -> None:
     prepare(jobs)
     Parallel(n_jobs=count_cores())(delayed(attempt)(job) for job in jobs)
     write_tables(folder)
+
+
+def _name_report(config: Config, trained: Trained) -> str:
+    """Name the command that draws the tables, which are put together first where some networks are committed."""
+    report = f"bnlab report experiment={config.name}"
+    if not trained.committed:
+        return report
+    return f"python -m experiments.reference {config.results} && {report} results=results/reference"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
@@ -19,6 +18,7 @@ RATE = "optimizer.lr"
 TUNING_SEEDS = (100, 101, 102)
 FIRST_RATES = (0.025, 0.1, 0.4)
 FACTOR = 4.0  # between two rates
+_DIGITS = 9  # of an accuracy that count: two sums of the same values may differ in the last one
 
 
 @dataclass(frozen=True)
@@ -26,38 +26,42 @@ class Pick:
     """The best of several learning rates.
 
     Attributes:
-        rate: the one with the highest mean accuracy.
-        is_inside: whether a smaller and a larger one were tried.
-        next_rate: the rate beyond the edge that it lies at; None where it is inside.
+        rate: the one with the highest mean accuracy; of equal ones the smallest.
+        next_rate: the rate to try beyond it where it is the smallest or the largest; None where it lies inside.
     """
 
     rate: float
-    is_inside: bool
     next_rate: float | None
+
+    @property
+    def is_inside(self) -> bool:
+        """True if a smaller and a larger rate were tried."""
+        return self.next_rate is None
 
 
 def pick_rate(accuracies: Mapping[float, float]) -> Pick:
     """Pick the rate with the highest accuracy.
 
     >>> pick_rate({0.025: 0.5, 0.1: 0.7, 0.4: 0.6})
-    Pick(rate=0.1, is_inside=True, next_rate=None)
+    Pick(rate=0.1, next_rate=None)
     >>> pick_rate({0.025: 0.5, 0.1: 0.6, 0.4: 0.7}).next_rate
     1.6
     """
-    best = max(accuracies, key=lambda rate: accuracies[rate])
+    best = max(sorted(accuracies), key=lambda rate: round(accuracies[rate], _DIGITS))
     if best == max(accuracies):
-        return Pick(best, False, round(best * FACTOR, 9))
+        return Pick(best, round(best * FACTOR, _DIGITS))
     if best == min(accuracies):
-        return Pick(best, False, round(best / FACTOR, 9))
-    return Pick(best, True, None)
+        return Pick(best, round(best / FACTOR, _DIGITS))
+    return Pick(best, None)
 
 
 def validate(tables: Tables) -> pd.DataFrame:
     """Find the validation accuracy of each network of the tuning seeds at its end.
 
     Returns:
-        The rows of `runs` with two more columns: `accuracy` under exact statistics, or of a norm that has none, and
-        `running`, under running averages. Both are that of chance where the training has diverged.
+        The rows of `runs` with two more columns: `accuracy` under exact statistics, `running` under running averages;
+        both are the network's own where its norm has no statistics, that of chance where the training has diverged, and
+        NaN where nothing was measured.
     """
     runs = select(tables["runs"], seed=TUNING_SEEDS)
     validated = select(tables["evaluations"], split="val")
@@ -85,7 +89,7 @@ def pick_rates(tables: Tables, cell: Sequence[str]) -> pd.DataFrame:
         The columns `cell`; `optimizer.lr`, the best rate under exact statistics; `running_rate`, the best one under
         running averages; `is_inside`, whether the best one is no edge of the rates tried.
     """
-    validated = validate(tables)
+    validated = validate(tables).dropna(subset=["accuracy", "running"])
     picks = []
     for values, networks in validated.groupby([*cell], dropna=False, sort=False):
         by_rate = networks.groupby(RATE)
@@ -132,4 +136,4 @@ def find_collapses(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     """
     medians = accuracies.groupby([*by], dropna=False)["accuracy"].transform("median")
     is_collapsed: pd.Series = accuracies["accuracy"] < 0.5 * medians
-    return is_collapsed & np.isfinite(medians)
+    return is_collapsed

@@ -31,7 +31,11 @@ FLOORS = (
 )
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
-    *("errors schema schedule", "checks run_table requests", "components"),  # what all of them share: no torch
+    *(
+        "errors schema schedule small_batches",
+        "checks run_table requests",
+        "components",
+    ),  # what all of them share: no torch
     "statistics",  # what can be chosen as estimator
     "artifacts",
     "measurements",  # what needs a network
@@ -67,7 +71,10 @@ COMPONENTS = {
 REPORTING = {
     *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
     *("bnlab.files", "bnlab.names"),
-    *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "run_table", "requests", "reporting")),
+    *(
+        f"bnlab.harness.{name}"
+        for name in ("errors", "schema", "schedule", "small_batches", "run_table", "requests", "reporting")
+    ),
 }
 SHARED = {f"experiments.{name}" for name in ("catalogue", "curve", "margins", "tuning")}  # by several questions
 PACKAGED = {

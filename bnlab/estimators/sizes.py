@@ -1,4 +1,4 @@
-"""Averages that ask how large a batch is: a smaller last batch of an epoch moves them less, or not at all."""
+"""Averages weighted by batch size: a smaller last batch of an epoch moves them less, or not at all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from bnlab.names import Look
 
 @dataclass(frozen=True)
 class WeightedEMA(EMA):
-    """The EMA with each batch weighted by its size: gain m·n_t/N, N the values of the largest batch so far.
+    """The EMA with gain m·n/N: n values per channel in the batch, N in the largest batch so far.
 
-    With batches of one size it is the EMA. A last batch of an eighth of the images moves it by an eighth as much, so
-    that every image of the latest batches counts alike. Mean and unbiased variance. Source: ours; torch's weights are m
-    whatever the size.
+    With batches of one size it is the EMA. An image of a small batch moves it as much as one of a full batch, where
+    torch's gain is m whatever the size. Mean and unbiased variance. Source: ours.
 
     >>> after(WeightedEMA(momentum=0.5), 1, 2)
     [[0.5, 1.5], [1.75, 4.75]]
@@ -30,7 +29,7 @@ class WeightedEMA(EMA):
     look: ClassVar[Look] = Look("EMA, weighted by batch size", "green", "dashed")
 
     def gains(self, stream: Stream) -> Tensor:
-        return self.momentum * stream.counts / _find_largest(stream)
+        return self.momentum * stream.counts / _count_largest(stream)
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ class LastFullBatch(Estimator):
     look: ClassVar[Look] = Look("last full batch only", "orange", "dashed")
 
     def gains(self, stream: Stream) -> Tensor:
-        is_full = stream.counts == _find_largest(stream)
+        is_full = stream.counts == _count_largest(stream)
         return is_full.double()
 
 
-def _find_largest(stream: Stream) -> Tensor:
-    """Find the values in the largest batch up to each one, [T, C]."""
+def _count_largest(stream: Stream) -> Tensor:
+    """Count the values per channel of the largest batch up to each one: float64 [T, C]."""
     if not len(stream):
         return stream.counts
     return torch.cummax(stream.counts, dim=0).values

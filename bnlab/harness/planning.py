@@ -19,11 +19,11 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list, restore_config
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import list_needed_checkpoints, try_all
+from bnlab.harness.small_batches import ADVICE, MOST_NAMED, count_last
 from bnlab.harness.trials import UNTRIED, Cost, estimate
 
 _TABLES_SECONDS = 0.3  # to write the tables at the end
 _PART_SECONDS = 0.02  # to read what a job has left for them
-_MOST_SIZES = 3  # of small last batches that are named
 
 
 def gains_from_processes(waiting: list[Config]) -> bool:
@@ -68,12 +68,9 @@ def name_small_batches(waiting: list[Config]) -> list[str]:
             found.append(sizes)
 
     lines = []
-    for left, size in found[:_MOST_SIZES]:
-        lines.append(
-            f"the last batch of an epoch has {left:,} images of {size:,}, which running averages take as seriously as "
-            "a full one; last_batch=drop leaves it out"
-        )
-    more = len(found) - _MOST_SIZES
+    for left, size in found[:MOST_NAMED]:
+        lines.append(f"the last batch of an epoch has {left:,} images of {size:,}, {ADVICE}")
+    more = len(found) - MOST_NAMED
     if more > 0:
         lines.append(f"and {more:,} more of other sizes")
     return lines
@@ -87,10 +84,8 @@ def _find_small_batch(config: Config) -> tuple[int, int] | None:
     """
     if config.last_batch == "drop" or not config.norm.uses_batch:
         return None
-    full, left = divmod(config.data.count_training(), config.batch_size)
-    is_small = 1 < left <= config.batch_size / 2
-    is_trained_on = 0 < full < Run(config).steps
-    return (left, config.batch_size) if is_small and is_trained_on else None
+    left = count_last(config.data.count_training(), config.batch_size, Run(config).steps)
+    return None if left is None else (left, config.batch_size)
 
 
 def _count(number: int, noun: str) -> str:

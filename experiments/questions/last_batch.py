@@ -1,8 +1,8 @@
 """What does a small last batch do to a network and to its running averages?
 
 A DataLoader keeps the images that do not fill a batch (`drop_last=False`), and a running average takes such a batch as
-seriously as a full one. Checkpoints are taken at the end of an epoch, right after it. Full batches alone are the
-control. All claims were written before their first number.
+seriously as a full one. Checkpoints are taken at the end of an epoch, right after it. The control is networks of full
+batches alone, which train on up to 3% more images, in another order. All claims were written before their first number.
 """
 
 from typing import Any
@@ -12,15 +12,20 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import LOST, Axis, Curves
+from bnlab.harness.small_batches import count_training
 from experiments.margins import A_POINT, SIX_IMAGES
 
 SETTINGS = ("batch_size", "optimizer.schedule", "data.images")
 CELL = ("batch_size", "optimizer.schedule", "remainder", "when")
 SAME = ("seed", "batch_size", "optimizer.schedule", "when")
-REMAINDERS = {8: "1/32", 43: "1/6", 128: "1/2", 2: "1/32", 11: "1/6", 32: "1/2"}  # images → share of a batch
 FULL = "full"
+SHARES = {
+    256: {8: "1/32", 43: "1/6", 128: "1/2", 0: FULL},
+    64: {2: "1/32", 11: "1/6", 32: "1/2", 0: FULL},
+}
+"""By batch size: images that are left for the last batch → their share of a full one."""
 SMALL = ("1/32", "1/6")
-STEP_OF_IT = {256: 72, 64: 141}  # the update that the last batch makes
+LAST_BATCH_AT = {256: 72, 64: 141}  # batch size → the update that the last batch makes
 BEFORE, RIGHT_AFTER, THIRTY_LATER, END = "before", "right after", "30 updates later", "at the end"
 CONSTANT, ONE_CYCLE = "constant", "onecycle"
 EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
@@ -32,12 +37,11 @@ LITTLE = below(0.3, "points", SIX_IMAGES)
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find test accuracies with the size of the last batch as a share of a full one, and when they were measured."""
     frame = rows(tables, "evaluations", by=SETTINGS)
-    trained = frame["data.images"] - frame["data.images"] // 10
-    left = trained % frame["batch_size"]
-    since = frame["step"] - frame["batch_size"].map(STEP_OF_IT)
+    sizes = zip(frame["batch_size"], frame["data.images"], strict=True)
+    remainder = [SHARES[size][count_training(images) % size] for size, images in sizes]
+    since = frame["step"] - frame["batch_size"].map(LAST_BATCH_AT)
     is_last = frame["step"] == frame["steps"]
     when = since.map(_name_time).mask(is_last, END)
-    remainder = left.map(REMAINDERS).fillna(FULL)
     # Rows are compared across the sizes of the last batch, which the panels of `rows` tell apart.
     return frame.assign(remainder=remainder, since=since, when=when, panel="")
 
@@ -48,28 +52,29 @@ def _name_time(updates: int) -> str:
         return BEFORE
     if updates == 0:
         return RIGHT_AFTER
-    return f"{updates} updates later"
+    unit = "update" if updates == 1 else "updates"
+    return f"{updates} {unit} later"
 
 
 def find_lost_in_weights(tables: Tables) -> pd.DataFrame:
-    """Find points lost under exact statistics, against networks of full batches: what the update itself has done."""
+    """Subtract the exact accuracy of networks of full batches: a share, negative where a small batch harms weights."""
     exact = select(find_accuracies(tables), estimator="exact")
     return paired(exact, "accuracy", FULL, along="remainder", matching=SAME)
 
 
 def find_lost_by_averages(tables: Tables) -> pd.DataFrame:
-    """Find points lost against exact statistics of the same weights."""
+    """Subtract the accuracy under exact statistics of the same weights: a share, negative where statistics lose."""
     return paired(find_accuracies(tables), "accuracy")
 
 
 def find_lost_more(tables: Tables) -> pd.DataFrame:
-    """Find how many points more averages lose than those of networks of full batches do."""
+    """Subtract what the same statistics lose in networks of full batches: negative where they lose more."""
     lost = find_lost_by_averages(tables)
     return paired(lost, "accuracy", FULL, along="remainder", matching=SAME)
 
 
-def find_weighing_loss(tables: Tables) -> pd.DataFrame:
-    """Find points lost by an average that is weighted by batch size, against the average that is not."""
+def subtract_plain_average(tables: Tables) -> pd.DataFrame:
+    """Subtract the accuracy under the plain average from that under the one weighted by batch size."""
     frame = find_accuracies(tables)
     plain = select(frame, **EMA)
     weighted = select(frame, **WEIGHTED)
@@ -77,7 +82,7 @@ def find_weighing_loss(tables: Tables) -> pd.DataFrame:
     return paired(both, "accuracy", "ema", along="estimator")
 
 
-def in_panels(frame: pd.DataFrame) -> pd.DataFrame:
+def name_schedule_panels(frame: pd.DataFrame) -> pd.DataFrame:
     """Name panels by schedule and batch size, and leave out the end, which is no number of updates later."""
     during = frame[frame["when"] != END]
     return name_panels(during, "{optimizer.schedule}, batch size {batch_size}")
@@ -95,18 +100,25 @@ EXPERIMENT = Experiment(
             "What running averages lose around a small last batch",
             "Test accuracy of the same network under exact statistics minus that under the running average of momentum "
             "0.1. Lines: the size of the last batch of the epoch, as a share of a full one.",
-            score(lambda tables: in_panels(find_lost_by_averages(tables)), "accuracy", ("panel", "remainder", "since"),
-                  scale=-100, **EMA),
+            score(lambda tables: name_schedule_panels(find_lost_by_averages(tables)), "accuracy",
+                  ("panel", "remainder", "since"), scale=-100, **EMA),
             Curves("since", "remainder", LOST, across=SINCE),
-            Finding("A small last batch wrecks running averages for ten updates",
-                    {"averages_lose": (CONSTANT,)})),
+            Finding("Right after a small last batch running averages lose over a point more, at a constant rate",
+                    {"averages_lose": ()})),
         "weights": Figure(
             "What the update of a small last batch does to the weights",
             "Test accuracy under exact statistics of networks trained in full batches alone, minus that of networks "
             "with a smaller last batch of the epoch; lines are its size, as a share of a full one.",
-            score(lambda tables: in_panels(find_lost_in_weights(tables)), "accuracy", ("panel", "remainder", "since"),
-                  scale=-100),
+            score(lambda tables: name_schedule_panels(find_lost_in_weights(tables)), "accuracy",
+                  ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE)),
+        "statistics": Figure(
+            "What all statistics lose around a last batch of 1/32",
+            "Test accuracy of the same network under exact statistics minus that under others. The last full batch "
+            "leaves the small one out.",
+            score(lambda tables: name_schedule_panels(find_lost_by_averages(tables)), "accuracy",
+                  ("panel", "estimator", "momentum", "since"), scale=-100, remainder="1/32"),
+            Curves("since", "estimator", LOST, across=SINCE)),
     },
     claims={
         "weights_lose": Claim(
@@ -141,7 +153,7 @@ EXPERIMENT = Experiment(
         "weighing_gains": Claim(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
             "gains over a point against the plain one.",
-            score(find_weighing_loss, "accuracy", CELL, scale=100, remainder=SMALL, when=RIGHT_AFTER,
+            score(subtract_plain_average, "accuracy", CELL, scale=100, remainder=SMALL, when=RIGHT_AFTER,
                   schedule=CONSTANT), above(1.0, "points gained", A_POINT), ("Q9",)),
     },
 )  # fmt: skip

@@ -11,12 +11,12 @@ from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.reporting.tables import load
-from experiments.tune import Cell, State, find_next
+from experiments.tune import Cell, Trained, list_lacking
 from experiments.tuning import FIRST_RATES, TUNING_SEEDS
 from tests.experiments.commands import run
 
 CELL = Cell(tuple(Config(steps=10, seed=seed, optimizer=Sgd(lr_scaling="none")) for seed in (103, 104)))
-NOTHING = State(frozenset(), {})
+NOTHING = Trained(frozenset(), {})
 
 
 def validate(accuracies: dict[float, float]) -> dict[str, float]:
@@ -29,7 +29,7 @@ def list_rates(jobs: list[Config]) -> list[float]:
 
 
 def test_first_all_rates_are_validated() -> None:
-    step = find_next(CELL, NOTHING)
+    step = list_lacking(CELL, NOTHING)
     assert list_rates(step.jobs) == list(FIRST_RATES)
     assert {job.seed for job in step.jobs} == {*TUNING_SEEDS}
     assert {job.evaluate_on for job in step.jobs} == {"val"}
@@ -41,7 +41,7 @@ def test_what_is_there_is_not_trained_again() -> None:
     name = Run(CELL.list_tuning(0.4)[1]).id
     del validated[name]
 
-    step = find_next(CELL, State(frozenset(validated), validated))
+    step = list_lacking(CELL, Trained(frozenset(validated), validated))
 
     assert [Run(job).id for job in step.jobs] == [name]
 
@@ -55,26 +55,28 @@ def test_what_is_there_is_not_trained_again() -> None:
     ],
 )
 def test_an_edge_is_extended(accuracies: dict[float, float], rate: float) -> None:
-    step = find_next(CELL, State(frozenset(), validate(accuracies)))
+    step = list_lacking(CELL, Trained(frozenset(), validate(accuracies)))
     assert list_rates(step.jobs) == [rate]
     assert len(step.jobs) == len(TUNING_SEEDS)
 
 
-def test_then_the_best_rate_is_tested() -> None:
+def test_then_the_best_rate_is_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     validated = validate({0.025: 0.5, 0.1: 0.7, 0.4: 0.6})
     wanted = CELL.list_tested(0.1)
-    half = State(frozenset({Run(wanted[0]).id}), validated)
-    whole = State(frozenset(Run(job).id for job in wanted), validated)
+    half = Trained(frozenset({Run(wanted[0]).id}), validated)
+    whole = Trained(frozenset(Run(job).id for job in wanted), validated)
 
-    assert find_next(CELL, half).jobs == [wanted[1]]
-    assert find_next(CELL, whole).words == "complete, at rate 0.1"
+    monkeypatch.chdir(tmp_path)  # where no other results are
+
+    assert list_lacking(CELL, half).jobs == [wanted[1]]
+    assert list_lacking(CELL, whole).description == "complete, at rate 0.1"
 
 
 @pytest.mark.slow
 def test_a_cell_is_completed(tmp_path: Path) -> None:
     """Tiny networks; a second call trains nothing."""
     words = ["experiment=ground_onecycle", "batch_size=8", "steps=40", "data.images=400", "seed=103,104"]
-    words += ["anew=true", f"results={tmp_path}"]
+    words += ["again=true", f"results={tmp_path}"]
 
     first = run("tune", *words)
     second = run("tune", *words)

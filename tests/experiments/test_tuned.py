@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnlab.harness.reporting.experiment import decide
+from bnlab.harness.reporting.experiment import decide, find_conditions
 from experiments import curve
 from experiments.catalogue import find_experiment
 from experiments.tuning import RATE, TUNING_SEEDS, find_collapses, pick_rate, pick_rates, select_tested
@@ -76,6 +76,25 @@ def test_a_rate_is_extended_until_it_is_inside() -> None:
     assert pick_rate({0.1: 0.5, 0.4: 0.7, 1.6: 0.6}).is_inside
     assert pick_rate({0.1: 0.5, 0.4: 0.6, 1.6: 0.7}).next_rate == 6.4
     assert pick_rate({0.1: 0.5, 0.4: 0.4, 1.6: 0.3}).next_rate == 0.025
+
+
+@pytest.mark.parametrize("rates", [(0.025, 0.1, 0.4, 1.6), (1.6, 0.4, 0.1, 0.025)])
+def test_of_equally_good_rates_the_smallest_is_picked(rates: tuple[float, ...]) -> None:
+    """Neither their order decides nor how a mean was rounded."""
+    means = {0.025: 0.5, 0.1: 0.7, 0.4: 0.1 * 7, 1.6: 0.6}
+    assert pick_rate({rate: means[rate] for rate in rates}).rate == 0.1
+
+
+def test_a_rate_that_lacks_a_measured_seed_is_not_picked() -> None:
+    cell = {"batch_size": 4, "optimizer.schedule": "constant", "steps": 10}
+    parts = list(tune([cell]))
+    run, _ = parts[1]  # at the best rate
+    run["status"] = "failed"
+    parts[1] = (run, [])
+
+    picks = pick_rates(join(*parts), ("batch_size", "optimizer.schedule", "steps"))
+
+    assert picks[RATE].tolist() == [0.025]
 
 
 def test_rates_are_picked_on_the_tuning_seeds_alone() -> None:
@@ -158,7 +177,10 @@ def plant_ground() -> Tables:
 
 
 def plant_norms() -> Tables:
-    """Group norm wins at 4 and loses at 32 and 128; renorm wins at 4; gain control keeps up; one network collapses."""
+    """Group norm wins at 4 and loses at 32 and 128; renorm wins at 4; gain control keeps up.
+
+    One network with renorm collapses at 32, and one with gain control diverges at each batch size.
+    """
     gains: dict[str, dict[int, float]] = {"group": {4: 0.05, 32: -0.05, 128: -0.05}, "renorm": {4: 0.05}}
     cells: list[Row] = []
     for size in (4, 32, 128):
@@ -181,6 +203,9 @@ def plant_norms() -> Tables:
             rows.append(make_row(run, 2250, "ema", momentum, accuracy))
         else:
             rows.append(make_row(run, 2250, "none", math.nan, accuracy))
+        if cell["norm"] == "gain_control" and seed == 106:
+            run["status"] = "diverged"
+            rows = []
         parts.append((run, rows))
     return join(*tune(cells), *parts)
 
@@ -221,6 +246,23 @@ def test_claims_hold_where_they_are_planted(name: str) -> None:
     assert {*verdicts["verdict"]} == {"holds"}, verdicts[verdicts["verdict"] != "holds"].to_string()
     for figure in experiment.figures.values():
         assert len(figure.score(tables))
+        for claim, conditions in figure.finding.claims.items() if figure.finding else ():
+            assert len(find_conditions(verdicts, claim, conditions))
+
+
+def test_collapses_are_counted() -> None:
+    (figure,) = [f for name, f in find_experiment("norms_tuned").figures.items() if name == "collapses"]
+    shares = figure.score(plant_norms()).set_index(["line", "panel"])["mean"]
+    collapsed = shares[shares > 0]
+
+    assert {line for line, _ in collapsed.index} == {
+        "gain control",
+        "batch renorm 0.01",
+        "batch renorm 0.1",
+        "batch renorm 0.01, exact statistics",
+        "batch renorm 0.1, exact statistics",
+    }
+    assert {*collapsed} == {0.25}
 
 
 def test_the_curve_is_of_the_measure_that_points_follow_from() -> None:

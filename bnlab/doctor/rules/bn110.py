@@ -14,7 +14,7 @@ from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.trace import LayerTrace
 
 _SMALL = 0.5  # of a full batch, at most
-_FEWEST = 4  # batches in an epoch: two kinds of batches in turn come more often
+_FEWEST = 4  # batches in an epoch: where small ones come more often, they are no last batches
 
 
 class SmallLastBatch(Rule):
@@ -33,10 +33,10 @@ class SmallLastBatch(Rule):
     code = "BN110"
     title = "a small last batch"
     meaning = (
-        "It is noisier than a full batch and moves the averages as much: right after it, its share of them is the "
-        "momentum."
+        "It is noisier than a full batch and moves the averages as much: right after it, a share of them equal to the "
+        "momentum comes from it."
     )
-    remedy = "Pass drop_last=True to the DataLoader, recalibrate, or average more batches by a smaller momentum."
+    remedy = "Pass drop_last=True to the DataLoader, or recalibrate; a smaller momentum averages over more batches."
     severity = "note"
     follows_cost = False
     needs = ("sizes",)
@@ -46,18 +46,18 @@ class SmallLastBatch(Rule):
         last, full = case.training_sizes or (0, 0)
         if 0 < last <= _SMALL * full:
             layers = list(case.layers)
-            told = f"the last batch of an epoch has {last:,} images of {full:,}"
+            evidence = f"the last batch of an epoch has {last:,} images of {full:,}"
         elif recorded:
             layers = list(recorded)
             size = min(_find_size(entries) for entries in recorded.values())
-            told = f"the last batch of an epoch has {100 * size:.2g}% of the values of a full one"
+            evidence = f"the last batch of an epoch has {100 * size:.2g}% of the values of a full one"
         else:
             return None
 
         share = max((_find_share(case, name, entries) for name, entries in recorded.items()), default=0.0)
         if share > 0:
-            told = f"{told}; it makes up {100 * share:.2g}% of the averages"
-        return Signs.of(layers, told)
+            evidence = f"{evidence}; it makes up {100 * share:.2g}% of the averages"
+        return Signs.of(layers, evidence)
 
 
 def _list_recorded(case: Case) -> dict[str, LayerTrace]:

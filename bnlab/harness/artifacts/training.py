@@ -72,6 +72,11 @@ class Batches:
     they are of the whole training split, every image once.
 
     Attributes:
+        split: images [N, C, H, W] and labels [N].
+        batch_size: images in a full batch.
+        seeds: for the order and the augmentation.
+        shift: the largest random shift of an image, in pixels.
+        flip: whether images are mirrored at random.
         order: of an epoch's N images. `shuffled`: every image once. `replacement`: N images that are drawn with
             replacement, so that some are missing. `sorted`: every image once, class after class by the classes'
             numbers, shuffled within each class. `blocks`: the same with the classes in an order that is drawn for each
@@ -79,7 +84,7 @@ class Batches:
             all classes come in an order that is drawn.
         last_batch: `keep` or `drop` the images at the end of an epoch that do not fill a batch. One image alone, which
             has no variance, is always dropped.
-        augmented: the split with random transforms of the user's own, from which images are drawn; None: as they are.
+        augmented: the split with random transforms of the caller's, from which images are drawn; None: as they are.
     """
 
     split: Split

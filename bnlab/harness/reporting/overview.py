@@ -17,11 +17,11 @@ from bnlab.harness.reporting.outcome import count_networks, format_number, say_u
 from bnlab.harness.reporting.plots import GAP
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.reporting.swept import Swept, find_swept
+from bnlab.harness.small_batches import ADVICE, MOST_NAMED, count_last, count_training
 from bnlab.names import EstimatorName
 
 _MOMENTA = 6  # the most momenta that have a line over the training
 _NEAR_END = 0.02  # of the training
-_MOST_SIZES = 3  # of small last batches that are named
 _TITLES = {"test": "Test accuracy", "val": "Validation accuracy", "train": "Training accuracy"}
 
 
@@ -125,26 +125,21 @@ def _name_small_batches(runs: pd.DataFrame) -> list[str]:
     """
     read = runs.reindex(columns=["data.images", "batch_size", "norm_batch_size", "steps", "last_batch"])
     kept = read[read["norm_batch_size"].notna() & (read["last_batch"] != "drop")]
-    training = kept["data.images"] - kept["data.images"] // 10
-    size = kept["batch_size"]
-    left = training % size
-    full = training // size
+    trainings = kept[["batch_size", "data.images", "steps"]].dropna().astype(int).drop_duplicates()
 
-    is_small = (left > 1) & (left <= size / 2)
-    is_trained_on = (full > 0) & (full < kept["steps"])
-    sizes = pd.DataFrame({"left": left, "size": size})[is_small & is_trained_on]
-    sizes = sizes.drop_duplicates().sort_values(["size", "left"])
-    if sizes.empty:
+    sizes: dict[tuple[int, int], None] = {}
+    for size, images, steps in trainings.sort_values("batch_size").itertuples(index=False):
+        left = count_last(count_training(images), size, steps)
+        if left is not None:
+            sizes[left, size] = None
+    if not sizes:
         return []
 
-    named = [f"{left:,.0f} images of {size:,.0f}" for left, size in sizes.head(_MOST_SIZES).to_numpy()]
-    more = len(sizes) - _MOST_SIZES
+    named = [f"{left:,} images of {size:,}" for left, size in list(sizes)[:MOST_NAMED]]
+    more = len(sizes) - MOST_NAMED
     if more > 0:
         named.append(f"{more} more")
-    return [
-        f"The last batch of an epoch had {', '.join(named)}, which running averages take as seriously as a full one; "
-        "last_batch=drop leaves it out."
-    ]
+    return [f"The last batch of an epoch had {', '.join(named)}, {ADVICE}."]
 
 
 def _find_gaps(swept: Swept) -> list[Measure]:

@@ -14,6 +14,7 @@ from bnlab.harness.artifacts.data.pixels import Pixels
 from bnlab.harness.checks import require_within
 from bnlab.harness.components import Component, setting
 from bnlab.harness.errors import UserError
+from bnlab.harness.small_batches import count_training
 
 _FEWEST = 10  # training and validation images
 
@@ -117,7 +118,7 @@ class Data(Component):
     def count_training(self) -> int:
         """Count training images: nine in ten of those that are used."""
         used = self.count_used()
-        return used - used // 10
+        return count_training(used)
 
 
 def split_off_validation(order: Tensor) -> Sequence[Tensor]:
