@@ -19,12 +19,16 @@ from experiments.margins import A_POINT, AS_ACCURATE
 SIZE = "norm.batch_size"  # images that are normalized together
 FIVE: dict[str, Any] = {"batch_size": 256, "seed": (0, 1, 2, 3, 4)}  # networks of which all sizes of parts are measured
 TWO: dict[str, Any] = {SIZE: 2}  # networks of which batches of 32 and of 256 are measured
-MANY, FEW = 32, 256  # images in a batch: with many updates, with few
+MANY_UPDATES, FEW_UPDATES = 32, 256  # images in a batch
 TEST_BATCH = "test_batch(n=2)"
-PARTS = {"along": SIZE, "matching": ("seed",), "estimator": "exact"}  # compared with other parts, from the same seed
-EMA = {"against": "exact", "estimator": "ema", "momentum": 0.1}
+PARTS: dict[str, Any] = {
+    "along": SIZE,
+    "matching": ("seed",),
+    "estimator": "exact",
+}  # compared with other parts, from the same seed
+EMA: dict[str, Any] = {"against": "exact", "estimator": "ema", "momentum": 0.1}
 NAMES = {"exact": "exact statistics", "ema": "running averages", TEST_BATCH: "test batches of two"}
-LESS, AS_GOOD = ("points gained", A_POINT), ("points gained", AS_ACCURATE)
+BY_A_POINT, AS_GOOD = ("points gained", A_POINT), ("points gained", AS_ACCURATE)
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
@@ -85,11 +89,11 @@ EXPERIMENT = Experiment(
             score_gain(2, 8, 256, against=32, **PARTS), below(0.0, *AS_GOOD), ("F10", "H10")),
         "tiny_parts_are_not_rescued": Claim(
             "Under exact statistics, training in parts of 2 images is more than a point worse than in whole batches.",
-            score_gain(2, against=256, **PARTS), below(-1.0, *LESS), ("H5",)),
+            score_gain(2, against=256, **PARTS), below(-1.0, *BY_A_POINT), ("H5",)),
         "running_averages_fail_when_tiny": Claim("In parts of 2 PyTorch's running average costs more than a point.",
-                                                 score_gain(2, **EMA), below(-1.0, *LESS), ("F3",)),
+                                                 score_gain(2, **EMA), below(-1.0, *BY_A_POINT), ("F3",)),
         "running_averages_serve_when_large": Claim("In parts of 32 PyTorch's running average costs less than a point.",
-                                                   score_gain(32, **EMA), within(-1.0, 1.0, *LESS), ("F3",)),
+                                                   score_gain(32, **EMA), within(-1.0, 1.0, *BY_A_POINT), ("F3",)),
         "population_wins_when_large": Claim(
             "Trained in parts of 32 or whole batches, networks are better under exact than test batches' statistics.",
             score_gain(32, 256, against="test_batch", estimator="exact"), above(0.0, *AS_GOOD), ("F3", "H3")),
@@ -99,17 +103,17 @@ EXPERIMENT = Experiment(
         "batches_win_after_many_updates": Claim(
             "Trained in batches of 32 that are normalized in parts of 2, networks are less accurate under exact "
             "statistics than under those of test batches of 2.",
-            score(find_leads, "accuracy", ("batch_size",), scale=100, estimator="exact", batch_size=MANY),
+            score(find_leads, "accuracy", ("batch_size",), scale=100, estimator="exact", batch_size=MANY_UPDATES),
             below(0.0, *AS_GOOD), ("F3", "H3")),
         "the_lead_shrinks": Claim(
             "What exact statistics gain against test batches of 2 is more than a point less in batches of 32 than of "
             "256.",
-            score(find_leads, "accuracy", ("batch_size",), against=FEW, along="batch_size", matching=("seed",),
-                  scale=100, estimator="exact", batch_size=MANY), below(-1.0, *LESS), ("F3", "H3")),
+            score(find_leads, "accuracy", ("batch_size",), against=FEW_UPDATES, along="batch_size", matching=("seed",),
+                  scale=100, estimator="exact", batch_size=MANY_UPDATES), below(-1.0, *BY_A_POINT), ("F3", "H3")),
         "running_averages_fail": Claim(
             "In batches of 32 that are normalized in parts of 2 PyTorch's running average costs more than a point "
             "against exact statistics.",
-            score("evaluations", "accuracy", ("batch_size",), at=1.0, scale=100, batch_size=MANY, **EMA, **TWO),
-            below(-1.0, *LESS), ("F3",)),
+            score("evaluations", "accuracy", ("batch_size",), at=1.0, scale=100, batch_size=MANY_UPDATES, **EMA, **TWO),
+            below(-1.0, *BY_A_POINT), ("F3",)),
     },
 )  # fmt: skip
