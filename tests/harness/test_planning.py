@@ -16,6 +16,7 @@ from bnlab.harness.artifacts.norms.group import Group
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
+from bnlab.harness.small_batches import ADVICE
 from bnlab.harness.trials import Cost, Trial, estimate
 from tests.conftest import small_config
 
@@ -147,7 +148,7 @@ def test_small_last_batches_are_named_once_for_each_size(tmp_path: Path) -> None
     named = planning.name_small_batches([*of_32, *others])
 
     lasts = ["8 images of 32", "8 images of 16", "20 images of 68"]
-    follows = "which running averages take as seriously as a full one; last_batch=drop leaves it out"
+    follows = ADVICE
     assert named[:3] == [f"the last batch of an epoch has {last}, {follows}" for last in lasts]
     assert named[3:] == ["and 3 more of other sizes"]
 

@@ -22,6 +22,9 @@ class SmallLastBatch(Rule):
     `drop_last=False` say it, or the sizes of other training batches; in a trace small batches come back at even
     distances, among full ones.
 
+    It harms weights more than averages: in networks that were trained in batches of 256 at a constant rate, accuracy
+    under exact statistics fell by half right after a batch of 8, and was back 30 updates later (`last_batch`).
+
     With momentum m such a batch makes up a share m of the averages right after it, and m·(1−m)^k after k more updates.
     Where a trace ends at most 1/m updates after a small batch, and the averages are still those of its end, the finding
     says this share.
@@ -33,10 +36,10 @@ class SmallLastBatch(Rule):
     code = "BN110"
     title = "a small last batch"
     meaning = (
-        "It is noisier than a full batch and moves the averages as much: right after it, a share of them equal to the "
-        "momentum comes from it."
+        "Its update is as large as that of a full batch, on few images: right after it the weights are worse, and a "
+        "share of the averages equal to the momentum comes from it."
     )
-    remedy = "Pass drop_last=True to the DataLoader, or recalibrate; a smaller momentum averages over more batches."
+    remedy = "Pass drop_last=True to the DataLoader. New statistics do not repair weights: train some updates more."
     severity = "note"
     follows_cost = False
     needs = ("sizes",)

@@ -44,7 +44,7 @@ class Config:
     last_batch: str = setting(
         "keep",
         "of an epoch, where images are left that do not fill a batch: keep, as a smaller batch (PyTorch's "
-        "drop_last=False), which moves running averages as much as a full one; drop",
+        "drop_last=False), whose update is as large as that of a full one; drop",
         choices=("keep", "drop"),
     )
     freeze_at: float | None = setting(

@@ -371,7 +371,9 @@ def test_a_small_last_batch_of_an_epoch_is_said() -> None:
     """Of 10,000 images 9,000 are trained on: 40 are left by batches of 128 and 256, 808 by those of 1024."""
     tables = plant(batch_size=(128, 256, 1024), last_batch=("keep", "drop"))
     runs = tables["runs"].assign(**{"data.images": 10_000, "norm_batch_size": 128, "steps": 500})
-    follows = "which running averages take as seriously as a full one; last_batch=drop leaves it out."
+    follows = (
+        "and its update is as large as that of a full one, which harms the weights; last_batch=drop leaves it out."
+    )
 
     overview = make_overview("g", {**tables, "runs": runs})
 
