@@ -13,8 +13,11 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import select
+from bnlab.harness.reporting.plots import Axis
 
 RATE = "optimizer.lr"
+RATES = Axis("learning rate", log=True, ticks="values")
+VALIDATED = Axis("validation accuracy (%)")
 TUNING_SEEDS = (100, 101, 102)
 FIRST_RATES = (0.025, 0.1, 0.4)
 FACTOR = 4.0  # between two rates

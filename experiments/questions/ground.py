@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
-from bnlab.harness.reporting.frames import lowest, paired, rows, score, select
+from bnlab.harness.reporting.frames import lowest, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Axis, Curves
 from experiments.curve import CELL, SCHEDULE, find_exact, find_share_of_hits
 from experiments.margins import A_POINT, SIX_IMAGES
-from experiments.tuning import RATE, select_tested
+from experiments.tuning import RATE, RATES, VALIDATED, select_tested, validate
 
 CONSTANT, ONE_CYCLE = "constant", "onecycle"
 NAMES = {CONSTANT: "constant rate", ONE_CYCLE: "one-cycle, at the end"}
@@ -104,6 +104,12 @@ def find_fall_of_momentum(tables: Tables) -> pd.DataFrame:
     return paired(values, "best", 144, along="updates", matching=("seed", "batch_size", SCHEDULE), ratio=True)
 
 
+def find_validated(tables: Tables) -> pd.DataFrame:
+    """Find validation accuracies of the tuning seeds at their end, in panels by schedule and length."""
+    validated = validate(tables).sort_values([SCHEDULE, "steps"])
+    return name_panels(validated, f"{{{SCHEDULE}}}, {{steps}} updates")
+
+
 HOLLOW = "Hollow: exact accuracy is below 50% there, so that little can be lost."
 
 EXPERIMENT = Experiment(
@@ -132,6 +138,16 @@ EXPERIMENT = Experiment(
             "At learning rates that are tuned for each batch size and length (at a constant rate for 2,250 updates).",
             score(find_rows, "accuracy", ("panel", "batch_size", "updates"), scale=100, estimator="exact"),
             Curves("updates", "batch_size", Axis("test accuracy (%)"), across=UPDATES)),
+        "rates": Figure(
+            "Learning rates are picked by these accuracies, under exact statistics",
+            "Validation accuracy at the end, seeds 100 to 102; a network that diverged counts with that of chance.",
+            score(find_validated, "accuracy", ("panel", "batch_size", RATE), scale=100),
+            Curves(RATE, "batch_size", VALIDATED, across=RATES)),
+        "rates_running": Figure(
+            "Under running averages these rates would have been picked",
+            "The same under running averages of momentum 0.1.",
+            score(find_validated, "running", ("panel", "batch_size", RATE), scale=100),
+            Curves(RATE, "batch_size", VALIDATED, across=RATES)),
     },
     claims={
         "larger_batches_do_not_lose_more": Claim(

@@ -12,9 +12,9 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score
-from bnlab.harness.reporting.plots import Axis, Forest
+from bnlab.harness.reporting.plots import Axis, Curves, Forest
 from experiments.margins import A_POINT, AS_ACCURATE
-from experiments.tuning import RATE, find_collapses, select_tested
+from experiments.tuning import RATE, RATES, VALIDATED, find_collapses, select_tested, validate
 
 CELL = ("norm", "norm.momentum", "batch_size")
 EACH = ("line", "batch_size")
@@ -64,6 +64,13 @@ def find_with_and_without(tables: Tables) -> pd.DataFrame:
     return name_panels(both, "batch size {batch_size}, {which}")
 
 
+def find_validated(tables: Tables) -> pd.DataFrame:
+    """Find validation accuracies of the tuning seeds at their end, in panels by batch size."""
+    validated = validate(tables)
+    named = validated.assign(line=_name_norms(validated))
+    return name_panels(named, "batch size {batch_size}")
+
+
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Find accuracies minus those of batch norm of the same seed, under both of its statistics, without collapses."""
     frame = find_accuracies(tables)
@@ -97,6 +104,12 @@ EXPERIMENT = Experiment(
             score(lambda tables: name_panels(find_accuracies(tables), "batch size {batch_size}"), "is_collapsed",
                   ("panel", "line")),
             Forest("line", Axis("share of networks that collapse"))),
+        "rates": Figure(
+            "Learning rates are picked by these accuracies",
+            "Validation accuracy at the end, seeds 100 to 102, under exact statistics where a norm has them; a network "
+            "that diverged counts with that of chance.",
+            score(find_validated, "accuracy", ("panel", "line", RATE), scale=100),
+            Curves(RATE, "line", VALIDATED, across=RATES)),
     },
     claims={
         "group_norm_wins_when_small": Claim(
