@@ -26,7 +26,7 @@ class WeightedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_weighted"
-    look: ClassVar[Look] = Look("EMA, weighted by batch size", "green", "dashed")
+    look: ClassVar[Look] = Look("EMA, weighted by batch size", "red", "dashed")
 
     def gains(self, stream: Stream) -> Tensor:
         return self.momentum * stream.counts / _count_largest(stream)
@@ -43,7 +43,7 @@ class LastFullBatch(Estimator):
     """
 
     name: ClassVar[str] = "last_full_batch"
-    look: ClassVar[Look] = Look("last full batch only", "orange", "dashed")
+    look: ClassVar[Look] = Look("last full batch only", "orange", "mixed")
 
     def gains(self, stream: Stream) -> Tensor:
         is_full = stream.counts == _count_largest(stream)

@@ -26,7 +26,7 @@ TABLES = {"runs": RUNS, **{name: measurement.table for name, measurement in list
 
 def rows(momenta: list[float], value: float, **changes: object) -> pd.DataFrame:
     columns = {"run": "a/seed_0", "step": 1, "estimator": "ema", "momentum": momenta, "statistics_split": "train"}
-    numbers = dict.fromkeys(("mean_gap", "var_gap", "kl", "tid_mean", "tid_std", "var_ratio"), value)
+    numbers = dict.fromkeys(("mean_gap", "var_gap", "kl", "output_gap", "tid_mean", "tid_std", "var_ratio"), value)
     places = {"layer": "1", "epoch": 0.5, "depth": 1, "channels": 4, "origin": "o"}
     return pd.DataFrame({**columns, **numbers, **places, **changes})
 
