@@ -3,8 +3,8 @@
 # make test-all   the slow tests too, and those of optional packages that can be installed
 # make test-slurm sweeps on a real Slurm on this machine, with jobs that are killed and requeued; says what to install
 # make test-versions  the library's tests with the oldest torch, one between, and the newest; installs several GB
-# make results    every experiment that needs no download again, for results/reference: 2,600 networks, whose training takes
-#                 about 30 hours of one core, two at a time. What is finished is kept
+# make results    every experiment that needs no download again, for results/reference: 1,900 networks, whose training takes
+#                 about 40 hours of one core, two at a time. What is finished is kept
 # make docs       the site, build/site/index.html
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # `make demo PYTHON=python3.12` chooses the interpreter.
