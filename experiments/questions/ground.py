@@ -24,7 +24,7 @@ NAMES = {CONSTANT: "constant rate", ONE_CYCLE: "one-cycle, at the end"}
 PYTORCH: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 ALIKE = 0.05  # difference of exact accuracies up to which batch sizes are compared
 PAIRS = ((4, 16), (16, 64), (64, 256))
-UPDATES = Axis("updates", log=True, ticks="values")
+UPDATES = Axis("updates", log=True)
 IMAGES = Axis("images seen", log=True)
 BEST = Axis("momentum with the lowest test loss", log=True)
 

@@ -148,8 +148,7 @@ def test_small_last_batches_are_named_once_for_each_size(tmp_path: Path) -> None
     named = planning.name_small_batches([*of_32, *others])
 
     lasts = ["8 images of 32", "8 images of 16", "20 images of 68"]
-    follows = ADVICE
-    assert named[:3] == [f"the last batch of an epoch has {last}, {follows}" for last in lasts]
+    assert named[:3] == [f"the last batch of an epoch has {last}, {ADVICE}" for last in lasts]
     assert named[3:] == ["and 3 more of other sizes"]
 
 

@@ -35,11 +35,8 @@ class SmallLastBatch(Rule):
 
     code = "BN110"
     title = "a small last batch"
-    meaning = (
-        "Its update is as large as that of a full batch, on few images: right after it the weights are worse, and a "
-        "share of the averages equal to the momentum comes from it."
-    )
-    remedy = "Pass drop_last=True to the DataLoader. New statistics do not repair weights: train some updates more."
+    meaning = "Its update is as large as a full batch's, on few images, so that right after it the weights are worse."
+    remedy = "Pass drop_last=True to the DataLoader; new statistics do not repair the weights, more updates do."
     severity = "note"
     follows_cost = False
     needs = ("sizes",)

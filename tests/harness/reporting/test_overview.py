@@ -19,6 +19,7 @@ from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.overview import Overview, make_overview
 from bnlab.harness.reporting.plots import Curves, Forest
 from bnlab.harness.reporting.swept import find_swept
+from bnlab.harness.small_batches import ADVICE
 
 matplotlib.use("Agg")
 
@@ -371,13 +372,10 @@ def test_a_small_last_batch_of_an_epoch_is_said() -> None:
     """Of 10,000 images 9,000 are trained on: 40 are left by batches of 128 and 256, 808 by those of 1024."""
     tables = plant(batch_size=(128, 256, 1024), last_batch=("keep", "drop"))
     runs = tables["runs"].assign(**{"data.images": 10_000, "norm_batch_size": 128, "steps": 500})
-    follows = (
-        "and its update is as large as that of a full one, which harms the weights; last_batch=drop leaves it out."
-    )
 
     overview = make_overview("g", {**tables, "runs": runs})
 
-    said = f"The last batch of an epoch had 40 images of 128, 40 images of 256, {follows}"
+    said = f"The last batch of an epoch had 40 images of 128, 40 images of 256, {ADVICE}."
     assert [note for note in overview.notes if "last batch" in note] == [said]
 
     without_column = runs[runs["last_batch"] == "keep"].drop(columns="last_batch")
