@@ -81,7 +81,7 @@ def test_a_rate_is_extended_until_it_is_inside() -> None:
 @pytest.mark.parametrize("rates", [(0.025, 0.1, 0.4, 1.6), (1.6, 0.4, 0.1, 0.025)])
 def test_of_equally_good_rates_the_smallest_is_picked(rates: tuple[float, ...]) -> None:
     """Neither their order decides nor how a mean was rounded."""
-    means = {0.025: 0.5, 0.1: 0.7, 0.4: 0.1 * 7, 1.6: 0.6}
+    means = {0.025: 0.5, 0.1: 0.7, 0.4: 0.7000001, 1.6: 0.6}
     assert pick_rate({rate: means[rate] for rate in rates}).rate == 0.1
 
 
