@@ -123,14 +123,14 @@ def find_share_of_hits(tables: Tables) -> pd.DataFrame:
         A row for each seed, batch size and schedule: `hits`, 0 to 1, of the cases of all its lengths together.
 
     Raises:
-        NoRows: there is nothing to fit the curve on, or to test it on.
+        NoRows: fewer than two batch sizes to fit the curve on, or nothing to test it on.
     """
     cases = find_cases(tables)
     held_out = is_held_out(cases)
     fitted = cases[~held_out]
     tested = cases[held_out]
-    if fitted.empty or tested.empty:
-        raise NoRows("the curve has nothing to be fitted on, or nothing to be tested on")
+    if fitted["batch_size"].nunique() < 2 or tested.empty:
+        raise NoRows("the measure is chosen by left-out batch sizes: two are needed to fit on, and one to test on")
 
     measure = choose_measure(fitted)
     predicted = predict(fit_curve(fitted, measure), tested, measure)
