@@ -3,9 +3,10 @@
 A DataLoader keeps the images that do not fill a batch (`drop_last=False`), and a running average takes such a batch as
 seriously as a full one. Checkpoints are taken at the end of an epoch, right after it. The control is networks of full
 batches alone, which train on up to 3% more images, in another order. All claims were written before their first number.
-Ten seeds are planned; the table was looked at after four (three in one cell), in batches of 256. A first sweep in batches
-of 64, at rate 0.4, was discarded after its verdicts had been seen: at a constant rate and with steps its networks of full
-batches were 5 to 55% right half-way. Its verdicts are in experiments/withdrawn.md; it is to be swept again at 0.1.
+Ten seeds are planned; the table was looked at after four (three in one cell), in batches of 256. A first sweep in
+batches of 64, at rate 0.4, was discarded after its verdicts had been seen: at a constant rate and with steps its
+networks of full batches were 5 to 55% right half-way. Its verdicts are in experiments/withdrawn.md; it is to be swept
+again at 0.1.
 """
 
 from typing import Any
