@@ -2,7 +2,7 @@
 
 MOST_NAMED = 3
 """Sizes of small last batches that a message lists."""
-ADVICE = "and its update is as large as that of a full one, which can harm the weights; last_batch=drop leaves it out"
+ADVICE = "and its update is made at the full learning rate, which can harm the weights; last_batch=drop leaves it out"
 
 
 def count_training(images: int) -> int:
