@@ -1,16 +1,16 @@
-"""Checked configurations of all jobs of a command line, so that a mistake in the last one is found before the first.
-
-Hydra composes them again from the same words when it runs them.
-"""
+"""The jobs of a command line: Hydra composes each one's settings, and all are checked before the first is run."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.checks import require_one_of
 from bnlab.harness.config import check, register, register_own
 from bnlab.harness.errors import UserError
 from experiments.folders import CONF, search_folders
@@ -27,22 +28,50 @@ from experiments.grid import list_jobs, refuse_several_files, refuse_sweeps
 from experiments.variations import register_variations
 from experiments.words import explain_unknown, read_word, sets_value
 
+LAUNCHERS = ("basic", "joblib", "submitit_slurm", "submitit_local")
 _UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
+
+
+_SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Attributes:
+        config: what is trained and measured, checked.
+        heading: its number and what sets it apart, which is printed when it begins; empty for a single job.
+    """
+
+    config: Config
+    heading: str
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """What runs the jobs.
+
+    Attributes:
+        name: basic, one after the other in this process; joblib, in several; submitit_slurm or submitit_local.
+        settings: the settings of `hydra.launcher`, arguments of joblib's or submitit's.
+    """
+
+    name: str
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs of a command line, in Hydra's order.
+    """The jobs of a command line, in the order of its grid, and what was chosen to run them."""
 
-    Attributes:
-        configs: of each job, checked.
-        launcher: the name of the Hydra launcher that was chosen; "basic" where none was.
-        processes: how many it was told to use at once; None: one for each core.
-    """
+    jobs: list[Job]
+    launcher: Launcher
 
-    configs: list[Config]
-    launcher: str
-    processes: int | None = None
+    @property
+    def configs(self) -> list[Config]:
+        """The configurations of all jobs."""
+        return [job.config for job in self.jobs]
 
 
 def register_all() -> None:
@@ -66,18 +95,31 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     refuse_several_files(overrides, words)
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         shared = [override for override in overrides if not override.is_sweep_override()]
-        hydra, _ = _compose_choices(shared)
-        _require_grid(str(hydra.runtime.choices["hydra/sweeper"]))
+        chosen, _ = _compose_choices(shared)
+        _require_grid(str(chosen.runtime.choices["hydra/sweeper"]))
+        launcher = _read_launcher(chosen)
 
-        if multirun or hydra.mode == RunMode.MULTIRUN:
-            params = hydra.sweeper.params or {}
+        if multirun or chosen.mode == RunMode.MULTIRUN:
+            params = chosen.sweeper.params or {}
             by_file = [read_word(f"{key}={value}") for key, value in params.items()]
             overrides = [*by_file, *overrides]
         else:
             refuse_sweeps(overrides)
-        configs = _build_all(list_jobs(overrides))
-    launcher = str(hydra.runtime.choices["hydra/launcher"])
-    return Sweep(configs, launcher, _count_processes(hydra))
+        grid = list_jobs(overrides)
+        configs = _build_all(grid)
+
+    jobs = []
+    for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
+        heading = _write_heading(number, job) if len(grid) > 1 else ""
+        jobs.append(Job(config, heading))
+    return Sweep(jobs, launcher)
+
+
+def _write_heading(number: int, job: Sequence[Override]) -> str:
+    """Write a job's number, and the words that set it apart."""
+    words = [str(override.input_line) for override in job]
+    own = [word for word in words if not word.startswith(_SAME_FOR_ALL)]
+    return f"job {number}  {' '.join(own)}"
 
 
 def _require_grid(sweeper: str) -> None:
@@ -89,13 +131,17 @@ def _require_grid(sweeper: str) -> None:
         )
 
 
-def _count_processes(hydra: DictConfig) -> int | None:
-    """Find how many processes the launcher was told to use; None: one for each core."""
-    number = OmegaConf.select(hydra, "launcher.n_jobs")
-    return number if isinstance(number, int) and number > 0 else None
+def _read_launcher(chosen: DictConfig) -> Launcher:
+    """Read which launcher was chosen, with the settings that do not refer to Hydra's own folders."""
+    name = str(chosen.runtime.choices["hydra/launcher"])
+    require_one_of("hydra/launcher", name, LAUNCHERS)
+    settings: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
+    del settings["_target_"]
+    known = {key: value for key, value in settings.items() if not str(value).startswith("${")}
+    return Launcher(name, known)
 
 
-def _build_all(jobs: Iterable[Sequence[Override]]) -> list[Config]:
+def _build_all(jobs: Sequence[Sequence[Override]]) -> list[Config]:
     """Build the configurations of all jobs; of those that differ in the seed alone, one is composed and checked."""
     kinds: dict[tuple[str, ...], Config] = {}
     copies: dict[int, _Copy] = {}
@@ -205,10 +251,10 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error)) from error
 
-    hydra = composed.hydra
+    chosen = composed.hydra
     with open_dict(composed):
         del composed["hydra"]
-    return hydra, composed
+    return chosen, composed
 
 
 def _explain_missing(group: str, name: str, error: MissingConfigException) -> str:
@@ -234,3 +280,12 @@ def _explain(error: Exception) -> str:
 def _first_line(error: BaseException) -> str:
     """Take the first line of a message, without a full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def print_with_hydra(words: Sequence[str]) -> None:
+    """Let Hydra print what its own options ask for, such as `--help`, `--info` or `--cfg job`."""
+    register_all()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the caller
+    sys.argv = [sys.argv[0], *search_folders(words)]
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    main(lambda composed: None)()

@@ -1,92 +1,158 @@
-"""Running the jobs of a sweep through Hydra, and how far it has come."""
+"""Running the jobs of a sweep: one after the other, in processes of this machine, or on a cluster."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+import submitit
+from joblib import Parallel, delayed
 from submitit.core.utils import UncompletedJobError
 from tqdm import tqdm
 
-from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.producing import format_seconds
+from bnlab.harness.artifacts.settings import Config, restore_config
 from bnlab.harness.errors import UserError
+from bnlab.harness.jobs import attempt, list_waiting
 from experiments.cluster import wait_for_others, watch_time_limit
-from experiments.compose import register_all
-from experiments.folders import CONF, search_folders
+from experiments.compose import Job, Launcher
 
-_SWEEP = "BNLAB_SWEEP"  # the number of the process of the sweep, for those that it starts
 _A_LINE = 60.0  # seconds between two lines where there is no terminal
-_SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
+_KEPT = "what is finished is kept, the same command continues"
+_QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "stderr_to_stdout")
+"""Settings that submitit calls the same for every kind of cluster; others begin with the kind's name."""
 
 
-def run_with_hydra(words: list[str]) -> None:
-    """Let Hydra do what the words of a command line say: print its help, or run all jobs through its launcher."""
-    register_all()
-    os.environ[_SWEEP] = str(os.getpid())
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here
-    sys.argv = [sys.argv[0], *search_folders(words)]
+def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
+    """Run jobs to their end, and show how many are done. One that fails leaves the others alone.
+
+    Args:
+        jobs: at least one.
+        launcher: what runs them.
+
+    Raises:
+        UserError: what all jobs would meet, such as a full disk; or a process was ended from outside.
+    """
+    configs = [job.config for job in jobs]
+    with _show_progress(configs):
+        if launcher.name == "basic":
+            for job in jobs:
+                _run(job.config, job.heading)
+        elif launcher.name == "joblib":
+            _run_in_processes(jobs, launcher)
+        else:
+            _run_on_cluster(jobs, launcher)
+
+
+def _run(config: Config, heading: str) -> None:
+    """Run one job, under its heading.
+
+    Raises:
+        UserError: what the other jobs would meet too.
+    """
+    print(heading, flush=True)
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
+        attempt(config)
+    except (UserError, OSError) as error:
+        raise UserError(f"{error}\n  {_KEPT}") from error
+
+
+def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
+    """Run jobs in as many processes as there are cores, or as the launcher's settings say."""
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
+    run = delayed(_run_in_process)
+    calls = [run(asdict(job.config), job.heading, os.getpid()) for job in jobs]
+    try:
+        Parallel(**launcher.settings)(calls)
     except BrokenProcessPool as error:
-        kept = "what is finished is kept, the same command continues"
-        raise UserError(f"a process of the sweep was ended from outside (out of memory?); {kept}") from error
-    except UncompletedJobError as error:
-        wait_for_others(error)
+        raise UserError(f"a process of the sweep was ended from outside (out of memory?); {_KEPT}") from error
+
+
+def _run_in_process(settings: dict[str, Any], heading: str, parent: int) -> None:
+    """Run one job in a process that was started for it.
+
+    Args:
+        settings: of the job, as plain values: classes of own functions' arguments are not known in other processes.
+        heading: what is printed before.
+        parent: the number of the sweep's process. With a single worker joblib runs jobs in the sweep itself.
+    """
+    if os.getpid() != parent:
+        _end_with(parent)
+    _run(_share_cores(settings), heading)
 
 
 @cache
-def _end_with_parent() -> None:
-    """Let this process end soon after the sweep, which may be killed, also while this one begins."""
+def _end_with(parent: int) -> None:
+    """Let this process end soon after its parent, which may be killed, also while this one begins."""
 
     def watch() -> None:
-        while os.getppid() == int(os.environ[_SWEEP]):
+        while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_job(composed: DictConfig) -> None:
-    """Run one job, in this process or a launcher's; what the other jobs would meet too ends the sweep."""
-    from bnlab.harness.jobs import attempt
+def _share_cores(settings: dict[str, Any]) -> Config:
+    """Make the configuration of a job that shares the cores with others: one thread, unless it says otherwise."""
+    config = restore_config(settings)
+    config.threads = config.threads or 1
+    return config
 
-    config: Any = OmegaConf.to_object(composed)
-    job = HydraConfig.get()
-    launcher = job.runtime.choices["hydra/launcher"]
-    runs_elsewhere = os.getpid() != int(os.environ[_SWEEP])  # joblib runs the jobs of one worker in the sweep itself
-    if launcher == "joblib" and runs_elsewhere:
-        _end_with_parent()
-    on_cluster = launcher.startswith("submitit")
-    if on_cluster:
-        watch_time_limit()
-    if launcher != "basic":
-        config.threads = config.threads or 1  # the processes share the cores
-    if job.mode == RunMode.MULTIRUN:
-        settings = [word for word in job.overrides.task if not word.startswith(_SAME_FOR_ALL)]
-        print(f"job {job.job.num + 1}  {' '.join(settings)}", flush=True)
+
+def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
+    """Send each job to the queue, and wait until all have ended."""
+    first = jobs[0].config
+    folder = Path(first.results, first.name, "cluster", "%j")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    kind = launcher.name.removeprefix("submitit_")
+    settings = dict(launcher.settings)
+    retries = {f"{kind}_{key}": settings.pop(key) for key in ("max_num_timeout",) if key in settings}
+    executor = submitit.AutoExecutor(cluster=kind, folder=folder, **retries)
+    named = {key if key in _QUEUE else f"{kind}_{key}": value for key, value in settings.items()}
+    executor.update_parameters(name="bnlab", **named)
+
+    sent = executor.map_array(_ClusterJob(), [asdict(job.config) for job in jobs], [job.heading for job in jobs])
     try:
-        attempt(config)
-    except (UserError, OSError) as error:
-        # On a cluster the command finds it in the result of the job, and needs no accounting to learn of its end.
-        if on_cluster:
-            raise
-        print(f"error: {error}\n  what is finished is kept, the same command continues", file=sys.stderr)
-        sys.exit(2)
+        errors = [job.result() for job in sent]
+    except UncompletedJobError as error:
+        wait_for_others(error)
+        return
+    for error in filter(None, errors):
+        raise UserError(error)
+
+
+class _ClusterJob(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submitit is not typed
+    """One job on a cluster, which is sent again as it was if it is put back into the queue."""
+
+    def __call__(self, settings: dict[str, Any], heading: str) -> str:
+        """Run the job.
+
+        Args:
+            settings: of the job, as plain values.
+            heading: what is printed before.
+
+        Returns:
+            What the other jobs would meet too; empty if there is nothing. The command needs no accounting to read it.
+        """
+        watch_time_limit()
+        try:
+            _run(_share_cores(settings), heading)
+        except UserError as error:
+            return str(error)
+        return ""
 
 
 @contextlib.contextmanager
-def show_progress(configs: list[Config]) -> Iterator[None]:
+def _show_progress(configs: list[Config]) -> Iterator[None]:
     """Show in the block how many jobs are done and the time left: a bar in a terminal, else a line a minute."""
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(configs, ended), daemon=True)
@@ -98,34 +164,22 @@ def show_progress(configs: list[Config]) -> Iterator[None]:
         watcher.join()
 
 
-def _watch(configs: list[Config], ended: threading.Event) -> None:
+def _watch(waiting: list[Config], ended: threading.Event) -> None:
     """Show progress until the sweep has ended; of a single job there is nothing to show."""
-    from bnlab.harness.jobs import list_waiting
-
-    waiting = list_waiting(configs)
     total = len(waiting)
     if total < 2:
         return
 
     started = time.monotonic()
     last_line = started
-    in_terminal = sys.stderr.isatty()
-    with tqdm(total=total, unit="job", leave=False, smoothing=0, disable=not in_terminal) as bar:
+    with tqdm(total=total, unit="job", leave=False, smoothing=0, disable=None) as bar:
         while not ended.wait(1.0):
             waiting = list_waiting(waiting)
             done = total - len(waiting)
             bar.update(done - bar.n)
 
             now = time.monotonic()
-            is_due = now - last_line >= _A_LINE
-            if done and is_due and not in_terminal:
+            if done and bar.disable and now - last_line >= _A_LINE:
                 last_line = now
-                _print_progress(done, total, now - started)
-
-
-def _print_progress(done: int, total: int, seconds: float) -> None:
-    """Print how many jobs are done, and about how long the others will take."""
-    from bnlab.harness.artifacts.producing import format_seconds
-
-    left = seconds / done * (total - done)
-    print(f"{done} of {total} jobs done, about {format_seconds(left)} left", flush=True)
+                left = (now - started) / done * (total - done)
+                print(f"{done} of {total} jobs done, about {format_seconds(left)} left", flush=True)

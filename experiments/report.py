@@ -260,22 +260,9 @@ def _summarize(overview: Overview) -> Iterator[str]:
 
 
 def _find_command(folder: Path) -> str:
-    """Find the command of the last sweep in a folder, from the file that Hydra wrote there; empty without one."""
-    import yaml
-
-    of_many = folder / "hydra" / "multirun.yaml"  # of a sweep with -m
-    of_one = folder / "hydra" / ".hydra" / "hydra.yaml"
-    written = [path for path in (of_many, of_one) if path.exists()]
-    if not written:
-        return ""
-
-    last = max(written, key=lambda path: path.stat().st_mtime)
-    settings = yaml.safe_load(last.read_text(encoding="utf-8"))
-    words = ["bnlab", "sweep"]
-    if last == of_many:
-        words.append("-m")
-    words += settings["hydra"]["overrides"]["task"]
-    return shlex.join(words)
+    """Find the command of the last sweep in a folder; empty where it was not kept."""
+    path = folder / "command.txt"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def _write_command(command: str, word: str, results: Path) -> str:

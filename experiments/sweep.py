@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from experiments.command import run_command
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.settings import Config
+    from experiments.compose import Launcher, Sweep
 
 _HYDRA_OPTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
 
@@ -25,11 +25,11 @@ def main() -> int:
 
 def _sweep(words: list[str]) -> int:
     """Let Hydra print what it can alone, such as `--help`, and run a sweep otherwise; the exit code."""
-    from experiments.launch import run_with_hydra
-
     words = _join_folders(words)
     if any(word.partition("=")[0] in _HYDRA_OPTIONS for word in words):
-        run_with_hydra(words)
+        from experiments.compose import print_with_hydra
+
+        print_with_hydra(words)
         return 0
     return _run_missing(words)
 
@@ -56,53 +56,60 @@ def _run_missing(words: list[str]) -> int:
     from bnlab.harness.jobs import list_waiting  # takes a second or two, in which a mistake has been answered
     from bnlab.harness.planning import name_small_batches, outline
 
-    waiting = list_waiting(sweep.configs)
+    configs = sweep.configs
+    waiting = list_waiting(configs)
     launcher = _choose_launcher(waiting, words, sweep.launcher)
-    if sweep.configs[0].dry_run:
-        return _estimate(sweep.configs, waiting, launcher, sweep.processes)
-    print(outline(sweep.configs, waiting), *name_small_batches(waiting), sep="\n", flush=True)
+    if configs[0].dry_run:
+        return _estimate(configs, waiting, launcher)
+    print(outline(configs, waiting), *name_small_batches(waiting), sep="\n", flush=True)
     if waiting:
-        _run(sweep.configs, words, launcher)
-    return _finish(sweep.configs, waiting, words, started)
+        _run(sweep, waiting, launcher, words)
+    return _finish(configs, waiting, words, started)
 
 
-def _estimate(configs: list[Config], waiting: list[Config], launcher: str, told: int | None) -> int:
+def _estimate(configs: list[Config], waiting: list[Config], launcher: Launcher) -> int:
     """Print what a sweep would train, and how long it would take; the exit code."""
     from bnlab.harness.artifacts.cores import count_cores
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.planning import plan
 
     processes = 1
-    if launcher == "joblib":
+    if launcher.name == "joblib":
         networks = {Run(config).id for config in waiting}
-        processes = max(1, min(told or count_cores(), len(networks)))
-    if launcher != "basic":  # as in the processes of a launcher
+        told = launcher.settings["n_jobs"]
+        allowed = told if told > 0 else count_cores()
+        processes = max(1, min(allowed, len(networks)))
+    if launcher.name != "basic":  # as in the processes of a launcher
         waiting = [replace(config, threads=config.threads or 1) for config in waiting]
     print("\n".join(plan(configs, waiting, processes)))
     return 0
 
 
-def _choose_launcher(waiting: list[Config], words: list[str], launcher: str) -> str:
+def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher) -> Launcher:
     """Choose the launcher: that of the words; without one processes, where several networks have work left."""
     from bnlab.harness.planning import gains_from_processes
+    from experiments.compose import Launcher
 
-    is_chosen = launcher != "basic" or any("hydra/launcher" in word for word in words)
-    return launcher if is_chosen or not gains_from_processes(waiting) else "joblib"
+    is_chosen = launcher.name != "basic" or any("hydra/launcher" in word for word in words)
+    if is_chosen or not gains_from_processes(waiting):
+        return launcher
+    return Launcher("joblib", {"n_jobs": -1})
 
 
-def _run(configs: list[Config], words: list[str], launcher: str) -> None:
-    """Run the jobs through Hydra's launcher, and show how far they have come."""
+def _run(sweep: Sweep, waiting: list[Config], launcher: Launcher, words: list[str]) -> None:
+    """Run the jobs that are not done; the command is kept for the pages of reports."""
+    from bnlab.files import write_text
     from bnlab.harness.jobs import prepare
-    from experiments.launch import run_with_hydra, show_progress
+    from experiments.launch import run_jobs
 
-    prepare(configs)
-    if not any("hydra/launcher" in word for word in words):
-        words = [*words, f"hydra/launcher={launcher}"]
-    words = sorted(words, key=lambda word: not word.startswith("-"))  # Hydra wants options first
-    if launcher != "basic":
-        os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
-    with show_progress(configs):
-        run_with_hydra(words)
+    prepare(sweep.configs)
+    first = waiting[0]
+    command = shlex.join(["bnlab", "sweep", *words])
+    write_text(Path(first.results, first.name, "command.txt"), f"{command}\n")
+
+    is_waiting = {id(config) for config in waiting}
+    jobs = [job for job in sweep.jobs if id(job.config) in is_waiting]
+    run_jobs(jobs, launcher)
 
 
 def _finish(planned: list[Config], waiting: list[Config], words: list[str], started: float) -> int:
