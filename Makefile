@@ -27,8 +27,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 	@touch $@
 
 demo: .venv/installed
-	$(PY) -m experiments.sweep experiment=quickstart
-	$(PY) -m experiments.report experiment=quickstart
+	$(PY) -m bnlab sweep experiment=quickstart
+	$(PY) -m bnlab report experiment=quickstart
 
 test: .venv/installed
 	$(PY) -m ruff check .
@@ -77,13 +77,13 @@ FIFTEEN := quickstart gap accuracy accuracy_batches model_selection weight_avera
 results: .venv/installed
 	for name in $(filter-out cifar10% ground% norms_tuned%,$(basename $(notdir $(wildcard conf/experiment/*.yaml)))); do \
 		case " $(FIFTEEN) " in *" $$name "*) seeds='seed=range(15)';; *) seeds=;; esac; \
-		$(PY) -m experiments.sweep experiment=$$name results=results/reference hydra/launcher=joblib $$seeds || exit 1; \
+		$(PY) -m bnlab sweep experiment=$$name results=results/reference hydra/launcher=joblib $$seeds || exit 1; \
 	done
 	for name in ground norms_tuned; do \
 		$(PY) -m experiments.tune experiment=$$name results=results/reference again=true || exit 1; \
 	done
 	$(PY) -m experiments.reference
-	$(PY) -m experiments.report results=results/reference
+	$(PY) -m bnlab report results=results/reference
 	$(PY) -m experiments.literature
 
 # A warning is an error: a link that leads nowhere, a page that no table of contents has.

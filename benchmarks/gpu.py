@@ -237,7 +237,7 @@ def _sweep(processes: int) -> None:
     words = ["data=benchmarks.training.make_images", "data.shift=4", "data.flip=true", "model=resnet"]
     length = ["batch_size=128", "steps=300", f"seed=range({_SWEPT})", "threads=1"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "experiments.sweep", "-m", *words, *length, *launcher, f"results={folder}"]
+        command = [sys.executable, "-m", "bnlab", "sweep", "-m", *words, *length, *launcher, f"results={folder}"]
         subprocess.run(command, check=True, capture_output=True)
 
 

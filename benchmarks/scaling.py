@@ -25,8 +25,8 @@ from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.resnet import Resnet
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.outcome import find_outcome
+from bnlab.lab.catalogue import find_experiment
 from bnlab.memory import LiveBytes
-from experiments.catalogue import find_experiment
 
 REFERENCE = Path(__file__).parents[1] / "results/reference/passes"
 ROUNDS = 5  # each with a network of its own

@@ -9,7 +9,7 @@ import tempfile
 from benchmarks.timing import Result, alternate
 
 ROUNDS = 3
-_SWEEP = ("-m", "experiments.sweep", "-m", "batch_size=64,256", "seed=range(50)", "steps=2", "model.width=4")
+_SWEEP = ("-m", "bnlab", "sweep", "-m", "batch_size=64,256", "seed=range(50)", "steps=2", "model.width=4")
 
 
 def results() -> list[Result]:
@@ -23,9 +23,9 @@ def _compare(folder: str) -> list[Result]:
         {
             "torch": lambda: _python("-c", "import torch"),
             "bnlab": lambda: _python("-c", "import torch, bnlab"),
-            "help": lambda: _python("-m", "experiments.sweep", "--help"),
+            "help": lambda: _python("-m", "bnlab", "sweep", "--help"),
             "sweep": lambda: _python(*_SWEEP, f"results={folder}"),
-            "report": lambda: _python("-m", "experiments.report", "experiment=quickstart", "results=results/reference"),
+            "report": lambda: _python("-m", "bnlab", "report", "experiment=quickstart", "results=results/reference"),
         },
         ROUNDS,
     )

@@ -31,7 +31,7 @@ from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.requests import find_rows
 from bnlab.harness.schema import read_frame, write_rows
-from experiments.compose import plan_jobs
+from bnlab.lab.compose import plan_jobs
 
 ROUNDS = 3
 _LIMIT = 10.0  # seconds
@@ -92,10 +92,11 @@ def _copy(first: Run, rows: dict[tuple[str, str], pd.DataFrame], config: Config)
 
 def _compare(networks: int, words: Sequence[str], folder: str) -> list[Result]:
     """Measure all commands; an experiment on a hundred of the networks is one of the many of a folder of results."""
-    sweep = ("-m", "experiments.sweep", "-m", *words)
+    sweep = ("-m", "bnlab", "sweep", "-m", *words)
     part = (
         "-m",
-        "experiments.sweep",
+        "bnlab",
+        "sweep",
         "-m",
         *_COMMON[:-1],
         *_SWEPT[:2],
@@ -110,11 +111,11 @@ def _compare(networks: int, words: Sequence[str], folder: str) -> list[Result]:
     rows = [Result(what, "sweep, tables put together", processor, "10 s", _LIMIT, None, note)]
     _measure(part)
     sides = {
-        "runs list": ("-m", "experiments.runs", "list", f"results={folder}"),
+        "runs list": ("-m", "bnlab", "runs", "list", f"results={folder}"),
         "load": ("-c", f"import bnlab.harness; bnlab.harness.load('store', {folder!r})"),
         "sweep, nothing missing": sweep,
-        "report of 100 of them": ("-m", "experiments.report", "name=part", f"results={folder}"),
-        "report of all": ("-m", "experiments.report", "name=store", f"results={folder}"),
+        "report of 100 of them": ("-m", "bnlab", "report", "name=part", f"results={folder}"),
+        "report of all": ("-m", "bnlab", "report", "name=store", f"results={folder}"),
     }
     for side, command in sides.items():
         measured = [_measure(command) for _ in range(ROUNDS)]

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import re
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import bnlab
@@ -27,13 +26,13 @@ _OF_SWEEPS = {
     "report": "draw figures of a sweep, or the figures and verdicts of a question",
     "runs": "list, show, remove or export networks that have been trained",
 }
-"""Commands of the clone, with what they are for."""
+"""Commands of sweeps, modules of `bnlab.lab`, with what they are for."""
 
 
 def main() -> int:
     """Run the command that the words name; 2 for a user's mistake, with one line that says what to do."""
     if sys.argv[1:] and sys.argv[1] in _OF_SWEEPS:
-        return _pass_on(sys.argv[1], sys.argv[2:])
+        return _run_lab(sys.argv[1], sys.argv[2:])
     keep_freed_memory()
     try:
         # `max_images=100` too, as Python and the commands of the harness write it.
@@ -46,25 +45,14 @@ def main() -> int:
     return code
 
 
-def _pass_on(command: str, words: list[str]) -> int:
-    """Run a command of `experiments/`, which lies beside the package in a clone, in the current folder."""
-    clone = Path(bnlab.__file__).resolve().parents[1]
-    if not (clone / "experiments" / f"{command}.py").is_file():
-        print(
-            f"error: bnlab {command} needs bnlab's repository: clone it, then pip install -e '.[harness]' in it",
-            file=sys.stderr,
-        )
-        return 2
+def _run_lab(command: str, words: list[str]) -> int:
+    """Run a command of sweeps, which finds modules of the caller's own in the current folder."""
     if importlib.util.find_spec("hydra") is None:
-        print(f"error: bnlab {command} needs more packages: pip install -e '{clone}[harness]'", file=sys.stderr)
+        print(f"error: bnlab {command} needs more packages: pip install 'bnlab[harness]'", file=sys.stderr)
         return 2
-
-    # The user's own modules are found in the current folder, by the processes of a launcher too.
-    folders = [str(clone), os.getcwd()]
-    sys.path[:0] = folders
-    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
-    sys.argv = [f"bnlab {command}", *words]
-    code: int = importlib.import_module(f"experiments.{command}").main()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    code: int = importlib.import_module(f"bnlab.lab.{command}").main(words)
     return code
 
 

@@ -15,8 +15,8 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import average, interval
 from bnlab.harness.reporting.outcome import format_number
 from bnlab.harness.schema import read_frame
-from experiments.command import run_command
-from experiments.folders import REFERENCE
+from bnlab.lab.command import run_command
+from bnlab.lab.folders import REFERENCE
 
 PAIRS = REFERENCE / "devices.csv"
 _KEY = ["run", "estimator", "momentum"]
@@ -26,7 +26,7 @@ _STATISTICS = {"exact": "exact statistics", "ema": "running averages", "none": "
 
 def main() -> int:
     """Find the pairs in the committed tables, and add them to those that are known."""
-    return run_command(_update, usage=str(__doc__))
+    return run_command(_update, sys.argv[1:], usage=str(__doc__))
 
 
 def _update(words: list[str]) -> int:

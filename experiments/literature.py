@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run_command
-from experiments.folders import REFERENCE
+from bnlab.lab.command import run_command
+from bnlab.lab.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.outcome import Outcome
@@ -76,14 +76,14 @@ class Section:
 
 def main() -> int:
     """Write the page; exit 2 where a quoted verdict has changed."""
-    return run_command(_write_page, USAGE)
+    return run_command(_write_page, sys.argv[1:], USAGE)
 
 
 def _write_page(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
     from bnlab.harness.reporting.outcome import find_outcome
     from bnlab.harness.reporting.tables import load
-    from experiments.catalogue import find_experiment
+    from bnlab.lab.catalogue import find_experiment
 
     if words:
         raise UserError(f"{words[0]}: there is nothing to set")

@@ -13,14 +13,14 @@ import pyarrow as pa
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
-from experiments.catalogue import find_experiment, list_questions
-from experiments.command import run_command
-from experiments.folders import REFERENCE
+from bnlab.lab.catalogue import find_experiment, list_questions
+from bnlab.lab.command import run_command
+from bnlab.lab.folders import REFERENCE
 
 
 def main() -> int:
     """Add the tables of the folders on the command line, and shorten all tables."""
-    return run_command(_update, usage=str(__doc__))
+    return run_command(_update, sys.argv[1:], usage=str(__doc__))
 
 
 def _update(folders: list[str]) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run_command
-from experiments.folders import REFERENCE
+from bnlab.lab.command import run_command
+from bnlab.lab.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.settings import Config
@@ -109,7 +109,7 @@ class Lack:
 
 def main() -> int:
     """Run the command; its exit code, 2 for a user's mistake."""
-    return run_command(_tune, USAGE)
+    return run_command(_tune, sys.argv[1:], USAGE)
 
 
 def _tune(words: list[str]) -> int:
@@ -158,8 +158,8 @@ def _list_cells(words: list[str]) -> list[Cell]:
         UserError: there is no such experiment, or a word cannot be read.
     """
     from bnlab.harness.errors import UserError
-    from experiments.catalogue import find_experiment, list_questions
-    from experiments.compose import plan_jobs
+    from bnlab.lab.catalogue import find_experiment, list_questions
+    from bnlab.lab.compose import plan_jobs
 
     names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     others = [word for word in words if not word.startswith("experiment=")]

@@ -14,8 +14,9 @@ import pytest
 import bnlab
 
 PACKAGE = Path(bnlab.__file__).parent
-HARNESS, QUESTIONS = PACKAGE / "harness", PACKAGE.parent / "experiments" / "questions"
-LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.parents)
+HARNESS, LAB, QUESTIONS = PACKAGE / "harness", PACKAGE / "lab", PACKAGE.parent / "experiments" / "questions"
+COMMANDS = sorted(LAB.rglob("*.py"))
+LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if not {HARNESS, LAB} & {*path.parents})
 # Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
     "warn names vision",
@@ -28,6 +29,7 @@ FLOORS = (
     "decomposition doctor",
     "commands",
     "cli",
+    "__main__",
 )
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
@@ -51,6 +53,7 @@ FOLDERS = {
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
     "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
     "undo recalibration recalibrate gallery",
+    "lab": "command folders words grid variations compose cluster launch catalogue sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "cores own corruptions data shifts norms models optimizers progress training settings "
@@ -76,7 +79,7 @@ REPORTING = {
         for name in ("errors", "schema", "schedule", "small_batches", "run_table", "requests", "reporting")
     ),
 }
-SHARED = {f"experiments.{name}" for name in ("catalogue", "curve", "margins", "tuning")}  # by several questions
+SHARED = {f"experiments.{name}" for name in ("curve", "margins", "tuning")}  # by several questions
 PACKAGED = {
     "PIL": "pillow",
     "hydra": "hydra-core",
@@ -104,7 +107,7 @@ def imports(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: "/".join(path.parts[-2:]))
+@pytest.mark.parametrize("path", sorted({*PACKAGE.rglob("*.py")} - {*COMMANDS}), ids=lambda path: "/".join(path.parts[-2:]))
 def test_imports_go_downwards(path: Path) -> None:
     in_library = path in LIBRARY
     root, prefix, floors = (PACKAGE, "bnlab.", FLOORS) if in_library else (HARNESS, "bnlab.harness.", STAGES)
@@ -112,7 +115,8 @@ def test_imports_go_downwards(path: Path) -> None:
     assert own in floor or own == "__init__", f"give {own} a floor here and in the design"
     for name in imports(path):
         known = {"experiments", *(() if own == "config" else ("hydra", "omegaconf"))}
-        assert name.partition(".")[0] not in known, "only the commands and harness.config see Hydra"
+        assert name.partition(".")[0] not in known, "only bnlab.lab and harness.config see Hydra"
+        assert not name.startswith("bnlab.lab"), "commands are found by name"
         if in_library:
             assert name.partition(".")[0] not in {"matplotlib", "torchvision"}, name
             assert not name.startswith("bnlab.harness"), "the library does not know the harness"
@@ -182,7 +186,7 @@ def test_nobody_waits_for_what_is_not_used() -> None:
     modules = [f"{package}.{path.stem}" for package, folder in folders.items() for path in folder.glob("*.py")]
     found = loaded_by(*(name.removesuffix(".__init__") for name in modules))
     assert "pyarrow" in found and not {"torch", "torchvision", "hydra", "omegaconf"} & found
-    found = loaded_by("experiments.compose")  # so that `sweep --help` answers soon
+    found = loaded_by("bnlab.lab.compose")  # so that `sweep --help` answers soon
     assert "hydra" in found and not {"pandas", "pyarrow", "matplotlib", "sympy"} & found  # sympy: torch's compiler
 
 
@@ -209,7 +213,7 @@ def test_what_is_imported_is_declared() -> None:
     assert imported(LIBRARY) == declared(base)
     everything = [path for folder in OURS for path in (PACKAGE.parent / folder).rglob("*.py")]
     assert imported(everything) <= declared(base, *extras.values())
-    harness = [*HARNESS.rglob("*.py"), *(PACKAGE.parent / "experiments").rglob("*.py")]
+    harness = [*HARNESS.rglob("*.py"), *COMMANDS, *(PACKAGE.parent / "experiments").rglob("*.py")]
     assert imported(harness) <= declared(base, extras["harness"])
 
 

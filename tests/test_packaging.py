@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import yaml
@@ -33,3 +37,21 @@ def test_hooks_before_a_commit_run_what_the_tests_run_first() -> None:
     assert tools == ["-m ruff check", "-m ruff format", "-m mypy"]
     for tool in tools:
         assert f"$(PY) {tool}" in recipes
+
+
+def test_a_wheel_has_what_sweeps_and_reports_read(tmp_path: Path) -> None:
+    for name in ("bnlab", "experiments", "conf", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path)
+    build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True)
+    with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
+        packed = {*wheel.namelist()}
+
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert f"bnlab/{path.relative_to(ROOT)}" in packed
+    for path in [*ROOT.glob("experiments/**/*.md"), *ROOT.glob("experiments/**/*.py"), *ROOT.glob("bnlab/**/*.py")]:
+        assert str(path.relative_to(ROOT)) in packed

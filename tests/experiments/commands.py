@@ -30,10 +30,10 @@ Write = Callable[..., None]
 
 
 def start(command: str, *words: str, path: Path | None = None) -> subprocess.Popen[str]:
-    """`python -m experiments.<command> words...` from the repository root, one thread, `path` importable."""
+    """`python -m bnlab <command> words...` from the repository root, one thread, `path` importable."""
     found = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path or "")}
     return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{command}", *words],
+        [sys.executable, "-m", "bnlab", command, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -33,13 +33,12 @@ def results(swept: tuple[Path, Done], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Calls a command in this process: `call("runs list", "results=...")`."""
 
     def called(line: str, *words: str) -> Called:
         command, *others = line.split(" ")
-        monkeypatch.setattr(sys, "argv", [command, *others, *words])
-        code = importlib.import_module(f"experiments.{command}").main()
+        code = importlib.import_module(f"bnlab.lab.{command}").main([*others, *words])
         return Called(code, *capsys.readouterr())
 
     return called

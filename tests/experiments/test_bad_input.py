@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.harness.errors import UserError
-from experiments.compose import plan_jobs
+from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import Call, run
 
 # The words of a command line, and what its message says

@@ -16,8 +16,8 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.errors import TimeLimit
 from bnlab.harness.jobs import attempt, list_failures
-from experiments import cluster
-from experiments.cluster import wait_for_others, watch_time_limit
+from bnlab.lab import cluster
+from bnlab.lab.cluster import wait_for_others, watch_time_limit
 from tests.conftest import small_config
 
 DIED = "Job 7_3 (task: 0) with path /r/7_3_0_result.pkl\nhas not produced any output (state: OUT_OF_MEMORY)"

@@ -9,8 +9,9 @@ import pytest
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.outcome import Outcome
-from experiments.catalogue import FIGURES, find_experiment, list_questions
+from bnlab.lab.catalogue import find_experiment, list_questions
 from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_quoted, read_text, write_page
+from experiments.pages import FIGURES
 from tests.experiments.test_questions import find_outcomes
 
 _, SECTIONS = read_text()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bnlab.harness.errors import UserError
-from experiments import compose
-from experiments.compose import plan_jobs
+from bnlab.lab import compose
+from bnlab.lab.compose import plan_jobs
 
 HEADER = "# @package _global_\n"
 # What an experiment's file mine.yaml has, and what the message says of it

@@ -14,7 +14,7 @@ from bnlab.harness import load
 from bnlab.harness.artifacts.data import load_dataset
 from bnlab.harness.artifacts.data.own_data import describe_own
 from bnlab.harness.artifacts.settings import network_hash
-from experiments.compose import plan_jobs
+from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import Call, Write
 
 MODULE = """

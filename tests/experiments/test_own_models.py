@@ -12,8 +12,8 @@ from bnlab.harness import load
 from bnlab.harness.artifacts import trying
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
+from bnlab.lab.compose import plan_jobs
 from bnlab.statistics import using
-from experiments.compose import plan_jobs
 from tests.experiments.commands import Call
 
 MODULE = """

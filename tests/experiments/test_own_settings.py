@@ -12,7 +12,7 @@ from bnlab.harness import load
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.settings import network_hash, restore_config
 from bnlab.harness.errors import UserError
-from experiments.compose import plan_jobs
+from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import Call, Write
 
 MODULE = """

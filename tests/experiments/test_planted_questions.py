@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.reporting.experiment import Experiment, decide
-from experiments.catalogue import find_experiment
+from bnlab.lab.catalogue import find_experiment
 
 STEPS = 10
 SEEDS = (0, 1, 2)

@@ -14,9 +14,10 @@ from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables, find_conditions
 from bnlab.harness.reporting.outcome import Outcome, find_outcome
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_mean, say_numbers
+from bnlab.lab.catalogue import find_experiment, list_questions
 from bnlab.nn import SelfTuned
-from experiments.catalogue import FIGURES, find_experiment, list_questions, read_catalogue
 from experiments.margins import drop_chance
+from experiments.pages import FIGURES, read_catalogue
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 # A question's claims are committed before its numbers: until then it has no results here.

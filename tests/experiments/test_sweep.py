@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from bnlab.harness import load, planning
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistics import list_choices
-from experiments import launch
-from experiments.compose import plan_jobs
+from bnlab.lab import launch
+from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import SWEEP, Call, Done, files, list_trained, run
 
 Swept = tuple[Path, Done]

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.reporting.experiment import decide, find_conditions
+from bnlab.lab.catalogue import find_experiment
 from experiments import curve
-from experiments.catalogue import find_experiment
 from experiments.tuning import RATE, TUNING_SEEDS, find_collapses, pick_rate, pick_rates, select_tested
 
 TESTED = (103, 104, 105)

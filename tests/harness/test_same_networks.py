@@ -19,7 +19,7 @@ from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import Batches, Seeds, train
-from experiments.compose import plan_jobs
+from bnlab.lab.compose import plan_jobs
 
 EXPECTED = Path(__file__).with_name("same_networks.json")
 WRITTEN: dict[str, str] = json.loads(EXPECTED.read_text())

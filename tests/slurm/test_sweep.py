@@ -65,13 +65,13 @@ def wait_for_state(network: Run, command: subprocess.Popen[str]) -> None:
 
 def find_jobs(results: Path) -> str:
     """Find the number of the one array, or the one job, that has been sent."""
-    (number,) = [path.name for path in (results / "adhoc" / "hydra" / ".submitit").iterdir() if path.name.isdigit()]
+    (number,) = [path.name for path in (results / "adhoc" / "cluster").iterdir() if path.name.isdigit()]
     return number
 
 
 def read_logs(results: Path) -> str:
     """Read what all jobs have printed."""
-    paths = sorted(results.glob("adhoc/hydra/.submitit/*/*_log.out"))
+    paths = sorted(results.glob("adhoc/cluster/*/*_log.out"))
     return "".join(path.read_text() for path in paths)
 
 

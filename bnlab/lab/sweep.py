@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run_command
+from bnlab.lab.command import run_command
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.settings import Config
-    from experiments.compose import Launcher, Sweep
+    from bnlab.lab.compose import Launcher, Sweep
 
 _HYDRA_OPTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Check everything, then let Hydra run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
+    return run_command(_sweep, words, options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
 
 
 def _sweep(words: list[str]) -> int:
     """Let Hydra print what it can alone, such as `--help`, and run a sweep otherwise; the exit code."""
     words = _join_folders(words)
     if any(word.partition("=")[0] in _HYDRA_OPTIONS for word in words):
-        from experiments.compose import print_with_hydra
+        from bnlab.lab.compose import print_with_hydra
 
         print_with_hydra(words)
         return 0
@@ -48,7 +47,7 @@ def _join_folders(words: list[str]) -> list[str]:
 def _run_missing(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables."""
     started = time.perf_counter()
-    from experiments.compose import plan_jobs
+    from bnlab.lab.compose import plan_jobs
 
     multirun = bool({"-m", "--multirun"} & {*words})
     sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
@@ -88,7 +87,7 @@ def _estimate(configs: list[Config], waiting: list[Config], launcher: Launcher) 
 def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher) -> Launcher:
     """Choose the launcher: that of the words; without one processes, where several networks have work left."""
     from bnlab.harness.planning import gains_from_processes
-    from experiments.compose import Launcher
+    from bnlab.lab.compose import Launcher
 
     is_chosen = launcher.name != "basic" or any("hydra/launcher" in word for word in words)
     if is_chosen or not gains_from_processes(waiting):
@@ -100,7 +99,7 @@ def _run(sweep: Sweep, waiting: list[Config], launcher: Launcher, words: list[st
     """Run the jobs that are not done; the command is kept for the pages of reports."""
     from bnlab.files import write_text
     from bnlab.harness.jobs import prepare
-    from experiments.launch import run_jobs
+    from bnlab.lab.launch import run_jobs
 
     prepare(sweep.configs)
     first = waiting[0]
@@ -180,7 +179,7 @@ def _next(config: Config, words: list[str]) -> str:
 def _find_question(config: Config, words: list[str]) -> str | None:
     """Find the question that the experiments of the command line measure."""
     from bnlab.harness.errors import UserError
-    from experiments.catalogue import find_experiment, list_questions
+    from bnlab.lab.catalogue import find_experiment, list_questions
 
     files = {word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")}
     if not files:
@@ -196,7 +195,3 @@ def _find_question(config: Config, words: list[str]) -> str | None:
         if files & {*question.sweeps, name}:
             return name
     return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,8 +22,8 @@ from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.settings import Config, restore_config
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import attempt, list_waiting
-from experiments.cluster import wait_for_others, watch_time_limit
-from experiments.compose import Job, Launcher
+from bnlab.lab.cluster import wait_for_others, watch_time_limit
+from bnlab.lab.compose import Job, Launcher
 
 _A_LINE = 60.0  # seconds between two lines where there is no terminal
 _KEPT = "what is finished is kept, the same command continues"

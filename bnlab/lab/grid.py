@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from bnlab.harness.errors import UserError
-from experiments.words import SWEPT_BY_FILES, read_word
+from bnlab.lab.words import SWEPT_BY_FILES, read_word
 
 
 def list_jobs(overrides: Iterable[Override]) -> list[list[Override]]:

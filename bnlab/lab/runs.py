@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from experiments.command import run_command
+from bnlab.lab.command import run_command
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
        bnlab runs show RUN      one of them: settings, environment, files
@@ -24,9 +24,9 @@ USAGE = """usage: bnlab runs list          every network: in what it differs, it
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of libyaml, six times as fast, where there is one
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Run the command; exit 2 for a user's mistake."""
-    return run_command(_dispatch, USAGE)
+    return run_command(_dispatch, words, USAGE)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -247,7 +247,3 @@ def _size(path: Path) -> float:
 
 def _id(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

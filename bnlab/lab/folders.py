@@ -10,9 +10,12 @@ from pathlib import Path
 
 from bnlab.harness.errors import UserError
 
-_ROOT = Path(__file__).resolve().parents[1]
-CONF = _ROOT / "conf"
-REFERENCE = _ROOT / "results" / "reference"  # the results that are committed
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_WHEEL = _PACKAGE / "conf"  # where a wheel has what lies beside the package in a clone
+
+CONF = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent / "conf"
+REFERENCE = _PACKAGE.parent / "results" / "reference"
+"""The results that are committed, in a clone."""
 
 
 def search_folders(words: Sequence[str]) -> list[str]:

@@ -23,10 +23,10 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.checks import require_one_of
 from bnlab.harness.config import check, register, register_own
 from bnlab.harness.errors import UserError
-from experiments.folders import CONF, search_folders
-from experiments.grid import list_jobs, refuse_several_files, refuse_sweeps
-from experiments.variations import register_variations
-from experiments.words import explain_unknown, read_word, sets_value
+from bnlab.lab.folders import CONF, search_folders
+from bnlab.lab.grid import list_jobs, refuse_several_files, refuse_sweeps
+from bnlab.lab.variations import register_variations
+from bnlab.lab.words import explain_unknown, read_word, sets_value
 
 LAUNCHERS = ("basic", "joblib", "submitit_slurm", "submitit_local")
 _UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name

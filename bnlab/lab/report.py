@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import run_command
-from experiments.folders import REFERENCE
+from bnlab.lab.command import run_command
+from bnlab.lab.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
@@ -30,15 +30,15 @@ The exit code is 1 where a claim or a figure failed and the others are there, an
 _ROWS = 12  # as many rows of a table are printed
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Run the command; its exit code, 2 for a user's mistake."""
-    return run_command(_report, USAGE)
+    return run_command(_report, words, USAGE)
 
 
 def _report(words: list[str]) -> int:
     """Report on one question, one sweep, or all questions, as the words of the command line say; the exit code."""
     from bnlab.harness.errors import UserError
-    from experiments.catalogue import list_questions
+    from bnlab.lab.catalogue import list_questions
 
     given = _read_settings(words)
     results = Path(given.get("results", "results"))
@@ -76,7 +76,7 @@ def _read_settings(words: list[str]) -> dict[str, str]:
 def _report_all(results: Path) -> int:
     """Report on all questions that have results, write their pages, and name the commands that draw other sweeps."""
     from bnlab.harness.errors import UserError
-    from experiments.catalogue import list_questions
+    from bnlab.lab.catalogue import list_questions
 
     folders = [*results.glob("*/requests"), *results.glob("*/tables")]
     measured = sorted({folder.parent.name for folder in folders})
@@ -106,6 +106,7 @@ def _report_questions(names: Mapping[str, str], results: Path, are_all: bool = F
     """
     from bnlab.harness.errors import NoRows, UserError
     from bnlab.harness.reporting.outcome import READING
+    from bnlab.lab.catalogue import write_pages
 
     outcomes: list[Outcome] = []
     failures = 0
@@ -125,7 +126,7 @@ def _report_questions(names: Mapping[str, str], results: Path, are_all: bool = F
         raise UserError(f"no question can be answered from {results}/")
     print(textwrap.fill(READING.replace("*", ""), 110))
     if are_all:
-        _write_pages(outcomes, results)
+        write_pages(outcomes, results)
     return 1 if failures else 0
 
 
@@ -146,7 +147,7 @@ def _report_one(experiment: str, name: str, results: Path) -> tuple[Outcome, int
     from bnlab.harness.errors import NoRows
     from bnlab.harness.reporting.outcome import find_outcome
     from bnlab.harness.reporting.tables import load
-    from experiments.catalogue import find_experiment
+    from bnlab.lab.catalogue import find_experiment
 
     question = find_experiment(experiment)
     tables = load(name, results)
@@ -298,39 +299,3 @@ def _describe(outcome: Outcome) -> list[str]:
             number = row["number"].ljust(number_width)
             lines.append(f"    {condition}  {number}  n={row['n']}  {row['said']}")
     return lines
-
-
-def _write_pages(outcomes: list[Outcome], results: Path) -> None:
-    """Write the README.md of each question, and, unless all are the user's own, the pages of answers."""
-    from bnlab.harness.reporting.page import write_answers, write_experiment, write_html, write_hypotheses
-    from bnlab.harness.reporting.tables import load
-    from experiments.catalogue import is_shipped, read_catalogue
-    from experiments.devices import describe_devices
-    from experiments.holdout import describe_added_seeds
-
-    is_reference = results.resolve() == REFERENCE
-    pages = {}
-    figures = {}
-    for outcome in outcomes:
-        name = outcome.experiment.name
-        devices = describe_devices(load(name, results)["runs"]) if is_reference else ""
-        pages[f"{name}/README.md"] = write_experiment(outcome, devices)
-        for figure in outcome.experiment.figures:
-            figures[name, figure] = results / name / "figures" / f"{figure}.png"
-
-    added_seeds = None
-    if is_reference:
-        added_seeds = describe_added_seeds(outcomes, results)
-    if any(is_shipped(outcome.experiment.name) for outcome in outcomes):
-        catalogue = read_catalogue()
-        pages["ANSWERS.md"] = write_answers(catalogue, outcomes)
-        pages["HYPOTHESES.md"] = write_hypotheses(catalogue, outcomes, added_seeds)
-        pages["report.html"] = write_html(catalogue, outcomes, figures, added_seeds)
-    for name, page in pages.items():
-        path = results / name
-        path.write_text(page, encoding="utf-8")
-        print(path)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

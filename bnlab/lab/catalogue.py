@@ -1,0 +1,68 @@
+"""Finding questions: a module for each, in `experiments/questions` and in `questions/` of the current folder."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bnlab.harness.reporting.experiment import Experiment
+    from bnlab.harness.reporting.outcome import Outcome
+
+_SHIPPED = "experiments.questions"
+_OWN = "questions"
+
+
+def find_experiment(name: str) -> Experiment:
+    """Find the EXPERIMENT of a question's module, and fill in name, question and source.
+
+    Raises:
+        UserError: there is none, or it cannot be imported.
+    """
+    from bnlab.harness.errors import UserError, where_raised
+
+    known = _find_modules()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+        raise UserError(f"no question {name!r}; {hint}")
+    try:
+        module = importlib.import_module(known[name])
+        found = module.EXPERIMENT
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        place = known[name].replace(".", "/")
+        raise UserError(f"{place}.py has to define EXPERIMENT: {where_raised(error)}") from error
+    question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+    return replace(found, name=name, question=question, source=" ".join(source.split()))
+
+
+def list_questions() -> list[str]:
+    """List the names of all experiments: of those that are swept, and of those that another command measures."""
+    return sorted(_find_modules())
+
+
+def is_shipped(name: str) -> bool:
+    """Find out if a question is one of bnlab's own, which its pages of answers are about."""
+    return _find_modules().get(name, "").startswith(_SHIPPED)
+
+
+def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
+    """Write the pages on all questions of a folder of results; the words on bnlab's own lie beside these."""
+    importlib.import_module("experiments.pages").write_pages(outcomes, results)
+
+
+def _find_modules() -> dict[str, str]:
+    """Find the import path of each question's module; one of the user's takes the place of one of bnlab's."""
+    shipped = importlib.import_module(_SHIPPED)
+    packages = {_SHIPPED: list(shipped.__path__), _OWN: [_OWN]}
+    modules = {}
+    for package, folders in packages.items():
+        for module in pkgutil.iter_modules(folders):
+            modules[module.name] = f"{package}.{module.name}"
+    return modules

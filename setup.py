@@ -1,0 +1,13 @@
+"""Packages of the wheel; pyproject.toml says all else. In a clone conf/ lies beside the package, in a wheel inside."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["bnlab*", "experiments*"]), "bnlab.conf"],
+    package_dir={"bnlab.conf": "conf"},
+    package_data={
+        "bnlab": ["py.typed", "doctor/page.css", "harness/reporting/templates/*"],
+        "bnlab.conf": ["*.yaml", "*/*.yaml"],
+        "experiments": ["answers/*.md", "*.md"],
+    },
+)
