@@ -68,10 +68,13 @@ def _run(config: Config, heading: str) -> None:
 def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Run jobs in as many processes as there are cores, or as the launcher's settings say."""
     os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
+    settings = dict(launcher.settings)
+    if len(jobs) == 1:
+        settings["n_jobs"] = 1  # starting a process would take longer than many a job
     run = delayed(_run_in_process)
     calls = [run(asdict(job.config), job.heading, os.getpid()) for job in jobs]
     try:
-        Parallel(**launcher.settings)(calls)
+        Parallel(**settings)(calls)
     except BrokenProcessPool as error:
         raise UserError(f"a process of the sweep was ended from outside (out of memory?); {_KEPT}") from error
 
@@ -122,12 +125,12 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
 
     sent = executor.map_array(_ClusterJob(), [asdict(job.config) for job in jobs], [job.heading for job in jobs])
     try:
-        errors = [job.result() for job in sent]
+        reasons = [job.result() for job in sent]
     except UncompletedJobError as error:
         wait_for_others(error)
         return
-    for error in filter(None, errors):
-        raise UserError(error)
+    for reason in filter(None, reasons):
+        raise UserError(reason)
 
 
 class _ClusterJob(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submitit is not typed
