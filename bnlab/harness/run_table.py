@@ -1,14 +1,9 @@
-"""The table `runs`: its columns other than settings, and the names that columns had in earlier versions.
+"""The table `runs`: its columns other than settings.
 
 `bnlab.harness.setting_columns` adds a column for each setting, which it finds in the components.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import pandas as pd
 
 from bnlab.harness.schema import Table, integer, real, text
 
@@ -16,11 +11,7 @@ _ABOUT = """\
 A row for each network. A setting is called as on the command line, `optimizer.lr`; `data`, `model`, `norm` and
 `optimizer` are what was chosen there. Null where a network does not read a setting: words before a colon say which
 choices do. The arguments of a model or a data set of your own are columns too, as `model.dropout`, behind these, and
-so is the digest of its source, as `model.source`.
-
-Earlier versions had short names beside these, `lr` for `optimizer.lr`, and `norm.name` beside `norm`. `load` gives
-their tables the names of today; questions may use either, in `by=` and wherever rows are selected, compared or
-averaged."""
+so is the digest of its source, as `model.source`."""
 
 TRAINED_WITH = ("batch_size", "epochs", "steps", "order", "last_batch", "freeze_at", "freeze_with", "averaging")
 """The settings without a group that change what is trained, other than the seed."""
@@ -75,41 +66,3 @@ RUNS = Table(
     is_open=True,
 )
 """The table without the columns of settings, which `setting_columns.describe_runs` adds."""
-
-OLD_NAMES = {
-    "data.name": "data",
-    "model.name": "model",
-    "norm.name": "norm",
-    "optimizer.name": "optimizer",
-    "lr": "optimizer.lr",
-    "lr_scaling": "optimizer.lr_scaling",
-    "sgd_momentum": "optimizer.momentum",
-    "weight_decay": "optimizer.weight_decay",
-    "label_smoothing": "optimizer.label_smoothing",
-    "schedule": "optimizer.schedule",
-}
-"""Old name of a column of `runs` → its name today. Tables on disk and questions may have either."""
-
-
-def rename_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the keys of a network's row to the names of today."""
-    return {OLD_NAMES.get(name, name): value for name, value in row.items()}
-
-
-def rename_columns(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rename the columns of a table to the names of today.
-
-    Earlier tables had `norm` and `norm.name`, with the same values: of two columns with one name the first stays.
-    """
-    renamed = runs.rename(columns=OLD_NAMES)
-    is_doubled = renamed.columns.duplicated()
-    return renamed.loc[:, ~is_doubled]
-
-
-def add_old_names(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """Add each of `columns` that is an old name and missing, as a copy of the column with the name of today."""
-    for column in columns:
-        current = OLD_NAMES.get(column)
-        if column not in frame and current in frame:
-            frame = frame.assign(**{column: frame[current]})
-    return frame

@@ -217,7 +217,7 @@ def _list_folders(results: Path) -> list[Path]:
 def _settings(folder: Path) -> dict[str, Any]:
     """Read what the network was trained with, called as in the table `runs`; the seed is in the name of the run."""
     from bnlab.files import reading
-    from bnlab.harness.run_table import TRAINED_WITH, rename_row
+    from bnlab.harness.run_table import TRAINED_WITH
 
     path = folder / "config.yaml"
     with reading(path):
@@ -227,12 +227,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, dict):
             for name, inner in value.items():
-                settings[f"{key}.{name}"] = inner
+                settings[key if name == "name" else f"{key}.{name}"] = inner
         elif key in TRAINED_WITH:
             settings[key] = value
     if settings.get("steps"):  # instead of which epochs are not read
         settings.pop("epochs", None)
-    return rename_row(settings)
+    return settings
 
 
 def _size(path: Path) -> float:

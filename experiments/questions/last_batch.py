@@ -37,7 +37,8 @@ SHARES = {
 SMALL = ("1/32", "1/6")
 LAST_BATCH_AT = {256: 72, 64: 141}  # batch size → the update that the last batch makes
 BEFORE, RIGHT_AFTER, THIRTY_LATER, END = "before", "right after", "30 updates later", "at the end"
-CONSTANT, ONE_CYCLE = "constant", "onecycle"
+CONSTANT: dict[str, Any] = {"optimizer.schedule": "constant"}
+ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
 EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 EMA_SLOW: dict[str, Any] = {"estimator": "ema", "momentum": 0.01}
 WEIGHTED: dict[str, Any] = {"estimator": "ema_weighted", "momentum": 0.1}
@@ -142,50 +143,50 @@ EXPERIMENT = Experiment(
             "At a constant rate the update of a last batch of at most 1/6 costs the weights over a point, right after "
             "it.",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  schedule=CONSTANT), above(1.0, "points", A_POINT), ("Q11",)),
+                  **CONSTANT), above(1.0, "points", A_POINT), ("Q11",)),
         "averages_lose": Claim(
             "At a constant rate running averages lose over a point more right after a last batch of at most 1/6 than "
             "right after a full one.",
             score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA, schedule=CONSTANT), above(1.0, "points", A_POINT)),
+                  **EMA, **CONSTANT), above(1.0, "points", A_POINT)),
         "weights_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule a last batch of at most 1/6 costs the weights less than 0.3 points.",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  schedule=ONE_CYCLE), LITTLE, ("Q11",)),
+                  **ONE_CYCLE), LITTLE, ("Q11",)),
         "averages_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule running averages lose less than 0.3 points more after a last batch of "
             "at most 1/6 than after a full one.",
             score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  **EMA, schedule=ONE_CYCLE), LITTLE),
+                  **EMA, **ONE_CYCLE), LITTLE),
         "it_is_forgotten": Claim(
             "At a constant rate, 30 updates later, running averages lose as much as without the small batch, to a "
             "point.",
             score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=THIRTY_LATER,
-                  **EMA, schedule=CONSTANT), within(-1.0, 1.0, "points", A_POINT)),
+                  **EMA, **CONSTANT), within(-1.0, 1.0, "points", A_POINT)),
         "slow_averages_lose_less": Claim(
             "At a constant rate, with momentum 0.01, running averages lose less than a point more right after a last "
             "batch of at most 1/6 than right after a full one.",
             score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA_SLOW, schedule=CONSTANT), below(1.0, "points", A_POINT)),
+                  **EMA_SLOW, **CONSTANT), below(1.0, "points", A_POINT)),
         "half_a_batch_harms": Claim(
             "At a constant rate the update of a last batch of half a full one costs the weights too, right after it "
             "(asked when seen).",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder="1/2", when=RIGHT_AFTER,
-                  schedule=CONSTANT), above(0.0, "points", AS_ACCURATE)),
+                  **CONSTANT), above(0.0, "points", AS_ACCURATE)),
         "weights_lose_at_the_end": Claim(
             "At the end of a constant rate, right after the last small batch, a last batch of at most 1/6 costs the "
             "weights over a point (asked when seen).",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  schedule=CONSTANT), above(1.0, "points", A_POINT)),
+                  **CONSTANT), above(1.0, "points", A_POINT)),
         "averages_lose_a_larger_share": Claim(
             "At a constant rate, right after a last batch of at most 1/6, running averages lose a larger share of the "
             "accuracy under exact statistics than right after a full one (asked when seen).",
             score(find_share_lost_more, "accuracy", CELL, scale=-1, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA, schedule=CONSTANT), above(0.0, "share", "at 0 it is the same share")),
+                  **EMA, **CONSTANT), above(0.0, "share", "at 0 it is the same share")),
         "weighing_gains": Claim(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
             "gains over a point against the plain one.",
             score(subtract_plain_average, "accuracy", CELL, scale=100, remainder=SMALL, when=RIGHT_AFTER,
-                  schedule=CONSTANT), above(1.0, "points gained", A_POINT), ("Q9",)),
+                  **CONSTANT), above(1.0, "points gained", A_POINT), ("Q9",)),
     },
 )  # fmt: skip

@@ -13,7 +13,7 @@ from bnlab.harness.artifacts.settings import Config, network
 from bnlab.harness.components import COMPONENTS, list_settings, setting
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.reporting.tables import load
-from bnlab.harness.run_table import OLD_NAMES, TRAINED_WITH
+from bnlab.harness.run_table import TRAINED_WITH
 from bnlab.harness.schema import boolean, integer, real, text
 from bnlab.harness.setting_columns import describe_runs
 
@@ -53,8 +53,6 @@ def test_each_setting_has_one_column() -> None:
 
     assert settings - STORAGE <= {*columns}
     assert not STORAGE & {*columns}
-    assert not {*OLD_NAMES} & {*columns}
-    assert {*OLD_NAMES.values()} <= {*columns}
 
 
 def test_the_table_says_whose_a_setting_is_where_not_all_choices_have_it() -> None:

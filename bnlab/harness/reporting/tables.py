@@ -28,7 +28,7 @@ from bnlab.harness.reporting.written import (
     write_all,
 )
 from bnlab.harness.requests import Request, Selection, columns_path, find_rows, find_run, read_request
-from bnlab.harness.run_table import RUNS, rename_columns, rename_row
+from bnlab.harness.run_table import RUNS
 from bnlab.harness.schema import ORIGIN, conform, read_frame, read_key, read_rows, read_schema
 
 _Tables = dict[str, tuple[pd.DataFrame, pa.Schema]]
@@ -118,7 +118,7 @@ def _read_columns(folder: Path) -> pa.Schema:
 
 def _put_runs_together(requests: Sequence[Request], columns: pa.Schema) -> pd.DataFrame:
     """The table `runs`: of each network the row of the newest request."""
-    rows = {request.run: rename_row(request.row) for request in requests}
+    rows = {request.run: request.row for request in requests}
     frame = pd.DataFrame(list(rows.values()))
     missing = [column for column in columns.names if column not in frame]
     return conform(frame.assign(**dict.fromkeys(missing)).sort_values("run"), columns)
@@ -204,17 +204,10 @@ class Tables(dict[str, pd.DataFrame]):
         raise NoRows(f"the table {name} has not been measured; there are {', '.join(self)}")
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """Read a table that was written; columns of `runs` that have old names are renamed."""
-    frame = read_frame(path)
-    return rename_columns(frame) if path.stem == "runs" else frame
-
-
 def load(name: str, results: str | Path = "results") -> Tables:
     """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
 
     results/README.md says what their columns mean. `load("momentum", "results/reference")` has the committed ones.
-    Columns that an earlier version wrote have the names of today.
 
     Raises:
         UserError: nothing has been measured under this name.
@@ -229,7 +222,7 @@ def load(name: str, results: str | Path = "results") -> Tables:
     if (folder / "requests").is_dir():
         return Tables(assemble(folder))
     if (folder / "tables").is_dir():
-        return Tables({path.stem: _read_table(path) for path in sorted((folder / "tables").glob("*.parquet"))})
+        return Tables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})
     where = [] if str(results) == "results" else [f"results={results}"]
     command = shlex.join(["bnlab", "sweep", f"name={name}", *where])
     raise UserError(

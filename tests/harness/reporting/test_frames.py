@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pandas.testing import assert_frame_equal
 from scipy import stats
 
 from bnlab.harness.errors import NoRows, UserError
@@ -36,7 +35,7 @@ from bnlab.harness.reporting.frames import (
     select,
     share_name,
 )
-from bnlab.harness.reporting.frames.selection import Tables, name_value
+from bnlab.harness.reporting.frames.selection import name_value
 from tests.harness.reporting.planted import plant
 
 TABLES = plant()
@@ -71,49 +70,9 @@ def test_networks_are_not_mixed(setting: dict[str, Any], message: str) -> None:
         rows({**TABLES, "runs": runs}, "gaps", by=() if setting else ("batch_size",))
 
 
-def name_rates(tables: Tables) -> Tables:
-    """Give half of the networks a learning rate of 0.1, the others 0.4."""
-    runs = tables["runs"]
-    named = runs.assign(norm="batch")
-    named["optimizer.lr"] = runs["batch_size"].map({4: 0.1, 32: 0.4})
-    return {**tables, "runs": named}
-
-
-def test_questions_may_use_the_old_names_of_settings() -> None:
-    tables = name_rates(TABLES)
-
-    frame = rows(tables, "gaps", 1.0, ("lr", "norm.name"), estimator="ema", schedule="constant")
-    chosen = select(frame, lr=0.4)
-    panels = name_panels(select(tables["runs"], lr=0.1), "rate {lr}")
-
-    assert list(frame["lr"]) == list(frame["optimizer.lr"])
-    assert {*frame["norm.name"]} == {"batch"}
-    assert {*chosen["batch_size"]} == {32}
-    assert {*panels["panel"]} == {"rate 0.1"}
-
-
-def test_scores_may_use_the_old_names_of_settings() -> None:
-    """As a column of a table, the log's `lr`, goes before one of `runs`."""
-    tables = name_rates(TABLES)
-    log = tables["gaps"].assign(lr=0.05)
-
-    old = score("evaluations", "accuracy", ("lr",), at=1.0, momentum=0.1)(tables)
-    new = score("evaluations", "accuracy", ("optimizer.lr",), at=1.0, momentum=0.1)(tables)
-    pairs = score(
-        "evaluations", "accuracy", (), at=1.0, momentum=0.1, lr=0.4, along="lr", against=0.1, matching=("seed",)
-    )
-    merged = interval(tables["runs"].assign(x=1.0), "x", ("lr",))
-
-    assert_frame_equal(old.rename(columns={"lr": "optimizer.lr"}), new)
-    assert list(new["optimizer.lr"]) == [0.1, 0.4]
-    assert pairs(tables)["mean"].tolist() == [0.0]
-    assert merged["n"].tolist() == [3, 3]
-    assert len(rows({**tables, "log": log}, "log", lr=0.05)) == len(log)
-
-
-def test_conditions_say_settings_in_words_whatever_they_are_called() -> None:
-    assert name_value("lr", 0.1) == name_value("optimizer.lr", 0.1) == "learning rate 0.1"
-    assert name_value("norm.name", "ghost") == name_value("norm", "ghost") == "norm ghost"
+def test_conditions_say_settings_in_words() -> None:
+    assert name_value("optimizer.lr", 0.1) == "learning rate 0.1"
+    assert name_value("norm", "ghost") == "norm ghost"
     assert name_value("optimizer.schedule", "step") == "schedule step"
 
 

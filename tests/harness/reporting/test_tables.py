@@ -136,43 +136,6 @@ def test_each_network_has_its_newest_row_in_runs(tmp_path: Path) -> None:
     assert runs["norm_batch_size"].isna().all()
 
 
-def test_rows_of_an_earlier_version_have_the_names_of_today(tmp_path: Path) -> None:
-    """Beside those of this version, in one sweep."""
-    old = {
-        "run": "a/seed_0",
-        "data": "digits",
-        "lr": 0.1,
-        "sgd_momentum": 0.9,
-        "data.name": "digits",
-        "optimizer.lr": 0.1,
-    }
-    new = {"run": "b/seed_0", "data": "glyphs", "optimizer.lr": 0.2, "optimizer.momentum": 0.5}
-    for row in (old, new):
-        run = str(row["run"])
-        write_request(request_path(tmp_path / "x", run, "job"), Request(run, row, {}))
-
-    runs = tables.load("x", tmp_path)["runs"]
-
-    assert list(runs["data"]) == ["digits", "glyphs"]
-    assert list(runs["optimizer.lr"]) == [0.1, 0.2]
-    assert list(runs["optimizer.momentum"]) == [0.9, 0.5]
-    assert not {"lr", "sgd_momentum", "data.name"} & {*runs}
-
-
-def test_tables_of_an_earlier_version_have_the_names_of_today(tmp_path: Path) -> None:
-    columns = ["run", "model", "lr", "schedule", "model.name", "optimizer.lr"]
-    runs = pd.DataFrame([["a/seed_0", "cnn", 0.1, "step", "cnn", 0.1]], columns=columns)
-    log = pd.DataFrame({"run": ["a/seed_0"], "lr": [0.05]})  # of the update
-    schema.write_frame(tmp_path / "x" / "tables" / "runs.parquet", runs)
-    schema.write_frame(tmp_path / "x" / "tables" / "log.parquet", log)
-
-    found = tables.load("x", tmp_path)
-
-    assert list(found["runs"]) == ["run", "model", "optimizer.lr", "optimizer.schedule"]
-    assert list(found["runs"]["optimizer.lr"]) == [0.1]
-    assert_frame_equal(found["log"], log)
-
-
 def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
     whole_numbers = rows([1], 0).astype({"mean_gap": "int64", "momentum": "int64"})
     write(tmp_path, "x", whole_numbers)

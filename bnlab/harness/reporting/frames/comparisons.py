@@ -9,7 +9,6 @@ import pandas as pd
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames.selection import lowest, require_columns, require_one_row, select
-from bnlab.harness.run_table import add_old_names
 
 # Columns that say where a value was measured: the two rows of a pair agree in them.
 _PLACES = ("step", "panel", "layer", "channel", "split", "shift")
@@ -62,7 +61,6 @@ def paired(
     Returns:
         All rows but the reference's.
     """
-    frame = add_old_names(frame, [along, *matching])
     require_columns(frame, [value, along, *matching])
     if along in matching:
         raise UserError(f"values of {along} are compared, so that they cannot agree; leave {along} out of matching")

@@ -11,7 +11,6 @@ from scipy import special
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames.selection import list_groups, require_columns, require_one_row
-from bnlab.harness.run_table import add_old_names
 
 _BOUNDS = ("mean", "low", "high")
 NUMBERS = (*_BOUNDS, "n")
@@ -42,7 +41,6 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
     Returns:
         The columns `by` and `value`.
     """
-    frame = add_old_names(frame, by)
     require_columns(frame, [value, *by])
     if not geometric:
         return _average(frame, value, by)
@@ -105,7 +103,6 @@ def interval(
         interval: NaN.
     """
     averaged = [average] if isinstance(average, str) else list(average or ())
-    frame = add_old_names(frame, [*by, *averaged])
     require_columns(frame, [value, "seed", *by, *averaged])
     require_one_row(frame, [*by, "seed", *averaged])
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.run_table import DERIVED, OLD_NAMES, RESULTS, add_old_names
+from bnlab.harness.run_table import DERIVED, RESULTS
 from bnlab.names import EstimatorName
 
 Tables = Mapping[str, pd.DataFrame]
@@ -59,8 +59,7 @@ def rows(
         table: the name of the table.
         at: shares of the training, 0 to 1, each a panel: for each network the measured step nearest to the share, if it
             is within 2% of the training or half a step. Without any all steps, a panel for each of `by`.
-        by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`); one that is
-            called by an old name, see `run_table.OLD_NAMES`, is a column of that name too.
+        by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
         wanted: for columns of the table or settings, see `select`.
 
     Raises:
@@ -77,7 +76,7 @@ def rows(
     others = {column: wanted[column] for column in wanted if column not in frame}
     measured = select(frame, **own)  # before the settings are added: few rows, then many columns
 
-    runs = add_old_names(tables["runs"], [*by, *others])
+    runs = tables["runs"]
     settings = [column for column in runs if column == "run" or column not in (*frame, *_LONG)]
     joined = measured.merge(runs[settings], on="run")
     chosen = select(joined, **others)
@@ -95,8 +94,7 @@ def rows(
 def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     """Refuse networks that an average over seeds would mix: several of one seed, or seeds that differ in a setting."""
     require_columns(runs, by)
-    others = ("run", "seed", *RESULTS, *OLD_NAMES)  # a setting with an old name is there with that of today
-    settings = [str(column) for column in runs if column not in others]
+    settings = [str(column) for column in runs if column not in ("run", "seed", *RESULTS)]
     group = pd.Series(0, runs.index)
     if by:
         group = runs.groupby([*by], dropna=False, sort=False).ngroup()
@@ -150,7 +148,6 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         frame: any rows.
         wanted: by column, a value, any of several, or all others (`OtherThan`); None is null.
     """
-    frame = add_old_names(frame, wanted)
     require_columns(frame, wanted)
     for column, value in wanted.items():
         if isinstance(value, OtherThan):
@@ -175,7 +172,6 @@ def _find_values(column: pd.Series, wanted: Any) -> pd.Series:
 
 def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     """Select the row with the smallest value for each of `by`, the first of several; NaN is left out."""
-    frame = add_old_names(frame, by)
     require_columns(frame, [value, *by])
     measured = frame.reset_index(drop=True).dropna(subset=value)
     groups = measured.groupby([*by], dropna=False, sort=False)
@@ -184,7 +180,6 @@ def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
 
 def put_in_order(frame: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:
     """Put the rows in the order in which `values` has those of a column; rows with another value come last."""
-    frame = add_old_names(frame, [column])
     require_columns(frame, [column])
     places = {value: place for place, value in enumerate(values)}
     return frame.sort_values(column, key=lambda cells: cells.map(places), kind="stable")
@@ -217,7 +212,6 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     They are sorted by what it names, the first before the second: numbers, and words in order of appearance.
     """
     columns = re.findall(r"\{([^{}]+)\}", name)
-    frame = add_old_names(frame, columns)
     require_columns(frame, columns)
     keys = [_number_values(frame[column]) for column in columns]
     order = np.lexsort(keys[::-1])
@@ -253,8 +247,7 @@ def name_value(key: str, value: Any) -> str:
         return {"mean": "means", "var": "variances"}.get(value, str(value))
     if key in ("line", "panel", "layers"):
         return str(value)
-    setting = OLD_NAMES.get(key, key)
-    words = _WORDS.get(setting, setting.replace("_", " "))
+    words = _WORDS.get(key, key.replace("_", " "))
     return f"{words} {value}"
 
 
