@@ -11,16 +11,13 @@ import sys
 from typing import NoReturn
 
 import bnlab
-from bnlab.commands import doctor, explain, gap, recalibrate, undo
-from bnlab.commands.loading import describe_error
-from bnlab.memory import keep_freed_memory
 
 _DESCRIPTION = (
     "Batch norm's running averages against exact statistics: of your own model (doctor, gap, recalibrate, undo), and "
     "of small networks that are trained for it (sweep, report, runs). bnlab COMMAND --help says more."
 )
-_COMMANDS = (doctor, explain, gap, recalibrate, undo)
-"""Modules of the commands for a model of the caller's own."""
+_OF_A_MODEL = ("doctor", "explain", "gap", "recalibrate", "undo")
+"""Commands for a model of the caller's own, modules of `bnlab.commands`."""
 _OF_SWEEPS = {
     "sweep": "train the networks that are missing, measure them, write tables",
     "report": "draw figures of a sweep, or the figures and verdicts of a question",
@@ -33,6 +30,11 @@ def main() -> int:
     """Run the command that the words name; 2 for a user's mistake, with one line that says what to do."""
     if sys.argv[1:] and sys.argv[1] in _OF_SWEEPS:
         return _run_lab(sys.argv[1], sys.argv[2:])
+
+    # Here: with torch, for which a sweep waits itself, so that Ctrl-C in that time ends it with a line.
+    from bnlab.commands.loading import describe_error
+    from bnlab.memory import keep_freed_memory
+
     keep_freed_memory()
     try:
         # `max_images=100` too, as Python and the commands of the harness write it.
@@ -62,8 +64,8 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, purpose in _OF_SWEEPS.items():
         commands.add_parser(name, help=purpose)
-    for module in _COMMANDS:
-        module.add_parser(commands)
+    for name in _OF_A_MODEL:
+        importlib.import_module(f"bnlab.commands.{name}").add_parser(commands)
     return parser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -122,6 +123,7 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
     executor = submitit.AutoExecutor(cluster=kind, folder=folder, **retries)
     named = {key if key in _QUEUE else f"{kind}_{key}": value for key, value in settings.items()}
     executor.update_parameters(name="bnlab", **named)
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # modules of the current folder are found there too
 
     sent = executor.map_array(_ClusterJob(), [asdict(job.config) for job in jobs], [job.heading for job in jobs])
     try:

@@ -103,7 +103,8 @@ def _run(sweep: Sweep, waiting: list[Config], launcher: Launcher, words: list[st
 
     prepare(sweep.configs)
     first = waiting[0]
-    command = shlex.join(["bnlab", "sweep", *words])
+    ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
+    command = shlex.join(["bnlab", "sweep", *ordered])
     write_text(Path(first.results, first.name, "command.txt"), f"{command}\n")
 
     is_waiting = {id(config) for config in waiting}
