@@ -183,21 +183,30 @@ def write_rows(path: Path, table: Table, frame: pd.DataFrame) -> None:
     write_frame(path, conform(frame, table.part), table.part)
 
 
-def read_frame(path: Path, schema: pa.Schema | None = None) -> pd.DataFrame:
-    """Read a parquet file; Unreadable if it is missing, damaged, or lacks columns of the schema."""
+def read_frame(path: Path) -> pd.DataFrame:
+    """Read a parquet file; Unreadable if it is missing or damaged."""
     with reading(path), path.open("rb") as file:
-        frame = pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
-        return conform(frame, schema) if schema else frame
+        return pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
 
 
 def read_rows(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read measured rows as an Arrow table of this schema; Unreadable as `read_frame`.
+    """Read measured rows as an Arrow table of this schema.
 
-    A sweep has thousands of files with a few rows each: making a frame of each takes ten times as long.
+    What an earlier version of the measurement wrote may lack columns, whose values are null then, and have others. A
+    sweep has thousands of files with a few rows each: making a frame of each takes ten times as long.
+
+    Raises:
+        Unreadable: it is missing, damaged, or no file with rows of a table.
     """
     with reading(path), path.open("rb") as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-        return table.select(schema.names).cast(schema)
+        if not read_key(table.schema):
+            raise ValueError("it does not say the key of its table")
+        if not table.schema.equals(schema):
+            fields = list(table.schema)
+            shared = [field.name for field in schema if field in fields]
+            table = pa.concat_tables([schema.empty_table(), table.select(shared)], promote_options="default")
+        return table.cast(schema)
 
 
 def read_schema(path: Path) -> pa.Schema:

@@ -38,7 +38,7 @@ def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures
     measurement = list_measurements()[name]
     subjects = measurement.scope(run, [s for s in sources if s.estimator not in failures])
     folder = run.folder / "measurements" / name
-    held = {path.name: _read_keys(path, measurement) for path in sorted(folder.glob("*.parquet"))}
+    held = {path.name: _read_keys(path) for path in sorted(folder.glob("*.parquet"))}
     present = {key for keys in held.values() for key in keys}
 
     selected = []
@@ -52,7 +52,7 @@ def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures
                 missing.setdefault(absent, []).append(subject)
         for absent_steps, group in missing.items():  # what lacks the same steps is measured together
             for path in _measure(run, measurement, group, [*absent_steps], failures, images):
-                held[path.name] = _read_keys(path, measurement)
+                held[path.name] = _read_keys(path)
 
     wanted = {(*columns.values(), step) for columns, steps in selected for step in steps}
     return Selection([file for file, keys in held.items() if keys & wanted], selected)
@@ -72,9 +72,9 @@ def _describe_subject(
     return columns | dict(zip(("split", "shift"), images, strict=False))
 
 
-def _read_keys(path: Path, measurement: Measurement) -> set[tuple[Any, ...]]:
+def _read_keys(path: Path) -> set[tuple[Any, ...]]:
     """Key by which the rows of a file are found; no momentum is None."""
-    frame = read_frame(path, measurement.table.part)
+    frame = read_frame(path)
     found = frame[[column for column in _SOUGHT if column in frame]].astype(object)
     return set(found.where(found.notna(), None).itertuples(index=False, name=None))
 

@@ -133,7 +133,7 @@ def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[
     schema = None
     parts = []
     incomplete = []
-    for number, request in enumerate(requests):
+    for number, request in reversed(list(enumerate(requests))):  # columns are those of the newest rows
         for file in request.selections.get(name, Selection()).files:
             path = find_rows(results, request.run, name) / file
             if not path.exists():
@@ -147,9 +147,10 @@ def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[
                 incomplete.append(request.run)
                 continue
             parts.append(rows.append_column(_REQUEST, pa.repeat(number, len(rows))))
+    parts.reverse()
 
     if incomplete:
-        networks = ", ".join(dict.fromkeys(incomplete))
+        networks = ", ".join(sorted({*incomplete}))
         print(f"{name}: rows of {networks} are missing; run the sweep again to measure them again", file=sys.stderr)
     return parts, incomplete
 
