@@ -28,7 +28,7 @@ from bnlab.files import write_text
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute, prepare
-from bnlab.harness.measurements import list_measurements
+from bnlab.harness.measurements import find_measurement
 from bnlab.harness.requests import find_rows
 from bnlab.harness.schema import read_frame, write_rows
 from bnlab.lab.compose import plan_jobs
@@ -86,7 +86,7 @@ def _copy(first: Run, rows: dict[tuple[str, str], pd.DataFrame], config: Config)
     write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     for (table, file), frame in rows.items():
         path = find_rows(Path(config.results), run.id, table) / file
-        write_rows(path, list_measurements()[table].table, frame.assign(run=run.id))
+        write_rows(path, find_measurement(table).table, frame.assign(run=run.id))
     execute(config)
 
 

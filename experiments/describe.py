@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.measurements import list_measurements
 from bnlab.harness.schema import Column, Table
 from bnlab.harness.setting_columns import describe_runs
+from bnlab.lab.catalogue import list_measurements
 
 README = Path(__file__).parents[1] / "results" / "README.md"
 _FIRST = """\
@@ -34,11 +34,11 @@ def main() -> int:
 
 def describe_tables() -> str:
     """Write the page in Markdown: `runs`, then the table of each measurement."""
-    known = list_measurements()
-    names = dict.fromkeys([*Config().measurements, *known])  # those that are usual first
+    known = {each.name: each.table for each in list_measurements().values()}
+    names = dict.fromkeys([*Config().measurements, *sorted(known)])  # those that are usual first
     tables = {"runs": describe_runs()}
     for name in names:
-        tables[name] = known[name].table
+        tables[name] = known[name]
 
     sections = [_FIRST.rstrip()]
     for name, table in tables.items():

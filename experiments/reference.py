@@ -11,9 +11,8 @@ import pandas as pd
 import pyarrow as pa
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements import list_measurements
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
-from bnlab.lab.catalogue import find_experiment, list_questions
+from bnlab.lab.catalogue import find_experiment, list_measurements, list_questions
 from bnlab.lab.command import run_command
 from bnlab.lab.folders import REFERENCE
 
@@ -60,13 +59,13 @@ def add_rows(path: Path, target: Path) -> None:
 
 def shorten_all() -> None:
     """Write each table without columns and digits that no figure and no claim reads; remove those without rows."""
-    measurements = list_measurements()
+    measured = {each.name: each.table for each in list_measurements().values()}
     for path in sorted(REFERENCE.glob("*/tables/*.parquet")):
         frame = read_frame(path)
         if frame.empty:
             path.unlink()
-        elif path.stem in measurements:
-            _shorten(path, frame, measurements[path.stem].table)
+        elif path.stem in measured:
+            _shorten(path, frame, measured[path.stem])
 
 
 def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:

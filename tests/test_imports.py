@@ -151,9 +151,24 @@ def test_reports_see_tables_only() -> None:
         assert_imports_only(path, REPORTING | looks)
 
 
+def list_questions() -> list[Path]:
+    """List the files of all questions, without those of their measurements."""
+    return [*QUESTIONS.glob("*.py"), *QUESTIONS.glob("*/__init__.py")]
+
+
 def test_questions_see_reports_and_theory_only() -> None:
-    for path in QUESTIONS.rglob("*.py"):
+    for path in list_questions():
         assert_imports_only(path, {*REPORTING, *SHARED, "bnlab.theory"}, beside="bnlab")
+
+
+def test_measurements_of_questions_see_nothing_that_reads_tables() -> None:
+    paths = {*QUESTIONS.rglob("*.py")} - {*list_questions()}
+    for path in paths:
+        own = f"experiments.questions.{path.parent.name}"
+        for name in imports(path):
+            assert not name.startswith("bnlab.harness.reporting"), f"{path} imports {name}"
+            assert not name.startswith("experiments") or name.startswith(f"{own}."), f"{path} imports {name}"
+    assert len(paths) >= 10
 
 
 def assert_imports_only(path: Path, allowed: set[str], beside: str = "") -> None:
@@ -182,8 +197,8 @@ def test_nobody_waits_for_what_is_not_used() -> None:
     found = loaded_by("bnlab.exact.population", "bnlab.recording.block", "bnlab.cli")
     assert "torch" in found
     assert not {"pandas", "hydra", "omegaconf", "matplotlib", "torchvision", "pyarrow", "sklearn"} & found
-    folders = {"bnlab.harness.reporting": HARNESS / "reporting", "experiments.questions": QUESTIONS}
-    modules = [f"{package}.{path.stem}" for package, folder in folders.items() for path in folder.glob("*.py")]
+    paths = [*(HARNESS / "reporting").glob("*.py"), *list_questions()]
+    modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
     found = loaded_by(*(name.removesuffix(".__init__") for name in modules))
     assert "pyarrow" in found and not {"torch", "torchvision", "hydra", "omegaconf"} & found
     found = loaded_by("bnlab.lab.compose")  # so that `sweep --help` answers soon

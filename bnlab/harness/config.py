@@ -18,11 +18,11 @@ from bnlab.harness.artifacts.models import Model, own_model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_step, list_steps, total_steps
-from bnlab.harness.checks import require_one_of, require_within
+from bnlab.harness.checks import require_within
 from bnlab.harness.components import check_settings
 from bnlab.harness.errors import UserError
 from bnlab.harness.help import describe_settings
-from bnlab.harness.measurements import list_measurements, list_names
+from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
 
 _OWN: dict[str, dict[str, Any]] = {"data": {}, "model": {}}
@@ -78,8 +78,6 @@ def _check_choices(config: Config) -> None:
         chosen = getattr(config, group)
         if not chosen.has_any_name and type(choices.get(chosen.name)) is not type(chosen):
             raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
-    for name in as_list(config.measurements):
-        require_one_of("measurements", name, list_names())
     if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
         raise UserError(f"name={config.name}: must be letters, digits, _ . - and not runs or reference")
 
@@ -138,12 +136,17 @@ def _check_freezing(config: Config, steps: int) -> None:
 
 
 def _check_measured(config: Config) -> None:
-    """UserError for measurements that this network has no rows of."""
-    names = as_list(config.measurements)
-    chosen = [list_measurements()[name] for name in names]
-    if not any(measurement.covers(config.norm) for measurement in chosen):
+    """UserError for measurements that do not exist, share a table, or have no rows of this network."""
+    chosen = {}
+    for name in as_list(config.measurements):
+        measurement = find_measurement(name)
+        if measurement.name in chosen:
+            raise UserError(f"measurements={name}: there is another table {measurement.name}; give it another name")
+        chosen[measurement.name] = measurement
+
+    if not any(measurement.covers(config.norm) for measurement in chosen.values()):
         raise UserError(f"measurements={config.measurements}: need batch norm, found norm={config.norm.name}")
-    for measurement in chosen:
+    for measurement in chosen.values():
         if measurement.about_batches and (config.averaging != "none" or config.freeze_at is not None):
             raise UserError(
                 f"measurements={measurement.name}: is about what batches make of running averages, which networks with "

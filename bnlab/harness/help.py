@@ -34,7 +34,7 @@ def describe_settings() -> str:
 
     measurements = ", ".join(list_names())
     lines += _describe_estimators()
-    lines += _wrap("measurements", measurements)
+    lines += _wrap("measurements", f"{measurements}; your own: package.module.Class")
     return "\n".join(lines)
 
 

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness import schema
+from bnlab.harness.artifacts.own import digest_of_own
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, flatten, list_own_settings, network
 from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.artifacts.trying import try_training
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
-from bnlab.harness.measurements import list_measurements, list_steps_read
+from bnlab.harness.measurements import find_measurement, list_steps_read
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
@@ -66,11 +67,15 @@ def _find_request(run: Run, asked: str) -> Path:
 def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     """Describe what a job asks for: what is measured, without the estimators that have failed."""
     config = run.config
+    measurements = [find_measurement(name) for name in as_list(config.measurements)]
+    own = [digest_of_own(type(each)) for each in measurements]
     measured = [
         [[s.estimator, s.momentum, s.split, code_digest(s)] for s in find_sources(config)],
         [config.population, config.evaluate_at, config.accuracy_at, asdict(config.data), run.predictions],
-        [as_list(config.measurements), VERSION, sorted(failed), config.population_images],
+        [[each.name for each in measurements], VERSION, sorted(failed), config.population_images],
     ]
+    if any(own):
+        measured.append(own)
     return json.dumps(measured, default=list)
 
 
@@ -122,7 +127,7 @@ def _explain_repeated(calls: dict[str, int], runs: list[Run]) -> None:
     """Say what is measured of layers that a forward calls several times; UserError for what cannot be."""
     layers = ", ".join(f"{name} {count} times" for name, count in calls.items())
     for name in {name for run in runs for name in choose_measurements(run)}:
-        if list_measurements()[name].about_batches:
+        if find_measurement(name).about_batches:
             raise UserError(
                 f"measurements={name}: is about one batch of moments in a step, but a forward of "
                 f"model={runs[0].config.model.name} calls layers several times ({layers}); measure gaps, evaluations"
@@ -209,10 +214,12 @@ def execute(config: Config) -> None:
 
 def _train_and_measure(run: Run) -> None:
     ensure_trained(run, list_needed_checkpoints)
-    names, sources, failed = choose_measurements(run), find_sources(run.config), Failures()
-    if left_out := [name for name in as_list(run.config.measurements) if name not in names]:
-        print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
-    selections = {name: complete_rows(run, name, sources, failed) for name in names}
+    _name_left_out(run)
+    sources = find_sources(run.config)
+    failed = Failures()
+    selections = {}
+    for name in choose_measurements(run):
+        selections[find_measurement(name).name] = complete_rows(run, name, sources, failed)
     _write_request(run, selections, failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
@@ -222,7 +229,15 @@ def _train_and_measure(run: Run) -> None:
 
 def choose_measurements(run: Run) -> list[str]:
     """Choose the measurements of the configuration that this network has rows of."""
-    return [name for name in as_list(run.config.measurements) if list_measurements()[name].covers(run.config.norm)]
+    return [name for name in as_list(run.config.measurements) if find_measurement(name).covers(run.config.norm)]
+
+
+def _name_left_out(run: Run) -> None:
+    """Print which measurements of the configuration this network has no rows of."""
+    measurements = [find_measurement(name) for name in as_list(run.config.measurements)]
+    left_out = [each.name for each in measurements if not each.covers(run.config.norm)]
+    if left_out:
+        print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
 
 
 def prepare_process(config: Config) -> None:

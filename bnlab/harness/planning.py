@@ -19,6 +19,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list, restore_config
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import list_needed_checkpoints, try_all
+from bnlab.harness.measurements import find_measurement
 from bnlab.harness.small_batches import ADVICE, MOST_NAMED, count_last
 from bnlab.harness.trials import UNTRIED, Cost, estimate
 
@@ -153,7 +154,7 @@ def _name_untried(configs: list[Config]) -> str:
     """Name the measurements of these jobs whose time is not known: `, without decomposition`."""
     measured: set[str] = set()
     for config in configs:
-        measured.update(as_list(config.measurements))
+        measured.update(find_measurement(name).name for name in as_list(config.measurements))
     return "".join(f", without {name}" for name in UNTRIED if name in measured)
 
 

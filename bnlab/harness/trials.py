@@ -27,7 +27,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.states import record_moments, save_state, start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import choose_measurements, list_needed_checkpoints, prepare_process
-from bnlab.harness.measurements import list_measurements
+from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.sources import find_sources
 from bnlab.recording.trace import LayerTrace, MomentTrace
@@ -181,7 +181,7 @@ class Trial:
         for name, time_of_last in last.items():
             time_of_step = early[name] / len(self._early) if self._early else time_of_last
             once = max(0.0, time_of_last - time_of_step)
-            if list_measurements()[name].at_last_step:  # the work of the one step that it measures
+            if find_measurement(name).at_last_step:  # the work of the one step that it measures
                 once *= self._scale(real, real.steps)
             else:  # replaying the whole training
                 once *= real.steps / self._steps
@@ -212,7 +212,7 @@ class Trial:
         sources = find_sources(job)
         seconds = {}
         for name in choose_measurements(run):
-            if name not in UNTRIED:
+            if find_measurement(name).name not in UNTRIED:
                 seconds[name] = _time(complete_rows, run, name, sources, Failures())
         return seconds
 

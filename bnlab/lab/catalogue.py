@@ -1,4 +1,4 @@
-"""Finding questions: a module for each, in `experiments/questions` and in `questions/` of the current folder."""
+"""Finding questions: a module or folder for each, in `experiments/questions` and `questions/` of the current folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
+from bnlab.lab.folders import CONF
+
 if TYPE_CHECKING:
+    from bnlab.harness.measurements import Measurement
     from bnlab.harness.reporting.experiment import Experiment
     from bnlab.harness.reporting.outcome import Outcome
 
@@ -20,7 +25,9 @@ _OWN = "questions"
 
 
 def find_experiment(name: str) -> Experiment:
-    """Find the EXPERIMENT of a question's module, and fill in name, question and source.
+    """Find the EXPERIMENT of a question, and fill in name, question and source.
+
+    A question is a module, or a folder if it has measurements of its own.
 
     Raises:
         UserError: there is none, or it cannot be imported.
@@ -36,8 +43,7 @@ def find_experiment(name: str) -> Experiment:
         module = importlib.import_module(known[name])
         found = module.EXPERIMENT
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        place = known[name].replace(".", "/")
-        raise UserError(f"{place}.py has to define EXPERIMENT: {where_raised(error)}") from error
+        raise UserError(f"{known[name]} has to define EXPERIMENT: {where_raised(error)}") from error
     question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     return replace(found, name=name, question=question, source=" ".join(source.split()))
 
@@ -66,3 +72,14 @@ def _find_modules() -> dict[str, str]:
         for module in pkgutil.iter_modules(folders):
             modules[module.name] = f"{package}.{module.name}"
     return modules
+
+
+def list_measurements() -> dict[str, Measurement]:
+    """List bnlab's measurements: those that are known by a short name, and those of questions by import path."""
+    from bnlab.harness.measurements import find_measurement, list_names
+
+    names = {*list_names()}
+    for path in (CONF / "experiment").glob("*.yaml"):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        names.update(settings.get("measurements", []))
+    return {name: find_measurement(name) for name in sorted(names)}

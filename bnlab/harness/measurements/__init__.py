@@ -1,5 +1,5 @@
-"""Measurements on trained networks: each in a file, found by the name of its table."""
+"""Measurements on trained networks: each is a table, found by its name or by import path."""
 
-from bnlab.harness.measurements.base import Measurement, list_measurements, list_names, list_steps_read
+from bnlab.harness.measurements.base import Measurement, find_measurement, list_names, list_steps_read
 
-__all__ = ["Measurement", "list_measurements", "list_names", "list_steps_read"]
+__all__ = ["Measurement", "find_measurement", "list_names", "list_steps_read"]

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.own import import_object
+from bnlab.harness.checks import require_one_of
 from bnlab.harness.components import COMPONENTS, Component, discover, list_modules
+from bnlab.harness.errors import UserError
 
 if TYPE_CHECKING:  # `sweep --help` does not wait for these
     import pandas as pd
@@ -57,22 +60,36 @@ class Measurement(Component):
         raise NotImplementedError
 
 
-def list_measurements() -> dict[str, Measurement]:
-    """List all measurements by name, in alphabetical order, whichever was imported first."""
-    discover(_TABLES)
-    known = COMPONENTS[Measurement.group]
-    return {name: known[name] for name in sorted(known)}
+def find_measurement(name: str) -> Measurement:
+    """Find a measurement by the name of its table in `tables/`, or by the import path of its class.
+
+    Raises:
+        UserError: there is none, or its table has no name or that of another table.
+    """
+    if "." not in name:
+        require_one_of("measurements", name, [*list_names(), "package.module.Class"])
+        discover(_TABLES)
+        measurement: Measurement = COMPONENTS[Measurement.group][name]
+        return measurement
+
+    cls = import_object(name)
+    if not (isinstance(cls, type) and issubclass(cls, Measurement)):
+        raise UserError(f"measurements={name}: is no class below bnlab.harness.measurements.Measurement")
+    measurement = cls()
+    if measurement.name in (Component.name, "runs", *list_names()):
+        found = f"measurements={name}: its table needs a name of its own, found {measurement.name!r}"
+        raise UserError(f'{found}; write `name: str = "..."` into the dataclass')
+    return measurement
 
 
 def list_names() -> list[str]:
-    """List the names of all measurements without importing these."""
+    """List the names of the measurements in `tables/` without importing these."""
     return list_modules(_TABLES)
 
 
 def list_steps_read(run: Run, names: Iterable[str], sources: list[Source]) -> list[int]:
     """List the steps whose checkpoints are read by these measurements."""
-    known = list_measurements()
     steps: set[int] = set()
     for name in names:
-        steps.update(known[name].reads(run, sources))
+        steps.update(find_measurement(name).reads(run, sources))
     return sorted(steps)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.files import Unreadable, digest
+from bnlab.harness.artifacts.own import digest_of_own
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import frozen
-from bnlab.harness.measurements.base import Measurement, list_measurements
+from bnlab.harness.measurements.base import Measurement, find_measurement
 from bnlab.harness.measurements.sources import Source, code_digest
 from bnlab.harness.requests import Selection
 from bnlab.harness.schema import ORIGIN, read_frame, write_rows
@@ -25,19 +26,19 @@ _SOUGHT = (ORIGIN, "estimator", "momentum", "statistics_split", "split", "shift"
 
 
 def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures) -> Selection:
-    """Select the rows of the table `name` for these sources; what is missing is measured and kept with the network.
+    """Select the rows of a measurement for these sources; what is missing is measured and kept with the network.
 
     A table of predictions is measured for each of `Run.predictions`, one after the other.
 
     Args:
         run: the network.
-        name: of the table.
+        name: of the measurement, as `find_measurement` takes it.
         sources: where statistics come from.
         failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
     """
-    measurement = list_measurements()[name]
+    measurement = find_measurement(name)
     subjects = measurement.scope(run, [s for s in sources if s.estimator not in failures])
-    folder = run.folder / "measurements" / name
+    folder = run.folder / "measurements" / measurement.name
     held = {path.name: _read_keys(path) for path in sorted(folder.glob("*.parquet"))}
     present = {key for keys in held.values() for key in keys}
 
@@ -86,7 +87,11 @@ def _find_origin(
     predicted = run.digest_of(split, shift) if "accuracy" in measurement.table.columns else ""
     code = code_digest(subject) if subject else ""
     made_from = [frozen.VERSION, code, run.dataset.train.digest, predicted, run.training]
-    made_from += [run.config.population_images] * (run.config.population_images is not None)
+    if run.config.population_images is not None:
+        made_from.append(run.config.population_images)
+    own = digest_of_own(type(measurement))
+    if own:
+        made_from.append(own)
     return digest(json.dumps(made_from), digits=10)
 
 

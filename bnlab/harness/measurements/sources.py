@@ -10,7 +10,7 @@ import torch
 
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.names import import_estimator
-from bnlab.harness.artifacts.own import digest_of_source, import_object
+from bnlab.harness.artifacts.own import digest_of_own, import_object
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.statistics import Averaged, Measured, Stale, list_choices
@@ -192,14 +192,9 @@ def _draw_stream() -> Stream:
 
 
 def code_digest(source: Source) -> str:
-    """Digest the module of a user's own estimator or rule; empty for ours, whose changes `frozen.VERSION` counts."""
-    own: Estimator | Rule
+    """Digest the module of a user's own estimator or rule; empty for bnlab's."""
     if isinstance(source, RunningAverage):
-        own = source.average
-    elif isinstance(source, InferenceRule):
-        own = source.rule
-    else:
-        return ""
-    if own.__module__.startswith("bnlab."):
-        return ""
-    return digest_of_source(type(own))
+        return digest_of_own(type(source.average))
+    if isinstance(source, InferenceRule):
+        return digest_of_own(type(source.rule))
+    return ""

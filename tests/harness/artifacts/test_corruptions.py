@@ -12,7 +12,7 @@ from bnlab.harness.artifacts.corruptions import STRENGTHS, describe_corruptions,
 from bnlab.harness.artifacts.data import load_dataset
 from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.shifts import digest_of_shifted
-from bnlab.harness.measurements import list_measurements
+from bnlab.harness.measurements import find_measurement
 from tests import references
 
 TWINS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
@@ -70,7 +70,7 @@ def test_images_keep_their_digests(shift: str) -> None:
 def test_the_documentation_names_all_corruptions_with_their_amounts() -> None:
     found = describe_corruptions()
 
-    about = list_measurements()["evaluations"].table.about
+    about = find_measurement("evaluations").table.about
     assert found in about
     assert [line.split("`")[1] for line in found.splitlines() if line.startswith("- ")] == [*list_corruptions()]
     assert "a standard deviation of 0.1, 0.2, 0.3 of the range" in " ".join(found.split())

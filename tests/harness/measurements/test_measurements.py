@@ -13,9 +13,8 @@ from bnlab import gap, population_statistics, running_statistics
 from bnlab.estimators import list_estimators
 from bnlab.harness.artifacts import cores
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import COMPONENTS
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements import list_measurements
+from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source, find_sources, parse_sources
 from bnlab.harness.measurements.tables.evaluations import Evaluations
@@ -24,19 +23,10 @@ from bnlab.statistics import using
 from tests.references import float64_copy
 
 
-def test_they_are_in_alphabetical_order_whichever_was_imported_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    list_measurements()
-    monkeypatch.setitem(COMPONENTS["measurements"], "aaa", Evaluations())
-
-    names = list(list_measurements())
-
-    assert names[0] == "aaa"
-    assert names == sorted(names)
-
-
 def rows(name: str, trained: Run, chosen: list[Source]) -> pd.DataFrame:
-    subjects = list_measurements()[name].scope(trained, chosen)
-    found: pd.DataFrame = list_measurements()[name].measure(trained, [*subjects], trained.wanted[-1:])
+    measurement = find_measurement(name)
+    subjects = measurement.scope(trained, chosen)
+    found: pd.DataFrame = measurement.measure(trained, [*subjects], trained.wanted[-1:])
     return found
 
 
@@ -93,7 +83,7 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
     assert gap(frozen_statistics(some, first, EXACT), drawn)["mean_gap"].min() > 1e-3
     assert gap(frozen_statistics(trained, last, EXACT), frozen_statistics(some, last, EXACT))["mean_gap"].max() == 0
 
-    found = list_measurements()["evaluations"].measure(some, [EXACT], [first, last]).set_index("step")
+    found = Evaluations().measure(some, [EXACT], [first, last]).set_index("step")
     assert found[["images", "stat_images"]].to_numpy().tolist() == [
         [100, 100],
         [359, len(trained.dataset.train.labels)],

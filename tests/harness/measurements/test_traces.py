@@ -10,14 +10,14 @@ import torch
 
 from bnlab import running_statistics
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import list_measurements
+from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.harness.measurements.tables.gaps import flat_statistics
 
 
 def test_traces(trained: Run) -> None:
-    measurement = list_measurements()["traces"]
+    measurement = find_measurement("traces")
     sources = parse_sources(["last_batch", "exact", "test_batch"], [], "train")
     chosen = measurement.scope(trained, sources)
     frames = [measurement.measure(trained, [source], steps) for source, steps in chosen.items()]

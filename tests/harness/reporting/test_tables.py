@@ -15,13 +15,13 @@ from pandas.testing import assert_frame_equal
 from bnlab.files import Unreadable
 from bnlab.harness import schema
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.measurements import list_measurements
 from bnlab.harness.reporting import tables
 from bnlab.harness.requests import Request, Selection, find_rows, request_path, write_request
 from bnlab.harness.run_table import RUNS
+from bnlab.lab.catalogue import list_measurements
 
 SUBJECT = ("origin", "estimator", "momentum", "statistics_split", "split", "shift")
-TABLES = {"runs": RUNS, **{name: measurement.table for name, measurement in list_measurements().items()}}
+TABLES = {"runs": RUNS, **{each.name: each.table for each in list_measurements().values()}}
 
 
 def rows(momenta: list[float], value: float, **changes: object) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def test_parts_in_any_order_give_the_same_tables(
     assert_frame_equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("name", list(list_measurements()))
+@pytest.mark.parametrize("name", TABLES)
 def test_files_say_what_their_columns_mean(name: str, tmp_path: Path) -> None:
     table = TABLES[name]
 

@@ -1,1 +1,1 @@
-"""The tables that are measured on trained networks, one a file of its name."""
+"""Measurements that several questions read, one a file of its table's name."""

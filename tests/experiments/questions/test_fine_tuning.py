@@ -13,9 +13,9 @@ from bnlab.harness.artifacts.data.glyphs import Glyphs
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import seed_by
-from bnlab.harness.measurements.tables import fine_tuning
-from bnlab.harness.measurements.tables.fine_tuning import MODES, FineTuning, TuningImages, find_new_fonts, tune
 from bnlab.harness.reporting.frames import select
+from experiments.questions.fine_tuning import measurement
+from experiments.questions.fine_tuning.measurement import MODES, FineTuning, TuningImages, find_new_fonts, tune
 from tests.conftest import small_config
 from tests.references import batch_norms, float64_copy, full_batch_population
 
@@ -78,9 +78,9 @@ def test_weights_are_tuned(mode: str, glyphs: Run) -> None:
 
 
 def test_rows(glyphs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fine_tuning, "BATCHES", (4,))
-    monkeypatch.setattr(fine_tuning, "RATES", (0.01,))
-    monkeypatch.setattr(fine_tuning, "STEPS", (1, 3))
+    monkeypatch.setattr(measurement, "BATCHES", (4,))
+    monkeypatch.setattr(measurement, "RATES", (0.01,))
+    monkeypatch.setattr(measurement, "STEPS", (1, 3))
     images = TuningImages.of(glyphs)
     image = 1.5 / len(images.new.labels)  # one image may lie on the border
 

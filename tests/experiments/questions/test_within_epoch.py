@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.sources import parse_sources
-from bnlab.harness.measurements.tables.within_epoch import EPOCHS
+from experiments.questions.streams.within_epoch import EPOCHS, WithinEpoch
 from tests.references import batch_norms, float64_copy, inputs_of, running_ema_debiased
 
 
@@ -29,7 +28,7 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
 
 
 def test_errors_batch_by_batch(trained: Run) -> None:
-    measurement = list_measurements()["within_epoch"]
+    measurement = WithinEpoch()
     sources = parse_sources(["ema_debiased", "exact"], [0.1, 0.5], "train")
     subjects = measurement.scope(trained, sources)
     assert [*subjects.values()] == [[40], [40]]

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.measurements.tables.evaluations import compare_logits, predict
@@ -29,7 +28,6 @@ channel's mean is moved by so many standard deviations, or its variance multipli
 drawn for each network."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class Doses(Measurement):
     """Table `doses`."""

@@ -12,13 +12,12 @@ from torch import Tensor
 from bnlab.estimators import Stream
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.frozen import seed_by
 from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
+from experiments.questions.streams.replaying import final_step, replay_means, shift_last, stream_until
 
 _BATCHES = 200  # the last of the training
 _SIZES = (0.1, 1.0, 10.0, 100.0)
@@ -39,7 +38,6 @@ batches of the training in an order that is drawn for each network. Every averag
 - `single`: the same, but it is one image alone; the mean of all images."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class Counterexamples(Measurement):
     """Table `counterexamples`."""
@@ -68,7 +66,7 @@ class Counterexamples(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.takes_batch_whole
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
         return final_step(run, sources)
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:

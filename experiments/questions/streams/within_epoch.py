@@ -14,14 +14,13 @@ from torch import Tensor
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.streams import final_step
 from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layout import Layout
 from bnlab.recording.frozen import record_frozen
+from experiments.questions.streams.replaying import final_step
 
 EPOCHS = 24
 _BEFORE = 2  # epochs more at the beginning, in which averages fill their memory
@@ -31,7 +30,6 @@ How noisy running averages are in the course of an epoch, on the weights of the 
 epochs of the training images, each in an order of its own, after 2 that are not counted."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class WithinEpoch(Measurement):
     """Table `within_epoch`."""
@@ -65,7 +63,7 @@ class WithinEpoch(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
         return final_step(run, sources)
 
     def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:

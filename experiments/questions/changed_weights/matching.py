@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from bnlab.layers import BatchNorm
@@ -24,8 +25,6 @@ def match_channels(first: nn.Module, second: nn.Module, images: Tensor) -> None:
         second: a network of the same form. It predicts as before.
         images: [N, channels, H, W], on which correlations are measured.
     """
-    from scipy.optimize import linear_sum_assignment  # here: every sweep imports this module
-
     correlations = correlate_channels(first, second, images)
     norms = [layer for layer in second.children() if isinstance(layer, BatchNorm)]
     weighted = [layer for layer in second.children() if isinstance(layer, (nn.Conv2d, nn.Linear))]

@@ -15,8 +15,8 @@ from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import parse_sources
-from bnlab.harness.measurements.tables.augmented_gaps import AugmentedGaps
 from bnlab.harness.reporting.frames import select
+from experiments.questions.cifar10_augmented.measurement import AugmentedGaps
 from tests.conftest import small_config
 
 

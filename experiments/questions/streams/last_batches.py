@@ -11,13 +11,12 @@ import torch
 from bnlab.estimators import Stream
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
+from experiments.questions.streams.replaying import final_step, replay_means, shift_last, stream_until
 
 _LAST = (1, 4, 16, 64)  # batches
 
@@ -25,7 +24,6 @@ _ABOUT = """\
 How far the last batches of the training move running averages."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class LastBatches(Measurement):
     """Table `last_batches`."""
@@ -57,7 +55,7 @@ class LastBatches(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.takes_batch_whole
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
         """Choose running averages alone, and the final step if there are two batches before it."""
         chosen = final_step(run, sources)
         return {source: [step for step in steps if step > 1] for source, steps in chosen.items()}

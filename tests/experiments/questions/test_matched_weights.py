@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.matching import correlate_channels, match_channels
-from bnlab.harness.measurements.tables import changed_weights
-from bnlab.harness.measurements.tables.matched_weights import OTHER_START, MatchedWeights, train_apart
+from experiments.questions.changed_weights import changed
+from experiments.questions.changed_weights.matched import OTHER_START, MatchedWeights, train_apart
+from experiments.questions.changed_weights.matching import correlate_channels, match_channels
 
 STEP = 40
 
@@ -131,7 +131,7 @@ def test_the_second_network_is_that_of_another_seed(trained: Run) -> None:
 
 
 def test_rows(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changed_weights, "SAMPLES", (48,))
+    monkeypatch.setattr(changed, "SAMPLES", (48,))
     assert MatchedWeights().scope(trained, []) == {None: [STEP]}
     assert MatchedWeights().reads(trained, []) == [STEP]
 

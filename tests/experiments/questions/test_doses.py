@@ -9,10 +9,9 @@ import torch
 
 from bnlab import gap
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.tables.doses import disturb, draw_signs
 from bnlab.layout import Layout
+from experiments.questions.tolerance.measurement import Doses, disturb, draw_signs
 from tests.references import batch_norms, float64_copy
 
 
@@ -47,9 +46,9 @@ def compute_share(true: torch.Tensor) -> float:
 def test_doses(trained: Run) -> None:
     run = trained
 
-    assert list_measurements()["doses"].scope(run, []) == {None: [40]}, "the final step"
+    assert Doses().scope(run, []) == {None: [40]}, "the final step"
 
-    found = list_measurements()["doses"].measure(run, [None], [20])
+    found = Doses().measure(run, [None], [20])
     layers = list(frozen_statistics(run, 20, EXACT))
     assert list(found["layer"].unique()) == ["all", *layers]
     assert list(found["depth"].unique()) == [0, 1, 2]

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Seeds
 from bnlab.harness.measurements.frozen import in_batches
-from bnlab.harness.measurements.tables import changed_weights
-from bnlab.harness.measurements.tables.changed_weights import ChangedWeights, list_changes, train_second
 from bnlab.harness.reporting.frames import select
 from bnlab.harness.schedule import lr_factor
+from experiments.questions.changed_weights import changed
+from experiments.questions.changed_weights.changed import ChangedWeights, list_changes, train_second
 from tests.references import batch_norms, batch_upstream_population, float64_copy, full_batch_population, gap
 
 STEP, START = 40, 20
@@ -99,7 +99,7 @@ def test_weights_are_rounded(bits: int, most: int, trained: Run) -> None:
 
 
 def test_rows(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changed_weights, "SAMPLES", (48, 1000))  # fewer and more than there are
+    monkeypatch.setattr(changed, "SAMPLES", (48, 1000))  # fewer and more than there are
     train = trained.dataset.train.images
     test = trained.dataset.test
     image = 1.5 / len(test.labels)  # one image may lie on the border

@@ -12,8 +12,7 @@ from bnlab.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
 from bnlab.harness.measurements.tables.gaps import tabulate
@@ -29,7 +28,6 @@ Where the gap of the EMA comes from: six terms for each channel, which add up to
 makes the gap smaller."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class Decomposition(Measurement):
     """Table `decomposition`."""

@@ -13,7 +13,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import RunningAverage, Source
 
 
-def final_step(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+def final_step(run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
     """Choose running averages alone, and the final step."""
     return {source: run.wanted[-1:] for source in sources if isinstance(source, RunningAverage)}
 

@@ -10,10 +10,10 @@ import pytest
 
 from bnlab import replay
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
 from bnlab.recording.trace import LayerTrace, MomentTrace
+from experiments.questions.streams.last_batches import LastBatches
 
 STEP = 40
 
@@ -21,14 +21,14 @@ STEP = 40
 @pytest.fixture(scope="module")
 def sources(trained: Run) -> list[RunningAverage]:
     names = ["ema", "window(k=5)", "cumulative", "kalman", "predictive", "exact"]
-    chosen = list_measurements()["last_batches"].scope(trained, parse_sources(names, [0.1], "train"))
+    chosen = LastBatches().scope(trained, parse_sources(names, [0.1], "train"))
     assert list(chosen.values()) == [[STEP]] * 5, "running averages, at the final step"
     return [*chosen]
 
 
 @pytest.fixture(scope="module")
 def found(trained: Run, sources: list[RunningAverage]) -> pd.DataFrame:
-    rows = list_measurements()["last_batches"].measure(trained, sources, [STEP])
+    rows = LastBatches().measure(trained, sources, [STEP])
     return rows.set_index(["estimator", "last", "layer"]).sort_index()
 
 
@@ -75,7 +75,7 @@ def test_every_average_on_a_trace_with_other_entries(
 def test_only_as_many_as_have_others_before_them(
     trained: Run, sources: list[RunningAverage], found: pd.DataFrame
 ) -> None:
-    measurement = list_measurements()["last_batches"]
+    measurement = LastBatches()
     one_step = Run(replace(trained.config, evaluate_at=[1]))
 
     early = measurement.measure(trained, sources, [20])

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schema import Table, common, integer
 
@@ -26,7 +25,6 @@ was trained with. Networks whose norm has statistics of the batch have no row of
 while it computes are not counted."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class TrainingMemory(Measurement):
     """Table `training_memory`."""

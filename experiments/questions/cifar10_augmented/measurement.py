@@ -10,8 +10,7 @@ import torch
 
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.frozen import frozen_statistics
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
 from bnlab.harness.measurements.tables.gaps import flat_statistics, tabulate
@@ -26,7 +25,6 @@ estimate where training augments. Networks that are trained on the images as the
 image is augmented once, in the same way for all networks and steps."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class AugmentedGaps(Measurement):
     """Table `augmented_gaps`."""

@@ -15,10 +15,10 @@ from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import JobError
-from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.recording.trace import replay
+from experiments.questions.drift.measurement import Decomposition
 
 
 def test_past_weights_are_those_of_the_training(trained: Run) -> None:
@@ -42,11 +42,9 @@ def test_weights_of_another_training_are_refused(trained: Run) -> None:
 
 def test_contributions(trained: Run) -> None:
     """With every fourth of the past weights, as the library gives them for all that a second training gives."""
-    sources = [
-        *list_measurements()["decomposition"].scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))
-    ]
+    sources = [*Decomposition().scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))]
     step = 20
-    found = list_measurements()["decomposition"].measure(trained, sources, [7, step])
+    found = Decomposition().measure(trained, sources, [7, step])
 
     assert set(found["momentum"]) == {0.3, 0.5}
     assert set(found["step"]) == {7, step}

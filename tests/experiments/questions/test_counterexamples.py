@@ -10,10 +10,9 @@ import torch
 
 from bnlab.estimators import EMA, Cumulative, Estimator, LastBatch, Predictive, Stream, WeightedCumulative, Window
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
-from bnlab.harness.measurements.streams import replay_means, stream_until
-from bnlab.harness.measurements.tables.counterexamples import construct, deviation, shuffle_last
+from experiments.questions.streams.counterexamples import Counterexamples, construct, deviation, shuffle_last
+from experiments.questions.streams.replaying import replay_means, stream_until
 
 K, IMAGES, SIZE = 50, 16, 10.0
 SHARE = 1 / ((K - 1) * IMAGES + 1)  # of one image alone among all images
@@ -70,13 +69,11 @@ def test_counterexamples(trained: Run) -> None:
     """The EMA and the last batch, as they are written, on the batches of the network in their random order."""
     run = trained
     sources = parse_sources(["ema", "last_batch", "exact", "test_batch"], [0.1], "train")
-    chosen = list_measurements()["counterexamples"].scope(run, sources)
+    chosen = Counterexamples().scope(run, sources)
 
     assert {source.estimator: steps for source, steps in chosen.items()} == {"ema": [40], "last_batch": [40]}
 
-    found = (
-        list_measurements()["counterexamples"].measure(run, [*chosen], [40]).set_index(["estimator", "case", "size"])
-    )
+    found = Counterexamples().measure(run, [*chosen], [40]).set_index(["estimator", "case", "size"])
     assert set(found["batches"]) == {40}
     assert not found.index.has_duplicates
 

@@ -13,11 +13,10 @@ from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
-from bnlab.harness.components import component
-from bnlab.harness.measurements.matching import match_channels
 from bnlab.harness.measurements.sources import Source
-from bnlab.harness.measurements.tables.changed_weights import ChangedWeights, average
 from bnlab.harness.schema import Table
+from experiments.questions.changed_weights.changed import ChangedWeights, average
+from experiments.questions.changed_weights.matching import match_channels
 
 OTHER_START = 1000  # added to the seed
 IMAGES = 512  # of the training split, on which channels are matched
@@ -34,7 +33,6 @@ than `cnn` have no rows.
   correlate best with those of the first, over {IMAGES} training images (the assignment with the largest sum)."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class MatchedWeights(ChangedWeights):
     """Table `matched_weights`."""

@@ -10,7 +10,7 @@ from torch import nn
 from bnlab.harness.artifacts.norms.group import Group
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.tables.training_memory import TrainingMemory, count_saved_bytes
+from experiments.questions.batch_of_one.measurement import TrainingMemory, count_saved_bytes
 from tests.conftest import small_config
 
 REAL, LONG = 4, 8  # bytes of a number

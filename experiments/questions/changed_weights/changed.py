@@ -18,8 +18,7 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import train
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.frozen import IMAGES_AT_ONCE, in_batches, seed_by
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.measurements.tables.evaluations import predict
@@ -47,7 +46,6 @@ statistics. Weights are those of convolutions and linear layers, without biases 
   largest magnitude over 127 (7). Activations stay as they are."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class ChangedWeights(Measurement):
     """Table `changed_weights`."""

@@ -16,8 +16,7 @@ import bnlab
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.components import component
-from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.frozen import seed_by
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.measurements.tables.evaluations import predict
@@ -41,7 +40,6 @@ same for all modes and rates. Networks that were trained on all fonts, or are te
 fine-tuning diverges, rows end."""
 
 
-@component
 @dataclass(unsafe_hash=True)
 class FineTuning(Measurement):
     """Table `fine_tuning`."""
