@@ -21,7 +21,7 @@ A cell is a set of networks that differ only in learning rate and seed. For each
 factor of four apart, until the best one by validation under exact statistics lies between two others; then train the
 experiment's own seeds at that rate. Networks in results/reference count as trained.
 
-dry_run=true                 print what each cell lacks and how long it takes
+dry_run=true                 print what each cell lacks and how long that trains
 again=true                   ignore results/reference
 batch_size=4                 restrict the cells by a setting
 experiment=ground_onecycle   tune one sweep of a question"""
@@ -99,7 +99,7 @@ class Lack:
     Attributes:
         description: one line for the user.
         jobs: those that can run now.
-        later: those that follow at the best rate, here at a guessed one, to estimate the time.
+        later: those that follow at the best rate, here at a guessed one, to estimate the time of training.
     """
 
     description: str

@@ -42,7 +42,7 @@ STAGES = (
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help setting_columns", "config", "jobs", "trials", "planning loading"),
+    *("help setting_columns", "config", "jobs", "costs", "planning loading"),
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {

@@ -67,7 +67,7 @@ def _run_missing(words: list[str]) -> int:
 
 
 def _estimate(configs: list[Config], waiting: list[Config], launcher: Launcher) -> int:
-    """Print what a sweep would train, and how long it would take; the exit code."""
+    """Print what a sweep would train, and for how long; the exit code."""
     from bnlab.harness.artifacts.cores import count_cores
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.planning import plan

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from dataclasses import asdict
 
 import pytest
+import yaml
 
 from bnlab.harness import load
 from bnlab.harness.artifacts.models import build_model
@@ -134,10 +134,10 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
 
 
 def test_a_job_on_own_functions_is_made_again_of_plain_settings(mine: None) -> None:
-    """As the processes of a dry run are given it, which do not know the class of the arguments."""
+    """As they stand in the file of a network, which does not know the class of the arguments."""
     words = ["model=own.make_model", *SMALL, "model.width=6", "model.sizes=[2,4]", "data.noise=1"]
     config = plan_jobs(words).configs[0]
 
-    settings = pickle.loads(pickle.dumps(asdict(config)))
+    settings = yaml.safe_load(yaml.safe_dump(asdict(config)))
 
     assert network_hash(restore_config(settings)) == network_hash(config)

@@ -1,8 +1,9 @@
-"""What a dry run says: the time of trials that do what jobs do, shared out among processes, and the disk space."""
+"""What a dry run says: training takes as long as in earlier networks, or as in a short trial, and the disk space."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,134 +11,85 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.harness import planning, trials
+from bnlab.harness import costs, planning
 from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.norms.group import Group
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.jobs import execute
+from bnlab.harness.costs import find_cost, read_costs
 from bnlab.harness.small_batches import ADVICE
-from bnlab.harness.trials import Cost, Trial, estimate
 from tests.conftest import small_config
 
 
-@pytest.fixture(autouse=True)
-def short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "_SECONDS", 0.05)
+def set_seconds(config: Config, seconds: float) -> None:
+    """Let the training of a network have taken so long."""
+    path = Run(config).folder / "status.json"
+    status = json.loads(path.read_text())
+    path.write_text(json.dumps({**status, "train_seconds": seconds}))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"estimator": ["ema", "cumulative", "exact", "precise"], "momentum": [0.01, 0.1, 0.5], "accuracy_at": "all"},
-        {"measurements": ["log", "traces"]},
-        {"steps": 400, "evaluate_at": "final", "measurements": "evaluations"},
-    ],
-)
-def test_disk_space(changes: dict[str, Any], tmp_path: Path) -> None:
-    job = small_config(tmp_path, **changes)
-
-    cost = estimate([job])
-
-    assert not [*tmp_path.iterdir()], "a trial leaves nothing behind"
-
-    execute(job)
-    files = [path for path in Run(job).folder.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    assert cost.disk == pytest.approx(size, rel=0.25)
-
-
-def test_a_trial_counts_what_is_replayed_and_what_each_step_takes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_trial_trains_as_a_job_does_and_leaves_nothing(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a clock that goes on by 1 s for a recorded call of a layer that is replayed, and 100 s for a step."""
-    now = [0.0]
-    monkeypatch.setattr(trials.time, "perf_counter", lambda: now[0])
-    measured: set[tuple[str, int]] = set()
+    monkeypatch.setattr(costs, "_WARM_UP", trained.steps)
 
-    def pretend_rows(run: Run, name: str, *_: object) -> None:
-        steps = {(name, step) for step in run.wanted} - measured
-        measured.update(steps)
-        replayed = len(next(iter(run.trace.layers.values())))
-        now[0] += replayed + 100 * len(steps)
+    cost = find_cost(Run(small_config(tmp_path)), {})
 
-    monkeypatch.setattr(trials, "complete_rows", pretend_rows)
-    monkeypatch.setattr(trials, "_STEPS", 400)
-    monkeypatch.setattr(Trial, "_time_updates", lambda self, progress: _train_a_little(self, progress))
-    job = small_config(tmp_path, steps=1000, evaluate_at=[10, 100, 500, 1000], accuracy_at=[500, 1000])
-
-    cost = estimate([job])
-
-    # For early steps 17 calls are replayed, half of which count for each of two steps.
-    gaps = 4 * 108.5
-    evaluations = 2 * 108.5
-    replays = 2 * (500 - 108.5) * 1000 / 400
-
-    assert cost.measuring == [pytest.approx(gaps + evaluations + replays)]
-    assert cost.training == pytest.approx(1000 * 0.25)
+    moments = sum(path.stat().st_size for path in trained.list_trace_parts())
+    assert 0 < cost.update < 1
+    assert cost.moments == pytest.approx(moments / trained.steps, rel=0.2)
+    assert cost.checkpoint == trained.checkpoint(trained.steps).stat().st_size
+    assert not list(tmp_path.iterdir())
 
 
-def _train_a_little(trial: Trial, progress: Any) -> float:
-    from bnlab.harness.artifacts.training import train
+def test_networks_that_train_alike_cost_the_median_of_earlier_ones(
+    copied: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may differ in length, rate and seed; one whose file is damaged does not count."""
+    set_seconds(copied, 4.0)
+    for seed, seconds in enumerate((80.0, 8.0, 1000.0), start=1):
+        other = replace(copied, seed=seed)
+        shutil.copytree(Run(copied).folder, Run(other).folder)
+        set_seconds(other, seconds)
+    (Run(other).folder / "status.json").write_text("{")
+    monkeypatch.setattr(costs, "ensure_trained", None)  # no trial
+    longer = replace(copied, steps=1000, optimizer=replace(copied.optimizer, lr=0.02))
 
-    run = trial._run
-    train(progress, run.batches, run.config.optimizer, 4, [], until=4)
-    return 0.25
+    cost = find_cost(Run(longer), read_costs(Path(copied.results)))
 
-
-def test_a_sample_takes_as_much_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Steps before the last one are measured on `population_images` of the 360."""
-    whole = Trial(Run(small_config(tmp_path)), str(tmp_path))
-    some = Run(small_config(tmp_path, population_images=90))
-
-    assert [whole._scale(some, step) for step in (7, 40)] == [0.25, 1.0]
-
-    monkeypatch.setattr(trials, "_IMAGES", 180)
-    half = Trial(Run(small_config(tmp_path)), str(tmp_path))
-    assert half._scale(Run(small_config(tmp_path)), 7) == 2.0
+    assert cost.update == 8.0 / 40
 
 
-def test_processes_take_the_next_job_when_they_are_free() -> None:
-    assert planning._share_out([4.0, 1.0, 1.0, 1.0], 2) == 4.0
-    assert planning._share_out([1.0, 1.0, 4.0], 2) == 5.0
-    assert planning._share_out([4.0, 1.0, 1.0, 1.0], 1) == 7.0
+@pytest.mark.parametrize("changes", [{"batch_size": 33}, {"threads": 2}, {"norm": Group(groups=2)}])
+def test_other_networks_are_tried_once(
+    changes: dict[str, Any], copied: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = iter([costs.Cost(1.0, 2.0, 3.0)])
+    monkeypatch.setattr(costs, "_try_training", lambda run: next(trials))
+    known = read_costs(Path(copied.results))
 
-
-def test_networks_of_one_kind_are_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, copied: Config) -> None:
-    """A network that is trained already is only measured."""
-    tried: list[int] = []
-
-    def pretend(jobs: list[Config]) -> Cost:
-        tried.append(len(jobs))
-        return Cost(10.0, [1.0] * len(jobs), 1e6)
-
-    monkeypatch.setattr(planning, "estimate", pretend)
-    jobs = [replace(copied, seed=seed, measurements=name) for seed in (0, 1, 2) for name in ("gaps", "log")]
-
-    plan = planning.make_plan(jobs, 1)
-
-    assert tried == [2], "both jobs on a network together"
-    assert plan.training == 20.0
-    assert plan.measuring == 6.0
-    assert plan.disk == 2e6
-    assert plan.altogether == pytest.approx(26.0 + 0.3 + 6 * 0.02)
-
-
-def test_a_trial_sets_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    threads: list[int] = []
-    time_updates: Callable[..., float] = Trial._time_updates
-
-    def note(trial: Trial, progress: Any) -> float:
-        threads.append(torch.get_num_threads())
-        return time_updates(trial, progress)
-
-    monkeypatch.setattr(Trial, "_time_updates", note)
-
-    estimate([small_config(tmp_path, threads=2, measurements="log")])
-
-    assert threads == [2]
+    for seed in (1, 2):
+        assert find_cost(Run(replace(copied, seed=seed, **changes)), known) == costs.Cost(1.0, 2.0, 3.0)
 
     torch.set_num_threads(1)
+
+
+def test_a_plan_counts_networks_that_are_not_trained(copied: Config) -> None:
+    set_seconds(copied, 80.0)
+    jobs = [replace(copied, seed=seed, last_batch="drop") for seed in (1, 2, 3)]
+    jobs = [copied, *jobs, replace(jobs[0], measurements="log")]
+
+    lines = list(planning.plan(jobs, jobs, processes=2))
+
+    assert lines[:3] == [
+        "5 jobs on 4 networks, 1 trained already",
+        "training   about 2 min, 2 networks at a time",
+        "measuring  on top, at 16 checkpoints; with many estimators and momenta it takes longer than training",
+    ]
+    folder = Run(copied).folder
+    kept = [path for name in ("checkpoints", "trace") for path in (folder / name).iterdir()]
+    megabytes = 3 * sum(path.stat().st_size for path in kept) / 1e6
+    assert lines[3] == f"disk       about {megabytes:.0f} MB in {copied.results}/runs"
 
 
 def test_small_last_batches_are_named_once_for_each_size(tmp_path: Path) -> None:
@@ -174,11 +126,3 @@ def test_small_last_batches_of_trained_networks_are_not_named(copied: Config) ->
 
     assert planning.name_small_batches([copied]) == []
     assert len(planning.name_small_batches([copied, untrained])) == 1
-
-
-@pytest.mark.slow
-def test_trials_in_processes_as_many_as_there_will_be(tmp_path: Path) -> None:
-    plan = planning.make_plan([small_config(tmp_path, seed=seed, measurements="log") for seed in range(4)], 2)
-
-    assert plan.altogether > plan.training / 2 > 0
-    assert plan.disk > 0
