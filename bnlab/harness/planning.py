@@ -1,4 +1,4 @@
-"""Plans of sweeps: the number of networks, the time that they take on this machine, and the disk space."""
+"""Plans of sweeps: the number of networks, how long they train on this machine, and the disk space."""
 
 from __future__ import annotations
 
