@@ -21,6 +21,8 @@ from experiments.margins import A_POINT, SIX_IMAGES
 from experiments.tuning import RATE, RATES, VALIDATED, select_tested, validate
 
 CONSTANT, ONE_CYCLE = "constant", "onecycle"
+AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: CONSTANT}
+OF_ONE_CYCLE: dict[str, Any] = {SCHEDULE: ONE_CYCLE}
 NAMES = {CONSTANT: "constant rate", ONE_CYCLE: "one-cycle, at the end"}
 PYTORCH: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 ALIKE = 0.05  # difference of exact accuracies up to which batch sizes are compared
@@ -160,15 +162,15 @@ EXPERIMENT = Experiment(
             "From 560 updates of a one-cycle schedule on, running averages lose less than half a point at the end "
             "(known of 560 updates, from an earlier experiment at one rate).",
             score(find_learned, "accuracy", ("batch_size", "updates"), scale=-100, updates=(560, 2250),
-                  **{SCHEDULE: ONE_CYCLE}), below(0.5, "points", "half of a point that decides")),
+                  **OF_ONE_CYCLE), below(0.5, "points", "half of a point that decides")),
         "constant_rates_keep_costing": Claim(
             "At a constant rate running averages still lose over a point after 2,250 updates.",
-            score(find_learned, "accuracy", ("batch_size",), scale=-100, updates=2250, **{SCHEDULE: CONSTANT}),
+            score(find_learned, "accuracy", ("batch_size",), scale=-100, updates=2250, **AT_CONSTANT_RATE),
             above(1.0, "points", A_POINT)),
         "long_memories_cost_after_few_updates": Claim(
             "With momentum 0.01 running averages lose over five points after 144 updates of a one-cycle schedule.",
             score(lambda tables: find_lost(tables).query("is_learned"), "accuracy", ("batch_size",), scale=-100,
-                  updates=144, estimator="ema", momentum=0.01, **{SCHEDULE: ONE_CYCLE}),
+                  updates=144, estimator="ema", momentum=0.01, **OF_ONE_CYCLE),
             above(5.0, "points", "0.99 to the power of 144 is a quarter: that much of 0 and 1 is left")),
         "the_best_momentum_falls": Claim(
             "The best momentum is at most half as large after 2,250 updates as after 144.",
