@@ -257,7 +257,7 @@ def write_value(value: Any) -> str:
     >>> write_value(8.0), write_value(True), write_value([8, 16])
     ('8', 'yes', '8, 16')
     """
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
