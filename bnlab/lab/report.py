@@ -223,23 +223,15 @@ def _report_sweep(name: str, results: Path) -> int:
     from bnlab.harness.reporting.tables import load
 
     try:
-        overview = make_overview(name, load(name, results))
+        tables = load(name, results)
+        overview = make_overview(tables)
     except NoRows as error:
         raise UserError(f"{name}: {error}") from error
     print("\n".join(_summarize(overview)))
 
     folder = results / name
-    figures = overview.experiment.figures
-    paths, drawn, failed = _draw_figures(name, figures, overview.swept.tables, folder / "figures")
-    overview = replace(overview, experiment=replace(overview.experiment, figures=drawn))
-    words = [name] if str(results) == "results" else [name, str(results)]
-    page = write_overview(
-        overview,
-        paths,
-        tables=folder / "tables",
-        load=f"bnlab.harness.load({', '.join(map(repr, words))})",
-        command=_find_command(folder),
-    )
+    paths, drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures")
+    page = write_overview(replace(overview, figures=drawn), paths, folder, _find_command(folder))
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     print(path)
@@ -250,7 +242,7 @@ def _summarize(overview: Overview) -> Iterator[str]:
     """Write lines on what was swept, then the first rows of the table."""
     for note in overview.notes:
         yield textwrap.fill(note, 110)
-    for words, values in overview.swept.list_swept().items():
+    for words, values in overview.swept.items():
         yield f"  {words}: {values}"
     yield ""
     yield overview.table.head(_ROWS).to_string(index=False)

@@ -1,307 +1,250 @@
-"""Figures of any sweep, without a question: gap and accuracy by what was swept, declared as an `Experiment`."""
+"""An overview of any sweep, without a question: notes, figures, and a table of means, by what was varied.
+
+In a figure the momentum is across where an estimator has several, else the first setting with numbers; words stand one
+below the other. Colours tell estimators apart or, where there is one, the next setting. All other settings make panels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows
-from bnlab.harness.reporting.charts import Measure, choose_layout, declare_figure, label_estimators
-from bnlab.harness.reporting.experiment import Experiment, Figure
+from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames.layers import BEHIND, gap_over_layers
-from bnlab.harness.reporting.frames.selection import OtherThan, Tables, list_values, rows, select, write_value
-from bnlab.harness.reporting.outcome import count_networks, format_number, say_unfinished
-from bnlab.harness.reporting.plots import GAP
-from bnlab.harness.reporting.style import Axis
-from bnlab.harness.reporting.swept import Swept, find_swept
-from bnlab.harness.small_batches import ADVICE, MOST_NAMED, count_last, count_training
-from bnlab.names import EstimatorName
+from bnlab.harness.reporting.frames.means import interval
+from bnlab.harness.reporting.frames.selection import Tables, list_values, list_varied, name_value, select, write_value
+from bnlab.harness.reporting.outcome import describe_networks, format_number
+from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
+from bnlab.harness.reporting.style import AXES, estimator_label
+from bnlab.harness.small_batches import ADVICE, count_last, count_training
 
-_MOMENTA = 6  # the most momenta that have a line over the training
-_NEAR_END = 0.02  # of the training
-_TITLES = {"test": "Test accuracy", "val": "Validation accuracy", "train": "Training accuracy"}
+_PANELS = 12  # the most that are drawn
+_SHADES = 6  # the most momenta of an estimator that its colour has shades for
 
 
 @dataclass(frozen=True)
 class Overview:
-    """Figures and a table of a sweep without a question.
+    """What is shown of a sweep.
 
     Attributes:
-        experiment: its figures.
-        swept: what was varied, and the tables that the figures are drawn from.
-        table: in words, a row for each condition at the end of training.
-        notes: sentences on the networks, and on what is left out.
+        notes: sentences on its networks.
+        swept: what was varied → its values.
+        figures: by the names of their files.
+        table: a row for each condition at the last step, in words.
     """
 
-    experiment: Experiment
-    swept: Swept
-    table: pd.DataFrame
     notes: list[str]
+    swept: dict[str, str]
+    figures: dict[str, Figure]
+    table: pd.DataFrame
 
 
-def make_overview(name: str, tables: Tables) -> Overview:
-    """Declare the figures of a sweep, and write the table of its means.
+@dataclass(frozen=True)
+class _Measure:
+    """Measured values that are drawn.
 
-    Args:
-        name: of the sweep.
-        tables: those of the sweep, see `tables.load`.
+    Attributes:
+        name: of the figures' files.
+        axis: of the means, which are geometric on a logarithmic axis.
+        frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`.
+        settings: what was varied beside seeds, momenta and estimators.
+    """
+
+    name: str
+    axis: Axis
+    frame: pd.DataFrame
+    settings: list[str]
+
+    def average(self, frame: pd.DataFrame, *by: str) -> pd.DataFrame:
+        """Average rows over seeds, see `frames.interval`, for each setting, estimator and momentum."""
+        keys = [*self.settings, "estimator", "momentum", *by]
+        means = interval(frame, "value", keys, geometric=self.axis.log)
+        return means.sort_values(keys, ignore_index=True)
+
+    def average_last(self) -> pd.DataFrame:
+        """Average over seeds at the last step of each network that has not diverged."""
+        trained = self.frame[self.frame["status"] != "diverged"]
+        last = trained.groupby("run")["step"].transform("max")
+        return self.average(trained[trained["step"] == last])
+
+
+def make_overview(tables: Tables) -> Overview:
+    """Make the overview of a sweep from its tables, see `tables.load`.
 
     Raises:
         NoRows: nothing has been measured that is drawn.
     """
-    swept = find_swept(tables)
-    measures = [*_find_gaps(swept), *_find_accuracies(swept)]
+    runs = tables["runs"]
+    settings = _find_varied(runs)
+    networks = runs[["run", "seed", "status", *settings]]
+    measures = []
+    for table, measure_rows in (("gaps", _measure_gaps), ("evaluations", _measure_accuracies)):
+        if len(tables.get(table, ())):
+            rows = tables[table].merge(networks, on="run")
+            measures.append(measure_rows(rows, settings))
     if not measures:
         raise NoRows("no network has a gap or an accuracy; sweep with measurements=[gaps,evaluations]")
 
     figures: dict[str, Figure] = {}
-    left_out: list[str] = []
     for measure in measures:
-        figures |= _declare_figures(measure, swept, left_out)
-
-    experiment = Experiment(bears_on=(), figures=figures, claims={}, name=name)
-    table = _write_table(measures, swept)
-    return Overview(experiment, swept, table, _write_notes(swept, left_out))
-
-
-def _declare_figures(measure: Measure, swept: Swept, left_out: list[str]) -> dict[str, Figure]:
-    """Declare the figures of a measure by their names; what they leave out is added to `left_out`."""
-    steps = measure.frame.groupby("run")["step"].nunique()
-    has_steps = steps.max() > 1
-    last = _select_last(measure.frame)
-    is_single = len(last) == last["seed"].nunique()  # one mean, with which the figure of all steps ends
-
-    figures = {}
-    if len(last) and not (is_single and has_steps):
-        figures[measure.name] = _draw_last(measure, last, swept, left_out)
-    if has_steps:
-        figures[f"{measure.name}_training"] = _draw_training(measure, swept, left_out)
-    return figures
+        figures |= _declare_figures(measure)
+    swept = {_name_setting(column): list_values(runs[column]) for column in [*settings, "seed"]}
+    sources = pd.concat([measure.frame[["estimator", "momentum"]] for measure in measures])
+    swept["momentum"] = list_values(sources["momentum"])
+    swept["statistics"] = ", ".join(map(estimator_label, sources["estimator"].unique()))
+    return Overview(_write_notes(runs, settings), swept, figures, _write_table(measures))
 
 
-def _write_notes(swept: Swept, left_out: list[str]) -> list[str]:
-    """Write sentences on the networks, and on what is not drawn."""
-    runs = swept.tables["runs"]
-    notes = [f"{count_networks(runs)}.{say_unfinished(runs)}"]
-    notes += _name_diverged(swept)
-    notes += _name_small_batches(runs)
-    for setting, leader in swept.companions.items():
-        notes.append(f"{setting} differs together with {leader}.")
+def _find_varied(runs: pd.DataFrame) -> list[str]:
+    """Find the settings that were varied, seed apart; not those that follow from one before them."""
+    varied = list_varied(runs)
+    if runs["steps"].nunique() < runs["epochs"].nunique():  # the length was set in steps
+        varied = ["steps" if column == "epochs" else column for column in varied]
 
-    evaluations = swept.tables.get("evaluations", pd.DataFrame())
-    for column in ("split", "shift"):
-        values = list_values(evaluations.get(column, pd.Series()))
-        if "," in values:
-            notes.append(f"The table evaluations has rows of {column} {values}; one is drawn.")
-
-    notes += dict.fromkeys(left_out)
-    if left_out:
-        notes.append("Where you want others, sweep fewer values under another name=...; no network is trained again.")
-    return notes
+    settings: list[str] = []
+    for column in varied:
+        counts = [runs[column].nunique(dropna=False)]
+        for setting in settings:
+            values = runs.groupby(setting, dropna=False)[column].nunique(dropna=False)
+            counts.append(values.max())
+        if min(counts) > 1:
+            settings.append(column)
+    return settings
 
 
-def _name_diverged(swept: Swept) -> list[str]:
-    """Say in a sentence which networks have diverged, by their settings; none where there is nothing to say."""
-    runs = swept.tables["runs"]
-    diverged = runs.loc[runs["status"] == "diverged", swept.settings]
-    conditions = []
-    for _, row in diverged.drop_duplicates().iterrows():
-        words = [swept.say_setting(str(column), value) for column, value in row.items()]
-        conditions.append(", ".join(words))
-    if not any(conditions):
-        return []
-
-    named = "; ".join(conditions)
-    return [f"Diverged: {named}."]
-
-
-def _name_small_batches(runs: pd.DataFrame) -> list[str]:
-    """Say in a sentence how small the last batch of an epoch was, where networks trained on it with batch statistics.
-
-    Nothing of a last batch that has more than half of the images of a full one.
-    """
-    read = runs.reindex(columns=["data.images", "batch_size", "norm_batch_size", "steps", "last_batch"])
-    kept = read[read["norm_batch_size"].notna() & (read["last_batch"] != "drop")]
-    trainings = kept[["batch_size", "data.images", "steps"]].dropna().astype(int).drop_duplicates()
-
-    sizes: dict[tuple[int, int], None] = {}
-    for size, images, steps in trainings.sort_values("batch_size").itertuples(index=False):
-        left = count_last(count_training(images), size, steps)
-        if left is not None:
-            sizes[left, size] = None
-    if not sizes:
-        return []
-
-    named = [f"{left:,} images of {size:,}" for left, size in list(sizes)[:MOST_NAMED]]
-    more = len(sizes) - MOST_NAMED
-    if more > 0:
-        named.append(f"{more} more")
-    return [f"The last batch of an epoch had {', '.join(named)}, {ADVICE}."]
-
-
-def _find_gaps(swept: Swept) -> list[Measure]:
-    """Find gaps of the mean over layers; none where no network has batch norm, and none of exact statistics."""
-    gaps = swept.tables.get("gaps", pd.DataFrame())
-    if len(gaps):
-        gaps = select(_name_populations(gaps), estimator=OtherThan("exact"))
-    if gaps.empty:
-        return []
-
-    averaged = gap_over_layers(gaps, "mean_gap")
+def _measure_gaps(rows: pd.DataFrame, settings: list[str]) -> _Measure:
+    """Average gaps over the layers behind the first; of networks with a single layer take that one."""
+    is_drawn = (rows["estimator"] != "exact") & (rows["statistics_split"] == "train")
+    averaged = gap_over_layers(rows[is_drawn], "mean_gap")
     is_behind = averaged["layers"] == BEHIND
     has_behind = is_behind.groupby(averaged["run"]).transform("any")
     chosen = averaged[is_behind | ~has_behind]
-    joined = rows({**swept.tables, "gaps": chosen}, "gaps", by=swept.settings)  # now that rows are few
-    layers = "root mean square over the layers behind the first, whose input is standardized by hand"
-    if not has_behind.all():
-        layers = f"{layers}; of networks with a single layer, that one"
-    measure = Measure(
-        name="gap",
-        title="Gap of the mean",
-        axis=GAP,
-        reading=f"Distance from the exact population mean, in standard deviations: {layers}.",
-        frame=joined,
-        value="mean_gap",
-        geometric=True,
-    )
-    return [measure]
+    return _Measure("gap", GAP, chosen.rename(columns={"mean_gap": "value"}), settings)
 
 
-def _find_accuracies(swept: Swept) -> list[Measure]:
-    """Find accuracies on the test images as they are, or on what was predicted instead; none without predictions."""
-    try:
-        found = rows(swept.tables, "evaluations", by=swept.settings)
-    except NoRows:
-        return []
-    found = _prefer(found, "split", "test")
-    found = _prefer(found, "shift", "none")
-    found = _name_populations(found)
-    split = found["split"].iloc[0]
-    title = _TITLES[split]
-    reading = ""
-    if found["estimator"].nunique() > 1:
-        reading = "Accuracy of the same networks under each kind of statistics."
-    measure = Measure(
-        name="accuracy",
-        title=title,
-        axis=Axis(f"{title.lower()} (%)"),
-        reading=reading,
-        frame=found,
-        value="accuracy",
-        scale=100,
-    )
-    return [measure]
+def _measure_accuracies(rows: pd.DataFrame, settings: list[str]) -> _Measure:
+    """Take accuracies in percent; the images are a setting where there are several kinds."""
+    splits = rows["statistics_split"].replace(["test", "none"], "train")  # the names of estimators say these
+    frame = rows.assign(value=100 * rows["accuracy"], statistics_split=splits)
+    images = [column for column in ("statistics_split", "split", "shift") if frame[column].nunique() > 1]
+    axis = Axis(f"{list_values(frame['split'])} accuracy (%)")
+    return _Measure("accuracy", axis, frame, [*settings, *images])
 
 
-def _name_populations(frame: pd.DataFrame) -> pd.DataFrame:
-    """Name statistics of other images than the training split as it is after these."""
-    usual = ["train", "test", "none"]  # statistics of test batches are named by their rule
-    is_usual = frame["statistics_split"].isin(usual)
-    others = frame[~is_usual]
+def _declare_figures(measure: _Measure) -> dict[str, Figure]:
+    """Declare the figure of the last step and, where several steps were measured, the one over the training."""
+    figures = {}
+    last = measure.average_last()
+    steps = measure.average(measure.frame, "epoch")
+    has_steps = len(steps) > len(last)
+    if len(last) > 1 or not has_steps:
+        figures[measure.name] = _declare("at the last step", measure, last)
+    if has_steps:
+        figures[f"{measure.name}_training"] = _declare("over the training", measure, steps, "epoch")
+    return figures
+
+
+def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = "") -> Figure:
+    """Declare a figure of means; what is across may be given."""
+    varied = [column for column in measure.settings if means[column].nunique(dropna=False) > 1]
+    across = across or _choose_across(means, varied)
+    others = [column for column in varied if column != across]
+
+    statistics = means[["estimator", "momentum"]].drop_duplicates()
+    if across == "momentum":
+        statistics = statistics.drop_duplicates("estimator")
+    lines = [] if across and len(statistics) > 1 else others[:1]
+    means["line"] = _name_rows(means, lines if across and lines else [*lines, "estimator"])
+    means["panel"] = _name_rows(means, others[len(lines) :])
+
+    caption = f"Statistics: {estimator_label(means['estimator'].iloc[0])}." if across and lines else ""
+    panels = means["panel"].unique()
+    if len(panels) > _PANELS:
+        caption += f" The first {_PANELS} of {len(panels)} panels are drawn; sweep fewer values to see others."
+        means = select(means, panel=panels[:_PANELS])
+
+    plot: Plot = Forest("line", measure.axis)
+    if across:
+        is_crowded = statistics["estimator"].value_counts().max() > _SHADES
+        by = "line" if lines or is_crowded else "estimator"
+        plot = Curves(across, by, measure.axis, across=_choose_axis(across, means[across]))
+    return Figure(f"{measure.name.capitalize()} {when}", caption.strip(), lambda tables: means, plot)
+
+
+def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
+    """Choose the column across; empty where only words were varied."""
+    momenta = means.groupby("estimator")["momentum"].nunique()
+    if momenta.max() > 1:
+        return "momentum"
+    numbers = means[varied].select_dtypes("number")
+    return str(next(iter(numbers), ""))
+
+
+def _choose_axis(column: str, values: pd.Series) -> Axis:
+    """Choose the axis across: logarithmic for positive numbers, unless the column has an axis of its own."""
+    low = 0.9 * values.min()
+    axis = AXES.get(column, Axis(_name_setting(column), log=low > 0, ticks="values"))
+    if axis.log:
+        return replace(axis, limits=(low, 1.1 * values.max()))  # in panels without numbers, too
+    return axis
+
+
+def _name_setting(column: str) -> str:
+    return name_value(column, "").strip()
+
+
+def _name_rows(frame: pd.DataFrame, columns: list[str]) -> list[str]:
+    """Name each row by its values, as `batch size 32, norm group`; an estimator with its momentum."""
     names = []
-    for name, split in zip(others["estimator"], others["statistics_split"], strict=True):
-        full = EstimatorName.parse(name).add("statistics_split", split)
-        names.append(str(full))
-
-    named = frame.copy()
-    named.loc[~is_usual, "estimator"] = names
-    return named
-
-
-def _prefer(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    """Select the rows with a value of a column, or with its first value where none has that."""
-    chosen = frame[frame[column] == value]
-    if chosen.empty:
-        chosen = frame[frame[column] == frame[column].iloc[0]]
-    return chosen
+    for row in frame.to_dict("records"):
+        words = []
+        for column in columns:
+            if column == "estimator":
+                words.append(estimator_label(row["estimator"], row["momentum"]))
+            elif pd.isna(row[column]):
+                words.append(f"no {_name_setting(column)}")
+            else:
+                words.append(name_value(column, write_value(row[column])))
+        names.append(", ".join(words))
+    return names
 
 
-def _select_last(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select each network's last step; not of those that have diverged, or were not measured as late as others."""
-    is_trained = frame["status"] != "diverged"
-    trained = frame[is_trained]
-    share = trained["step"] / trained["steps"]
-    by_run = share.groupby(trained["run"])
-    last = by_run.transform("max")
+def _write_notes(runs: pd.DataFrame, settings: list[str]) -> list[str]:
+    """Write sentences on the networks: what they share, which have diverged, and how small their last batches were."""
+    notes = [describe_networks(runs)]
+    diverged = _name_rows(runs[runs["status"] == "diverged"], settings)
+    if any(diverged):
+        notes.append(f"Diverged: {'; '.join(dict.fromkeys(diverged))}.")
 
-    is_last = share == last
-    latest = last.max()
-    is_late = last >= latest - _NEAR_END
-    return trained[is_last & is_late]
-
-
-def _draw_last(measure: Measure, last: pd.DataFrame, swept: Swept, left_out: list[str]) -> Figure:
-    """Declare the figure of the last step; what it leaves out is added to `left_out`."""
-    layout = choose_layout(last, swept)
-    is_end = last["step"] == last["steps"]
-    when = "at the end of training" if is_end.all() else "at the last measured step"
-    title = f"{measure.title} {when}"
-    if layout.across:
-        setting = swept.name_setting(layout.across)
-        title = f"{title}, by {setting}"
-    return declare_figure(title, measure, last, layout, swept, left_out)
+    columns = ["batch_size", "data.images", "steps", "norm_batch_size"]
+    read = runs.reindex(columns=[*columns, "last_batch"])  # tables of earlier versions lack some
+    kept = read[read["last_batch"] != "drop"].dropna(subset=columns)
+    sizes = {}
+    for size, images, steps, _, _ in kept.sort_values(columns).itertuples(index=False):
+        left = count_last(count_training(int(images)), size, steps)
+        if left is not None:
+            sizes[f"{left:,} images of {size:,}"] = left
+    if sizes:
+        notes.append(f"The last batch of an epoch had {', '.join(sizes)}, {ADVICE}.")
+    return notes
 
 
-def _draw_training(measure: Measure, swept: Swept, left_out: list[str]) -> Figure:
-    """Declare the figure of all steps; what it leaves out is added to `left_out`."""
-    frame = measure.frame
-    momenta = sorted(frame["momentum"].dropna().unique())
-    count = len(momenta)
-    if count > _MOMENTA:
-        drawn = _thin_out(momenta)
-        frame = select(frame, momentum=[None, *drawn])
-        left_out.append(f"Over the training {_MOMENTA} of {count} momenta are drawn.")
-
-    layout = choose_layout(frame, swept, across="epoch")
-    title = f"{measure.title} over the training"
-    return declare_figure(title, measure, frame, layout, swept, left_out)
-
-
-def _thin_out(momenta: list[float]) -> list[float]:
-    """Choose as many momenta as are drawn, with the smallest and the largest."""
-    places = np.linspace(0, len(momenta) - 1, _MOMENTA)
-    return [momenta[round(place)] for place in places]
-
-
-def _write_table(measures: Sequence[Measure], swept: Swept) -> pd.DataFrame:
+def _write_table(measures: list[_Measure]) -> pd.DataFrame:
     """Write means with their intervals at the last step: a row for each condition, with settings and statistics."""
-    keys = [*swept.settings, "estimator", "momentum"]
-    table = pd.DataFrame(columns=keys)
+    table = pd.DataFrame()
     for measure in measures:
-        last = _select_last(measure.frame)
-        numbers = _write_numbers(measure, last, keys)
-        if len(table):
-            numbers = table.merge(numbers, on=keys, how="outer")
-        table = numbers
-    table = table.sort_values(keys, kind="stable")
+        means = measure.average_last()
+        numbers = means[["mean", "low", "high"]].to_numpy(float)
+        means[measure.axis.label] = [format_number(*row) for row in numbers]
+        part = means[[*measure.settings, "estimator", "momentum", measure.axis.label, "n"]]
+        table = part if measure is measures[0] else table.merge(part, how="outer")
+    settings = measures[-1].settings
+    table = table.sort_values([*settings, "estimator", "momentum"])
 
-    written = pd.DataFrame(index=table.index)
-    for column in swept.settings:
-        words = swept.name_setting(column)
-        written[words] = table[column].map(write_value, na_action="ignore")
-    written["statistics"] = label_estimators(table)
-    for measure in measures:
-        label = measure.axis.label
-        written[label] = table[label]
-    counts = [f"n of {measure.name}" for measure in measures]
-    written["n"] = [_join_counts(row) for row in table[counts].to_numpy(float)]
+    written = table[settings].map(write_value, na_action="ignore").rename(columns=_name_setting)
+    written["statistics"] = _name_rows(table, ["estimator"])
+    results = [*(measure.axis.label for measure in measures), "n"]
+    written[results] = table[results]
     return written.astype(object).fillna("")
-
-
-def _write_numbers(measure: Measure, last: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Write the means of one measure with their intervals, and how many seeds they are of, beside the keys."""
-    means = measure.average(last, keys)
-    bounds = zip(means["mean"], means["low"], means["high"], strict=True)
-    written = means[keys].copy()
-    written[measure.axis.label] = [format_number(*each) for each in bounds]
-    written[f"n of {measure.name}"] = means["n"]
-    return written
-
-
-def _join_counts(counts: np.ndarray) -> str:
-    """Write how many seeds each measure has, once where all have as many; NaN where it was not measured."""
-    written = [f"{count:g}" for count in counts[~np.isnan(counts)]]
-    return ", ".join(dict.fromkeys(written))

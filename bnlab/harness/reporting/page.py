@@ -106,28 +106,17 @@ def write_html(
     return _render("page.html", catalogue, outcomes, images, added_seeds)
 
 
-def write_overview(overview: Overview, figures: Mapping[str, Path], tables: Path, load: str, command: str) -> str:
+def write_overview(overview: Overview, figures: Mapping[str, Path], folder: Path, command: str) -> str:
     """Write a page on a sweep without a question; it needs no other file.
 
     Args:
         overview: what the sweep shows.
         figures: PNGs by the names of its figures; those that could not be drawn are left out.
-        tables: the folder of its tables.
-        load: the line of Python that reads them.
+        folder: of the sweep's results.
         command: what continues the sweep; empty if that is not known.
     """
-    images = [{"figure": overview.experiment.figures[name], "image": _encode(path)} for name, path in figures.items()]
-    return _load_template("overview.html").render(
-        name=overview.experiment.name,
-        notes=overview.notes,
-        swept=overview.swept.list_swept(),
-        shared=overview.swept.list_shared(),
-        figures=images,
-        table=overview.table,
-        tables=tables,
-        load=load,
-        command=command,
-    )
+    images = {name: _encode(path) for name, path in figures.items()}
+    return _load_template("overview.html").render(overview=overview, images=images, folder=folder, command=command)
 
 
 def _encode(path: Path) -> str:
