@@ -21,6 +21,14 @@ from bnlab.harness.small_batches import ADVICE
 from tests.conftest import small_config
 
 
+@pytest.fixture
+def alone(trained: Run, tmp_path: Path) -> Config:
+    """The configuration of a copy of the trained network, in a results folder without any other one."""
+    config = replace(trained.config, results=str(tmp_path / "alone"))
+    shutil.copytree(trained.folder, Run(config).folder)
+    return config
+
+
 def set_seconds(config: Config, seconds: float) -> None:
     """Let the training of a network have taken so long."""
     path = Run(config).folder / "status.json"
@@ -43,19 +51,19 @@ def test_a_trial_trains_as_a_job_does_and_leaves_nothing(
 
 
 def test_networks_that_train_alike_cost_the_median_of_earlier_ones(
-    copied: Config, monkeypatch: pytest.MonkeyPatch
+    alone: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They may differ in length, rate and seed; one whose file is damaged does not count."""
-    set_seconds(copied, 4.0)
+    set_seconds(alone, 4.0)
     for seed, seconds in enumerate((80.0, 8.0, 1000.0), start=1):
-        other = replace(copied, seed=seed)
-        shutil.copytree(Run(copied).folder, Run(other).folder)
+        other = replace(alone, seed=seed)
+        shutil.copytree(Run(alone).folder, Run(other).folder)
         set_seconds(other, seconds)
     (Run(other).folder / "status.json").write_text("{")
     monkeypatch.setattr(costs, "ensure_trained", None)  # no trial
-    longer = replace(copied, steps=1000, optimizer=replace(copied.optimizer, lr=0.02))
+    longer = replace(alone, steps=1000, optimizer=replace(alone.optimizer, lr=0.02))
 
-    cost = find_cost(Run(longer), read_costs(Path(copied.results)))
+    cost = find_cost(Run(longer), read_costs(Path(alone.results)))
 
     assert cost.update == 8.0 / 40
 
@@ -74,10 +82,10 @@ def test_other_networks_are_tried_once(
     torch.set_num_threads(1)
 
 
-def test_a_plan_counts_networks_that_are_not_trained(copied: Config) -> None:
-    set_seconds(copied, 80.0)
-    jobs = [replace(copied, seed=seed, last_batch="drop") for seed in (1, 2, 3)]
-    jobs = [copied, *jobs, replace(jobs[0], measurements="log")]
+def test_a_plan_counts_networks_that_are_not_trained(alone: Config) -> None:
+    set_seconds(alone, 80.0)
+    jobs = [replace(alone, seed=seed, last_batch="drop") for seed in (1, 2, 3)]
+    jobs = [alone, *jobs, replace(jobs[0], measurements="log")]
 
     lines = list(planning.plan(jobs, jobs, processes=2))
 
@@ -86,10 +94,10 @@ def test_a_plan_counts_networks_that_are_not_trained(copied: Config) -> None:
         "training   about 2 min, 2 networks at a time",
         "measuring  on top, at 16 checkpoints; with many estimators and momenta it takes longer than training",
     ]
-    folder = Run(copied).folder
+    folder = Run(alone).folder
     kept = [path for name in ("checkpoints", "trace") for path in (folder / name).iterdir()]
     megabytes = 3 * sum(path.stat().st_size for path in kept) / 1e6
-    assert lines[3] == f"disk       about {megabytes:.0f} MB in {copied.results}/runs"
+    assert lines[3] == f"disk       about {megabytes:.0f} MB in {alone.results}/runs"
 
 
 def test_small_last_batches_are_named_once_for_each_size(tmp_path: Path) -> None:
