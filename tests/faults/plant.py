@@ -1,0 +1,147 @@
+"""python -m tests.faults.plant [--all] [NAME ...]: plant faults in a copy of the checkout, one by one, and run tests.
+
+`harness.yaml` lists the faults. A fault is caught if one of its test files fails, or with `--all` any test of the
+harness and of the experiments. Exit code 1: a fault was missed that is not marked so, or could not be planted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+LIST = Path(__file__).with_name("harness.yaml")
+ALL_TESTS = ("tests/harness", "tests/experiments")
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)  # as pytest sums up at the end
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake that a programmer could make.
+
+    Attributes:
+        name: of the fault.
+        says: what is wrong, in a sentence.
+        file: that it is in, as seen from the root of the checkout.
+        before: right text, which the file has exactly once.
+        after: wrong text that takes its place.
+        tests: the test files that are likely to catch it.
+        missed: whether it is known that no test catches it.
+    """
+
+    name: str
+    says: str
+    file: str
+    before: str
+    after: str
+    tests: Sequence[str]
+    missed: bool = False
+
+    def plant(self, text: str) -> str:
+        """Plant the fault in the text of its file; ValueError unless that has the right text once."""
+        count = text.count(self.before)
+        if count != 1:
+            raise ValueError(f"{self.file} has its text {count} times, not once; write the fault again")
+        return text.replace(self.before, self.after)
+
+
+def read_faults() -> list[Fault]:
+    """Read the list of faults."""
+    entries = yaml.safe_load(LIST.read_text(encoding="utf-8"))
+    return [Fault(**entry) for entry in entries]
+
+
+def main() -> int:
+    """Plant the faults that the command line names, or all; the exit code."""
+    faults = read_faults()
+    known = [fault.name for fault in faults]
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.plant", description="Plant faults, and run tests.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults of harness.yaml; default: all")
+    parser.add_argument("--all", action="store_true", help=f"where no test fails, run all of {' and '.join(ALL_TESTS)}")
+    given = parser.parse_args()
+    for name in given.names:
+        if name not in known:
+            parser.error(f"{name}: there is no such fault in {LIST.name}")
+
+    chosen = [fault for fault in faults if fault.name in (given.names or known)]
+    further = ALL_TESTS if given.all else ()
+    with tempfile.TemporaryDirectory(prefix="bnlab-faults-") as folder:
+        copy = Path(folder)
+        copy_checkout(copy)
+        return plant_all(chosen, copy, further)
+
+
+def copy_checkout(copy: Path) -> None:
+    """Copy the tracked files of the checkout, as they are now."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split("\0"):
+        source = ROOT / name
+        if source.is_file():  # not one that was removed
+            target = copy / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+
+def plant_all(faults: Sequence[Fault], copy: Path, further: Sequence[str]) -> int:
+    """Plant faults one after the other, and print what becomes of each; the exit code."""
+    files = {test for fault in faults for test in fault.tests}
+    broken = find_failure([*sorted(files), *further], copy)
+    if broken:
+        print(f"{broken} fails without any fault")
+        return 1
+
+    counts: Counter[str] = Counter()
+    for fault in faults:
+        state, words = try_fault(fault, copy, further)
+        print(f"{state}  {fault.name}{words}", flush=True)
+        if state == "missed" and fault.missed:
+            state = "missed as known"
+        counts[state] += 1
+
+    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    return 1 if counts["missed"] or counts["refused"] else 0
+
+
+def try_fault(fault: Fault, copy: Path, further: Sequence[str]) -> tuple[str, str]:
+    """Plant a fault, run tests, and take it out again: caught, missed or refused, with further words on it."""
+    path = copy / fault.file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        planted = fault.plant(text)
+    except ValueError as error:
+        return "refused", f": {error}"
+
+    path.write_text(planted, encoding="utf-8")
+    caught_by = find_failure(fault.tests, copy)
+    if further and not caught_by:
+        caught_by = find_failure(further, copy)
+    path.write_text(text, encoding="utf-8")
+    return ("caught", f"  by {caught_by}") if caught_by else ("missed", "")
+
+
+def find_failure(tests: Iterable[str], copy: Path) -> str:
+    """Run tests in the copy until one fails; its name, or an empty word if none does."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    failed = _FAILED.search(done.stdout)
+    if failed is None:
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return failed[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
