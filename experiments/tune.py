@@ -260,16 +260,16 @@ def _average_rates(cell: Cell, trained: Trained) -> tuple[dict[float, float], li
         rates.append(beyond)
 
 
-def _run(jobs: list[Config], folder: Path) -> None:
+def _run(configs: list[Config], folder: Path) -> None:
     """Run jobs in as many processes as there are cores, and put the tables together."""
-    from joblib import Parallel, delayed
-
-    from bnlab.harness.artifacts.cores import count_cores
-    from bnlab.harness.jobs import attempt, prepare
+    from bnlab.harness.jobs import prepare
     from bnlab.harness.reporting.tables import write_tables
+    from bnlab.lab.compose import Job, Launcher
+    from bnlab.lab.launch import run_jobs
 
-    prepare(jobs)
-    Parallel(n_jobs=count_cores())(delayed(attempt)(job) for job in jobs)
+    prepare(configs)
+    jobs = [Job(config, heading="") for config in configs]
+    run_jobs(jobs, Launcher("joblib", {"n_jobs": -1}))
     write_tables(folder)
 
 

@@ -54,12 +54,13 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
 
 
 def _run(config: Config, heading: str) -> None:
-    """Run one job, under its heading.
+    """Run one job, under its heading if it has one.
 
     Raises:
         UserError: what the other jobs would meet too.
     """
-    print(heading, flush=True)
+    if heading:
+        print(heading, flush=True)
     try:
         attempt(config)
     except (UserError, OSError) as error:
@@ -119,8 +120,11 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     kind = launcher.name.removeprefix("submitit_")
     settings = dict(launcher.settings)
-    retries = {f"{kind}_{key}": settings.pop(key) for key in ("max_num_timeout",) if key in settings}
+    retries = {}
+    if "max_num_timeout" in settings:  # of the executor itself, not of its jobs
+        retries[f"{kind}_max_num_timeout"] = settings.pop("max_num_timeout")
     executor = submitit.AutoExecutor(cluster=kind, folder=folder, **retries)
+
     named = {key if key in _QUEUE else f"{kind}_{key}": value for key, value in settings.items()}
     executor.update_parameters(name="bnlab", **named)
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # modules of the current folder are found there too

@@ -158,7 +158,8 @@ def test_what_other_jobs_would_meet_too_is_said_by_the_command(cluster: Cluster,
     words = ("-m", "model=full.make_model", "seed=0,1", *SLURM, f"results={tmp_path}")
     done = run("sweep", *words, path=tmp_path, expect=2)
 
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: model=full.make_model: ")
-    assert last.endswith("OSError: [Errno 28] No space left on device")
+    reason, kept = done.stderr.splitlines()[-2:]
+    assert reason.startswith("error: model=full.make_model: ")
+    assert reason.endswith("OSError: [Errno 28] No space left on device")
+    assert kept == "  what is finished is kept, the same command continues"
     assert "Traceback" not in done.stderr
