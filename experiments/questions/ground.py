@@ -116,7 +116,7 @@ def find_validated(tables: Tables) -> pd.DataFrame:
 HOLLOW = "Hollow: exact accuracy is below 50% there, so that little can be lost."
 
 EXPERIMENT = Experiment(
-    bears_on=("Q2", "Q4", "Q10", "Q11", "Q14", "H2"),
+    bears_on=("Q2", "Q4", "Q8", "Q10", "Q11", "Q14", "H2"),
     sweeps=("ground_constant", "ground_onecycle"),
     columns=("accuracy", "loss", "mean_gap", "kl", "output_gap"),
     figures={
