@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("harness.yaml")
 ALL_TESTS = ("tests/harness", "tests/experiments")
+_SECONDS = 600  # of the processor, that a process of a test file may take
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)  # as pytest sums up at the end
 
 
@@ -76,10 +79,10 @@ def main() -> int:
             parser.error(f"{name}: there is no such fault in {LIST.name}")
 
     chosen = [fault for fault in faults if fault.name in (given.names or known)]
-    further = ALL_TESTS if given.all else ()
     with tempfile.TemporaryDirectory(prefix="bnlab-faults-") as folder:
         copy = Path(folder)
         copy_checkout(copy)
+        further = list_tests(copy) if given.all else []
         return plant_all(chosen, copy, further)
 
 
@@ -92,6 +95,15 @@ def copy_checkout(copy: Path) -> None:
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
+
+
+def list_tests(copy: Path) -> list[str]:
+    """List all test files of the harness and of the experiments."""
+    files: list[str] = []
+    for folder in ALL_TESTS:
+        paths = sorted((copy / folder).rglob("test_*.py"))
+        files += [str(path.relative_to(copy)) for path in paths]
+    return files
 
 
 def plant_all(faults: Sequence[Fault], copy: Path, further: Sequence[str]) -> int:
@@ -109,44 +121,56 @@ def plant_all(faults: Sequence[Fault], copy: Path, further: Sequence[str]) -> in
 
 
 def try_fault(fault: Fault, copy: Path, further: Sequence[str]) -> tuple[str, str]:
-    """Plant a fault, run tests, and take it out again: caught, missed or refused, with further words on it."""
+    """Plant a fault for each test file, until one fails: caught, missed or refused, with further words on it."""
     path = copy / fault.file
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     try:
         planted = fault.plant(text)
     except ValueError as error:
         return "refused", f": {error}"
-    for test in (*fault.tests, *further):
+
+    for test in dict.fromkeys([*fault.tests, *further]):
         broken = find_broken(test, copy)
         if broken:
             return "refused", f": {broken} fails without any fault"
-
-    path.write_text(planted, encoding="utf-8")
-    caught_by = find_failure(fault.tests, copy)
-    if further and not caught_by:
-        caught_by = find_failure(further, copy)
-    path.write_text(text, encoding="utf-8")
-    return ("caught", f"  by {caught_by}") if caught_by else ("missed", "")
+        path.write_text(planted, encoding="utf-8")
+        failed = find_failure(test, copy)
+        path.write_text(text, encoding="utf-8")
+        if failed:
+            return "caught", f"  by {failed}"
+    return "missed", ""
 
 
 @cache
 def find_broken(test: str, copy: Path) -> str:
-    """Run a file or folder of tests where nothing is planted, once; the name of one that fails, or an empty word."""
-    return find_failure([test], copy)
+    """Run a test file where nothing is planted, once; the name of a test that fails, or an empty word."""
+    return find_failure(test, copy)
 
 
-def find_failure(tests: Iterable[str], copy: Path) -> str:
-    """Run tests in the copy until one fails; its name, or an empty word if none does."""
+def find_failure(test: str, copy: Path) -> str:
+    """Run a test file in the copy until a test fails; its name, or an empty word if none does."""
     options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci"]  # no chance, no deadlines
-    command = [sys.executable, "-m", "pytest", *options, *tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, test],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_time,
+    )
     if done.returncode == 0:
         return ""
+    if done.returncode == -signal.SIGXCPU:
+        return f"{test}, which does not end"
     failed = _FAILED.search(done.stdout)
     if failed is None:
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return failed[1]
+
+
+def limit_time() -> None:
+    """End this process, and those that it starts, after some minutes of the processor's time."""
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS + 10))  # SIGXCPU, then SIGKILL
 
 
 if __name__ == "__main__":
