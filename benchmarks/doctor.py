@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 import bnlab
 from benchmarks.timing import Result, alternate, evaluate
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.vision import torchvision
 
 ROUNDS, THREADS = 5, 1

@@ -21,10 +21,7 @@ from bnlab.doctor.gallery.patterns import draw_patterns
 from bnlab.doctor.scores import Scores
 from bnlab.estimators import DebiasedEMA
 from bnlab.harness.artifacts.data.drawing import glyphs
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.artifacts.models.torchvision_models import Torchvision
+from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision, build_model
 from bnlab.layers import BatchNorm
 
 Batches = list[tuple[Tensor, Tensor]]

@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from benchmarks import training
 from benchmarks.timing import HEADING, Result, time_once
 from bnlab import diagnose, population_statistics, record
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.moments import compare_moments
 from bnlab.nn import SelfTuned
 from bnlab.vision import torchvision

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Result, alternate, evaluate, time_once
 from bnlab import population_statistics
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models import Resnet, build_model
 
 ROUNDS = 3
 _BATCH = 500

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Result, alternate, evaluate
 from bnlab import Statistics, population_statistics, running_statistics
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.moments import compare_moments
 from bnlab.vision import torchvision
 

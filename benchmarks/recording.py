@@ -11,10 +11,8 @@ from torch import nn
 from benchmarks.timing import Result, alternate
 from bnlab import record
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.models import Model, build_model
-from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.artifacts.optimizers.sgd import Sgd
+from bnlab.harness.artifacts.models import Cnn, Model, Resnet, build_model
+from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.training import Batches, Seeds, Split, train
 from bnlab.recording.trace import MomentTrace, replay_bank

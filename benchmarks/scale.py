@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.memory import LiveBytes
 from bnlab.vision import torchvision
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from benchmarks.timing import THREADS, Result, evaluate
 from bnlab import population_statistics
 from bnlab.gaps import gap
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.outcome import find_outcome
 from bnlab.lab.catalogue import find_experiment

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import Result, alternate
-from bnlab.harness.artifacts.data import augment
-from bnlab.harness.artifacts.data.own_data import OwnData
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.data import OwnData, augment
+from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config

@@ -9,8 +9,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from bnlab.harness.artifacts.data.digits import Digits
-from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.data import Digits
+from bnlab.harness.artifacts.models import Cnn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config

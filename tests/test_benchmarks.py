@@ -11,7 +11,7 @@ from benchmarks.doctor_rates import Outcome, examine, names_cause, write_page, w
 from benchmarks.timing import HEADING, Result
 from bnlab import population_statistics
 from bnlab.doctor.scores import Scores
-from bnlab.harness.artifacts.data.own_data import OwnData
+from bnlab.harness.artifacts.data import OwnData
 
 
 def test_the_data_of_the_timed_training_can_be_read() -> None:

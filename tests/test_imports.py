@@ -37,6 +37,7 @@ STAGES = (
         "errors schema schedule small_batches",
         "checks run_table requests",
         "components",
+        "own",
     ),  # what all of them share: no torch
     "statistics",  # what can be chosen as estimator
     "artifacts",
@@ -56,18 +57,16 @@ FOLDERS = {
     "lab": "command folders words grid variations compose cluster launch catalogue sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
-    "harness.artifacts": "cores own corruptions data shifts norms models optimizers progress training settings "
+    "harness.artifacts": "cores corruptions data shifts norms models optimizers progress training settings "
     "runs freezing averaging states live producing trying",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
     "doctor.rules": "",
-    "harness.artifacts.corruptions": "base",
-    "harness.artifacts.data": "pixels own_parts drawing augmenting base dataset published",
-    "harness.artifacts.models": "base blocks",
+    "harness.artifacts.data": "pixels drawing augmenting base dataset",
+    "harness.artifacts.models": "base",
     "harness.artifacts.norms": "base",
-    "harness.artifacts.optimizers": "base",
     "harness.reporting.plots": "base",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts import live, shifts, training
-from bnlab.harness.artifacts.data import Data, own_data
+from bnlab.harness.artifacts.data import Data
 from bnlab.harness.artifacts.freezing import MOMENTUM
-from bnlab.harness.artifacts.models import Model, own_model
+from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_step, list_steps, total_steps
@@ -24,8 +24,9 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.help import describe_settings
 from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
+from bnlab.harness.own import KINDS, make_own
 
-_OWN: dict[str, dict[str, Any]] = {"data": {}, "model": {}}
+_OWN: dict[str, dict[str, Any]] = {group: {} for group in KINDS}
 
 
 def register() -> None:
@@ -41,8 +42,8 @@ def register() -> None:
 
 
 def register_own(group: str, path: str) -> None:
-    """Let `data=` or `model=` take the import path of a function of the user's own, with its arguments as settings."""
-    node = own_data.describe_own(path) if group == "data" else own_model.describe_own(path)
+    """Let a group take the import path of a user's function, with its arguments as settings."""
+    node = make_own(group, path)
     _OWN[group][path] = node
     ConfigStore.instance().store(group=group, name=path, node=node)
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness import schema
-from bnlab.harness.artifacts.own import digest_of_own
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, flatten, list_own_settings, network
@@ -28,6 +27,7 @@ from bnlab.harness.measurements import find_measurement, list_steps_read
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
+from bnlab.harness.own import digest_of_own
 from bnlab.harness.requests import Request, Selection, columns_path, list_missing, request_path, write_request
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.memory import keep_freed_memory

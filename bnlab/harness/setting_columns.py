@@ -16,7 +16,7 @@ from bnlab.harness.schema import Column, Table, boolean, integer, real, text
 _NAMES = {
     "data": "data set: {names}, or the import path of your own",
     "model": "network: {names}, or torchvision's name, or the import path of your own",
-    "norm": "kind of normalization: {names}",
+    "norm": "kind of normalization: {names}, or the import path of your own",
     "optimizer": "optimizer: {names}",
 }
 _COLUMN_MAKERS: Mapping[type, Callable[[str], Column]] = {bool: boolean, int: integer, float: real, str: text}

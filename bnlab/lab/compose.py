@@ -23,6 +23,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.checks import require_one_of
 from bnlab.harness.config import check, register, register_own
 from bnlab.harness.errors import UserError
+from bnlab.harness.own import KINDS
 from bnlab.lab.folders import CONF, search_folders
 from bnlab.lab.grid import list_jobs, refuse_several_files, refuse_sweeps
 from bnlab.lab.variations import register_variations
@@ -242,7 +243,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
         composed = compose("config", overrides=[*choices], return_hydra_config=True)
     except MissingConfigException as error:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group in ("data", "model") and "." in name:
+        if group in KINDS and "." in name:
             register_own(group, name)
             return _compose(choices)
         raise UserError(_explain_missing(group, name, error)) from error

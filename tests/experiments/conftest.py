@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from bnlab.harness.artifacts.data.own_parts import read_own
+from bnlab.harness.artifacts.data.own_data import read_own
 from tests.experiments.commands import SWEEP, Call, Called, Done, Write, run
 
 

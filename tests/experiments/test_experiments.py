@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bnlab.harness.artifacts.data.cifar10 import Cifar10
+from bnlab.harness.artifacts.data.published import Cifar10
 from bnlab.lab.compose import plan_jobs
 from bnlab.lab.folders import CONF
 from tests.experiments.commands import Call

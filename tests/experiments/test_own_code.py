@@ -11,9 +11,9 @@ import pytest
 from bnlab.estimators import list_estimators
 from bnlab.files import digest
 from bnlab.harness import load
-from bnlab.harness.artifacts.own import digest_of_source, import_object
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.jobs import attempt, prepare
+from bnlab.harness.own import digest_of_source, import_object
 from tests.conftest import small_config
 from tests.experiments.commands import run
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from bnlab.harness.artifacts.norms.batch import Batch
+from bnlab.harness.artifacts.norms import Batch, Group
 from bnlab.harness.artifacts.norms.ghost import Ghost
-from bnlab.harness.artifacts.norms.group import Group
 from bnlab.harness.artifacts.norms.renorm import Renorm
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.config import check

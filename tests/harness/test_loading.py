@@ -11,9 +11,9 @@ import yaml
 
 import bnlab
 from bnlab.harness import load, load_images, load_model
-from bnlab.harness.artifacts.models.torchvision_models import Torchvision
+from bnlab.harness.artifacts.models import Torchvision
 from bnlab.harness.artifacts.norms.ghost import Ghost
-from bnlab.harness.artifacts.optimizers.adamw import AdamW
+from bnlab.harness.artifacts.optimizers import AdamW
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, restore_config
 from bnlab.harness.errors import UserError

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from bnlab.harness import costs, planning
-from bnlab.harness.artifacts.data.digits import Digits
-from bnlab.harness.artifacts.norms.group import Group
+from bnlab.harness.artifacts.data import Digits
+from bnlab.harness.artifacts.norms import Group
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.costs import find_cost, read_costs

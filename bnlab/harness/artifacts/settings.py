@@ -9,19 +9,14 @@ from functools import cache
 from typing import Any
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.corruptions import list_corruptions
-from bnlab.harness.artifacts.data import Data, own_data
-from bnlab.harness.artifacts.data.digits import Digits
-from bnlab.harness.artifacts.models import Model, own_model
-from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.models.torchvision_models import Torchvision
-from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.norms.batch import Batch
-from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.optimizers.sgd import Sgd
-from bnlab.harness.artifacts.own import digest_of_source, find_arguments, import_object
+from bnlab.harness.artifacts.corruptions import CORRUPTIONS
+from bnlab.harness.artifacts.data import Data, Digits
+from bnlab.harness.artifacts.models import Cnn, Model, Torchvision
+from bnlab.harness.artifacts.norms import Batch, Norm
+from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.components import COMPONENTS, setting
+from bnlab.harness.own import digest_of_source, import_object, make_own
 
 
 @dataclass
@@ -95,7 +90,7 @@ class Config:
     )
     shifts: Any = setting(
         "none",
-        f"how these are changed, or a list: none; a corruption ({', '.join(list_corruptions())}) with a strength of 1, "
+        f"how these are changed, or a list: none; a corruption ({', '.join(CORRUPTIONS)}) with a strength of 1, "
         "2 or 3, as noise:1; of glyphs trained on other fonts also fonts:dejavu, fonts:stix_cm, fonts:all",
         is_list=True,
     )
@@ -155,11 +150,12 @@ def list_own_settings(config: Config) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for group in GROUPS:
         chosen = getattr(config, group)
-        for name, value in find_arguments(chosen).items():
+        if not chosen.is_own:
+            continue
+        for name, value in chosen.arguments.items():
             if name not in list_storage(chosen):
                 own[f"{group}.{name}"] = value
-        if chosen.is_own:
-            own[f"{group}.source"] = _digest_source(chosen)
+        own[f"{group}.source"] = _digest_source(chosen)
     return own
 
 
@@ -171,7 +167,7 @@ def list_storage(chosen: Any) -> tuple[str, ...]:
 
 def _digest_source(chosen: Any) -> str:
     """Digest the code of a user's own function."""
-    return digest_of_source(import_object(chosen.name))
+    return digest_of_source(import_object(chosen.group, chosen.name))
 
 
 def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
@@ -206,7 +202,7 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
     if choices:
         choice = choices[0]
     elif "." in name:
-        choice = own_data.describe_own(name) if group == "data" else own_model.describe_own(name)
+        choice = make_own(group, name)
     else:
         choice = Torchvision()
     known = {each.name for each in fields(choice)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.corruptions import STRENGTHS, Corruption, find_corruption, list_corruptions
+from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS, Corruption, find_corruption
 from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
 from bnlab.harness.checks import require_one_of
 from bnlab.harness.errors import UserError
@@ -21,7 +21,7 @@ from bnlab.harness.errors import UserError
 
 def list_corrupting() -> list[str]:
     """List the shifts that corrupt pixels: each corruption in each strength."""
-    return [f"{name}:{strength}" for name in list_corruptions() for strength in STRENGTHS]
+    return [f"{name}:{strength}" for name in CORRUPTIONS for strength in STRENGTHS]
 
 
 def check(shifts: Sequence[Any], config: Data, splits: Sequence[str]) -> None:
@@ -86,7 +86,7 @@ def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
     neither on the other images nor on the strength.
     """
     name, _, strength = shift.partition(":")
-    corruption = list_corruptions()[name]
+    corruption = CORRUPTIONS[name]
     amount = corruption.amount_of(int(strength))
     mean = torch.tensor(dataset.mean).view(-1, 1, 1)
     std = torch.tensor(dataset.std).view(-1, 1, 1)

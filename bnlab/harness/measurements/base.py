@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.own import import_object
 from bnlab.harness.checks import require_one_of
 from bnlab.harness.components import COMPONENTS, Component, discover, list_modules
 from bnlab.harness.errors import UserError
+from bnlab.harness.own import import_object
 
 if TYPE_CHECKING:  # `sweep --help` does not wait for these
     import pandas as pd
@@ -72,7 +72,7 @@ def find_measurement(name: str) -> Measurement:
         measurement: Measurement = COMPONENTS[Measurement.group][name]
         return measurement
 
-    cls = import_object(name)
+    cls = import_object("measurements", name)
     if not (isinstance(cls, type) and issubclass(cls, Measurement)):
         raise UserError(f"measurements={name}: is no class below bnlab.harness.measurements.Measurement")
     measurement = cls()

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.files import Unreadable, digest
-from bnlab.harness.artifacts.own import digest_of_own
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import frozen
 from bnlab.harness.measurements.base import Measurement, find_measurement
 from bnlab.harness.measurements.sources import Source, code_digest
+from bnlab.harness.own import digest_of_own
 from bnlab.harness.requests import Selection
 from bnlab.harness.schema import ORIGIN, read_frame, write_rows
 

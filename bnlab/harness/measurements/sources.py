@@ -10,9 +10,9 @@ import torch
 
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.names import import_estimator
-from bnlab.harness.artifacts.own import digest_of_own, import_object
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.own import digest_of_own, import_object
 from bnlab.harness.statistics import Averaged, Measured, Stale, list_choices
 from bnlab.inference import Rule
 from bnlab.names import EstimatorName, make_named, read_parameters
@@ -84,6 +84,8 @@ def parse_sources(names: list[str], momenta: list[float], *populations: str) -> 
     for name in names:
         try:
             found |= dict.fromkeys(_parse(str(name), momenta, populations))
+        except UserError:
+            raise
         except (Exception, SystemExit) as error:  # a module of the user's may raise anything
             raise UserError(f"estimator={name}: {_explain(error)}") from error
     return list(found)
@@ -118,7 +120,7 @@ def _find_class(base: str) -> type[Any]:
         names = ", ".join(sorted(known))
         raise ValueError(f"unknown; there are {names}, or package.module.Class")
 
-    import_object(base)  # if this fails, the message has the line of the module
+    import_object("estimator", base)  # if this fails, the message has the line of the module
     cls = import_estimator(base)
     if list_choices().get(cls.name) is not cls:
         raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")

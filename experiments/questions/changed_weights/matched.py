@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models import Cnn
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train

@@ -10,8 +10,7 @@ import torch
 
 from bnlab import gap, population_statistics, replay
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.data import augment
-from bnlab.harness.artifacts.data.digits import Digits
+from bnlab.harness.artifacts.data import Digits, augment
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import parse_sources

@@ -11,7 +11,7 @@ import torch
 
 from bnlab import decompose, gap
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.optimizers.sgd import Sgd
+from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import JobError

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.data.glyphs import Glyphs
+from bnlab.harness.artifacts.data import Glyphs
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import seed_by

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.norms.group import Group
+from bnlab.harness.artifacts.norms import Group
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from experiments.questions.batch_of_one.measurement import TrainingMemory, count_saved_bytes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bnlab
 from bnlab.harness import load
-from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models import Cnn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config

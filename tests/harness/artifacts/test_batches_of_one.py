@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.norms import Group, Instance, Norm
 from bnlab.harness.artifacts.norms.gain_control import ImageGain
-from bnlab.harness.artifacts.norms.group import Group
-from bnlab.harness.artifacts.norms.instance import Instance
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.config import check

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts import data
-from bnlab.harness.artifacts.data import Data, augment, drawing, load_dataset
-from bnlab.harness.artifacts.data.cifar10 import Cifar10
-from bnlab.harness.artifacts.data.digits import Digits
-from bnlab.harness.artifacts.data.glyphs import Glyphs
+from bnlab.harness.artifacts.data import Data, Digits, Glyphs, augment, drawing, load_dataset
+from bnlab.harness.artifacts.data.published import Cifar10
 from bnlab.harness.errors import UserError
 from bnlab.vision import torchvision
 from tests.helpers import write_copies
@@ -53,8 +51,8 @@ def write_cifar10(root: Path) -> np.ndarray:
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let CIFAR-10 have a few images."""
-    size = Cifar10.source.size._replace(available=TRAIN, test=TEST)
-    monkeypatch.setattr(Cifar10, "source", Cifar10.source._replace(size=size))
+    size = Cifar10.origin.size._replace(available=TRAIN, test=TEST)
+    monkeypatch.setattr(Cifar10, "origin", Cifar10.origin._replace(size=size))
 
 
 def restore_pixels(dataset: data.Dataset, images: Tensor) -> Tensor:

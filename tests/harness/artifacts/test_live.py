@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bnlab.harness.artifacts import producing, states
 from bnlab.harness.artifacts import progress as progress_module
-from bnlab.harness.artifacts.optimizers.sgd import Sgd
+from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run

@@ -6,13 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.models import Model, build_model
-from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.models.mlp import Mlp
-from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.artifacts.models.torchvision_models import Torchvision
-from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.norms.none import NoNorm
+from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet, Torchvision, build_model
+from bnlab.harness.artifacts.norms import NoNorm, Norm
 from bnlab.harness.components import COMPONENTS
 
 SMALL = [Cnn(depth=8, width=4), Mlp(depth=8, width=4), Resnet(depth=8, width=4)]

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts.models import Model, build_model
-from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.models.mlp import Mlp
-from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.artifacts.norms import Norm, NormBuilder
-from bnlab.harness.artifacts.norms.batch import Batch
+from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet, build_model
+from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
 from bnlab.harness.artifacts.norms.gain_control import ImageGain
 from bnlab.harness.artifacts.norms.ghost import Ghost
 from bnlab.harness.artifacts.norms.renorm import BatchRenorm, Renorm

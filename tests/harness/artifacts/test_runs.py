@@ -13,7 +13,7 @@ from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
 from bnlab.harness.artifacts import producing, runs, states
-from bnlab.harness.artifacts.optimizers.sgd import Sgd
+from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.producing import build_announcer, ensure_trained, format_seconds
 from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run

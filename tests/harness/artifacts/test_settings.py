@@ -7,21 +7,13 @@ from typing import Any
 
 import pytest
 
-from bnlab.harness.artifacts.data.cifar10 import Cifar10
-from bnlab.harness.artifacts.data.digits import Digits
-from bnlab.harness.artifacts.data.glyphs import Glyphs
-from bnlab.harness.artifacts.data.mnist import Mnist
-from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.models.resnet import Resnet
-from bnlab.harness.artifacts.models.torchvision_models import Torchvision
-from bnlab.harness.artifacts.norms.batch import Batch
+from bnlab.harness.artifacts.data import Digits, Glyphs
+from bnlab.harness.artifacts.data.published import Cifar10, Mnist
+from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision
+from bnlab.harness.artifacts.norms import Batch, Group, Layer, NoNorm
 from bnlab.harness.artifacts.norms.ghost import Ghost
-from bnlab.harness.artifacts.norms.group import Group
-from bnlab.harness.artifacts.norms.layer import Layer
-from bnlab.harness.artifacts.norms.none import NoNorm
 from bnlab.harness.artifacts.norms.renorm import Renorm
-from bnlab.harness.artifacts.optimizers.adamw import AdamW
-from bnlab.harness.artifacts.optimizers.sgd import Sgd
+from bnlab.harness.artifacts.optimizers import AdamW, Sgd
 from bnlab.harness.artifacts.settings import Config, list_steps, network, network_hash
 
 PLAIN = Config()

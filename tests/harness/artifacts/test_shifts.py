@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.corruptions import Corruption
-from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
-from bnlab.harness.artifacts.data.digits import Digits
-from bnlab.harness.artifacts.data.glyphs import Glyphs
+from bnlab.harness.artifacts.data import Data, Dataset, Digits, Glyphs, Split, load_dataset
 from bnlab.harness.artifacts.shifts import (
     check,
     digest_of_shifted,

@@ -9,11 +9,8 @@ import torch
 
 from bnlab.harness.artifacts import progress as progress_module
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.optimizers.adamw import AdamW
-from bnlab.harness.artifacts.optimizers.sgd import Sgd
+from bnlab.harness.artifacts.models import Cnn, build_model
+from bnlab.harness.artifacts.optimizers import AdamW, Optimizer, Sgd
 from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.artifacts.training import ORDERS, Batches, Seeds, steps_per_epoch, train
 from bnlab.harness.schedule import lr_factor

@@ -17,15 +17,15 @@ from pandas.testing import assert_frame_equal
 
 from bnlab import estimators
 from bnlab.harness import jobs, load
-from bnlab.harness.artifacts.models.torchvision_models import Torchvision
-from bnlab.harness.artifacts.optimizers.sgd import Sgd
-from bnlab.harness.artifacts.own import digest_of_source
+from bnlab.harness.artifacts.models import Torchvision
+from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
 from bnlab.harness.measurements import cache, find_measurement, frozen, list_names
 from bnlab.harness.measurements.sources import code_digest, parse_sources, try_estimators
+from bnlab.harness.own import digest_of_source
 
 MODULE = """
 from dataclasses import dataclass

@@ -11,13 +11,10 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load
-from bnlab.harness.artifacts.data.digits import Digits
-from bnlab.harness.artifacts.models import Model
-from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.models.mlp import Mlp
-from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.data import Digits
+from bnlab.harness.artifacts.models import Cnn, Mlp, Model
+from bnlab.harness.artifacts.norms import NoNorm, Norm
 from bnlab.harness.artifacts.norms.ghost import Ghost
-from bnlab.harness.artifacts.norms.none import NoNorm
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config

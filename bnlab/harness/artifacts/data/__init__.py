@@ -1,10 +1,13 @@
-"""Data sets, each in a file, found by their names; they are read whole, split once and for all, and standardized."""
+"""Data sets, which are found by their names; they are read whole, split once and for all, and standardized."""
 
 from bnlab.harness.artifacts.data.augmenting import augment
 from bnlab.harness.artifacts.data.base import Data
 from bnlab.harness.artifacts.data.dataset import Augmented, Dataset, Split, load_dataset
+from bnlab.harness.artifacts.data.digits import Digits
+from bnlab.harness.artifacts.data.glyphs import Glyphs
+from bnlab.harness.artifacts.data.own_data import OwnData
 from bnlab.harness.components import discover
 
-__all__ = ["Augmented", "Data", "Dataset", "Split", "augment", "load_dataset"]
+__all__ = ["Augmented", "Data", "Dataset", "Digits", "Glyphs", "OwnData", "Split", "augment", "load_dataset"]
 
 discover(__name__)

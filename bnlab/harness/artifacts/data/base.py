@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from bnlab.harness.artifacts.data.own_parts import AugmentedPart
 from bnlab.harness.artifacts.data.pixels import Pixels
 from bnlab.harness.checks import require_within
 from bnlab.harness.components import Component, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.small_batches import count_training
 
+Draw = Callable[[Tensor, int], Tensor]
+"""Gives images [N, C, H, W] of these numbers, always the same for a seed."""
 _FEWEST = 10  # training and validation images
 
 
@@ -40,12 +41,12 @@ class Parts(NamedTuple):
 
     Attributes:
         train, test: the parts.
-        augmented: the training part with random transforms of the user's own, if there are any.
+        augmented: draws images of the training part with random transforms of the user's, if there are any.
     """
 
     train: Pixels
     test: Pixels
-    augmented: AugmentedPart | None = None
+    augmented: Draw | None = None
 
 
 @dataclass(unsafe_hash=True)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.data.base import Data, split_off_validation
-from bnlab.harness.artifacts.data.own_parts import AugmentedPart
+from bnlab.harness.artifacts.data.base import Data, Draw, split_off_validation
 from bnlab.harness.artifacts.data.pixels import draw_order
 from bnlab.harness.errors import UserError
 from bnlab.moments import Moments
@@ -47,14 +46,15 @@ class Split:
 class Augmented:
     """The training split with random transforms of the user's own, which are drawn again each time it is read."""
 
-    part: AugmentedPart
+    draw_stored: Draw  # of all training and validation images
+    numbers: Tensor  # of the training split among these, int64 [N]
     mean: Sequence[float]  # of the training split without them
     std: Sequence[float]
     device: torch.device | str
 
     def draw(self, chosen: Tensor, seed: int) -> Tensor:
         """Draw the training split's images of these numbers, standardized; the same seed gives the same images."""
-        images = self.part.draw(chosen, seed)
+        images = self.draw_stored(self.numbers[chosen.cpu()], seed)
         return _standardize(images, self.mean, self.std, self.device)
 
 
@@ -106,7 +106,7 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
 
     augmented = None
     if parts.augmented is not None:
-        augmented = Augmented(parts.augmented.select(train), mean, std, device)
+        augmented = Augmented(parts.augmented, train, mean, std, device)
 
     return Dataset(
         train=split(trained_on, labels[train]),
@@ -162,20 +162,13 @@ def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
 
     means = []
     deviations = []
-    for channel in images.unbind(1):
-        mean, deviation = _count_moments(channel.flatten())
-        means.append(mean)
-        deviations.append(deviation)
-    return means, deviations
-
-
-def _count_moments(pixels: Tensor) -> tuple[float, float]:
-    """Compute mean and standard deviation (ddof 0) of uint8 pixels [N] from exact counts of their values."""
     values = torch.arange(256, dtype=torch.float64)
-    counts = torch.bincount(pixels, minlength=256).double()
-    shares = counts / len(pixels)
-    mean = float(shares @ values)
-
-    squares = (values - mean) ** 2
-    variance = float(shares @ squares)
-    return mean, variance**0.5
+    for channel in images.unbind(1):  # exact counts of the bytes' values
+        pixels = channel.flatten()
+        counts = torch.bincount(pixels, minlength=256).double()
+        shares = counts / len(pixels)
+        mean = float(shares @ values)
+        variance = float(shares @ (values - mean) ** 2)
+        means.append(mean)
+        deviations.append(variance**0.5)
+    return means, deviations

@@ -1,27 +1,46 @@
-"""data=package.module.function: a function of the user's own."""
+"""data=package.module.function: a function of the user's, which gives the training and the test part.
+
+A third part may be the training part with random transforms. All measurements read the first two, which have to be the
+same whenever they are read.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
-from bnlab.harness.artifacts.data.base import Data, Parts, Size
-from bnlab.harness.artifacts.data.own_parts import OwnParts, read_own
-from bnlab.harness.artifacts.own import REQUIRED, add_arguments, find_arguments
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnlab.borrow import keep_random_state
+from bnlab.harness.artifacts.data.base import Data, Draw, Parts, Size
+from bnlab.harness.artifacts.data.pixels import Pixels, describe_images, draw_order, read_items, read_part, shuffle
 from bnlab.harness.components import setting
+from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.own import Own, call_own, own
+
+_EXPECTED = (
+    "it has to give the training and the test part, each (images, labels), or a data set of such pairs; a third part "
+    "is the training part with random transforms"
+)
+_READ_AGAIN = 64  # items of a part that are read twice; a transform that changes one in ten is missed once in 10⁵ times
 
 
+@own
 @dataclass(unsafe_hash=True)
-class OwnData(Data):
+class OwnData(Own, Data):
     """The user's own: `name` is the import path of a function that gives the training and the test part.
 
     Each part is a pair of images [N, C, H, W] (uint8 or floats) and labels [N], or a torchvision data set with images
-    of one size. A third part may be the training part with random transforms: see `own_parts`. The function's arguments
-    are settings, see `describe_own`.
+    of one size. An argument `root`, a folder, is "data" by default.
     """
 
-    has_any_name: ClassVar[bool] = True
-    is_own: ClassVar[bool] = True
+    usual: ClassVar[dict[str, Any]] = {"root": "data"}
     unread: ClassVar[tuple[str, ...]] = ("root",)
     storage: ClassVar[tuple[str, ...]] = ("root",)
     flip: bool = setting(False, "augmentation: random horizontal flip")
@@ -31,7 +50,7 @@ class OwnData(Data):
         return self.flip
 
     def size(self) -> Size:
-        parts = self._read()
+        parts = self.read()
         images, labels = parts.train
         _, test_labels = parts.test
         return Size(
@@ -42,23 +61,162 @@ class OwnData(Data):
         )
 
     def read(self) -> Parts:
-        return Parts(*self._read())
+        return read_own(self.name, tuple(self.arguments.items()))
 
     def has_known_range(self) -> bool:
-        images, _ = self._read().train
+        images, _ = self.read().train
         return not images.is_floating_point()
 
-    def _read(self) -> OwnParts:
-        return read_own(self.name, tuple(find_arguments(self).items()))
 
+@lru_cache(maxsize=2)
+def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Parts:
+    """Call the function at this import path with these arguments and their values, and read what it gives.
 
-def describe_own(path: str) -> OwnData:
-    """Make the configuration of a user's function: its arguments are settings; `root`, a folder, is "data" by default.
+    What it draws from the global generators of torch, numpy and random is the same each time.
 
     Raises:
-        UserError: it cannot be imported, or an argument has the name of a setting of bnlab's.
+        UserError: the function fails, or gives something from which no network can be trained and measured.
     """
-    config = add_arguments(OwnData, path, ())(name=path)
-    if getattr(config, "root", None) == REQUIRED:
-        config.root = "data"  # type: ignore[attr-defined]
-    return config
+    with seed_generators(0):
+        parts = call_own("data", path, **dict(arguments))
+        try:
+            return _read_parts(parts, f"data={path}")
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"data={path}: {where_raised(error)}; {_EXPECTED}") from error
+
+
+@contextlib.contextmanager
+def seed_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch (on the CPU), numpy and random in the block; they are restored after it."""
+    with keep_random_state():
+        random.seed(seed)
+        np.random.seed(seed)
+        # Not torch.manual_seed: that would also reseed the accelerators, which are not restored here.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _read_parts(parts: Any, name: str) -> Parts:
+    if not isinstance(parts, tuple | list):
+        raise UserError(f"{name}: found a {type(parts).__name__}; {_EXPECTED}")
+    if len(parts) not in (2, 3):
+        raise UserError(f"{name}: found {len(parts)} instead of 2 or 3 parts; {_EXPECTED}")
+
+    train_part, test_part, *further = parts
+    train = _read_twice(train_part, f"{name}: the training part")
+    test = _read_twice(test_part, f"{name}: the test part")
+    _require_alike(train, test, name)
+    _require_same_names(train_part, test_part, name)
+
+    augmented = None
+    if further:
+        augmented = _make_drawer(further[0], train, f"{name}: the augmented part")
+    return Parts(shuffle(*train), shuffle(*test), augmented)
+
+
+def _read_twice(part: Any, where: str) -> Pixels:
+    """Read a part whole, and some of its items again."""
+    images, labels = read_part(part, where)
+    if isinstance(part, tuple):
+        return images, labels
+    chosen = _spread(len(labels))
+    images_again, labels_again = read_items(part, chosen, where)
+    if not torch.equal(images[chosen], images_again) or not torch.equal(labels[chosen], labels_again):
+        raise UserError(
+            f"{where} gives other images or labels when it is read again. Random transforms belong in a third part: "
+            "return (train, test, augmented), where augmented is train with random transforms"
+        )
+    return images, labels
+
+
+def _spread(count: int) -> list[int]:
+    """Choose the indices of at most `_READ_AGAIN` of so many items, evenly spread."""
+    distance = max(1, -(-count // _READ_AGAIN))
+    return list(range(0, count, distance))
+
+
+def _require_alike(train: Pixels, test: Pixels, name: str) -> None:
+    images, labels = train
+    test_images, test_labels = test
+    kind = describe_images(images)
+    test_kind = describe_images(test_images)
+    if kind != test_kind:
+        raise UserError(
+            f"{name}: the training part has images {kind}, the test part {test_kind}; both need the same type, "
+            "channels and size"
+        )
+
+    classes = set(labels.tolist())
+    empty = set(range(max(classes))) - classes
+    if empty:
+        raise UserError(
+            f"{name}: the training part has the label {max(classes)}, but no image of {_list_some(empty)}; number "
+            "classes 0, 1, 2, ... without gaps"
+        )
+    unseen = set(test_labels.tolist()) - classes
+    if unseen:
+        raise UserError(f"{name}: only the test part has the classes {_list_some(unseen)}; no network can learn them")
+
+
+def _require_same_names(train: Any, test: Any, name: str) -> None:
+    """Raise UserError unless the classes have the same names in the same order, where both parts have names."""
+    first = getattr(train, "classes", None)
+    second = getattr(test, "classes", None)
+    if first is not None and second is not None and list(first) != list(second):
+        raise UserError(
+            f"{name}: the training part has the classes {_list_some(first)}, the test part {_list_some(second)}; "
+            "both need the same classes in the same order"
+        )
+
+
+def _list_some(classes: Any) -> str:
+    """Write the first ten classes, and how many more there are."""
+    known = list(classes)
+    some = ", ".join(map(str, known[:10]))
+    return f"{some} and {len(known) - 10:,} more" if len(known) > 10 else some
+
+
+def _make_drawer(items: Any, train: Pixels, where: str) -> Draw:
+    """Make what draws images of the training part with random transforms, in the order into which that is shuffled.
+
+    Raises:
+        UserError: item i is not item i of the training part, or a seed does not repeat what is drawn.
+    """
+    images, labels = train
+    if isinstance(items, tuple):
+        raise UserError(f"{where} is a tuple; it has to be a data set that draws again each time an item is read")
+    if len(items) != len(labels):
+        raise UserError(
+            f"{where} has {len(items):,} items, the training part {len(labels):,}; it has to be the training part with "
+            "random transforms (bnlab takes the validation split from the training part by itself)"
+        )
+
+    def draw(chosen: list[int], seed: int) -> Pixels:
+        with seed_generators(seed):
+            return read_items(items, chosen, where)
+
+    some = _spread(len(labels))
+    drawn, drawn_labels = draw(some, 0)
+    again, _ = draw(some, 0)
+    if describe_images(drawn) != describe_images(images):
+        raise UserError(
+            f"{where} has images {describe_images(drawn)}, the training part {describe_images(images)}; both need the "
+            "same type, channels and size"
+        )
+    if not torch.equal(drawn_labels, labels[some]):
+        raise UserError(f"{where} has other labels than the training part; item i has to be item i of it, transformed")
+    if not torch.equal(drawn, again):
+        raise UserError(
+            f"{where} draws other images from the same seed; its transforms have to draw from the global generators "
+            "of torch, numpy or random, so that a training can be repeated"
+        )
+
+    order = draw_order(len(labels))
+
+    def draw_shuffled(numbers: Tensor, seed: int) -> Tensor:
+        drawn, _ = draw(order[numbers].tolist(), seed)
+        return drawn
+
+    return draw_shuffled

@@ -83,14 +83,8 @@ def _read_image(image: Any, where: str) -> Tensor:
     tensor = image if isinstance(image, Tensor) else torch.as_tensor(np.array(image))
     if tensor.dim() == 2:
         return tensor[None]
-    if isinstance(image, Tensor) or tensor.dim() != 3:
-        return tensor
-    height, width, channels = tensor.shape
-    if channels > min(height, width):
-        raise UserError(
-            f"{where} has arrays of shape {list(tensor.shape)}; arrays have to be [H, W, C], and tensors [C, H, W]"
-        )
-    return tensor.permute(2, 0, 1)
+    is_of_channels = isinstance(image, Tensor) or tensor.dim() != 3
+    return tensor if is_of_channels else tensor.permute(2, 0, 1)
 
 
 def _check_pixels(images: Tensor, labels: Tensor, where: str) -> Pixels:
@@ -99,25 +93,23 @@ def _check_pixels(images: Tensor, labels: Tensor, where: str) -> Pixels:
         raise UserError(
             f"{where} has {_name(images.dtype)} images; they have to be bytes from 0 to 255 (uint8) or floats"
         )
-    if images.dim() != 4 or images.shape[1] > images.shape[3]:
-        raise UserError(f"{where} has images of shape {list(images.shape)}; they have to be [N, C, H, W]")
+    if images.dim() != 4 or images.shape[1] > min(images.shape[2:]):
+        raise UserError(
+            f"{where} has images of shape {list(images.shape)}; they have to be [N, C, H, W], and each item of a data "
+            "set a tensor [C, H, W] or an array [H, W, C]"
+        )
     if not len(images):
         raise UserError(f"{where} has no images")
     if images.is_floating_point():
         images = images.float()
-        _require_finite(images, where)
-    return images, _check_labels(labels, len(images), where)
-
-
-def _require_finite(images: Tensor, where: str) -> None:
-    pixels_are_finite = images.isfinite().flatten(1)
-    is_finite = pixels_are_finite.all(1)
-    if not is_finite.all():
+        is_finite = images.isfinite().flatten(1).all(1)
         faulty = (~is_finite).nonzero().flatten().tolist()
-        raise UserError(
-            f"{where} has NaN or infinite pixels (as float32) in {len(faulty):,} of {len(images):,} images, "
-            f"the first of which is item {faulty[0]}"
-        )
+        if faulty:
+            raise UserError(
+                f"{where} has NaN or infinite pixels (as float32) in {len(faulty):,} of {len(images):,} images, "
+                f"the first of which is item {faulty[0]}"
+            )
+    return images, _check_labels(labels, len(images), where)
 
 
 def _stack_labels(labels: Sequence[Any] | Tensor | np.ndarray, where: str) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
 from bnlab.harness.artifacts.data.pixels import Pixels, read_part, shuffle
-from bnlab.harness.components import setting
+from bnlab.harness.components import component, setting
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.vision import torchvision
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """The origin and the size of a data set.
 
     Attributes:
@@ -37,7 +37,7 @@ class Source(NamedTuple):
 class Published(Data):
     """A data set that torchvision downloads."""
 
-    source: ClassVar[Source]
+    origin: ClassVar[Origin]
     unread: ClassVar[tuple[str, ...]] = ("root", "download")
     storage: ClassVar[tuple[str, ...]] = ("root", "download")
 
@@ -49,35 +49,28 @@ class Published(Data):
     )
 
     def size(self) -> Size:
-        return self.source.size
+        return self.origin.size
 
     def check(self) -> None:
-        if not self.download:
-            self._require_file()
-        super().check()
-
-    def _require_file(self) -> None:
-        """Raise UserError unless the data set's first file is there, of copies their folder."""
         if self.copies:
             file = Path(self.root) / "train"
             what_to_do = "set data.root to the folder that has train/<class>/ and test/<class>/"
         else:
-            file = Path(self.root) / self.source.file
-            what_to_do = f"set data.download=true, or put the files of {self.source.url} there"
-        if file.exists():
-            return
-        raise UserError(f"{self.name}: {file} is missing; {what_to_do}")
+            file = Path(self.root) / self.origin.file
+            what_to_do = f"set data.download=true, or put the files of {self.origin.url} there"
+        if not self.download and not file.exists():
+            raise UserError(f"{self.name}: {file} is missing; {what_to_do}")
+        super().check()
 
     def read(self) -> Parts:
-        return self._read_copies() if self.copies else self._read_published()
+        if self.copies:
+            return self._read_copies()
 
-    def _read_published(self) -> Parts:
-        """Read it with torchvision; UserError for files that are corrupt, and for a download that fails."""
-        reader = getattr(torchvision().datasets, self.source.reader)
+        reader = getattr(torchvision().datasets, self.origin.reader)
         try:
-            train, test = [_unpack(reader(self.root, part, download=self.download)) for part in self.source.parts]
+            train, test = [_unpack(reader(self.root, part, download=self.download)) for part in self.origin.parts]
         except Exception as error:  # where a file is corrupt torchvision raises almost any
-            folder = (Path(self.root) / self.source.file).parent
+            folder = (Path(self.root) / self.origin.file).parent
             raise UserError(
                 f"{self.name}: {where_raised(error)}; delete its files in {folder} and set data.download=true"
             ) from error
@@ -96,34 +89,19 @@ class Published(Data):
 
         images, _ = train
         test_images, _ = test
-        self._check_counts(len(images), len(test_images))
-        pixels = self.source.size.pixels
-        has_same_classes = folders[0].classes == folders[1].classes
-        shapes = {images.shape[2:], test_images.shape[2:]}
-        if not has_same_classes or shapes != {(pixels, pixels)}:
+        size = self.origin.size
+        if (len(images), len(test_images)) != (size.available, size.test):
             raise UserError(
-                f"{self.name}: images in {self.root} have to be {pixels}×{pixels}, in the same classes in "
+                f"{self.name}: {self.root} has {len(images):,} and {len(test_images):,} images; expected "
+                f"{size.available:,} and {size.test:,}"
+            )
+        shapes = {images.shape[2:], test_images.shape[2:]}
+        if folders[0].classes != folders[1].classes or shapes != {(size.pixels, size.pixels)}:
+            raise UserError(
+                f"{self.name}: images in {self.root} have to be {size.pixels}×{size.pixels}, in the same classes in "
                 "train/ and test/"
             )
         return Parts(train, test)
-
-    def _check_counts(self, train: int, test: int) -> None:
-        """Raise UserError unless there are as many images as were published."""
-        size = self.source.size
-        if (train, test) != (size.available, size.test):
-            expected = f"expected {size.available:,} and {size.test:,}"
-            raise UserError(f"{self.name}: {self.root} has {train:,} and {test:,} images; {expected}")
-
-
-@dataclass(unsafe_hash=True)
-class Flippable(Published):
-    """A published data set whose classes stay the same in a mirror."""
-
-    flip: bool = setting(False, "augmentation: random horizontal flip")
-
-    @property
-    def flips(self) -> bool:
-        return self.flip
 
 
 def _unpack(part: Any) -> Pixels:
@@ -137,3 +115,85 @@ def _unpack(part: Any) -> Pixels:
     elif images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)
     return images, labels
+
+
+@dataclass(unsafe_hash=True)
+class Flippable(Published):
+    """A published data set whose classes stay the same in a mirror."""
+
+    flip: bool = setting(False, "augmentation: random horizontal flip")
+
+    @property
+    def flips(self) -> bool:
+        return self.flip
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Cifar10(Flippable):
+    """Small photographs of ten classes (Krizhevsky 2009), 32×32 pixels."""
+
+    name: str = "cifar10"
+    origin: ClassVar[Origin] = Origin(
+        reader="CIFAR10",
+        url="https://www.cs.toronto.edu/~kriz/cifar.html",
+        file="cifar-10-batches-py/data_batch_1",
+        size=Size(available=50_000, test=10_000, pixels=32, classes=10),
+    )
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Cifar100(Flippable):
+    """Small photographs of a hundred classes (Krizhevsky 2009), 32×32 pixels."""
+
+    name: str = "cifar100"
+    origin: ClassVar[Origin] = Origin(
+        reader="CIFAR100",
+        url="https://www.cs.toronto.edu/~kriz/cifar.html",
+        file="cifar-100-python/train",
+        size=Size(available=50_000, test=10_000, pixels=32, classes=100),
+    )
+
+
+@component
+@dataclass(unsafe_hash=True)
+class FashionMnist(Flippable):
+    """Pictures of clothes (Xiao et al. 2017), 28×28 pixels."""
+
+    name: str = "fashion_mnist"
+    origin: ClassVar[Origin] = Origin(
+        reader="FashionMNIST",
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        file="FashionMNIST/raw/train-images-idx3-ubyte",
+        size=Size(available=60_000, test=10_000, pixels=28, classes=10),
+    )
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Mnist(Published):
+    """Handwritten digits (LeCun et al. 1998), 28×28 pixels."""
+
+    name: str = "mnist"
+    origin: ClassVar[Origin] = Origin(
+        reader="MNIST",
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        file="MNIST/raw/train-images-idx3-ubyte",
+        size=Size(available=60_000, test=10_000, pixels=28, classes=10),
+    )
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Svhn(Published):
+    """House numbers (Netzer et al. 2011), 32×32 pixels."""
+
+    name: str = "svhn"
+    origin: ClassVar[Origin] = Origin(
+        reader="SVHN",
+        url="http://ufldl.stanford.edu/housenumbers/",
+        file="train_32x32.mat",
+        size=Size(available=73_257, test=26_032, pixels=32, classes=10),
+        parts=("train", "test"),
+    )

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.norms import Norm, NormBuilder
-from bnlab.harness.artifacts.norms.batch import Batch
+from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
 from bnlab.harness.components import COMPONENTS, Component
 from bnlab.harness.errors import UserError
 
@@ -40,7 +39,7 @@ class Model(Component):
     def check(self, norm: Norm) -> None:
         """Raise UserError for a value out of range, or a norm that the network cannot have."""
         if norm != Batch():
-            known = ", ".join(_list_layered())
+            known = ", ".join(list_layered())
             raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")
 
     def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
@@ -48,28 +47,8 @@ class Model(Component):
         raise NotImplementedError
 
 
-@dataclass(unsafe_hash=True)
-class Layered(Model):
-    """A model whose networks are made of bnlab's layers, with any norm."""
-
-    is_layered: ClassVar[bool] = True
-
-    @property
-    def width(self) -> int:
-        """Channels or units of the first layer: a setting of each of these networks."""
-        raise NotImplementedError
-
-    def check(self, norm: Norm) -> None:
-        if norm.needs_maps and not self.has_maps:
-            known = ", ".join(name for name, model in _list_layered().items() if model.has_maps)
-            unit = f"a unit of model={self.name}"
-            raise UserError(f"norm={norm.name}: {unit} has one value, not a map; use model={known}")
-        if self.width % norm.divisor != 0:
-            raise UserError(f"norm.groups={norm.divisor}: must divide model.width={self.width}")
-
-
-def _list_layered() -> dict[str, Model]:
-    """List the networks of ours by name."""
+def list_layered() -> dict[str, Model]:
+    """List the networks of bnlab's own layers by name."""
     return {name: model for name, model in COMPONENTS["model"].items() if model.is_layered}
 
 
@@ -94,14 +73,11 @@ def build_model(
         seed: the seed of the weights; the caller's random state is left as it was.
         steps: length of the training in updates, for norms that change over it.
     """
-    if norm is None:
-        norm = Batch()
-    inputs = Inputs(channels, image_size, classes)
-    norms = NormBuilder(norm, of_images=model.has_maps, steps=steps)
+    norms = NormBuilder(norm or Batch(), of_images=model.has_maps, steps=steps)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
-        network = model.build(inputs, norms)
+        network = model.build(Inputs(channels, image_size, classes), norms)
     network.train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
     return network

@@ -1,4 +1,4 @@
-"""The base of all norms: where a norm stands in a network, and what the rest of the harness asks of it."""
+"""The base of all norms, which says where a norm stands in a network and what is asked of it, and torch's own norms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from bnlab.estimators import EMA
-from bnlab.harness.components import Component, setting
+from bnlab.harness.components import Component, component, setting
 from bnlab.layers import BatchNorm
 
 
@@ -132,3 +132,68 @@ class NormBuilder:
         """Build the norm after the layer of this number in a network or a block, counted from 1."""
         site = Site(channels, number, self.of_images, self.steps)
         return self.norm.build(site)
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Batch(BatchStatistics):
+    """Batch norm, as torch has it."""
+
+    takes_batch_whole: ClassVar[bool] = True
+    is_plain: ClassVar[bool] = True
+    name: str = "batch"
+
+    def build_with_batch(self, site: Site) -> nn.Module:
+        return site.batch_norm()
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Group(Norm):
+    """Group norm (Wu & He 2018): groups of channels of each image."""
+
+    name: str = "group"
+    groups: int = setting(8, "groups of channels", at_least=1)
+
+    @property
+    def divisor(self) -> int:
+        return self.groups
+
+    def build(self, site: Site) -> nn.Module:
+        return nn.GroupNorm(self.groups, site.channels)
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Layer(Norm):
+    """Layer norm (Ba et al. 2016): all channels of each image together."""
+
+    name: str = "layer"
+
+    def build(self, site: Site) -> nn.Module:
+        return nn.GroupNorm(1, site.channels) if site.of_images else nn.LayerNorm(site.channels)
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Instance(Norm):
+    """Instance norm (Ulyanov et al. 2016): each channel of each image."""
+
+    needs_maps: ClassVar[bool] = True
+    name: str = "instance"
+
+    def build(self, site: Site) -> nn.Module:
+        return nn.InstanceNorm2d(site.channels, affine=True)
+
+
+@component
+@dataclass(unsafe_hash=True)
+class NoNorm(Norm):
+    """No norm: layers have biases, initial weights keep the variance (He et al. 2015), residual branches start at 0."""
+
+    has_shift: ClassVar[bool] = False
+    sets_scale: ClassVar[bool] = False
+    name: str = "none"
+
+    def build(self, site: Site) -> nn.Module:
+        return nn.Identity()

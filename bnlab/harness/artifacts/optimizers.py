@@ -1,4 +1,4 @@
-"""The base of all optimizers: the learning rate with its scaling and schedule, and the torch optimizer."""
+"""Optimizers, which update weights: the learning rate with its scaling and schedule, and torch's optimizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from bnlab.harness.components import Component, setting
+from bnlab.harness.components import Component, component, setting
 from bnlab.harness.schedule import SCHEDULES
 
 _REFERENCE_BATCH = 128
@@ -47,3 +47,38 @@ class Optimizer(Component):
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
         """Build torch's optimizer, at the learning rate for this batch size."""
         raise NotImplementedError
+
+
+@component
+@dataclass(unsafe_hash=True)
+class AdamW(Optimizer):
+    """AdamW, whose learning rate is usually scaled with the square root of the batch size."""
+
+    name: str = "adamw"
+    lr: float = setting(0.003, "learning rate at batch size 128", at_least=1e-9)
+    weight_decay: float = setting(0.01, "weight decay", at_least=0)
+
+    @property
+    def moments(self) -> int:
+        return 2
+
+    def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(weights, self.peak_lr(batch_size), weight_decay=self.weight_decay)
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Sgd(Optimizer):
+    """SGD with Nesterov momentum."""
+
+    name: str = "sgd"
+    momentum: float = setting(0.9, "Nesterov momentum; 0: none", at_least=0, at_most=0.9999)
+
+    @property
+    def moments(self) -> int:
+        return int(self.momentum > 0)
+
+    def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
+        has_momentum = self.momentum > 0
+        lr = self.peak_lr(batch_size)
+        return torch.optim.SGD(weights, lr, self.momentum, weight_decay=self.weight_decay, nesterov=has_momentum)

@@ -1,0 +1,149 @@
+"""Corruptions of the images that are predicted: what each does to an image, in three strengths."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Amount = float | Fraction  # the documentation writes a fraction as one
+STRENGTHS = (1, 2, 3)
+_WIDTH = 116  # of the documentation
+_PLANE = (1, 2)  # the dimensions of height and width
+_REACH = 3  # standard deviations, beyond which the weights of a blur are 0
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A change of an image's pixels.
+
+    Attributes:
+        apply: the function that corrupts an image [C, H, W], whose pixels are from 0 to 1, by an amount. It does not
+            write to the image. What it draws comes from the generator that it is given: the same image has the same
+            draws at each strength. Pixels of what it returns may lie outside of 0 to 1.
+        amounts: those of strength 1, 2 and 3.
+        words: what it does, for the documentation, which writes the amounts for {amounts}.
+        version: raised when the same strength gives other images, so that what was measured on them is measured again.
+    """
+
+    apply: Callable[[Tensor, float, torch.Generator], Tensor]
+    amounts: tuple[Amount, Amount, Amount]
+    words: str
+    version: int = 1
+
+    def amount_of(self, strength: int) -> float:
+        """Return the amount of a strength from 1 to 3."""
+        return float(self.amounts[strength - 1])
+
+
+def blur(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Take means with Gaussian weights; the amount is the standard deviation, a share of the width."""
+    width = image.shape[-1]
+    deviation = amount * width
+    reach = math.ceil(_REACH * deviation)
+    distances = torch.arange(-reach, reach + 1)
+    heights = torch.exp(-0.5 * (distances / deviation) ** 2)
+    weights = (heights / heights.sum()).to(image)
+
+    channels = image.unsqueeze(1)  # as images of one channel
+    padded = F.pad(channels, [reach] * 4, mode="replicate")
+    row = weights.view(1, 1, 1, -1)
+    column = weights.view(1, 1, -1, 1)
+    blurred = F.conv2d(padded, row)
+    blurred = F.conv2d(blurred, column)
+    return blurred.squeeze(1)
+
+
+def lower_contrast(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Leave a share, the amount, of each pixel's difference to the mean of its channel."""
+    mean = image.mean((1, 2), keepdim=True)
+    difference = image - mean
+    return mean + amount * difference
+
+
+def add_noise(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Add normal noise to each pixel; the amount is its standard deviation."""
+    noise = torch.randn(image.shape, generator=generator)
+    return image + amount * noise
+
+
+def occlude(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Hide a square within the image; the amount is its side, a share of the width, rounded down to pixels."""
+    _, height, width = image.shape
+    side = int(amount * width)
+    down, across = torch.rand(2, generator=generator).tolist()
+    places_down = height - side + 1
+    places_across = width - side + 1
+    top = int(down * places_down)
+    left = int(across * places_across)
+
+    hidden = image.clone()
+    hidden[:, top : top + side, left : left + side] = 0
+    return hidden
+
+
+def translate(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Move up, down, left or right; the amount is a share of the width, rounded down to whole pixels."""
+    width = image.shape[-1]
+    distance = int(amount * width)
+    quarters = int(torch.randint(4, (), generator=generator))
+
+    # Down, in an image that is turned by so many quarters and then turned back.
+    turned = image.rot90(quarters, _PLANE)
+    height = turned.shape[1]
+    padded = F.pad(turned, (0, 0, distance, 0))
+    moved = padded[:, :height]
+    return moved.rot90(-quarters, _PLANE)
+
+
+CORRUPTIONS = {
+    "blur": Corruption(
+        blur,
+        (Fraction(1, 32), Fraction(2, 32), Fraction(3, 32)),
+        "means of neighbouring pixels with Gaussian weights, whose standard deviation is {amounts} of the width; "
+        "pixels outside of the image are those of its edge",
+    ),
+    "contrast": Corruption(
+        lower_contrast,
+        (0.5, 0.3, 0.15),
+        "less contrast: of each pixel's difference to the mean of its channel {amounts} is left",
+    ),
+    "noise": Corruption(
+        add_noise,
+        (0.1, 0.2, 0.3),
+        "normal noise on each pixel, with a standard deviation of {amounts} of the range",
+    ),
+    "occlusion": Corruption(
+        occlude,
+        (Fraction(1, 4), Fraction(3, 8), Fraction(1, 2)),
+        "a square of 0 anywhere within the image, with a side of {amounts} of the width in whole pixels",
+    ),
+    "translation": Corruption(
+        translate,
+        (Fraction(1, 8), Fraction(2, 8), Fraction(3, 8)),
+        "a move up, down, left or right by {amounts} of the width in whole pixels; pixels that come in are 0",
+    ),
+}
+"""By name: `shifts=noise:1` is the one called noise, of strength 1."""
+
+
+def find_corruption(shift: str) -> Corruption | None:
+    """Find the corruption that a shift names, such as `noise:1`; None for other shifts."""
+    name, _, _ = shift.partition(":")
+    return CORRUPTIONS.get(name)
+
+
+def describe_corruptions() -> str:
+    """Write what each corruption does, a Markdown list."""
+    items = []
+    for name, corruption in CORRUPTIONS.items():
+        amounts = ", ".join(str(amount) for amount in corruption.amounts)
+        words = corruption.words.format(amounts=amounts)
+        items.append(textwrap.fill(f"- `{name}`: {words}", _WIDTH, subsequent_indent="  "))
+    return "\n".join(items)

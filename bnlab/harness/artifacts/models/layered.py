@@ -1,0 +1,182 @@
+"""Networks of bnlab's own layers, whose norm can be chosen: a small conv net, an MLP, ResNets for small images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.harness.artifacts.models.base import Inputs, Model, list_layered
+from bnlab.harness.artifacts.norms import Norm, NormBuilder
+from bnlab.harness.components import add_choice, component, setting
+from bnlab.harness.errors import UserError
+
+
+@dataclass(unsafe_hash=True)
+class Layered(Model):
+    """A model whose networks are made of bnlab's layers, with any norm."""
+
+    is_layered: ClassVar[bool] = True
+
+    @property
+    def width(self) -> int:
+        """Channels or units of the first layer: a setting of each of these networks."""
+        raise NotImplementedError
+
+    def check(self, norm: Norm) -> None:
+        if norm.needs_maps and not self.has_maps:
+            known = ", ".join(name for name, model in list_layered().items() if model.has_maps)
+            unit = f"a unit of model={self.name}"
+            raise UserError(f"norm={norm.name}: {unit} has one value, not a map; use model={known}")
+        if self.width % norm.divisor != 0:
+            raise UserError(f"norm.groups={norm.divisor}: must divide model.width={self.width}")
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Cnn(Layered):
+    """Blocks conv3×3-norm-ReLU; after each pool the width doubles; the mean over pixels feeds a linear head."""
+
+    name: str = "cnn"
+    depth: int = setting(3, "blocks", at_least=1)
+    width: int = setting(32, "channels of the first block", at_least=1)
+    pool_every: int = setting(
+        1, "blocks after which a pool halves the size and doubles the width, while 4 pixels are left", at_least=1
+    )
+
+    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+        layers: list[nn.Module] = []
+        channels = inputs.channels
+        image_size = inputs.image_size
+        width = self.width
+        for block in range(1, self.depth + 1):
+            layers += _build_conv(norm, channels, width, number=block)
+            layers.append(nn.ReLU(inplace=True))
+            channels = width
+            if block % self.pool_every == 0 and image_size >= 4:
+                layers.append(nn.MaxPool2d(2))
+                image_size //= 2
+                width *= 2
+        return _initialize(nn.Sequential(*layers, *_build_head(channels, inputs)), norm)
+
+
+add_choice("plain", Cnn(depth=16, width=16, pool_every=6))
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Mlp(Layered):
+    """Hidden layers of linear, norm and ReLU on all pixels of an image, then a linear layer to the classes."""
+
+    has_maps: ClassVar[bool] = False
+    name: str = "mlp"
+    depth: int = setting(2, "hidden layers", at_least=1)
+    width: int = setting(256, "units of a hidden layer", at_least=1)
+
+    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        features = inputs.channels * inputs.image_size**2
+        has_bias = not norm.has_shift
+        for number in range(1, self.depth + 1):
+            layers += [
+                nn.Linear(features, self.width, bias=has_bias),
+                norm.build(self.width, number),
+                nn.ReLU(inplace=True),
+            ]
+            features = self.width
+
+        head = nn.Linear(features, inputs.classes)
+        return _initialize(nn.Sequential(*layers, head), norm)
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Resnet(Layered):
+    """A ResNet for small images (He et al. 2015, section 4.2): three stages of n blocks."""
+
+    name: str = "resnet"
+    depth: int = setting(20, "6n+2 layers")
+    width: int = setting(16, "channels of the first stage", at_least=1)
+
+    def check(self, norm: Norm) -> None:
+        super().check(norm)
+        if self.depth < 8 or self.depth % 6 != 2:
+            raise UserError(f"model.depth={self.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
+
+    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+        width = self.width
+        layers: list[nn.Module] = [*_build_conv(norm, inputs.channels, width), nn.ReLU(inplace=True)]
+        blocks = (self.depth - 2) // 6
+        for stage_width in (self.width, 2 * self.width, 4 * self.width):
+            for _ in range(blocks):
+                layers.append(_Residual(norm, width, stage_width))
+                width = stage_width
+        return _initialize(nn.Sequential(*layers, *_build_head(width, inputs)), norm)
+
+
+class _Residual(nn.Module):
+    """Two conv3×3-norm around a shortcut without parameters (option A of He et al. 2015, section 4.2).
+
+    Where no norm sets the scale, the convolutions' sum is multiplied by a weight that starts at 0 (SkipInit, De & Smith
+    2020): the variance does not double with each block, and a block begins as its shortcut.
+    """
+
+    def __init__(self, norm: NormBuilder, channels: int, width: int) -> None:
+        super().__init__()
+        self.added = width - channels
+        stride = 2 if self.added else 1
+        self.conv1, self.bn1 = _build_conv(norm, channels, width, stride)
+        self.conv2, self.bn2 = _build_conv(norm, width, width, number=2)
+        self.weight = None
+        if not norm.sets_scale:
+            self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In place: less memory, and fewer passes over it.
+        hidden = self.conv1(x)
+        hidden = self.bn1(hidden)
+        hidden = F.relu(hidden, inplace=True)
+        out = self.conv2(hidden)
+        out = self.bn2(out)
+        if self.weight is not None:
+            out = out * self.weight
+
+        shortcut = x
+        if self.added:
+            every_second_pixel = x[:, :, ::2, ::2]
+            shortcut = F.pad(every_second_pixel, (0, 0, 0, 0, 0, self.added))
+        out.add_(shortcut)
+        return F.relu(out, inplace=True)
+
+
+def _build_conv(
+    norm: NormBuilder, channels: int, width: int, stride: int = 1, number: int = 1
+) -> tuple[nn.Module, nn.Module]:
+    """Build a 3×3 convolution and the norm of this number; where that adds no shift, the convolution has a bias."""
+    conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=not norm.has_shift)
+    return conv, norm.build(width, number)
+
+
+def _build_head(channels: int, inputs: Inputs) -> list[nn.Module]:
+    """Build the layers from maps to logits: the mean over pixels feeds a linear layer."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, inputs.classes)]
+
+
+def _initialize(model: nn.Module, norm: NormBuilder) -> nn.Module:
+    """Draw the convolutions' weights after He et al. (2015); where no norm sets the scale, the linear layers' too.
+
+    Biases are 0 there. A norm makes up for the scale of the weights before it. Without one it has to be right in every
+    layer.
+    """
+    kinds: tuple[type[nn.Conv2d | nn.Linear], ...] = (nn.Conv2d,)
+    if not norm.sets_scale:
+        kinds = (nn.Conv2d, nn.Linear)
+    for module in model.modules():
+        if isinstance(module, kinds):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model

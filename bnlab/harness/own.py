@@ -1,0 +1,175 @@
+"""A user's code, by import path: `data=`, `model=`, `norm=`, `estimator=` and `measurements=` take `module.name`.
+
+What fails is named with its line. Arguments that bnlab does not give are settings. Results are known by the source of
+the module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
+from typing import Any, ClassVar, TypeVar
+
+from bnlab.files import digest
+from bnlab.harness.components import Component
+from bnlab.harness.errors import UserError, where_raised
+
+KINDS: dict[str, type[Own]] = {}
+"""group → what stands for a user's function there."""
+
+Kind = TypeVar("Kind", bound="type[Own]")
+_REQUIRED = "???"  # the default of a setting without one, as OmegaConf has it
+_ARGUMENT = "argument"  # in the metadata of fields that are arguments
+_CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
+
+
+@dataclass(unsafe_hash=True)
+class Own(Component):
+    """The user's own: a function or class, with its import path as `name`.
+
+    Attributes:
+        given: how many arguments bnlab gives it, which come first. All others are settings.
+        usual: the defaults of arguments without one.
+    """
+
+    has_any_name: ClassVar[bool] = True
+    is_own: ClassVar[bool] = True
+    given: ClassVar[int] = 0
+    usual: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        for name, value in self.arguments.items():
+            if isinstance(value, list):  # which has no hash
+                setattr(self, name, tuple(value))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that are settings, with their values."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if _ARGUMENT in each.metadata}
+
+
+def own(kind: Kind) -> Kind:
+    """Decorate the class that stands for a user's functions in a group."""
+    KINDS[kind.group] = kind
+    return kind
+
+
+def make_own(group: str, path: str) -> Own:
+    """Make the component of a user's function or class, with a setting for each argument that bnlab does not give.
+
+    An argument without a default has to be set. Values are checked against the annotations `bool`, `int`, `float` and
+    `str`; arguments without one of these take any. Arguments whose default is something else than such values or lists
+    of them are no settings.
+
+    Raises:
+        UserError: it cannot be imported, or an argument has the name of a setting of bnlab's.
+    """
+    kind = KINDS[group]
+    known = {each.name for each in fields(kind)}
+    settings = []
+    for argument in _list_arguments(import_object(group, path))[kind.given :]:
+        if not _is_setting(argument):
+            continue
+        if argument.name in known:
+            raise UserError(
+                f"{group}={path}: its argument {argument.name} has the name of a setting of bnlab's; rename it"
+            )
+        default = argument.default
+        if default is argument.empty:
+            default = kind.usual.get(argument.name, _REQUIRED)
+        elif isinstance(default, list):
+            default = tuple(default)
+        settings.append((argument.name, _find_type(argument), field(default=default, metadata={_ARGUMENT: True})))
+    return make_dataclass("Own", settings, bases=(kind,), unsafe_hash=True)(name=path)
+
+
+def import_object(key: str, path: str) -> Any:
+    """Import the object at a path, `package.module.name`.
+
+    Args:
+        key: the setting that it is given for, with which a message begins.
+        path: where it is.
+
+    Raises:
+        UserError: the module cannot be imported, with the line that failed, or it has no such name.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        if "torchvision::" in str(error) and _mend_torchvision():
+            return import_object(key, path)
+        raise UserError(f"{key}={path}: cannot be imported, {where_raised(error)}") from error
+
+
+def _mend_torchvision() -> bool:
+    """Import torchvision where its compiled operators do not load; False if that has been done before."""
+    from bnlab.vision import torchvision  # here: reports do not wait for torch
+
+    is_first = not torchvision.cache_info().currsize
+    torchvision()
+    return is_first
+
+
+def call_own(key: str, path: str, *given: Any, **arguments: Any) -> Any:
+    """Call the function or class at an import path; UserError with its line if it fails."""
+    function = import_object(key, path)
+    try:
+        return function(*given, **arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{key}={path}: {where_raised(error)}") from error
+
+
+@cache  # what runs is the code as it was when it was imported
+def digest_of_source(obj: type | Any) -> str:
+    """Digest the source of the module in which a class or function is defined, to ten hexadecimal digits.
+
+    Modules that it imports do not count. Where it has no file, as in a notebook, the source of `obj` counts alone.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    for each in (sys.modules.get(obj.__module__), obj):
+        try:
+            source = inspect.getsource(each)  # type: ignore[arg-type]  # None: TypeError
+        except (OSError, TypeError):
+            continue
+        return digest(source, digits=10)
+    raise UserError(f"{obj.__module__}.{obj.__qualname__}: its source cannot be read; put it into a module")
+
+
+def digest_of_own(cls: type) -> str:
+    """Digest the source of a user's class; empty for bnlab's, whose changes `measurements.frozen.VERSION` counts."""
+    is_ours = cls.__module__.startswith(("bnlab.", "experiments.questions."))
+    return "" if is_ours else digest_of_source(cls)
+
+
+def _list_arguments(function: Any) -> list[inspect.Parameter]:
+    """List the arguments that have a name, in their order."""
+    try:
+        arguments = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # not callable, or without a signature, as some classes of C
+        return []
+    return [each for each in arguments if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+
+
+def _is_setting(argument: inspect.Parameter) -> bool:
+    default = argument.default
+    if default is argument.empty:
+        return True
+    values = default if isinstance(default, list | tuple) else [default]
+    return all(value is None or isinstance(value, _CHECKED) for value in values)
+
+
+def _find_type(argument: inspect.Parameter) -> Any:
+    """Find the type that values are checked against; without one, any."""
+    for kind in _CHECKED:
+        if argument.annotation in (kind, kind.__name__):  # a word where annotations are not evaluated
+            return kind
+    return Any
