@@ -54,7 +54,7 @@ FOLDERS = {
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
     "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
     "undo recalibration recalibrate gallery",
-    "lab": "command folders words grid variations compose cluster launch catalogue sweep report runs",
+    "lab": "command folders words compose cluster launch catalogue sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "cores corruptions data shifts norms models optimizers progress training settings "

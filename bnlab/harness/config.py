@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -21,17 +21,17 @@ from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_s
 from bnlab.harness.checks import require_within
 from bnlab.harness.components import check_settings
 from bnlab.harness.errors import UserError
-from bnlab.harness.help import describe_settings
 from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
-from bnlab.harness.own import KINDS, make_own
-
-_OWN: dict[str, dict[str, Any]] = {group: {} for group in KINDS}
 
 
-def register() -> None:
-    """Make the configuration, `schema`, and what its groups choose from known to Hydra."""
-    OmegaConf.register_new_resolver("describe_settings", describe_settings, replace=True)
+def register(describe: Callable[[], str] = str) -> None:
+    """Make the configuration, `schema`, and what its groups choose from known to Hydra.
+
+    Args:
+        describe: gives the words of `--help` on settings, which Hydra asks for whatever it composes.
+    """
+    OmegaConf.register_new_resolver("describe_settings", describe, replace=True)
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.
     open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=Optimizer())
@@ -39,18 +39,6 @@ def register() -> None:
     for group, choices in GROUPS.items():
         for name, choice in choices.items():
             store.store(group=group, name=name, node=choice)
-
-
-def register_own(group: str, path: str) -> None:
-    """Let a group take the import path of a user's function, with its arguments as settings."""
-    node = make_own(group, path)
-    _OWN[group][path] = node
-    ConfigStore.instance().store(group=group, name=path, node=node)
-
-
-def list_choices(group: str) -> dict[str, Any]:
-    """List the choices of a group, those of the user's own among them, with their settings."""
-    return {**GROUPS.get(group, {}), **_OWN.get(group, {})}
 
 
 def check(config: Config) -> None:

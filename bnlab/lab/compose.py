@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import hydra
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -20,19 +22,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.checks import require_one_of
-from bnlab.harness.config import check, register, register_own
+from bnlab.harness.config import check, register
 from bnlab.harness.errors import UserError
-from bnlab.harness.own import KINDS
+from bnlab.harness.own import KINDS, make_own
 from bnlab.lab.folders import CONF, search_folders
-from bnlab.lab.grid import list_jobs, refuse_several_files, refuse_sweeps
-from bnlab.lab.variations import register_variations
-from bnlab.lab.words import explain_unknown, read_word, sets_value
+from bnlab.lab.words import explain_unknown, read_word, refuse_sweep, sets_value
 
-LAUNCHERS = ("basic", "joblib", "submitit_slurm", "submitit_local")
 _UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
-
-
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -75,12 +71,6 @@ class Sweep:
         return [job.config for job in self.jobs]
 
 
-def register_all() -> None:
-    """Make everything known to Hydra that is not in a file of conf/."""
-    register()
-    register_variations()
-
-
 def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     """Plan every job that these overrides stand for.
 
@@ -91,29 +81,39 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     Raises:
         UserError: one or two lines that name the word or file, the value and what is allowed.
     """
-    register_all()
+    register()
     overrides = [read_word(word) for word in search_folders(words)]
-    refuse_several_files(overrides, words)
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
-        shared = [override for override in overrides if not override.is_sweep_override()]
-        chosen, _ = _compose_choices(shared)
-        _require_grid(str(chosen.runtime.choices["hydra/sweeper"]))
-        launcher = _read_launcher(chosen)
-
-        if multirun or chosen.mode == RunMode.MULTIRUN:
+        chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
+        is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
+        if is_multirun:
             params = chosen.sweeper.params or {}
             by_file = [read_word(f"{key}={value}") for key, value in params.items()]
             overrides = [*by_file, *overrides]
-        else:
-            refuse_sweeps(overrides)
-        grid = list_jobs(overrides)
-        configs = _build_all(grid)
+        grid = _list_jobs(overrides, is_multirun)
+        configs = [_build(job) for job in grid]
 
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
         heading = _write_heading(number, job) if len(grid) > 1 else ""
         jobs.append(Job(config, heading))
-    return Sweep(jobs, launcher)
+    return Sweep(jobs, _read_launcher(chosen))
+
+
+def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Override]]:
+    """List what each job sets, in Hydra's order.
+
+    Hydra's own sweeper, which does the same, can be asked for its jobs only by private names.
+    """
+    values = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            refuse_sweep(override, multirun)
+            values[key] = [read_word(f"{key}={text}") for text in override.sweep_string_iterator()]
+        else:
+            values[key] = [override]
+    return [list(job) for job in itertools.product(*values.values())]
 
 
 def _write_heading(number: int, job: Sequence[Override]) -> str:
@@ -123,116 +123,43 @@ def _write_heading(number: int, job: Sequence[Override]) -> str:
     return f"job {number}  {' '.join(own)}"
 
 
-def _require_grid(sweeper: str) -> None:
-    """Refuse Hydra's other sweepers, which choose later jobs by the results of earlier ones."""
-    if sweeper != "basic":
-        raise UserError(
-            f"hydra/sweeper={sweeper}: the jobs of a sweep are a grid, which is known before the first one begins; "
-            "leave the word out and list values with -m"
-        )
-
-
 def _read_launcher(chosen: DictConfig) -> Launcher:
     """Read which launcher was chosen, with the settings that do not refer to Hydra's own folders."""
-    name = str(chosen.runtime.choices["hydra/launcher"])
-    require_one_of("hydra/launcher", name, LAUNCHERS)
     settings: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
     del settings["_target_"]
     known = {key: value for key, value in settings.items() if not str(value).startswith("${")}
-    return Launcher(name, known)
+    return Launcher(str(chosen.runtime.choices["hydra/launcher"]), known)
 
 
-def _build_all(jobs: Sequence[Sequence[Override]]) -> list[Config]:
-    """Build the configurations of all jobs; of those that differ in the seed alone, one is composed and checked."""
-    kinds: dict[tuple[str, ...], Config] = {}
-    copies: dict[int, _Copy] = {}
-    configs = []
-    for job in jobs:
-        seed = _read_seed(job)
-        kind = tuple(str(override.input_line) for override in job if override.get_key_element() != "seed")
-        if seed is not None and kind in kinds:
-            config = replace(kinds[kind], seed=seed)
-        else:
-            config = _build(job, copies)
-            kinds[kind] = config
-        configs.append(config)
-    return configs
-
-
-def _read_seed(job: Sequence[Override]) -> int | None:
-    """Read the seed that a job sets; None if it sets none, or one that is no seed."""
-    for override in job:
-        value = override.value()
-        if override.get_key_element() == "seed" and type(value) is int and value >= 0:
-            return value
-    return None
-
-
-@dataclass
-class _Copy:
-    """A copy of what Hydra composes of the files, which takes it a twentieth of a second: jobs share it.
-
-    Values are set on it, and those of a job take the place of those of the one before: all jobs set the same keys.
-
-    Attributes:
-        composed: the copy.
-        words: by key, the word that has set its value; setting it again would take a millisecond.
-    """
-
-    composed: DictConfig
-    words: dict[str, str | None] = field(default_factory=dict)
-
-    def set_value(self, override: Override) -> None:
-        """Set the value of a word, unless it is there."""
-        key = override.get_key_element()
-        if self.words.get(key) != override.input_line:
-            _set_value(self.composed, override)
-            self.words[key] = override.input_line
-
-
-def _build(job: Sequence[Override], copies: dict[int, _Copy]) -> Config:
-    """Build the configuration of one job, and check it.
-
-    Args:
-        job: what it sets.
-        copies: by the identity of what they are copies of.
-    """
-    _, composed = _compose_choices(job)
-    shares = not any(isinstance(override.value(), dict) for override in job)  # which are merged with what is there
-    if not shares or id(composed) not in copies:
-        copies[id(composed)] = _Copy(copy.deepcopy(composed))
-    shared = copies[id(composed)]
-    for override in job:
-        if sets_value(override):
-            shared.set_value(override)
+def _build(job: Sequence[Override]) -> Config:
+    """Build the configuration of one job, and check it."""
+    _, composed = _compose_files(job)
+    composed = copy.deepcopy(composed)
+    word: str | None = ""
     try:
-        config: Any = OmegaConf.to_object(shared.composed)
+        for override in job:
+            word = override.input_line
+            if sets_value(override):
+                OmegaConf.update(composed, override.get_key_element(), override.value(), merge=True)
+        config: Any = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         key = error.full_key
         raise UserError(f"{key}: has no value, and its function no default; add {key}=VALUE") from error
+    except _UNKNOWN as error:
+        raise UserError(f"{word}: {explain_unknown(str(error.full_key), composed)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     check(config)
     return config  # type: ignore[no-any-return]
 
 
-def _set_value(composed: DictConfig, override: Override) -> None:
-    """Set the value of a word."""
-    try:
-        OmegaConf.update(composed, override.get_key_element(), override.value(), merge=True)
-    except _UNKNOWN as error:
-        raise UserError(f"{override.input_line}: {explain_unknown(str(error.full_key))}") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"{override.input_line}: {_first_line(error)}") from error
-
-
-def _compose_choices(overrides: Sequence[Override]) -> tuple[DictConfig, DictConfig]:
+def _compose_files(overrides: Iterable[Override]) -> tuple[DictConfig, DictConfig]:
     """Compose Hydra's settings and those of a job, both without what words set to values."""
     choices = [str(override.input_line) for override in overrides if not sets_value(override)]
     return _compose(tuple(choices))
 
 
-@cache
+@cache  # takes a twentieth of a second, and most jobs of a sweep choose the same files
 def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     """Compose the files that are chosen; a user's own function is registered where it is first met.
 
@@ -244,9 +171,12 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     except MissingConfigException as error:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group in KINDS and "." in name:
-            register_own(group, name)
+            ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
             return _compose(choices)
-        raise UserError(_explain_missing(group, name, error)) from error
+        if not error.options:
+            raise UserError(_first_line(error)) from error
+        options = ", ".join(error.options)
+        raise UserError(f"{group}={name}: there is no {group} {name!r}; choose from {options}") from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -256,15 +186,6 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
     with open_dict(composed):
         del composed["hydra"]
     return chosen, composed
-
-
-def _explain_missing(group: str, name: str, error: MissingConfigException) -> str:
-    """Say that a group has no such file, and what there is to choose from."""
-    if group == "hydra/sweeper":
-        _require_grid(name)
-    if not error.options:
-        return _first_line(error)
-    return f"{group}={name}: there is no {group} {name!r}; choose from {', '.join(error.options)}"
 
 
 def _explain(error: Exception) -> str:
@@ -285,7 +206,9 @@ def _first_line(error: BaseException) -> str:
 
 def print_with_hydra(words: Sequence[str]) -> None:
     """Let Hydra print what its own options ask for, such as `--help`, `--info` or `--cfg job`."""
-    register_all()
+    from bnlab.harness.help import describe_settings
+
+    register(describe_settings)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the caller
     sys.argv = [sys.argv[0], *search_folders(words)]
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

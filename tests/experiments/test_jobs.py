@@ -1,0 +1,51 @@
+"""The configurations that the words of a command line stand for."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bnlab.lab.compose import plan_jobs
+from tests.experiments.commands import ROOT
+
+
+def test_jobs_come_in_hydras_order() -> None:
+    configs = plan_jobs(["data=digits,glyphs", "seed=range(0,20)", "momentum=0.1,[0.1,0.2]"], multirun=True).configs
+    described = [(config.data.name, config.seed, config.momentum) for config in configs]
+
+    assert len(described) == 80
+    assert described[:2] == [("digits", 0, 0.1), ("digits", 0, [0.1, 0.2])]
+    assert described[-1] == ("glyphs", 19, [0.1, 0.2])
+
+
+def test_values_are_those_that_hydra_composes() -> None:
+    """Every way to write a value gives what Hydra makes of the same words by itself."""
+    words = ["experiment=momentum", "data=glyphs", "optimizer=adamw", "optimizer.lr=1e-2", "batch_size=16", "seed=3"]
+    words += ["estimator=[ema,'window(k=20)']", "evaluate_at=[1,0.5]", "name=other", "steps=null", "data.shift=1"]
+    words += ["measurements=[gaps]", "data.fonts='dejavu'", "data.images=200"]
+    (found,) = plan_jobs(words).configs
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert found == OmegaConf.to_object(compose("config", words))
+
+
+def test_what_an_experiment_sweeps_gives_way_to_the_command_line() -> None:
+    assert len(plan_jobs(["experiment=quickstart"]).configs) > 1
+
+    (config,) = plan_jobs(["experiment=quickstart", "batch_size=4", "seed=7"]).configs
+
+    assert config.batch_size == 4
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize("experiment", ["weight_averaging", "model_selection"])
+def test_a_variation_is_of_what_an_experiment_sets(experiment: str) -> None:
+    words = [f"experiment={experiment}", "variation=base,step", "batch_size=64", "seed=0"]
+    found = plan_jobs(words, multirun=True).configs
+    assert {config.optimizer.schedule for config in found} == {"constant", "step"}
+
+
+def test_a_value_is_of_one_command() -> None:
+    values = [plan_jobs(words).configs[0].batch_size for words in ([], ["batch_size=4"], [])]
+
+    assert values == [128, 4, 128]
