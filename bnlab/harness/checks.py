@@ -26,21 +26,10 @@ def require_within(key: str, value: float, low: float, high: float = float("inf"
     """
     if low <= value <= high:
         return
-    message = f"{key}={value}: must be {_describe_bounds(low, high)}"
-    if reason:
-        message += f" ({reason})"
-    raise UserError(message)
-
-
-def _describe_bounds(low: float, high: float) -> str:
+    bounds = f"{low:,} to {high:,}"
     if high == float("inf"):
-        return f"{low:,} or more"
-    if high < low:
-        return f"at least {low:,}, but at most {high:,} is possible"
-    return f"{low:,} to {high:,}"
-
-
-def require_weight(key: str, value: object) -> None:
-    """Raise UserError unless the value can be the weight of a new batch: above 0 and at most 1."""
-    if not isinstance(value, int | float) or not 0 < value <= 1:
-        raise UserError(f"{key}={value}: is the weight of the new batch; must be above 0 and at most 1")
+        bounds = f"{low:,} or more"
+    elif high < low:
+        bounds = f"at least {low:,}, but at most {high:,} is possible"
+    because = f" ({reason})" if reason else ""
+    raise UserError(f"{key}={value}: must be {bounds}{because}")

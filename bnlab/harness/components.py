@@ -1,4 +1,4 @@
-"""Components: what settings choose by name. Each is one class in one file: its settings, their meaning and range.
+"""Components: what settings choose by name. Each is one class: its settings, their meaning and range.
 
 A class registers itself when its module is imported, and `discover` imports all modules of a folder. Hydra's choices,
 the help, the checks and the documentation come from here.
@@ -14,7 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
-from bnlab.harness.checks import require_one_of, require_weight, require_within
+from bnlab.harness.checks import require_one_of, require_within
 from bnlab.harness.errors import UserError
 
 COMPONENTS: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -68,19 +68,20 @@ class Meaning:
             return self.text
         return f"{self.text} ({', '.join(self.choices)})"
 
+    def check(self, key: str, value: Any) -> None:
+        """Raise UserError for a value of the setting `key` that is out of its range."""
+        if self.choices:
+            require_one_of(key, value, self.choices)
+        if self.is_weight and (not isinstance(value, int | float) or not 0 < value <= 1):
+            raise UserError(f"{key}={value}: is the weight of the new batch; must be above 0 and at most 1")
+        if self.at_least is not None:
+            high = float("inf") if self.at_most is None else self.at_most
+            require_within(key, value, self.at_least, high)
 
-def setting(
-    default: Any,
-    text: str,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    choices: Sequence[str] = (),
-    is_weight: bool = False,
-    is_list: bool = False,
-) -> Any:
-    """Return a dataclass field that is a setting: its default, and its `Meaning` of the other arguments."""
-    meaning = Meaning(text, at_least, at_most, tuple(choices), is_weight, is_list)
+
+def setting(default: Any, text: str, **limits: Any) -> Any:
+    """Return a dataclass field that is a setting: its default, and its `Meaning`, with what that allows."""
+    meaning = Meaning(text, **limits)
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={_MEANING: meaning})
     return field(default=default, metadata={_MEANING: meaning})
@@ -131,22 +132,11 @@ def check_settings(part: Any, group: str = "") -> None:
     """
     for attribute, meaning in list_settings(part):
         key = f"{group}.{attribute.name}" if group else attribute.name
-        given = getattr(part, attribute.name)
-        values = [given]
-        if meaning.is_list and isinstance(given, list | tuple):
-            values = list(given)
+        value = getattr(part, attribute.name)
+        is_list = meaning.is_list and isinstance(value, list | tuple)
+        values = value if is_list else [value]
         if not values:
             raise UserError(f"{key}=[]: give at least one value")
-        for value in values:
-            if value is not None:
-                _check_value(key, value, meaning)
-
-
-def _check_value(key: str, value: Any, meaning: Meaning) -> None:
-    if meaning.choices:
-        require_one_of(key, value, meaning.choices)
-    if meaning.is_weight:
-        require_weight(key, value)
-    if meaning.at_least is not None:
-        high = float("inf") if meaning.at_most is None else meaning.at_most
-        require_within(key, value, meaning.at_least, high)
+        for each in values:
+            if each is not None:
+                meaning.check(key, each)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Collection
 from typing import Any
 
 from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.settings import GROUPS, Config
-from bnlab.harness.components import Component, list_settings
+from bnlab.harness.components import list_settings
 from bnlab.harness.measurements import list_names
 from bnlab.harness.statistics import Measured, OfAveraging
 from bnlab.inference import Rule
@@ -23,60 +22,56 @@ _KINDS: dict[type[Named], str] = {
     OfAveraging: "with averaging=swa or ema",
     Rule: "of the test batch",
 }  # of what `estimator` may be
+_OWN = "your own: package.module.Class"
 
 
 def describe_settings() -> str:
     """Every choice and setting with its default and its meaning, as lines of text."""
     lines = []
-    for group, choices in GROUPS.items():
-        lines += [*_describe_group(group, choices), ""]
-    lines += [*_describe_part(Config(), ""), ""]
+    for group in GROUPS:
+        lines += [*_describe_group(group), ""]
+    lines += [*_describe(Config()), ""]
 
-    measurements = ", ".join(list_names())
-    lines += _describe_estimators()
-    lines += _wrap("measurements", f"{measurements}; your own: package.module.Class")
+    kinds = []
+    for kind, meaning in _KINDS.items():
+        kinds.append(f"{meaning}: {', '.join(sorted(list_named(kind)))}")
+    estimators = "; ".join([*kinds, _OWN])
+    lines += _wrap("estimator", f"{estimators}. Parameters in quotes: 'estimator=\"window(k=50)\"'")
+    lines += _wrap("measurements", f"{', '.join(list_names())}; {_OWN}")
     return "\n".join(lines)
 
 
-def _describe_group(group: str, choices: Mapping[str, Component]) -> Iterator[str]:
-    """The choices of a group, each with the settings that it has beside those of all; defaults are of the usual one."""
-    shared = _find_shared(choices.values())
-    described = set[str]()
+def _describe_group(group: str) -> list[str]:
+    """Describe the choices of a group, each with the settings that it has beside those of all; those come last."""
+    choices = GROUPS[group]
+    names = [{each.name for each, _ in list_settings(choice)} for choice in choices.values()]
+    shared = set.intersection(*names)
+
+    lines: list[str] = []
     for name, choice in choices.items():
-        text = type(choice).__doc__ or ""
-        summary, *_ = text.splitlines()
-        yield from _wrap(f"{group}={name}", summary)
-        for line, setting in _describe_each(choice, group):
-            if setting not in shared and line not in described:
-                described.add(line)
-                yield line
-    usual = getattr(Config(), group)
-    common = [line for line, setting in _describe_each(usual, group) if setting in shared]
-    if common:
-        yield f"every {group} (defaults of {usual.name})"
-        yield from common
+        summary, _, _ = (type(choice).__doc__ or "").partition("\n")
+        lines += _wrap(f"{group}={name}", summary)
+        for line in _describe(choice, group, left_out=shared):
+            if line not in lines:
+                lines.append(line)
+    if shared:
+        usual = getattr(Config(), group)
+        lines.append(f"every {group} (defaults of {usual.name})")
+        lines += _describe(usual, group, left_out=vars(usual).keys() - shared)
+    return lines
 
 
-def _find_shared(choices: Iterable[Component]) -> set[str]:
-    """Find the settings that all choices have."""
-    names = []
-    for choice in choices:
-        own = {each.name for each in fields(choice)}
-        names.append(own)
-    return set.intersection(*names)
-
-
-def _describe_part(part: Any, group: str) -> Iterator[str]:
-    yield from (line for line, _ in _describe_each(part, group))
-
-
-def _describe_each(part: Any, group: str) -> Iterator[tuple[str, str]]:
-    """List the lines on each setting, with its name."""
+def _describe(part: Any, group: str = "", left_out: Collection[str] = ()) -> list[str]:
+    """Describe each setting of a component, or of the configuration without its groups."""
+    described = []
     for each, meaning in list_settings(part):
+        if each.name in left_out:
+            continue
         key = f"  {group}.{each.name}" if group else each.name
         value = _write(getattr(part, each.name))
         lines = _wrap(f"{key}={value}", meaning.describe())
-        yield "\n".join(lines), each.name
+        described.append("\n".join(lines))
+    return described
 
 
 def _write(value: Any) -> str:
@@ -90,17 +85,6 @@ def _write(value: Any) -> str:
     return str(value)
 
 
-def _describe_estimators() -> Iterator[str]:
-    kinds = []
-    for kind, meaning in _KINDS.items():
-        names = sorted(list_named(kind))
-        kinds.append(f"{meaning}: {', '.join(names)}")
-    kinds.append("your own: package.module.Class")
-
-    text = "; ".join(kinds)
-    yield from _wrap("estimator", f"{text}. Parameters in quotes: 'estimator=\"window(k=50)\"'")
-
-
 def _wrap(head: str, text: str) -> list[str]:
     """A head and its meaning, which begins in a column of its own; below a long head."""
     indent = " " * _COLUMN
@@ -108,7 +92,5 @@ def _wrap(head: str, text: str) -> list[str]:
     has_room = len(head) < _COLUMN - 1
     if not lines or not has_room:
         return [head, *lines]
-
-    first, *others = lines
-    beside = first[len(head) :]
-    return [head + beside, *others]
+    lines[0] = head + lines[0][len(head) :]
+    return lines

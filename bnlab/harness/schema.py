@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,6 @@ import pyarrow.parquet as pq
 
 from bnlab.files import reading, write_whole
 
-_TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _KEY, _MEANING, _OPEN = b"key", b"meaning", b"is_open"  # names in the metadata of files
 ORIGIN = "origin"
 """A further column of files with measured rows: what a row was measured from, a digest."""
@@ -31,24 +31,10 @@ class Column:
     meaning: str
 
 
-def text(meaning: str) -> Column:
-    """A column of words."""
-    return Column(_TEXT, meaning)
-
-
-def integer(meaning: str) -> Column:
-    """A column of whole numbers."""
-    return Column(_INT, meaning)
-
-
-def real(meaning: str) -> Column:
-    """A column of real numbers."""
-    return Column(_REAL, meaning)
-
-
-def boolean(meaning: str) -> Column:
-    """A column of truth values."""
-    return Column(_BOOL, meaning)
+text = partial(Column, pa.string())
+integer = partial(Column, pa.int64())
+real = partial(Column, pa.float64())
+boolean = partial(Column, pa.bool_())
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,7 @@ class Table:
     @property
     def part(self) -> pa.Schema:
         """Schema of files with measured rows, which say what each was measured from."""
-        return self.schema.append(pa.field(ORIGIN, _TEXT))
+        return self.schema.append(pa.field(ORIGIN, pa.string()))
 
 
 _COMMON = {
@@ -120,8 +106,10 @@ def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     """
     if is_open(schema):
         schema = widen(schema, frame)
-        texts = [field.name for field in schema if field.type == _TEXT]
-        frame = frame.assign(**{name: _write_out(frame[name]) for name in texts})
+        for field in schema:
+            if pa.types.is_string(field.type):  # whatever the values were
+                words = frame[field.name].astype(object).map(str, na_action="ignore")
+                frame = frame.assign(**{field.name: words})
     return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False).to_pandas()
 
 
@@ -139,17 +127,13 @@ def widen(schema: pa.Schema, frame: pd.DataFrame) -> pa.Schema:
 def _find_type(values: pd.Series, expected: pa.DataType | None) -> pa.DataType:
     known = values.dropna()
     if known.empty:
-        return expected or _REAL
+        return expected or pa.float64()
     try:
         found = pa.Array.from_pandas(known, type=expected).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return _TEXT
-    return found if found in (_BOOL, _INT, _REAL) else expected or _TEXT
-
-
-def _write_out(values: pd.Series) -> pd.Series:
-    """Words for all values but nulls."""
-    return values.astype(object).map(str, na_action="ignore")
+        return pa.string()
+    is_simple = found in (pa.bool_(), pa.int64(), pa.float64())
+    return found if is_simple else expected or pa.string()
 
 
 def empty(schema: pa.Schema) -> pd.DataFrame:

@@ -14,45 +14,34 @@ from bnlab.harness.run_table import RESOLVED, RUNS, TRAINED_WITH
 from bnlab.harness.schema import Column, Table, boolean, integer, real, text
 
 _NAMES = {
-    "data": "data set: {names}, or the import path of your own",
-    "model": "network: {names}, or torchvision's name, or the import path of your own",
-    "norm": "kind of normalization: {names}, or the import path of your own",
-    "optimizer": "optimizer: {names}",
+    "data": "data set: {}, or the import path of your own",
+    "model": "network: {}, or torchvision's name, or the import path of your own",
+    "norm": "kind of normalization: {}, or the import path of your own",
+    "optimizer": "optimizer: {}",
 }
 _COLUMN_MAKERS: Mapping[type, Callable[[str], Column]] = {bool: boolean, int: integer, float: real, str: text}
 
 
 def describe_runs() -> Table:
     """Describe the table `runs` with all its columns."""
-    columns = {group: _describe_choice(group) for group in GROUPS}
+    columns = {}
+    for group, choices in GROUPS.items():
+        names = dict.fromkeys(choice.name for choice in choices.values() if not choice.has_any_name)
+        columns[group] = text(_NAMES[group].format(", ".join(names)))
     for group in GROUPS:
         columns |= _describe_group(group)
-    # The last ones take the place of settings: their values are those that were open in the configuration.
-    columns |= {**_describe_without_group(), **RUNS.others, **RESOLVED}
-
-    # The columns that most readers look for come first.
-    optimizers = _describe_group("optimizer")
-    first = ["seed", "data", "model", "norm", "batch_size", "norm_batch_size", "optimizer", *optimizers]
-    order = dict.fromkeys([*first, "epochs", "steps", *columns])  # each once
-    others = {name: columns[name] for name in order}
-    return Table(RUNS.about, RUNS.key, others, is_open=True)
-
-
-def _describe_choice(group: str) -> Column:
-    """Describe the column that says which component of a group was chosen."""
-    choices = [choice.name for choice in GROUPS[group].values() if not choice.has_any_name]
-    names = dict.fromkeys(choices)
-    return text(_NAMES[group].format(names=", ".join(names)))
-
-
-def _describe_without_group() -> dict[str, Column]:
-    """Describe the columns of the settings that have no group; those of measurements have none."""
-    columns = {}
-    for attribute, meaning in list_settings(Config()):
+    for attribute, meaning in list_settings(Config()):  # those of measurements have no column
         if attribute.name in ("seed", *TRAINED_WITH):
             make_column = _find_column_maker(Config, attribute.name)
             columns[attribute.name] = make_column(meaning.describe())
-    return columns
+    # The last ones take the place of settings: their values are those that were open in the configuration.
+    columns |= {**RUNS.others, **RESOLVED}
+
+    # The columns that most readers look for come first.
+    optimizers = [name for name in columns if name.startswith("optimizer.")]
+    first = ["seed", "data", "model", "norm", "batch_size", "norm_batch_size", "optimizer", *optimizers]
+    order = dict.fromkeys([*first, "epochs", "steps", *columns])  # each once
+    return Table(RUNS.about, RUNS.key, {name: columns[name] for name in order}, is_open=True)
 
 
 def _describe_group(group: str) -> dict[str, Column]:
@@ -61,36 +50,24 @@ def _describe_group(group: str) -> dict[str, Column]:
     makers: dict[str, Callable[[str], Column]] = {}  # by setting
     readers: dict[str, dict[str, list[str]]] = {}  # by setting and meaning: the choices that have it
     for choice in choices.values():
-        storage = list_storage(choice)
         for attribute, meaning in list_settings(choice):
             name = attribute.name
-            if name in storage:
+            if name in list_storage(choice):
                 continue
-            if name not in makers:
-                makers[name] = _find_column_maker(type(choice), name)
-                readers[name] = {}
-            readers[name].setdefault(meaning.describe(), []).append(choice.name)
-
-    columns = {}
-    for name, make_column in makers.items():
-        meaning_of_each = _say_whose(readers[name], list(choices))
-        columns[f"{group}.{name}"] = make_column(meaning_of_each)
-    return columns
+            makers.setdefault(name, _find_column_maker(type(choice), name))
+            readers.setdefault(name, {}).setdefault(meaning.describe(), []).append(choice.name)
+    return {f"{group}.{name}": make(_say_whose(readers[name], len(choices))) for name, make in makers.items()}
 
 
-def _say_whose(meanings: Mapping[str, Sequence[str]], choices: Sequence[str]) -> str:
+def _say_whose(meanings: Mapping[str, Sequence[str]], choices: int) -> str:
     """Say what a setting means, and for which choices unless all have it with that meaning.
 
-    Args:
-        meanings: by meaning, the names of the choices in which the setting has it.
-        choices: the names of all choices of the group.
-
-    >>> _say_whose({"blocks": ["cnn"], "hidden layers": ["mlp"]}, ["cnn", "mlp"])
+    >>> _say_whose({"blocks": ["cnn"], "hidden layers": ["mlp"]}, choices=2)
     'cnn: blocks; mlp: hidden layers'
     """
     words = []
     for meaning, names in meanings.items():
-        if len(names) == len(choices):
+        if len(names) == choices:
             return meaning
         words.append(f"{', '.join(names)}: {meaning}")
     return "; ".join(words)
