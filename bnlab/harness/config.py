@@ -21,7 +21,7 @@ from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_s
 from bnlab.harness.checks import require_within
 from bnlab.harness.components import check_settings
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements import find_measurement
+from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
 
 
@@ -43,17 +43,22 @@ def register(describe: Callable[[], str] = str) -> None:
 
 def check(config: Config) -> None:
     """Raise UserError for whatever is out of range, before anything is trained or written."""
-    _check_choices(config)
     check_settings(config)
-    for group in GROUPS:
-        check_settings(getattr(config, group), group)
+    for group, choices in GROUPS.items():
+        chosen = getattr(config, group)
+        if not chosen.has_any_name and type(choices.get(chosen.name)) is not type(chosen):
+            raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
+        check_settings(chosen, group)
+    if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
+        raise UserError(f"name={config.name}: must be letters, digits, _ . - and not runs or reference")
+
     config.data.check()
-    images = config.data.count_training()
     config.model.check(config.norm)
     training.check_order(config.order)
-    _check_numbers(config, images)
-    _check_statistics(config, images)
     shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
+    images = config.data.count_training()
+    _check_batch_size(config, images)
+    _check_statistics(config, images)
     steps = total_steps(config, images)
     _check_steps(config, steps)
     _check_freezing(config, steps)
@@ -62,25 +67,18 @@ def check(config: Config) -> None:
     live.check(config.log)
 
 
-def _check_choices(config: Config) -> None:
-    for group, choices in GROUPS.items():
-        chosen = getattr(config, group)
-        if not chosen.has_any_name and type(choices.get(chosen.name)) is not type(chosen):
-            raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
-    if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
-        raise UserError(f"name={config.name}: must be letters, digits, _ . - and not runs or reference")
-
-
-def _check_numbers(config: Config, images: int) -> None:
+def _check_batch_size(config: Config, images: int) -> None:
     least = 2 if config.norm.uses_batch else 1
     reason = f"a batch norm needs two, and the training split has {images:,} images"
     require_within("batch_size", config.batch_size, least, images, reason)
     config.norm.check(config.batch_size)
-    if config.population_images is not None:
-        require_within("population_images", config.population_images, 2, images)
 
 
 def _check_statistics(config: Config, images: int) -> None:
+    """UserError for more images than there are, or averages of a network that reads its own while it is trained."""
+    if config.population_images is not None:
+        require_within("population_images", config.population_images, 2, images)
+
     own = config.norm.own_average()
     key = f"norm={config.norm.name}"
     if config.freeze_at is not None:
@@ -102,11 +100,15 @@ def _check_steps(config: Config, steps: int) -> None:
     """UserError unless `evaluate_at` is log, final or a list, and `accuracy_at` final, all or some of that list."""
     for key, words in (("evaluate_at", ("log", "final")), ("accuracy_at", ("final", "all"))):
         value = getattr(config, key)
-        for at in [] if value in words else as_list(value):
+        if value in words:
+            continue
+        for at in as_list(value):
             is_share = isinstance(at, float) and 0 < at <= 1
-            if not is_share and (not isinstance(at, int) or not 1 <= at <= steps):
+            is_step = isinstance(at, int) and 1 <= at <= steps
+            if not is_share and not is_step:
                 allowed = f"{', '.join(words)}, or a list of steps (1 to {steps:,}) and shares (0.1)"
                 raise UserError(f"{key}={at}: must be {allowed}")
+
     if config.accuracy_at in ("final", "all"):
         return
     measured = list_steps(config.evaluate_at, steps)
@@ -126,21 +128,19 @@ def _check_freezing(config: Config, steps: int) -> None:
 
 def _check_measured(config: Config) -> None:
     """UserError for measurements that do not exist, share a table, or have no rows of this network."""
-    chosen = {}
+    chosen: dict[str, Measurement] = {}
     for name in as_list(config.measurements):
         measurement = find_measurement(name)
         if measurement.name in chosen:
             raise UserError(f"measurements={name}: there is another table {measurement.name}; give it another name")
         chosen[measurement.name] = measurement
-
-    if not any(measurement.covers(config.norm) for measurement in chosen.values()):
-        raise UserError(f"measurements={config.measurements}: need batch norm, found norm={config.norm.name}")
-    for measurement in chosen.values():
         if measurement.about_batches and (config.averaging != "none" or config.freeze_at is not None):
             raise UserError(
                 f"measurements={measurement.name}: is about what batches make of running averages, which networks with "
                 "freeze_at or averaging do not have to the end"
             )
+    if not any(measurement.covers(config.norm) for measurement in chosen.values()):
+        raise UserError(f"measurements={config.measurements}: need batch norm, found norm={config.norm.name}")
 
 
 def _check_device(name: str) -> None:

@@ -184,8 +184,7 @@ def read_rows(path: Path, schema: pa.Schema) -> pa.Table:
     """
     with reading(path), path.open("rb") as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-        if not read_key(table.schema):
-            raise ValueError("it does not say the key of its table")
+        _require_key(table.schema)
         if not table.schema.equals(schema):
             fields = list(table.schema)
             shared = [field.name for field in schema if field in fields]
@@ -197,6 +196,10 @@ def read_schema(path: Path) -> pa.Schema:
     """The schema of a file with rows of a table, which says the key; Unreadable if it does not."""
     with reading(path):
         schema = pq.read_schema(path)
-        if not read_key(schema):
-            raise ValueError("it does not say the key of its table")
+        _require_key(schema)
         return schema
+
+
+def _require_key(schema: pa.Schema) -> None:
+    if not read_key(schema):
+        raise ValueError("it does not say the key of its table")

@@ -32,18 +32,16 @@ def find_experiment(name: str) -> Experiment:
     Raises:
         UserError: there is none, or it cannot be imported.
     """
-    from bnlab.harness.errors import UserError, where_raised
+    from bnlab.harness.errors import UserError
+    from bnlab.harness.own import import_object
 
     known = _find_modules()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
         raise UserError(f"no question {name!r}; {hint}")
-    try:
-        module = importlib.import_module(known[name])
-        found = module.EXPERIMENT
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise UserError(f"{known[name]} has to define EXPERIMENT: {where_raised(error)}") from error
+    found: Experiment = import_object("experiment", f"{known[name]}.EXPERIMENT")
+    module = importlib.import_module(known[name])
     question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     return replace(found, name=name, question=question, source=" ".join(source.split()))
 

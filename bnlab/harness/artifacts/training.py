@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.data import Augmented, Split, augment
+from bnlab.harness.artifacts.data import Draw, Split, augment
 from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.errors import UserError
@@ -94,7 +94,7 @@ class Batches:
     flip: bool = False
     order: str = "shuffled"
     last_batch: str = "keep"
-    augmented: Augmented | None = None
+    augmented: Draw | None = None
 
     @property
     def augments(self) -> bool:
@@ -145,7 +145,7 @@ class Batches:
         if self.augmented is None:
             images = self.split.images[index].contiguous(memory_format=torch.channels_last)
         else:
-            images = self.augmented.draw(index, seed)
+            images = self.augmented(index, seed)
         generator = torch.Generator().manual_seed(seed)
         return augment(images, generator, shift=self.shift, flip=self.flip)
 

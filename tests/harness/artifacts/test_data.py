@@ -109,9 +109,6 @@ def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert restore_pixels(load_dataset(config), test.images)[:, 0, 9, 9].tolist() == test.labels.tolist()
     assert test.labels.tolist() != sorted(test.labels.tolist())
 
-    (tmp_path / "test" / "0").rename(tmp_path / "test" / "zero")
-    with pytest.raises(UserError, match="have to be 32×32, in the same classes in train/ and test/"):
-        config.read()
     shutil.rmtree(tmp_path / "test")
     with pytest.raises(UserError, match="there have to be train/<class>/ and test/<class>/ in"):
         config.read()

@@ -43,22 +43,6 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Augmented:
-    """The training split with random transforms of the user's own, which are drawn again each time it is read."""
-
-    draw_stored: Draw  # of all training and validation images
-    numbers: Tensor  # of the training split among these, int64 [N]
-    mean: Sequence[float]  # of the training split without them
-    std: Sequence[float]
-    device: torch.device | str
-
-    def draw(self, chosen: Tensor, seed: int) -> Tensor:
-        """Draw the training split's images of these numbers, standardized; the same seed gives the same images."""
-        images = self.draw_stored(self.numbers[chosen.cpu()], seed)
-        return _standardize(images, self.mean, self.std, self.device)
-
-
-@dataclass(frozen=True, eq=False)
 class Dataset:
     """Three disjoint splits; `mean` and `std` are of the training split's stored pixels, one per channel."""
 
@@ -69,14 +53,14 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     largest: float  # value that a stored pixel can have, where the smallest is 0; NaN of floats, which may have any
-    augmented: Augmented | None = None  # what is trained on instead of the training split; None: that itself
+    augmented: Draw | None = None  # draws images of the training split, with random transforms of the user's
 
     @cached_property
     def train_augmented(self) -> Split:
         """The training split as its random transforms draw it once, the same always; without any as it is."""
         if self.augmented is None:
             return self.train
-        images = self.augmented.draw(torch.arange(len(self.train.labels)), seed=0)
+        images = self.augmented(torch.arange(len(self.train.labels)), 0)
         return Split(images, self.train.labels, f"{self.train.digest}-augmented")
 
     def images_of(self, split: str) -> Split:
@@ -104,9 +88,10 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
         standardized = _standardize(images, mean, std, device)
         return Split(standardized, labels.to(device), _digest_of_images(images, labels))
 
-    augmented = None
-    if parts.augmented is not None:
-        augmented = Augmented(parts.augmented, train, mean, std, device)
+    def draw(numbers: Tensor, seed: int) -> Tensor:
+        assert parts.augmented is not None
+        images = parts.augmented(train[numbers.cpu()], seed)
+        return _standardize(images, mean, std, device)
 
     return Dataset(
         train=split(trained_on, labels[train]),
@@ -116,7 +101,7 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
         mean=tuple(mean),
         std=tuple(std),
         largest=math.nan if images.is_floating_point() else data.largest,
-        augmented=augmented,
+        augmented=draw if parts.augmented else None,
     )
 
 

@@ -185,8 +185,6 @@ def _make_drawer(items: Any, train: Pixels, where: str) -> Draw:
         UserError: item i is not item i of the training part, or a seed does not repeat what is drawn.
     """
     images, labels = train
-    if isinstance(items, tuple):
-        raise UserError(f"{where} is a tuple; it has to be a data set that draws again each time an item is read")
     if len(items) != len(labels):
         raise UserError(
             f"{where} has {len(items):,} items, the training part {len(labels):,}; it has to be the training part with "

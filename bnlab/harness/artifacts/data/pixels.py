@@ -32,7 +32,7 @@ def read_part(part: Any, where: str) -> Pixels:
     if not isinstance(part, tuple):
         return read_items(part, range(len(part)), where)
     images, labels = part
-    return _check_pixels(torch.as_tensor(images), _stack_labels(labels, where), where)
+    return _check_pixels(torch.as_tensor(images), labels, where)
 
 
 def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
@@ -52,8 +52,7 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
     if len(kinds) > 1:
         raise UserError(f"{where} has images that differ: {', '.join(kinds[:3])}; give all the same size and channels")
 
-    stacked = torch.stack(images)
-    return _check_pixels(stacked, _stack_labels(labels, where), where)
+    return _check_pixels(torch.stack(images), labels, where)
 
 
 def shuffle(images: Tensor, labels: Tensor) -> Pixels:
@@ -70,7 +69,8 @@ def draw_order(count: int) -> Tensor:
 
 def describe_images(images: Tensor) -> str:
     """Describe images [..., C, H, W] by type, channels, height and width: `uint8 [3, 32, 32]`."""
-    return f"{_name(images.dtype)} {list(images.shape[-3:])}"
+    kind = str(images.dtype).removeprefix("torch.")
+    return f"{kind} {list(images.shape[-3:])}"
 
 
 def _read_image(image: Any, where: str) -> Tensor:
@@ -87,11 +87,11 @@ def _read_image(image: Any, where: str) -> Tensor:
     return tensor if is_of_channels else tensor.permute(2, 0, 1)
 
 
-def _check_pixels(images: Tensor, labels: Tensor, where: str) -> Pixels:
+def _check_pixels(images: Tensor, labels: Any, where: str) -> Pixels:
     images = images.detach().cpu()
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise UserError(
-            f"{where} has {_name(images.dtype)} images; they have to be bytes from 0 to 255 (uint8) or floats"
+            f"{where} has {describe_images(images)} images; they have to be bytes from 0 to 255 (uint8) or floats"
         )
     if images.dim() != 4 or images.shape[1] > min(images.shape[2:]):
         raise UserError(
@@ -109,31 +109,16 @@ def _check_pixels(images: Tensor, labels: Tensor, where: str) -> Pixels:
                 f"{where} has NaN or infinite pixels (as float32) in {len(faulty):,} of {len(images):,} images, "
                 f"the first of which is item {faulty[0]}"
             )
-    return images, _check_labels(labels, len(images), where)
+    return images, _read_labels(labels, len(images), where)
 
 
-def _stack_labels(labels: Sequence[Any] | Tensor | np.ndarray, where: str) -> Tensor:
-    try:
-        return torch.as_tensor(labels)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{where} has labels such as {labels[0]!r}; {_LABELS}") from error
-
-
-def _check_labels(labels: Tensor, images: int, where: str) -> Tensor:
-    if labels.shape != (images,):
-        raise UserError(f"{where} has {images:,} images and labels of shape {list(labels.shape)}; {_LABELS}")
-    if labels.is_floating_point() or labels.is_complex():
-        different = list(dict.fromkeys(labels.tolist()))
-        some = ", ".join(map(str, different[:3]))
-        kind = _name(labels.dtype)
-        raise UserError(f"{where} has {kind} labels such as {some}; {_LABELS}, as integers")
-
-    classes = labels.cpu().long()
-    smallest = int(classes.min())
-    if smallest < 0:
-        raise UserError(f"{where} has the label {smallest}; {_LABELS}")
-    return classes
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _read_labels(labels: Sequence[Any] | Tensor | np.ndarray, images: int, where: str) -> Tensor:
+    on_cpu = labels.cpu() if isinstance(labels, Tensor) else labels
+    classes = np.asarray(on_cpu)
+    if classes.shape != (images,):
+        raise UserError(f"{where} has {images:,} images and labels of shape {list(classes.shape)}; {_LABELS}")
+    if classes.dtype.kind not in "biu" or classes.min() < 0:
+        different = dict.fromkeys(classes.tolist())
+        some = ", ".join(map(str, [*different][:3]))
+        raise UserError(f"{where} has labels such as {some}; {_LABELS}, as integers")
+    return torch.from_numpy(classes.astype(np.int64))

@@ -63,15 +63,9 @@ class BatchRenorm(nn.Module):
         normalized = self.norm(x)
 
         # γ·(x̂·r + d) + β, computed from γ·x̂ + β
-        scale = _spread(r, x)
-        shift = _spread(self._compute_shift(r, d), x)
-        return normalized * scale + shift  # type: ignore[no-any-return]
-
-    def _compute_shift(self, r: Tensor, d: Tensor) -> Tensor:
-        """Compute γ·d + β·(1 − r), [C]."""
-        weight = self.norm.weight
-        bias = self.norm.bias
-        return weight * d + bias * (1 - r)
+        shift = self.norm.weight * d + self.norm.bias * (1 - r)
+        by_channel = (1, -1, *[1] * (x.dim() - 2))
+        return normalized * r.view(by_channel) + shift.view(by_channel)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +73,8 @@ class BatchRenorm(nn.Module):
         all_but_channels = [0, *range(2, x.dim())]
         var, mean = torch.var_mean(x, all_but_channels, correction=0)
         running_mean, running_var = get_running_buffers(self.norm)
-        std = self._take_root(var)
-        running_std = self._take_root(running_var)
+        std = torch.sqrt(var + self.norm.eps)
+        running_std = torch.sqrt(running_var + self.norm.eps)
         r_max, d_max = self.limits()
 
         r = std / running_std
@@ -88,10 +82,6 @@ class BatchRenorm(nn.Module):
         d = (mean - running_mean) / running_std
         d = d.clamp(-d_max, d_max)
         return r, d
-
-    def _take_root(self, var: Tensor) -> Tensor:
-        """Compute the standard deviation by which a batch norm divides."""
-        return torch.sqrt(var + self.norm.eps)
 
     def limits(self) -> tuple[Tensor, Tensor]:
         """Compute r_max and d_max for the next batch, without waiting for an accelerator."""
@@ -101,12 +91,6 @@ class BatchRenorm(nn.Module):
         r_max = 1 + 2 * _rise(share, end=40)
         d_max = 5 * _rise(share, end=25)
         return r_max, d_max
-
-
-def _spread(values: Tensor, x: Tensor) -> Tensor:
-    """View values of channels, [C], so that they broadcast to x."""
-    further = [1] * (x.dim() - 2)
-    return values.view(1, -1, *further)
 
 
 def _rise(share: Tensor, end: int) -> Tensor:
