@@ -50,8 +50,8 @@ def test_it_is_swept_and_reported(
     name: str, tmp_path: Path, call: Call, copies: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four steps of one seed on few images, in a network of a quarter of the width, of each of its files."""
-    size = Cifar10.source.size._replace(available=150, test=30)
-    monkeypatch.setattr(Cifar10, "source", Cifar10.source._replace(size=size))
+    size = Cifar10.origin.size._replace(available=150, test=30)
+    monkeypatch.setattr(Cifar10, "origin", Cifar10.origin._replace(size=size))
     results = f"results={tmp_path}"
     report = ""
     for file in (file for file, content in FILES.items() if content["name"] == name):

@@ -1,51 +1,89 @@
-"""A model, a data set and an estimator of the user's own, by import path: trained, measured, told apart by source."""
+"""A user's own code by import path: trained, measured, told apart by source; arguments are settings; mistakes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from bnlab.harness import load
-from bnlab.harness.artifacts.data import load_dataset
-from bnlab.harness.artifacts.data.own_data import describe_own
-from bnlab.harness.artifacts.settings import network_hash
-from bnlab.lab.compose import plan_jobs
-from tests.experiments.commands import Call, Write
+from bnlab.estimators import list_estimators
+from bnlab.harness import load, load_model
+from tests.experiments.commands import Call, Write, run
 
 MODULE = """
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
-from PIL import Image
 from torch import nn
 
 from bnlab.estimators import Estimator
+from bnlab.harness.measurements import Measurement
+from bnlab.harness.schema import Table, common, real
 
 
-def make_model(channels, image_size, classes):
-    head = nn.Linear(4 * (image_size - 2) ** 2, classes)
-    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), head)
+def make_model(channels, image_size, classes, width=4, dropout: float = 0.0, kind="plain", sizes=(3,), act=nn.ReLU):
+    layers = [nn.Conv2d(channels, width, sizes[0]), nn.BatchNorm2d(width), act(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(width, classes))
 
 
-def read_arrays(root):
+class Net(nn.Module):
+    def __init__(self, channels, image_size, classes, *, width):
+        super().__init__()
+        self.layers = make_model(channels, image_size, classes, width)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Repeated(nn.Module):
+    def __init__(self, channels, image_size, classes):
+        super().__init__()
+        self.first = nn.Conv2d(channels, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.shared = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, images):
+        values = self.norm(self.first(images))
+        for _ in range(2):
+            values = self.shared(values.relu())
+        return self.head(values.mean((2, 3)))
+
+
+def make_lazy(channels, image_size, classes):
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(classes))
+
+
+def clashes(channels, image_size, classes, name="a"):
+    return make_model(channels, image_size, classes)
+
+
+def make_data(root, noise=0.0):
     draw = np.random.default_rng(0)
-    return [(draw.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8), np.arange(n) % 3) for n in (40, 12)]
+    parts = [(draw.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8), np.arange(n) % 3) for n in (40, 12)]
+    parts[0][0][:, 0] += np.uint8(noise)
+    return parts
 
 
-def read_images(root):
-    return [[(Image.fromarray(image.transpose(1, 2, 0)), label) for image, label in zip(*part)]
-            for part in read_arrays(root)]
+class Centered(nn.BatchNorm2d):
+    def __init__(self, channels, gain: float = 1.0):
+        super().__init__(channels)
+        self.gain = gain
+
+    def forward(self, x):
+        return self.gain * super().forward(x)
 
 
-def read_tensors(root):
-    return [[(torch.from_numpy(image) / 255, label) for image, label in zip(*part)] for part in read_arrays(root)]
+def make_group_norm(channels, groups=2):
+    return nn.GroupNorm(groups, channels)
 
 
 @dataclass(frozen=True)
@@ -54,96 +92,271 @@ class Half(Estimator):
 
     def gains(self, stream):
         return torch.full((len(stream),), 0.5, dtype=torch.float64)
+
+
+@dataclass
+class Largest(Measurement):
+    name: str = "largest_weights"
+    table: ClassVar[Table] = Table("The largest weights.", common("run step"), {"largest": real("of all weights")})
+
+    def scope(self, run, sources):
+        return {None: run.wanted}
+
+    def measure(self, run, sources, steps):
+        rows = []
+        for step in steps:
+            largest = max(weight.abs().max().item() for weight in run.model_at(step).parameters())
+            rows.append({"run": run.id, "step": step, "largest": largest})
+        return pd.DataFrame(rows)
+
+
+@dataclass
+class SameTable(Largest):
+    pass
+
+
+@dataclass
+class Gaps(Largest):
+    name: str = "gaps"
 """
-WORDS = ("model=mine.make_model", "data=mine.read_arrays", "steps=9", "batch_size=12", "measurements=[gaps]")
+ALL = ("model=mine.make_model", "data=mine.make_data", "estimator=[ema,mine.Half,exact]")
+SMALL = ("steps=4", "batch_size=12", "evaluate_at=final", "hydra/launcher=basic")
+MEASURED = "measurements=[gaps,mine.Largest]"
 
 
-def test_all_three(write: Write, call: Call, tmp_path: Path) -> None:
+@pytest.fixture
+def mine(write: Write) -> Iterator[None]:
+    """The module `mine`, whose estimators are none after the test."""
     write(MODULE)
-    words = (*WORDS, f"data.root={tmp_path}", f"results={tmp_path}/r")
-    code, _, err = call("sweep", *words, "momentum=0.5", "estimator=[ema,mine.Half,exact]")
+    yield
+    for name, cls in list_estimators().items():
+        if cls.__module__ == "mine":
+            cls.name = f"forgotten {name} {id(cls)}"
 
+
+def sweep(call: Call, results: Path, *words: str) -> str:
+    """Sweep, and return what the command has printed."""
+    code, out, err = call("sweep", *SMALL, *words, f"results={results}")
     assert code == 0, err
+    return out
 
-    tables = load("adhoc", f"{tmp_path}/r")
+
+def test_all_of_them(mine: None, call: Call, tmp_path: Path) -> None:
+    sweep(call, tmp_path, *ALL, MEASURED, "momentum=0.5")
+
+    tables = load("adhoc", tmp_path)
     (row,) = tables["runs"].to_dict("records")
-    assert row["data"] == "mine.read_arrays"
-    assert row["model"] == "mine.make_model"
-    assert row["status"] == "finished"
+    assert (row["data"], row["model"], row["status"]) == ("mine.make_data", "mine.make_model", "finished")
 
     gaps = tables["gaps"].set_index("estimator")["mean_gap"]
     assert list(gaps[["half"]]) == list(gaps[["ema"]])
     assert not gaps[["exact"]].any()
 
-
-def test_another_source_is_another_network(write: Write) -> None:
-    for word in ("model=mine.make_model", "data=mine.read_arrays"):
-        hashes = []
-        for text in (MODULE, MODULE, f"{MODULE}# changed\n"):
-            write(text)
-            hashes.append(network_hash(plan_jobs([word, "batch_size=12"]).configs[0]))
-        assert hashes[0] == hashes[1] != hashes[2]
+    (measured,) = tables["largest_weights"].to_dict("records")
+    model = load_model("adhoc", row["run"], results=tmp_path)
+    assert measured["largest"] == max(weight.abs().max().item() for weight in model.parameters())
 
 
-@pytest.mark.parametrize("function", ["read_images", "read_tensors"])
-def test_a_data_set_like_torchvisions_is_its_arrays(function: str, write: Write) -> None:
-    write(MODULE)
-    found, expected = (load_dataset(describe_own(f"mine.{name}")) for name in (function, "read_arrays"))
+@pytest.mark.parametrize(("word", "measures"), [("norm=mine.Centered", True), ("norm=mine.make_group_norm", False)])
+def test_a_norm(word: str, measures: bool, mine: None, call: Call, tmp_path: Path) -> None:
+    """One that holds a batch norm is recorded, and its statistics are measured."""
+    argument = "norm.gain=2,3" if measures else "norm.groups=1,4"
 
-    assert len(found.train.labels) == 36
-    assert len(found.val.labels) == 4
-    assert len(found.test.labels) == 12
-    assert found.classes == 3
+    sweep(call, tmp_path, word, argument, "model.width=8", "model.depth=1", "estimator=[ema,exact]", "-m")
 
-    for split in ("train", "val", "test"):
-        images = found.images_of(split).images
-        # Of bytes bit for bit; floats are divided by 255 before.
-        tolerance = 0 if function == "read_images" else 1e-6
-        torch.testing.assert_close(images, expected.images_of(split).images, rtol=0, atol=tolerance)
-    assert len(found.test.labels[:6].unique()) > 1, "in an order of their own"
+    tables = load("adhoc", tmp_path)
+    runs = tables["runs"]
+    assert {*runs["norm"]} == {word.partition("=")[2]}
+    assert sorted(runs[argument.partition("=")[0]]) == [int(value) for value in argument.partition("=")[2].split(",")]
+    assert runs["norm.source"].nunique() == 1
+    assert ("gaps" in tables) == measures
+    assert list(runs["norm_batch_size"].notna()) == [measures, measures]
+    load_model("adhoc", runs["run"][0], results=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("default_rng(0)", "default_rng(1 / 0)", "data=mine.read_arrays: .*mine.py:19: ZeroDivisionError"),
-        ("dtype=np.uint8", "dtype=np.int16", "data=mine.read_arrays: the training part has int16 images; .*uint8"),
-        ("np.arange(n) % 3)", "np.arange(n) % 3 / 2)", "data=mine.read_arrays: the training part has float64 labels"),
-        ("(0, 256,", "(7, 8,", "data=mine.read_arrays: channel 0 of 3 is 7 in each pixel of all 36 training images"),
-        ("def make_model", "def other", "mine.make_model: cannot be imported, AttributeError"),
-        ("return nn.Sequential", "return len", "model=mine.make_model: .*mine.py:15: TypeError"),
-        ("head)\n", "head), 3\n", "model=mine.make_model: has to give a torch.nn.Module, found a tuple"),
-        ("nn.Conv2d(channels", "nn.Conv2d(7", "model=mine.make_model: cannot be trained, .*RuntimeError: "),
-        ("** 2, classes)", "** 2, classes + 1)", r"cannot be trained, .*logits \[2, 3\]"),
-        ("3, 8, 8)", "8, 8, 3)", r"has images of shape \[40, 8, 8, 3\]; .* \[N, C, H, W\]"),
-        ("in (40, 12)]", "in (40,)]", "data=mine.read_arrays: .*; it has to give the training and the test part"),
-        ("(len(stream),)", "(3,)", "estimator=half: mine.Half fails on 8 batches: "),
-        ("Half(Estimator)", "Half", "estimator=mine.Half: "),
-    ],
+    "words", [("model=mine.make_model",), ("data=mine.make_data",), ("norm=mine.Centered",)], ids=lambda words: words[0]
 )
-def test_a_mistake_is_named_with_its_line(
-    old: str, new: str, message: str, write: Write, call: Call, tmp_path: Path
+def test_another_source_is_another_network(
+    words: tuple[str, ...], mine: None, write: Write, call: Call, tmp_path: Path
 ) -> None:
-    write(MODULE.replace(old, new, 1))
-    code, _, err = call("sweep", *WORDS, f"data.root={tmp_path}", "estimator=[mine.Half]", f"results={tmp_path}/r")
+    for text, networks in ((MODULE, 1), (MODULE, 1), (f"{MODULE}# changed\n", 2)):
+        write(text)
+        sweep(call, tmp_path, *words, "measurements=[log]")
+        assert len(load("adhoc", tmp_path)["runs"]) == networks
 
-    assert code == 2 and err.count("\n") <= 2 and "Traceback" not in err and re.search(message, err), err
+
+def test_another_source_of_a_measurement_is_measured_again(
+    mine: None, write: Write, call: Call, tmp_path: Path
+) -> None:
+    """With a column more, then with one less; networks are not trained again."""
+    sweep(call, tmp_path, MEASURED, "seed=0,1", "-m")
+    first = load("adhoc", tmp_path)["largest_weights"]
+
+    wider = MODULE.replace('{"largest":', '{"half": real("half of it"), "largest":')
+    write(wider.replace('"largest": largest}', '"largest": largest, "half": largest / 2}'))
+    assert "trained in" not in sweep(call, tmp_path, MEASURED, "seed=0")
+    some = load("adhoc", tmp_path)["largest_weights"]
+    assert list(some["largest"]) == list(first["largest"])
+    assert list(some["half"].notna()) == [run.endswith("seed_0") for run in some["run"]]
+
+    write(MODULE.replace("item()", "item() + 1"))
+    sweep(call, tmp_path, MEASURED, "seed=0,1", "-m")
+    last = load("adhoc", tmp_path)["largest_weights"]
+    assert list(last) == list(first)
+    assert list(last["largest"]) == list(first["largest"] + 1)
+
+
+def test_arguments_are_settings(mine: None, call: Call, tmp_path: Path) -> None:
+    """Swept, given to the function, and columns of `runs`; a default that is written out is the same network."""
+    words = ("-m", *ALL[:2], "model.width=2,4", "data.noise=0,9", "measurements=[gaps]")
+    sweep(call, tmp_path, *words, "model.kind=other", "model.sizes=[2,2]", "model.dropout=1")
+    sweep(call, tmp_path, *ALL[:2], "measurements=[gaps]")
+    sweep(call, tmp_path, *ALL[:2], "measurements=[gaps]", "model.width=4")
+
+    runs = load("adhoc", tmp_path)["runs"]
+    assert len(runs) == 5
+    assert runs["model.source"].nunique() == runs["data.source"].nunique() == 1
+    chosen = runs[runs["model.kind"] == "other"].sort_values(["model.width", "data.noise"])
+    pairs = list(zip(chosen["model.width"], chosen["data.noise"], strict=True))
+    assert pairs == [(2, 0), (2, 9), (4, 0), (4, 9)]
+    assert {*chosen["model.dropout"]} == {1.0}
+
+    model = load_model("adhoc", chosen["run"].iloc[0], results=tmp_path)
+    assert model.get_parameter("0.weight").shape == (2, 3, 2, 2)
+
+
+def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp_path: Path) -> None:
+    for words in (["model.width=4"], ["model=mine.make_model", "model.kind=7", "model.width=5"]):
+        sweep(call, tmp_path, *words, "data=mine.make_data", "measurements=[gaps]")
+
+    runs = load("adhoc", tmp_path)["runs"].sort_values("model.width")
+    assert list(runs["model.width"]) == [4, 5]
+    assert list(runs["model.kind"].isna()) == [True, False]
+
+
+def test_a_layer_that_is_called_twice_is_named_and_measured(mine: None, call: Call, tmp_path: Path) -> None:
+    """Its exact statistics are of the inputs of both calls together."""
+    out = sweep(call, tmp_path, "model=mine.Repeated", "data=mine.make_data", "estimator=[ema,exact]")
+
+    assert "a forward calls layers several times (shared 2 times)" in out
+    tables = load("adhoc", tmp_path)
+    assert {*tables["gaps"]["layer"]} == {"norm", "shared"}
+    assert tables["gaps"]["tid_mean"].notna().all()
+
+    model = load_model("adhoc", tables["runs"]["run"][0], statistics="exact", results=tmp_path)
+    assert {*model.state_dict()} >= {"shared.running_mean"}
+
+
+# The words beside those on own code, what is changed in the module, and what the message says
+MISTAKES = {
+    "data fail": ("", "default_rng(0)", "default_rng(1 / 0)", r"data=mine.make_data: .*mine.py:\d+: ZeroDivisionError"),
+    "data": ("", "dtype=np.uint8)", "dtype=np.int16)", r"data=mine.make_data: the training part has int16 .*uint8"),
+    "constant": ("", "(0, 256,", "(7, 8,", "data=mine.make_data: channel 0 of 3 is 7 in each pixel of all 36 training"),
+    "no data": ("", "in (40, 12)]", "in (40,)]", "data=mine.make_data: .*; it has to give the training and the test"),
+    "no model": ("", "def make_model", "def other", "model=mine.make_model: cannot be imported, AttributeError"),
+    "model fails": (
+        "",
+        "return nn.Sequential(*layers",
+        "return len(*layers",
+        r"model=mine.make_model: .*mine.py:\d+: ",
+    ),
+    "model": ("", "nn.Linear(width, classes))\n", "nn.Linear(width, classes)), 3\n", "has to give a torch.nn.Module"),
+    "untrainable": ("", "nn.Conv2d(channels", "nn.Conv2d(7", "model=mine.make_model: cannot be trained, .*RuntimeErr"),
+    "logits": ("", "nn.Linear(width, classes)", "nn.Linear(width, 4)", r"cannot be trained, .*logits \[2, 3\]"),
+    "estimator": ("", "(len(stream),)", "(3,)", "estimator=half: mine.Half fails on 8 batches: "),
+    "no estimator": ("", "Half(Estimator)", "Half", "estimator=mine.Half: "),
+    "estimator leaves": ("", "return torch.full", "sys.exit(1)\n        torch.full", r"mine.py:\d+: SystemExit: 1"),
+    "leaves": ("", "import sys\n", "import sys\nsys.exit(0)\n", r"mine.py:3: SystemExit: 0"),
+    "arguments": ("model.widht=8", "", "", "no setting model.widht; did you mean model.width"),
+    "type": ("model.dropout=much", "", "", "model.dropout: Value 'much'"),
+    "no setting": ("model.act=ReLU", "", "", "no setting model.act"),
+    "no value": ("model=mine.Net", "", "", r"model\.width: has no value.*add model\.width="),
+    "clash": ("model=mine.clashes", "", "", "model=mine.clashes: its argument name .* rename it"),
+    "sizes": (
+        "model=mine.make_lazy",
+        "",
+        "",
+        r"0 \(LazyConv2d\), 1 \(LazyBatchNorm2d\), 3 \(LazyLinear\) have no sizes",
+    ),
+    "twice": ("model=mine.Repeated measurements=[drift]", "", "", r"measurements=drift: .*\(shared 2 times\)"),
+    "norm": ("norm=mine.Nothing model=cnn", "", "", "norm=mine.Nothing: cannot be imported, AttributeError"),
+    "norm fails": (
+        "norm=mine.make_group_norm norm.groups=7 model=cnn",
+        "",
+        "",
+        r"make_group_norm: .*mine.py:\d+: Val",
+    ),
+    "no norm": ("norm=mine.make_data model=cnn", "", "", "norm=mine.make_data: has to give a torch.nn.Module"),
+    "of no maps": ("norm=mine.Centered model=mlp", "", "", r"model=mlp: cannot be trained, .*expected 4D input"),
+    "no measurement": ("measurements=largest", "", "", "measurements=largest: must be one of "),
+    "module": ("measurements=nowhere.X", "", "", "measurements=nowhere.X: cannot be imported, ModuleNotFoundError"),
+    "other class": ("measurements=mine.Table", "", "", "measurements=mine.Table: is no class below bnlab.harness.meas"),
+    "name": (
+        "measurements=mine.Gaps",
+        "",
+        "",
+        "measurements=mine.Gaps: its table needs a name of its own, found 'gaps'",
+    ),
+    "two": ("measurements=[mine.Largest,mine.SameTable]", "", "", "there is another table largest_weights"),
+    "parameters": ("model=cnn model.width=999999999", "", "", "model=cnn: has 26,999,999,973 parameters or more; with"),
+    "too many": (
+        "model=cnn model.width=1000000000000000000",
+        "",
+        "",
+        "model=cnn: has more parameters than can be count",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_named_with_its_line(case: str, mine: None, write: Write, call: Call, tmp_path: Path) -> None:
+    line, old, new, message = MISTAKES[case]
+    write(MODULE.replace(old, new, 1))
+    words = dict(word.split("=", 1) for word in [*ALL, *SMALL, *line.split()])
+
+    settings = [f"{key}={value}" for key, value in words.items()]
+    code, _, err = call("sweep", *settings, f"data.root={tmp_path}", f"results={tmp_path}/r")
+
+    assert code == 2, err
+    assert err.count("\n") <= 2
+    assert "Traceback" not in err
+    assert re.search(message, err), err
     assert not (tmp_path / "r").exists()
 
 
-def test_an_estimator_that_fails_in_the_end_leaves_the_rows_of_all_others(
-    write: Write, call: Call, tmp_path: Path
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("return torch.full", "return 1 / 0 if len(stream) > 8 else torch.full", "ZeroDivisionError"),
+        ("return torch.full", "return sys.exit(3) if len(stream) > 8 else torch.full", "SystemExit: 3"),
+        ("rows = []", "rows = [1 / 0]", "ZeroDivisionError"),
+    ],
+)
+def test_what_fails_in_the_end_leaves_all_else(
+    old: str, new: str, error: str, mine: None, write: Write, call: Call, tmp_path: Path
 ) -> None:
-    write(MODULE.replace("return torch.full", "return 1 / 0 if len(stream) > 8 else torch.full"))
-    words = ("steps=9", "batch_size=256", "measurements=[gaps]", "estimator=[mine.Half,ema]", f"results={tmp_path}/r")
-    code, _, err = call("sweep", *words)
-    tables = load("adhoc", f"{tmp_path}/r")
+    """The job has failed; its line is named."""
+    write(MODULE.replace(old, new))
+    words = ("steps=9", "batch_size=256", MEASURED, "estimator=[mine.Half,ema]")
+
+    code, out, err = call("sweep", *words, f"results={tmp_path}")
 
     assert code == 1
-    assert "mine.py:37: ZeroDivisionError" in err
-    assert "Traceback" not in err
+    assert re.search(rf"mine.py:\d+: {error}", out + err)
+    assert "Traceback" not in out + err
+    tables = load("adhoc", tmp_path)
     assert list(tables["runs"]["status"]) == ["failed"]
-    assert set(tables["gaps"]["estimator"]) == {"ema"}
+    assert "ema" in {*tables["gaps"]["estimator"]}
+
+
+def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:
+    """Importing torch takes most of that time."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    done = run("sweep", "experiment=quickstart", path=tmp_path, expect=130)
+
+    assert not done.stdout
+    assert done.stderr.strip() == "stopped; the same command continues"
 
 
 def test_the_module_of_the_readme(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +371,8 @@ def test_the_module_of_the_readme(tmp_path: Path, call: Call, monkeypatch: pytes
         Image.fromarray(pixels).save(folder / f"{number}.png")
     own = ["model=readme_mine.make_model", "data=readme_mine.make_data", f"data.root={tmp_path / 'photos'}"]
     words = [*own, "estimator=[readme_mine.Slowing,exact]", "steps=3", "batch_size=8", f"results={tmp_path}"]
+
     code, out, err = call("sweep", *words)
 
     assert code == 0, out + err
-    assert set(load("adhoc", tmp_path)["gaps"]["estimator"]) == {"slowing", "exact"}
+    assert {*load("adhoc", tmp_path)["gaps"]["estimator"]} == {"slowing", "exact"}

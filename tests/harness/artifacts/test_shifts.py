@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts.corruptions import Corruption
+from bnlab.harness.artifacts.corruptions import CORRUPTIONS, Corruption
 from bnlab.harness.artifacts.data import Data, Dataset, Digits, Glyphs, Split, load_dataset
 from bnlab.harness.artifacts.shifts import (
     check,
@@ -18,7 +17,6 @@ from bnlab.harness.artifacts.shifts import (
     list_predictions,
     shift_images,
 )
-from bnlab.harness.components import COMPONENTS
 from bnlab.harness.errors import UserError
 
 SHIFTS = list_corrupting()
@@ -90,23 +88,12 @@ def test_a_digest_for_each_split_and_shift() -> None:
     assert digest_of_shifted(dataset, config, "val", "blur:2") == blurred.digest
 
 
-@dataclass(unsafe_hash=True)
-class Negative(Corruption):
-    """A corruption that nothing in the harness knows of, whose result can be computed by hand."""
-
-    name: str = "negative"
-    amounts: ClassVar = (0.5, 0.75, 1.0)
-    words: ClassVar[str] = "black for white"
-
-    def apply(self, image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-        return amount - image
-
-
-def test_a_corruption_is_known_once_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corruption_is_known_once_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^shifts=negative:3: must be one of none, blur:1"):
         check(["negative:3"], Digits(), ["test"])
 
-    monkeypatch.setitem(COMPONENTS["corruption"], "negative", Negative())
+    negative = Corruption(lambda image, amount, generator: amount - image, (0.5, 0.75, 1.0), "black for white")
+    monkeypatch.setitem(CORRUPTIONS, "negative", negative)
     dataset = make(largest=16)
     found = shift_images(dataset, Digits(), "test", "negative:3")
 
@@ -121,7 +108,7 @@ def test_another_version_of_a_corruption_has_another_digest(monkeypatch: pytest.
     blurred = digest_of_shifted(dataset, Digits(), "test", "blur:1")
     noisy = digest_of_shifted(dataset, Digits(), "test", "noise:1")
 
-    monkeypatch.setattr(type(COMPONENTS["corruption"]["blur"]), "version", 2)
+    monkeypatch.setitem(CORRUPTIONS, "blur", replace(CORRUPTIONS["blur"], version=2))
 
     assert digest_of_shifted(dataset, Digits(), "test", "blur:1") != blurred
     assert digest_of_shifted(dataset, Digits(), "test", "noise:1") == noisy
