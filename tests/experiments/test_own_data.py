@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,28 +16,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
-from bnlab.harness.artifacts import shifts
-from bnlab.harness.artifacts.data import Dataset, OwnData, load_dataset
+from bnlab.harness import load
+from bnlab.harness.artifacts.data import OwnData, load_dataset
 from bnlab.harness.artifacts.data.own_data import read_own
-from bnlab.harness.artifacts.models import Cnn
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Batches, Seeds
-from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
-from bnlab.harness.measurements.sources import FrozenWeights
-from bnlab.harness.statistics import Exact
 from bnlab.vision import torchvision
-from tests.conftest import small_config
-from tests.harness.kills import assert_same, killed_at
+from tests.experiments.commands import Call
 
 TRAIN, TEST = 40, 12
-AUGMENTED = FrozenWeights.of(Exact(), "train_augmented")
+CASES = itertools.count()  # what has been read is kept by the arguments of its function
 Part = tuple[np.ndarray, np.ndarray]
 Change = Callable[[np.ndarray], Any]
-Give = Callable[..., OwnData]
+Give = Callable[..., list[str]]
 
 
 def make_part(count: int) -> Part:
@@ -88,28 +79,15 @@ def make_three_parts() -> tuple[Items, Items, Items]:
 THREE_PARTS = OwnData(name=f"{__name__}.make_three_parts")
 
 
-def forget_data() -> None:
-    load_dataset.cache_clear()
-    read_own.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    forget_data()
-    yield
-    forget_data()
-
-
 @pytest.fixture
 def give(monkeypatch: pytest.MonkeyPatch) -> Give:
-    """Lets the function `mine.make_data` give these parts: the data's configuration."""
+    """Lets the function `given.make_data` give these parts: the words that choose it."""
 
-    def configure(*parts: Any) -> OwnData:
-        monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(make_data=lambda: parts))
-        forget_data()
-        return OwnData(name="mine.make_data")
+    def choose(make: Callable[[], Any]) -> list[str]:
+        monkeypatch.setitem(sys.modules, "given", SimpleNamespace(make_data=lambda case: make()))
+        return ["data=given.make_data", f"data.case={next(CASES)}"]
 
-    return configure
+    return choose
 
 
 def to_tensors(change: Change) -> Change:
@@ -117,6 +95,7 @@ def to_tensors(change: Change) -> Change:
 
 
 FLOATS: dict[str, Change] = {
+    "bytes": lambda images: images,
     "ToTensor": lambda images: images.astype(np.float32) / 255,
     "Normalize": lambda images: (images / 255 - 0.45) / 0.22,
     "from 0 to 240": lambda images: images * (240 / 255),
@@ -125,56 +104,23 @@ FLOATS: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("kind", FLOATS)
-def test_floats_are_taken_as_they_are(kind: str, give: Give) -> None:
-    """Standardized they are the bytes that they have been made of; their mean is their own."""
-    bytes_ = load_dataset(give(*change_images(lambda images: images)))
-    parts = change_images(FLOATS[kind])
-    found = load_dataset(give(*parts))
-
-    for split in ("train", "val", "test"):
-        expected = bytes_.images_of(split)
-        torch.testing.assert_close(found.images_of(split).images, expected.images, rtol=0, atol=2e-5)
-        assert torch.equal(found.images_of(split).labels, expected.labels)
-    pixels = restore_pixels(bytes_, bytes_.train.images)
-    mean = torch.as_tensor(FLOATS[kind](pixels.numpy().round())).double().mean((0, 2, 3))
-
-    assert found.mean == pytest.approx(mean.tolist(), rel=1e-5)
-    assert found.train.digest != bytes_.train.digest
-    assert np.isnan(found.largest)
-
-
-def restore_pixels(dataset: Dataset, images: Tensor) -> Tensor:
-    mean = torch.tensor(dataset.mean).view(-1, 1, 1)
-    std = torch.tensor(dataset.std).view(-1, 1, 1)
-    return images * std + mean
-
-
-def test_to_tensor_and_normalize_of_torchvision(give: Give) -> None:
-    """A data set that is read item by item."""
+def transform_with_torchvision() -> list[Items]:
+    """Make a data set that is read item by item."""
     v1 = torchvision().transforms
     normalize = v1.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
-    transform = v1.Compose([v1.ToTensor(), normalize])
-    train = make_part(TRAIN)
-    test = make_part(TEST)
-
-    item_by_item = give(Items(train, transform), Items(test, transform))
-    found = load_dataset(item_by_item)
-
-    expected = load_dataset(give(train, test))
-    torch.testing.assert_close(found.train.images, expected.train.images, rtol=0, atol=2e-5)
-    assert torch.equal(found.test.labels, expected.test.labels)
+    return transform_items(v1.Compose([v1.ToTensor(), normalize]))
 
 
-def test_standardizing_leaves_the_images_that_were_read(give: Give) -> None:
-    """Gray floats are channels_last as they are, so that no copy is needed to make them so."""
-    config = give(*change_images(lambda images: images[:, :1].astype(np.float32)))
-    first = load_dataset(config)
-    again = load_dataset(replace(config, shift=1))
+def test_floats_are_taken_as_they_are(give: Give, call: Call, tmp_path: Path) -> None:
+    """Standardized they are the bytes that they have been made of, so that they train the same network."""
+    kinds: list[Callable[[], Any]] = [lambda change=change: change_images(change) for change in FLOATS.values()]
+    for make in [*kinds, transform_with_torchvision]:
+        words = [*give(make), "steps=3", "batch_size=12", "model.width=4", "measurements=[log]"]
+        assert call("sweep", *words, f"results={tmp_path}").code == 0
 
-    assert again is not first
-    assert again.test.digest == first.test.digest
-    assert torch.equal(again.test.images, first.test.images)
+    runs = load("adhoc", tmp_path)["runs"]
+    assert len(runs) == len(FLOATS) + 1
+    assert runs["final_loss"].to_numpy() == pytest.approx(runs["final_loss"][0], rel=1e-3)
 
 
 def spoil(value: float) -> Change:
@@ -316,51 +262,51 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_told_is_refused(case: str, give: Give) -> None:
+def test_what_cannot_be_told_is_refused(case: str, give: Give, call: Call, tmp_path: Path) -> None:
     make, message = REFUSED[case]
-    config = give(*make())
-    with pytest.raises(UserError) as caught:
-        config.check()
-        load_dataset(config)
-    found = str(caught.value)
 
-    assert found.startswith("data=mine.make_data: ") and re.search(message, found) and "\n" not in found, found
+    code, _, err = call("sweep", *give(make), "steps=1", "batch_size=4", f"results={tmp_path}/r")
 
-
-def test_corruptions_need_a_known_range(give: Give) -> None:
-    floats = change_images(FLOATS["Normalize"])
-    config = give(*floats)
-    shifts.check(["none"], config, ["test"])
-    with pytest.raises(UserError, match=r"^shifts=noise:1: data=mine.make_data has float images, .*; give bytes"):
-        shifts.check(["none", "noise:1"], config, ["test"])
-
-    of_bytes = give(*PAIRS)
-    shifts.check(["none", "noise:1"], of_bytes, ["test"])
+    assert code == 2
+    assert err.startswith("error: data=given.make_data: ")
+    assert re.search(message, err), err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "r").exists()
 
 
-def test_what_a_function_draws_is_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corruptions_need_a_known_range(give: Give, call: Call, tmp_path: Path) -> None:
+    words = give(lambda: change_images(FLOATS["Normalize"]))
+
+    done = call("sweep", *words, "batch_size=4", "shifts=[none,noise:1]", f"results={tmp_path}/r")
+
+    assert done.code == 2
+    assert "shifts=noise:1: data=given.make_data has float images" in done.err
+    assert "give bytes" in done.err
+
+
+def draw_parts() -> list[Part]:
+    few = np.random.rand(20, 1, 8, 8) + torch.rand(()).item() + random.random()
+    return [(few, np.arange(20) % 2), (few[:5], np.arange(5) % 2)]
+
+
+def draw_states() -> tuple[Any, ...]:
+    return torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()
+
+
+def test_what_a_function_draws_is_the_same_each_time(give: Give) -> None:
     """Whatever was drawn before, which goes on as if the data had not been read."""
-    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(make_data=draw_parts))
-    found = []
+    digests = set()
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         before = draw_states()
-        found.append(read_own("mine.make_data", ()))
+        load_dataset.cache_clear()
+        read_own.cache_clear()
+        digests.add(load_dataset(OwnData(name=f"{__name__}.draw_parts")).train.digest)
         assert draw_states() == before
-        forget_data()
 
-    assert torch.equal(found[0].train[0], found[1].train[0])
-
-
-def draw_parts() -> list[tuple[Tensor, Tensor]]:
-    few = torch.rand(20, 1, 8, 8) + np.random.rand() + random.random()
-    return [(few, torch.arange(20) % 2), (few[:5], torch.arange(5) % 2)]
-
-
-def draw_states() -> tuple[Any, ...]:
-    return torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()
+    assert len(digests) == 1
 
 
 def test_augmented_images_are_those_of_the_training_split() -> None:
@@ -373,7 +319,7 @@ def test_augmented_images_are_those_of_the_training_split() -> None:
     assert not plain.augments
 
     before = draw_states()
-    steps = [*islice(batches.from_step(0), 10)]
+    steps = [*itertools.islice(batches.from_step(0), 10)]
     assert draw_states() == before
 
     for (images, labels), (expected, their_labels) in zip(steps, plain.from_step(0), strict=False):
@@ -389,44 +335,18 @@ def test_augmented_images_are_those_of_the_training_split() -> None:
     other_seed, _ = next(iter(replace(batches, seeds=seeds).from_step(0)))
     assert not torch.equal(other_seed, steps[0][0])
 
-
-def test_augmented_images_are_standardized_by_the_training_split(give: Give) -> None:
-    config = give(*PAIRS)
-    expected = load_dataset(config)
-    found = load_dataset(THREE_PARTS)
-
-    assert found.mean == expected.mean
-    assert torch.equal(found.train.images, expected.train.images)
-
-    drawn = restore_pixels(found, found.train_augmented.images)
-    assert (drawn - drawn.round()).abs().max() < 1e-3
-    assert drawn[:, :, 1:].max() < 128 + 9
-    assert found.train_augmented.digest != found.train.digest
-    assert expected.train_augmented is expected.train
+    train = dataset.train_augmented.images
+    assert torch.equal(train[:, :, 0, 0], dataset.train.images[:, :, 0, 0])
+    assert dataset.train_augmented.digest != dataset.train.digest
+    assert not torch.equal(train, dataset.train.images)
 
 
-def test_an_augmented_training_that_is_killed_goes_on_as_it_was(tmp_path: Path) -> None:
-    settings = {"data": THREE_PARTS, "model": Cnn(depth=1, width=4), "batch_size": 8, "steps": 12}
-    job = small_config(tmp_path / "whole", **settings, evaluate_at=[6, 12])
-    whole = Run(job)
-    ensure_trained(whole)
-    torch.manual_seed(7)
-    forget_data()
-    killed = replace(job, results=str(tmp_path / "killed"))
-    with killed_at(7):
-        ensure_trained(Run(killed))
-    forget_data()
-    ensure_trained(Run(killed))
-    assert_same(Run(killed), whole)
+def test_an_augmented_training_is_measured_with_and_without_transforms(call: Call, tmp_path: Path) -> None:
+    words = (f"data={THREE_PARTS.name}", "model.width=4", "batch_size=8", "steps=12", "evaluate_at=final")
 
-    (drawn,) = draw_population(whole, 12, AUGMENTED, 100)
-    (plain,) = draw_population(whole, 12, EXACT, 100)
+    done = call("sweep", *words, "estimator=exact", "population=[train,train_augmented]", f"results={tmp_path}")
 
-    assert torch.equal(drawn, whole.dataset.train_augmented.images)
-    assert torch.equal(plain, whole.dataset.train.images)
-    assert not torch.equal(drawn, plain)
-
-    exact = frozen_statistics(whole, 12, EXACT)
-    augmented = frozen_statistics(whole, 12, AUGMENTED)
-    (layer,) = exact
-    assert not torch.equal(exact[layer].mean, augmented[layer].mean)
+    assert done.code == 0, done.err
+    evaluations = load("adhoc", tmp_path)["evaluations"]
+    losses = evaluations.set_index("statistics_split")["loss"]
+    assert losses["train"] != losses["train_augmented"]
