@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from bnlab.harness import load
 from bnlab.lab.compose import plan_jobs
-from tests.experiments.commands import ROOT
+from tests.experiments.commands import ROOT, Call
 
 
 def test_jobs_come_in_hydras_order() -> None:
@@ -49,3 +52,26 @@ def test_a_value_is_of_one_command() -> None:
     values = [plan_jobs(words).configs[0].batch_size for words in ([], ["batch_size=4"], [])]
 
     assert values == [128, 4, 128]
+
+
+def test_each_source_of_statistics_once(call: Call, tmp_path: Path) -> None:
+    """Running averages with each momentum, statistics of frozen weights with each population."""
+    estimators = ["ema", "cumulative", "exact", "ema", '"precise(images=10)"', '"ema(momentum=0.3)"', "test_batch"]
+    words = [f"estimator=[{','.join(estimators)}]", "momentum=[0.1,0.2,0.1]", "population=[train,val]"]
+
+    done = call("sweep", *words, "steps=1", "batch_size=256", "model.width=4", f"results={tmp_path}")
+
+    assert done.code == 0, done.err
+    rows = load("adhoc", tmp_path)["evaluations"]
+    described = rows[["estimator", "momentum", "statistics_split"]].astype(object).fillna("").itertuples(index=False)
+    assert sorted(tuple(row) for row in described) == [
+        ("cumulative", "", "train"),
+        ("ema", 0.1, "train"),
+        ("ema", 0.2, "train"),
+        ("ema", 0.3, "train"),
+        ("exact", "", "train"),
+        ("exact", "", "val"),
+        ("precise(images=10)", "", "train"),
+        ("precise(images=10)", "", "val"),
+        ("test_batch(n=64)", "", "test"),
+    ]
