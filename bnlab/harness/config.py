@@ -57,7 +57,10 @@ def check(config: Config) -> None:
     training.check_order(config.order)
     shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
     images = config.data.count_training()
-    _check_batch_size(config, images)
+    least = 2 if config.norm.uses_batch else 1
+    reason = f"a batch norm needs two, and the training split has {images:,} images"
+    require_within("batch_size", config.batch_size, least, images, reason)
+    config.norm.check(config.batch_size)
     _check_statistics(config, images)
     steps = total_steps(config, images)
     _check_steps(config, steps)
@@ -65,13 +68,6 @@ def check(config: Config) -> None:
     _check_measured(config)
     _check_device(config.device)
     live.check(config.log)
-
-
-def _check_batch_size(config: Config, images: int) -> None:
-    least = 2 if config.norm.uses_batch else 1
-    reason = f"a batch norm needs two, and the training split has {images:,} images"
-    require_within("batch_size", config.batch_size, least, images, reason)
-    config.norm.check(config.batch_size)
 
 
 def _check_statistics(config: Config, images: int) -> None:

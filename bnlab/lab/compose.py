@@ -97,7 +97,11 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
         heading = _write_heading(number, job) if len(grid) > 1 else ""
         jobs.append(Job(config, heading))
-    return Sweep(jobs, _read_launcher(chosen))
+
+    launcher: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
+    del launcher["_target_"]
+    known = {key: value for key, value in launcher.items() if not str(value).startswith("${")}  # Hydra's folders
+    return Sweep(jobs, Launcher(str(chosen.runtime.choices["hydra/launcher"]), known))
 
 
 def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Override]]:
@@ -121,14 +125,6 @@ def _write_heading(number: int, job: Sequence[Override]) -> str:
     words = [str(override.input_line) for override in job]
     own = [word for word in words if not word.startswith(_SAME_FOR_ALL)]
     return f"job {number}  {' '.join(own)}"
-
-
-def _read_launcher(chosen: DictConfig) -> Launcher:
-    """Read which launcher was chosen, with the settings that do not refer to Hydra's own folders."""
-    settings: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
-    del settings["_target_"]
-    known = {key: value for key, value in settings.items() if not str(value).startswith("${")}
-    return Launcher(str(chosen.runtime.choices["hydra/launcher"]), known)
 
 
 def _build(job: Sequence[Override]) -> Config:

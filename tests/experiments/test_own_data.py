@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,7 +114,7 @@ def transform_with_torchvision() -> list[Items]:
 
 def test_floats_are_taken_as_they_are(give: Give, call: Call, tmp_path: Path) -> None:
     """Standardized they are the bytes that they have been made of, so that they train the same network."""
-    kinds: list[Callable[[], Any]] = [lambda change=change: change_images(change) for change in FLOATS.values()]
+    kinds = [partial(change_images, change) for change in FLOATS.values()]
     for make in [*kinds, transform_with_torchvision]:
         words = [*give(make), "steps=3", "batch_size=12", "model.width=4", "measurements=[log]"]
         assert call("sweep", *words, f"results={tmp_path}").code == 0

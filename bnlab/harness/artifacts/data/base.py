@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -72,7 +72,7 @@ class Data(Component):
     @property
     def flips(self) -> bool:
         """True if training images are mirrored at random."""
-        return False
+        return getattr(self, "flip", False)  # a setting of data whose classes stay the same in a mirror
 
     @property
     def own_shift(self) -> str:
@@ -120,8 +120,3 @@ class Data(Component):
         """Count training images: nine in ten of those that are used."""
         used = self.count_used()
         return count_training(used)
-
-
-def split_off_validation(order: Tensor) -> Sequence[Tensor]:
-    """Cut an order into validation and training images, as `Data.count_training` counts."""
-    return order.tensor_split([len(order) // 10])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.data.base import Data, Draw, split_off_validation
+from bnlab.harness.artifacts.data.base import Data, Draw
 from bnlab.harness.artifacts.data.pixels import draw_order
 from bnlab.harness.errors import UserError
 from bnlab.moments import Moments
@@ -79,7 +79,7 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
     parts = data.read()
     images, labels = parts.train
     used = draw_order(len(images))[: data.images]
-    val, train = split_off_validation(used)
+    val, train = used.tensor_split([len(used) // 10])  # as `Data.count_training` counts
     trained_on = images[train]
     _require_contrast(data, trained_on)
     mean, std = _pixel_moments(trained_on)

@@ -45,10 +45,6 @@ class OwnData(Own, Data):
     storage: ClassVar[tuple[str, ...]] = ("root",)
     flip: bool = setting(False, "augmentation: random horizontal flip")
 
-    @property
-    def flips(self) -> bool:
-        return self.flip
-
     def size(self) -> Size:
         parts = self.read()
         images, labels = parts.train

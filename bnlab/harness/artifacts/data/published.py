@@ -115,10 +115,6 @@ class Flippable(Published):
 
     flip: bool = setting(False, "augmentation: random horizontal flip")
 
-    @property
-    def flips(self) -> bool:
-        return self.flip
-
 
 @component
 @dataclass(unsafe_hash=True)

@@ -79,7 +79,7 @@ class Mlp(Layered):
     def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
         features = inputs.channels * inputs.image_size**2
-        has_bias = not norm.has_shift
+        has_bias = not norm.kind.has_shift
         for number in range(1, self.depth + 1):
             layers += [
                 nn.Linear(features, self.width, bias=has_bias),
@@ -131,7 +131,7 @@ class _Residual(nn.Module):
         self.conv1, self.bn1 = _build_conv(norm, channels, width, stride)
         self.conv2, self.bn2 = _build_conv(norm, width, width, number=2)
         self.weight = None
-        if not norm.sets_scale:
+        if not norm.kind.sets_scale:
             self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def _build_conv(
     norm: NormBuilder, channels: int, width: int, stride: int = 1, number: int = 1
 ) -> tuple[nn.Module, nn.Module]:
     """Build a 3×3 convolution and the norm of this number; where that adds no shift, the convolution has a bias."""
-    conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=not norm.has_shift)
+    conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=not norm.kind.has_shift)
     return conv, norm.build(width, number)
 
 
@@ -172,7 +172,7 @@ def _initialize(model: nn.Module, norm: NormBuilder) -> nn.Module:
     layer.
     """
     kinds: tuple[type[nn.Conv2d | nn.Linear], ...] = (nn.Conv2d,)
-    if not norm.sets_scale:
+    if not norm.kind.sets_scale:
         kinds = (nn.Conv2d, nn.Linear)
     for module in model.modules():
         if isinstance(module, kinds):

@@ -109,29 +109,19 @@ class NormBuilder:
     """A builder of one network's norms.
 
     Attributes:
-        norm: which one.
+        kind: which one.
         of_images: for [N, C, H, W]; otherwise for [N, C].
         steps: updates in the whole training.
     """
 
-    norm: Norm
+    kind: Norm
     of_images: bool
     steps: int
-
-    @property
-    def has_shift(self) -> bool:
-        """True if they add a shift, see `Norm`."""
-        return self.norm.has_shift
-
-    @property
-    def sets_scale(self) -> bool:
-        """True if they set the scale of activations, see `Norm`."""
-        return self.norm.sets_scale
 
     def build(self, channels: int, number: int = 1) -> nn.Module:
         """Build the norm after the layer of this number in a network or a block, counted from 1."""
         site = Site(channels, number, self.of_images, self.steps)
-        return self.norm.build(site)
+        return self.kind.build(site)
 
 
 @component
