@@ -35,7 +35,7 @@ FLOORS = (
 STAGES = (
     *(
         "errors schema schedule small_batches",
-        "checks run_table requests",
+        "run_table requests",
         "components",
         "own",
     ),  # what all of them share: no torch
@@ -54,7 +54,7 @@ FOLDERS = {
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
     "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
     "undo recalibration recalibrate gallery",
-    "lab": "command folders words compose cluster launch catalogue sweep report runs",
+    "lab": "command folders compose cluster launch catalogue sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "cores corruptions data shifts norms models optimizers progress training settings "
@@ -64,7 +64,7 @@ FOLDERS = {
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
     "doctor.rules": "",
-    "harness.artifacts.data": "pixels drawing augmenting base dataset",
+    "harness.artifacts.data": "pixels drawing base dataset",
     "harness.artifacts.models": "base",
     "harness.artifacts.norms": "base",
     "harness.reporting.plots": "base",

@@ -18,8 +18,7 @@ from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_step, list_steps, total_steps
-from bnlab.harness.checks import require_within
-from bnlab.harness.components import check_settings
+from bnlab.harness.components import check_settings, require_within
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnlab.files import reading
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import restore_config
-from bnlab.harness.checks import require_one_of
+from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import InferenceRule, parse_sources
 from bnlab.harness.measurements.tables.gaps import flat_statistics

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import itertools
 import os
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,19 +17,22 @@ import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.settings import GROUPS, Config
 from bnlab.harness.config import check, register
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import KINDS, make_own
 from bnlab.lab.folders import CONF, search_folders
-from bnlab.lab.words import explain_unknown, read_word, refuse_sweep, sets_value
 
+_SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
+_FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
+_NEVER_SWEPT = ("name", "results")
 _UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
@@ -82,13 +87,13 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
         UserError: one or two lines that name the word or file, the value and what is allowed.
     """
     register()
-    overrides = [read_word(word) for word in search_folders(words)]
+    overrides = [_read_word(word) for word in search_folders(words)]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
         is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
         if is_multirun:
             params = chosen.sweeper.params or {}
-            by_file = [read_word(f"{key}={value}") for key, value in params.items()]
+            by_file = [_read_word(f"{key}={value}") for key, value in params.items()]
             overrides = [*by_file, *overrides]
         grid = _list_jobs(overrides, is_multirun)
         configs = [_build(job) for job in grid]
@@ -113,8 +118,8 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
     for override in overrides:
         key = override.get_key_element()
         if override.is_sweep_override():
-            refuse_sweep(override, multirun)
-            values[key] = [read_word(f"{key}={text}") for text in override.sweep_string_iterator()]
+            _refuse_sweep(override, multirun)
+            values[key] = [_read_word(f"{key}={text}") for text in override.sweep_string_iterator()]
         else:
             values[key] = [override]
     return [list(job) for job in itertools.product(*values.values())]
@@ -135,14 +140,14 @@ def _build(job: Sequence[Override]) -> Config:
     try:
         for override in job:
             word = override.input_line
-            if sets_value(override):
+            if _sets_value(override):
                 OmegaConf.update(composed, override.get_key_element(), override.value(), merge=True)
         config: Any = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         key = error.full_key
         raise UserError(f"{key}: has no value, and its function no default; add {key}=VALUE") from error
     except _UNKNOWN as error:
-        raise UserError(f"{word}: {explain_unknown(str(error.full_key), composed)}") from error
+        raise UserError(f"{word}: {_explain_unknown(str(error.full_key), composed)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     check(config)
@@ -151,7 +156,7 @@ def _build(job: Sequence[Override]) -> Config:
 
 def _compose_files(overrides: Iterable[Override]) -> tuple[DictConfig, DictConfig]:
     """Compose Hydra's settings and those of a job, both without what words set to values."""
-    choices = [str(override.input_line) for override in overrides if not sets_value(override)]
+    choices = [str(override.input_line) for override in overrides if not _sets_value(override)]
     return _compose(tuple(choices))
 
 
@@ -191,13 +196,84 @@ def _explain(error: Exception) -> str:
         return _first_line(error)
     reason = _first_line(cause)
     if isinstance(cause, _UNKNOWN):
-        reason = explain_unknown(str(cause.full_key))
+        reason = _explain_unknown(str(cause.full_key))
     return f"{_first_line(error)}\n  {reason}".strip()
 
 
 def _first_line(error: BaseException) -> str:
     """Take the first line of a message, without a full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _read_word(word: str) -> Override:
+    """Read a word of the command line.
+
+    Raises:
+        UserError: it has no value, or asks for what Hydra can do and a sweep cannot.
+    """
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{word}: cannot be read; write key=value, a list as key=[a,b], a value with brackets in quotes: "
+            "'estimator=\"window(k=20)\"'"
+        ) from error
+    if override.is_delete():
+        raise UserError(f"{word}: nothing can be left out; without a word on it a setting has its default, see --help")
+    is_added = override.is_add() or override.is_force_add()
+    if is_added and not override.is_hydra_override():
+        raise UserError(f"{word}: there is no setting to add; those that --help lists are set without +")
+    is_choice = override.is_sweep_override() or isinstance(override.value(), str | list)
+    if override.get_key_element() in _FILES and not is_choice:
+        raise UserError(f"{word}: is no choice; name one of those that --help lists, or leave the word out")
+    return override
+
+
+def _sets_value(override: Override) -> bool:
+    """Decide if a word sets a value of a job; others choose a file, or are about Hydra itself."""
+    return not override.is_hydra_override() and override.get_key_element() not in _FILES
+
+
+def _refuse_sweep(override: Override, multirun: bool) -> None:
+    """Raise UserError for a list of values of what cannot be swept, or without `-m`."""
+    word = str(override.input_line)
+    key, _, value = word.partition("=")
+    if key in _SWEPT_BY_FILES:
+        raise UserError(f"{word}: each of them has a sweep of its own; run one after the other")
+    if not multirun:
+        hint = ""
+        if key in ("momentum", "estimator"):
+            together = shlex.quote(f"{key}=[{value}]")
+            hint = f"; to measure all on one network: {together}"
+        raise UserError(f"{word}: several values are swept with -m{hint}")
+    is_list = isinstance(override.value(), ChoiceSweep | RangeSweep)
+    if key in _NEVER_SWEPT or override.is_hydra_override() or not is_list:
+        raise UserError(f"{word}: cannot be swept; comma lists can, but not of name, results and Hydra's settings")
+
+
+def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str:
+    """Say that there is no such setting: which choices of its group have it, or one that is called nearly so.
+
+    Args:
+        key: of the setting.
+        composed: the settings that there are, if they are known.
+    """
+    if key in _FILES:  # Hydra puts what a file says into its group
+        return "a file of settings begins with the line # @package _global_"
+    group, _, setting = key.partition(".")
+    choices = GROUPS.get(group, {})
+    having = [f"{group}={name}" for name, choice in choices.items() if setting in vars(choice)]
+    if having:
+        return f"this {group} has no {setting}; {', '.join(having)} has"
+
+    known = {*vars(Config()), *_FILES}
+    for choice in choices.values():
+        known |= {f"{group}.{name}" for name in vars(choice)}
+    if composed and group in GROUPS:
+        known |= {f"{group}.{name}" for name in composed[group]}
+    close = difflib.get_close_matches(key, sorted(known), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"there is no setting {key}{hint}; --help lists them"
 
 
 def print_with_hydra(words: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bnlab.files import digest
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS, Corruption, find_corruption
 from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
-from bnlab.harness.checks import require_one_of
+from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError
 
 

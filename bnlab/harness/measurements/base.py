@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.checks import require_one_of
-from bnlab.harness.components import COMPONENTS, Component, discover, list_modules
+from bnlab.harness.components import COMPONENTS, Component, discover, list_modules, require_one_of
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import import_object
 

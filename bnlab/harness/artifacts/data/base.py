@@ -10,8 +10,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from bnlab.harness.artifacts.data.pixels import Pixels
-from bnlab.harness.checks import require_within
-from bnlab.harness.components import Component, setting
+from bnlab.harness.components import Component, require_within, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.small_batches import count_training
 

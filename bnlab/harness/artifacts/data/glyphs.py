@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
 from bnlab.harness.artifacts.data.drawing import CLASSES, DIFFICULTIES, FONTS, SIZE, glyphs
-from bnlab.harness.checks import require_one_of
-from bnlab.harness.components import component, setting
+from bnlab.harness.components import component, require_one_of, setting
 
 _USUAL = 20_000  # training and validation images
 _MOST_TESTED = 5_000

@@ -9,8 +9,7 @@ from torch import nn
 
 from bnlab.harness.artifacts.models.base import Inputs, Model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
-from bnlab.harness.checks import require_one_of
-from bnlab.harness.components import add_choice
+from bnlab.harness.components import add_choice, require_one_of
 from bnlab.vision import torchvision
 
 

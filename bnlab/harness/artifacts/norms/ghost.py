@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.norms.base import BatchStatistics, Site
-from bnlab.harness.checks import require_within
-from bnlab.harness.components import component, setting
+from bnlab.harness.components import component, require_within, setting
 from bnlab.layers import BatchNorm
 
 
