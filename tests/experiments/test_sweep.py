@@ -14,7 +14,6 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistics import list_choices
 from bnlab.lab import launch
-from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import SWEEP, Call, Done, files, list_trained, run
 
 Swept = tuple[Path, Done]
@@ -157,11 +156,6 @@ def test_joblib_may_run_jobs_in_the_process_of_the_sweep(
     assert done.code == 0, done.err
     assert not waiting
     assert len(list_trained(done.out)) == len(load("adhoc", tmp_path)["runs"]) >= 1
-
-
-def test_hydras_own_signs() -> None:
-    (config,) = plan_jobs(["++optimizer.schedule=step", "++hydra.job.name=mine"]).configs
-    assert config.optimizer.schedule == "step"
 
 
 def test_runs(results: Path, call: Call) -> None:
