@@ -38,7 +38,7 @@ STAGES = (
         "checks run_table requests",
         "components",
     ),  # what all of them share: no torch
-    "statistics",  # what can be chosen as estimator
+    "statistic_kinds",  # what can be chosen as estimator
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
@@ -147,7 +147,7 @@ def test_the_order_inside_of_a_folder(folder: str) -> None:
 
 def test_reports_see_tables_only() -> None:
     for path in (HARNESS / "reporting").rglob("*.py"):
-        looks = {"bnlab.harness.statistics"} if path.stem == "style" else set[str]()
+        looks = {"bnlab.harness.statistic_kinds"} if path.stem == "style" else set[str]()
         assert_imports_only(path, REPORTING | looks)
 
 

@@ -11,7 +11,7 @@ import torch
 from bnlab.harness import load
 from bnlab.harness.artifacts import trying
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics
 from bnlab.lab.compose import plan_jobs
 from bnlab.statistics import using
 from tests.experiments.commands import Call

@@ -13,22 +13,22 @@ from bnlab.harness.artifacts.norms.renorm import Renorm
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.config import check
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.sources import FrozenWeights, find_sources
-from bnlab.harness.statistics import Precise
+from bnlab.harness.measurements.subjects import Subject, find_subjects
+from bnlab.harness.statistic_kinds import Precise
 
 
 def test_each_setting_once() -> None:
     names = ["ema", "cumulative", "exact", "ema", "precise(images=10)", "ema(momentum=0.3)"]
-    found = find_sources(Config(estimator=names, momentum=[0.1, 0.2, 0.1]))
+    found = find_subjects(Config(estimator=names, momentum=[0.1, 0.2, 0.1]))
     described = [f"{s.estimator} {s.momentum}" for s in found]
     assert described[:4] == ["ema 0.1", "ema 0.2", "cumulative None", "exact None"]
     assert described[4:] == ["precise(images=10) None", "ema 0.3"]
-    assert found[4] == FrozenWeights("precise(images=10)", None, "train", Precise(images=10))
+    assert found[4] == Subject(Precise(images=10))
 
 
 def test_each_population() -> None:
     """Of statistics that have one: a running average's are of what the network was trained on."""
-    found = find_sources(Config(estimator=["exact", "ema", "test_batch"], population=["train", "val"]))
+    found = find_subjects(Config(estimator=["exact", "ema", "test_batch"], population=["train", "val"]))
     described = [(s.estimator, s.split) for s in found]
     assert described == [("exact", "train"), ("exact", "val"), ("ema", "train"), ("test_batch(n=64)", "test")]
 

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schema import Table, common, integer
 
 IMAGES = (1, 32)
@@ -51,11 +50,7 @@ class TrainingMemory(Measurement):
     def covers(self, norm: Norm) -> bool:
         return True
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """Choose the final step, without an estimator."""
-        return {None: run.wanted[-1:]}
-
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Count the bytes of an update: a row for each number of images."""
         (step,) = steps
         train = run.dataset.train

@@ -19,11 +19,11 @@ from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import IMAGES_AT_ONCE, in_batches, seed_by
-from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.evaluations import predict
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.harness.statistics import Exact, Measured, Precise
+from bnlab.harness.statistic_kinds import Exact, Measured, Precise
 from bnlab.layout import Layout
 from bnlab.statistics import Statistics, using
 
@@ -83,18 +83,11 @@ class ChangedWeights(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """Choose the final step, without an estimator."""
-        return {None: run.wanted[-1:]}
-
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List the final step and the one half-way to it, from which the second network goes on."""
-        steps = []
-        for step in run.wanted[-1:]:
-            steps += [find_start(step), step]
-        return steps
+        return [each for step in run.wanted[-1:] for each in (find_start(step), step)]
 
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure how changed weights predict: a row for each change, kind of statistics and number of images."""
         (step,) = steps
         place = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
-from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table
 from experiments.questions.changed_weights.changed import ChangedWeights, average
 from experiments.questions.changed_weights.matching import match_channels
@@ -40,11 +40,11 @@ class MatchedWeights(ChangedWeights):
     name: str = "matched_weights"
     table: ClassVar[Table] = replace(ChangedWeights.table, about=_ABOUT)
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> Mapping[Any, list[int]]:
         """Choose the final step, without an estimator, of networks whose layers form a chain."""
-        return super().scope(run, sources) if isinstance(run.config.model, Cnn) else {}
+        return super().scope(run, subjects) if isinstance(run.config.model, Cnn) else {}
 
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List the final step."""
         return run.wanted[-1:]
 

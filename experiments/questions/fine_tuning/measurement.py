@@ -17,8 +17,8 @@ from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import seed_by
-from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.estimates import seed_by
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.evaluations import predict
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layers import batch_norm_layers
@@ -74,11 +74,11 @@ class FineTuning(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
         """Choose the final step, without an estimator, of networks that have not seen all fonts."""
         return {None: run.wanted[-1:]} if find_new_fonts(run) else {}
 
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Fine-tune copies of the network: a row for each mode, batch size, rate, number of updates and statistics."""
         (step,) = steps
         images = TuningImages.of(run)

@@ -13,9 +13,8 @@ from bnlab.estimators import Stream
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import seed_by
-from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.tables.gaps import tabulate
+from bnlab.harness.measurements.estimates import seed_by, tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from experiments.questions.streams.replaying import final_step, replay_means, shift_last, stream_until
 
@@ -66,14 +65,14 @@ class Counterexamples(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.takes_batch_whole
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
-        return final_step(run, sources)
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
+        return final_step(run, subjects)
 
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         return []
 
-    def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """Measure how far every average is off: a row for each source, case and size, after one step.
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
+        """Measure how far every average is off: a row for each subject, case and size, after one step.
 
         The last 200 batches before the step are shuffled, so that their statistics stand still, and changed as
         `construct` says. Every average starts at their mean and averages them. Its error is the distance of its mean
@@ -86,7 +85,7 @@ class Counterexamples(Measurement):
         errors = []
         for case, size in _CASES:
             changed, true_mean = construct(case, size, stream, run.config.batch_size)
-            means = replay_means(sources, changed)
+            means = replay_means(subjects, changed)
             distances = (means - true_mean) / unit
             errors.append(distances.square().mean(1).sqrt())
 
@@ -96,7 +95,7 @@ class Counterexamples(Measurement):
             "batches": len(stream),
             "error": torch.stack(errors, dim=1).numpy(),
         }
-        return tabulate(run, sources, steps, values, case=cases)
+        return tabulate(run, subjects, steps, values, case=cases)
 
 
 def shuffle_last(run: Run, stream: Stream) -> Stream:

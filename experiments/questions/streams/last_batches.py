@@ -12,9 +12,8 @@ from bnlab.estimators import Stream
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.tables.gaps import tabulate
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from experiments.questions.streams.replaying import final_step, replay_means, shift_last, stream_until
 
@@ -55,13 +54,13 @@ class LastBatches(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.takes_batch_whole
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose running averages alone, and the final step if there are two batches before it."""
-        chosen = final_step(run, sources)
-        return {source: [step for step in steps if step > 1] for source, steps in chosen.items()}
+        chosen = final_step(run, subjects)
+        return {subject: [step for step in steps if step > 1] for subject, steps in chosen.items()}
 
-    def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """Measure how far the last batches move every average: a row for each source, layer and number of batches.
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
+        """Measure how far the last batches move every average: a row for each subject, layer and number of batches.
 
         `followed`: the means of the last batches are larger by a standard deviation of the exact statistics; the share
         of it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them
@@ -73,22 +72,22 @@ class LastBatches(Measurement):
         stream = stream_until(run, step)
         _, var = layout.flatten(frozen_statistics(run, step, EXACT))
         deviation = (var + layout.channel_eps).sqrt()
-        plain = replay_means(sources, stream)
+        plain = replay_means(subjects, stream)
 
         frames = []
         for last in _LAST:
             if 2 * last > len(stream):
                 break
-            shifted = replay_means(sources, shift_last(stream, last, deviation))
+            shifted = replay_means(subjects, shift_last(stream, last, deviation))
             followed = (shifted - plain) / deviation
-            repeated = replay_means(sources, _repeat_before(stream, last))
+            repeated = replay_means(subjects, _repeat_before(stream, last))
             moved = (repeated - plain) / deviation
             values = {
                 "last": last,
                 "followed": layout.layer_means(followed),
                 "moved": layout.layer_means(moved.square()).sqrt(),
             }
-            frames.append(tabulate(run, sources, steps, values, layer=layout.names))
+            frames.append(tabulate(run, subjects, steps, values, layer=layout.names))
         return pd.concat(frames, ignore_index=True)
 
 

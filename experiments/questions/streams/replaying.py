@@ -10,12 +10,12 @@ from torch import Tensor
 
 from bnlab.estimators import Stream, fold
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import RunningAverage, Source
+from bnlab.harness.measurements.subjects import Subject
 
 
-def final_step(run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
+def final_step(run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
     """Choose running averages alone, and the final step."""
-    return {source: run.wanted[-1:] for source in sources if isinstance(source, RunningAverage)}
+    return {subject: run.wanted[-1:] for subject in subjects if subject.average}
 
 
 def stream_until(run: Run, step: int) -> Stream:
@@ -25,9 +25,9 @@ def stream_until(run: Run, step: int) -> Stream:
     return replace(stream, batches=stream.batches[:recorded], counts=stream.counts[:recorded])
 
 
-def replay_means(sources: Sequence[RunningAverage], stream: Stream) -> Tensor:
-    """Compute every source's mean after the last batch: float64 [sources, all channels]."""
-    averages = [source.average for source in sources]
+def replay_means(subjects: Sequence[Subject], stream: Stream) -> Tensor:
+    """Compute every subject's mean after the last batch: float64 [subjects, all channels]."""
+    averages = [subject.average for subject in subjects if subject.average]
     return fold(averages, stream, [len(stream)])[:, 0, 0]
 
 

@@ -15,8 +15,8 @@ from bnlab.estimators import Estimator, Stream, fold
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.tables.gaps import tabulate
+from bnlab.harness.measurements.estimates import tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layout import Layout
 from bnlab.recording.frozen import record_frozen
@@ -63,11 +63,11 @@ class WithinEpoch(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
-        return final_step(run, sources)
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
+        return final_step(run, subjects)
 
-    def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """Measure noise in an epoch: a row for each source, layer and batch, with its smaller last batch and without.
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
+        """Measure noise in an epoch: a row for each subject, layer and batch, with its smaller last batch and without.
 
         The weights stay as they are. Each epoch has the training images in an order of its own, as in training.
         """
@@ -77,8 +77,8 @@ class WithinEpoch(Measurement):
         share = 1.0 if per_epoch == full else rest / run.config.batch_size
         moments = _EpochMoments(_record(run, step), per_epoch, full)
 
-        kept = _tabulate(run, sources, step, moments, per_epoch)
-        dropped = _tabulate(run, sources, step, moments, full)
+        kept = _tabulate(run, subjects, step, moments, per_epoch)
+        dropped = _tabulate(run, subjects, step, moments, full)
         frames = [
             kept.assign(last_batch="kept", last_share=share),
             dropped.assign(last_batch="dropped", last_share=1.0),
@@ -115,10 +115,10 @@ def _record(run: Run, step: int) -> Stream:
     return stream
 
 
-def _tabulate(run: Run, sources: list[RunningAverage], step: int, moments: _EpochMoments, batches: int) -> pd.DataFrame:
-    """Make the rows of all sources, with so many batches of each epoch."""
+def _tabulate(run: Run, subjects: list[Subject], step: int, moments: _EpochMoments, batches: int) -> pd.DataFrame:
+    """Make the rows of all subjects, with so many batches of each epoch."""
     layout = run.trace.layout
-    averages = [source.average for source in sources]
+    averages = [subject.average for subject in subjects if subject.average]
     noise, spread = _measure_noise(moments, averages, layout, batches)
     values = {
         "noise": noise,
@@ -126,7 +126,7 @@ def _tabulate(run: Run, sources: list[RunningAverage], step: int, moments: _Epoc
         "channels": layout.channels,
     }
     positions = range(1, batches + 1)
-    frame = tabulate(run, sources, [step], values, position=positions, layer=layout.names)
+    frame = tabulate(run, subjects, [step], values, position=positions, layer=layout.names)
     return frame.assign(batches=batches, epochs=EPOCHS)
 
 

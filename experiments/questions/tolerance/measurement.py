@@ -12,8 +12,7 @@ from torch import Tensor
 
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
-from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.tables.evaluations import compare_logits, predict
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layout import Layout
@@ -52,11 +51,7 @@ class Doses(Measurement):
         },
     )
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """Choose the final step, without an estimator."""
-        return {None: run.wanted[-1:]}
-
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure how doses change predictions: a row for each layer or all layers, moment and dose, after one step.
 
         A dose d adds ±d standard deviations to each channel's mean, or multiplies its variance by exp(±d). The signs

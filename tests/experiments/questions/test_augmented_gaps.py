@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.data import augment
 from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.frames import select
 from experiments.questions.cifar10_augmented.measurement import AugmentedGaps
 from tests.conftest import small_config
@@ -29,7 +29,7 @@ def test_gaps_are_to_statistics_of_the_images_as_they_are_augmented(tmp_path: Pa
     model = run.model_at(12)
     reference = population_statistics(model, [seen])
 
-    sources = parse_sources(["ema", "exact"], [0.3], "train", "train_augmented")
+    sources = parse_subjects(["ema", "exact"], [0.3], "train", "train_augmented")
     found = AugmentedGaps().measure(run, sources, [12])
 
     expected = {
@@ -47,7 +47,7 @@ def test_gaps_are_to_statistics_of_the_images_as_they_are_augmented(tmp_path: Pa
 
 
 def test_networks_that_are_trained_on_the_images_as_they_are_have_no_rows(trained: Run) -> None:
-    sources = parse_sources(["ema", "exact"], [0.1], "train")
+    sources = parse_subjects(["ema", "exact"], [0.1], "train")
 
     assert AugmentedGaps().scope(trained, sources) == {}
 

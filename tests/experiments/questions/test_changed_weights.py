@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Seeds
-from bnlab.harness.measurements.frozen import in_batches
+from bnlab.harness.measurements.estimates import in_batches
 from bnlab.harness.reporting.frames import select
 from bnlab.harness.schedule import lr_factor
 from experiments.questions.changed_weights import changed

@@ -15,8 +15,8 @@ from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import JobError
-from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.estimates import EXACT, draw_population, frozen_statistics
+from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.recording.trace import replay
 from experiments.questions.drift.measurement import Decomposition
 
@@ -42,7 +42,7 @@ def test_weights_of_another_training_are_refused(trained: Run) -> None:
 
 def test_contributions(trained: Run) -> None:
     """With every fourth of the past weights, as the library gives them for all that a second training gives."""
-    sources = [*Decomposition().scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))]
+    sources = [*Decomposition().scope(trained, parse_subjects(["ema", "exact"], [0.3, 0.5], "train"))]
     step = 20
     found = Decomposition().measure(trained, sources, [7, step])
 

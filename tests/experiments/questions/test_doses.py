@@ -9,7 +9,7 @@ import torch
 
 from bnlab import gap
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics
 from bnlab.layout import Layout
 from experiments.questions.tolerance.measurement import Doses, disturb, draw_signs
 from tests.references import batch_norms, float64_copy

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bnlab.harness.artifacts.data.glyphs import Glyphs
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import seed_by
+from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.fine_tuning import measurement
 from experiments.questions.fine_tuning.measurement import MODES, FineTuning, TuningImages, find_new_fonts, tune

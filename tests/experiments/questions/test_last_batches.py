@@ -10,8 +10,8 @@ import pytest
 
 from bnlab import replay
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.sources import RunningAverage, parse_sources
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics
+from bnlab.harness.measurements.subjects import Subject, parse_subjects
 from bnlab.recording.trace import LayerTrace, MomentTrace
 from experiments.questions.streams.last_batches import LastBatches
 
@@ -19,15 +19,15 @@ STEP = 40
 
 
 @pytest.fixture(scope="module")
-def sources(trained: Run) -> list[RunningAverage]:
+def sources(trained: Run) -> list[Subject]:
     names = ["ema", "window(k=5)", "cumulative", "kalman", "predictive", "exact"]
-    chosen = LastBatches().scope(trained, parse_sources(names, [0.1], "train"))
+    chosen = LastBatches().scope(trained, parse_subjects(names, [0.1], "train"))
     assert list(chosen.values()) == [[STEP]] * 5, "running averages, at the final step"
     return [*chosen]
 
 
 @pytest.fixture(scope="module")
-def found(trained: Run, sources: list[RunningAverage]) -> pd.DataFrame:
+def found(trained: Run, sources: list[Subject]) -> pd.DataFrame:
     rows = LastBatches().measure(trained, sources, [STEP])
     return rows.set_index(["estimator", "last", "layer"]).sort_index()
 
@@ -53,7 +53,7 @@ def change(trained: Run, last: int, shift: bool) -> MomentTrace:
 
 @pytest.mark.parametrize("last", [1, 4, 16])
 def test_every_average_on_a_trace_with_other_entries(
-    last: int, trained: Run, sources: list[RunningAverage], found: pd.DataFrame
+    last: int, trained: Run, sources: list[Subject], found: pd.DataFrame
 ) -> None:
     exact = frozen_statistics(trained, STEP, EXACT)
     with_shift = change(trained, last, shift=True)
@@ -72,9 +72,7 @@ def test_every_average_on_a_trace_with_other_entries(
             assert row["moved"] == pytest.approx(float(distance.square().mean().sqrt()), abs=1e-9)
 
 
-def test_only_as_many_as_have_others_before_them(
-    trained: Run, sources: list[RunningAverage], found: pd.DataFrame
-) -> None:
+def test_only_as_many_as_have_others_before_them(trained: Run, sources: list[Subject], found: pd.DataFrame) -> None:
     measurement = LastBatches()
     one_step = Run(replace(trained.config, evaluate_at=[1]))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.subjects import parse_subjects
 from experiments.questions.streams.within_epoch import EPOCHS, WithinEpoch
 from tests.references import batch_norms, float64_copy, inputs_of, running_ema_debiased
 
@@ -29,7 +29,7 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
 
 def test_errors_batch_by_batch(trained: Run) -> None:
     measurement = WithinEpoch()
-    sources = parse_sources(["ema_debiased", "exact"], [0.1, 0.5], "train")
+    sources = parse_subjects(["ema_debiased", "exact"], [0.1, 0.5], "train")
     subjects = measurement.scope(trained, sources)
     assert [*subjects.values()] == [[40], [40]]
 

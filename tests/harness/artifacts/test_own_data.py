@@ -27,15 +27,15 @@ from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
-from bnlab.harness.measurements.sources import FrozenWeights
-from bnlab.harness.statistics import Exact
+from bnlab.harness.measurements.estimates import EXACT, draw_population, frozen_statistics
+from bnlab.harness.measurements.subjects import Subject
+from bnlab.harness.statistic_kinds import Exact
 from bnlab.vision import torchvision
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
 
 TRAIN, TEST = 40, 12
-AUGMENTED = FrozenWeights.of(Exact(), "train_augmented")
+AUGMENTED = Subject(Exact(), "train_augmented")
 Part = tuple[np.ndarray, np.ndarray]
 Change = Callable[[np.ndarray], Any]
 Give = Callable[..., OwnData]

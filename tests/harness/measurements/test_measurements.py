@@ -15,15 +15,15 @@ from bnlab.harness.artifacts import cores
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import find_measurement
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
-from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source, find_sources, parse_sources
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, in_batches
+from bnlab.harness.measurements.subjects import Subject, find_subjects, parse_subjects
 from bnlab.harness.measurements.tables.evaluations import Evaluations
-from bnlab.harness.statistics import Exact, UpdateBN
+from bnlab.harness.statistic_kinds import Exact, UpdateBN
 from bnlab.statistics import using
 from tests.references import float64_copy
 
 
-def rows(name: str, trained: Run, chosen: list[Source]) -> pd.DataFrame:
+def rows(name: str, trained: Run, chosen: list[Subject]) -> pd.DataFrame:
     measurement = find_measurement(name)
     subjects = measurement.scope(trained, chosen)
     found: pd.DataFrame = measurement.measure(trained, [*subjects], trained.wanted[-1:])
@@ -37,7 +37,7 @@ def test_update_bn_is_torchs(trained: Run) -> None:
     batches = [images[part] for part in in_batches(len(images), 32)]
     torch.optim.swa_utils.update_bn(batches, model)
 
-    found = frozen_statistics(trained, step, FrozenWeights.of(UpdateBN(), "train"))
+    found = frozen_statistics(trained, step, Subject(UpdateBN(), "train"))
 
     # Both average float32 moments: torch step by step in float32, bnlab in float64.
     gaps = gap(running_statistics(model), found)
@@ -48,21 +48,20 @@ def test_update_bn_is_torchs(trained: Run) -> None:
 def test_all_names_at_once(trained: Run) -> None:
     rules = ["test_batch(n=32)", "pseudo_samples(n=8,between=True,batch=16)", "example_weighing", "eval_norm"]
     ours = [name for name, cls in list_estimators().items() if cls.__module__.startswith("bnlab.")]
-    chosen = parse_sources([*ours, "exact", "precise", "update_bn", "swa", *rules], [0.1], "train")
+    chosen = parse_subjects([*ours, "exact", "precise", "update_bn", "swa", *rules], [0.1], "train")
     table = rows("evaluations", trained, chosen)
 
     assert len(table) == len(chosen)
     assert table["accuracy"].between(0, 1).all()
 
     measured = rows("gaps", trained, chosen)
-    assert set(measured["estimator"]) == {s.estimator for s in chosen if not isinstance(s, InferenceRule)}
+    assert set(measured["estimator"]) == {s.estimator for s in chosen if not s.at_once}
     assert measured["mean_gap"].notna().all()
 
 
 def test_gaps_are_those_of_the_library(trained: Run) -> None:
     step = trained.wanted[-1]
-    (update_bn,) = parse_sources(["update_bn"], [], "train")
-    assert isinstance(update_bn, FrozenWeights)
+    (update_bn,) = parse_subjects(["update_bn"], [], "train")
     expected = gap(frozen_statistics(trained, step, EXACT), frozen_statistics(trained, step, update_bn))
 
     measured = rows("gaps", trained, [update_bn])
@@ -79,7 +78,7 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
 
     assert gap(expected, frozen_statistics(some, first, EXACT))["mean_gap"].max() < 1e-6
 
-    drawn = frozen_statistics(some, first, FrozenWeights.of(Exact(images=100), "train"))  # as many others
+    drawn = frozen_statistics(some, first, Subject(Exact(images=100), "train"))  # as many others
     assert gap(frozen_statistics(some, first, EXACT), drawn)["mean_gap"].min() > 1e-3
     assert gap(frozen_statistics(trained, last, EXACT), frozen_statistics(some, last, EXACT))["mean_gap"].max() == 0
 
@@ -123,14 +122,14 @@ def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(t
         (["test_batch(n=50)"], "val", {("exact", "train"), ("exact", "val"), ("test_batch(n=50)", "test")}),
     ):
         config = replace(trained.config, population=population, estimator=chosen)
-        found = rows("evaluations", Run(config), find_sources(config))
+        found = rows("evaluations", Run(config), find_subjects(config))
         assert {*zip(found["estimator"], found["statistics_split"], strict=True)} == splits
 
 
 def test_predictions_under_a_shift(trained: Run) -> None:
     """Exact statistics are of the training images as they are, those of a test batch of 50 of the shifted images."""
     step = trained.wanted[-1]
-    sources = parse_sources(["exact", "test_batch(n=50)"], [], "train")
+    sources = parse_subjects(["exact", "test_batch(n=50)"], [], "train")
     found = Evaluations().measure(trained, sources, [step], "test", "contrast:3").set_index("estimator")
 
     assert set(found["shift"]) == {"contrast:3"}
@@ -167,7 +166,7 @@ def test_predictions_under_a_shift(trained: Run) -> None:
 )
 def test_bad_names(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_sources([name], [0.1], "train")
+        parse_subjects([name], [0.1], "train")
 
 
 def test_a_process_plans_with_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,13 @@ import torch
 from bnlab import running_statistics
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import find_measurement
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.sources import parse_sources
-from bnlab.harness.measurements.tables.gaps import flat_statistics
+from bnlab.harness.measurements.estimates import EXACT, flat_statistics, frozen_statistics
+from bnlab.harness.measurements.subjects import parse_subjects
 
 
 def test_traces(trained: Run) -> None:
     measurement = find_measurement("traces")
-    sources = parse_sources(["last_batch", "exact", "test_batch"], [], "train")
+    sources = parse_subjects(["last_batch", "exact", "test_batch"], [], "train")
     chosen = measurement.scope(trained, sources)
     frames = [measurement.measure(trained, [source], steps) for source, steps in chosen.items()]
     found = pd.concat(frames).set_index(["estimator", "step", "layer", "channel"])
@@ -44,7 +43,7 @@ def test_running_averages_stay_where_exact_statistics_were_frozen(trained: Run) 
     """Between checkpoints too."""
     frozen = Run(replace(trained.config, freeze_at=0.5, freeze_with="exact"))
     frozen.folder = trained.folder
-    sources = parse_sources(["ema"], [0.1], "train")
+    sources = parse_subjects(["ema"], [0.1], "train")
     ((before, *later),) = flat_statistics(frozen, sources, [19, 20, 33])
     held = trained.trace.layout.flatten(running_statistics(trained.model_at(40)))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.measurements.tables.evaluations import Evaluations
 from bnlab.harness.measurements.tables.gaps import Gaps
 from tests.references import Moments, batch_norms, float64_copy, full_batch_population, gap, inputs_of, moments
@@ -43,7 +43,7 @@ def predict(model: nn.Module, statistics: dict[str, Moments], images: Tensor) ->
 
 def test_rows_of_the_ema(trained: Run) -> None:
     """What float32 forwards leave: about √200 products of each output, 6e-8 each, over a handful of layers: 1e-5."""
-    sources = parse_sources(["ema", "exact"], [0.1], "train")
+    sources = parse_subjects(["ema", "exact"], [0.1], "train")
     model = float64_copy(trained.model_at(STEP))
     exact = full_batch_population(model, trained.dataset.train.images)
     averages: dict[str, Moments] = {}
