@@ -56,7 +56,10 @@ class Measurement(Component):
         return run.wanted[-1:] if self.at_last_step else run.wanted
 
     def measure(self, run: Run, subjects: list[Any], steps: list[int]) -> pd.DataFrame:
-        """Measure rows of these subjects at these steps; with `split` in the key, of a split and a shift, two more."""
+        """Measure rows of these subjects at these steps; with `split` in the key, of a split and a shift, two more.
+
+        The columns `run` and `epoch` are filled in.
+        """
         raise NotImplementedError
 
 

@@ -122,6 +122,9 @@ def _measure(
     described = [_describe_rows(run, measurement, subject, images) for subject in subjects]
     origins = {columns.get("estimator", ""): columns[ORIGIN] for columns in described}
     frame[ORIGIN] = frame["estimator"].map(origins) if "estimator" in frame else origins[""]
+    frame["run"] = run.id
+    if "epoch" in measurement.table.columns and "epoch" not in frame:
+        frame["epoch"] = frame["step"] / run.batches.per_epoch
     measured = digest(repr((described, steps)), digits=10)
     path = run.folder / "measurements" / measurement.name / f"{measured}.parquet"
     write_rows(path, measurement.table, frame)

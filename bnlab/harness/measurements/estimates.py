@@ -134,12 +134,11 @@ def in_batches(count: int, size: int) -> list[slice]:
 
 
 def tabulate(
-    run: Run, subjects: Sequence[Subject], steps: list[int], values: Mapping[str, Any], **axes: Sequence[Any]
+    subjects: Sequence[Subject], steps: list[int], values: Mapping[str, Any], **axes: Sequence[Any]
 ) -> pd.DataFrame:
     """Make a table: a row for each step, subject and place on further axes, with the columns that describe them.
 
     Args:
-        run: the network.
         subjects: what rows are about.
         steps: updates before the measurement.
         values: by column; arrays of the shape [steps, subjects, *axes], or that broadcast to it.
@@ -153,8 +152,6 @@ def tabulate(
         "statistics_split": [subject.split for subject in subjects],
     }
     frame = frame.join(pd.DataFrame(described), on="subject").drop(columns="subject")
-    frame["run"] = run.id
-    frame["epoch"] = frame["step"] / run.batches.per_epoch
 
     shape = [len(each) for each in places.values()]
     if "layer" in axes:

@@ -32,10 +32,7 @@ class TrainingMemory(Measurement):
     name: str = "training_memory"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
-        key={
-            **common("run step"),
-            "images": integer("images in the batch"),
-        },
+        key={**common("run step"), "images": integer("images in the batch")},
         others={
             **common("epoch"),
             "saved_bytes": integer(
@@ -64,16 +61,14 @@ class TrainingMemory(Measurement):
             weights = sum(parameter.nbytes for parameter in model.parameters())
             kept = weights * (2 + run.config.optimizer.moments)
             row = {
-                "run": run.id,
                 "step": step,
-                "epoch": step / run.batches.per_epoch,
                 "images": images,
                 "saved_bytes": saved,
                 "weight_bytes": kept,
                 "step_bytes": saved + kept,
             }
             rows.append(row)
-        return pd.DataFrame(rows, columns=[*self.table.columns])
+        return pd.DataFrame(rows)
 
 
 def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:

@@ -59,4 +59,4 @@ class AugmentedGaps(Measurement):
 
         columns = torch.stack(measured, dim=1).numpy()  # each [steps, subjects, layers]
         values = dict(zip(GAP_COLUMNS, columns, strict=True))
-        return tabulate(run, subjects, steps, {**values, "channels": layout.channels}, layer=layout.names)
+        return tabulate(subjects, steps, {**values, "channels": layout.channels}, layer=layout.names)

@@ -89,15 +89,9 @@ def _measure_at(run: Run, subjects: list[Subject], step: int) -> list[pd.DataFra
     frames = []
     for subject, momentum in zip(subjects, momenta, strict=True):
         terms = decompose(
-            run.model_at(step),
-            trace,
-            past.__getitem__,
-            batches,
-            momentum=momentum,
-            augmented=augmented,
-            every=_EVERY,
+            run.model_at(step), trace, past.__getitem__, batches, momentum=momentum, augmented=augmented, every=_EVERY
         )
-        about = tabulate(run, [subject], [step], {})
+        about = tabulate([subject], [step], {})
         frames.append(about.merge(_average(run, step, terms), how="cross"))
     return frames
 

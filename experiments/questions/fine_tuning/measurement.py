@@ -89,20 +89,13 @@ class FineTuning(Measurement):
         with torch.random.fork_rng():
             torch.manual_seed(seed_by(f"{run.id} tuning").initial_seed())  # of dropout and the like
             for mode, batch, rate in product(MODES, BATCHES, RATES):
-                tuning = {
-                    "run": run.id,
-                    "step": step,
-                    "epoch": step / run.batches.per_epoch,
-                    "mode": mode,
-                    "tuning_batch": batch,
-                    "tuning_rate": rate,
-                }
+                tuning = {"step": step, "mode": mode, "tuning_batch": batch, "tuning_rate": rate}
                 model = run.model_at(step)
                 generator = seed_by(f"{run.id} {step} tuning {batch}")
                 for updates in tune(model, images.few, mode, batch, rate, STEPS, generator):
                     for measured in _measure_tuned(model, images, before):
                         rows.append({**tuning, "tuning_steps": updates, **measured})
-        return pd.DataFrame(rows, columns=[*self.table.columns])
+        return pd.DataFrame(rows, columns=[*self.table.columns]).drop(columns=["run", "epoch"])  # rows may be none
 
 
 def find_new_fonts(run: Run) -> str:
@@ -139,13 +132,7 @@ def _take(split: Split, part: slice) -> Split:
 
 
 def tune(
-    model: nn.Module,
-    few: Split,
-    mode: str,
-    batch: int,
-    rate: float,
-    steps: Sequence[int],
-    generator: torch.Generator,
+    model: nn.Module, few: Split, mode: str, batch: int, rate: float, steps: Sequence[int], generator: torch.Generator
 ) -> Iterator[int]:
     """Fine-tune a network in place, and stop after so many updates each time; at the end if it diverges.
 
@@ -158,7 +145,12 @@ def tune(
         steps: numbers of updates, ascending.
         generator: draws the images of each batch.
     """
-    set_mode(model, mode, few)
+    if mode == "eval_exact":
+        bnlab.population_statistics(model, [few.images]).write_to(model)
+    if mode != "train":
+        for layer in batch_norm_layers(model, caller="fine_tuning").values():
+            layer.eval()
+
     optimizer = torch.optim.SGD(model.parameters(), rate, _MOMENTUM)
     for step in range(1, steps[-1] + 1):
         chosen = torch.randperm(len(few.labels), generator=generator)[:batch].to(few.labels.device)
@@ -174,43 +166,25 @@ def tune(
             yield step
 
 
-def set_mode(model: nn.Module, mode: str, few: Split) -> None:
-    """Put batch norms into the mode in which they are tuned; in `eval_exact` write their statistics before."""
-    if mode == "train":
-        return
-    if mode == "eval_exact":
-        bnlab.population_statistics(model, [few.images]).write_to(model)
-    for layer in batch_norm_layers(model, caller="fine_tuning").values():
-        layer.eval()
-
-
-class _Accuracies(NamedTuple):
-    """Accuracies on images in new fonts and in old ones."""
-
-    new: float
-    old: float
-
-
-def _measure_tuned(model: nn.Module, images: TuningImages, before: _Accuracies) -> Iterator[dict[str, Any]]:
+def _measure_tuned(model: nn.Module, images: TuningImages, before: tuple[float, float]) -> Iterator[dict[str, Any]]:
     """Measure a tuned network, under the statistics that it holds and under new ones."""
+    new_before, old_before = before
     statistics = {
         "held": bnlab.running_statistics(model),
         "recalibrated": bnlab.population_statistics(model, [images.few.images]),
     }
     for name, values in statistics.items():
-        found = _score(model, values, images)
+        new, old = _score(model, values, images)
         yield {
             "statistics": name,
-            "new_accuracy": found.new,
-            "gained": found.new - before.new,
-            "old_accuracy": found.old,
-            "forgotten": before.old - found.old,
+            "new_accuracy": new,
+            "gained": new - new_before,
+            "old_accuracy": old,
+            "forgotten": old_before - old,
         }
 
 
-def _score(model: nn.Module, statistics: Statistics, images: TuningImages) -> _Accuracies:
-    """Measure the accuracies under these statistics."""
+def _score(model: nn.Module, statistics: Statistics, images: TuningImages) -> tuple[float, float]:
+    """Measure the accuracies on images in new fonts and in old ones, under these statistics."""
     with using(model, statistics):
-        new = predict(model, images.new)
-        old = predict(model, images.old)
-    return _Accuracies(new.accuracy, old.accuracy)
+        return predict(model, images.new).accuracy, predict(model, images.old).accuracy

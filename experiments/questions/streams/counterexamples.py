@@ -95,7 +95,7 @@ class Counterexamples(Measurement):
             "batches": len(stream),
             "error": torch.stack(errors, dim=1).numpy(),
         }
-        return tabulate(run, subjects, steps, values, case=cases)
+        return tabulate(subjects, steps, values, case=cases)
 
 
 def shuffle_last(run: Run, stream: Stream) -> Stream:

@@ -87,7 +87,7 @@ class LastBatches(Measurement):
                 "followed": layout.layer_means(followed),
                 "moved": layout.layer_means(moved.square()).sqrt(),
             }
-            frames.append(tabulate(run, subjects, steps, values, layer=layout.names))
+            frames.append(tabulate(subjects, steps, values, layer=layout.names))
         return pd.concat(frames, ignore_index=True)
 
 

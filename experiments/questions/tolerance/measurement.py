@@ -77,12 +77,10 @@ class Doses(Measurement):
                     found = predict(model, test)
                 disagreement, logit_gap = compare_logits(exact.logits, found.logits)
                 row = {
-                    "run": run.id,
                     "step": step,
                     "layer": layer,
                     "moment": moment,
                     "dose": dose,
-                    "epoch": step / run.batches.per_epoch,
                     "depth": depth,
                     "accuracy": found.accuracy,
                     "accuracy_lost": exact.accuracy - found.accuracy,

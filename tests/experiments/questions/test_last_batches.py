@@ -59,6 +59,7 @@ def test_every_average_on_a_trace_with_other_entries(
     with_shift = change(trained, last, shift=True)
     with_earlier = change(trained, last, shift=False)
     for source in sources:
+        assert source.average
         plain = replay(trained.trace, source.average, [STEP])[STEP]
         shifted = replay(with_shift, source.average, [STEP])[STEP]
         moved = replay(with_earlier, source.average, [STEP])[STEP]

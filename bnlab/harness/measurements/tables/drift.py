@@ -66,14 +66,7 @@ class Drift(Measurement):
         rows = []
         for step in steps:
             for depth, (name, layer) in enumerate(run.trace.layers.items(), start=1):
-                about = {
-                    "run": run.id,
-                    "step": step,
-                    "layer": name,
-                    "epoch": step / run.batches.per_epoch,
-                    "depth": depth,
-                }
-                rows.append({**about, **_fit_layer(layer, step)})
+                rows.append({"step": step, "layer": name, "depth": depth, **_fit_layer(layer, step)})
         return pd.DataFrame(rows)
 
 

@@ -126,7 +126,7 @@ class Evaluations(Measurement):
                 }
                 rows.append(row)
 
-        frame = tabulate(run, subjects, steps, {"split": split, "shift": shift})
+        frame = tabulate(subjects, steps, {"split": split, "shift": shift})
         return pd.concat([frame, pd.DataFrame(rows)], axis=1)
 
 

@@ -96,7 +96,7 @@ class Gaps(Measurement):
         columns = torch.stack(measured, dim=1).numpy()  # each [steps, subjects, layers]
         values: dict[str, Any] = dict(zip(names, columns, strict=True))
         values["channels"] = layout.channels
-        return tabulate(run, subjects, steps, values, layer=layout.names)
+        return tabulate(subjects, steps, values, layer=layout.names)
 
 
 def _measure_distances(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:

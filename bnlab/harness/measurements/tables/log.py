@@ -54,4 +54,4 @@ class Log(Measurement):
         peak = optimizer.peak_lr(run.config.batch_size)
         rates = [peak * lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
         log = run.read_log().set_index("step")
-        return log.loc[steps].reset_index().assign(run=run.id, lr=rates)
+        return log.loc[steps].reset_index().assign(lr=rates)

@@ -75,4 +75,4 @@ class Traces(Measurement):
             "mean": mean,
             "var": var,
         }
-        return tabulate(run, subjects, steps, values, layer=chosen["layer"].to_list())
+        return tabulate(subjects, steps, values, layer=chosen["layer"].to_list())
