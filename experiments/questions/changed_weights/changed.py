@@ -20,11 +20,11 @@ from bnlab.harness.artifacts.training import train
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.measurements.tables.evaluations import predict
+from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact, Measured, Precise
 from bnlab.layout import Layout
-from bnlab.statistics import Statistics, using
+from bnlab.statistics import Statistics
 
 SAMPLES = (32, 128, 512, 2048)  # training images that statistics are of, beside all
 PRUNED = 1 / 3  # share of the weights
@@ -167,21 +167,18 @@ def _measure_model(run: Run, step: int, model: nn.Module) -> Iterator[dict[str, 
     candidates = list(_list_candidates(run, step, model))
     _, _, exact = candidates[0]
     layout = Layout.of(exact)
-    with using(model, exact):
-        expected = predict(model, test)
-
+    expected = score_logits(predict(model, test, exact), test.labels)["accuracy"]
     for kind, images, statistics in candidates:
-        with using(model, statistics):
-            found = predict(model, test)
+        scores = score_logits(predict(model, test, statistics), test.labels)
         of_layers = layer_gaps(layout, layout.flatten(exact), layout.flatten(statistics))
         behind_first = of_layers[:, 1:].square().mean(1).sqrt()  # NaN of a network with one layer
         gaps = dict(zip(GAP_COLUMNS, behind_first.tolist(), strict=True))
         yield {
             "statistics": kind,
             "images": images,
-            "accuracy": found.accuracy,
-            "accuracy_lost": expected.accuracy - found.accuracy,
-            "loss": found.loss,
+            "accuracy": scores["accuracy"],
+            "accuracy_lost": expected - scores["accuracy"],
+            "loss": scores["loss"],
             "mean_gap": gaps["mean_gap"],
             "var_gap": gaps["var_gap"],
         }

@@ -19,10 +19,10 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.measurements.tables.evaluations import predict
+from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layers import batch_norm_layers
-from bnlab.statistics import Statistics, using
+from bnlab.statistics import Statistics
 
 MODES = ("train", "eval", "eval_exact")
 BATCHES = (2, 4, 8, 32)
@@ -186,5 +186,6 @@ def _measure_tuned(model: nn.Module, images: TuningImages, before: tuple[float, 
 
 def _score(model: nn.Module, statistics: Statistics, images: TuningImages) -> tuple[float, float]:
     """Measure the accuracies on images in new fonts and in old ones, under these statistics."""
-    with using(model, statistics):
-        return predict(model, images.new).accuracy, predict(model, images.old).accuracy
+    new = score_logits(predict(model, images.new, statistics), images.new.labels)
+    old = score_logits(predict(model, images.old, statistics), images.old.labels)
+    return new["accuracy"], old["accuracy"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -32,7 +32,7 @@ from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact, Measured, NoStatistics
 from bnlab.inference import Rule, apply_rule
-from bnlab.statistics import using
+from bnlab.statistics import Statistics, using
 
 _ECE_BINS = 15
 _NO_STATISTICS = Subject(NoStatistics(), NoStatistics.name)
@@ -106,92 +106,65 @@ class Evaluations(Measurement):
     ) -> pd.DataFrame:
         """Measure how a split is predicted under a shift, see `Run.images_of`: a row for each step and subject."""
         every = run.images_of(split, shift)
-        estimates = flat_statistics(run, subjects, steps) if run.has_trace else None
+        estimates = flat_statistics(run, subjects, steps) if run.has_trace else torch.empty(0)
         rows = []
         for k, step in enumerate(steps):
             images = every.sample(run.limit_at(step))
-            if estimates is None:  # there are no exact statistics to compare the network with
-                scores = [(predict(run.model_at(step).eval(), images), math.nan, math.nan)]
-            else:
-                scores = _compare_predictions(run, step, subjects, estimates[:, k], images)
-            for subject, (prediction, disagreement, logit_gap) in zip(subjects, scores, strict=True):
-                row = {
-                    "images": len(images.labels),
-                    "stat_images": count_images(run, subject, step),
-                    "loss": prediction.loss,
-                    "accuracy": prediction.accuracy,
-                    "ece": prediction.ece,
-                    "disagreement": disagreement,
-                    "logit_gap": logit_gap,
-                }
-                rows.append(row)
+            model = run.model_at(step).eval()
+            exact = predict(model, images, frozen_statistics(run, step, EXACT) if run.has_trace else None)
+            for s, subject in enumerate(subjects):
+                logits = exact
+                if subject not in (EXACT, _NO_STATISTICS):
+                    logits = predict(model, images, run.trace.layout.unflatten(estimates[s, k]), subject)
+                counts = {"images": len(images.labels), "stat_images": count_images(run, subject, step)}
+                rows.append({**counts, **score_logits(logits, images.labels, exact if run.has_trace else None)})
 
         frame = tabulate(subjects, steps, {"split": split, "shift": shift})
         return pd.concat([frame, pd.DataFrame(rows)], axis=1)
 
 
-class Prediction(NamedTuple):
-    """Logits [N, classes] in float64, and their loss, accuracy and calibration error."""
-
-    logits: Tensor
-    loss: float
-    accuracy: float
-    ece: float
-
-
-def _compare_predictions(
-    run: Run, step: int, subjects: list[Subject], estimates: Tensor, images: Split
-) -> list[tuple[Prediction, float, float]]:
-    """Predict under each subject's statistics [subjects, 2, channels], and compare the logits with exact ones."""
-    model = run.model_at(step)
-    with using(model, frozen_statistics(run, step, EXACT)):
-        exact = predict(model, images)
-
-    scores = []
-    for subject, values in zip(subjects, estimates, strict=True):
-        found = exact
-        if subject != EXACT:
-            with using(model, run.trace.layout.unflatten(values)):
-                found = predict(model, images, subject)
-        scores.append((found, *compare_logits(exact.logits, found.logits)))
-    return scores
-
-
 @torch.no_grad()
-def predict(model: nn.Module, split: Split, subject: Subject = EXACT) -> Prediction:
-    """Predict a whole split with the statistics that the model holds, by the subject's rule if it has one."""
-    prediction: AbstractContextManager[nn.Module] = nullcontext(model)
-    if isinstance(subject.statistic, Rule):
-        prediction = apply_rule(model, subject.statistic)
+def predict(model: nn.Module, split: Split, statistics: Statistics | None = None, subject: Subject = EXACT) -> Tensor:
+    """Predict a whole split, by the subject's rule if it has one: logits [N, classes] in float64.
+
+    Args:
+        model: the network.
+        split: the images.
+        statistics: what batch norms predict with; None: what they hold.
+        subject: whose rule is applied.
+    """
     parts = []
-    with prediction:
+    with ExitStack() as stack:
+        if statistics is not None:
+            stack.enter_context(using(model, statistics))
+        if isinstance(subject.statistic, Rule):
+            stack.enter_context(apply_rule(model, subject.statistic))
         for part in in_batches(len(split.labels), subject.at_once or IMAGES_AT_ONCE):
             images = split.images[part]
             parts.append(model(images))
-
-    logits = torch.cat(parts).double()
-    loss = F.cross_entropy(logits, split.labels).item()
-    is_right = logits.argmax(1) == split.labels
-    accuracy = is_right.double().mean().item()
-    error = _measure_calibration(logits, is_right)
-    return Prediction(logits, loss, accuracy, error)
+    return torch.cat(parts).double()
 
 
-def _measure_calibration(logits: Tensor, is_right: Tensor) -> float:
-    """Measure the expected calibration error over equal bins of confidence (Guo et al. 2017); 0 is calibrated."""
+def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) -> dict[str, float]:
+    """Compute `loss`, `accuracy`, `ece`, and against exact logits `disagreement` and `logit_gap`; without, NaN.
+
+    The calibration error is over equal bins of confidence (Guo et al. 2017), the gap relative to the exact logits' rms.
+    """
+    is_right = logits.argmax(1) == labels
     confidence = logits.softmax(1).amax(1)
     bins = (confidence * _ECE_BINS).ceil().long().clamp(1, _ECE_BINS) - 1
-    excess = confidence - is_right.to(confidence.dtype)
-    sums = torch.bincount(bins, weights=excess, minlength=_ECE_BINS)
-    return sums.abs().sum().item() / len(confidence)
-
-
-def compare_logits(exact: Tensor, found: Tensor) -> tuple[float, float]:
-    """Compute `disagreement` and `logit_gap` (rms difference over the exact logits' rms)."""
-    disagreement = (exact.argmax(1) != found.argmax(1)).double().mean().item()
-    square = (found - exact).square().mean()
-    logit_gap = (square / exact.square().mean()).sqrt().item()
-    return disagreement, logit_gap
+    excess = torch.bincount(bins, weights=confidence - is_right.double(), minlength=_ECE_BINS)
+    scores = {
+        "loss": F.cross_entropy(logits, labels).item(),
+        "accuracy": is_right.double().mean().item(),
+        "ece": excess.abs().sum().item() / len(labels),
+        "disagreement": math.nan,
+        "logit_gap": math.nan,
+    }
+    if exact is not None:
+        scores["disagreement"] = (exact.argmax(1) != logits.argmax(1)).double().mean().item()
+        scores["logit_gap"] = ((logits - exact).square().mean() / exact.square().mean()).sqrt().item()
+    return scores
 
 
 def count_images(run: Run, subject: Subject, step: int) -> int:
