@@ -56,7 +56,7 @@ def find_cases(tables: Tables) -> pd.DataFrame:
 
     Returns:
         A row for each network, step and estimator: its settings; `lost`, in points; a column for each of `MEASURES`,
-        over the layers behind the first.
+        over the layers behind the first; `is_held_out`, whether no curve is fitted on it.
     """
     tested = select_tested(tables, CELL)
     runs = tested["runs"][["run", "seed", *CELL]]
@@ -64,35 +64,20 @@ def find_cases(tables: Tables) -> pd.DataFrame:
 
     lost = paired(on_test, "accuracy").drop(columns="statistics_split")
     lost["lost"] = -100 * lost["accuracy"]
-    cases = lost.merge(_average_over_layers(tested["gaps"]), on=list(_KEY))
-    cases = cases.merge(find_exact(tested), on=["run", "step"])
+    cases = lost.merge(find_exact(tested), on=["run", "step"])
+    for measure in MEASURES:
+        over_layers = average(tested["gaps"][tested["gaps"]["depth"] > 1], measure, _KEY)
+        if measure != "kl":
+            over_layers = select(gap_over_layers(tested["gaps"], measure), layers=BEHIND)
+        cases = cases.merge(over_layers[[*_KEY, measure]], on=list(_KEY))
+    is_short = (cases[SCHEDULE] == "onecycle") & (cases["steps"] == 560)
+    cases["is_held_out"] = is_short | (cases["batch_size"] == 16)
     return cases[cases["is_learned"] & ~cases["is_collapsed"]]
 
 
-def _average_over_layers(gaps: pd.DataFrame) -> pd.DataFrame:
-    """Average the gaps of each network, step and estimator over the layers behind the first: a column a measure."""
-    behind = gaps[gaps["depth"] > 1]
-    averaged = average(behind, "kl", _KEY)
-    for measure in ("mean_gap", "output_gap"):
-        over_layers = select(gap_over_layers(gaps, measure), layers=BEHIND)
-        averaged = averaged.merge(over_layers[[*_KEY, measure]], on=list(_KEY))
-    return averaged
-
-
-def is_held_out(cases: pd.DataFrame) -> pd.Series:
-    """Decide which cases no curve is fitted on: batches of 16, and one-cycle schedules of 560 updates."""
-    is_short: pd.Series = (cases[SCHEDULE] == "onecycle") & (cases["steps"] == 560)
-    return is_short | (cases["batch_size"] == 16)
-
-
-def fit_curve(cases: pd.DataFrame, measure: str) -> IsotonicRegression:
-    """Fit the monotone curve of points lost against the logarithm of a gap, by least squares."""
-    curve = IsotonicRegression(out_of_bounds="clip")
-    return curve.fit(np.log(cases[measure]), cases["lost"])
-
-
-def predict(curve: IsotonicRegression, cases: pd.DataFrame, measure: str) -> np.ndarray:
-    """Predict the points that cases lose from their gaps: [cases]."""
+def predict_lost(fitted: pd.DataFrame, cases: pd.DataFrame, measure: str) -> np.ndarray:
+    """Predict the points that cases lose: by the monotone curve over the logarithm of a gap that fits others best."""
+    curve = IsotonicRegression(out_of_bounds="clip").fit(np.log(fitted[measure]), fitted["lost"])
     points: np.ndarray = curve.predict(np.log(cases[measure]))
     return points
 
@@ -107,7 +92,7 @@ def choose_measure(cases: pd.DataFrame, measures: Sequence[str] = MEASURES) -> s
             costly = left_out[left_out["lost"] > _LEAST_LOST]
             if others.empty or costly.empty:
                 continue
-            predicted = predict(fit_curve(others, measure), costly, measure)
+            predicted = predict_lost(others, costly, measure)
             ratio = np.maximum(predicted, 0.01) / costly["lost"]
             factors.append(np.abs(np.log(ratio)))
         errors[measure] = float(np.median(np.concatenate(factors))) if factors else np.inf
@@ -126,14 +111,13 @@ def find_share_of_hits(tables: Tables) -> pd.DataFrame:
         NoRows: fewer than two batch sizes to fit the curve on, or nothing to test it on.
     """
     cases = find_cases(tables)
-    held_out = is_held_out(cases)
-    fitted = cases[~held_out]
-    tested = cases[held_out]
+    fitted = cases[~cases["is_held_out"]]
+    tested = cases[cases["is_held_out"]]
     if fitted["batch_size"].nunique() < 2 or tested.empty:
         raise NoRows("the measure is chosen by left-out batch sizes: two are needed to fit on, and one to test on")
 
     measure = choose_measure(fitted)
-    predicted = predict(fit_curve(fitted, measure), tested, measure)
+    predicted = predict_lost(fitted, tested, measure)
     lost = tested["lost"]
     is_near = (predicted - lost).abs() <= LARGEST_ERROR
     is_alike = (lost > 0) & lost.between(predicted / LARGEST_FACTOR, predicted * LARGEST_FACTOR)

@@ -148,11 +148,7 @@ def _write_overview(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _write_finding(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Write a table of two columns, which a phone can show.
-
-    Raises:
-        UserError: a quoted verdict is another one.
-    """
+    """Write a table of two columns, which a phone can show; UserError where a quoted verdict is another one."""
     from bnlab.harness.errors import UserError
     from bnlab.harness.reporting.prose import fill_paragraphs
 
@@ -162,16 +158,14 @@ def _write_finding(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[st
         if word == "here":
             filled = fill_paragraphs(text, outcomes)
             if not filled:
-                lines = f"judge again, in experiments/{TEXT.name}"
-                raise UserError(f"{finding.number}: a quoted claim has another verdict; {lines}")
+                found = f"{finding.number}: a quoted claim has another verdict"
+                raise UserError(f"{found}; judge again, in experiments/{TEXT.name}")
             yield f"| here | {filled[0]} |"
             yield f"| claims | {'; '.join(_write_claims(finding, outcomes))} |"
         elif word == "would tell":
             yield f"| would tell | `{text}`: declared, with claims, and not measured yet |"
-        elif word in JUDGEMENTS:
-            yield f"| **{word}** | {text} |"
         else:
-            yield f"| {word} | {text} |"
+            yield f"| **{word}** | {text} |" if word in JUDGEMENTS else f"| {word} | {text} |"
 
 
 def _write_claims(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,12 @@ def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
     if not isinstance(statistic, Measured):
         return bnlab.running_statistics(run.model_at(step))
 
-    path = _find_path(run, step, statistic, subject.split)
+    images = str(run.limit_at(step) or "all")
+    if statistic.images:
+        images = f"drawn{statistic.images}"  # other images than the sample of as many that `population_images` measures
+    made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
+    name = "-".join([statistic.name, subject.split, images, f"{step:07d}", made_from])
+    path = run.folder / "statistics" / f"{name}.safetensors"
     if path.exists():
         return Statistics.load(path)
 
@@ -74,17 +78,6 @@ def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
     return measured
 
 
-def _find_path(run: Run, step: int, statistic: Measured, split: str) -> Path:
-    """Name the file of these statistics by all that they depend on."""
-    images = str(run.limit_at(step) or "all")
-    if statistic.images:
-        images = f"drawn{statistic.images}"  # other images than the sample of as many that `population_images` measures
-
-    made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
-    name = "-".join([statistic.name, split, images, f"{step:07d}", made_from])
-    return run.folder / "statistics" / f"{name}.safetensors"
-
-
 def draw_population(run: Run, step: int, subject: Subject, batch_size: int) -> list[Tensor]:
     """Draw the images that statistics of frozen weights are of, in batches.
 
@@ -93,27 +86,21 @@ def draw_population(run: Run, step: int, subject: Subject, batch_size: int) -> l
     is_augmented = subject.split == "train_augmented"
     population = run.dataset.train_augmented if is_augmented else find_population(run, subject)
     count = getattr(subject.statistic, "images", None)
+    images = population.images
     if count is None:
         images = population.sample(run.limit_at(step)).images
-    else:
+    elif count < len(images):
         # One sample for all seeds would put its own error into every mean, where no interval shows it.
         generator = seed_by(f"{run.id} {step} {count}")
-        images = _draw_sample(population.images, count, generator)
+        order = torch.randperm(len(images), generator=generator)
+        chosen = order[:count].to(images.device)
+        images = images[chosen].contiguous(memory_format=torch.channels_last)
 
     if is_augmented:
         data = run.config.data
         generator = torch.Generator().manual_seed(0)  # the same for every checkpoint and estimator
         images = augment(images, generator, shift=data.shift, flip=data.flips)
     return [images[part] for part in in_batches(len(images), batch_size)]
-
-
-def _draw_sample(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw so many of the images, or return all of them if there are no more."""
-    if count >= len(images):
-        return images
-    order = torch.randperm(len(images), generator=generator)
-    chosen = order[:count].to(images.device)
-    return images[chosen].contiguous(memory_format=torch.channels_last)
 
 
 def find_population(run: Run, subject: Subject) -> Split:

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from bnlab.estimators import Stream
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import seed_by, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from experiments.questions.streams.replaying import final_step, replay_means, shift_last, stream_until
+from experiments.questions.streams.replaying import OfAverages, replay_means, shift_last, stream_until
 
 _BATCHES = 200  # the last of the training
 _SIZES = (0.1, 1.0, 10.0, 100.0)
@@ -38,10 +36,9 @@ batches of the training in an order that is drawn for each network. Every averag
 
 
 @dataclass(unsafe_hash=True)
-class Counterexamples(Measurement):
+class Counterexamples(OfAverages):
     """Table `counterexamples`."""
 
-    about_batches: ClassVar[bool] = True
     name: str = "counterexamples"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -62,23 +59,11 @@ class Counterexamples(Measurement):
         },
     )
 
-    def covers(self, norm: Norm) -> bool:
-        return norm.takes_batch_whole
-
-    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
-        return final_step(run, subjects)
-
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         return []
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
-        """Measure how far every average is off: a row for each subject, case and size, after one step.
-
-        The last 200 batches before the step are shuffled, so that their statistics stand still, and changed as
-        `construct` says. Every average starts at their mean and averages them. Its error is the distance of its mean
-        from the one that the case defines as true, in the batches' standard deviations, root mean square over all
-        channels of the network.
-        """
+        """Measure how far every average is off: a row for each subject, case and size, after one step."""
         (step,) = steps
         stream = shuffle_last(run, stream_until(run, step))
         unit = deviation(stream)
@@ -120,15 +105,8 @@ def deviation(stream: Stream) -> Tensor:
 def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[Stream, Tensor]:
     """Construct the batches of a case, and the mean [C] that is true in it.
 
-    shuffled: as they are; the mean of all batches.
-    sorted: in each channel from the lowest mean to the highest; the same.
-    jump_1, jump_10: the last batch, or the last 10, lie `size` standard deviations higher, because the weights have
-        moved; the mean of all batches, and as much higher.
-    rare: only the last batch lies higher, because of a rare image; the mean of all batches, that one too.
-    single: the same batch, which is one image alone; the mean of all images, which count alike.
-
     Args:
-        case: one of these.
+        case: see what the table is about.
         size: in standard deviations.
         stream: of `shuffle_last`.
         batch_size: images in a batch.

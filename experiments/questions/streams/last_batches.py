@@ -9,13 +9,11 @@ import pandas as pd
 import torch
 
 from bnlab.estimators import Stream
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from experiments.questions.streams.replaying import final_step, replay_means, shift_last, stream_until
+from experiments.questions.streams.replaying import OfAverages, replay_means, shift_last, stream_until
 
 _LAST = (1, 4, 16, 64)  # batches
 
@@ -24,11 +22,9 @@ How far the last batches of the training move running averages."""
 
 
 @dataclass(unsafe_hash=True)
-class LastBatches(Measurement):
+class LastBatches(OfAverages):
     """Table `last_batches`."""
 
-    about_batches: ClassVar[bool] = True
-    at_last_step: ClassVar[bool] = True
     name: str = "last_batches"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -51,22 +47,12 @@ class LastBatches(Measurement):
         },
     )
 
-    def covers(self, norm: Norm) -> bool:
-        return norm.takes_batch_whole
-
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose running averages alone, and the final step if there are two batches before it."""
-        chosen = final_step(run, subjects)
-        return {subject: [step for step in steps if step > 1] for subject, steps in chosen.items()}
+        return {subject: [step for step in run.wanted[-1:] if step > 1] for subject in subjects if subject.average}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
-        """Measure how far the last batches move every average: a row for each subject, layer and number of batches.
-
-        `followed`: the means of the last batches are larger by a standard deviation of the exact statistics; the share
-        of it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them
-        take the place of the last batches; by how much the average changes, in standard deviations, root mean square
-        over channels. The stream has at least twice as many batches.
-        """
+        """Measure how far the last batches move every average: a row for each subject, layer and number of batches."""
         (step,) = steps
         layout = run.trace.layout
         stream = stream_until(run, step)

@@ -14,12 +14,11 @@ from torch import Tensor
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.recording.frozen import record_frozen
-from experiments.questions.streams.replaying import final_step
+from experiments.questions.streams.replaying import OfAverages
 
 EPOCHS = 24
 _BEFORE = 2  # epochs more at the beginning, in which averages fill their memory
@@ -30,11 +29,9 @@ epochs of the training images, each in an order of its own, after 2 that are not
 
 
 @dataclass(unsafe_hash=True)
-class WithinEpoch(Measurement):
+class WithinEpoch(OfAverages):
     """Table `within_epoch`."""
 
-    about_batches: ClassVar[bool] = True
-    at_last_step: ClassVar[bool] = True
     name: str = "within_epoch"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -61,9 +58,6 @@ class WithinEpoch(Measurement):
 
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
-
-    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
-        return final_step(run, subjects)
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure noise in an epoch: a row for each subject, layer and batch, with its smaller last batch and without.
