@@ -79,7 +79,7 @@ REPORTING = {
         for name in ("errors", "schema", "schedule", "small_batches", "run_table", "requests", "reporting")
     ),
 }
-SHARED = {f"experiments.{name}" for name in ("curve", "margins", "tuning")}  # by several questions
+SHARED = {f"experiments.{name}" for name in ("margins", "tuning")}  # by several questions
 PACKAGED = {
     "PIL": "pillow",
     "hydra": "hydra-core",
@@ -158,7 +158,7 @@ def list_questions() -> list[Path]:
 
 def test_questions_see_reports_and_theory_only() -> None:
     for path in list_questions():
-        assert_imports_only(path, {*REPORTING, *SHARED, "bnlab.theory"}, beside="bnlab")
+        assert_imports_only(path, {*REPORTING, *SHARED, "bnlab.theory", "sklearn"}, beside="bnlab")
 
 
 def test_measurements_of_questions_see_nothing_that_reads_tables() -> None:

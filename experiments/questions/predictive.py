@@ -113,16 +113,9 @@ def make_claims(
     restored: str = "",
     **networks: Any,
 ) -> dict[str, Claim]:
-    """Make the claims on what the forecasts' choice is worth in these networks.
+    """Make the claims on what the forecasts' choice is worth in `networks`, which `where` names.
 
-    Args:
-        end: added to the claims' names.
-        where: the networks in words, which open a sentence.
-        points, reason: the margin of accuracy, and why.
-        all_layers: what `near_the_best` is over all layers, to which it was not narrowed when it was asked.
-        seen: what is said of the claim that was asked when its numbers were known.
-        restored: what is said of the claim that was dropped once.
-        networks: their settings.
+    Over all layers, as it was asked first, `near_the_best` is `all_layers`; `seen` and `restored` say what was known.
     """
     wanted = {"estimator": "predictive", **networks}
     return {

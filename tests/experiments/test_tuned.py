@@ -13,7 +13,7 @@ import pytest
 
 from bnlab.harness.reporting.experiment import decide, find_conditions
 from bnlab.lab.catalogue import find_experiment
-from experiments import curve
+from experiments.questions import ground
 from experiments.tuning import RATE, TUNING_SEEDS, find_collapses, pick_rate, select_tested
 
 TESTED = (103, 104, 105)
@@ -249,8 +249,8 @@ def test_collapses_are_counted() -> None:
 
 
 def test_the_curve_is_of_the_measure_that_points_follow_from() -> None:
-    cases = curve.find_cases(plant_ground())
-    assert curve.choose_measure(cases[~cases["is_held_out"]]) == "mean_gap"
+    cases = ground.find_cases(plant_ground())
+    assert ground.choose_measure(cases[~cases["is_held_out"]]) == "mean_gap"
 
 
 def test_a_network_near_chance_is_no_case() -> None:
@@ -259,6 +259,6 @@ def test_a_network_near_chance_is_no_case() -> None:
     is_of_four = rows["run"].str.contains("'batch_size': 4,") & (rows["split"] == "test")
     tables["evaluations"] = rows.assign(accuracy=rows["accuracy"].mask(is_of_four, rows["accuracy"] - 0.6))
 
-    assert 4 not in {*curve.find_cases(tables)["batch_size"]}
+    assert 4 not in {*ground.find_cases(tables)["batch_size"]}
     verdicts = decide(find_experiment("ground"), tables)
     assert not verdicts["condition"].str.contains(r"batch size 4\b").any()

@@ -74,10 +74,7 @@ class TrainingMemory(Measurement):
 def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     """Count the bytes that the forward pass and the loss keep for the backward pass, each storage once.
 
-    Args:
-        model: the network, in train mode; its running averages are updated.
-        images: [N, C, H, W], in memory of their own.
-        labels: [N].
+    The network is in train mode, and its running averages are updated; the images have memory of their own.
     """
     held = [*model.parameters(), *model.buffers()]
     known = {tensor.untyped_storage().data_ptr() for tensor in held}

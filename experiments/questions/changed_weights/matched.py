@@ -82,10 +82,7 @@ def train_apart(run: Run, step: int) -> nn.Module:
 def match_channels(first: nn.Module, second: nn.Module, images: Tensor) -> None:
     """Permute the channels of `second` in place, layer by layer, so that they correlate best with those of `first`.
 
-    Args:
-        first: a chain of convolutions, each with a batch norm behind it, and a linear head.
-        second: a network of the same form. It predicts as before.
-        images: [N, channels, H, W], on which correlations are measured.
+    Both are chains of convolutions, each with a batch norm behind it, and a linear head. `second` predicts as before.
     """
     correlations = correlate_channels(first, second, images)
     norms = [layer for layer in second.children() if isinstance(layer, BatchNorm)]
@@ -103,11 +100,7 @@ def match_channels(first: nn.Module, second: nn.Module, images: Tensor) -> None:
 
 @torch.no_grad()
 def correlate_channels(first: nn.Module, second: nn.Module, images: Tensor) -> list[Tensor]:
-    """Correlate the outputs of each norm over images and pixels, under running averages, in float64.
-
-    Returns:
-        For each norm [C, C]: a row for each channel of `first`, a column for each of `second`.
-    """
+    """Correlate the outputs of each norm over images and pixels, under running averages: float64 [C, C] for each."""
     first.eval()
     second.eval()
     correlations = []

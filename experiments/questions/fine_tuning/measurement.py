@@ -134,17 +134,7 @@ def _take(split: Split, part: slice) -> Split:
 def tune(
     model: nn.Module, few: Split, mode: str, batch: int, rate: float, steps: Sequence[int], generator: torch.Generator
 ) -> Iterator[int]:
-    """Fine-tune a network in place, and stop after so many updates each time; at the end if it diverges.
-
-    Args:
-        model: the network, in train mode.
-        few: the images to learn from.
-        mode: one of `MODES`.
-        batch: images in a batch, at most all.
-        rate: learning rate.
-        steps: numbers of updates, ascending.
-        generator: draws the images of each batch.
-    """
+    """Fine-tune a network in place, from train mode, and stop after so many updates each; at the end if it diverges."""
     if mode == "eval_exact":
         bnlab.population_statistics(model, [few.images]).write_to(model)
     if mode != "train":

@@ -103,14 +103,7 @@ def deviation(stream: Stream) -> Tensor:
 
 
 def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[Stream, Tensor]:
-    """Construct the batches of a case, and the mean [C] that is true in it.
-
-    Args:
-        case: see what the table is about.
-        size: in standard deviations.
-        stream: of `shuffle_last`.
-        batch_size: images in a batch.
-    """
+    """Construct the batches of a case from those of `shuffle_last`, and the mean [C] that is true in it."""
     mean = stream.start[0]
     if case == "shuffled":
         return stream, mean

@@ -108,16 +108,9 @@ def _cut_epochs(stream: Stream, per_epoch: int, batches: int) -> Stream:
 
 
 def _measure_noise(stream: Stream, averages: list[Estimator], batches: int, full: int) -> tuple[Tensor, Tensor]:
-    """Measure `noise` and `spread` of each channel, in variances of the layer.
+    """Measure `noise` [averages, batches, channels] and `spread` [channels], in variances of the layer.
 
-    Args:
-        stream: epochs of so many `batches`, of which the first `full` are not smaller than the others.
-        averages: the estimators.
-        batches: see `stream`.
-        full: see `stream`.
-
-    Returns:
-        float64 [averages, batches, all channels] and [all channels].
+    The stream is of whole epochs of so many `batches`, of which the first `full` are not smaller than the others.
     """
     level, mean_var = stream.batches.mean(0)
     var = mean_var + stream.eps
