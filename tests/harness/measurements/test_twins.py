@@ -89,11 +89,11 @@ def test_traces(trained: Run, copied: Config) -> None:
     exact = population_statistics(trained.model_at(STEP), [trained.dataset.train.images])
     for name, layer in trained.trace.layers.items():
         for channel in (0, len(exact[name].mean) // 2):
-            row = found.loc[("exact", STEP, name, channel)]
+            row = found.xs(("exact", STEP, name, channel))
             assert row["mean"] == pytest.approx(exact[name].mean[channel].item(), rel=1e-4, abs=1e-6)
             assert row["var"] == pytest.approx(exact[name].var[channel].item(), rel=1e-4)
             for step in steps:
-                row = found.loc[("last_batch", step, name, channel)]
+                row = found.xs(("last_batch", step, name, channel))
                 assert [row["mean"], row["var"]] == pytest.approx(layer.moments[step - 1, :, channel].tolist())
 
 
