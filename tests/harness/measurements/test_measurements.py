@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +15,9 @@ from bnlab.harness.artifacts import cores
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.estimates import in_batches
-from bnlab.harness.measurements.subjects import parse_subjects
+from bnlab.harness.measurements.estimates import draw_population, in_batches
+from bnlab.harness.measurements.subjects import Subject, parse_subjects
+from bnlab.harness.statistic_kinds import Exact
 from tests.helpers import measure
 from tests.references import float64_copy
 
@@ -76,6 +79,17 @@ def test_a_sample_is_measured_before_the_end(trained: Run, copied: Config) -> No
     with using(trained.model_at(1), statistics) as model, torch.no_grad():
         hits = model(test.images).argmax(1) == test.labels
     assert exact.loc[1, "accuracy"] == pytest.approx(hits.double().mean().item())
+
+
+def test_each_network_and_step_has_a_sample_of_its_own(trained: Run) -> None:
+    subject = Subject(Exact(images=100))
+    other = Run(replace(trained.config, seed=1))
+    other.dataset = trained.dataset
+
+    places = ((trained, 1), (trained, 7), (other, 1))
+    first, *others = (draw_population(run, step, subject, 100)[0] for run, step in places)
+
+    assert not [images for images in others if torch.equal(images, first)]
 
 
 @pytest.mark.parametrize("split", ["test", "val", "train"])
