@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.schema import Column, Table
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.lab.catalogue import list_measurements
 
@@ -42,25 +40,12 @@ def describe_tables() -> str:
 
     sections = [_FIRST.rstrip()]
     for name, table in tables.items():
-        lines = _describe(name, table)
+        lines = [f"## {name}", "", table.about, "", "| column | type | meaning |", "|---|---|---|"]
+        for column, each in table.columns.items():
+            shown = f"**{column}**" if column in table.key else column
+            lines.append(f"| {shown} | {_TYPES[str(each.type)]} | {each.meaning} |")
         sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"
-
-
-def _describe(name: str, table: Table) -> Iterator[str]:
-    """Write the lines on a table: what it is about, and a row for each column."""
-    yield f"## {name}"
-    yield ""
-    yield table.about
-    yield ""
-    yield "| column | type | meaning |"
-    yield "|---|---|---|"
-    for column, each in table.columns.items():
-        yield _write_row(f"**{column}**" if column in table.key else column, each)
-
-
-def _write_row(name: str, column: Column) -> str:
-    return f"| {name} | {_TYPES[str(column.type)]} | {column.meaning} |"
 
 
 if __name__ == "__main__":

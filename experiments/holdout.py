@@ -20,20 +20,8 @@ from bnlab.harness.reporting.tables import load
 
 FIRST_SEEDS = 5
 EXTENDED = (
-    "drift",
-    "few_images",
-    "gap",
-    "model_selection",
-    "momentum",
-    "non_iid",
-    "predictive",
-    "quickstart",
-    "settings",
-    "shift",
-    "streams",
-    "tolerance",
-    "variance",
-    "weight_averaging",
+    *("drift", "few_images", "gap", "model_selection", "momentum", "non_iid", "predictive", "quickstart", "settings"),
+    *("shift", "streams", "tolerance", "variance", "weight_averaging"),
 )
 """Experiments of results/reference whose seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were known."""
 
@@ -42,8 +30,6 @@ FROM_THE_START = {
     "non_iid": ("long_warmup_rescues", "short_memory_rescues", "the_start_is_to_blame"),
 }
 """Claims of experiments in two parts, of which one had five seeds first and this one had fifteen from the start."""
-
-_DECIDED = ("holds", "fails")
 
 
 def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSeeds:
@@ -54,15 +40,10 @@ def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSee
         results: the folder of all results.
     """
     rows = []
-    for outcome in outcomes:
-        name = outcome.experiment.name
-        if name not in EXTENDED:
-            continue
-        tables = load(name, results)
-        begun_with_all = FROM_THE_START.get(name, ())
-        extended = {key: claim for key, claim in outcome.experiment.claims.items() if key not in begun_with_all}
-        verdicts = hold_out(replace(outcome.experiment, claims=extended), tables)
-        rows.append({"experiment": name, **count_changes(verdicts)})
+    for experiment in (outcome.experiment for outcome in outcomes):
+        if experiment.name in EXTENDED:
+            verdicts = hold_out(experiment, load(experiment.name, results))
+            rows.append({"experiment": experiment.name, **count_changes(verdicts)})
 
     counts = pd.DataFrame(rows)
     total = counts.drop(columns="experiment").sum()
@@ -77,29 +58,36 @@ def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSee
 
 
 def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
-    """Decide the claims three times: with the first seeds, with the added ones alone, and with all.
-
-    Args:
-        experiment: the question with its claims.
-        tables: the experiment's tables, with all seeds.
+    """Decide the claims that had five seeds first three times: with these, with the added ones alone, and with all.
 
     Returns:
         A row for each condition that has a verdict all three times, in the columns `first`, `added` and `with_all`.
     """
-    seeds = tables["runs"]["seed"]
-    verdicts = {
-        "first": _decide_with(experiment, tables, seeds < FIRST_SEEDS),
-        "added": _decide_with(experiment, tables, seeds >= FIRST_SEEDS),
-        "with_all": _decide_with(experiment, tables, seeds.notna()),
+    begun_with_all = FROM_THE_START.get(experiment.name, ())
+    claims = {key: claim for key, claim in experiment.claims.items() if key not in begun_with_all}
+    runs = tables["runs"]
+    parts = {
+        "first": runs[runs["seed"] < FIRST_SEEDS],
+        "added": runs[runs["seed"] >= FIRST_SEEDS],
+        "with_all": runs,
     }
+
+    verdicts = {}
+    for part, networks in parts.items():
+        chosen = {name: frame[frame["run"].isin(networks["run"])] for name, frame in tables.items()}
+        decided = decide(replace(experiment, claims=claims), chosen)
+        decided["condition"] = decided["where"].map(_name_condition)
+        verdicts[part] = decided.set_index(["claim", "condition"])["verdict"]
     return pd.DataFrame(verdicts).dropna()  # NaN where one of the three lacks the condition
 
 
-def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
-    """Count the verdicts that the added seeds have changed.
+def _name_condition(where: tuple[str, ...]) -> str:
+    """Name a condition without the layer that has the largest gap, which need not be the same for other seeds."""
+    return ", ".join(word for word in where if not word.startswith("largest in"))
 
-    Args:
-        verdicts: the result of `hold_out`.
+
+def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
+    """Count the verdicts of `hold_out` that the added seeds have changed.
 
     Returns:
         conditions: how many there are.
@@ -109,44 +97,15 @@ def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
         reversed: of `decided`, those that the added seeds alone decide the other way.
         undone: those that the first seeds decide, and all seeds do not.
     """
-    was_decided = verdicts["first"].isin(_DECIDED)
-    is_decided = verdicts["with_all"].isin(_DECIDED)
-    newly_decided = verdicts[~was_decided & is_decided]
-
-    is_alike = newly_decided["added"] == newly_decided["with_all"]
-    is_decided_alone = newly_decided["added"].isin(_DECIDED)
+    is_decided = verdicts.isin(["holds", "fails"])
+    newly = verdicts[~is_decided["first"] & is_decided["with_all"]]
+    is_alike = newly["added"] == newly["with_all"]
+    is_undecided = ~newly["added"].isin(["holds", "fails"])
     return {
         "conditions": len(verdicts),
-        "decided": len(newly_decided),
+        "decided": len(newly),
         "alike": int(is_alike.sum()),
-        "undecided": int((~is_decided_alone).sum()),
-        "reversed": int((is_decided_alone & ~is_alike).sum()),
-        "undone": int((was_decided & ~is_decided).sum()),
+        "undecided": int(is_undecided.sum()),
+        "reversed": int((~is_undecided & ~is_alike).sum()),
+        "undone": int((is_decided["first"] & ~is_decided["with_all"]).sum()),
     }
-
-
-def _decide_with(experiment: Experiment, tables: Tables, is_wanted: pd.Series) -> pd.Series:
-    """Decide the claims from some of the networks.
-
-    Args:
-        experiment: the question with its claims.
-        tables: the experiment's tables, with all seeds.
-        is_wanted: for each row of the table `runs`, whether its network is among them.
-
-    Returns:
-        A verdict for each claim and condition, which are its index.
-    """
-    names = tables["runs"].loc[is_wanted, "run"]
-    chosen = {}
-    for name, frame in tables.items():
-        is_chosen = frame["run"].isin(names)
-        chosen[name] = frame[is_chosen]
-
-    decided = decide(experiment, chosen)
-    decided["condition"] = decided["where"].map(_name_condition)
-    return decided.set_index(["claim", "condition"])["verdict"]
-
-
-def _name_condition(where: tuple[str, ...]) -> str:
-    """Name a condition without the layer that has the largest gap, which need not be the same for other seeds."""
-    return ", ".join(word for word in where if not word.startswith("largest in"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,35 +43,24 @@ class Finding:
     Attributes:
         number: of the figure (F) or hypothesis (H), with a letter where there are several; P of others.
         title: in a few words.
-        they: what the paper found.
-        source: `read` (the paper, its abstract, or notes on it), `recalled` or `expected` (by us).
-        here: a sentence that quotes claims, see `prose.fill_paragraphs`; empty where nothing was tried.
-        judgement: one of JUDGEMENTS.
-        reason: for the judgement.
-        would_tell: the name of an experiment that is declared and not measured; empty without one.
+        lines: by its first words, in order: `they (read)`, `they (recalled)` or `expected`, what was found, or what we
+            expected; `here`, a sentence that quotes claims, see `prose.fill_paragraphs`; a judgement, the reason for
+            it; `would tell`, the name of an experiment that is declared and not measured.
     """
 
     number: str
     title: str
-    they: str
-    source: str
-    here: str
-    judgement: str
-    reason: str
-    would_tell: str = ""
+    lines: Mapping[str, str]
+
+    @property
+    def judgement(self) -> str:
+        """One of JUDGEMENTS."""
+        (judgement,) = self.lines.keys() & {*JUDGEMENTS}
+        return judgement
 
     def list_quotes(self) -> list[tuple[str, str, str]]:
         """List what is quoted: verdict, experiment and claim, each once."""
-        return list(dict.fromkeys(_QUOTE.findall(self.here)))
-
-
-@dataclass(frozen=True)
-class Section:
-    """A paper with its findings; `about` is its source in Markdown."""
-
-    title: str
-    about: str
-    findings: list[Finding]
+        return list(dict.fromkeys(_QUOTE.findall(self.lines.get("here", ""))))
 
 
 def main() -> int:
@@ -87,58 +76,26 @@ def _write_page(words: list[str]) -> int:
 
     if words:
         raise UserError(f"{words[0]}: there is nothing to set")
-
-    _, sections = read_text()
-    outcomes = []
-    for name in list_quoted(sections):
-        outcomes.append(find_outcome(find_experiment(name), load(name, REFERENCE)))
-
+    quotes = [quote for finding in list_findings() for quote in finding.list_quotes()]
+    names = sorted({experiment for _, experiment, _ in quotes})
+    outcomes = [find_outcome(find_experiment(name), load(name, REFERENCE)) for name in names]
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(write_page(outcomes), encoding="utf-8")
     print(PAGE)
     return 0
 
 
-def read_text() -> tuple[str, list[Section]]:
-    """Read what stands before all papers, and the papers."""
-    introduction, *parts = TEXT.read_text(encoding="utf-8").split("\n## ")
-    return introduction.strip(), [_read_section(part) for part in parts]
-
-
-def list_quoted(sections: Sequence[Section]) -> list[str]:
-    """List the experiments of which claims are quoted."""
-    names = set()
-    for section in sections:
-        for finding in section.findings:
-            names |= {experiment for _, experiment, _ in finding.list_quotes()}
-    return sorted(names)
-
-
-def _read_section(part: str) -> Section:
-    title, _, rest = part.partition("\n")
-    about, *findings = rest.strip().split("\n### ")
-    return Section(title, about.strip(), [_read_finding(finding) for finding in findings])
+def list_findings() -> list[Finding]:
+    """List the findings of all papers, and what we expected."""
+    parts = TEXT.read_text(encoding="utf-8").split("\n## ")
+    return [_read_finding(text) for part in parts for text in part.split("\n### ")[1:]]
 
 
 def _read_finding(text: str) -> Finding:
     """Read a finding: `F1. Title`, and lines of a word, a colon and a sentence."""
     heading, *lines = text.strip().splitlines()
     number, _, title = heading.partition(". ")
-    said = dict(line.split(": ", 1) for line in lines)
-
-    they = said.keys() & {"they (read)", "they (recalled)", "expected"}
-    (word,) = they
-    (judgement,) = said.keys() & {*JUDGEMENTS}
-    return Finding(
-        number,
-        title,
-        they=said[word],
-        source=word.removeprefix("they (").removesuffix(")"),
-        here=said.get("here", ""),
-        judgement=judgement,
-        reason=said[judgement],
-        would_tell=said.get("would tell", ""),
-    )
+    return Finding(number, title, dict(line.split(": ", 1) for line in lines))
 
 
 def write_page(outcomes: Sequence[Outcome]) -> str:
@@ -150,27 +107,26 @@ def write_page(outcomes: Sequence[Outcome]) -> str:
     Raises:
         UserError: a quoted verdict is another one.
     """
-    introduction, sections = read_text()
-    findings = [finding for section in sections for finding in section.findings]
-    parts = [introduction.replace("{counts}", _say_counts(findings)), "\n".join(_write_overview(findings))]
-    for section in sections:
-        parts += [f"## {section.title}", section.about]
-        parts += ["\n".join(_write_finding(finding, outcomes)) for finding in section.findings]
+    introduction, *papers = TEXT.read_text(encoding="utf-8").split("\n## ")
+    findings = list_findings()
+    counts = (
+        f"Of {_count([each for each in findings if 'expected' not in each.lines], 'findings of papers and practice')}. "
+        f"Of {_count([each for each in findings if 'expected' in each.lines], 'expectations of our own')}."
+    )
+    parts = [introduction.strip().replace("{counts}", counts), "\n".join(_write_overview(findings))]
+    for paper in papers:
+        about, *texts = paper.split("\n### ")
+        title, _, source = about.partition("\n")
+        parts += [f"## {title}", source.strip()]
+        parts += ["\n".join(_write_finding(_read_finding(text), outcomes)) for text in texts]
     return "\n\n".join(parts) + "\n"
 
 
-def _say_counts(findings: Sequence[Finding]) -> str:
-    """Say how many findings there are and how many of each judgement, of papers and of expectations."""
-    of_papers = [finding.judgement for finding in findings if finding.source != "expected"]
-    expected = [finding.judgement for finding in findings if finding.source == "expected"]
-    return (
-        f"Of {len(of_papers)} findings of papers and practice {_count_judgements(of_papers)}. "
-        f"Of {len(expected)} expectations of our own {_count_judgements(expected)}."
-    )
-
-
-def _count_judgements(judged: Sequence[str]) -> str:
-    return ", ".join(f"{judged.count(judgement)} {words}" for judgement, words in JUDGEMENTS.items())
+def _count(findings: Sequence[Finding], of: str) -> str:
+    """Say how many findings there are, and how many of each judgement."""
+    judged = [finding.judgement for finding in findings]
+    counts = [f"{judged.count(judgement)} {words}" for judgement, words in JUDGEMENTS.items()]
+    return f"{len(judged)} {of} {', '.join(counts)}"
 
 
 def _write_overview(findings: Sequence[Finding]) -> Iterator[str]:
@@ -186,35 +142,30 @@ def _write_overview(findings: Sequence[Finding]) -> Iterator[str]:
     yield ""
     for finding in findings:
         if finding.judgement == "contradicts":
-            told = f" (`{finding.would_tell}` would tell)" if finding.would_tell else ""
+            would_tell = finding.lines.get("would tell")
+            told = f" (`{would_tell}` would tell)" if would_tell else ""
             yield f"- {finding.number}. {finding.title}{told}"
 
 
 def _write_finding(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Write a table of two columns, which a phone can show."""
-    yield f"| {finding.number} | **{finding.title}** |"
-    yield "|---|---|"
-    they = finding.source if finding.source == "expected" else f"they ({finding.source})"
-    yield f"| {they} | {finding.they} |"
-    if finding.here:
-        yield f"| here | {_fill(finding, outcomes)} |"
-        yield f"| claims | {'; '.join(_write_claims(finding, outcomes))} |"
-    yield f"| **{finding.judgement}** | {finding.reason} |"
-    if finding.would_tell:
-        yield f"| would tell | `{finding.would_tell}`: declared, with claims, and not measured yet |"
-
-
-def _fill(finding: Finding, outcomes: Sequence[Outcome]) -> str:
-    """Fill in the numbers of what is found here."""
+    """Write a table of two columns, which a phone can show; UserError where a quoted verdict is another one."""
     from bnlab.harness.errors import UserError
     from bnlab.harness.reporting.prose import fill_paragraphs
 
-    filled = fill_paragraphs(finding.here, outcomes)
-    if not filled:
-        raise UserError(
-            f"{finding.number}: a quoted claim has another verdict; judge again, in experiments/{TEXT.name}"
-        )
-    return filled[0]
+    yield f"| {finding.number} | **{finding.title}** |"
+    yield "|---|---|"
+    for word, text in finding.lines.items():
+        if word == "here":
+            filled = fill_paragraphs(text, outcomes)
+            if not filled:
+                found = f"{finding.number}: a quoted claim has another verdict"
+                raise UserError(f"{found}; judge again, in experiments/{TEXT.name}")
+            yield f"| here | {filled[0]} |"
+            yield f"| claims | {'; '.join(_write_claims(finding, outcomes))} |"
+        elif word == "would tell":
+            yield f"| would tell | `{text}`: declared, with claims, and not measured yet |"
+        else:
+            yield f"| **{word}** | {text} |" if word in JUDGEMENTS else f"| {word} | {text} |"
 
 
 def _write_claims(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -226,8 +177,8 @@ def _write_claims(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[str
         claims.setdefault(claim, []).append(f"*{verdict}*")
 
     for name, claims in verdicts.items():
-        said = [f"`{claim}` {' and '.join(found)}" for claim, found in claims.items()]
-        yield f"[{name}]({_LINK.format(name)}) ({bases[name]}): {', '.join(said)}"
+        quoted = [f"`{claim}` {' and '.join(found)}" for claim, found in claims.items()]
+        yield f"[{name}]({_LINK.format(name)}) ({bases[name]}): {', '.join(quoted)}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from bnlab.harness.reporting.frames import (
     gap_over_layers,
     lowest,
     name_panels,
-    paired,
     rows,
     select,
 )
@@ -61,21 +60,6 @@ def find_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wan
     return find_largest_gap(rows(tables, "gaps", at, **wanted), value, by)
 
 
-def drop_chance(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Drop the groups of rows near chance: those where exact statistics have less than 20%, on average over seeds.
-
-    Near chance no statistics are better than others.
-
-    Args:
-        accuracies: rows with `estimator`, among them `exact`, and `accuracy`.
-        by: the columns that make the groups.
-    """
-    of_exact = accuracies["accuracy"].where(accuracies["estimator"] == "exact")
-    groups = of_exact.groupby([accuracies[column] for column in by])
-    is_above = groups.transform("mean") >= 0.2
-    return accuracies[is_above]
-
-
 def find_picks(tables: Tables) -> pd.DataFrame:
     """Find the checkpoint of each network that validation accuracy with each estimator picks.
 
@@ -84,12 +68,10 @@ def find_picks(tables: Tables) -> pd.DataFrame:
         picked weights' test accuracy with exact statistics. `cost`: how much lower it is than that of the pick of exact
         statistics, as a share of the images. `same`: whether both pick the same checkpoint.
     """
-    wanted: dict[str, Any] = {
-        "statistics_split": "train",
-        "momentum": (0.1, None),
-    }
+    wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
     on_val = rows(tables, "evaluations", split="val", **wanted)
-    candidates = _list_candidates(on_val)
+    is_last = (on_val["estimator"] == "exact") & (on_val["step"] == on_val["steps"])
+    candidates = pd.concat([on_val, on_val[is_last].assign(estimator="last")])
     candidates["error"] = 1 - candidates["accuracy"]
     picks = lowest(candidates, "error", ["run", "estimator"])
 
@@ -105,25 +87,3 @@ def find_picks(tables: Tables) -> pd.DataFrame:
     picks["cost"] = best_tested - picks["tested"]
     picks["same"] = best_step == picks["step"]
     return picks
-
-
-def _list_candidates(on_val: pd.DataFrame) -> pd.DataFrame:
-    """List the checkpoints that each estimator can pick: all; and, as an estimator `last`, the last one alone."""
-    exact = select(on_val, estimator="exact")
-    is_last = exact["step"] == exact["steps"]
-    last = exact[is_last]
-    last = last.assign(estimator="last")
-    return pd.concat([on_val, last])
-
-
-def find_gains_over_plain(tables: Tables, at: float | Sequence[float]) -> pd.DataFrame:
-    """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented.
-
-    Returns:
-        The rows of PyTorch's running average and of exact statistics of augmented images; `line` names them.
-    """
-    tested = rows(tables, "evaluations", at, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
-    gains = paired(tested, "accuracy")
-    names = {"ema": "running averages", "exact": "exact, of augmented images"}
-    gains["line"] = gains["estimator"].map(names)
-    return gains

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnlab.harness.reporting.outcome import Outcome
+import pandas as pd
+
+from bnlab.harness.reporting.frames import average, interval
+from bnlab.harness.reporting.outcome import Outcome, format_number
 from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_html, write_hypotheses
 from bnlab.harness.reporting.tables import load
 from bnlab.lab.catalogue import is_shipped
 from bnlab.lab.folders import REFERENCE
-from experiments.devices import describe_devices
 from experiments.holdout import describe_added_seeds
 
 FIGURES = tuple(f"F{number}" for number in range(1, 22))
 """Numbers of the literature's figures that questions may bear on."""
+_PAIRS = REFERENCE / "devices.csv"  # networks that were trained on a CPU and on a GPU; tables of some are no more
+_STATISTICS = {"exact": "exact statistics", "ema": "running averages", "none": "no statistics"}
 
 
 def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
@@ -43,6 +47,36 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
         print(path)
 
 
+def describe_devices(runs: pd.DataFrame) -> str:
+    """Compare accuracies on a CPU and on a GPU, for an experiment that was trained on both; empty for others.
+
+    Args:
+        runs: its table `runs`.
+    """
+    is_gpu = runs["device"].str.contains("NVIDIA")
+    if is_gpu.all() or not is_gpu.any():
+        return ""
+
+    lines = [
+        "**Trained on a CPU and on a GPU.** Parts of this experiment were trained on either. Some networks of all "
+        "experiments were trained on both, with the same settings and seed. Their test accuracy at the end on the GPU "
+        "minus that on the CPU, in points, averaged over orders of the images and over momenta:",
+        "",
+        "| norm, batch size | statistics | GPU − CPU | networks | seeds |",
+        "|---|---|---|--:|--:|",
+    ]
+    pairs = pd.read_csv(_PAIRS)
+    by = ["norm", "batch_size", "estimator"]
+    pairs["difference"] = 100 * (pairs["gpu"] - pairs["cpu"])
+    networks = pairs.groupby(by)["run"].nunique().rename("networks")
+    compared = interval(average(pairs, "difference", [*by, "seed"]), "difference", by).join(networks, on=by)
+    for row in compared.to_dict("records"):
+        number = format_number(row["mean"], row["low"], row["high"])
+        named = f"{row['norm']}, {row['batch_size']} | {_STATISTICS[row['estimator']]}"
+        lines.append(f"| {named} | {number} | {row['networks']} | {row['n']} |")
+    return "\n".join(lines)
+
+
 def read_catalogue() -> Catalogue:
     """Read the questions Q1, Q2, … with their answers, the hypotheses with conclusions, and what stands around them."""
     folder = Path(__file__).with_name("answers")
@@ -50,18 +84,12 @@ def read_catalogue() -> Catalogue:
     first = pages.pop("first")
     index = pages.pop("index")
     last = pages.pop("last")
-    hypotheses = _read_hypotheses(pages.pop("hypotheses"))
+    hypotheses = {}
+    for part in pages.pop("hypotheses").strip().split("\n\n"):
+        heading, _, conclusion = part.partition("\n")
+        number, _, hypothesis = heading.partition(". ")
+        hypotheses[number] = (hypothesis, conclusion)
 
     numbers = sorted(pages, key=lambda number: int(number[1:]))
     questions = {number: pages[number] for number in numbers}
     return Catalogue(questions, hypotheses, first, index, last)
-
-
-def _read_hypotheses(text: str) -> dict[str, tuple[str, str]]:
-    """Read hypotheses by their numbers, with the lines below them; empty lines are between them."""
-    hypotheses = {}
-    for part in text.strip().split("\n\n"):
-        heading, _, conclusion = part.partition("\n")
-        number, _, hypothesis = heading.partition(". ")
-        hypotheses[number] = (hypothesis, conclusion)
-    return hypotheses

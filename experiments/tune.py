@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bnlab.lab.command import run_command
 from bnlab.lab.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.settings import Config
-    from bnlab.harness.reporting.experiment import Tables
 
 USAGE = """usage: python -m experiments.tune experiment=NAME [key=value ...]
 
@@ -27,73 +26,7 @@ batch_size=4                 restrict the cells by a setting
 experiment=ground_onecycle   tune one sweep of a question"""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Networks that differ in the learning rate and the seed alone.
-
-    Attributes:
-        tested: the jobs of the experiment, one for each seed, at any rate.
-    """
-
-    tested: tuple[Config, ...]
-
-    @property
-    def name(self) -> str:
-        """What the networks have in common, in words."""
-        config = self.tested[0]
-        norm = config.norm.name
-        own = config.norm.own_average()
-        if own is not None:
-            norm = f"{norm}({own})"
-        return f"{norm}, batch size {config.batch_size}, {config.optimizer.schedule}, {config.steps} updates"
-
-    def list_tuning(self, rate: float) -> list[Config]:
-        """List the jobs that validate a rate: measured at their end alone, under exact statistics and one average."""
-        from experiments.tuning import TUNING_SEEDS
-
-        first = self.tested[0]
-        own = first.norm.own_average()
-        light = replace(
-            first,
-            momentum=0.1 if own is None else first.momentum,
-            estimator=["ema", "exact"],
-            evaluate_at="final",
-            accuracy_at="final",
-            evaluate_on="val",
-            measurements=["evaluations"],
-            optimizer=replace(first.optimizer, lr=rate),
-        )
-        return [replace(light, seed=seed) for seed in TUNING_SEEDS]
-
-    def list_tested(self, rate: float) -> list[Config]:
-        """List the jobs that test a rate."""
-        return [replace(config, optimizer=replace(config.optimizer, lr=rate)) for config in self.tested]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The networks of an experiment that have been trained.
-
-    Attributes:
-        committed: the names of those in results/reference.
-        validated: by network of a tuning seed, there or here, its validation accuracy under exact statistics, 0 to 1.
-    """
-
-    committed: frozenset[str]
-    validated: Mapping[str, float]
-
-    def average(self, jobs: Sequence[Config]) -> float | None:
-        """Average the validation accuracy of these jobs' networks; None if one of them has none."""
-        from bnlab.harness.artifacts.runs import Run
-
-        names = [Run(job).id for job in jobs]
-        if any(name not in self.validated for name in names):
-            return None
-        return sum(self.validated[name] for name in names) / len(names)
-
-
-@dataclass(frozen=True)
-class Lack:
+class Lack(NamedTuple):
     """The jobs that a cell still lacks.
 
     Attributes:
@@ -116,20 +49,24 @@ def _tune(words: list[str]) -> int:
     """Train what the cells lack, or print what that is; the exit code."""
     from bnlab.harness.artifacts.cores import count_cores
     from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.jobs import prepare
     from bnlab.harness.planning import plan
+    from bnlab.harness.reporting.tables import write_tables
+    from bnlab.lab.compose import Job, Launcher
+    from bnlab.lab.launch import run_jobs
 
     is_again = "again=true" in words
     cells = _list_cells([word for word in words if word != "again=true"])
-    first = cells[0].tested[0]
+    first = cells[0][0]
     folder = Path(first.results) / first.name
 
     attempted: set[str] = set()
     while True:
-        trained = _read_trained(first.name, folder.parent, is_again)
-        lacks = [list_lacking(cell, trained) for cell in cells]
+        committed, validated = _read_trained(folder, is_again)
+        lacks = [list_lacking(cell, committed, validated) for cell in cells]
         for cell, lack in zip(cells, lacks, strict=True):
             if lack.jobs or first.dry_run:
-                print(f"{cell.name}: {lack.description}", flush=True)
+                print(f"{_describe_cell(cell)}: {lack.description}", flush=True)
 
         missing = [job for lack in lacks for job in lack.jobs]
         if first.dry_run:
@@ -138,7 +75,10 @@ def _tune(words: list[str]) -> int:
                 print("\n".join(plan(outlook, outlook, count_cores())))
             return 0
         if not missing:
-            print(f"nothing is missing; next: {_name_report(first, trained)}")
+            report = f"bnlab report experiment={first.name}"
+            if committed:
+                report = f"python -m experiments.reference {first.results} && {report} results=results/reference"
+            print(f"nothing is missing; next: {report}")
             return 0
 
         # A job that fails says why, and its network stays missing.
@@ -148,11 +88,16 @@ def _tune(words: list[str]) -> int:
             print(f"{len(failed)} networks have failed; see {folder}/failures", file=sys.stderr)
             return 1
         attempted |= names
-        _run(missing, folder)
+        prepare(missing)
+        run_jobs([Job(config, heading="") for config in missing], Launcher("joblib", {"n_jobs": -1}))
+        write_tables(folder)
 
 
-def _list_cells(words: list[str]) -> list[Cell]:
+def _list_cells(words: list[str]) -> list[list[Config]]:
     """List the cells of all sweeps of the question that the words name, or of one of these sweeps.
+
+    Returns:
+        For each cell the jobs that test it, one for each of the experiment's own seeds, at any rate.
 
     Raises:
         UserError: there is no such experiment, or a word cannot be read.
@@ -169,116 +114,107 @@ def _list_cells(words: list[str]) -> list[Cell]:
     if names[0] in list_questions():
         sweeps = find_experiment(names[0]).sweeps or sweeps
 
-    groups: dict[str, list[Config]] = {}
+    cells: dict[str, list[Config]] = {}
     for sweep in sweeps:
-        planned = plan_jobs([f"experiment={sweep}", *others], multirun=True)
-        for config in planned.configs:
+        for config in plan_jobs([f"experiment={sweep}", *others], multirun=True).configs:
             kind = repr(replace(config, seed=0))
-            groups.setdefault(kind, []).append(config)
-    return [Cell(tuple(configs)) for configs in groups.values()]
+            cells.setdefault(kind, []).append(config)
+    return list(cells.values())
 
 
-def _read_trained(name: str, results: Path, is_again: bool) -> Trained:
-    """Read what has been trained of an experiment, in this folder of results and, unless again, in the committed."""
+def _describe_cell(cell: Sequence[Config]) -> str:
+    """Say what the networks of a cell have in common."""
+    config = cell[0]
+    own = config.norm.own_average()
+    norm = config.norm.name if own is None else f"{config.norm.name}({own})"
+    return f"{norm}, batch size {config.batch_size}, {config.optimizer.schedule}, {config.steps} updates"
+
+
+def _read_trained(folder: Path, is_again: bool) -> tuple[set[str], dict[str, float]]:
+    """Read what has been trained of an experiment, in its folder of results and, unless again, in the committed one.
+
+    Returns:
+        The names of the networks in results/reference; by network of a tuning seed, there or here, its validation
+        accuracy under exact statistics, 0 to 1.
+    """
+    from bnlab.harness.errors import UserError
+    from bnlab.harness.reporting.tables import load
     from experiments.tuning import validate
 
     committed: set[str] = set()
     validated: dict[str, float] = {}
-    for folder in [results] if is_again else [REFERENCE, results]:
-        is_swept = (folder / name / "requests").is_dir()
-        if is_again and not is_swept:
-            continue  # tables that were committed, in the folder into which all is measured again
-        for tables in _load(name, folder):
-            runs = tables["runs"]
-            has_ended = runs["status"].isin(["finished", "diverged"])
-            if folder == REFERENCE:
-                committed.update(runs.loc[has_ended, "run"])
-            accuracies = validate(tables).dropna(subset="accuracy")
-            validated.update(zip(accuracies["run"], accuracies["accuracy"], strict=True))
-    return Trained(frozenset(committed), validated)
+    folders = [REFERENCE, folder.parent]
+    if is_again:  # without tables that were committed, in the folder into which all is measured again
+        folders = [folder.parent] if (folder / "requests").is_dir() else []
+    for results in folders:
+        try:
+            tables = load(folder.name, results)
+        except UserError:  # nothing has been measured there
+            continue
+        if not {"runs", "evaluations"} <= {*tables}:
+            continue
+        has_ended = tables["runs"]["status"].isin(["finished", "diverged"])
+        if results == REFERENCE:
+            committed.update(tables["runs"].loc[has_ended, "run"])
+        accuracies = validate(tables).dropna(subset="accuracy")
+        validated.update(zip(accuracies["run"], accuracies["accuracy"], strict=True))
+    return committed, validated
 
 
-def _load(name: str, results: Path) -> Iterable[Tables]:
-    """Yield the tables of an experiment in a folder of results, if there are any."""
-    from bnlab.harness.errors import UserError
-    from bnlab.harness.reporting.tables import load
+def list_lacking(cell: Sequence[Config], committed: Collection[str], validated: Mapping[str, float]) -> Lack:
+    """List what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate.
 
-    try:
-        tables = load(name, results)
-    except UserError:  # nothing has been measured there
-        return
-    if "runs" in tables and "evaluations" in tables:
-        yield tables
-
-
-def list_lacking(cell: Cell, trained: Trained) -> Lack:
-    """List what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate."""
+    Args:
+        cell: the jobs that test it, at any rate.
+        committed, validated: see `_read_trained`.
+    """
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import list_waiting
     from experiments.tuning import FIRST_RATES, pick_rate
 
-    accuracies, unvalidated = _average_rates(cell, trained)
-    if unvalidated:
-        jobs = [job for rate in unvalidated for job in cell.list_tuning(rate)]
-        missing = [job for job in jobs if Run(job).id not in trained.validated]
-        later = cell.list_tested(FIRST_RATES[1])
-        rates = ", ".join(f"{rate:g}" for rate in unvalidated)
-        return Lack(f"{len(missing)} networks at rates {rates}, then {len(later)} at the best", missing, later)
+    rates = list(FIRST_RATES)
+    while True:
+        jobs = [job for rate in rates for job in list_tuning(cell, rate)]
+        missing = [job for job in jobs if Run(job).id not in validated]
+        if missing:
+            lacking = [f"{rate:g}" for rate in rates if any(job.optimizer.lr == rate for job in missing)]
+            later = _set_rate(cell, FIRST_RATES[1])
+            description = f"{len(missing)} networks at rates {', '.join(lacking)}, then {len(later)} at the best"
+            return Lack(description, missing, later)
 
-    best = pick_rate(accuracies).rate
-    missing = [job for job in cell.list_tested(best) if Run(job).id not in trained.committed]
-    missing = list_waiting(missing)
+        accuracies: dict[float, list[float]] = {}
+        for job in jobs:
+            accuracies.setdefault(job.optimizer.lr, []).append(validated[Run(job).id])
+        best, beyond = pick_rate({rate: sum(values) / len(values) for rate, values in accuracies.items()})
+        if beyond is None:
+            break
+        rates.append(beyond)
+
+    missing = list_waiting([job for job in _set_rate(cell, best) if Run(job).id not in committed])
     if missing:
         return Lack(f"{len(missing)} networks at the best rate, {best:g}", missing, [])
     return Lack(f"complete, at rate {best:g}", [], [])
 
 
-def _average_rates(cell: Cell, trained: Trained) -> tuple[dict[float, float], list[float]]:
-    """Average the validation accuracy at each rate over the tuning seeds.
+def list_tuning(cell: Sequence[Config], rate: float) -> list[Config]:
+    """List the jobs that validate a rate: measured at their end alone, under exact statistics and one average."""
+    from experiments.tuning import TUNING_SEEDS
 
-    Returns:
-        The means by rate; the rates that lack a seed: some of the first ones, or else the one beyond the edge.
-    """
-    from experiments.tuning import FIRST_RATES, pick_rate
-
-    rates = list(FIRST_RATES)
-    accuracies: dict[float, float] = {}
-    while True:
-        lacking = []
-        for rate in rates:
-            mean = trained.average(cell.list_tuning(rate))
-            if mean is None:
-                lacking.append(rate)
-            else:
-                accuracies[rate] = mean
-        if lacking:
-            return accuracies, lacking
-
-        beyond = pick_rate(accuracies).next_rate
-        if beyond is None:
-            return accuracies, []
-        rates.append(beyond)
+    (first,) = _set_rate(cell[:1], rate)
+    light = replace(
+        first,
+        momentum=0.1 if first.norm.own_average() is None else first.momentum,
+        estimator=["ema", "exact"],
+        evaluate_at="final",
+        accuracy_at="final",
+        evaluate_on="val",
+        measurements=["evaluations"],
+    )
+    return [replace(light, seed=seed) for seed in TUNING_SEEDS]
 
 
-def _run(configs: list[Config], folder: Path) -> None:
-    """Run jobs in as many processes as there are cores, and put the tables together."""
-    from bnlab.harness.jobs import prepare
-    from bnlab.harness.reporting.tables import write_tables
-    from bnlab.lab.compose import Job, Launcher
-    from bnlab.lab.launch import run_jobs
-
-    prepare(configs)
-    jobs = [Job(config, heading="") for config in configs]
-    run_jobs(jobs, Launcher("joblib", {"n_jobs": -1}))
-    write_tables(folder)
-
-
-def _name_report(config: Config, trained: Trained) -> str:
-    """Name the command that draws the tables, which are put together first where some networks are committed."""
-    report = f"bnlab report experiment={config.name}"
-    if not trained.committed:
-        return report
-    return f"python -m experiments.reference {config.results} && {report} results=results/reference"
+def _set_rate(cell: Sequence[Config], rate: float) -> list[Config]:
+    return [replace(config, optimizer=replace(config.optimizer, lr=rate)) for config in cell]
 
 
 if __name__ == "__main__":

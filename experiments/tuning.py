@@ -7,7 +7,7 @@ lacks; a question reads the networks at the best rate with `select_tested`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -25,38 +25,22 @@ _DIGITS = 9  # of a rate
 _ACCURACY_DIGITS = 5  # that count: committed tables have seven, and three thousand images tell apart no more
 
 
-@dataclass(frozen=True)
-class Pick:
-    """The best of several learning rates.
+def pick_rate(accuracies: Mapping[Any, float]) -> tuple[float, float | None]:
+    """Pick the rate with the highest accuracy, of equal ones the smallest, and the rate to try beyond it.
 
-    Attributes:
-        rate: the one with the highest mean accuracy; of equal ones the smallest.
-        next_rate: the rate to try beyond it where it is the smallest or the largest; None where it lies inside.
-    """
-
-    rate: float
-    next_rate: float | None
-
-    @property
-    def is_inside(self) -> bool:
-        """True if a smaller and a larger rate were tried."""
-        return self.next_rate is None
-
-
-def pick_rate(accuracies: Mapping[float, float]) -> Pick:
-    """Pick the rate with the highest accuracy.
+    There is none to try where a smaller and a larger rate have been.
 
     >>> pick_rate({0.025: 0.5, 0.1: 0.7, 0.4: 0.6})
-    Pick(rate=0.1, next_rate=None)
-    >>> pick_rate({0.025: 0.5, 0.1: 0.6, 0.4: 0.7}).next_rate
-    1.6
+    (0.1, None)
+    >>> pick_rate({0.025: 0.5, 0.1: 0.6, 0.4: 0.7})
+    (0.4, 1.6)
     """
     best = max(sorted(accuracies), key=lambda rate: round(accuracies[rate], _ACCURACY_DIGITS))
     if best == max(accuracies):
-        return Pick(best, round(best * FACTOR, _DIGITS))
+        return best, round(best * FACTOR, _DIGITS)
     if best == min(accuracies):
-        return Pick(best, round(best / FACTOR, _DIGITS))
-    return Pick(best, None)
+        return best, round(best / FACTOR, _DIGITS)
+    return best, None
 
 
 def validate(tables: Tables) -> pd.DataFrame:
@@ -68,8 +52,7 @@ def validate(tables: Tables) -> pd.DataFrame:
         NaN where nothing was measured.
     """
     runs = select(tables["runs"], seed=TUNING_SEEDS)
-    validated = select(tables["evaluations"], split="val")
-    validated = validated.merge(runs[["run", "steps"]], on="run")
+    validated = select(tables["evaluations"], split="val").merge(runs[["run", "steps"]], on="run")
     at_end = validated[validated["step"] == validated["steps"]]
 
     exact = select(at_end, estimator=("exact", "none")).set_index("run")["accuracy"]
@@ -82,53 +65,33 @@ def validate(tables: Tables) -> pd.DataFrame:
     )
 
 
-def pick_rates(tables: Tables, cell: Sequence[str]) -> pd.DataFrame:
-    """Pick the rate of each cell that all tuning seeds have been validated at.
+def select_tested(tables: Tables, cell: Sequence[str]) -> Tables:
+    """Select the networks of other seeds than the tuning ones at the best rate of their cell, and their rows.
+
+    The best rate is the one with the highest validation accuracy under exact statistics, over tuning seeds that have
+    all been measured; a cell whose best rate is the smallest or the largest that was tried has no networks.
 
     Args:
         tables: those of the experiment.
         cell: the columns of `runs` in which cells differ.
-
-    Returns:
-        The columns `cell`; `optimizer.lr`, the best rate under exact statistics; `running_rate`, the best one under
-        running averages; `is_inside`, whether the best one is no edge of the rates tried.
     """
-    validated = validate(tables).dropna(subset=["accuracy", "running"])
     picks = []
+    validated = validate(tables).dropna(subset=["accuracy", "running"])
     for values, networks in validated.groupby([*cell], dropna=False, sort=False):
         by_rate = networks.groupby(RATE)
         is_whole = by_rate["seed"].nunique() == len(TUNING_SEEDS)
-        exact = _list_means(by_rate["accuracy"].mean()[is_whole])
-        running = _list_means(by_rate["running"].mean()[is_whole])
-        if not exact:
+        means = by_rate["accuracy"].mean()[is_whole]
+        if means.empty:
             continue
-        pick = pick_rate(exact)
-        row = dict(zip(cell, values, strict=True))
-        row[RATE] = pick.rate
-        row["running_rate"] = pick_rate(running).rate
-        row["is_inside"] = pick.is_inside
-        picks.append(row)
-    return pd.DataFrame(picks, columns=[*cell, RATE, "running_rate", "is_inside"])
+        best, beyond = pick_rate(means.to_dict())
+        if beyond is None:
+            picks.append((*values, best))
 
-
-def _list_means(means: pd.Series) -> dict[float, float]:
-    """List the mean accuracy at each rate."""
-    return dict(zip(means.index.astype(float), means.astype(float), strict=True))
-
-
-def select_tested(tables: Tables, cell: Sequence[str]) -> Tables:
-    """Select the networks of other seeds than the tuning ones at the best rate of their cell, and their rows."""
     runs = tables["runs"]
-    picks = pick_rates(tables, cell)
-    best = picks.loc[picks["is_inside"], [*cell, RATE]]
     is_tuning = runs["seed"].isin(TUNING_SEEDS)
-    tested = runs[~is_tuning].merge(best, on=[*cell, RATE])
-
-    selected = {"runs": tested}
-    for name, frame in tables.items():
-        if name != "runs":
-            selected[name] = frame[frame["run"].isin(tested["run"])]
-    return selected
+    tested = runs[~is_tuning].merge(pd.DataFrame(picks, columns=[*cell, RATE]), on=[*cell, RATE])
+    selected = {name: frame[frame["run"].isin(tested["run"])] for name, frame in tables.items()}
+    return {**selected, "runs": tested}
 
 
 def find_collapses(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:

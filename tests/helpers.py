@@ -7,16 +7,22 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from bnlab import Moments, MomentTrace, Statistics
+from bnlab.harness import load
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.jobs import execute
+from bnlab.harness.measurements import find_measurement
 from bnlab.reading import Pooled
 
 torch.set_num_threads(1)  # the tensors are small
@@ -243,3 +249,15 @@ class AddsItsCalls(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         calls = self.get_buffer("calls").add_(1)
         return x + calls
+
+
+def measure(config: Config, name: str, **settings: Any) -> pd.DataFrame:
+    """Run a job that measures one table, and load that.
+
+    Args:
+        config: a network, which is trained unless it is there.
+        name: of the measurement, as `measurements=` takes it.
+        settings: others that the job has, such as `estimator`.
+    """
+    execute(replace(config, measurements=name, **settings))
+    return load(config.name, config.results)[find_measurement(name).name]

@@ -39,7 +39,7 @@ STAGES = (
         "components",
         "own",
     ),  # what all of them share: no torch
-    "statistics",  # what can be chosen as estimator
+    "statistic_kinds",  # what can be chosen as estimator
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
@@ -78,7 +78,7 @@ REPORTING = {
         for name in ("errors", "schema", "schedule", "small_batches", "run_table", "requests", "reporting")
     ),
 }
-SHARED = {f"experiments.{name}" for name in ("curve", "margins", "tuning")}  # by several questions
+SHARED = {f"experiments.{name}" for name in ("margins", "tuning")}  # by several questions
 PACKAGED = {
     "PIL": "pillow",
     "hydra": "hydra-core",
@@ -146,7 +146,7 @@ def test_the_order_inside_of_a_folder(folder: str) -> None:
 
 def test_reports_see_tables_only() -> None:
     for path in (HARNESS / "reporting").rglob("*.py"):
-        looks = {"bnlab.harness.statistics"} if path.stem == "style" else set[str]()
+        looks = {"bnlab.harness.statistic_kinds"} if path.stem == "style" else set[str]()
         assert_imports_only(path, REPORTING | looks)
 
 
@@ -157,7 +157,7 @@ def list_questions() -> list[Path]:
 
 def test_questions_see_reports_and_theory_only() -> None:
     for path in list_questions():
-        assert_imports_only(path, {*REPORTING, *SHARED, "bnlab.theory"}, beside="bnlab")
+        assert_imports_only(path, {*REPORTING, *SHARED, "bnlab.theory", "sklearn"}, beside="bnlab")
 
 
 def test_measurements_of_questions_see_nothing_that_reads_tables() -> None:

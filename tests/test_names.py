@@ -15,9 +15,9 @@ import pytest
 import bnlab
 from bnlab.estimators import EMA, Window, parse
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.style import estimator_label
-from bnlab.harness.statistics import list_choices
+from bnlab.harness.statistic_kinds import list_statistics
 from bnlab.inference import PseudoSamples
 from bnlab.names import EstimatorName, Look, find_look
 
@@ -42,14 +42,6 @@ class Slower(EMA):
 
     name: ClassVar[str] = "test_slower"
     spans: tuple[int, ...] = (1, 2)
-
-
-@dataclass(frozen=True)
-class Odd(EMA):
-    """An average with a parameter that has a comma."""
-
-    name: ClassVar[str] = "test_odd"
-    kind: str = "a, b"
 
 
 @dataclass(frozen=True)
@@ -111,16 +103,16 @@ def test_a_parameter_may_be_a_tuple() -> None:
 
 @pytest.mark.parametrize("value", ["[3,4]", "(3, 4)"])
 def test_a_list_is_read_as_a_tuple(value: str) -> None:
-    (source,) = parse_sources([f"test_slower(spans={value})"], [0.1], "train")
+    (source,) = parse_subjects([f"test_slower(spans={value})"], [0.1], "train")
 
     assert source.estimator == "test_slower(spans=(3, 4))"
     with pytest.raises(UserError, match=r"spans=3 is no tuple; its default is \(1, 2\)"):
-        parse_sources(["test_slower(spans=3)"], [0.1], "train")
+        parse_subjects(["test_slower(spans=3)"], [0.1], "train")
 
 
 def test_a_parameter_that_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UserError, match=r"estimator=test_listed: .*unhashable type: 'list'"):
-        parse_sources(["test_listed"], [0.1], "train")
+        parse_subjects(["test_listed"], [0.1], "train")
 
 
 def test_an_estimator_does_not_look_like_the_one_it_is_made_from() -> None:
@@ -129,15 +121,10 @@ def test_an_estimator_does_not_look_like_the_one_it_is_made_from() -> None:
     assert estimator_label("test_slower", 0.1) == "test_slower (momentum 0.1)"
 
 
-def test_a_label_that_cannot_be_taken_apart_is_refused() -> None:
-    with pytest.raises(UserError, match=r"its label 'test_odd\(kind=a, b\)' is no name; .* without commas"):
-        parse_sources(["test_odd"], [0.1], "train")
-
-
 def test_every_choice_makes_a_source() -> None:
-    ours = [name for name, cls in list_choices().items() if cls.__module__.startswith("bnlab.")]
+    ours = [name for name, cls in list_statistics().items() if cls.__module__.startswith("bnlab.")]
 
-    sources = parse_sources(ours, [0.1], "train")
+    sources = parse_subjects(ours, [0.1], "train")
 
     assert [EstimatorName.parse(source.estimator).base for source in sources] == ours
     assert "none" not in ours

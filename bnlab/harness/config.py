@@ -21,7 +21,8 @@ from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_s
 from bnlab.harness.components import check_settings, require_within
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import Measurement, find_measurement
-from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
+from bnlab.harness.measurements.subjects import find_subjects
+from bnlab.harness.statistic_kinds import Measured
 
 
 def register(describe: Callable[[], str] = str) -> None:
@@ -79,16 +80,17 @@ def _check_statistics(config: Config, images: int) -> None:
     if config.freeze_at is not None:
         own = EMA(MOMENTUM)
         key = "freeze_at"
-    for source in find_sources(config):
-        if own and isinstance(source, RunningAverage) and source.average != own:
+    for subject in find_subjects(config):
+        if own and subject.average not in (None, own):
             raise UserError(
-                f"estimator={source.estimator}, momentum={source.momentum}: a network with {key} reads its running "
+                f"estimator={subject.estimator}, momentum={subject.momentum}: a network with {key} reads its running "
                 f"averages while it is trained, so that another average means another training; use ema with momentum="
                 f"{own.momentum}, or statistics of frozen weights (exact, precise)"
             )
-        if isinstance(source, FrozenWeights) and source.images is not None:
-            most = config.data.count_used() - images if source.split == "val" else images
-            require_within(f"estimator={source.estimator}: images", source.images, 2, most)
+        statistic = subject.statistic
+        if isinstance(statistic, Measured) and statistic.images is not None:
+            most = config.data.count_used() - images if subject.split == "val" else images
+            require_within(f"estimator={subject.estimator}: images", statistic.images, 2, most)
 
 
 def _check_steps(config: Config, steps: int) -> None:

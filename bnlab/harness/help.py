@@ -10,7 +10,7 @@ from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.settings import GROUPS, Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.measurements import list_names
-from bnlab.harness.statistics import Measured, OfAveraging
+from bnlab.harness.statistic_kinds import Measured, OfAveraging
 from bnlab.inference import Rule
 from bnlab.names import Named, list_named
 

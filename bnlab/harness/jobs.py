@@ -23,10 +23,10 @@ from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, flatten, l
 from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.artifacts.trying import try_training
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
-from bnlab.harness.measurements import find_measurement, list_steps_read
+from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.cache import Failures, complete_rows
-from bnlab.harness.measurements.frozen import VERSION
-from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
+from bnlab.harness.measurements.estimates import VERSION
+from bnlab.harness.measurements.subjects import find_subjects, try_estimators
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.requests import Request, Selection, columns_path, list_missing, request_path, write_request
 from bnlab.harness.setting_columns import describe_runs
@@ -70,7 +70,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     measurements = [find_measurement(name) for name in as_list(config.measurements)]
     own = [digest_of_own(type(each)) for each in measurements]
     measured = [
-        [[s.estimator, s.momentum, s.split, code_digest(s)] for s in find_sources(config)],
+        [[s.estimator, s.momentum, s.split, s.code] for s in find_subjects(config)],
         [config.population, config.evaluate_at, config.accuracy_at, asdict(config.data), run.predictions],
         [[each.name for each in measurements], VERSION, sorted(failed), config.population_images],
     ]
@@ -112,7 +112,7 @@ def try_all(configs: list[Config]) -> None:
         UserError: data is corrupt, a network does not fit into the memory, cannot take the data, fails in its update or
             has not what is to be measured, an estimator fails.
     """
-    try_estimators(source for config in configs for source in find_sources(config))
+    try_estimators(subject for config in configs for subject in find_subjects(config))
     jobs: dict[tuple[Any, ...], list[Run]] = {}
     for run in map(Run, configs):
         if not run.finished or run.config.model.is_own:  # whose layers may be called several times
@@ -141,9 +141,11 @@ def _explain_repeated(calls: dict[str, int], runs: list[Run]) -> None:
 
 def list_needed_checkpoints(run: Run) -> list[int]:
     """List the steps whose checkpoints the measurements of the run's configuration read."""
-    names = choose_measurements(run)
-    sources = find_sources(run.config)
-    return list_steps_read(run, names, sources)
+    subjects = find_subjects(run.config)
+    steps: set[int] = set()
+    for name in choose_measurements(run):
+        steps.update(find_measurement(name).reads(run, subjects))
+    return sorted(steps)
 
 
 def _request_checkpoints(configs: list[Config]) -> None:
@@ -215,11 +217,11 @@ def execute(config: Config) -> None:
 def _train_and_measure(run: Run) -> None:
     ensure_trained(run, list_needed_checkpoints)
     _name_left_out(run)
-    sources = find_sources(run.config)
+    subjects = find_subjects(run.config)
     failed = Failures()
     selections = {}
     for name in choose_measurements(run):
-        selections[find_measurement(name).name] = complete_rows(run, name, sources, failed)
+        selections[find_measurement(name).name] = complete_rows(run, name, subjects, failed)
     _write_request(run, selections, failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))

@@ -14,9 +14,10 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import restore_config
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.sources import InferenceRule, parse_sources
-from bnlab.harness.measurements.tables.gaps import flat_statistics
+from bnlab.harness.measurements.estimates import flat_statistics
+from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import load
+from bnlab.inference import Rule
 
 _MOMENTUM = 0.1  # of averages that are named without one, PyTorch's
 
@@ -104,10 +105,10 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
 
     if not run.has_trace:
         raise UserError(f"{run.id}: norm={run.config.norm.name} has no statistics to choose; leave statistics out")
-    source, *others = parse_sources([statistics], [_MOMENTUM], "train")
-    if others or isinstance(source, InferenceRule):
+    subject, *others = parse_subjects([statistics], [_MOMENTUM], "train")
+    if others or isinstance(subject.statistic, Rule):
         raise UserError(f"statistics={statistics}: is computed from the images that are predicted; choose another")
-    values = flat_statistics(run, [source], [wanted])[0, 0]
+    values = flat_statistics(run, [subject], [wanted])[0, 0]
     chosen = run.trace.layout.unflatten(values)
     chosen.write_to(model)
     return model

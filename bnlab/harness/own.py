@@ -145,7 +145,7 @@ def digest_of_source(obj: type | Any) -> str:
 
 
 def digest_of_own(cls: type) -> str:
-    """Digest the source of a user's class; empty for bnlab's, whose changes `measurements.frozen.VERSION` counts."""
+    """Digest the source of a user's class; empty for bnlab's, whose changes `measurements.estimates.VERSION` counts."""
     is_ours = cls.__module__.startswith(("bnlab.", "experiments.questions."))
     return "" if is_ours else digest_of_source(cls)
 

@@ -31,10 +31,7 @@ COST: dict[str, Any] = {**COST_OF_EMA, "split": "test"}  # some networks predict
 ALL_ESTIMATORS: dict[str, Any] = {"batch_size": (64, 1024), "momentum": (0.1, None), "split": "test"}
 LARGEST = (*EACH, "largest")
 # What is averaged, its gap, the unit, and what an error of 0.1 in all layers costs by `tolerance`.
-KINDS = (
-    ("mean", "mean_gap", "σ", "4 to 9 points"),
-    ("variance", "var_gap", "in logarithm", "0.7 to 3 points"),
-)
+KINDS = (("mean", "mean_gap", "σ", "4 to 9 points"), ("variance", "var_gap", "in logarithm", "0.7 to 3 points"))
 # The same with a margin below which an error in all layers costs about a point or less, and why.
 CLOSE = (
     ("mean", "mean_gap", "σ", 0.03, "an error of 0.05 in all means costs 0.9 to 2.4 points, and its square counts"),

@@ -29,10 +29,7 @@ SETTINGS = ("batch_size", "optimizer.schedule", "data.images")
 CELL = ("batch_size", "optimizer.schedule", "remainder", "when")
 SAME = ("seed", "batch_size", "optimizer.schedule", "when")
 FULL = "full"
-SHARES = {
-    256: {8: "1/32", 43: "1/6", 128: "1/2", 0: FULL},
-    64: {2: "1/32", 11: "1/6", 32: "1/2", 0: FULL},
-}
+SHARES = {256: {8: "1/32", 43: "1/6", 128: "1/2", 0: FULL}, 64: {2: "1/32", 11: "1/6", 32: "1/2", 0: FULL}}
 """By batch size: images that are left for the last batch → their share of a full one."""
 SMALL = ("1/32", "1/6")
 LAST_BATCH_AT = {256: 72, 64: 141}  # batch size → the update that the last batch makes

@@ -58,15 +58,7 @@ def say_shift(shift: str) -> str:
 
 def score_gain(shift: str | tuple[str, ...], images: int = 256, pseudo: int = 0) -> Score:
     """Score the points that test images, mixed with pseudo-samples, gain against exact statistics of training."""
-    return score(
-        find_gains,
-        "accuracy",
-        ("shift",),
-        scale=100,
-        shift=shift,
-        images=images,
-        pseudo_samples=pseudo,
-    )
+    return score(find_gains, "accuracy", ("shift",), scale=100, shift=shift, images=images, pseudo_samples=pseudo)
 
 
 EXPERIMENT = Experiment(

@@ -23,11 +23,7 @@ NAMES = {
     "example_weighing": "example weighing (0.1)",
 }
 RUNNING, EXACT, EVAL_NORM, WEIGHING = NAMES.values()
-NETWORKS = {
-    "none": "never frozen",
-    "ema": "frozen with running averages",
-    "exact": "frozen with exact statistics",
-}
+NETWORKS = {"none": "never frozen", "ema": "frozen with running averages", "exact": "frozen with exact statistics"}
 FROZEN = NETWORKS["ema"]
 DISCREPANCIES = {"tid_mean": "of the mean (σ)", "tid_std": "of the deviation (relative)"}
 BETTER = above(0.0, "points gained", AS_ACCURATE)

@@ -10,12 +10,11 @@ import pytest
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.outcome import Outcome
 from bnlab.lab.catalogue import find_experiment, list_questions
-from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_quoted, read_text, write_page
+from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_findings, write_page
 from experiments.pages import FIGURES
 from tests.experiments.test_questions import find_outcomes
 
-_, SECTIONS = read_text()
-FINDINGS = [finding for section in SECTIONS for finding in section.findings]
+FINDINGS = list_findings()
 HYPOTHESES = tuple(f"H{number}" for number in range(1, 15))
 QUOTE = re.compile(r"{{.*?}}")
 MEASURED = re.compile(r"\d(?:%(?! of training)| points?| times| σ)")
@@ -67,24 +66,24 @@ def test_what_is_judged_quotes_claims(finding: Finding) -> None:
     if finding.judgement in ("agrees", "contradicts", "undecided"):
         assert finding.list_quotes()
     if finding.judgement == "contradicts":
-        assert finding.reason.startswith("It may be us")
+        assert finding.lines["contradicts"].startswith("It may be us")
     if finding.judgement == "undecided":
         verdicts = {verdict for verdict, _, _ in finding.list_quotes()}
         assert "undecided" in verdicts or {"holds", "fails"} <= verdicts
     if finding.judgement == "not tried":
-        assert not finding.here
+        assert "here" not in finding.lines
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=number_of)
 def test_numbers_from_here_come_from_claims(finding: Finding) -> None:
-    by_hand = QUOTE.sub("", finding.here)
+    by_hand = QUOTE.sub("", finding.lines.get("here", ""))
     without_margins = re.sub(r"0\.3 points|0\.[18] σ", "", by_hand)
 
     assert not MEASURED.findall(without_margins)
-    assert "{{" not in finding.they + finding.reason
+    assert not [text for word, text in finding.lines.items() if word != "here" and "{{" in text]
 
 
-@pytest.mark.parametrize("name", sorted({finding.would_tell for finding in FINDINGS} - {""}))
+@pytest.mark.parametrize("name", sorted({finding.lines.get("would tell", "") for finding in FINDINGS} - {""}))
 def test_what_would_tell_is_declared_and_not_measured(name: str) -> None:
     assert name in list_questions()
     assert find_experiment(name).claims
@@ -92,4 +91,5 @@ def test_what_would_tell_is_declared_and_not_measured(name: str) -> None:
 
 
 def test_quoted_experiments_have_results() -> None:
-    assert [name for name in list_quoted(SECTIONS) if not (REFERENCE / name).is_dir()] == []
+    quoted = {experiment for finding in FINDINGS for _, experiment, _ in finding.list_quotes()}
+    assert [name for name in quoted if not (REFERENCE / name).is_dir()] == []

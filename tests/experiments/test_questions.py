@@ -16,7 +16,6 @@ from bnlab.harness.reporting.outcome import Outcome, find_outcome
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_mean, say_numbers
 from bnlab.lab.catalogue import find_experiment, list_questions
 from bnlab.nn import SelfTuned
-from experiments.margins import drop_chance
 from experiments.pages import FIGURES, read_catalogue
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -238,12 +237,6 @@ def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
     experiment, tables = load(name)
     for key, figure in experiment.figures.items():
         assert drawing.write(key, figure, tables, tmp_path).exists()
-
-
-def test_accuracies_near_chance_are_left_out() -> None:
-    rows = [("a", "exact", 0.1), ("a", "exact", 0.4), ("a", "ema", 0.05), ("b", "exact", 0.15), ("b", "ema", 0.9)]
-    frame = pd.DataFrame(rows, columns=["panel", "estimator", "accuracy"])
-    assert drop_chance(frame, ["panel"])["accuracy"].tolist() == [0.1, 0.4, 0.05]
 
 
 def test_a_question_that_there_is_not_or_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal
 from bnlab.harness import load, planning
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.schema import read_key
-from bnlab.harness.statistics import list_choices
+from bnlab.harness.statistic_kinds import list_statistics
 from bnlab.lab import launch
 from tests.experiments.commands import SWEEP, Call, Done, files, list_trained, run
 
@@ -92,7 +92,7 @@ def test_steps_are_timed_under_the_threads_and_processes_of_the_sweep(
 
 def test_help() -> None:
     shown = run("sweep", "--help").stdout
-    ours = [name for name, cls in list_choices().items() if cls.__module__.startswith("bnlab.")]
+    ours = [name for name, cls in list_statistics().items() if cls.__module__.startswith("bnlab.")]
     assert {"ema", "exact", "stale", "test_batch"} <= {*ours}
     for name in ("batch_size", "torchvision", "renorm", *ours):
         assert re.search(rf"\b{name}\b", shown), name

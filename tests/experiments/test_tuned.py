@@ -13,8 +13,8 @@ import pytest
 
 from bnlab.harness.reporting.experiment import decide, find_conditions
 from bnlab.lab.catalogue import find_experiment
-from experiments import curve
-from experiments.tuning import RATE, TUNING_SEEDS, find_collapses, pick_rate, pick_rates, select_tested
+from experiments.questions import ground
+from experiments.tuning import RATE, TUNING_SEEDS, find_collapses, pick_rate, select_tested
 
 TESTED = (103, 104, 105)
 RATES = (0.025, 0.1, 0.4)
@@ -72,63 +72,41 @@ def join(*parts: tuple[Row, list[Row]]) -> Tables:
     return {"runs": pd.DataFrame(runs), "evaluations": pd.DataFrame(measured)}
 
 
-def test_a_rate_is_extended_until_it_is_inside() -> None:
-    assert pick_rate({0.1: 0.5, 0.4: 0.7, 1.6: 0.6}).is_inside
-    assert pick_rate({0.1: 0.5, 0.4: 0.6, 1.6: 0.7}).next_rate == 6.4
-    assert pick_rate({0.1: 0.5, 0.4: 0.4, 1.6: 0.3}).next_rate == 0.025
+CELL = ("batch_size", "optimizer.schedule", "steps")
+INSIDE: Row = {"batch_size": 4, "optimizer.schedule": "constant", "steps": 10}
+
+
+def select_rates(tables: Tables, *cells: Row) -> set[float]:
+    """Find the rates of the selected networks; one is tested at each rate of each cell."""
+    tested = [make_run(str(cell), 103, rate, **cell) for cell, rate in itertools.product(cells or [INSIDE], RATES)]
+    runs = pd.concat([tables["runs"], pd.DataFrame(tested)])
+    return {*select_tested({**tables, "runs": runs}, CELL)["runs"][RATE]}
 
 
 @pytest.mark.parametrize("rates", [(0.025, 0.1, 0.4, 1.6), (1.6, 0.4, 0.1, 0.025)])
 def test_of_equally_good_rates_the_smallest_is_picked(rates: tuple[float, ...]) -> None:
     """Neither their order decides nor how a mean was rounded."""
     means = {0.025: 0.5, 0.1: 0.7, 0.4: 0.7000001, 1.6: 0.6}
-    assert pick_rate({rate: means[rate] for rate in rates}).rate == 0.1
-
-
-def test_a_rate_that_lacks_a_measured_seed_is_not_picked() -> None:
-    cell = {"batch_size": 4, "optimizer.schedule": "constant", "steps": 10}
-    parts = list(tune([cell]))
-    run, _ = parts[1]  # at the best rate
-    run["status"] = "failed"
-    parts[1] = (run, [])
-
-    picks = pick_rates(join(*parts), ("batch_size", "optimizer.schedule", "steps"))
-
-    assert picks[RATE].tolist() == [0.025]
+    assert pick_rate({rate: means[rate] for rate in rates}) == (0.1, None)
 
 
 def test_rates_are_picked_on_the_tuning_seeds_alone() -> None:
-    """The tested networks are better at another rate, which is not looked at; a cell at an edge is not tested."""
-    inside = {"batch_size": 4, "optimizer.schedule": "constant", "steps": 10}
-    edge = {**inside, "batch_size": 16}
-    tested = []
-    for cell, rate in itertools.product((inside, edge), (BEST, 0.4)):
-        run = make_run(str(cell), 103, rate, **cell)
-        tested.append((run, [make_row(run, 10, "exact", math.nan, rate)]))
-    tables = join(*tune([inside]), *tune([edge], best=0.4), *tested)
-    differing = ("batch_size", "optimizer.schedule", "steps")
+    """Under exact statistics: under running averages the largest rate is best. A cell at an edge is not tested."""
+    edge = {**INSIDE, "batch_size": 16}
 
-    picks = pick_rates(tables, differing).set_index("batch_size")
-    selected = select_tested(tables, differing)
-
-    assert picks.loc[4, RATE] == BEST
-    assert picks.loc[4, "running_rate"] == 0.4
-    assert picks["is_inside"].to_dict() == {4: True, 16: False}
-    assert selected["runs"]["run"].tolist() == [f"{inside}-{BEST}-103"]
-    assert {*selected["evaluations"]["run"]} == {*selected["runs"]["run"]}
+    assert select_rates(join(*tune([INSIDE]), *tune([edge], best=0.4)), INSIDE, edge) == {BEST}
+    assert select_rates(join(*tune([INSIDE], best=0.4))) == set()
 
 
-def test_a_diverged_network_is_validated_at_chance() -> None:
-    cell = {"batch_size": 4, "optimizer.schedule": "constant", "steps": 10}
-    parts = list(tune([cell]))
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+def test_a_rate_that_lacks_a_seed_is_not_picked_and_a_diverged_network_counts_as_chance(status: str) -> None:
+    """Of 0.1 and 0.4, which would be inside otherwise: (2 · 0.8 + 1/36) / 3 is less than 0.7, and so is the edge."""
+    parts = list(tune([INSIDE]))
     run, _ = parts[1]  # at the best rate
-    run["status"] = "diverged"
+    run["status"] = status
     parts[1] = (run, [])
 
-    picks = pick_rates(join(*parts), ("batch_size", "optimizer.schedule", "steps"))
-
-    assert picks[RATE].tolist() == [0.025]  # (2 · 0.8 + 1/36) / 3 is less than 0.7
-    assert not picks["is_inside"].item()
+    assert select_rates(join(*parts)) == set()
 
 
 def test_a_collapse_is_below_half_of_the_median() -> None:
@@ -271,8 +249,8 @@ def test_collapses_are_counted() -> None:
 
 
 def test_the_curve_is_of_the_measure_that_points_follow_from() -> None:
-    cases = curve.find_cases(plant_ground())
-    assert curve.choose_measure(cases[~curve.is_held_out(cases)]) == "mean_gap"
+    cases = ground.find_cases(plant_ground())
+    assert ground.choose_measure(cases[~cases["is_held_out"]]) == "mean_gap"
 
 
 def test_a_network_near_chance_is_no_case() -> None:
@@ -281,6 +259,6 @@ def test_a_network_near_chance_is_no_case() -> None:
     is_of_four = rows["run"].str.contains("'batch_size': 4,") & (rows["split"] == "test")
     tables["evaluations"] = rows.assign(accuracy=rows["accuracy"].mask(is_of_four, rows["accuracy"] - 0.6))
 
-    assert 4 not in {*curve.find_cases(tables)["batch_size"]}
+    assert 4 not in {*ground.find_cases(tables)["batch_size"]}
     verdicts = decide(find_experiment("ground"), tables)
     assert not verdicts["condition"].str.contains(r"batch size 4\b").any()

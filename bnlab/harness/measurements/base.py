@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # `sweep --help` does not wait for these
     import pandas as pd
 
     from bnlab.harness.artifacts.runs import Run
-    from bnlab.harness.measurements.sources import Source
+    from bnlab.harness.measurements.subjects import Subject
     from bnlab.harness.schema import Table
 
 _TABLES = f"{__package__}.tables"
@@ -26,7 +26,8 @@ class Measurement(Component):
     """A measurement on trained networks: the rows of one table.
 
     Attributes:
-        table: its columns and what they mean.
+        table: its columns and what they mean. Where `split` is in its key, there are rows of each split and shift of
+            the images that are predicted.
         about_batches: whether it is about what the batches before a step make of running averages, which networks that
             are frozen or averaged do not have to the end.
         at_last_step: whether it measures the weights of the last step of `evaluate_at` alone.
@@ -37,25 +38,27 @@ class Measurement(Component):
     about_batches: ClassVar[bool] = False
     at_last_step: ClassVar[bool] = False
 
-    @property
-    def predicts(self) -> bool:
-        """True if it has rows for each split and shift of the images that are predicted."""
-        return "split" in self.table.key
-
     def covers(self, norm: Norm) -> bool:
         """Return whether networks with this norm have rows: by default if they train with statistics of the batch."""
         return norm.uses_batch
 
-    def scope(self, run: Run, sources: list[Source]) -> Mapping[Any, list[int]]:
-        """Choose the sources that it has rows of, None without any, with the steps of each."""
-        raise NotImplementedError
+    def scope(self, run: Run, subjects: list[Subject]) -> Mapping[Any, list[int]]:
+        """Choose the subjects that it has rows of, with the steps of each: by default `None`, no estimator, alone."""
+        return {None: self.list_steps(run)}
 
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
-        """List the steps whose checkpoints it reads: all of `evaluate_at`, or the last."""
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
+        """List the steps whose checkpoints it reads: by default all that it measures."""
+        return self.list_steps(run)
+
+    def list_steps(self, run: Run) -> list[int]:
+        """List the steps of `evaluate_at`, or the last of them."""
         return run.wanted[-1:] if self.at_last_step else run.wanted
 
-    def measure(self, run: Run, sources: list[Any], steps: list[int]) -> pd.DataFrame:
-        """Measure rows of these sources at these steps; with `predicts`, of a split and a shift, further arguments."""
+    def measure(self, run: Run, subjects: list[Any], steps: list[int]) -> pd.DataFrame:
+        """Measure rows of these subjects at these steps; with `split` in the key, of a split and a shift, two more.
+
+        The columns `run` and `epoch` are filled in.
+        """
         raise NotImplementedError
 
 
@@ -84,11 +87,3 @@ def find_measurement(name: str) -> Measurement:
 def list_names() -> list[str]:
     """List the names of the measurements in `tables/` without importing these."""
     return list_modules(_TABLES)
-
-
-def list_steps_read(run: Run, names: Iterable[str], sources: list[Source]) -> list[int]:
-    """List the steps whose checkpoints are read by these measurements."""
-    steps: set[int] = set()
-    for name in names:
-        steps.update(find_measurement(name).reads(run, sources))
-    return sorted(steps)

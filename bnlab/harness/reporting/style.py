@@ -249,7 +249,7 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
 
 def find_look(kind: str) -> Look:
     """Find how an estimator looks by its name without parameters; one that is not known here has none of its own."""
-    from bnlab.harness.statistics import list_looks  # with torch, for which reading tables does not wait
+    from bnlab.harness.statistic_kinds import list_looks  # with torch, for which reading tables does not wait
 
     return list_looks().get(kind, Look())
 

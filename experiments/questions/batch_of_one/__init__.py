@@ -12,12 +12,7 @@ from bnlab.harness.reporting.frames import name_panels, put_in_order, rows, scor
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT
 
-NAMES = {
-    "batch": "batch norm",
-    "group": "group norm",
-    "instance": "instance norm",
-    "gain_control": "gain control",
-}
+NAMES = {"batch": "batch norm", "group": "group norm", "instance": "instance norm", "gain_control": "gain control"}
 ALONE = ("group", "instance", "gain_control")  # norms of each image
 GAINED = ("points gained", A_POINT)
 MEBIBYTE = 2**20

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schema import Table, common, integer
 
 IMAGES = (1, 32)
@@ -33,10 +32,7 @@ class TrainingMemory(Measurement):
     name: str = "training_memory"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
-        key={
-            **common("run step"),
-            "images": integer("images in the batch"),
-        },
+        key={**common("run step"), "images": integer("images in the batch")},
         others={
             **common("epoch"),
             "saved_bytes": integer(
@@ -51,11 +47,7 @@ class TrainingMemory(Measurement):
     def covers(self, norm: Norm) -> bool:
         return True
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """Choose the final step, without an estimator."""
-        return {None: run.wanted[-1:]}
-
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Count the bytes of an update: a row for each number of images."""
         (step,) = steps
         train = run.dataset.train
@@ -69,25 +61,20 @@ class TrainingMemory(Measurement):
             weights = sum(parameter.nbytes for parameter in model.parameters())
             kept = weights * (2 + run.config.optimizer.moments)
             row = {
-                "run": run.id,
                 "step": step,
-                "epoch": step / run.batches.per_epoch,
                 "images": images,
                 "saved_bytes": saved,
                 "weight_bytes": kept,
                 "step_bytes": saved + kept,
             }
             rows.append(row)
-        return pd.DataFrame(rows, columns=[*self.table.columns])
+        return pd.DataFrame(rows)
 
 
 def count_saved_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     """Count the bytes that the forward pass and the loss keep for the backward pass, each storage once.
 
-    Args:
-        model: the network, in train mode; its running averages are updated.
-        images: [N, C, H, W], in memory of their own.
-        labels: [N].
+    The network is in train mode, and its running averages are updated; the images have memory of their own.
     """
     held = [*model.parameters(), *model.buffers()]
     known = {tensor.untyped_storage().data_ptr() for tensor in held}

@@ -21,26 +21,14 @@ NAMES = {
     "rounded:8": "rounded to 8 bits",
     "rounded:4": "rounded to 4 bits",
 }
-KINDS = {
-    "exact": "layer by layer (exact)",
-    "precise": "in one pass (precise)",
-    "stale": "running averages (stale)",
-}
+KINDS = {"exact": "layer by layer (exact)", "precise": "in one pass (precise)", "stale": "running averages (stale)"}
 UNCHANGED, AVERAGED, PRUNED, EIGHT_BITS, FOUR_BITS = NAMES.values()
 EACH = ("batch_size", "line")
 LITTLE = within(-0.3, 0.3, "points lost", SIX_IMAGES)
 # What is averaged of two networks that were trained apart.
-AVERAGES = {
-    "none": "one network",
-    "apart": "averaged as they are",
-    "matched": "averaged after matching",
-}
+AVERAGES = {"none": "one network", "apart": "averaged as they are", "matched": "averaged after matching"}
 ONE, APART, MATCHED = AVERAGES.values()
-OF_AVERAGES = {
-    "exact": "exact statistics",
-    "precise": "precise statistics",
-    "stale": "running averages",
-}
+OF_AVERAGES = {"exact": "exact statistics", "precise": "precise statistics", "stale": "running averages"}
 WRECKED = "ten points are seen without any test"
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -19,13 +18,13 @@ from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import IMAGES_AT_ONCE, in_batches, seed_by
-from bnlab.harness.measurements.sources import Source
-from bnlab.harness.measurements.tables.evaluations import predict
+from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
+from bnlab.harness.measurements.subjects import Subject
+from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.harness.statistics import Exact, Measured, Precise
+from bnlab.harness.statistic_kinds import Exact, Measured, Precise
 from bnlab.layout import Layout
-from bnlab.statistics import Statistics, using
+from bnlab.statistics import Statistics
 
 SAMPLES = (32, 128, 512, 2048)  # training images that statistics are of, beside all
 PRUNED = 1 / 3  # share of the weights
@@ -83,57 +82,31 @@ class ChangedWeights(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """Choose the final step, without an estimator."""
-        return {None: run.wanted[-1:]}
-
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List the final step and the one half-way to it, from which the second network goes on."""
-        steps = []
-        for step in run.wanted[-1:]:
-            steps += [find_start(step), step]
-        return steps
+        return [each for step in run.wanted[-1:] for each in (find_start(step), step)]
 
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure how changed weights predict: a row for each change, kind of statistics and number of images."""
         (step,) = steps
-        place = {
-            "run": run.id,
-            "step": step,
-            "epoch": step / run.batches.per_epoch,
-        }
         rows = []
         for change, model in self.build_models(run, step):
             for measured in _measure_model(run, step, model):
-                rows.append({**place, "change": change, **measured})
+                rows.append({"step": step, "change": change, **measured})
         return pd.DataFrame(rows)
 
     def build_models(self, run: Run, step: int) -> Iterator[tuple[str, nn.Module]]:
-        """Build the networks of a step with changed weights, one after another; each comes with its name."""
-        for change, build in list_changes().items():
-            yield change, build(run, step)
-
-
-def list_changes() -> dict[str, Callable[[Run, int], nn.Module]]:
-    """List by name what builds the network of a step with changed weights, buffers as they were."""
-    changes: dict[str, Callable[[Run, int], nn.Module]] = {
-        "none": Run.model_at,
-        "averaged": average_with_second,
-        "pruned": prune_smallest,
-    }
-    for bits in _BITS:
-        changes[f"rounded:{bits}"] = partial(round_weights, bits=bits)
-    return changes
+        """Build the networks of a step with changed weights, buffers as they were; each comes with its name."""
+        yield "none", run.model_at(step)
+        yield "averaged", average(run.model_at(step), train_second(run, step))
+        yield "pruned", prune_smallest(run.model_at(step))
+        for bits in _BITS:
+            yield f"rounded:{bits}", round_weights(run.model_at(step), bits)
 
 
 def find_start(step: int) -> int:
     """Find the step half-way, from which the second network goes on."""
     return max(1, step // 2)
-
-
-def average_with_second(run: Run, step: int) -> nn.Module:
-    """Average the network and a second one with a common start."""
-    return average(run.model_at(step), train_second(run, step))
 
 
 def average(model: nn.Module, second: nn.Module) -> nn.Module:
@@ -152,9 +125,7 @@ def train_second(run: Run, step: int) -> nn.Module:
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
     first = run.batches
     seeds = replace(
-        first.seeds,
-        order=first.seeds.order + _OTHER_ORDER,
-        augmentation=first.seeds.augmentation + _OTHER_ORDER,
+        first.seeds, order=first.seeds.order + _OTHER_ORDER, augmentation=first.seeds.augmentation + _OTHER_ORDER
     )
     batches = replace(first, seeds=seeds)
     with torch.random.fork_rng():
@@ -163,9 +134,8 @@ def train_second(run: Run, step: int) -> nn.Module:
     return model
 
 
-def prune_smallest(run: Run, step: int) -> nn.Module:
-    """Set the weights that are smallest in magnitude, of all layers together, to 0."""
-    model = run.model_at(step)
+def prune_smallest(model: nn.Module) -> nn.Module:
+    """Set the weights that are smallest in magnitude, of all layers together, to 0, in place; returns the model."""
     weights = _list_weights(model)
     magnitudes = torch.cat([weight.abs().flatten() for weight in weights])
     count = round(PRUNED * len(magnitudes))
@@ -175,9 +145,8 @@ def prune_smallest(run: Run, step: int) -> nn.Module:
     return model
 
 
-def round_weights(run: Run, step: int, bits: int) -> nn.Module:
-    """Round each tensor of weights to so many bits, symmetric about 0."""
-    model = run.model_at(step)
+def round_weights(model: nn.Module, bits: int) -> nn.Module:
+    """Round each tensor of weights to so many bits, symmetric about 0, in place; returns the model."""
     most = 2 ** (bits - 1) - 1
     for weight in _list_weights(model):
         unit = weight.abs().max() / most
@@ -192,51 +161,47 @@ def _list_weights(model: nn.Module) -> list[Tensor]:
     return [layer.weight.detach() for layer in layers]
 
 
-class _Candidate(NamedTuple):
-    """Statistics that a network is evaluated under: their kind, the images that they are of, and their values."""
-
-    kind: str
-    images: int
-    statistics: Statistics
-
-
 def _measure_model(run: Run, step: int, model: nn.Module) -> Iterator[dict[str, Any]]:
     """Evaluate a network under all kinds of statistics: exact ones of all images come first, as the reference."""
     test = run.dataset.test
     candidates = list(_list_candidates(run, step, model))
-    exact = candidates[0].statistics
+    _, _, exact = candidates[0]
     layout = Layout.of(exact)
-    with using(model, exact):
-        expected = predict(model, test)
-
+    expected = score_logits(predict(model, test, exact), test.labels)["accuracy"]
     for kind, images, statistics in candidates:
-        with using(model, statistics):
-            found = predict(model, test)
+        scores = score_logits(predict(model, test, statistics), test.labels)
+        of_layers = layer_gaps(layout, layout.flatten(exact), layout.flatten(statistics))
+        behind_first = of_layers[:, 1:].square().mean(1).sqrt()  # NaN of a network with one layer
+        gaps = dict(zip(GAP_COLUMNS, behind_first.tolist(), strict=True))
         yield {
             "statistics": kind,
             "images": images,
-            "accuracy": found.accuracy,
-            "accuracy_lost": expected.accuracy - found.accuracy,
-            "loss": found.loss,
-            **_measure_gaps(layout, exact, statistics),
+            "accuracy": scores["accuracy"],
+            "accuracy_lost": expected - scores["accuracy"],
+            "loss": scores["loss"],
+            "mean_gap": gaps["mean_gap"],
+            "var_gap": gaps["var_gap"],
         }
 
 
-def _list_candidates(run: Run, step: int, model: nn.Module) -> Iterator[_Candidate]:
-    """Measure exact and precise statistics of all training images and of samples; stale ones are what it holds."""
+def _list_candidates(run: Run, step: int, model: nn.Module) -> Iterator[tuple[str, int, Statistics]]:
+    """Measure exact and precise statistics of all training images and of samples; stale ones are what it holds.
+
+    Each comes behind its kind and the number of images that it is of.
+    """
     images = run.dataset.train.images
     order = torch.randperm(len(images), generator=seed_by(f"{run.id} {step} changed")).to(images.device)
     kinds: list[Measured] = [Exact(), Precise()]
     for kind in kinds:
-        yield _Candidate(kind.name, len(images), measure_statistics(run, kind, model, images))
+        yield kind.name, len(images), measure_statistics(run, kind, model, images)
 
-    yield _Candidate("stale", 0, bnlab.running_statistics(model))
+    yield "stale", 0, bnlab.running_statistics(model)
 
     for count in SAMPLES:
         if count < len(images):
             sample = images[order[:count]].contiguous(memory_format=torch.channels_last)
             for kind in kinds:
-                yield _Candidate(kind.name, count, measure_statistics(run, kind, model, sample))
+                yield kind.name, count, measure_statistics(run, kind, model, sample)
 
 
 def measure_statistics(run: Run, kind: Measured, model: nn.Module, images: Tensor) -> Statistics:
@@ -244,14 +209,3 @@ def measure_statistics(run: Run, kind: Measured, model: nn.Module, images: Tenso
     size = run.config.batch_size if kind.depends_on_batch_size else IMAGES_AT_ONCE
     batches = [images[part] for part in in_batches(len(images), size)]
     return kind.measure(model, batches, share_of_memory(run.device))
-
-
-def _measure_gaps(layout: Layout, exact: Statistics, found: Statistics) -> dict[str, float]:
-    """Measure `mean_gap` and `var_gap`; NaN of a network with one layer."""
-    gaps = layer_gaps(layout, layout.flatten(exact), layout.flatten(found))
-    by_name = dict(zip(GAP_COLUMNS, gaps, strict=True))
-    measured = {}
-    for name in ("mean_gap", "var_gap"):
-        behind_first = by_name[name][1:]
-        measured[name] = behind_first.square().mean().sqrt().item()
-    return measured

@@ -1,22 +1,29 @@
-"""Table `matched_weights`: how the average predicts of two networks that were trained apart, under which statistics."""
+"""Table `matched_weights`: how the average predicts of two networks that were trained apart, under which statistics.
+
+The order of a layer's channels is arbitrary: a network computes the same if they are permuted together with the weights
+that read them. So two networks can have learnt nearly the same in different orders (Li et al. 2015, Convergent
+learning), and are matched before they are averaged (Jordan et al. 2023, REPAIR).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
 
 from bnlab.harness.artifacts.models import Cnn
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
-from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table
+from bnlab.layers import BatchNorm
 from experiments.questions.changed_weights.changed import ChangedWeights, average
-from experiments.questions.changed_weights.matching import match_channels
 
 OTHER_START = 1000  # added to the seed
 IMAGES = 512  # of the training split, on which channels are matched
@@ -40,11 +47,11 @@ class MatchedWeights(ChangedWeights):
     name: str = "matched_weights"
     table: ClassVar[Table] = replace(ChangedWeights.table, about=_ABOUT)
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> Mapping[Any, list[int]]:
         """Choose the final step, without an estimator, of networks whose layers form a chain."""
-        return super().scope(run, sources) if isinstance(run.config.model, Cnn) else {}
+        return super().scope(run, subjects) if isinstance(run.config.model, Cnn) else {}
 
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List the final step."""
         return run.wanted[-1:]
 
@@ -69,3 +76,45 @@ def train_apart(run: Run, step: int) -> nn.Module:
         progress = start_training(second)
         train(progress, second.batches, config.optimizer, second.steps, [], until=step)
     return progress.model
+
+
+@torch.no_grad()
+def match_channels(first: nn.Module, second: nn.Module, images: Tensor) -> None:
+    """Permute the channels of `second` in place, layer by layer, so that they correlate best with those of `first`.
+
+    Both are chains of convolutions, each with a batch norm behind it, and a linear head. `second` predicts as before.
+    """
+    correlations = correlate_channels(first, second, images)
+    norms = [layer for layer in second.children() if isinstance(layer, BatchNorm)]
+    weighted = [layer for layer in second.children() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    for norm, correlation, (writer, reader) in zip(norms, correlations, pairwise(weighted), strict=True):
+        _, order = linear_sum_assignment(correlation.numpy(), maximize=True)
+        chosen = torch.as_tensor(order, device=images.device)
+
+        writer.weight.copy_(writer.weight[chosen])
+        reader.weight.copy_(reader.weight[:, chosen])
+        for values in norm.state_dict().values():
+            if values.dim() == 1:  # not the count of batches
+                values.copy_(values[chosen])
+
+
+@torch.no_grad()
+def correlate_channels(first: nn.Module, second: nn.Module, images: Tensor) -> list[Tensor]:
+    """Correlate the outputs of each norm over images and pixels, under running averages: float64 [C, C] for each."""
+    first.eval()
+    second.eval()
+    correlations = []
+    ours = theirs = images
+    for layer, other in zip(first.children(), second.children(), strict=True):
+        ours = layer(ours)
+        theirs = other(theirs)
+        if isinstance(layer, BatchNorm):
+            channels = ours.shape[1]
+            both = torch.cat([_list_values(ours), _list_values(theirs)])
+            correlations.append(both.corrcoef()[:channels, channels:].cpu())
+    return correlations
+
+
+def _list_values(outputs: Tensor) -> Tensor:
+    """Reshape [N, C, H, W] to float64 [C, N * H * W]."""
+    return outputs.transpose(0, 1).flatten(1).double()

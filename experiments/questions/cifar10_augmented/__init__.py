@@ -22,7 +22,7 @@ from bnlab.harness.reporting.frames import (
     share_name,
 )
 from bnlab.harness.reporting.plots import AGAINST_EXACT, GAP, TIMES_THE_BEST, Curves
-from experiments.margins import ALL_LAYERS, EACH, OVER_TIME, PYTORCH, find_gains_over_plain
+from experiments.margins import ALL_LAYERS, EACH, OVER_TIME, PYTORCH
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
@@ -53,6 +53,14 @@ def find_times(tables: Tables) -> pd.DataFrame:
     return over_best(gaps, "mean_gap")
 
 
+def find_gains_over_plain(tables: Tables, *shares: float) -> pd.DataFrame:
+    """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented."""
+    tested = rows(tables, "evaluations", shares, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
+    gains = paired(tested, "accuracy")
+    gains["line"] = gains["estimator"].map({"ema": "running averages", "exact": "exact, of augmented images"})
+    return gains
+
+
 def find_against_augmented(tables: Tables) -> pd.DataFrame:
     """Subtract from the test accuracy under PyTorch's momentum that under exact statistics of augmented images."""
     return paired(find_gains_over_plain(tables, END), "accuracy")
@@ -60,7 +68,7 @@ def find_against_augmented(tables: Tables) -> pd.DataFrame:
 
 def find_lines(tables: Tables) -> pd.DataFrame:
     """Find the accuracies over training, minus those with exact statistics of the images as they are."""
-    gains = find_gains_over_plain(tables, SHARES)
+    gains = find_gains_over_plain(tables, *SHARES)
     return name_panels(gains, "batch size {batch_size}")
 
 

@@ -11,13 +11,13 @@ import torch
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import frozen_statistics
-from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
-from bnlab.harness.measurements.tables.gaps import flat_statistics, tabulate
+from bnlab.harness.measurements.estimates import flat_statistics, frozen_statistics, tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real
-from bnlab.harness.statistics import Exact
+from bnlab.harness.statistic_kinds import Exact
+from bnlab.inference import Rule
 
-_AUGMENTED = FrozenWeights.of(Exact(), "train_augmented")
+_AUGMENTED = Subject(Exact(), "train_augmented")
 
 _ABOUT = """\
 How far each estimator's statistics are from exact ones of the augmented training images, which is what running averages
@@ -41,22 +41,22 @@ class AugmentedGaps(Measurement):
         },
     )
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose `evaluate_at` for all but rules at inference time, of a network whose training augments."""
         if not run.batches.augments:
             return {}
-        return {source: run.wanted for source in sources if not isinstance(source, InferenceRule)}
+        return {subject: run.wanted for subject in subjects if not isinstance(subject.statistic, Rule)}
 
-    def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-        """Measure the gap to exact statistics of the augmented images: a row for each step, source and layer."""
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
+        """Measure the gap to exact statistics of the augmented images: a row for each step, subject and layer."""
         layout = run.trace.layout
-        estimates = flat_statistics(run, sources, steps)
+        estimates = flat_statistics(run, subjects, steps)
         measured = []
         for place, step in enumerate(steps):
             exact = layout.flatten(frozen_statistics(run, step, _AUGMENTED))
             gaps = layer_gaps(layout, exact, estimates[:, place])
             measured.append(gaps)
 
-        columns = torch.stack(measured, dim=1).numpy()  # each [steps, sources, layers]
+        columns = torch.stack(measured, dim=1).numpy()  # each [steps, subjects, layers]
         values = dict(zip(GAP_COLUMNS, columns, strict=True))
-        return tabulate(run, sources, steps, {**values, "channels": layout.channels}, layer=layout.names)
+        return tabulate(subjects, steps, {**values, "channels": layout.channels}, layer=layout.names)

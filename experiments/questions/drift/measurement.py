@@ -13,14 +13,13 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
-from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
-from bnlab.harness.measurements.tables.gaps import tabulate
+from bnlab.harness.measurements.estimates import EXACT, draw_population, frozen_statistics, tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real, text
-from bnlab.harness.statistics import Exact
+from bnlab.harness.statistic_kinds import Exact
 
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
-_AUGMENTED = FrozenWeights.of(Exact(), "train_augmented")
+_AUGMENTED = Subject(Exact(), "train_augmented")
 
 _ABOUT = """\
 Where the gap of the EMA comes from: six terms for each channel, which add up to its distance from the exact statistic.
@@ -59,25 +58,25 @@ class Decomposition(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose the EMA with each momentum, and all steps of `evaluate_at`."""
-        averages = [source for source in sources if isinstance(source, RunningAverage)]
+        averages = [subject for subject in subjects if subject.average]
         return {average: run.wanted for average in averages if average.estimator == "ema"}
 
-    def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure the terms of the gap: a row for each step, momentum, layer, statistic and term.
 
         The weights of the steps before each step are computed by training again.
         """
         frames = []
         for step in steps:
-            frames += _measure_at(run, sources, step)
+            frames += _measure_at(run, subjects, step)
         return pd.concat(frames, ignore_index=True)
 
 
-def _measure_at(run: Run, sources: list[Source], step: int) -> list[pd.DataFrame]:
-    """Measure the terms at one step: a frame for each source."""
-    momenta = [source.momentum or 1.0 for source in sources]
+def _measure_at(run: Run, subjects: list[Subject], step: int) -> list[pd.DataFrame]:
+    """Measure the terms at one step: a frame for each subject."""
+    momenta = [subject.momentum or 1.0 for subject in subjects]
     longest = max(window(momentum) for momentum in momenta)
     past = past_weights(run, range(max(0, step - longest), step))
     trace = copy.deepcopy(run.trace)
@@ -88,17 +87,11 @@ def _measure_at(run: Run, sources: list[Source], step: int) -> list[pd.DataFrame
         augmented = draw_population(run, step, _AUGMENTED, run.config.batch_size)
 
     frames = []
-    for source, momentum in zip(sources, momenta, strict=True):
+    for subject, momentum in zip(subjects, momenta, strict=True):
         terms = decompose(
-            run.model_at(step),
-            trace,
-            past.__getitem__,
-            batches,
-            momentum=momentum,
-            augmented=augmented,
-            every=_EVERY,
+            run.model_at(step), trace, past.__getitem__, batches, momentum=momentum, augmented=augmented, every=_EVERY
         )
-        about = tabulate(run, [source], [step], {})
+        about = tabulate([subject], [step], {})
         frames.append(about.merge(_average(run, step, terms), how="cross"))
     return frames
 

@@ -46,31 +46,19 @@ def score_curves(value: str) -> Score:
 
 def score_against(reference: str, value: str = "new_accuracy", **wanted: Any) -> Score:
     """Score the points that one way of fine-tuning has more than another, for each batch size and rate."""
+    by = ("tuning_batch", "tuning_rate")
     wanted = {"statistics": "held", **wanted}
-    return score(
-        find_tuned,
-        value,
-        ("tuning_batch", "tuning_rate"),
-        scale=100,
-        against=reference,
-        along="way",
-        matching=("run", "statistics", *TUNING),
-        **wanted,
-    )
+    matching = ("run", "statistics", *TUNING)
+    return score(find_tuned, value, by, scale=100, against=reference, along="way", matching=matching, **wanted)
 
 
 def score_recalibration(**wanted: Any) -> Score:
     """Score the points in the new fonts that recalibrating at the end gains, for each batch size and rate."""
+    by = ("tuning_batch", "tuning_rate")
+    wanted = {"statistics": "recalibrated", **wanted}
+    matching = ("run", "way", *TUNING)
     return score(
-        find_tuned,
-        "new_accuracy",
-        ("tuning_batch", "tuning_rate"),
-        scale=100,
-        against="held",
-        along="statistics",
-        matching=("run", "way", *TUNING),
-        statistics="recalibrated",
-        **wanted,
+        find_tuned, "new_accuracy", by, scale=100, against="held", along="statistics", matching=matching, **wanted
     )
 
 

@@ -17,12 +17,12 @@ from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import seed_by
-from bnlab.harness.measurements.sources import Source
-from bnlab.harness.measurements.tables.evaluations import predict
+from bnlab.harness.measurements.estimates import seed_by
+from bnlab.harness.measurements.subjects import Subject
+from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layers import batch_norm_layers
-from bnlab.statistics import Statistics, using
+from bnlab.statistics import Statistics
 
 MODES = ("train", "eval", "eval_exact")
 BATCHES = (2, 4, 8, 32)
@@ -74,11 +74,11 @@ class FineTuning(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
         """Choose the final step, without an estimator, of networks that have not seen all fonts."""
         return {None: run.wanted[-1:]} if find_new_fonts(run) else {}
 
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Fine-tune copies of the network: a row for each mode, batch size, rate, number of updates and statistics."""
         (step,) = steps
         images = TuningImages.of(run)
@@ -89,20 +89,13 @@ class FineTuning(Measurement):
         with torch.random.fork_rng():
             torch.manual_seed(seed_by(f"{run.id} tuning").initial_seed())  # of dropout and the like
             for mode, batch, rate in product(MODES, BATCHES, RATES):
-                tuning = {
-                    "run": run.id,
-                    "step": step,
-                    "epoch": step / run.batches.per_epoch,
-                    "mode": mode,
-                    "tuning_batch": batch,
-                    "tuning_rate": rate,
-                }
+                tuning = {"step": step, "mode": mode, "tuning_batch": batch, "tuning_rate": rate}
                 model = run.model_at(step)
                 generator = seed_by(f"{run.id} {step} tuning {batch}")
                 for updates in tune(model, images.few, mode, batch, rate, STEPS, generator):
                     for measured in _measure_tuned(model, images, before):
                         rows.append({**tuning, "tuning_steps": updates, **measured})
-        return pd.DataFrame(rows, columns=[*self.table.columns])
+        return pd.DataFrame(rows, columns=[*self.table.columns]).drop(columns=["run", "epoch"])  # rows may be none
 
 
 def find_new_fonts(run: Run) -> str:
@@ -139,26 +132,15 @@ def _take(split: Split, part: slice) -> Split:
 
 
 def tune(
-    model: nn.Module,
-    few: Split,
-    mode: str,
-    batch: int,
-    rate: float,
-    steps: Sequence[int],
-    generator: torch.Generator,
+    model: nn.Module, few: Split, mode: str, batch: int, rate: float, steps: Sequence[int], generator: torch.Generator
 ) -> Iterator[int]:
-    """Fine-tune a network in place, and stop after so many updates each time; at the end if it diverges.
+    """Fine-tune a network in place, from train mode, and stop after so many updates each; at the end if it diverges."""
+    if mode == "eval_exact":
+        bnlab.population_statistics(model, [few.images]).write_to(model)
+    if mode != "train":
+        for layer in batch_norm_layers(model, caller="fine_tuning").values():
+            layer.eval()
 
-    Args:
-        model: the network, in train mode.
-        few: the images to learn from.
-        mode: one of `MODES`.
-        batch: images in a batch, at most all.
-        rate: learning rate.
-        steps: numbers of updates, ascending.
-        generator: draws the images of each batch.
-    """
-    set_mode(model, mode, few)
     optimizer = torch.optim.SGD(model.parameters(), rate, _MOMENTUM)
     for step in range(1, steps[-1] + 1):
         chosen = torch.randperm(len(few.labels), generator=generator)[:batch].to(few.labels.device)
@@ -174,43 +156,26 @@ def tune(
             yield step
 
 
-def set_mode(model: nn.Module, mode: str, few: Split) -> None:
-    """Put batch norms into the mode in which they are tuned; in `eval_exact` write their statistics before."""
-    if mode == "train":
-        return
-    if mode == "eval_exact":
-        bnlab.population_statistics(model, [few.images]).write_to(model)
-    for layer in batch_norm_layers(model, caller="fine_tuning").values():
-        layer.eval()
-
-
-class _Accuracies(NamedTuple):
-    """Accuracies on images in new fonts and in old ones."""
-
-    new: float
-    old: float
-
-
-def _measure_tuned(model: nn.Module, images: TuningImages, before: _Accuracies) -> Iterator[dict[str, Any]]:
+def _measure_tuned(model: nn.Module, images: TuningImages, before: tuple[float, float]) -> Iterator[dict[str, Any]]:
     """Measure a tuned network, under the statistics that it holds and under new ones."""
+    new_before, old_before = before
     statistics = {
         "held": bnlab.running_statistics(model),
         "recalibrated": bnlab.population_statistics(model, [images.few.images]),
     }
     for name, values in statistics.items():
-        found = _score(model, values, images)
+        new, old = _score(model, values, images)
         yield {
             "statistics": name,
-            "new_accuracy": found.new,
-            "gained": found.new - before.new,
-            "old_accuracy": found.old,
-            "forgotten": before.old - found.old,
+            "new_accuracy": new,
+            "gained": new - new_before,
+            "old_accuracy": old,
+            "forgotten": old_before - old,
         }
 
 
-def _score(model: nn.Module, statistics: Statistics, images: TuningImages) -> _Accuracies:
-    """Measure the accuracies under these statistics."""
-    with using(model, statistics):
-        new = predict(model, images.new)
-        old = predict(model, images.old)
-    return _Accuracies(new.accuracy, old.accuracy)
+def _score(model: nn.Module, statistics: Statistics, images: TuningImages) -> tuple[float, float]:
+    """Measure the accuracies on images in new fonts and in old ones, under these statistics."""
+    new = score_logits(predict(model, images.new, statistics), images.new.labels)
+    old = score_logits(predict(model, images.old, statistics), images.old.labels)
+    return new["accuracy"], old["accuracy"]

@@ -48,15 +48,7 @@ def find_courses(tables: Tables) -> pd.DataFrame:
 
 def find_last_batch(tables: Tables) -> pd.DataFrame:
     """Find how far the last batch moves PyTorch's running average, in the layer where it is moved most."""
-    moved = rows(
-        tables,
-        "last_batches",
-        1.0,
-        estimator="ema",
-        momentum=0.1,
-        last=1,
-        batch_size=(16, 256),
-    )
+    moved = rows(tables, "last_batches", 1.0, estimator="ema", momentum=0.1, last=1, batch_size=(16, 256))
     return find_largest_gap(moved, "moved", ("batch_size",))
 
 

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from bnlab.estimators import Stream
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import seed_by
-from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.tables.gaps import tabulate
+from bnlab.harness.measurements.estimates import seed_by, tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from experiments.questions.streams.replaying import final_step, replay_means, shift_last, stream_until
+from experiments.questions.streams.replaying import OfAverages, replay_means, shift_last, stream_until
 
 _BATCHES = 200  # the last of the training
 _SIZES = (0.1, 1.0, 10.0, 100.0)
@@ -39,10 +36,9 @@ batches of the training in an order that is drawn for each network. Every averag
 
 
 @dataclass(unsafe_hash=True)
-class Counterexamples(Measurement):
+class Counterexamples(OfAverages):
     """Table `counterexamples`."""
 
-    about_batches: ClassVar[bool] = True
     name: str = "counterexamples"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -63,30 +59,18 @@ class Counterexamples(Measurement):
         },
     )
 
-    def covers(self, norm: Norm) -> bool:
-        return norm.takes_batch_whole
-
-    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
-        return final_step(run, sources)
-
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         return []
 
-    def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """Measure how far every average is off: a row for each source, case and size, after one step.
-
-        The last 200 batches before the step are shuffled, so that their statistics stand still, and changed as
-        `construct` says. Every average starts at their mean and averages them. Its error is the distance of its mean
-        from the one that the case defines as true, in the batches' standard deviations, root mean square over all
-        channels of the network.
-        """
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
+        """Measure how far every average is off: a row for each subject, case and size, after one step."""
         (step,) = steps
         stream = shuffle_last(run, stream_until(run, step))
         unit = deviation(stream)
         errors = []
         for case, size in _CASES:
             changed, true_mean = construct(case, size, stream, run.config.batch_size)
-            means = replay_means(sources, changed)
+            means = replay_means(subjects, changed)
             distances = (means - true_mean) / unit
             errors.append(distances.square().mean(1).sqrt())
 
@@ -96,7 +80,7 @@ class Counterexamples(Measurement):
             "batches": len(stream),
             "error": torch.stack(errors, dim=1).numpy(),
         }
-        return tabulate(run, sources, steps, values, case=cases)
+        return tabulate(subjects, steps, values, case=cases)
 
 
 def shuffle_last(run: Run, stream: Stream) -> Stream:
@@ -119,21 +103,7 @@ def deviation(stream: Stream) -> Tensor:
 
 
 def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[Stream, Tensor]:
-    """Construct the batches of a case, and the mean [C] that is true in it.
-
-    shuffled: as they are; the mean of all batches.
-    sorted: in each channel from the lowest mean to the highest; the same.
-    jump_1, jump_10: the last batch, or the last 10, lie `size` standard deviations higher, because the weights have
-        moved; the mean of all batches, and as much higher.
-    rare: only the last batch lies higher, because of a rare image; the mean of all batches, that one too.
-    single: the same batch, which is one image alone; the mean of all images, which count alike.
-
-    Args:
-        case: one of these.
-        size: in standard deviations.
-        stream: of `shuffle_last`.
-        batch_size: images in a batch.
-    """
+    """Construct the batches of a case from those of `shuffle_last`, and the mean [C] that is true in it."""
     mean = stream.start[0]
     if case == "shuffled":
         return stream, mean

@@ -9,14 +9,11 @@ import pandas as pd
 import torch
 
 from bnlab.estimators import Stream
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.tables.gaps import tabulate
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from experiments.questions.streams.replaying import final_step, replay_means, shift_last, stream_until
+from experiments.questions.streams.replaying import OfAverages, replay_means, shift_last, stream_until
 
 _LAST = (1, 4, 16, 64)  # batches
 
@@ -25,11 +22,9 @@ How far the last batches of the training move running averages."""
 
 
 @dataclass(unsafe_hash=True)
-class LastBatches(Measurement):
+class LastBatches(OfAverages):
     """Table `last_batches`."""
 
-    about_batches: ClassVar[bool] = True
-    at_last_step: ClassVar[bool] = True
     name: str = "last_batches"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -52,43 +47,33 @@ class LastBatches(Measurement):
         },
     )
 
-    def covers(self, norm: Norm) -> bool:
-        return norm.takes_batch_whole
-
-    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose running averages alone, and the final step if there are two batches before it."""
-        chosen = final_step(run, sources)
-        return {source: [step for step in steps if step > 1] for source, steps in chosen.items()}
+        return {subject: [step for step in run.wanted[-1:] if step > 1] for subject in subjects if subject.average}
 
-    def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """Measure how far the last batches move every average: a row for each source, layer and number of batches.
-
-        `followed`: the means of the last batches are larger by a standard deviation of the exact statistics; the share
-        of it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them
-        take the place of the last batches; by how much the average changes, in standard deviations, root mean square
-        over channels. The stream has at least twice as many batches.
-        """
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
+        """Measure how far the last batches move every average: a row for each subject, layer and number of batches."""
         (step,) = steps
         layout = run.trace.layout
         stream = stream_until(run, step)
         _, var = layout.flatten(frozen_statistics(run, step, EXACT))
         deviation = (var + layout.channel_eps).sqrt()
-        plain = replay_means(sources, stream)
+        plain = replay_means(subjects, stream)
 
         frames = []
         for last in _LAST:
             if 2 * last > len(stream):
                 break
-            shifted = replay_means(sources, shift_last(stream, last, deviation))
+            shifted = replay_means(subjects, shift_last(stream, last, deviation))
             followed = (shifted - plain) / deviation
-            repeated = replay_means(sources, _repeat_before(stream, last))
+            repeated = replay_means(subjects, _repeat_before(stream, last))
             moved = (repeated - plain) / deviation
             values = {
                 "last": last,
                 "followed": layout.layer_means(followed),
                 "moved": layout.layer_means(moved.square()).sqrt(),
             }
-            frames.append(tabulate(run, sources, steps, values, layer=layout.names))
+            frames.append(tabulate(subjects, steps, values, layer=layout.names))
         return pd.concat(frames, ignore_index=True)
 
 

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from bnlab.estimators import Stream, fold
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import RunningAverage, Source
+from bnlab.harness.measurements import Measurement
+from bnlab.harness.measurements.subjects import Subject
 
 
-def final_step(run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
-    """Choose running averages alone, and the final step."""
-    return {source: run.wanted[-1:] for source in sources if isinstance(source, RunningAverage)}
+@dataclass(unsafe_hash=True)
+class OfAverages(Measurement):
+    """A measurement of running averages alone, at the final step."""
+
+    about_batches: ClassVar[bool] = True
+    at_last_step: ClassVar[bool] = True
+
+    def covers(self, norm: Norm) -> bool:
+        return norm.takes_batch_whole
+
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
+        """Choose running averages, and the final step."""
+        return {subject: self.list_steps(run) for subject in subjects if subject.average}
 
 
 def stream_until(run: Run, step: int) -> Stream:
@@ -25,9 +38,9 @@ def stream_until(run: Run, step: int) -> Stream:
     return replace(stream, batches=stream.batches[:recorded], counts=stream.counts[:recorded])
 
 
-def replay_means(sources: Sequence[RunningAverage], stream: Stream) -> Tensor:
-    """Compute every source's mean after the last batch: float64 [sources, all channels]."""
-    averages = [source.average for source in sources]
+def replay_means(subjects: Sequence[Subject], stream: Stream) -> Tensor:
+    """Compute every subject's mean after the last batch: float64 [subjects, all channels]."""
+    averages = [subject.average for subject in subjects if subject.average]
     return fold(averages, stream, [len(stream)])[:, 0, 0]
 
 

@@ -14,13 +14,11 @@ from torch import Tensor
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.sources import RunningAverage, Source
-from bnlab.harness.measurements.tables.gaps import tabulate
+from bnlab.harness.measurements.estimates import tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.layout import Layout
 from bnlab.recording.frozen import record_frozen
-from experiments.questions.streams.replaying import final_step
+from experiments.questions.streams.replaying import OfAverages
 
 EPOCHS = 24
 _BEFORE = 2  # epochs more at the beginning, in which averages fill their memory
@@ -31,11 +29,9 @@ epochs of the training images, each in an order of its own, after 2 that are not
 
 
 @dataclass(unsafe_hash=True)
-class WithinEpoch(Measurement):
+class WithinEpoch(OfAverages):
     """Table `within_epoch`."""
 
-    about_batches: ClassVar[bool] = True
-    at_last_step: ClassVar[bool] = True
     name: str = "within_epoch"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -63,103 +59,67 @@ class WithinEpoch(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.is_plain
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[RunningAverage, list[int]]:
-        return final_step(run, sources)
-
-    def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """Measure noise in an epoch: a row for each source, layer and batch, with its smaller last batch and without.
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
+        """Measure noise in an epoch: a row for each subject, layer and batch, with its smaller last batch and without.
 
         The weights stay as they are. Each epoch has the training images in an order of its own, as in training.
         """
         (step,) = steps
+        layout = run.trace.layout
+        stream = _record(run, step)
+        averages = [subject.average for subject in subjects if subject.average]
         per_epoch = run.batches.per_epoch
         full, rest = divmod(len(run.dataset.train.labels), run.config.batch_size)
         share = 1.0 if per_epoch == full else rest / run.config.batch_size
-        moments = _EpochMoments(_record(run, step), per_epoch, full)
 
-        kept = _tabulate(run, sources, step, moments, per_epoch)
-        dropped = _tabulate(run, sources, step, moments, full)
-        frames = [
-            kept.assign(last_batch="kept", last_share=share),
-            dropped.assign(last_batch="dropped", last_share=1.0),
-        ]
+        frames = []
+        for last_batch, batches, last_share in (("kept", per_epoch, share), ("dropped", full, 1.0)):
+            part = _cut_epochs(stream, per_epoch, batches)
+            noise, spread = _measure_noise(part, averages, batches, full)
+            values = {
+                "last_batch": last_batch,
+                "last_share": last_share,
+                "batches": batches,
+                "epochs": EPOCHS,
+                "noise": layout.layer_means(noise),
+                "spread": layout.layer_means(spread),
+                "channels": layout.channels,
+            }
+            positions = range(1, batches + 1)
+            frames.append(tabulate(subjects, steps, values, position=positions, layer=layout.names))
         return pd.concat(frames, ignore_index=True)
-
-
-@dataclass(frozen=True)
-class _EpochMoments:
-    """The batch moments of whole epochs.
-
-    Attributes:
-        stream: the moments of all batches.
-        per_epoch: batches in an epoch.
-        full: batches in an epoch that are not smaller than the others.
-    """
-
-    stream: Stream
-    per_epoch: int
-    full: int
 
 
 def _record(run: Run, step: int) -> Stream:
     """Record the batch moments of whole epochs, with layers that normalize with their batch."""
     per_epoch = run.batches.per_epoch
     next_epoch = math.ceil(step / per_epoch)
-    count = (_BEFORE + EPOCHS) * per_epoch
-
     from_there = run.batches.from_step(next_epoch * per_epoch)
-    drawn = islice(from_there, count)
-    batches = (images for images, _ in drawn)
-    trace = record_frozen(run.model_at(step), batches)
+    drawn = islice(from_there, (_BEFORE + EPOCHS) * per_epoch)
+    trace = record_frozen(run.model_at(step), (images for images, _ in drawn))
     ((_, stream),) = trace.streams()
     return stream
 
 
-def _tabulate(run: Run, sources: list[RunningAverage], step: int, moments: _EpochMoments, batches: int) -> pd.DataFrame:
-    """Make the rows of all sources, with so many batches of each epoch."""
-    layout = run.trace.layout
-    averages = [source.average for source in sources]
-    noise, spread = _measure_noise(moments, averages, layout, batches)
-    values = {
-        "noise": noise,
-        "spread": spread,
-        "channels": layout.channels,
-    }
-    positions = range(1, batches + 1)
-    frame = tabulate(run, sources, [step], values, position=positions, layer=layout.names)
-    return frame.assign(batches=batches, epochs=EPOCHS)
-
-
-def _measure_noise(
-    moments: _EpochMoments, averages: list[Estimator], layout: Layout, batches: int
-) -> tuple[Tensor, Tensor]:
-    """Measure `noise` and `spread` over the first `batches` of each epoch.
-
-    Returns:
-        Twice float64 [averages, batches, layers], in variances of the layer.
-    """
-    part = _cut_epochs(moments, batches)
-    level, mean_var = part.batches.mean(0)
-    var = mean_var + part.eps
-
-    first = _BEFORE * batches + 1
-    positions = range(first, len(part) + 1)
-    estimates = fold(averages, part, positions)
-    distances = estimates[:, :, 0] - level
-    squares = distances.square() / var
-    by_epoch = squares.unflatten(1, (EPOCHS, batches))
-    noise = layout.layer_means(by_epoch.mean(1))
-
-    means = part.batches[:, 0].unflatten(0, (-1, batches))
-    same_size = means[:, : moments.full]
-    variances = same_size.var(dim=1, correction=1)  # of batches that are drawn with replacement
-    spread = layout.layer_means(variances.mean(0) / var)
-    return noise, spread.expand_as(noise)
-
-
-def _cut_epochs(moments: _EpochMoments, batches: int) -> Stream:
+def _cut_epochs(stream: Stream, per_epoch: int, batches: int) -> Stream:
     """Select the first batches of each epoch."""
-    stream = moments.stream
-    in_epoch = torch.arange(len(stream)) % moments.per_epoch
-    is_chosen = in_epoch < batches
+    is_chosen = torch.arange(len(stream)) % per_epoch < batches
     return replace(stream, batches=stream.batches[is_chosen], counts=stream.counts[is_chosen])
+
+
+def _measure_noise(stream: Stream, averages: list[Estimator], batches: int, full: int) -> tuple[Tensor, Tensor]:
+    """Measure `noise` [averages, batches, channels] and `spread` [channels], in variances of the layer.
+
+    The stream is of whole epochs of so many `batches`, of which the first `full` are not smaller than the others.
+    """
+    level, mean_var = stream.batches.mean(0)
+    var = mean_var + stream.eps
+
+    positions = range(_BEFORE * batches + 1, len(stream) + 1)
+    estimates = fold(averages, stream, positions)
+    squares = (estimates[:, :, 0] - level).square() / var
+    noise = squares.unflatten(1, (EPOCHS, batches)).mean(1)
+
+    means = stream.batches[:, 0].unflatten(0, (-1, batches))
+    variances = means[:, :full].var(dim=1, correction=1)  # of batches that are drawn with replacement
+    return noise, variances.mean(0) / var

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
-from bnlab.harness.measurements.sources import Source
-from bnlab.harness.measurements.tables.evaluations import compare_logits, predict
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, seed_by
+from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layout import Layout
-from bnlab.statistics import using
 
 _TOGETHER = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # doses of all layers at once
 _ALONE = (0.4, 1.6)  # of one layer alone
@@ -52,11 +50,7 @@ class Doses(Measurement):
         },
     )
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """Choose the final step, without an estimator."""
-        return {None: run.wanted[-1:]}
-
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure how doses change predictions: a row for each layer or all layers, moment and dose, after one step.
 
         A dose d adds ±d standard deviations to each channel's mean, or multiplies its variance by exp(±d). The signs
@@ -67,8 +61,8 @@ class Doses(Measurement):
         test = run.dataset.test
         model = run.model_at(step)
         statistics = frozen_statistics(run, step, EXACT)
-        with using(model, statistics):
-            exact = predict(model, test)
+        exact = predict(model, test, statistics)
+        accuracy = score_logits(exact, test.labels)["accuracy"]
 
         layout = Layout.of(statistics)
         values = layout.flatten(statistics)
@@ -78,21 +72,16 @@ class Doses(Measurement):
             doses = _TOGETHER if depth == 0 else _ALONE
             for moment, dose in product(("mean", "var"), doses):
                 disturbed = disturb(layout, values, signs, layer, moment, dose)
-                with using(model, layout.unflatten(disturbed)):
-                    found = predict(model, test)
-                disagreement, logit_gap = compare_logits(exact.logits, found.logits)
+                logits = predict(model, test, layout.unflatten(disturbed))
+                scores = score_logits(logits, test.labels, exact)
                 row = {
-                    "run": run.id,
                     "step": step,
                     "layer": layer,
                     "moment": moment,
                     "dose": dose,
-                    "epoch": step / run.batches.per_epoch,
                     "depth": depth,
-                    "accuracy": found.accuracy,
-                    "accuracy_lost": exact.accuracy - found.accuracy,
-                    "disagreement": disagreement,
-                    "logit_gap": logit_gap,
+                    "accuracy_lost": accuracy - scores["accuracy"],
+                    **scores,
                 }
                 rows.append(row)
         return pd.DataFrame(rows)

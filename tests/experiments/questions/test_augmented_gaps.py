@@ -10,13 +10,17 @@ import torch
 
 from bnlab import gap, population_statistics, replay
 from bnlab.estimators import EMA
+from bnlab.harness import load
 from bnlab.harness.artifacts.data import Digits, augment
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.jobs import execute
 from bnlab.harness.reporting.frames import select
-from experiments.questions.cifar10_augmented.measurement import AugmentedGaps
 from tests.conftest import small_config
+from tests.helpers import measure
+
+TABLE = "experiments.questions.cifar10_augmented.measurement.AugmentedGaps"
 
 
 def test_gaps_are_to_statistics_of_the_images_as_they_are_augmented(tmp_path: Path) -> None:
@@ -28,8 +32,8 @@ def test_gaps_are_to_statistics_of_the_images_as_they_are_augmented(tmp_path: Pa
     model = run.model_at(12)
     reference = population_statistics(model, [seen])
 
-    sources = parse_sources(["ema", "exact"], [0.3], "train", "train_augmented")
-    found = AugmentedGaps().measure(run, sources, [12])
+    settings = {"estimator": ["ema", "exact"], "momentum": 0.3, "population": ["train", "train_augmented"]}
+    found = measure(config, TABLE, **settings)
 
     expected = {
         ("ema", "train"): replay(run.trace, EMA(momentum=0.3), [12])[12],
@@ -45,10 +49,7 @@ def test_gaps_are_to_statistics_of_the_images_as_they_are_augmented(tmp_path: Pa
     assert select(found, estimator="exact", statistics_split="train")["mean_gap"].min() > 0.01
 
 
-def test_networks_that_are_trained_on_the_images_as_they_are_have_no_rows(trained: Run) -> None:
-    sources = parse_sources(["ema", "exact"], [0.1], "train")
+def test_networks_that_are_trained_on_the_images_as_they_are_have_no_rows(copied: Config) -> None:
+    execute(replace(copied, measurements=["gaps", TABLE]))
 
-    assert AugmentedGaps().scope(trained, sources) == {}
-
-    augmenting = Run(replace(trained.config, data=replace(trained.config.data, shift=1)))
-    assert AugmentedGaps().scope(augmenting, sources) == dict.fromkeys(sources, augmenting.wanted)
+    assert {*load("adhoc", copied.results)} == {"runs", "gaps"}

@@ -11,14 +11,19 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Seeds
-from bnlab.harness.measurements.frozen import in_batches
+from bnlab.harness.measurements.estimates import in_batches
 from bnlab.harness.reporting.frames import select
 from bnlab.harness.schedule import lr_factor
 from experiments.questions.changed_weights import changed
-from experiments.questions.changed_weights.changed import ChangedWeights, list_changes, train_second
+from experiments.questions.changed_weights.changed import ChangedWeights, train_second
 from tests.references import batch_norms, batch_upstream_population, float64_copy, full_batch_population, gap
 
 STEP, START = 40, 20
+
+
+def build(run: Run) -> dict[str, nn.Module]:
+    """Build the networks with changed weights, by name."""
+    return dict(ChangedWeights().build_models(run, STEP))
 
 
 def list_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -61,7 +66,7 @@ def test_the_second_network_goes_on_from_half_way_in_another_order(trained: Run)
     for found, expected in zip(second.state_dict().values(), model.state_dict().values(), strict=True):
         torch.testing.assert_close(found.double(), expected.double(), rtol=1e-3, atol=1e-4)
 
-    average = list_changes()["averaged"](trained, STEP).state_dict()
+    average = build(trained)["averaged"].state_dict()
     last = trained.load_checkpoint(STEP)
     for name, values in second.state_dict().items():
         if values.is_floating_point():
@@ -73,7 +78,7 @@ def test_the_smallest_third_of_all_weights_is_pruned(trained: Run) -> None:
     magnitudes = sorted(abs(value) for weight in before.values() for value in weight.flatten().tolist())
     largest_pruned = magnitudes[round(len(magnitudes) / 3) - 1]
 
-    found = list_changes()["pruned"](trained, STEP)
+    found = build(trained)["pruned"]
 
     for name, weight in list_weights(found).items():
         expected = [0.0 if abs(w) <= largest_pruned else w for w in before[name].flatten().tolist()]
@@ -85,7 +90,7 @@ def test_the_smallest_third_of_all_weights_is_pruned(trained: Run) -> None:
 def test_weights_are_rounded(bits: int, most: int, trained: Run) -> None:
     before = list_weights(trained.model_at(STEP))
 
-    found = list_weights(list_changes()[f"rounded:{bits}"](trained, STEP))
+    found = list_weights(build(trained)[f"rounded:{bits}"])
 
     for name, weight in found.items():
         unit = before[name].abs().max().item() / most
@@ -94,7 +99,7 @@ def test_weights_are_rounded(bits: int, most: int, trained: Run) -> None:
             assert multiple == pytest.approx(round(multiple), abs=1e-4)
             assert abs(value - old) <= unit * 0.5001
     biases = [name for name, _ in trained.model_at(STEP).named_parameters() if name.endswith("bias")]
-    changed = list_changes()[f"rounded:{bits}"](trained, STEP).state_dict()
+    changed = build(trained)[f"rounded:{bits}"].state_dict()
     assert all(torch.equal(changed[name], trained.load_checkpoint(STEP)[name]) for name in biases)
 
 
@@ -109,13 +114,13 @@ def test_rows(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     frame = ChangedWeights().measure(trained, [None], [STEP])
     assert frame["change"].unique().tolist() == ["none", "averaged", "pruned", "rounded:8", "rounded:4"]
-    for change in list_changes():
+    for change in build(trained):
         for kind in ("exact", "precise", "stale"):
             images = select(frame, change=change, statistics=kind)["images"].tolist()
             assert images == ([0] if kind == "stale" else [360, 48])
 
-    for change, build in list_changes().items():
-        model = float64_copy(build(trained, STEP))
+    for change, network in build(trained).items():
+        model = float64_copy(network)
         exact = full_batch_population(model, train)
         precise = batch_upstream_population(model, [train[part] for part in in_batches(360, 32)])
         stale = {name: (0, layer.running_mean, layer.running_var) for name, layer in batch_norms(model).items()}

@@ -10,7 +10,7 @@ import torch
 
 from bnlab.estimators import EMA, Cumulative, Estimator, LastBatch, Predictive, Stream, WeightedCumulative, Window
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import RunningAverage, parse_sources
+from bnlab.harness.measurements.subjects import Subject, parse_subjects
 from experiments.questions.streams.counterexamples import Counterexamples, construct, deviation, shuffle_last
 from experiments.questions.streams.replaying import replay_means, stream_until
 
@@ -50,7 +50,7 @@ def test_errors_of_constant_batches(estimator: Estimator, case: str, expected: f
     """In units of what is added, above the true mean; the noise of the batches is all that is left out."""
     stream = constant()
     changed, truth = construct(case, SIZE, stream, IMAGES)
-    (mean,) = replay_means([RunningAverage("", None, "train", estimator)], changed)
+    (mean,) = replay_means([Subject(estimator)], changed)
     torch.testing.assert_close((mean - truth) / (SIZE * deviation(stream)), torch.full((3,), expected).double())
 
 
@@ -68,7 +68,7 @@ def test_batches_are_sorted_in_each_channel_with_their_variances() -> None:
 def test_counterexamples(trained: Run) -> None:
     """The EMA and the last batch, as they are written, on the batches of the network in their random order."""
     run = trained
-    sources = parse_sources(["ema", "last_batch", "exact", "test_batch"], [0.1], "train")
+    sources = parse_subjects(["ema", "last_batch", "exact", "test_batch"], [0.1], "train")
     chosen = Counterexamples().scope(run, sources)
 
     assert {source.estimator: steps for source, steps in chosen.items()} == {"ema": [40], "last_batch": [40]}

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from bnlab import decompose, gap
+from bnlab import decompose, gap, population_statistics
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError
-from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
-from bnlab.harness.measurements.sources import parse_sources
 from bnlab.recording.trace import replay
-from experiments.questions.drift.measurement import Decomposition
+from tests.helpers import measure
 
 
 def test_past_weights_are_those_of_the_training(trained: Run) -> None:
@@ -40,23 +39,24 @@ def test_weights_of_another_training_are_refused(trained: Run) -> None:
         past_weights(other, [0, 4])
 
 
-def test_contributions(trained: Run) -> None:
+def test_contributions(trained: Run, copied: Config) -> None:
     """With every fourth of the past weights, as the library gives them for all that a second training gives."""
-    sources = [*Decomposition().scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))]
     step = 20
-    found = Decomposition().measure(trained, sources, [7, step])
+    settings = {"estimator": ["ema", "exact"], "momentum": [0.3, 0.5], "evaluate_at": [7, step]}
+    found = measure(copied, "experiments.questions.drift.measurement.Decomposition", **settings)
 
     assert set(found["momentum"]) == {0.3, 0.5}
     assert set(found["step"]) == {7, step}
 
     found = found[(found["momentum"] == 0.3) & (found["step"] == step)]
-    exact = frozen_statistics(trained, step, EXACT)
+    images = trained.dataset.train.images
+    exact = population_statistics(trained.model_at(step), images.split(256))
     trace = copy.deepcopy(trained.trace)
     trace.truncate(step)
     total = found[found["statistic"] == "mean"].groupby("layer", sort=False)["contribution"].sum()
     gaps = gap(exact, replay(trace, EMA(0.3), [step])[step]).set_index("layer")["mean_gap"]
     np.testing.assert_allclose(total, gaps**2, rtol=1e-4)
-    batches = draw_population(trained, step, EXACT, 32)
+    batches = images.split(32)
     past = past_weights(trained, range(step)).__getitem__
     table = decompose(trained.model_at(step), trace, past, batches, momentum=0.3, every=4)
     rows = {(row["layer"], row["statistic"], row["term"]): row for row in found.to_dict("records")}

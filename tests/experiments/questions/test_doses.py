@@ -7,18 +7,24 @@ import math
 import pytest
 import torch
 
-from bnlab import gap
+from bnlab import Statistics, gap, population_statistics
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
+from bnlab.harness.artifacts.settings import Config
 from bnlab.layout import Layout
-from experiments.questions.tolerance.measurement import Doses, disturb, draw_signs
+from experiments.questions.tolerance.measurement import disturb, draw_signs
+from tests.helpers import measure
 from tests.references import batch_norms, float64_copy
+
+
+def find_exact(run: Run) -> Statistics:
+    """Measure exact statistics after 20 steps."""
+    return population_statistics(run.model_at(20), [run.dataset.train.images])
 
 
 @torch.no_grad()
 def predict(run: Run, layer: str, moment: str, dose: float) -> torch.Tensor:
     """Logits of the test images after 20 steps."""
-    exact = frozen_statistics(run, 20, EXACT)
+    exact = find_exact(run)
     wide = float64_copy(run.model_at(20))
     signs = draw_signs(run, Layout.of(exact)).tolist()
     place = 0
@@ -43,15 +49,12 @@ def compute_share(true: torch.Tensor) -> float:
     return float(true.double().mean())
 
 
-def test_doses(trained: Run) -> None:
+def test_doses(trained: Run, copied: Config) -> None:
     run = trained
-
-    assert Doses().scope(run, []) == {None: [40]}, "the final step"
-
-    found = Doses().measure(run, [None], [20])
-    layers = list(frozen_statistics(run, 20, EXACT))
-    assert list(found["layer"].unique()) == ["all", *layers]
-    assert list(found["depth"].unique()) == [0, 1, 2]
+    found = measure(copied, "experiments.questions.tolerance.measurement.Doses", evaluate_at=[1, 20])
+    assert set(found["step"]) == {20}, "the final one"
+    layers = list(find_exact(run))
+    assert found.groupby("layer")["depth"].first().to_dict() == {"all": 0, layers[0]: 1, layers[1]: 2}
     assert found.groupby("layer")["dose"].nunique().to_dict() == {"all": 7, **dict.fromkeys(layers, 2)}
 
     labels = run.dataset.test.labels
@@ -73,7 +76,7 @@ def test_doses(trained: Run) -> None:
 def test_a_dose_is_a_gap(trained: Run) -> None:
     """Of the mean exactly; of the variance but for eps. Other layers stay as they are."""
     run = trained
-    exact = frozen_statistics(run, 20, EXACT)
+    exact = find_exact(run)
     layout = Layout.of(exact)
     layer = list(exact)[1]
     values = layout.flatten(exact)

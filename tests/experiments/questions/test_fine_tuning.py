@@ -12,14 +12,16 @@ from torch.nn import functional as F
 from bnlab.harness.artifacts.data import Glyphs
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import seed_by
+from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.fine_tuning import measurement
 from experiments.questions.fine_tuning.measurement import MODES, FineTuning, TuningImages, find_new_fonts, tune
 from tests.conftest import small_config
+from tests.helpers import measure
 from tests.references import batch_norms, float64_copy, full_batch_population
 
 STEP = 12
+TABLE = "experiments.questions.fine_tuning.measurement.FineTuning"
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +86,8 @@ def test_rows(glyphs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     images = TuningImages.of(glyphs)
     image = 1.5 / len(images.new.labels)  # one image may lie on the border
 
-    frame = FineTuning().measure(glyphs, [None], [STEP])
+    frame = measure(glyphs.config, TABLE)
 
-    assert not frame.duplicated([*FineTuning().table.key]).any()
     assert len(frame) == 3 * 2 * 2
     before = float64_copy(glyphs.model_at(STEP))
     for mode in MODES:

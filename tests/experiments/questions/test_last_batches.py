@@ -5,39 +5,36 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 
-from bnlab import replay
+from bnlab import Statistics, population_statistics, replay
+from bnlab.estimators import parse
+from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.sources import RunningAverage, parse_sources
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.jobs import execute
 from bnlab.recording.trace import LayerTrace, MomentTrace
-from experiments.questions.streams.last_batches import LastBatches
+from tests.helpers import measure
 
 STEP = 40
 
 
-@pytest.fixture(scope="module")
-def sources(trained: Run) -> list[RunningAverage]:
-    names = ["ema", "window(k=5)", "cumulative", "kalman", "predictive", "exact"]
-    chosen = LastBatches().scope(trained, parse_sources(names, [0.1], "train"))
-    assert list(chosen.values()) == [[STEP]] * 5, "running averages, at the final step"
-    return [*chosen]
+NAMES = ["ema", "window(k=5,pooled=False)", "cumulative", "kalman(per=layer)", "predictive"]
+TABLE = "experiments.questions.streams.last_batches.LastBatches"
 
 
-@pytest.fixture(scope="module")
-def found(trained: Run, sources: list[RunningAverage]) -> pd.DataFrame:
-    rows = LastBatches().measure(trained, sources, [STEP])
-    return rows.set_index(["estimator", "last", "layer"]).sort_index()
+def find_exact(run: Run) -> Statistics:
+    """Measure exact statistics at the final step."""
+    return population_statistics(run.model_at(STEP), run.dataset.train.images.split(256))
 
 
 def change(trained: Run, last: int, shift: bool) -> MomentTrace:
     """The trace up to the step, with other moments in its last entries."""
+    every = find_exact(trained)
     layers = {}
     for name, layer in trained.trace.layers.items():
         n = bisect_right(layer.steps, STEP)
-        exact = frozen_statistics(trained, STEP, EXACT)[name]
+        exact = every[name]
         moments = layer.moments[:n].double()
         for place in range(n - last, n):
             if shift:
@@ -51,37 +48,37 @@ def change(trained: Run, last: int, shift: bool) -> MomentTrace:
     return trace
 
 
-@pytest.mark.parametrize("last", [1, 4, 16])
-def test_every_average_on_a_trace_with_other_entries(
-    last: int, trained: Run, sources: list[RunningAverage], found: pd.DataFrame
-) -> None:
-    exact = frozen_statistics(trained, STEP, EXACT)
-    with_shift = change(trained, last, shift=True)
-    with_earlier = change(trained, last, shift=False)
-    for source in sources:
-        plain = replay(trained.trace, source.average, [STEP])[STEP]
-        shifted = replay(with_shift, source.average, [STEP])[STEP]
-        moved = replay(with_earlier, source.average, [STEP])[STEP]
-        for name in exact:
-            sigma = (exact[name].var + exact.eps[name]).sqrt()
-            followed = (shifted[name].mean - plain[name].mean) / sigma
-            distance = (moved[name].mean - plain[name].mean) / sigma
+def test_every_average_on_a_trace_with_other_entries(trained: Run, copied: Config) -> None:
+    found = measure(copied, TABLE, estimator=[*NAMES, "exact"])
+    assert set(found["step"]) == {STEP}
+    assert set(found["last"]) == {1, 4, 16}, "64 of 40 have not as many others before them"
+    found = found.set_index(["estimator", "last", "layer"]).sort_index()
+    assert set(found.index.unique("estimator")) == {*NAMES}, "running averages alone"
 
-            row = found.xs((source.estimator, last, name))
-            assert row["followed"] == pytest.approx(float(followed.mean()), abs=1e-9)
-            assert row["moved"] == pytest.approx(float(distance.square().mean().sqrt()), abs=1e-9)
+    exact = find_exact(trained)
+    for last in (1, 4, 16):
+        with_shift = change(trained, last, shift=True)
+        with_earlier = change(trained, last, shift=False)
+        for estimator in NAMES:
+            cls, parameters = parse(estimator)
+            average = cls(**parameters)
+            plain = replay(trained.trace, average, [STEP])[STEP]
+            shifted = replay(with_shift, average, [STEP])[STEP]
+            moved = replay(with_earlier, average, [STEP])[STEP]
+            for name in exact:
+                sigma = (exact[name].var + exact.eps[name]).sqrt()
+                followed = (shifted[name].mean - plain[name].mean) / sigma
+                distance = (moved[name].mean - plain[name].mean) / sigma
+
+                row = found.xs((estimator, last, name))
+                assert row["followed"] == pytest.approx(float(followed.mean()), abs=1e-6)
+                assert row["moved"] == pytest.approx(float(distance.square().mean().sqrt()), abs=1e-6)
 
 
-def test_only_as_many_as_have_others_before_them(
-    trained: Run, sources: list[RunningAverage], found: pd.DataFrame
-) -> None:
-    measurement = LastBatches()
-    one_step = Run(replace(trained.config, evaluate_at=[1]))
+def test_only_as_many_as_have_others_before_them(copied: Config) -> None:
+    early = measure(copied, TABLE, evaluate_at=[20])
+    execute(replace(copied, measurements=["log", TABLE], evaluate_at=[1], name="of_one"))
 
-    early = measurement.measure(trained, sources, [20])
-    of_one_step = measurement.scope(one_step, [*sources])
-
-    assert set(found.index.unique("last")) == {1, 4, 16}, "64 of 40 have not"
     assert set(early["last"]) == {1, 4}
     assert set(early["depth"]) == {1, 2}
-    assert not any(of_one_step.values()), "a single batch has none"
+    assert {*load("of_one", copied.results)} == {"runs", "log"}, "a single batch has none"

@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from experiments.questions.changed_weights import changed
-from experiments.questions.changed_weights.matched import OTHER_START, MatchedWeights, train_apart
-from experiments.questions.changed_weights.matching import correlate_channels, match_channels
+from experiments.questions.changed_weights.matched import (
+    OTHER_START,
+    MatchedWeights,
+    correlate_channels,
+    match_channels,
+    train_apart,
+)
 
 STEP = 40
 

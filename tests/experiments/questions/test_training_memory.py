@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from bnlab.harness.artifacts.norms import Group
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from experiments.questions.batch_of_one.measurement import TrainingMemory, count_saved_bytes
+from bnlab.harness.artifacts.settings import Config
+from experiments.questions.batch_of_one.measurement import count_saved_bytes
 from tests.conftest import small_config
+from tests.helpers import measure
 
+TABLE = "experiments.questions.batch_of_one.measurement.TrainingMemory"
 REAL, LONG = 4, 8  # bytes of a number
 
 
@@ -46,21 +48,16 @@ def test_what_backward_needs_is_counted_once() -> None:
     assert count_saved_bytes(model, batch, labels) == sum(expected)
 
 
-def test_rows(trained: Run, tmp_path: Path) -> None:
+def test_rows(copied: Config, tmp_path: Path) -> None:
     """A norm of each image has rows of 1 and 32 images, which grow with them; batch norm has no row of one."""
-    run = Run(small_config(tmp_path, norm=Group(groups=4), steps=2, evaluate_at=[2]))
-    ensure_trained(run)
+    config = small_config(tmp_path, norm=Group(groups=4), steps=2, evaluate_at=[2])
+    found = measure(config, TABLE).set_index("images")
 
-    assert TrainingMemory().covers(run.config.norm)
-    assert TrainingMemory().scope(run, []) == {None: [2]}
-
-    found = TrainingMemory().measure(run, [None], [2]).set_index("images")
-
-    numbers = sum(parameter.numel() for parameter in run.new_model().parameters())
+    numbers = sum(parameter.numel() for parameter in Run(config).new_model().parameters())
     assert found["weight_bytes"].tolist() == [3 * REAL * numbers] * 2, "weights, gradients, momentum"
     assert (found["step_bytes"] == found["saved_bytes"] + found["weight_bytes"]).all()
     one, many = found.loc[[1, 32], "saved_bytes"]
     assert many == 32 * (one - REAL) + REAL, "all but the number of images"
 
-    of_batch_norm = TrainingMemory().measure(trained, [None], [40])
-    assert of_batch_norm["images"].tolist() == [32]
+    of_batch_norm = measure(copied, TABLE)
+    assert of_batch_norm[["images", "step"]].to_numpy().tolist() == [[32, 40]]

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import parse_sources
-from experiments.questions.streams.within_epoch import EPOCHS, WithinEpoch
+from bnlab.harness.artifacts.settings import Config
+from tests.helpers import measure
 from tests.references import batch_norms, float64_copy, inputs_of, running_ema_debiased
+
+EPOCHS = 24
 
 
 def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
@@ -27,14 +29,11 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
     return name, found
 
 
-def test_errors_batch_by_batch(trained: Run) -> None:
-    measurement = WithinEpoch()
-    sources = parse_sources(["ema_debiased", "exact"], [0.1, 0.5], "train")
-    subjects = measurement.scope(trained, sources)
-    assert [*subjects.values()] == [[40], [40]]
+def test_errors_batch_by_batch(trained: Run, copied: Config) -> None:
+    table = "experiments.questions.streams.within_epoch.WithinEpoch"
+    found = measure(copied, table, estimator=["ema_debiased", "exact"], momentum=[0.1, 0.5])
 
-    found = measurement.measure(trained, [*subjects], [40])
-
+    assert set(found["step"]) == {40}
     layers = batch_norms(trained.model_at(40))
     assert len(found) == 2 * len(layers) * (12 + 11)
     name, inputs = first_layers_batches(trained)

@@ -20,9 +20,8 @@ from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.sources import RunningAverage
-from bnlab.harness.measurements.tables.gaps import flat_statistics
+from bnlab.harness.measurements.estimates import EXACT, flat_statistics, frozen_statistics
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schedule import lr_factor
 from tests.harness.kills import assert_same, killed_at
 
@@ -99,7 +98,7 @@ def test_the_statistics_of_that_step_are_kept(whole: Run) -> None:
 
 def test_ema_is_what_the_network_holds(whole: Run) -> None:
     """At every step, frozen or not yet: the row `ema` is the network in eval mode."""
-    source = RunningAverage("ema", MOMENTUM, "none", bnlab.estimators.EMA(MOMENTUM))
+    source = Subject(bnlab.estimators.EMA(MOMENTUM))
     values = flat_statistics(whole, [source], whole.wanted)[0]
     replayed = dict(zip(whole.wanted, map(whole.trace.layout.unflatten, values), strict=True))
     for step in whole.wanted:

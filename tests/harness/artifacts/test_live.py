@@ -19,7 +19,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.config import check
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.measurements.tables.gaps import Gaps
 from tests.conftest import small_config
 
@@ -42,7 +42,7 @@ def test_loss_accuracy_and_gap_are_written_and_training_stays_as_it_is(trained: 
     np.testing.assert_allclose(accuracies, trained.read_log()["accuracy"], rtol=1e-6)
 
     measured = {event.step: event.value for event in written.Scalars("gap of running means")}
-    rows = Gaps().measure(run, parse_sources(["ema"], [0.1], "train"), run.wanted).query("depth > 1")
+    rows = Gaps().measure(run, parse_subjects(["ema"], [0.1], "train"), run.wanted).query("depth > 1")
     assert list(measured) == run.wanted
 
     expected_gaps = (rows["mean_gap"] ** 2).groupby(rows["step"]).mean() ** 0.5

@@ -23,8 +23,8 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
-from bnlab.harness.measurements import cache, find_measurement, frozen, list_names
-from bnlab.harness.measurements.sources import code_digest, parse_sources, try_estimators
+from bnlab.harness.measurements import cache, estimates, find_measurement, list_names
+from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
 from bnlab.harness.own import digest_of_source
 
 MODULE = """
@@ -145,8 +145,8 @@ def test_a_job_is_done_once_its_rows_are_there(copied: Config, module: Callable[
 
 def test_a_raised_version_measures_again(copied: Config, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     execute(replace(copied, momentum=[0.1, 0.2], measurements="gaps"))
-    monkeypatch.setattr(frozen, "VERSION", frozen.VERSION + 1)
-    monkeypatch.setattr(jobs, "VERSION", frozen.VERSION)
+    monkeypatch.setattr(estimates, "VERSION", estimates.VERSION + 1)
+    monkeypatch.setattr(jobs, "VERSION", estimates.VERSION)
     calls.clear()
     execute(replace(copied, momentum=[0.2], measurements="gaps"))
 
@@ -162,7 +162,7 @@ def test_an_origin_tells_images_and_training(trained: Run) -> None:
     runs[2].dataset = replace(data, train=replace(data.train, digest="other"))
     runs[3].training = "other"
     gaps, evaluations, doses = (
-        [cache._find_origin(run, find_measurement(name), None) for run in runs]
+        [cache._describe_rows(run, find_measurement(name), None, ())["origin"] for run in runs]
         for name in ("gaps", "evaluations", "experiments.questions.tolerance.measurement.Doses")
     )
 
@@ -178,10 +178,10 @@ def load_rows(config: Config, table: str, column: str) -> dict[str, pd.DataFrame
 
 def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]], calls: list[Any]) -> None:
     """Is known by the source of its module; its rows are measured again, and those of its earlier code leave."""
-    digests = {code_digest(s) for gain in ("0.5", "1.0") for s in parse_sources(module(gain), [], "train")}
+    digests = {s.code for gain in ("0.5", "1.0") for s in parse_subjects(module(gain), [], "train")}
 
     assert len(digests) == 2
-    assert code_digest(parse_sources(["ema"], [0.1], "train")[0]) == ""
+    assert parse_subjects(["ema"], [0.1], "train")[0].code == ""
 
     execute(replace(copied, estimator=["ema", *module("0.5")], measurements="gaps"))
     before = load_rows(copied, "gaps", "estimator")
@@ -197,7 +197,7 @@ def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]
 
 def test_an_own_estimator_that_fails(copied: Config, module: Callable[..., list[str]]) -> None:
     """Before training, if it fails on a short stream; else alone."""
-    sources = parse_sources(module("1 / 0"), [0.1], "train")
+    sources = parse_subjects(module("1 / 0"), [0.1], "train")
     with pytest.raises(UserError, match=r"fails on 8 batches: .*my_est.*\.py:10: ZeroDivisionError"):
         try_estimators(sources)
 
@@ -213,14 +213,14 @@ def test_an_own_estimator_that_fails(copied: Config, module: Callable[..., list[
 @pytest.mark.parametrize("name", ["exact", "stale", "test_batch", "ema"])
 def test_an_own_estimator_needs_a_name_of_its_own(name: str, module: Callable[..., list[str]]) -> None:
     with pytest.raises(UserError, match=r"Half: its name .* give (it|the class) (another|one of its own)"):
-        parse_sources(module(name=name), [0.1], "train")
+        parse_subjects(module(name=name), [0.1], "train")
     with pytest.raises(UserError, match=r"Unnamed: its name 'ema' is that of another"):
-        parse_sources([module()[0].replace("Half", "Unnamed")], [0.1], "train")
+        parse_subjects([module()[0].replace("Half", "Unnamed")], [0.1], "train")
 
 
 def test_every_estimator_of_ours_stands_the_trial() -> None:
     ours = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
-    try_estimators(parse_sources(ours, [0.01, 1.0], "train"))
+    try_estimators(parse_subjects(ours, [0.01, 1.0], "train"))
     assert len(ours) >= 16
 
 

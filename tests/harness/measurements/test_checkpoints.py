@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute, list_failures, list_needed_checkpoints, prepare
 from bnlab.harness.measurements import find_measurement
-from bnlab.harness.measurements.sources import find_sources
+from bnlab.harness.measurements.subjects import find_subjects
 from bnlab.lab.catalogue import list_measurements
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
@@ -39,7 +39,7 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
     assert not list_failures(Run(job))
     measurement = find_measurement(name)
     has_rows = measurement.name in {*load("adhoc", copied.results)}
-    assert has_rows == bool(measurement.scope(run, find_sources(job)))
+    assert has_rows == bool(measurement.scope(run, find_subjects(job)))
 
 
 @pytest.mark.parametrize(

@@ -4,108 +4,103 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
-from pandas.testing import assert_frame_equal
+from torch import Tensor
 
-from bnlab import gap, population_statistics, running_statistics
+from bnlab import Statistics, gap, population_statistics, running_statistics, using
 from bnlab.estimators import list_estimators
+from bnlab.harness import load_model
 from bnlab.harness.artifacts import cores
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements import find_measurement
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
-from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source, find_sources, parse_sources
-from bnlab.harness.measurements.tables.evaluations import Evaluations
-from bnlab.harness.statistics import Exact, UpdateBN
-from bnlab.statistics import using
+from bnlab.harness.measurements.estimates import draw_population, in_batches
+from bnlab.harness.measurements.subjects import Subject, parse_subjects
+from bnlab.harness.statistic_kinds import Exact
+from tests.helpers import measure
 from tests.references import float64_copy
 
-
-def rows(name: str, trained: Run, chosen: list[Source]) -> pd.DataFrame:
-    measurement = find_measurement(name)
-    subjects = measurement.scope(trained, chosen)
-    found: pd.DataFrame = measurement.measure(trained, [*subjects], trained.wanted[-1:])
-    return found
+LAST = 40
 
 
-def test_update_bn_is_torchs(trained: Run) -> None:
-    step = trained.wanted[-1]
-    model = trained.model_at(step)
+def find_exact(run: Run, step: int = LAST) -> Statistics:
+    """Measure exact statistics of all training images."""
+    return population_statistics(run.model_at(step), run.dataset.train.images.split(256))
+
+
+@torch.no_grad()
+def predict(run: Run, images: Tensor, statistics: Statistics) -> Tensor:
+    """Predict in float64."""
+    with using(run.model_at(LAST), statistics) as model:
+        return float64_copy(model).eval()(images.double())
+
+
+def test_update_bn_is_torchs(trained: Run, copied: Config) -> None:
+    measure(copied, "gaps", evaluate_at=[LAST])
+    model = trained.model_at(LAST)
     images = trained.dataset.train.images
-    batches = [images[part] for part in in_batches(len(images), 32)]
-    torch.optim.swa_utils.update_bn(batches, model)
+    torch.optim.swa_utils.update_bn(images.split(32), model)
 
-    found = frozen_statistics(trained, step, FrozenWeights.of(UpdateBN(), "train"))
+    found = load_model("adhoc", trained.id, statistics="update_bn", results=copied.results)
 
     # Both average float32 moments: torch step by step in float32, bnlab in float64.
-    gaps = gap(running_statistics(model), found)
+    gaps = gap(running_statistics(model), running_statistics(found))
     assert gaps["mean_gap"].max() < 5e-6
     assert gaps["var_gap"].max() < 5e-6
 
 
-def test_all_names_at_once(trained: Run) -> None:
+def test_all_names_at_once(copied: Config) -> None:
     rules = ["test_batch(n=32)", "pseudo_samples(n=8,between=True,batch=16)", "example_weighing", "eval_norm"]
     ours = [name for name, cls in list_estimators().items() if cls.__module__.startswith("bnlab.")]
-    chosen = parse_sources([*ours, "exact", "precise", "update_bn", "swa", *rules], [0.1], "train")
-    table = rows("evaluations", trained, chosen)
+    chosen = [*ours, "exact", "precise", "update_bn", "swa"]
 
-    assert len(table) == len(chosen)
+    table = measure(copied, "evaluations", estimator=[*chosen, *rules])
+    gaps = measure(copied, "gaps", estimator=[*chosen, *rules])
+
+    assert len(table) == len(chosen) + len(rules)
     assert table["accuracy"].between(0, 1).all()
-
-    measured = rows("gaps", trained, chosen)
-    assert set(measured["estimator"]) == {s.estimator for s in chosen if not isinstance(s, InferenceRule)}
-    assert measured["mean_gap"].notna().all()
-
-
-def test_gaps_are_those_of_the_library(trained: Run) -> None:
-    step = trained.wanted[-1]
-    (update_bn,) = parse_sources(["update_bn"], [], "train")
-    assert isinstance(update_bn, FrozenWeights)
-    expected = gap(frozen_statistics(trained, step, EXACT), frozen_statistics(trained, step, update_bn))
-
-    measured = rows("gaps", trained, [update_bn])
-
-    columns = ["layer", "mean_gap", "var_gap", "kl", "output_gap"]
-    assert_frame_equal(measured[columns], expected[columns], rtol=1e-12)
-    assert (measured["output_gap"] > 0).all()
+    assert gaps["estimator"].nunique() == len(chosen)
+    assert gaps["mean_gap"].notna().all()
+    assert (gaps["output_gap"][gaps["estimator"] == "update_bn"] > 0).all()
 
 
-def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
-    some = Run(replace(trained.config, population_images=100, accuracy_at="all", evaluate_at=[trained.wanted[0], 1.0]))
-    first, last = some.wanted
-    expected = population_statistics(some.model_at(first), [trained.dataset.train.sample(100).images])
+def test_a_sample_is_measured_before_the_end(trained: Run, copied: Config) -> None:
+    settings = {"population_images": 100, "evaluate_at": [1, 1.0], "estimator": ["exact", "exact(images=100)"]}
+    found = measure(copied, "evaluations", accuracy_at="all", **settings)
+    gaps = measure(copied, "gaps", **settings)
 
-    assert gap(expected, frozen_statistics(some, first, EXACT))["mean_gap"].max() < 1e-6
+    exact = found[found["estimator"] == "exact"].set_index("step")
+    assert exact[["images", "stat_images"]].to_numpy().tolist() == [[100, 100], [359, 360]]
+    assert gaps["mean_gap"][gaps["estimator"] == "exact(images=100)"].min() > 1e-3, "as many others"
 
-    drawn = frozen_statistics(some, first, FrozenWeights.of(Exact(images=100), "train"))  # as many others
-    assert gap(frozen_statistics(some, first, EXACT), drawn)["mean_gap"].min() > 1e-3
-    assert gap(frozen_statistics(trained, last, EXACT), frozen_statistics(some, last, EXACT))["mean_gap"].max() == 0
+    statistics = population_statistics(trained.model_at(1), [trained.dataset.train.sample(100).images])
+    test = trained.dataset.test.sample(100)
+    with using(trained.model_at(1), statistics) as model, torch.no_grad():
+        hits = model(test.images).argmax(1) == test.labels
+    assert exact.loc[1, "accuracy"] == pytest.approx(hits.double().mean().item())
 
-    found = Evaluations().measure(some, [EXACT], [first, last]).set_index("step")
-    assert found[["images", "stat_images"]].to_numpy().tolist() == [
-        [100, 100],
-        [359, len(trained.dataset.train.labels)],
-    ]
 
-    with using(some.model_at(first), expected) as model, torch.no_grad():
-        logits = model.eval()(trained.dataset.test.sample(100).images)
-    hits = logits.argmax(1) == trained.dataset.test.sample(100).labels
-    assert found.loc[first, "accuracy"] == pytest.approx(hits.double().mean().item())
+def test_each_network_and_step_has_a_sample_of_its_own(trained: Run) -> None:
+    subject = Subject(Exact(images=100))
+    other = Run(replace(trained.config, seed=1))
+    other.dataset = trained.dataset
+
+    places = ((trained, 1), (trained, 7), (other, 1))
+    first, *others = (draw_population(run, step, subject, 100)[0] for run, step in places)
+
+    assert not [images for images in others if torch.equal(images, first)]
 
 
 @pytest.mark.parametrize("split", ["test", "val", "train"])
-def test_predictions_of_a_split(split: str, trained: Run) -> None:
+def test_predictions_of_a_split(split: str, trained: Run, copied: Config) -> None:
     """Under exact statistics, against the network in float64; of the training split as many images as of test."""
-    step = trained.wanted[-1]
-    found = Evaluations().measure(trained, [EXACT], [step], split).iloc[0]
+    (found,) = measure(copied, "evaluations", estimator="exact", evaluate_on=split).to_dict("records")
     images = getattr(trained.dataset, split).images
     labels = getattr(trained.dataset, split).labels
     if split == "train":
         images, labels = images[:359], labels[:359]  # as many as test has
-    with using(trained.model_at(step), frozen_statistics(trained, step, EXACT)) as model, torch.no_grad():
-        logits = float64_copy(model).eval()(images.double())
+    logits = predict(trained, images, find_exact(trained))
 
     assert found["split"] == split
     assert found["shift"] == "none"
@@ -114,34 +109,40 @@ def test_predictions_of_a_split(split: str, trained: Run) -> None:
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
-def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(trained: Run) -> None:
-    """And of no other, which a score would take for the same, but for rules, which start from those of training."""
-    for chosen, population, splits in (
+@pytest.mark.parametrize(
+    ("estimator", "population", "splits"),
+    [
         (["ema"], "val", {("exact", "val"), ("ema", "train")}),
         (["exact"], ["train_augmented", "val"], {("exact", "train_augmented"), ("exact", "val")}),
         (["precise"], "val", {("exact", "val"), ("precise", "val")}),
         (["test_batch(n=50)"], "val", {("exact", "train"), ("exact", "val"), ("test_batch(n=50)", "test")}),
-    ):
-        config = replace(trained.config, population=population, estimator=chosen)
-        found = rows("evaluations", Run(config), find_sources(config))
-        assert {*zip(found["estimator"], found["statistics_split"], strict=True)} == splits
+    ],
+)
+def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(
+    estimator: list[str], population: str | list[str], splits: set[tuple[str, str]], copied: Config
+) -> None:
+    """And of no other, which a score would take for the same, but for rules, which start from those of training."""
+    found = measure(copied, "evaluations", estimator=estimator, population=population)
+
+    assert {*zip(found["estimator"], found["statistics_split"], strict=True)} == splits
+    of_val = found[(found["estimator"] == "exact") & (found["statistics_split"] == "val")]
+    assert of_val["stat_images"].isin([40]).all()
+    assert (of_val["logit_gap"] > 0).all(), "compared with those of training"
 
 
-def test_predictions_under_a_shift(trained: Run) -> None:
+def test_predictions_under_a_shift(trained: Run, copied: Config) -> None:
     """Exact statistics are of the training images as they are, those of a test batch of 50 of the shifted images."""
-    step = trained.wanted[-1]
-    sources = parse_sources(["exact", "test_batch(n=50)"], [], "train")
-    found = Evaluations().measure(trained, sources, [step], "test", "contrast:3").set_index("estimator")
+    found = measure(copied, "evaluations", estimator=["exact", "test_batch(n=50)"], shifts="contrast:3")
+    found = found.set_index("estimator")
 
     assert set(found["shift"]) == {"contrast:3"}
     assert list(found["stat_images"]) == [360, 50]
 
     images = trained.images_of("test", "contrast:3").images.double()
     labels = trained.dataset.test.labels
-    model = trained.model_at(step)
-    with using(model, frozen_statistics(trained, step, EXACT)), torch.no_grad():
-        exact = float64_copy(model).eval()(images)
-        in_train_mode = float64_copy(model).train()  # no dropout in this network
+    exact = predict(trained, images, find_exact(trained))
+    in_train_mode = float64_copy(trained.model_at(LAST)).train()  # no dropout in this network
+    with torch.no_grad():
         batch = torch.cat([in_train_mode(images[part]) for part in in_batches(len(labels), 50)])
     for name, logits in (("exact", exact), ("test_batch(n=50)", batch)):
         assert found["accuracy"][name] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
@@ -167,7 +168,7 @@ def test_predictions_under_a_shift(trained: Run) -> None:
 )
 def test_bad_names(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_sources([name], [0.1], "train")
+        parse_subjects([name], [0.1], "train")
 
 
 def test_a_process_plans_with_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,26 +11,28 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load
-from bnlab.harness.artifacts.data import Digits
-from bnlab.harness.artifacts.models import Cnn, Mlp, Model
-from bnlab.harness.artifacts.norms import NoNorm, Norm
-from bnlab.harness.artifacts.norms.ghost import Ghost
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.components import COMPONENTS
+from bnlab.harness.artifacts.settings import GROUPS, Config
 from bnlab.harness.jobs import execute, list_failures, prepare
 from bnlab.lab.catalogue import list_measurements
+from bnlab.lab.compose import plan_jobs
 from tests.harness.kills import assert_same, killed_at
 
-NORMS = {**COMPONENTS["norm"], "ghost": Ghost(batch_size=16)}
-BARE = Config(norm=NoNorm(), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], threads=1)
+SMALL = ("data=digits", "model=cnn", "model.depth=1", "model.width=8", "batch_size=64", "threads=1", "epochs=1")
 
 
-@pytest.mark.parametrize("model", [Cnn(width=16), Mlp(depth=2, width=64)], ids=lambda m: m.name)
-def test_it_trains(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    measurements = ["gaps", "evaluations", "drift"]
-    config = replace(BARE, model=model, results=str(tmp_path), measurements=measurements, accuracy_at="all")
+def configure(norm: str, *words: str) -> Config:
+    """Configure a small network with a norm, as a sweep with these words does."""
+    own = {"ghost": ["norm.batch_size=16"], "renorm": ["momentum=0.01"]}
+    (config,) = plan_jobs([*SMALL, f"norm={norm}", *own.get(norm, []), *words]).configs
+    return config
+
+
+@pytest.mark.parametrize("model", ["model.depth=3 model.width=16", "model=mlp model.depth=2 model.width=64"])
+def test_it_trains(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["epochs=3", "evaluate_at=[0.5,1.0]", "accuracy_at=all", "measurements=[gaps,evaluations,drift]"]
+    config = configure("none", *model.split(), *words, f"results={tmp_path}")
     prepare([config])
     execute(config)
     run = Run(config)
@@ -59,9 +61,9 @@ def test_it_trains(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert tables["runs"]["norm_batch_size"].isna().all()
 
 
-@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
-def test_every_norm_continues(norm: Norm, tmp_path: Path) -> None:
-    config = replace(BARE, model=Cnn(depth=1, width=8), norm=norm, epochs=1, evaluate_at=[5, 20])
+@pytest.mark.parametrize("norm", GROUPS["norm"])
+def test_every_norm_continues(norm: str, tmp_path: Path) -> None:
+    config = configure(norm, "evaluate_at=[5,20]")
     whole = Run(replace(config, results=str(tmp_path / "whole")))
     broken = Run(replace(config, results=str(tmp_path / "broken")))
     ensure_trained(whole)
@@ -71,9 +73,9 @@ def test_every_norm_continues(norm: Norm, tmp_path: Path) -> None:
     assert_same(broken, whole)
 
 
-@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
-def test_every_norm_is_measured(norm: Norm, tmp_path: Path) -> None:
-    config = replace(BARE, model=Cnn(depth=1, width=8), norm=norm, epochs=1, results=str(tmp_path))
+@pytest.mark.parametrize("norm", GROUPS["norm"])
+def test_every_norm_is_measured(norm: str, tmp_path: Path) -> None:
+    config = configure(norm, "evaluate_at=[0.5,1.0]", f"results={tmp_path}")
 
     prepare([config])
     execute(config)
@@ -81,7 +83,7 @@ def test_every_norm_is_measured(norm: Norm, tmp_path: Path) -> None:
     assert not list_failures(Run(config))
     tables = load("adhoc", tmp_path)
     assert tables["evaluations"]["accuracy"].notna().all()
-    assert ("gaps" in tables) == norm.uses_batch
+    assert ("gaps" in tables) == config.norm.uses_batch
 
 
 SOURCES = ["ema", "exact", "precise", "update_bn", "test_batch(n=16)"]
@@ -89,10 +91,8 @@ SOURCES = ["ema", "exact", "precise", "update_bn", "test_batch(n=16)"]
 
 @pytest.mark.parametrize("name", ["ghost", "renorm"])
 def test_batch_statistics_are_measured(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(
-        BARE, data=Digits(shift=1), model=Cnn(width=8), norm=NORMS[name], epochs=1, estimator=SOURCES,
-        momentum=0.01, measurements=list(list_measurements()), results=str(tmp_path),
-    )  # fmt: skip
+    words = ["model.depth=3", "data.shift=1", "evaluate_at=[0.5,1.0]", f"results={tmp_path}"]
+    config = replace(configure(name, *words), estimator=SOURCES, momentum=0.01, measurements=list(list_measurements()))
     prepare([config])
     execute(config)
     run = Run(config)

@@ -1,18 +1,20 @@
-"""The rows of one step, recomputed by plain loops in float64."""
+"""The rows of one step, recomputed by plain loops in float64, and those of traces as they were recorded."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bnlab import population_statistics
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.sources import parse_sources
-from bnlab.harness.measurements.tables.evaluations import Evaluations
-from bnlab.harness.measurements.tables.gaps import Gaps
+from bnlab.harness.artifacts.settings import Config
+from tests.conftest import small_config
+from tests.helpers import measure
 from tests.references import Moments, batch_norms, float64_copy, full_batch_population, gap, inputs_of, moments
 
 STEP = 20
@@ -41,9 +43,8 @@ def predict(model: nn.Module, statistics: dict[str, Moments], images: Tensor) ->
     return model(images.double()).detach()
 
 
-def test_rows_of_the_ema(trained: Run) -> None:
+def test_rows_of_the_ema(trained: Run, copied: Config) -> None:
     """What float32 forwards leave: about √200 products of each output, 6e-8 each, over a handful of layers: 1e-5."""
-    sources = parse_sources(["ema", "exact"], [0.1], "train")
     model = float64_copy(trained.model_at(STEP))
     exact = full_batch_population(model, trained.dataset.train.images)
     averages: dict[str, Moments] = {}
@@ -56,7 +57,7 @@ def test_rows_of_the_ema(trained: Run) -> None:
         averages[name] = Moments(0, mean, var)
     training = float64_copy(trained.model_at(STEP)).train()
     drawn = [images.double() for (images, _), _ in zip(trained.batches.from_step(STEP), range(16), strict=False)]
-    rows = Gaps().measure(trained, sources, [STEP]).set_index(["estimator", "layer"])
+    gaps = measure(copied, "gaps", estimator="ema", evaluate_at=[STEP]).set_index("layer")
     for name, average in averages.items():
         eps = trained.trace.layers[name].eps
         expected = gap(exact[name][1:], average[1:], eps)
@@ -65,11 +66,42 @@ def test_rows_of_the_ema(trained: Run) -> None:
         ratio = [((average.var + eps) / (var + eps)).sqrt() - 1 for _, _, var in seen]
         expected["var_ratio"] = ((average.var + eps) / (exact[name].var + eps)).mean().item()
         expected |= {"tid_mean": torch.stack(off).mean().item(), "tid_std": torch.stack(ratio).abs().mean().item()}
-        assert rows.xs(("ema", name))[[*expected]].to_dict() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert gaps.loc[name][[*expected]].to_dict() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
     test = trained.dataset.test
     logits = predict(model, averages, test.images)
     expected = score(logits, predict(model, exact, test.images), test.labels)
-    row = Evaluations().measure(trained, sources, [STEP]).set_index("estimator").xs("ema")
+    rows = measure(copied, "evaluations", estimator="ema", evaluate_at=[STEP]).set_index("estimator")
 
-    assert row[[*expected]].to_dict() == pytest.approx(expected, rel=1e-5), "no image lies so near to a border"
+    assert rows.loc["ema"][[*expected]].to_dict() == pytest.approx(expected, rel=1e-5), "no image is so near a border"
+
+
+def test_traces(trained: Run, copied: Config) -> None:
+    """Two channels of each layer: single batches as recorded, exact statistics where the network is evaluated."""
+    found = measure(copied, "traces", estimator=["last_batch", "exact", "test_batch"])
+    found = found.set_index(["estimator", "step", "layer", "channel"]).sort_index()
+
+    assert set(found.index.unique("estimator")) == {"last_batch", "exact"}
+    steps = found.loc["last_batch"].index.unique("step")
+    assert set(found.loc["exact"].index.unique("step")) == {*trained.wanted} <= set(steps)
+    assert max(steps) == 40
+
+    exact = population_statistics(trained.model_at(STEP), [trained.dataset.train.images])
+    for name, layer in trained.trace.layers.items():
+        for channel in (0, len(exact[name].mean) // 2):
+            row = found.xs(("exact", STEP, name, channel))
+            assert row["mean"] == pytest.approx(exact[name].mean[channel].item(), rel=1e-4, abs=1e-6)
+            assert row["var"] == pytest.approx(exact[name].var[channel].item(), rel=1e-4)
+            for step in steps:
+                row = found.xs(("last_batch", step, name, channel))
+                assert [row["mean"], row["var"]] == pytest.approx(layer.moments[step - 1, :, channel].tolist())
+
+
+def test_running_averages_stay_where_exact_statistics_were_frozen(tmp_path: Path) -> None:
+    """Between checkpoints too."""
+    frozen = small_config(tmp_path, freeze_at=0.5, freeze_with="exact")
+    rows = measure(frozen, "traces", estimator="ema")
+    means = rows[(rows["depth"] == 2) & (rows["channel"] == 0)].set_index("step")["mean"]
+
+    assert means[means.index >= 20].nunique() == 1 < means[means.index < 20].nunique()
+    assert (means.index > 20).sum() > len([20, 40])

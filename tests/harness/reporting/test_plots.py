@@ -24,7 +24,7 @@ from bnlab.harness.reporting.frames import average, interval, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, Forest, Plot, Stacked, Stream, Zone
 from bnlab.harness.reporting.plots.base import split_panels
 from bnlab.harness.reporting.style import Axis, choose_looks, name_series
-from bnlab.harness.statistics import list_looks
+from bnlab.harness.statistic_kinds import list_looks
 from tests.harness.reporting.planted import plant
 
 matplotlib.use("Agg")

@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
-from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real
 from bnlab.recording.trace import LayerTrace
 from bnlab.theory import local_level
@@ -49,34 +49,24 @@ class Drift(Measurement):
     def covers(self, norm: Norm) -> bool:
         return norm.takes_batch_whole
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
         """Choose the steps of `evaluate_at` before which enough was recorded, without an estimator."""
         return {None: [step for step in run.wanted if step >= _SHORTEST]}
 
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         return []
 
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure noise and drift: a row for each step and layer, from the last tenth of the trace (16 at least).
 
         Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
-        of the layer together, averaged over channels: of the batch mean in units of the layer's variance
-        (`mean_noise`, `mean_drift`), of the logarithm of the batch variance (`var_noise`, `var_drift`). `mean_level`
-        is the squared mean itself in units of the variance: how far off a start at 0 is. They use the trace alone. A
-        tenth, because drift follows the learning rate: the second half of a one-cycle schedule would describe weights
-        that move much faster.
+        of the layer together, averaged over channels. A tenth, because drift follows the learning rate: the second half
+        of a one-cycle schedule would describe weights that move much faster.
         """
         rows = []
         for step in steps:
             for depth, (name, layer) in enumerate(run.trace.layers.items(), start=1):
-                about = {
-                    "run": run.id,
-                    "step": step,
-                    "layer": name,
-                    "epoch": step / run.batches.per_epoch,
-                    "depth": depth,
-                }
-                rows.append({**about, **_fit_layer(layer, step)})
+                rows.append({"step": step, "layer": name, "depth": depth, **_fit_layer(layer, step)})
         return pd.DataFrame(rows)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -21,16 +19,23 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import as_list
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
-from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, find_population, frozen_statistics, in_batches
-from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
-from bnlab.harness.measurements.tables.gaps import flat_statistics, frozen_checkpoint, tabulate
+from bnlab.harness.measurements.estimates import (
+    EXACT,
+    IMAGES_AT_ONCE,
+    find_population,
+    flat_statistics,
+    frozen_statistics,
+    in_batches,
+    tabulate,
+)
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.harness.statistics import Exact, Measured, NoStatistics
-from bnlab.inference import apply_rule
-from bnlab.statistics import using
+from bnlab.harness.statistic_kinds import Exact, Measured, NoStatistics
+from bnlab.inference import Rule, apply_rule
+from bnlab.statistics import Statistics, using
 
 _ECE_BINS = 15
-_NO_STATISTICS = Source(NoStatistics.name, None, NoStatistics.name)
+_NO_STATISTICS = Subject(NoStatistics(), NoStatistics.name)
 
 _ABOUT = f"""\
 How the network predicts under each estimator's statistics. A network whose norm has no statistics of the batch, such as
@@ -81,152 +86,105 @@ class Evaluations(Measurement):
     def covers(self, norm: Norm) -> bool:
         return True
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-        """Choose these sources and always `exact`, of each population, or the network itself, at `accuracy_at`."""
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
+        """Choose these subjects and always `exact`, of each population, or the network itself, at `accuracy_at`."""
         if not run.has_trace:
             return {_NO_STATISTICS: run.predicted}
         splits = as_list(run.config.population)
-        has_rules = any(isinstance(source, InferenceRule) for source in sources)
-        if has_rules:
+        if any(isinstance(each.statistic, Rule) for each in subjects):
             splits = ["train", *splits]  # rules start from exact statistics of the training split
 
-        exact = [FrozenWeights.of(Exact(), split) for split in splits]
-        chosen = [*exact, *sources]
-        return dict.fromkeys(chosen, run.predicted)
+        exact = [Subject(Exact(), split) for split in splits]
+        return dict.fromkeys([*exact, *subjects], run.predicted)
 
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
-        """List the steps of `accuracy_at`, and the checkpoint whose frozen statistics are used."""
-        return [*run.predicted, *frozen_checkpoint(run, sources)]
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
+        """List the steps of `accuracy_at`, and the last one, from which frozen running averages are read."""
+        return [*run.predicted, *run.wanted[-1:]]
 
     def measure(
-        self, run: Run, sources: list[Source], steps: list[int], split: str = "test", shift: str = "none"
+        self, run: Run, subjects: list[Subject], steps: list[int], split: str = "test", shift: str = "none"
     ) -> pd.DataFrame:
-        """Measure how a split is predicted under a shift, see `Run.images_of`: a row for each step and source."""
+        """Measure how a split is predicted under a shift, see `Run.images_of`: a row for each step and subject."""
         every = run.images_of(split, shift)
-        limits = {step: run.limit_at(step) for step in steps}
-        samples = {limit: every.sample(limit) for limit in {*limits.values()}}
-        images = {step: samples[limit] for step, limit in limits.items()}
+        estimates = flat_statistics(run, subjects, steps) if run.has_trace else torch.empty(0)
+        rows = []
+        for k, step in enumerate(steps):
+            images = every.sample(run.limit_at(step))
+            model = run.model_at(step).eval()
+            exact = predict(model, images, frozen_statistics(run, step, EXACT) if run.has_trace else None)
+            for s, subject in enumerate(subjects):
+                logits = exact
+                if subject not in (EXACT, _NO_STATISTICS):
+                    logits = predict(model, images, run.trace.layout.unflatten(estimates[s, k]), subject)
+                counts = {"images": len(images.labels), "stat_images": count_images(run, subject, step)}
+                rows.append({**counts, **score_logits(logits, images.labels, exact if run.has_trace else None)})
 
-        predicted = []
-        used = []
-        for step in steps:
-            predicted.append([len(images[step].labels)])
-            used.append([stat_images(run, source, step) for source in sources])
-
-        columns = {
-            "split": split,
-            "shift": shift,
-            "images": predicted,
-            "stat_images": used,
-        }
-        frame = tabulate(run, sources, steps, columns)
-
-        scores = _score_sources(run, sources, steps, images) if run.has_trace else _score_network(run, steps, images)
-        frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(scores)
-        return frame
-
-
-class Prediction(NamedTuple):
-    """Logits [N, classes] in float64, and their loss, accuracy and calibration error."""
-
-    logits: Tensor
-    loss: float
-    accuracy: float
-    ece: float
-
-
-Scores = tuple[float, float, float, float, float]
-"""Loss, accuracy, ece, disagreement and logit gap."""
-
-
-def _score_sources(run: Run, sources: list[Source], steps: list[int], images: Mapping[int, Split]) -> list[Scores]:
-    """Score the network under each source's statistics: for each step, on its images, and source."""
-    layout = run.trace.layout
-    estimates = flat_statistics(run, sources, steps)
-    rows: list[Scores] = []
-    for k, step in enumerate(steps):
-        model = run.model_at(step)
-        with using(model, frozen_statistics(run, step, EXACT)):
-            exact = predict(model, images[step])
-
-        for s, source in enumerate(sources):
-            found = exact
-            if source != EXACT:
-                with using(model, layout.unflatten(estimates[s, k])):
-                    found = predict(model, images[step], source)
-            disagreement, logit_gap = compare_logits(exact.logits, found.logits)
-            rows.append((found.loss, found.accuracy, found.ece, disagreement, logit_gap))
-    return rows
-
-
-def _score_network(run: Run, steps: list[int], images: Mapping[int, Split]) -> list[Scores]:
-    """Score a network without statistics for each step; there are no exact ones to compare it with."""
-    rows: list[Scores] = []
-    for step in steps:
-        model = run.model_at(step)
-        found = predict(model.eval(), images[step])
-        rows.append((found.loss, found.accuracy, found.ece, math.nan, math.nan))
-    return rows
+        frame = tabulate(subjects, steps, {"split": split, "shift": shift})
+        return pd.concat([frame, pd.DataFrame(rows)], axis=1)
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: Split, source: Source = EXACT) -> Prediction:
-    """Predict a whole split with the statistics that the model holds, by the source's rule if it has one."""
-    prediction: AbstractContextManager[nn.Module] = nullcontext(model)
-    at_once = IMAGES_AT_ONCE
-    if isinstance(source, InferenceRule):
-        prediction = apply_rule(model, source.rule)
-        at_once = source.images
+def predict(model: nn.Module, split: Split, statistics: Statistics | None = None, subject: Subject = EXACT) -> Tensor:
+    """Predict a whole split, by the subject's rule if it has one: logits [N, classes] in float64.
+
+    Args:
+        model: the network.
+        split: the images.
+        statistics: what batch norms predict with; None: what they hold.
+        subject: whose rule is applied.
+    """
     parts = []
-    with prediction:
-        for part in in_batches(len(split.labels), at_once):
+    with ExitStack() as stack:
+        if statistics is not None:
+            stack.enter_context(using(model, statistics))
+        if isinstance(subject.statistic, Rule):
+            stack.enter_context(apply_rule(model, subject.statistic))
+        for part in in_batches(len(split.labels), subject.at_once or IMAGES_AT_ONCE):
             images = split.images[part]
             parts.append(model(images))
+    return torch.cat(parts).double()
 
-    logits = torch.cat(parts).double()
-    loss = F.cross_entropy(logits, split.labels).item()
-    is_right = logits.argmax(1) == split.labels
-    accuracy = is_right.double().mean().item()
+
+def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) -> dict[str, float]:
+    """Compute `loss`, `accuracy`, `ece`, and against exact logits `disagreement` and `logit_gap`; without, NaN.
+
+    The calibration error is over equal bins of confidence (Guo et al. 2017), the gap relative to the exact logits' rms.
+    """
+    is_right = logits.argmax(1) == labels
     confidence = logits.softmax(1).amax(1)
-    error = _measure_calibration(confidence, is_right)
-    return Prediction(logits, loss, accuracy, error)
-
-
-def _measure_calibration(confidence: Tensor, is_right: Tensor) -> float:
-    """Measure the expected calibration error over equal bins of confidence (Guo et al. 2017); 0 is calibrated."""
     bins = (confidence * _ECE_BINS).ceil().long().clamp(1, _ECE_BINS) - 1
-    excess = confidence - is_right.to(confidence.dtype)
-    sums = torch.bincount(bins, weights=excess, minlength=_ECE_BINS)
-    return sums.abs().sum().item() / len(confidence)
+    excess = torch.bincount(bins, weights=confidence - is_right.double(), minlength=_ECE_BINS)
+    scores = {
+        "loss": F.cross_entropy(logits, labels).item(),
+        "accuracy": is_right.double().mean().item(),
+        "ece": excess.abs().sum().item() / len(labels),
+        "disagreement": math.nan,
+        "logit_gap": math.nan,
+    }
+    if exact is not None:
+        scores["disagreement"] = (exact.argmax(1) != logits.argmax(1)).double().mean().item()
+        scores["logit_gap"] = ((logits - exact).square().mean() / exact.square().mean()).sqrt().item()
+    return scores
 
 
-def compare_logits(exact: Tensor, found: Tensor) -> tuple[float, float]:
-    """Compute `disagreement` and `logit_gap` (rms difference over the exact logits' rms)."""
-    disagreement = (exact.argmax(1) != found.argmax(1)).double().mean().item()
-    square = (found - exact).square().mean()
-    logit_gap = (square / exact.square().mean()).sqrt().item()
-    return disagreement, logit_gap
-
-
-def stat_images(run: Run, source: Source, step: int) -> int:
+def count_images(run: Run, subject: Subject, step: int) -> int:
     """Count the images that the statistics are of.
 
     For running averages and averaged buffers: all that the network was shown until batch norm was frozen.
     """
-    if source == _NO_STATISTICS:
+    if subject == _NO_STATISTICS:
         return 0
-    if isinstance(source, InferenceRule):
-        return source.images
-    if isinstance(source, FrozenWeights) and isinstance(source.statistic, Measured):
-        size = len(find_population(run, source).labels)
-        return min(source.images or run.limit_at(step) or size, size)
+    if subject.at_once is not None:
+        return subject.at_once
+    if isinstance(subject.statistic, Measured):
+        size = len(find_population(run, subject).labels)
+        return min(subject.statistic.images or run.limit_at(step) or size, size)
 
     images = len(run.dataset.train.labels)
     last = min(step, run.frozen_from or step)
     if last == run.frozen_from and run.config.freeze_with == "exact":
         return images
-    batch_size = run.config.batch_size
     batches = run.batches.per_epoch
     epochs, rest = divmod(last, batches)
-    images_of_epoch = min(batches * batch_size, images)
-    return epochs * images_of_epoch + rest * batch_size
+    in_epoch = min(batches * run.config.batch_size, images)
+    return epochs * in_epoch + rest * run.config.batch_size

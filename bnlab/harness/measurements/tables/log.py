@@ -11,7 +11,7 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
-from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schedule import lr_factor
 from bnlab.harness.schema import Table, common, integer, real
 
@@ -41,22 +41,17 @@ class Log(Measurement):
     def covers(self, norm: Norm) -> bool:
         return True
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
         """Choose all updates that there were, without an estimator."""
         return {None: run.read_log()["step"].to_list()}
 
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         return []
 
-    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure loss, accuracy and learning rate: a row for each update."""
         optimizer = run.config.optimizer
         peak = optimizer.peak_lr(run.config.batch_size)
-        rates = []
-        for step in steps:
-            factor = lr_factor(optimizer.schedule, step - 1, run.steps)
-            rates.append(peak * factor)
-
+        rates = [peak * lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
         log = run.read_log().set_index("step")
-        frame = log.loc[steps].reset_index()
-        return frame.assign(run=run.id, lr=rates)
+        return log.loc[steps].reset_index().assign(lr=rates)

@@ -11,9 +11,10 @@ import pandas as pd
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
-from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
-from bnlab.harness.measurements.tables.gaps import flat_statistics, frozen_checkpoint, tabulate
+from bnlab.harness.measurements.estimates import flat_statistics, tabulate
+from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
+from bnlab.inference import Rule
 
 _POINTS = 120  # steps, spaced evenly on a logarithmic axis, at which running averages are shown
 
@@ -44,42 +45,34 @@ class Traces(Measurement):
         },
     )
 
-    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose 120 steps of the training and those of `evaluate_at` for running averages, the latter for all others.
 
         Rules at inference time are left out.
         """
-        often = {*run.wanted}
-        if run.wanted:
-            points = np.geomspace(1, run.wanted[-1], _POINTS)
-            often.update(round(point) for point in points)
+        points = np.geomspace(1, max([1, *run.wanted]), _POINTS)
+        often = sorted({*run.wanted, *(round(point) for point in points)}) if run.wanted else []
+        chosen = [each for each in subjects if not isinstance(each.statistic, Rule)]
+        return {each: often if each.average else run.wanted for each in chosen}
 
-        steps: dict[Source, list[int]] = {}
-        for source in sources:
-            if isinstance(source, RunningAverage):
-                steps[source] = sorted(often)
-            elif not isinstance(source, InferenceRule):
-                steps[source] = run.wanted
-        return steps
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
+        """List all steps of `evaluate_at` for statistics of frozen weights, else the last, for frozen averages."""
+        has_frozen = any(each.average is None and not isinstance(each.statistic, Rule) for each in subjects)
+        return run.wanted if has_frozen else run.wanted[-1:]
 
-    def reads(self, run: Run, sources: list[Source]) -> list[int]:
-        """List all steps of `evaluate_at` if there are statistics of frozen weights."""
-        has_frozen = any(isinstance(source, FrozenWeights) for source in sources)
-        return run.wanted if has_frozen else frozen_checkpoint(run, sources)
-
-    def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-        """Measure mean and variance: a row for each step, source, layer and channel, the first and the middle one."""
+    def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
+        """Measure mean and variance: a row for each step, subject, layer and channel, the first and the middle one."""
         channels = run.trace.layout.channel_frame()
         is_first = channels["channel"] == 0
         is_middle = channels["channel"] == channels["channels"] // 2
         chosen = channels[is_first | is_middle]
 
-        estimates = flat_statistics(run, sources, steps)[..., chosen.index.to_list()]
-        mean, var = estimates.permute(2, 1, 0, 3).numpy()  # each [steps, sources, channels]
+        estimates = flat_statistics(run, subjects, steps)[..., chosen.index.to_list()]
+        mean, var = estimates.permute(2, 1, 0, 3).numpy()  # each [steps, subjects, channels]
         values = {
             "channel": chosen["channel"],
             "depth": chosen["depth"],
             "mean": mean,
             "var": var,
         }
-        return tabulate(run, sources, steps, values, layer=chosen["layer"].to_list())
+        return tabulate(subjects, steps, values, layer=chosen["layer"].to_list())

@@ -132,7 +132,7 @@ KINDS: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, Rule)
 """The base classes of all that `estimator=` can choose."""
 
 
-def list_choices() -> dict[str, type[Named]]:
+def list_statistics() -> dict[str, type[Named]]:
     """List by name the classes that `estimator=` can choose, except by import path; ValueError if two have one name."""
     named = list_named(Named)
     return {name: cls for name, cls in named.items() if issubclass(cls, KINDS)}

@@ -1,4 +1,4 @@
-"""What added seeds say alone, on planted verdicts and on seeds with a planted effect."""
+"""What committed pages say beside the verdicts: added seeds, devices, the columns of tables."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
+from experiments.describe import README, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
+from experiments.pages import describe_devices
 
 EXPERIMENTS = Path("conf/experiment")
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+
+
+def test_the_page_on_tables_is_the_one_that_the_code_gives() -> None:
+    assert README.read_text(encoding="utf-8") == describe_tables(), "run: python -m experiments.describe"
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "is_said"), [(["x86_64"], False), (["NVIDIA H200"], False), (["x86_64", "NVIDIA H200"], True)]
+)
+def test_devices_are_compared_for_mixed_experiments_alone(trained_on: list[str], is_said: bool) -> None:
+    words = describe_devices(pd.DataFrame({"device": trained_on}))
+    assert ("| batch, 16 | exact statistics |" in words) == is_said
 
 
 def test_changes_are_counted() -> None:

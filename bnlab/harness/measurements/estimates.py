@@ -1,0 +1,148 @@
+"""Statistics of a network at its steps: of frozen weights, computed once and kept with it, and running averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import bnlab
+from bnlab.files import digest
+from bnlab.harness.artifacts.cores import share_of_memory
+from bnlab.harness.artifacts.data import Split, augment
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.subjects import Subject
+from bnlab.harness.statistic_kinds import Exact, Measured
+from bnlab.inference import Rule
+from bnlab.recording.trace import replay_bank
+from bnlab.statistics import Statistics
+
+# A batch for exact statistics and evaluation: the result does not depend on it; this many 32×32 images fit a cache.
+IMAGES_AT_ONCE = 256
+
+VERSION = 5  # of all measurements: rows and statistics that were cached under another one count as missing
+EXACT = Subject(Exact())  # of the training split: the reference of every gap
+
+
+def flat_statistics(run: Run, subjects: Sequence[Subject], steps: list[int]) -> Tensor:
+    """Compute every subject's statistics at every step: float64 [subjects, steps, 2, all channels].
+
+    For a rule at inference time these are exact ones, from which it starts. Where exact statistics were frozen, all
+    running averages are equal to them from then on.
+    """
+    layout = run.trace.layout
+    values = torch.empty(len(subjects), len(steps), 2, sum(layout.channels), dtype=torch.float64)
+    averages = {place: each.average for place, each in enumerate(subjects) if each.average is not None}
+    for place, subject in enumerate(subjects):
+        if place not in averages:
+            for k, step in enumerate(steps):
+                values[place, k] = layout.flatten(frozen_statistics(run, step, subject))
+    if not averages:
+        return values
+
+    replayed = replay_bank(run.trace, [*averages.values()], steps)
+    if run.frozen_from is not None and run.config.freeze_with == "exact":
+        held = bnlab.running_statistics(run.model_at(run.wanted[-1]))
+        is_frozen = [step >= run.frozen_from for step in steps]
+        replayed[:, is_frozen] = layout.flatten(held)
+    values[[*averages]] = replayed
+    return values
+
+
+def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
+    """Measure statistics of the checkpoint at `step`, or read them where the run's folder has them."""
+    if isinstance(subject.statistic, Rule):
+        subject = EXACT
+    statistic = subject.statistic
+    if not isinstance(statistic, Measured):
+        return bnlab.running_statistics(run.model_at(step))
+
+    images = str(run.limit_at(step) or "all")
+    if statistic.images:
+        images = f"drawn{statistic.images}"  # other images than the sample of as many that `population_images` measures
+    made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
+    name = "-".join([statistic.name, subject.split, images, f"{step:07d}", made_from])
+    path = run.folder / "statistics" / f"{name}.safetensors"
+    if path.exists():
+        return Statistics.load(path)
+
+    batch_size = run.config.batch_size if statistic.depends_on_batch_size else IMAGES_AT_ONCE
+    batches = draw_population(run, step, subject, batch_size)
+    measured = statistic.measure(run.model_at(step), batches, share_of_memory(run.device))
+    measured.save(path)
+    return measured
+
+
+def draw_population(run: Run, step: int, subject: Subject, batch_size: int) -> list[Tensor]:
+    """Draw the images that statistics of frozen weights are of, in batches.
+
+    Where the estimator names a number of images, each network, step and number has a sample of its own.
+    """
+    is_augmented = subject.split == "train_augmented"
+    population = run.dataset.train_augmented if is_augmented else find_population(run, subject)
+    count = getattr(subject.statistic, "images", None)
+    images = population.images
+    if count is None:
+        images = population.sample(run.limit_at(step)).images
+    elif count < len(images):
+        # One sample for all seeds would put its own error into every mean, where no interval shows it.
+        generator = seed_by(f"{run.id} {step} {count}")
+        order = torch.randperm(len(images), generator=generator)
+        chosen = order[:count].to(images.device)
+        images = images[chosen].contiguous(memory_format=torch.channels_last)
+
+    if is_augmented:
+        data = run.config.data
+        generator = torch.Generator().manual_seed(0)  # the same for every checkpoint and estimator
+        images = augment(images, generator, shift=data.shift, flip=data.flips)
+    return [images[part] for part in in_batches(len(images), batch_size)]
+
+
+def find_population(run: Run, subject: Subject) -> Split:
+    """Find the images that the statistics are of, or drawn from; not augmented."""
+    return run.dataset.val if subject.split == "val" else run.dataset.train
+
+
+def seed_by(name: str) -> torch.Generator:
+    """Make a generator of random numbers that are the same for the same name, as of a network and what is drawn."""
+    seed = int(digest(name, digits=12), 16)
+    return torch.Generator().manual_seed(seed)
+
+
+def in_batches(count: int, size: int) -> list[slice]:
+    """Divide `count` images into batches; a last one alone, which has no variance, joins the batch before it."""
+    starts = range(0, max(1, count - 1), size)
+    return [slice(start, end) for start, end in pairwise([*starts, count])]
+
+
+def tabulate(
+    subjects: Sequence[Subject], steps: list[int], values: Mapping[str, Any], **axes: Sequence[Any]
+) -> pd.DataFrame:
+    """Make a table: a row for each step, subject and place on further axes, with the columns that describe them.
+
+    Args:
+        subjects: what rows are about.
+        steps: updates before the measurement.
+        values: by column; arrays of the shape [steps, subjects, *axes], or that broadcast to it.
+        axes: by column, what is at each place; along `layer`, the last one, the column `depth` counts from 1.
+    """
+    places = {"step": steps, "subject": range(len(subjects)), **axes}
+    frame = pd.MultiIndex.from_product([*places.values()], names=[*places]).to_frame(index=False)
+    described = {
+        "estimator": [subject.estimator for subject in subjects],
+        "momentum": np.array([subject.momentum for subject in subjects], dtype=float),
+        "statistics_split": [subject.split for subject in subjects],
+    }
+    frame = frame.join(pd.DataFrame(described), on="subject").drop(columns="subject")
+
+    shape = [len(each) for each in places.values()]
+    if "layer" in axes:
+        values = {"depth": np.arange(1, shape[-1] + 1), **values}
+    for name, value in values.items():
+        frame[name] = np.broadcast_to(value, shape).ravel()
+    return frame

@@ -1,0 +1,145 @@
+"""Subjects of measurements: the meaning of a name in `estimator=` for a trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bnlab.estimators import Estimator, Stream, fold
+from bnlab.estimators.names import import_estimator
+from bnlab.harness.artifacts.settings import Config, as_list
+from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.own import digest_of_own, import_object
+from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics
+from bnlab.inference import Rule
+from bnlab.names import EstimatorName, Named, make_named, read_parameters
+
+_TRIAL = 8  # batches that running estimators are tried on
+_TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it says otherwise
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Statistics of a network that rows of a table are about.
+
+    Attributes:
+        statistic: a running estimator, statistics of frozen weights, or a rule on top of exact statistics.
+        split: the data that the statistics are of.
+        at_once: how many images a rule sees at once; None for all others.
+    """
+
+    statistic: Named
+    split: str = "train"
+    at_once: int | None = None
+
+    @property
+    def estimator(self) -> str:
+        """Canonical name."""
+        if isinstance(self.statistic, Rule):
+            return str(self.statistic.full_name.add(self.statistic.images_key, self.at_once))
+        return self.statistic.label
+
+    @property
+    def momentum(self) -> float | None:
+        """Weight of the new batch; None where it has no meaning."""
+        return getattr(self.statistic, "momentum", None) if isinstance(self.statistic, Estimator) else None
+
+    @property
+    def average(self) -> Estimator | None:
+        """Running estimator that is replayed over the recorded batches; None for all that is measured otherwise."""
+        if isinstance(self.statistic, Stale):
+            return self.statistic.average
+        return self.statistic if isinstance(self.statistic, Estimator) else None
+
+    @property
+    def code(self) -> str:
+        """Digest of the module of a user's own estimator or rule; empty for bnlab's."""
+        return digest_of_own(type(self.statistic))
+
+
+def find_subjects(config: Config) -> list[Subject]:
+    """List every estimator of a job with every momentum, each once."""
+    populations = as_list(config.population)
+    return parse_subjects(as_list(config.estimator), as_list(config.momentum), *populations)
+
+
+def parse_subjects(names: list[str], momenta: list[float], *populations: str) -> list[Subject]:
+    """Parse names of estimators: each with every momentum or population that means something to it, once.
+
+    Raises:
+        UserError: an unknown estimator or parameter.
+    """
+    subjects: dict[Subject, None] = {}
+    for name in names:
+        try:
+            subjects |= dict.fromkeys(_parse(EstimatorName.parse(str(name)), momenta, populations))
+        except ValueError as error:
+            raise UserError(f"estimator={name}: {error}") from error
+        except (Exception, SystemExit) as error:  # a module of the user's may raise anything
+            raise UserError(f"estimator={name}: {where_raised(error)}") from error
+    return list(subjects)
+
+
+def _parse(name: EstimatorName, momenta: Sequence[float], populations: Sequence[str]) -> Iterator[Subject]:
+    cls = _find_class(name.base)
+    if issubclass(cls, Rule):
+        key = cls.images_key
+        given = name.parameters.get(key, str(_TEST_BATCH))
+        if not given.isdecimal() or int(given) == 0:
+            raise ValueError(f"{key}={given}: is the number of images that are predicted at once, 1 or more")
+        yield Subject(make_named(cls, name.leave_out(key)), "test", int(given))
+        return
+
+    parameters = read_parameters(cls, name)
+    has_open_momentum = hasattr(cls, "momentum") and "momentum" not in parameters
+    if issubclass(cls, Measured):
+        for split in populations:
+            yield Subject(cls(**parameters), split)
+    elif issubclass(cls, Estimator) and has_open_momentum:
+        for momentum in momenta:
+            yield Subject(cls(**{**parameters, "momentum": float(momentum)}))
+    else:
+        yield Subject(cls(**parameters))
+
+
+def _find_class(base: str) -> type[Any]:
+    """Find the class that a name or import path stands for."""
+    known = list_statistics()
+    if base in known:
+        return known[base]
+    if "." not in base:
+        names = ", ".join(sorted(known))
+        raise ValueError(f"unknown; there are {names}, or package.module.Class")
+
+    import_object("estimator", base)  # if this fails, the message has the line of the module
+    cls = import_estimator(base)
+    if list_statistics().get(cls.name) is not cls:
+        raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")
+    return cls
+
+
+def try_estimators(subjects: Iterable[Subject]) -> None:
+    """Let every running estimator average the moments of a few batches, of two layers with three channels together.
+
+    Raises:
+        UserError: one fails; its name, the error and the line that raised it.
+    """
+    channels = 3
+    generator = torch.Generator().manual_seed(0)
+    batches = 0.5 + torch.rand(_TRIAL, 2, channels, generator=generator, dtype=torch.float64)
+    counts = torch.full((_TRIAL, channels), 64.0, dtype=torch.float64)
+    eps = torch.full((channels,), 1e-5, dtype=torch.float64)
+    stream = Stream(batches[0], batches, counts, eps=eps, layers=(1, 2))
+
+    for average in {subject.average for subject in subjects}:
+        if average is None:
+            continue
+        try:
+            fold([average], stream, range(1, _TRIAL + 1))
+        except (Exception, SystemExit) as error:  # a user's class may raise anything
+            cls = type(average)
+            name = f"{average.label}: {cls.__module__}.{cls.__qualname__}"
+            raise UserError(f"estimator={name} fails on {_TRIAL} batches: {where_raised(error)}") from error
