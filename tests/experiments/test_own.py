@@ -29,7 +29,9 @@ from bnlab.harness.measurements import Measurement
 from bnlab.harness.schema import Table, common, real
 
 
-def make_model(channels, image_size, classes, width=4, dropout: float = 0.0, kind="plain", sizes=(3,), act=nn.ReLU):
+def make_model(
+    channels, image_size, classes, width=4, dropout: float = 0.0, kind="plain", sizes=(3,), act=nn.ReLU, note=None
+):
     layers = [nn.Conv2d(channels, width, sizes[0]), nn.BatchNorm2d(width), act(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(width, classes))
 
@@ -210,7 +212,7 @@ def test_another_source_of_a_measurement_is_measured_again(
 def test_arguments_are_settings(mine: None, call: Call, tmp_path: Path) -> None:
     """Swept, given to the function, and columns of `runs`; a default that is written out is the same network."""
     words = ("-m", *ALL[:2], "model.width=2,4", "data.noise=0,9", "measurements=[gaps]")
-    sweep(call, tmp_path, *words, "model.kind=other", "model.sizes=[2,2]", "model.dropout=1")
+    sweep(call, tmp_path, *words, "model.kind=other", "model.sizes=[2,2]", "model.dropout=1", "model.note=7")
     sweep(call, tmp_path, *ALL[:2], "measurements=[gaps]")
     sweep(call, tmp_path, *ALL[:2], "measurements=[gaps]", "model.width=4")
 
@@ -221,6 +223,7 @@ def test_arguments_are_settings(mine: None, call: Call, tmp_path: Path) -> None:
     pairs = list(zip(chosen["model.width"], chosen["data.noise"], strict=True))
     assert pairs == [(2, 0), (2, 9), (4, 0), (4, 9)]
     assert {*chosen["model.dropout"]} == {1.0}
+    assert {*chosen["model.note"]} == {7}
 
     model = load_model("adhoc", chosen["run"].iloc[0], results=tmp_path)
     assert model.get_parameter("0.weight").shape == (2, 3, 2, 2)

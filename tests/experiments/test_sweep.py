@@ -96,6 +96,7 @@ def test_help() -> None:
     assert {"ema", "exact", "stale", "test_batch"} <= {*ours}
     for name in ("batch_size", "torchvision", "renorm", *ours):
         assert re.search(rf"\b{name}\b", shown), name
+    assert "data.images=null" in shown
 
 
 def test_an_experiment_that_lies_elsewhere_and_divergence(call: Call, tmp_path: Path) -> None:
