@@ -15,8 +15,7 @@ from bnlab.harness.artifacts.models import Model, build_model
 from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.models.resnet import Resnet
 from bnlab.harness.artifacts.optimizers.sgd import Sgd
-from bnlab.harness.artifacts.progress import Progress
-from bnlab.harness.artifacts.training import Batches, Seeds, Split, train
+from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Split, train
 from bnlab.recording.trace import MomentTrace, replay_bank
 
 ROUNDS, THREADS = 15, 1
@@ -46,7 +45,9 @@ class Training:
 
     def run(self, model: nn.Module) -> None:
         optimizer = Sgd(lr=0.01)
-        train(Progress(model, optimizer.build(model.parameters(), 128), 0), self.batches, optimizer, self.steps, [])
+        progress = Progress(model, optimizer.build(model.parameters(), 128), step=0)
+        for _ in train(progress, self.batches, optimizer, self.steps):
+            pass
 
 
 TRAININGS = (

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.producing import start_training
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schema import Table
@@ -67,5 +67,6 @@ def train_apart(run: Run, step: int) -> nn.Module:
     second.dataset = run.dataset
     with torch.random.fork_rng():
         progress = start_training(second)
-        train(progress, second.batches, config.optimizer, second.steps, [], until=step)
+        for _ in train(progress, second.batches, config.optimizer, second.steps, until=step):
+            pass
     return progress.model

@@ -10,7 +10,6 @@ import pandas as pd
 
 from bnlab.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
@@ -18,6 +17,7 @@ from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, So
 from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, real, text
 from bnlab.harness.statistics import Exact
+from experiments.questions.drift.past import past_weights
 
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
 _AUGMENTED = FrozenWeights.of(Exact(), "train_augmented")

@@ -12,13 +12,13 @@ import torch
 from bnlab import decompose, gap
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.optimizers.sgd import Sgd
-from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import JobError
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.recording.trace import replay
 from experiments.questions.drift.measurement import Decomposition
+from experiments.questions.drift.past import past_weights
 
 
 def test_past_weights_are_those_of_the_training(trained: Run) -> None:

@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.data.pixels import Pixels
 from bnlab.harness.checks import require_within
 from bnlab.harness.components import Component, setting
 from bnlab.harness.errors import UserError
-from bnlab.harness.small_batches import count_training
+from bnlab.harness.updates import count_training
 
 _FEWEST = 10  # training and validation images
 
