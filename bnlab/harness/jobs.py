@@ -28,7 +28,7 @@ from bnlab.harness.measurements import find_measurement, list_steps_read
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
-from bnlab.harness.requests import Request, Selection, columns_path, list_missing, request_path, write_request
+from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
@@ -46,23 +46,10 @@ def list_waiting(configs: Iterable[Config]) -> list[Config]:
         kind = repr(replace(config, seed=0))  # jobs that differ in the seed alone ask for the same
         if kind not in asked:
             asked[kind] = _describe_asked(run)
-        if not _has_rows(run, asked[kind]):
+        request = request_path(config.folder, run.id, asked[kind])
+        if not run.finished or find_failure(run).exists() or not has_all_rows(request, Path(config.results)):
             waiting.append(config)
     return waiting
-
-
-def _has_rows(run: Run, asked: str) -> bool:
-    if not run.finished or find_failure(run).exists():
-        return False
-    try:
-        return not list_missing(_find_request(run, asked), Path(run.config.results))
-    except Unreadable:  # it is written again
-        return False
-
-
-def _find_request(run: Run, asked: str) -> Path:
-    """Where a job says what it asked for."""
-    return request_path(_folder(run.config), run.id, asked)
 
 
 def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
@@ -80,10 +67,6 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     return json.dumps(measured, default=list)
 
 
-def _folder(config: Config) -> Path:
-    return Path(config.results, config.name)
-
-
 def prepare(configs: list[Config]) -> None:
     """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
 
@@ -93,10 +76,10 @@ def prepare(configs: list[Config]) -> None:
     """
     try_all(configs)
     for config in configs:
-        _folder(config).mkdir(parents=True, exist_ok=True)
+        config.folder.mkdir(parents=True, exist_ok=True)
         find_failure(Run(config)).unlink(missing_ok=True)
     columns = describe_runs().schema  # for reports, which do not see the components
-    for folder in {_folder(config) for config in configs}:
+    for folder in {config.folder for config in configs}:
         schema.write_frame(columns_path(folder), schema.empty(columns), columns)
 
 
@@ -140,7 +123,7 @@ def list_needed_checkpoints(run: Run) -> list[int]:
 
 def find_failure(run: Run) -> Path:
     """Where it says why a job on this network failed in the last sweep, if one has."""
-    return _folder(run.config) / "failures" / f"{run.id.replace('/', '-')}.txt"
+    return run.config.folder / "failures" / f"{run.id.replace('/', '-')}.txt"
 
 
 def attempt(config: Config) -> None:
@@ -221,8 +204,8 @@ def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterab
     """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        request = Request(run.id, _describe_run(run), selections)
-        write_request(_find_request(run, _describe_asked(run, failed)), request)
+        path = request_path(run.config.folder, run.id, _describe_asked(run, failed))
+        write_request(path, Request(run.id, _describe_run(run), selections))
 
 
 def _describe_run(run: Run) -> dict[str, object]:

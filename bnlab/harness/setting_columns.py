@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from bnlab.harness.artifacts.settings import GROUPS, Config, list_storage
+from bnlab.harness.artifacts.settings import GROUPS, Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.run_table import RESOLVED, RUNS, TRAINED_WITH
 from bnlab.harness.schema import Column, Table, boolean, integer, real, text
@@ -61,10 +61,9 @@ def _describe_group(group: str) -> dict[str, Column]:
     makers: dict[str, Callable[[str], Column]] = {}  # by setting
     readers: dict[str, dict[str, list[str]]] = {}  # by setting and meaning: the choices that have it
     for choice in choices.values():
-        storage = list_storage(choice)
         for attribute, meaning in list_settings(choice):
             name = attribute.name
-            if name in storage:
+            if name in choice.storage:
                 continue
             if name not in makers:
                 makers[name] = _find_column_maker(type(choice), name)

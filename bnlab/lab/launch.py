@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -107,8 +106,7 @@ def _end_with(parent: int) -> None:
 
 def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Send each job to the queue, and wait until all have ended."""
-    first = jobs[0].config
-    folder = Path(first.results, first.name, "cluster", "%j")
+    folder = jobs[0].config.folder / "cluster" / "%j"
     folder.parent.mkdir(parents=True, exist_ok=True)
     kind = launcher.name.removeprefix("submitit_")
     settings = dict(launcher.settings)

@@ -65,24 +65,22 @@ def _list(results: Path) -> None:
         command = shlex.join(["bnlab", "sweep", "experiment=quickstart", *_say_where(results)])
         print(f"no networks in {results}/runs; train some: {command}")
         return
-    settings, states = [], []
+    rows = []
     for folder in folders:
         try:
-            settings.append(_read_settings(folder))
-            states.append(_read_state(folder))
+            rows.append(_read_state(folder) | _read_settings(folder))
         except Unreadable as error:
-            del settings[len(states) :]
             print(f"{_id(folder)} is left out: {error}", file=sys.stderr)
-    if not states:
+    if not rows:
         return
 
-    trained_with = pd.DataFrame(settings)
-    ended = pd.DataFrame(states)
-    differing = [key for key in trained_with if trained_with[key].astype(str).nunique() > 1]
-    table = pd.concat([ended["run"], trained_with[differing], ended.drop(columns="run")], axis=1)
-    print(table.to_string(index=False, na_rep="", float_format="{:.10g}".format))
-    megabytes = ended["MB"].sum()
-    print(f"{len(ended)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
+    table = pd.DataFrame(rows)
+    ends = ["status", "step", "seconds", "MB"]
+    settings = table.columns.drop(["run", *ends])
+    differing = [key for key in settings if table[key].astype(str).nunique() > 1]
+    print(table[["run", *differing, *ends]].to_string(index=False, na_rep="", float_format="{:.10g}".format))
+    megabytes = table["MB"].sum()
+    print(f"{len(table)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.lab.command import run_command
@@ -51,10 +50,13 @@ def _sweep(words: list[str]) -> int:
 
     print(*outline(configs, waiting), sep="\n", flush=True)
     if waiting:
+        from bnlab.files import write_text
         from bnlab.lab.launch import run_jobs
 
         prepare(configs)
-        _keep_command(configs[0], words)
+        ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
+        command = shlex.join(["bnlab", "sweep", *ordered])
+        write_text(configs[0].folder / "command.txt", f"{command}\n")  # for the pages of reports
         is_waiting = {id(config) for config in waiting}
         run_jobs([job for job in sweep.jobs if id(job.config) in is_waiting], launcher)
     return _finish(configs, waiting, words, started)
@@ -88,15 +90,6 @@ def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
     return max(1, min(asked if asked > 0 else cpu_count(), len(networks)))
 
 
-def _keep_command(config: Config, words: list[str]) -> None:
-    """Keep the command for the pages of reports."""
-    from bnlab.files import write_text
-
-    ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
-    command = shlex.join(["bnlab", "sweep", *ordered])
-    write_text(Path(config.results, config.name, "command.txt"), f"{command}\n")
-
-
 def _finish(planned: list[Config], waiting: list[Config], words: list[str], started: float) -> int:
     """Put the tables together and say what there is now.
 
@@ -114,9 +107,8 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], star
     from bnlab.harness.reporting import tables
 
     first = planned[0]
-    folder = Path(first.results) / first.name
-    found = tables.write_tables(folder, first.csv)
-    print(f"done in {time.perf_counter() - started:.0f} s; {folder}/tables/")
+    found = tables.write_tables(first.folder, first.csv)
+    print(f"done in {time.perf_counter() - started:.0f} s; {first.folder}/tables/")
     for name, frame in found.items():
         if len(frame):
             print(f"  {name + '.parquet':20}{len(frame):>9,} rows")

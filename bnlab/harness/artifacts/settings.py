@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from bnlab.files import digest
@@ -114,6 +115,11 @@ class Config:
     csv: bool = setting(False, "write tables as CSV too")
     log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
 
+    @property
+    def folder(self) -> Path:
+        """Where the sweep's tables lie, and what its jobs asked for."""
+        return Path(self.results, self.name)
+
     def count_steps(self) -> int:
         """Count the updates in the whole training."""
         if self.steps is not None:
@@ -153,8 +159,7 @@ def network(config: Config) -> dict[str, Any]:
 
     for group in GROUPS:
         chosen = getattr(config, group)
-        unread = getattr(chosen, "unread", ())
-        keys = [name for name in _list_defaults(chosen.__class__) if name not in unread]
+        keys = [name for name in _list_defaults(chosen.__class__) if name not in chosen.unread]
         settings[group] = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
         if chosen.is_own:
             settings[group]["source"] = digest_of_source(import_object(chosen.name))
@@ -186,17 +191,11 @@ def list_own_settings(config: Config) -> dict[str, Any]:
     for group in GROUPS:
         chosen = getattr(config, group)
         for name, value in find_arguments(chosen).items():
-            if name not in list_storage(chosen):
+            if name not in chosen.storage:
                 own[f"{group}.{name}"] = value
         if chosen.is_own:
             own[f"{group}.source"] = digest_of_source(import_object(chosen.name))
     return own
-
-
-def list_storage(chosen: Any) -> tuple[str, ...]:
-    """List the settings of a component that say where its files are; no table has them."""
-    storage: tuple[str, ...] = getattr(chosen, "storage", ())
-    return storage
 
 
 def restore_config(values: Mapping[str, Any]) -> Config:
