@@ -20,12 +20,7 @@ _SECONDS = 1.0  # that the others take
 
 
 def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
-    """Say how many jobs and networks there are, how many are trained, and which small last batches are trained on.
-
-    Args:
-        configs: all jobs.
-        waiting: those that are not done.
-    """
+    """Say how many jobs and networks there are, how many are trained, and which small last batches are trained on."""
     networks = {Run(config).id for config in configs}
     untrained = _list_untrained(waiting)
     trained = len(networks) - len(untrained)
@@ -107,11 +102,7 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
 
 
 def _try_updates(run: Run) -> tuple[float, float, float]:
-    """Train a network for about a second.
-
-    Returns:
-        Seconds and bytes of batch moments for each update, and bytes of a checkpoint.
-    """
+    """Train for about a second: seconds and bytes of batch moments for each update, and bytes of a checkpoint."""
     prepare_process(run.config)
     optimizer = replace(run.config.optimizer, lr=0.0)  # cannot diverge
     trial = Run(replace(run.config, optimizer=optimizer, averaging="none"))

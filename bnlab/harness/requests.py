@@ -34,13 +34,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class Request:
-    """Request of a job.
+    """Request of a job: the row of its network in the table `runs`, and the measured rows that it is about, by table.
 
-    Attributes:
-        run: the name of its network.
-        row: that network's row of the table `runs`.
-        selections: the rows that it is about, by table.
-        written: when, in ns since 1970.
+    `written` is in ns since 1970.
     """
 
     run: str

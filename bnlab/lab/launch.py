@@ -35,10 +35,6 @@ _QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "me
 def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Run jobs to their end, and show how many are done. One that fails leaves the others alone.
 
-    Args:
-        jobs: at least one.
-        launcher: what runs them.
-
     Raises:
         UserError: what all jobs would meet, such as a full disk; or a process was ended from outside.
     """
@@ -69,6 +65,7 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
     if len(jobs) == 1:
         settings["n_jobs"] = 1  # starting a process would take longer than many a job
     run = delayed(_run_in_process)
+    # As plain values: classes of own functions' arguments are not known in other processes.
     calls = [run(asdict(job.config), job.heading, os.getpid()) for job in jobs]
     try:
         Parallel(**settings)(calls)
@@ -77,15 +74,8 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
 
 
 def _run_in_process(settings: dict[str, Any], heading: str, parent: int) -> None:
-    """Run one job beside others, with one thread unless it says otherwise.
-
-    Args:
-        settings: of the job, as plain values: classes of own functions' arguments are not known in other processes.
-        heading: what is printed before.
-        parent: the number of the sweep's process, or 0 on a cluster. With a single worker joblib runs jobs in the
-            sweep itself.
-    """
-    if parent not in (0, os.getpid()):
+    """Run one job beside others, with one thread unless it says otherwise; `parent` is 0 on a cluster."""
+    if parent not in (0, os.getpid()):  # with a single worker joblib runs jobs in the sweep itself
         _end_with(parent)
     config = restore_config(settings)
     config.threads = config.threads or 1
@@ -136,15 +126,7 @@ class _ClusterJob(submitit.helpers.Checkpointable):  # type: ignore[misc]  # sub
     """One job on a cluster, which is sent again as it was if it is put back into the queue."""
 
     def __call__(self, settings: dict[str, Any], heading: str) -> str:
-        """Run the job.
-
-        Args:
-            settings: of the job, as plain values.
-            heading: what is printed before.
-
-        Returns:
-            What the other jobs would meet too; empty if there is nothing. The command needs no accounting to read it.
-        """
+        """Run the job, and return what the other jobs would meet too; the command needs no accounting to read it."""
         watch_time_limit()
         try:
             _run_in_process(settings, heading, parent=0)

@@ -91,17 +91,7 @@ def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
 
 
 def _finish(planned: list[Config], waiting: list[Config], words: list[str], started: float) -> int:
-    """Put the tables together and say what there is now.
-
-    Args:
-        planned: all jobs of the sweep.
-        waiting: those that it has run; no other one can have failed.
-        words: of the command line.
-        started: when the sweep began, by `time.perf_counter`.
-
-    Returns:
-        The exit code.
-    """
+    """Put the tables together and say what there is now, and which jobs that were run have failed; the exit code."""
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import find_failure, list_waiting
     from bnlab.harness.reporting import tables

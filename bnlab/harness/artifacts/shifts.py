@@ -36,14 +36,7 @@ def check(shifts: Sequence[Any], config: Data, splits: Sequence[str]) -> None:
 
 
 def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Split:
-    """Select the images of a split that are predicted, see `Dataset.images_of`, and shift them.
-
-    Args:
-        dataset: as it was loaded.
-        config: which data set it is.
-        split: test, val or train.
-        shift: as above.
-    """
+    """Select the images of a split that are predicted, see `Dataset.images_of`, and shift them."""
     if find_corruption(shift):
         return _corrupt(dataset, split, shift)
     if shift in config.list_shifts():

@@ -162,10 +162,7 @@ class Diverged(Exception):
 
 @dataclass
 class Progress:
-    """The state of training after an update.
-
-    Updates are *made* and later *read*: `step` counts those that are made, `log` has those that are read. `read_log`
-    reads all.
+    """The state of training after an update. `step` counts the updates that are made, `log` has those that are read.
 
     Attributes:
         model: the network.
@@ -196,16 +193,7 @@ class Progress:
         return self.average.module
 
     def add_update(self, loss: Tensor, accuracy: Tensor, is_finite: Tensor) -> None:
-        """Count an update that was made; its results stay on their device until they are read.
-
-        Args:
-            loss: of its batch, a number.
-            accuracy: on its batch, float64, 0 to 1.
-            is_finite: whether loss and running variances were finite, a truth value.
-
-        Raises:
-            Diverged: see `read_log`.
-        """
+        """Count an update that was made; its results, a number each, stay on their device until they are read."""
         self.step += 1
         results = torch.stack((loss.double(), accuracy, is_finite.double()))
         self._unread.append(results)
@@ -217,8 +205,7 @@ class Progress:
         """Read the results of all updates made so far; waits until the device has computed them.
 
         Raises:
-            Diverged: an update had a loss or running variances that are not finite. `step` is the number of updates
-                before it, and `log` has these.
+            Diverged: those of an update are not finite. `step` is the number of updates before it, `log` has these.
         """
         if not self._unread:
             return
