@@ -18,7 +18,7 @@ from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.schedule import lr_factor
+from bnlab.harness.updates import lr_factor
 
 ROUNDS = 3
 _BATCH, _STEPS, _SHIFT = 128, 80, 4

@@ -47,7 +47,8 @@ def main() -> int:
 
 def _tune(words: list[str]) -> int:
     """Train what the cells lack, or print what that is; the exit code."""
-    from bnlab.harness.artifacts.cores import count_cores
+    from joblib import cpu_count
+
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import prepare
     from bnlab.harness.planning import plan
@@ -72,7 +73,7 @@ def _tune(words: list[str]) -> int:
         if first.dry_run:
             outlook = [*missing, *(job for lack in lacks for job in lack.later)]
             if outlook:
-                print("\n".join(plan(outlook, outlook, count_cores())))
+                print("\n".join(plan(outlook, outlook, cpu_count())))
             return 0
         if not missing:
             report = f"bnlab report experiment={first.name}"

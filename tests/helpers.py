@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import random
 import subprocess
 import sys
@@ -261,3 +262,31 @@ def measure(config: Config, name: str, **settings: Any) -> pd.DataFrame:
     """
     execute(replace(config, measurements=name, **settings))
     return load(config.name, config.results)[find_measurement(name).name]
+
+
+SMALL = {
+    "data.images": "400",
+    "model.depth": "2",
+    "model.width": "8",
+    "batch_size": "32",
+    "steps": "40",
+    "evaluate_at": "[1,7,20,40]",
+    "threads": "1",
+    "device": "cpu",
+    "hydra/launcher": "basic",
+}
+"""A small convolutional network on 360 digits, 40 updates in batches of 32."""
+
+
+def sweep_small(results: Path, *words: str, expect: int = 0) -> None:
+    """`bnlab sweep` of that network in this process, with further words or other values."""
+    given = {word.partition("=")[0] for word in words}
+    small = [f"{key}={value}" for key, value in SMALL.items() if not given & {key, key.partition(".")[0]}]
+    code = importlib.import_module("bnlab.lab.sweep").main([*small, *words, f"results={results}"])
+    assert code == expect
+
+
+def find_network(results: Path) -> Path:
+    """The folder of the only network in a folder of results."""
+    (folder,) = results.glob("runs/*/seed_0")
+    return folder

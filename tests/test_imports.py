@@ -34,7 +34,7 @@ FLOORS = (
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
     *(
-        "errors schema schedule small_batches",
+        "errors schema updates",
         "run_table requests",
         "components",
         "own",
@@ -43,7 +43,7 @@ STAGES = (
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help setting_columns", "config", "jobs", "costs", "planning loading"),
+    *("help setting_columns", "config", "jobs", "planning loading"),
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
@@ -54,11 +54,10 @@ FOLDERS = {
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
     "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
     "undo recalibration recalibrate gallery",
-    "lab": "command folders compose cluster launch catalogue sweep report runs",
+    "lab": "command folders compose launch catalogue sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
-    "harness.artifacts": "cores corruptions data shifts norms models optimizers progress training settings "
-    "runs freezing averaging states live producing trying",
+    "harness.artifacts": "corruptions data shifts norms models optimizers training settings runs live producing",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
@@ -73,10 +72,7 @@ COMPONENTS = {
 REPORTING = {
     *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
     *("bnlab.files", "bnlab.names"),
-    *(
-        f"bnlab.harness.{name}"
-        for name in ("errors", "schema", "schedule", "small_batches", "run_table", "requests", "reporting")
-    ),
+    *(f"bnlab.harness.{name}" for name in ("errors", "schema", "updates", "run_table", "requests", "reporting")),
 }
 SHARED = {f"experiments.{name}" for name in ("margins", "tuning")}  # by several questions
 PACKAGED = {

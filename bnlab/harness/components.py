@@ -31,12 +31,16 @@ class Component:
         group: the setting that chooses it, such as "norm".
         has_any_name: whether it stands for many choices, whose names are given as they are: a user's import path, say.
         is_own: whether it is a function of the user's own.
+        unread: settings that no network is trained with.
+        storage: those of them that say where its files are and how they come there.
         name: the name by which it is chosen.
     """
 
     group: ClassVar[str] = ""
     has_any_name: ClassVar[bool] = False
     is_own: ClassVar[bool] = False
+    unread: ClassVar[tuple[str, ...]] = ()
+    storage: ClassVar[tuple[str, ...]] = ()
     name: str = "???"
 
 

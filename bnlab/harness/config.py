@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +12,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts import live, shifts, training
+from bnlab.harness.artifacts import shifts, training
 from bnlab.harness.artifacts.data import Data
-from bnlab.harness.artifacts.freezing import MOMENTUM
 from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_step, list_steps, total_steps
+from bnlab.harness.artifacts.settings import GROUPS, MOMENTUM, Config, as_list, list_steps
 from bnlab.harness.components import check_settings, require_within
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import Measurement, find_measurement
@@ -62,12 +62,13 @@ def check(config: Config) -> None:
     require_within("batch_size", config.batch_size, least, images, reason)
     config.norm.check(config.batch_size)
     _check_statistics(config, images)
-    steps = total_steps(config, images)
+    steps = config.count_steps()
     _check_steps(config, steps)
     _check_freezing(config, steps)
     _check_measured(config)
     _check_device(config.device)
-    live.check(config.log)
+    if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("log=tensorboard: needs a package; pip install tensorboard")
 
 
 def _check_statistics(config: Config, images: int) -> None:
@@ -117,7 +118,7 @@ def _check_steps(config: Config, steps: int) -> None:
 def _check_freezing(config: Config, steps: int) -> None:
     if config.freeze_at is None:
         return
-    if not 0 < config.freeze_at < 1 or freezing_step(config, steps) == steps:
+    if not 0 < config.freeze_at < 1 or config.find_freezing_step() == steps:
         raise UserError(f"freeze_at={config.freeze_at}: must be a share of the {steps:,} steps that leaves some")
     if not config.norm.is_plain:
         raise UserError(f"freeze_at={config.freeze_at}: norm={config.norm.name} cannot be frozen; use norm=batch")

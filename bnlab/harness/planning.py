@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
-from bnlab.harness.artifacts.cores import count_cores
-from bnlab.harness.artifacts.producing import format_seconds
+from bnlab.files import Unreadable
+from bnlab.harness.artifacts.producing import format_seconds, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.costs import find_cost, read_costs
-from bnlab.harness.jobs import list_needed_checkpoints, try_all
-from bnlab.harness.small_batches import ADVICE, MOST_NAMED, count_last
+from bnlab.harness.artifacts.training import train
+from bnlab.harness.jobs import list_needed_checkpoints, prepare_process, try_all
+from bnlab.harness.updates import ADVICE, count_last
+
+_WARM_UP = 5  # updates of a trial that are not timed
+_SECONDS = 1.0  # that the others take
 
 
-def gains_from_processes(waiting: list[Config]) -> bool:
-    """Return whether jobs wait on several networks, there are several cores and no accelerator is used."""
-    runs = [Run(config) for config in waiting]
-    networks = {run.id for run in runs}
-    if len(networks) < 2 or count_cores() < 2:
-        return False
-    return all(run.device.type == "cpu" for run in runs)
-
-
-def outline(configs: list[Config], waiting: list[Config]) -> str:
-    """Say how many jobs and networks there are, and how many of the networks are trained already.
-
-    Args:
-        configs: all jobs.
-        waiting: those that are not done.
-    """
-    networks = _group_by_network(configs)
-    untrained = [jobs for jobs in _group_by_network(waiting) if not _is_trained(jobs)]
+def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
+    """Say how many jobs and networks there are, how many are trained, and which small last batches are trained on."""
+    networks = {Run(config).id for config in configs}
+    untrained = _list_untrained(waiting)
     trained = len(networks) - len(untrained)
     if trained == len(networks):
         state = "all trained already"
@@ -39,41 +30,32 @@ def outline(configs: list[Config], waiting: list[Config]) -> str:
         state = "none trained yet"
     else:
         state = f"{trained} trained already"
-    jobs = _count(len(configs), "job")
-    return f"{jobs} on {_count(len(networks), 'network')}, {state}"
+    lines = [f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}, {state}"]
+
+    for run in untrained:
+        config = run.config
+        left = count_last(config.data.count_training(), config.batch_size, run.steps)
+        if left is not None and config.last_batch == "keep" and config.norm.uses_batch:
+            lines.append(f"the last batch of an epoch has {left:,} images of {config.batch_size:,}, {ADVICE}")
+    return list(dict.fromkeys(lines))  # each size once
 
 
-def name_small_batches(waiting: list[Config]) -> list[str]:
-    """Name the small last batches of epochs, in lines of text: of networks that have still to be trained.
-
-    Args:
-        waiting: jobs that are not done.
-    """
-    found: list[tuple[int, int]] = []
-    for jobs in _group_by_network(waiting):
-        sizes = _find_small_batch(jobs[0])
-        if sizes is not None and sizes not in found and not _is_trained(jobs):
-            found.append(sizes)
-
-    lines = []
-    for left, size in found[:MOST_NAMED]:
-        lines.append(f"the last batch of an epoch has {left:,} images of {size:,}, {ADVICE}")
-    more = len(found) - MOST_NAMED
-    if more > 0:
-        lines.append(f"and {more:,} more of other sizes")
-    return lines
+def _list_untrained(waiting: Iterable[Config]) -> dict[Run, set[int]]:
+    """List the networks of jobs that are not trained with all checkpoints that the jobs read, with their steps."""
+    runs: dict[str, Run] = {}
+    needed: dict[str, set[int]] = {}
+    for run in map(Run, waiting):
+        runs.setdefault(run.id, run)
+        needed.setdefault(run.id, set()).update(_list_needed(run))
+    return {run: needed[name] for name, run in runs.items() if not run.is_complete(needed[name])}
 
 
-def _find_small_batch(config: Config) -> tuple[int, int] | None:
-    """Find the images in the last batch of an epoch and in a full one.
-
-    None where the last batch has more than half of the images of a full one or is not trained on, and where no norm
-    uses statistics of the batch.
-    """
-    if config.last_batch == "drop" or not config.norm.uses_batch:
-        return None
-    left = count_last(config.data.count_training(), config.batch_size, Run(config).steps)
-    return None if left is None else (left, config.batch_size)
+def _list_needed(run: Run) -> list[int]:
+    """List the steps whose checkpoints a job reads; none of a network with a damaged file, which the job sets aside."""
+    try:
+        return list_needed_checkpoints(run)
+    except Unreadable:
+        return []
 
 
 def _count(number: int, noun: str) -> str:
@@ -82,22 +64,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
-def _group_by_network(configs: Iterable[Config]) -> list[list[Config]]:
-    """Group the jobs on each network, networks in the order of their first job."""
-    networks: dict[str, list[Config]] = {}
-    for config in configs:
-        networks.setdefault(Run(config).id, []).append(config)
-    return list(networks.values())
-
-
-def _is_trained(jobs: list[Config]) -> bool:
-    """Return whether the network of these jobs has been trained, with all checkpoints that they read."""
-    runs = [Run(job) for job in jobs]
-    return all(run.is_complete(list_needed_checkpoints(run)) for run in runs)
-
-
 def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterable[str]:
-    """Describe a sweep in lines of text; nothing is written.
+    """Describe a sweep in lines of text, after a short trial of each kind of network; nothing is written.
 
     Args:
         configs: all jobs.
@@ -107,32 +75,49 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
     Raises:
         UserError: what would stop the sweep.
     """
-    yield outline(configs, waiting)
+    first, *small_batches = outline(configs, waiting)
+    yield first
     if not waiting:
         yield "nothing is left to be measured"
         return
 
     try_all(waiting)
-    untrained = [jobs for jobs in _group_by_network(waiting) if not _is_trained(jobs)]
-    costs = read_costs(Path(configs[0].results))
+    trials: dict[tuple[Any, ...], tuple[float, float, float]] = {}
     seconds = disk = 0.0
-    for jobs in untrained:
-        run = Run(jobs[0])
-        cost = find_cost(run, costs)
-        seconds += run.steps * cost.update
-        disk += run.steps * cost.moments + len(_list_kept(jobs)) * cost.checkpoint
+    for run, needed in _list_untrained(waiting).items():
+        config = run.config
+        kind = (config.data, config.model, config.norm, config.batch_size, config.threads)
+        if kind not in trials:
+            trials[kind] = _try_updates(run)
+        update, moments, checkpoint = trials[kind]
+        seconds += run.steps * update
+        disk += run.steps * moments + len({*needed, run.steps}) * checkpoint
 
-    measured = sum(len(list_needed_checkpoints(Run(job))) for job in waiting)
+    measured = sum(len(_list_needed(Run(job))) for job in waiting)
     yield f"training   about {format_seconds(seconds / processes)}, {_count(processes, 'network')} at a time"
     checkpoints = _count(measured, "checkpoint")
     yield f"measuring  on top, at {checkpoints}; with many estimators and momenta it takes longer than training"
     yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"
-    yield from name_small_batches(waiting)
+    yield from small_batches
 
 
-def _list_kept(jobs: list[Config]) -> set[int]:
-    """List the steps whose checkpoints are kept for the jobs on one network."""
-    kept = {Run(jobs[0]).steps}
-    for job in jobs:
-        kept.update(list_needed_checkpoints(Run(job)))
-    return kept
+def _try_updates(run: Run) -> tuple[float, float, float]:
+    """Train for about a second: seconds and bytes of batch moments for each update, and bytes of a checkpoint."""
+    prepare_process(run.config)
+    optimizer = replace(run.config.optimizer, lr=0.0)  # cannot diverge
+    trial = Run(replace(run.config, optimizer=optimizer, averaging="none"))
+    trial.dataset = run.dataset
+    progress = start_training(trial)
+    started = time.perf_counter()
+    with record_moments(trial, progress) as trace:
+        for step in train(progress, trial.batches, optimizer, steps=10**9):
+            now = time.perf_counter()
+            if step <= _WARM_UP:
+                started = now
+            elif now - started >= _SECONDS:
+                break
+
+    layers = [] if trace is None else list(trace.layers.values())
+    moments = sum(layer.moments.nbytes for layer in layers) / progress.step
+    checkpoint = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
+    return (now - started) / (step - _WARM_UP), moments, checkpoint

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bnlab.files import digest, reading, write_text
+from bnlab.files import Unreadable, digest, reading, write_text
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class Request:
-    """Request of a job.
+    """Request of a job: the row of its network in the table `runs`, and the measured rows that it is about, by table.
 
-    Attributes:
-        run: the name of its network.
-        row: that network's row of the table `runs`.
-        selections: the rows that it is about, by table.
-        written: when, in ns since 1970.
+    `written` is in ns since 1970.
     """
 
     run: str
@@ -87,13 +83,16 @@ def read_request(path: Path) -> Request:
         return Request(values["run"], values["row"], selections, values["written"])
 
 
-def list_missing(path: Path, results: Path) -> list[Path]:
-    """List the files with rows of a request that are not there, the request itself among them."""
+def has_all_rows(path: Path, results: Path) -> bool:
+    """Return whether a request can be read, and all files with its rows are there."""
     if not path.exists():
-        return [path]
-    request = read_request(path)
-    files = []
+        return False
+    try:
+        request = read_request(path)
+    except Unreadable:  # it is written again
+        return False
     for table, selection in request.selections.items():
         folder = find_rows(results, request.run, table)
-        files += [folder / name for name in selection.files]
-    return [file for file in files if not file.exists()]
+        if not all((folder / name).exists() for name in selection.files):
+            return False
+    return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from bnlab.harness.artifacts.settings import GROUPS, Config, list_storage
+from bnlab.harness.artifacts.settings import GROUPS, Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.run_table import RESOLVED, RUNS, TRAINED_WITH
 from bnlab.harness.schema import Column, Table, boolean, integer, real, text
@@ -52,7 +52,7 @@ def _describe_group(group: str) -> dict[str, Column]:
     for choice in choices.values():
         for attribute, meaning in list_settings(choice):
             name = attribute.name
-            if name in list_storage(choice):
+            if name in choice.storage:
                 continue
             makers.setdefault(name, _find_column_maker(type(choice), name))
             readers.setdefault(name, {}).setdefault(meaning.describe(), []).append(choice.name)

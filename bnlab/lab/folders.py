@@ -30,36 +30,23 @@ def search_folders(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: a folder does not exist, or has an experiment with the name of one of bnlab's own.
     """
+    options = [word for word in words if word.startswith("--config-dir")]
+    others = [word for word in words if word not in options]
     folders = []
-    others = []
-    for word in words:
-        if word.startswith("--config-dir"):
-            folders.append(_read_folder(word))
-        else:
-            others.append(word)
-
+    for option in options:
+        folder = Path(option.partition("=")[2])
+        if not folder.is_dir():
+            raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
+        folders.append(folder.resolve())
     here = Path("conf").resolve()
     if here.is_dir() and here != CONF:
         folders.append(here)
+
     for folder in folders:
-        _refuse_known_experiments(folder)
+        for path in sorted(folder.glob("experiment/*.yaml")):
+            if (CONF / "experiment" / path.name).exists():
+                raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
     if not folders:
         return others
     quoted = [f"'{folder}'" for folder in dict.fromkeys(folders)]
     return [*others, f"hydra.searchpath=[{','.join(quoted)}]"]
-
-
-def _read_folder(option: str) -> Path:
-    """Read the folder of `--config-dir=FOLDER`."""
-    _, _, name = option.partition("=")
-    folder = Path(name)
-    if not folder.is_dir():
-        raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
-    return folder.resolve()
-
-
-def _refuse_known_experiments(folder: Path) -> None:
-    """Refuse a folder that has an experiment with the name of one of bnlab's own."""
-    for path in sorted(folder.glob("experiment/*.yaml")):
-        if (CONF / "experiment" / path.name).exists():
-            raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")

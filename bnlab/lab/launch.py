@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,19 +12,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import submitit
 from joblib import Parallel, delayed
-from submitit.core.utils import UncompletedJobError
+from submitit.core.utils import FailedJobError, UncompletedJobError
 from tqdm import tqdm
 
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.settings import Config, restore_config
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import TimeLimit, UserError
 from bnlab.harness.jobs import attempt, list_waiting
-from bnlab.lab.cluster import wait_for_others, watch_time_limit
 from bnlab.lab.compose import Job, Launcher
 
 _A_LINE = 60.0  # seconds between two lines where there is no terminal
@@ -35,15 +35,10 @@ _QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "me
 def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Run jobs to their end, and show how many are done. One that fails leaves the others alone.
 
-    Args:
-        jobs: at least one.
-        launcher: what runs them.
-
     Raises:
         UserError: what all jobs would meet, such as a full disk; or a process was ended from outside.
     """
-    configs = [job.config for job in jobs]
-    with _show_progress(configs):
+    with _show_progress([job.config for job in jobs]):
         if launcher.name == "basic":
             for job in jobs:
                 _run(job.config, job.heading)
@@ -54,11 +49,7 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
 
 
 def _run(config: Config, heading: str) -> None:
-    """Run one job, under its heading if it has one.
-
-    Raises:
-        UserError: what the other jobs would meet too.
-    """
+    """Run one job, under its heading if it has one; UserError for what the other jobs would meet too."""
     if heading:
         print(heading, flush=True)
     try:
@@ -74,6 +65,7 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
     if len(jobs) == 1:
         settings["n_jobs"] = 1  # starting a process would take longer than many a job
     run = delayed(_run_in_process)
+    # As plain values: classes of own functions' arguments are not known in other processes.
     calls = [run(asdict(job.config), job.heading, os.getpid()) for job in jobs]
     try:
         Parallel(**settings)(calls)
@@ -82,16 +74,12 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
 
 
 def _run_in_process(settings: dict[str, Any], heading: str, parent: int) -> None:
-    """Run one job in a process that was started for it.
-
-    Args:
-        settings: of the job, as plain values: classes of own functions' arguments are not known in other processes.
-        heading: what is printed before.
-        parent: the number of the sweep's process. With a single worker joblib runs jobs in the sweep itself.
-    """
-    if os.getpid() != parent:
+    """Run one job beside others, with one thread unless it says otherwise; `parent` is 0 on a cluster."""
+    if parent not in (0, os.getpid()):  # with a single worker joblib runs jobs in the sweep itself
         _end_with(parent)
-    _run(_share_cores(settings), heading)
+    config = restore_config(settings)
+    config.threads = config.threads or 1
+    _run(config, heading)
 
 
 @cache
@@ -106,17 +94,9 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _share_cores(settings: dict[str, Any]) -> Config:
-    """Make the configuration of a job that shares the cores with others: one thread, unless it says otherwise."""
-    config = restore_config(settings)
-    config.threads = config.threads or 1
-    return config
-
-
 def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Send each job to the queue, and wait until all have ended."""
-    first = jobs[0].config
-    folder = Path(first.results, first.name, "cluster", "%j")
+    folder = jobs[0].config.folder / "cluster" / "%j"
     folder.parent.mkdir(parents=True, exist_ok=True)
     kind = launcher.name.removeprefix("submitit_")
     settings = dict(launcher.settings)
@@ -130,11 +110,14 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # modules of the current folder are found there too
 
     sent = executor.map_array(_ClusterJob(), [asdict(job.config) for job in jobs], [job.heading for job in jobs])
-    try:
-        reasons = [job.result() for job in sent]
-    except UncompletedJobError as error:
-        wait_for_others(error)
-        return
+    reasons = []
+    for job in sent:
+        try:
+            reasons.append(job.result())
+        except FailedJobError:  # what happened in it is shown as it is
+            raise
+        except UncompletedJobError:
+            print(f"job {job.job_id} of the cluster has died (state: {job.state})", file=sys.stderr, flush=True)
     for reason in filter(None, reasons):
         raise UserError(reason)
 
@@ -143,28 +126,42 @@ class _ClusterJob(submitit.helpers.Checkpointable):  # type: ignore[misc]  # sub
     """One job on a cluster, which is sent again as it was if it is put back into the queue."""
 
     def __call__(self, settings: dict[str, Any], heading: str) -> str:
-        """Run the job.
-
-        Args:
-            settings: of the job, as plain values.
-            heading: what is printed before.
-
-        Returns:
-            What the other jobs would meet too; empty if there is nothing. The command needs no accounting to read it.
-        """
+        """Run the job, and return what the other jobs would meet too; the command needs no accounting to read it."""
         watch_time_limit()
         try:
-            _run(_share_cores(settings), heading)
+            _run_in_process(settings, heading, parent=0)
         except UserError as error:
             return str(error)
         return ""
 
 
+def watch_time_limit() -> None:
+    """Let the signal that Slurm sends before a job's time limit end the job, whatever it is doing.
+
+    submitit's handler raises SystemExit once it has put the job back into the queue, and UncompletedJobError if it has
+    not. A measurement would take either for a failure of the user's code, and go on.
+    """
+    number = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
+    handler = signal.getsignal(number)
+    if not callable(handler):
+        return
+
+    def end_job(number: int, frame: FrameType | None) -> None:
+        try:
+            handler(number, frame)
+        except SystemExit as end:  # without a result, which the sweep would read although the job runs again
+            raise KeyboardInterrupt from end
+        except UncompletedJobError as end:
+            raise TimeLimit("the time limit of its job has come; the same command continues it") from end
+
+    signal.signal(number, end_job)
+
+
 @contextlib.contextmanager
-def _show_progress(configs: list[Config]) -> Iterator[None]:
+def _show_progress(waiting: list[Config]) -> Iterator[None]:
     """Show in the block how many jobs are done and the time left: a bar in a terminal, else a line a minute."""
     ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(configs, ended), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(waiting, ended), daemon=True)
     watcher.start()
     try:
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -46,7 +45,8 @@ def _dispatch(words: list[str]) -> int:
         case ["export", run, file]:
             _export(_find(results, run), Path(file), settings, results)
         case ["rm", run, *more]:
-            _remove([_find(results, one) for one in (run, *more)])
+            for folder in [_find(results, one) for one in (run, *more)]:
+                _remove(folder)
         case found:
             raise UserError(
                 f"cannot read {' '.join(found)!r}; there are list, show RUN, rm RUN... and export RUN FILE, see --help"
@@ -55,41 +55,57 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _list(results: Path) -> None:
-    """Print a line for each network."""
+    """Print a line for each network; one with a damaged file is named on stderr and left out."""
     import pandas as pd
+
+    from bnlab.files import Unreadable
 
     folders = _list_folders(results)
     if not folders:
         command = shlex.join(["bnlab", "sweep", "experiment=quickstart", *_say_where(results)])
         print(f"no networks in {results}/runs; train some: {command}")
         return
-    readable = _read_all(folders)
-    if not readable:
-        return
-    settings = pd.DataFrame([settings for settings, _ in readable])
-    states = pd.DataFrame([state for _, state in readable])
-    differing = [key for key in settings if settings[key].astype(str).nunique() > 1]
-    table = pd.concat([states["run"], settings[differing], states.drop(columns="run")], axis=1)
-    print(table.to_string(index=False, na_rep="", float_format="{:.10g}".format))
-    megabytes = states["MB"].sum()
-    print(f"{len(states)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
-
-
-def _read_all(folders: list[Path]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Read settings and state of each network; one with a damaged file is named on stderr and left out."""
-    from bnlab.files import Unreadable
-
-    readable = []
+    rows = []
     for folder in folders:
         try:
-            readable.append((_settings(folder), _describe(folder)))
+            rows.append(_read_state(folder) | _read_settings(folder))
         except Unreadable as error:
             print(f"{_id(folder)} is left out: {error}", file=sys.stderr)
-    return readable
+    if not rows:
+        return
+
+    table = pd.DataFrame(rows)
+    ends = ["status", "step", "seconds", "MB"]
+    settings = table.columns.drop(["run", *ends])
+    differing = [key for key in settings if table[key].astype(str).nunique() > 1]
+    print(table[["run", *differing, *ends]].to_string(index=False, na_rep="", float_format="{:.10g}".format))
+    megabytes = table["MB"].sum()
+    print(f"{len(table)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
 
 
-def _describe(folder: Path) -> dict[str, Any]:
-    """Describe a network beside its settings: state, time, disk space."""
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Read what the network was trained with, called as in the table `runs`; the seed is in the name of the run."""
+    from bnlab.files import reading
+    from bnlab.harness.run_table import TRAINED_WITH
+
+    path = folder / "config.yaml"
+    with reading(path):
+        config = dict(yaml.load(path.read_text(), _LOADER))
+
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                settings[key if name == "name" else f"{key}.{name}"] = inner
+        elif key in TRAINED_WITH:
+            settings[key] = value
+    if settings.get("steps"):  # instead of which epochs are not read
+        settings.pop("epochs", None)
+    return settings
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Read state, time and disk space of a network."""
     from bnlab.files import reading
 
     path = folder / "status.json"
@@ -97,11 +113,13 @@ def _describe(folder: Path) -> dict[str, Any]:
     with reading(path):
         if path.exists():
             state = json.loads(path.read_text())
-        status = "set aside" if ".damaged" in folder.name else state["status"]
-        seconds = round(state["train_seconds"])
-        step = state["step"]
-    megabytes = round(_size(folder), 1)
-    return {"run": _id(folder), "status": status, "step": step, "seconds": seconds, "MB": megabytes}
+        return {
+            "run": _id(folder),
+            "status": "set aside" if ".damaged" in folder.name else state["status"],
+            "step": state["step"],
+            "seconds": round(state["train_seconds"]),
+            "MB": round(_size(folder), 1),
+        }
 
 
 def _show(folder: Path) -> None:
@@ -133,7 +151,6 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
         raise UserError("export takes step=, a number, and statistics=, as exact or 'ema(momentum=0.01)'")
     if file.suffix != ".safetensors":
         raise UserError(f"{file}: name a file that ends with .safetensors")
-
     if not file.parent.is_dir():
         raise UserError(f"{file}: there is no folder {file.parent}")
 
@@ -142,47 +159,32 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
         model = build_network(run, int(step) if step else None, statistics)
     except Unreadable as error:
         raise UserError(str(error)) from error
-    metadata = {
-        "run": run.id,
-        "statistics": statistics,
-        "mean": json.dumps(run.dataset.mean),
-        "std": json.dumps(run.dataset.std),
-    }
+    mean, std = run.dataset.mean, run.dataset.std
+    metadata = {"run": run.id, "statistics": statistics, "mean": json.dumps(mean), "std": json.dumps(std)}
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file, metadata)
     print(f"{file}: {run.id} with {statistics} statistics")
-    print(
-        f"images are standardized by mean {run.dataset.mean} and standard deviation {run.dataset.std} of each channel"
-    )
+    print(f"images are standardized by mean {mean} and standard deviation {std} of each channel")
 
 
-def _remove(folders: list[Path]) -> None:
-    """Remove networks; measured rows, which tables of several sweeps may need, stay."""
+def _remove(folder: Path) -> None:
+    """Remove a network; measured rows, which tables of several sweeps may need, stay."""
     from bnlab.harness.errors import UserError
 
-    for folder in folders:
-        try:
-            with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
-                before = _size(folder)
-                (folder / "status.json").unlink(missing_ok=True)  # first: what a kill leaves is no whole run
-                _empty(folder)
-                freed = before - _size(folder)
-        except Timeout as error:
-            raise UserError(f"{_id(folder)}: is being trained; it was not removed") from error
-        print(f"removed {_id(folder)} ({freed:.1f} MB); its measured rows stay in the tables")
-
-
-def _empty(folder: Path) -> None:
-    """Remove all from a network's folder but its measured rows; the folder of one that was set aside has none."""
-    if ".damaged" in folder.name:
-        shutil.rmtree(folder)
-        return
-    for path in folder.iterdir():
-        if path.name == "measurements":
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    try:
+        with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
+            before = _size(folder)
+            (folder / "status.json").unlink(missing_ok=True)  # first: what a kill leaves is no whole run
+            for path in folder.iterdir():
+                if path.is_file():
+                    path.unlink()
+                elif path.name != "measurements":
+                    shutil.rmtree(path)
+            if ".damaged" in folder.name:
+                shutil.rmtree(folder)
+            freed = before - _size(folder)
+    except Timeout as error:
+        raise UserError(f"{_id(folder)}: is being trained; it was not removed") from error
+    print(f"removed {_id(folder)} ({freed:.1f} MB); its measured rows stay in the tables")
 
 
 def _find(results: Path, run: str) -> Path:
@@ -190,16 +192,11 @@ def _find(results: Path, run: str) -> Path:
     from bnlab.harness.errors import UserError
 
     folders = {_id(folder): folder for folder in _list_folders(results)}
-    if run in folders:
-        return folders[run]
-
-    names = [name for name in folders if name.startswith(run)]
+    names = [run] if run in folders else [name for name in folders if name.startswith(run)]
     if len(names) == 1:
         return folders[names[0]]
 
-    networks = "no network"
-    if names:
-        networks = f"{len(names)} networks, such as {names[0]}"
+    networks = f"{len(names)} networks, such as {names[0]}," if names else "no network"
     command = shlex.join(["bnlab", "runs", "list", *_say_where(results)])
     raise UserError(f"{run}: names {networks} in {results}/runs; {command} shows them")
 
@@ -214,35 +211,10 @@ def _list_folders(results: Path) -> list[Path]:
     return sorted(path.parent for path in results.glob("runs/*/seed_*/config.yaml"))
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Read what the network was trained with, called as in the table `runs`; the seed is in the name of the run."""
-    from bnlab.files import reading
-    from bnlab.harness.run_table import TRAINED_WITH
-
-    path = folder / "config.yaml"
-    with reading(path):
-        config = dict(yaml.load(path.read_text(), _LOADER))
-
-    settings: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                settings[key if name == "name" else f"{key}.{name}"] = inner
-        elif key in TRAINED_WITH:
-            settings[key] = value
-    if settings.get("steps"):  # instead of which epochs are not read
-        settings.pop("epochs", None)
-    return settings
-
-
 def _size(path: Path) -> float:
     """Measure a file, or all files of a folder, in MB."""
-    if path.is_file():
-        return path.stat().st_size / 1e6
-    sizes = []
-    for folder, _, names in os.walk(path):
-        sizes += [os.stat(os.path.join(folder, name)).st_size for name in names]
-    return sum(sizes) / 1e6
+    files = [path, *path.rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 def _id(folder: Path) -> str:

@@ -22,7 +22,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import LOST, Axis, Curves
-from bnlab.harness.small_batches import count_training
+from bnlab.harness.updates import count_training
 from experiments.margins import A_POINT, AS_ACCURATE, SIX_IMAGES
 
 SETTINGS = ("batch_size", "optimizer.schedule", "data.images")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import random
@@ -13,24 +12,19 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
-from bnlab.harness.artifacts import producing
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Progress
-from bnlab.harness.jobs import attempt, execute, list_failures
-from tests.conftest import small_config
 from tests.experiments.commands import ROOT, Call, run, start
-from tests.harness.kills import assert_same
+from tests.harness.kills import assert_same, signals_at
+from tests.helpers import find_network, sweep_small
 
 # Trains with a state after every step, and dies in the middle of writing file number argv[2].
 VICTIM = """
 import os, pathlib, signal, sys
-from bnlab.harness import jobs
 from bnlab.harness.artifacts import producing
-from tests.conftest import small_config
+from tests.helpers import sweep_small
 
 producing.STATE_SECONDS = 0.0
 replace, written = pathlib.Path.replace, []
@@ -42,34 +36,38 @@ def lethal_replace(path, target):
     return replace(path, target)
 
 pathlib.Path.replace = lethal_replace
-jobs.execute(small_config(sys.argv[1], measurements=["gaps"]))
+sweep_small(pathlib.Path(sys.argv[1]), "measurements=gaps")
 """
-
 
 SWEEP = """
-import sys
-from bnlab.harness.jobs import execute
-from tests.conftest import small_config
+import pathlib, sys
+from tests.helpers import sweep_small
 
-for seed in (0, 1):
-    execute(small_config(sys.argv[1], seed=seed, steps=100, estimator=["ema", "exact"]))
+sweep_small(pathlib.Path(sys.argv[1]), "-m", "seed=0,1", "steps=100", "estimator=[ema,exact]")
 """
 
 
-# A state takes three files: the trace, the log and itself.
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small network. Not to be changed."""
+    results = tmp_path_factory.mktemp("whole")
+    sweep_small(results, "measurements=gaps")
+    return find_network(results)
+
+
+# The files of the sweep, of the network, of each part of it: its trace, the log, its state; of what is measured.
 @pytest.mark.parametrize(
-    "file", [64, *(pytest.param(file, marks=pytest.mark.slow) for file in (*range(1, 13), *range(124, 133)))]
+    "file", [64, *(pytest.param(file, marks=pytest.mark.slow) for file in (*range(1, 13), *range(124, 138)))]
 )
-def test_killed_and_continued_is_bit_for_bit_the_same(file: int, trained: Run, tmp_path: Path) -> None:
+def test_killed_and_continued_is_bit_for_bit_the_same(file: int, whole: Path, tmp_path: Path) -> None:
     """In the middle of writing any file."""
     done = subprocess.run([sys.executable, "-c", VICTIM, str(tmp_path), str(file)], cwd=ROOT, timeout=120)
-    job = small_config(tmp_path)
 
     assert done.returncode == -signal.SIGKILL
-    assert Run(job).status is None or file > 120
+    assert file > 128 or not list(tmp_path.glob("runs/*/seed_0/status.json"))
 
-    execute(job)
-    assert_same(Run(job), trained)
+    sweep_small(tmp_path, "measurements=gaps")
+    assert_same(find_network(tmp_path), whole)
 
 
 @pytest.mark.slow
@@ -83,10 +81,10 @@ def test_command_killed_at_random_times(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     run("sweep", *words, f"results={tmp_path}/killed")
-    for size, seed in ((16, 0), (16, 1), (64, 0), (64, 1)):
-        pair = (Config(batch_size=size, epochs=8, seed=seed, device="cpu", results=str(tmp_path / name))
-                for name in ("killed", "whole"))  # fmt: skip
-        assert_same(*map(Run, pair))
+    networks = sorted((tmp_path / "whole").glob("runs/*/seed_[01]"))
+    assert len(networks) == 4
+    for network in networks:
+        assert_same(tmp_path / "killed" / network.relative_to(tmp_path / "whole"), network)
     for name in ("gaps", "evaluations"):
         assert_frame_equal(load("adhoc", tmp_path / "killed")[name], load("adhoc", tmp_path / "whole")[name])
 
@@ -111,14 +109,7 @@ def assert_stopped(code: int, err: str, results: Path) -> None:
 
 
 def test_interrupted_in_training(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    end_at_freezing = producing.Recorder.end_at_freezing
-
-    def interrupt(recorder: producing.Recorder, progress: Progress) -> None:
-        end_at_freezing(recorder, progress)
-        if progress.step == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(producing.Recorder, "end_at_freezing", interrupt)
+    signals_at(3, signal.SIGINT, monkeypatch)
     # What runs in the background of a script ignores SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -151,8 +142,7 @@ def test_processes_end_with_the_command_that_started_them(tmp_path: Path) -> Non
     begun = wait_for_training(tmp_path, process)
     process.kill()
     process.communicate(timeout=60)  # its output is open as long as a worker lives
-    lock = Run(Config(batch_size=8, epochs=100, seed=int(begun.name[-1]), results=str(tmp_path))).lock
-    with lock.acquire(timeout=30):
+    with FileLock(begun.with_name(f"{begun.name}.lock")).acquire(timeout=30):
         pass
 
 
@@ -160,8 +150,7 @@ def test_two_sweeps_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     """Each network is trained once, and no row is lost; the second sweep begins while the first one trains."""
     other = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     wait_for_training(tmp_path, other)
-    for seed in (0, 1):
-        execute(small_config(tmp_path, seed=seed, steps=100, estimator=["cumulative", "exact"]))
+    sweep_small(tmp_path, "-m", "seed=0,1", "steps=100", "estimator=[cumulative,exact]")
     out, _ = other.communicate(timeout=120)
     out += capsys.readouterr().out
 
@@ -176,25 +165,26 @@ def test_two_sweeps_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert sizes.nunique() == 1
 
 
-@pytest.mark.parametrize("written", [0, 3, 9])
-def test_full_disk(trained: Run, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("written", [0, 5, 9])
+def test_full_disk(
+    whole: Path, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ends the sweep; the same command continues."""
     left = iter(range(written))
     fsync = os.fsync
-    job = small_config(tmp_path)
 
     def full(descriptor: int) -> None:
         if next(left, None) is None:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    with monkeypatch.context() as patched, contextlib.suppress(StopIteration):
+    with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            attempt(job)
+        sweep_small(tmp_path, "measurements=gaps", expect=2)
 
+    assert "No space left on device" in capsys.readouterr().err
     assert not list(tmp_path.rglob(".*.part"))
-    assert not list_failures(Run(job))
+    assert not list(tmp_path.rglob("failures/*"))
 
-    attempt(job)
-    assert_same(Run(job), trained)
+    sweep_small(tmp_path, "measurements=gaps")
+    assert_same(find_network(tmp_path), whole)

@@ -9,11 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from bnlab.harness import load, planning
-from bnlab.harness.artifacts.settings import Config
+from bnlab.harness import load
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistic_kinds import list_statistics
-from bnlab.lab import launch
 from tests.experiments.commands import SWEEP, Call, Done, files, list_trained, run
 
 Swept = tuple[Path, Done]
@@ -65,29 +63,23 @@ def test_a_dry_run_writes_nothing(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "processes", "threads"),
+    ("words", "processes"),
     [
-        ("hydra/launcher=joblib", 2, {1}),
-        ("hydra/launcher=joblib hydra.launcher.n_jobs=1", 1, {1}),
-        ("hydra/launcher=joblib threads=2", 2, {2}),
-        ("hydra/launcher=basic", 1, {None}),
+        ("hydra/launcher=joblib", "2 networks"),
+        ("hydra/launcher=joblib hydra.launcher.n_jobs=1", "1 network"),
+        ("hydra/launcher=basic", "1 network"),
+        ("", "2 networks"),
     ],
 )
-def test_steps_are_timed_under_the_threads_and_processes_of_the_sweep(
-    words: str, processes: int, threads: set[int | None], call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_dry_run_says_how_many_are_trained_at_a_time(
+    words: str, processes: str, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    planned: list[tuple[int, set[int | None]]] = []
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
 
-    def remember(configs: list[Config], waiting: list[Config], processes: int) -> list[str]:
-        planned.append((processes, {config.threads for config in waiting}))
-        return ["planned"]
+    done = call(f"sweep -m seed=0,1,2 dry_run=true {words}".rstrip(), "device=cpu", f"results={tmp_path}/r")
 
-    monkeypatch.setattr(planning, "plan", remember)
-    monkeypatch.setattr("bnlab.harness.artifacts.cores.count_cores", lambda: 2)
-
-    done = call(f"sweep -m seed=0,1,2 dry_run=true {words}", f"results={tmp_path}/r")
-
-    assert done.code == 0 and planned == [(processes, threads)], done.err
+    assert done.code == 0 and f", {processes} at a time\n" in done.out, done.err
 
 
 def test_help() -> None:
@@ -149,7 +141,7 @@ def test_joblib_may_run_jobs_in_the_process_of_the_sweep(
     """It does with one worker, and for one job; then nobody waits for another process to end."""
     short = ("steps=1", "batch_size=256", "measurements=evaluations", "hydra/launcher=joblib", f"results={tmp_path}")
     waiting: list[int] = []
-    monkeypatch.setattr(launch, "_end_with", waiting.append)
+    monkeypatch.setattr("bnlab.lab.launch._end_with", waiting.append)
     monkeypatch.setenv("TQDM_DISABLE", "")  # is what it was after the test
 
     done = call(f"sweep {words}", *short)

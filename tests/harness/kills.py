@@ -1,44 +1,72 @@
-"""Trainings that end in the middle, and runs that are compared bit for bit."""
+"""Trainings that end in the middle, and networks that are compared bit for bit."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
-import torch
 from pandas.testing import assert_frame_equal
 
+from bnlab import MomentTrace
 from bnlab.harness.artifacts import producing
-from bnlab.harness.artifacts.progress import Progress
-from bnlab.harness.artifacts.runs import Run
 from tests.helpers import same_traces
+
+TRAIN = producing.train
 
 
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[None]:
-    """A training in the block, which saves its state after each update, is interrupted after this one."""
-    end_at_freezing = producing.Recorder.end_at_freezing
-
-    def interrupt(recorder: producing.Recorder, progress: Progress) -> None:
-        end_at_freezing(recorder, progress)
-        if progress.step == step:
-            raise KeyboardInterrupt
-
-    saves = patch.object(producing, "STATE_SECONDS", 0.0)
-    with saves, patch.object(producing.Recorder, "end_at_freezing", interrupt), pytest.raises(KeyboardInterrupt):
+    """A call of the harness in the block is interrupted in its training, see `interrupted_at`."""
+    with interrupted_at(step), pytest.raises(KeyboardInterrupt):
         yield
 
 
-def assert_same(found: Run, expected: Run) -> None:
-    """Weights and buffers, log and trace are bit for bit the same."""
-    assert found.status is not None
-    assert found.wanted == expected.wanted
-    for step in expected.wanted:
-        a = found.load_checkpoint(step)
-        b = expected.load_checkpoint(step)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    assert_frame_equal(found.read_log(), expected.read_log())
-    assert not expected.has_trace or same_traces(found.trace, expected.trace)
+@contextlib.contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """A training in the block, which saves its state after each update, is interrupted after this one."""
+
+    def interrupt(*arguments: Any, **others: Any) -> Iterator[int]:
+        for done in TRAIN(*arguments, **others):
+            if done == step:
+                raise KeyboardInterrupt
+            yield done
+
+    saves = patch.object(producing, "STATE_SECONDS", 0.0)
+    with saves, patch.object(producing, "train", interrupt):
+        yield
+
+
+def signals_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each training send its process a signal after so many updates."""
+
+    def send(*arguments: Any, **others: Any) -> Iterator[int]:
+        for done in TRAIN(*arguments, **others):
+            if done == step:
+                signal.raise_signal(number)
+            yield done
+
+    monkeypatch.setattr(producing, "train", send)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Weights and buffers, log and trace of two networks, or of their folders, are bit for bit the same."""
+    folder = Path(getattr(found, "folder", found))
+    other = Path(getattr(expected, "folder", expected))
+    assert (folder / "status.json").exists()
+    for path in (other / "checkpoints").iterdir():
+        assert (folder / "checkpoints" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert_frame_equal(pd.read_parquet(folder / "log.parquet"), pd.read_parquet(other / "log.parquet"))
+    assert (folder / "trace").exists() == (other / "trace").exists()
+    if (folder / "trace").exists():
+        assert same_traces(read_trace(folder), read_trace(other))
+
+
+def read_trace(folder: Path) -> MomentTrace:
+    """The trace of a network's whole training."""
+    return MomentTrace.join([MomentTrace.load(path) for path in sorted(folder.glob("trace/*.safetensors"))])

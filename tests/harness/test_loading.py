@@ -2,95 +2,84 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from safetensors.torch import load_file
 
 import bnlab
 from bnlab.harness import load, load_images, load_model
-from bnlab.harness.artifacts.models import Torchvision
-from bnlab.harness.artifacts.norms.ghost import Ghost
-from bnlab.harness.artifacts.optimizers import AdamW
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config, restore_config
 from bnlab.harness.errors import UserError
-from bnlab.harness.jobs import execute
-from tests.conftest import small_config
+from tests.harness.kills import read_trace
+from tests.helpers import find_network, sweep_small
 
 
 @pytest.fixture(scope="module")
-def swept(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The small network, measured. Not to be changed."""
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The name of the small network, and the results with it. Not to be changed."""
     results = tmp_path_factory.mktemp("swept")
-    shutil.copytree(trained.config.results, results, dirs_exist_ok=True)
-    job = small_config(results, name="g", estimator=["ema", "exact"])
-    execute(job)
-    return job
+    sweep_small(results, "name=g", "estimator=[ema,exact]")
+    return load("g", results)["runs"]["run"][0], results
 
 
-def test_the_last_network_as_training_left_it(swept: Config) -> None:
-    run = Run(swept)
+def test_the_last_network_as_training_left_it(swept: tuple[str, Path]) -> None:
+    run, results = swept
 
-    model = load_model("g", run.id, results=swept.results)
+    model = load_model("g", run, results=results)
 
     assert not model.training
-
-    expected = run.load_checkpoint(40)
+    expected = load_file(find_network(results) / "checkpoints" / "step_0000040.safetensors")
     state = model.state_dict()
     assert expected.keys() == state.keys()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-def test_exact_statistics_give_the_accuracy_of_the_table(swept: Config) -> None:
-    run = Run(swept)
+def test_exact_statistics_give_the_accuracy_of_the_table(swept: tuple[str, Path]) -> None:
+    run, results = swept
 
-    model = load_model("g", run.id[:4], step=40, statistics="exact", results=swept.results)
+    model = load_model("g", run[:4], step=40, statistics="exact", results=results)
 
-    images, labels = load_images("g", run.id[:4], results=swept.results)
+    images, labels = load_images("g", run[:4], results=results)
     with torch.no_grad():
         hits = model(images).argmax(1) == labels
-    table = load("g", swept.results)["evaluations"].query("estimator == 'exact' and step == 40")
-
+    table = load("g", results)["evaluations"].query("estimator == 'exact' and step == 40")
     assert hits.double().mean().item() == table["accuracy"].item()
 
 
-def test_another_average_is_replayed(swept: Config) -> None:
-    run = Run(swept)
+def test_another_average_is_replayed(swept: tuple[str, Path]) -> None:
+    run, results = swept
 
-    model = load_model("g", run.id, step=7, statistics="ema(momentum=1.0)", results=swept.results)
+    model = load_model("g", run, step=7, statistics="ema(momentum=1.0)", results=results)
 
-    last_batch = bnlab.replay(run.trace, bnlab.estimators.EMA(momentum=1.0), [7])[7]
+    trace = read_trace(find_network(results))
+    last_batch = bnlab.replay(trace, bnlab.estimators.EMA(momentum=1.0), [7])[7]
     for name, moments in bnlab.running_statistics(model).items():
         torch.testing.assert_close(moments.mean, last_batch[name].mean.float().double())
 
 
-def test_what_is_not_there_is_named(swept: Config) -> None:
-    run = Run(swept).id
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": 8}, r"has no step 8; there are 1, 7, 20, 40"),
+        ({"run": "zzz"}, r"zzz: names no network of g; there are "),
+        ({"statistics": "exakt"}, "estimator=exakt: unknown"),
+        ({"statistics": "test_batch"}, "test_batch: is computed from the images that are predicted"),
+    ],
+)
+def test_what_is_not_there_is_named(changes: dict[str, str], message: str, swept: tuple[str, Path]) -> None:
+    run, results = swept
 
-    with pytest.raises(UserError, match=r"has no step 8; there are 1, 7, 20, 40"):
-        load_model("g", run, step=8, results=swept.results)
-    with pytest.raises(UserError, match=r"zzz: names no network of g; there are "):
-        load_model("g", "zzz", results=swept.results)
-    with pytest.raises(UserError, match="estimator=exakt: unknown"):
-        load_model("g", run, statistics="exakt", results=swept.results)
-    with pytest.raises(UserError, match="test_batch: is computed from the images that are predicted"):
-        load_model("g", run, statistics="test_batch", results=swept.results)
+    with pytest.raises(UserError, match=message):
+        load_model(**{"name": "g", "run": run, "results": results, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        Config(),
-        Config(norm=Ghost(batch_size=8), optimizer=AdamW(lr=0.1), freeze_at=0.5, momentum=[0.1, 0.2]),
-        Config(model=Torchvision("resnet18"), evaluate_at=[1, 0.5]),
-    ],
+    "words", ["norm=ghost norm.batch_size=8 optimizer=adamw", "freeze_at=0.5 momentum=[0.1]", "model=torchvision"]
 )
-def test_a_configuration_comes_back_from_its_file(config: Config, tmp_path: Path) -> None:
-    from dataclasses import asdict
+def test_a_network_is_found_again_by_its_file_of_settings(words: str, tmp_path: Path) -> None:
+    sweep_small(tmp_path, *words.split(), "steps=2", "evaluate_at=[1,1.0]")
 
-    text = yaml.safe_dump(asdict(config))
+    run = load("adhoc", tmp_path)["runs"]["run"][0]
 
-    assert restore_config(yaml.safe_load(text)) == config
+    assert not load_model("adhoc", run, results=tmp_path).training

@@ -16,9 +16,8 @@ import torch
 from bnlab.files import digest
 from bnlab.harness.artifacts.data import augment, load_dataset
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Batches, Seeds, train
+from bnlab.harness.artifacts.training import Batches, Progress, Seeds, train
 from bnlab.lab.compose import plan_jobs
 
 EXPECTED = Path(__file__).with_name("same_networks.json")
@@ -67,7 +66,8 @@ def train_network(words: list[str]) -> str:
     )
     batches = Batches(data.train, 16, Seeds.of(0), config.data.shift, config.data.flips, config.order)
     progress = Progress(model, config.optimizer.build(model.parameters(), 16), step=0)
-    train(progress, batches, config.optimizer, 8, [], until=3)
+    for _ in train(progress, batches, config.optimizer, 8, until=3):
+        pass
 
     values = [value.double().sum().item() for value in model.state_dict().values()]
     images = augment(data.test.images[:4], torch.Generator().manual_seed(0), shift=1, flip=True)

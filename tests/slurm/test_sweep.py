@@ -14,7 +14,7 @@ from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
+from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import list_trained, run, start
 from tests.harness.kills import assert_same
 from tests.slurm.cluster import Cluster, describe_missing, start_cluster, wait_until
@@ -53,7 +53,8 @@ def cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def find_run(results: Path, seed: int) -> Run:
     """Find one of the networks that train for many seconds."""
-    return Run(Config(batch_size=8, seed=seed, epochs=40, evaluate_at="final", results=str(results), device="cpu"))
+    words = ["batch_size=8", f"seed={seed}", "epochs=40", "evaluate_at=final", f"results={results}", "device=cpu"]
+    return Run(plan_jobs(words).configs[0])
 
 
 def wait_for_state(network: Run, command: subprocess.Popen[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bnlab.harness.components import Component, component, setting
-from bnlab.harness.schedule import SCHEDULES
+from bnlab.harness.updates import SCHEDULES
 
 _REFERENCE_BATCH = 128
 _EXPONENTS = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}

@@ -1,41 +1,46 @@
-"""Making sure that a run's network is there: found, trained, or trained on after a kill, by one process for all."""
+"""Making sure that a run's network is there: found, trained, or trained on after a kill, by one process for all.
+
+A training is a chain of parts of a few seconds. The updates of a part are recorded; then its trace and the log are
+written, and last the state from which a killed training goes on exactly. What was written after that is written again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
-from bnlab.files import write_text
+import bnlab
+from bnlab.files import reading, write_text
 from bnlab.harness import schema
-from bnlab.harness.artifacts import states
-from bnlab.harness.artifacts.averaging import build_averager
-from bnlab.harness.artifacts.freezing import build_freezer
 from bnlab.harness.artifacts.live import LiveLog
-from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.training import Callback, train
-from bnlab.harness.errors import JobError
+from bnlab.harness.artifacts.training import Diverged, Progress, train
+from bnlab.layers import batch_norm_layers
+from bnlab.recording.block import record
+from bnlab.recording.trace import MomentTrace
+from bnlab.storage import load_tensors, save_tensors
 
 STATE_SECONDS = 5.0  # between two saved states: a kill costs at most so much training
 _LINE_SECONDS = 60.0  # between two printed lines on how far training has come
+_SWA_FROM = 0.75  # share of the training
+_EMA_DECAY = 0.99
+_IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
+_STATE = "bnlab.state/1"
 
 
-def _list_wanted(run: Run) -> list[int]:
-    return run.wanted
-
-
-def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = _list_wanted) -> None:
+def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.wanted) -> None:
     """Train the run's network unless that has been done; after a kill, go on from its state. Other processes wait.
 
     Where a checkpoint is missing, because it was not wanted when the network was trained, it is trained again from the
@@ -52,54 +57,90 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
     with run.lock:
         while not run.is_complete(list_checkpoints(run)):
             (run.folder / "status.json").unlink(missing_ok=True)
-            kept = {*list_checkpoints(run), *run.requested, *run.list_checkpoints(), run.steps}
+            kept = {*list_checkpoints(run), *run.list_checkpoints(), run.steps}
             _train(run, kept)
 
 
 def _train(run: Run, kept: set[int]) -> None:
     """Train to the end, from the run's state if there is one; `kept` are the steps of the checkpoints."""
-    progress = states.start_training(run)
-    seconds = _restore_or_describe(run, progress)
-    live = LiveLog(run, progress)
-    recorder = Recorder(run, progress, live, seconds)
+    progress = start_training(run)
+    seconds_before = _restore_or_describe(run, progress)
+    live = LiveLog(run, progress.step) if run.config.log == "tensorboard" else None
+    updates = train(progress, run.batches, run.config.optimizer, run.steps)
 
-    def save_checkpoint(progress: Progress) -> None:
-        if progress.step in kept:
-            progress.read_log()  # no weights of a network that has diverged
-            run.save_checkpoint(progress.step, progress.measured.state_dict())
+    first_step = progress.step
+    started = announced = time.monotonic()
+    status = "unfinished"
+    while status == "unfinished":
+        status = _train_part(run, progress, updates, kept, live)
+        now = time.monotonic()
+        seconds = now - started
+        if status == "unfinished":
+            _save_state(run, progress, seconds_before + seconds)
 
-    callbacks = [
-        recorder.end_at_freezing,  # before the freezer writes statistics that no batch has
-        build_freezer(run),
-        build_averager(run),
-        save_checkpoint,
-        live.write,
-        recorder.save_when_due,  # after all that a state has and that must not be missing behind it
-        build_announcer(run, progress),
-    ]
-    status = "finished"
-    try:
-        with recorder:
-            train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
-    except Diverged as error:
-        print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
-        status = "diverged"
-    recorder.save_record(progress)
-    live.close()
+        left = run.steps - progress.step
+        line = f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}"
+        if status == "finished":
+            print(f"{line}  trained in {format_seconds(seconds)}", flush=True)
+        elif status == "unfinished" and now - announced >= _LINE_SECONDS:
+            announced = now
+            seconds_left = seconds * left / (progress.step - first_step)
+            print(f"{line}  about {format_seconds(seconds_left)} left", flush=True)
 
     end = {
         "status": status,
         "step": progress.step,
-        "train_seconds": recorder.seconds,
+        "train_seconds": seconds_before + seconds,
         "final_loss": progress.loss,
     }
     # Before there is a status: with a state left, a training for a checkpoint that is wanted later would go on from it.
-    _state_path(run).unlink(missing_ok=True)
+    run.state.unlink(missing_ok=True)
     write_text(run.folder / "status.json", json.dumps(end, indent=1))
 
 
-def _state_path(run: Run) -> Path:
-    return run.folder / "state.safetensors"
+def _train_part(run: Run, progress: Progress, updates: Iterator[int], kept: set[int], live: LiveLog | None) -> str:
+    """Make updates for a few seconds, or up to where batch norm is frozen, and write their trace and the log.
+
+    Returns:
+        The status of the training: unfinished, finished or diverged.
+    """
+    began = time.monotonic()
+    read_before = len(progress.log)
+    status = "finished"
+    try:
+        with record_moments(run, progress) as trace:
+            for step in updates:
+                is_due = time.monotonic() - began >= STATE_SECONDS
+                if step < run.steps and (is_due or step == run.frozen_from):
+                    progress.read_log()
+                    status = "unfinished"
+                    break  # statistics that no batch has may be written now, which is not to be recorded
+                _finish_update(run, progress, kept, live)
+    except Diverged as error:
+        print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
+        status = "diverged"
+
+    if trace is not None and progress.step > trace.first_step:
+        trace.truncate(progress.step)  # of a training that diverged: later batches are not of finite weights
+        trace.save(run.folder / "trace" / f"{trace.first_step:07d}-{progress.step:07d}.safetensors")
+    log = pd.DataFrame(progress.log, columns=["step", "loss", "accuracy"])
+    schema.write_frame(run.folder / "log.parquet", log)
+    if live is not None:
+        live.write_updates(progress.log[read_before:])
+    if status == "unfinished":
+        _finish_update(run, progress, kept, live)
+    return status
+
+
+def _finish_update(run: Run, progress: Progress, kept: set[int], live: LiveLog | None) -> None:
+    """Change the network as its settings say, and keep its weights where they are wanted."""
+    freeze_and_average(run, progress)
+    if progress.step in kept:
+        progress.read_log()  # no weights of a network that has diverged
+        run.save_checkpoint(progress.step, progress.measured)
+    if live is not None and progress.step in run.wanted and run.has_trace:
+        progress.read_log()
+        live.write_gap(progress)
 
 
 def _restore_or_describe(run: Run, progress: Progress) -> float:
@@ -108,43 +149,118 @@ def _restore_or_describe(run: Run, progress: Progress) -> float:
     Returns:
         The seconds that training has taken so far.
     """
-    path = _state_path(run)
-    if path.exists():
-        seconds = states.restore_state(run, progress, path)
+    seconds = 0.0
+    if run.state.exists():
+        seconds = _restore_state(run, progress)
         print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
-        return seconds
+    else:
+        settings = yaml.safe_dump(asdict(run.config), sort_keys=False)
+        environment = json.dumps(describe_environment(run.device), indent=1)
+        write_text(run.folder / "config.yaml", settings)
+        write_text(run.folder / "environment.json", environment)
 
-    settings = yaml.safe_dump(asdict(run.config), sort_keys=False)
-    environment = json.dumps(describe_environment(run.device), indent=1)
-    write_text(run.folder / "config.yaml", settings)
-    write_text(run.folder / "environment.json", environment)
-    return 0.0
+    for path in run.folder.glob("trace/*.safetensors"):
+        last_step = int(path.stem[-7:])
+        if last_step > progress.step:  # written after the state was saved: these updates are made again
+            path.unlink()
+    return seconds
 
 
-def build_announcer(run: Run, progress: Progress) -> Callback:
-    """Build a callback that prints a line a minute, with the time that is left, and one at the end."""
-    first_step = progress.step
-    started = time.monotonic()
-    announced = started  # the time of the last line
+def start_training(run: Run) -> Progress:
+    """Begin the training at step 0; sets torch's random state."""
+    torch.manual_seed(run.config.seed)  # dropout and the like
+    model = run.new_model()
+    optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
+    average = None if run.config.averaging == "none" else _begin_average(run.config.averaging, model)
+    return Progress(model, optimizer, step=0, average=average)
 
-    def announce(progress: Progress) -> None:
-        nonlocal announced
-        now = time.monotonic()
-        left = run.steps - progress.step
-        if left and now - announced < _LINE_SECONDS:
-            return
-        announced = now
-        progress.read_log()
 
-        seconds = now - started
-        if left:
-            seconds_left = seconds * left / (progress.step - first_step)
-            end = f"about {format_seconds(seconds_left)} left"
-        else:
-            end = f"trained in {format_seconds(seconds)}"
-        print(f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}  {end}", flush=True)
+def _begin_average(kind: str, model: nn.Module) -> AveragedModel:
+    """Begin an average of weights and buffers, which takes no weights yet.
 
-    return announce
+    `swa`: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
+    one of each epoch). `ema`: new = 0.99·old + 0.01·weights after each update, from those after the first one.
+    Counts of batches, whole numbers, stay the newest.
+    """
+    average = get_swa_avg_fn() if kind == "swa" else get_ema_avg_fn(_EMA_DECAY)
+
+    def average_floats(before: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
+        return average(before, newest, count) if before.is_floating_point() else newest
+
+    return AveragedModel(model, avg_fn=average_floats, use_buffers=True)
+
+
+def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MomentTrace | None]:
+    """Record the batch moments from here on; nothing of a network without batch norm, or where it is frozen."""
+    is_frozen = run.frozen_from is not None and progress.step >= run.frozen_from
+    if is_frozen or not run.has_trace:
+        return contextlib.nullcontext()
+    return record(progress.model, step=progress.step)
+
+
+def freeze_and_average(run: Run, progress: Progress) -> None:
+    """After an update, freeze batch norm if that is its step, and take the weights into their average."""
+    if progress.step == run.frozen_from:
+        progress.read_log()  # a network that has diverged has no statistics
+        if run.config.freeze_with == "exact":
+            images = run.dataset.train.images
+            batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
+            bnlab.population_statistics(progress.model, batches, memory=run.memory).write_to(progress.model)
+        _stop_averages(progress.model)
+
+    first = max(1, round(_SWA_FROM * run.steps)) if run.config.averaging == "swa" else 1
+    if progress.average is not None and progress.step >= first:
+        progress.average.update_parameters(progress.model)
+
+
+def _stop_averages(model: nn.Module) -> None:
+    """Put batch norm into eval mode, in which it normalizes with its buffers."""
+    for layer in batch_norm_layers(model, caller="freeze_at").values():
+        layer.eval()
+
+
+def _save_state(run: Run, progress: Progress, seconds: float) -> None:
+    """Write all from which the training goes on exactly, and the seconds that it has taken."""
+    groups = {"model": progress.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
+    if progress.average is not None:
+        groups["average"] = progress.average.state_dict()
+    for index, values in progress.optimizer.state_dict()["state"].items():  # one for each parameter
+        groups[f"optimizer/{index}"] = values
+    if run.device.type == "cuda":
+        groups["rng"]["device"] = torch.cuda.get_rng_state(run.device)
+
+    tensors = {}
+    for group, values in groups.items():
+        for name, value in values.items():
+            if value is not None:  # as of an optimizer without momentum
+                tensors[f"{group}/{name}"] = value
+    save_tensors(run.state, tensors, _STATE, {"seconds": repr(seconds), "step": str(progress.step)})
+
+
+def _restore_state(run: Run, progress: Progress) -> float:
+    """Restore a training from its state; returns the seconds that it had taken. Unreadable if it cannot."""
+    with reading(run.state):
+        tensors, metadata = load_tensors(run.state, _STATE)
+        groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in tensors.items():
+            group, _, name = key.rpartition("/")
+            groups[group][name] = value
+
+        progress.model.load_state_dict(groups["model"])
+        if progress.average is not None:
+            progress.average.load_state_dict(groups["average"])
+        optimizer = {int(name.partition("/")[2]): groups[name] for name in groups if name.startswith("optimizer/")}
+        progress.optimizer.load_state_dict({**progress.optimizer.state_dict(), "state": optimizer})
+
+        torch.set_rng_state(groups["rng"]["cpu"])
+        if run.device.type == "cuda":
+            torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
+        progress.step = int(metadata["step"])
+        log = run.read_log()[: progress.step]
+        progress.log = list(log.itertuples(index=False, name=None))
+    if run.frozen_from is not None and progress.step >= run.frozen_from:
+        _stop_averages(progress.model)
+    return float(metadata["seconds"])
 
 
 def format_seconds(seconds: float) -> str:
@@ -154,114 +270,3 @@ def format_seconds(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:
-    """Compute the weights and buffers after some updates of a finished training by training again; writes nothing.
-
-    Args:
-        run: the run, whose log is compared.
-        steps: the numbers of updates; 0 gives the weights before training.
-
-    Returns:
-        By step, tensors as a checkpoint has them.
-
-    Raises:
-        JobError: the losses are not those of the first training.
-    """
-    weights: dict[int, dict[str, Tensor]] = {}
-
-    def copy_weights(progress: Progress) -> None:
-        if progress.step in steps:
-            tensors = progress.measured.state_dict()
-            weights[progress.step] = {name: value.clone() for name, value in tensors.items()}
-
-    torch.set_num_threads(run.environment["threads"])  # on which the last bits of sums depend
-    progress = states.start_training(run)
-    copy_weights(progress)  # of step 0, at which no callback is called
-    callbacks = [build_freezer(run), build_averager(run), copy_weights]
-    # The loss of an update is of the weights before it: one update more checks the last weights.
-    until = min(max(steps) + 1, run.steps)
-    # Recording rounds the buffers' last bit as in the first training.
-    with states.record_moments(run, progress):
-        train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
-
-    losses = run.read_log().set_index("step")["loss"]
-    for step, loss, _ in progress.log:
-        if loss != losses[step]:
-            difference = f"the loss of step {step} was {losses[step]}, now it is {loss}"
-            raise JobError(f"cannot be trained again as it was: {difference}; environment.json has its versions")
-    return weights
-
-
-class Recorder:
-    """Keeps a training's trace, log and state on disk, by callbacks. Training is recorded until its block ends.
-
-    The trace is written in parts. A part counts once a state is saved at its last step, or training has ended.
-    """
-
-    def __init__(self, run: Run, progress: Progress, live: LiveLog, seconds: float) -> None:
-        """Begin the record where training stands.
-
-        Args:
-            run: the run, whose folder is written.
-            progress: a training that has begun or has been restored.
-            live: its log in TensorBoard, which is brought to disk with the record.
-            seconds: of training before, in other processes.
-        """
-        self._run = run
-        self._live = live
-        self._started = time.perf_counter() - seconds
-        for path in run.list_trace_parts():
-            last_step = int(path.stem[-7:])
-            if last_step > progress.step:  # written after the state was saved: these updates are made again
-                path.unlink()
-
-        self._begin_part(progress)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training, in all processes that had a part in it."""
-        return time.perf_counter() - self._started
-
-    def end_at_freezing(self, progress: Progress) -> None:
-        """Write the last part of the trace at the step at which batch norm is frozen; nothing is recorded after it."""
-        if progress.step == self._run.frozen_from:
-            progress.read_log()
-            self.save_record(progress)
-            self._begin_part(progress)
-
-    def save_when_due(self, progress: Progress) -> None:
-        """Every few seconds, write the record and then the state that makes it count."""
-        if time.monotonic() - self._part_began >= STATE_SECONDS:
-            progress.read_log()
-            self.save_record(progress)
-            states.save_state(progress, _state_path(self._run), self.seconds)
-            self._begin_part(progress)
-
-    def save_record(self, progress: Progress) -> None:
-        """Write the log, and end the part of the trace; the caller has read the log, or training has ended."""
-        self._recording.close()
-        folder = self._run.folder
-        trace = self._trace
-        step = progress.step
-        if trace is not None and step > trace.first_step:
-            trace.truncate(step)  # of a training that diverged: the batches after `step` are not of finite weights
-            name = f"{trace.first_step:07d}-{step:07d}.safetensors"
-            trace.save(folder / "trace" / name)
-
-        log = pd.DataFrame(progress.log, columns=["step", "loss", "accuracy"])
-        schema.write_frame(folder / "log.parquet", log)
-        self._live.flush()
-
-    def __enter__(self) -> None:
-        """Do nothing: recording began with the object."""
-
-    def __exit__(self, *error: Any) -> None:
-        """End recording. `record` is given the error, because it checks only what has ended without one."""
-        self._recording.__exit__(*error)
-
-    def _begin_part(self, progress: Progress) -> None:
-        self._part_began = time.monotonic()
-        self._recording = contextlib.ExitStack()
-        self._trace = self._recording.enter_context(states.record_moments(self._run, progress))

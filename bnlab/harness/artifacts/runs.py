@@ -2,7 +2,7 @@
 
     results/runs/<hash>/seed_<k>/
         config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
-        checkpoints/step_<k>.safetensors  state.safetensors  requested.json  status.json
+        checkpoints/step_<k>.safetensors  state.safetensors  status.json
 
 `state.safetensors` is the point from which a killed training goes on; whatever was written after it is written again.
 `status.json` comes last and says that the training has finished (or diverged).
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,30 +22,41 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock
+from joblib import cpu_count
 from torch import Tensor, nn
 
-from bnlab.files import digest, reading, write_text
+from bnlab.files import digest, reading
 from bnlab.harness import schema
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, network_hash, total_steps
-from bnlab.harness.artifacts.shifts import digest_of_shifted, list_predictions, shift_images
+from bnlab.harness.artifacts.settings import Config, as_list, list_steps, network_hash
+from bnlab.harness.artifacts.shifts import digest_of_shifted, shift_images
 from bnlab.harness.artifacts.training import Batches, Seeds
+from bnlab.memory import memory_limit
 from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
 
 _CHECKPOINT = "bnlab.checkpoint/1"
-_REQUESTED = "requested.json"
 _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
 class Run:
-    """One network: its configuration and its folder. Methods that read a file raise `Unreadable` if they cannot."""
+    """One network: its configuration and its folder. Methods that read a file raise `Unreadable` if they cannot.
+
+    Attributes:
+        config: its settings, and what is measured on it.
+        id: its name, `<hash>/seed_<k>`.
+        folder: where its files are.
+        state: the file from which a killed training goes on.
+        has_trace: whether it trains with statistics of its batches, which are recorded.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.id = f"{network_hash(config)}/seed_{config.seed}"
         self.folder = Path(config.results, "runs", self.id)
+        self.state = self.folder / "state.safetensors"
+        self.has_trace = config.norm.uses_batch
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -57,6 +68,15 @@ class Run:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(name)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that activations may take. On a CPU those of its cores: processes on the others measure too."""
+        limit = memory_limit(None, self.device)
+        if self.device.type != "cpu":
+            return limit
+        cores = cpu_count()
+        return limit * min(torch.get_num_threads(), cores) // cores
 
     @cached_property
     def batches(self) -> Batches:
@@ -75,17 +95,12 @@ class Run:
     @cached_property
     def steps(self) -> int:
         """Updates that the whole training has."""
-        return total_steps(self.config, self.config.data.count_training())
+        return self.config.count_steps()
 
-    @property
+    @cached_property
     def frozen_from(self) -> int | None:
         """The step from which on batch norm is in eval mode, with the statistics of that step; None: it never is."""
-        return freezing_step(self.config, self.steps)
-
-    @property
-    def has_trace(self) -> bool:
-        """True if the network trains with statistics of its batches, which are recorded."""
-        return self.config.norm.uses_batch
+        return self.config.find_freezing_step()
 
     @property
     def wanted(self) -> list[int]:
@@ -112,10 +127,12 @@ class Run:
 
     @property
     def predictions(self) -> list[tuple[str, str]]:
-        """Split and shift of the images that are predicted: `evaluate_on` and `shifts`."""
+        """Split and shift of the images that are predicted, `evaluate_on` and `shifts`, each once."""
         splits = as_list(self.config.evaluate_on)
-        shifts = as_list(self.config.shifts)
-        return list_predictions(self.config.data, splits, shifts)
+        pairs = [(split, shift) for split in splits for shift in as_list(self.config.shifts)]
+        # Test images that have other fonts anyway have these for a shift.
+        own = {("test", "none"): ("test", self.config.data.own_shift or "none")}
+        return list(dict.fromkeys(own.get(pair, pair) for pair in pairs))
 
     def images_of(self, split: str, shift: str) -> Split:
         """Return the images of a split that are predicted under a shift."""
@@ -185,24 +202,12 @@ class Run:
         paths = sorted(self.folder.glob("checkpoints/step_*.safetensors"))
         return [int(path.stem[-7:]) for path in paths]
 
-    @property
-    def requested(self) -> list[int]:
-        """The steps whose checkpoints a sweep has requested beside those of the job that trains the network."""
-        if not (self.folder / _REQUESTED).exists():
-            return []
-        return list(self._read(_REQUESTED)["checkpoints"])
-
-    def request(self, checkpoints: Iterable[int]) -> None:
-        """Ask the process that trains the network to keep checkpoints of these steps too."""
-        request = {"checkpoints": sorted(checkpoints)}
-        write_text(self.folder / _REQUESTED, json.dumps(request))
-
-    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write the weights and buffers of `Progress.measured` after `step` updates."""
-        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, {})
+    def save_checkpoint(self, step: int, model: nn.Module) -> None:
+        """Write the weights and buffers after `step` updates."""
+        save_tensors(self.checkpoint(step), model.state_dict(), _CHECKPOINT, {})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """Read the tensors that `save_checkpoint` wrote."""
+        """Read the weights and buffers after `step` updates."""
         path = self.checkpoint(step)
         with reading(path):
             tensors, _ = load_tensors(path, _CHECKPOINT)
@@ -214,15 +219,11 @@ class Run:
         model.load_state_dict(self.load_checkpoint(step))
         return model
 
-    def list_trace_parts(self) -> list[Path]:
-        """List the files of the trace in order; their names end with their last step."""
-        return sorted(self.folder.glob("trace/*.safetensors"))
-
     @cached_property
     def trace(self) -> MomentTrace:
         """The batch moments of the whole training, of a network that has statistics of its batches (`has_trace`)."""
         with reading(self.folder / "trace"):
-            parts = [MomentTrace.load(path) for path in self.list_trace_parts()]
+            parts = [MomentTrace.load(path) for path in sorted(self.folder.glob("trace/*.safetensors"))]
             trace = MomentTrace.join(parts)
         if trace.last_step == self.frozen_from and self.status:  # nothing is recorded after it
             trace.last_step = self.status["step"]
@@ -231,19 +232,16 @@ class Run:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Describe versions, device and threads, without anything that names the machine."""
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # bnlab may run from its folder, without having been installed
+            versions[package] = "unknown"
     return {
         "python": platform.python_version(),
-        "versions": {name: _find_version(name) for name in _PACKAGES},
-        "device": device_name,
+        "versions": versions,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _find_version(package: str) -> str:
-    """Find which version of a package is installed; bnlab may run from its folder, without having been installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from bnlab.files import digest
@@ -14,9 +15,12 @@ from bnlab.harness.artifacts.data import Data, Digits
 from bnlab.harness.artifacts.models import Cnn, Model, Torchvision
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
-from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.components import COMPONENTS, setting
 from bnlab.harness.own import digest_of_source, import_object, make_own
+from bnlab.harness.updates import steps_per_epoch
+
+MOMENTUM = 0.1
+"""PyTorch's, of a network's own running averages."""
 
 
 @dataclass
@@ -106,6 +110,23 @@ class Config:
     csv: bool = setting(False, "write tables as CSV too")
     log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
 
+    @property
+    def folder(self) -> Path:
+        """Where the sweep's tables lie, and what its jobs asked for."""
+        return Path(self.results, self.name)
+
+    def count_steps(self) -> int:
+        """Count the updates in the whole training."""
+        if self.steps is not None:
+            return self.steps
+        return self.epochs * steps_per_epoch(self.data.count_training(), self.batch_size, self.last_batch)
+
+    def find_freezing_step(self) -> int | None:
+        """Find the step from which on batch norm is frozen; None: it never is."""
+        if self.freeze_at is None:
+            return None
+        return max(1, round(self.freeze_at * self.count_steps()))
+
 
 GROUPS: dict[str, Mapping[str, Any]] = {
     "data": COMPONENTS["data"],
@@ -130,44 +151,14 @@ def network(config: Config) -> dict[str, Any]:
     if config.freeze_at is not None:
         keys += ["freeze_at", "freeze_with"]
     settings |= _leave_off_usual(config, keys)
-    for group in GROUPS:
-        settings[group] = _describe_choice(getattr(config, group))
-    return settings
 
-
-def _describe_choice(chosen: Any) -> dict[str, Any]:
-    """Collect the settings of a component that the trained network depends on, and the digest of a user's own code."""
-    unread = getattr(chosen, "unread", ())
-    keys = [name for name in _list_defaults(chosen.__class__) if name not in unread]
-    settings = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
-    if chosen.is_own:
-        settings["source"] = _digest_source(chosen)
-    return settings
-
-
-def list_own_settings(config: Config) -> dict[str, Any]:
-    """List the arguments of the user's functions that are settings, and the digests of their code, by dotted names."""
-    own: dict[str, Any] = {}
     for group in GROUPS:
         chosen = getattr(config, group)
-        if not chosen.is_own:
-            continue
-        for name, value in chosen.arguments.items():
-            if name not in list_storage(chosen):
-                own[f"{group}.{name}"] = value
-        own[f"{group}.source"] = _digest_source(chosen)
-    return own
-
-
-def list_storage(chosen: Any) -> tuple[str, ...]:
-    """List the settings of a component that say where its files are; no table has them."""
-    storage: tuple[str, ...] = getattr(chosen, "storage", ())
-    return storage
-
-
-def _digest_source(chosen: Any) -> str:
-    """Digest the code of a user's own function."""
-    return digest_of_source(import_object(chosen.group, chosen.name))
+        keys = [name for name in _list_defaults(chosen.__class__) if name not in chosen.unread]
+        settings[group] = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
+        if chosen.is_own:
+            settings[group]["source"] = digest_of_source(import_object(group, chosen.name))
+    return settings
 
 
 def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
@@ -181,6 +172,26 @@ def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
 def _list_defaults(kind: type[Any]) -> dict[str, Any]:
     """List the settings of a class with their defaults, once: a sweep names thousands of networks by them."""
     return {each.name: each.default for each in fields(kind)}
+
+
+def network_hash(config: Config) -> str:
+    """Digest the network's settings to ten hexadecimal digits, which name it."""
+    settings = json.dumps(network(config), sort_keys=True)
+    return digest(settings, digits=10)
+
+
+def list_own_settings(config: Config) -> dict[str, Any]:
+    """List the arguments of the user's functions that are settings, and the digests of their code, by dotted names."""
+    own: dict[str, Any] = {}
+    for group in GROUPS:
+        chosen = getattr(config, group)
+        if not chosen.is_own:
+            continue
+        for name, value in chosen.arguments.items():
+            if name not in chosen.storage:
+                own[f"{group}.{name}"] = value
+        own[f"{group}.source"] = digest_of_source(import_object(group, chosen.name))
+    return own
 
 
 def restore_config(values: Mapping[str, Any]) -> Config:
@@ -210,37 +221,6 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
     return replace(choice, **changes)
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Bring nested settings under their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def network_hash(config: Config) -> str:
-    """Digest the network's settings to ten hexadecimal digits, which name it."""
-    settings = json.dumps(network(config), sort_keys=True)
-    return digest(settings, digits=10)
-
-
-def total_steps(config: Config, images: int) -> int:
-    """Count the updates in the whole training."""
-    if config.steps is not None:
-        return config.steps
-    return config.epochs * steps_per_epoch(images, config.batch_size, config.last_batch)
-
-
-def freezing_step(config: Config, steps: int) -> int | None:
-    """Find the step from which on batch norm is frozen in a training of `steps` updates; None: it never is."""
-    if config.freeze_at is None:
-        return None
-    return max(1, round(config.freeze_at * steps))
-
-
 def list_steps(wanted: Any, steps: int) -> list[int]:
     """List the steps that a setting such as `evaluate_at` means, ascending, all in 1..`steps`."""
     if wanted == "final":
@@ -248,14 +228,12 @@ def list_steps(wanted: Any, steps: int) -> list[int]:
     if wanted == "log":
         points = [round(steps ** (ninths / 9)) for ninths in range(10)]
         return sorted(set(points))
-    return sorted({_find_step(at, steps) for at in as_list(wanted)})
 
-
-def _find_step(at: int | float, steps: int) -> int:
-    """Find the step of a share of the training, a float; an integer is the step itself."""
-    if isinstance(at, float):
-        return max(1, round(at * steps))
-    return at
+    chosen = set()
+    for at in as_list(wanted):
+        is_share = isinstance(at, float)
+        chosen.add(max(1, round(at * steps)) if is_share else at)
+    return sorted(chosen)
 
 
 def as_list(value: Any) -> list[Any]:

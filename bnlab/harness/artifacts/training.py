@@ -1,21 +1,27 @@
-"""Training one network: batches by step, schedule, loop. Callbacks add what else happens at a step."""
+"""Training one network in memory: batches by step, the loop, and how far it has come."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Draw, Split, augment
 from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.errors import UserError
-from bnlab.harness.schedule import lr_factor
+from bnlab.harness.updates import lr_factor, steps_per_epoch
+
+# Reading a loss waits until its device has computed it. A CPU has when a call returns; an accelerator computes behind
+# the program, which would stand still at each update.
+_UPDATES_BETWEEN_READINGS = {"cpu": 1}  # by type of device
+_ON_AN_ACCELERATOR = 50  # of any other type
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,6 @@ def block_size(order: str) -> int | None:
     """Read 16 from `blocks:16`; None from other orders."""
     match = re.fullmatch(r"blocks:([1-9]\d*)", order)
     return int(match[1]) if match else None
-
-
-def _number_blocks(labels: Tensor, size: int) -> Tensor:
-    """Return the number of each image's block, from 0: `size` images of one class, the rest of a class in its last.
-
-    >>> _number_blocks(torch.tensor([7, 7, 7, 8, 8]), size=2)
-    tensor([0, 0, 1, 2, 2])
-    """
-    _, counts = labels.unique_consecutive(return_counts=True)
-    positions = torch.cat([torch.arange(count) for count in counts.tolist()])  # within the class
-    begins_block = positions % size == 0
-    return begins_block.cumsum(0) - 1
 
 
 @dataclass(frozen=True)
@@ -150,41 +144,101 @@ class Batches:
         return augment(images, generator, shift=self.shift, flip=self.flip)
 
 
-def steps_per_epoch(images: int, batch_size: int, last_batch: str = "keep") -> int:
-    """Count the batches in an epoch.
+def _number_blocks(labels: Tensor, size: int) -> Tensor:
+    """Return the number of each image's block, from 0: `size` images of one class, the rest of a class in its last.
 
-    Args:
-        images: in the training split.
-        batch_size: images in a full batch.
-        last_batch: `keep` or `drop` a smaller last batch; one of a single image has no variance and is always dropped.
+    >>> _number_blocks(torch.tensor([7, 7, 7, 8, 8]), size=2)
+    tensor([0, 0, 1, 2, 2])
     """
-    full, rest = divmod(images, batch_size)
-    is_kept = last_batch == "keep" and rest > 1
-    return full + 1 if is_kept else full
+    _, counts = labels.unique_consecutive(return_counts=True)
+    positions = torch.cat([torch.arange(count) for count in counts.tolist()])  # within the class
+    begins_block = positions % size == 0
+    return begins_block.cumsum(0) - 1
 
 
-Callback = Callable[[Progress], None]
+class Diverged(Exception):
+    """The loss, a weight or a running statistic became NaN or infinite."""
+
+
+@dataclass
+class Progress:
+    """The state of training after an update. `step` counts the updates that are made, `log` has those that are read.
+
+    Attributes:
+        model: the network.
+        optimizer: its optimizer, with learning rates and moments.
+        step: number of updates made.
+        log: (step, loss, accuracy) of each update that has been read; loss and accuracy of its batch, before it.
+        average: the average of weights and buffers; None without averaging.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int
+    log: list[tuple[int, float, float]] = field(default_factory=list)
+    average: AveragedModel | None = None
+    # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
+    _unread: list[Tensor] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        """The loss of the last update that has been read; NaN before the first."""
+        return self.log[-1][1] if self.log else math.nan
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that checkpoints keep: the average once it has taken weights, before that the model."""
+        if self.average is None or not self.average.n_averaged:
+            return self.model
+        return self.average.module
+
+    def add_update(self, loss: Tensor, accuracy: Tensor, is_finite: Tensor) -> None:
+        """Count an update that was made; its results, a number each, stay on their device until they are read."""
+        self.step += 1
+        results = torch.stack((loss.double(), accuracy, is_finite.double()))
+        self._unread.append(results)
+        most = _UPDATES_BETWEEN_READINGS.get(loss.device.type, _ON_AN_ACCELERATOR)
+        if len(self._unread) >= most:
+            self.read_log()
+
+    def read_log(self) -> None:
+        """Read the results of all updates made so far; waits until the device has computed them.
+
+        Raises:
+            Diverged: those of an update are not finite. `step` is the number of updates before it, `log` has these.
+        """
+        if not self._unread:
+            return
+        results = torch.stack(self._unread).tolist()
+        self._unread.clear()
+
+        self.step -= len(results)  # and each of them again once it is seen to be finite
+        for loss, accuracy, is_finite in results:
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} on the weights of step {self.step}")
+            self.require_finite(is_finite)
+            self.step += 1
+            self.log.append((self.step, loss, accuracy))
+
+    def require_finite(self, is_finite: float | Tensor) -> None:
+        """Raise Diverged, for a divergence that the loss need not show, unless this is true."""
+        if not is_finite:
+            raise Diverged(f"weights or batch statistics are not finite at step {self.step}")
 
 
 def train(
-    progress: Progress,
-    batches: Batches,
-    config: Optimizer,
-    steps: int,
-    callbacks: list[Callback],
-    until: int | None = None,
-) -> None:
-    """Train from `progress.step` on, in place.
+    progress: Progress, batches: Batches, config: Optimizer, steps: int, until: int | None = None
+) -> Iterator[int]:
+    """Train from `progress.step` on, in place, and yield after each update the number of updates made.
 
-    The model's layers are trained in the mode that they are in, which a callback may change. On an accelerator the loop
-    does not wait for the loss of each update; a callback that writes something reads the log first.
+    The model's layers are trained in the mode that they are in, which the caller may change between two updates. On an
+    accelerator nothing here waits for the loss of an update: who writes something reads the log first.
 
     Args:
         progress: where training stands; its model, optimizer and log change.
         batches: the training batches by step.
         config: the settings of the optimizer that `progress` has, for schedule and label smoothing.
         steps: length of the whole training in updates, which the schedule depends on.
-        callbacks: called after each update, in this order.
         until: the number of updates to stop at; None: `steps`.
 
     Raises:
@@ -206,7 +260,11 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-        logits = _compute_logits(progress, images)
+        try:
+            logits = progress.model(images)
+        except Exception:
+            progress.read_log()  # a model may refuse weights that are not finite
+            raise
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -215,22 +273,11 @@ def train(
 
         is_right = logits.detach().argmax(1) == labels
         progress.add_update(loss.detach(), is_right.double().mean(), is_finite)
-        for callback in callbacks:
-            callback(progress)
-
-    progress.read_log()
-    # No further batch would show non-finite weights of the last update.
-    if not _are_finite(state.values()):
-        raise Diverged(progress.describe_divergence())
-
-
-def _compute_logits(progress: Progress, images: Tensor) -> Tensor:
-    """Call the model; where it raises because training has diverged unread, raise Diverged."""
-    try:
-        return progress.model(images)  # type: ignore[no-any-return]
-    except Exception:
-        progress.read_log()
-        raise
+        if progress.step == end:
+            progress.read_log()
+            # No further batch would show non-finite weights of the last update.
+            progress.require_finite(_are_finite(state.values()))
+        yield progress.step
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import bnlab
 from bnlab.files import digest
-from bnlab.harness.artifacts.cores import share_of_memory
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.subjects import Subject
@@ -73,7 +72,7 @@ def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
 
     batch_size = run.config.batch_size if statistic.depends_on_batch_size else IMAGES_AT_ONCE
     batches = draw_population(run, step, subject, batch_size)
-    measured = statistic.measure(run.model_at(step), batches, share_of_memory(run.device))
+    measured = statistic.measure(run.model_at(step), batches, run.memory)
     measured.save(path)
     return measured
 

@@ -22,7 +22,7 @@ from PIL import Image
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.experiment import Figure, Tables
 from bnlab.harness.reporting.style import PAGE, PAPER, PIXELS, Format, made_for, write_out_decades
-from bnlab.harness.schedule import SCHEDULES
+from bnlab.harness.updates import SCHEDULES
 
 _GREY = "#333333"
 _MANY_ROWS = 3  # of panels; more of them are less high

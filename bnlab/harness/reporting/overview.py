@@ -18,7 +18,7 @@ from bnlab.harness.reporting.frames.selection import Tables, list_values, list_v
 from bnlab.harness.reporting.outcome import describe_networks, format_number
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.style import AXES, estimator_label
-from bnlab.harness.small_batches import ADVICE, count_last, count_training
+from bnlab.harness.updates import ADVICE, count_last, count_training
 
 _PANELS = 12  # the most that are drawn
 _SHADES = 6  # the most momenta of an estimator that its colour has shades for

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
-from bnlab.harness.artifacts.cores import share_of_memory
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import train
+from bnlab.harness.artifacts.training import Progress, train
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
 from bnlab.harness.measurements.subjects import Subject
@@ -130,7 +128,9 @@ def train_second(run: Run, step: int) -> nn.Module:
     batches = replace(first, seeds=seeds)
     with torch.random.fork_rng():
         torch.manual_seed(seed_by(f"{run.id} second").initial_seed())  # of dropout and the like
-        train(Progress(model, optimizer, step=start), batches, run.config.optimizer, run.steps, [], until=step)
+        progress = Progress(model, optimizer, step=start)
+        for _ in train(progress, batches, run.config.optimizer, run.steps, until=step):
+            pass
     return model
 
 
@@ -208,4 +208,4 @@ def measure_statistics(run: Run, kind: Measured, model: nn.Module, images: Tenso
     """Measure statistics of these images, in batches of the training size where that makes a difference."""
     size = run.config.batch_size if kind.depends_on_batch_size else IMAGES_AT_ONCE
     batches = [images[part] for part in in_batches(len(images), size)]
-    return kind.measure(model, batches, share_of_memory(run.device))
+    return kind.measure(model, batches, run.memory)

@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.models import Cnn
+from bnlab.harness.artifacts.producing import start_training
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table
@@ -74,7 +74,8 @@ def train_apart(run: Run, step: int) -> nn.Module:
     second.dataset = run.dataset
     with torch.random.fork_rng():
         progress = start_training(second)
-        train(progress, second.batches, config.optimizer, second.steps, [], until=step)
+        for _ in train(progress, second.batches, config.optimizer, second.steps, until=step):
+            pass
     return progress.model
 
 

@@ -10,13 +10,13 @@ import pandas as pd
 
 from bnlab.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import EXACT, draw_population, frozen_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real, text
 from bnlab.harness.statistic_kinds import Exact
+from experiments.questions.drift.past import past_weights
 
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
 _AUGMENTED = Subject(Exact(), "train_augmented")

@@ -13,7 +13,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Seeds
 from bnlab.harness.measurements.estimates import in_batches
 from bnlab.harness.reporting.frames import select
-from bnlab.harness.schedule import lr_factor
+from bnlab.harness.updates import lr_factor
 from experiments.questions.changed_weights import changed
 from experiments.questions.changed_weights.changed import ChangedWeights, train_second
 from tests.references import batch_norms, batch_upstream_population, float64_copy, full_batch_population, gap

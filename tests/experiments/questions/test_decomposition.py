@@ -12,11 +12,11 @@ import torch
 from bnlab import decompose, gap, population_statistics
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.optimizers import Sgd
-from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError
 from bnlab.recording.trace import replay
+from experiments.questions.drift.past import past_weights
 from tests.helpers import measure
 
 

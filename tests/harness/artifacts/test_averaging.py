@@ -3,58 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness import load
-from bnlab.harness.artifacts.models import Cnn
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.jobs import execute
-from tests.harness.kills import assert_same, killed_at
+from bnlab.harness import load, load_images, load_model
+from tests.harness.kills import assert_same, interrupted_at
+from tests.helpers import find_network, sweep_small
 
 STEPS = 12
 SWA_FIRST = 9  # 75%
 ESTIMATORS = ["stale", "averaged", "precise", "exact", "ema"]
-
-
-def config(results: Path, averaging: str, **changes: Any) -> Config:
-    settings: dict[str, Any] = {
-        "model": Cnn(depth=2, width=8),
-        "batch_size": 256,
-        "steps": STEPS,
-        "averaging": averaging,
-        "evaluate_at": [*range(1, STEPS + 1)],
-        "accuracy_at": [5, 12],
-        "estimator": ESTIMATORS,
-        "population": ["train", "val"],
-        "threads": 1,
-        "device": "cpu",
-        "results": str(results),
-    }
-    return Config(**{**settings, **changes})
+WORDS = (
+    "batch_size=128",
+    f"steps={STEPS}",
+    f"evaluate_at={[*range(1, STEPS + 1)]}",
+    "accuracy_at=[5,12]",
+    f"estimator=[{','.join(ESTIMATORS)}]",
+    "population=[train,val]",
+)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The network as it is after each update."""
-    run = Run(config(tmp_path_factory.mktemp("plain"), "none"))
-    ensure_trained(run)
-    return run
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with the network as it is after each update."""
+    results = tmp_path_factory.mktemp("plain")
+    sweep_small(results, *WORDS)
+    return results
 
 
 @pytest.fixture(scope="module", params=["swa", "ema"])
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(config(tmp_path_factory.mktemp("whole"), request.param))
-    execute(run.config)
-    return run
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The kind of average, and results with it."""
+    results = tmp_path_factory.mktemp(request.param)
+    sweep_small(results, *WORDS, f"averaging={request.param}")
+    return request.param, results
+
+
+def load_at(results: Path, step: int, statistics: str = "running") -> nn.Module:
+    run = load("adhoc", results)["runs"]["run"][0]
+    return load_model("adhoc", run, step=step, statistics=statistics, results=results)
 
 
 def average_by_hand(kind: str, checkpoints: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -72,70 +64,58 @@ def average_by_hand(kind: str, checkpoints: list[dict[str, Tensor]]) -> Iterator
         yield found
 
 
-def test_the_average_of_the_weights_and_buffers(whole: Run, plain: Run) -> None:
-    checkpoints = [plain.load_checkpoint(step) for step in range(1, STEPS + 1)]
-    for step, expected in enumerate(average_by_hand(whole.config.averaging, checkpoints), start=1):
-        for name, value in whole.load_checkpoint(step).items():
+def test_the_average_of_the_weights_and_buffers(whole: tuple[str, Path], plain: Path) -> None:
+    kind, results = whole
+    checkpoints = [load_at(plain, step).state_dict() for step in range(1, STEPS + 1)]
+    for step, expected in enumerate(average_by_hand(kind, checkpoints), start=1):
+        for name, value in load_at(results, step).state_dict().items():
             if name.endswith("num_batches_tracked"):
                 assert value == step
             else:
                 torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-5, atol=1e-6)
-    last = whole.load_checkpoint(STEPS)
-
-    assert not all(torch.allclose(value, checkpoints[-1][name]) for name, value in last.items())
 
 
-def test_training_goes_on_as_without(whole: Run, plain: Run) -> None:
-    assert whole.training == plain.training
-    assert whole.id != plain.id
-    for name, layer in plain.trace.layers.items():
-        assert torch.equal(layer.moments, whole.trace.layers[name].moments)
+def test_training_goes_on_as_without(whole: tuple[str, Path], plain: Path) -> None:
+    _, results = whole
+    found, expected = (pd.read_parquet(find_network(folder) / "log.parquet") for folder in (results, plain))
+    pd.testing.assert_frame_equal(found, expected)
+    assert find_network(results).parent.name != find_network(plain).parent.name
 
 
-def test_the_average_under_each_statistics(whole: Run, plain: Run) -> None:
+def test_the_average_under_each_statistics(whole: tuple[str, Path], plain: Path) -> None:
     """The table's rows are the averaged network's, each under the statistics of its name."""
-    frame = load("adhoc", whole.config.results)["evaluations"]
-
-    assert not frame.duplicated(["step", "estimator", "momentum", "statistics_split"]).any()
-
-    frame = frame[frame["statistics_split"] == "train"].set_index(["estimator", "step"])
-    model = whole.model_at(STEPS)
-    train = whole.dataset.train.images
+    kind, results = whole
+    tables = load("adhoc", results)
+    run = tables["runs"].iloc[0]
+    frame = tables["evaluations"].query("statistics_split == 'train'").set_index(["estimator", "step"])
+    images, labels = load_images("adhoc", run["run"], results=results)
     statistics = {
-        "stale": bnlab.running_statistics(plain.model_at(STEPS)),
-        "averaged": bnlab.running_statistics(model),
-        "exact": bnlab.population_statistics(model, train.split(256)),
+        "stale": bnlab.running_statistics(load_at(plain, STEPS)),
+        "averaged": bnlab.running_statistics(load_at(results, STEPS)),
+        "exact": bnlab.running_statistics(load_at(results, STEPS, "exact")),
     }
     for name, found in statistics.items():
-        with bnlab.using(model, found), torch.no_grad():
-            logits = model(whole.dataset.test.images)
-        loss = torch.nn.functional.cross_entropy(logits, whole.dataset.test.labels).item()
-        row = frame.xs((name, STEPS))
-        assert row["loss"] == pytest.approx(loss, rel=1e-5)
-        assert row["disagreement"] >= 0
+        with bnlab.using(load_at(results, STEPS), found) as model, torch.no_grad():
+            loss = nn.functional.cross_entropy(model(images), labels).item()
+        assert frame.xs((name, STEPS))["loss"] == pytest.approx(loss, rel=1e-5)
 
     last = frame.xs(STEPS, level="step")
     assert last["loss"]["stale"] == last["loss"]["ema"]
     assert last["loss"].nunique() == len(ESTIMATORS) - 1
-    assert last["stat_images"]["averaged"] == last["stat_images"]["stale"] == 2 * 1295
-
-    gaps = load("adhoc", whole.config.results)["gaps"]
+    gaps = tables["gaps"]
     exact = gaps[(gaps["estimator"] == "exact") & (gaps["statistics_split"] == "train")]
     assert (exact["mean_gap"] == 0).all()
     assert {"stale", "averaged"} <= set(gaps["estimator"])
-    assert (gaps["mean_gap"] >= 0).all()
-
-    (run,) = load("adhoc", whole.config.results)["runs"].to_dict("records")
-    assert run["averaging"] == whole.config.averaging
-    assert run["freeze_at"] == 1.0
-    assert run["freeze_with"] == "none"
+    assert (run["averaging"], run["freeze_at"], run["freeze_with"]) == (kind, 1.0, "none")
 
 
 @pytest.mark.parametrize("kills", [(8,), (1, 9, 11)])
-def test_killed_and_continued_is_bit_for_bit_the_same(whole: Run, kills: tuple[int, ...], tmp_path: Path) -> None:
-    run = Run(replace(whole.config, results=str(tmp_path)))
+def test_killed_and_continued_is_bit_for_bit_the_same(
+    whole: tuple[str, Path], kills: tuple[int, ...], tmp_path: Path
+) -> None:
+    kind, results = whole
     for kill in kills:
-        with killed_at(kill):
-            ensure_trained(run)
-    ensure_trained(run)
-    assert_same(run, whole)
+        with interrupted_at(kill):
+            sweep_small(tmp_path, *WORDS, f"averaging={kind}", expect=130)
+    sweep_small(tmp_path, *WORDS, f"averaging={kind}")
+    assert_same(find_network(tmp_path), find_network(results))

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.norms import Group, Instance, Norm
-from bnlab.harness.artifacts.norms.gain_control import ImageGain
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.config import check
-from bnlab.harness.schedule import lr_factor
-from tests.conftest import small_config
+from bnlab.harness.artifacts.producing import Run
+from bnlab.harness.updates import lr_factor
+from bnlab.lab.compose import plan_jobs
+from tests.helpers import SMALL, find_network, sweep_small
 from tests.references import float64_copy
 
 STEPS = 6
 
 
-@pytest.mark.parametrize("norm", [Group(), Instance(), ImageGain()], ids=lambda norm: norm.name)
-def test_norms_of_each_image_are_trained_in_batches_of_one(norm: Norm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["group", "instance", "gain_control"])
+def test_norms_of_each_image_are_trained_in_batches_of_one(norm: str, tmp_path: Path) -> None:
     """Every image of an epoch is an update; against a plain loop in float64 that takes one image after the other."""
-    config = small_config(tmp_path, norm=norm, batch_size=1, steps=STEPS, evaluate_at=[STEPS])
-    check(config)
-    run = Run(config)
-    ensure_trained(run)
+    words = [f"norm={norm}", "batch_size=1", f"steps={STEPS}", "evaluate_at=final", "measurements=evaluations"]
+    sweep_small(tmp_path, *words)
 
+    small = [f"{key}={SMALL[key]}" for key in ("data.images", "model.depth", "model.width", "device")]
+    run = Run(plan_jobs([*small, *words]).configs[0])
     assert run.batches.per_epoch == 360
-    assert run.status is not None and run.status["status"] == "finished"
-
     model = float64_copy(run.new_model()).train()
     weights = list(model.parameters())
     velocities = [torch.zeros_like(weight) for weight in weights]
@@ -46,4 +42,5 @@ def test_norms_of_each_image_are_trained_in_batches_of_one(norm: Norm, tmp_path:
             velocity.mul_(0.9).add_(slope)
             weight.data -= rate * (slope + 0.9 * velocity)
 
-    assert run.read_log()["loss"].tolist() == pytest.approx(losses, rel=1e-4)
+    log = pd.read_parquet(find_network(tmp_path) / "log.parquet")
+    assert log["loss"].tolist() == pytest.approx(losses, rel=1e-4)

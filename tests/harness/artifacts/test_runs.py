@@ -1,158 +1,144 @@
-"""A run on disk: what it consists of, what is made again, and that unreadable files are set aside once."""
+"""A network on disk: what it consists of, what is made again, and that unreadable files are set aside once."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import pandas as pd
 import pytest
-import torch
 from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
-from bnlab.harness.artifacts import producing, runs, states
-from bnlab.harness.artifacts.optimizers import Sgd
-from bnlab.harness.artifacts.producing import build_announcer, ensure_trained, format_seconds
-from bnlab.harness.artifacts.progress import Progress
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.jobs import attempt, execute, list_failures
-from tests.conftest import small_config
-from tests.harness.kills import assert_same, killed_at
+from bnlab.harness.artifacts import producing
+from tests.harness.kills import assert_same, interrupted_at, read_trace
+from tests.helpers import find_network, sweep_small
+
+BOTH = "estimator=[ema,exact]"
 
 
 @pytest.fixture(scope="module")
-def whole(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The small network and what is measured on it. Not to be changed."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with the small network and what is measured on it. Not to be changed."""
     results = tmp_path_factory.mktemp("whole")
-    shutil.copytree(trained.config.results, results, dirs_exist_ok=True)
-    job = small_config(results, estimator=["ema", "exact"])
-    execute(job)
-    return job
+    sweep_small(results, BOTH)
+    return results
 
 
-def test_what_a_run_consists_of(trained: Run) -> None:
-    names = {path.name for path in trained.folder.iterdir()} - {"statistics"}
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copied"))
+
+
+def list_steps(results: Path) -> list[int]:
+    """The steps of which there are checkpoints."""
+    return sorted(int(path.stem[-7:]) for path in (find_network(results) / "checkpoints").iterdir())
+
+
+def assert_same_rows(found: Path, expected: Path) -> None:
+    for name in ("gaps", "evaluations"):
+        assert_frame_equal(load("adhoc", found)[name], load("adhoc", expected)[name])
+
+
+def test_what_a_network_consists_of(whole: Path) -> None:
+    folder = find_network(whole)
+    names = {path.name for path in folder.iterdir()} - {"statistics", "measurements"}
 
     assert names == {"config.yaml", "environment.json", "log.parquet", "trace", "checkpoints", "status.json"}
-    assert trained.status is not None
-    assert trained.status["status"] == "finished"
-    assert trained.status["step"] == 40
-    assert list(trained.read_log()["step"]) == list(range(1, 41))
-    assert trained.list_checkpoints() == trained.wanted == [1, 7, 20, 40]
-    assert trained.trace.first_step == 0
-    assert trained.trace.last_step == 40
-    assert trained.environment["threads"] == 1
-    assert str(Path.cwd()) not in str(trained.environment)
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("finished", 40)
+    assert list(pd.read_parquet(folder / "log.parquet")["step"]) == list(range(1, 41))
+    assert list_steps(whole) == [1, 7, 20, 40]
+    trace = read_trace(folder)
+    assert (trace.first_step, trace.last_step) == (0, 40)
+    environment = (folder / "environment.json").read_text()
+    assert json.loads(environment)["threads"] == 1
+    assert str(Path.cwd()) not in environment
 
 
 FILES = {
-    "checkpoint": "runs/*/seed_0/checkpoints/step_0000007.safetensors",
-    "trace": "runs/*/seed_0/trace/*.safetensors",
-    "log": "runs/*/seed_0/log.parquet",
-    "status": "runs/*/seed_0/status.json",
-    "statistics": "runs/*/seed_0/statistics/exact-train-all-0000007-*.safetensors",
-    "measurement": "runs/*/seed_0/measurements/gaps/*.parquet",
+    "checkpoint": "checkpoints/step_0000007.safetensors",
+    "trace": "trace/*.safetensors",
+    "log": "log.parquet",
+    "status": "status.json",
+    "statistics": "statistics/exact-train-all-0000007-*.safetensors",
+    "measurement": "measurements/gaps/*.parquet",
 }
 
 
-@pytest.mark.parametrize("kind", list(FILES))
-def test_a_file_that_cannot_be_read(
-    kind: str, whole: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Is named; the run is set aside, trained again and measured by the same job, with the same rows in the end."""
-    job = replace(whole, results=str(shutil.copytree(whole.results, tmp_path / "results")))
-    (path,) = (tmp_path / "results").glob(FILES[kind])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_cannot_be_read(kind: str, whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is named; the network is set aside, trained again and measured by the same sweep, with the same rows."""
+    (path,) = find_network(copied).glob(FILES[kind])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    if kind != "measurement":  # what is measured already needs no network
-        shutil.rmtree(Run(job).folder / "measurements")
-    attempt(job)
-    err = capsys.readouterr().err
+    if kind == "measurement":
+        shutil.rmtree(copied / "adhoc")  # what is asked for, so that rows are looked for
+    else:
+        shutil.rmtree(find_network(copied) / "measurements")
+    capsys.readouterr()
 
+    sweep_small(copied, BOTH)
+
+    err = capsys.readouterr().err
     assert err.startswith(str(path))
     assert "set aside as seed_0.damaged-1" in err
     assert err.count("\n") == 2
-
-    for name in ("gaps", "evaluations"):
-        assert_frame_equal(load("adhoc", job.results)[name], load("adhoc", whole.results)[name])
-    attempt(job)
+    assert_same_rows(copied, whole)
+    sweep_small(copied, BOTH)
     assert not capsys.readouterr().err
 
 
-def test_a_state_that_cannot_be_read(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = replace(trained.config, results=str(tmp_path))
-    with killed_at(30):
-        ensure_trained(Run(job))
-    (Run(job).folder / "state.safetensors").write_bytes(b"nonsense")
-    attempt(job)
+def test_a_state_that_cannot_be_read(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with interrupted_at(30):
+        sweep_small(tmp_path, BOTH, expect=130)
+    (find_network(tmp_path) / "state.safetensors").write_bytes(b"nonsense")
+
+    sweep_small(tmp_path, BOTH)
 
     assert "state.safetensors: cannot be read" in capsys.readouterr().err
-    assert_same(Run(job), trained)
+    assert_same(find_network(tmp_path), find_network(whole))
 
 
-def test_a_checkpoint_that_is_wanted_later(trained: Run, copied: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_is_wanted_later(whole: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The network is trained again from the start, and keeps all checkpoints; what was measured stays."""
-    execute(copied)
-    before = load("adhoc", copied.results)["gaps"]
-    capsys.readouterr()
-    later = replace(copied, evaluate_at=[10, 20])
-    execute(later)
+    sweep_small(copied, BOTH, "evaluate_at=[10,20]")
 
     assert "step 40 of 40" in capsys.readouterr().out
-    assert Run(copied).list_checkpoints() == [1, 7, 10, 20, 40]
-    assert_same(Run(copied), trained)
-    after = load("adhoc", copied.results)["gaps"]
-    assert_frame_equal(after[after["step"] != 10].reset_index(drop=True), before)
-    with killed_at(15):  # and so it is where that training is killed
-        execute(replace(copied, evaluate_at=[3]))
-    execute(replace(copied, evaluate_at=[5]))
-    assert {1, 3, 5, 7, 10, 20, 40} <= {*Run(copied).list_checkpoints()}
-    assert_same(Run(copied), trained)
+    assert list_steps(copied) == [1, 7, 10, 20, 40]
+    assert_same(find_network(copied), find_network(whole))
+    after = load("adhoc", copied)["gaps"]
+    assert_frame_equal(after[after["step"] != 10].reset_index(drop=True), load("adhoc", whole)["gaps"])
 
 
-def test_another_training_is_measured_again(copied: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_training_is_measured_again(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with other threads or versions: nothing of both is mixed."""
-    execute(copied)
-    start_training = states.start_training
+    start_training = producing.start_training
 
-    def start_elsewhere(run: Run) -> Progress:
+    def start_elsewhere(run: Any) -> Any:
         progress = start_training(run)
         next(progress.model.parameters()).data.mul_(1.001)
         return progress
 
-    monkeypatch.setattr(states, "start_training", start_elsewhere)
-    shutil.rmtree(Run(copied).folder)
-    execute(copied)
-    alone = replace(copied, results=str(tmp_path / "alone"))
-    execute(alone)
-    for name in ("gaps", "evaluations"):
-        assert_frame_equal(load("adhoc", copied.results)[name], load("adhoc", alone.results)[name])
+    monkeypatch.setattr(producing, "start_training", start_elsewhere)
+    shutil.rmtree(find_network(copied))
 
+    sweep_small(copied, BOTH)
+    sweep_small(tmp_path / "alone", BOTH)
 
-def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_PACKAGES", ("nowhere-to-be-found", "torch"))
-
-    versions = runs.describe_environment(torch.device("cpu"))["versions"]
-
-    assert versions["nowhere-to-be-found"] == "unknown"
-    assert versions["torch"][0].isdigit()
+    assert_same_rows(copied, tmp_path / "alone")
 
 
 def test_a_training_that_diverges(tmp_path: Path) -> None:
     """Rows before it are kept."""
-    too_fast = Sgd(lr=1e4, schedule="constant")
-    job = small_config(tmp_path, optimizer=too_fast, evaluate_at=[1, 1.0])
+    sweep_small(tmp_path, "optimizer.lr=1e4", "optimizer.schedule=constant", "evaluate_at=[1,1.0]")
 
-    execute(job)
-
-    run = Run(job)
     tables = load("adhoc", tmp_path)
     (row,) = tables["runs"].to_dict("records")
     assert row["status"] == "diverged"
-    assert row["last_step"] == len(run.read_log()) < 40
-    assert run.wanted == [1]
+    assert row["last_step"] == len(pd.read_parquet(find_network(tmp_path) / "log.parquet")) < 40
     assert set(tables["gaps"]["step"]) == {1}
 
 
@@ -160,34 +146,25 @@ def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise RuntimeError("no luck")
 
-    job = small_config(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(producing, "train", fail)
-        attempt(job)
+    monkeypatch.setattr(producing, "train", fail)
 
-    assert "no luck" in list_failures(Run(job))[0].read_text()
+    sweep_small(tmp_path, expect=1)
 
+    (path,) = (tmp_path / "adhoc" / "failures").iterdir()
+    assert "no luck" in path.read_text()
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     assert row["status"] == "failed"
-    assert np.isnan(row["final_loss"])
+    assert pd.isna(row["final_loss"])
 
 
 def test_what_is_said_while_a_network_is_trained(
-    trained: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line a minute, with the time that is left, and one at the end."""
-    now = iter([0.0, *range(20, 201, 20)])
-    monkeypatch.setattr(producing.time, "monotonic", lambda: next(now))
-    progress = states.start_training(trained)
-    progress.step = 30
-    progress.log.append((30, 1.0, 0.5))
-    announce = build_announcer(trained, progress)
-    for progress.step in range(31, 41):
-        announce(progress)
+    now = iter(range(0, 1000, 10))  # seconds
+    monkeypatch.setattr("bnlab.harness.artifacts.producing.time.monotonic", lambda: next(now))
 
-    assert capsys.readouterr().out.splitlines() == [
-        f"{trained.id}  step {step} of 40  loss 1.000  {end}"
-        for step, end in ((33, "about 2 min left"), (36, "about 80 s left"), (39, "about 20 s left"),
-                          (40, "trained in 3 min"))
-    ]  # fmt: skip
-    assert format_seconds(7300) == "2.0 h"
+    sweep_small(tmp_path, "steps=4", "evaluate_at=final")
+
+    lines = re.findall(r"  step (\d) of 4  loss \d\.\d{3}  (.*)", capsys.readouterr().out)
+    assert lines == [("2", "about 60 s left"), ("4", "trained in 2 min")]

@@ -2,63 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bnlab.harness.artifacts.data import Digits, Glyphs
-from bnlab.harness.artifacts.data.published import Cifar10, Mnist
-from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision
-from bnlab.harness.artifacts.norms import Batch, Group, Layer, NoNorm
-from bnlab.harness.artifacts.norms.ghost import Ghost
-from bnlab.harness.artifacts.norms.renorm import Renorm
-from bnlab.harness.artifacts.optimizers import AdamW, Sgd
-from bnlab.harness.artifacts.settings import Config, list_steps, network, network_hash
+from bnlab.harness.artifacts.settings import list_steps, network, network_hash
+from bnlab.lab.compose import plan_jobs
 
-PLAIN = Config()
+
+def name(words: str) -> str:
+    """The name of the network of a command line."""
+    (config,) = plan_jobs(words.split()).configs
+    return network_hash(config)
 
 
 def test_defaults_are_left_off() -> None:
     """So that a field that is added later leaves old networks their names."""
     names = {"data": {"name": "digits"}, "model": {"name": "cnn"}, "norm": {"name": "batch"}}
-    assert network(PLAIN) == {"batch_size": 128, "epochs": 10, **names, "optimizer": {"name": "sgd"}}
-    changed = Config(batch_size=32, steps=5, epochs=3, optimizer=Sgd(lr=0.2))
+    (plain,) = plan_jobs([]).configs
+    (changed,) = plan_jobs(["batch_size=32", "steps=5", "epochs=3", "optimizer.lr=0.2"]).configs
+
+    assert network(plain) == {"batch_size": 128, "epochs": 10, **names, "optimizer": {"name": "sgd"}}
     assert network(changed) == {"batch_size": 32, "steps": 5, **names, "optimizer": {"name": "sgd", "lr": 0.2}}
-    assert network_hash(PLAIN) == "9e84def482"
+    assert network_hash(plain) == "9e84def482"
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("words", "plain"),
     [
-        {"evaluate_at": [1], "accuracy_at": "all", "evaluate_on": ["val", "test"], "shifts": ["none", "noise:1"]},
-        {"momentum": [0.5], "estimator": ["exact"], "population": "val", "measurements": ["drift"]},
-        {"device": "cpu", "threads": 1, "results": "x", "name": "x", "csv": True, "dry_run": True, "seed": 3},
-        {"freeze_with": "exact"},  # without freeze_at
-        {"data": Mnist(root="x", download=True)},
-        {"data": Glyphs(test_fonts="dejavu")},
+        ("evaluate_at=[1] accuracy_at=all evaluate_on=[val,test] shifts=[none,noise:1]", ""),
+        ("momentum=[0.5] estimator=exact population=val measurements=evaluations", ""),
+        ("device=cpu threads=1 results=x name=x csv=true dry_run=true seed=3", ""),
+        ("freeze_with=exact", ""),  # without freeze_at
+        ("data=glyphs data.test_fonts=dejavu", "data=glyphs"),
     ],
 )
-def test_what_leaves_the_network_as_it_is(changes: dict[str, Any]) -> None:
-    plain = {"data": type(changes["data"])(changes["data"].name)} if "data" in changes else {}
-    assert network_hash(replace(PLAIN, **changes)) == network_hash(replace(PLAIN, **plain))
+def test_what_leaves_the_network_as_it_is(words: str, plain: str) -> None:
+    assert name(words) == name(plain)
 
 
 def test_what_makes_another_network() -> None:
     others = [
-        *({"batch_size": 32}, {"epochs": 3}, {"steps": 3}, {"averaging": "swa"}, {"averaging": "ema"}),
-        *({"order": order} for order in ("sorted", "blocks", "blocks:16", "blocks:32")),
-        *({"freeze_at": 0.5}, {"freeze_at": 0.8}, {"freeze_at": 0.8, "freeze_with": "exact"}),
-        *({"optimizer": optimizer} for optimizer in (Sgd(lr=0.2), Sgd(schedule="step"), Sgd(momentum=0.5), AdamW())),
-        *({"model": model} for model in (Cnn(depth=2), Cnn(pool_every=2), Resnet(), Torchvision())),
-        *({"norm": norm} for norm in (Ghost(), Ghost(batch_size=64), Renorm(), Renorm(momentum=0.1), Group())),
-        *({"norm": norm} for norm in (Group(groups=4), Layer(), NoNorm())),
-        *({"norm": norm} for norm in (Batch(every_second="group"), Batch(every_second="group", groups=4))),
-        *({"data": chosen} for chosen in (Digits(images=100), Digits(shift=1), Glyphs(), Glyphs(fonts="dejavu"))),
-        *({"data": chosen} for chosen in (Cifar10(), Cifar10(flip=True))),
+        *("batch_size=32", "epochs=3", "steps=3", "averaging=swa", "averaging=ema"),
+        *("order=sorted", "order=blocks", "order=blocks:16", "order=blocks:32", "last_batch=drop"),
+        *("freeze_at=0.5", "freeze_at=0.8", "freeze_at=0.8 freeze_with=exact"),
+        *("optimizer.lr=0.2", "optimizer.schedule=step", "optimizer.momentum=0.5", "optimizer=adamw"),
+        *("model.depth=2", "model.pool_every=2", "model=resnet"),
+        *("norm=ghost", "norm=ghost norm.batch_size=64", "norm=renorm momentum=0.01", "norm=group"),
+        *("norm=group norm.groups=4", "norm=layer", "norm=none", "norm.every_second=group"),
+        *("norm.every_second=group norm.groups=4", "data.images=1000", "data.shift=1", "data=glyphs"),
+        "data=glyphs data.fonts=dejavu",
     ]
-    hashes = {network_hash(replace(PLAIN, **changes)) for changes in others}  # type: ignore[arg-type]
-    assert len({network_hash(PLAIN), *hashes}) == len(others) + 1
+    assert len({name(words) for words in ["", *others]}) == len(others) + 1
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby, islice
 
 import pytest
 import torch
 
-from bnlab.harness.artifacts import progress as progress_module
+from bnlab.harness.artifacts import training
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.models import Cnn, build_model
-from bnlab.harness.artifacts.optimizers import AdamW, Optimizer, Sgd
-from bnlab.harness.artifacts.progress import Diverged, Progress
-from bnlab.harness.artifacts.training import ORDERS, Batches, Seeds, steps_per_epoch, train
-from bnlab.harness.schedule import lr_factor
+from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Progress, Seeds
+from bnlab.harness.updates import lr_factor
+from bnlab.lab.compose import plan_jobs
+from tests.helpers import plain, without_dropout
 from tests.waits import Waits
 
 
@@ -23,31 +23,20 @@ def split(images: int) -> Split:
 
 
 @pytest.mark.parametrize(
-    ("images", "size", "expected"),
-    [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (8, 4, [4, 4]), (3, 2, [2]), (5, 5, [5]), (6, 5, [5]), (3, 1, [1, 1, 1])],
+    ("images", "last_batch", "expected"),
+    [(10, "keep", [4, 4, 2]), (9, "keep", [4, 4]), (8, "keep", [4, 4]), (10, "drop", [4, 4]), (8, "drop", [4, 4])],
 )
-def test_an_uneven_last_batch_is_kept_and_one_of_one_dropped(images: int, size: int, expected: list[int]) -> None:
-    batches = Batches(split(images), size, Seeds.of(0))
-    assert batches.per_epoch == steps_per_epoch(images, size) == len(expected)
+def test_an_uneven_last_batch_is_kept_or_dropped_and_one_of_one_dropped(
+    images: int, last_batch: str, expected: list[int]
+) -> None:
+    batches = Batches(split(images), 4, Seeds.of(0), last_batch=last_batch)
+    assert batches.per_epoch == len(expected)
 
     epoch = [x.flatten(1)[:, 0] for x, _ in islice(batches.from_step(0), len(expected))]
 
     assert [len(batch) for batch in epoch] == expected
     different_images = torch.cat(epoch).unique()
     assert len(different_images) == sum(expected)
-
-
-@pytest.mark.parametrize(("images", "size", "expected"), [(10, 4, 2), (9, 4, 2), (8, 4, 2), (5, 5, 1)])
-def test_a_smaller_last_batch_is_dropped_on_request(images: int, size: int, expected: int) -> None:
-    """The images that are left over are others in each epoch."""
-    batches = Batches(split(images), size, Seeds.of(0), last_batch="drop")
-    assert batches.per_epoch == steps_per_epoch(images, size, "drop") == expected
-
-    sizes = [len(x) for x, _ in islice(batches.from_step(0), 3 * expected)]
-
-    assert sizes == [size] * 3 * expected
-    both = [batches.epoch_order(epoch)[: expected * size].sort().values for epoch in (0, 1)]
-    assert torch.equal(*both) == (images % size == 0)
 
 
 def test_order_depends_on_the_seed_alone() -> None:
@@ -126,85 +115,79 @@ def test_learning_rate_schedules() -> None:
 
 @pytest.mark.parametrize(("scaling", "factor"), [("sqrt", 2.0), ("linear", 4.0), ("none", 1.0)])
 def test_learning_rate_scaling(scaling: str, factor: float) -> None:
-    config = AdamW(lr=0.1, lr_scaling=scaling, weight_decay=0.3)
-    model = torch.nn.Linear(2, 2)
+    words = ["optimizer=adamw", "optimizer.lr=0.1", f"optimizer.lr_scaling={scaling}", "optimizer.weight_decay=0.3"]
+    (config,) = plan_jobs(words).configs
 
-    optimizer = config.build(model.parameters(), 512)
+    optimizer = config.optimizer.build(torch.nn.Linear(2, 2).parameters(), 512)
 
     assert type(optimizer) is torch.optim.AdamW
     assert optimizer.defaults["weight_decay"] == 0.3
     assert optimizer.defaults["lr"] == pytest.approx(0.1 * factor)
 
 
-def start(config: Optimizer) -> Progress:
-    model = build_model(Cnn(depth=1, width=4), channels=1, image_size=8, classes=10, seed=0)
-    return Progress(model, config.build(model.parameters(), 8), step=0)
+class Trial:
+    """A small network, its optimizer with these settings, and batches of 8 of 24 images."""
+
+    def __init__(self, *words: str) -> None:
+        (config,) = plan_jobs(["optimizer.lr_scaling=none", *words]).configs
+        self.settings = config.optimizer
+        self.batches = Batches(split(24), 8, Seeds.of(0), shift=1, flip=True)
+        torch.manual_seed(0)
+        model = without_dropout(torch.nn.Sequential(plain(channels=1), torch.nn.Linear(4, 10)))
+        self.progress = Progress(model, self.settings.build(model.parameters(), 8), step=0)
+
+    def train(self, steps: int) -> Iterator[int]:
+        return training.train(self.progress, self.batches, self.settings, steps)
+
+
+def read_late(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let losses be read after so many updates, as on an accelerator."""
+    monkeypatch.setattr(training, "_UPDATES_BETWEEN_READINGS", {"cpu": updates})
 
 
 def test_a_loop_by_hand_gives_the_same_weights() -> None:
-    config = Sgd(lr=0.05)
-    batches = Batches(split(24), 8, Seeds.of(0))
-    progress = start(config)
-    twin = start(config)
-    seen = []
-    train(progress, batches, config, 6, [lambda p: seen.append((p.step, p.optimizer.param_groups[0]["lr"]))])
-    peak = twin.optimizer.param_groups[0]["lr"]
-    for step, (images, labels) in enumerate(islice(batches.from_step(0), 6)):
-        twin.optimizer.param_groups[0]["lr"] = peak * lr_factor("onecycle", step, 6)
-        assert seen[step] == (step + 1, twin.optimizer.param_groups[0]["lr"])
+    trial = Trial("optimizer.lr=0.05", "optimizer.label_smoothing=0.1")
+    twin = Trial("optimizer.lr=0.05").progress
+
+    rates = [trial.progress.optimizer.param_groups[0]["lr"] for _ in trial.train(6)]
+
+    for step, (images, labels) in enumerate(islice(trial.batches.from_step(0), 6)):
+        twin.optimizer.param_groups[0]["lr"] = 0.05 * lr_factor("onecycle", step, 6)
+        assert rates[step] == twin.optimizer.param_groups[0]["lr"]
         twin.optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(twin.model(images), labels).backward()
+        torch.nn.functional.cross_entropy(twin.model(images), labels, label_smoothing=0.1).backward()
         twin.optimizer.step()
+    state = trial.progress.model.state_dict()
+    assert all(map(torch.equal, state.values(), twin.model.state_dict().values()))
 
-    assert all(map(torch.equal, progress.model.state_dict().values(), twin.model.state_dict().values()))
 
+@pytest.mark.parametrize(("lr", "steps"), [("1e8", 50), ("1e38", 50), ("inf", 1)])
+def test_divergence_is_noticed(lr: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last update too, whose weights no further batch sees; where losses are read late, at the same update."""
+    ends = []
+    for between_readings in (1, 20):
+        read_late(between_readings, monkeypatch)
+        trial = Trial(f"optimizer.lr={lr}", "optimizer.schedule=constant")
+        with pytest.raises(Diverged) as caught:
+            list(trial.train(steps))
+        ends.append((str(caught.value), trial.progress.step, trial.progress.log))
 
-@pytest.mark.parametrize(("lr", "steps"), [(1e8, 50), (1e38, 50), (float("inf"), 1)])
-def test_divergence_is_noticed(lr: float, steps: int) -> None:
-    """In the last update too, whose weights no further batch sees."""
-    config = Sgd(lr=lr, lr_scaling="none", schedule="constant")
-    progress = start(config)
-    seen = []
-    batches = Batches(split(24), 8, Seeds.of(0))
-    with pytest.raises(Diverged):
-        train(progress, batches, config, steps, [lambda p: seen.append(p.step)])
-
-    assert seen == list(range(1, progress.step + 1))
-    assert progress.step < 50
+    assert ends[0] == ends[1]
+    assert ends[0][1] < 50
 
 
 def test_updates_do_not_wait_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Sgd(lr=0.05)
-    batches = Batches(split(24), 8, Seeds.of(0), shift=1, flip=True)
-    expected = start(config)
-    train(expected, batches, config, 20, [])
-    monkeypatch.setattr(progress_module, "_UPDATES_BETWEEN_READINGS", {"cpu": 50})
+    expected = Trial("optimizer.lr=0.05")
+    list(expected.train(20))
+    read_late(50, monkeypatch)
 
-    progress = start(config)
-    waits_at = []
+    trial = Trial("optimizer.lr=0.05")
     with Waits() as waits:
-        train(progress, batches, config, 20, [lambda p: waits_at.append(sum(waits.counts.values()))])
+        waits_at = [sum(waits.counts.values()) for _ in trial.train(20)]
 
-    assert waits_at == [0] * 20
-    assert progress.log == expected.log
-    assert [step for step, _, _ in progress.log] == list(range(1, 21))
-
-
-def test_divergence_that_is_noticed_late_ends_at_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Sgd(lr=1e8, lr_scaling="none", schedule="constant")
-    batches = Batches(split(24), 8, Seeds.of(0))
-    expected = start(config)
-    with pytest.raises(Diverged) as at_once:
-        train(expected, batches, config, 50, [])
-    monkeypatch.setattr(progress_module, "_UPDATES_BETWEEN_READINGS", {"cpu": 20})
-
-    progress = start(config)
-    with pytest.raises(Diverged) as late:
-        train(progress, batches, config, 50, [])
-
-    assert str(late.value) == str(at_once.value)
-    assert progress.step == expected.step
-    assert progress.log == expected.log
+    assert waits_at[:-1] == [0] * 19  # all are read after the last
+    assert trial.progress.log == expected.progress.log
+    assert [step for step, _, _ in trial.progress.log] == list(range(1, 21))
 
 
 class Watchful(torch.nn.Module):
@@ -224,13 +207,11 @@ class Watchful(torch.nn.Module):
 @pytest.mark.parametrize("between_readings", [1, 50])
 def test_a_model_that_raises_once_training_has_diverged(between_readings: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Diverged, as where each loss is read at once."""
-    monkeypatch.setattr(progress_module, "_UPDATES_BETWEEN_READINGS", {"cpu": between_readings})
-    config = Sgd(lr=1e30, lr_scaling="none", schedule="constant")
-    batches = Batches(split(24), 8, Seeds.of(0))
-    progress = start(config)
-    progress.model = Watchful(progress.model)
+    read_late(between_readings, monkeypatch)
+    trial = Trial("optimizer.lr=1e30", "optimizer.schedule=constant")
+    trial.progress.model = Watchful(trial.progress.model)
 
     with pytest.raises(Diverged):
-        train(progress, batches, config, 50, [])
+        list(trial.train(50))
 
-    assert progress.step == len(progress.log) < 50
+    assert trial.progress.step == len(trial.progress.log) < 50

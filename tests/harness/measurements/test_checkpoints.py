@@ -12,7 +12,7 @@ import pytest
 from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.jobs import execute, list_failures, list_needed_checkpoints, prepare
+from bnlab.harness.jobs import execute, find_failure, list_needed_checkpoints
 from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.subjects import find_subjects
 from bnlab.lab.catalogue import list_measurements
@@ -36,7 +36,7 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
 
     assert "trained in" not in said.out
     assert not said.err
-    assert not list_failures(Run(job))
+    assert not find_failure(Run(job)).exists()
     measurement = find_measurement(name)
     has_rows = measurement.name in {*load("adhoc", copied.results)}
     assert has_rows == bool(measurement.scope(run, find_subjects(job)))
@@ -59,7 +59,7 @@ def test_what_is_kept(changes: dict[str, Any], kept: list[int], tmp_path: Path) 
     execute(job)
 
     assert Run(job).list_checkpoints() == kept
-    assert not list_failures(Run(job))
+    assert not find_failure(Run(job)).exists()
 
 
 @pytest.mark.parametrize(("name", "kept"), [("traces", [30, 40]), ("evaluations", [20, 30, 40])])
@@ -89,16 +89,3 @@ def test_a_measurement_that_needs_more_trains_again(
     assert Run(few).list_checkpoints() == [1, 7, 20, 40]
     at_all_steps = replace(few, evaluate_at=trained.config.evaluate_at)
     assert_same(Run(at_all_steps), trained)
-
-
-def test_jobs_that_read_different_checkpoints_share_one_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    jobs = [small_config(tmp_path, measurements=name, evaluate_at=[7, 20]) for name in ("log", "gaps")]
-    prepare(jobs)
-
-    for job in jobs:
-        execute(job)
-
-    assert capsys.readouterr().out.count("trained in") == 1
-    assert Run(jobs[0]).list_checkpoints() == [7, 20, 40]

@@ -11,7 +11,6 @@ from torch import Tensor
 from bnlab import Statistics, gap, population_statistics, running_statistics, using
 from bnlab.estimators import list_estimators
 from bnlab.harness import load_model
-from bnlab.harness.artifacts import cores
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
@@ -171,12 +170,11 @@ def test_bad_names(name: str, message: str) -> None:
         parse_subjects([name], [0.1], "train")
 
 
-def test_a_process_plans_with_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "memory_limit", lambda memory, device: 1200)
-    monkeypatch.setattr(cores, "count_cores", lambda: 4 * torch.get_num_threads())
-    shares = [cores.share_of_memory(torch.device(kind)) for kind in ("cpu", "cuda")]
+def test_a_process_plans_with_its_share_of_the_memory(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.harness.artifacts.runs.memory_limit", lambda memory, device: 1200)
+    monkeypatch.setattr("bnlab.harness.artifacts.runs.cpu_count", lambda: 4 * torch.get_num_threads())
 
-    assert shares == [300, 1200]
+    assert [Run(replace(trained.config, device=kind)).memory for kind in ("cpu", "cuda")] == [300, 1200]
 
 
 def test_batches_of_a_split() -> None:

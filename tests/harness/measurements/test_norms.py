@@ -14,7 +14,7 @@ from bnlab.harness import load
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import GROUPS, Config
-from bnlab.harness.jobs import execute, list_failures, prepare
+from bnlab.harness.jobs import execute, find_failure, prepare
 from bnlab.lab.catalogue import list_measurements
 from bnlab.lab.compose import plan_jobs
 from tests.harness.kills import assert_same, killed_at
@@ -39,7 +39,7 @@ def test_it_trains(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     tables = load("adhoc", tmp_path)
 
     assert not run.has_trace
-    assert not list_failures(Run(config))
+    assert not find_failure(Run(config)).exists()
     assert not (run.folder / "trace").exists()
 
     skipped = [line for line in capsys.readouterr().out.splitlines() if "gaps" in line]
@@ -80,7 +80,7 @@ def test_every_norm_is_measured(norm: str, tmp_path: Path) -> None:
     prepare([config])
     execute(config)
 
-    assert not list_failures(Run(config))
+    assert not find_failure(Run(config)).exists()
     tables = load("adhoc", tmp_path)
     assert tables["evaluations"]["accuracy"].notna().all()
     assert ("gaps" in tables) == config.norm.uses_batch
@@ -98,7 +98,7 @@ def test_batch_statistics_are_measured(name: str, tmp_path: Path, capsys: pytest
     run = Run(config)
     tables = load("adhoc", tmp_path)
 
-    assert not list_failures(Run(config))
+    assert not find_failure(Run(config)).exists()
 
     left_out = [each.name for each in list_measurements().values() if not each.covers(config.norm)]
     assert f"{run.id}: norm.name={name}, so not measured: {', '.join(left_out)}" in capsys.readouterr().out

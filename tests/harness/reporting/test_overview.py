@@ -14,7 +14,7 @@ import pytest
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.overview import make_overview
-from bnlab.harness.small_batches import ADVICE
+from bnlab.harness.updates import ADVICE
 
 matplotlib.use("Agg")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bnlab.harness.artifacts.data.pixels import Pixels
 from bnlab.harness.components import Component, require_within, setting
 from bnlab.harness.errors import UserError
-from bnlab.harness.small_batches import count_training
+from bnlab.harness.updates import count_training
 
 Draw = Callable[[Tensor, int], Tensor]
 """Gives images [N, C, H, W] of these numbers, always the same for a seed."""
@@ -53,15 +53,11 @@ class Data(Component):
     """A data set; its split into training, validation and test images is the same for every run.
 
     Attributes:
-        unread: settings that no network is trained with.
-        storage: those of them that say where its files are and how they come there.
         is_made: whether as many images are made as are wanted.
         largest: value that a stored pixel can have, where the smallest is 0.
     """
 
     group: ClassVar[str] = "data"
-    unread: ClassVar[tuple[str, ...]] = ()
-    storage: ClassVar[tuple[str, ...]] = ()
     is_made: ClassVar[bool] = False
     largest: ClassVar[float] = 255
 

@@ -12,8 +12,8 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.schedule import lr_factor
 from bnlab.harness.schema import Table, common, integer, real
+from bnlab.harness.updates import lr_factor
 
 _ABOUT = """\
 A row for each update of each network."""

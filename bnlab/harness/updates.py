@@ -1,0 +1,57 @@
+"""The updates of a training, in numbers: how many an epoch has, its last batch, and the learning rate of each."""
+
+from __future__ import annotations
+
+SCHEDULES = {
+    "onecycle": "The learning rate rises for a fifth of training and falls to 0 at the end.",
+    "step": "The learning rate falls to a tenth after half of training, and again after three quarters.",
+    "constant": "The learning rate is constant.",
+}
+"""Each in a sentence."""
+ADVICE = "and its update is made at the full learning rate, which can harm the weights; last_batch=drop leaves it out"
+"""What to know of a small last batch."""
+
+
+def lr_factor(schedule: str, step: int, steps: int) -> float:
+    """The share of the peak learning rate for update `step + 1` of `steps`."""
+    done = step / steps
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 0.1 ** ((done >= 0.5) + (done >= 0.75))
+    rise = 0.2
+    return 0.05 + 0.95 * done / rise if done < rise else (1 - done) / (1 - rise)
+
+
+def count_training(images: int) -> int:
+    """Count the training images: nine in ten of the training and validation images together."""
+    return images - images // 10
+
+
+def steps_per_epoch(images: int, batch_size: int, last_batch: str = "keep") -> int:
+    """Count the batches in an epoch.
+
+    Args:
+        images: in the training split.
+        batch_size: images in a full batch.
+        last_batch: `keep` or `drop` a smaller last batch; one of a single image has no variance and is always dropped.
+    """
+    full, rest = divmod(images, batch_size)
+    is_kept = last_batch == "keep" and rest > 1
+    return full + 1 if is_kept else full
+
+
+def count_last(images: int, batch_size: int, steps: int) -> int | None:
+    """Count the images in a small last batch: at most half of a full one; None where there is none.
+
+    One image alone is never trained on.
+
+    Args:
+        images: in the training split.
+        batch_size: images in a full batch.
+        steps: updates of the whole training, which may end before the first epoch does.
+    """
+    full, left = divmod(images, batch_size)
+    is_small = 1 < left <= batch_size / 2
+    is_trained_on = 0 < full < steps
+    return left if is_small and is_trained_on else None
