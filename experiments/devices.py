@@ -13,7 +13,7 @@ import pandas as pd
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import average, interval
-from bnlab.harness.reporting.outcome import format_number
+from bnlab.harness.reporting.wording import format_number
 from bnlab.harness.schema import read_frame
 from bnlab.lab.command import run_command
 from bnlab.lab.folders import REFERENCE

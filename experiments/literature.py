@@ -45,7 +45,7 @@ class Finding:
         title: in a few words.
         they: what the paper found.
         source: `read` (the paper, its abstract, or notes on it), `recalled` or `expected` (by us).
-        here: a sentence that quotes claims, see `prose.fill_paragraphs`; empty where nothing was tried.
+        here: a sentence that quotes claims, see `outcome.fill_paragraphs`; empty where nothing was tried.
         judgement: one of JUDGEMENTS.
         reason: for the judgement.
         would_tell: the name of an experiment that is declared and not measured; empty without one.
@@ -207,7 +207,7 @@ def _write_finding(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[st
 def _fill(finding: Finding, outcomes: Sequence[Outcome]) -> str:
     """Fill in the numbers of what is found here."""
     from bnlab.harness.errors import UserError
-    from bnlab.harness.reporting.prose import fill_paragraphs
+    from bnlab.harness.reporting.outcome import fill_paragraphs
 
     filled = fill_paragraphs(finding.here, outcomes)
     if not filled:

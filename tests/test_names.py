@@ -16,7 +16,7 @@ import bnlab
 from bnlab.estimators import EMA, Window, parse
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import parse_sources
-from bnlab.harness.reporting.style import estimator_label
+from bnlab.harness.reporting.wording import estimator_label
 from bnlab.harness.statistics import list_choices
 from bnlab.inference import PseudoSamples
 from bnlab.names import EstimatorName, Look, find_look

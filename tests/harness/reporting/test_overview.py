@@ -87,7 +87,8 @@ LAYOUTS: list[tuple[dict[str, Any], str, list[str], list[str]]] = [
 @pytest.mark.parametrize(("settings", "figure", "panels", "names"), LAYOUTS)
 def test_layouts(settings: dict[str, Any], figure: str, panels: list[str], names: list[str]) -> None:
     tables = plant(**settings)
-    drawn = drawing.draw(figure, make_overview(tables).figures[figure], tables)
+    declared = make_overview(tables).figures[figure]
+    drawn = drawing.draw(declared, declared.score(tables))
 
     axes = [ax for ax in drawn.axes if ax.axison]
     assert [ax.get_title() for ax in axes] == panels
