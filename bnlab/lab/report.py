@@ -59,7 +59,7 @@ def _report(words: list[str]) -> int:
 
     _, failures = _report_question(experiment or name, name, results)
     _print_reading()
-    return 1 if failures else 0
+    return int(failures > 0)
 
 
 def _report_all(results: Path) -> int:
@@ -107,18 +107,9 @@ def _print_reading() -> None:
 
 
 def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome, int]:
-    """Draw every figure of a question, and print the verdicts on its claims.
+    """Draw every figure of a question, and print the verdicts on its claims: the outcome, and how many of both failed.
 
-    Args:
-        experiment: the question.
-        name: the sweep that has its tables.
-        results: the folder of all results.
-
-    Returns:
-        The outcome, and how many claims and figures failed.
-
-    Raises:
-        NoRows: nothing of it has been measured.
+    The tables are those of the sweep with this name; NoRows where nothing of it has been measured.
     """
     from bnlab.harness.errors import NoRows
     from bnlab.harness.reporting.outcome import find_outcome
@@ -153,17 +144,10 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
 def _draw_figures(
     name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path
 ) -> tuple[dict[str, Figure], int]:
-    """Draw all figures that can be drawn; name the others on stderr.
-
-    Args:
-        name: the question or sweep, for messages.
-        figures: by name.
-        tables: the tables that they are drawn from.
-        folder: where their files are written.
+    """Draw all figures that can be drawn, and name the others on stderr.
 
     Returns:
-        The figures with their whole captions; and how many figures failed. One without rows is left out and has not
-        failed.
+        The figures with their whole captions; and how many failed, which one without rows has not.
     """
     import matplotlib
 

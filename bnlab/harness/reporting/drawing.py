@@ -118,8 +118,11 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     """Say how to read the figure, with a sentence on what is drawn of how many seeds."""
     runs = tables["runs"]
     schedules = {*runs.get("optimizer.schedule", ())}
-    schedule = SCHEDULES.get(schedules.pop(), "") if len(schedules) == 1 else ""
-    batch_size = ", ".join(map(str, sorted(runs["batch_size"].unique())))
+    schedule = ""
+    if len(schedules) == 1:
+        schedule = SCHEDULES.get(schedules.pop(), "")
+    sizes = sorted(runs["batch_size"].unique())
+    batch_size = ", ".join(map(str, sizes))
     sentences = [figure.caption.format(schedule=schedule, batch_size=batch_size)]
 
     fewest = frame["n"].min()
@@ -127,8 +130,11 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     has_intervals = bool(figure.plot.intervals) and frame["low"].notna().any()
     if has_intervals or most > 1:
         means = "Geometric means over seeds" if frame["log"].all() else "Means over seeds"
-        sentences.append(f"{means}, {figure.plot.intervals}: 95% intervals;" if has_intervals else f"{means};")
+        if has_intervals:
+            means = f"{means}, {figure.plot.intervals}: 95% intervals"
+        sentences.append(f"{means};")
     if most > 0:  # nothing is said of what was not measured
         span = f"{fewest}–{most}" if fewest < most else f"{most}"
-        sentences.append(f"n\u00a0=\u00a0{span} {'seeds' if most > 1 else 'seed'}.")
+        noun = "seeds" if most > 1 else "seed"
+        sentences.append(f"n\u00a0=\u00a0{span} {noun}.")
     return re.sub(" +", " ", " ".join(sentences)).strip()

@@ -185,12 +185,17 @@ def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
         channels of a layer are averaged alike. Other measured columns are those of one of the layers.
     """
     keys = [*_list_statistics(frame, [value]), "layers"]
-    layers = np.where(frame["depth"] == 1, FIRST, BEHIND)
+    is_first = frame["depth"] == 1
+    layers = np.where(is_first, FIRST, BEHIND)
     averaged = frame.assign(layers=layers)
+
     averaged[value] = averaged[value] ** 2
     groups = averaged.groupby(keys, dropna=False, sort=False)
-    averaged[value] = np.sqrt(groups[value].transform("mean"))
-    return averaged.drop_duplicates(keys).drop(columns=["depth", "layer"], errors="ignore")
+    mean_squares = groups[value].transform("mean")
+    averaged[value] = np.sqrt(mean_squares)
+
+    one_for_each = averaged.drop_duplicates(keys)
+    return one_for_each.drop(columns=["depth", "layer"], errors="ignore")
 
 
 def find_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
@@ -206,15 +211,19 @@ def find_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.D
         networks of the same `by` have, as `3`, or `3 (12 of 15)` where some have another one.
     """
     keys = _list_statistics(frame, [value, *by])
-    measured = frame.dropna(subset=value).reset_index(drop=True)
-    places = measured.groupby(keys, dropna=False, sort=False)[value].idxmax()
+    measured = frame.dropna(subset=value)
+    measured = measured.reset_index(drop=True)
+    groups = measured.groupby(keys, dropna=False, sort=False)
+    places = groups[value].idxmax()
     largest = measured.loc[places]
 
     def name_commonest(depths: pd.Series) -> str:
         counts = depths.value_counts()
-        depth = str(counts.index[0])
+        depth = counts.index[0]
         count = counts.iloc[0]
-        return depth if count == len(depths) else f"{depth} ({count} of {len(depths)})"
+        if count == len(depths):
+            return str(depth)
+        return f"{depth} ({count} of {len(depths)})"
 
     conditions = largest.groupby([*by], dropna=False, sort=False)
     return largest.assign(largest=conditions["depth"].transform(name_commonest))

@@ -1,4 +1,4 @@
-"""Means over layers and seeds with their intervals, and the checks that no column is missing and no row counts twice."""
+"""Means over layers and seeds with their intervals; checks that no column is missing and no row counts twice."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ def interval(
         high = high.where(hits < n, 1.0).where(n > 1)
         error = error * np.nan
     if geometric:
-        mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
+        mean = np.exp(mean)
+        low = np.exp(low)
+        high = np.exp(high)
     bounds = {"mean": mean, "low": low, "high": high}
     return found[[*by]].assign(**bounds, n=n, error=error, log=geometric, share=is_share)
 
@@ -194,14 +196,17 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
 
     minima = []
     for key, sweep in _group(ordered, by):
-        log_x = np.log(sweep[x].to_numpy(float))
-        log_y = np.log(sweep[y].to_numpy(float))
+        swept = sweep[x].to_numpy(float)
+        values = sweep[y].to_numpy(float)
+        log_x = np.log(swept)
+        log_y = np.log(values)
         lowest = int(log_y.argmin())
         at_end = lowest in (0, len(sweep) - 1)
         minimum = log_x[lowest]
         if not at_end:
             near = slice(lowest - 1, lowest + 2)
-            curvature, slope, _ = np.polyfit(log_x[near] - minimum, log_y[near], 2)
+            distances = log_x[near] - minimum
+            curvature, slope, _ = np.polyfit(distances, log_y[near], 2)
             minimum -= slope / (2 * curvature)
         minima.append((*key, float(np.exp(minimum)), at_end))
     return pd.DataFrame(minima, columns=[*by, x, "at_end"])

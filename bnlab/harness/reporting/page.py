@@ -52,12 +52,7 @@ class AddedSeeds:
 
 
 def write_experiment(outcome: Outcome, devices: str = "") -> str:
-    """Write the README.md of an experiment's results: claims with all conditions, and figures, as files beside it.
-
-    Args:
-        outcome: what the tables say.
-        devices: Markdown on the devices that its networks were trained on; empty where there is nothing to say.
-    """
+    """Write the README.md of an experiment's results, with Markdown on the devices that have trained its networks."""
     return _render("experiment.md", outcome=outcome, reading=READING, devices=devices)
 
 
@@ -116,13 +111,7 @@ def write_answers(
 
 
 def write_overview(overview: Overview, folder: Path, command: str) -> str:
-    """Write a page on a sweep without a question; it needs no other file.
-
-    Args:
-        overview: what the sweep shows.
-        folder: of the sweep's results, with its figures.
-        command: what continues the sweep; empty if that is not known.
-    """
+    """Write a page on a sweep without a question: its results lie in the folder, and the command continues it."""
     page = _render("overview.md", overview=overview, folder=folder, command=command)
     return _render("page.html", title=f"bnlab: {folder.name}", parts=[("", _convert(page, folder, set()))])
 
@@ -136,13 +125,7 @@ def _link_headings(page: str) -> str:
 
 
 def _convert(page: str, folder: Path, shown: set[Path]) -> Markup:
-    """Convert a page of Markdown to HTML that holds its images, and whose links stay inside of one page.
-
-    Args:
-        page: in the folder.
-        folder: that its images are looked for in; those that are not there are left out.
-        shown: images that the page has already; those of this one are added.
-    """
+    """Convert Markdown to HTML that holds the images of its folder, each once, and whose links stay inside of it."""
 
     def embed(match: re.Match[str]) -> str:
         path = folder / match[1]

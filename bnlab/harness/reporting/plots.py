@@ -148,14 +148,19 @@ class Curves(Plot):
 
     def _draw_level(self, ax: Axes, row: pd.Series, look: dict[str, Any], label: str) -> None:
         """Draw a series that is a level only, with its band, under its name or that of levels."""
-        style = (0, (8, 3)) if look["linestyle"] == "-" else look["linestyle"]
-        ax.axhline(row["mean"], label=self.level or label, color=look["color"], linestyle=style, zorder=_ABOVE)
-
+        mean = row["mean"]
         low = row["low"]
+        high = row["high"]
+        colour = look["color"]
+        style = look["linestyle"]
+        if style == "-":
+            style = (0, (8, 3))  # long dashes
+        ax.axhline(mean, label=self.level or label, color=colour, linestyle=style, zorder=_ABOVE)
+
         if self.y.log and low <= 0:
-            low = row["mean"]  # on a logarithmic axis the band has no end
-        if row["high"] > low:  # not where one seed has no interval
-            ax.axhspan(low, row["high"], color=look["color"], alpha=0.1, linewidth=0)
+            low = mean  # on a logarithmic axis the band has no end
+        if high > low:  # not where one seed has no interval
+            ax.axhspan(low, high, color=colour, alpha=0.1, linewidth=0)
 
     def _draw_series(self, ax: Axes, rows: pd.DataFrame, look: dict[str, Any], label: str, longest: int) -> None:
         """Draw the levels of a series, and its line, or points if it has far fewer than the longest series."""
@@ -178,15 +183,19 @@ class Curves(Plot):
 
     def _draw_line(self, ax: Axes, line: pd.DataFrame, look: dict[str, Any], label: str) -> None:
         """Draw a line with its band; on a logarithmic axis a band that reaches below 0 has no lower end."""
+        x = line["x"]
         means = line["mean"]
         low = line["low"]
+        high = line["high"]
         if self.y.log:
             means = means.where(means > 0)
             low = low.where(low > 0, means)
+
+        between_markers = max(1, len(line) // 10)
         height = 2.0 if look["linestyle"] == "-" else _ABOVE
-        ax.plot(line["x"], means, label=label, markevery=max(1, len(line) // 10), zorder=height, **look)
-        if line["high"].notna().any():  # one seed has no interval
-            ax.fill_between(line["x"], low, line["high"], color=look["color"], alpha=0.15, linewidth=0)
+        ax.plot(x, means, label=label, markevery=between_markers, zorder=height, **look)
+        if high.notna().any():  # one seed has no interval
+            ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 @dataclass(frozen=True)
@@ -328,10 +337,12 @@ class Stream(Plot):
         for ax, here in split_panels(frame, axes):
             series = here.pivot(index=self.x, columns=self.by, values="mean").sort_index()
             x = series.index.to_numpy()
-            ax.fill_between(x, series[self.truth], series[self.average], color=blue, alpha=0.2, linewidth=0)
+            truth = series[self.truth]
+            average = series[self.average]
+            ax.fill_between(x, truth, average, color=blue, alpha=0.2, linewidth=0)
             ax.plot(x, series[self.values], ".", color=orange, alpha=0.7, label=self.values)
-            ax.plot(x, series[self.truth], "--", color="black", label=self.truth)
-            ax.plot(x, series[self.average], color=blue, linewidth=2.2, label=self.average)
+            ax.plot(x, truth, "--", color="black", label=self.truth)
+            ax.plot(x, average, color=blue, linewidth=2.2, label=self.average)
             set_axes(ax, across, upward, here[self.x])
 
             low, high = ax.get_ylim()

@@ -100,11 +100,14 @@ def _select_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
     """Select, for each network, the step nearest to a share of the training, if it is near."""
     half_a_step = 0.5 / frame["steps"]
     allowed = half_a_step.clip(lower=0.02) + 1e-9
-    distance = (frame["step"] / frame["steps"] - share).abs()
+    done = frame["step"] / frame["steps"]
+    distance = (done - share).abs()
     nearest = distance.groupby(frame["run"]).transform("min")
-    near = frame[(distance == nearest) & (distance <= allowed)]
+    is_near = (distance == nearest) & (distance <= allowed)
+    near = frame[is_near]
     latest = near.groupby("run")["step"].transform("max")  # of two steps that are equally near
-    return near[near["step"] == latest].assign(panel=share_name(share))
+    one = near[near["step"] == latest]
+    return one.assign(panel=share_name(share))
 
 
 def share_name(share: float) -> str:
@@ -179,9 +182,12 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     require_columns(frame, columns)
     keys = []
     for column in columns:
-        is_number = pd.api.types.is_numeric_dtype(frame[column])
-        keys.append(frame[column] if is_number else pd.factorize(frame[column])[0])
-    ordered = frame.iloc[np.lexsort(keys[::-1])]
+        values = frame[column]
+        if not pd.api.types.is_numeric_dtype(values):
+            values, _ = pd.factorize(values)
+        keys.append(values)
+    order = np.lexsort(keys[::-1])
+    ordered = frame.iloc[order]
 
     template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
     number = ordered.groupby(columns, dropna=False, sort=False).ngroup()

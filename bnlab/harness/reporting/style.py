@@ -98,7 +98,7 @@ RC: dict[Any, Any] = {
     "legend.handlelength": 2.8,  # room for two dashes beside a marker
     "pdf.fonttype": 42,
 }
-"""Matplotlib's settings for all figures: letters can be read on a telephone, where a figure is as wide as the screen."""
+"""Matplotlib's settings for all figures: letters can be read on a telephone, where they are as wide as the screen."""
 
 
 def choose_looks(frame: pd.DataFrame, by: str, x: str = "") -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:

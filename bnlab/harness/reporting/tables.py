@@ -166,11 +166,7 @@ def _read_requests(folder: Path, names: Iterable[str]) -> list[Request]:
 
 
 def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[list[pa.Table], list[str]]:
-    """Read the files with rows of a table that requests name; name on stderr the networks of which some are missing.
-
-    Returns:
-        The rows, with a column `_REQUEST` and in the order of requests; the networks of which files are missing.
-    """
+    """Read the files with rows of a table, in the order of requests; name and return the networks that lack some."""
     schema = None
     parts = []
     incomplete = []

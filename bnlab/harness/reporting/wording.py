@@ -96,22 +96,31 @@ def describe_networks(runs: pd.DataFrame) -> str:
         # This list is long as it is, so that the learning rate is said in short.
         words.append(f"lr {values}" if column == "optimizer.lr" else name_value(column, values))
 
-    seeds = runs["seed"].nunique()
-    count = f"{len(runs)} network{'s' if len(runs) > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}"
-    sentences = [f"{count}: {', '.join(words)}."]
+    networks = _count(len(runs), "network")
+    seeds = _count(runs["seed"].nunique(), "seed")
+    settings = ", ".join(words)
+    sentences = [f"{networks}, {seeds}: {settings}."]
 
-    counts = runs.get("status", pd.Series(dtype=object)).value_counts()
-    unfinished = [f"{counts[status]} {status}" for status in ("diverged", "failed") if status in counts]
+    none = pd.Series(dtype=object)
+    statuses = list(runs.get("status", none))
+    unfinished = []
+    for status in ("diverged", "failed"):
+        if status in statuses:
+            unfinished.append(f"{statuses.count(status)} {status}")
     if unfinished:
         sentences.append(f"Of these {' and '.join(unfinished)}: means are of the rows that there are.")
 
-    devices = runs.get("device", pd.Series(dtype=object)).value_counts()
+    devices = runs.get("device", none).value_counts()
     if len(devices) == 1:
         sentences.append(f"Trained on {devices.index[0]}.")
     elif len(devices):
         parts = [f"{count} on {device}" for device, count in devices.items()]
         sentences.append(f"Trained: {', '.join(parts)}.")
     return " ".join([*sentences, "What all of them share was not varied: it may change the answer."])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}s" if number > 1 else f"{number} {noun}"
 
 
 def name_row(frame: pd.DataFrame, columns: Sequence[str]) -> str:

@@ -123,7 +123,7 @@ def test_several_rows_at_one_place_are_refused(plot: Plot) -> None:
     frame = pd.DataFrame({"panel": "p", "epoch": 1.0, "line": "a", "momentum": [0.1, 0.5], "mean": [1.0, 2.0],
                           "low": 0.5, "high": 3.0, "n": 2, "log": False})  # fmt: skip
     with pytest.raises(
-        UserError, match="several rows of p, .*a.*, which differ in momentum 0.1, 0.5;\ntell them apart"
+        UserError, match=r"several rows of p, .*a.*, which differ in momentum 0.1, 0.5;\ntell them apart"
     ):
         draw(plot, frame)
     draw(plot, frame.assign(panel=["p", "q"]))
