@@ -83,6 +83,7 @@ def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
     first, later, *_ = ({line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes)
     assert first[population] == later[population] == "#000000"
     assert first[slow] != first[fast]
+    assert {ax.get_ylim() for ax in drawn.axes[:2]} == {ACCURACY.limits}
 
 
 def plant_momenta(**levels: float) -> pd.DataFrame:
