@@ -116,6 +116,15 @@ def test_figures_of_the_last_step_and_over_the_training(settings: dict[str, Any]
     assert [*make_overview(plant(**settings)).figures] == figures
 
 
+def test_the_last_step_is_the_one_that_counts() -> None:
+    tables = plant(steps=(5, 10))
+    evaluations = tables["evaluations"]
+    earlier = evaluations["accuracy"].where(evaluations["step"] == 10, 0.0)
+    overview = make_overview({**tables, "evaluations": evaluations.assign(accuracy=earlier)})
+
+    assert sorted(overview.figures["accuracy"].score({})["mean"]) == pytest.approx([90, 100])
+
+
 @pytest.mark.parametrize(
     ("changes", "swept"),
     [
