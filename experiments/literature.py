@@ -44,7 +44,7 @@ class Finding:
         number: of the figure (F) or hypothesis (H), with a letter where there are several; P of others.
         title: in a few words.
         lines: by its first words, in order: `they (read)`, `they (recalled)` or `expected`, what was found, or what we
-            expected; `here`, a sentence that quotes claims, see `prose.fill_paragraphs`; a judgement, the reason for
+            expected; `here`, a sentence that quotes claims, see `outcome.fill_paragraphs`; a judgement, the reason for
             it; `would tell`, the name of an experiment that is declared and not measured.
     """
 
@@ -150,7 +150,7 @@ def _write_overview(findings: Sequence[Finding]) -> Iterator[str]:
 def _write_finding(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Write a table of two columns, which a phone can show; UserError where a quoted verdict is another one."""
     from bnlab.harness.errors import UserError
-    from bnlab.harness.reporting.prose import fill_paragraphs
+    from bnlab.harness.reporting.outcome import fill_paragraphs
 
     yield f"| {finding.number} | **{finding.title}** |"
     yield "|---|---|"

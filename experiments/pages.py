@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from bnlab.harness.reporting.frames import average, interval
-from bnlab.harness.reporting.outcome import Outcome, format_number
-from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_html, write_hypotheses
+from bnlab.harness.reporting.outcome import Outcome
+from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment
 from bnlab.harness.reporting.tables import load
+from bnlab.harness.reporting.wording import format_number
 from bnlab.lab.catalogue import is_shipped
 from bnlab.lab.folders import REFERENCE
 from experiments.holdout import describe_added_seeds
@@ -25,22 +26,14 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
     """Write the README.md of each question, and, unless all are the user's own, the pages of answers."""
     is_reference = results.resolve() == REFERENCE
     pages = {}
-    figures = {}
     for outcome in outcomes:
         name = outcome.experiment.name
         devices = describe_devices(load(name, results)["runs"]) if is_reference else ""
         pages[f"{name}/README.md"] = write_experiment(outcome, devices)
-        for figure in outcome.experiment.figures:
-            figures[name, figure] = results / name / "figures" / f"{figure}.png"
 
-    added_seeds = None
-    if is_reference:
-        added_seeds = describe_added_seeds(outcomes, results)
     if any(is_shipped(outcome.experiment.name) for outcome in outcomes):
-        catalogue = read_catalogue()
-        pages["ANSWERS.md"] = write_answers(catalogue, outcomes)
-        pages["HYPOTHESES.md"] = write_hypotheses(catalogue, outcomes, added_seeds)
-        pages["report.html"] = write_html(catalogue, outcomes, figures, added_seeds)
+        added_seeds = describe_added_seeds(outcomes, results) if is_reference else None
+        pages |= write_answers(read_catalogue(), outcomes, results, added_seeds)
     for name, page in pages.items():
         path = results / name
         path.write_text(page, encoding="utf-8")

@@ -16,7 +16,7 @@ import bnlab
 from bnlab.estimators import EMA, Window, parse
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.subjects import parse_subjects
-from bnlab.harness.reporting.style import estimator_label
+from bnlab.harness.reporting.wording import estimator_label
 from bnlab.harness.statistic_kinds import list_statistics
 from bnlab.inference import PseudoSamples
 from bnlab.names import EstimatorName, Look, find_look

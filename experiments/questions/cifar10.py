@@ -40,7 +40,7 @@ from bnlab.harness.reporting.frames import (
     share_name,
 )
 from bnlab.harness.reporting.plots import GAP, LOST, TIMES_THE_BEST, Axis, Curves, Forest
-from bnlab.harness.reporting.style import estimator_label
+from bnlab.harness.reporting.wording import estimator_label
 from experiments.margins import (
     A_POINT,
     ALL_LAYERS,

@@ -16,7 +16,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above
 from bnlab.harness.reporting.frames import interval, name_panels, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
-from bnlab.harness.reporting.style import estimator_label
+from bnlab.harness.reporting.wording import estimator_label
 from experiments.margins import COST_OF_EMA
 
 SHUFFLED, *IN_ORDER = ORDERS = ("shuffled", "blocks:16", "sorted")

@@ -11,9 +11,10 @@ import pytest
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import drawing
-from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables, find_conditions
-from bnlab.harness.reporting.outcome import Outcome, find_outcome
-from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_mean, say_numbers
+from bnlab.harness.reporting.experiment import Experiment, Tables, find_conditions
+from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome
+from bnlab.harness.reporting.verdicts import NOT_MEASURED
+from bnlab.harness.reporting.wording import say_mean, say_numbers
 from bnlab.lab.catalogue import find_experiment, list_questions
 from bnlab.nn import SelfTuned
 from experiments.pages import FIGURES, read_catalogue
@@ -236,7 +237,8 @@ def test_the_answers_are_short() -> None:
 def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
     experiment, tables = load(name)
     for key, figure in experiment.figures.items():
-        assert drawing.write(key, figure, tables, tmp_path).exists()
+        drawing.write(key, figure, tables, tmp_path)
+        assert (tmp_path / f"{key}.png").exists()
 
 
 def test_a_question_that_there_is_not_or_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

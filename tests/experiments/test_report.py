@@ -154,7 +154,7 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
     page = (results / "adhoc" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "src=" not in page.replace('src="data:image', "")
-    assert "bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 &#39;momentum=[0.01,0.1]&#39;" in page
+    assert "bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 'momentum=[0.01,0.1]'" in page
 
 
 def test_own_sweeps_are_hinted_at_with_a_command_that_works(results: Path, call: Call) -> None:

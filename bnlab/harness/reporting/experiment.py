@@ -5,20 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, where_raised
-from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS
-from bnlab.harness.reporting.frames.scores import Score
-from bnlab.harness.reporting.frames.selection import Tables, name_value, put_in_order
-from bnlab.harness.reporting.plots.base import Plot
-from bnlab.harness.reporting.style import estimator_label
-from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_MEASURED, Margin, above, below, judge, within
+from bnlab.harness.reporting.frames import Score
+from bnlab.harness.reporting.means import MEASURES, NUMBERS
+from bnlab.harness.reporting.plots import Plot
+from bnlab.harness.reporting.selection import Tables, put_in_order
+from bnlab.harness.reporting.verdicts import (
+    CANNOT_BE_SCORED,
+    NOT_MEASURED,
+    NOT_TESTED,
+    Margin,
+    above,
+    below,
+    judge,
+    within,
+)
+from bnlab.harness.reporting.wording import count_share, estimator_label, format_number, name_value
 
-__all__ = ["Claim", "Experiment", "Figure", "Margin", "Tables", "above", "below", "decide", "within"]
+__all__ = ["Claim", "Experiment", "Figure", "Margin", "Score", "Tables", "above", "below", "decide", "judge", "within"]
 
 
 @dataclass(frozen=True)
@@ -109,36 +118,85 @@ def decide(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     Returns:
         A row for each condition of each claim, with the columns experiment, claim, condition, where (the condition as
         a tuple of words, in the same order in all rows of a claim), mean, low, high (the 95% interval of the condition
-        alone), n, verdict and note (see `judge`). A claim without rows has one without numbers, *not measured*; so has
-        one whose score raises, *cannot be scored*, noting the line of the question's code and the reason.
+        alone), n, verdict, note (see `judge`), and in words number (mean and interval, or a count) and said (verdict
+        and note). A claim without rows has one without numbers, *not measured*; so has one whose score raises, *cannot
+        be scored*, noting the line of the question's code and the reason.
     """
-    rows: list[tuple[Any, ...]] = []
+    decided = []
     for name, claim in experiment.claims.items():
-        conditions = _decide(claim, tables)
-        for condition in conditions:
-            rows.append((experiment.name, name, *condition))
+        try:
+            conditions = _judge_conditions(claim, tables)
+        except NoRows:
+            conditions = [_leave_open("no rows", NOT_MEASURED)]
+        except (Exception, SystemExit) as error:  # the code of a question may raise either
+            conditions = [_leave_open("all conditions", CANNOT_BE_SCORED, where_raised(error))]
+        for row in conditions:
+            number = format_number(row["mean"], row["low"], row["high"]) if row["n"] else ""
+            if row["verdict"] == NOT_TESTED:
+                number = count_share(row["mean"], row["n"])
+            said = f"{row['verdict']} ({row['note']})" if row["note"] else row["verdict"]
+            condition = ", ".join(word for word in row["where"] if word)
+            words = {"condition": condition, "number": number, "said": said}
+            decided.append({"experiment": experiment.name, "claim": name, **row, **words})
 
-    columns = ["experiment", "claim", *_Condition._fields]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["experiment", "claim", "condition", "where", *NUMBERS, "verdict", "note", "number", "said"]
+    return pd.DataFrame(decided, columns=columns)
+
+
+def _leave_open(condition: str, verdict: str, note: str = "") -> dict[str, Any]:
+    """Make the one row of a claim that has no numbers."""
+    numbers = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    return {"where": (condition,), **numbers, "verdict": verdict, "note": note}
+
+
+def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
+    """Judge each condition of a claim: panels in order of appearance, within them the other conditions in theirs."""
+    frame = claim.score(tables)
+    if frame.empty:
+        raise NoRows("no rows")
+
+    others = [str(column) for column in frame if column not in (*MEASURES, "panel")]
+    ordered = frame.sort_values(others, kind="stable") if others else frame
+    if "panel" in frame:
+        ordered = put_in_order(ordered, "panel", frame["panel"].unique())
+
+    judged = judge(ordered, claim.margin).to_dict("records")
+    conditions = []
+    for row, judgement in zip(ordered.to_dict("records"), judged, strict=True):
+        numbers = {key: row[key] for key in NUMBERS}
+        words = {str(key): value for key, value in judgement.items()}
+        conditions.append({"where": _say_where(row), **numbers, **words})
+    return conditions
+
+
+def _say_where(row: dict[Any, Any]) -> tuple[str, ...]:
+    """Say what tells a row of a score from the others; empty where it has no value."""
+    words = []
+    for key, value in row.items():
+        if key in MEASURES or (key == "momentum" and "estimator" in row):
+            continue
+        if pd.isna(value):
+            words.append("")
+        elif key == "estimator":
+            words.append(estimator_label(value, row.get("momentum", math.nan)))
+        else:
+            words.append(name_value(key, value))
+    return tuple(words)
 
 
 def state_findings(experiment: Experiment, verdicts: pd.DataFrame) -> Experiment:
-    """Give each figure whose finding holds that as its title; see `decide` for the verdicts."""
-    figures = {}
-    for name, figure in experiment.figures.items():
-        if figure.finding and _holds(figure.finding, verdicts):
-            figure = replace(figure, title=figure.finding.text)
-        figures[name] = figure
+    """Give each figure whose finding holds, all claims in all conditions, that as its title; see `decide`."""
+    figures = dict(experiment.figures)
+    for name, figure in figures.items():
+        if figure.finding is None:
+            continue
+        holds = []
+        for claim, conditions in figure.finding.claims.items():
+            found = find_conditions(verdicts, claim, conditions)
+            holds.append({*found["verdict"]} == {"holds"})
+        if all(holds):
+            figures[name] = replace(figure, title=figure.finding.text)
     return replace(experiment, figures=figures)
-
-
-def _holds(finding: Finding, verdicts: pd.DataFrame) -> bool:
-    """Decide if all claims of a finding hold in all of its conditions."""
-    for claim, conditions in finding.claims.items():
-        cells = find_conditions(verdicts, claim, conditions)
-        if cells.empty or (cells["verdict"] != "holds").any():
-            return False
-    return True
 
 
 def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:
@@ -155,74 +213,3 @@ def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str
 
     is_chosen = cells["where"].map(is_wanted)
     return cells[is_chosen.astype(bool)]
-
-
-class _Condition(NamedTuple):
-    """The verdict on one condition of a claim: the columns of `decide`."""
-
-    condition: str
-    where: tuple[str, ...]
-    mean: float
-    low: float
-    high: float
-    n: int
-    verdict: str
-    note: str
-
-
-def _decide(claim: Claim, tables: Tables) -> list[_Condition]:
-    """Decide each condition of a claim; one without numbers stands for a claim without rows or with a broken score."""
-    try:
-        return _score(claim, tables)
-    except NoRows:
-        return [_leave_open("no rows", NOT_MEASURED)]
-    except (Exception, SystemExit) as error:  # the code of a question may raise either
-        return [_leave_open("all conditions", CANNOT_BE_SCORED, where_raised(error))]
-
-
-def _leave_open(condition: str, verdict: str, note: str = "") -> _Condition:
-    return _Condition(condition, (condition,), np.nan, np.nan, np.nan, 0, verdict, note)
-
-
-def _score(claim: Claim, tables: Tables) -> list[_Condition]:
-    """Decide each condition of a claim whose score has rows."""
-    frame = claim.score(tables)
-    if frame.empty:
-        raise NoRows("no rows")
-
-    ordered = _put_conditions_in_order(frame)
-    judged = judge(ordered, claim.margin)
-    conditions = []
-    for row, judgement in zip(ordered.to_dict("records"), judged.itertuples(index=False), strict=True):
-        where = _say_where(row)
-        words = ", ".join(word for word in where if word)
-        numbers = [row[key] for key in NUMBERS]
-        conditions.append(_Condition(words, where, *numbers, *judgement))
-    return conditions
-
-
-def _put_conditions_in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Put panels in order of appearance, and within them the other conditions in theirs."""
-    ordered = frame
-    others = [str(column) for column in frame if column not in (*MEASURES, "panel")]
-    if others:
-        ordered = frame.sort_values(others, kind="stable")
-    if "panel" not in frame:
-        return ordered
-    panels = frame["panel"].unique()
-    return put_in_order(ordered, "panel", panels)
-
-
-def _say_where(row: dict[Any, Any]) -> tuple[str, ...]:
-    """Say what tells a row of a score from the others; empty where it has no value."""
-    words = []
-    for key, value in row.items():
-        if key in MEASURES or (key == "momentum" and "estimator" in row):
-            continue
-        if pd.isna(value):
-            words.append("")
-        elif key == "estimator":
-            words.append(estimator_label(value, row.get("momentum", math.nan)))
-        else:
-            words.append(name_value(key, value))
-    return tuple(words)

@@ -1,17 +1,19 @@
-"""Outcomes of experiments, in words that are composed from verdicts and the networks' settings alone."""
+"""What an experiment says on its question: verdicts, and answers written by hand that quote them with their numbers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import jinja2
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, decide, state_findings
-from bnlab.harness.reporting.frames.selection import list_values, list_varied, name_value
+from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, decide, find_conditions, state_findings
 from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_TESTED
+from bnlab.harness.reporting.wording import count_share, describe_networks, list_values, say_mean, say_numbers
 
 READING = (
     "Numbers are means over seeds with the 95% interval of each line by itself. A line *holds* if a one-sided t test "
@@ -22,20 +24,12 @@ READING = (
     "hold, without a correction. What is the same for all seeds is compared with the margin, not tested; a share of so "
     "few networks that no count could decide is shown as a count."
 )
-# Settings that are named where all networks share them.
-_SHARED = (
-    "data",
-    "data.images",
-    "model",
-    "model.depth",
-    "norm",
-    "batch_size",
-    "epochs",
-    "optimizer",
-    "optimizer.lr",
-    "optimizer.schedule",
-)
-_TINY = 1e-5  # below it numbers are written as 1.2e-07
+_IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
+_LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
+_IN_PERCENT = ("share", "of the networks")
+_QUOTED = re.compile(r'(?:holds|fails|undecided|counted)\("(\w+)\.')
+_QUOTES = {"holds": "holds", "fails": "fails", "undecided": "undecided", "counted": NOT_TESTED}
+_JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
 
 
 @dataclass(frozen=True)
@@ -55,161 +49,138 @@ class Outcome:
     networks: str
 
     def list_claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
-        """List the claims with their conditions.
-
-        These have condition, number (mean and interval, or a count), n, verdict and `said`, the verdict with its note.
-        """
+        """List the claims, each with the rows of `frame` on its conditions."""
         claims = []
         for name, claim in self.experiment.claims.items():
-            is_of_claim = self.frame["claim"] == name
-            conditions = self.frame[is_of_claim].to_dict("records")
-            for condition in conditions:
-                condition["number"] = _write_number(condition)
-                condition["said"] = _say_verdict(condition)
-            claims.append((claim, conditions))
+            conditions = self.frame[self.frame["claim"] == name]
+            claims.append((claim, conditions.to_dict("records")))
         return claims
-
-    def list_unscored(self) -> dict[str, str]:
-        """Say of each claim that cannot be scored why, by its name."""
-        unscored = self.frame[self.frame["verdict"] == CANNOT_BE_SCORED]
-        return dict(zip(unscored["claim"], unscored["note"], strict=True))
-
-
-def _write_number(row: dict[Hashable, Any]) -> str:
-    if row["n"] == 0:
-        return ""
-    if row["verdict"] == NOT_TESTED:
-        return count_share(row["mean"], row["n"])
-    return format_number(row["mean"], row["low"], row["high"])
-
-
-def _say_verdict(row: dict[Hashable, Any]) -> str:
-    return f"{row['verdict']} ({row['note']})" if row["note"] else row["verdict"]
-
-
-def count_share(share: float, n: int) -> str:
-    """Write a share of networks as a count.
-
-    >>> count_share(2 / 3, 3)
-    '2 of 3'
-    """
-    return f"{round(share * n)} of {n}"
 
 
 def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     """Decide the claims of an experiment, and say what was measured."""
     runs = tables["runs"]
     frame = decide(experiment, tables)
-    basis = [list_values(runs["data"]), *_count_seeds(frame)]
-    stated = state_findings(experiment, frame)
-    return Outcome(stated, frame, ", ".join(basis), describe_networks(runs))
+    basis = list_values(runs["data"])
+    counts = sorted(frame.loc[frame["verdict"] != CANNOT_BE_SCORED, "n"].unique())
+    if counts:
+        outer = dict.fromkeys([str(counts[0]), str(counts[-1])])
+        basis += f", n = {' to '.join(outer)}"
+    return Outcome(state_findings(experiment, frame), frame, basis, describe_networks(runs))
 
 
-def _count_seeds(frame: pd.DataFrame) -> list[str]:
-    """Say how many seeds the verdicts on claims are of that could be scored; nothing where there is none."""
-    is_scored = frame["verdict"] != CANNOT_BE_SCORED
-    counts = frame.loc[is_scored, "n"]
-    if counts.empty:
-        return []
-    low = counts.min()
-    high = counts.max()
-    if low == high:
-        return [f"n = {low}"]
-    return [f"n = {low} to {high}"]
+@dataclass(frozen=True)
+class Prose:
+    """A question and its answer.
 
-
-def describe_networks(runs: pd.DataFrame) -> str:
-    """Say how many networks there are, in what they differ, what they share, and that this was not varied."""
-    words = []
-    for column in (*list_varied(runs), *_list_shared(runs)):
-        values = list_values(runs[column])
-        words.append(_say_setting(column, values))
-
-    counts = count_networks(runs)
-    settings = ", ".join(words)
-    unfinished = say_unfinished(runs)
-    devices = _say_devices(runs)
-    return (
-        f"{counts}: {settings}.{unfinished}{devices} What all of them share was not varied: it may change the answer."
-    )
-
-
-def _say_devices(runs: pd.DataFrame) -> str:
-    """Say how many networks each processor or GPU has trained."""
-    counts = runs["device"].value_counts() if "device" in runs else pd.Series(dtype=int)
-    if counts.empty:
-        return ""
-    if len(counts) == 1:
-        return f" Trained on {counts.index[0]}."
-    parts = [f"{count} on {device}" for device, count in counts.items()]
-    return f" Trained: {', '.join(parts)}."
-
-
-def _say_setting(column: str, values: str) -> str:
-    """Say a setting with its values, as conditions do, but for the learning rate: this list is long as it is."""
-    if column == "optimizer.lr":
-        return f"lr {values}"
-    return name_value(column, values)
-
-
-def _list_shared(runs: pd.DataFrame) -> list[str]:
-    """List the settings that are worth naming and that all networks share."""
-    known = [column for column in _SHARED if column in runs]
-    return [column for column in known if runs[column].nunique(dropna=False) == 1]
-
-
-def count_networks(runs: pd.DataFrame) -> str:
-    """Count networks and seeds, as `4 networks, 2 seeds`."""
-    networks = _count(len(runs), "network")
-    seeds = _count(runs["seed"].nunique(), "seed")
-    return f"{networks}, {seeds}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}s" if number > 1 else f"{number} {noun}"
-
-
-def say_unfinished(runs: pd.DataFrame) -> str:
-    """Say in a sentence, after a space, how many networks have diverged or failed; nothing if none has."""
-    statuses = list(runs.get("status", ()))
-    counts = []
-    for status in ("diverged", "failed"):
-        if status in statuses:
-            counts.append(f"{statuses.count(status)} {status}")
-    if not counts:
-        return ""
-    return f" Of these {' and '.join(counts)}: means are of the rows that there are."
-
-
-def round_numbers(mean: float, low: float, high: float) -> list[str]:
-    """Round mean, low and high to two digits of the interval's half; the mean alone where there is no interval."""
-    half = (high - low) / 2
-    if not math.isfinite(half):
-        return [f"{mean:.3g}"]
-
-    numbers = (mean, low, high)
-    largest = max(abs(low), abs(high))
-    if 0 < largest < _TINY:
-        return [f"{number:.1e}" for number in numbers]
-
-    digits = _choose_digits(mean, half)
-    rounded = [round(number, digits) + 0.0 for number in numbers]  # no -0.0
-    return [f"{number:.{digits}f}" for number in rounded]
-
-
-def _choose_digits(mean: float, half: float) -> int:
-    """Choose the digits behind the point that leave two to the half of an interval."""
-    if half <= 1e-9 * abs(mean):  # the interval is of rounding
-        return 3
-    wanted = 1 - math.floor(math.log10(half))
-    return min(6, max(0, wanted))
-
-
-def format_number(mean: float, low: float, high: float) -> str:
-    """Write mean and interval, as `round_numbers` has them.
-
-    >>> format_number(1.0, 0.5, 1.5), format_number(0.25, math.nan, math.nan)
-    ('1.00 [0.50, 1.50]', '0.25')
+    Attributes:
+        question: as one would ask it.
+        paragraphs: the answer in Markdown.
+        figure: the names of experiment and figure; empty without one.
+        quoted: the names of the experiments that the template quotes.
     """
-    rounded, *bounds = round_numbers(mean, low, high)
-    return f"{rounded} [{', '.join(bounds)}]" if bounds else rounded
+
+    question: str
+    paragraphs: list[str]
+    figure: tuple[str, str]
+    quoted: frozenset[str]
+
+
+class UntrueQuote(Exception):
+    """A quoted verdict is another one, or there is none."""
+
+
+def fill_prose(template: str, outcomes: Sequence[Outcome]) -> Prose:
+    """Fill in a template: `# Question?`, paragraphs, and where there is a figure `![](experiment/figure)`.
+
+    Args:
+        template: see `fill_paragraphs`.
+        outcomes: what is quoted.
+    """
+    heading, _, rest = template.partition("\n")
+    question = heading.removeprefix("# ")
+    paragraphs = fill_paragraphs(_IMAGE.sub("", rest), outcomes)
+
+    image = _IMAGE.search(rest)
+    figure = (image[1], image[2]) if image else ("", "")
+    quoted = frozenset(_QUOTED.findall(rest))
+    return Prose(question, paragraphs, figure, quoted)
+
+
+def fill_paragraphs(template: str, outcomes: Sequence[Outcome]) -> list[str]:
+    """Fill in paragraphs, between empty lines, of sentences, a line each; a sentence with an untrue quote is left out.
+
+    The rows of a table and the items of a list are sentences too, and keep their lines.
+
+    A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails`, `undecided` and `counted` (not tested). It
+    gives mean and interval of the claim `cost` of the experiment `gap`, in the condition that has these words. Of
+    several conditions, for which further words are given, or none for all, it gives the range of their means and the
+    outer bounds of their intervals; `counted` gives a count, as `3 of 3`. With `sign=-1` a gain is quoted as a cost.
+    With `interval=False` the mean stands alone, with two digits, and with `shown=False` the verdict is required and no
+    number is given.
+    """
+    known = {outcome.experiment.name: outcome for outcome in outcomes}
+    paragraphs = []
+    for paragraph in template.strip().split("\n\n"):
+        filled = [_fill_sentence(line, known) for line in paragraph.splitlines()]
+        sentences = [sentence for sentence in filled if sentence]
+        if sentences:
+            separator = "\n" if sentences[0].startswith(_LINE_STARTS) else " "
+            paragraphs.append(separator.join(sentences))
+    return paragraphs
+
+
+def _fill_sentence(line: str, known: dict[str, Outcome]) -> str:
+    def quote(
+        verdict: str, claim: str, *conditions: str, sign: int = 1, shown: bool = True, interval: bool = True
+    ) -> str:
+        experiment, _, name = claim.partition(".")
+        if experiment not in known:
+            raise UntrueQuote
+        cells = find_conditions(known[experiment].frame, name, conditions)
+        if {*cells["verdict"]} != {verdict}:
+            raise UntrueQuote
+        if not shown:
+            return ""
+        if verdict == NOT_TESTED:
+            ordered = cells.sort_values("mean")
+            counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
+            return " to ".join(dict.fromkeys(counts))
+        unit = known[experiment].experiment.claims[name].margin.unit
+        return _say_means(cells, unit, sign, interval)
+
+    try:
+        quotes = {word: partial(quote, verdict) for word, verdict in _QUOTES.items()}
+        return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
+    except UntrueQuote:
+        return ""
+
+
+def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool) -> str:
+    """Say mean, unit and interval, as `5.3 points [3.2, 7.5]`; of several cells the range and the outer bounds.
+
+    Shares are said in percent, and of `points gained` only `points`.
+    """
+    numbers = sign * cells[["mean", "low", "high"]]
+    words = " " + re.sub("^points .*", "points", unit)
+    if unit in _IN_PERCENT:
+        numbers = (100 * numbers).clip(0, 100)
+        words = "%"
+
+    means = []
+    bounds = []
+    for mean, *ends in numbers.itertuples(index=False):
+        low, high = sorted(ends)
+        if has_interval:
+            said, *interval = say_numbers(mean, low, high)
+            means.append(said)
+            bounds += interval
+        else:
+            means.append(say_mean(mean, low, high))
+    means.sort(key=float)
+    bounds.sort(key=float)
+
+    span = " to ".join(dict.fromkeys([means[0], means[-1]]))
+    if not bounds or len({*bounds, *means}) == 1:  # without interval, or certain, as what is counted
+        return f"{span}{words}"
+    return f"{span}{words} [{bounds[0]}, {bounds[-1]}]"

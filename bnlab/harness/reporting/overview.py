@@ -12,12 +12,19 @@ import pandas as pd
 
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.frames.layers import BEHIND, gap_over_layers
-from bnlab.harness.reporting.frames.means import interval
-from bnlab.harness.reporting.frames.selection import Tables, list_values, list_varied, name_value, select, write_value
-from bnlab.harness.reporting.outcome import describe_networks, format_number
+from bnlab.harness.reporting.frames import BEHIND, gap_over_layers, interval, select
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
-from bnlab.harness.reporting.style import AXES, estimator_label
+from bnlab.harness.reporting.selection import Tables
+from bnlab.harness.reporting.style import AXES
+from bnlab.harness.reporting.wording import (
+    describe_networks,
+    estimator_label,
+    format_number,
+    list_values,
+    list_varied,
+    name_value,
+    write_value,
+)
 from bnlab.harness.updates import ADVICE, count_last, count_training
 
 _PANELS = 12  # the most that are drawn

@@ -1,4 +1,4 @@
-"""Answers as documents: Markdown for the repository, and one self-contained HTML page to look at."""
+"""Answers as documents: Markdown for the repository, and the same as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bnlab.harness.reporting.outcome import READING, Outcome
+from bnlab.harness.reporting.outcome import READING, Outcome, fill_paragraphs, fill_prose
 from bnlab.harness.reporting.overview import Overview
-from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
+
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")  # HTML in it is shown as it is written
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Catalogue:
     """Questions and hypotheses, and how they are answered.
 
     Attributes:
-        questions: by number, the template of question and answer, see `prose.fill_prose`.
+        questions: by number, the template of question and answer, see `outcome.fill_prose`.
         hypotheses: by number, the hypothesis in our words, and the template of what is concluded of it.
-        first: what stands before all questions, see `prose.fill_paragraphs`.
+        first: what stands before all questions, see `outcome.fill_paragraphs`.
         index: links to the questions in the words of those who ask, `[why?](#Q1)`.
         last: what stands behind all questions.
     """
@@ -51,25 +51,69 @@ class AddedSeeds:
     counts: pd.DataFrame
 
 
-def write_answers(catalogue: Catalogue, outcomes: Sequence[Outcome]) -> str:
-    """Write ANSWERS.md: what the experiments say on each question; it links to the page of each, beside it.
+def write_experiment(outcome: Outcome, devices: str = "") -> str:
+    """Write the README.md of an experiment's results, with Markdown on the devices that have trained its networks."""
+    return _render("experiment.md", outcome=outcome, reading=READING, devices=devices)
+
+
+def write_answers(
+    catalogue: Catalogue, outcomes: Sequence[Outcome], results: Path, added_seeds: AddedSeeds | None = None
+) -> dict[str, str]:
+    """Write what the experiments say on each question and each hypothesis.
 
     Args:
         catalogue: what is asked.
         outcomes: what was measured.
-    """
-    page = _render("answers.md", catalogue, outcomes, {}, None)
-    return _link_headings(page)
-
-
-def write_hypotheses(catalogue: Catalogue, outcomes: Sequence[Outcome], added_seeds: AddedSeeds | None = None) -> str:
-    """Write HYPOTHESES.md: what the experiments say on each hypothesis.
-
-    Args:
-        catalogue, outcomes: see `write_answers`.
+        results: the folder whose figures are shown.
         added_seeds: what seeds say alone that were added later, if there are any.
+
+    Returns:
+        ANSWERS.md and HYPOTHESES.md, which link to the page of each experiment beside them, and report.html with all
+        of them.
     """
-    return _render("hypotheses.md", catalogue, outcomes, {}, added_seeds)
+    questions = {number: fill_prose(text, outcomes) for number, text in catalogue.questions.items()}
+    hypotheses = {}
+    for number, (text, conclusion) in catalogue.hypotheses.items():
+        paragraphs = fill_paragraphs(conclusion, outcomes)
+        hypotheses[number] = (text, " ".join(paragraphs))
+
+    bearing: dict[str, list[Outcome]] = {number: [] for number in (*questions, *hypotheses)}
+    titles = {}
+    for outcome in outcomes:
+        experiment = outcome.experiment
+        for number, bearing_on_it in bearing.items():
+            is_quoted = number in questions and experiment.name in questions[number].quoted
+            if is_quoted or number in experiment.bears_on:
+                bearing_on_it.append(outcome)
+        for name, figure in experiment.figures.items():
+            titles[experiment.name, name] = figure.title
+
+    answers = _render(
+        "answers.md",
+        first=fill_paragraphs(catalogue.first, outcomes),
+        index=fill_paragraphs(catalogue.index, outcomes),
+        last=fill_paragraphs(catalogue.last, outcomes),
+        questions=questions,
+        bearing=bearing,
+        titles=titles,
+    )
+    page = _render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
+
+    shown: set[Path] = set()
+    parts = [("", _convert(answers, results, shown))]
+    for outcome in outcomes:
+        name = outcome.experiment.name
+        html = _convert(write_experiment(outcome), results / name, shown)
+        parts.append((f"{name}: {outcome.experiment.question}", html))
+    parts.append(("", _convert(page, results, shown)))
+    report = _render("page.html", title="bnlab: answers", parts=parts)
+    return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page, "report.html": report}
+
+
+def write_overview(overview: Overview, folder: Path, command: str) -> str:
+    """Write a page on a sweep without a question: its results lie in the folder, and the command continues it."""
+    page = _render("overview.md", overview=overview, folder=folder, command=command)
+    return _render("page.html", title=f"bnlab: {folder.name}", parts=[("", _convert(page, folder, set()))])
 
 
 def _link_headings(page: str) -> str:
@@ -80,109 +124,31 @@ def _link_headings(page: str) -> str:
     return page
 
 
-def write_experiment(outcome: Outcome, devices: str = "") -> str:
-    """Write the README.md of an experiment's results: claims with all conditions, and figures, as files beside it.
+def _convert(page: str, folder: Path, shown: set[Path]) -> Markup:
+    """Convert Markdown to HTML that holds the images of its folder, each once, and whose links stay inside of it."""
 
-    Args:
-        outcome: what the tables say.
-        devices: Markdown on the devices that its networks were trained on; empty where there is nothing to say.
-    """
-    return _load_template("experiment.md").render(outcome=outcome, reading=READING, devices=devices)
+    def embed(match: re.Match[str]) -> str:
+        path = folder / match[1]
+        if not path.exists():
+            return ""
+        if path in shown:
+            return f"Figure “{match[2]}”: see above."
+        shown.add(path)
+        image = base64.b64encode(path.read_bytes()).decode()
+        return f'<img onclick="enlarge(this)" src="data:image/png;base64,{image}" alt="{match[2]}">'
 
-
-def write_html(
-    catalogue: Catalogue,
-    outcomes: Sequence[Outcome],
-    figures: Mapping[tuple[str, str], Path],
-    added_seeds: AddedSeeds | None = None,
-) -> str:
-    """Write a page that needs no other file.
-
-    Args:
-        catalogue, outcomes, added_seeds: see `write_hypotheses`.
-        figures: PNGs by the names of experiment and figure; those that do not exist are left out.
-    """
-    images = {key: _encode(path) for key, path in figures.items() if path.exists()}
-    return _render("page.html", catalogue, outcomes, images, added_seeds)
+    html = _MARKDOWN.render(page)
+    html = re.sub(r'<img src="([^"]*)" alt="([^"]*)" />', embed, html)
+    html = re.sub(r'href="(\w+)(/README)?\.md"', r'href="#\1"', html)
+    html = re.sub(r"<h([12])>(\w+)", r'<h\1 id="\2">\2', html)  # of an experiment its name, of a question its number
+    html = re.sub(r"<td>(holds|fails|undecided|one seed|not|cannot)\b", r'<td class="\1">\1', html)
+    return Markup(html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
 
-def write_overview(overview: Overview, figures: Mapping[str, Path], folder: Path, command: str) -> str:
-    """Write a page on a sweep without a question; it needs no other file.
-
-    Args:
-        overview: what the sweep shows.
-        figures: PNGs by the names of its figures; those that could not be drawn are left out.
-        folder: of the sweep's results.
-        command: what continues the sweep; empty if that is not known.
-    """
-    images = {name: _encode(path) for name, path in figures.items()}
-    return _load_template("overview.html").render(overview=overview, images=images, folder=folder, command=command)
-
-
-def _encode(path: Path) -> str:
-    """Encode the bytes of a file as they stand in a page."""
-    return base64.b64encode(path.read_bytes()).decode()
-
-
-def _mark(text: str) -> Markup:
-    """Render Markdown that stands in a line; HTML in it is shown as it is written."""
-    return Markup(MarkdownIt("commonmark", {"html": False}).renderInline(text))
-
-
-def _mark_block(text: str) -> Markup:
-    """Render a block of Markdown, as a paragraph, a list or a table, see `_mark`."""
-    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
-
-
-def _load_template(name: str) -> jinja2.Template:
-    """Load a template; in HTML what is filled in is shown as it is written."""
+def _render(name: str, **values: object) -> str:
+    """Fill in a template; in HTML what is filled in is shown as it is written."""
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(
         autoescape=name.endswith(".html"), loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters["mark"] = _mark
-    environment.filters["mark_block"] = _mark_block
-    return environment.get_template(name)
-
-
-def _render(
-    template: str,
-    catalogue: Catalogue,
-    outcomes: Sequence[Outcome],
-    images: Mapping[Any, str],
-    added_seeds: AddedSeeds | None,
-) -> str:
-    """Fill in a template with all questions, hypotheses and experiments."""
-    questions = {number: fill_prose(text, outcomes) for number, text in catalogue.questions.items()}
-    hypotheses = {}
-    for number, (text, conclusion) in catalogue.hypotheses.items():
-        paragraphs = fill_paragraphs(conclusion, outcomes)
-        hypotheses[number] = (text, " ".join(paragraphs))
-
-    bearing = {}
-    for number in (*questions, *hypotheses):
-        quoted = questions[number].quoted if number in questions else frozenset()
-        bearing[number] = [
-            outcome
-            for outcome in outcomes
-            if number in outcome.experiment.bears_on or outcome.experiment.name in quoted
-        ]
-
-    declared = {}
-    for outcome in outcomes:
-        for name, figure in outcome.experiment.figures.items():
-            declared[outcome.experiment.name, name] = figure
-
-    return _load_template(template).render(
-        first=fill_paragraphs(catalogue.first, outcomes),
-        index=fill_paragraphs(catalogue.index, outcomes),
-        last=fill_paragraphs(catalogue.last, outcomes),
-        questions=questions,
-        hypotheses=hypotheses,
-        outcomes=outcomes,
-        bearing=bearing,
-        added_seeds=added_seeds,
-        figures=declared,
-        images=images,
-        reading=READING,
-    )
+    return environment.get_template(name).render(values)

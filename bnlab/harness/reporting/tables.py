@@ -1,11 +1,15 @@
 """Tidy tables of an experiment, put together from what its jobs asked for when they are read.
 
 results/<experiment>/requests/, columns.parquet   what was asked for, see `bnlab.harness.requests`
-results/<experiment>/tables/<table>.parquet   one row for each key, see `written`
+results/<experiment>/tables/<table>.parquet   one row for each key
+results/<experiment>/tables/made_from.json   the requests whose rows these files hold: newer ones alone are read again
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,84 +20,137 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock
 
-from bnlab.files import Unreadable, set_aside, write_whole
+from bnlab.files import Unreadable, reading, set_aside, write_text, write_whole
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.reporting.written import (
-    Stamps,
-    Written,
-    find_table,
-    leave_out,
-    read_stamps,
-    read_written,
-    write_all,
-)
 from bnlab.harness.requests import Request, Selection, columns_path, find_rows, find_run, read_request
 from bnlab.harness.run_table import RUNS
-from bnlab.harness.schema import ORIGIN, conform, read_frame, read_key, read_rows, read_schema
+from bnlab.harness.schema import ORIGIN, conform, read_frame, read_key, read_rows, read_schema, write_frame
 
-_Tables = dict[str, tuple[pd.DataFrame, pa.Schema]]
+_WithSchemas = dict[str, tuple[pd.DataFrame, pa.Schema]]
+_Stamps = Mapping[str, int]  # the name of each request's file → when it was last written, in ns since 1970
 _REQUEST = "request"  # a further column while rows are put together: the number of the request that asks for them
 _MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
 
 
-def assemble(folder: Path) -> dict[str, pd.DataFrame]:
-    """All tables of an experiment: of each network and estimator the rows of the newest origin, one for each key.
+class LoadedTables(dict[str, pd.DataFrame]):
+    """The tables of an experiment that have been measured, by name."""
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        raise NoRows(f"the table {name} has not been measured; there are {', '.join(self)}")
+
+
+def load(name: str, results: str | Path = "results") -> LoadedTables:
+    """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
+
+    results/README.md says what their columns mean. `load("momentum", "results/reference")` has the committed ones.
+
+    Raises:
+        UserError: nothing has been measured under this name.
+
+    >>> tables = load("quickstart", "results/reference")
+    >>> sorted(tables)
+    ['evaluations', 'gaps', 'runs']
+    >>> sorted(tables["runs"]["batch_size"].unique().tolist())
+    [4, 32, 256]
+    """
+    folder = Path(results) / name
+    if (folder / "requests").is_dir():
+        current, _, _ = _bring_up_to_date(folder)
+        return LoadedTables({name: frame for name, (frame, _) in current.items()})
+    if (folder / "tables").is_dir():
+        return LoadedTables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})
+    where = [] if str(results) == "results" else [f"results={results}"]
+    command = shlex.join(["bnlab", "sweep", f"name={name}", *where])
+    raise UserError(
+        f"no results for {name!r} in {results}/; run: {command} with what is to be swept, or with experiment={name} "
+        "where conf/experiment/ has it"
+    )
+
+
+def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
+    """Put every table together and write it; safe while other sweeps measure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "tables.lock"):
+        current, stamps, is_new = _bring_up_to_date(folder)
+        record = folder / "tables" / "made_from.json"
+        if is_new:
+            record.unlink(missing_ok=True)  # until it comes back, nobody trusts files of which some are newer
+            for name, (frame, schema) in current.items():
+                write_frame(folder / "tables" / f"{name}.parquet", frame, schema)
+            write_text(record, json.dumps({"tables": list(current), "requests": stamps}))
+        for name, (frame, _) in current.items():
+            path = folder / "tables" / f"{name}.csv"
+            if csv or path.exists():  # an earlier one would be of other rows
+                write_whole(path, partial(frame.to_csv, index=False))
+    return {name: frame for name, (frame, _) in current.items()}
+
+
+def _bring_up_to_date(folder: Path) -> tuple[_WithSchemas, _Stamps, bool]:
+    """Read the tables that were written, and put the rows of networks with newer requests in place of theirs.
 
     Files that cannot be read are named and set aside.
+
+    Returns:
+        All tables: of each network and estimator the rows of the newest origin, one for each key. The requests that
+        these hold all rows of. Whether there were newer requests.
     """
-    stamps = read_stamps(folder)
-    current = _bring_up_to_date(folder, read_written(folder, stamps), stamps)
-    return {name: frame for name, (frame, _) in current.tables.items()}
-
-
-def _bring_up_to_date(folder: Path, written: Written, stamps: Stamps) -> Written:
-    """Put the rows of the networks whose requests are newer into the tables that were written; these, if none are."""
-    changed = written.list_changed(stamps)
+    stamps = _read_stamps(folder)
+    written, known = _read_written(folder)
+    if not known.keys() <= stamps.keys():  # the rows of a request that was removed are among them
+        written, known = {}, {}
+    changed = {find_run(name) for name, stamp in stamps.items() if known.get(name) != stamp}
     if not changed:
-        return written
+        return written, known, False
 
-    added, incomplete = _put_all_together(folder, [name for name in stamps if find_run(name) in changed])
-    if not _have_same_columns(written, added):  # those of another version
-        written = Written()
-        added, incomplete = _put_all_together(folder, list(stamps))
-    return Written(_join(written.tables, added, changed), leave_out(stamps, incomplete))
-
-
-def _put_all_together(folder: Path, names: Sequence[str]) -> tuple[_Tables, set[str]]:
-    """Put all tables together of the requests with these file names; also, the networks that lack rows."""
-    requests = _read_requests(folder, names)
-    found: _Tables = {}
-    incomplete = set[str]()
+    requests = _read_requests(folder, [name for name in stamps if find_run(name) in changed])
+    current = {}
+    for name, (frame, schema) in written.items():
+        current[name] = (frame[~frame["run"].isin(changed)], schema)
     if requests:
-        columns = _read_columns(folder)
-        found["runs"] = (_put_runs_together(requests, columns), columns)
+        newest = {request.run: request.row for request in requests}
+        columns = RUNS.schema
+        with contextlib.suppress(Unreadable):  # not written by an earlier version, or a job by itself
+            columns = read_schema(columns_path(folder))
+        _add_rows(current, "runs", pd.DataFrame(list(newest.values())), columns)
+    incomplete = set[str]()
     for name in dict.fromkeys(name for request in requests for name in request.selections):
         parts, lacking = _read_parts(folder.parent, name, requests)
         incomplete.update(lacking)
         if parts:
-            found[name] = _put_together(parts, [request.selections.get(name, Selection()) for request in requests])
-    return found, incomplete
+            selections = [request.selections.get(name, Selection()) for request in requests]
+            _add_rows(current, name, *_put_together(parts, selections))
+    whole = {name: stamp for name, stamp in stamps.items() if find_run(name) not in incomplete}
+    return current, whole, True
 
 
-def _have_same_columns(written: Written, added: _Tables) -> bool:
-    """Return whether the tables that were written have the columns of the rows that are added to them."""
-    both = written.tables.keys() & added.keys() - {"runs"}
-    return all(written.tables[name][1].names == added[name][1].names for name in both)
+def _add_rows(current: _WithSchemas, name: str, rows: pd.DataFrame, schema: pa.Schema) -> None:
+    """Add rows to a table; columns are those of the schema, which rows of an earlier version may lack."""
+    if name in current:
+        before, _ = current[name]
+        rows = pd.concat([before, rows], ignore_index=True)
+    missing = [column for column in schema.names if column not in rows]
+    ordered = rows.assign(**dict.fromkeys(missing)).sort_values(read_key(schema), ignore_index=True)
+    current[name] = (conform(ordered, schema), schema)
 
 
-def _join(written: Mapping[str, tuple[pd.DataFrame, pa.Schema]], added: _Tables, changed: set[str]) -> _Tables:
-    """Put the rows of the changed networks in the place of those that were written."""
-    joined = {}
-    for name, (frame, schema) in {**written, **added}.items():
-        if name in written:
-            rows, _ = written[name]
-            parts = [rows[~rows["run"].isin(changed)]]
-            if name in added:
-                parts.append(frame)
-            frame = pd.concat(parts, ignore_index=True).sort_values(read_key(schema), ignore_index=True)
-            frame = conform(frame, schema)
-        joined[name] = (frame, schema)
-    return joined
+def _read_stamps(folder: Path) -> dict[str, int]:
+    """Read when each request of an experiment was written."""
+    if not (folder / "requests").is_dir():
+        return {}
+    with os.scandir(folder / "requests") as entries:
+        return {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".json")}
+
+
+def _read_written(folder: Path) -> tuple[_WithSchemas, _Stamps]:
+    """Read the tables that were written, and the requests that they were put together from; none where a file fails."""
+    path = folder / "tables" / "made_from.json"
+    try:
+        with reading(path):
+            record = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: folder / "tables" / f"{name}.parquet" for name in record["tables"]}
+        return {name: (read_frame(file), read_schema(file)) for name, file in files.items()}, record["requests"]
+    except Unreadable:  # or there is none
+        return {}, {}
 
 
 def _read_requests(folder: Path, names: Iterable[str]) -> list[Request]:
@@ -108,28 +165,8 @@ def _read_requests(folder: Path, names: Iterable[str]) -> list[Request]:
     return sorted(requests, key=lambda request: request.written)
 
 
-def _read_columns(folder: Path) -> pa.Schema:
-    """Read what the columns of `runs` are; those that are no settings, where the sweep has not said it."""
-    try:
-        return read_schema(columns_path(folder))
-    except Unreadable:  # of an earlier version, or a job by itself: types are those of the values
-        return RUNS.schema
-
-
-def _put_runs_together(requests: Sequence[Request], columns: pa.Schema) -> pd.DataFrame:
-    """The table `runs`: of each network the row of the newest request."""
-    rows = {request.run: request.row for request in requests}
-    frame = pd.DataFrame(list(rows.values()))
-    missing = [column for column in columns.names if column not in frame]
-    return conform(frame.assign(**dict.fromkeys(missing)).sort_values("run"), columns)
-
-
 def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[list[pa.Table], list[str]]:
-    """Read the files with rows of a table that requests name; name on stderr the networks of which some are missing.
-
-    Returns:
-        The rows, with a column `_REQUEST` and in the order of requests; the networks of which files are missing.
-    """
+    """Read the files with rows of a table, in the order of requests; name and return the networks that lack some."""
     schema = None
     parts = []
     incomplete = []
@@ -163,9 +200,8 @@ def _put_together(parts: Sequence[pa.Table], selections: Iterable[Selection]) ->
     rows = rows[rows[ORIGIN] == group[ORIGIN].transform("last")]
 
     key = read_key(whole.schema)
-    rows = rows.drop_duplicates(key, keep="last").sort_values(key)
-    schema = whole.drop_columns([ORIGIN, _REQUEST]).schema
-    return conform(rows, schema), schema
+    rows = rows.drop_duplicates(key, keep="last")
+    return rows, whole.drop_columns([ORIGIN, _REQUEST]).schema
 
 
 def _select(rows: pd.DataFrame, selections: Iterable[Selection]) -> pd.DataFrame:
@@ -180,53 +216,3 @@ def _select(rows: pd.DataFrame, selections: Iterable[Selection]) -> pd.DataFrame
     if "momentum" in keys:
         keys = keys.astype({"momentum": float})  # none is NaN, which agrees with NaN
     return rows.merge(keys, on=list(keys), how="inner")
-
-
-def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
-    """Put every table together and write it; safe while other sweeps measure."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "tables.lock"):
-        stamps = read_stamps(folder)
-        written = read_written(folder, stamps)
-        current = _bring_up_to_date(folder, written, stamps)
-        if current is not written:
-            write_all(folder, current)
-        for name, (frame, _) in current.tables.items():
-            path = find_table(folder, name).with_suffix(".csv")
-            if csv or path.exists():  # an earlier one would be of other rows
-                write_whole(path, partial(frame.to_csv, index=False))
-    return {name: frame for name, (frame, _) in current.tables.items()}
-
-
-class Tables(dict[str, pd.DataFrame]):
-    """The tables of an experiment that have been measured, by name."""
-
-    def __missing__(self, name: str) -> pd.DataFrame:
-        raise NoRows(f"the table {name} has not been measured; there are {', '.join(self)}")
-
-
-def load(name: str, results: str | Path = "results") -> Tables:
-    """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
-
-    results/README.md says what their columns mean. `load("momentum", "results/reference")` has the committed ones.
-
-    Raises:
-        UserError: nothing has been measured under this name.
-
-    >>> tables = load("quickstart", "results/reference")
-    >>> sorted(tables)
-    ['evaluations', 'gaps', 'runs']
-    >>> sorted(tables["runs"]["batch_size"].unique().tolist())
-    [4, 32, 256]
-    """
-    folder = Path(results) / name
-    if (folder / "requests").is_dir():
-        return Tables(assemble(folder))
-    if (folder / "tables").is_dir():
-        return Tables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})
-    where = [] if str(results) == "results" else [f"results={results}"]
-    command = shlex.join(["bnlab", "sweep", f"name={name}", *where])
-    raise UserError(
-        f"no results for {name!r} in {results}/; run: {command} with what is to be swept, or with experiment={name} "
-        "where conf/experiment/ has it"
-    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,143 +97,88 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
     Returns:
         The columns `verdict` and `note`, a row for each of `frame`.
     """
-    is_equal = _find_equal(frame)
-    is_undecidable = _find_undecidable(frame, margin)
+    rows = frame.to_dict("records")
+    untested = [_decide_without_test(row, margin) for row in rows]
+    p = np.full((len(rows), 2), np.nan)  # what is not tested has no part in the correction
+    for place, row in enumerate(rows):
+        if untested[place] is None:
+            p[place] = find_p_values(row, margin)
+    holds, fails = p.T
+    corrected_holds = holds if margin.together else holm(holds)
+    corrected_fails = holm(fails)
 
-    p_holds, p_fails = p_values(frame, margin)
-    is_tested = ~(is_equal | is_undecidable)
-    p_holds = np.where(is_tested, p_holds, np.nan)  # what is not tested has no part in the correction
-    p_fails = np.where(is_tested, p_fails, np.nan)
-
-    corrected_holds = p_holds if margin.together else holm(p_holds)
-    corrected_fails = holm(p_fails)
-    verdict = _choose_verdicts(frame, corrected_holds, corrected_fails)
-    alone = _choose_verdicts(frame, p_holds, p_fails)
-    is_by_holm = (verdict == "undecided") & (alone != "undecided")
-    note = np.where(is_by_holm, alone + " by itself", "")
-
-    verdict[is_equal] = _compare(frame, margin)[is_equal]
-    note[is_equal] = NO_SPREAD
-    verdict[is_undecidable] = NOT_TESTED
-    return pd.DataFrame({"verdict": verdict, "note": note})
-
-
-def _choose_verdicts(frame: pd.DataFrame, holds: np.ndarray, fails: np.ndarray) -> np.ndarray:
-    """Choose words for p-values of the tests that a margin holds, and that its opposite does."""
-    n = frame["n"].to_numpy()
-    cases = [n == 0, n == 1, holds <= LEVEL, fails <= LEVEL]
-    return np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided").astype(object)
+    judged = []
+    for place, known in enumerate(untested):
+        if known is None:
+            verdict = _choose_verdict(corrected_holds[place], corrected_fails[place])
+            alone = _choose_verdict(holds[place], fails[place])
+            known = (verdict, "" if alone == verdict else f"{alone} by itself")
+        judged.append(known)
+    return pd.DataFrame(judged, columns=["verdict", "note"])
 
 
-def _find_equal(frame: pd.DataFrame) -> np.ndarray:
-    """Find the rows whose value is the same for all of several seeds, up to rounding."""
-    sizes = frame["mean"].abs().clip(lower=1e-3)
-    is_log = frame["log"].to_numpy(bool)
-    sizes[is_log] = 1.0  # the error of a logarithm is relative already
-
-    rounding = 1e-12 * sizes.to_numpy()
-    errors = frame["error"].to_numpy(float)
-    is_rounding = errors <= rounding
-    return _find_several(frame) & is_rounding
+def _choose_verdict(p_holds: float, p_fails: float) -> str:
+    if p_holds <= LEVEL:
+        return "holds"
+    return "fails" if p_fails <= LEVEL else "undecided"
 
 
-def _find_several(frame: pd.DataFrame) -> np.ndarray:
-    """Find the rows that are of several seeds."""
-    return frame["n"].to_numpy() > 1
+def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, str] | None:
+    """Decide a row that cannot be tested, or needs no test: verdict and note; None for all others."""
+    if row["n"] < 2:
+        return ("one seed" if row["n"] else NOT_MEASURED), ""
+
+    if row.get("share"):
+        of_none = find_p_values({**row, "mean": 0.0}, margin)
+        of_all = find_p_values({**row, "mean": 1.0}, margin)
+        return None if min(*of_none, *of_all) <= LEVEL else (NOT_TESTED, "")
+
+    mean = row["mean"]
+    size = 1.0 if row["log"] else max(abs(mean), 1e-3)  # the error of a logarithm is relative already
+    if not row["error"] <= 1e-12 * size:
+        return None
+    if _are_equal(mean, margin.low) or _are_equal(mean, margin.high):
+        return "undecided", NO_SPREAD
+    return ("holds" if margin.low < mean < margin.high else "fails"), NO_SPREAD
 
 
-def _compare(frame: pd.DataFrame, margin: Margin) -> np.ndarray:
-    """Compare means with the bounds, without a test; a mean that equals a bound is undecided."""
-    means = frame["mean"].to_numpy(float)
-    is_at_bound = _are_equal(means, margin.low) | _are_equal(means, margin.high)
-    is_inside = (means > margin.low) & (means < margin.high)
-    return np.select([is_at_bound, is_inside], ["undecided", "holds"], "fails").astype(object)
+def _are_equal(mean: float, bound: float) -> bool:
+    """Find out if a mean equals a bound, up to rounding."""
+    return bool(np.isclose(mean, bound, rtol=1e-12, atol=1e-12))
 
 
-def _are_equal(means: np.ndarray, bounds: float | np.ndarray) -> np.ndarray:
-    """Find the means that equal their bounds, up to rounding."""
-    return np.isclose(means, bounds, rtol=1e-12, atol=1e-12)
-
-
-def _find_undecidable(frame: pd.DataFrame, margin: Margin) -> np.ndarray:
-    """Find shares of so few networks that no count of them decides, not even none or all."""
-    of_none = p_values(frame.assign(mean=0.0), margin)
-    of_all = p_values(frame.assign(mean=1.0), margin)
-    smallest = np.min([*of_none, *of_all], axis=0)
-    return _find_shares(frame) & (smallest > LEVEL)
-
-
-def _find_shares(frame: pd.DataFrame) -> np.ndarray:
-    """Find the rows that are shares of several networks."""
-    is_share = np.asarray(frame.get("share", False), bool)
-    return is_share & _find_several(frame)
-
-
-def p_values(frame: pd.DataFrame, margin: Margin) -> tuple[np.ndarray, np.ndarray]:
-    """Test of each row that the margin holds, and that the opposite does; NaN without two seeds.
+def find_p_values(row: Mapping[Any, Any], margin: Margin) -> tuple[float, float]:
+    """Test that the margin holds of a row of several seeds, and that the opposite does.
 
     Student's t of the mean against each bound, of logarithms where those of the score are; of a share of the seeds
     the exact binomial test. `within` needs both to be significant, its opposite one of the two, at half the level each.
     """
-    above_low, below_low = _test_bound(frame, margin.low)
-    above_high, below_high = _test_bound(frame, margin.high)
-    holds = np.maximum(above_low, below_high)
-
-    is_bound = np.isfinite([margin.low, margin.high])
-    bounds = is_bound.sum()
+    above_low, below_low = _test_bound(row, margin.low)
+    above_high, below_high = _test_bound(row, margin.high)
+    bounds = np.isfinite([margin.low, margin.high]).sum()
     beyond_one = np.minimum(below_low, above_high)
-    fails = np.minimum(1, bounds * beyond_one)
-    return holds, fails
+    return np.maximum(above_low, below_high), np.minimum(1, bounds * beyond_one)
 
 
-def _test_bound(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    """Test of each row that the mean lies above the bound, and that it lies below: two p-values."""
-    n = frame["n"].to_numpy(float)
-    freedom = np.where(n > 1, n - 1, np.nan)
-    distance = _measure_distance(frame, bound)
-    p_above = special.stdtr(freedom, -distance)
-    p_below = special.stdtr(freedom, distance)
+def _test_bound(row: Mapping[Any, Any], bound: float) -> tuple[float, float]:
+    """Test that the mean lies above the bound, and that it lies below: two p-values."""
+    mean = row["mean"]
+    n = row["n"]
+    if row.get("share"):
+        hits = round(mean * n)
+        share = min(max(bound, 0), 1)
+        p_above = 0.0 if bound < 0 else special.bdtr(n - hits, n, 1 - share)
+        p_below = 0.0 if bound > 1 else special.bdtr(hits, n, share)
+        return p_above, p_below
 
-    is_share = _find_shares(frame)
-    if is_share.any():
-        share_above, share_below = _test_shares(frame, bound)
-        p_above = np.where(is_share, share_above, p_above)
-        p_below = np.where(is_share, share_below, p_below)
-    return p_above, p_below
-
-
-def _test_shares(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    """Test of each row, as if it were a share, that it lies above the bound, and that it lies below: exact p-values."""
-    from scipy import stats  # takes long to import, and few tables have shares
-
-    n = frame["n"].to_numpy(float)
-    hits = (frame["mean"] * n).round().to_numpy()
-    share = min(max(bound, 0), 1)
-    p_above = stats.binom.sf(hits - 1, n, share)
-    p_below = stats.binom.cdf(hits, n, share)
-
-    certain = np.zeros(len(frame))
-    if bound < 0:  # each share lies above it
-        p_above = certain
-    if bound > 1:  # each share lies below it
-        p_below = certain
-    return p_above, p_below
-
-
-def _measure_distance(frame: pd.DataFrame, bound: float) -> np.ndarray:
-    """Measure how far the means are from the bound, in standard errors; 0 where they agree but for rounding."""
-    is_log = frame["log"].to_numpy(bool)
-    means = frame["mean"].to_numpy(float)
-    errors = frame["error"].to_numpy(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logarithms = np.log(means)
-        log_bound = np.log(max(bound, 0))
-        means = np.where(is_log, logarithms, means)
-        bounds = np.where(is_log, log_bound, bound)
-        distance = (means - bounds) / errors
-
-    is_at_bound = _are_equal(means, bounds)
-    return np.where(is_at_bound, 0, distance)
+        if row["log"]:
+            mean = np.log(mean)
+            bound = np.log(max(bound, 0))
+        distance = 0.0
+        if not _are_equal(mean, bound):
+            distance = (mean - bound) / np.float64(row["error"])
+    return special.stdtr(n - 1, -distance), special.stdtr(n - 1, distance)
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -11,10 +11,10 @@ import pytest
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above
 from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.outcome import Outcome, describe_networks, find_outcome, format_number
-from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_html, write_hypotheses
+from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome
+from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment
 from bnlab.harness.reporting.plots import GAP, Forest
-from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_mean, say_numbers
+from bnlab.harness.reporting.wording import describe_networks, format_number
 from tests.harness.reporting.planted import plant
 
 
@@ -102,49 +102,6 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
 
     assert paragraphs == ["In 2 of 3."]
 
-    ((_, (row,)),) = few.list_claims()
-    assert row["number"] == "2 of 3"
-    assert row["said"] == "not tested"
-
-
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [
-        (26.63, "27"),
-        (131.8, "132"),
-        (0.0722, "0.072"),
-        (1.0784, "1.08"),
-        (98.75, "99"),
-        (0.996, "1.00"),
-        (-0.31, "-0.31"),
-        (2.1517, "2.2"),
-    ],
-)
-def test_numbers_in_text_have_two_digits_or_three_after_a_one(number: float, said: str) -> None:
-    assert say_numbers(number, number - 1e-5, number + 1e-5)[0] == said
-
-
-@pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_what_is_no_number_is_said_so(number: float) -> None:
-    assert say_numbers(number, number, number) == [str(number)]
-
-
-def test_numbers_in_text_have_no_more_digits_than_their_interval_allows() -> None:
-    assert say_numbers(0.123, -30.0, 30.2) == ["0", "-30", "30"]
-
-
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [(131.8, "130"), (13.7, "14"), (1.0784, "1.1"), (0.1453, "0.15"), (26.6, "27")],
-)
-def test_a_mean_alone_has_two_digits(number: float, said: str) -> None:
-    assert say_mean(number, number - 1e-4, number + 1e-4) == said
-
-
-def test_a_mean_alone_has_no_more_digits_than_its_interval_allows() -> None:
-    assert say_mean(0.01, -0.14, 0.16) == "0.01"
-    assert say_mean(1.23, -30.0, 32.0) == "1"
-
 
 def test_an_answer_has_question_paragraphs_and_figure() -> None:
     template = "# Is it so?\n\nYes.\n\nLook.\n\n![](trial/cost)\n"
@@ -189,7 +146,10 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, "[Why?](#Q1)", "Last.")
     answers = [find_outcome(experiment, plant())]
 
-    text = write_answers(catalogue, answers)
+    (tmp_path / "trial" / "figures").mkdir(parents=True)
+    (tmp_path / "trial" / "figures" / "cost.png").write_bytes(b"image")
+    pages = write_answers(catalogue, answers, tmp_path)
+    text = pages["ANSWERS.md"]
     lines = [
         "## Q1. What?",
         "It *costs* 3.0 points [0.5, 5.5].\\",
@@ -205,19 +165,21 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     assert "[Why?](#q1-what)" in text
     assert "\nLast.\n" in text
 
-    assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in write_hypotheses(catalogue, answers)
+    assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in pages["HYPOTHESES.md"]
 
     own = write_experiment(answers[0])
     assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own
     assert "![Title](figures/cost.png)\n\nCaption\n" in own
 
-    (tmp_path / "cost.png").write_bytes(b"image")
-    page = write_html(catalogue, answers, {("trial", "cost"): tmp_path / "cost.png"})
+    page = pages["report.html"]
     assert "What is &lt;it&gt;?" in page
     assert "<code>code</code>" in page
-    assert "base64,aW1hZ2U=" in page
-    assert "<td>1</td>" in page
+    assert page.count("base64,aW1hZ2U=") == 1, "in the answer, and not again in the experiment"
+    assert '<td class="undecided">undecided' in page or '<td class="holds">holds' in page
     assert '<a href="#Q1">Why?</a>' in page
+    assert '<h2 id="Q1">Q1. What?</h2>' in page
+    assert '<a href="#trial">trial</a>' in page
+    assert '<h1 id="trial">trial</h1>' in page
 
 
 @pytest.mark.parametrize(
@@ -245,11 +207,11 @@ def test_a_finding_is_the_title_where_all_its_claims_hold(claims: dict[str, tupl
     assert outcome.experiment.figures["cost"].title == title
 
 
-def test_html_in_prose_and_in_claims_is_shown_as_it_is_written() -> None:
+def test_html_in_prose_and_in_claims_is_shown_as_it_is_written(tmp_path: Path) -> None:
     questions = {
         "Q1": "# What of <b>this</b>?\n\n**Bold**, *italic*, `x < y` <script>alert(1)</script> & more_than_one_word."
     }
-    page = write_html(Catalogue(questions, {}, "First.", "", ""), [], {})
+    page = write_answers(Catalogue(questions, {}, "First.", "", ""), [], tmp_path)["report.html"]
 
     assert "<strong>Bold</strong>, <em>italic</em>, <code>x &lt; y</code> &lt;script&gt;" in page
     assert "&amp; more_than_one_word" in page
@@ -266,7 +228,7 @@ def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
     found = find_outcome(experiment, plant())
 
     assert found.basis == "digits"
-    assert [*found.list_unscored()] == ["costs"]
+    assert found.frame["said"].str.startswith("cannot be scored (").all()
 
     line = next(line for line in write_experiment(found).splitlines() if line.startswith("| all conditions"))
     assert line.startswith("| all conditions |  | 0 | cannot be scored (")

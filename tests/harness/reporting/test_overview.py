@@ -87,7 +87,8 @@ LAYOUTS: list[tuple[dict[str, Any], str, list[str], list[str]]] = [
 @pytest.mark.parametrize(("settings", "figure", "panels", "names"), LAYOUTS)
 def test_layouts(settings: dict[str, Any], figure: str, panels: list[str], names: list[str]) -> None:
     tables = plant(**settings)
-    drawn = drawing.draw(figure, make_overview(tables).figures[figure], tables)
+    declared = make_overview(tables).figures[figure]
+    drawn = drawing.draw(declared, declared.score(tables))
 
     axes = [ax for ax in drawn.axes if ax.axison]
     assert [ax.get_title() for ax in axes] == panels
@@ -113,6 +114,15 @@ def test_layouts(settings: dict[str, Any], figure: str, panels: list[str], names
 )
 def test_figures_of_the_last_step_and_over_the_training(settings: dict[str, Any], figures: list[str]) -> None:
     assert [*make_overview(plant(**settings)).figures] == figures
+
+
+def test_the_last_step_is_the_one_that_counts() -> None:
+    tables = plant(steps=(5, 10))
+    evaluations = tables["evaluations"]
+    earlier = evaluations["accuracy"].where(evaluations["step"] == 10, 0.0)
+    overview = make_overview({**tables, "evaluations": evaluations.assign(accuracy=earlier)})
+
+    assert sorted(overview.figures["accuracy"].score({})["mean"]) == pytest.approx([90, 100])
 
 
 @pytest.mark.parametrize(

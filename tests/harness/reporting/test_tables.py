@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,18 @@ def write(folder: Path, job: str, frame: pd.DataFrame, name: str = "gaps", writt
     return path
 
 
+def assemble(folder: Path) -> dict[str, pd.DataFrame]:
+    return dict(tables.load(folder.name, folder.parent))
+
+
 def test_the_newest_row_of_a_key_wins(tmp_path: Path) -> None:
     write(tmp_path, "old", rows([0.1, 0.2, np.nan], 1.0))
     write(tmp_path, "new", rows([0.2, np.nan, 0.3], 2.0))
-    found = tables.assemble(tmp_path)["gaps"]
+    found = assemble(tmp_path)["gaps"]
     assert found["momentum"].tolist()[:3] == [0.1, 0.2, 0.3] and np.isnan(found["momentum"][3])
     assert found["mean_gap"].tolist() == [1.0, 2.0, 2.0, 2.0]
     write(tmp_path, "old", rows([0.1, 0.2, np.nan], 3.0))
-    assert tables.assemble(tmp_path)["gaps"]["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
+    assert assemble(tmp_path)["gaps"]["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
 
 
 def test_settings_that_no_network_reads_can_be_compared_with_numbers(tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_rows_of_an_earlier_origin_leave_the_table(tmp_path: Path) -> None:
     write(tmp_path, "other run", rows([0.1], 1.0, run="b/seed_0"))
     write(tmp_path, "other estimator", rows([0.1], 1.0, estimator="own"))
     write(tmp_path, "new", rows([0.2], 2.0, origin="p"))
-    found = tables.assemble(tmp_path)["gaps"]
+    found = assemble(tmp_path)["gaps"]
     kept = zip(found["run"], found["estimator"], found["momentum"], strict=True)
     assert set(kept) == {("a/seed_0", "ema", 0.2), ("a/seed_0", "own", 0.1), ("b/seed_0", "ema", 0.1)}
 
@@ -83,7 +88,7 @@ def test_rows_of_other_splits_and_shifts_stay(tmp_path: Path) -> None:
     for number, (split, shift) in enumerate([("test", "none"), ("val", "none"), ("test", "noise:1"), ("test", "none")]):
         frame = rows([0.1], 1.0, split=split, shift=shift, origin=str(number)).assign(**scores)
         write(tmp_path, str(number), frame, "evaluations")
-    found = tables.assemble(tmp_path)["evaluations"]
+    found = assemble(tmp_path)["evaluations"]
     assert sorted(zip(found["split"], found["shift"], strict=True)) == [
         ("test", "noise:1"), ("test", "none"), ("val", "none"),
     ]  # fmt: skip
@@ -91,7 +96,11 @@ def test_rows_of_other_splits_and_shifts_stay(tmp_path: Path) -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([0.1, 0.2, np.nan]), st.sampled_from("op")), max_size=5),
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from([0.1, 0.2, np.nan]), st.sampled_from("op")),
+        min_size=1,
+        max_size=5,
+    ),
     st.randoms(use_true_random=False),
 )
 def test_parts_in_any_order_give_the_same_tables(
@@ -105,7 +114,7 @@ def test_parts_in_any_order_give_the_same_tables(
             estimator, momentum, origin = parts[number]
             frame = rows([momentum], float(number), estimator=estimator, origin=origin)
             write(folder, str(name), frame, written=number + 1)
-        found.append(tables.assemble(folder).get("gaps", pd.DataFrame()))
+        found.append(assemble(folder)["gaps"])
     assert_frame_equal(found[0], found[1])
 
 
@@ -139,7 +148,7 @@ def test_each_network_has_its_newest_row_in_runs(tmp_path: Path) -> None:
 def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
     whole_numbers = rows([1], 0).astype({"mean_gap": "int64", "momentum": "int64"})
     write(tmp_path, "x", whole_numbers)
-    found = tables.assemble(tmp_path)["gaps"]
+    found = assemble(tmp_path)["gaps"]
     assert found["mean_gap"].dtype == found["momentum"].dtype == "float64" and found["step"].dtype == "int64"
     with pytest.raises(KeyError):
         write(tmp_path, "x", whole_numbers.drop(columns="kl"))
@@ -150,11 +159,11 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.
     bad, foreign = (write(tmp_path / "x", name, rows([0.2], 1.0)) for name in ("bad", "foreign"))
     bad.write_bytes(bad.read_bytes()[:-20])
     pd.DataFrame({"x": [1]}).to_parquet(foreign)
-    assert len(tables.assemble(tmp_path / "x")["gaps"]) == 1
+    assert len(assemble(tmp_path / "x")["gaps"]) == 1
     err = capsys.readouterr().err
     assert str(bad) in err and str(foreign) in err and "run the sweep again" in err
     assert len(list(tmp_path.rglob("*.damaged-1"))) == 2
-    tables.assemble(tmp_path / "x")
+    assemble(tmp_path / "x")
     assert "rows of a/seed_0 are missing" in capsys.readouterr().err
     with pytest.raises(Unreadable, match=r"nothing.parquet: cannot be read"):
         schema.read_frame(tmp_path / "nothing.parquet")
@@ -165,7 +174,7 @@ def test_rows_that_are_gone_are_named(tmp_path: Path, capsys: pytest.CaptureFixt
     write(tmp_path / "x", "kept", rows([0.1], 1.0))
     write(tmp_path / "x", "gone", rows([0.2], 1.0, run="b/seed_1")).unlink()
 
-    found = tables.assemble(tmp_path / "x")["gaps"]
+    found = assemble(tmp_path / "x")["gaps"]
 
     assert list(found["momentum"]) == [0.1]
     assert capsys.readouterr().err == (
@@ -198,3 +207,64 @@ def test_load(tmp_path: Path) -> None:
         reference["drift"]
     for name in written:
         assert_frame_equal(reference[name], written[name])
+
+
+def load_anew(folder: Path) -> dict[str, pd.DataFrame]:
+    """Load the tables without what was written."""
+    (folder / "tables" / "made_from.json").unlink()
+    return dict(tables.load(folder.name, folder.parent))
+
+
+def change_nothing(folder: Path) -> None:
+    """Leave the requests as they are."""
+
+
+def add_network(folder: Path) -> None:
+    write(folder, "job", rows([0.1, 0.3], 2.0, run="c/seed_0"))
+
+
+def measure_again(folder: Path) -> None:
+    write(folder, "again", rows([0.2], 3.0, origin="newer"))
+
+
+def remove_request(folder: Path) -> None:
+    next((folder / "requests").glob("b-*")).unlink()
+
+
+@pytest.mark.parametrize("change", [change_nothing, add_network, measure_again, remove_request])
+def test_they_are_as_those_that_are_put_together_anew(change: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    write(folder, "job", rows([0.1, 0.2], 1.0))
+    write(folder, "job", rows([0.1], 1.0, run="b/seed_0"))
+    tables.write_tables(folder)
+    change(folder)
+
+    found = tables.load("x", tmp_path)
+
+    expected = load_anew(folder)
+    assert found.keys() == expected.keys()
+    for name, frame in expected.items():
+        assert_frame_equal(found[name], frame)
+
+
+def test_files_with_rows_are_read_once(tmp_path: Path) -> None:
+    old = write(tmp_path / "x", "job", rows([0.1], 1.0))
+    tables.write_tables(tmp_path / "x")
+    old.write_bytes(b"")
+    write(tmp_path / "x", "job", rows([0.1], 2.0, run="b/seed_0"))
+
+    found = tables.load("x", tmp_path)["gaps"]
+
+    assert found["mean_gap"].tolist() == [1.0, 2.0]
+    assert old.exists()
+
+
+def test_rows_that_are_gone_are_named_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "x", "kept", rows([0.1], 1.0))
+    write(tmp_path / "x", "gone", rows([0.2], 1.0, run="b/seed_1")).unlink()
+    tables.write_tables(tmp_path / "x")
+    capsys.readouterr()
+
+    tables.load("x", tmp_path)
+
+    assert "rows of b/seed_1 are missing" in capsys.readouterr().err

@@ -1,0 +1,355 @@
+"""The kinds of plot that figures are made of: settings first, then the rows of all panels."""
+
+from __future__ import annotations
+
+import textwrap
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from bnlab.harness.reporting.means import require_one_row
+from bnlab.harness.reporting.style import SERIES, Axis, axis_of, choose_looks, set_axes
+from bnlab.harness.reporting.wording import name_value
+
+__all__ = [
+    "ACCURACY",
+    "AGAINST_EXACT",
+    "GAP",
+    "LOST",
+    "LOST_OF_ANY_SIZE",
+    "TIMES_THE_BEST",
+    "Axis",
+    "Curves",
+    "Forest",
+    "Plot",
+    "Stacked",
+    "Stream",
+    "Zone",
+]
+
+GAP = Axis("gap of the mean (σ)", log=True)
+TIMES_THE_BEST = Axis("gap / that of the best fixed momentum", log=True)
+ACCURACY = Axis("test accuracy (%)", (0, 102))
+LOST = Axis("accuracy lost against exact statistics (points)")
+LOST_OF_ANY_SIZE = replace(LOST, linear=0.3)  # up to what claims call harmless
+AGAINST_EXACT = Axis("accuracy − that under exact statistics (points)", linear=0.3)
+
+_MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
+_LEVEL: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
+_SPARSE = 4  # times fewer places than the longest series has
+_ABOVE = 3.0  # other lines lie at 2
+
+
+class Plot(ABC):
+    """A kind of plot, which draws all panels of a figure at once, so that a colour or place means the same in each.
+
+    Attributes:
+        intervals: the shapes by which it shows intervals, such as "bands", for the caption; empty: it shows none.
+    """
+
+    intervals: ClassVar[str] = ""
+
+    @abstractmethod
+    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
+        """Draw the rows of each panel.
+
+        Args:
+            frame: the rows of all panels, with the column `panel` and those that the class names.
+            axes: for each value of `panel`, the axes to draw on.
+
+        Raises:
+            UserError: several rows would be drawn at one place of a panel.
+        """
+
+    def count_lines(self, frame: pd.DataFrame) -> float:
+        """Count the lines of words that a panel has one below the other; it is made as high as they take."""
+        return 0.0
+
+    def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
+        """Draw rows on one pair of axes, as a single panel."""
+        self.draw(frame.assign(panel=""), {"": ax})
+        return ax
+
+
+def split_panels(frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> Iterator[tuple[Axes, pd.DataFrame]]:
+    """Yield the axes of each panel with its rows."""
+    for panel, ax in axes.items():
+        yield ax, frame[frame["panel"] == panel]
+
+
+def _draw_mark(ax: Axes, mark: tuple[float, str] | None) -> None:
+    """Draw a dotted vertical line at a value, with its name for the legend; nothing if there is no mark."""
+    if mark is not None:
+        value, name = mark
+        ax.axvline(value, label=name, **_MARK)
+
+
+def _measure_bars(frame: pd.DataFrame) -> np.ndarray:
+    """Measure how far intervals reach below and above their means: [2, rows], for matplotlib's `errorbar`."""
+    return np.stack([frame["mean"] - frame["low"], frame["high"] - frame["mean"]])
+
+
+@dataclass(frozen=True)
+class Curves(Plot):
+    """Means with their intervals, a line for each value of a column; of columns `x`, `by`, mean, low, high.
+
+    Rows without `x` are levels across the panel: dashed beside the line of their series, with its looks where that has
+    no line. A series that was measured at far fewer places than the longest one of its panel is drawn as points, since
+    what it does between them is not known. Broken lines lie above solid ones, so that both are seen where they agree.
+    Rows that a column `hollow` marks as true have a hollow circle.
+
+    Attributes:
+        x: the column across, numbers or words.
+        by: the column of which each value has a colour; `estimator`: each has its own, and shades for its momenta.
+        y: the axis of the means.
+        level: the name of levels in the legend.
+        mark: a value of `x` and its name, a dotted line.
+        across: how `x` is drawn; None: as `style.AXES` says.
+    """
+
+    intervals: ClassVar[str] = "bands"
+    x: str
+    by: str
+    y: Axis
+    level: str = ""
+    mark: tuple[float, str] | None = None
+    across: Axis | None = None
+
+    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
+        """Draw the rows of each panel, see `Plot.draw`."""
+        named, looks = choose_looks(frame, self.by, self.x)
+        require_one_row(named, ["panel", "series", self.x])
+        places = named[self.x]
+        words: list[Any] = []
+        if not pd.api.types.is_numeric_dtype(places):
+            words = list(places.dropna().unique())  # they stand at 0, 1, ...
+            places = places.map({word: place for place, word in enumerate(words)})
+        placed = named.assign(x=places.astype(float))
+        lines = {*placed.loc[placed["x"].notna(), "series"]}
+        has_levels_beside_lines = placed.loc[placed["x"].isna(), "series"].isin(lines).any()
+
+        for ax, here in split_panels(placed, axes):
+            longest = here.groupby("series")["x"].count().max()
+            for series, rows in here.groupby("series", sort=False):
+                label = str(series)
+                if label in lines:
+                    self._draw_series(ax, rows, looks[label], label, longest)
+                else:
+                    self._draw_level(ax, rows.iloc[0], looks[label], label)
+            _draw_mark(ax, self.mark)
+            if self.level and has_levels_beside_lines:
+                ax.plot([], [], color="#555555", label=self.level, **_LEVEL)
+            set_axes(ax, self.across or axis_of(self.x), self.y, here["x"], words)
+
+    def _draw_level(self, ax: Axes, row: pd.Series, look: dict[str, Any], label: str) -> None:
+        """Draw a series that is a level only, with its band, under its name or that of levels."""
+        mean = row["mean"]
+        low = row["low"]
+        high = row["high"]
+        colour = look["color"]
+        style = look["linestyle"]
+        if style == "-":
+            style = (0, (8, 3))  # long dashes
+        ax.axhline(mean, label=self.level or label, color=colour, linestyle=style, zorder=_ABOVE)
+
+        if self.y.log and low <= 0:
+            low = mean  # on a logarithmic axis the band has no end
+        if high > low:  # not where one seed has no interval
+            ax.axhspan(low, high, color=colour, alpha=0.1, linewidth=0)
+
+    def _draw_series(self, ax: Axes, rows: pd.DataFrame, look: dict[str, Any], label: str, longest: int) -> None:
+        """Draw the levels of a series, and its line, or points if it has far fewer than the longest series."""
+        is_level = rows["x"].isna()
+        for mean in rows.loc[is_level, "mean"]:
+            ax.axhline(mean, color=look["color"], **_LEVEL)
+
+        line = rows[~is_level].sort_values("x", kind="stable")
+        if line.empty:
+            return
+        if len(line) == 1 or len(line) * _SPARSE < longest:
+            points: dict[str, Any] = {"fmt": look["marker"] or "D", "markersize": 4.3, "zorder": _ABOVE}
+            ax.errorbar(line["x"], line["mean"], _measure_bars(line), label=label, color=look["color"], **points)
+        else:
+            self._draw_line(ax, line, look, label)
+        if "hollow" in line:
+            hollow = line[line["hollow"]]
+            circles = {"color": look["color"], "markerfacecolor": "white", "zorder": _ABOVE + 1}
+            ax.plot(hollow["x"], hollow["mean"], "o", **circles)
+
+    def _draw_line(self, ax: Axes, line: pd.DataFrame, look: dict[str, Any], label: str) -> None:
+        """Draw a line with its band; on a logarithmic axis a band that reaches below 0 has no lower end."""
+        x = line["x"]
+        means = line["mean"]
+        low = line["low"]
+        high = line["high"]
+        if self.y.log:
+            means = means.where(means > 0)
+            low = low.where(low > 0, means)
+
+        between_markers = max(1, len(line) // 10)
+        height = 2.0 if look["linestyle"] == "-" else _ABOVE
+        ax.plot(x, means, label=label, markevery=between_markers, zorder=height, **look)
+        if high.notna().any():  # one seed has no interval
+            ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+@dataclass(frozen=True)
+class Forest(Plot):
+    """Means with horizontal bars for their intervals, one below the other for each value of a column.
+
+    Draws frames with the columns `by`, mean, low and high.
+
+    Attributes:
+        by: the column whose values are listed from top to bottom, in order of appearance.
+        x: the horizontal axis, that of the means.
+        mark: where a dotted vertical line is, and its name in the legend.
+        series: a column of which each value has a colour, close below each other at each name; empty: all have one.
+    """
+
+    intervals: ClassVar[str] = "bars"
+    by: str
+    x: Axis
+    mark: tuple[float, str] | None = None
+    series: str = ""
+
+    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
+        """Draw the rows of each panel, see `Plot.draw`; all panels have the same horizontal axis and names."""
+        require_one_row(frame, ["panel", self.by, *([self.series] if self.series else [])])
+        names = list(frame[self.by].unique())
+        height_of_name = {name: height for height, name in enumerate(names)}
+        series = self._list_series(frame)
+        first = next(iter(axes.values()))
+
+        for ax, panel in split_panels(frame, axes):
+            if ax is not first:
+                ax.sharex(first)
+            set_axes(ax, self.x, Axis(""), frame["mean"])  # of all panels: a shared axis has the same ticks in each
+            _draw_mark(ax, self.mark)
+            for place, value in enumerate(series):
+                rows = panel[panel[self.series] == value] if self.series else panel
+                label = name_value(self.series, value) if self.series else None
+                # Series lie around the height of their name, the first on top.
+                shift = 0.75 * (place - (len(series) - 1) / 2) / len(series)
+                heights = rows[self.by].map(height_of_name).astype(float) + shift
+                marker = "os^DvP"[place % 6]
+                colour = SERIES[(place + 1) % len(SERIES)]
+                bars = _measure_bars(rows)
+                ax.errorbar(rows["mean"], heights, xerr=bars, fmt=marker, color=colour, capsize=2, label=label)
+
+            wrapped = [textwrap.fill(str(name), 24) for name in names]
+            ax.set_yticks(np.arange(len(names)), wrapped)
+            ax.set_ylim(len(names) - 0.5, -0.5)  # heights grow downwards
+
+    def count_lines(self, frame: pd.DataFrame) -> float:
+        """Count the lines that names take, or points below each other, with a gap between names."""
+        names = frame[self.by].unique()
+        of_a_name = max(len(textwrap.wrap(str(name), 24)) for name in names)
+        of_points = 0.55 * len(self._list_series(frame)) + 0.3
+        return 1 + len(names) * (max(of_a_name, of_points) + 0.3)
+
+    def _list_series(self, frame: pd.DataFrame) -> list[Any]:
+        """List the values that have a colour each: numbers, and words in order of appearance; one without a column."""
+        if not self.series:
+            return [None]
+        values = list(frame[self.series].unique())
+        return sorted(values) if pd.api.types.is_numeric_dtype(frame[self.series]) else values
+
+
+@dataclass(frozen=True)
+class Stacked(Plot):
+    """Parts on top of each other, in order of appearance; negative ones hang below 0.
+
+    Draws frames with the columns `x`, `by` and mean.
+
+    Attributes:
+        x: the column across, of which each value has a bar, in order of appearance.
+        by: the column that tells parts apart.
+        y: the axis of the parts.
+        across: how `x` is named.
+    """
+
+    x: str
+    by: str
+    y: Axis
+    across: Axis
+
+    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
+        """Draw the rows of each panel, see `Plot.draw`."""
+        named, looks = choose_looks(frame, self.by)
+        require_one_row(named, ["panel", "series", self.x])
+        words = list(frame[self.x].unique())
+        for ax, here in split_panels(named, axes):
+            parts = here.pivot(index=self.x, columns="series", values="mean")
+            series = [name for name in looks if name in parts]
+            colours = [looks[name]["color"] for name in series]
+            parts.loc[words, series].plot.bar(stacked=True, ax=ax, width=0.6, color=colours, legend=False, rot=0)
+            ax.grid(axis="x", visible=False)
+            set_axes(ax, self.across, self.y, pd.Series(dtype=float), words)
+            ax.set_xlim(-0.6, len(words) - 0.4)
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A stretch of a stream, shaded and named.
+
+    Attributes:
+        start, end: on the horizontal axis.
+        words: its name, and below it what happens there.
+    """
+
+    start: float
+    end: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Stream(Plot):
+    """Values as dots, the truth as a broken line, an average as a solid one, and the distance between both shaded.
+
+    Draws frames with the columns `x`, `by` and mean.
+
+    Attributes:
+        x: the column across, numbers.
+        by: the column with the names of the three series.
+        values, truth, average: the names of the series.
+        axes: the horizontal axis, and that of the means.
+        zones: what the stretches of the stream show.
+    """
+
+    x: str
+    by: str
+    values: str
+    truth: str
+    average: str
+    axes: tuple[Axis, Axis]
+    zones: Sequence[Zone] = ()
+
+    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
+        """Draw the rows of each panel, see `Plot.draw`."""
+        require_one_row(frame, ["panel", self.by, self.x])
+        across, upward = self.axes
+        orange, blue, *_ = SERIES
+        for ax, here in split_panels(frame, axes):
+            series = here.pivot(index=self.x, columns=self.by, values="mean").sort_index()
+            x = series.index.to_numpy()
+            truth = series[self.truth]
+            average = series[self.average]
+            ax.fill_between(x, truth, average, color=blue, alpha=0.2, linewidth=0)
+            ax.plot(x, series[self.values], ".", color=orange, alpha=0.7, label=self.values)
+            ax.plot(x, truth, "--", color="black", label=self.truth)
+            ax.plot(x, average, color=blue, linewidth=2.2, label=self.average)
+            set_axes(ax, across, upward, here[self.x])
+
+            low, high = ax.get_ylim()
+            ax.set_ylim(low, high + 0.2 * (high - low))  # room for the zones' words of two lines
+            for zone in self.zones:
+                middle = (zone.start + zone.end) / 2
+                in_panel = ax.get_xaxis_transform()  # upwards in shares of the panel
+                ax.text(middle, 0.985, zone.words, transform=in_panel, ha="center", va="top")
+            for zone in self.zones[1:]:
+                ax.axvline(zone.start, **_MARK)

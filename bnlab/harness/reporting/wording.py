@@ -1,0 +1,245 @@
+"""Words and numbers as one reads them: settings and estimators with their values, means with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bnlab.harness.run_table import DERIVED, RESULTS
+from bnlab.names import EstimatorName, Look
+
+# In conditions, in place of columns' names.
+_WORDS = {
+    "depth": "layer",
+    "largest": "largest in layer",
+    "norm.batch_size": "parts of",
+    "optimizer.lr": "learning rate",
+    "optimizer.lr_scaling": "lr scaling",
+    "optimizer.momentum": "sgd momentum",
+    "optimizer.weight_decay": "weight decay",
+    "optimizer.label_smoothing": "label smoothing",
+    "optimizer.schedule": "schedule",
+    "averaging": "weights averaged by",
+    "freeze_with": "frozen with",
+}
+# Settings that are named where all networks share them.
+_SHARED = (
+    "data",
+    "data.images",
+    "model",
+    "model.depth",
+    "norm",
+    "batch_size",
+    "epochs",
+    "optimizer",
+    "optimizer.lr",
+    "optimizer.schedule",
+)
+_TINY = 1e-5  # below it numbers are written as 1.2e-07
+
+
+def name_value(key: str, value: Any) -> str:
+    """Say a column with its value; of `line`, `panel` and `layers` the value says it all.
+
+    >>> name_value("batch_size", 8), name_value("norm.batch_size", 8), name_value("depth", 2)
+    ('batch size 8', 'parts of 8', 'layer 2')
+    """
+    if key == "moment":
+        return {"mean": "means", "var": "variances"}.get(value, str(value))
+    if key in ("line", "panel", "layers"):
+        return str(value)
+    words = _WORDS.get(key, key.replace("_", " "))
+    return f"{words} {value}"
+
+
+def write_value(value: Any) -> str:
+    """Write a value of a setting as one reads it.
+
+    >>> write_value(8.0), write_value(True), write_value([8, 16])
+    ('8', 'yes', '8, 16')
+    """
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(write_value, value))
+    return str(value)
+
+
+def list_values(values: pd.Series) -> str:
+    """Write the values that occur in order, with commas between them."""
+    return ", ".join(map(write_value, sorted(values.dropna().unique())))
+
+
+def list_varied(runs: pd.DataFrame) -> list[str]:
+    """List the settings in which networks differ, seed apart; the first of those that say the same of all networks."""
+    firsts: dict[tuple[str, ...], str] = {}
+    for column in runs:
+        is_setting = column not in ("run", "seed", *DERIVED, *RESULTS)
+        if is_setting and runs[column].nunique(dropna=False) > 1:
+            values = tuple(runs[column].astype(str))
+            firsts.setdefault(values, str(column))
+    return list(firsts.values())
+
+
+def describe_networks(runs: pd.DataFrame) -> str:
+    """Say how many networks there are, in what they differ, what they share, and that this was not varied."""
+    shared = [column for column in _SHARED if column in runs and runs[column].nunique(dropna=False) == 1]
+    words = []
+    for column in (*list_varied(runs), *shared):
+        values = list_values(runs[column])
+        # This list is long as it is, so that the learning rate is said in short.
+        words.append(f"lr {values}" if column == "optimizer.lr" else name_value(column, values))
+
+    networks = _count(len(runs), "network")
+    seeds = _count(runs["seed"].nunique(), "seed")
+    settings = ", ".join(words)
+    sentences = [f"{networks}, {seeds}: {settings}."]
+
+    none = pd.Series(dtype=object)
+    statuses = list(runs.get("status", none))
+    unfinished = []
+    for status in ("diverged", "failed"):
+        if status in statuses:
+            unfinished.append(f"{statuses.count(status)} {status}")
+    if unfinished:
+        sentences.append(f"Of these {' and '.join(unfinished)}: means are of the rows that there are.")
+
+    devices = runs.get("device", none).value_counts()
+    if len(devices) == 1:
+        sentences.append(f"Trained on {devices.index[0]}.")
+    elif len(devices):
+        parts = [f"{count} on {device}" for device, count in devices.items()]
+        sentences.append(f"Trained: {', '.join(parts)}.")
+    return " ".join([*sentences, "What all of them share was not varied: it may change the answer."])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}s" if number > 1 else f"{number} {noun}"
+
+
+def name_row(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Name the first row of a frame, as `batch size 8, seed 0`."""
+    return ", ".join(name_value(column, frame[column].iloc[0]) for column in columns)
+
+
+def list_differences(frame: pd.DataFrame, columns: Iterable[str]) -> str:
+    """List the first columns in which the rows of a frame differ, each with three values, as `momentum 0.01, 0.1`."""
+    differing = []
+    for column in columns:
+        values = frame[column].dropna().unique()
+        if len(values) > 1:
+            examples = ", ".join(map(str, values[:3]))
+            differing.append(name_value(column, examples))
+    return "; ".join(differing[:3])
+
+
+def find_look(kind: str) -> Look:
+    """Find how an estimator looks by its name without parameters; one that is not known here has none of its own."""
+    from bnlab.harness.statistic_kinds import list_looks  # with torch, for which reading tables does not wait
+
+    return list_looks().get(kind, Look())
+
+
+def estimator_label(name: object, momentum: Any = math.nan) -> str:
+    """Name an estimator in a legend, with its parameters but for those that go without saying.
+
+    >>> estimator_label("window(k=20,pooled=False)"), estimator_label("precise(images=2048)")
+    ('mean of the last batches (k=20)', 'precise BN (2,048 images)')
+    """
+    parsed = EstimatorName.parse(str(name))
+    look = find_look(parsed.base)
+    words = []
+    for key, value in parsed.parameters.items():
+        if key == "statistics_split":
+            words.append(value)
+        elif key == "images" and value.isdecimal():
+            words.append(f"{int(value):,} images")
+        elif f"{key}={value}" not in look.unsaid:
+            words.append(f"{key}={value}")
+    if not math.isnan(momentum):
+        words.append(f"momentum {momentum:g}")
+
+    label = look.words or parsed.base
+    return f"{label} ({', '.join(words)})" if words else label
+
+
+def round_numbers(mean: float, low: float, high: float) -> list[str]:
+    """Round mean, low and high to two digits of the interval's half; the mean alone where there is no interval."""
+    half = (high - low) / 2
+    if not math.isfinite(half):
+        return [f"{mean:.3g}"]
+
+    numbers = (mean, low, high)
+    largest = max(abs(low), abs(high))
+    if 0 < largest < _TINY:
+        return [f"{number:.1e}" for number in numbers]
+
+    digits = 3
+    if half > 1e-9 * abs(mean):  # else the interval is of rounding
+        wanted = 1 - math.floor(math.log10(half))
+        digits = min(6, max(0, wanted))
+    rounded = [round(number, digits) + 0.0 for number in numbers]  # no -0.0
+    return [f"{number:.{digits}f}" for number in rounded]
+
+
+def format_number(mean: float, low: float, high: float) -> str:
+    """Write mean and interval, as `round_numbers` has them.
+
+    >>> format_number(1.0, 0.5, 1.5), format_number(0.25, math.nan, math.nan)
+    ('1.00 [0.50, 1.50]', '0.25')
+    """
+    rounded, *bounds = round_numbers(mean, low, high)
+    return f"{rounded} [{', '.join(bounds)}]" if bounds else rounded
+
+
+def count_share(share: float, n: int) -> str:
+    """Write a share of networks as a count.
+
+    >>> count_share(2 / 3, 3)
+    '2 of 3'
+    """
+    return f"{round(share * n)} of {n}"
+
+
+def say_numbers(mean: float, low: float, high: float) -> list[str]:
+    """Write mean, low and high as one would say them; the mean alone where there is no interval.
+
+    They have two significant digits, three where the first is 1, and no more than `round_numbers` gives them.
+
+    >>> say_numbers(26.63, 23.1, 30.12), say_numbers(0.0722, 0.0031, 0.1413)
+    (['27', '23', '30'], ['0.072', '0.003', '0.141'])
+    """
+    said = []
+    for number, given in zip((mean, low, high), round_numbers(mean, low, high), strict=False):
+        first_digit = f"{number:.1e}".lstrip("-")[0]
+        said.append(_shorten(number, given, digits=3 if first_digit == "1" else 2))
+    return said
+
+
+def say_mean(mean: float, low: float, high: float) -> str:
+    """Write a mean that stands without its interval: two significant digits, and no more than `round_numbers` gives it.
+
+    >>> say_mean(26.63, 23.1, 30.12), say_mean(131.8, 117.0, 148.0), say_mean(0.01, -0.14, 0.16)
+    ('27', '130', '0.01')
+    """
+    given, *_ = round_numbers(mean, low, high)
+    return _shorten(mean, given, digits=2)
+
+
+def _shorten(number: float, given: str, digits: int) -> str:
+    """Write a number with so many significant digits, and no more decimals than `given`."""
+    if "e" in given or not math.isfinite(number) or float(given) == 0:
+        return given
+
+    _, _, exponent = f"{number:.1e}".partition("e")
+    _, _, given_decimals = given.partition(".")
+    decimals = min(digits - 1 - int(exponent), len(given_decimals))
+    rounded = round(number, decimals)
+    shown = max(0, decimals)
+    return f"{rounded:.{shown}f}"
