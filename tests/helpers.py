@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import random
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from bnlab import Moments, MomentTrace, Statistics
 from bnlab.reading import Pooled
+from bnlab.vision import torchvision
 
 torch.set_num_threads(1)  # the tensors are small
 
@@ -243,3 +246,15 @@ class AddsItsCalls(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         calls = self.get_buffer("calls").add_(1)
         return x + calls
+
+
+def require(package: str) -> None:
+    """Skip the test where an optional package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed; make test-all installs it")
+    if package == "transformers" and importlib.util.find_spec("torchaudio") is not None:
+        try:
+            importlib.import_module("torchaudio")
+        except OSError:
+            pytest.skip("transformers imports torchaudio, which is installed and made for another build of torch")
+    torchvision()  # the packages import it

@@ -27,7 +27,7 @@ FLOORS = (
     "layout",
     "gaps inference recording exact",
     "decomposition doctor",
-    "commands",
+    "commands callbacks",
     "cli",
     "__main__",
 )
@@ -194,6 +194,7 @@ def loaded_by(*modules: str, call: str = "None") -> set[str]:
 
 def test_nobody_waits_for_what_is_not_used() -> None:
     assert not {"torch", "pandas", "matplotlib"} & loaded_by("bnlab")
+    assert not {"lightning", "pytorch_lightning", "transformers"} & loaded_by("bnlab.callbacks")
     found = loaded_by("bnlab.exact.population", "bnlab.recording.block", "bnlab.cli")
     assert "torch" in found
     assert not {"pandas", "hydra", "omegaconf", "matplotlib", "torchvision", "pyarrow", "sklearn"} & found
