@@ -233,6 +233,16 @@ def test_what_is_imported_is_declared() -> None:
     assert imported(harness) <= declared(base, extras["harness"])
 
 
+@pytest.mark.parametrize("module", ["bnlab", "bnlab.harness"])
+def test_public_names_are_listed_before_they_are_loaded(module: str) -> None:
+    """In a process of its own: a name may be listed because it was asked for before."""
+    code = f"import {module} as module; print(sorted({{*module.__all__}} - {{*dir(module)}}))"
+
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert listed.stdout == "[]\n"
+
+
 def test_one_module_computes_digests_and_the_public_names_are_there() -> None:
     assert {path.stem for path in PACKAGE.rglob("*.py") if {"hashlib", "zlib"} & imports(path)} == {"files"}
     assert all(hasattr(bnlab, name) for name in bnlab.__all__) and bnlab.__version__
