@@ -12,10 +12,31 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all test-slurm test-versions results docs bench clean
+.PHONY: demo test test-all test-slurm test-versions results docs bench clean own-environment
 .DELETE_ON_ERROR:
 
-.venv/installed: pyproject.toml constraints.txt
+# An environment is of the clone whose bnlab is installed in it. That of another clone (a link, or a copied folder) would
+# lose it to this one.
+define REQUIRE_OWN
+import sys
+from importlib.metadata import distributions
+from json import loads
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+for installed in distributions(name="bnlab"):
+    origin = loads(installed.read_text("direct_url.json") or "{}").get("url")
+    folder = origin and url2pathname(urlsplit(origin).path)
+    if folder and Path(folder).resolve() != Path.cwd():
+        sys.exit(f".venv is the environment of the clone in {folder}: remove it here (rm -r .venv, of a link rm .venv), and make again")
+endef
+export REQUIRE_OWN
+
+own-environment:
+	@test ! -x $(PY) || $(PY) -I -c "$$REQUIRE_OWN"
+
+.venv/installed: pyproject.toml constraints.txt | own-environment
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bnlab needs Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev]'

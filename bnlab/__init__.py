@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnlab import doctor, estimators, inference, memory, nn, theory
+    from bnlab import callbacks, doctor, estimators, inference, memory, nn, theory
     from bnlab.decomposition import decompose
     from bnlab.doctor.diagnose import assert_healthy, diagnose
     from bnlab.doctor.recalibrate import recalibrate
@@ -26,6 +26,7 @@ __all__ = [
     "Moments",
     "Statistics",
     "assert_healthy",
+    "callbacks",
     "decompose",
     "diagnose",
     "doctor",

@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 REFERENCE = ROOT / "results" / "reference"
 MODULES = (
     "bnlab",
+    "bnlab.callbacks",
     "bnlab.doctor",
     "bnlab.estimators",
     "bnlab.inference",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
 from bnlab.harness.measurements import find_measurement
 from bnlab.reading import Pooled
+from bnlab.vision import torchvision
 
 torch.set_num_threads(1)  # the tensors are small
 
@@ -290,3 +293,15 @@ def find_network(results: Path) -> Path:
     """The folder of the only network in a folder of results."""
     (folder,) = results.glob("runs/*/seed_0")
     return folder
+
+
+def require(package: str) -> None:
+    """Skip the test where an optional package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed; make test-all installs it")
+    if package == "transformers" and importlib.util.find_spec("torchaudio") is not None:
+        try:
+            importlib.import_module("torchaudio")
+        except OSError:
+            pytest.skip("transformers imports torchaudio, which is installed and made for another build of torch")
+    torchvision()  # the packages import it

@@ -179,7 +179,6 @@ def test_weights_of_a_file(folder: Path, name: str) -> None:
         (None, "no such file"),
         ([1, 2], "holds a list; pass safetensors or a state dict"),
         ({"0.weight": torch.zeros(1)}, "is not of this model"),
-        (Path("x"), "cannot be read"),
     ],
 )
 def test_weights_that_cannot_be_loaded(folder: Path, content: Any, message: str) -> None:
@@ -190,6 +189,62 @@ def test_weights_that_cannot_be_loaded(folder: Path, content: Any, message: str)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["text.pt", "cut.pt", "pickled.safetensors"])
+def test_weights_that_are_damaged(folder: Path, name: str) -> None:
+    torch.save({"0.weight": torch.zeros(1)}, folder / name)
+    content = (folder / name).read_bytes()
+    if name == "text.pt":
+        content = b"hello"
+    if name == "cut.pt":
+        content = content[:200]
+    (folder / name).write_bytes(content)
+
+    done = call_bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", name)
+
+    assert done.returncode == 2
+    assert f"--weights {name}: cannot be read (" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+class Leaves:
+    """Leaves a file behind where it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return open, ("was_run", "w")
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("gap", "mine:model", "mine:batches"), "--weights"),
+        (("doctor", "mine:model"), "--weights"),
+        (("doctor", "mine:model"), "--before"),
+        (("recalibrate", "mine:model", "mine:batches", "--out", "new.safetensors"), "--weights"),
+        (("undo", "mine:model", "w.pt", "--out", "new.safetensors"), "--weights"),
+    ],
+    ids=["gap", "doctor", "before", "recalibrate", "undo"],
+)
+@pytest.mark.parametrize("kind", ["code", "module", "legacy", "script"])
+def test_code_in_a_file_is_refused_without_advice_to_run_it(
+    folder: Path, words: tuple[str, ...], option: str, kind: str
+) -> None:
+    if kind == "script":
+        torch.jit.script(nn.Linear(1, 1)).save(folder / "w.pt")
+    elif kind == "code":
+        torch.save({"state_dict": {}, "extra": Leaves()}, folder / "w.pt")
+    else:
+        torch.save(nn.Linear(1, 1), folder / "w.pt", _use_new_zipfile_serialization=kind != "legacy")
+
+    done = call_bnlab(folder, *words, option, "w.pt")
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {option} w.pt: holds Python objects, which can run code when they are loaded, and is not read; save "
+        "model.state_dict() alone, or safetensors\n"
+    )
+    assert not (folder / "was_run").exists()
 
 
 def test_help_and_version(folder: Path) -> None:

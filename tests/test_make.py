@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import venv
 from pathlib import Path
 
 import pytest
@@ -27,15 +29,67 @@ def test_each_command_knows_what_to_run(target: str) -> None:
 
 def test_packages_that_cannot_be_installed_leave_tests_out(tmp_path: Path) -> None:
     """Here pip always fails, and Python does nothing."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "installed").touch()
+    clone = make_clone(tmp_path / "clone")
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / "installed").touch()
 
-    done = call_make(tmp_path, "test-all", "PIP=false", "PY=echo")
+    done = call_make(clone, "test-all", "PIP=false", "PY=echo")
 
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "left out, because .[zoo] cannot be installed: tests of architectures of timm" in lines
     assert len([line for line in lines if line.startswith("left out")]) == 4
     assert "-m pytest -q -n 2 -m slow or not slow" in lines
+
+
+def make_clone(folder: Path) -> Path:
+    """Make the part of a clone that an installation reads."""
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def install(clone: Path) -> Path:
+    """Make an environment in a clone, and write down there what `pip install -e .` does; its folder."""
+    environment = clone / ".venv"
+    venv.create(environment, symlinks=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    installed = packages / "bnlab-0.1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: bnlab\nVersion: 0.1.0\n")
+    origin = {"dir_info": {"editable": True}, "url": clone.as_uri()}
+    (installed / "direct_url.json").write_text(json.dumps(origin))
+    (environment / "installed").touch()
+    return environment
+
+
+@pytest.mark.parametrize("kind", ["link", "copy", "copy that is to be renewed"])
+def test_the_environment_of_another_clone_is_refused(tmp_path: Path, kind: str) -> None:
+    other = make_clone(tmp_path / "other clone")
+    clone = make_clone(tmp_path / "clone")
+    environment = install(other)
+    if kind == "link":
+        (clone / ".venv").symlink_to(environment)
+    else:
+        shutil.copytree(environment, clone / ".venv", symlinks=True)
+    if kind == "copy that is to be renewed":
+        (clone / ".venv" / "installed").unlink()
+
+    done = call_make(clone, ".venv/installed", "PIP=touch called; true")
+
+    assert done.returncode == 2
+    assert f".venv is the environment of the clone in {other}: remove it here" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (clone / "called").exists()
+
+
+def test_a_clone_keeps_and_renews_its_own_environment(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "own clone")
+    environment = install(clone)
+
+    call_make(clone, ".venv/installed", "PIP=touch called; true")
+    assert not (clone / "called").exists()
+    (environment / "installed").unlink()
+    assert call_make(clone, ".venv/installed", "PIP=touch called; true").returncode == 0
+    assert (clone / "called").exists()

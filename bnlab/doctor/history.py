@@ -81,7 +81,12 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors raise what they like
-        reason = str(error).partition("\n")[0]
+        if "weights_only" in str(error):  # torch advises to turn it off, which would run what the file says
+            raise ValueError(
+                f"{caller} {path}: holds Python objects, which can run code when they are loaded, and is not read; "
+                "save model.state_dict() alone, or safetensors"
+            ) from None
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(f"{caller} {path}: cannot be read ({reason}); pass safetensors or a state dict") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{caller} {path}: holds a {type(state).__name__}; pass safetensors or a state dict")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections import UserDict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -307,6 +309,15 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exce
     with unchanged(model), pytest.raises(error, match=message) as raised:
         diagnose(model, **arguments)
     assert str(raised.value).startswith("diagnose: ")
+
+
+def test_a_file_with_code_is_refused_and_no_traceback_advises_to_run_it(tmp_path: Path) -> None:
+    torch.save(nn.Linear(1, 1), tmp_path / "module.pt")
+
+    with pytest.raises(ValueError, match="holds Python objects") as raised:
+        diagnose(make_healthy(), before=tmp_path / "module.pt")
+
+    assert "weights_only" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_what_has_no_batch_norm_is_refused() -> None:

@@ -6,7 +6,6 @@ A block of text shows what the block before it prints.
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import os
 import re
 import shlex
@@ -18,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-from bnlab.vision import torchvision
 from tests.commands.running import call_bnlab
 from tests.experiments.commands import ROOT, Call, Called, Write
+from tests.helpers import require
 
 HOWTOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
-VALIDATION = ROOT / "docs" / "howto" / "validation.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+)\.py\n")
 SECTION = re.compile(r"^(?=## )", re.MULTILINE)
@@ -144,30 +140,6 @@ def follow(
     return followed
 
 
-def require(package: str) -> None:
-    """Skip the test where an optional package is not installed."""
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed; make test-all installs it")
-    if package == "transformers" and importlib.util.find_spec("torchaudio") is not None:
-        try:
-            importlib.import_module("torchaudio")
-        except OSError:
-            pytest.skip("transformers imports torchaudio, which is installed and made for another build of torch")
-    torchvision()  # the packages import it
-
-
-def put_back(callbacks: Iterable[Any]) -> None:
-    """Take out of a model what the last validation has written."""
-    (recalibration,) = [callback.recalibration for callback in callbacks if hasattr(callback, "recalibration")]
-    recalibration.undo()
-
-
-def assert_same(model: nn.Module, other: nn.Module) -> None:
-    """Weights and running averages are equal bit for bit."""
-    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-    assert all(torch.equal(one, another) for one, another in pairs)
-
-
 def list_pages() -> list[Any]:
     """List the pages; one that starts two processes is slow."""
     slow = {"distributed"}
@@ -190,24 +162,3 @@ def test_a_reader_who_has_the_package_can_follow(page: Path, package: str, follo
     require(package)
 
     follow(section for section in list_sections(page) if find_package(section) in (None, package))
-
-
-@pytest.mark.slow
-def test_lightning_trains_as_without_the_callback(follow: Follow) -> None:
-    require("lightning")
-    names = follow(section for section in list_sections(VALIDATION) if find_package(section) in (None, "lightning"))
-    module = names["trainer"].lightning_module
-
-    put_back(names["trainer"].callbacks)
-
-    assert_same(names["model"], module.network)
-
-
-@pytest.mark.slow
-def test_transformers_trains_as_without_the_callback(follow: Follow) -> None:
-    require("transformers")
-    names = follow(section for section in list_sections(VALIDATION) if find_package(section) in (None, "transformers"))
-
-    put_back(names["exact"].callback_handler.callbacks)
-
-    assert_same(names["running"].model, names["exact"].model)

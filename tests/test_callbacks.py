@@ -1,0 +1,406 @@
+"""Exact statistics in the validations of Lightning and of Transformers; training goes on as without, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import bnlab
+from bnlab.callbacks import make_lightning_callback, recalibrate_in_transformers
+from tests.helpers import assert_equal_statistics, require
+
+pytestmark = pytest.mark.slow
+
+State = dict[str, Tensor]
+
+
+def make_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def make_batches(seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Six labelled batches, far from where running averages start."""
+    generator = torch.Generator().manual_seed(seed)
+    images = 5 + 3 * torch.randn(6, 16, 4, generator=generator)
+    labels = torch.randint(3, (6, 16), generator=generator)
+    return list(zip(images, labels, strict=True))
+
+
+BATCHES = make_batches()
+IMAGES = [images for images, _ in BATCHES]
+HELD_OUT = make_batches(seed=2)
+
+
+def copy_state(model: nn.Module) -> State:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def are_equal(one: State, other: State) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def assert_exact(state: State, model: nn.Module, batches: list[Any] = IMAGES) -> None:
+    """The running averages of a state are the exact statistics of its weights."""
+    model = copy.deepcopy(model)
+    model.load_state_dict(state)
+    assert_equal_statistics(bnlab.running_statistics(model), bnlab.population_statistics(model, batches))
+
+
+@pytest.fixture
+def lightning() -> Any:
+    require("lightning")
+    return pytest.importorskip("lightning")
+
+
+@pytest.fixture
+def transformers() -> Any:
+    require("transformers")
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def make_module(lightning: Any) -> Callable[..., Any]:
+    """Makes a LightningModule that keeps its network's state at each validation, and before it."""
+
+    class Classifier(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self, network: nn.Module, fails: bool = False) -> None:
+            super().__init__()
+            self.network = network
+            self.fails = fails
+            self.states: list[State] = []
+            self.running = copy_state(network)
+
+        def forward(self, images: Tensor) -> Any:
+            return self.network(images)
+
+        def training_step(self, batch: Any) -> Tensor:
+            images, labels = batch
+            return F.cross_entropy(self(images), labels)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.running = copy_state(self.network)
+
+        def validation_step(self, batch: Any) -> None:
+            self.states.append(copy_state(self.network))
+            if self.fails and not self.trainer.sanity_checking:
+                raise OSError("the disk is full")
+
+        test_step = validation_step
+
+        def predict_step(self, batch: Any) -> Any:
+            self.states.append(copy_state(self.network))
+            return batch
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    return Classifier
+
+
+@pytest.fixture
+def make_trainer(lightning: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Makes a Trainer of Lightning with these callbacks."""
+
+    def make(*callbacks: Any, **options: Any) -> Any:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        saves = any(isinstance(callback, lightning.pytorch.callbacks.ModelCheckpoint) for callback in callbacks)
+        return lightning.Trainer(
+            max_epochs=3,
+            accelerator="cpu",
+            callbacks=list(callbacks),
+            enable_checkpointing=saves,
+            default_root_dir=tmp_path,
+            **quiet,
+            **options,
+        )
+
+    return make
+
+
+def load(batches: list[Any]) -> Any:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}],
+    ids=lambda options: "".join(options) or "plain",
+)
+@pytest.mark.parametrize("batches", [IMAGES, BATCHES, load(BATCHES)], ids=["images", "labelled", "loader"])
+def test_lightning_validates_exactly_and_trains_as_without(
+    make_module: Any, make_trainer: Any, options: dict[str, Any], batches: Any
+) -> None:
+    plain = make_module(make_network())
+    make_trainer(**options).fit(plain, load(BATCHES), load(HELD_OUT[:1]))
+    module = make_module(make_network())
+    trainer = make_trainer(make_lightning_callback(batches), **options)
+
+    trainer.fit(module, load(BATCHES), load(HELD_OUT[:1]))
+
+    assert len(module.states) == len(plain.states) >= 3
+    for state, running in zip(module.states, plain.states, strict=True):
+        assert_exact(state, module.network)
+        assert not are_equal(state, running)
+        assert torch.equal(state["0.weight"], running["0.weight"])
+    assert are_equal(copy_state(module.network), copy_state(plain.network))
+    assert trainer.callback_metrics["recalibration_seconds"] > 0
+
+
+@pytest.mark.parametrize("method", ["validate", "test", "predict"])
+def test_lightning_evaluates_exactly_without_training(make_module: Any, make_trainer: Any, method: str) -> None:
+    module = make_module(make_network())
+    before = copy_state(module.network)
+    trainer = make_trainer(make_lightning_callback(IMAGES))
+
+    getattr(trainer, method)(module, load(HELD_OUT[:1]))
+
+    (state,) = module.states
+    assert_exact(state, module.network)
+    assert are_equal(copy_state(module.network), before)
+    assert ("recalibration_seconds" in trainer.callback_metrics) == (method != "predict")
+
+
+def test_lightning_saves_what_it_has_validated(
+    lightning: Any, make_module: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    module = make_module(make_network())
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    make_trainer(make_lightning_callback(IMAGES), checkpoints).fit(module, load(BATCHES), load(HELD_OUT[:1]))
+
+    for epoch, validated in enumerate(module.states[1:]):  # the first is of the sanity check
+        saved = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
+        assert are_equal(validated, {name.removeprefix("network."): value for name, value in saved.items()})
+
+
+def test_lightning_puts_averages_back_after_an_exception(make_module: Any, make_trainer: Any) -> None:
+    module = make_module(make_network(), fails=True)
+
+    with pytest.raises(OSError, match="disk"):
+        make_trainer(make_lightning_callback(IMAGES)).fit(module, load(BATCHES), load(HELD_OUT))
+
+    assert_exact(module.states[-1], module.network)
+    assert are_equal(copy_state(module.network), module.running)
+
+
+def test_lightning_in_one_process_of_ddp(lightning: Any, make_module: Any, make_trainer: Any) -> None:
+    strategy = lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
+    module = make_module(make_network())
+    try:
+        trainer = make_trainer(make_lightning_callback(IMAGES), strategy=strategy, devices=1)
+        trainer.fit(module, load(BATCHES), load(HELD_OUT[:1]))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    for state in module.states:
+        assert_exact(state, module.network)
+    assert are_equal(copy_state(module.network), module.running)
+
+
+def test_lightning_says_that_there_is_no_batch_norm_before_it_trains(make_module: Any, make_trainer: Any) -> None:
+    module = make_module(nn.Sequential(nn.Linear(4, 3)))
+    before = copy_state(module.network)
+
+    with pytest.raises(ValueError, match="make_lightning_callback: no BatchNorm layer"):
+        make_trainer(make_lightning_callback(IMAGES), num_sanity_val_steps=0).fit(module, load(BATCHES), load(HELD_OUT))
+
+    assert are_equal(copy_state(module.network), before)
+
+
+def test_lightning_warns_where_running_averages_are_validated(make_module: Any, make_trainer: Any) -> None:
+    network = make_network()
+    network[1].requires_grad_(False)
+    module = make_module(network)
+
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*all layers are frozen"):
+        make_trainer(make_lightning_callback(IMAGES)).validate(module, load(HELD_OUT[:1]))
+
+
+def test_one_batch_is_refused_at_once(lightning: Any) -> None:
+    with pytest.raises(TypeError, match=r"make_lightning_callback: batches is a Tensor; pass an iterable of batches"):
+        make_lightning_callback(IMAGES[0])
+    with pytest.raises(TypeError, match=r"recalibrate_in_transformers: batches is a Tensor"):
+        recalibrate_in_transformers(object(), IMAGES[0])
+
+
+class Wrapped(nn.Module):
+    """A model as Transformers calls it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.network(images)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def list_examples(batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, Tensor]]:
+    return [
+        {"images": image, "labels": label}
+        for images, labels in batches
+        for image, label in zip(images, labels, strict=True)
+    ]
+
+
+@pytest.fixture
+def make_hugging_face(transformers: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Makes a Trainer of Transformers that keeps its model's state at each evaluation, in `states`."""
+
+    def make(network: nn.Module, fails: bool = False, **options: Any) -> Any:
+        states: list[State] = []
+
+        def compute_metrics(predicted: Any) -> dict[str, float]:
+            states.append(copy_state(trainer.model.network))
+            if fails:
+                raise OSError("the disk is full")
+            accuracy = (predicted.predictions.argmax(1) == predicted.label_ids).mean().item()
+            return {"accuracy": accuracy}
+
+        arguments = {
+            "output_dir": str(tmp_path / "trained"),
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 16,
+            "learning_rate": 0.05,
+            "eval_strategy": "epoch",
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        held_out = options.pop("eval_dataset", list_examples(HELD_OUT))
+        trainer = transformers.Trainer(
+            Wrapped(network),
+            transformers.TrainingArguments(**{**arguments, **options}),
+            train_dataset=list_examples(BATCHES),
+            eval_dataset=held_out,
+            compute_metrics=compute_metrics,
+        )
+        trainer.states = states
+        return trainer
+
+    return make
+
+
+def count_logged(trainer: Any) -> int:
+    return len([entry for entry in trainer.state.log_history if "recalibration_seconds" in entry])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_accumulation_steps": 2}, {"eval_strategy": "steps", "eval_steps": 4}], ids=str
+)
+def test_transformers_evaluates_exactly_and_trains_as_without(make_hugging_face: Any, options: dict[str, Any]) -> None:
+    plain = make_hugging_face(make_network(), **options)
+    plain.train()
+    trainer = make_hugging_face(make_network(), **options)
+    recalibrate_in_transformers(trainer, IMAGES)
+
+    trainer.train()
+
+    assert len(trainer.states) == len(plain.states) >= 2
+    for state in trainer.states:
+        assert_exact(state, trainer.model.network)
+    assert are_equal(copy_state(trainer.model), copy_state(plain.model))
+    assert count_logged(trainer) == len(trainer.states)
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_transformers_evaluates_exactly_without_training(make_hugging_face: Any, method: str) -> None:
+    trainer = make_hugging_face(make_network())
+    before = copy_state(trainer.model)
+    recalibrate_in_transformers(trainer, IMAGES)
+
+    getattr(trainer, method)(list_examples(HELD_OUT))
+
+    (state,) = trainer.states
+    assert_exact(state, trainer.model.network)
+    assert are_equal(copy_state(trainer.model), before)
+
+
+def test_transformers_takes_its_own_loader(make_hugging_face: Any) -> None:
+    trainer = make_hugging_face(make_network())
+    recalibrate_in_transformers(trainer, trainer.get_train_dataloader(), forward=lambda model, batch: model(**batch))
+
+    trainer.evaluate()
+
+    (state,) = trainer.states
+    assert_exact(state, trainer.model.network)
+
+
+def test_transformers_puts_averages_back_after_an_exception(make_hugging_face: Any) -> None:
+    trainer = make_hugging_face(make_network(), fails=True)
+    before = copy_state(trainer.model)
+    recalibrate_in_transformers(trainer, IMAGES)
+
+    with pytest.raises(OSError, match="disk"):
+        trainer.evaluate()
+
+    assert_exact(trainer.states[-1], trainer.model.network)
+    assert are_equal(copy_state(trainer.model), before)
+
+
+def list_saved(folder: Path) -> Iterator[State]:
+    """The networks of all checkpoints, in the order of their steps."""
+    for path in sorted(folder.glob("checkpoint-*/model.safetensors"), key=lambda path: int(path.parent.name[11:])):
+        yield {name.removeprefix("network."): value for name, value in load_file(path).items()}
+
+
+def test_transformers_saves_what_it_has_evaluated(make_hugging_face: Any, tmp_path: Path) -> None:
+    trainer = make_hugging_face(make_network(), save_strategy="epoch", load_best_model_at_end=True)
+    recalibrate_in_transformers(trainer, IMAGES)
+
+    trainer.train()
+
+    saved = list(list_saved(tmp_path / "trained"))
+    assert len(saved) == 3
+    for evaluated, state in zip(trainer.states, saved, strict=True):
+        assert_exact(evaluated, trainer.model.network)
+        assert are_equal(evaluated, state)
+    assert count_logged(trainer) == 3  # a checkpoint takes the statistics of its evaluation
+
+
+def test_transformers_measures_again_when_it_trains_again(make_hugging_face: Any) -> None:
+    """The second training's only evaluation is at a step of the same number."""
+    trainer = make_hugging_face(make_network(), num_train_epochs=1)
+    recalibrate_in_transformers(trainer, IMAGES)
+
+    trainer.train()
+    trainer.train()
+
+    first, second = trainer.states
+    assert not are_equal(first, second)
+    assert_exact(second, trainer.model.network)
+
+
+def test_transformers_measures_once_for_several_data_sets(make_hugging_face: Any) -> None:
+    held_out = list_examples(HELD_OUT)
+    trainer = make_hugging_face(make_network(), eval_dataset={"one": held_out[:32], "two": held_out[32:]})
+    before = copy_state(trainer.model)
+    recalibrate_in_transformers(trainer, IMAGES)
+
+    trainer.evaluate()
+
+    assert count_logged(trainer) == 1
+    assert len(trainer.states) == 2
+    assert are_equal(trainer.states[0], trainer.states[1])
+    assert_exact(trainer.states[0], trainer.model.network)
+    assert are_equal(copy_state(trainer.model), before)
+
+
+def test_transformers_says_at_once_that_there_is_no_batch_norm(make_hugging_face: Any) -> None:
+    trainer = make_hugging_face(nn.Sequential(nn.Linear(4, 3)))
+
+    with pytest.raises(ValueError, match="recalibrate_in_transformers: no BatchNorm layer"):
+        recalibrate_in_transformers(trainer, IMAGES)
