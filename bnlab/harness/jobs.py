@@ -193,12 +193,24 @@ def _train_and_measure(run: Run) -> None:
     failed = Failures()
     selections = {}
     for name in names:
+        if find_measurement(name).about_batches:
+            _require_one_call(run, name)
         selections[find_measurement(name).name] = complete_rows(run, name, subjects, failed)
     _write_request(run, selections, failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
         error.add_note("\n".join(details for _, details in failed.values()))
         raise error
+
+
+def _require_one_call(run: Run, measurement: str) -> None:
+    """UserError where an update recorded several moments of a layer: a table about batches would take each for one."""
+    for name, layer in run.trace.layers.items():
+        if len({*layer.steps}) < len(layer.steps):
+            raise UserError(
+                f"measurements={measurement}: is about one batch of moments in an update, but a forward of "
+                f"model={run.config.model.name} calls {name} several times; measure gaps, evaluations"
+            )
 
 
 def choose_measurements(run: Run) -> list[str]:

@@ -133,7 +133,7 @@ def test_a_question_that_cannot_be_imported_is_left_out(
     done = call("report", f"results={folder}")
 
     assert done.code == 1
-    assert "momentum is left out: experiments.questions.momentum has to define" in done.err
+    assert "momentum is left out: experiment=experiments.questions.momentum.EXPERIMENT: cannot be imported" in done.err
     assert (folder / "quickstart" / "README.md").exists()
 
 
