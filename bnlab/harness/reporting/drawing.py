@@ -92,10 +92,11 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
         parts = [str(panel)] if len(str(panel)) <= letters else re.split(r"(?<=,) | (?=\()", str(panel))
         ax.set_title("\n".join(textwrap.fill(part, letters) for part in parts))
         title_lines = max(title_lines, ax.get_title().count("\n"))
-        across = textwrap.fill(ax.get_xlabel(), int(width / columns / _LETTER))
-        upward = textwrap.fill(ax.get_ylabel(), int(rows * height / _LETTER))
-        is_lowest = place + columns >= count
-        ax.set(xlabel=across if is_lowest else "", ylabel="")
+        is_labelled = place == 1 if count == 3 else place + columns >= count  # under the middle one of three
+        label_width = width if count == 3 else width / columns
+        across = textwrap.fill(ax.get_xlabel(), int(0.8 * label_width / _LETTER))
+        upward = textwrap.fill(ax.get_ylabel(), int(0.85 * rows * height / _LETTER))
+        ax.set(xlabel=across if is_labelled else "", ylabel="")
         ax.yaxis.set_label_coords(0, 0)  # else ticks are measured to place the empty label
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
