@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"{caller} {path}: no such file")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
     except Exception as error:  # pickle, zip and safetensors raise what they like
         if "weights_only" in str(error):  # torch advises to turn it off, which would run what the file says
             raise ValueError(
@@ -91,6 +92,13 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
     if not isinstance(state, Mapping):
         raise ValueError(f"{caller} {path}: holds a {type(state).__name__}; pass safetensors or a state dict")
     return unwrap_state(state)
+
+
+def _load_tensors(path: Path) -> Any:
+    """Load what torch has saved, tensors alone; torch's warnings of other formats would stand beside the error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, "cpu", weights_only=True)
 
 
 def unwrap_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
