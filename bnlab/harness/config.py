@@ -26,11 +26,7 @@ from bnlab.harness.statistic_kinds import Measured
 
 
 def register(describe: Callable[[], str] = str) -> None:
-    """Make the configuration, `schema`, and what its groups choose from known to Hydra.
-
-    Args:
-        describe: gives the words of `--help` on settings, which Hydra asks for whatever it composes.
-    """
+    """Make the configuration known to Hydra; `describe` gives the words of `--help` on settings."""
     OmegaConf.register_new_resolver("describe_settings", describe, replace=True)
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.

@@ -68,12 +68,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
 
 
 def prepare(configs: list[Config]) -> None:
-    """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
-
-    Raises:
-        UserError: see `try_all`.
-        OSError: the results folder cannot be written.
-    """
+    """Before the first job: find what would stop them (see `try_all`), and forget the failures of earlier sweeps."""
     try_all(configs)
     for config in configs:
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +81,7 @@ def prepare(configs: list[Config]) -> None:
 def try_all(configs: list[Config]) -> None:
     """Let each estimator average a short stream, and each kind of network that is not trained yet make an update.
 
-    Raises:
-        UserError: data is corrupt, a network does not fit into the memory, cannot take the data or fails in its update,
-            an estimator fails.
+    UserError for whatever fails.
     """
     try_estimators(subject for config in configs for subject in find_subjects(config))
     kinds: dict[tuple[Any, ...], Run] = {}
@@ -131,11 +124,7 @@ def find_failure(run: Run) -> Path:
 
 
 def attempt(config: Config) -> None:
-    """`execute`, but what fails is written down and does not end the sweep: status `failed`, with the reason.
-
-    Raises:
-        UserError, OSError: what the other jobs would meet too, such as a full disk.
-    """
+    """`execute`, but what fails is written down as `failed`, unless other jobs would meet it too, as a full disk."""
     try:
         execute(config)
     except (JobError, TimeLimit) as error:
@@ -158,10 +147,8 @@ def _record_failure(config: Config, reason: str) -> None:
 def execute(config: Config) -> None:
     """Train the configuration's network unless it is there, measure it, write down what was asked for.
 
-    A network of which a file cannot be read is set aside, once, trained again and measured.
-
-    Raises:
-        JobError: an estimator fails, or training cannot be repeated; the rows of all other estimators are written.
+    A network of which a file cannot be read is set aside, once, trained again and measured. JobError where an estimator
+    fails; the rows of all others are written.
     """
     prepare_process(config)
     with Run(config).lock:  # another job may want more checkpoints, and train the same network again

@@ -65,15 +65,9 @@ def _count(number: int, noun: str) -> str:
 
 
 def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterable[str]:
-    """Describe a sweep in lines of text, after a short trial of each kind of network; nothing is written.
+    """Describe a sweep, with `waiting` jobs that are not done, after a short trial of each kind of network.
 
-    Args:
-        configs: all jobs.
-        waiting: those that are not done.
-        processes: how many networks are trained or measured at a time.
-
-    Raises:
-        UserError: what would stop the sweep.
+    Nothing is written; UserError for what would stop the sweep.
     """
     first, *small_batches = outline(configs, waiting)
     yield first

@@ -1,7 +1,4 @@
-"""The table `runs` with a column for each setting, made from the components and the configuration.
-
-A new setting of a component needs nothing here: its column has its name, its type and its meaning.
-"""
+"""The table `runs` with a column for each setting: its name, its type and its meaning come from the components."""
 
 from __future__ import annotations
 

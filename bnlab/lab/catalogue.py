@@ -25,13 +25,7 @@ _OWN = "questions"
 
 
 def find_experiment(name: str) -> Experiment:
-    """Find the EXPERIMENT of a question, and fill in name, question and source.
-
-    A question is a module, or a folder if it has measurements of its own.
-
-    Raises:
-        UserError: there is none, or it cannot be imported.
-    """
+    """Find the EXPERIMENT of a question, and fill in name, question and source; UserError if it cannot be imported."""
     from bnlab.harness.errors import UserError
     from bnlab.harness.own import import_object
 

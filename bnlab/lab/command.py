@@ -14,13 +14,8 @@ def run_command(
 ) -> int:
     """Run a command with the words of the command line; 2 for a user's mistake, 130 for Ctrl-C, each with its line.
 
-    The command imports what takes seconds by itself, so that Ctrl-C in that time is caught here too.
-
-    Args:
-        command: of the words, gives the exit code.
-        words: of the command line, behind the command.
-        usage: what `--help` prints; without one the command prints its own.
-        options: words with a dash that it knows.
+    The command imports what takes seconds by itself, so that Ctrl-C in that time is caught here too. Without `usage` it
+    prints its own.
     """
     try:
         if usage and {"-h", "--help"} & {*words}:

@@ -39,12 +39,7 @@ _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do n
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep.
-
-    Attributes:
-        config: what is trained and measured, checked.
-        heading: its number and what sets it apart, which is printed when it begins; empty for a single job.
-    """
+    """One job of a sweep, checked. The heading says its number and what sets it apart; empty for a single job."""
 
     config: Config
     heading: str
@@ -52,15 +47,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Launcher:
-    """What runs the jobs.
-
-    Attributes:
-        name: basic, one after the other in this process; joblib, in several; submitit_slurm or submitit_local.
-        settings: the settings of `hydra.launcher`, arguments of joblib's or submitit's.
-    """
+    """What runs the jobs: basic, in this process; joblib, in several; submitit_slurm or submitit_local."""
 
     name: str
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # arguments of joblib's or submitit's
 
 
 @dataclass(frozen=True)
@@ -77,14 +67,9 @@ class Sweep:
 
 
 def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
-    """Plan every job that these overrides stand for.
+    """Plan every job that these overrides stand for; UserError names the word or file, the value and what is allowed.
 
-    Args:
-        words: as on Hydra's command line, without options but `--config-dir=FOLDER`.
-        multirun: whether comma lists are swept, as with `-m`; an experiment's file can say so too.
-
-    Raises:
-        UserError: one or two lines that name the word or file, the value and what is allowed.
+    With `multirun`, or where an experiment's file says so, comma lists are swept.
     """
     register()
     overrides = [_read_word(word) for word in search_folders(words)]
@@ -162,11 +147,7 @@ def _compose_files(overrides: Iterable[Override]) -> tuple[DictConfig, DictConfi
 
 @cache  # takes a twentieth of a second, and most jobs of a sweep choose the same files
 def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-    """Compose the files that are chosen; a user's own function is registered where it is first met.
-
-    Raises:
-        UserError: what is wrong, in one or two lines.
-    """
+    """Compose the files that are chosen; a user's own function is registered where it is first met."""
     try:
         composed = compose("config", overrides=[*choices], return_hydra_config=True)
     except MissingConfigException as error:
@@ -206,11 +187,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _read_word(word: str) -> Override:
-    """Read a word of the command line.
-
-    Raises:
-        UserError: it has no value, or asks for what Hydra can do and a sweep cannot.
-    """
+    """Read a word of the command line; UserError without a value, or for what Hydra can do and a sweep cannot."""
     try:
         override = OverridesParser.create().parse_override(word)
     except (HydraException, OmegaConfBaseException) as error:
@@ -252,12 +229,7 @@ def _refuse_sweep(override: Override, multirun: bool) -> None:
 
 
 def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str:
-    """Say that there is no such setting: which choices of its group have it, or one that is called nearly so.
-
-    Args:
-        key: of the setting.
-        composed: the settings that there are, if they are known.
-    """
+    """Say that there is no such setting: which choices of its group have it, or one that is called nearly so."""
     if key in _FILES:  # Hydra puts what a file says into its group
         return "a file of settings begins with the line # @package _global_"
     group, _, setting = key.partition(".")

@@ -19,17 +19,7 @@ REFERENCE = _PACKAGE.parent / "results" / "reference"
 
 
 def search_folders(words: Sequence[str]) -> list[str]:
-    """Let Hydra look for files in the folders of `--config-dir` and in `conf/` of the current folder too.
-
-    Args:
-        words: as on the command line.
-
-    Returns:
-        The words with a Hydra setting in place of these options.
-
-    Raises:
-        UserError: a folder does not exist, or has an experiment with the name of one of bnlab's own.
-    """
+    """Put a Hydra setting in place of `--config-dir`, with `conf/` here; UserError for a folder that cannot be used."""
     options = [word for word in words if word.startswith("--config-dir")]
     others = [word for word in words if word not in options]
     folders = []

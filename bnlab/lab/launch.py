@@ -35,8 +35,7 @@ _QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "me
 def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Run jobs to their end, and show how many are done. One that fails leaves the others alone.
 
-    Raises:
-        UserError: what all jobs would meet, such as a full disk; or a process was ended from outside.
+    UserError for what all jobs would meet, such as a full disk, or where a process was ended from outside.
     """
     with _show_progress([job.config for job in jobs]):
         if launcher.name == "basic":

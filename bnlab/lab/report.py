@@ -63,10 +63,7 @@ def _report(words: list[str]) -> int:
 
 
 def _report_all(results: Path) -> int:
-    """Report on all questions that have results, write their pages, and name the commands that draw other sweeps.
-
-    Questions that cannot be reported on are named and left out.
-    """
+    """Report on all questions that have results and write their pages; what is left out is named on stderr."""
     from bnlab.harness.errors import NoRows, UserError
     from bnlab.lab.catalogue import list_questions, write_pages
 
@@ -144,11 +141,7 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
 def _draw_figures(
     name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path
 ) -> tuple[dict[str, Figure], int]:
-    """Draw all figures that can be drawn, and name the others on stderr.
-
-    Returns:
-        The figures with their whole captions; and how many failed, which one without rows has not.
-    """
+    """Draw all figures that can be drawn, now with whole captions; count those that failed, and name them on stderr."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -23,19 +23,14 @@ _REACH = 3  # standard deviations, beyond which the weights of a blur are 0
 class Corruption:
     """A change of an image's pixels.
 
-    Attributes:
-        apply: the function that corrupts an image [C, H, W], whose pixels are from 0 to 1, by an amount. It does not
-            write to the image. What it draws comes from the generator that it is given: the same image has the same
-            draws at each strength. Pixels of what it returns may lie outside of 0 to 1.
-        amounts: those of strength 1, 2 and 3.
-        words: what it does, for the documentation, which writes the amounts for {amounts}.
-        version: raised when the same strength gives other images, so that what was measured on them is measured again.
+    `apply` corrupts an image [C, H, W], whose pixels are from 0 to 1, by an amount, and does not write to it; pixels of
+    the result may lie outside of 0 to 1. It draws from the generator that it is given, the same at each strength.
     """
 
     apply: Callable[[Tensor, float, torch.Generator], Tensor]
-    amounts: tuple[Amount, Amount, Amount]
-    words: str
-    version: int = 1
+    amounts: tuple[Amount, Amount, Amount]  # of strength 1, 2 and 3
+    words: str  # for the documentation, which writes the amounts for {amounts}
+    version: int = 1  # raised when the same strength gives other images, so that they are measured again
 
     def amount_of(self, strength: int) -> float:
         """Return the amount of a strength from 1 to 3."""

@@ -12,10 +12,10 @@ from bnlab.harness.artifacts.training import Progress
 
 
 class LiveLog:
-    """The files in `tensorboard/` of a run's folder: loss and accuracy of each batch, and the gap.
+    """Loss and accuracy of each batch, and the gap of running averages, in `tensorboard/` of a run's folder.
 
-    The gap is that of the network's running averages: the root mean square, over the layers behind the first, of how
-    far their means are from exact ones, in standard deviations. Training itself stays as it is.
+    The gap is the root mean square, over the layers behind the first, of how far their means are from exact ones, in
+    standard deviations.
     """
 
     def __init__(self, run: Run, step: int) -> None:

@@ -1,7 +1,6 @@
 """Making sure that a run's network is there: found, trained, or trained on after a kill, by one process for all.
 
-A training is a chain of parts of a few seconds. The updates of a part are recorded; then its trace and the log are
-written, and last the state from which a killed training goes on exactly. What was written after that is written again.
+Every few seconds trace and log are written, and last the state from which a killed training goes on exactly.
 """
 
 from __future__ import annotations
@@ -43,16 +42,8 @@ _STATE = "bnlab.state/1"
 def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.wanted) -> None:
     """Train the run's network unless that has been done; after a kill, go on from its state. Other processes wait.
 
-    Where a checkpoint is missing, because it was not wanted when the network was trained, it is trained again from the
-    start; the checkpoints that are there are written again, with the same weights.
-
-    Args:
-        run: the run; its folder is written.
-        list_checkpoints: returns the steps whose weights are needed. It is called again once training has ended, as a
-            training that diverged has fewer. By default all of `evaluate_at`; the last step's weights are kept anyway.
-
-    Raises:
-        Unreadable: a file from which training was to go on.
+    Where a checkpoint is missing, it is trained again from the start. `list_checkpoints` is called again once training
+    has ended, as a training that diverged has fewer. Unreadable for a file from which training was to go on.
     """
     with run.lock:
         while not run.is_complete(list_checkpoints(run)):
@@ -99,11 +90,7 @@ def _train(run: Run, kept: set[int]) -> None:
 
 
 def _train_part(run: Run, progress: Progress, updates: Iterator[int], kept: set[int], live: LiveLog | None) -> str:
-    """Make updates for a few seconds, or up to where batch norm is frozen, and write their trace and the log.
-
-    Returns:
-        The status of the training: unfinished, finished or diverged.
-    """
+    """Make updates for some seconds, write their trace and the log, and return unfinished, finished or diverged."""
     began = time.monotonic()
     read_before = len(progress.log)
     status = "finished"
@@ -144,11 +131,7 @@ def _finish_update(run: Run, progress: Progress, kept: set[int], live: LiveLog |
 
 
 def _restore_or_describe(run: Run, progress: Progress) -> float:
-    """Restore a killed training; without a state, write the files that describe a new one.
-
-    Returns:
-        The seconds that training has taken so far.
-    """
+    """Restore a killed training, or write the files that describe a new one; return the seconds that it has taken."""
     seconds = 0.0
     if run.state.exists():
         seconds = _restore_state(run, progress)
@@ -179,8 +162,7 @@ def _begin_average(kind: str, model: nn.Module) -> AveragedModel:
     """Begin an average of weights and buffers, which takes no weights yet.
 
     `swa`: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
-    one of each epoch). `ema`: new = 0.99·old + 0.01·weights after each update, from those after the first one.
-    Counts of batches, whole numbers, stay the newest.
+    one of each epoch). `ema`: new = 0.99·old + 0.01·weights. Counts of batches, whole numbers, stay the newest.
     """
     average = get_swa_avg_fn() if kind == "swa" else get_ema_avg_fn(_EMA_DECAY)
 

@@ -56,8 +56,8 @@ def digest_of_shifted(dataset: Dataset, config: Data, split: str, shift: str) ->
 def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
     """Corrupt the stored pixels of a split, clip them to their range and standardize them like those of training.
 
-    Each image draws from a generator of its own, which its pixels and the corruption seed: what is drawn depends
-    neither on the other images nor on the strength.
+    Each image draws from a generator that its pixels and the corruption seed: what is drawn depends neither on other
+    images nor on the strength.
     """
     name, _, strength = shift.partition(":")
     corruption = CORRUPTIONS[name]

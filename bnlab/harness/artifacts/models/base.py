@@ -62,16 +62,9 @@ def build_model(
     seed: int,
     steps: int = 1,
 ) -> nn.Module:
-    """Build the network for images [N, channels, image_size, image_size], in channels_last and train mode.
+    """Build the network in channels_last and train mode; `steps`, of the training, are for norms that change over it.
 
-    Args:
-        model: the model, whose settings have been checked.
-        norm: the network's norm; None: batch norm.
-        channels: channels of an image.
-        image_size: height and width of an image, in pixels.
-        classes: number of classes.
-        seed: the seed of the weights; the caller's random state is left as it was.
-        steps: length of the training in updates, for norms that change over it.
+    The caller's random state is left as it was.
     """
     norms = NormBuilder(norm or Batch(), of_images=model.has_maps, steps=steps)
     with torch.random.fork_rng(devices=[]):
