@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from bnlab.harness.errors import UserError
+
 
 def run_command(
     command: Callable[[list[str]], int], words: list[str], usage: str = "", options: tuple[str, ...] = ()
@@ -37,8 +39,6 @@ def run_command(
         print(f"error: {error}; what is finished is kept, the same command continues", file=sys.stderr)
         return 2
     except ValueError as error:
-        from bnlab.harness.errors import UserError  # here: importing the harness takes a moment
-
         if not isinstance(error, UserError):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -28,7 +29,7 @@ from bnlab.harness.artifacts.settings import GROUPS, Config
 from bnlab.harness.config import check, register
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import KINDS, make_own
-from bnlab.lab.folders import CONF, search_folders
+from bnlab.lab.catalogue import CONF
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
@@ -72,7 +73,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     With `multirun`, or where an experiment's file says so, comma lists are swept.
     """
     register()
-    overrides = [_read_word(word) for word in search_folders(words)]
+    overrides = [_read_word(word) for word in _search_folders(words)]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
         is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
@@ -85,13 +86,39 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
 
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
-        heading = _write_heading(number, job) if len(grid) > 1 else ""
+        words = [str(override.input_line) for override in job]
+        own = [word for word in words if not word.startswith(_SAME_FOR_ALL)]
+        heading = f"job {number}  {' '.join(own)}" if len(grid) > 1 else ""
         jobs.append(Job(config, heading))
 
     launcher: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
     del launcher["_target_"]
     known = {key: value for key, value in launcher.items() if not str(value).startswith("${")}  # Hydra's folders
     return Sweep(jobs, Launcher(str(chosen.runtime.choices["hydra/launcher"]), known))
+
+
+def _search_folders(words: Sequence[str]) -> list[str]:
+    """Put a Hydra setting in place of `--config-dir`, with `conf/` here; UserError for a folder that cannot be used."""
+    options = [word for word in words if word.startswith("--config-dir")]
+    others = [word for word in words if word not in options]
+    folders = []
+    for option in options:
+        folder = Path(option.partition("=")[2])
+        if not folder.is_dir():
+            raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
+        folders.append(folder.resolve())
+    here = Path("conf").resolve()
+    if here.is_dir() and here != CONF:
+        folders.append(here)
+
+    for folder in folders:
+        for path in sorted(folder.glob("experiment/*.yaml")):
+            if (CONF / "experiment" / path.name).exists():
+                raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
+    if not folders:
+        return others
+    quoted = [f"'{folder}'" for folder in dict.fromkeys(folders)]
+    return [*others, f"hydra.searchpath=[{','.join(quoted)}]"]
 
 
 def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Override]]:
@@ -108,13 +135,6 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
         else:
             values[key] = [override]
     return [list(job) for job in itertools.product(*values.values())]
-
-
-def _write_heading(number: int, job: Sequence[Override]) -> str:
-    """Write a job's number, and the words that set it apart."""
-    words = [str(override.input_line) for override in job]
-    own = [word for word in words if not word.startswith(_SAME_FOR_ALL)]
-    return f"job {number}  {' '.join(own)}"
 
 
 def _build(job: Sequence[Override]) -> Config:
@@ -254,6 +274,6 @@ def print_with_hydra(words: Sequence[str]) -> None:
 
     register(describe_settings)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the caller
-    sys.argv = [sys.argv[0], *search_folders(words)]
+    sys.argv = [sys.argv[0], *_search_folders(words)]
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     main(lambda composed: None)()

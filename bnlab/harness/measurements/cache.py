@@ -11,7 +11,7 @@ from bnlab.files import Unreadable, digest
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import estimates
-from bnlab.harness.measurements.base import Measurement, find_measurement
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.requests import Selection
@@ -22,13 +22,12 @@ Failures = dict[str, tuple[str, str]]
 _KEY = (ORIGIN, "estimator", "momentum", "statistics_split", "split", "shift", "step")
 
 
-def complete_rows(run: Run, name: str, subjects: list[Subject], failures: Failures) -> Selection:
+def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], failures: Failures) -> Selection:
     """Select the rows of a measurement for these subjects; what is missing is measured and kept with the network.
 
     A table of predictions is measured for each of `Run.predictions`. Estimators among `failures` are left out; those
     that fail now come to them.
     """
-    measurement = find_measurement(name)
     chosen = measurement.scope(run, [each for each in subjects if each.estimator not in failures])
     folder = run.folder / "measurements" / measurement.name
     files = {path.name: _read_keys(path) for path in sorted(folder.glob("*.parquet"))}
