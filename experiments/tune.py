@@ -12,7 +12,7 @@ from bnlab.lab.catalogue import REFERENCE
 from bnlab.lab.command import run_command
 
 if TYPE_CHECKING:
-    from bnlab.harness.artifacts.settings import Config
+    from bnlab.harness.artifacts.job_settings import Config
 
 USAGE = """usage: python -m experiments.tune experiment=NAME [key=value ...]
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness import schema
+from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings, network
 from bnlab.harness.artifacts.producing import ensure_trained, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, list_own_settings, network
 from bnlab.harness.artifacts.training import Diverged, train
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement

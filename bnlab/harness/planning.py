@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from bnlab.files import Unreadable
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import format_seconds, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import list_needed_checkpoints, prepare_process, try_all
 from bnlab.harness.updates import ADVICE, count_last

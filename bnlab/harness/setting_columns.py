@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from bnlab.harness.artifacts.settings import GROUPS, Config
+from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.run_table import RESOLVED, RUNS, TRAINED_WITH
 from bnlab.harness.schema import Column, Table, boolean, integer, real, text

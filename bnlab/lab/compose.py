@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from bnlab.harness.artifacts.settings import GROUPS, Config
+from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.config import check, register
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import KINDS, make_own

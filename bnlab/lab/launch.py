@@ -20,8 +20,8 @@ from joblib import Parallel, delayed
 from submitit.core.utils import FailedJobError, UncompletedJobError
 from tqdm import tqdm
 
+from bnlab.harness.artifacts.job_settings import Config, restore_config
 from bnlab.harness.artifacts.producing import format_seconds
-from bnlab.harness.artifacts.settings import Config, restore_config
 from bnlab.harness.errors import TimeLimit, UserError
 from bnlab.harness.jobs import attempt, list_waiting
 from bnlab.lab.compose import Job, Launcher

@@ -11,7 +11,7 @@ from bnlab.lab.catalogue import list_questions
 from bnlab.lab.command import run_command
 
 if TYPE_CHECKING:
-    from bnlab.harness.artifacts.settings import Config
+    from bnlab.harness.artifacts.job_settings import Config
     from bnlab.lab.compose import Launcher
 
 _HYDRA_OPTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import bnlab
 from bnlab.borrow import keep_random_state
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import Progress
+from bnlab.harness.artifacts.training import TrainingState
 
 
 class LiveLog:
@@ -26,13 +26,13 @@ class LiveLog:
         self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
 
     def write_updates(self, log: Iterable[tuple[int, float, float]]) -> None:
-        """Bring these updates, as `Progress.log` has them, to disk."""
+        """Bring these updates, as `TrainingState.log` has them, to disk."""
         for update, loss, accuracy in log:
             self._writer.add_scalar("loss of the batch", loss, update)
             self._writer.add_scalar("accuracy of the batch", accuracy, update)
         self._writer.flush()
 
-    def write_gap(self, progress: Progress) -> None:
+    def write_gap(self, progress: TrainingState) -> None:
         """Measure the gap on the training split, and write it."""
         run = self._run
         images = run.dataset.train.sample(run.limit_at(progress.step)).images

@@ -25,7 +25,7 @@ from bnlab.files import reading, write_text
 from bnlab.harness import schema
 from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.training import Diverged, Progress, train
+from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.layers import batch_norm_layers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
@@ -89,7 +89,7 @@ def _train(run: Run, kept: set[int]) -> None:
     write_text(run.folder / "status.json", json.dumps(end, indent=1))
 
 
-def _train_part(run: Run, progress: Progress, updates: Iterator[int], kept: set[int], live: LiveLog | None) -> str:
+def _train_part(run: Run, progress: TrainingState, updates: Iterator[int], kept: set[int], live: LiveLog | None) -> str:
     """Make updates for some seconds, write their trace and the log, and return unfinished, finished or diverged."""
     began = time.monotonic()
     read_before = len(progress.log)
@@ -119,7 +119,7 @@ def _train_part(run: Run, progress: Progress, updates: Iterator[int], kept: set[
     return status
 
 
-def _finish_update(run: Run, progress: Progress, kept: set[int], live: LiveLog | None) -> None:
+def _finish_update(run: Run, progress: TrainingState, kept: set[int], live: LiveLog | None) -> None:
     """Change the network as its settings say, and keep its weights where they are wanted."""
     freeze_and_average(run, progress)
     if progress.step in kept:
@@ -130,7 +130,7 @@ def _finish_update(run: Run, progress: Progress, kept: set[int], live: LiveLog |
         live.write_gap(progress)
 
 
-def _restore_or_describe(run: Run, progress: Progress) -> float:
+def _restore_or_describe(run: Run, progress: TrainingState) -> float:
     """Restore a killed training, or write the files that describe a new one; return the seconds that it has taken."""
     seconds = 0.0
     if run.state.exists():
@@ -149,13 +149,13 @@ def _restore_or_describe(run: Run, progress: Progress) -> float:
     return seconds
 
 
-def start_training(run: Run) -> Progress:
+def start_training(run: Run) -> TrainingState:
     """Begin the training at step 0; sets torch's random state."""
     torch.manual_seed(run.config.seed)  # dropout and the like
     model = run.new_model()
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
     average = None if run.config.averaging == "none" else _begin_average(run.config.averaging, model)
-    return Progress(model, optimizer, step=0, average=average)
+    return TrainingState(model, optimizer, step=0, average=average)
 
 
 def _begin_average(kind: str, model: nn.Module) -> AveragedModel:
@@ -172,7 +172,7 @@ def _begin_average(kind: str, model: nn.Module) -> AveragedModel:
     return AveragedModel(model, avg_fn=average_floats, use_buffers=True)
 
 
-def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MomentTrace | None]:
+def record_moments(run: Run, progress: TrainingState) -> contextlib.AbstractContextManager[MomentTrace | None]:
     """Record the batch moments from here on; nothing of a network without batch norm, or where it is frozen."""
     is_frozen = run.frozen_from is not None and progress.step >= run.frozen_from
     if is_frozen or not run.has_trace:
@@ -180,7 +180,7 @@ def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextMa
     return record(progress.model, step=progress.step)
 
 
-def freeze_and_average(run: Run, progress: Progress) -> None:
+def freeze_and_average(run: Run, progress: TrainingState) -> None:
     """After an update, freeze batch norm if that is its step, and take the weights into their average."""
     if progress.step == run.frozen_from:
         progress.read_log()  # a network that has diverged has no statistics
@@ -201,7 +201,7 @@ def _stop_averages(model: nn.Module) -> None:
         layer.eval()
 
 
-def _save_state(run: Run, progress: Progress, seconds: float) -> None:
+def _save_state(run: Run, progress: TrainingState, seconds: float) -> None:
     """Write all from which the training goes on exactly, and the seconds that it has taken."""
     groups = {"model": progress.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
     if progress.average is not None:
@@ -219,7 +219,7 @@ def _save_state(run: Run, progress: Progress, seconds: float) -> None:
     save_tensors(run.state, tensors, _STATE, {"seconds": repr(seconds), "step": str(progress.step)})
 
 
-def _restore_state(run: Run, progress: Progress) -> float:
+def _restore_state(run: Run, progress: TrainingState) -> float:
     """Restore a training from its state; returns the seconds that it had taken. Unreadable if it cannot."""
     with reading(run.state):
         tensors, metadata = load_tensors(run.state, _STATE)

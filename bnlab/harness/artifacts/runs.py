@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from bnlab.files import digest, reading
 from bnlab.harness import schema
+from bnlab.harness.artifacts.corruptions import digest_of_shifted, shift_images
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
+from bnlab.harness.artifacts.job_settings import Config, as_list, list_steps, network_hash
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.settings import Config, as_list, list_steps, network_hash
-from bnlab.harness.artifacts.shifts import digest_of_shifted, shift_images
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.memory import memory_limit
 from bnlab.recording.trace import MomentTrace

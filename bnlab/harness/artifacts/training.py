@@ -148,7 +148,7 @@ class Diverged(Exception):
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """The state of training after an update. `step` counts the updates that are made, `log` has those that are read."""
 
     model: nn.Module
@@ -205,7 +205,7 @@ class Progress:
 
 
 def train(
-    progress: Progress, batches: Batches, config: Optimizer, steps: int, until: int | None = None
+    progress: TrainingState, batches: Batches, config: Optimizer, steps: int, until: int | None = None
 ) -> Iterator[int]:
     """Train from `progress.step` on, in place, and yield after each update the number of updates made.
 

@@ -10,7 +10,7 @@ import torch
 
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.names import import_estimator
-from bnlab.harness.artifacts.settings import Config, as_list
+from bnlab.harness.artifacts.job_settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import digest_of_own, import_object
 from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics

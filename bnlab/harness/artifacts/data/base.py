@@ -54,7 +54,7 @@ class Data(Component):
 
     @property
     def own_shift(self) -> str:
-        """The shift that test images have anyway, see `artifacts.shifts`; empty without one."""
+        """The shift that test images have anyway, see `artifacts.corruptions`; empty without one."""
         return ""
 
     def size(self) -> Size:

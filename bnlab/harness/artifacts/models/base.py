@@ -14,7 +14,7 @@ from bnlab.harness.errors import UserError
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputShape:
     """The shape of a network's inputs, images [N, channels, image_size, image_size], and its number of classes."""
 
     channels: int
@@ -42,7 +42,7 @@ class Model(Component):
             known = ", ".join(list_layered())
             raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")
 
-    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+    def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         """Build the network, in any mode and layout; its weights are drawn from torch's global generator."""
         raise NotImplementedError
 
@@ -70,7 +70,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
-        network = model.build(Inputs(channels, image_size, classes), norms)
+        network = model.build(InputShape(channels, image_size, classes), norms)
     network.train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
     return network

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts.corruptions import describe_corruptions
 from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.job_settings import as_list
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import as_list
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import (
