@@ -57,7 +57,7 @@ FOLDERS = {
     "lab": "command catalogue compose launch sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
-    "harness.artifacts": "data corruptions norms models optimizers training job_settings runs live producing",
+    "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
     "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
     "tables",
 }
