@@ -13,7 +13,7 @@ from bnlab import record
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.models import Cnn, Model, Resnet, build_model
 from bnlab.harness.artifacts.optimizers import Sgd
-from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Split, train
+from bnlab.harness.artifacts.training import Batches, Seeds, Split, TrainingState, train
 from bnlab.recording.trace import MomentTrace, replay_bank
 
 ROUNDS, THREADS = 15, 1
@@ -43,7 +43,7 @@ class Training:
 
     def run(self, model: nn.Module) -> None:
         optimizer = Sgd(lr=0.01)
-        progress = Progress(model, optimizer.build(model.parameters(), 128), step=0)
+        progress = TrainingState(model, optimizer.build(model.parameters(), 128), step=0)
         for _ in train(progress, self.batches, optimizer, self.steps):
             pass
 

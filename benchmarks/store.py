@@ -25,8 +25,8 @@ import yaml
 
 from benchmarks.timing import Result
 from bnlab.files import write_text
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.measurements import find_measurement
 from bnlab.harness.requests import find_rows

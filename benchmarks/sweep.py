@@ -14,9 +14,9 @@ import numpy as np
 from benchmarks.timing import Result, alternate, time_once
 from bnlab.estimators import list_estimators
 from bnlab.harness.artifacts.data import Glyphs
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
 
 ROUNDS = 7

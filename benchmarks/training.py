@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from benchmarks.timing import Result, alternate
 from bnlab.harness.artifacts.data import OwnData, augment
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.updates import lr_factor
 
 ROUNDS = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.lab.catalogue import list_measurements
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnlab.lab.catalogue import REFERENCE
 from bnlab.lab.command import run_command
-from bnlab.lab.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.outcome import Outcome

@@ -12,9 +12,8 @@ import pyarrow as pa
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
-from bnlab.lab.catalogue import find_experiment, list_measurements, list_questions
+from bnlab.lab.catalogue import REFERENCE, find_experiment, list_measurements, list_questions
 from bnlab.lab.command import run_command
-from bnlab.lab.folders import REFERENCE
 
 
 def main() -> int:

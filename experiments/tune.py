@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bnlab.lab.catalogue import REFERENCE
 from bnlab.lab.command import run_command
-from bnlab.lab.folders import REFERENCE
 
 if TYPE_CHECKING:
-    from bnlab.harness.artifacts.settings import Config
+    from bnlab.harness.artifacts.job_settings import Config
 
 USAGE = """usage: python -m experiments.tune experiment=NAME [key=value ...]
 

@@ -10,10 +10,10 @@ import torch
 from filelock import FileLock
 
 from bnlab.harness.artifacts.data import Digits
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.models import Cnn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.vision import torchvision
 
 # The main process of parallel tests imports packages whose warnings it shows, and these import torchvision.

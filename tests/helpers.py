@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bnlab import Moments, MomentTrace, Statistics
 from bnlab.harness import load
-from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.jobs import execute
 from bnlab.harness.measurements import find_measurement
 from bnlab.reading import Pooled

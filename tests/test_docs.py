@@ -18,7 +18,7 @@ import pytest
 from bnlab.doctor import list_rules
 from bnlab.doctor.gallery import FAULTS, UNSHOWN
 from bnlab.harness import load_images, load_model
-from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.jobs import execute
 from docs import pages
 from docs.codes import write_codes

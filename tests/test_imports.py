@@ -54,10 +54,10 @@ FOLDERS = {
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
     "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
     "undo recalibration recalibrate gallery",
-    "lab": "command folders compose launch catalogue sweep report runs",
+    "lab": "command catalogue compose launch sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
-    "harness.artifacts": "corruptions data shifts norms models optimizers training settings runs live producing",
+    "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
     "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
     "tables",
 }

@@ -1,8 +1,4 @@
-"""Components: what settings choose by name. Each is one class: its settings, their meaning and range.
-
-A class registers itself when its module is imported, and `discover` imports all modules of a folder. Hydra's choices,
-the help, the checks and the documentation come from here.
-"""
+"""Components: what settings choose by name. Each is one class: its settings, their meaning and range."""
 
 from __future__ import annotations
 
@@ -25,44 +21,26 @@ _MEANING = "meaning"  # the key of a setting's `Meaning` in its field's metadata
 
 @dataclass(unsafe_hash=True)
 class Component:
-    """The base of all that is chosen by name.
+    """The base of all that is chosen by name."""
 
-    Attributes:
-        group: the setting that chooses it, such as "norm".
-        has_any_name: whether it stands for many choices, whose names are given as they are: a user's import path, say.
-        is_own: whether it is a function of the user's own.
-        unread: settings that no network is trained with.
-        storage: those of them that say where its files are and how they come there.
-        name: the name by which it is chosen.
-    """
-
-    group: ClassVar[str] = ""
-    has_any_name: ClassVar[bool] = False
+    group: ClassVar[str] = ""  # the setting that chooses it, such as "norm"
+    has_any_name: ClassVar[bool] = False  # it stands for many choices, such as a user's import paths
     is_own: ClassVar[bool] = False
-    unread: ClassVar[tuple[str, ...]] = ()
-    storage: ClassVar[tuple[str, ...]] = ()
+    unread: ClassVar[tuple[str, ...]] = ()  # settings that no network is trained with
+    storage: ClassVar[tuple[str, ...]] = ()  # those of them that say where its files are and how they come there
     name: str = "???"
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """The meaning of a setting, and the values that it may have.
-
-    Attributes:
-        text: the meaning, in one phrase.
-        at_least: the smallest number; None: numbers have no bounds.
-        at_most: the largest number, beside `at_least`; None: no largest.
-        choices: the words that it may be; empty: any.
-        is_weight: whether it is the weight of a new batch: above 0 and at most 1.
-        is_list: whether it may also be a list of such values.
-    """
+    """The meaning of a setting, in one phrase, and the values that it may have."""
 
     text: str
     at_least: float | None = None
     at_most: float | None = None
     choices: Sequence[str] = ()
-    is_weight: bool = False
-    is_list: bool = False
+    is_weight: bool = False  # of a new batch: above 0 and at most 1
+    is_list: bool = False  # it may also be a list of such values
 
     def describe(self) -> str:
         """Say what it means; where the text does not name the words that it may be, add them."""
@@ -116,23 +94,14 @@ def list_modules(package: str) -> list[str]:
 
 
 def list_settings(part: Any) -> Iterator[tuple[Field[Any], Meaning]]:
-    """List the settings of a dataclass, or of an instance, with their meaning, in the order of the class.
-
-    Args:
-        part: a part of the configuration: a component, or the settings without a group.
-    """
+    """List the settings of a component, or of the configuration without its groups, with their meaning."""
     for attribute in fields(part):
         if _MEANING in attribute.metadata:
             yield attribute, attribute.metadata[_MEANING]
 
 
 def check_settings(part: Any, group: str = "") -> None:
-    """Raise UserError for a setting whose value is out of its range; None, where a setting is left open, is not.
-
-    Args:
-        part: a part of the configuration, see `list_settings`.
-        group: the group that begins the names of its settings, if it has one.
-    """
+    """Raise UserError for a setting whose value is out of its range; None, where a setting is left open, is not."""
     for attribute, meaning in list_settings(part):
         key = f"{group}.{attribute.name}" if group else attribute.name
         value = getattr(part, attribute.name)
@@ -153,15 +122,7 @@ def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
 
 
 def require_within(key: str, value: float, low: float, high: float = float("inf"), reason: str = "") -> None:
-    """Raise UserError unless low ≤ value ≤ high.
-
-    Args:
-        key: the setting.
-        value: its value.
-        low: the smallest value.
-        high: the largest value; below `low` where no value is possible, as for a batch size and very few images.
-        reason: why these are the bounds.
-    """
+    """Raise UserError unless low ≤ value ≤ high; high is below low where no value is possible, as of few images."""
     if low <= value <= high:
         return
     bounds = f"{low:,} to {high:,}"

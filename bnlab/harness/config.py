@@ -12,12 +12,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts import shifts, training
+from bnlab.harness.artifacts import training
+from bnlab.harness.artifacts.corruptions import check_shifts
 from bnlab.harness.artifacts.data import Data
+from bnlab.harness.artifacts.job_settings import GROUPS, MOMENTUM, Config, as_list, list_steps
 from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.settings import GROUPS, MOMENTUM, Config, as_list, list_steps
 from bnlab.harness.components import check_settings, require_within
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import Measurement, find_measurement
@@ -26,11 +27,7 @@ from bnlab.harness.statistic_kinds import Measured
 
 
 def register(describe: Callable[[], str] = str) -> None:
-    """Make the configuration, `schema`, and what its groups choose from known to Hydra.
-
-    Args:
-        describe: gives the words of `--help` on settings, which Hydra asks for whatever it composes.
-    """
+    """Make the configuration known to Hydra; `describe` gives the words of `--help` on settings."""
     OmegaConf.register_new_resolver("describe_settings", describe, replace=True)
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.
@@ -55,7 +52,7 @@ def check(config: Config) -> None:
     config.data.check()
     config.model.check(config.norm)
     training.check_order(config.order)
-    shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
+    check_shifts(as_list(config.shifts), config.data, as_list(config.evaluate_on))
     images = config.data.count_training()
     least = 2 if config.norm.uses_batch else 1
     reason = f"a batch norm needs two, and the training split has {images:,} images"

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from bnlab.estimators import Estimator
-from bnlab.harness.artifacts.settings import GROUPS, Config
+from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.measurements import list_names
 from bnlab.harness.statistic_kinds import Measured, OfAveraging

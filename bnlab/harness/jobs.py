@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness import schema
+from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings, network
 from bnlab.harness.artifacts.producing import ensure_trained, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, list_own_settings, network
 from bnlab.harness.artifacts.training import Diverged, train
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
-from bnlab.harness.measurements import find_measurement
+from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.subjects import find_subjects, try_estimators
@@ -55,7 +55,7 @@ def list_waiting(configs: Iterable[Config]) -> list[Config]:
 def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     """Describe what a job asks for: what is measured, without the estimators that have failed."""
     config = run.config
-    measurements = [find_measurement(name) for name in as_list(config.measurements)]
+    measurements = find_measurements(config)
     own = [digest_of_own(type(each)) for each in measurements]
     measured = [
         [[s.estimator, s.momentum, s.split, s.code] for s in find_subjects(config)],
@@ -68,12 +68,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
 
 
 def prepare(configs: list[Config]) -> None:
-    """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
-
-    Raises:
-        UserError: see `try_all`.
-        OSError: the results folder cannot be written.
-    """
+    """Before the first job: find what would stop them (see `try_all`), and forget the failures of earlier sweeps."""
     try_all(configs)
     for config in configs:
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +81,7 @@ def prepare(configs: list[Config]) -> None:
 def try_all(configs: list[Config]) -> None:
     """Let each estimator average a short stream, and each kind of network that is not trained yet make an update.
 
-    Raises:
-        UserError: data is corrupt, a network does not fit into the memory, cannot take the data or fails in its update,
-            an estimator fails.
+    UserError for whatever fails.
     """
     try_estimators(subject for config in configs for subject in find_subjects(config))
     kinds: dict[tuple[Any, ...], Run] = {}
@@ -120,8 +113,9 @@ def list_needed_checkpoints(run: Run) -> list[int]:
     """List the steps whose checkpoints the measurements of the run's configuration read."""
     subjects = find_subjects(run.config)
     steps: set[int] = set()
-    for name in choose_measurements(run):
-        steps.update(find_measurement(name).reads(run, subjects))
+    for measurement in find_measurements(run.config):
+        if measurement.covers(run.config.norm):
+            steps.update(measurement.reads(run, subjects))
     return sorted(steps)
 
 
@@ -131,11 +125,7 @@ def find_failure(run: Run) -> Path:
 
 
 def attempt(config: Config) -> None:
-    """`execute`, but what fails is written down and does not end the sweep: status `failed`, with the reason.
-
-    Raises:
-        UserError, OSError: what the other jobs would meet too, such as a full disk.
-    """
+    """`execute`, but what fails is written down as `failed`, unless other jobs would meet it too, as a full disk."""
     try:
         execute(config)
     except (JobError, TimeLimit) as error:
@@ -158,10 +148,8 @@ def _record_failure(config: Config, reason: str) -> None:
 def execute(config: Config) -> None:
     """Train the configuration's network unless it is there, measure it, write down what was asked for.
 
-    A network of which a file cannot be read is set aside, once, trained again and measured.
-
-    Raises:
-        JobError: an estimator fails, or training cannot be repeated; the rows of all other estimators are written.
+    A network of which a file cannot be read is set aside, once, trained again and measured. JobError where an estimator
+    fails; the rows of all others are written.
     """
     prepare_process(config)
     with Run(config).lock:  # another job may want more checkpoints, and train the same network again
@@ -184,18 +172,19 @@ def prepare_process(config: Config) -> None:
 
 def _train_and_measure(run: Run) -> None:
     ensure_trained(run, list_needed_checkpoints)
-    names = choose_measurements(run)
-    left_out = [find_measurement(name).name for name in as_list(run.config.measurements) if name not in names]
+    measurements = find_measurements(run.config)
+    chosen = [each for each in measurements if each.covers(run.config.norm)]
+    left_out = [each.name for each in measurements if each not in chosen]
     if left_out:
         print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
 
     subjects = find_subjects(run.config)
     failed = Failures()
     selections = {}
-    for name in names:
-        if find_measurement(name).about_batches:
-            _require_one_call(run, name)
-        selections[find_measurement(name).name] = complete_rows(run, name, subjects, failed)
+    for measurement in chosen:
+        if measurement.about_batches:
+            _require_one_call(run, measurement)
+        selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
     _write_request(run, selections, failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
@@ -203,19 +192,19 @@ def _train_and_measure(run: Run) -> None:
         raise error
 
 
-def _require_one_call(run: Run, measurement: str) -> None:
+def _require_one_call(run: Run, measurement: Measurement) -> None:
     """UserError where an update recorded several moments of a layer: a table about batches would take each for one."""
     for name, layer in run.trace.layers.items():
         if len({*layer.steps}) < len(layer.steps):
             raise UserError(
-                f"measurements={measurement}: is about one batch of moments in an update, but a forward of "
+                f"measurements={measurement.name}: is about one batch of moments in an update, but a forward of "
                 f"model={run.config.model.name} calls {name} several times; measure gaps, evaluations"
             )
 
 
-def choose_measurements(run: Run) -> list[str]:
-    """Choose the measurements of the configuration that this network has rows of."""
-    return [name for name in as_list(run.config.measurements) if find_measurement(name).covers(run.config.norm)]
+def find_measurements(config: Config) -> list[Measurement]:
+    """Find the measurements that a job asks for; not every network has rows of all."""
+    return [find_measurement(name) for name in as_list(config.measurements)]
 
 
 def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterable[str]) -> None:

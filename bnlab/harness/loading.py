@@ -10,8 +10,8 @@ import yaml
 from torch import Tensor, nn
 
 from bnlab.files import reading
+from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import restore_config
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.estimates import flat_statistics

@@ -1,7 +1,6 @@
 """A user's code, by import path: `data=`, `model=`, `norm=`, `estimator=` and `measurements=` take `module.name`.
 
-What fails is named with its line. Arguments that bnlab does not give are settings. Results are known by the source of
-the module.
+Arguments that bnlab does not give are settings. Results are known by the source of the module.
 """
 
 from __future__ import annotations
@@ -29,17 +28,12 @@ _CHECKED = (bool, int, float, str)  # annotations that the values of a setting a
 
 @dataclass(unsafe_hash=True)
 class Own(Component):
-    """The user's own: a function or class, with its import path as `name`.
-
-    Attributes:
-        given: how many arguments bnlab gives it, which come first. All others are settings.
-        usual: the defaults of arguments without one.
-    """
+    """The user's own: a function or class, with its import path as `name`."""
 
     has_any_name: ClassVar[bool] = True
     is_own: ClassVar[bool] = True
-    given: ClassVar[int] = 0
-    usual: ClassVar[Mapping[str, Any]] = {}
+    given: ClassVar[int] = 0  # how many arguments bnlab gives it, which come first; all others are settings
+    usual: ClassVar[Mapping[str, Any]] = {}  # defaults of arguments without one
 
     def __post_init__(self) -> None:
         for name, value in self.arguments.items():
@@ -62,11 +56,7 @@ def make_own(group: str, path: str) -> Own:
     """Make the component of a user's function or class, with a setting for each argument that bnlab does not give.
 
     An argument without a default has to be set. Values are checked against the annotations `bool`, `int`, `float` and
-    `str`; arguments without one of these take any. Arguments whose default is something else than such values or lists
-    of them are no settings.
-
-    Raises:
-        UserError: it cannot be imported, or an argument has the name of a setting of bnlab's.
+    `str`. UserError if it cannot be imported, or an argument has the name of a setting of bnlab's.
     """
     kind = KINDS[group]
     known = {each.name for each in fields(kind)}
@@ -88,15 +78,7 @@ def make_own(group: str, path: str) -> Own:
 
 
 def import_object(key: str, path: str) -> Any:
-    """Import the object at a path, `package.module.name`.
-
-    Args:
-        key: the setting that it is given for, with which a message begins.
-        path: where it is.
-
-    Raises:
-        UserError: the module cannot be imported, with the line that failed, or it has no such name.
-    """
+    """Import the object at `package.module.name`; UserError, which begins with `key`, if that fails."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -131,9 +113,6 @@ def digest_of_source(obj: type | Any) -> str:
     """Digest the source of the module in which a class or function is defined, to ten hexadecimal digits.
 
     Modules that it imports do not count. Where it has no file, as in a notebook, the source of `obj` counts alone.
-
-    Raises:
-        UserError: the source cannot be read.
     """
     for each in (sys.modules.get(obj.__module__), obj):
         try:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from bnlab.files import Unreadable
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import format_seconds, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import list_needed_checkpoints, prepare_process, try_all
 from bnlab.harness.updates import ADVICE, count_last
@@ -65,15 +65,9 @@ def _count(number: int, noun: str) -> str:
 
 
 def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterable[str]:
-    """Describe a sweep in lines of text, after a short trial of each kind of network; nothing is written.
+    """Describe a sweep, with `waiting` jobs that are not done, after a short trial of each kind of network.
 
-    Args:
-        configs: all jobs.
-        waiting: those that are not done.
-        processes: how many networks are trained or measured at a time.
-
-    Raises:
-        UserError: what would stop the sweep.
+    Nothing is written; UserError for what would stop the sweep.
     """
     first, *small_batches = outline(configs, waiting)
     yield first

@@ -21,12 +21,7 @@ from bnlab.files import Unreadable, digest, reading, write_text
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of one table.
-
-    Attributes:
-        files: that hold them, by name.
-        rows: for each subject, the values of the columns that its rows agree in, and their steps.
-    """
+    """Rows of one table: the files that hold them, and of each subject the columns in which they agree, and steps."""
 
     files: list[str] = field(default_factory=list)
     rows: list[tuple[dict[str, Any], list[int]]] = field(default_factory=list)
@@ -34,15 +29,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Request:
-    """Request of a job: the row of its network in the table `runs`, and the measured rows that it is about, by table.
-
-    `written` is in ns since 1970.
-    """
+    """Request of a job: the row of its network in `runs`, and the measured rows that it is about, by table."""
 
     run: str
     row: dict[str, Any]
     selections: Mapping[str, Selection]
-    written: int = 0
+    written: int = 0  # in ns since 1970
 
 
 def request_path(folder: Path, run: str, settings: str) -> Path:

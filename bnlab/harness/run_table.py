@@ -1,7 +1,4 @@
-"""The table `runs`: its columns other than settings.
-
-`bnlab.harness.setting_columns` adds a column for each setting, which it finds in the components.
-"""
+"""The table `runs`: its columns other than settings, which `setting_columns` adds."""
 
 from __future__ import annotations
 

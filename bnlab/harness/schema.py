@@ -1,8 +1,4 @@
-"""Tables: their keys, columns and meanings, and parquet files that carry these with them.
-
-A measurement says what its table consists of. A file of a table holds its key and the meaning of its columns, so that
-whoever reads it needs to know nothing else.
-"""
+"""Tables: their keys, columns and meanings, and parquet files that carry these with them."""
 
 from __future__ import annotations
 
@@ -39,19 +35,12 @@ boolean = partial(Column, pa.bool_())
 
 @dataclass(frozen=True)
 class Table:
-    """Table: its key, its columns, and what they mean.
-
-    Attributes:
-        about: what it has rows of, in Markdown.
-        key: the columns in which no two rows agree; `momentum` is null where it has no meaning.
-        others: all other columns.
-        is_open: whether rows may have further columns, as `runs` has the settings of a user's own functions.
-    """
+    """Table: what it has rows of (`about`, in Markdown), its key, its columns, and what they mean."""
 
     about: str
-    key: Mapping[str, Column]
+    key: Mapping[str, Column]  # in which no two rows agree; `momentum` is null where it has no meaning
     others: Mapping[str, Column]
-    is_open: bool = False
+    is_open: bool = False  # rows may have further columns, as `runs` has the settings of a user's own functions
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -100,10 +89,7 @@ def is_open(schema: pa.Schema) -> bool:
 
 
 def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
-    """`frame` with exactly the schema's columns and types, and the further columns of an open table.
-
-    Raises KeyError if a column of the schema is missing.
-    """
+    """Give a frame exactly the schema's columns and types, and further ones of an open table; KeyError if one lacks."""
     if is_open(schema):
         schema = widen(schema, frame)
         for field in schema:
@@ -116,8 +102,7 @@ def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
 def widen(schema: pa.Schema, frame: pd.DataFrame) -> pa.Schema:
     """The schema of an open table's rows: its columns, and behind them the further ones that the rows have.
 
-    A column of which a value is not of its type is text, as where a user's own model takes a word for `model.width`. A
-    further column without values is real, so that it can be compared with numbers and words.
+    A column of which a value is not of its type is text, as where a user's own model takes a word for `model.width`.
     """
     fields = [field.with_type(_find_type(frame[field.name], field.type)) for field in schema]
     fields += [pa.field(str(name), _find_type(frame[name], None)) for name in frame if name not in schema.names]
@@ -174,13 +159,10 @@ def read_frame(path: Path) -> pd.DataFrame:
 
 
 def read_rows(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read measured rows as an Arrow table of this schema.
+    """Read measured rows as an Arrow table of this schema; Unreadable if it is missing, damaged, or no such file.
 
-    What an earlier version of the measurement wrote may lack columns, whose values are null then, and have others. A
-    sweep has thousands of files with a few rows each: making a frame of each takes ten times as long.
-
-    Raises:
-        Unreadable: it is missing, damaged, or no file with rows of a table.
+    Columns that an earlier version of the measurement did not have are null. Making a frame of each of thousands of
+    files with a few rows takes ten times as long.
     """
     with reading(path), path.open("rb") as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)

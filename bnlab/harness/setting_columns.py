@@ -1,14 +1,11 @@
-"""The table `runs` with a column for each setting, made from the components and the configuration.
-
-A new setting of a component needs nothing here: its column has its name, its type and its meaning.
-"""
+"""The table `runs` with a column for each setting: its name, its type and its meaning come from the components."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from bnlab.harness.artifacts.settings import GROUPS, Config
+from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.run_table import RESOLVED, RUNS, TRAINED_WITH
 from bnlab.harness.schema import Column, Table, boolean, integer, real, text

@@ -22,13 +22,9 @@ class Measured(Named, ABC):
 
     All but exact ones are measured while each batch, of the training size, normalizes with its own moments (with
     norm=ghost each part of a batch with its own).
-
-    Attributes:
-        images: how many images are drawn; None: all.
-        depends_on_batch_size: whether the size of the batches makes a difference.
     """
 
-    images: int | None = None
+    images: int | None = None  # that are drawn; None: all
     depends_on_batch_size: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -44,13 +40,7 @@ class Measured(Named, ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        """Measure the statistics.
-
-        Args:
-            model: the network, with its weights frozen.
-            batches: the images, batch by batch.
-            memory: bytes that may be used beside the network and the images.
-        """
+        """Measure the statistics of frozen weights; `memory` bytes may be used beside the network and the images."""
 
 
 @dataclass(frozen=True)

@@ -29,28 +29,14 @@ def count_training(images: int) -> int:
 
 
 def steps_per_epoch(images: int, batch_size: int, last_batch: str = "keep") -> int:
-    """Count the batches in an epoch.
-
-    Args:
-        images: in the training split.
-        batch_size: images in a full batch.
-        last_batch: `keep` or `drop` a smaller last batch; one of a single image has no variance and is always dropped.
-    """
+    """Count the batches in an epoch; a last one of a single image, which has no variance, is always dropped."""
     full, rest = divmod(images, batch_size)
     is_kept = last_batch == "keep" and rest > 1
     return full + 1 if is_kept else full
 
 
 def count_last(images: int, batch_size: int, steps: int) -> int | None:
-    """Count the images in a small last batch: at most half of a full one; None where there is none.
-
-    One image alone is never trained on.
-
-    Args:
-        images: in the training split.
-        batch_size: images in a full batch.
-        steps: updates of the whole training, which may end before the first epoch does.
-    """
+    """Count the images in a small last batch, at most half of a full one; None where none is trained on in `steps`."""
     full, left = divmod(images, batch_size)
     is_small = 1 < left <= batch_size / 2
     is_trained_on = 0 < full < steps

@@ -13,26 +13,25 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from bnlab.lab.folders import CONF
+from bnlab.harness.errors import UserError
 
 if TYPE_CHECKING:
     from bnlab.harness.measurements import Measurement
     from bnlab.harness.reporting.experiment import Experiment
     from bnlab.harness.reporting.outcome import Outcome
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_WHEEL = _PACKAGE / "conf"  # where a wheel has what lies beside the package in a clone
+
+CONF = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent / "conf"
+REFERENCE = _PACKAGE.parent / "results" / "reference"
+"""The results that are committed, in a clone."""
 _SHIPPED = "experiments.questions"
 _OWN = "questions"
 
 
 def find_experiment(name: str) -> Experiment:
-    """Find the EXPERIMENT of a question, and fill in name, question and source.
-
-    A question is a module, or a folder if it has measurements of its own.
-
-    Raises:
-        UserError: there is none, or it cannot be imported.
-    """
-    from bnlab.harness.errors import UserError
+    """Find the EXPERIMENT of a question, and fill in name, question and source; UserError if it cannot be imported."""
     from bnlab.harness.own import import_object
 
     known = _find_modules()

@@ -8,19 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from bnlab.harness.errors import UserError
+
 
 def run_command(
     command: Callable[[list[str]], int], words: list[str], usage: str = "", options: tuple[str, ...] = ()
 ) -> int:
     """Run a command with the words of the command line; 2 for a user's mistake, 130 for Ctrl-C, each with its line.
 
-    The command imports what takes seconds by itself, so that Ctrl-C in that time is caught here too.
-
-    Args:
-        command: of the words, gives the exit code.
-        words: of the command line, behind the command.
-        usage: what `--help` prints; without one the command prints its own.
-        options: words with a dash that it knows.
+    The command imports what takes seconds by itself, so that Ctrl-C in that time is caught here too. Without `usage` it
+    prints its own.
     """
     try:
         if usage and {"-h", "--help"} & {*words}:
@@ -42,8 +39,6 @@ def run_command(
         print(f"error: {error}; what is finished is kept, the same command continues", file=sys.stderr)
         return 2
     except ValueError as error:
-        from bnlab.harness.errors import UserError  # here: importing the harness takes a moment
-
         if not isinstance(error, UserError):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -24,11 +25,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from bnlab.harness.artifacts.settings import GROUPS, Config
+from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.config import check, register
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import KINDS, make_own
-from bnlab.lab.folders import CONF, search_folders
+from bnlab.lab.catalogue import CONF
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
@@ -39,12 +40,7 @@ _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do n
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep.
-
-    Attributes:
-        config: what is trained and measured, checked.
-        heading: its number and what sets it apart, which is printed when it begins; empty for a single job.
-    """
+    """One job of a sweep, checked. The heading says its number and what sets it apart; empty for a single job."""
 
     config: Config
     heading: str
@@ -52,15 +48,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Launcher:
-    """What runs the jobs.
-
-    Attributes:
-        name: basic, one after the other in this process; joblib, in several; submitit_slurm or submitit_local.
-        settings: the settings of `hydra.launcher`, arguments of joblib's or submitit's.
-    """
+    """What runs the jobs: basic, in this process; joblib, in several; submitit_slurm or submitit_local."""
 
     name: str
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # arguments of joblib's or submitit's
 
 
 @dataclass(frozen=True)
@@ -77,17 +68,12 @@ class Sweep:
 
 
 def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
-    """Plan every job that these overrides stand for.
+    """Plan every job that these overrides stand for; UserError names the word or file, the value and what is allowed.
 
-    Args:
-        words: as on Hydra's command line, without options but `--config-dir=FOLDER`.
-        multirun: whether comma lists are swept, as with `-m`; an experiment's file can say so too.
-
-    Raises:
-        UserError: one or two lines that name the word or file, the value and what is allowed.
+    With `multirun`, or where an experiment's file says so, comma lists are swept.
     """
     register()
-    overrides = [_read_word(word) for word in search_folders(words)]
+    overrides = [_read_word(word) for word in _search_folders(words)]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
         is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
@@ -100,13 +86,39 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
 
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
-        heading = _write_heading(number, job) if len(grid) > 1 else ""
+        words = [str(override.input_line) for override in job]
+        own = [word for word in words if not word.startswith(_SAME_FOR_ALL)]
+        heading = f"job {number}  {' '.join(own)}" if len(grid) > 1 else ""
         jobs.append(Job(config, heading))
 
     launcher: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
     del launcher["_target_"]
     known = {key: value for key, value in launcher.items() if not str(value).startswith("${")}  # Hydra's folders
     return Sweep(jobs, Launcher(str(chosen.runtime.choices["hydra/launcher"]), known))
+
+
+def _search_folders(words: Sequence[str]) -> list[str]:
+    """Put a Hydra setting in place of `--config-dir`, with `conf/` here; UserError for a folder that cannot be used."""
+    options = [word for word in words if word.startswith("--config-dir")]
+    others = [word for word in words if word not in options]
+    folders = []
+    for option in options:
+        folder = Path(option.partition("=")[2])
+        if not folder.is_dir():
+            raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
+        folders.append(folder.resolve())
+    here = Path("conf").resolve()
+    if here.is_dir() and here != CONF:
+        folders.append(here)
+
+    for folder in folders:
+        for path in sorted(folder.glob("experiment/*.yaml")):
+            if (CONF / "experiment" / path.name).exists():
+                raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
+    if not folders:
+        return others
+    quoted = [f"'{folder}'" for folder in dict.fromkeys(folders)]
+    return [*others, f"hydra.searchpath=[{','.join(quoted)}]"]
 
 
 def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Override]]:
@@ -123,13 +135,6 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
         else:
             values[key] = [override]
     return [list(job) for job in itertools.product(*values.values())]
-
-
-def _write_heading(number: int, job: Sequence[Override]) -> str:
-    """Write a job's number, and the words that set it apart."""
-    words = [str(override.input_line) for override in job]
-    own = [word for word in words if not word.startswith(_SAME_FOR_ALL)]
-    return f"job {number}  {' '.join(own)}"
 
 
 def _build(job: Sequence[Override]) -> Config:
@@ -162,11 +167,7 @@ def _compose_files(overrides: Iterable[Override]) -> tuple[DictConfig, DictConfi
 
 @cache  # takes a twentieth of a second, and most jobs of a sweep choose the same files
 def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-    """Compose the files that are chosen; a user's own function is registered where it is first met.
-
-    Raises:
-        UserError: what is wrong, in one or two lines.
-    """
+    """Compose the files that are chosen; a user's own function is registered where it is first met."""
     try:
         composed = compose("config", overrides=[*choices], return_hydra_config=True)
     except MissingConfigException as error:
@@ -206,11 +207,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _read_word(word: str) -> Override:
-    """Read a word of the command line.
-
-    Raises:
-        UserError: it has no value, or asks for what Hydra can do and a sweep cannot.
-    """
+    """Read a word of the command line; UserError without a value, or for what Hydra can do and a sweep cannot."""
     try:
         override = OverridesParser.create().parse_override(word)
     except (HydraException, OmegaConfBaseException) as error:
@@ -252,12 +249,7 @@ def _refuse_sweep(override: Override, multirun: bool) -> None:
 
 
 def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str:
-    """Say that there is no such setting: which choices of its group have it, or one that is called nearly so.
-
-    Args:
-        key: of the setting.
-        composed: the settings that there are, if they are known.
-    """
+    """Say that there is no such setting: which choices of its group have it, or one that is called nearly so."""
     if key in _FILES:  # Hydra puts what a file says into its group
         return "a file of settings begins with the line # @package _global_"
     group, _, setting = key.partition(".")
@@ -282,6 +274,6 @@ def print_with_hydra(words: Sequence[str]) -> None:
 
     register(describe_settings)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the caller
-    sys.argv = [sys.argv[0], *search_folders(words)]
+    sys.argv = [sys.argv[0], *_search_folders(words)]
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     main(lambda composed: None)()

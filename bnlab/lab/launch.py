@@ -20,8 +20,8 @@ from joblib import Parallel, delayed
 from submitit.core.utils import FailedJobError, UncompletedJobError
 from tqdm import tqdm
 
+from bnlab.harness.artifacts.job_settings import Config, restore_config
 from bnlab.harness.artifacts.producing import format_seconds
-from bnlab.harness.artifacts.settings import Config, restore_config
 from bnlab.harness.errors import TimeLimit, UserError
 from bnlab.harness.jobs import attempt, list_waiting
 from bnlab.lab.compose import Job, Launcher
@@ -35,8 +35,7 @@ _QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "me
 def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Run jobs to their end, and show how many are done. One that fails leaves the others alone.
 
-    Raises:
-        UserError: what all jobs would meet, such as a full disk; or a process was ended from outside.
+    UserError for what all jobs would meet, such as a full disk, or where a process was ended from outside.
     """
     with _show_progress([job.config for job in jobs]):
         if launcher.name == "basic":

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnlab.harness.errors import NoRows, UserError, where_raised
+from bnlab.lab.catalogue import REFERENCE, find_experiment, list_questions, write_pages
 from bnlab.lab.command import run_command
-from bnlab.lab.folders import REFERENCE
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.experiment import Figure, Tables
@@ -36,8 +37,6 @@ def main(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     """Report on one question, one sweep, or all questions, as the words of the command line say; the exit code."""
-    from bnlab.harness.errors import UserError
-    from bnlab.lab.catalogue import list_questions
 
     given: dict[str, str] = {}
     for word in words:
@@ -63,12 +62,7 @@ def _report(words: list[str]) -> int:
 
 
 def _report_all(results: Path) -> int:
-    """Report on all questions that have results, write their pages, and name the commands that draw other sweeps.
-
-    Questions that cannot be reported on are named and left out.
-    """
-    from bnlab.harness.errors import NoRows, UserError
-    from bnlab.lab.catalogue import list_questions, write_pages
+    """Report on all questions that have results and write their pages; what is left out is named on stderr."""
 
     folders = [*results.glob("*/requests"), *results.glob("*/tables")]
     measured = sorted({folder.parent.name for folder in folders})
@@ -111,11 +105,9 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
 
     The tables are those of the sweep with this name; NoRows where nothing of it has been measured.
     """
-    from bnlab.harness.errors import NoRows
     from bnlab.harness.reporting.outcome import find_outcome
     from bnlab.harness.reporting.tables import load
     from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
-    from bnlab.lab.catalogue import find_experiment
 
     question = find_experiment(experiment)
     tables = load(name, results)
@@ -144,17 +136,12 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
 def _draw_figures(
     name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path
 ) -> tuple[dict[str, Figure], int]:
-    """Draw all figures that can be drawn, and name the others on stderr.
-
-    Returns:
-        The figures with their whole captions; and how many failed, which one without rows has not.
-    """
+    """Draw all figures that can be drawn, now with whole captions; count those that failed, and name them on stderr."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from bnlab.harness.errors import NoRows, where_raised
     from bnlab.harness.reporting import drawing
 
     gc.freeze()  # drawing makes much garbage, and each collection would go through all that is imported, too
@@ -189,7 +176,6 @@ def _describe(outcome: Outcome) -> Iterator[str]:
 
 def _report_sweep(name: str, results: Path) -> int:
     """Print the first rows of a sweep's table, draw its figures and write its page; the exit code."""
-    from bnlab.harness.errors import NoRows, UserError
     from bnlab.harness.reporting.overview import make_overview
     from bnlab.harness.reporting.page import write_overview
     from bnlab.harness.reporting.tables import load

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from bnlab.files import Unreadable, reading
+from bnlab.harness.errors import UserError
 from bnlab.lab.command import run_command
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
@@ -30,7 +32,6 @@ def main(words: list[str]) -> int:
 
 def _dispatch(words: list[str]) -> int:
     """Do what the first word says; the exit code."""
-    from bnlab.harness.errors import UserError
 
     settings = dict(word.split("=", 1) for word in words if "=" in word)
     results = Path(settings.pop("results", "results"))
@@ -58,8 +59,6 @@ def _list(results: Path) -> None:
     """Print a line for each network; one with a damaged file is named on stderr and left out."""
     import pandas as pd
 
-    from bnlab.files import Unreadable
-
     folders = _list_folders(results)
     if not folders:
         command = shlex.join(["bnlab", "sweep", "experiment=quickstart", *_say_where(results)])
@@ -85,8 +84,7 @@ def _list(results: Path) -> None:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     """Read what the network was trained with, called as in the table `runs`; the seed is in the name of the run."""
-    from bnlab.files import reading
-    from bnlab.harness.run_table import TRAINED_WITH
+    from bnlab.harness.run_table import TRAINED_WITH  # with pandas
 
     path = folder / "config.yaml"
     with reading(path):
@@ -106,7 +104,6 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def _read_state(folder: Path) -> dict[str, Any]:
     """Read state, time and disk space of a network."""
-    from bnlab.files import reading
 
     path = folder / "status.json"
     state: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
@@ -141,8 +138,6 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
     """Write a network as safetensors; its metadata say what images have to be standardized by."""
     from safetensors.torch import save_file
 
-    from bnlab.files import Unreadable
-    from bnlab.harness.errors import UserError
     from bnlab.harness.loading import build_network, open_run
 
     step = settings.pop("step", "")
@@ -168,7 +163,6 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
 
 def _remove(folder: Path) -> None:
     """Remove a network; measured rows, which tables of several sweeps may need, stay."""
-    from bnlab.harness.errors import UserError
 
     try:
         with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
@@ -189,7 +183,6 @@ def _remove(folder: Path) -> None:
 
 def _find(results: Path, run: str) -> Path:
     """Find the folder of the one network whose name begins so."""
-    from bnlab.harness.errors import UserError
 
     folders = {_id(folder): folder for folder in _list_folders(results)}
     names = [run] if run in folders else [name for name in folders if name.startswith(run)]

@@ -7,10 +7,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bnlab.lab.catalogue import list_questions
 from bnlab.lab.command import run_command
 
 if TYPE_CHECKING:
-    from bnlab.harness.artifacts.settings import Config
+    from bnlab.harness.artifacts.job_settings import Config
     from bnlab.lab.compose import Launcher
 
 _HYDRA_OPTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
@@ -121,8 +122,6 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], star
 
 def _name_report(config: Config, words: list[str]) -> list[str]:
     """Name the report of the tables in words: of the question that was swept, if there is one of its name."""
-    from bnlab.lab.catalogue import list_questions
-
     experiments = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
     questions = [name for name in (config.name, *experiments) if name in list_questions()]
     report = []

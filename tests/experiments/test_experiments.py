@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from bnlab.harness.artifacts.data.published import Cifar10
+from bnlab.lab.catalogue import CONF
 from bnlab.lab.compose import plan_jobs
-from bnlab.lab.folders import CONF
 from tests.experiments.commands import Call
 from tests.helpers import write_copies
 

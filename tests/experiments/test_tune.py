@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bnlab.harness import load
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from experiments.tune import list_lacking, list_tuning
 from tests.experiments.commands import run
 

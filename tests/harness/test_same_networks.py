@@ -15,9 +15,9 @@ import torch
 
 from bnlab.files import digest
 from bnlab.harness.artifacts.data import augment, load_dataset
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Batches, Progress, Seeds, train
+from bnlab.harness.artifacts.training import Batches, Seeds, TrainingState, train
 from bnlab.lab.compose import plan_jobs
 
 EXPECTED = Path(__file__).with_name("same_networks.json")
@@ -65,7 +65,7 @@ def train_network(words: list[str]) -> str:
         config.model, config.norm, channels=channels, image_size=size, classes=data.classes, seed=1, steps=8
     )
     batches = Batches(data.train, 16, Seeds.of(0), config.data.shift, config.data.flips, config.order)
-    progress = Progress(model, config.optimizer.build(model.parameters(), 16), step=0)
+    progress = TrainingState(model, config.optimizer.build(model.parameters(), 16), step=0)
     for _ in train(progress, batches, config.optimizer, 8, until=3):
         pass
 

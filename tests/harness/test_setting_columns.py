@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bnlab.harness import load
+from bnlab.harness.artifacts.job_settings import Config, network
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.settings import Config, network
 from bnlab.harness.components import COMPONENTS, setting
 from bnlab.harness.run_table import TRAINED_WITH
 from bnlab.harness.schema import boolean, integer, real, text

@@ -1,16 +1,26 @@
-"""Corruptions of the images that are predicted: what each does to an image, in three strengths."""
+"""Shifts between the images of training and those that are predicted: corruptions in three strengths, or other fonts.
+
+A shift is `none`, a corruption with its strength, such as `noise:1`, or the fonts of glyphs, such as `fonts:dejavu`.
+"""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bnlab.files import digest
+from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
+from bnlab.harness.components import require_one_of
+from bnlab.harness.errors import UserError
 
 Amount = float | Fraction  # the documentation writes a fraction as one
 STRENGTHS = (1, 2, 3)
@@ -23,19 +33,14 @@ _REACH = 3  # standard deviations, beyond which the weights of a blur are 0
 class Corruption:
     """A change of an image's pixels.
 
-    Attributes:
-        apply: the function that corrupts an image [C, H, W], whose pixels are from 0 to 1, by an amount. It does not
-            write to the image. What it draws comes from the generator that it is given: the same image has the same
-            draws at each strength. Pixels of what it returns may lie outside of 0 to 1.
-        amounts: those of strength 1, 2 and 3.
-        words: what it does, for the documentation, which writes the amounts for {amounts}.
-        version: raised when the same strength gives other images, so that what was measured on them is measured again.
+    `apply` corrupts an image [C, H, W], whose pixels are from 0 to 1, by an amount, and does not write to it; pixels of
+    the result may lie outside of 0 to 1. It draws from the generator that it is given, the same at each strength.
     """
 
     apply: Callable[[Tensor, float, torch.Generator], Tensor]
-    amounts: tuple[Amount, Amount, Amount]
-    words: str
-    version: int = 1
+    amounts: tuple[Amount, Amount, Amount]  # of strength 1, 2 and 3
+    words: str  # for the documentation, which writes the amounts for {amounts}
+    version: int = 1  # raised when the same strength gives other images, so that they are measured again
 
     def amount_of(self, strength: int) -> float:
         """Return the amount of a strength from 1 to 3."""
@@ -147,3 +152,62 @@ def describe_corruptions() -> str:
         words = corruption.words.format(amounts=amounts)
         items.append(textwrap.fill(f"- `{name}`: {words}", _WIDTH, subsequent_indent="  "))
     return "\n".join(items)
+
+
+def check_shifts(shifts: Sequence[Any], config: Data, splits: Sequence[str]) -> None:
+    """Raise UserError unless the images of these splits have each of these shifts."""
+    known = ["none", *(f"{name}:{strength}" for name in CORRUPTIONS for strength in STRENGTHS)]
+    if [*splits] == ["test"]:
+        known += config.list_shifts()
+
+    for shift in shifts:
+        require_one_of("shifts", shift, known)
+        if find_corruption(shift) and not config.has_known_range():
+            raise UserError(
+                f"shifts={shift}: data={config.name} has float images, of which black and white are not known; "
+                "give bytes (uint8), which are standardized too"
+            )
+        if shift != "none" and "test" in splits and config.own_shift:
+            raise UserError(f"shifts={shift}: the test images have other fonts already; use data.test_fonts=data.fonts")
+
+
+def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Split:
+    """Select the images of a split that are predicted, see `Dataset.images_of`, and shift them."""
+    if find_corruption(shift):
+        return _corrupt(dataset, split, shift)
+    if shift in config.list_shifts():
+        dataset = load_dataset(config.change_test_images(shift), dataset.test.images.device)
+    return dataset.images_of(split)
+
+
+def digest_of_shifted(dataset: Dataset, config: Data, split: str, shift: str) -> str:
+    """Digest what `shift_images` gives; of a corruption by what it is made of, without corrupting any image."""
+    corruption = find_corruption(shift)
+    if corruption is None:
+        return shift_images(dataset, config, split, shift).digest
+    return digest(dataset.images_of(split).digest, shift, str(corruption.version), digits=16)
+
+
+@lru_cache(maxsize=1)
+def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
+    """Corrupt the stored pixels of a split, clip them to their range and standardize them like those of training.
+
+    Each image draws from a generator that its pixels and the corruption seed: what is drawn depends neither on other
+    images nor on the strength.
+    """
+    name, _, strength = shift.partition(":")
+    corruption = CORRUPTIONS[name]
+    amount = corruption.amount_of(int(strength))
+    mean = torch.tensor(dataset.mean).view(-1, 1, 1)
+    std = torch.tensor(dataset.std).view(-1, 1, 1)
+
+    plain = dataset.images_of(split)
+    images = torch.empty_like(plain.images, device="cpu")
+    for index, image in enumerate(plain.images.cpu()):
+        stored = (image * std + mean).round()
+        pixels = stored.to(torch.uint8).contiguous().numpy().data
+        seed = int(digest(name, pixels, digits=12), 16)
+        generator = torch.Generator().manual_seed(seed)
+        corrupted = corruption.apply(stored / dataset.largest, amount, generator)
+        images[index] = (corrupted.clamp(0, 1) * dataset.largest - mean) / std
+    return Split(images.to(plain.images.device), plain.labels)

@@ -1,7 +1,6 @@
 """Making sure that a run's network is there: found, trained, or trained on after a kill, by one process for all.
 
-A training is a chain of parts of a few seconds. The updates of a part are recorded; then its trace and the log are
-written, and last the state from which a killed training goes on exactly. What was written after that is written again.
+Every few seconds trace and log are written, and last the state from which a killed training goes on exactly.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 import bnlab
+from bnlab.borrow import keep_random_state
 from bnlab.files import reading, write_text
 from bnlab.harness import schema
-from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.training import Diverged, Progress, train
+from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.layers import batch_norm_layers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
@@ -40,19 +39,51 @@ _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 _STATE = "bnlab.state/1"
 
 
+class LiveLog:
+    """Loss and accuracy of each batch, and the gap of running averages, in `tensorboard/` of a run's folder.
+
+    The gap is the root mean square, over the layers behind the first, of how far their means are from exact ones, in
+    standard deviations.
+    """
+
+    def __init__(self, run: Run, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here: takes a second, and is an extra
+
+        self._run = run
+        # After a kill, updates behind the saved state are made again; what was written of them does not count.
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
+
+    def write_updates(self, log: Iterable[tuple[int, float, float]]) -> None:
+        """Bring these updates, as `TrainingState.log` has them, to disk."""
+        for update, loss, accuracy in log:
+            self._writer.add_scalar("loss of the batch", loss, update)
+            self._writer.add_scalar("accuracy of the batch", accuracy, update)
+        self._writer.flush()
+
+    def write_gap(self, progress: TrainingState) -> None:
+        """Measure the gap on the training split, and write it."""
+        run = self._run
+        images = run.dataset.train.sample(run.limit_at(progress.step)).images
+        try:
+            with keep_random_state(progress.model):
+                # A copy, because training has changed its own layers, as for recording.
+                model = run.new_model()
+                model.load_state_dict(progress.measured.state_dict())
+                exact = bnlab.population_statistics(model, images.split(_IMAGES_AT_ONCE), memory=run.memory)
+        except ValueError as error:  # the network is about to diverge: its exact statistics are not finite
+            print(f"{run.id}: no gap at step {progress.step} in TensorBoard; {error}", file=sys.stderr)
+            return
+
+        gaps = bnlab.gap(exact, bnlab.running_statistics(model))["mean_gap"]
+        behind = gaps[1:] if len(gaps) > 1 else gaps
+        self._writer.add_scalar("gap of running means", float((behind**2).mean() ** 0.5), progress.step)
+
+
 def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.wanted) -> None:
     """Train the run's network unless that has been done; after a kill, go on from its state. Other processes wait.
 
-    Where a checkpoint is missing, because it was not wanted when the network was trained, it is trained again from the
-    start; the checkpoints that are there are written again, with the same weights.
-
-    Args:
-        run: the run; its folder is written.
-        list_checkpoints: returns the steps whose weights are needed. It is called again once training has ended, as a
-            training that diverged has fewer. By default all of `evaluate_at`; the last step's weights are kept anyway.
-
-    Raises:
-        Unreadable: a file from which training was to go on.
+    Where a checkpoint is missing, it is trained again from the start. `list_checkpoints` is called again once training
+    has ended, as a training that diverged has fewer. Unreadable for a file from which training was to go on.
     """
     with run.lock:
         while not run.is_complete(list_checkpoints(run)):
@@ -98,12 +129,8 @@ def _train(run: Run, kept: set[int]) -> None:
     write_text(run.folder / "status.json", json.dumps(end, indent=1))
 
 
-def _train_part(run: Run, progress: Progress, updates: Iterator[int], kept: set[int], live: LiveLog | None) -> str:
-    """Make updates for a few seconds, or up to where batch norm is frozen, and write their trace and the log.
-
-    Returns:
-        The status of the training: unfinished, finished or diverged.
-    """
+def _train_part(run: Run, progress: TrainingState, updates: Iterator[int], kept: set[int], live: LiveLog | None) -> str:
+    """Make updates for some seconds, write their trace and the log, and return unfinished, finished or diverged."""
     began = time.monotonic()
     read_before = len(progress.log)
     status = "finished"
@@ -132,7 +159,7 @@ def _train_part(run: Run, progress: Progress, updates: Iterator[int], kept: set[
     return status
 
 
-def _finish_update(run: Run, progress: Progress, kept: set[int], live: LiveLog | None) -> None:
+def _finish_update(run: Run, progress: TrainingState, kept: set[int], live: LiveLog | None) -> None:
     """Change the network as its settings say, and keep its weights where they are wanted."""
     freeze_and_average(run, progress)
     if progress.step in kept:
@@ -143,12 +170,8 @@ def _finish_update(run: Run, progress: Progress, kept: set[int], live: LiveLog |
         live.write_gap(progress)
 
 
-def _restore_or_describe(run: Run, progress: Progress) -> float:
-    """Restore a killed training; without a state, write the files that describe a new one.
-
-    Returns:
-        The seconds that training has taken so far.
-    """
+def _restore_or_describe(run: Run, progress: TrainingState) -> float:
+    """Restore a killed training, or write the files that describe a new one; return the seconds that it has taken."""
     seconds = 0.0
     if run.state.exists():
         seconds = _restore_state(run, progress)
@@ -166,21 +189,20 @@ def _restore_or_describe(run: Run, progress: Progress) -> float:
     return seconds
 
 
-def start_training(run: Run) -> Progress:
+def start_training(run: Run) -> TrainingState:
     """Begin the training at step 0; sets torch's random state."""
     torch.manual_seed(run.config.seed)  # dropout and the like
     model = run.new_model()
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
     average = None if run.config.averaging == "none" else _begin_average(run.config.averaging, model)
-    return Progress(model, optimizer, step=0, average=average)
+    return TrainingState(model, optimizer, step=0, average=average)
 
 
 def _begin_average(kind: str, model: nn.Module) -> AveragedModel:
     """Begin an average of weights and buffers, which takes no weights yet.
 
     `swa`: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
-    one of each epoch). `ema`: new = 0.99·old + 0.01·weights after each update, from those after the first one.
-    Counts of batches, whole numbers, stay the newest.
+    one of each epoch). `ema`: new = 0.99·old + 0.01·weights. Counts of batches, whole numbers, stay the newest.
     """
     average = get_swa_avg_fn() if kind == "swa" else get_ema_avg_fn(_EMA_DECAY)
 
@@ -190,7 +212,7 @@ def _begin_average(kind: str, model: nn.Module) -> AveragedModel:
     return AveragedModel(model, avg_fn=average_floats, use_buffers=True)
 
 
-def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MomentTrace | None]:
+def record_moments(run: Run, progress: TrainingState) -> contextlib.AbstractContextManager[MomentTrace | None]:
     """Record the batch moments from here on; nothing of a network without batch norm, or where it is frozen."""
     is_frozen = run.frozen_from is not None and progress.step >= run.frozen_from
     if is_frozen or not run.has_trace:
@@ -198,7 +220,7 @@ def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextMa
     return record(progress.model, step=progress.step)
 
 
-def freeze_and_average(run: Run, progress: Progress) -> None:
+def freeze_and_average(run: Run, progress: TrainingState) -> None:
     """After an update, freeze batch norm if that is its step, and take the weights into their average."""
     if progress.step == run.frozen_from:
         progress.read_log()  # a network that has diverged has no statistics
@@ -219,7 +241,7 @@ def _stop_averages(model: nn.Module) -> None:
         layer.eval()
 
 
-def _save_state(run: Run, progress: Progress, seconds: float) -> None:
+def _save_state(run: Run, progress: TrainingState, seconds: float) -> None:
     """Write all from which the training goes on exactly, and the seconds that it has taken."""
     groups = {"model": progress.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
     if progress.average is not None:
@@ -237,7 +259,7 @@ def _save_state(run: Run, progress: Progress, seconds: float) -> None:
     save_tensors(run.state, tensors, _STATE, {"seconds": repr(seconds), "step": str(progress.step)})
 
 
-def _restore_state(run: Run, progress: Progress) -> float:
+def _restore_state(run: Run, progress: TrainingState) -> float:
     """Restore a training from its state; returns the seconds that it had taken. Unreadable if it cannot."""
     with reading(run.state):
         tensors, metadata = load_tensors(run.state, _STATE)

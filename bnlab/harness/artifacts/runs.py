@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from bnlab.files import digest, reading
 from bnlab.harness import schema
+from bnlab.harness.artifacts.corruptions import digest_of_shifted, shift_images
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
+from bnlab.harness.artifacts.job_settings import Config, as_list, list_steps, network_hash
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.settings import Config, as_list, list_steps, network_hash
-from bnlab.harness.artifacts.shifts import digest_of_shifted, shift_images
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.memory import memory_limit
 from bnlab.recording.trace import MomentTrace
@@ -41,22 +41,14 @@ _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
 class Run:
-    """One network: its configuration and its folder. Methods that read a file raise `Unreadable` if they cannot.
-
-    Attributes:
-        config: its settings, and what is measured on it.
-        id: its name, `<hash>/seed_<k>`.
-        folder: where its files are.
-        state: the file from which a killed training goes on.
-        has_trace: whether it trains with statistics of its batches, which are recorded.
-    """
+    """One network: its configuration and its folder. Methods that read a file raise `Unreadable` if they cannot."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.id = f"{network_hash(config)}/seed_{config.seed}"
         self.folder = Path(config.results, "runs", self.id)
         self.state = self.folder / "state.safetensors"
-        self.has_trace = config.norm.uses_batch
+        self.has_trace = config.norm.uses_batch  # statistics of its batches are recorded
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -57,28 +57,15 @@ def block_size(order: str) -> int | None:
 
 @dataclass(frozen=True)
 class Batches:
-    """The training batches by step. Each epoch has another order.
+    """The training batches by step; each epoch has another order.
 
     Each epoch's order and each step's augmentation have seeds of their own, so that training can go on from any step
     without a random state to restore.
 
-    The order decides which images share a batch. Statistics of frozen weights, such as exact ones, do not depend on it:
-    they are of the whole training split, every image once.
-
-    Attributes:
-        split: images [N, C, H, W] and labels [N].
-        batch_size: images in a full batch.
-        seeds: for the order and the augmentation.
-        shift: the largest random shift of an image, in pixels.
-        flip: whether images are mirrored at random.
-        order: of an epoch's N images. `shuffled`: every image once. `replacement`: N images that are drawn with
-            replacement, so that some are missing. `sorted`: every image once, class after class by the classes'
-            numbers, shuffled within each class. `blocks`: the same with the classes in an order that is drawn for each
-            epoch. `blocks:16`: each class is cut into blocks of 16 images, the last one of the rest, and the blocks of
-            all classes come in an order that is drawn.
-        last_batch: `keep` or `drop` the images at the end of an epoch that do not fill a batch. One image alone, which
-            has no variance, is always dropped.
-        augmented: the split with random transforms of the caller's, from which images are drawn; None: as they are.
+    Orders of an epoch's N images: `shuffled`; `replacement`: N images that are drawn, so that some are missing;
+    `sorted`: class after class by their numbers, shuffled within each; `blocks`: the same with the classes in an order
+    that is drawn for each epoch; `blocks:16`: blocks of 16 images of a class, the last one of the rest, in an order
+    that is drawn.
     """
 
     split: Split
@@ -87,8 +74,8 @@ class Batches:
     shift: int = 0
     flip: bool = False
     order: str = "shuffled"
-    last_batch: str = "keep"
-    augmented: Draw | None = None
+    last_batch: str = "keep"  # or drop
+    augmented: Draw | None = None  # draws images with random transforms of the caller's; None: as they are
 
     @property
     def augments(self) -> bool:
@@ -161,22 +148,14 @@ class Diverged(Exception):
 
 
 @dataclass
-class Progress:
-    """The state of training after an update. `step` counts the updates that are made, `log` has those that are read.
-
-    Attributes:
-        model: the network.
-        optimizer: its optimizer, with learning rates and moments.
-        step: number of updates made.
-        log: (step, loss, accuracy) of each update that has been read; loss and accuracy of its batch, before it.
-        average: the average of weights and buffers; None without averaging.
-    """
+class TrainingState:
+    """The state of training after an update. `step` counts the updates that are made, `log` has those that are read."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int
-    log: list[tuple[int, float, float]] = field(default_factory=list)
-    average: AveragedModel | None = None
+    log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and accuracy before it
+    average: AveragedModel | None = None  # of weights and buffers
     # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
     _unread: list[Tensor] = field(default_factory=list)
 
@@ -204,8 +183,7 @@ class Progress:
     def read_log(self) -> None:
         """Read the results of all updates made so far; waits until the device has computed them.
 
-        Raises:
-            Diverged: those of an update are not finite. `step` is the number of updates before it, `log` has these.
+        Diverged where those of an update are not finite: `step` is the number of updates before it, `log` has these.
         """
         if not self._unread:
             return
@@ -227,19 +205,13 @@ class Progress:
 
 
 def train(
-    progress: Progress, batches: Batches, config: Optimizer, steps: int, until: int | None = None
+    progress: TrainingState, batches: Batches, config: Optimizer, steps: int, until: int | None = None
 ) -> Iterator[int]:
     """Train from `progress.step` on, in place, and yield after each update the number of updates made.
 
     The model's layers are trained in the mode that they are in, which the caller may change between two updates. On an
-    accelerator nothing here waits for the loss of an update: who writes something reads the log first.
-
-    Args:
-        progress: where training stands; its model, optimizer and log change.
-        batches: the training batches by step.
-        config: the settings of the optimizer that `progress` has, for schedule and label smoothing.
-        steps: length of the whole training in updates, which the schedule depends on.
-        until: the number of updates to stop at; None: `steps`.
+    accelerator nothing here waits for the loss of an update: who writes something reads the log first. The schedule is
+    one of `steps` updates, also where training stops at `until`.
 
     Raises:
         Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates

@@ -63,11 +63,7 @@ class Measurement(Component):
 
 
 def find_measurement(name: str) -> Measurement:
-    """Find a measurement by the name of its table in `tables/`, or by the import path of its class.
-
-    Raises:
-        UserError: there is none, or its table has no name or that of another table.
-    """
+    """Find a measurement by the name of its table, or by import path; UserError for none, or a name that is taken."""
     if "." not in name:
         require_one_of("measurements", name, [*list_names(), "package.module.Class"])
         discover(_TABLES)

@@ -1,7 +1,4 @@
-"""The rows of a measurement: read where they have been measured, measured and kept where they are missing.
-
-results/runs/<hash>/seed_<k>/measurements/<table>/<digest>.parquet     what one call measured, and from what
-"""
+"""The rows of a measurement: read where they have been measured, measured and kept where they are missing."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from bnlab.files import Unreadable, digest
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import estimates
-from bnlab.harness.measurements.base import Measurement, find_measurement
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.requests import Selection
@@ -25,18 +22,12 @@ Failures = dict[str, tuple[str, str]]
 _KEY = (ORIGIN, "estimator", "momentum", "statistics_split", "split", "shift", "step")
 
 
-def complete_rows(run: Run, name: str, subjects: list[Subject], failures: Failures) -> Selection:
+def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], failures: Failures) -> Selection:
     """Select the rows of a measurement for these subjects; what is missing is measured and kept with the network.
 
-    A table of predictions is measured for each of `Run.predictions`, one after the other.
-
-    Args:
-        run: the network.
-        name: of the measurement, as `find_measurement` takes it.
-        subjects: all that the job's `estimator=` chooses.
-        failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
+    A table of predictions is measured for each of `Run.predictions`. Estimators among `failures` are left out; those
+    that fail now come to them.
     """
-    measurement = find_measurement(name)
     chosen = measurement.scope(run, [each for each in subjects if each.estimator not in failures])
     folder = run.folder / "measurements" / measurement.name
     files = {path.name: _read_keys(path) for path in sorted(folder.glob("*.parquet"))}
@@ -69,10 +60,7 @@ def _read_keys(path: Path) -> set[tuple[Any, ...]]:
 def _describe_rows(
     run: Run, measurement: Measurement, subject: Subject | None, images: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Describe the rows of a subject by the columns in which they agree, in the order of `_KEY`.
-
-    Their origin is a digest of all that they depend on: version, a user's own code, images, training.
-    """
+    """Describe a subject's rows by the columns in which they agree; their origin digests all that they depend on."""
     predicted = images or ("test", "none")
     predicts = "accuracy" in measurement.table.columns
     made_from = [

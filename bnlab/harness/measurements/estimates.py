@@ -31,8 +31,8 @@ EXACT = Subject(Exact())  # of the training split: the reference of every gap
 def flat_statistics(run: Run, subjects: Sequence[Subject], steps: list[int]) -> Tensor:
     """Compute every subject's statistics at every step: float64 [subjects, steps, 2, all channels].
 
-    For a rule at inference time these are exact ones, from which it starts. Where exact statistics were frozen, all
-    running averages are equal to them from then on.
+    For a rule at inference time these are exact ones. Where exact statistics were frozen, all running averages are
+    equal to them from then on.
     """
     layout = run.trace.layout
     values = torch.empty(len(subjects), len(steps), 2, sum(layout.channels), dtype=torch.float64)
@@ -78,10 +78,7 @@ def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
 
 
 def draw_population(run: Run, step: int, subject: Subject, batch_size: int) -> list[Tensor]:
-    """Draw the images that statistics of frozen weights are of, in batches.
-
-    Where the estimator names a number of images, each network, step and number has a sample of its own.
-    """
+    """Draw the images that statistics of frozen weights are of, in batches."""
     is_augmented = subject.split == "train_augmented"
     population = run.dataset.train_augmented if is_augmented else find_population(run, subject)
     count = getattr(subject.statistic, "images", None)
@@ -122,13 +119,10 @@ def in_batches(count: int, size: int) -> list[slice]:
 def tabulate(
     subjects: Sequence[Subject], steps: list[int], values: Mapping[str, Any], **axes: Sequence[Any]
 ) -> pd.DataFrame:
-    """Make a table: a row for each step, subject and place on further axes, with the columns that describe them.
+    """Make a table with a row for each step, subject and place on further axes.
 
-    Args:
-        subjects: what rows are about.
-        steps: updates before the measurement.
-        values: by column; arrays of the shape [steps, subjects, *axes], or that broadcast to it.
-        axes: by column, what is at each place; along `layer`, the last one, the column `depth` counts from 1.
+    `values` are arrays of the shape [steps, subjects, *axes], or that broadcast to it; along `layer`, the last axis,
+    the column `depth` counts from 1.
     """
     places = {"step": steps, "subject": range(len(subjects)), **axes}
     frame = pd.MultiIndex.from_product([*places.values()], names=[*places]).to_frame(index=False)

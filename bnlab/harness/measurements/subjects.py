@@ -10,7 +10,7 @@ import torch
 
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.names import import_estimator
-from bnlab.harness.artifacts.settings import Config, as_list
+from bnlab.harness.artifacts.job_settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import digest_of_own, import_object
 from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics
@@ -23,17 +23,11 @@ _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it
 
 @dataclass(frozen=True)
 class Subject:
-    """Statistics of a network that rows of a table are about.
-
-    Attributes:
-        statistic: a running estimator, statistics of frozen weights, or a rule on top of exact statistics.
-        split: the data that the statistics are of.
-        at_once: how many images a rule sees at once; None for all others.
-    """
+    """Statistics of a network that rows of a table are about."""
 
     statistic: Named
-    split: str = "train"
-    at_once: int | None = None
+    split: str = "train"  # the data that the statistics are of
+    at_once: int | None = None  # how many images a rule sees at once
 
     @property
     def estimator(self) -> str:
@@ -67,11 +61,7 @@ def find_subjects(config: Config) -> list[Subject]:
 
 
 def parse_subjects(names: list[str], momenta: list[float], *populations: str) -> list[Subject]:
-    """Parse names of estimators: each with every momentum or population that means something to it, once.
-
-    Raises:
-        UserError: an unknown estimator or parameter.
-    """
+    """Parse names of estimators: each with every momentum or population that means something; UserError for others."""
     subjects: dict[Subject, None] = {}
     for name in names:
         try:
@@ -122,11 +112,7 @@ def _find_class(base: str) -> type[Any]:
 
 
 def try_estimators(subjects: Iterable[Subject]) -> None:
-    """Let every running estimator average the moments of a few batches, of two layers with three channels together.
-
-    Raises:
-        UserError: one fails; its name, the error and the line that raised it.
-    """
+    """Let every running estimator average a few batches of two layers together; UserError if one fails."""
     channels = 3
     generator = torch.Generator().manual_seed(0)
     batches = 0.5 + torch.rand(_TRIAL, 2, channels, generator=generator, dtype=torch.float64)

@@ -14,7 +14,7 @@ import bnlab
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import Progress, train
+from bnlab.harness.artifacts.training import TrainingState, train
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
 from bnlab.harness.measurements.subjects import Subject
@@ -128,7 +128,7 @@ def train_second(run: Run, step: int) -> nn.Module:
     batches = replace(first, seeds=seeds)
     with torch.random.fork_rng():
         torch.manual_seed(seed_by(f"{run.id} second").initial_seed())  # of dropout and the like
-        progress = Progress(model, optimizer, step=start)
+        progress = TrainingState(model, optimizer, step=start)
         for _ in train(progress, batches, run.config.optimizer, run.steps, until=step):
             pass
     return model

@@ -12,9 +12,9 @@ from bnlab import gap, population_statistics, replay
 from bnlab.estimators import EMA
 from bnlab.harness import load
 from bnlab.harness.artifacts.data import Digits, augment
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
 from bnlab.harness.reporting.frames import select
 from tests.conftest import small_config

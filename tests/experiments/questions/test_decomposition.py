@@ -11,9 +11,9 @@ import torch
 
 from bnlab import decompose, gap, population_statistics
 from bnlab.estimators import EMA
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError
 from bnlab.recording.trace import replay
 from experiments.questions.drift.past import past_weights

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bnlab import Statistics, gap, population_statistics
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.layout import Layout
 from experiments.questions.tolerance.measurement import disturb, draw_signs
 from tests.helpers import measure

@@ -10,8 +10,8 @@ import pytest
 from bnlab import Statistics, population_statistics, replay
 from bnlab.estimators import parse
 from bnlab.harness import load
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
 from bnlab.recording.trace import LayerTrace, MomentTrace
 from tests.helpers import measure

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.norms import Group
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from experiments.questions.batch_of_one.measurement import count_saved_bytes
 from tests.conftest import small_config
 from tests.helpers import measure

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS, describe_corruptions
+from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS, describe_corruptions, digest_of_shifted
 from bnlab.harness.artifacts.data import Digits, load_dataset
-from bnlab.harness.artifacts.shifts import digest_of_shifted
 from tests import references
 
 TWINS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {

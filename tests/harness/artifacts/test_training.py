@@ -10,7 +10,7 @@ import torch
 
 from bnlab.harness.artifacts import training
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Progress, Seeds
+from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds, TrainingState
 from bnlab.harness.updates import lr_factor
 from bnlab.lab.compose import plan_jobs
 from tests.helpers import plain, without_dropout
@@ -134,7 +134,7 @@ class Trial:
         self.batches = Batches(split(24), 8, Seeds.of(0), shift=1, flip=True)
         torch.manual_seed(0)
         model = without_dropout(torch.nn.Sequential(plain(channels=1), torch.nn.Linear(4, 10)))
-        self.progress = Progress(model, self.settings.build(model.parameters(), 8), step=0)
+        self.progress = TrainingState(model, self.settings.build(model.parameters(), 8), step=0)
 
     def train(self, steps: int) -> Iterator[int]:
         return training.train(self.progress, self.batches, self.settings, steps)

@@ -17,10 +17,10 @@ from pandas.testing import assert_frame_equal
 
 from bnlab import estimators
 from bnlab.harness import jobs, load
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.models import Torchvision
 from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
 from bnlab.harness.measurements import cache, estimates, find_measurement, list_names

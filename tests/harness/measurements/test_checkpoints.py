@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bnlab.harness import load
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute, find_failure, list_needed_checkpoints
 from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.subjects import find_subjects

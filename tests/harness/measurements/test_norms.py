@@ -11,9 +11,9 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load
+from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import GROUPS, Config
 from bnlab.harness.jobs import execute, find_failure, prepare
 from bnlab.lab.catalogue import list_measurements
 from bnlab.lab.compose import plan_jobs

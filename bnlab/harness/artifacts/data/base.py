@@ -20,46 +20,29 @@ _FEWEST = 10  # training and validation images
 
 
 class Size(NamedTuple):
-    """The size of a data set.
+    """The size of a data set."""
 
-    Attributes:
-        available: training and validation images that there are.
-        test: test images.
-        pixels: in a row.
-        classes: that are told apart.
-    """
-
-    available: int
+    available: int  # training and validation images
     test: int
-    pixels: int
+    pixels: int  # in a row
     classes: int
 
 
 class Parts(NamedTuple):
-    """Images and labels as they are stored; training and validation images are one part.
-
-    Attributes:
-        train, test: the parts.
-        augmented: draws images of the training part with random transforms of the user's, if there are any.
-    """
+    """Images and labels as they are stored; training and validation images are one part."""
 
     train: Pixels
     test: Pixels
-    augmented: Draw | None = None
+    augmented: Draw | None = None  # draws images of the training part with random transforms of the user's
 
 
 @dataclass(unsafe_hash=True)
 class Data(Component):
-    """A data set; its split into training, validation and test images is the same for every run.
-
-    Attributes:
-        is_made: whether as many images are made as are wanted.
-        largest: value that a stored pixel can have, where the smallest is 0.
-    """
+    """A data set; its split into training, validation and test images is the same for every run."""
 
     group: ClassVar[str] = "data"
-    is_made: ClassVar[bool] = False
-    largest: ClassVar[float] = 255
+    is_made: ClassVar[bool] = False  # as many images are made as are wanted
+    largest: ClassVar[float] = 255  # value that a stored pixel can have, where the smallest is 0
 
     images: int | None = setting(None, "training and validation images to use; null: all, or as many as are usual")
     shift: int = setting(0, "augmentation: largest random shift, in pixels")
@@ -71,7 +54,7 @@ class Data(Component):
 
     @property
     def own_shift(self) -> str:
-        """The shift that test images have anyway, see `artifacts.shifts`; empty without one."""
+        """The shift that test images have anyway, see `artifacts.corruptions`; empty without one."""
         return ""
 
     def size(self) -> Size:

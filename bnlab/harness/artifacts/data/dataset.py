@@ -161,10 +161,7 @@ def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: bool) -> Tensor:
-    """Shift each image [C, H, W] of a batch by up to `shift` pixels each way, and mirror it half the time.
-
-    What comes in from outside is 0: the mean of standardized pixels. Draws nothing if both are off.
-    """
+    """Shift each image [C, H, W] of a batch by up to `shift` pixels, and mirror half of them; the mean, 0, comes in."""
     if not shift and not flip:
         return images
 

@@ -63,8 +63,8 @@ _CHUNK = 1_000
 def glyphs(images: int, classes: int, difficulty: str, fonts: str, seed: int) -> tuple[Tensor, Tensor]:
     """Draw uint8 images [images, 1, 32, 32] and int64 labels [images], the same for the same arguments.
 
-    Image i does not depend on how many are asked for: whole chunks are drawn from one stream and cut. Across
-    machines and versions of torch a pixel may differ by a rounding.
+    Image i does not depend on how many are asked for. Across machines and versions of torch a pixel may differ by a
+    rounding.
     """
     generator = torch.Generator().manual_seed(seed)
     characters = CLASSES[classes]
@@ -146,13 +146,7 @@ def _draw_smooth(generator: torch.Generator, channels: int, knots: int, deviatio
 
 
 def _make_grid(turns: Tensor, shifts: Tensor, level: Difficulty) -> Tensor:
-    """Map the pixels of images to places in atlas cells: [N, SIZE, SIZE, 2].
-
-    Args:
-        turns: standard normal numbers [N, 4], for rotation, shear and the two scales.
-        shifts: of the glyphs, [N, 2].
-        level: how far they are distorted.
-    """
+    """Map pixels to places in cells, [N, SIZE, SIZE, 2], by normal numbers [N, 4] and the glyphs' shifts [N, 2]."""
     for_angle, for_shear, for_width, for_height = turns.unbind(1)
     angle = for_angle * level.rotation
     shear = for_shear * level.shear

@@ -66,13 +66,7 @@ class OwnData(Own, Data):
 
 @lru_cache(maxsize=2)
 def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Parts:
-    """Call the function at this import path with these arguments and their values, and read what it gives.
-
-    What it draws from the global generators of torch, numpy and random is the same each time.
-
-    Raises:
-        UserError: the function fails, or gives something from which no network can be trained and measured.
-    """
+    """Call the user's function, and read what it gives; what it draws from global generators is the same each time."""
     with seed_generators(0):
         parts = call_own("data", path, **dict(arguments))
         try:
@@ -177,8 +171,7 @@ def _list_some(classes: Any) -> str:
 def _make_drawer(items: Any, train: Pixels, where: str) -> Draw:
     """Make what draws images of the training part with random transforms, in the order into which that is shuffled.
 
-    Raises:
-        UserError: item i is not item i of the training part, or a seed does not repeat what is drawn.
+    UserError where item i is not item i of the training part, or a seed does not repeat what is drawn.
     """
     images, labels = train
     if len(items) != len(labels):

@@ -19,16 +19,7 @@ _LABELS = "labels have to be the numbers of classes, 0, 1, 2, ..., one for each 
 
 
 def read_part(part: Any, where: str) -> Pixels:
-    """Read a pair of arrays (images, labels), or a data set whose items are such pairs.
-
-    Args:
-        part: the pair, a tuple, or the data set, which has a length and gives an item for each index.
-        where: what messages begin with, such as `data=mine.make_data: the training part`.
-
-    Raises:
-        UserError: images that are neither bytes nor finite floats, that differ in size, or that are no [N, C, H, W];
-            labels that are no numbers of classes.
-    """
+    """Read a pair of arrays (images, labels), or a data set of such pairs; UserError, from `where` on, for others."""
     if not isinstance(part, tuple):
         return read_items(part, range(len(part)), where)
     images, labels = part

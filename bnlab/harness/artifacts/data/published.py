@@ -16,21 +16,13 @@ from bnlab.vision import torchvision
 
 
 class Origin(NamedTuple):
-    """The origin and the size of a data set.
+    """The origin and the size of a data set."""
 
-    Attributes:
-        reader: class in torchvision.datasets.
-        url: where its files are.
-        file: the first of its files, below `root`.
-        size: images of training and validation, test images, pixels in a row, classes.
-        parts: what the reader calls the training and the test part.
-    """
-
-    reader: str
+    reader: str  # class in torchvision.datasets
     url: str
-    file: str
+    file: str  # the first of its files, below `root`
     size: Size
-    parts: tuple[Any, Any] = (True, False)
+    parts: tuple[Any, Any] = (True, False)  # what the reader calls the training and the test part
 
 
 @dataclass(unsafe_hash=True)

@@ -14,7 +14,7 @@ from bnlab.harness.errors import UserError
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputShape:
     """The shape of a network's inputs, images [N, channels, image_size, image_size], and its number of classes."""
 
     channels: int
@@ -42,7 +42,7 @@ class Model(Component):
             known = ", ".join(list_layered())
             raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")
 
-    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+    def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         """Build the network, in any mode and layout; its weights are drawn from torch's global generator."""
         raise NotImplementedError
 
@@ -62,22 +62,15 @@ def build_model(
     seed: int,
     steps: int = 1,
 ) -> nn.Module:
-    """Build the network for images [N, channels, image_size, image_size], in channels_last and train mode.
+    """Build the network in channels_last and train mode; `steps`, of the training, are for norms that change over it.
 
-    Args:
-        model: the model, whose settings have been checked.
-        norm: the network's norm; None: batch norm.
-        channels: channels of an image.
-        image_size: height and width of an image, in pixels.
-        classes: number of classes.
-        seed: the seed of the weights; the caller's random state is left as it was.
-        steps: length of the training in updates, for norms that change over it.
+    The caller's random state is left as it was.
     """
     norms = NormBuilder(norm or Batch(), of_images=model.has_maps, steps=steps)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
-        network = model.build(Inputs(channels, image_size, classes), norms)
+        network = model.build(InputShape(channels, image_size, classes), norms)
     network.train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
     return network

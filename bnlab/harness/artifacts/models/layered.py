@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.models.base import Inputs, Model, list_layered
+from bnlab.harness.artifacts.models.base import InputShape, Model, list_layered
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.components import add_choice, component, setting
 from bnlab.harness.errors import UserError
@@ -47,7 +47,7 @@ class Cnn(Layered):
         1, "blocks after which a pool halves the size and doubles the width, while 4 pixels are left", at_least=1
     )
 
-    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+    def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         layers: list[nn.Module] = []
         channels = inputs.channels
         image_size = inputs.image_size
@@ -76,7 +76,7 @@ class Mlp(Layered):
     depth: int = setting(2, "hidden layers", at_least=1)
     width: int = setting(256, "units of a hidden layer", at_least=1)
 
-    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+    def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
         features = inputs.channels * inputs.image_size**2
         has_bias = not norm.kind.has_shift
@@ -106,7 +106,7 @@ class Resnet(Layered):
         if self.depth < 8 or self.depth % 6 != 2:
             raise UserError(f"model.depth={self.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
 
-    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+    def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         width = self.width
         layers: list[nn.Module] = [*_build_conv(norm, inputs.channels, width), nn.ReLU(inplace=True)]
         blocks = (self.depth - 2) // 6
@@ -160,7 +160,7 @@ def _build_conv(
     return conv, norm.build(width, number)
 
 
-def _build_head(channels: int, inputs: Inputs) -> list[nn.Module]:
+def _build_head(channels: int, inputs: InputShape) -> list[nn.Module]:
     """Build the layers from maps to logits: the mean over pixels feeds a linear layer."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, inputs.classes)]
 

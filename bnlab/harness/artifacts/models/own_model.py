@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from bnlab.harness.artifacts.models.base import Inputs, Model
+from bnlab.harness.artifacts.models.base import InputShape, Model
 from bnlab.harness.artifacts.norms import NormBuilder
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, call_own, own
@@ -21,7 +21,7 @@ class OwnModel(Own, Model):
 
     given: ClassVar[int] = 3
 
-    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+    def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         sizes = (inputs.channels, inputs.image_size, inputs.classes)
         model = call_own("model", self.name, *sizes, **self.arguments)
         if not isinstance(model, nn.Module):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from bnlab.harness.artifacts.models.base import Inputs, Model
+from bnlab.harness.artifacts.models.base import InputShape, Model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.components import add_choice, require_one_of
 from bnlab.vision import torchvision
@@ -25,7 +25,7 @@ class Torchvision(Model):
         require_one_of("model.name", self.name, models.list_models(module=models))
         super().check(norm)
 
-    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+    def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         # With auxiliary heads these two return a tuple in train mode.
         has_heads = self.name in ("googlenet", "inception_v3")
         single_output = {"aux_logits": False, "init_weights": True} if has_heads else {}

@@ -14,19 +14,12 @@ from bnlab.layers import BatchNorm
 
 @dataclass(frozen=True)
 class Site:
-    """A place for a norm in a network.
+    """A place for a norm in a network."""
 
-    Attributes:
-        channels: C of its input.
-        number: of the layer before it in the network, or in its block, counted from 1.
-        of_images: whether the input is [N, C, H, W]; otherwise it is [N, C].
-        steps: updates in the whole training.
-    """
-
-    channels: int
-    number: int
-    of_images: bool
-    steps: int
+    channels: int  # C of its input
+    number: int  # of the layer before it in the network, or in its block, counted from 1
+    of_images: bool  # the input is [N, C, H, W]; otherwise [N, C]
+    steps: int  # updates in the whole training
 
     def batch_norm(self, momentum: float = 0.1) -> BatchNorm:
         """Build torch's batch norm for this place."""
@@ -106,13 +99,7 @@ class BatchStatistics(Norm):
 
 @dataclass(frozen=True)
 class NormBuilder:
-    """A builder of one network's norms.
-
-    Attributes:
-        kind: which one.
-        of_images: for [N, C, H, W]; otherwise for [N, C].
-        steps: updates in the whole training.
-    """
+    """A builder of one network's norms; `steps` are updates in the whole training."""
 
     kind: Norm
     of_images: bool

@@ -31,14 +31,9 @@ class Ghost(BatchStatistics):
 
 
 class GhostNorm(nn.Module):
-    """Batch norm on parts of the batch of nearly equal size (Hoffer et al. 2017).
+    """Batch norm on parts of at least `batch_size` images, of nearly equal size (Hoffer et al. 2017).
 
-    The parts have `batch_size` images or a few more; a batch of fewer is one part. While the batch norm inside is in
-    train mode, it is called for each part, and makes as many updates of its averages; in eval mode once for all.
-
-    Args:
-        norm: normalizes the parts.
-        batch_size: images in a part, at least.
+    While the batch norm inside is in train mode, it is called for each part, and makes as many updates of its averages.
     """
 
     def __init__(self, norm: BatchNorm, batch_size: int) -> None:

@@ -20,10 +20,7 @@ _TRIED = 64  # channels of the layer that is asked what it is
 @own
 @dataclass(unsafe_hash=True)
 class OwnNorm(Own, Norm):
-    """The user's own: `name` is the import path of a class or function that is given the channels and gives a module.
-
-    It trains with statistics of the batch, which are recorded, if it holds a batch norm of torch's, or is one.
-    """
+    """The user's own: `name` is the import path of a class or function that makes a module for so many channels."""
 
     given: ClassVar[int] = 1
 

@@ -59,9 +59,8 @@ class Drift(Measurement):
     def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure noise and drift: a row for each step and layer, from the last tenth of the trace (16 at least).
 
-        Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
-        of the layer together, averaged over channels. A tenth, because drift follows the learning rate: the second half
-        of a one-cycle schedule would describe weights that move much faster.
+        Both are variances per step of the local-level model, averaged over channels. A tenth, because drift follows the
+        learning rate: the second half of a one-cycle schedule would describe weights that move much faster.
         """
         rows = []
         for step in steps:

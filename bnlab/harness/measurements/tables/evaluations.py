@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts.corruptions import describe_corruptions
 from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.job_settings import as_list
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import as_list
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import (
@@ -125,14 +125,7 @@ class Evaluations(Measurement):
 
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, statistics: Statistics | None = None, subject: Subject = EXACT) -> Tensor:
-    """Predict a whole split, by the subject's rule if it has one: logits [N, classes] in float64.
-
-    Args:
-        model: the network.
-        split: the images.
-        statistics: what batch norms predict with; None: what they hold.
-        subject: whose rule is applied.
-    """
+    """Predict a whole split, by the subject's rule if it has one: logits [N, classes] in float64."""
     parts = []
     with ExitStack() as stack:
         if statistics is not None:
@@ -146,10 +139,7 @@ def predict(model: nn.Module, split: Split, statistics: Statistics | None = None
 
 
 def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) -> dict[str, float]:
-    """Compute `loss`, `accuracy`, `ece`, and against exact logits `disagreement` and `logit_gap`; without, NaN.
-
-    The calibration error is over equal bins of confidence (Guo et al. 2017), the gap relative to the exact logits' rms.
-    """
+    """Compute `loss`, `accuracy`, `ece` (Guo et al. 2017); the others are NaN without exact logits."""
     is_right = logits.argmax(1) == labels
     confidence = logits.softmax(1).amax(1)
     bins = (confidence * _ECE_BINS).ceil().long().clamp(1, _ECE_BINS) - 1
@@ -168,10 +158,7 @@ def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) ->
 
 
 def count_images(run: Run, subject: Subject, step: int) -> int:
-    """Count the images that the statistics are of.
-
-    For running averages and averaged buffers: all that the network was shown until batch norm was frozen.
-    """
+    """Count the images that the statistics are of; for running averages those shown until batch norm was frozen."""
     if subject == _NO_STATISTICS:
         return 0
     if subject.at_once is not None:

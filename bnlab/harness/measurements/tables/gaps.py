@@ -102,14 +102,7 @@ class Gaps(Measurement):
 def _measure_distances(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:
     """Measure |μ − μ_B|/σ_B and |σ/σ_B − 1|, averaged over the next batches; σ_B with eps, ddof 0.
 
-    Args:
-        run: the network.
-        step: the step whose weights the batches are measured on, without training.
-        layout: of all layers.
-        estimates: float64 [subjects, 2, all channels].
-
-    Returns:
-        float64 [2, subjects, layers].
+    Estimates are float64 [subjects, 2, all channels], distances float64 [2, subjects, layers].
     """
     model = run.model_at(step)
     enough = max(2, _TID_IMAGES // run.config.batch_size)

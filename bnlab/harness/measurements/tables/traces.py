@@ -46,10 +46,7 @@ class Traces(Measurement):
     )
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
-        """Choose 120 steps of the training and those of `evaluate_at` for running averages, the latter for all others.
-
-        Rules at inference time are left out.
-        """
+        """Choose 120 steps and those of `evaluate_at` for running averages, the latter for all others but rules."""
         points = np.geomspace(1, max([1, *run.wanted]), _POINTS)
         often = sorted({*run.wanted, *(round(point) for point in points)}) if run.wanted else []
         chosen = [each for each in subjects if not isinstance(each.statistic, Rule)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bnlab.harness.artifacts.settings import list_steps, network, network_hash
+from bnlab.harness.artifacts.job_settings import list_steps, network, network_hash
 from bnlab.lab.compose import plan_jobs
 
 

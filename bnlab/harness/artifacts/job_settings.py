@@ -138,9 +138,9 @@ GROUPS: dict[str, Mapping[str, Any]] = {
 
 
 def network(config: Config) -> dict[str, Any]:
-    """Collect all settings that the trained network depends on, seed apart, with defaults left off: they name it.
+    """Collect all settings that the trained network depends on, seed apart: they name it.
 
-    A field that is added later with a default leaves old networks their names.
+    Defaults are left off: a field that is added later with a default leaves old networks their names.
     """
     settings: dict[str, Any] = {"batch_size": config.batch_size}
     if config.steps is None:
@@ -195,11 +195,7 @@ def list_own_settings(config: Config) -> dict[str, Any]:
 
 
 def restore_config(values: Mapping[str, Any]) -> Config:
-    """Make a configuration of its settings as a run's `config.yaml` has them; missing ones get their default.
-
-    Raises:
-        UserError: a function of the user's own cannot be imported.
-    """
+    """Make a configuration of a run's `config.yaml`, with defaults for what is missing; UserError if it cannot."""
     known = {each.name for each in fields(Config)}
     plain = {key: value for key, value in values.items() if key in known and key not in GROUPS}
     groups = {group: _restore_choice(group, values[group]) for group in GROUPS}
