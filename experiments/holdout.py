@@ -33,12 +33,7 @@ FROM_THE_START = {
 
 
 def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSeeds:
-    """Describe what the added seeds decide alone, over all experiments and for each.
-
-    Args:
-        outcomes: the experiments; those in `EXTENDED` are described, at least one.
-        results: the folder of all results.
-    """
+    """Describe what the added seeds decide alone, over all experiments in `EXTENDED`, at least one, and for each."""
     rows = []
     for experiment in (outcome.experiment for outcome in outcomes):
         if experiment.name in EXTENDED:

@@ -99,14 +99,7 @@ def _read_finding(text: str) -> Finding:
 
 
 def write_page(outcomes: Sequence[Outcome]) -> str:
-    """Write the page in Markdown.
-
-    Args:
-        outcomes: of the experiments that are quoted.
-
-    Raises:
-        UserError: a quoted verdict is another one.
-    """
+    """Write the page in Markdown; UserError where a quoted verdict is another one."""
     introduction, *papers = TEXT.read_text(encoding="utf-8").split("\n## ")
     findings = list_findings()
     counts = (

@@ -40,11 +40,7 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
 
 
 def describe_devices(runs: pd.DataFrame) -> str:
-    """Compare accuracies on a CPU and on a GPU, for an experiment that was trained on both; empty for others.
-
-    Args:
-        runs: its table `runs`.
-    """
+    """Compare accuracies on a CPU and on a GPU, for an experiment that was trained on both; empty for others."""
     is_gpu = runs["device"].str.contains("NVIDIA")
     if is_gpu.all() or not is_gpu.any():
         return ""

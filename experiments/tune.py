@@ -95,14 +95,7 @@ def _tune(words: list[str]) -> int:
 
 
 def _list_cells(words: list[str]) -> list[list[Config]]:
-    """List the cells of all sweeps of the question that the words name, or of one of these sweeps.
-
-    Returns:
-        For each cell the jobs that test it, one for each of the experiment's own seeds, at any rate.
-
-    Raises:
-        UserError: there is no such experiment, or a word cannot be read.
-    """
+    """List the cells of the sweeps that the words name: of each the jobs that test it, one a seed, at any rate."""
     from bnlab.harness.errors import UserError
     from bnlab.lab.catalogue import find_experiment, list_questions
     from bnlab.lab.compose import plan_jobs
@@ -163,12 +156,7 @@ def _read_trained(folder: Path, is_again: bool) -> tuple[set[str], dict[str, flo
 
 
 def list_lacking(cell: Sequence[Config], committed: Collection[str], validated: Mapping[str, float]) -> Lack:
-    """List what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate.
-
-    Args:
-        cell: the jobs that test it, at any rate.
-        committed, validated: see `_read_trained`.
-    """
+    """List what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate."""
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import list_waiting
     from experiments.tuning import FIRST_RATES, pick_rate
@@ -215,7 +203,8 @@ def list_tuning(cell: Sequence[Config], rate: float) -> list[Config]:
 
 
 def _set_rate(cell: Sequence[Config], rate: float) -> list[Config]:
-    return [replace(config, optimizer=replace(config.optimizer, lr=rate)) for config in cell]
+    optimizer = replace(cell[0].optimizer, lr=rate)  # the same in the whole cell
+    return [replace(config, optimizer=optimizer) for config in cell]
 
 
 if __name__ == "__main__":

@@ -4,17 +4,16 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 
-from bnlab.harness.artifacts.data import Digits
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.models import Cnn
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.vision import torchvision
+from tests.helpers import SMALL, plan_network, train_network
 
 # The main process of parallel tests imports packages whose warnings it shows, and these import torchvision.
 torchvision()
@@ -24,19 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 
-def small_config(results: Path, **changes: object) -> Config:
-    """A small convolutional network on 360 digits, 40 updates in batches of 32."""
-    fixed = {
-        "data": Digits(images=400),
-        "model": Cnn(depth=2, width=8),
-        "batch_size": 32,
-        "steps": 40,
-        "evaluate_at": [1, 7, 20, 40],
-        "threads": 1,
-        "device": "cpu",
-        "results": str(results),
-    }
-    return Config(**{**fixed, **changes})  # type: ignore[arg-type]
+def small_config(results: Path, *words: str, **changes: Any) -> Config:
+    """A small convolutional network on 360 digits, 40 updates in batches of 32, with further words or other values."""
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    config = plan_network(*small, *words, f"results={results}").config
+    return replace(config, **changes)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     run = Run(small_config(shared / "trained"))
     with FileLock(shared / "trained.lock"):
-        ensure_trained(run)
+        train_network(run)
     return run
 
 

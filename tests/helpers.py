@@ -24,8 +24,11 @@ from torch import Tensor, nn
 from bnlab import Moments, MomentTrace, Statistics
 from bnlab.harness import load
 from bnlab.harness.artifacts.job_settings import Config
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.jobs import execute
 from bnlab.harness.measurements import find_measurement
+from bnlab.lab.compose import plan_jobs
 from bnlab.reading import Pooled
 from bnlab.vision import torchvision
 
@@ -263,7 +266,7 @@ def measure(config: Config, name: str, **settings: Any) -> pd.DataFrame:
         name: of the measurement, as `measurements=` takes it.
         settings: others that the job has, such as `estimator`.
     """
-    execute(replace(config, measurements=name, **settings))
+    run_job(config, measurements=name, **settings)
     return load(config.name, config.results)[find_measurement(name).name]
 
 
@@ -293,6 +296,30 @@ def find_network(results: Path) -> Path:
     """The folder of the only network in a folder of results."""
     (folder,) = results.glob("runs/*/seed_0")
     return folder
+
+
+def plan_network(*words: str) -> Run:
+    """The network that the words of a command line stand for, which is not trained."""
+    (config,) = plan_jobs(words).configs
+    return Run(config)
+
+
+def train_network(run: Run) -> Run:
+    """Train a network unless it is there."""
+    ensure_trained(run)
+    return run
+
+
+def run_job(config: Config, **settings: Any) -> None:
+    """Run a job, with other settings where they are given."""
+    execute(replace(config, **settings))
+
+
+def rise_and_fall(step: int, steps: int) -> float:
+    """The share of the peak learning rate for update `step + 1` of a one-cycle schedule, by hand."""
+    if step < 0.2 * steps:
+        return 0.05 + 0.95 * step / (0.2 * steps)
+    return (steps - step) / (0.8 * steps)
 
 
 def require(package: str) -> None:

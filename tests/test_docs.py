@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,10 @@ from bnlab.doctor import list_rules
 from bnlab.doctor.gallery import FAULTS, UNSHOWN
 from bnlab.harness import load_images, load_model
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.jobs import execute
 from docs import pages
 from docs.codes import write_codes
 from docs.pages import DOCS, MODULES, adapt_links, list_names, list_shown, write_pages
+from tests.helpers import run_job
 
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")  # to a file
 TOCTREE = re.compile(r"```{toctree}\n(.*?)```", re.DOTALL)
@@ -70,7 +69,7 @@ def test_examples_that_need_a_sweep_run_after_one(
     """They are skipped among the other examples, because there is no sweep."""
     folder = Path(copied.results).rename(Path(copied.results).with_name("results"))
     monkeypatch.chdir(folder.parent)
-    execute(replace(copied, results="results", name="quickstart", estimator=["ema", "exact"]))
+    run_job(copied, results="results", name="quickstart", estimator=["ema", "exact"])
     (test,) = doctest.DocTestFinder(recurse=False).find(function)
     for example in test.examples:
         del example.options[doctest.SKIP]

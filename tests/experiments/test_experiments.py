@@ -9,12 +9,11 @@ import pytest
 import yaml
 
 from bnlab.harness.artifacts.data.published import Cifar10
-from bnlab.lab.catalogue import CONF
 from bnlab.lab.compose import plan_jobs
-from tests.experiments.commands import Call
+from tests.experiments.commands import ROOT, Call
 from tests.helpers import write_copies
 
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONF / "experiment").glob("*.yaml"))}
+FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))}
 NAMES = sorted({content["name"] for content in FILES.values()})
 IMAGES = {"gap": 2400, "predictive": 2400, "few_images": 5200}  # as many as their estimators take
 

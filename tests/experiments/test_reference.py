@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bnlab.harness import load
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.tables import load
 from experiments import reference
 from tests.experiments.commands import Call
 

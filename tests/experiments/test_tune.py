@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.runs import Run
 from experiments.tune import list_lacking, list_tuning
 from tests.experiments.commands import run
+from tests.helpers import plan_network
 
-CELL = [Config(steps=10, seed=seed, optimizer=Sgd(lr_scaling="none")) for seed in (103, 104)]
+CELL = [plan_network("steps=10", f"seed={seed}", "optimizer.lr_scaling=none").config for seed in (103, 104)]
 INSIDE = {0.025: 0.5, 0.1: 0.7, 0.4: 0.6}
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.job_settings import Config, network
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.components import COMPONENTS, setting
 from bnlab.harness.run_table import TRAINED_WITH
 from bnlab.harness.schema import boolean, integer, real, text
 from bnlab.harness.setting_columns import describe_runs
-from bnlab.lab.sweep import main
+from tests.helpers import plan_network, sweep_small
 
 
 @dataclass(unsafe_hash=True)
@@ -51,28 +49,29 @@ def test_the_table_says_whose_a_setting_is_where_not_all_choices_have_it() -> No
 
 
 def test_the_settings_without_a_group_are_those_that_name_a_network() -> None:
-    changed: dict[str, Any] = {
-        "batch_size": 8,
-        "epochs": 3,
-        "steps": 3,
+    changed = {
+        "batch_size": "8",
+        "epochs": "3",
+        "steps": "3",
         "order": "sorted",
         "last_batch": "drop",
-        "freeze_at": 0.5,
+        "freeze_at": "0.5",
         "freeze_with": "exact",
         "averaging": "swa",
     }
-    frozen = Config(freeze_at=0.8)
-
     assert {*changed} == {*TRAINED_WITH}
 
+    frozen = {"freeze_at": "0.8"}
+    names = {plan_network("freeze_at=0.8").id}
     for key, value in changed.items():
-        assert network(replace(frozen, **{key: value})) != network(frozen), key
+        words = [f"{word}={given}" for word, given in {**frozen, key: value}.items()]
+        names.add(plan_network(*words).id)
+    assert len(names) == len(changed) + 1
 
 
 def test_a_sweep_writes_these_columns(tmp_path: Path) -> None:
     """Types do not depend on the values then: none of these networks reads `norm.batch_size`."""
-    words = ["steps=1", "batch_size=16", "model.width=4", "measurements=[log]", f"results={tmp_path}"]
-    assert main(words) == 0
+    sweep_small(tmp_path, "steps=1", "batch_size=16", "data.images=null", "evaluate_at=final", "measurements=[log]")
 
     runs = load("adhoc", tmp_path)["runs"]
     assert list(runs) == list(describe_runs().columns)

@@ -13,10 +13,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.runs import Run
-from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import list_trained, run, start
 from tests.harness.kills import assert_same
+from tests.helpers import plan_network
 from tests.slurm.cluster import Cluster, describe_missing, start_cluster, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(describe_missing()), reason=describe_missing())]
@@ -51,15 +50,20 @@ def cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return running
 
 
-def find_run(results: Path, seed: int) -> Run:
-    """Find one of the networks that train for many seconds."""
+def find_run(results: Path, seed: int) -> Path:
+    """Find the folder of one of the networks that train for many seconds."""
     words = ["batch_size=8", f"seed={seed}", "epochs=40", "evaluate_at=final", f"results={results}", "device=cpu"]
-    return Run(plan_jobs(words).configs[0])
+    return plan_network(*words).folder
 
 
-def wait_for_state(network: Run, command: subprocess.Popen[str]) -> None:
+def name_run(folder: Path) -> str:
+    """Name a network as commands do."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def wait_for_state(network: Path, command: subprocess.Popen[str]) -> None:
     """Wait until a training has saved its state, from which another process can continue."""
-    state = network.folder / "state.safetensors"
+    state = network / "state.safetensors"
     wait_until(lambda: state.exists() or command.poll() is not None, seconds=120)
     assert command.poll() is None, command.communicate()
 
@@ -96,7 +100,7 @@ def test_a_sweep_goes_on_after_a_kill_and_a_requeue(cluster: Cluster, tmp_path: 
 
     assert command.returncode == 1, err
     assert f"job {jobs}_1 of the cluster has died (state: FAILED)" in err
-    assert re.findall("not finished: (.*), whose job was ended from outside", out) == [killed.id]
+    assert re.findall("not finished: (.*), whose job was ended from outside", out) == [name_run(killed)]
     assert len(load("adhoc", results)["runs"]) == 7
 
     run("sweep", *EIGHT, *SLURM, f"results={results}")
@@ -105,7 +109,7 @@ def test_a_sweep_goes_on_after_a_kill_and_a_requeue(cluster: Cluster, tmp_path: 
     logs = read_logs(results)
     assert list_trained(logs) == list_trained(alone.stdout)
     assert len(list_trained(logs)) == 8
-    assert list_continued(logs) == [requeued.id, killed.id]
+    assert list_continued(logs) == [name_run(requeued), name_run(killed)]
     assert_same_tables(results, tmp_path / "basic")
     for seed in (0, 1):
         assert_same(find_run(results, seed), find_run(tmp_path / "basic", seed))
@@ -136,7 +140,7 @@ def test_a_job_that_runs_into_its_time_limit_is_continued_by_the_same_command(cl
 
     run("sweep", *words)
 
-    assert list_continued(read_logs(tmp_path)) == [network.id]
+    assert list_continued(read_logs(tmp_path)) == [name_run(network)]
 
 
 def test_a_job_that_runs_into_its_time_limit_goes_back_into_the_queue(cluster: Cluster, tmp_path: Path) -> None:
@@ -149,7 +153,7 @@ def test_a_job_that_runs_into_its_time_limit_goes_back_into_the_queue(cluster: C
 
     assert command.returncode == 0, err
     logs = read_logs(tmp_path)
-    assert list_continued(logs) == list_trained(logs) == [network.id]
+    assert list_continued(logs) == list_trained(logs) == [name_run(network)]
     assert list(load("adhoc", tmp_path)["runs"]["status"]) == ["finished"]
 
 

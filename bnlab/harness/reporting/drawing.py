@@ -19,7 +19,7 @@ from PIL import Image
 
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.experiment import Figure, Tables
-from bnlab.harness.reporting.style import RC, write_out_decades
+from bnlab.harness.reporting.style import RC, thin_labels, write_out_decades
 from bnlab.harness.updates import SCHEDULES
 
 # Inches.
@@ -32,18 +32,7 @@ _LETTER = 0.081
 def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = True) -> Figure:
     """Write a figure as a PNG of 256 colours for pages, and as a PDF for papers; the same table gives the same files.
 
-    Args:
-        name: of the files.
-        figure: what to draw.
-        tables: those of its experiment.
-        folder: is made if it is missing.
-        pdf: a PDF is written too.
-
-    Returns:
-        The figure, whose caption says what is drawn of how many seeds.
-
-    Raises:
-        NoRows: there is nothing to draw.
+    Returns the figure, whose caption says what is drawn of how many seeds; raises NoRows if there is nothing to draw.
     """
     frame = figure.score(tables)
     if frame["mean"].isna().all():  # also of no rows
@@ -72,7 +61,8 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
     columns = count if count in (1, 3) else 2  # no more than two of many: words stay legible on a telephone
     rows = math.ceil(count / columns)
     lines = figure.plot.count_lines(frame)
-    width = _WIDE if columns > 1 or lines > 0 else _NARROW
+    has_room = columns > 1 or lines > 0
+    width = _WIDE if has_room else _NARROW
     height = _TALL if columns == 1 else _LOW
     if rows > 3:
         height *= 0.75
@@ -89,7 +79,10 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
     title_lines = 0
     for place, (panel, ax) in enumerate(axes.items()):
         write_out_decades(ax)
-        parts = [str(panel)] if len(str(panel)) <= letters else re.split(r"(?<=,) | (?=\()", str(panel))
+        thin_labels(ax, letters)
+        parts = [str(panel)]
+        if len(str(panel)) > letters:
+            parts = re.split(r"(?<=,) | (?=\()", str(panel))
         ax.set_title("\n".join(textwrap.fill(part, letters) for part in parts))
         title_lines = max(title_lines, ax.get_title().count("\n"))
         is_labelled = place == 1 if count == 3 else place + columns >= count  # under the middle one of three

@@ -109,11 +109,7 @@ class Experiment:
 
 
 def decide(experiment: Experiment, tables: Tables) -> pd.DataFrame:
-    """Decide each claim from the tables.
-
-    Args:
-        experiment: the question with its claims.
-        tables: those of the experiment.
+    """Decide each claim from the tables of its experiment.
 
     Returns:
         A row for each condition of each claim, with the columns experiment, claim, condition, where (the condition as
@@ -131,10 +127,15 @@ def decide(experiment: Experiment, tables: Tables) -> pd.DataFrame:
         except (Exception, SystemExit) as error:  # the code of a question may raise either
             conditions = [_leave_open("all conditions", CANNOT_BE_SCORED, where_raised(error))]
         for row in conditions:
-            number = format_number(row["mean"], row["low"], row["high"]) if row["n"] else ""
-            if row["verdict"] == NOT_TESTED:
+            verdict = row["verdict"]
+            number = ""
+            if verdict == NOT_TESTED:
                 number = count_share(row["mean"], row["n"])
-            said = f"{row['verdict']} ({row['note']})" if row["note"] else row["verdict"]
+            elif row["n"]:
+                number = format_number(row["mean"], row["low"], row["high"])
+            said = verdict
+            if row["note"]:
+                said = f"{verdict} ({row['note']})"
             condition = ", ".join(word for word in row["where"] if word)
             words = {"condition": condition, "number": number, "said": said}
             decided.append({"experiment": experiment.name, "claim": name, **row, **words})
@@ -156,9 +157,12 @@ def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
         raise NoRows("no rows")
 
     others = [str(column) for column in frame if column not in (*MEASURES, "panel")]
-    ordered = frame.sort_values(others, kind="stable") if others else frame
+    ordered = frame
+    if others:
+        ordered = frame.sort_values(others, kind="stable")
     if "panel" in frame:
-        ordered = put_in_order(ordered, "panel", frame["panel"].unique())
+        panels = frame["panel"].unique()
+        ordered = put_in_order(ordered, "panel", panels)
 
     judged = judge(ordered, claim.margin).to_dict("records")
     conditions = []
@@ -206,7 +210,9 @@ def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str
     if not conditions:
         return cells
 
-    wanted = [{*words.split(", ")} for words in conditions]
+    wanted = []
+    for words in conditions:
+        wanted.append({*words.split(", ")})
 
     def is_wanted(where: tuple[str, ...]) -> bool:
         return any(words <= {*where} for words in wanted)

@@ -134,14 +134,17 @@ def paired(
     known = frame[is_reference]
     others = frame[~is_reference]
 
+    compared = _DIFFERING.get(along, (along,))
     keys = [*matching]
     for column in (*_PLACES, "estimator", "momentum"):
-        is_compared = column in _DIFFERING.get(along, (along,))
-        if column in frame and column not in keys and not is_compared:
+        if column in frame and column not in (*keys, *compared):
             keys.append(column)
     require_one_row(known, keys)
-    alone = {*known["seed"]} ^ {*others["seed"]}
-    if alone and not known.empty and not others.empty:
+
+    seeds_of_reference = {*known["seed"]}
+    seeds_of_others = {*others["seed"]}
+    alone = seeds_of_reference ^ seeds_of_others
+    if alone and seeds_of_reference and seeds_of_others:
         raise UserError(f"seed {min(alone)} has rows of {along} {against} only, or none; pairs need both: sweep it")
 
     expected = f"{value} of the reference"
@@ -187,13 +190,13 @@ def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     keys = [*_list_statistics(frame, [value]), "layers"]
     is_first = frame["depth"] == 1
     layers = np.where(is_first, FIRST, BEHIND)
+    squares = frame[value] ** 2
     averaged = frame.assign(layers=layers)
+    averaged[value] = squares
 
-    averaged[value] = averaged[value] ** 2
     groups = averaged.groupby(keys, dropna=False, sort=False)
     mean_squares = groups[value].transform("mean")
     averaged[value] = np.sqrt(mean_squares)
-
     one_for_each = averaged.drop_duplicates(keys)
     return one_for_each.drop(columns=["depth", "layer"], errors="ignore")
 
@@ -226,15 +229,18 @@ def find_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.D
         return f"{depth} ({count} of {len(depths)})"
 
     conditions = largest.groupby([*by], dropna=False, sort=False)
-    return largest.assign(largest=conditions["depth"].transform(name_commonest))
+    names = conditions["depth"].transform(name_commonest)
+    return largest.assign(largest=names)
 
 
 def _list_statistics(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     """List what tells statistics apart, of a frame that has one row for each of them and layer, and these columns."""
     require_columns(frame, [*columns, "depth"])
     keys = [key for key in _STATISTICS if key in frame]
-    channels = ["channel"] if "channel" in frame else []
-    require_one_row(frame, [*keys, "depth", *channels])
+    places = [*keys, "depth"]
+    if "channel" in frame:
+        places.append("channel")
+    require_one_row(frame, places)
     return keys
 
 
@@ -273,7 +279,9 @@ def score(
         if isinstance(source, str):
             table = tables.get(source, pd.DataFrame())
             settings = [column for column in by if column != "panel" and column not in table]
-            frame = rows(tables, source, at, settings or ["batch_size"], **of_both)
+            if not settings:
+                settings = ["batch_size"]
+            frame = rows(tables, source, at, settings, **of_both)
         else:
             frame = select(source(tables), **of_both)
         if against is not None:

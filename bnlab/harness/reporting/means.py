@@ -27,7 +27,9 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
             continue
         known = [str(one) for one in frame]
         close = difflib.get_close_matches(column, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+        hint = f"there are {', '.join(known)}"
+        if close:
+            hint = f"did you mean {close[0]!r}?"
         raise UserError(f"no column {column!r}; {hint}")
 
 
@@ -170,7 +172,8 @@ def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -
     conditions = frame[keys].drop_duplicates()
     pairs = conditions.merge(frame, on=[*by], suffixes=("", "_other"))
     is_other = pairs["seed"] != pairs["seed_other"]
-    means = _group(pairs[is_other], keys)[[*values]].mean()
+    groups = _group(pairs[is_other], keys)
+    means = groups[[*values]].mean()
     return means.reset_index()
 
 
@@ -201,12 +204,14 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
         log_x = np.log(swept)
         log_y = np.log(values)
         lowest = int(log_y.argmin())
-        at_end = lowest in (0, len(sweep) - 1)
+        last = len(sweep) - 1
+        at_end = lowest in (0, last)
         minimum = log_x[lowest]
         if not at_end:
             near = slice(lowest - 1, lowest + 2)
             distances = log_x[near] - minimum
             curvature, slope, _ = np.polyfit(distances, log_y[near], 2)
             minimum -= slope / (2 * curvature)
-        minima.append((*key, float(np.exp(minimum)), at_end))
+        place = float(np.exp(minimum))
+        minima.append((*key, place, at_end))
     return pd.DataFrame(minima, columns=[*by, x, "at_end"])

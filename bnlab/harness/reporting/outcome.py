@@ -62,11 +62,14 @@ def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     runs = tables["runs"]
     frame = decide(experiment, tables)
     basis = list_values(runs["data"])
-    counts = sorted(frame.loc[frame["verdict"] != CANNOT_BE_SCORED, "n"].unique())
-    if counts:
-        outer = dict.fromkeys([str(counts[0]), str(counts[-1])])
+
+    is_scored = frame["verdict"] != CANNOT_BE_SCORED
+    counts = frame.loc[is_scored, "n"]
+    if len(counts):
+        outer = dict.fromkeys([str(counts.min()), str(counts.max())])
         basis += f", n = {' to '.join(outer)}"
-    return Outcome(state_findings(experiment, frame), frame, basis, describe_networks(runs))
+    networks = describe_networks(runs)
+    return Outcome(state_findings(experiment, frame), frame, basis, networks)
 
 
 @dataclass(frozen=True)
@@ -91,18 +94,15 @@ class UntrueQuote(Exception):
 
 
 def fill_prose(template: str, outcomes: Sequence[Outcome]) -> Prose:
-    """Fill in a template: `# Question?`, paragraphs, and where there is a figure `![](experiment/figure)`.
-
-    Args:
-        template: see `fill_paragraphs`.
-        outcomes: what is quoted.
-    """
+    """Fill in a template: `# Question?`, paragraphs, and where there is a figure `![](experiment/figure)`."""
     heading, _, rest = template.partition("\n")
     question = heading.removeprefix("# ")
     paragraphs = fill_paragraphs(_IMAGE.sub("", rest), outcomes)
 
     image = _IMAGE.search(rest)
-    figure = (image[1], image[2]) if image else ("", "")
+    figure = ("", "")
+    if image:
+        figure = (image[1], image[2])
     quoted = frozenset(_QUOTED.findall(rest))
     return Prose(question, paragraphs, figure, quoted)
 
@@ -180,7 +180,9 @@ def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool) ->
     means.sort(key=float)
     bounds.sort(key=float)
 
-    span = " to ".join(dict.fromkeys([means[0], means[-1]]))
-    if not bounds or len({*bounds, *means}) == 1:  # without interval, or certain, as what is counted
+    ends_of_range = dict.fromkeys([means[0], means[-1]])
+    span = " to ".join(ends_of_range)
+    is_certain = len({*bounds, *means}) == 1  # as what is counted
+    if not bounds or is_certain:
         return f"{span}{words}"
     return f"{span}{words} [{bounds[0]}, {bounds[-1]}]"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.frames import BEHIND, gap_over_layers, interval, select
+from bnlab.harness.reporting.frames import BEHIND, OtherThan, gap_over_layers, interval, select
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.selection import Tables
 from bnlab.harness.reporting.style import AXES
@@ -123,21 +123,29 @@ def _find_varied(runs: pd.DataFrame) -> list[str]:
 
 def _measure_gaps(rows: pd.DataFrame, settings: list[str]) -> _Measure:
     """Average gaps over the layers behind the first; of networks with a single layer take that one."""
-    is_drawn = (rows["estimator"] != "exact") & (rows["statistics_split"] == "train")
-    averaged = gap_over_layers(rows[is_drawn], "mean_gap")
+    trained_on = select(rows, estimator=OtherThan("exact"), statistics_split="train")
+    averaged = gap_over_layers(trained_on, "mean_gap")
     is_behind = averaged["layers"] == BEHIND
-    has_behind = is_behind.groupby(averaged["run"]).transform("any")
+    by_network = is_behind.groupby(averaged["run"])
+    has_behind = by_network.transform("any")
+
     chosen = averaged[is_behind | ~has_behind]
-    return _Measure("gap", GAP, chosen.rename(columns={"mean_gap": "value"}), settings)
+    frame = chosen.rename(columns={"mean_gap": "value"})
+    return _Measure("gap", GAP, frame, settings)
 
 
 def _measure_accuracies(rows: pd.DataFrame, settings: list[str]) -> _Measure:
     """Take accuracies in percent; the images are a setting where there are several kinds."""
     splits = rows["statistics_split"].replace(["test", "none"], "train")  # the names of estimators say these
-    frame = rows.assign(value=100 * rows["accuracy"], statistics_split=splits)
-    images = [column for column in ("statistics_split", "split", "shift") if frame[column].nunique() > 1]
-    axis = Axis(f"{list_values(frame['split'])} accuracy (%)")
-    return _Measure("accuracy", axis, frame, [*settings, *images])
+    percent = 100 * rows["accuracy"]
+    frame = rows.assign(value=percent, statistics_split=splits)
+
+    keys = [*settings]
+    for column in ("statistics_split", "split", "shift"):
+        if frame[column].nunique() > 1:
+            keys.append(column)
+    images = list_values(frame["split"])
+    return _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys)
 
 
 def _declare_figures(measure: _Measure) -> dict[str, Figure]:
@@ -163,10 +171,16 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
     if across == "momentum":
         statistics = statistics.drop_duplicates("estimator")
     lines = [] if across and len(statistics) > 1 else others[:1]
-    means["line"] = _name_rows(means, lines if across and lines else [*lines, "estimator"])
-    means["panel"] = _name_rows(means, others[len(lines) :])
+    panels_by = others[len(lines) :]
+    caption = ""
+    if across and lines:
+        first = means["estimator"].iloc[0]
+        caption = f"Statistics: {estimator_label(first)}."
+        means["line"] = _name_rows(means, lines)
+    else:
+        means["line"] = _name_rows(means, [*lines, "estimator"])
+    means["panel"] = _name_rows(means, panels_by)
 
-    caption = f"Statistics: {estimator_label(means['estimator'].iloc[0])}." if across and lines else ""
     panels = means["panel"].unique()
     if len(panels) > _PANELS:
         caption += f" The first {_PANELS} of {len(panels)} panels are drawn; sweep fewer values to see others."
@@ -176,8 +190,10 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
     if across:
         is_crowded = statistics["estimator"].value_counts().max() > _SHADES
         by = "line" if lines or is_crowded else "estimator"
-        plot = Curves(across, by, measure.axis, across=_choose_axis(across, means[across]))
-    return Figure(f"{measure.name.capitalize()} {when}", caption.strip(), lambda tables: means, plot)
+        axis = _choose_axis(across, means[across])
+        plot = Curves(across, by, measure.axis, across=axis)
+    title = f"{measure.name.capitalize()} {when}"
+    return Figure(title, caption.strip(), lambda tables: means, plot)
 
 
 def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
@@ -192,9 +208,10 @@ def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
 def _choose_axis(column: str, values: pd.Series) -> Axis:
     """Choose the axis across: logarithmic for positive numbers, unless the column has an axis of its own."""
     low = 0.9 * values.min()
+    high = 1.1 * values.max()
     axis = AXES.get(column, Axis(_name_setting(column), log=low > 0, ticks="values"))
     if axis.log:
-        return replace(axis, limits=(low, 1.1 * values.max()))  # in panels without numbers, too
+        return replace(axis, limits=(low, high))  # in panels without numbers, too
     return axis
 
 

@@ -59,13 +59,7 @@ def write_experiment(outcome: Outcome, devices: str = "") -> str:
 def write_answers(
     catalogue: Catalogue, outcomes: Sequence[Outcome], results: Path, added_seeds: AddedSeeds | None = None
 ) -> dict[str, str]:
-    """Write what the experiments say on each question and each hypothesis.
-
-    Args:
-        catalogue: what is asked.
-        outcomes: what was measured.
-        results: the folder whose figures are shown.
-        added_seeds: what seeds say alone that were added later, if there are any.
+    """Write what the experiments say on each question and each hypothesis; `results` has the figures.
 
     Returns:
         ANSWERS.md and HYPOTHESES.md, which link to the page of each experiment beside them, and report.html with all

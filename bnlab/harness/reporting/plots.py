@@ -191,11 +191,13 @@ class Curves(Plot):
             means = means.where(means > 0)
             low = low.where(low > 0, means)
 
+        colour = look["color"]
         between_markers = max(1, len(line) // 10)
-        height = 2.0 if look["linestyle"] == "-" else _ABOVE
+        is_solid = look["linestyle"] == "-"
+        height = 2.0 if is_solid else _ABOVE
         ax.plot(x, means, label=label, markevery=between_markers, zorder=height, **look)
         if high.notna().any():  # one seed has no interval
-            ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,10 @@ class Forest(Plot):
 
     def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
         """Draw the rows of each panel, see `Plot.draw`; all panels have the same horizontal axis and names."""
-        require_one_row(frame, ["panel", self.by, *([self.series] if self.series else [])])
+        keys = ["panel", self.by]
+        if self.series:
+            keys.append(self.series)
+        require_one_row(frame, keys)
         names = list(frame[self.by].unique())
         height_of_name = {name: height for height, name in enumerate(names)}
         series = self._list_series(frame)
@@ -231,8 +236,11 @@ class Forest(Plot):
             set_axes(ax, self.x, Axis(""), frame["mean"])  # of all panels: a shared axis has the same ticks in each
             _draw_mark(ax, self.mark)
             for place, value in enumerate(series):
-                rows = panel[panel[self.series] == value] if self.series else panel
-                label = name_value(self.series, value) if self.series else None
+                rows = panel
+                label = None
+                if self.series:
+                    rows = panel[panel[self.series] == value]
+                    label = name_value(self.series, value)
                 # Series lie around the height of their name, the first on top.
                 shift = 0.75 * (place - (len(series) - 1) / 2) / len(series)
                 heights = rows[self.by].map(height_of_name).astype(float) + shift
@@ -256,8 +264,9 @@ class Forest(Plot):
         """List the values that have a colour each: numbers, and words in order of appearance; one without a column."""
         if not self.series:
             return [None]
-        values = list(frame[self.series].unique())
-        return sorted(values) if pd.api.types.is_numeric_dtype(frame[self.series]) else values
+        column = frame[self.series]
+        values = list(column.unique())
+        return sorted(values) if pd.api.types.is_numeric_dtype(column) else values
 
 
 @dataclass(frozen=True)
@@ -283,13 +292,16 @@ class Stacked(Plot):
         named, looks = choose_looks(frame, self.by)
         require_one_row(named, ["panel", "series", self.x])
         words = list(frame[self.x].unique())
+        none = pd.Series(dtype=float)
+        bars: dict[str, Any] = {"stacked": True, "width": 0.6, "rot": 0, "legend": False}
         for ax, here in split_panels(named, axes):
             parts = here.pivot(index=self.x, columns="series", values="mean")
             series = [name for name in looks if name in parts]
             colours = [looks[name]["color"] for name in series]
-            parts.loc[words, series].plot.bar(stacked=True, ax=ax, width=0.6, color=colours, legend=False, rot=0)
+            chosen = parts.loc[words, series]
+            chosen.plot.bar(ax=ax, color=colours, **bars)
             ax.grid(axis="x", visible=False)
-            set_axes(ax, self.across, self.y, pd.Series(dtype=float), words)
+            set_axes(ax, self.across, self.y, none, words)
             ax.set_xlim(-0.6, len(words) - 0.4)
 
 

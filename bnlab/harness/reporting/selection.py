@@ -81,15 +81,19 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     group = pd.Series(0, runs.index)
     if by:
         group = runs.groupby([*by], dropna=False, sort=False).ngroup()
-    differs = runs[settings].groupby(group).nunique().gt(1).any(axis=1)
-    is_doubled = runs.assign(group=group).duplicated(["group", "seed"]).groupby(group).any()
+    counts = runs[settings].groupby(group).nunique()
+    differs = counts.gt(1).any(axis=1)
+    doubled = runs.assign(group=group).duplicated(["group", "seed"])
+    is_doubled = doubled.groupby(group).any()
     mixed = differs.index[differs | is_doubled]
     if mixed.empty:
         return
 
     first = runs[group == mixed[0]]
     where = name_row(first, by) or "the table"
-    differing = list_differences(first, settings) or ", ".join(first["run"].head(3))
+    differing = list_differences(first, settings)
+    if not differing:
+        differing = ", ".join(first["run"].head(3))
     raise UserError(
         f"{where} has several networks of one seed, or seeds that were trained with different settings ({differing});\n"
         "tell them apart (by=...), select one of them, or sweep each under its own name=..."
@@ -98,13 +102,15 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
 
 def _select_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
     """Select, for each network, the step nearest to a share of the training, if it is near."""
-    half_a_step = 0.5 / frame["steps"]
+    steps = frame["steps"]
+    half_a_step = 0.5 / steps
     allowed = half_a_step.clip(lower=0.02) + 1e-9
-    done = frame["step"] / frame["steps"]
+    done = frame["step"] / steps
     distance = (done - share).abs()
-    nearest = distance.groupby(frame["run"]).transform("min")
-    is_near = (distance == nearest) & (distance <= allowed)
-    near = frame[is_near]
+    by_network = distance.groupby(frame["run"])
+    is_nearest = distance == by_network.transform("min")
+    is_near = distance <= allowed
+    near = frame[is_nearest & is_near]
     latest = near.groupby("run")["step"].transform("max")  # of two steps that are equally near
     one = near[near["step"] == latest]
     return one.assign(panel=share_name(share))
@@ -170,7 +176,8 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
         is_wanted = of in ("", estimator.base)
         values.append(estimator.parameters.get(name) if is_wanted else None)
     found = pd.Series(values, frame.index, dtype=object)
-    return pd.to_numeric(found, errors="coerce").astype(float)
+    numbers = pd.to_numeric(found, errors="coerce")
+    return numbers.astype(float)
 
 
 def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -191,6 +198,9 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
     template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
     number = ordered.groupby(columns, dropna=False, sort=False).ngroup()
-    cells = [ordered.loc[~number.duplicated().to_numpy(), column] for column in columns]
+    is_first = ~number.duplicated().to_numpy()
+    firsts = ordered[is_first]
+    cells = [firsts[column] for column in columns]
     names = [template.format(*row) for row in zip(*cells, strict=True)]
-    return ordered.assign(panel=[names[place] for place in number])
+    panels = [names[place] for place in number]
+    return ordered.assign(panel=panels)

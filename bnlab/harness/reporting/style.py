@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    LogFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from bnlab.harness.reporting.wording import estimator_label, find_look, name_value
 from bnlab.names import Colour, EstimatorName, Line
@@ -194,6 +202,38 @@ def write_out_decades(ax: Axes) -> None:
         if high >= 100 * low:
             axis.set_major_locator(LogLocator(numticks=10))
             continue
-        axis.set_major_locator(MaxNLocator(5) if high < 5 * low else LogLocator(subs=(1, 2, 5)))
+        if high < 5 * low:
+            axis.set_major_locator(MaxNLocator(5))
+        else:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
+
+
+def thin_labels(ax: Axes, letters: float) -> None:
+    """Leave out the numbers below ticks at given values that would run into the one to their left.
+
+    Args:
+        ax: the axes, with their final limits and scale.
+        letters: how many stand side by side over the width of the axes.
+    """
+    has_values = isinstance(ax.xaxis.get_major_locator(), FixedLocator)
+    if not has_values or not isinstance(ax.xaxis.get_major_formatter(), StrMethodFormatter):
+        return
+
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in np.sort(ax.get_xticks()) if low <= tick <= high]
+    to_shares = ax.transScale + ax.transLimits
+    labels = []
+    end = -np.inf
+    for tick in ticks:
+        label = f"{tick:g}"
+        share, _ = to_shares.transform((tick, 1.0))
+        start = share * letters - len(label) / 2
+        if start > end + 1:  # with a gap of a letter
+            end = start + len(label)
+        else:
+            label = ""
+        labels.append(label)
+    if "" in labels:
+        ax.set_xticks(ticks, labels)

@@ -129,7 +129,9 @@ def _add_rows(current: _WithSchemas, name: str, rows: pd.DataFrame, schema: pa.S
         before, _ = current[name]
         rows = pd.concat([before, rows], ignore_index=True)
     missing = [column for column in schema.names if column not in rows]
-    ordered = rows.assign(**dict.fromkeys(missing)).sort_values(read_key(schema), ignore_index=True)
+    filled = rows.assign(**dict.fromkeys(missing))
+    key = read_key(schema)
+    ordered = filled.sort_values(key, ignore_index=True)
     current[name] = (conform(ordered, schema), schema)
 
 
@@ -147,8 +149,11 @@ def _read_written(folder: Path) -> tuple[_WithSchemas, _Stamps]:
     try:
         with reading(path):
             record = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: folder / "tables" / f"{name}.parquet" for name in record["tables"]}
-        return {name: (read_frame(file), read_schema(file)) for name, file in files.items()}, record["requests"]
+        written = {}
+        for name in record["tables"]:
+            file = folder / "tables" / f"{name}.parquet"
+            written[name] = (read_frame(file), read_schema(file))
+        return written, record["requests"]
     except Unreadable:  # or there is none
         return {}, {}
 
@@ -196,12 +201,15 @@ def _put_together(parts: Sequence[pa.Table], selections: Iterable[Selection]) ->
     """Put the rows together that selections are about: of each network and estimator those of the newest origin."""
     whole = pa.concat_tables(parts)
     rows = _select(whole.to_pandas(), selections)
-    group = rows.groupby([column for column in _MEASURED if column in rows], sort=False)
-    rows = rows[rows[ORIGIN] == group[ORIGIN].transform("last")]
+    measured = [column for column in _MEASURED if column in rows]
+    group = rows.groupby(measured, sort=False)
+    newest = group[ORIGIN].transform("last")
+    of_newest = rows[rows[ORIGIN] == newest]
 
     key = read_key(whole.schema)
-    rows = rows.drop_duplicates(key, keep="last")
-    return rows, whole.drop_columns([ORIGIN, _REQUEST]).schema
+    one_for_each = of_newest.drop_duplicates(key, keep="last")
+    asked_for = whole.drop_columns([ORIGIN, _REQUEST])
+    return one_for_each, asked_for.schema
 
 
 def _select(rows: pd.DataFrame, selections: Iterable[Selection]) -> pd.DataFrame:

@@ -104,7 +104,9 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
         if untested[place] is None:
             p[place] = find_p_values(row, margin)
     holds, fails = p.T
-    corrected_holds = holds if margin.together else holm(holds)
+    corrected_holds = holds
+    if not margin.together:
+        corrected_holds = holm(holds)
     corrected_fails = holm(fails)
 
     judged = []
@@ -126,7 +128,8 @@ def _choose_verdict(p_holds: float, p_fails: float) -> str:
 def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, str] | None:
     """Decide a row that cannot be tested, or needs no test: verdict and note; None for all others."""
     if row["n"] < 2:
-        return ("one seed" if row["n"] else NOT_MEASURED), ""
+        verdict = "one seed" if row["n"] else NOT_MEASURED
+        return verdict, ""
 
     if row.get("share"):
         of_none = find_p_values({**row, "mean": 0.0}, margin)
@@ -139,7 +142,9 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
         return None
     if _are_equal(mean, margin.low) or _are_equal(mean, margin.high):
         return "undecided", NO_SPREAD
-    return ("holds" if margin.low < mean < margin.high else "fails"), NO_SPREAD
+    if margin.low < mean < margin.high:
+        return "holds", NO_SPREAD
+    return "fails", NO_SPREAD
 
 
 def _are_equal(mean: float, bound: float) -> bool:
@@ -155,9 +160,12 @@ def find_p_values(row: Mapping[Any, Any], margin: Margin) -> tuple[float, float]
     """
     above_low, below_low = _test_bound(row, margin.low)
     above_high, below_high = _test_bound(row, margin.high)
+    holds = np.maximum(above_low, below_high)
+
     bounds = np.isfinite([margin.low, margin.high]).sum()
     beyond_one = np.minimum(below_low, above_high)
-    return np.maximum(above_low, below_high), np.minimum(1, bounds * beyond_one)
+    fails = np.minimum(1, bounds * beyond_one)
+    return holds, fails
 
 
 def _test_bound(row: Mapping[Any, Any], bound: float) -> tuple[float, float]:
@@ -191,7 +199,8 @@ def holm(p: np.ndarray) -> np.ndarray:
     """
     is_test = ~np.isnan(p)
     places = np.arange(len(p))
-    factors = np.maximum(is_test.sum() - places, 1)
+    count = is_test.sum()
+    factors = np.maximum(count - places, 1)
 
     order = np.argsort(p)  # NaN last
     corrected = factors * p[order]

@@ -49,7 +49,8 @@ def name_value(key: str, value: Any) -> str:
     ('batch size 8', 'parts of 8', 'layer 2')
     """
     if key == "moment":
-        return {"mean": "means", "var": "variances"}.get(value, str(value))
+        moments = {"mean": "means", "var": "variances"}
+        return moments.get(value, str(value))
     if key in ("line", "panel", "layers"):
         return str(value)
     words = _WORDS.get(key, key.replace("_", " "))
@@ -80,9 +81,11 @@ def list_varied(runs: pd.DataFrame) -> list[str]:
     """List the settings in which networks differ, seed apart; the first of those that say the same of all networks."""
     firsts: dict[tuple[str, ...], str] = {}
     for column in runs:
-        is_setting = column not in ("run", "seed", *DERIVED, *RESULTS)
-        if is_setting and runs[column].nunique(dropna=False) > 1:
-            values = tuple(runs[column].astype(str))
+        if column in ("run", "seed", *DERIVED, *RESULTS):
+            continue
+        cells = runs[column]
+        if cells.nunique(dropna=False) > 1:
+            values = tuple(cells.astype(str))
             firsts.setdefault(values, str(column))
     return list(firsts.values())
 
@@ -166,7 +169,9 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
         words.append(f"momentum {momentum:g}")
 
     label = look.words or parsed.base
-    return f"{label} ({', '.join(words)})" if words else label
+    if words:
+        label = f"{label} ({', '.join(words)})"
+    return label
 
 
 def round_numbers(mean: float, low: float, high: float) -> list[str]:
@@ -216,9 +221,11 @@ def say_numbers(mean: float, low: float, high: float) -> list[str]:
     (['27', '23', '30'], ['0.072', '0.003', '0.141'])
     """
     said = []
-    for number, given in zip((mean, low, high), round_numbers(mean, low, high), strict=False):
-        first_digit = f"{number:.1e}".lstrip("-")[0]
-        said.append(_shorten(number, given, digits=3 if first_digit == "1" else 2))
+    rounded = round_numbers(mean, low, high)
+    for number, given in zip((mean, low, high), rounded, strict=False):
+        magnitude = f"{number:.1e}".lstrip("-")
+        digits = 3 if magnitude.startswith("1") else 2
+        said.append(_shorten(number, given, digits))
     return said
 
 
@@ -239,7 +246,8 @@ def _shorten(number: float, given: str, digits: int) -> str:
 
     _, _, exponent = f"{number:.1e}".partition("e")
     _, _, given_decimals = given.partition(".")
-    decimals = min(digits - 1 - int(exponent), len(given_decimals))
+    wanted = digits - 1 - int(exponent)
+    decimals = min(wanted, len(given_decimals))
     rounded = round(number, decimals)
     shown = max(0, decimals)
     return f"{rounded:.{shown}f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,22 +10,19 @@ import torch
 from bnlab import gap, population_statistics, replay
 from bnlab.estimators import EMA
 from bnlab.harness import load
-from bnlab.harness.artifacts.data import Digits, augment
+from bnlab.harness.artifacts.data import augment
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.jobs import execute
 from bnlab.harness.reporting.frames import select
 from tests.conftest import small_config
-from tests.helpers import measure
+from tests.helpers import measure, run_job, train_network
 
 TABLE = "experiments.questions.cifar10_augmented.measurement.AugmentedGaps"
 
 
 def test_gaps_are_to_statistics_of_the_images_as_they_are_augmented(tmp_path: Path) -> None:
-    config = small_config(tmp_path, data=Digits(images=400, shift=2), steps=12, evaluate_at=[12])
-    run = Run(config)
-    ensure_trained(run)
+    config = small_config(tmp_path, "data.shift=2", steps=12, evaluate_at=[12])
+    run = train_network(Run(config))
     generator = torch.Generator().manual_seed(0)
     seen = augment(run.dataset.train.images, generator, shift=2, flip=False)
     model = run.model_at(12)
@@ -50,6 +46,6 @@ def test_gaps_are_to_statistics_of_the_images_as_they_are_augmented(tmp_path: Pa
 
 
 def test_networks_that_are_trained_on_the_images_as_they_are_have_no_rows(copied: Config) -> None:
-    execute(replace(copied, measurements=["gaps", TABLE]))
+    run_job(copied, measurements=["gaps", TABLE])
 
     assert {*load("adhoc", copied.results)} == {"runs", "gaps"}

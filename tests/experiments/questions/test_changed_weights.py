@@ -13,9 +13,9 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Seeds
 from bnlab.harness.measurements.estimates import in_batches
 from bnlab.harness.reporting.frames import select
-from bnlab.harness.updates import lr_factor
 from experiments.questions.changed_weights import changed
 from experiments.questions.changed_weights.changed import ChangedWeights, train_second
+from tests.helpers import rise_and_fall
 from tests.references import batch_norms, batch_upstream_population, float64_copy, full_batch_population, gap
 
 STEP, START = 40, 20
@@ -54,7 +54,7 @@ def test_the_second_network_goes_on_from_half_way_in_another_order(trained: Run)
         images = trained.dataset.train.images[chosen].double()
         loss = F.cross_entropy(model(images), trained.dataset.train.labels[chosen])
         gradients = torch.autograd.grad(loss, weights)
-        rate = config.optimizer.peak_lr(32) * lr_factor("onecycle", step, STEP)
+        rate = config.optimizer.peak_lr(32) * rise_and_fall(step, STEP)
         for weight, gradient, velocity in zip(weights, gradients, velocities, strict=True):
             slope = gradient + 5e-4 * weight.detach()
             velocity.mul_(0.9).add_(slope)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ import torch
 from bnlab import decompose, gap, population_statistics
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import JobError
 from bnlab.recording.trace import replay
 from experiments.questions.drift.past import past_weights
+from tests.conftest import small_config
 from tests.helpers import measure
 
 
@@ -32,8 +32,8 @@ def test_past_weights_are_those_of_the_training(trained: Run) -> None:
         assert all(torch.equal(found[step][name], kept[name]) for name in kept)
 
 
-def test_weights_of_another_training_are_refused(trained: Run) -> None:
-    other = Run(replace(trained.config, optimizer=Sgd(weight_decay=0.1)))
+def test_weights_of_another_training_are_refused(trained: Run, tmp_path: Path) -> None:
+    other = Run(small_config(tmp_path, "optimizer.weight_decay=0.1"))
     other.folder = trained.folder
     with pytest.raises(JobError, match="cannot be trained again as it was: the loss of step 2 was "):
         past_weights(other, [0, 4])

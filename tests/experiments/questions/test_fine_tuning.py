@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.data import Glyphs
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.fine_tuning import measurement
 from experiments.questions.fine_tuning.measurement import MODES, FineTuning, TuningImages, find_new_fonts, tune
 from tests.conftest import small_config
-from tests.helpers import measure
+from tests.helpers import measure, train_network
 from tests.references import batch_norms, float64_copy, full_batch_population
 
 STEP = 12
@@ -27,10 +25,9 @@ TABLE = "experiments.questions.fine_tuning.measurement.FineTuning"
 @pytest.fixture(scope="module")
 def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A network that was trained for 12 updates on characters in half of the fonts."""
-    data = Glyphs(images=400, classes=10, fonts="dejavu", test_fonts="dejavu")
-    run = Run(small_config(tmp_path_factory.mktemp("glyphs"), data=data, steps=STEP, evaluate_at=[STEP]))
-    ensure_trained(run)
-    return run
+    words = ["data=glyphs", "data.classes=10", "data.fonts=dejavu", "data.test_fonts=dejavu"]
+    config = small_config(tmp_path_factory.mktemp("glyphs"), *words, steps=STEP, evaluate_at=[STEP])
+    return train_network(Run(config))
 
 
 def write(model: nn.Module, images: torch.Tensor) -> None:
@@ -126,11 +123,11 @@ def test_a_tuning_that_diverges_ends(glyphs: Run) -> None:
     assert list(tune(glyphs.model_at(STEP), few, "eval", 4, 1e30, (4, 5), generator)) == []
 
 
-def test_networks_that_have_seen_all_fonts_have_no_rows(glyphs: Run, trained: Run) -> None:
+def test_networks_that_have_seen_all_fonts_have_no_rows(glyphs: Run, trained: Run, tmp_path: Path) -> None:
     assert find_new_fonts(glyphs) == "fonts:stix_cm"
     assert FineTuning().scope(glyphs, []) == {None: [STEP]}
 
     assert FineTuning().scope(trained, []) == {}, "digits"
     for fonts, test_fonts in (("all", "all"), ("dejavu", "all")):
-        other = Run(replace(glyphs.config, data=Glyphs(images=400, fonts=fonts, test_fonts=test_fonts)))
+        other = Run(small_config(tmp_path, "data=glyphs", f"data.fonts={fonts}", f"data.test_fonts={test_fonts}"))
         assert FineTuning().scope(other, []) == {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import replace
 
 import pytest
 
@@ -12,9 +11,8 @@ from bnlab.estimators import parse
 from bnlab.harness import load
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.jobs import execute
 from bnlab.recording.trace import LayerTrace, MomentTrace
-from tests.helpers import measure
+from tests.helpers import measure, run_job
 
 STEP = 40
 
@@ -77,7 +75,7 @@ def test_every_average_on_a_trace_with_other_entries(trained: Run, copied: Confi
 
 def test_only_as_many_as_have_others_before_them(copied: Config) -> None:
     early = measure(copied, TABLE, evaluate_at=[20])
-    execute(replace(copied, measurements=["log", TABLE], evaluate_at=[1], name="of_one"))
+    run_job(copied, measurements=["log", TABLE], evaluate_at=[1], name="of_one")
 
     assert set(early["last"]) == {1, 4}
     assert set(early["depth"]) == {1, 2}

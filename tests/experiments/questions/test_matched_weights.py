@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from experiments.questions.changed_weights import changed
 from experiments.questions.changed_weights.matched import (
@@ -21,6 +20,7 @@ from experiments.questions.changed_weights.matched import (
     match_channels,
     train_apart,
 )
+from tests.helpers import train_network
 
 STEP = 40
 
@@ -130,7 +130,7 @@ def test_the_second_network_is_that_of_another_seed(trained: Run) -> None:
 
     second = train_apart(trained, STEP)
 
-    ensure_trained(other)
+    train_network(other)
     for name, values in other.load_checkpoint(STEP).items():
         torch.testing.assert_close(second.state_dict()[name], values)
 

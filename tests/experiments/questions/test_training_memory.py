@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.norms import Group
 from bnlab.harness.artifacts.runs import Run
 from experiments.questions.batch_of_one.measurement import count_saved_bytes
 from tests.conftest import small_config
@@ -50,7 +49,7 @@ def test_what_backward_needs_is_counted_once() -> None:
 
 def test_rows(copied: Config, tmp_path: Path) -> None:
     """A norm of each image has rows of 1 and 32 images, which grow with them; batch norm has no row of one."""
-    config = small_config(tmp_path, norm=Group(groups=4), steps=2, evaluate_at=[2])
+    config = small_config(tmp_path, "norm=group", "norm.groups=4", steps=2, evaluate_at=[2])
     found = measure(config, TABLE).set_index("images")
 
     numbers = sum(parameter.numel() for parameter in Run(config).new_model().parameters())

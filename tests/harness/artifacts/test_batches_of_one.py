@@ -9,10 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.producing import Run
-from bnlab.harness.updates import lr_factor
-from bnlab.lab.compose import plan_jobs
-from tests.helpers import SMALL, find_network, sweep_small
+from tests.helpers import SMALL, find_network, plan_network, rise_and_fall, sweep_small
 from tests.references import float64_copy
 
 STEPS = 6
@@ -25,7 +22,7 @@ def test_norms_of_each_image_are_trained_in_batches_of_one(norm: str, tmp_path: 
     sweep_small(tmp_path, *words)
 
     small = [f"{key}={SMALL[key]}" for key in ("data.images", "model.depth", "model.width", "device")]
-    run = Run(plan_jobs([*small, *words]).configs[0])
+    run = plan_network(*small, *words)
     assert run.batches.per_epoch == 360
     model = float64_copy(run.new_model()).train()
     weights = list(model.parameters())
@@ -36,7 +33,7 @@ def test_norms_of_each_image_are_trained_in_batches_of_one(norm: str, tmp_path: 
         loss = F.cross_entropy(model(image), run.dataset.train.labels[index : index + 1])
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss, weights)
-        rate = 0.1 / 128**0.5 * lr_factor("onecycle", step, STEPS)
+        rate = 0.1 / 128**0.5 * rise_and_fall(step, STEPS)
         for weight, gradient, velocity in zip(weights, gradients, velocities, strict=True):
             slope = gradient + 5e-4 * weight.detach()
             velocity.mul_(0.9).add_(slope)

@@ -11,11 +11,8 @@ from torch import nn
 
 import bnlab
 from bnlab.harness import load, load_images, load_model
-from bnlab.harness.artifacts.producing import Run, start_training
-from bnlab.harness.updates import lr_factor
-from bnlab.lab.compose import plan_jobs
 from tests.harness.kills import assert_same, interrupted_at, read_trace
-from tests.helpers import find_network, sweep_small
+from tests.helpers import find_network, plan_network, rise_and_fall, sweep_small
 
 STEPS, FROZEN = 10, 5
 WORDS = ("batch_size=256", "steps=10", "freeze_at=0.5", "evaluate_at=[4,5,7,10]", "accuracy_at=all",
@@ -39,9 +36,9 @@ def test_a_loop_by_hand_gives_the_same_network(whole: tuple[str, Path]) -> None:
     """The plain loop, without recording."""
     kind, results = whole
     words = [word for word in WORDS if not word.startswith("freeze")]
-    run = Run(plan_jobs([*words, "model.depth=2", "model.width=8", "device=cpu"]).configs[0])
-    progress = start_training(run)
-    model, optimizer = progress.model, progress.optimizer
+    run = plan_network(*words, "model.depth=2", "model.width=8", "device=cpu")
+    model = run.new_model().train()
+    optimizer = run.config.optimizer.build(model.parameters(), 256)
     (group,) = optimizer.param_groups
     peak = group["lr"]
     for step, (images, labels) in enumerate(islice(run.batches.from_step(0), STEPS)):
@@ -51,7 +48,7 @@ def test_a_loop_by_hand_gives_the_same_network(whole: tuple[str, Path]) -> None:
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-        group["lr"] = peak * lr_factor("onecycle", step, STEPS)
+        group["lr"] = peak * rise_and_fall(step, STEPS)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from bnlab.harness.artifacts.job_settings import list_steps, network, network_hash
-from bnlab.lab.compose import plan_jobs
+from tests.helpers import plan_network
 
 
 def name(words: str) -> str:
     """The name of the network of a command line."""
-    (config,) = plan_jobs(words.split()).configs
-    return network_hash(config)
+    return plan_network(*words.split()).folder.parent.name
 
 
 def test_defaults_are_left_off() -> None:
     """So that a field that is added later leaves old networks their names."""
-    names = {"data": {"name": "digits"}, "model": {"name": "cnn"}, "norm": {"name": "batch"}}
-    (plain,) = plan_jobs([]).configs
-    (changed,) = plan_jobs(["batch_size=32", "steps=5", "epochs=3", "optimizer.lr=0.2"]).configs
-
-    assert network(plain) == {"batch_size": 128, "epochs": 10, **names, "optimizer": {"name": "sgd"}}
-    assert network(changed) == {"batch_size": 32, "steps": 5, **names, "optimizer": {"name": "sgd", "lr": 0.2}}
-    assert network_hash(plain) == "9e84def482"
+    assert name("") == name("batch_size=128 epochs=10 optimizer.lr=0.1 order=shuffled model.depth=3") == "9e84def482"
+    assert name("steps=5 epochs=3") == name("steps=5"), "the length is set in steps"
 
 
 @pytest.mark.parametrize(
@@ -62,11 +53,11 @@ def test_what_makes_another_network() -> None:
         ("final", 41, [41]),
         ("log", 1, [1]),
         ("log", 41, [1, 2, 3, 5, 8, 12, 18, 27, 41]),
-        ([0.5, 1.0], 41, [20, 41]),
-        ([0.001], 41, [1]),
-        ([41, 0.5, 20], 41, [20, 41]),
-        (3, 41, [3]),
+        ("[0.5,1.0]", 41, [20, 41]),
+        ("[0.001]", 41, [1]),
+        ("[41,0.5,20]", 41, [20, 41]),
+        ("3", 41, [3]),
     ],
 )
-def test_steps(at: Any, steps: int, expected: list[int]) -> None:
-    assert list_steps(at, steps) == expected
+def test_steps(at: str, steps: int, expected: list[int]) -> None:
+    assert plan_network(f"evaluate_at={at}", f"steps={steps}").wanted == expected

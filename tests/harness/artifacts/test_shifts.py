@@ -9,36 +9,33 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
-from bnlab.lab.compose import plan_jobs
+from tests.helpers import plan_network
 
 SHIFTS = [f"{name}:{strength}" for name in CORRUPTIONS for strength in (1, 2, 3)]
 
 
-def make_run(*words: str) -> Run:
-    (config,) = plan_jobs([*words, "data.images=100", "batch_size=16", "device=cpu"]).configs
-    return Run(config)
-
-
-def restore_pixels(run: Run, images: Tensor) -> Tensor:
-    """As shares of the largest value, float64."""
-    mean = torch.tensor(run.dataset.mean, dtype=torch.float64).view(-1, 1, 1)
-    std = torch.tensor(run.dataset.std, dtype=torch.float64).view(-1, 1, 1)
-    return (images.double() * std + mean) / run.dataset.largest
+SMALL = ("data.images=100", "batch_size=16", "device=cpu")
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_stored_pixels_are_corrupted(shift: str) -> None:
     """As shares of their largest value, clipped; each image by itself, whatever the others are and in any order."""
-    run = make_run("data=digits")
+    run = plan_network(*SMALL, "data=digits")
     test = run.dataset.test
     found = run.images_of("test", shift)
-    pixels = restore_pixels(run, found.images)
+
+    def restore_pixels(images: Tensor) -> Tensor:
+        """As shares of the largest value, float64."""
+        mean = torch.tensor(run.dataset.mean, dtype=torch.float64).view(-1, 1, 1)
+        std = torch.tensor(run.dataset.std, dtype=torch.float64).view(-1, 1, 1)
+        return (images.double() * std + mean) / run.dataset.largest
+
+    pixels = restore_pixels(found.images)
 
     assert pixels.min() > -1e-5
     assert pixels.max() < 1 + 1e-5
-    assert not torch.equal(restore_pixels(run, test.images), pixels)
+    assert not torch.equal(restore_pixels(test.images), pixels)
     assert torch.equal(found.labels, test.labels)
     assert found.images.is_contiguous(memory_format=torch.channels_last)
 
@@ -49,7 +46,7 @@ def test_stored_pixels_are_corrupted(shift: str) -> None:
 
 
 def test_a_digest_for_each_split_and_shift_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run("data=digits")
+    run = plan_network(*SMALL, "data=digits")
     splits = ("test", "val", "train")
     shifts = ("none", *SHIFTS)
     digests = {run.digest_of(split, shift) for split in splits for shift in shifts}
@@ -61,8 +58,8 @@ def test_a_digest_for_each_split_and_shift_and_version(monkeypatch: pytest.Monke
 
 
 def test_other_fonts_are_those_of_the_test_images() -> None:
-    run = make_run("data=glyphs", "data.fonts=dejavu", "data.test_fonts=dejavu")
-    other = make_run("data=glyphs", "data.fonts=dejavu", "data.test_fonts=stix_cm")
+    run = plan_network(*SMALL, "data=glyphs", "data.fonts=dejavu", "data.test_fonts=dejavu")
+    other = plan_network(*SMALL, "data=glyphs", "data.fonts=dejavu", "data.test_fonts=stix_cm")
 
     found = run.images_of("test", "fonts:stix_cm")
 
@@ -82,7 +79,7 @@ def test_other_fonts_are_those_of_the_test_images() -> None:
     ],
 )
 def test_each_prediction_once(words: str, expected: list[tuple[str, str]]) -> None:
-    assert make_run("data=glyphs", *words.split()).predictions == expected
+    assert plan_network(*SMALL, "data=glyphs", *words.split()).predictions == expected
 
 
 @pytest.mark.parametrize(
@@ -95,6 +92,6 @@ def test_each_prediction_once(words: str, expected: list[tuple[str, str]]) -> No
     ],
 )
 def test_what_there_is(shift: str, words: str) -> None:
-    make_run("data=glyphs", f"shifts=[none,{','.join(SHIFTS)},fonts:dejavu]")
+    plan_network(*SMALL, "data=glyphs", f"shifts=[none,{','.join(SHIFTS)},fonts:dejavu]")
     with pytest.raises(UserError, match=f"^shifts={shift}: "):
-        make_run("data=glyphs", f"shifts=[none,{shift}]", *words.split())
+        plan_network(*SMALL, "data=glyphs", f"shifts=[none,{shift}]", *words.split())

@@ -10,10 +10,8 @@ import torch
 
 from bnlab.harness.artifacts import training
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds, TrainingState
-from bnlab.harness.updates import lr_factor
-from bnlab.lab.compose import plan_jobs
-from tests.helpers import plain, without_dropout
+from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds
+from tests.helpers import plain, plan_network, rise_and_fall, without_dropout
 from tests.waits import Waits
 
 
@@ -105,20 +103,21 @@ def test_the_same_batches_from_any_step(order: str) -> None:
 
 
 def test_learning_rate_schedules() -> None:
-    assert [lr_factor("constant", k, 10) for k in range(10)] == [1.0] * 10
-    assert [lr_factor("step", k, 8) for k in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
-
-    cycle = [lr_factor("onecycle", k, 10) for k in range(11)]
-
-    assert cycle == pytest.approx([0.05, 0.05 + 0.95 / 2, *((10 - k) / 8 for k in range(2, 11))])
+    expected = {
+        "constant": [1.0] * 8,
+        "step": [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01],
+        "onecycle": [0.05, 0.05 + 0.95 / 1.6, *((8 - k) / 6.4 for k in range(2, 8))],
+    }
+    for schedule, factors in expected.items():
+        trial = Trial("optimizer.lr=0.01", f"optimizer.schedule={schedule}")
+        rates = [trial.progress.optimizer.param_groups[0]["lr"] for _ in trial.train(8)]
+        assert rates == pytest.approx([0.01 * factor for factor in factors]), schedule
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("sqrt", 2.0), ("linear", 4.0), ("none", 1.0)])
 def test_learning_rate_scaling(scaling: str, factor: float) -> None:
     words = ["optimizer=adamw", "optimizer.lr=0.1", f"optimizer.lr_scaling={scaling}", "optimizer.weight_decay=0.3"]
-    (config,) = plan_jobs(words).configs
-
-    optimizer = config.optimizer.build(torch.nn.Linear(2, 2).parameters(), 512)
+    optimizer = plan_network(*words).config.optimizer.build(torch.nn.Linear(2, 2).parameters(), 512)
 
     assert type(optimizer) is torch.optim.AdamW
     assert optimizer.defaults["weight_decay"] == 0.3
@@ -129,8 +128,7 @@ class Trial:
     """A small network, its optimizer with these settings, and batches of 8 of 24 images."""
 
     def __init__(self, *words: str) -> None:
-        (config,) = plan_jobs(["optimizer.lr_scaling=none", *words]).configs
-        self.settings = config.optimizer
+        self.settings = plan_network("optimizer.lr_scaling=none", *words).config.optimizer
         self.batches = Batches(split(24), 8, Seeds.of(0), shift=1, flip=True)
         torch.manual_seed(0)
         model = without_dropout(torch.nn.Sequential(plain(channels=1), torch.nn.Linear(4, 10)))
@@ -152,8 +150,8 @@ def test_a_loop_by_hand_gives_the_same_weights() -> None:
     rates = [trial.progress.optimizer.param_groups[0]["lr"] for _ in trial.train(6)]
 
     for step, (images, labels) in enumerate(islice(trial.batches.from_step(0), 6)):
-        twin.optimizer.param_groups[0]["lr"] = 0.05 * lr_factor("onecycle", step, 6)
-        assert rates[step] == twin.optimizer.param_groups[0]["lr"]
+        twin.optimizer.param_groups[0]["lr"] = rates[step]
+        assert rates[step] == pytest.approx(0.05 * rise_and_fall(step, 6))
         twin.optimizer.zero_grad()
         torch.nn.functional.cross_entropy(twin.model(images), labels, label_smoothing=0.1).backward()
         twin.optimizer.step()

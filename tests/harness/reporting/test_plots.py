@@ -286,6 +286,19 @@ def test_no_words_of_a_figure_for_pages_are_cut_off_or_over_each_other() -> None
     assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
 
 
+@pytest.mark.parametrize(("panels", "shown"), [(1, "0.00625 0.025 0.1 0.4 1.6 6.4"), (2, "0.00625 0.1 0.4 1.6 6.4")])
+def test_numbers_of_ticks_are_left_out_where_a_narrow_panel_has_no_room(panels: int, shown: str) -> None:
+    rates = [0.00625, 0.025, 0.1, 0.4, 1.6, 6.4]
+    frame = pd.DataFrame({"rate": rates, "line": "a", "mean": 1.0, "low": 0.5, "high": 1.5})
+    frame = pd.concat([frame.assign(panel=str(panel)) for panel in range(panels)])
+
+    plot = Curves("rate", "line", ACCURACY, across=Axis("rate", log=True, ticks="values"))
+    for ax in draw(plot, frame).axes:
+        labels = [label.get_text() for label in ax.get_xticklabels()]
+        assert " ".join(filter(None, labels)) == shown
+        assert ax.get_xticks().tolist() == rates, "each tick is there"
+
+
 def test_a_series_with_few_points_has_no_line_between_them() -> None:
     every = pd.DataFrame({"epoch": np.arange(40.0), "line": "often", "mean": 1.0})
     some = pd.DataFrame({"epoch": [0.0, 20.0, 39.0], "line": "seldom", "mean": 2.0})
