@@ -38,7 +38,7 @@ _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_l
 
 
 def list_waiting(configs: Iterable[Config]) -> list[Config]:
-    """List the jobs that are not done: the names of files alone say that rows are missing, or a job has failed."""
+    """List the jobs that are not done: not trained, failed in the last sweep, or without all rows that they ask for."""
     asked: dict[str, str] = {}
     waiting = []
     for config in configs:
@@ -182,9 +182,12 @@ def _train_and_measure(run: Run) -> None:
     failed = Failures()
     selections = {}
     for measurement in chosen:
-        if measurement.about_batches:
-            _require_one_call(run, measurement)
-        selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
+        repeated = _find_repeated(run) if measurement.about_batches else ""
+        if repeated:
+            reason = f"is about one batch of moments in an update, but a forward calls {repeated} several times"
+            failed[measurement.name] = reason, ""
+        else:
+            selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
     _write_request(run, selections, failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
@@ -192,14 +195,12 @@ def _train_and_measure(run: Run) -> None:
         raise error
 
 
-def _require_one_call(run: Run, measurement: Measurement) -> None:
-    """UserError where an update recorded several moments of a layer: a table about batches would take each for one."""
+def _find_repeated(run: Run) -> str:
+    """Find a layer of which an update recorded several moments; a table about batches would take each for one."""
     for name, layer in run.trace.layers.items():
         if len({*layer.steps}) < len(layer.steps):
-            raise UserError(
-                f"measurements={measurement.name}: is about one batch of moments in an update, but a forward of "
-                f"model={run.config.model.name} calls {name} several times; measure gaps, evaluations"
-            )
+            return name
+    return ""
 
 
 def find_measurements(config: Config) -> list[Measurement]:

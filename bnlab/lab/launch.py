@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from bnlab.harness.artifacts.job_settings import Config, restore_config
 from bnlab.harness.artifacts.producing import format_seconds
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import TimeLimit, UserError
-from bnlab.harness.jobs import attempt, list_waiting
+from bnlab.harness.jobs import attempt, find_failure, list_waiting
 from bnlab.lab.compose import Job, Launcher
 
 _A_LINE = 60.0  # seconds between two lines where there is no terminal
@@ -109,16 +110,18 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # modules of the current folder are found there too
 
     sent = executor.map_array(_ClusterJob(), [asdict(job.config) for job in jobs], [job.heading for job in jobs])
-    reasons = []
+    problems: list[Exception] = []
     for job in sent:
         try:
-            reasons.append(job.result())
-        except FailedJobError:  # what happened in it is shown as it is
-            raise
+            reason = job.result()
+            if reason:
+                problems.append(UserError(reason))
+        except FailedJobError as error:  # what happened in it is shown as it is
+            problems.append(error)
         except UncompletedJobError:
             print(f"job {job.job_id} of the cluster has died (state: {job.state})", file=sys.stderr, flush=True)
-    for reason in filter(None, reasons):
-        raise UserError(reason)
+    if problems:
+        raise problems[0]
 
 
 class _ClusterJob(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submitit is not typed
@@ -178,10 +181,13 @@ def _watch(waiting: list[Config], ended: threading.Event) -> None:
     started = time.monotonic()
     last_line = started
     with tqdm(total=total, unit="job", leave=False, smoothing=0, disable=None) as bar:
-        while not ended.wait(1.0):
-            waiting = list_waiting(waiting)
+        pause = 1.0
+        while not ended.wait(pause):
+            began = time.monotonic()
+            waiting = [config for config in list_waiting(waiting) if not find_failure(Run(config)).exists()]
             done = total - len(waiting)
             bar.update(done - bar.n)
+            pause = max(1.0, 50 * (time.monotonic() - began))  # so that looking takes little from training
 
             now = time.monotonic()
             if done and bar.disable and now - last_line >= _A_LINE:

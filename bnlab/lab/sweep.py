@@ -80,15 +80,14 @@ def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher
 
 def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
     """Count the networks that are trained at a time."""
-    from joblib import cpu_count
+    from joblib import effective_n_jobs
 
     from bnlab.harness.artifacts.runs import Run
 
     if launcher.name != "joblib":
         return 1
-    asked = launcher.settings["n_jobs"]
     networks = {Run(config).id for config in waiting}
-    return max(1, min(asked if asked > 0 else cpu_count(), len(networks)))
+    return max(1, min(effective_n_jobs(launcher.settings["n_jobs"]), len(networks)))
 
 
 def _finish(planned: list[Config], waiting: list[Config], words: list[str], started: float) -> int:

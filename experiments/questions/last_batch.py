@@ -179,7 +179,7 @@ EXPERIMENT = Experiment(
             "At a constant rate, right after a last batch of at most 1/6, running averages lose a larger share of the "
             "accuracy under exact statistics than right after a full one (asked when seen).",
             score(find_share_lost_more, "accuracy", CELL, scale=-1, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA, **CONSTANT), above(0.0, "share", "at 0 it is the same share")),
+                  **EMA, **CONSTANT), above(0.0, "of exact accuracy", "at 0 it is the same share")),
         "weighing_gains": Claim(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
             "gains over a point against the plain one.",

@@ -16,6 +16,7 @@ from bnlab.harness.artifacts.models import Cnn, Model, Torchvision
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, setting
+from bnlab.harness.errors import UserError
 from bnlab.harness.own import digest_of_source, import_object, make_own
 from bnlab.harness.updates import steps_per_epoch
 
@@ -210,8 +211,10 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
         choice = choices[0]
     elif "." in name:
         choice = make_own(group, name)
-    else:
+    elif group == "model":
         choice = Torchvision()
+    else:
+        raise UserError(f"{group}={name}: this version of bnlab has none of this name")
     known = {each.name for each in fields(choice)}
     changes = {key: value for key, value in values.items() if key in known}
     return replace(choice, **changes)

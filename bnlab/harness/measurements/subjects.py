@@ -66,6 +66,8 @@ def parse_subjects(names: list[str], momenta: list[float], *populations: str) ->
     for name in names:
         try:
             subjects |= dict.fromkeys(_parse(EstimatorName.parse(str(name)), momenta, populations))
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"estimator={name}: {error}") from error
         except (Exception, SystemExit) as error:  # a module of the user's may raise anything

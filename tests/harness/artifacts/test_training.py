@@ -10,7 +10,7 @@ import torch
 
 from bnlab.harness.artifacts import training
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds
+from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds, TrainingState
 from tests.helpers import plain, plan_network, rise_and_fall, without_dropout
 from tests.waits import Waits
 
@@ -172,6 +172,19 @@ def test_divergence_is_noticed(lr: str, steps: int, monkeypatch: pytest.MonkeyPa
 
     assert ends[0] == ends[1]
     assert ends[0][1] < 50
+
+
+def test_a_variance_that_is_not_finite_is_noticed_at_once() -> None:
+    """Its layer gives zeros, so that the loss is finite."""
+    trial = Trial("optimizer.lr=0.0001")
+    convolution = next(each for each in trial.progress.model.modules() if isinstance(each, torch.nn.Conv2d))
+    convolution.weight.data.mul_(1e25)
+    assert trial.progress.model(split(24).images).isfinite().all()
+
+    with pytest.raises(Diverged):
+        list(trial.train(6))
+
+    assert trial.progress.log == []
 
 
 def test_updates_do_not_wait_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
