@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pkgutil
 import re
 import shutil
 from pathlib import Path
@@ -57,6 +59,29 @@ def test_what_a_network_consists_of(whole: Path) -> None:
     environment = (folder / "environment.json").read_text()
     assert json.loads(environment)["threads"] == 1
     assert str(Path.cwd()) not in environment
+
+
+@pytest.mark.parametrize("writes", ["recording.trace.MomentTrace.save", "harness.artifacts.producing.save_tensors"])
+def test_a_kill_between_the_files_of_a_part(
+    writes: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of the training leaves its trace, then its state; what follows on the last state is made again."""
+    write = pkgutil.resolve_name(f"bnlab.{writes}")
+    calls = itertools.count(1)
+
+    def write_twice(*arguments: Any) -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(producing, "STATE_SECONDS", 0.0)
+        patch.setattr(f"bnlab.{writes}", write_twice)
+        sweep_small(tmp_path, BOTH, expect=130)
+    sweep_small(tmp_path, BOTH)
+
+    assert_same(find_network(tmp_path), find_network(whole))
+    assert not [*tmp_path.glob("runs/*/*damaged*")]  # it went on, and was not trained again
 
 
 FILES = {
