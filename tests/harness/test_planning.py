@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +34,19 @@ def test_a_dry_run_counts_what_is_not_trained_and_writes_nothing(
     megabytes = 3 * sum(path.stat().st_size for path in kept) / 1e6
     assert lines[3] == f"disk       about {megabytes:.0f} MB in {tmp_path}/runs"
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_networks_that_are_trained_at_a_time_share_the_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three networks with 40 updates, of ten seconds each by this clock, take 400 seconds together."""
+    clock = itertools.count(step=10)
+    monkeypatch.setattr("bnlab.harness.planning.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
+
+    sweep_small(tmp_path, "-m", "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "dry_run=true")
+
+    assert "training   about 7 min, 3 networks at a time\n" in capsys.readouterr().out
 
 
 def plan(tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
