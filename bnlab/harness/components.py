@@ -10,7 +10,7 @@ from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, suggest
 
 COMPONENTS: dict[str, dict[str, Any]] = defaultdict(dict)
 """group → name → the component with the settings that it has unless others are given."""
@@ -118,7 +118,7 @@ def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
     """Raise UserError unless the setting is one of these values."""
     known = list(allowed)
     if value not in known:
-        raise UserError(f"{key}={value}: must be one of {', '.join(map(str, known))}")
+        raise UserError(f"{key}={value}: {suggest(value, known)}")
 
 
 def require_within(key: str, value: float, low: float, high: float = float("inf"), reason: str = "") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import os
 import shlex
@@ -27,7 +26,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.config import check, register
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, find_close, suggest
 from bnlab.harness.own import KINDS, make_own
 from bnlab.lab.catalogue import CONF
 
@@ -177,8 +176,8 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
             return _compose(choices)
         if not error.options:
             raise UserError(_first_line(error)) from error
-        options = ", ".join(error.options)
-        raise UserError(f"{group}={name}: there is no {group} {name!r}; choose from {options}") from error
+        options = [*error.options, "package.module.function"] if group in KINDS else error.options
+        raise UserError(f"{group}={name}: {suggest(name, options)}") from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -263,8 +262,8 @@ def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str
         known |= {f"{group}.{name}" for name in vars(choice)}
     if composed and group in GROUPS:
         known |= {f"{group}.{name}" for name in composed[group]}
-    close = difflib.get_close_matches(key, sorted(known), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    close = find_close(key, sorted(known))
+    hint = f"; did you mean {close}?" if close else ""
     return f"there is no setting {key}{hint}; --help lists them"
 
 

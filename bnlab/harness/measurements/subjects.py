@@ -11,7 +11,7 @@ import torch
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.names import import_estimator
 from bnlab.harness.artifacts.job_settings import Config, as_list
-from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.errors import UserError, suggest, where_raised
 from bnlab.harness.own import digest_of_own, import_object
 from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics
 from bnlab.inference import Rule
@@ -103,8 +103,7 @@ def _find_class(base: str) -> type[Any]:
     if base in known:
         return known[base]
     if "." not in base:
-        names = ", ".join(sorted(known))
-        raise ValueError(f"unknown; there are {names}, or package.module.Class")
+        raise ValueError(suggest(base, [*sorted(known), "package.module.Class"]))
 
     import_object("estimator", base)  # if this fails, the message has the line of the module
     cls = import_estimator(base)
