@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may sa
 _FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
 _NEVER_SWEPT = ("name", "results")
 _UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
+_NO_CHOICE = re.compile(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)")  # what OmegaConf says
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -195,9 +197,25 @@ def _explain(error: Exception) -> str:
     if cause is None:
         return _first_line(error)
     reason = _first_line(cause)
+    choice = _explain_choice(reason)
+    if choice:
+        place, _, _ = _first_line(error).partition(f": {type(cause).__name__}")
+        return f"{place}: {choice}"
     if isinstance(cause, _UNKNOWN):
         reason = _explain_unknown(str(cause.full_key))
     return f"{_first_line(error)}\n  {reason}".strip()
+
+
+def _explain_choice(reason: str) -> str | None:
+    """Say how a file chooses a model, say, where it has `model: resnet`; None if this is not what went wrong."""
+    match = _NO_CHOICE.fullmatch(reason)
+    if match is None:
+        return None
+    chosen, value = match.groups()
+    for group, choices in GROUPS.items():
+        if chosen in {type(choice).__name__ for choice in choices.values()}:
+            return f"{group}: {value} is chosen among its defaults: as - override /{group}: {value}"
+    return None
 
 
 def _first_line(error: BaseException) -> str:

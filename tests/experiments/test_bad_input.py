@@ -86,6 +86,12 @@ FILES = {
     "wrong type": (f"{HEADER}optimizer:\n  lr: high\n", "Value 'high'"),
     "bracket": (f"{HEADER}momentum: [0.1\nname: mine\n", 'mine.yaml", line 3'),
     "choice": (f"{HEADER}defaults:\n  - override /data: cifra\n", "data=cifra: did you mean cifar10?"),
+    "own choice": (
+        f"{HEADER}model: mine.make_model\n",
+        "In 'experiment/mine': model: mine.make_model is chosen among its defaults: as "
+        "- override /model: mine.make_model\n",
+    ),
+    "choice without defaults": (f"{HEADER}optimizer: adamw\n", "as - override /optimizer: adamw"),
     "no header": ("batch_size: 32\n", "begins with the line # @package _global_"),
 }
 
