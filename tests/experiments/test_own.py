@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bnlab.estimators import list_estimators
-from bnlab.harness import load, load_model
+from bnlab.harness import load, load_images, load_model
 from tests.experiments.commands import Call, Write, run
 
 MODULE = """
@@ -82,6 +83,24 @@ class Centered(nn.BatchNorm2d):
 
     def forward(self, x):
         return self.gain * super().forward(x)
+
+
+class Squared(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x * x)
+
+
+def read_squares(layer, args, kwargs):
+    return args[0] * args[0]
+
+
+def read_nothing(layer, args, kwargs):
+    return None
+
+
+def make_squares(channels, image_size, classes):
+    layers = [nn.Conv2d(channels, 4, 3), Squared(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4, classes))
 
 
 def make_group_norm(channels, groups=2):
@@ -229,6 +248,25 @@ def test_arguments_are_settings(mine: None, call: Call, tmp_path: Path) -> None:
     assert model.get_parameter("0.weight").shape == (2, 3, 2, 2)
 
 
+@pytest.mark.parametrize("word", ["norm=mine.Squared", "model=mine.make_squares"])
+def test_what_a_layer_normalizes_in_place_of_its_input(
+    word: str, mine: None, call: Call, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """It is recorded and measured: of a batch that is the whole population, both give the same."""
+    words = ("data=mine.make_data", "batch_size=36", "optimizer.lr=1e-9", "momentum=1.0", "steps=2")
+    sweep(call, tmp_path, word, *words, "estimator=[ema,precise,update_bn,exact]", "inputs=mine.read_squares")
+
+    assert not [str(warning.message) for warning in recwarn if "running buffers" in str(warning.message)]
+    tables = load("adhoc", tmp_path)
+    assert list(tables["runs"]["inputs"]) == ["mine.read_squares"]
+    assert tables["gaps"]["mean_gap"].max() < 1e-3
+    (run,) = tables["runs"]["run"]
+    found = load_model("adhoc", run, statistics="ema(momentum=1.0)", results=tmp_path)
+    images, _ = load_images("adhoc", run, split="train", results=tmp_path)
+    squares = found.get_submodule("0")(images).square()
+    torch.testing.assert_close(found.get_buffer("1.running_mean"), squares.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
 def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp_path: Path) -> None:
     for words in (["model.width=4"], ["model=mine.make_model", "model.kind=7", "model.width=5"]):
         sweep(call, tmp_path, *words, "data=mine.make_data", "measurements=[gaps]")
@@ -300,6 +338,16 @@ MISTAKES = {
         r"make_group_norm: .*mine.py:\d+: Val",
     ),
     "no norm": ("norm=mine.make_data model=cnn", "", "", "norm=mine.make_data: has to give a torch.nn.Module"),
+    "other input": (
+        "norm=mine.Squared model=cnn",
+        "",
+        "",
+        r"norm=mine.Squared: layer '1' \(Squared\) does not average .*: inputs=module.function\n$",
+    ),
+    "other input of a model": ("model=mine.make_squares", "", "", "model=mine.make_squares: layer '1'"),
+    "no inputs": ("inputs=mine.missing", "", "", "inputs=mine.missing: cannot be imported"),
+    "wrong inputs": ("inputs=mine.read_nothing model=mine.make_squares", "", "", "inputs=mine.read_nothing: .*None"),
+    "needless inputs": ("inputs=mine.read_squares", "", "", "inputs=mine.read_squares: no batch norm .*; leave it out"),
     "of no maps": ("norm=mine.Centered model=mlp", "", "", r"model=mlp: cannot be trained, .*expected 4D input"),
     "no measurement": ("measurements=largest", "", "", "measurements=largest: must be one of "),
     "module": ("measurements=nowhere.X", "", "", "measurements=nowhere.X: cannot be imported, ModuleNotFoundError"),
