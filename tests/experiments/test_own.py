@@ -98,6 +98,10 @@ def read_nothing(layer, args, kwargs):
     return None
 
 
+def make_by_width(channels, most=8):
+    return nn.BatchNorm2d(channels) if channels > most else nn.GroupNorm(1, channels)
+
+
 def make_squares(channels, image_size, classes):
     layers = [nn.Conv2d(channels, 4, 3), Squared(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(4, classes))
@@ -193,6 +197,24 @@ def test_a_norm(word: str, measures: bool, mine: None, call: Call, tmp_path: Pat
     assert ("gaps" in tables) == measures
     assert list(runs["norm_batch_size"].notna()) == [measures, measures]
     load_model("adhoc", runs["run"][0], results=tmp_path)
+
+
+def test_a_norm_is_what_it_makes_for_the_layers_of_its_network(mine: None, call: Call, tmp_path: Path) -> None:
+    """Three groups divide the channels of this network; where the second layer has a batch norm, that is measured."""
+    words = ("model.width=6", "model.depth=2", "estimator=[ema,exact]")
+    sweep(call, tmp_path, "norm=mine.make_group_norm", "norm.groups=3", *words)
+    sweep(call, tmp_path, "norm=mine.make_by_width", "norm.most=6,12", *words, "-m")
+
+    tables = load("adhoc", tmp_path)
+    runs = tables["runs"].set_index("norm.most")["run"]
+    assert {*tables["gaps"]["run"]} == {runs[6]}
+    assert {*tables["gaps"]["layer"]} == {"5"}
+
+
+def test_drift_of_an_own_batch_norm(mine: None, call: Call, tmp_path: Path) -> None:
+    words = ("norm=mine.Centered", "model.width=4", "model.depth=1", "steps=20", "measurements=[drift]")
+    sweep(call, tmp_path, *words)
+    assert len(load("adhoc", tmp_path)["drift"]) == 1
 
 
 @pytest.mark.parametrize(

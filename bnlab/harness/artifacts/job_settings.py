@@ -12,7 +12,7 @@ from typing import Any
 from bnlab.files import digest
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS
 from bnlab.harness.artifacts.data import Data, Digits
-from bnlab.harness.artifacts.models import Cnn, Model, Torchvision
+from bnlab.harness.artifacts.models import Cnn, Model, Torchvision, list_norm_widths
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, setting
@@ -115,6 +115,12 @@ class Config:
     dry_run: bool = setting(False, "only say how many networks, how long they train, and how much disk space they take")
     csv: bool = setting(False, "write tables as CSV too")
     log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
+
+    def __post_init__(self) -> None:
+        self.norm = self.norm.place(self._list_norm_widths)
+
+    def _list_norm_widths(self) -> list[int]:
+        return list_norm_widths(self.model, self.data.size().pixels)
 
     @property
     def folder(self) -> Path:
