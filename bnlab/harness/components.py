@@ -70,6 +70,9 @@ def setting(default: Any, text: str, **limits: Any) -> Any:
 
 def component(cls: Class) -> Class:
     """Decorate a dataclass: register it, with its default settings, as a choice of its group."""
+    if "__dataclass_fields__" not in vars(cls):
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        raise TypeError(f"{name}: is no dataclass; write @dataclass(unsafe_hash=True) below @component")
     add_choice(cls.name, cls())
     return cls
 

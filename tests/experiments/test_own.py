@@ -374,11 +374,17 @@ MISTAKES = {
     "no measurement": ("measurements=largest", "", "", "measurements=largest: must be one of "),
     "module": ("measurements=nowhere.X", "", "", "measurements=nowhere.X: cannot be imported, ModuleNotFoundError"),
     "other class": ("measurements=mine.Table", "", "", "measurements=mine.Table: is no class below bnlab.harness.meas"),
-    "name": (
-        "measurements=mine.Gaps",
-        "",
-        "",
-        "measurements=mine.Gaps: its table needs a name of its own, found 'gaps'",
+    "name": ("measurements=mine.Gaps", "", "", "measurements=mine.Gaps: bnlab has a table gaps; give it another name"),
+    "no name": (MEASURED, 'name: str = "largest_weights"', "", "mine.Largest: has no name of its table; write name ="),
+    "file name": (MEASURED, '"largest_weights"', '"a/b"', "its name 'a/b' is to be that of a file"),
+    "no table": (MEASURED, "table: ClassVar[Table] =", "other =", "does not say its columns; write table = "),
+    "key": (MEASURED, 'common("run step")', 'common("run")', "its table has no step in its key"),
+    "no measure": (MEASURED, "def measure(", "def count(", r"has no method measure\(self, run, subjects, steps\)"),
+    "undecorated": (
+        "estimator=mine.Slow",
+        "@dataclass\nclass Largest",
+        "class Slow(Half):\n    name: ClassVar[str] = 'slow'\n    weight: float = 0.5\n\n@dataclass\nclass Largest",
+        r"estimator=mine.Slow: weight is no parameter yet; write @dataclass\(frozen=True\) above class Slow",
     ),
     "two": ("measurements=[mine.Largest,mine.SameTable]", "", "", "there is another table largest_weights"),
     "parameters": ("model=cnn model.width=999999999", "", "", "model=cnn: cannot be trained, .*memory"),
@@ -430,6 +436,47 @@ def test_what_fails_in_the_end_leaves_all_else(
     tables = load("adhoc", tmp_path)
     assert list(tables["runs"]["status"]) == ["failed"]
     assert "ema" in {*tables["gaps"]["estimator"]}
+
+
+ROW = 'rows.append({"run": run.id, "step": step, "largest": largest})'
+FAULTS = {
+    "twice": (ROW, f"{ROW}; {ROW}", r"two of its rows agree in the key: run=\w+/seed_0, step=4"),
+    "other step": ('"step": step', '"step": 1', "its rows have step 1, which was not asked for: 4 were"),
+    "lacking": (', "largest": largest', "", "its rows have no column largest"),
+    "unknown": ('"largest": largest', '"largest": largest, "half": 1', "its rows have a column half, which its table"),
+    "no frame": ("pd.DataFrame(rows)", "rows", r"measure\(\) has to give a pandas.DataFrame, found a list"),
+    "type": (
+        '"largest": largest',
+        '"largest": "much"',
+        "its rows have values .* of their column's type: .*largest",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_rows_that_are_none_of_the_table_are_refused(
+    case: str, mine: None, write: Write, call: Call, tmp_path: Path
+) -> None:
+    """In one line that names the measurement; other tables have their rows."""
+    old, new, message = FAULTS[case]
+    write(MODULE.replace(old, new))
+
+    code, _, err = call("sweep", *SMALL, "measurements=[mine.Largest,gaps]", f"results={tmp_path}")
+
+    assert code == 1
+    assert re.search(f"failed, largest_weights: {message}", err), err
+    assert err.count("\n") == 2
+    assert len(load("adhoc", tmp_path)["gaps"])
+
+
+def test_a_measurement_needs_no_decorator(mine: None, write: Write, call: Call, tmp_path: Path) -> None:
+    text = MODULE.replace("@dataclass\nclass Largest", "class Largest")
+    text = text.replace('name: str = "largest', 'name = "largest')
+    write(text.replace("table: ClassVar[Table]", "table"))
+
+    sweep(call, tmp_path, MEASURED)
+
+    assert len(load("adhoc", tmp_path)["largest_weights"]) == 1
 
 
 def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -107,6 +108,11 @@ def _find_class(base: str) -> type[Any]:
 
     import_object("estimator", base)  # if this fails, the message has the line of the module
     cls = import_estimator(base)
+    parameters = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
+    undeclared = [name for name in parameters if name not in {each.name for each in fields(cls)}]
+    if undeclared:
+        found = f"{undeclared[0]} is no parameter yet"
+        raise ValueError(f"{found}; write @dataclass(frozen=True) above class {cls.__name__}")
     if list_statistics().get(cls.name) is not cls:
         raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")
     return cls
