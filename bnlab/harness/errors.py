@@ -51,7 +51,7 @@ def find_close(name: object, known: Iterable[str]) -> str | None:
 def where_raised(error: BaseException) -> str:
     """`file:line: Type: message`, of the last line of the user's code; without one `Type: message`."""
     own = list_own_lines(error)
-    message = " ".join(f"{type(error).__name__}: {error}".split())
+    message = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     return f"{_shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
 
 

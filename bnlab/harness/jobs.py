@@ -112,7 +112,11 @@ def _try_training(run: Run) -> None:
     except UserError:
         raise
     except (AssertionError, AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model={run.config.model.name}: cannot be trained, {where_raised(error)}") from error
+        config = run.config
+        given = f"images {list(images.shape[1:])} and {classes} classes of data={config.data.name}"
+        raise UserError(
+            f"model={config.model.name}: cannot be trained, {where_raised(error)}; it was given {given}"
+        ) from error
 
 
 def _try_measuring(run: Run, model: nn.Module, images: Tensor) -> None:

@@ -328,6 +328,18 @@ MISTAKES = {
         "return len(*layers",
         r"model=mine.make_model: .*mine.py:\d+: ",
     ),
+    "model's channels": (
+        "",
+        "nn.Conv2d(channels",
+        "nn.Conv2d(1",
+        r"model=mine.make_model: cannot be trained, .*; it was given images \[3, 8, 8\] and 3 classes of data=mine",
+    ),
+    "model refuses channels": (
+        "",
+        "    layers = [nn.Conv2d",
+        "    assert channels == 1\n    layers = [nn.Conv2d",
+        r"model=mine.make_model: .*mine.py:\d+: AssertionError; it was called with 3, 8, 3$",
+    ),
     "model": ("", "nn.Linear(width, classes))\n", "nn.Linear(width, classes)), 3\n", "has to give a torch.nn.Module"),
     "untrainable": ("", "nn.Conv2d(channels", "nn.Conv2d(7", "model=mine.make_model: cannot be trained, .*RuntimeErr"),
     "logits": ("", "nn.Linear(width, classes)", "nn.Linear(width, 4)", r"cannot be trained, .*logits \[2, 3\]"),
