@@ -21,7 +21,7 @@ LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if not {HARNESS, LAB} & 
 FLOORS = (
     "warn names vision",
     "arguments batches borrow provenance files layers reading theory",
-    "moments",
+    "moments inputs",
     "memory storage estimators",
     "statistics nn",
     "layout",
@@ -49,7 +49,7 @@ STAGES = (
 FOLDERS = {
     "nn": "averages self_tuned readers",
     "recording": "trace steps recorders block frozen",
-    "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
+    "exact": "settings ranks readers units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
     "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "

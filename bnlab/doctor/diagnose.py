@@ -21,7 +21,7 @@ from bnlab.doctor.rule import Rule
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
 from bnlab.doctor.verdict import WORTH, judge
-from bnlab.exact.inputs import Extract
+from bnlab.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_constant, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
 

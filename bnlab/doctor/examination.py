@@ -12,13 +12,13 @@ from torch import nn
 from bnlab.arguments import find_device
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrow import keep_random_state
-from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.population import population_statistics
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.readers import choose_reader
 from bnlab.exact.source import Source
 from bnlab.exact.task import Task
 from bnlab.exact.units import ImageCounter
+from bnlab.inputs import Extract, Inputs
 from bnlab.layers import BatchNorm, unwrap_parallel
 from bnlab.statistics import Statistics
 

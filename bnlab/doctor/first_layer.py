@@ -13,9 +13,9 @@ from typing import Any
 from bnlab.borrow import measured
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.observing import View
-from bnlab.exact.inputs import Values
 from bnlab.exact.population import population_statistics
 from bnlab.exact.task import Task, watched
+from bnlab.inputs import Values
 from bnlab.layers import BatchNorm
 from bnlab.statistics import Statistics
 

@@ -13,8 +13,8 @@ from bnlab.batches import count_images
 from bnlab.borrow import measured
 from bnlab.doctor.by_batch import positive_eps
 from bnlab.doctor.scatter import Scatter
-from bnlab.exact.inputs import Values
 from bnlab.exact.task import Task, watched
+from bnlab.inputs import Values
 from bnlab.moments import Moments
 
 MOST_CALLS = 8  # calls of one layer in a forward that are told apart

@@ -21,8 +21,8 @@ from bnlab.doctor.scores import Evaluate, Scores, find_labels, require_evaluate
 from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import write_statistics
 from bnlab.doctor.verdict import WORTH
-from bnlab.exact.inputs import Extract
 from bnlab.exact.population import population_statistics
+from bnlab.inputs import Extract
 from bnlab.layers import batch_norm_layers, join_names, match_names, strip_wrappers
 from bnlab.provenance import Check
 from bnlab.statistics import Statistics

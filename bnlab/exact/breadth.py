@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from greenlet import greenlet
 
-from bnlab.exact.inputs import Values
 from bnlab.exact.ranks import InterleavingError
 from bnlab.exact.settings import (
     Attributes,
@@ -26,6 +25,7 @@ from bnlab.exact.settings import (
     read_fixed_settings,
 )
 from bnlab.exact.task import CALLER, Task, watched
+from bnlab.inputs import Values
 from bnlab.memory import Budget
 from bnlab.moments import Moments
 from bnlab.reading import Pooled

@@ -12,9 +12,9 @@ from torch import Tensor
 from bnlab.batches import take_images
 from bnlab.borrow import borrowed
 from bnlab.exact.breadth import Note, Walk
-from bnlab.exact.inputs import Values
 from bnlab.exact.readers import fetch, fetch_calls
 from bnlab.exact.task import Task, watched
+from bnlab.inputs import Values
 from bnlab.moments import Moments, compare_moments
 from bnlab.provenance import Check
 from bnlab.reading import Pooled

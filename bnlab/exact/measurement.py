@@ -12,11 +12,11 @@ from bnlab.borrow import measured
 from bnlab.exact.breadth import Walk
 from bnlab.exact.checking import check_walk, find_self_dependent
 from bnlab.exact.fixed_point import settle
-from bnlab.exact.inputs import Values
 from bnlab.exact.profiling import prepare
 from bnlab.exact.ranks import InterleavingError
 from bnlab.exact.readers import fetch
 from bnlab.exact.task import CALLER, Task, watched
+from bnlab.inputs import Values
 from bnlab.memory import Budget
 from bnlab.moments import Moments
 from bnlab.provenance import Check, Cost

@@ -17,7 +17,6 @@ from torch import nn
 from bnlab.arguments import find_device, require_amount, require_batches, require_forward
 from bnlab.batches import Forward, call
 from bnlab.borrow import keep_random_state
-from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.measurement import measure_exactly, measure_under_batches
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.readers import choose_reader
@@ -25,6 +24,7 @@ from bnlab.exact.source import Source
 from bnlab.exact.standard_errors import LEAST_BATCHES, find_worst_error, measure_errors, warn_of_units
 from bnlab.exact.task import CALLER, Task
 from bnlab.exact.units import CountImages, ImageCounter
+from bnlab.inputs import Extract, Inputs
 from bnlab.layers import batch_norm_layers, join_names, require_parameters, unwrap_parallel, warn_of_others
 from bnlab.memory import memory_limit
 from bnlab.statistics import Statistics, read_weights

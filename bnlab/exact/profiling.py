@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from bnlab.batches import count_bytes, count_images, take_images
 from bnlab.borrow import borrowed
-from bnlab.exact.inputs import Values, has_own_forward
 from bnlab.exact.probe import ProbeResult, probe
 from bnlab.exact.task import CALLER, Layers, Task, watched
+from bnlab.inputs import OtherInput, Values, has_own_forward
 from bnlab.layers import BatchNorm, find_replaced_forward, get_running_buffers, join_names
 from bnlab.memory import LiveBytes, Profile
 from bnlab.warn import warn
@@ -222,7 +222,7 @@ def _require_inputs_normalized(task: Task, batch: Any) -> None:
     unknown = {
         name: layer
         for name, layer in task.layers.items()
-        if has_own_forward(layer) and not task.inputs.has_extract(name)
+        if has_own_forward(layer) and name not in task.inputs.extracts
     }
     if not unknown:
         return
@@ -238,7 +238,7 @@ def _require_inputs_normalized(task: Task, batch: Any) -> None:
         if result is None or not result.averages:
             unclear.append(name)
         elif not result.is_input:
-            raise ValueError(_describe_other_input(name, unknown[name], result))
+            raise _refuse_other_input(name, unknown[name], result)
 
     with contextlib.ExitStack() as undo:
         for name, layer in unknown.items():
@@ -251,7 +251,7 @@ def _require_inputs_normalized(task: Task, batch: Any) -> None:
         )
 
 
-def _describe_other_input(name: str, layer: BatchNorm, result: ProbeResult) -> str:
+def _refuse_other_input(name: str, layer: BatchNorm, result: ProbeResult) -> OtherInput:
     """Describe what a layer averages in place of its input, and how `inputs=` says what that is."""
     kind = type(layer).__name__
     if math.isinf(result.off):
@@ -262,7 +262,4 @@ def _describe_other_input(name: str, layer: BatchNorm, result: ProbeResult) -> s
     key = kind
     if find_replaced_forward(layer) is not None:  # set on this layer, not by its class
         key = repr(name)
-    return (
-        f"{CALLER}: layer {name!r} ({kind}) {difference}; say what it normalizes: inputs={{{key}: function(layer, "
-        "args, kwargs) -> values}"
-    )
+    return OtherInput(CALLER, f"layer {name!r} ({kind}) {difference}", key)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bnlab.borrow import measured
-from bnlab.exact.inputs import Values
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.units import ImageCounter
+from bnlab.inputs import Values
 from bnlab.layers import join_names
 from bnlab.moments import Moments
 from bnlab.reading import read

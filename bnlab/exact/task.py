@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.batches import Forward, copy_batch
-from bnlab.exact.inputs import Inputs, Values
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.readers import Reader, fetch
+from bnlab.inputs import Inputs, Values
 from bnlab.layers import BatchNorm, get_running_buffers
 from bnlab.moments import Moments
 from bnlab.reading import Pooled

@@ -10,7 +10,7 @@ from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, suggest
 
 COMPONENTS: dict[str, dict[str, Any]] = defaultdict(dict)
 """group → name → the component with the settings that it has unless others are given."""
@@ -70,6 +70,9 @@ def setting(default: Any, text: str, **limits: Any) -> Any:
 
 def component(cls: Class) -> Class:
     """Decorate a dataclass: register it, with its default settings, as a choice of its group."""
+    if "__dataclass_fields__" not in vars(cls):
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        raise TypeError(f"{name}: is no dataclass; write @dataclass(unsafe_hash=True) below @component")
     add_choice(cls.name, cls())
     return cls
 
@@ -118,7 +121,7 @@ def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
     """Raise UserError unless the setting is one of these values."""
     known = list(allowed)
     if value not in known:
-        raise UserError(f"{key}={value}: must be one of {', '.join(map(str, known))}")
+        raise UserError(f"{key}={value}: {suggest(value, known)}")
 
 
 def require_within(key: str, value: float, low: float, high: float = float("inf"), reason: str = "") -> None:

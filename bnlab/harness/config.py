@@ -135,7 +135,9 @@ def _check_measured(config: Config) -> None:
                 "freeze_at or averaging do not have to the end"
             )
     if not any(measurement.covers(config.norm) for measurement in chosen.values()):
-        raise UserError(f"measurements={config.measurements}: need batch norm, found norm={config.norm.name}")
+        names = as_list(config.measurements)
+        typed = names[0] if len(names) == 1 else f"[{','.join(names)}]"
+        raise UserError(f"measurements={typed}: measures nothing of a network with norm={config.norm.name}")
 
 
 def _check_device(name: str) -> None:

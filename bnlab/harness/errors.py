@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 # Whose lines tell a user nothing about their own code: bnlab, the standard library and what is installed.
@@ -26,10 +28,30 @@ class TimeLimit(BaseException):
     """The time of a job is up; no Exception, which a measurement would take for a failure of its own."""
 
 
+def suggest(name: object, known: Iterable[object]) -> str:
+    """Say which of the known names was meant, if one is like this one; otherwise say all of them.
+
+    >>> suggest("emma", ["cumulative", "ema"])
+    'did you mean ema?'
+    >>> suggest("nothing", ["cumulative", "ema"])
+    'must be one of cumulative, ema'
+    """
+    names = [str(each) for each in known]
+    close = find_close(name, names)
+    return f"did you mean {close}?" if close else f"must be one of {', '.join(names)}"
+
+
+def find_close(name: object, known: Iterable[str]) -> str | None:
+    """Find the known name that is most like this one, in small letters or large; None if none is like it."""
+    by_letters = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(str(name).lower(), by_letters, n=1)
+    return by_letters[close[0]] if close else None
+
+
 def where_raised(error: BaseException) -> str:
     """`file:line: Type: message`, of the last line of the user's code; without one `Type: message`."""
     own = list_own_lines(error)
-    message = " ".join(f"{type(error).__name__}: {error}".split())
+    message = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     return f"{_shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
 
 

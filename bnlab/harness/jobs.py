@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
+import bnlab
 from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings, network
@@ -31,6 +33,8 @@ from bnlab.harness.own import digest_of_own
 from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.updates import steps_per_epoch
+from bnlab.inputs import OtherInput, has_own_forward
+from bnlab.layers import BatchNorm
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
@@ -87,7 +91,8 @@ def try_all(configs: list[Config]) -> None:
     kinds: dict[tuple[Any, ...], Run] = {}
     for run in map(Run, configs):
         if not run.finished:
-            kinds.setdefault((run.config.data, run.config.model, run.config.norm), run)
+            config = run.config
+            kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
     for run in kinds.values():
         _try_training(run)
 
@@ -101,12 +106,36 @@ def _try_training(run: Run) -> None:
         logits = progress.model(images)
         if logits.shape != (2, classes):
             raise ValueError(f"found {logits.shape} of two images, not logits [2, {classes}]")
+        _try_measuring(run, progress.model, images)
         with record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
             next(train(progress, batches, run.config.optimizer, run.steps, until=1))
     except UserError:
         raise
     except (AssertionError, AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model={run.config.model.name}: cannot be trained, {where_raised(error)}") from error
+        config = run.config
+        given = f"images {list(images.shape[1:])} and {classes} classes of data={config.data.name}"
+        raise UserError(
+            f"model={config.model.name}: cannot be trained, {where_raised(error)}; it was given {given}"
+        ) from error
+
+
+def _try_measuring(run: Run, model: nn.Module, images: Tensor) -> None:
+    """Ask batch norms with a forward of their own what they average; UserError if it is unknown what they normalize."""
+    inputs = run.inputs_of(model)
+    if not any(isinstance(module, BatchNorm) and has_own_forward(module) for module in model.modules()):
+        return
+    try:
+        bnlab.population_statistics(model, [images], inputs=inputs)
+    except OtherInput as error:
+        chosen = run.config.norm if run.config.norm.is_own else run.config.model
+        raise UserError(
+            f"{chosen.group}={chosen.name}: {error.found}; name a function that gives what it normalizes, from the "
+            "layer, the arguments and the keyword arguments of its call: inputs=module.function"
+        ) from error
+    except Exception as error:  # the user's function may raise anything
+        if inputs is None:
+            raise
+        raise UserError(f"inputs={run.config.inputs}: {where_raised(error)}") from error
 
 
 def list_needed_checkpoints(run: Run) -> list[int]:

@@ -105,7 +105,8 @@ def call_own(key: str, path: str, *given: Any, **arguments: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{key}={path}: {where_raised(error)}") from error
+        called = f"; it was called with {', '.join(map(str, given))}" if given else ""
+        raise UserError(f"{key}={path}: {where_raised(error)}{called}") from error
 
 
 @cache  # what runs is the code as it was when it was imported

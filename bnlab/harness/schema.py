@@ -147,6 +147,26 @@ def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None
     )
 
 
+def find_fault(table: Table, frame: pd.DataFrame) -> str:
+    """Find what is wrong with the rows of a table, in words; empty: nothing."""
+    lacking = [column for column in table.columns if column not in frame]
+    if lacking:
+        return f"its rows have no column {lacking[0]}"
+    unknown = [str(column) for column in frame if column not in table.columns]
+    if unknown:
+        return f"its rows have a column {unknown[0]}, which its table does not say"
+    key = [*table.key]
+    doubled = frame[frame.duplicated(key)]
+    if len(doubled):
+        values = [f"{column}={doubled[column].iloc[0]}" for column in key]
+        return f"two of its rows agree in the key: {', '.join(values)}"
+    try:
+        conform(frame, table.schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        return f"its rows have values that are not of their column's type: {' '.join(map(str, error.args))}"
+    return ""
+
+
 def write_rows(path: Path, table: Table, frame: pd.DataFrame) -> None:
     """Write measured rows of a table, with their `origin`."""
     write_frame(path, conform(frame, table.part), table.part)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 import bnlab
 from bnlab.estimators import EMA, Cumulative, Estimator, WeightedCumulative
 from bnlab.inference import Rule
+from bnlab.inputs import Extract
 from bnlab.names import Look, Named, find_look, list_named
 from bnlab.statistics import Statistics
+
+Given = Mapping[Any, Extract] | None
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,11 @@ class Measured(Named, ABC):
         return self.name if self.images is None else super().label
 
     @abstractmethod
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        """Measure the statistics of frozen weights; `memory` bytes may be used beside the network and the images."""
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
+        """Measure the statistics of frozen weights; `memory` bytes may be used beside the network and the images.
+
+        `inputs` says what layers normalize, as `population_statistics` takes it.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Exact(Measured):
     look: ClassVar[Look] = Look("exact population", "black", "dashed")
     depends_on_batch_size: ClassVar[bool] = False
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        return bnlab.population_statistics(model, batches, memory=memory)
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
+        return bnlab.population_statistics(model, batches, memory=memory, inputs=inputs)
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ class Precise(Measured):
     name: ClassVar[str] = "precise"
     look: ClassVar[Look] = Look("precise BN", "green")
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        return bnlab.population_statistics(model, batches, upstream="batch", memory=memory)
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
+        return bnlab.population_statistics(model, batches, upstream="batch", memory=memory, inputs=inputs)
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,8 @@ class UpdateBN(Measured):
     look: ClassVar[Look] = Look("batches averaged (update_bn)", "green", "dashed")
     average: ClassVar[Estimator] = Cumulative()
 
-    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
-        trace = bnlab.record_frozen(model, batches)
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
+        trace = bnlab.record_frozen(model, batches, inputs=inputs)
         return bnlab.replay(trace, self.average, [trace.last_step])[trace.last_step]
 
 

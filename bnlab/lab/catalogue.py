@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from bnlab.harness.measurements import Measurement
@@ -36,9 +35,7 @@ def find_experiment(name: str) -> Experiment:
 
     known = _find_modules()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-        raise UserError(f"no question {name!r}; {hint}")
+        raise UserError(f"no question {name!r}: {suggest(name, known)}")
     found: Experiment = import_object("experiment", f"{known[name]}.EXPERIMENT")
     module = importlib.import_module(known[name])
     question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")

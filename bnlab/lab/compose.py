@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.config import check, register
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, find_close, suggest
 from bnlab.harness.own import KINDS, make_own
 from bnlab.lab.catalogue import CONF
 
@@ -35,6 +35,7 @@ _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may sa
 _FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
 _NEVER_SWEPT = ("name", "results")
 _UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
+_NO_CHOICE = re.compile(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)")  # what OmegaConf says
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -177,8 +178,8 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
             return _compose(choices)
         if not error.options:
             raise UserError(_first_line(error)) from error
-        options = ", ".join(error.options)
-        raise UserError(f"{group}={name}: there is no {group} {name!r}; choose from {options}") from error
+        options = [*error.options, "package.module.function"] if group in KINDS else error.options
+        raise UserError(f"{group}={name}: {suggest(name, options)}") from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -196,9 +197,25 @@ def _explain(error: Exception) -> str:
     if cause is None:
         return _first_line(error)
     reason = _first_line(cause)
+    choice = _explain_choice(reason)
+    if choice:
+        place, _, _ = _first_line(error).partition(f": {type(cause).__name__}")
+        return f"{place}: {choice}"
     if isinstance(cause, _UNKNOWN):
         reason = _explain_unknown(str(cause.full_key))
     return f"{_first_line(error)}\n  {reason}".strip()
+
+
+def _explain_choice(reason: str) -> str | None:
+    """Say how a file chooses a model, say, where it has `model: resnet`; None if this is not what went wrong."""
+    match = _NO_CHOICE.fullmatch(reason)
+    if match is None:
+        return None
+    chosen, value = match.groups()
+    for group, choices in GROUPS.items():
+        if chosen in {type(choice).__name__ for choice in choices.values()}:
+            return f"{group}: {value} is chosen among its defaults: as - override /{group}: {value}"
+    return None
 
 
 def _first_line(error: BaseException) -> str:
@@ -263,8 +280,8 @@ def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str
         known |= {f"{group}.{name}" for name in vars(choice)}
     if composed and group in GROUPS:
         known |= {f"{group}.{name}" for name in composed[group]}
-    close = difflib.get_close_matches(key, sorted(known), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    close = find_close(key, sorted(known))
+    hint = f"; did you mean {close}?" if close else ""
     return f"there is no setting {key}{hint}; --help lists them"
 
 

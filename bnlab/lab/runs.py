@@ -95,7 +95,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         if isinstance(value, dict):
             for name, inner in value.items():
                 settings[key if name == "name" else f"{key}.{name}"] = inner
-        elif key in TRAINED_WITH:
+        elif key in TRAINED_WITH or (key == "inputs" and value):
             settings[key] = value
     if settings.get("steps"):  # instead of which epochs are not read
         settings.pop("epochs", None)

@@ -95,6 +95,7 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], star
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import find_failure, list_waiting
     from bnlab.harness.reporting import tables
+    from bnlab.harness.reporting.selection import OVERVIEWED
 
     first = planned[0]
     found = tables.write_tables(first.folder, first.csv)
@@ -115,14 +116,27 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], star
     missing = {Run(config).id for config in list_waiting(waiting) if not find_failure(Run(config)).exists()}
     for name in sorted(missing):
         print(f"not finished: {name}, whose job was ended from outside; the same command continues")
-    print(f"next: bnlab report {shlex.join(_name_report(first, words))}")
+    measured = [name for name, frame in found.items() if name != "runs" and len(frame)]
+    questions = _list_swept_questions(first, words)
+    if not questions:
+        measured = [name for name in measured if name in OVERVIEWED]
+    if measured:
+        print(f"next: bnlab report {shlex.join(_name_report(first, words, questions))}")
     return 1 if failed or missing else 0
 
 
-def _name_report(config: Config, words: list[str]) -> list[str]:
+def _list_swept_questions(config: Config, words: list[str]) -> list[str]:
+    """List the questions that have the name of the tables or of the experiment."""
+    return [name for name in (config.name, *_list_experiments(words)) if name in list_questions()]
+
+
+def _list_experiments(words: list[str]) -> list[str]:
+    return [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
+
+
+def _name_report(config: Config, words: list[str], questions: list[str]) -> list[str]:
     """Name the report of the tables in words: of the question that was swept, if there is one of its name."""
-    experiments = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
-    questions = [name for name in (config.name, *experiments) if name in list_questions()]
+    experiments = _list_experiments(words)
     report = []
     if experiments and questions:
         report.append(f"experiment={questions[0]}")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bnlab.arguments import require_number
+from bnlab.inputs import Extract, Inputs
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
@@ -24,7 +26,13 @@ from bnlab.warn import warn
 
 
 @contextlib.contextmanager
-def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer | None = None) -> Iterator[MomentTrace]:
+def record(
+    model: nn.Module,
+    *,
+    step: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    inputs: Mapping[Any, Extract] | None = None,
+) -> Iterator[MomentTrace]:
     """Record the moments of every batch that `model` is trained on inside the block, one entry for each layer call.
 
     Layers in eval mode, and calls of the model by measurements, are not recorded. Training is the same bit for bit, the
@@ -42,9 +50,10 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         model: any module with batch-norm layers that keep running statistics.
         step: the step that the model has reached when recording begins.
         optimizer: the only optimizer whose updates count as steps; None: each that updates a parameter of the model.
+        inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
 
     Raises:
-        TypeError: `model` is no module, or `optimizer` no torch optimizer.
+        TypeError: `model` is no module, `optimizer` no torch optimizer, or `inputs` no mapping to functions.
         ValueError: `step` is not a number from 0 on, or no batch-norm layer has running statistics.
 
     Warns:
@@ -71,7 +80,10 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     }
     trace = MomentTrace(entries, int(step))
     counter = StepCounter(trace, model, optimizer)
-    recorders = {name: make_recorder(layer, entries[name], counter) for name, layer in layers.items()}
+    extracts = Inputs(layers, inputs, "record").extracts
+    recorders = {
+        name: make_recorder(layer, entries[name], counter, extracts.get(name)) for name, layer in layers.items()
+    }
     with contextlib.ExitStack() as undo:
         undo.callback(register_optimizer_step_post_hook(torch.compiler.disable(counter.end_update)).remove)
         undo.callback(model.register_forward_pre_hook(RecordingCall(counter.begin_forward, _do_nothing)).remove)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from bnlab.arguments import find_device, require_batches, require_forward
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrow import measured
+from bnlab.inputs import Extract
 from bnlab.layers import batch_norm_layers, warn_of_others
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
@@ -18,7 +19,12 @@ _CALLER = "record_frozen"
 
 
 def record_frozen(
-    model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, training: bool = False
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    training: bool = False,
+    inputs: Mapping[Any, Extract] | None = None,
 ) -> MomentTrace:
     """Record the batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
 
@@ -31,6 +37,7 @@ def record_frozen(
         batches: each batch is a step.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         training: whether the other modules are in train mode too, dropout for example.
+        inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
 
     Raises:
         TypeError, ValueError: as `record`; there are no batches, or a layer is given values that are not finite.
@@ -50,7 +57,7 @@ def record_frozen(
     require_forward(forward, _CALLER)
     device = find_device(model, None, _CALLER)
     warn_of_others(model, _CALLER)
-    with measured(model, training=training), record(model) as trace:
+    with measured(model, training=training), record(model, inputs=inputs) as trace:
         for layer in layers.values():
             layer.train()
         for batch in batches:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.borrow import count_loans
+from bnlab.inputs import Extract
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, find_replaced_forward, get_input, get_running_buffers
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
@@ -210,7 +211,14 @@ class OwnForwardRecorder(Recorder):
     """Recorder of a layer with any other forward; it reads the moments of the layer's input itself.
 
     A layer whose input it cannot read is left to its own forward, so that training goes on whatever the layer does.
+    `extract` says what the layer normalizes in place of its input.
     """
+
+    def __init__(
+        self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter, extract: Extract | None = None
+    ) -> None:
+        super().__init__(layer, entries, counter)
+        self._extract = extract
 
     @property
     def may_not_count(self) -> bool:
@@ -222,13 +230,21 @@ class OwnForwardRecorder(Recorder):
             output = self.own(*args, **kwargs)
         except BaseException:
             if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has averaged before it failed
-                self._read(get_input(args, kwargs))
+                self._read(args, kwargs)
             raise
-        self._read(get_input(args, kwargs))
+        self._read(args, kwargs)
         return output
 
-    def _read(self, x: Any) -> None:
-        """Make an entry of the moments of `x`, if it is [N, C, ...] with all of the layer's channels."""
+    @torch.no_grad()
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Make an entry of the moments of what is normalized, if it is [N, C, ...] with all of the layer's channels."""
+        x = get_input(args, kwargs)
+        if self._extract is not None:
+            x = self._extract(self.layer, args, kwargs)
+        if isinstance(x, Tensor) and not x.numel():
+            self.missed += 1
+            return
+
         place = self.next_place()
         can_be_read = isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] == len(place[0]) and not x.is_complex()
         if not can_be_read:
@@ -241,13 +257,15 @@ class OwnForwardRecorder(Recorder):
         self.add(x, self.find_weight())
 
 
-def make_recorder(layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> Recorder:
-    """Make the recorder for a layer, according to its forward."""
+def make_recorder(
+    layer: BatchNorm, entries: LayerTrace, counter: StepCounter, extract: Extract | None = None
+) -> Recorder:
+    """Make the recorder for a layer, according to its forward; `extract` says what it normalizes if not its input."""
     from bnlab.nn.self_tuned import SelfTuned  # here: its decorator imports torch's compiler, which takes a second
 
     forward = type(layer).forward
-    if "forward" in vars(layer):
-        return OwnForwardRecorder(layer, entries, counter)
+    if extract is not None or "forward" in vars(layer):
+        return OwnForwardRecorder(layer, entries, counter, extract)
     if forward in TORCH_FORWARDS:
         return TorchRecorder(layer, entries, counter)
     if forward is SelfTuned.forward:

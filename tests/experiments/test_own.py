@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bnlab.estimators import list_estimators
-from bnlab.harness import load, load_model
+from bnlab.harness import load, load_images, load_model
 from tests.experiments.commands import Call, Write, run
 
 MODULE = """
@@ -84,6 +85,28 @@ class Centered(nn.BatchNorm2d):
         return self.gain * super().forward(x)
 
 
+class Squared(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x * x)
+
+
+def read_squares(layer, args, kwargs):
+    return args[0] * args[0]
+
+
+def read_nothing(layer, args, kwargs):
+    return None
+
+
+def make_by_width(channels, most=8):
+    return nn.BatchNorm2d(channels) if channels > most else nn.GroupNorm(1, channels)
+
+
+def make_squares(channels, image_size, classes):
+    layers = [nn.Conv2d(channels, 4, 3), Squared(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4, classes))
+
+
 def make_group_norm(channels, groups=2):
     return nn.GroupNorm(groups, channels)
 
@@ -94,6 +117,11 @@ class Half(Estimator):
 
     def gains(self, stream):
         return torch.full((len(stream),), 0.5, dtype=torch.float64)
+
+
+class Slow(Half):
+    name: ClassVar[str] = "slow"
+    weight: float = 0.5
 
 
 @dataclass
@@ -176,6 +204,24 @@ def test_a_norm(word: str, measures: bool, mine: None, call: Call, tmp_path: Pat
     load_model("adhoc", runs["run"][0], results=tmp_path)
 
 
+def test_a_norm_is_what_it_makes_for_the_layers_of_its_network(mine: None, call: Call, tmp_path: Path) -> None:
+    """Three groups divide the channels of this network; where the second layer has a batch norm, that is measured."""
+    words = ("model.width=6", "model.depth=2", "estimator=[ema,exact]")
+    sweep(call, tmp_path, "norm=mine.make_group_norm", "norm.groups=3", *words)
+    sweep(call, tmp_path, "norm=mine.make_by_width", "norm.most=6,12", *words, "-m")
+
+    tables = load("adhoc", tmp_path)
+    runs = tables["runs"].set_index("norm.most")["run"]
+    assert {*tables["gaps"]["run"]} == {runs[6]}
+    assert {*tables["gaps"]["layer"]} == {"5"}
+
+
+def test_drift_of_an_own_batch_norm(mine: None, call: Call, tmp_path: Path) -> None:
+    words = ("norm=mine.Centered", "model.width=4", "model.depth=1", "steps=20", "measurements=[drift]")
+    sweep(call, tmp_path, *words)
+    assert len(load("adhoc", tmp_path)["drift"]) == 1
+
+
 @pytest.mark.parametrize(
     "words", [("model=mine.make_model",), ("data=mine.make_data",), ("norm=mine.Centered",)], ids=lambda words: words[0]
 )
@@ -229,6 +275,26 @@ def test_arguments_are_settings(mine: None, call: Call, tmp_path: Path) -> None:
     assert model.get_parameter("0.weight").shape == (2, 3, 2, 2)
 
 
+@pytest.mark.parametrize("word", ["norm=mine.Squared", "model=mine.make_squares"])
+def test_what_a_layer_normalizes_in_place_of_its_input(
+    word: str, mine: None, call: Call, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """It is recorded and measured: of a batch that is the whole population, both give the same."""
+    words = ("data=mine.make_data", "batch_size=36", "optimizer.lr=1e-9", "momentum=1.0", "steps=2")
+    sweep(call, tmp_path, word, *words, "estimator=[ema,precise,update_bn,exact]", "inputs=mine.read_squares")
+
+    assert not [str(warning.message) for warning in recwarn if "running buffers" in str(warning.message)]
+    tables = load("adhoc", tmp_path)
+    assert list(tables["runs"]["inputs"]) == ["mine.read_squares"]
+    assert tables["gaps"]["mean_gap"].max() < 1e-3
+    (run,) = tables["runs"]["run"]
+    assert "mine.read_squares" in call("runs show", run, f"results={tmp_path}").out
+    found = load_model("adhoc", run, statistics="ema(momentum=1.0)", results=tmp_path)
+    images, _ = load_images("adhoc", run, split="train", results=tmp_path)
+    squares = found.get_submodule("0")(images).square()
+    torch.testing.assert_close(found.get_buffer("1.running_mean"), squares.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
 def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp_path: Path) -> None:
     for words in (["model.width=4"], ["model=mine.make_model", "model.kind=7", "model.width=5"]):
         sweep(call, tmp_path, *words, "data=mine.make_data", "measurements=[gaps]")
@@ -268,8 +334,19 @@ MISTAKES = {
         "return len(*layers",
         r"model=mine.make_model: .*mine.py:\d+: ",
     ),
+    "refused": (
+        "",
+        "    layers =",
+        "    assert 0\n    layers =",
+        r"AssertionError; it was called with 3, 8, 3$",
+    ),
     "model": ("", "nn.Linear(width, classes))\n", "nn.Linear(width, classes)), 3\n", "has to give a torch.nn.Module"),
-    "untrainable": ("", "nn.Conv2d(channels", "nn.Conv2d(7", "model=mine.make_model: cannot be trained, .*RuntimeErr"),
+    "untrainable": (
+        "",
+        "nn.Conv2d(channels",
+        "nn.Conv2d(7",
+        r"cannot be trained, .* given images \[3, 8, 8\] and 3 classes of data=mine",
+    ),
     "logits": ("", "nn.Linear(width, classes)", "nn.Linear(width, 4)", r"cannot be trained, .*logits \[2, 3\]"),
     "estimator": ("", "(len(stream),)", "(3,)", "estimator=half: mine.Half fails on 8 batches: "),
     "no such module": (
@@ -300,15 +377,26 @@ MISTAKES = {
         r"make_group_norm: .*mine.py:\d+: Val",
     ),
     "no norm": ("norm=mine.make_data model=cnn", "", "", "norm=mine.make_data: has to give a torch.nn.Module"),
+    "other input": ("norm=mine.Squared model=cnn", "", "", r"mine.Squared: layer '1' .*: inputs=module.function\n$"),
+    "other input of a model": ("model=mine.make_squares", "", "", "model=mine.make_squares: layer '1'"),
+    "no inputs": ("inputs=mine.missing", "", "", "inputs=mine.missing: cannot be imported"),
+    "wrong inputs": ("inputs=mine.read_nothing model=mine.make_squares", "", "", "inputs=mine.read_nothing: .*None"),
+    "needless inputs": ("inputs=mine.read_squares", "", "", "inputs=mine.read_squares: no batch norm .*; leave it out"),
     "of no maps": ("norm=mine.Centered model=mlp", "", "", r"model=mlp: cannot be trained, .*expected 4D input"),
     "no measurement": ("measurements=largest", "", "", "measurements=largest: must be one of "),
     "module": ("measurements=nowhere.X", "", "", "measurements=nowhere.X: cannot be imported, ModuleNotFoundError"),
     "other class": ("measurements=mine.Table", "", "", "measurements=mine.Table: is no class below bnlab.harness.meas"),
-    "name": (
-        "measurements=mine.Gaps",
+    "name": ("measurements=mine.Gaps", "", "", "measurements=mine.Gaps: bnlab has a table gaps; give it another name"),
+    "no name": (MEASURED, 'name: str = "largest_weights"', "", "mine.Largest: has no name of its table; write name ="),
+    "file name": (MEASURED, '"largest_weights"', '"a/b"', "its name 'a/b' is to be that of a file"),
+    "no table": (MEASURED, "table: ClassVar[Table] =", "other =", "does not say its columns; write table = "),
+    "key": (MEASURED, 'common("run step")', 'common("run")', "its table has no step in its key"),
+    "no measure": (MEASURED, "def measure(", "def count(", r"has no method measure\(self, run, subjects, steps\)"),
+    "undecorated": (
+        "estimator=mine.Slow",
         "",
         "",
-        "measurements=mine.Gaps: its table needs a name of its own, found 'gaps'",
+        r"weight is no parameter yet; write @dataclass\(frozen=True\) above",
     ),
     "two": ("measurements=[mine.Largest,mine.SameTable]", "", "", "there is another table largest_weights"),
     "parameters": ("model=cnn model.width=999999999", "", "", "model=cnn: cannot be trained, .*memory"),
@@ -360,6 +448,47 @@ def test_what_fails_in_the_end_leaves_all_else(
     tables = load("adhoc", tmp_path)
     assert list(tables["runs"]["status"]) == ["failed"]
     assert "ema" in {*tables["gaps"]["estimator"]}
+
+
+ROW = 'rows.append({"run": run.id, "step": step, "largest": largest})'
+FAULTS = {
+    "twice": (ROW, f"{ROW}; {ROW}", r"two of its rows agree in the key: run=\w+/seed_0, step=4"),
+    "other step": ('"step": step', '"step": 1', "its rows have step 1, which was not asked for: 4 were"),
+    "lacking": (', "largest": largest', "", "its rows have no column largest"),
+    "unknown": ('"largest": largest', '"largest": largest, "half": 1', "its rows have a column half, which its table"),
+    "no frame": ("pd.DataFrame(rows)", "rows", r"measure\(\) has to give a pandas.DataFrame, found a list"),
+    "type": (
+        '"largest": largest',
+        '"largest": "much"',
+        "its rows have values .* of their column's type: .*largest",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_rows_that_are_none_of_the_table_are_refused(
+    case: str, mine: None, write: Write, call: Call, tmp_path: Path
+) -> None:
+    """In one line that names the measurement; other tables have their rows."""
+    old, new, message = FAULTS[case]
+    write(MODULE.replace(old, new))
+
+    code, _, err = call("sweep", *SMALL, "measurements=[mine.Largest,gaps]", f"results={tmp_path}")
+
+    assert code == 1
+    assert re.search(f"failed, largest_weights: {message}", err), err
+    assert err.count("\n") == 2
+    assert len(load("adhoc", tmp_path)["gaps"])
+
+
+def test_a_measurement_needs_no_decorator(mine: None, write: Write, call: Call, tmp_path: Path) -> None:
+    text = MODULE.replace("@dataclass\nclass Largest", "class Largest")
+    text = text.replace('name: str = "largest', 'name = "largest')
+    write(text.replace("table: ClassVar[Table]", "table"))
+
+    sweep(call, tmp_path, MEASURED)
+
+    assert len(load("adhoc", tmp_path)["largest_weights"]) == 1
 
 
 def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
 
 
 def test_a_question_that_there_is_not_or_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"no question .quikstart.; did you mean 'quickstart'"):
+    with pytest.raises(UserError, match=r"no question .quikstart.: did you mean quickstart"):
         find_experiment("quikstart")
     monkeypatch.delattr("experiments.questions.quickstart.EXPERIMENT")
     with pytest.raises(UserError, match=r"quickstart.EXPERIMENT: cannot be imported, AttributeError"):

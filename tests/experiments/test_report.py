@@ -65,7 +65,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("experiment=quikstart", "did you mean 'quickstart'?"),
+        ("experiment=quikstart", "did you mean quickstart?"),
         (
             "experiment=quickstart results=nowhere",
             "no results for 'quickstart' in nowhere/; run: bnlab sweep ",

@@ -121,6 +121,14 @@ def test_a_folder_of_experiments_as_a_word_of_its_own(call: Call, tmp_path: Path
     assert f"next: bnlab report name=mine 'results={tmp_path}/my results'\n" in done.out
 
 
+def test_a_report_is_not_advised_where_it_could_not_be_made(call: Call, tmp_path: Path) -> None:
+    words = ("batch_size=256", "steps=1", "hydra/launcher=basic", f"results={tmp_path}")
+    done = call("sweep measurements=log", *words)
+    assert done.code == 0, done.err
+    assert "next:" not in done.out
+    assert call("report", "name=adhoc", f"results={tmp_path}").code == 2
+
+
 def test_what_to_do_next(call: Call, results: Path) -> None:
     """The command of the question's report, under the name that was swept."""
     words = ("batch_size=256", "steps=1", "hydra/launcher=basic", "measurements=evaluations", "seed=0")

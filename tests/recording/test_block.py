@@ -409,3 +409,29 @@ def test_what_is_refused_and_how() -> None:
     ):
         with pytest.raises(error, match=message), record(given, **options):
             pass
+
+
+class Squaring(nn.BatchNorm2d):
+    """A batch norm that normalizes the square of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * x)
+
+
+def test_what_a_layer_normalizes_in_place_of_its_input() -> None:
+    model = nn.Sequential(Squaring(3), nn.Conv2d(3, 4, 3))
+    inputs = {Squaring: lambda layer, args, kwargs: args[0] * args[0]}
+
+    with warnings.catch_warnings(), record(model, inputs=inputs) as trace:
+        warnings.simplefilter("error")
+        train(model, [*DATA, torch.empty(0, 3, 8, 8)])
+
+    replayed = replay(trace, EMA(0.1), [trace.last_step])[trace.last_step]
+    assert_equal_statistics(replayed, running_statistics(model))
+    frozen = record_frozen(model, DATA[:1], inputs=inputs).layers["0"].moments[0]
+    torch.testing.assert_close(frozen[0], DATA[0].square().mean((0, 2, 3)))
+    with (
+        pytest.raises(ValueError, match="record: inputs has 'other', which is no layer here"),
+        record(model, inputs={"other": inputs[Squaring]}),
+    ):
+        pass

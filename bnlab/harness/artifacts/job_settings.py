@@ -12,7 +12,7 @@ from typing import Any
 from bnlab.files import digest
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS
 from bnlab.harness.artifacts.data import Data, Digits
-from bnlab.harness.artifacts.models import Cnn, Model, Torchvision
+from bnlab.harness.artifacts.models import Cnn, Model, Torchvision, list_norm_widths
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, setting
@@ -33,6 +33,11 @@ class Config:
     model: Model = field(default_factory=Cnn)
     norm: Norm = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Sgd)
+    inputs: str | None = setting(
+        None,
+        "import path of a function that gives what batch norms with a forward of their own normalize, if that is not "
+        "their input: called with the layer, the arguments and the keyword arguments of its call",
+    )
     batch_size: int = setting(128, "images in a batch of training")
     epochs: int = setting(10, "length of the training in passes over the training split", at_least=1)
     steps: int | None = setting(None, "length of the training in updates, instead of epochs", at_least=1)
@@ -111,6 +116,12 @@ class Config:
     csv: bool = setting(False, "write tables as CSV too")
     log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
 
+    def __post_init__(self) -> None:
+        self.norm = self.norm.place(self._list_norm_widths)
+
+    def _list_norm_widths(self) -> list[int]:
+        return list_norm_widths(self.model, self.data.size().pixels)
+
     @property
     def folder(self) -> Path:
         """Where the sweep's tables lie, and what its jobs asked for."""
@@ -159,7 +170,13 @@ def network(config: Config) -> dict[str, Any]:
         settings[group] = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
         if chosen.is_own:
             settings[group]["source"] = digest_of_source(import_object(group, chosen.name))
+    if config.inputs is not None:  # what is recorded in training
+        settings["inputs"] = {"name": config.inputs, "source": _digest_inputs(config.inputs)}
     return settings
+
+
+def _digest_inputs(path: str) -> str:
+    return digest_of_source(import_object("inputs", path))
 
 
 def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
@@ -192,6 +209,9 @@ def list_own_settings(config: Config) -> dict[str, Any]:
             if name not in chosen.storage:
                 own[f"{group}.{name}"] = value
         own[f"{group}.source"] = digest_of_source(import_object(group, chosen.name))
+    if config.inputs is not None:
+        own["inputs"] = config.inputs
+        own["inputs.source"] = _digest_inputs(config.inputs)
     return own
 
 

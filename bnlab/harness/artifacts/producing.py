@@ -69,7 +69,9 @@ class LiveLog:
                 # A copy, because training has changed its own layers, as for recording.
                 model = run.new_model()
                 model.load_state_dict(progress.measured.state_dict())
-                exact = bnlab.population_statistics(model, images.split(_IMAGES_AT_ONCE), memory=run.memory)
+                batches = images.split(_IMAGES_AT_ONCE)
+                inputs = run.inputs_of(model)
+                exact = bnlab.population_statistics(model, batches, memory=run.memory, inputs=inputs)
         except ValueError as error:  # the network is about to diverge: its exact statistics are not finite
             print(f"{run.id}: no gap at step {progress.step} in TensorBoard; {error}", file=sys.stderr)
             return
@@ -217,7 +219,7 @@ def record_moments(run: Run, progress: TrainingState) -> contextlib.AbstractCont
     is_frozen = run.frozen_from is not None and progress.step >= run.frozen_from
     if is_frozen or not run.has_trace:
         return contextlib.nullcontext()
-    return record(progress.model, step=progress.step)
+    return record(progress.model, step=progress.step, inputs=run.inputs_of(progress.model))
 
 
 def freeze_and_average(run: Run, progress: TrainingState) -> None:
@@ -227,7 +229,9 @@ def freeze_and_average(run: Run, progress: TrainingState) -> None:
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
             batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
-            bnlab.population_statistics(progress.model, batches, memory=run.memory).write_to(progress.model)
+            inputs = run.inputs_of(progress.model)
+            exact = bnlab.population_statistics(progress.model, batches, memory=run.memory, inputs=inputs)
+            exact.write_to(progress.model)
         _stop_averages(progress.model)
 
     first = max(1, round(_SWA_FROM * run.steps)) if run.config.averaging == "swa" else 1

@@ -32,6 +32,10 @@ from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
 from bnlab.harness.artifacts.job_settings import Config, as_list, list_steps, network_hash
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.training import Batches, Seeds
+from bnlab.harness.errors import UserError
+from bnlab.harness.own import import_object
+from bnlab.inputs import Extract, has_own_forward
+from bnlab.layers import batch_norm_layers
 from bnlab.memory import memory_limit
 from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
@@ -147,6 +151,20 @@ class Run:
             steps=self.steps,
         )
         return model.to(self.device)
+
+    def inputs_of(self, model: nn.Module) -> dict[str, Extract] | None:
+        """Find what the network's layers normalize, `inputs` of `population_statistics`; None: their input.
+
+        UserError where `inputs=` is set and no layer has a forward of its own.
+        """
+        path = self.config.inputs
+        if path is None:
+            return None
+        layers = batch_norm_layers(model, caller="inputs")
+        own = [name for name, layer in layers.items() if has_own_forward(layer)]
+        if not own:
+            raise UserError(f"inputs={path}: no batch norm of this network has a forward of its own; leave it out")
+        return dict.fromkeys(own, import_object("inputs", path))
 
     @property
     def lock(self) -> FileLock:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Draw, Split, augment
 from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.updates import lr_factor, steps_per_epoch
 
 # Reading a loss waits until its device has computed it. A CPU has when a call returns; an accelerator computes behind
@@ -46,7 +46,7 @@ ORDERS = ("shuffled", "replacement", "sorted", "blocks")  # and blocks:16, see `
 def check_order(order: str) -> None:
     """Raise UserError unless there is such an order."""
     if order not in ORDERS and block_size(order) is None:
-        raise UserError(f"order={order}: must be one of {', '.join(ORDERS)}, or blocks:16 for blocks of so many images")
+        raise UserError(f"order={order}: {suggest(order, [*ORDERS, 'blocks:16'])}")
 
 
 def block_size(order: str) -> int | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.components import COMPONENTS, Component, discover, list_modules, require_one_of
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import import_object
 
 if TYPE_CHECKING:  # `sweep --help` does not wait for these
@@ -67,17 +68,42 @@ def find_measurement(name: str) -> Measurement:
     if "." not in name:
         require_one_of("measurements", name, [*list_names(), "package.module.Class"])
         discover(_TABLES)
-        measurement: Measurement = COMPONENTS[Measurement.group][name]
-        return measurement
+        known: dict[str, Measurement] = COMPONENTS[Measurement.group]
+        if name not in known:
+            raise UserError(f"measurements={name}: no class of {_TABLES}.{name} has @component and name = {name!r}")
+        return known[name]
 
     cls = import_object("measurements", name)
     if not (isinstance(cls, type) and issubclass(cls, Measurement)):
         raise UserError(f"measurements={name}: is no class below bnlab.harness.measurements.Measurement")
-    measurement = cls()
-    if measurement.name in (Component.name, "runs", *list_names()):
-        found = f"measurements={name}: its table needs a name of its own, found {measurement.name!r}"
-        raise UserError(f'{found}; write `name: str = "..."` into the dataclass')
-    return measurement
+    fault = _find_fault(cls)
+    if fault:
+        raise UserError(f"measurements={name}: {fault}")
+    try:
+        return cls(name=cls.name)  # also without @dataclass
+    except Exception as error:  # a user's class may raise anything
+        raise UserError(f"measurements={name}: {where_raised(error)}") from error
+
+
+def _find_fault(cls: type[Measurement]) -> str:
+    """Find what a class lacks that measures a table; empty: nothing."""
+    from bnlab.harness.schema import Table  # here: `sweep --help` does not wait for it
+
+    if cls.name == Component.name:
+        return 'has no name of its table; write name = "..." into the class'
+    if cls.name in ("runs", *list_names()):
+        return f"bnlab has a table {cls.name}; give it another name"
+    if not re.fullmatch(r"\w+", cls.name):
+        return f"its name {cls.name!r} is to be that of a file; write letters, digits and _"
+    table = getattr(cls, "table", None)
+    if not isinstance(table, Table):
+        return "does not say its columns; write table = bnlab.harness.schema.Table(...) into the class"
+    lacking = [column for column in ("run", "step") if column not in table.key]
+    if lacking:
+        return f'its table has no {" and no ".join(lacking)} in its key; write key=common("run step ...")'
+    if cls.measure is Measurement.measure:
+        return "has no method measure(self, run, subjects, steps), which gives the rows"
+    return ""
 
 
 def list_names() -> list[str]:

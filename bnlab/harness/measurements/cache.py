@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from bnlab.files import Unreadable, digest
 from bnlab.harness.artifacts.runs import Run
@@ -15,7 +18,7 @@ from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.requests import Selection
-from bnlab.harness.schema import ORIGIN, read_frame, write_rows
+from bnlab.harness.schema import ORIGIN, find_fault, read_frame, write_rows
 
 Failures = dict[str, tuple[str, str]]
 """Failures of measurements: estimator or table → the reason in one line, and the traceback."""
@@ -108,12 +111,37 @@ def _measure(
         return [path for group in groups for path in _measure(run, measurement, [*group], steps, failures, images)]
 
     described = [_describe_rows(run, measurement, subject, images) for subject in subjects]
+    fault = _fill_in(frame, run, measurement) or _find_other_rows(frame, described, steps)
+    if fault:
+        failures[measurement.name] = fault, ""
+        return []
+
     origins = {columns.get("estimator", ""): columns[ORIGIN] for columns in described}
     frame[ORIGIN] = frame["estimator"].map(origins) if "estimator" in frame else origins[""]
-    frame["run"] = run.id
-    if "epoch" in measurement.table.columns and "epoch" not in frame:
-        frame["epoch"] = frame["step"] / run.batches.per_epoch
     measured = digest(repr((described, steps)), digits=10)
     path = run.folder / "measurements" / measurement.name / f"{measured}.parquet"
     write_rows(path, measurement.table, frame)
     return [path]
+
+
+def _fill_in(frame: Any, run: Run, measurement: Measurement) -> str:
+    """Fill in the columns `run` and `epoch`; what is wrong with the rows then, empty: nothing."""
+    if not isinstance(frame, pd.DataFrame):
+        return f"measure() has to give a pandas.DataFrame, found a {type(frame).__name__}"
+    frame["run"] = run.id
+    if "epoch" in measurement.table.columns and "epoch" not in frame and "step" in frame:
+        frame["epoch"] = frame["step"] / run.batches.per_epoch
+    return find_fault(measurement.table, frame)
+
+
+def _find_other_rows(frame: pd.DataFrame, described: Sequence[dict[str, Any]], steps: list[int]) -> str:
+    """Find rows that were not asked for, in words; empty: none."""
+    other_steps = frame.loc[~frame["step"].isin(steps), "step"]
+    if len(other_steps):
+        return f"its rows have step {other_steps.iloc[0]}, which was not asked for: {', '.join(map(str, steps))} were"
+    if "estimator" in frame:
+        asked = [columns.get("estimator") for columns in described]
+        others = frame.loc[~frame["estimator"].isin(asked), "estimator"]
+        if len(others):
+            return f"its rows have estimator {others.iloc[0]}, which was not asked for"
+    return ""

@@ -72,7 +72,8 @@ def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
 
     batch_size = run.config.batch_size if statistic.depends_on_batch_size else IMAGES_AT_ONCE
     batches = draw_population(run, step, subject, batch_size)
-    measured = statistic.measure(run.model_at(step), batches, run.memory)
+    model = run.model_at(step)
+    measured = statistic.measure(model, batches, run.memory, run.inputs_of(model))
     measured.save(path)
     return measured
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.names import import_estimator
 from bnlab.harness.artifacts.job_settings import Config, as_list
-from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.errors import UserError, suggest, where_raised
 from bnlab.harness.own import digest_of_own, import_object
 from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics
 from bnlab.inference import Rule
@@ -103,11 +104,15 @@ def _find_class(base: str) -> type[Any]:
     if base in known:
         return known[base]
     if "." not in base:
-        names = ", ".join(sorted(known))
-        raise ValueError(f"unknown; there are {names}, or package.module.Class")
+        raise ValueError(suggest(base, [*sorted(known), "package.module.Class"]))
 
     import_object("estimator", base)  # if this fails, the message has the line of the module
     cls = import_estimator(base)
+    parameters = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
+    undeclared = [name for name in parameters if name not in {each.name for each in fields(cls)}]
+    if undeclared:
+        found = f"{undeclared[0]} is no parameter yet"
+        raise ValueError(f"{found}; write @dataclass(frozen=True) above class {cls.__name__}")
     if list_statistics().get(cls.name) is not cls:
         raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")
     return cls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.reporting.wording import list_differences, name_row
 
 NUMBERS = ("mean", "low", "high", "n")
@@ -26,11 +25,7 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
         if column in frame:
             continue
         known = [str(one) for one in frame]
-        close = difflib.get_close_matches(column, known, n=1, cutoff=0.4)
-        hint = f"there are {', '.join(known)}"
-        if close:
-            hint = f"did you mean {close[0]!r}?"
-        raise UserError(f"no column {column!r}; {hint}")
+        raise UserError(f"no column {column!r}: {suggest(column, known)}")
 
 
 def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import BEHIND, OtherThan, gap_over_layers, interval, select
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
-from bnlab.harness.reporting.selection import Tables
+from bnlab.harness.reporting.selection import OVERVIEWED, Tables
 from bnlab.harness.reporting.style import AXES
 from bnlab.harness.reporting.wording import (
     describe_networks,
@@ -87,19 +87,20 @@ def make_overview(tables: Tables) -> Overview:
     settings = _find_varied(runs)
     networks = runs[["run", "seed", "status", *settings]]
     measures = []
-    for table, measure_rows in (("gaps", _measure_gaps), ("evaluations", _measure_accuracies)):
+    for table, measure_rows in zip(OVERVIEWED, (_measure_gaps, _measure_accuracies), strict=True):
         if len(tables.get(table, ())):
             rows = tables[table].merge(networks, on="run")
             measures.append(measure_rows(rows, settings))
     if not measures:
-        raise NoRows("no network has a gap or an accuracy; sweep with measurements=[gaps,evaluations]")
+        raise NoRows(f"no network has a gap or an accuracy; sweep with measurements=[{','.join(OVERVIEWED)}]")
 
     figures: dict[str, Figure] = {}
     for measure in measures:
         figures |= _declare_figures(measure)
     swept = {_name_setting(column): list_values(runs[column]) for column in [*settings, "seed"]}
     sources = pd.concat([measure.frame[["estimator", "momentum"]] for measure in measures])
-    swept["momentum"] = list_values(sources["momentum"])
+    if sources["momentum"].notna().any():
+        swept["momentum"] = list_values(sources["momentum"])
     swept["statistics"] = ", ".join(map(estimator_label, sources["estimator"].unique()))
     return Overview(_write_notes(runs, settings), swept, figures, _write_table(measures))
 

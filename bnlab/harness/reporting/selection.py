@@ -18,6 +18,8 @@ from bnlab.names import EstimatorName
 
 Tables = Mapping[str, pd.DataFrame]
 """The tables of an experiment, by name; `runs` is one of them."""
+OVERVIEWED = ("gaps", "evaluations")
+"""The tables of which any sweep is reported on, also without a question."""
 _LONG = ("settings", "versions")  # columns of `runs` with JSON, which would be copied into each measured row
 
 

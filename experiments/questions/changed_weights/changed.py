@@ -208,4 +208,4 @@ def measure_statistics(run: Run, kind: Measured, model: nn.Module, images: Tenso
     """Measure statistics of these images, in batches of the training size where that makes a difference."""
     size = run.config.batch_size if kind.depends_on_batch_size else IMAGES_AT_ONCE
     batches = [images[part] for part in in_batches(len(images), size)]
-    return kind.measure(model, batches, run.memory)
+    return kind.measure(model, batches, run.memory, run.inputs_of(model))

@@ -96,7 +96,8 @@ def _record(run: Run, step: int) -> Stream:
     next_epoch = math.ceil(step / per_epoch)
     from_there = run.batches.from_step(next_epoch * per_epoch)
     drawn = islice(from_there, (_BEFORE + EPOCHS) * per_epoch)
-    trace = record_frozen(run.model_at(step), (images for images, _ in drawn))
+    model = run.model_at(step)
+    trace = record_frozen(model, (images for images, _ in drawn), inputs=run.inputs_of(model))
     ((_, stream),) = trace.streams()
     return stream
 

@@ -80,8 +80,10 @@ class Doses(Measurement):
                     "moment": moment,
                     "dose": dose,
                     "depth": depth,
+                    "accuracy": scores["accuracy"],
                     "accuracy_lost": accuracy - scores["accuracy"],
-                    **scores,
+                    "disagreement": scores["disagreement"],
+                    "logit_gap": scores["logit_gap"],
                 }
                 rows.append(row)
         return pd.DataFrame(rows)

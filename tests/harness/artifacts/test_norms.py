@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet, build_model
-from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
+from bnlab.harness.artifacts.norms import Batch, Group, Instance, Layer, Norm, NormBuilder
 from bnlab.harness.artifacts.norms.gain_control import ImageGain
 from bnlab.harness.artifacts.norms.ghost import Ghost
 from bnlab.harness.artifacts.norms.renorm import BatchRenorm, Renorm
@@ -143,6 +143,40 @@ def test_the_limits_of_batch_renorm_rise_at_the_shares_of_the_paper() -> None:
         assert limits == pytest.approx(ref.renorm_limits(update, 260))
         assert limits == {0: (1, 0), 10: (1, 0), 50: (pytest.approx(15 / 7), 5), 80: (3, 5)}.get(update, limits)
         layer(draw(3, 4, 1, 1))
+
+
+@pytest.mark.parametrize(("norm", "groups"), [(Group(groups=2), 2), (Layer(), 1), (Instance(), 4)])
+def test_norms_of_each_image(norm: Norm, groups: int) -> None:
+    layer = build(norm)
+    x = draw(*IMAGES)
+    expected = ref.scale_channels(ref.group_normalize(x, groups), layer.weight, layer.bias)
+    for mode in (True, False):
+        torch.testing.assert_close(layer.train(mode)(x), expected)
+
+
+@pytest.mark.parametrize("norm", COMPONENTS["norm"].values(), ids=lambda choice: choice.name)
+def test_a_norm_is_what_its_class_says(norm: Norm) -> None:
+    """What models, checks and measurements rely on, of the layer that it builds, in training."""
+    x = draw(64, 8, 3, 5)
+    x = x - x.mean((0, 2, 3), keepdim=True)
+    with_another_last = torch.cat((x[:-1], 5 * x[-1:]))
+
+    def apply(x: Tensor) -> Tensor:
+        return build(norm, channels=8)(x)  # type: ignore[no-any-return]
+
+    def differ(found: Tensor, expected: Tensor) -> bool:
+        return not torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+    of_nothing = build(norm, channels=8)(torch.zeros_like(x))
+    assert norm.has_shift == differ(of_nothing, torch.zeros_like(x))
+    assert norm.sets_scale != differ(apply(10 * x), apply(x))
+    assert norm.uses_batch == differ(apply(x[:2])[0], apply(x)[0])
+    assert norm.takes_batch_whole == differ(apply(with_another_last)[0], apply(x)[0])
+    if norm.needs_maps:
+        with pytest.raises((ValueError, IndexError)):
+            build(norm, channels=8, of_images=False)(x[:, :, 0, 0])
+    else:
+        build(norm, channels=8, of_images=False)(x[:, :, 0, 0])
 
 
 NETWORKS = [Cnn(depth=2, width=8), Mlp(width=16), Resnet(depth=8, width=8)]

@@ -161,8 +161,8 @@ def test_predictions_under_a_shift(trained: Run, copied: Config) -> None:
         ("swa(weight=1)", "swa has no parameter 'weight'; it has images"),
         ("swa(images=some)", r"write swa, or swa\(images=1000\)"),
         ("stale(images=10)", "stale has no parameter 'images'; it has none"),
-        ("none", "unknown; there are "),
-        ("tset_batch", "unknown; there are .*, test_batch, "),
+        ("none", "must be one of adaptive_gain, "),
+        ("tset_batch", "did you mean test_batch"),
     ],
 )
 def test_bad_names(name: str, message: str) -> None:

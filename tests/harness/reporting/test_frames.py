@@ -79,7 +79,7 @@ def test_conditions_say_settings_in_words() -> None:
 def test_what_is_not_there_is_said() -> None:
     with pytest.raises(NoRows, match="the table drift has no rows"):
         rows(TABLES, "drift")
-    with pytest.raises(UserError, match="no column 'estimater'; did you mean 'estimator'"):
+    with pytest.raises(UserError, match="no column 'estimater': did you mean estimator"):
         rows(TABLES, "gaps", estimater="ema")
     several = {**TABLES, "evaluations": pd.concat([TABLES["evaluations"], TABLES["evaluations"].assign(split="val")])}
     with pytest.raises(

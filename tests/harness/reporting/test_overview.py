@@ -144,6 +144,12 @@ def test_what_was_swept(changes: dict[str, Any], swept: dict[str, str]) -> None:
     assert overview.swept == {"batch size": "4, 32", **swept, **seeds}
 
 
+def test_without_running_averages_no_momentum_was_swept() -> None:
+    overview = make_overview(plant(momenta=(), others=("exact", "precise")))
+
+    assert "momentum" not in overview.swept
+
+
 @pytest.mark.parametrize(("depths", "gaps"), [((1, 2, 3), [0.1, 0.2]), ((1,), [0.05, 0.1])])
 def test_a_gap_is_the_mean_over_the_layers_behind_the_first(depths: tuple[int, ...], gaps: list[float]) -> None:
     means = make_overview(plant(momenta=(0.1, 0.2), depths=depths)).figures["gap"].score({})

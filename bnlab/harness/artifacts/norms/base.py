@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -65,6 +66,10 @@ class Norm(Component):
     def own_average(self) -> EMA | None:
         """Return the running average that the network reads while it is trained, if there is one."""
         return None
+
+    def place(self, list_widths: Callable[[], Sequence[int]]) -> Self:
+        """Place it in a network: `list_widths` lists the channels of its norms, if this is asked for."""
+        return self
 
     def build(self, site: Site) -> nn.Module:
         """Build the layer for a place in a network."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -14,19 +15,34 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, call_own, own
 from bnlab.layers import BatchNorm
 
-_TRIED = 64  # channels of the layer that is asked what it is
-
 
 @own
 @dataclass(unsafe_hash=True)
 class OwnNorm(Own, Norm):
-    """The user's own: `name` is the import path of a class or function that makes a module for so many channels."""
+    """The user's own: `name` is the import path of a class or function that makes a module for so many channels.
+
+    What it is shows in the layers that it makes for its places in a network, see `place`.
+    """
 
     given: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._list_widths: Callable[[], Sequence[int]] = list  # before it has a place in a network: none
+
+    def place(self, list_widths: Callable[[], Sequence[int]]) -> Self:
+        placed = replace(self)  # another network may have the same norm
+        placed._list_widths = list_widths
+        return placed
+
     @property
     def uses_batch(self) -> bool:  # type: ignore[override]
-        return _holds_batch_norm(self)
+        return any(_holds_batch_norm(self, channels) for channels in self._list_widths())
+
+    @property
+    def takes_batch_whole(self) -> bool:  # type: ignore[override]
+        """As far as can be known; a layer that is called several times in an update is found where it is recorded."""
+        return self.uses_batch
 
     def build(self, site: Site) -> nn.Module:
         layer = call_own("norm", self.name, site.channels, **self.arguments)
@@ -36,8 +52,8 @@ class OwnNorm(Own, Norm):
 
 
 @cache
-def _holds_batch_norm(norm: OwnNorm) -> bool:
-    """Find out whether there is a batch norm of torch's in the layer."""
+def _holds_batch_norm(norm: OwnNorm, channels: int) -> bool:
+    """Find out whether there is a batch norm of torch's in the layer for so many channels."""
     with keep_random_state():
-        layer = norm.build(Site(_TRIED, number=1, of_images=True, steps=1))
+        layer = norm.build(Site(channels, number=1, of_images=True, steps=1))
     return any(isinstance(module, BatchNorm) and module.running_mean is not None for module in layer.modules())

@@ -14,6 +14,19 @@ Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
 """Called with a layer and the arguments of its call; returns the values that it normalizes, or (values, channels)."""
 
 
+class OtherInput(ValueError):
+    """A layer that normalizes something else than its input, where nobody has said what.
+
+    Attributes:
+        found: which layer it is, and how that was found.
+    """
+
+    def __init__(self, caller: str, found: str, key: str) -> None:
+        self.found = found
+        function = f"inputs={{{key}: function(layer, args, kwargs) -> values}}"
+        super().__init__(f"{caller}: {found}; say what it normalizes: {function}")
+
+
 class Values(NamedTuple):
     """Values that a layer normalizes in one call.
 
@@ -35,6 +48,7 @@ class Inputs:
         caller: the public call, for messages.
 
     Attributes:
+        extracts: name of each layer of which the caller says what it normalizes → the function that does.
         channels: name of each layer that was called → the channels that it was given; None: all of them.
 
     Raises:
@@ -44,12 +58,8 @@ class Inputs:
 
     def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
         self._caller = caller
-        self._extracts = _find_extracts(layers, given or {}, caller)
+        self.extracts = _find_extracts(layers, given or {}, caller)
         self.channels: dict[str, Tensor | None] = {}
-
-    def has_extract(self, name: str) -> bool:
-        """Return whether the caller says what this layer normalizes."""
-        return name in self._extracts
 
     def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
         """Find what a layer normalizes in one call; None if it gets no rows.
@@ -57,7 +67,7 @@ class Inputs:
         Raises:
             ValueError: the layer cannot normalize this.
         """
-        extract = self._extracts.get(name)
+        extract = self.extracts.get(name)
         if extract is None:
             x = get_input(args, kwargs)
             channels = None
