@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from bnlab.files import reading
+from bnlab.files import Unreadable, reading
 from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError
+from bnlab.harness.job_words import write_command
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import load
@@ -94,11 +96,21 @@ def open_run(run: str, results: str | Path = "results") -> Run:
 
 def build_network(run: Run, step: int | None = None, statistics: str = "running") -> nn.Module:
     """Build a network of a step and these statistics, see `load_model`."""
-    kept = run.list_checkpoints()
+    try:
+        return _build(run, step, statistics)
+    except Unreadable as error:
+        remove = shlex.join(["bnlab", "runs", "rm", run.id, f"results={run.config.results}"])
+        raise UserError(f"{error}; to train it again: {remove}; {write_command(run.config)}") from error
+
+
+def _build(run: Run, step: int | None, statistics: str) -> nn.Module:
+    kept = {*run.list_kept(), *run.list_checkpoints()}
     wanted = max(kept, default=0) if step is None else step
     if wanted not in kept:
-        known = ", ".join(map(str, kept)) or "none"
+        known = ", ".join(map(str, sorted(kept))) or "none"
         raise UserError(f"{run.id}: has no step {wanted}; there are {known}")
+    if not run.checkpoint(wanted).exists():
+        raise UserError(f"{run.checkpoint(wanted)}: is missing; to train it again: {write_command(run.config)}")
     model = run.model_at(wanted).eval()
     if statistics == "running":
         return model

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,7 @@ def _build(job: Sequence[Override]) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     check(config)
+    config.data = replace(config.data, content=config.data.find_content())
     return config  # type: ignore[no-any-return]
 
 
