@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from bnlab.files import Unreadable, reading
+from bnlab.harness.artifacts.data import Dataset
 from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import require_one_of
@@ -74,7 +75,7 @@ def load_images(name: str, run: str, *, split: str = "test", results: str | Path
     torch.Size([1, 8, 8])
     """
     require_one_of("split", split, ("train", "val", "test"))
-    dataset = open_run(_find_run(name, run, results), results).dataset
+    dataset = read_images(open_run(_find_run(name, run, results), results))
     chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
     return chosen.images, chosen.labels
 
@@ -94,6 +95,15 @@ def open_run(run: str, results: str | Path = "results") -> Run:
     return opened
 
 
+def read_images(run: Run) -> Dataset:
+    """Read the images of a network; UserError if they are not there any more, or others."""
+    try:
+        return run.dataset
+    except UserError as error:
+        moved = f"once {run.id} is swept with the folder in which they are now, nothing is trained again"
+        raise UserError(f"{error}\n  were its images moved? {moved}") from error
+
+
 def build_network(run: Run, step: int | None = None, statistics: str = "running") -> nn.Module:
     """Build a network of a step and these statistics, see `load_model`."""
     try:
@@ -111,6 +121,7 @@ def _build(run: Run, step: int | None, statistics: str) -> nn.Module:
         raise UserError(f"{run.id}: has no step {wanted}; there are {known}")
     if not run.checkpoint(wanted).exists():
         raise UserError(f"{run.checkpoint(wanted)}: is missing; to train it again: {write_command(run.config)}")
+    read_images(run)
     model = run.model_at(wanted).eval()
     if statistics == "running":
         return model

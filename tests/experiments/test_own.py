@@ -68,6 +68,14 @@ def clashes(channels, image_size, classes, name="a"):
     return make_model(channels, image_size, classes)
 
 
+def make_with_source(channels, image_size, classes, source="a"):
+    return make_model(channels, image_size, classes)
+
+
+def make_sized(size=8):
+    return [(images[:, :, :size, :size], labels) for images, labels in make_data("")]
+
+
 def make_data(root, noise=0.0):
     draw = np.random.default_rng(0)
     parts = [(draw.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8), np.arange(n) % 3) for n in (40, 12)]
@@ -176,9 +184,7 @@ def test_a_norm(word: str, measures: bool, mine: None, call: Call, tmp_path: Pat
     load_model("adhoc", runs["run"][0], results=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "words", [("model=mine.make_model",), ("data=mine.make_data",), ("norm=mine.Centered",)], ids=lambda words: words[0]
-)
+@pytest.mark.parametrize("words", [("model=mine.make_model",), ("norm=mine.Centered",)], ids=lambda words: words[0])
 def test_another_source_is_another_network(
     words: tuple[str, ...], mine: None, write: Write, call: Call, tmp_path: Path
 ) -> None:
@@ -218,7 +224,9 @@ def test_arguments_are_settings(mine: None, call: Call, tmp_path: Path) -> None:
 
     runs = load("adhoc", tmp_path)["runs"]
     assert len(runs) == 5
-    assert runs["model.source"].nunique() == runs["data.source"].nunique() == 1
+    assert runs["model.source"].nunique() == 1
+    assert list(runs.groupby("data.noise")["data.content"].nunique()) == [1, 1]
+    assert {*runs["data.root"]} == {"data"}
     chosen = runs[runs["model.kind"] == "other"].sort_values(["model.width", "data.noise"])
     pairs = list(zip(chosen["model.width"], chosen["data.noise"], strict=True))
     assert pairs == [(2, 0), (2, 9), (4, 0), (4, 9)]
@@ -227,6 +235,12 @@ def test_arguments_are_settings(mine: None, call: Call, tmp_path: Path) -> None:
 
     model = load_model("adhoc", chosen["run"].iloc[0], results=tmp_path)
     assert model.get_parameter("0.weight").shape == (2, 3, 2, 2)
+
+
+def test_an_argument_may_be_called_as_what_data_sets_have(mine: None, call: Call, tmp_path: Path) -> None:
+    sweep(call, tmp_path, "data=mine.make_sized", "data.size=6,7", "measurements=[log]", "-m")
+
+    assert sorted(load("adhoc", tmp_path)["runs"]["data.size"]) == [6, 7]
 
 
 def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp_path: Path) -> None:
@@ -286,6 +300,7 @@ MISTAKES = {
     "no setting": ("model.act=ReLU", "", "", "no setting model.act"),
     "no value": ("model=mine.Net", "", "", r"model\.width: has no value.*add model\.width="),
     "clash": ("model=mine.clashes", "", "", "model=mine.clashes: its argument name .* rename it"),
+    "source": ("model=mine.make_with_source", "", "", "its argument source has a name that bnlab needs itself; rename"),
     "sizes": (
         "model=mine.make_lazy",
         "",
