@@ -32,7 +32,7 @@ class Component:
 
     def identify(self) -> dict[str, Any]:
         """Collect what names the networks that are made with it: its name, and settings that are not the default."""
-        keys = [key for key in list_defaults(type(self)) if key not in self.unread]
+        keys = [each.name for each in fields(self) if each.name not in self.unread]
         return {"name": self.name, **leave_off_defaults(self, keys)}
 
 
@@ -99,14 +99,14 @@ def list_modules(package: str) -> list[str]:
 
 
 @cache
-def list_defaults(kind: type[Any]) -> dict[str, Any]:
+def _list_defaults(kind: type[Any]) -> dict[str, Any]:
     """List the fields of a class with their defaults, once: a sweep names thousands of networks by them."""
     return {each.name: each.default for each in fields(kind)}
 
 
 def leave_off_defaults(part: Any, keys: Iterable[str]) -> dict[str, Any]:
     """Collect the values of these fields, without those that are the default."""
-    defaults = list_defaults(type(part))
+    defaults = _list_defaults(part.__class__)
     values = {key: getattr(part, key) for key in keys}
     return {key: value for key, value in values.items() if value != defaults[key]}
 
