@@ -115,10 +115,11 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
 
 def _build(run: Run, step: int | None, statistics: str) -> nn.Module:
     kept = {*run.list_kept(), *run.list_checkpoints()}
-    wanted = max(kept, default=0) if step is None else step
+    if not kept:
+        raise UserError(f"{run.id}: has no checkpoint; to train it again: {write_command(run.config)}")
+    wanted = max(kept) if step is None else step
     if wanted not in kept:
-        known = ", ".join(map(str, sorted(kept))) or "none"
-        raise UserError(f"{run.id}: has no step {wanted}; there are {known}")
+        raise UserError(f"{run.id}: has no step {wanted}; there are {', '.join(map(str, sorted(kept)))}")
     if not run.checkpoint(wanted).exists():
         raise UserError(f"{run.checkpoint(wanted)}: is missing; to train it again: {write_command(run.config)}")
     read_images(run)

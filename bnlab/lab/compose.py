@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
+from bnlab.harness.components import Component, list_settings
 from bnlab.harness.config import check, register
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import KINDS, make_own
@@ -255,18 +256,23 @@ def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str
         return "a file of settings begins with the line # @package _global_"
     group, _, setting = key.partition(".")
     choices = GROUPS.get(group, {})
-    having = [f"{group}={name}" for name, choice in choices.items() if setting in vars(choice)]
+    having = [f"{group}={name}" for name, choice in choices.items() if setting in _list_keys(choice)]
     if having:
         return f"this {group} has no {setting}; {', '.join(having)} has"
 
     known = {*vars(Config()), *_FILES}
     for choice in choices.values():
-        known |= {f"{group}.{name}" for name in vars(choice)}
+        known |= {f"{group}.{name}" for name in _list_keys(choice)}
     if composed and group in GROUPS:
         known |= {f"{group}.{name}" for name in composed[group]}
     close = difflib.get_close_matches(key, sorted(known), n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"there is no setting {key}{hint}; --help lists them"
+
+
+def _list_keys(choice: Component) -> list[str]:
+    """List what can be set of a choice of a group."""
+    return ["name", *(attribute.name for attribute, _ in list_settings(choice))]
 
 
 def print_with_hydra(words: Sequence[str]) -> None:

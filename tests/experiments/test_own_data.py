@@ -466,3 +466,25 @@ def test_transforms_are_told_by_what_they_draw_and_by_their_source(monkeypatch: 
     forget_own()
 
     assert len({*contents}) == 4
+
+
+@pytest.mark.parametrize("data", ["digits", "given.make_data"])
+def test_the_content_is_no_setting(data: str, give: Give, call: Call) -> None:
+    words = give(lambda: PAIRS)[1:] if data != "digits" else []
+
+    done = call("sweep", f"data={data}", *words, "data.content=0123456789")
+
+    assert done.code == 2
+    assert "data.content=0123456789: there is no setting data.content" in done.err
+    assert "did you mean data.content" not in done.err
+
+
+def test_a_function_that_gives_others_each_time(give: Give, call: Call, tmp_path: Path) -> None:
+    """Is refused where it is called again, before a network is trained under a name of other images."""
+    seeds = itertools.count()
+    words = give(lambda: change_images(lambda images: images + np.uint8(next(seeds))))
+    (job,) = plan_jobs([*words, "batch_size=4"]).jobs
+    forget_own()
+
+    with pytest.raises(UserError, match="a function has to give the same images whenever it is called"):
+        load_dataset(job.config.data)
