@@ -79,8 +79,8 @@ class OwnData(Own, Data):
             given = "".join(f", data.{name}={value}" for name, value in self.arguments.items())
             raise UserError(
                 f"data={self.name}{given}: gives other images or labels than those that this network is named by; "
-                "give it those, or sweep again: these train a network of their own (a function has to give the same images "
-                "whenever it is called)"
+                "give it those, or sweep again: these train a network of their own (a function has to give the same "
+                "images whenever it is called)"
             )
         return parts
 
