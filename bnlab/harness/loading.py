@@ -109,8 +109,10 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
     try:
         return _build(run, step, statistics)
     except Unreadable as error:
-        remove = shlex.join(["bnlab", "runs", "rm", run.id, f"results={run.config.results}"])
-        raise UserError(f"{error}; to train it again: {remove}; {write_command(run.config)}") from error
+        remove = ["bnlab", "runs", "rm", run.id]
+        if run.config.results != "results":
+            remove.append(f"results={run.config.results}")
+        raise UserError(f"{error}; to train it again: {shlex.join(remove)}; {write_command(run.config)}") from error
 
 
 def _build(run: Run, step: int | None, statistics: str) -> nn.Module:
