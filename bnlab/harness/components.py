@@ -30,6 +30,11 @@ class Component:
     storage: ClassVar[tuple[str, ...]] = ()  # those of them that say where its files are and how they come there
     name: str = "???"
 
+    def identify(self) -> dict[str, Any]:
+        """Collect what names the networks that are made with it: its name, and settings that are not the default."""
+        keys = [each.name for each in fields(self) if each.name not in self.unread]
+        return {"name": self.name, **leave_off_defaults(self, keys)}
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -94,6 +99,19 @@ def list_modules(package: str) -> list[str]:
     """List the names of a package's modules. The package is imported, its modules are not."""
     path = importlib.import_module(package).__path__
     return sorted(module.name for module in pkgutil.iter_modules(path))
+
+
+@cache
+def _list_defaults(kind: type[Any]) -> dict[str, Any]:
+    """List the fields of a class with their defaults, once: a sweep names thousands of networks by them."""
+    return {each.name: each.default for each in fields(kind)}
+
+
+def leave_off_defaults(part: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """Collect the values of these fields, without those that are the default."""
+    defaults = _list_defaults(part.__class__)
+    values = {key: getattr(part, key) for key in keys}
+    return {key: value for key, value in values.items() if value != defaults[key]}
 
 
 def list_settings(part: Any) -> Iterator[tuple[Field[Any], Meaning]]:

@@ -42,7 +42,7 @@ _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_l
 
 
 def list_waiting(configs: Iterable[Config]) -> list[Config]:
-    """List the jobs that are not done: not trained, failed in the last sweep, or without all rows that they ask for."""
+    """List the jobs that are not done: not trained, failed in the last sweep, or without all rows or checkpoints."""
     asked: dict[str, str] = {}
     waiting = []
     for config in configs:
@@ -51,9 +51,17 @@ def list_waiting(configs: Iterable[Config]) -> list[Config]:
         if kind not in asked:
             asked[kind] = _describe_asked(run)
         request = request_path(config.folder, run.id, asked[kind])
-        if not run.finished or find_failure(run).exists() or not has_all_rows(request, Path(config.results)):
+        if find_failure(run).exists() or not has_all_rows(request, Path(config.results)) or not is_trained(run):
             waiting.append(config)
     return waiting
+
+
+def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
+    """Return whether a network is there, with these checkpoints and all that it had, none of which is read."""
+    try:
+        return run.is_complete(checkpoints)
+    except Unreadable:  # the job sets it aside
+        return False
 
 
 def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
@@ -61,9 +69,11 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     config = run.config
     measurements = find_measurements(config)
     own = [digest_of_own(type(each)) for each in measurements]
+    data = asdict(config.data)
+    del data["content"]  # which the name of the network tells
     measured = [
         [[s.estimator, s.momentum, s.split, s.code] for s in find_subjects(config)],
-        [config.population, config.evaluate_at, config.accuracy_at, asdict(config.data), run.predictions],
+        [config.population, config.evaluate_at, config.accuracy_at, data, run.predictions],
         [[each.name for each in measurements], VERSION, sorted(failed), config.population_images],
     ]
     if any(own):

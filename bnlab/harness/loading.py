@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from bnlab.files import reading
+from bnlab.files import Unreadable, reading
+from bnlab.harness.artifacts.data import Dataset
 from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError
+from bnlab.harness.job_words import write_command
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import load
@@ -72,7 +75,7 @@ def load_images(name: str, run: str, *, split: str = "test", results: str | Path
     torch.Size([1, 8, 8])
     """
     require_one_of("split", split, ("train", "val", "test"))
-    dataset = open_run(_find_run(name, run, results), results).dataset
+    dataset = read_images(open_run(_find_run(name, run, results), results))
     chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
     return chosen.images, chosen.labels
 
@@ -92,13 +95,36 @@ def open_run(run: str, results: str | Path = "results") -> Run:
     return opened
 
 
+def read_images(run: Run) -> Dataset:
+    """Read the images of a network; UserError if they are not there any more, or others."""
+    try:
+        return run.dataset
+    except UserError as error:
+        moved = f"once {run.id} is swept with the folder in which they are now, nothing is trained again"
+        raise UserError(f"{error}\n  were its images moved? {moved}") from error
+
+
 def build_network(run: Run, step: int | None = None, statistics: str = "running") -> nn.Module:
     """Build a network of a step and these statistics, see `load_model`."""
-    kept = run.list_checkpoints()
-    wanted = max(kept, default=0) if step is None else step
+    try:
+        return _build(run, step, statistics)
+    except Unreadable as error:
+        remove = ["bnlab", "runs", "rm", run.id]
+        if run.config.results != "results":
+            remove.append(f"results={run.config.results}")
+        raise UserError(f"{error}; to train it again: {shlex.join(remove)}; {write_command(run.config)}") from error
+
+
+def _build(run: Run, step: int | None, statistics: str) -> nn.Module:
+    kept = {*run.list_kept(), *run.list_checkpoints()}
+    if not kept:
+        raise UserError(f"{run.id}: has no checkpoint; to train it again: {write_command(run.config)}")
+    wanted = max(kept) if step is None else step
     if wanted not in kept:
-        known = ", ".join(map(str, kept)) or "none"
-        raise UserError(f"{run.id}: has no step {wanted}; there are {known}")
+        raise UserError(f"{run.id}: has no step {wanted}; there are {', '.join(map(str, sorted(kept)))}")
+    if not run.checkpoint(wanted).exists():
+        raise UserError(f"{run.checkpoint(wanted)}: is missing; to train it again: {write_command(run.config)}")
+    read_images(run)
     model = run.model_at(wanted).eval()
     if statistics == "running":
         return model

@@ -1,6 +1,7 @@
 """A user's code, by import path: `data=`, `model=`, `norm=`, `estimator=` and `measurements=` take `module.name`.
 
-Arguments that bnlab does not give are settings. Results are known by the source of the module.
+Arguments that bnlab does not give are settings. Results are known by the source of the module, those on data by the
+images and labels that the function gives.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Own]] = {}
 Kind = TypeVar("Kind", bound="type[Own]")
 _REQUIRED = "???"  # the default of a setting without one, as OmegaConf has it
 _ARGUMENT = "argument"  # in the metadata of fields that are arguments
+_SOURCE = "source"  # what the digest of a module's source is called beside the arguments
 _CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
 
 
@@ -45,6 +47,13 @@ class Own(Component):
         """The arguments that are settings, with their values."""
         return {each.name: getattr(self, each.name) for each in fields(self) if _ARGUMENT in each.metadata}
 
+    def digest(self) -> dict[str, str]:
+        """Digest what its results are known by, as a column of the table `runs`: the source of its module."""
+        return {_SOURCE: digest_of_source(import_object(self.group, self.name))}
+
+    def identify(self) -> dict[str, Any]:
+        return super().identify() | self.digest()
+
 
 def own(kind: Kind) -> Kind:
     """Decorate the class that stands for a user's functions in a group."""
@@ -56,17 +65,17 @@ def make_own(group: str, path: str) -> Own:
     """Make the component of a user's function or class, with a setting for each argument that bnlab does not give.
 
     An argument without a default has to be set. Values are checked against the annotations `bool`, `int`, `float` and
-    `str`. UserError if it cannot be imported, or an argument has the name of a setting of bnlab's.
+    `str`. UserError if it cannot be imported, or an argument has a name that bnlab needs itself.
     """
     kind = KINDS[group]
-    known = {each.name for each in fields(kind)}
+    known = {*dir(kind), *(each.name for each in fields(kind)), _SOURCE}
     settings = []
     for argument in _list_arguments(import_object(group, path))[kind.given :]:
         if not _is_setting(argument):
             continue
         if argument.name in known:
             raise UserError(
-                f"{group}={path}: its argument {argument.name} has the name of a setting of bnlab's; rename it"
+                f"{group}={path}: its argument {argument.name} has a name that bnlab needs itself; rename it"
             )
         default = argument.default
         if default is argument.empty:

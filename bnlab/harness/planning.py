@@ -12,7 +12,7 @@ from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import format_seconds, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import train
-from bnlab.harness.jobs import list_needed_checkpoints, prepare_process, try_all
+from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process, try_all
 from bnlab.harness.updates import ADVICE, count_last
 
 _WARM_UP = 5  # updates of a trial that are not timed
@@ -47,7 +47,7 @@ def _list_untrained(waiting: Iterable[Config]) -> dict[Run, set[int]]:
     for run in map(Run, waiting):
         runs.setdefault(run.id, run)
         needed.setdefault(run.id, set()).update(_list_needed(run))
-    return {run: needed[name] for name, run in runs.items() if not run.is_complete(needed[name])}
+    return {run: needed[name] for name, run in runs.items() if not is_trained(run, needed[name])}
 
 
 def _list_needed(run: Run) -> list[int]:

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
+from bnlab.harness.components import Component, list_settings
 from bnlab.harness.config import check, register
 from bnlab.harness.errors import UserError, find_close, suggest
 from bnlab.harness.own import KINDS, make_own
@@ -157,6 +158,7 @@ def _build(job: Sequence[Override]) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     check(config)
+    config.data = replace(config.data, content=config.data.find_content())
     return config  # type: ignore[no-any-return]
 
 
@@ -271,18 +273,23 @@ def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str
         return "a file of settings begins with the line # @package _global_"
     group, _, setting = key.partition(".")
     choices = GROUPS.get(group, {})
-    having = [f"{group}={name}" for name, choice in choices.items() if setting in vars(choice)]
+    having = [f"{group}={name}" for name, choice in choices.items() if setting in _list_keys(choice)]
     if having:
         return f"this {group} has no {setting}; {', '.join(having)} has"
 
     known = {*vars(Config()), *_FILES}
     for choice in choices.values():
-        known |= {f"{group}.{name}" for name in vars(choice)}
+        known |= {f"{group}.{name}" for name in _list_keys(choice)}
     if composed and group in GROUPS:
         known |= {f"{group}.{name}" for name in composed[group]}
     close = find_close(key, sorted(known))
     hint = f"; did you mean {close}?" if close else ""
     return f"there is no setting {key}{hint}; --help lists them"
+
+
+def _list_keys(choice: Component) -> list[str]:
+    """List what can be set of a choice of a group."""
+    return ["name", *(attribute.name for attribute, _ in list_settings(choice))]
 
 
 def print_with_hydra(words: Sequence[str]) -> None:

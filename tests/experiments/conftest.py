@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from bnlab.harness.artifacts.data.own_data import read_own
+from bnlab.harness.artifacts.data.own_data import forget_own
 from tests.experiments.commands import SWEEP, Call, Called, Done, Write, run
 
 
@@ -57,6 +57,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, name, raising=False)
         importlib.invalidate_caches()
-        read_own.cache_clear()
+        forget_own()
 
     return written

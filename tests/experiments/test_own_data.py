@@ -18,12 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bnlab.harness import load
+from bnlab.harness import load, load_images, load_model
 from bnlab.harness.artifacts.data import OwnData, load_dataset
-from bnlab.harness.artifacts.data.own_data import read_own
+from bnlab.harness.artifacts.data.own_data import forget_own
+from bnlab.harness.artifacts.job_settings import network_hash
 from bnlab.harness.artifacts.training import Batches, Seeds
+from bnlab.harness.errors import UserError
+from bnlab.lab.compose import plan_jobs
 from bnlab.vision import torchvision
-from tests.experiments.commands import Call
+from tests.experiments.commands import Call, Write
 
 TRAIN, TEST = 40, 12
 CASES = itertools.count()  # what has been read is kept by the arguments of its function
@@ -75,6 +78,10 @@ def brighten(image: Image.Image) -> Image.Image:
 
 def make_three_parts() -> tuple[Items, Items, Items]:
     return Items(make_part(TRAIN), keep), Items(make_part(TEST), keep), Items(make_part(TRAIN), brighten)
+
+
+def make_two_parts() -> list[Items]:
+    return [*make_three_parts()][:2]
 
 
 THREE_PARTS = OwnData(name=f"{__name__}.make_three_parts")
@@ -279,7 +286,7 @@ def test_what_a_function_draws_is_the_same_each_time(give: Give) -> None:
         random.seed(seed)
         before = draw_states()
         load_dataset.cache_clear()
-        read_own.cache_clear()
+        forget_own()
         digests.add(load_dataset(OwnData(name=f"{__name__}.draw_parts")).train.digest)
         assert draw_states() == before
 
@@ -327,3 +334,157 @@ def test_an_augmented_training_is_measured_with_and_without_transforms(call: Cal
     evaluations = load("adhoc", tmp_path)["evaluations"]
     losses = evaluations.set_index("statistics_split")["loss"]
     assert losses["train"] != losses["train_augmented"]
+
+
+FOLDER = """
+from pathlib import Path
+
+import numpy as np
+
+
+def load(folder, size=8):
+    # first wording
+    files = np.load(Path(folder) / "images.npz")
+    images, labels = files["images"][:, :, :size, :size], files["labels"]
+    return (images[12:], labels[12:]), (images[:12], labels[:12])
+"""
+OF_FOLDERS = ("data=of_folders.load", "steps=30", "batch_size=12", "model.width=4", "evaluate_at=final")
+
+
+def write_folder(folder: Path, change: Change = lambda images: images) -> None:
+    """Images whose classes are three brightnesses, changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = np.arange(72) % 3
+    noise = np.random.default_rng(0).integers(0, 40, (72, 3, 8, 8))
+    images = (noise + 70 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(folder / "images.npz", images=change(images), labels=labels)
+
+
+@pytest.fixture
+def sweep_folders(write: Write, call: Call, tmp_path: Path) -> Callable[..., str]:
+    """Sweeps over folders with images, as a new process would; what the command says."""
+
+    def sweep(*words: str, text: str = FOLDER) -> str:
+        write(text, "of_folders")
+        done = call("sweep", "-m", *OF_FOLDERS, *words, f"results={tmp_path}/r")
+        assert done.code == 0, done.err
+        return done.out
+
+    return sweep
+
+
+def test_other_images_are_another_network(sweep_folders: Callable[..., str], tmp_path: Path) -> None:
+    """Two folders of which one is inverted; `folder` is a column, whatever it is called."""
+    write_folder(tmp_path / "photos")
+    write_folder(tmp_path / "inverted", lambda images: 255 - images)
+
+    said = sweep_folders(f"data.folder={tmp_path}/photos,{tmp_path}/inverted")
+
+    assert said.startswith("2 jobs on 2 networks, none trained yet")
+    tables = load("adhoc", tmp_path / "r")
+    runs = tables["runs"]
+    assert sorted(runs["data.folder"]) == [f"{tmp_path}/inverted", f"{tmp_path}/photos"]
+    assert runs["data.content"].nunique() == 2
+    accuracy = tables["evaluations"].query("estimator == 'exact'")["accuracy"]
+    assert (accuracy > 0.9).all()
+
+
+def test_a_moved_folder_trains_nothing_again(sweep_folders: Callable[..., str], tmp_path: Path) -> None:
+    """Nor do other words in the function's file; the network is loaded from where its images are now."""
+    write_folder(tmp_path / "photos")
+    sweep_folders(f"data.folder={tmp_path}/photos")
+    (tmp_path / "photos").rename(tmp_path / "moved")
+
+    said = sweep_folders(f"data.folder={tmp_path}/moved", text=FOLDER.replace("first", "second"))
+
+    assert said.startswith("1 job on 1 network, all trained already")
+    runs = load("adhoc", tmp_path / "r")["runs"]
+    assert list(runs["data.folder"]) == [f"{tmp_path}/moved"]
+    forget_own()
+    images, labels = load_images("adhoc", runs["run"][0], results=tmp_path / "r")
+    with torch.no_grad():
+        hits = load_model("adhoc", runs["run"][0], results=tmp_path / "r")(images).argmax(1) == labels
+    assert hits.double().mean() > 0.9
+
+
+def brighten_one(index: int) -> Change:
+    def changed(images: np.ndarray) -> np.ndarray:
+        images[index, 0, 0, 0] += 1
+        return images
+
+    return changed
+
+
+@pytest.mark.parametrize("index", [0, 71], ids=["of the test part", "of the training part"])
+def test_a_changed_image_is_another_network(
+    index: int, sweep_folders: Callable[..., str], call: Call, tmp_path: Path
+) -> None:
+    """The first one is not loaded with images that it never saw, and is listed without reading any."""
+    write_folder(tmp_path / "photos")
+    sweep_folders(f"data.folder={tmp_path}/photos")
+    first = load("adhoc", tmp_path / "r")["runs"]["run"][0]
+    write_folder(tmp_path / "photos", brighten_one(index))
+
+    assert sweep_folders(f"data.folder={tmp_path}/photos").startswith("1 job on 1 network, none trained yet")
+
+    with pytest.raises(UserError, match=r"data=of_folders.load, data.folder=.*: gives other images or labels than"):
+        load_model("adhoc", first, results=tmp_path / "r")
+    (tmp_path / "photos" / "images.npz").unlink()
+    forget_own()
+    listed = call("runs list", f"results={tmp_path}/r")
+    assert (listed.code, listed.err) == (0, "")
+    assert "data.content" in listed.out
+
+
+def test_a_set_of_arguments_is_read_once_for_a_thousand_jobs(give: Give, tmp_path: Path) -> None:
+    """Three of them, and images of two fit into memory."""
+    read = []
+
+    def make() -> list[Part]:
+        read.append(1)
+        return PAIRS
+
+    first, case = give(make)
+    number = case.partition("=")[2]
+    words = [first, f"data.case=a{number},b{number},c{number}", "batch_size=4", "seed=range(100)"]
+
+    jobs = plan_jobs([*words, f"results={tmp_path}"], multirun=True).jobs
+
+    assert len(jobs) == 300
+    assert len({network_hash(job.config) for job in jobs}) == 1
+    assert len(read) == 3
+
+
+def test_transforms_are_told_by_what_they_draw_and_by_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = [THREE_PARTS.find_content(), OwnData(name=f"{__name__}.make_two_parts").find_content()]
+    monkeypatch.setattr("bnlab.harness.artifacts.data.own_data.digest_of_source", lambda function: "other")
+    forget_own()
+    contents.append(THREE_PARTS.find_content())
+    monkeypatch.setattr(f"{__name__}.brighten", keep)
+    forget_own()
+    contents.append(THREE_PARTS.find_content())
+    forget_own()
+
+    assert len({*contents}) == 4
+
+
+@pytest.mark.parametrize("data", ["digits", "given.make_data"])
+def test_the_content_is_no_setting(data: str, give: Give, call: Call) -> None:
+    words = give(lambda: PAIRS)[1:] if data != "digits" else []
+
+    done = call("sweep", f"data={data}", *words, "data.content=0123456789")
+
+    assert done.code == 2
+    assert "data.content=0123456789: there is no setting data.content" in done.err
+    assert "did you mean data.content" not in done.err
+
+
+def test_a_function_that_gives_others_each_time(give: Give, call: Call, tmp_path: Path) -> None:
+    """Is refused where it is called again, before a network is trained under a name of other images."""
+    seeds = itertools.count()
+    words = give(lambda: change_images(lambda images: images + np.uint8(next(seeds))))
+    (job,) = plan_jobs([*words, "batch_size=4"]).jobs
+    forget_own()
+
+    with pytest.raises(UserError, match="a function has to give the same images whenever it is called"):
+        load_dataset(job.config.data)

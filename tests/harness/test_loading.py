@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from safetensors.torch import load_file
 
 import bnlab
 from bnlab.harness import load, load_images, load_model
 from bnlab.harness.errors import UserError
+from bnlab.harness.job_words import write_command
 from tests.harness.kills import read_trace
-from tests.helpers import find_network, sweep_small
+from tests.helpers import find_network, plan_network, sweep_small
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +90,71 @@ def test_a_network_is_found_again_by_its_file_of_settings(words: str, tmp_path: 
     run = load("adhoc", tmp_path)["runs"]["run"][0]
 
     assert not load_model("adhoc", run, results=tmp_path).training
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, damage])
+@pytest.mark.parametrize("step", [7, 40])
+def test_what_is_lost_is_trained_again_by_the_commands_that_are_named(
+    step: int, spoil: Callable[[Path], None], swept: tuple[str, Path], tmp_path: Path
+) -> None:
+    """To the same weights; rows that are there are not measured again."""
+    run, given = swept
+    results = Path(shutil.copytree(given, tmp_path / "r"))
+    path = find_network(results) / "checkpoints" / f"step_{step:07d}.safetensors"
+    expected = {key: value.clone() for key, value in load_file(path).items()}  # not that of the file, which is spoiled
+    before = load("g", results)["gaps"]
+    spoil(path)
+
+    wanted = None if step == 40 else step
+    with pytest.raises(UserError, match=rf"^{path}: .*; to train it again: bnlab ") as raised:
+        load_model("g", run, step=wanted, results=results)
+    for command in str(raised.value).partition("to train it again: ")[2].split("; "):
+        _, name, *words = shlex.split(command)
+        assert importlib.import_module(f"bnlab.lab.{name}").main(words) == 0
+
+    state = load_model("g", run, step=wanted, results=results).state_dict()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert_frame_equal(load("g", results)["gaps"], before)
+
+
+def test_a_sweep_whose_checkpoints_are_gone_trains_again(
+    swept: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that there were, also those of other sweeps."""
+    results = Path(shutil.copytree(swept[1], tmp_path / "r"))
+    kept = {path.name for path in (find_network(results) / "checkpoints").iterdir()}
+    shutil.rmtree(find_network(results) / "checkpoints")
+
+    said = []
+    for _ in range(2):
+        capsys.readouterr()
+        sweep_small(results, "name=g", "estimator=ema", "evaluate_at=final")
+        said.append(capsys.readouterr().out)
+
+    assert "trained in" in said[0]
+    assert said[1].startswith("1 job on 1 network, all trained already")
+    assert {path.name for path in (find_network(results) / "checkpoints").iterdir()} == kept
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data=glyphs data.images=400 data.fonts=dejavu model=resnet model.depth=8 optimizer=adamw seed=3",
+        "model=plain norm.every_second=group norm=ghost norm.batch_size=8 steps=7 population_images=10",
+        "model=torchvision model.name=resnet34 batch_size=4",
+        "norm=renorm momentum=[0.01] order=blocks:16 averaging=none evaluate_at=[1,0.5]",
+        """estimator=["window(k=20)",exact] freeze_at=null shifts=[none,noise:1] optimizer.lr=1e-5 csv=true""",
+        "data.images=200 steps=4 name=null-1 results='some folder'",
+    ],
+)
+def test_a_job_is_written_as_a_command(words: str) -> None:
+    config = plan_network(*shlex.split(words, posix="'" in words)).config
+
+    _, command, *written = shlex.split(write_command(config))
+
+    assert command == "sweep"
+    assert plan_network(*written).config == replace(config, csv=False)

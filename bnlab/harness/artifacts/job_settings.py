@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from bnlab.harness.artifacts.data import Data, Digits
 from bnlab.harness.artifacts.models import Cnn, Model, Torchvision, list_norm_widths
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
-from bnlab.harness.components import COMPONENTS, setting
+from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import digest_of_source, import_object, make_own
 from bnlab.harness.updates import steps_per_epoch
@@ -120,7 +119,7 @@ class Config:
         self.norm = self.norm.place(self._list_norm_widths)
 
     def _list_norm_widths(self) -> list[int]:
-        return list_norm_widths(self.model, self.data.size().pixels)
+        return list_norm_widths(self.model, self.data.find_size().pixels)
 
     @property
     def folder(self) -> Path:
@@ -162,34 +161,14 @@ def network(config: Config) -> dict[str, Any]:
     keys = ["order", "last_batch", "averaging"]
     if config.freeze_at is not None:
         keys += ["freeze_at", "freeze_with"]
-    settings |= _leave_off_usual(config, keys)
-
-    for group in GROUPS:
-        chosen = getattr(config, group)
-        keys = [name for name in _list_defaults(chosen.__class__) if name not in chosen.unread]
-        settings[group] = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
-        if chosen.is_own:
-            settings[group]["source"] = digest_of_source(import_object(group, chosen.name))
+    settings |= leave_off_defaults(config, keys)
     if config.inputs is not None:  # what is recorded in training
         settings["inputs"] = {"name": config.inputs, "source": _digest_inputs(config.inputs)}
-    return settings
+    return settings | {group: getattr(config, group).identify() for group in GROUPS}
 
 
 def _digest_inputs(path: str) -> str:
     return digest_of_source(import_object("inputs", path))
-
-
-def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
-    """Collect the values of these keys, without those that are the default."""
-    usual = _list_defaults(chosen.__class__)
-    values = {key: getattr(chosen, key) for key in keys}
-    return {key: value for key, value in values.items() if value != usual[key]}
-
-
-@cache
-def _list_defaults(kind: type[Any]) -> dict[str, Any]:
-    """List the settings of a class with their defaults, once: a sweep names thousands of networks by them."""
-    return {each.name: each.default for each in fields(kind)}
 
 
 def network_hash(config: Config) -> str:
@@ -199,16 +178,13 @@ def network_hash(config: Config) -> str:
 
 
 def list_own_settings(config: Config) -> dict[str, Any]:
-    """List the arguments of the user's functions that are settings, and the digests of their code, by dotted names."""
+    """List the arguments of the user's functions that are settings, and what their results are known by."""
     own: dict[str, Any] = {}
     for group in GROUPS:
         chosen = getattr(config, group)
-        if not chosen.is_own:
-            continue
-        for name, value in chosen.arguments.items():
-            if name not in chosen.storage:
-                own[f"{group}.{name}"] = value
-        own[f"{group}.source"] = digest_of_source(import_object(group, chosen.name))
+        if chosen.is_own:
+            values = {**chosen.arguments, **chosen.digest()}
+            own |= {f"{group}.{name}": value for name, value in values.items()}
     if config.inputs is not None:
         own["inputs"] = config.inputs
         own["inputs.source"] = _digest_inputs(config.inputs)

@@ -89,9 +89,11 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
     """
     with run.lock:
         while not run.is_complete(list_checkpoints(run)):
+            lost = run.list_kept()
             (run.folder / "status.json").unlink(missing_ok=True)
-            kept = {*list_checkpoints(run), *run.list_checkpoints(), run.steps}
+            kept = {*list_checkpoints(run), *run.list_checkpoints(), *lost, run.steps}
             _train(run, kept)
+        _write_where_images_are(run)
 
 
 def _train(run: Run, kept: set[int]) -> None:
@@ -125,6 +127,7 @@ def _train(run: Run, kept: set[int]) -> None:
         "step": progress.step,
         "train_seconds": seconds_before + seconds,
         "final_loss": progress.loss,
+        "checkpoints": run.list_checkpoints(),
     }
     # Before there is a status: with a state left, a training for a checkpoint that is wanted later would go on from it.
     run.state.unlink(missing_ok=True)
@@ -176,19 +179,35 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
     """Restore a killed training, or write the files that describe a new one; return the seconds that it has taken."""
     seconds = 0.0
     if run.state.exists():
+        run.require_images(run.dataset)
         seconds = _restore_state(run, progress)
         print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
     else:
-        settings = yaml.safe_dump(asdict(run.config), sort_keys=False)
-        environment = json.dumps(describe_environment(run.device), indent=1)
-        write_text(run.folder / "config.yaml", settings)
-        write_text(run.folder / "environment.json", environment)
+        settings = asdict(run.config)
+        if not run.config.data.content:
+            del settings["data"]["content"]
+        environment = describe_environment(run.device) | {"images": run.dataset.trained_on}
+        write_text(run.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        write_text(run.folder / "environment.json", json.dumps(environment, indent=1))
 
     for path in run.folder.glob("trace/*.safetensors"):
         last_step = int(path.stem[-7:])
         if last_step > progress.step:  # written after the state was saved: these updates are made again
             path.unlink()
     return seconds
+
+
+def _write_where_images_are(run: Run) -> None:
+    """Write into the run's settings where its images are now, so that it is loaded with them after they were moved."""
+    now = json.loads(json.dumps(run.config.data.locate()))  # with lists, as YAML has them
+    if not now:
+        return
+    path = run.folder / "config.yaml"
+    with reading(path):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = settings["data"]
+    if before | now != before:
+        write_text(path, yaml.safe_dump(settings | {"data": before | now}, sort_keys=False))
 
 
 def start_training(run: Run) -> TrainingState:

@@ -56,7 +56,22 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return load_dataset(self.config.data, self.device)
+        """Its images; UserError if it was trained on others."""
+        dataset = load_dataset(self.config.data, self.device)
+        if self.finished:
+            self.require_images(dataset)
+        return dataset
+
+    def require_images(self, dataset: Dataset) -> None:
+        """Raise UserError unless the network, which has been trained or begun, has been so on these images."""
+        known = self.environment.get("images", dataset.trained_on)
+        if known != dataset.trained_on:
+            data = self.config.data
+            where = "".join(f", data.{name}={value}" for name, value in data.locate().items())
+            raise UserError(
+                f"data={data.name}{where}: has other training images than those that {self.id} was trained on; "
+                "give it those, or sweep these into another results=FOLDER"
+            )
 
     @cached_property
     def device(self) -> torch.device:
@@ -177,9 +192,15 @@ class Run:
         """True once training has come to its end, or diverged."""
         return (self.folder / "status.json").exists()
 
-    def is_complete(self, checkpoints: Iterable[int]) -> bool:
-        """Return whether it has finished, with a checkpoint of each of these steps."""
-        return self.finished and set(checkpoints) <= set(self.list_checkpoints())
+    def is_complete(self, checkpoints: Iterable[int] = ()) -> bool:
+        """Return whether it has finished, with a checkpoint of each of these steps and of those that were kept."""
+        return self.finished and {*checkpoints, *self.list_kept()} <= set(self.list_checkpoints())
+
+    def list_kept(self) -> list[int]:
+        """List the steps of which checkpoints were kept when it finished, also of files that are gone."""
+        status = self.status or {"status": "unfinished"}
+        last = [status["step"]] if status["status"] == "finished" else []
+        return status.get("checkpoints", last)  # type: ignore[no-any-return]  # which earlier versions do not say
 
     @property
     def status(self) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,14 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
+from PIL import Image
 from torch import Tensor
 
+from bnlab.harness import load, load_model
 from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.data import Data, Digits, Glyphs, augment, drawing, load_dataset
 from bnlab.harness.artifacts.data.published import Cifar10
 from bnlab.harness.errors import UserError
 from bnlab.vision import torchvision
-from tests.helpers import write_copies
+from tests.harness.kills import interrupted_at
+from tests.helpers import sweep_small, write_copies
 
 TRAIN, TEST = 40, 12
 
@@ -200,3 +205,39 @@ def test_a_shift_moves_each_image_by_its_own_offset_and_fills_with_zero() -> Non
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(out, again)
     assert not torch.equal(out, other)
+
+
+def copies_of(root: Path) -> list[str]:
+    return ["data=cifar10", "data.copies=true", f"data.root={root}", "batch_size=9", "steps=5", "evaluate_at=final"]
+
+
+def test_a_network_is_neither_measured_nor_continued_on_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published data has its name wherever it lies, but nobody has checked files that are copies."""
+    shrink(monkeypatch)
+    write_copies(tmp_path / "first", TRAIN, TEST)
+    write_copies(tmp_path / "other", TRAIN, TEST)
+    for path in (tmp_path / "other" / "train").glob("*/*.png"):
+        Image.fromarray(255 - np.array(Image.open(path))).save(path)
+    results = tmp_path / "r"
+    sweep_small(results, *copies_of(tmp_path / "first"))
+    before = load("adhoc", results)["gaps"]
+    capsys.readouterr()
+
+    sweep_small(results, *copies_of(tmp_path / "other"), expect=2)
+
+    message = f"data=cifar10, data.root={tmp_path}/other.*: has other training images than those that .* was trained on"
+    assert re.search(message, capsys.readouterr().err)
+    assert_frame_equal(load("adhoc", results)["gaps"], before)
+
+    (tmp_path / "first").rename(tmp_path / "moved")
+    sweep_small(results, *copies_of(tmp_path / "moved"))
+    assert "trained in" not in capsys.readouterr().out
+    load_dataset.cache_clear()
+    load_model("adhoc", load("adhoc", results)["runs"]["run"][0], results=results)
+
+    with interrupted_at(2):
+        sweep_small(results, *copies_of(tmp_path / "moved"), "seed=1", expect=130)
+    sweep_small(results, *copies_of(tmp_path / "other"), "seed=1", expect=2)
+    assert re.search(message, capsys.readouterr().err)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -34,6 +34,7 @@ class Parts(NamedTuple):
     train: Pixels
     test: Pixels
     augmented: Draw | None = None  # draws images of the training part with random transforms of the user's
+    content: str = ""  # see `Data.find_content`
 
 
 @dataclass(unsafe_hash=True)
@@ -46,6 +47,7 @@ class Data(Component):
 
     images: int | None = setting(None, "training and validation images to use; null: all, or as many as are usual")
     shift: int = setting(0, "augmentation: largest random shift, in pixels")
+    content: str = field(default="", metadata={"omegaconf_ignore": True})  # see `find_content`; nothing that is set
 
     @property
     def flips(self) -> bool:
@@ -57,7 +59,18 @@ class Data(Component):
         """The shift that test images have anyway, see `artifacts.corruptions`; empty without one."""
         return ""
 
-    def size(self) -> Size:
+    def find_content(self) -> str:
+        """Digest what `read` gives, which is part of a network's name; empty where the other settings say it all.
+
+        A job has it as `content` once it is planned.
+        """
+        return ""
+
+    def locate(self) -> dict[str, Any]:
+        """Collect the settings that say where its images are, which may move."""
+        return {name: getattr(self, name) for name in self.storage}
+
+    def find_size(self) -> Size:
         """Find out how large it is; only a data set of the user's own is read for it."""
         raise NotImplementedError
 
@@ -79,7 +92,7 @@ class Data(Component):
 
     def check(self) -> None:
         """Raise UserError for a value out of range, or files that are neither there nor to be downloaded."""
-        size = self.size()
+        size = self.find_size()
         half = size.pixels // 2
         require_within("data.shift", self.shift, 0, half, f"half of the {size.pixels} pixels")
 
@@ -92,7 +105,7 @@ class Data(Component):
 
     def count_used(self) -> int:
         """Count training and validation images."""
-        return self.size().available if self.images is None else self.images
+        return self.find_size().available if self.images is None else self.images
 
     def count_training(self) -> int:
         """Count training images: nine in ten of those that are used."""

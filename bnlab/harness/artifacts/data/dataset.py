@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bnlab.files import digest
 from bnlab.harness.artifacts.data.base import Data, Draw
-from bnlab.harness.artifacts.data.pixels import draw_order
+from bnlab.harness.artifacts.data.pixels import digest_pixels, draw_order
 from bnlab.harness.errors import UserError
 from bnlab.moments import Moments
 
@@ -64,6 +64,11 @@ class Dataset:
         images = self.augmented(torch.arange(len(self.train.labels)), 0)
         return Split(images, self.train.labels, f"{self.train.digest}-augmented")
 
+    @property
+    def trained_on(self) -> str:
+        """A digest of the images and labels of the training and the validation split."""
+        return digest(self.train.digest, self.val.digest, digits=16)
+
     def images_of(self, split: str) -> Split:
         """Select the images of a split that are predicted: all of test or val, of train at most as many as test has."""
         if split != "train":
@@ -87,7 +92,7 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
 
     def split(images: Tensor, labels: Tensor) -> Split:
         standardized = _standardize(images, mean, std, device)
-        return Split(standardized, labels.to(device), _digest_of_images(images, labels))
+        return Split(standardized, labels.to(device), digest_pixels(images, labels))
 
     def draw(numbers: Tensor, seed: int) -> Tensor:
         assert parts.augmented is not None
@@ -98,7 +103,7 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
         train=split(trained_on, labels[train]),
         val=split(images[val], labels[val]),
         test=split(*parts.test),
-        classes=data.size().classes,
+        classes=data.find_size().classes,
         mean=tuple(mean),
         std=tuple(std),
         largest=math.nan if images.is_floating_point() else data.largest,
@@ -132,12 +137,6 @@ def _require_contrast(data: Data, images: Tensor) -> None:
         f"data={data.name}: channel {channel} of {images.shape[1]} is {smallest[channel].item():g} in each pixel of "
         f'all {len(images):,} training images; leave it out, such as an alpha channel by image.convert("RGB")'
     )
-
-
-def _digest_of_images(images: Tensor, labels: Tensor) -> str:
-    pixels = images.contiguous().numpy().data
-    classes = labels.contiguous().numpy().data
-    return digest(repr(tuple(images.shape)), pixels, classes, digits=16)
 
 
 def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:

@@ -20,7 +20,7 @@ class Digits(Data):
     largest: ClassVar[float] = 16
     name: str = "digits"
 
-    def size(self) -> Size:
+    def find_size(self) -> Size:
         return Size(available=1438, test=359, pixels=8, classes=10)
 
     def read(self) -> Parts:

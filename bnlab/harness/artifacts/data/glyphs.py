@@ -32,7 +32,7 @@ class Glyphs(Data):
     def own_shift(self) -> str:
         return "" if self.test_fonts == self.fonts else f"fonts:{self.test_fonts}"
 
-    def size(self) -> Size:
+    def find_size(self) -> Size:
         count = _USUAL if self.images is None else self.images
         tested = min(_MOST_TESTED, count // 4)
         return Size(available=count, test=tested, pixels=SIZE, classes=self.classes)
@@ -42,7 +42,7 @@ class Glyphs(Data):
         super().check()
 
     def read(self) -> Parts:
-        size = self.size()
+        size = self.find_size()
         train = glyphs(size.available, self.classes, self.difficulty, self.fonts, seed=0)
         test = glyphs(size.test, self.classes, self.difficulty, self.test_fonts, seed=1)
         return Parts(train, test)

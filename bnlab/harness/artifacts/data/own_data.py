@@ -10,19 +10,28 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from functools import cache, lru_cache
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bnlab.borrow import keep_random_state
+from bnlab.files import digest
 from bnlab.harness.artifacts.data.base import Data, Draw, Parts, Size
-from bnlab.harness.artifacts.data.pixels import Pixels, describe_images, draw_order, read_items, read_part, shuffle
+from bnlab.harness.artifacts.data.pixels import (
+    Pixels,
+    describe_images,
+    digest_pixels,
+    draw_order,
+    read_items,
+    read_part,
+    shuffle,
+)
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.own import Own, call_own, own
+from bnlab.harness.own import Own, call_own, digest_of_source, import_object, own
 
 _EXPECTED = (
     "it has to give the training and the test part, each (images, labels), or a data set of such pairs; a third part "
@@ -41,40 +50,102 @@ class OwnData(Own, Data):
     """
 
     usual: ClassVar[dict[str, Any]] = {"root": "data"}
-    unread: ClassVar[tuple[str, ...]] = ("root",)
-    storage: ClassVar[tuple[str, ...]] = ("root",)
     flip: bool = setting(False, "augmentation: random horizontal flip")
 
-    def size(self) -> Size:
-        parts = self.read()
-        images, labels = parts.train
-        _, test_labels = parts.test
-        return Size(
-            available=len(labels),
-            test=len(test_labels),
-            pixels=images.shape[-1],
-            classes=int(labels.max()) + 1,
-        )
+    def digest(self) -> dict[str, str]:
+        """Digest images and labels: what a function reads cannot be known, what it gives can."""
+        return {"content": self.content or self.find_content()}
 
-    def read(self) -> Parts:
-        return read_own(self.name, tuple(self.arguments.items()))
+    def identify(self) -> dict[str, Any]:
+        """Collect what names networks: the content, in place of the arguments, by which it may be found elsewhere."""
+        settings = super().identify()
+        return {key: value for key, value in settings.items() if key not in self.arguments}
+
+    def locate(self) -> dict[str, Any]:
+        return self.arguments
+
+    def find_content(self) -> str:
+        return self._describe().content
+
+    def find_size(self) -> Size:
+        return self._describe().size
 
     def has_known_range(self) -> bool:
-        images, _ = self.read().train
-        return not images.is_floating_point()
+        return self._describe().has_known_range
+
+    def read(self) -> Parts:
+        parts = read_own(self.name, self._list_arguments())
+        if self.content and parts.content != self.content:
+            given = "".join(f", data.{name}={value}" for name, value in self.arguments.items())
+            raise UserError(
+                f"data={self.name}{given}: gives other images or labels than those that this network is named by; "
+                "give it those, or sweep again: these train a network of their own (a function has to give the same "
+                "images whenever it is called)"
+            )
+        return parts
+
+    def _describe(self) -> Description:
+        return describe_own(self.name, self._list_arguments())
+
+    def _list_arguments(self) -> tuple[tuple[str, Any], ...]:
+        return tuple(self.arguments.items())
+
+
+class Description(NamedTuple):
+    """What is known of a user's data set without keeping its images."""
+
+    size: Size
+    content: str
+    has_known_range: bool
+
+
+@cache  # a sweep asks thousands of times, of more sets of arguments than there is memory for images
+def describe_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Description:
+    """Read a user's data set, and describe it."""
+    parts = read_own(path, arguments)
+    images, labels = parts.train
+    _, test_labels = parts.test
+    size = Size(
+        available=len(labels),
+        test=len(test_labels),
+        pixels=images.shape[-1],
+        classes=int(labels.max()) + 1,
+    )
+    return Description(size, parts.content, has_known_range=not images.is_floating_point())
 
 
 @lru_cache(maxsize=2)
 def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Parts:
     """Call the user's function, and read what it gives; what it draws from global generators is the same each time."""
     with seed_generators(0):
-        parts = call_own("data", path, **dict(arguments))
+        given = call_own("data", path, **dict(arguments))
         try:
-            return _read_parts(parts, f"data={path}")
+            parts = _read_parts(given, f"data={path}")
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"data={path}: {where_raised(error)}; {_EXPECTED}") from error
+    return parts._replace(content=_digest_parts(parts, path))
+
+
+def forget_own() -> None:
+    """Forget what has been read: the functions are called again, as by a new process."""
+    read_own.cache_clear()
+    describe_own.cache_clear()
+
+
+def _digest_parts(parts: Parts, path: str) -> str:
+    """Digest images, labels and their order; of random transforms what they draw first, and their source.
+
+    Which other images they draw no sample tells, so that another source counts as other transforms.
+    """
+    digests = [digest_pixels(*parts.train), digest_pixels(*parts.test)]
+    if parts.augmented is not None:
+        _, labels = parts.train
+        some = torch.tensor(_spread(len(labels)))
+        digests.append(digest_pixels(parts.augmented(some, 0), labels[some]))
+        digests.append(digest_of_source(import_object("data", path)))
+    return digest(*digests, digits=10)
 
 
 @contextlib.contextmanager

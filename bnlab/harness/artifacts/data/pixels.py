@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bnlab.files import digest
 from bnlab.harness.errors import UserError
 
 Pixels = tuple[Tensor, Tensor]
@@ -56,6 +57,13 @@ def draw_order(count: int) -> Tensor:
     """Draw an order of so many images, int64 [count]."""
     # One seed for ever: a split that moved with the run's seed would mix training and test images.
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def digest_pixels(images: Tensor, labels: Tensor) -> str:
+    """Digest images, labels and their order, to sixteen hexadecimal digits."""
+    pixels = images.contiguous().numpy().data
+    classes = labels.contiguous().numpy().data
+    return digest(repr(tuple(images.shape)), pixels, classes, digits=16)
 
 
 def describe_images(images: Tensor) -> str:

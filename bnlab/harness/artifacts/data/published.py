@@ -40,7 +40,7 @@ class Published(Data):
         "read it from image files in `train/<class>/` and `test/<class>/` below `data.root`, such as JPEG copies",
     )
 
-    def size(self) -> Size:
+    def find_size(self) -> Size:
         return self.origin.size
 
     def check(self) -> None:
