@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts import training
@@ -26,9 +24,8 @@ from bnlab.harness.measurements.subjects import find_subjects
 from bnlab.harness.statistic_kinds import Measured
 
 
-def register(describe: Callable[[], str] = str) -> None:
-    """Make the configuration known to Hydra; `describe` gives the words of `--help` on settings."""
-    OmegaConf.register_new_resolver("describe_settings", describe, replace=True)
+def register() -> None:
+    """Make the configuration known to Hydra."""
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.
     open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=Optimizer())

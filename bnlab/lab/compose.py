@@ -109,6 +109,11 @@ def _search_folders(words: Sequence[str]) -> list[str]:
         folders.append(folder.resolve())
     here = Path("conf").resolve()
     if here.is_dir() and here != CONF:
+        if Path("bnlab", "lab").is_dir():
+            raise UserError(
+                f"the current folder is another clone of bnlab than {CONF.parent}, whose command this is; "
+                "python -m bnlab is the command of the clone here"
+            )
         folders.append(here)
 
     for folder in folders:
@@ -269,10 +274,8 @@ def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str
 
 
 def print_with_hydra(words: Sequence[str]) -> None:
-    """Let Hydra print what its own options ask for, such as `--help`, `--info` or `--cfg job`."""
-    from bnlab.harness.help import describe_settings
-
-    register(describe_settings)
+    """Let Hydra print what its own options ask for, such as `--info` or `--cfg job`."""
+    register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the caller
     sys.argv = [sys.argv[0], *_search_folders(words)]
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -5,21 +5,34 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.lab.catalogue import list_questions
+from bnlab.lab.catalogue import CONF, list_files, list_questions
 from bnlab.lab.command import run_command
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
     from bnlab.lab.compose import Launcher
 
-_HYDRA_OPTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
+_HYDRA_OPTIONS = ("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
 
 
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, words, options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
+    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
+
+
+def _read_help() -> str:
+    """Read what `--help` prints, and add the caller's own files of settings; neither torch nor Hydra is waited for."""
+    shown = (CONF / "help.txt").read_text(encoding="utf-8").rstrip()
+    shipped = list_files(CONF)
+    own = []
+    for group, names in list_files(Path("conf")).items():
+        others = [name for name in names if name not in shipped.get(group, [])]
+        if others:
+            own.append(f"{group}: {', '.join(others)}")
+    return "\n".join([shown, "", "Files in conf/ here", *own]) if own else shown
 
 
 def _sweep(words: list[str]) -> int:
