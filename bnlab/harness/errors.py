@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sysconfig
 import traceback
 from pathlib import Path
 
 # Whose lines tell a user nothing about their own code: bnlab, the standard library and what is installed.
 _OTHERS = (Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class UserError(ValueError):
@@ -24,6 +29,21 @@ class JobError(UserError):
 
 class TimeLimit(BaseException):
     """The time of a job is up; no Exception, which a measurement would take for a failure of its own."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """Say which file or folder the system refused, and what to do; that a sweep can continue only where it can."""
+    if error.errno in _FULL:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"{reason}; what was there is whole, and the same command continues once there is room"
+    if error.errno not in _REFUSED or error.filename is None:
+        return f"{error}; what is finished is kept"
+
+    path = Path(error.filename)
+    if os.path.isfile(path) and not os.access(path, os.R_OK):
+        return f"{path}: cannot be read ({error.strerror})"
+    folder = next(each for each in (path, *path.parents) if os.path.isdir(each))
+    return f"{folder}: cannot be written ({error.strerror}); choose another folder, as by results=FOLDER"
 
 
 def where_raised(error: BaseException) -> str:

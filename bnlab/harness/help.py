@@ -1,6 +1,6 @@
 """What `sweep --help` says, written from the components, the configuration and the estimators.
 
-`python -m experiments.describe` writes it to `conf/help.txt`, so that the command waits neither for torch nor for Hydra.
+`python -m experiments.describe` writes it to `conf/help.txt`: the command waits neither for torch nor for Hydra.
 """
 
 from __future__ import annotations

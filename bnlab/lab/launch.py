@@ -23,12 +23,12 @@ from tqdm import tqdm
 from bnlab.harness.artifacts.job_settings import Config, restore_config
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.errors import TimeLimit, UserError
+from bnlab.harness.errors import TimeLimit, UserError, describe_os_error
 from bnlab.harness.jobs import attempt, find_failure, list_waiting
 from bnlab.lab.compose import Job, Launcher
 
 _A_LINE = 60.0  # seconds between two lines where there is no terminal
-_KEPT = "what is finished is kept, the same command continues"
+_KEPT = "what is finished is kept"
 _QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "stderr_to_stdout")
 """Settings that submitit calls the same for every kind of cluster; others begin with the kind's name."""
 
@@ -54,8 +54,10 @@ def _run(config: Config, heading: str) -> None:
         print(heading, flush=True)
     try:
         attempt(config)
-    except (UserError, OSError) as error:
+    except UserError as error:
         raise UserError(f"{error}\n  {_KEPT}") from error
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
 
 
 def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
@@ -70,7 +72,9 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
     try:
         Parallel(**settings)(calls)
     except BrokenProcessPool as error:
-        raise UserError(f"a process of the sweep was ended from outside (out of memory?); {_KEPT}") from error
+        raise UserError(
+            f"a process of the sweep was ended from outside (out of memory?); {_KEPT}, the same command continues"
+        ) from error
 
 
 def _run_in_process(settings: dict[str, Any], heading: str, parent: int) -> None:

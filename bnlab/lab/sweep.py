@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.lab.catalogue import CONF, list_files, list_questions
-from bnlab.lab.command import run_command
+from bnlab.lab.command import require_memory, run_command
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
@@ -38,6 +38,7 @@ def _read_help() -> str:
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
     started = time.perf_counter()
+    require_memory()
     from bnlab.lab.compose import plan_jobs, print_with_hydra
 
     if "--config-dir" in words[:-1]:  # and the folder as a word of its own
