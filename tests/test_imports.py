@@ -34,7 +34,7 @@ FLOORS = (
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
     *(
-        "errors schema updates",
+        "errors schema updates progress",
         "run_table requests",
         "components",
         "own",
@@ -43,7 +43,7 @@ STAGES = (
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help setting_columns", "config", "jobs", "planning loading"),
+    *("help setting_columns", "config", "jobs costs", "planning loading"),
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
@@ -54,7 +54,7 @@ FOLDERS = {
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
     "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
     "undo recalibration recalibrate gallery",
-    "lab": "command catalogue compose launch sweep report runs",
+    "lab": "command catalogue watching compose counting launch sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",

@@ -60,7 +60,6 @@ def check(config: Config) -> None:
     _check_steps(config, steps)
     _check_freezing(config, steps)
     _check_measured(config)
-    _check_device(config.device)
     if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UserError("log=tensorboard: needs a package; pip install tensorboard")
 
@@ -135,7 +134,8 @@ def _check_measured(config: Config) -> None:
         raise UserError(f"measurements={config.measurements}: need batch norm, found norm={config.norm.name}")
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise UserError unless this machine has the device."""
     if name == "auto":
         return
     try:

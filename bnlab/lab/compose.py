@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
-from bnlab.harness.config import check, register
+from bnlab.harness.config import check, check_device, register
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import KINDS, make_own
 from bnlab.lab.catalogue import CONF
@@ -52,6 +52,11 @@ class Launcher:
 
     name: str
     settings: dict[str, Any]  # arguments of joblib's or submitit's
+
+    @property
+    def is_cluster(self) -> bool:
+        """True if jobs run on other machines, whose devices this one need not have."""
+        return self.name == "submitit_slurm"
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,11 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     launcher: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
     del launcher["_target_"]
     known = {key: value for key, value in launcher.items() if not str(value).startswith("${")}  # Hydra's folders
-    return Sweep(jobs, Launcher(str(chosen.runtime.choices["hydra/launcher"]), known))
+    launched_by = Launcher(str(chosen.runtime.choices["hydra/launcher"]), known)
+    for config in configs:
+        if config.dry_run or not launched_by.is_cluster:
+            check_device(config.device)
+    return Sweep(jobs, launched_by)
 
 
 def _search_folders(words: Sequence[str]) -> list[str]:
