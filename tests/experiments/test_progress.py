@@ -87,17 +87,19 @@ def test_a_quiet_sweep_names_failures(call: Call, tmp_path: Path) -> None:
     assert ": diverged, " in done.err
 
 
-def test_elsewhere_something_is_said_after_silence(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_something_is_said_after_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("bnlab.lab.watching._PAUSE", 0.01)
     monkeypatch.setattr("bnlab.lab.watching._SILENCE", 0.05)
     monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
-    words = ("seed=0,1", "batch_size=32", "epochs=4", "hydra/launcher=basic", f"results={tmp_path}")
 
-    done = call("sweep -m", *words)
+    sweep_small(tmp_path, "-m", "seed=0,1", "steps=200", "measurements=gaps")
 
-    assert CLEAR not in done.out
-    assert re.search(rf"^{CURRENT}$", done.out, re.MULTILINE)
-    assert len(re.findall(r"seed_\d  step 164 of 164  loss \d\.\d{3}  trained in", done.out)) == 2
+    said = capsys.readouterr().out
+    assert CLEAR not in said
+    assert re.search(rf"^{CURRENT}$", said, re.MULTILINE)
+    assert len(re.findall(r"seed_\d  step 200 of 200  loss \d\.\d{3}  trained in", said)) == 2
 
 
 @pytest.mark.slow
