@@ -81,8 +81,8 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
     try_estimators(subject for config in waiting for subject in find_subjects(config))
     untrained = _list_untrained(waiting)
     costs = find_costs(Path(configs[0].results))
-    kinds = {describe_kind(run): run for run in untrained}
-    unknown = {kind: run for kind, run in kinds.items() if kind not in costs}
+    kinds = {run: describe_kind(run) for run in untrained}  # before a trial sets the threads of this process
+    unknown = {kind: run for run, kind in kinds.items() if kind not in costs}
     if unknown:
         yield f"trial      of {_count(len(unknown), 'kind')} of network of which none is there, a second or two each"
         try_all([run.config for run in unknown.values()])
@@ -91,7 +91,7 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
 
     seconds = disk = 0.0
     for run, needed in untrained.items():
-        cost = costs[describe_kind(run)]
+        cost = costs[kinds[run]]
         seconds += run.steps * cost.update
         disk += run.steps * cost.moments + len({*needed, run.steps}) * cost.checkpoint
 
