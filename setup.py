@@ -7,7 +7,7 @@ setup(
     package_dir={"bnlab.conf": "conf"},
     package_data={
         "bnlab": ["py.typed", "doctor/page.css", "harness/reporting/templates/*"],
-        "bnlab.conf": ["*.yaml", "*/*.yaml"],
+        "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt"],
         "experiments": ["answers/*.md", "*.md"],
     },
 )

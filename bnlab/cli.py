@@ -52,6 +52,8 @@ def _run_lab(command: str, words: list[str]) -> int:
     if importlib.util.find_spec("hydra") is None:
         print(f"error: bnlab {command} needs more packages: pip install 'bnlab[harness]'", file=sys.stderr)
         return 2
+    # Before modules of the caller's own can be found: a clone in the current folder has a module of this name too.
+    importlib.import_module("experiments")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     code: int = importlib.import_module(f"bnlab.lab.{command}").main(words)

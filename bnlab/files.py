@@ -36,17 +36,25 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there in one step; a failure leaves what was there."""
+    """Let `write` fill a file beside `path`, then move it there in one step; a failure leaves what was there.
+
+    OSError of the system, such as for a full disk, names `path`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:  # of which many name no file
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # as of a folder that cannot be made
+            beside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,8 +25,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, met
     def write(beside: Path) -> None:
         try:
             save_file(copies, beside, labelled)
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(f"{beside}: {error}") from error
+        except SafetensorError as error:  # a full disk, say: "I/O error: … (os error 28)"
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise OSError(f"{path}: {error}") from error
+            raise OSError(int(number[1]), str(error)) from error
 
     write_whole(path, write)
 

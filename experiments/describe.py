@@ -1,4 +1,7 @@
-"""python -m experiments.describe: write results/README.md, which says what the columns of all tables mean."""
+"""python -m experiments.describe: write the pages that are made from the code.
+
+results/README.md says what the columns of all tables mean, conf/help.txt is what `bnlab sweep --help` prints.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import sys
 from pathlib import Path
 
 from bnlab.harness.artifacts.job_settings import Config
+from bnlab.harness.help import write_help
 from bnlab.harness.setting_columns import describe_runs
-from bnlab.lab.catalogue import list_measurements
+from bnlab.lab.catalogue import CONF, list_files, list_measurements
 
 README = Path(__file__).parents[1] / "results" / "README.md"
+HELP = CONF / "help.txt"
 _FIRST = """\
 # Tables
 
@@ -25,8 +30,9 @@ _TYPES = {"string": "text", "int64": "int", "double": "real", "bool": "bool"}
 
 
 def main() -> int:
-    """Write the page."""
+    """Write the pages."""
     README.write_text(describe_tables(), encoding="utf-8")
+    HELP.write_text(describe_sweep(), encoding="utf-8")
     return 0
 
 
@@ -46,6 +52,11 @@ def describe_tables() -> str:
             lines.append(f"| {shown} | {_TYPES[str(each.type)]} | {each.meaning} |")
         sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"
+
+
+def describe_sweep() -> str:
+    """Write what `bnlab sweep --help` prints."""
+    return write_help(list_files(CONF))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def _tune(words: list[str]) -> int:
     from bnlab.harness.planning import plan
     from bnlab.harness.reporting.tables import write_tables
     from bnlab.lab.compose import Job, Launcher
+    from bnlab.lab.counting import NetworkCount
     from bnlab.lab.launch import run_jobs
+    from bnlab.lab.watching import Display
 
     is_again = "again=true" in words
     cells = _list_cells([word for word in words if word != "again=true"])
@@ -90,7 +92,9 @@ def _tune(words: list[str]) -> int:
             return 1
         attempted |= names
         prepare(missing)
-        run_jobs([Job(config, heading="") for config in missing], Launcher("joblib", {"n_jobs": -1}))
+        with Display(first.quiet) as display:
+            display.show(NetworkCount(missing, display.announce).describe)
+            run_jobs([Job(config, heading="") for config in missing], Launcher("joblib", {"n_jobs": -1}))
         write_tables(folder)
 
 

@@ -1,5 +1,6 @@
 """One torch thread in every test process, and one small trained network for all tests that only read."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -39,6 +40,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with FileLock(shared / "trained.lock"):
         train_network(run)
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_words_after_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command prints in this process does not depend on how long it takes."""
+    monkeypatch.setattr("bnlab.lab.watching._SILENCE", math.inf)
 
 
 @pytest.fixture

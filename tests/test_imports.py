@@ -34,7 +34,7 @@ FLOORS = (
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
     *(
-        "errors schema updates",
+        "errors schema updates progress",
         "run_table requests",
         "components",
         "own",
@@ -43,7 +43,7 @@ STAGES = (
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help setting_columns job_words", "config", "jobs", "planning loading"),
+    *("help setting_columns job_words", "config", "jobs costs", "planning loading"),
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
@@ -54,7 +54,7 @@ FOLDERS = {
     "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
     "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
     "undo recalibration recalibrate gallery",
-    "lab": "command catalogue compose launch sweep report runs",
+    "lab": "command catalogue watching compose counting launch sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
@@ -184,7 +184,8 @@ def test_the_library_uses_one_private_name_of_torch() -> None:
 def loaded_by(*modules: str, call: str = "None") -> set[str]:
     """The packages that a process has loaded after it has imported these modules, and made a call."""
     code = f"import sys, {', '.join(modules)}; {call}; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    return {*subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {*done.stdout.splitlines()[-1].split()}  # before it stands what the call prints
 
 
 def test_nobody_waits_for_what_is_not_used() -> None:
@@ -197,7 +198,9 @@ def test_nobody_waits_for_what_is_not_used() -> None:
     modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
     found = loaded_by(*(name.removesuffix(".__init__") for name in modules))
     assert "pyarrow" in found and not {"torch", "torchvision", "hydra", "omegaconf"} & found
-    found = loaded_by("bnlab.lab.compose")  # so that `sweep --help` answers soon
+    found = loaded_by("bnlab.lab.sweep", call="bnlab.lab.sweep.main(['--help'])")
+    assert not {"torch", "hydra", "omegaconf", "pandas"} & found
+    found = loaded_by("bnlab.lab.compose")  # so that mistakes are answered soon
     assert "hydra" in found and not {"pandas", "pyarrow", "matplotlib", "sympy"} & found  # sympy: torch's compiler
 
 

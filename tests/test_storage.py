@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,23 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
 
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_a_file_that_the_system_refuses_is_named_and_what_was_there_stays(tmp_path: Path) -> None:
+    """Here by a limit on the size of files, which is met in the middle of writing as a full disk is."""
+    path = tmp_path / "tensors.safetensors"
+    save_tensors(path, {"a": torch.zeros(10)}, "test", {})
+    before = path.read_bytes()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, usual[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            save_tensors(path, {"a": torch.zeros(100_000)}, "test", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+    assert raised.value.errno == errno.EFBIG
+    assert raised.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]

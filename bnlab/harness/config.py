@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts import training
@@ -26,9 +24,8 @@ from bnlab.harness.measurements.subjects import find_subjects
 from bnlab.harness.statistic_kinds import Measured
 
 
-def register(describe: Callable[[], str] = str) -> None:
-    """Make the configuration known to Hydra; `describe` gives the words of `--help` on settings."""
-    OmegaConf.register_new_resolver("describe_settings", describe, replace=True)
+def register() -> None:
+    """Make the configuration known to Hydra."""
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.
     open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=Optimizer())
@@ -63,7 +60,6 @@ def check(config: Config) -> None:
     _check_steps(config, steps)
     _check_freezing(config, steps)
     _check_measured(config)
-    _check_device(config.device)
     if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UserError("log=tensorboard: needs a package; pip install tensorboard")
 
@@ -140,7 +136,8 @@ def _check_measured(config: Config) -> None:
         raise UserError(f"measurements={typed}: measures nothing of a network with norm={config.norm.name}")
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise UserError unless this machine has the device."""
     if name == "auto":
         return
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -10,6 +12,9 @@ from pathlib import Path
 
 # Whose lines tell a user nothing about their own code: bnlab, the standard library and what is installed.
 _OTHERS = (Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class UserError(ValueError):
@@ -46,6 +51,21 @@ def find_close(name: object, known: Iterable[str]) -> str | None:
     by_letters = {each.lower(): each for each in known}
     close = difflib.get_close_matches(str(name).lower(), by_letters, n=1)
     return by_letters[close[0]] if close else None
+
+
+def describe_os_error(error: OSError) -> str:
+    """Say which file or folder the system refused, and what to do; that a sweep can continue only where it can."""
+    if error.errno in _FULL:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"{reason}; what was there is whole, and the same command continues once there is room"
+    if error.errno not in _REFUSED or error.filename is None:
+        return f"{error}; what is finished is kept"
+
+    path = Path(error.filename)
+    if os.path.isfile(path) and not os.access(path, os.R_OK):
+        return f"{path}: cannot be read ({error.strerror})"
+    folder = next(each for each in (path, *path.parents) if os.path.isdir(each))
+    return f"{folder}: cannot be written ({error.strerror}); choose another folder, as by results=FOLDER"
 
 
 def where_raised(error: BaseException) -> str:

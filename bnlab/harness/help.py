@@ -1,9 +1,12 @@
-"""Help of `sweep --help` on settings, read from the components, the configuration and the estimators."""
+"""What `sweep --help` says, written from the components, the configuration and the estimators.
+
+`python -m experiments.describe` writes it to `conf/help.txt`: the command waits neither for torch nor for Hydra.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bnlab.estimators import Estimator
@@ -14,6 +17,18 @@ from bnlab.harness.statistic_kinds import Measured, OfAveraging
 from bnlab.inference import Rule
 from bnlab.names import Named, list_named
 
+_HEAD = """\
+Train what is missing, measure, write tables.
+
+bnlab sweep experiment=quickstart
+bnlab sweep -m batch_size=4,32,256 seed=0,1,2 'momentum=[0.01,0.1,0.5]' 'estimator=[ema,cumulative,exact]'
+bnlab sweep experiment=momentum dry_run=true       how many networks, how long they train
+bnlab report experiment=quickstart                 then: the figures and verdicts
+bnlab runs list                                    what has been trained
+
+-m sweeps comma lists; lists in brackets (momentum=[0.01,0.1]) are measured together, on one network.
+model=, data= and norm= also take a function of yours, as mine.make_model, whose arguments are settings.
+"""
 _WIDTH = 116
 _COLUMN = 32  # where meanings begin
 _KINDS: dict[type[Named], str] = {
@@ -25,8 +40,17 @@ _KINDS: dict[type[Named], str] = {
 _OWN = "your own: package.module.Class"
 
 
-def describe_settings() -> str:
-    """Every choice and setting with its default and its meaning, as lines of text."""
+def write_help(files: Mapping[str, Sequence[str]]) -> str:
+    """Write the page: commands to begin with, settings, and the files by group that can be chosen by name."""
+    lines = [_HEAD, *_describe_settings(), "", "Files (key=name)"]
+    names = {group: sorted(choices) for group, choices in GROUPS.items()} | dict(files)
+    for group in sorted(names):
+        lines.append(f"{group}: {', '.join(names[group])}")
+    return "\n".join(lines) + "\n"
+
+
+def _describe_settings() -> list[str]:
+    """Describe every choice and setting with its default and its meaning."""
     lines = []
     for group in GROUPS:
         lines += [*_describe_group(group), ""]
@@ -38,7 +62,7 @@ def describe_settings() -> str:
     estimators = "; ".join([*kinds, _OWN])
     lines += _wrap("estimator", f"{estimators}. Parameters in quotes: 'estimator=\"window(k=50)\"'")
     lines += _wrap("measurements", f"{', '.join(list_names())}; {_OWN}")
-    return "\n".join(lines)
+    return lines
 
 
 def _describe_group(group: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping
@@ -24,12 +23,14 @@ from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_o
 from bnlab.harness.artifacts.producing import ensure_trained, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, train
+from bnlab.harness.config import check_device
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.subjects import find_subjects, try_estimators
 from bnlab.harness.own import digest_of_own
+from bnlab.harness.progress import State, remove_state, say, say_problem, write_state
 from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.updates import steps_per_epoch
@@ -87,6 +88,7 @@ def prepare(configs: list[Config]) -> None:
     for config in configs:
         config.folder.mkdir(parents=True, exist_ok=True)
         find_failure(Run(config)).unlink(missing_ok=True)
+        remove_state(Run(config).folder)  # what a killed process has left
     columns = describe_runs().schema  # for reports, which do not see the components
     for folder in {config.folder for config in configs}:
         schema.write_frame(columns_path(folder), schema.empty(columns), columns)
@@ -179,7 +181,7 @@ def _record_failure(config: Config, reason: str) -> None:
     """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
     run = Run(config)
     path = find_failure(run)
-    print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
+    say_problem(f"{run.id}: failed, {reason}\n  more in {path}")
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     _write_request(run, {}, ["this job"])
 
@@ -191,6 +193,7 @@ def execute(config: Config) -> None:
     fails; the rows of all others are written.
     """
     prepare_process(config)
+    check_device(config.device)  # on a cluster not that of the command
     with Run(config).lock:  # another job may want more checkpoints, and train the same network again
         try:
             _train_and_measure(Run(config))
@@ -198,6 +201,7 @@ def execute(config: Config) -> None:
             set_aside(Run(config).folder, error, "the network is trained again")
             _train_and_measure(Run(config))
         finally:
+            remove_state(Run(config).folder)
             # Without this, processes that share an accelerator and have ended their jobs keep its memory.
             torch.cuda.empty_cache()
 
@@ -215,7 +219,8 @@ def _train_and_measure(run: Run) -> None:
     chosen = [each for each in measurements if each.covers(run.config.norm)]
     left_out = [each.name for each in measurements if each not in chosen]
     if left_out:
-        print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
+        reason = f"norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}"
+        say(f"{run.id}: {reason}", run.config.quiet)
 
     subjects = find_subjects(run.config)
     failed = Failures()
@@ -226,6 +231,7 @@ def _train_and_measure(run: Run) -> None:
             reason = f"is about one batch of moments in an update, but a forward calls {repeated} several times"
             failed[measurement.name] = reason, ""
         else:
+            write_state(run.folder, State(f"measuring {measurement.name}", share=1.0))
             selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
     _write_request(run, selections, failed)
     if failed:

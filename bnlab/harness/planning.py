@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 from bnlab.files import Unreadable
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import format_seconds, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import train
+from bnlab.harness.costs import Cost, describe_kind, find_costs
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process, try_all
+from bnlab.harness.measurements.subjects import find_subjects, try_estimators
 from bnlab.harness.updates import ADVICE, count_last
 
 _WARM_UP = 5  # updates of a trial that are not timed
@@ -65,9 +67,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterable[str]:
-    """Describe a sweep, with `waiting` jobs that are not done, after a short trial of each kind of network.
+    """Describe a sweep, with `waiting` jobs that are not done, by the times of networks that are there.
 
-    Nothing is written; UserError for what would stop the sweep.
+    Each kind of network of which there is none is tried for a short time. Nothing is written; UserError for what would
+    stop the sweep.
     """
     first, *small_batches = outline(configs, waiting)
     yield first
@@ -75,17 +78,22 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
         yield "nothing is left to be measured"
         return
 
-    try_all(waiting)
-    trials: dict[tuple[Any, ...], tuple[float, float, float]] = {}
+    try_estimators(subject for config in waiting for subject in find_subjects(config))
+    untrained = _list_untrained(waiting)
+    costs = find_costs(Path(configs[0].results))
+    kinds = {run: describe_kind(run) for run in untrained}  # before a trial sets the threads of this process
+    unknown = {kind: run for run, kind in kinds.items() if kind not in costs}
+    if unknown:
+        yield f"trial      of {_count(len(unknown), 'kind')} of network of which none is there, a second or two each"
+        try_all([run.config for run in unknown.values()])
+        for kind, run in unknown.items():
+            costs[kind] = _try_updates(run)
+
     seconds = disk = 0.0
-    for run, needed in _list_untrained(waiting).items():
-        config = run.config
-        kind = (config.data, config.model, config.norm, config.batch_size, config.threads)
-        if kind not in trials:
-            trials[kind] = _try_updates(run)
-        update, moments, checkpoint = trials[kind]
-        seconds += run.steps * update
-        disk += run.steps * moments + len({*needed, run.steps}) * checkpoint
+    for run, needed in untrained.items():
+        cost = costs[kinds[run]]
+        seconds += run.steps * cost.update
+        disk += run.steps * cost.moments + len({*needed, run.steps}) * cost.checkpoint
 
     measured = sum(len(_list_needed(Run(job))) for job in waiting)
     yield f"training   about {format_seconds(seconds / processes)}, {_count(processes, 'network')} at a time"
@@ -95,8 +103,8 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
     yield from small_batches
 
 
-def _try_updates(run: Run) -> tuple[float, float, float]:
-    """Train for about a second: seconds and bytes of batch moments for each update, and bytes of a checkpoint."""
+def _try_updates(run: Run) -> Cost:
+    """Train for about a second, and measure what it costs."""
     prepare_process(run.config)
     optimizer = replace(run.config.optimizer, lr=0.0)  # cannot diverge
     trial = Run(replace(run.config, optimizer=optimizer, averaging="none"))
@@ -114,4 +122,4 @@ def _try_updates(run: Run) -> tuple[float, float, float]:
     layers = [] if trace is None else list(trace.layers.values())
     moments = sum(layer.moments.nbytes for layer in layers) / progress.step
     checkpoint = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
-    return (now - started) / (step - _WARM_UP), moments, checkpoint
+    return Cost((now - started) / (step - _WARM_UP), moments, checkpoint)

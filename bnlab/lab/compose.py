@@ -27,7 +27,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.components import Component, list_settings
-from bnlab.harness.config import check, register
+from bnlab.harness.config import check, check_device, register
 from bnlab.harness.errors import UserError, find_close, suggest
 from bnlab.harness.own import KINDS, make_own
 from bnlab.lab.catalogue import CONF
@@ -54,6 +54,11 @@ class Launcher:
 
     name: str
     settings: dict[str, Any]  # arguments of joblib's or submitit's
+
+    @property
+    def is_cluster(self) -> bool:
+        """True if jobs run on other machines, whose devices this one need not have."""
+        return self.name == "submitit_slurm"
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,11 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     launcher: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
     del launcher["_target_"]
     known = {key: value for key, value in launcher.items() if not str(value).startswith("${")}  # Hydra's folders
-    return Sweep(jobs, Launcher(str(chosen.runtime.choices["hydra/launcher"]), known))
+    launched_by = Launcher(str(chosen.runtime.choices["hydra/launcher"]), known)
+    for config in configs:
+        if config.dry_run or not launched_by.is_cluster:
+            check_device(config.device)
+    return Sweep(jobs, launched_by)
 
 
 def _search_folders(words: Sequence[str]) -> list[str]:
@@ -111,6 +120,11 @@ def _search_folders(words: Sequence[str]) -> list[str]:
         folders.append(folder.resolve())
     here = Path("conf").resolve()
     if here.is_dir() and here != CONF:
+        if Path("bnlab", "lab").is_dir():
+            raise UserError(
+                f"the current folder is another clone of bnlab than {CONF.parent}, whose command this is; "
+                "python -m bnlab is the command of the clone here"
+            )
         folders.append(here)
 
     for folder in folders:
@@ -293,10 +307,8 @@ def _list_keys(choice: Component) -> list[str]:
 
 
 def print_with_hydra(words: Sequence[str]) -> None:
-    """Let Hydra print what its own options ask for, such as `--help`, `--info` or `--cfg job`."""
-    from bnlab.harness.help import describe_settings
-
-    register(describe_settings)
+    """Let Hydra print what its own options ask for, such as `--info` or `--cfg job`."""
+    register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the caller
     sys.argv = [sys.argv[0], *_search_folders(words)]
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

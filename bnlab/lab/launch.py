@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import cache
@@ -18,49 +17,46 @@ from typing import Any
 import submitit
 from joblib import Parallel, delayed
 from submitit.core.utils import FailedJobError, UncompletedJobError
-from tqdm import tqdm
 
 from bnlab.harness.artifacts.job_settings import Config, restore_config
-from bnlab.harness.artifacts.producing import format_seconds
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.errors import TimeLimit, UserError
-from bnlab.harness.jobs import attempt, find_failure, list_waiting
+from bnlab.harness.errors import TimeLimit, UserError, describe_os_error
+from bnlab.harness.jobs import attempt
+from bnlab.harness.progress import say_off_terminal, say_problem
 from bnlab.lab.compose import Job, Launcher
 
-_A_LINE = 60.0  # seconds between two lines where there is no terminal
-_KEPT = "what is finished is kept, the same command continues"
+_KEPT = "what is finished is kept"
 _QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "stderr_to_stdout")
 """Settings that submitit calls the same for every kind of cluster; others begin with the kind's name."""
 
 
 def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> None:
-    """Run jobs to their end, and show how many are done. One that fails leaves the others alone.
+    """Run jobs to their end. One that fails leaves the others alone.
 
     UserError for what all jobs would meet, such as a full disk, or where a process was ended from outside.
     """
-    with _show_progress([job.config for job in jobs]):
-        if launcher.name == "basic":
-            for job in jobs:
-                _run(job.config, job.heading)
-        elif launcher.name == "joblib":
-            _run_in_processes(jobs, launcher)
-        else:
-            _run_on_cluster(jobs, launcher)
+    if launcher.name == "basic":
+        for job in jobs:
+            _run(job.config, job.heading)
+    elif launcher.name == "joblib":
+        _run_in_processes(jobs, launcher)
+    else:
+        _run_on_cluster(jobs, launcher)
 
 
 def _run(config: Config, heading: str) -> None:
     """Run one job, under its heading if it has one; UserError for what the other jobs would meet too."""
     if heading:
-        print(heading, flush=True)
+        say_off_terminal(heading, config.quiet)
     try:
         attempt(config)
-    except (UserError, OSError) as error:
+    except UserError as error:
         raise UserError(f"{error}\n  {_KEPT}") from error
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
 
 
 def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Run jobs in as many processes as there are cores, or as the launcher's settings say."""
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
     settings = dict(launcher.settings)
     if len(jobs) == 1:
         settings["n_jobs"] = 1  # starting a process would take longer than many a job
@@ -70,7 +66,8 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
     try:
         Parallel(**settings)(calls)
     except BrokenProcessPool as error:
-        raise UserError(f"a process of the sweep was ended from outside (out of memory?); {_KEPT}") from error
+        reason = "a process of the sweep was ended from outside (out of memory?)"
+        raise UserError(f"{reason}; {_KEPT}, the same command continues") from error
 
 
 def _run_in_process(settings: dict[str, Any], heading: str, parent: int) -> None:
@@ -119,7 +116,7 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
         except FailedJobError as error:  # what happened in it is shown as it is
             problems.append(error)
         except UncompletedJobError:
-            print(f"job {job.job_id} of the cluster has died (state: {job.state})", file=sys.stderr, flush=True)
+            say_problem(f"job {job.job_id} of the cluster has died (state: {job.state})")
     if problems:
         raise problems[0]
 
@@ -157,40 +154,3 @@ def watch_time_limit() -> None:
             raise TimeLimit("the time limit of its job has come; the same command continues it") from end
 
     signal.signal(number, end_job)
-
-
-@contextlib.contextmanager
-def _show_progress(waiting: list[Config]) -> Iterator[None]:
-    """Show in the block how many jobs are done and the time left: a bar in a terminal, else a line a minute."""
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(waiting, ended), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def _watch(waiting: list[Config], ended: threading.Event) -> None:
-    """Show progress until the sweep has ended; of a single job there is nothing to show."""
-    total = len(waiting)
-    if total < 2:
-        return
-
-    started = time.monotonic()
-    last_line = started
-    with tqdm(total=total, unit="job", leave=False, smoothing=0, disable=None) as bar:
-        pause = 1.0
-        while not ended.wait(pause):
-            began = time.monotonic()
-            waiting = [config for config in list_waiting(waiting) if not find_failure(Run(config)).exists()]
-            done = total - len(waiting)
-            bar.update(done - bar.n)
-            pause = max(1.0, 50 * (time.monotonic() - began))  # so that looking takes little from training
-
-            now = time.monotonic()
-            if done and bar.disable and now - last_line >= _A_LINE:
-                last_line = now
-                left = (now - started) / done * (total - done)
-                print(f"{done} of {total} jobs done, about {format_seconds(left)} left", flush=True)

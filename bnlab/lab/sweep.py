@@ -5,38 +5,66 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.lab.catalogue import list_questions
-from bnlab.lab.command import run_command
+from bnlab.harness.progress import say
+from bnlab.lab.catalogue import CONF, list_files, list_questions
+from bnlab.lab.command import require_memory, run_command
+from bnlab.lab.watching import Display
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
-    from bnlab.lab.compose import Launcher
+    from bnlab.lab.compose import Job, Launcher
 
-_HYDRA_OPTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
+_HYDRA_OPTIONS = ("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
 
 
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, words, options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
+    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
+
+
+def _read_help() -> str:
+    """Read what `--help` prints, and add the caller's own files of settings; neither torch nor Hydra is waited for."""
+    shown = (CONF / "help.txt").read_text(encoding="utf-8").rstrip()
+    shipped = list_files(CONF)
+    own = []
+    for group, names in list_files(Path("conf")).items():
+        others = [name for name in names if name not in shipped.get(group, [])]
+        if others:
+            own.append(f"{group}: {', '.join(others)}")
+    return "\n".join([shown, "", "Files in conf/ here", *own]) if own else shown
 
 
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
-    started = time.perf_counter()
-    from bnlab.lab.compose import plan_jobs, print_with_hydra
-
+    require_memory()
     if "--config-dir" in words[:-1]:  # and the folder as a word of its own
         at = words.index("--config-dir")
         words = [*words[:at], f"--config-dir={words[at + 1]}", *words[at + 2 :]]
     if any(word.partition("=")[0] in _HYDRA_OPTIONS for word in words):
+        from bnlab.lab.compose import print_with_hydra
+
         print_with_hydra(words)
         return 0
+    with Display(quiet="quiet=true" in words) as display:
+        return _plan_and_run(words, display)
+
+
+def _plan_and_run(words: list[str], display: Display) -> int:
+    """Do what the words say, and show it; the exit code."""
+    started = time.perf_counter()
+    display.begin("importing torch")
+    from bnlab.lab.compose import plan_jobs
+
+    display.begin("checking the settings, and reading data of your own")
     settings = [word for word in words if word not in ("-m", "--multirun")]
     sweep = plan_jobs(settings, multirun=len(settings) < len(words))
+    display.quiet = sweep.configs[0].quiet
 
-    from bnlab.harness.jobs import list_waiting, prepare  # takes a second or two, in which a mistake has been answered
+    display.begin("looking what is there")
+    from bnlab.harness.jobs import list_waiting  # takes a second or two, in which a mistake has been answered
     from bnlab.harness.planning import outline, plan
 
     configs = sweep.configs
@@ -46,21 +74,35 @@ def _sweep(words: list[str]) -> int:
         processes = _count_processes(waiting, launcher)
         if launcher.name != "basic":  # as in the processes of a launcher
             waiting = [replace(config, threads=config.threads or 1) for config in waiting]
-        print("\n".join(plan(configs, waiting, processes)))
+        display.begin("trying networks")
+        for line in plan(configs, waiting, processes):
+            say(line)
         return 0
 
-    print(*outline(configs, waiting), sep="\n", flush=True)
+    display.print(*outline(configs, waiting))
     if waiting:
-        from bnlab.files import write_text
-        from bnlab.lab.launch import run_jobs
-
-        prepare(configs)
-        ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
-        command = shlex.join(["bnlab", "sweep", *ordered])
-        write_text(configs[0].folder / "command.txt", f"{command}\n")  # for the pages of reports
         is_waiting = {id(config) for config in waiting}
-        run_jobs([job for job in sweep.jobs if id(job.config) in is_waiting], launcher)
-    return _finish(configs, waiting, words, started)
+        _run_all(configs, [job for job in sweep.jobs if id(job.config) in is_waiting], launcher, words, display)
+    display.begin("writing the tables")
+    return _finish(configs, waiting, words, display, started)
+
+
+def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: list[str], display: Display) -> None:
+    """Run the jobs that are waiting, and leave the command that does it."""
+    from bnlab.files import write_text
+    from bnlab.harness.jobs import prepare
+    from bnlab.lab.counting import NetworkCount
+    from bnlab.lab.launch import run_jobs
+
+    display.begin("reading data, and trying an update of each kind of network")
+    prepare([replace(config, device="cpu") for config in configs] if launcher.is_cluster else configs)
+    ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
+    command = shlex.join(["bnlab", "sweep", *ordered])
+    write_text(configs[0].folder / "command.txt", f"{command}\n")  # for the pages of reports
+
+    count = NetworkCount([job.config for job in jobs], display.announce)
+    display.show(count.describe)
+    run_jobs(jobs, launcher)
 
 
 def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher) -> Launcher:
@@ -90,7 +132,7 @@ def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
     return max(1, min(effective_n_jobs(launcher.settings["n_jobs"]), len(networks)))
 
 
-def _finish(planned: list[Config], waiting: list[Config], words: list[str], started: float) -> int:
+def _finish(planned: list[Config], waiting: list[Config], words: list[str], display: Display, started: float) -> int:
     """Put the tables together and say what there is now, and which jobs that were run have failed; the exit code."""
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import find_failure, list_waiting
@@ -99,29 +141,29 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], star
 
     first = planned[0]
     found = tables.write_tables(first.folder, first.csv)
-    print(f"done in {time.perf_counter() - started:.0f} s; {first.folder}/tables/")
+    display.print(f"done in {time.perf_counter() - started:.0f} s; {first.folder}/tables/")
     for name, frame in found.items():
         if len(frame):
-            print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
+            display.print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
 
     networks = {Run(config).id for config in planned}
     runs = found["runs"]
     for name in runs.loc[runs["run"].isin(networks) & (runs["status"] == "diverged"), "run"]:
-        print(f"{name} diverged: its rows end there")
+        say(f"{name} diverged: its rows end there")
 
     failures = {find_failure(Run(config)) for config in waiting}
     failed = sorted(path for path in failures if path.exists())
     for path in failed:
-        print(f"failed: {path}")
+        say(f"failed: {path}")
     missing = {Run(config).id for config in list_waiting(waiting) if not find_failure(Run(config)).exists()}
     for name in sorted(missing):
-        print(f"not finished: {name}, whose job was ended from outside; the same command continues")
+        say(f"not finished: {name}, whose job was ended from outside; the same command continues")
     measured = [name for name, frame in found.items() if name != "runs" and len(frame)]
     questions = _list_swept_questions(first, words)
     if not questions:
         measured = [name for name in measured if name in OVERVIEWED]
     if measured:
-        print(f"next: bnlab report {shlex.join(_name_report(first, words, questions))}")
+        display.print(f"next: bnlab report {shlex.join(_name_report(first, words, questions))}")
     return 1 if failed or missing else 0
 
 

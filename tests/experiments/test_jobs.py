@@ -9,6 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bnlab.harness import load
+from bnlab.harness.errors import UserError
+from bnlab.harness.jobs import execute
 from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import ROOT, Call
 
@@ -52,6 +54,18 @@ def test_a_value_is_of_one_command() -> None:
     values = [plan_jobs(words).configs[0].batch_size for words in ([], ["batch_size=4"], [])]
 
     assert values == [128, 4, 128]
+
+
+def test_a_device_is_looked_for_where_jobs_run() -> None:
+    words = ["device=cuda:77", "hydra/launcher=submitit_slurm"]
+
+    (config,) = plan_jobs(words).configs
+
+    assert config.device == "cuda:77"
+    with pytest.raises(UserError, match="device=cuda:77: not available here"):
+        plan_jobs([*words, "dry_run=true"])
+    with pytest.raises(UserError, match="device=cuda:77: not available here"):
+        execute(config)
 
 
 def test_each_source_of_statistics_once(call: Call, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -165,24 +166,56 @@ def test_two_sweeps_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert sizes.nunique() == 1
 
 
+def refuse_files(number: int, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the system refuse all files after so many, with an error of this number."""
+    left = iter(range(written))
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if next(left, None) is None:
+            raise OSError(number, "refused")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+@pytest.mark.parametrize("written", [0, 9])
+def test_a_folder_that_cannot_be_written(
+    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse_files(errno.EROFS, written, monkeypatch)
+
+    sweep_small(tmp_path, "measurements=gaps", expect=2)
+
+    said = capsys.readouterr().err
+    assert re.match(rf"error: {tmp_path}\S*: cannot be written \(Read-only file system\); choose another folder", said)
+    assert "continues" not in said
+
+
+def test_too_little_memory_is_said_before_torch_crashes(tmp_path: Path) -> None:
+    command = f"ulimit -v 1200000; exec {sys.executable} -m bnlab sweep experiment=quickstart results={tmp_path}/r"
+
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    assert done.returncode == 2
+    assert "a sweep needs 1.6 GB in each process" in done.stderr
+    assert "the shell allows 1.2 GB (ulimit -v)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize("written", [0, 5, 9])
 def test_full_disk(
     whole: Path, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ends the sweep; the same command continues."""
-    left = iter(range(written))
-    fsync = os.fsync
-
-    def full(descriptor: int) -> None:
-        if next(left, None) is None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
-
+    """Ends the sweep and names the file; the same command continues."""
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
+        refuse_files(errno.ENOSPC, written, patched)
         sweep_small(tmp_path, "measurements=gaps", expect=2)
 
-    assert "No space left on device" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/")
+    assert ": No space left on device; what was there is whole, and the same command continues once" in said
     assert not list(tmp_path.rglob(".*.part"))
     assert not list(tmp_path.rglob("failures/*"))
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from bnlab import cli
 from bnlab.harness import load
-from tests.experiments.commands import Call, Called
+from tests.experiments.commands import ROOT, Call, Called
 
 MODEL = """
 from torch import nn
@@ -115,6 +115,41 @@ def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path, bnl
 
     assert refused.code == 2
     assert "quickstart.yaml: bnlab has an experiment of this name; rename the file" in refused.err
+
+
+def test_the_help_names_the_experiments_of_the_folder(bnlab: Call) -> None:
+    shown = bnlab("sweep", "--help")
+
+    assert shown.code == 0, shown.err
+    assert shown.out.endswith("Files in conf/ here\nexperiment: widths\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("sweep --help", 0, "bnlab sweep experiment=quickstart"),
+        ("report --help", 0, "bnlab report"),
+        ("runs list", 0, "no networks in results/runs"),
+        ("gap --help", 0, "max_images"),
+        ("sweep experiment=quickstart", 2, "python -m bnlab is the command of the clone here"),
+    ],
+)
+def test_in_the_folder_of_another_clone(words: str, code: int, said: str, tmp_path: Path) -> None:
+    """Commands are of the clone that is installed, and none of the other one's files is at fault."""
+    for name in ("bnlab/lab/__init__.py", "bnlab/__init__.py", "experiments/__init__.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise ImportError('of the other clone')")
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "quickstart.yaml").write_text(EXPERIMENT)
+
+    command = [sys.executable, "-P", "-m", "bnlab", *words.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    assert "rename the file" not in done.stderr
 
 
 @pytest.mark.slow

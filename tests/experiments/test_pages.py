@@ -10,7 +10,7 @@ import pytest
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
-from experiments.describe import README, describe_tables
+from experiments.describe import HELP, README, describe_sweep, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
 from experiments.pages import describe_devices
 
@@ -20,6 +20,10 @@ REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 
 def test_the_page_on_tables_is_the_one_that_the_code_gives() -> None:
     assert README.read_text(encoding="utf-8") == describe_tables(), "run: python -m experiments.describe"
+
+
+def test_the_help_is_what_the_code_gives() -> None:
+    assert HELP.read_text(encoding="utf-8") == describe_sweep(), "run: python -m experiments.describe"
 
 
 @pytest.mark.parametrize(

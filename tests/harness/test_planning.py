@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 from pathlib import Path
@@ -34,6 +35,39 @@ def test_a_dry_run_counts_what_is_not_trained_and_writes_nothing(
     megabytes = 3 * sum(path.stat().st_size for path in kept) / 1e6
     assert lines[3] == f"disk       about {megabytes:.0f} MB in {tmp_path}/runs"
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_times_of_networks_that_are_there_take_the_place_of_a_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same kind, on the same machine: 40 updates took 400 seconds; here are 60 for each of two networks."""
+    sweep_small(tmp_path)
+    status = find_network(tmp_path) / "status.json"
+    status.write_text(json.dumps({**json.loads(status.read_text()), "train_seconds": 400.0}))
+    capsys.readouterr()
+
+    def try_updates(run: object) -> None:
+        raise AssertionError("nothing is to be tried")
+
+    monkeypatch.setattr("bnlab.harness.planning._try_updates", try_updates)
+    sweep_small(tmp_path, "-m", "seed=1,2", "steps=60", "optimizer.lr=0.01", "dry_run=true")
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "training   about 20 min, 1 network at a time"
+
+
+@pytest.mark.parametrize("words", ["batch_size=16", "model.width=4", "threads=2", "norm=group norm.groups=2"])
+def test_other_kinds_of_network_are_tried(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
+    sweep_small(tmp_path, "steps=2", "evaluate_at=final")
+    capsys.readouterr()
+
+    sweep_small(tmp_path, *words.split(), "dry_run=true")
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "trial      of 1 kind of network of which none is there, a second or two each"
 
 
 def test_networks_that_are_trained_at_a_time_share_the_time(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -26,13 +25,13 @@ from bnlab.files import reading, write_text
 from bnlab.harness import schema
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
+from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.layers import batch_norm_layers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
 
 STATE_SECONDS = 5.0  # between two saved states: a kill costs at most so much training
-_LINE_SECONDS = 60.0  # between two printed lines on how far training has come
 _SWA_FROM = 0.75  # share of the training
 _EMA_DECAY = 0.99
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
@@ -73,7 +72,7 @@ class LiveLog:
                 inputs = run.inputs_of(model)
                 exact = bnlab.population_statistics(model, batches, memory=run.memory, inputs=inputs)
         except ValueError as error:  # the network is about to diverge: its exact statistics are not finite
-            print(f"{run.id}: no gap at step {progress.step} in TensorBoard; {error}", file=sys.stderr)
+            say_problem(f"{run.id}: no gap at step {progress.step} in TensorBoard; {error}")
             return
 
         gaps = bnlab.gap(exact, bnlab.running_statistics(model))["mean_gap"]
@@ -103,24 +102,17 @@ def _train(run: Run, kept: set[int]) -> None:
     live = LiveLog(run, progress.step) if run.config.log == "tensorboard" else None
     updates = train(progress, run.batches, run.config.optimizer, run.steps)
 
-    first_step = progress.step
-    started = announced = time.monotonic()
+    reporter = Reporter(run.folder, progress.step, run.steps)
+    started = time.monotonic()
     status = "unfinished"
     while status == "unfinished":
-        status = _train_part(run, progress, updates, kept, live)
-        now = time.monotonic()
-        seconds = now - started
+        status = _train_part(run, progress, updates, kept, live, reporter)
+        seconds = time.monotonic() - started
         if status == "unfinished":
             _save_state(run, progress, seconds_before + seconds)
-
-        left = run.steps - progress.step
-        line = f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}"
-        if status == "finished":
-            print(f"{line}  trained in {format_seconds(seconds)}", flush=True)
-        elif status == "unfinished" and now - announced >= _LINE_SECONDS:
-            announced = now
-            seconds_left = seconds * left / (progress.step - first_step)
-            print(f"{line}  about {format_seconds(seconds_left)} left", flush=True)
+    if status == "finished":
+        come = f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}"
+        say_off_terminal(f"{come}  trained in {format_seconds(seconds)}", run.config.quiet)
 
     end = {
         "status": status,
@@ -134,7 +126,14 @@ def _train(run: Run, kept: set[int]) -> None:
     write_text(run.folder / "status.json", json.dumps(end, indent=1))
 
 
-def _train_part(run: Run, progress: TrainingState, updates: Iterator[int], kept: set[int], live: LiveLog | None) -> str:
+def _train_part(
+    run: Run,
+    progress: TrainingState,
+    updates: Iterator[int],
+    kept: set[int],
+    live: LiveLog | None,
+    reporter: Reporter,
+) -> str:
     """Make updates for some seconds, write their trace and the log, and return unfinished, finished or diverged."""
     began = time.monotonic()
     read_before = len(progress.log)
@@ -142,6 +141,7 @@ def _train_part(run: Run, progress: TrainingState, updates: Iterator[int], kept:
     try:
         with record_moments(run, progress) as trace:
             for step in updates:
+                reporter.report(step, progress.loss)
                 is_due = time.monotonic() - began >= STATE_SECONDS
                 if step < run.steps and (is_due or step == run.frozen_from):
                     progress.read_log()
@@ -149,7 +149,7 @@ def _train_part(run: Run, progress: TrainingState, updates: Iterator[int], kept:
                     break  # statistics that no batch has may be written now, which is not to be recorded
                 _finish_update(run, progress, kept, live)
     except Diverged as error:
-        print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
+        say_problem(f"{run.id}: diverged, {error}; rows before it are kept")
         status = "diverged"
 
     if trace is not None and progress.step > trace.first_step:
@@ -181,7 +181,7 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
     if run.state.exists():
         run.require_images(run.dataset)
         seconds = _restore_state(run, progress)
-        print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
+        say(f"{run.id}: continuing from step {progress.step} of {run.steps}", run.config.quiet)
     else:
         settings = asdict(run.config)
         if not run.config.data.content:

@@ -185,11 +185,16 @@ def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_said_while_a_network_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line a minute, with the time that is left, and one at the end."""
-    now = iter(range(0, 1000, 10))  # seconds
-    monkeypatch.setattr("bnlab.harness.artifacts.producing.time.monotonic", lambda: next(now))
+    """A line at the end; before it the words that a sweep shows, each second, which are gone afterwards."""
+    states: list[tuple[str, float]] = []
+    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
+    monkeypatch.setattr("bnlab.harness.progress.write_state", lambda folder, state: states.append(state))
 
     sweep_small(tmp_path, "steps=4", "evaluate_at=final")
 
     lines = re.findall(r"  step (\d) of 4  loss \d\.\d{3}  (.*)", capsys.readouterr().out)
-    assert lines == [("2", "about 60 s left"), ("4", "trained in 2 min")]
+    assert lines == [("4", "trained in 0 s")]
+    words = [re.sub(r"loss \d\.\d{3} [\d,.e+]+/s", "loss and rate", words) for words, _ in states]
+    assert words == [f"step {step}/4 loss and rate" for step in (1, 2, 3, 4)]
+    assert [share for _, share in states] == [0.25, 0.5, 0.75, 1.0]
+    assert not list(tmp_path.rglob("progress.json"))

@@ -1,0 +1,97 @@
+"""What processes of a sweep say while they train: lines, and for each network a file on how far it has come.
+
+Several processes may share a terminal. The command that was started draws one line at its end, which lives, from the
+files (`bnlab.lab.watching`); what others say is written at once, in place of that line, which is drawn again below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+CLEAR = "\r\x1b[2K"
+"""What a terminal is sent to begin its line again."""
+_SECONDS = 1.0  # between two times that a file is written
+_FILE = "progress.json"
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Find out whether a line in this stream can be drawn again."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def say(line: str, quiet: bool = False) -> None:
+    """Print a line unless the sweep is quiet."""
+    if not quiet:
+        _write(line, sys.stdout)
+
+
+def say_off_terminal(line: str, quiet: bool) -> None:
+    """Print a line for a file or a program that reads; on a terminal the line that lives says it."""
+    if not is_terminal(sys.stdout):
+        say(line, quiet)
+
+
+def say_problem(line: str) -> None:
+    """Print what somebody should know, as standard error."""
+    _write(line, sys.stderr)
+
+
+def _write(line: str, stream: TextIO | None) -> None:
+    if stream is None:
+        return
+    start = CLEAR if is_terminal(stream) else ""
+    stream.write(f"{start}{line}\n")  # in one piece: other processes write too
+    stream.flush()
+
+
+class State(NamedTuple):
+    """How far a network has come: in words, and as the share of its training that is done."""
+
+    words: str
+    share: float
+
+
+class Reporter:
+    """Writes how far the training of a network has come into its folder, at most once a second."""
+
+    def __init__(self, folder: Path, step: int, steps: int) -> None:
+        self._folder = folder
+        self._first = step
+        self._steps = steps
+        self._began = self._written = time.monotonic()
+
+    def report(self, step: int, loss: float) -> None:
+        """Take note of an update; the loss is that of the last one that has been read."""
+        now = time.monotonic()
+        if now - self._written < _SECONDS:
+            return
+        self._written = now
+        rate = (step - self._first) / (now - self._began)
+        words = f"step {step:,}/{self._steps:,} loss {loss:.3f} {rate:,.3g}/s"
+        write_state(self._folder, State(words, step / self._steps))
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Write how far a network has come; a training does not end because that cannot be written."""
+    with contextlib.suppress(OSError):
+        (folder / _FILE).write_text(json.dumps(state))
+
+
+def read_state(folder: Path) -> State | None:
+    """Read how far a network has come; None unless it is trained or measured now."""
+    try:
+        return State(*json.loads((folder / _FILE).read_text()))
+    except (OSError, ValueError, TypeError):  # not there, or only half of it
+        return None
+
+
+def remove_state(folder: Path) -> None:
+    """Remove the file: nobody trains or measures the network any more."""
+    with contextlib.suppress(OSError):
+        (folder / _FILE).unlink()

@@ -1,0 +1,125 @@
+"""What a person sees while a sweep runs: a line that lives on a terminal, elsewhere lines; nothing if it is quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from bnlab.harness import load
+from bnlab.harness.progress import CLEAR
+from tests.experiments.commands import ROOT, Call
+from tests.helpers import sweep_small
+
+CURRENT = r"[01] of 2 networks.* · \w{10}/seed_\d step [\d,]+/[\d,]+ loss \d\.\d{3} [\d,.e+]+/s"
+SAID = r"2 jobs on|the last batch|done in|  \w+\.parquet|next: bnlab report"
+
+
+class Terminal(io.StringIO):
+    """A terminal of 70 columns, which keeps what it is sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """To be written to by a command in this process, which shows at once what is new."""
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("bnlab.lab.watching._PAUSE", 0.01)
+    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
+    return Terminal()
+
+
+def assert_one_line_lives(sent: str, columns: int) -> list[str]:
+    """Each line begins where the living one is taken away; returns what was shown there, which fits."""
+    shown = []
+    for piece in sent.split(CLEAR)[1:]:
+        if piece.endswith("\n"):
+            assert re.match(SAID, piece), piece
+            assert piece.count("\n") == 1
+        else:
+            assert len(piece) < columns
+            shown.append(piece)
+    assert shown[-1] == ""
+    return shown
+
+
+def test_a_line_lives_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
+    with contextlib.redirect_stdout(terminal):
+        sweep_small(tmp_path, "-m", "seed=0,1", "steps=200", "measurements=gaps")
+
+    shown = assert_one_line_lives(terminal.getvalue(), columns=70)
+    assert any(re.match(CURRENT, line) for line in shown)
+    assert any("measuring gaps" in line for line in shown)
+    assert shown[0] != shown[-2]
+
+
+def test_a_quiet_sweep_says_nothing(terminal: Terminal, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.redirect_stdout(terminal):
+        sweep_small(tmp_path, "-m", "seed=0,1", "quiet=true")
+
+    assert terminal.getvalue() == ""
+    assert not any(capsys.readouterr())
+    assert len(load("adhoc", tmp_path)["runs"]) == 2
+
+    sweep_small(tmp_path, "-m", "seed=0,1", "dry_run=true", "quiet=true")
+    assert "all trained already" in capsys.readouterr().out, "a plan is what was asked for"
+
+
+def test_a_quiet_sweep_names_failures(call: Call, tmp_path: Path) -> None:
+    words = ("estimator=ema", "optimizer.lr=1e8", "steps=6", "batch_size=256", "hydra/launcher=basic", "quiet=true")
+
+    done = call("sweep", *words, f"results={tmp_path}")
+
+    assert re.fullmatch(r"\S+ diverged: its rows end there\n", done.out)
+    assert ": diverged, " in done.err
+
+
+def test_elsewhere_something_is_said_after_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bnlab.lab.watching._PAUSE", 0.01)
+    monkeypatch.setattr("bnlab.lab.watching._SILENCE", 0.05)
+    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
+
+    sweep_small(tmp_path, "-m", "seed=0,1", "steps=200", "measurements=gaps")
+
+    said = capsys.readouterr().out
+    assert CLEAR not in said
+    assert re.search(rf"^{CURRENT}$", said, re.MULTILINE)
+    assert len(re.findall(r"seed_\d  step 200 of 200  loss \d\.\d{3}  trained in", said)) == 2
+
+
+@pytest.mark.slow
+def test_processes_share_a_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bnlab", "sweep", "-m", "seed=0,1", "batch_size=8", "epochs=8"]
+    own, given = pty.openpty()
+    fcntl.ioctl(given, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    environment |= {"OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"results={tmp_path}")
+    process = subprocess.Popen([*command, *words], cwd=ROOT, env=environment, stdout=given, stderr=given)
+    os.close(given)
+
+    sent = b""
+    while True:
+        try:
+            sent += os.read(own, 4096)
+        except OSError:  # all processes have ended
+            break
+
+    assert process.wait() == 0
+    shown = assert_one_line_lives(sent.decode(), columns=90)
+    assert any(re.match(CURRENT, line) for line in shown)
