@@ -58,8 +58,8 @@ FOLDERS = {
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
-    "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
-    "tables",
+    "harness.reporting": "wording means layers selection frames style plots verdicts experiment drawing outcome "
+    "overview page tables",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {

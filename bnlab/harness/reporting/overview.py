@@ -12,7 +12,8 @@ import pandas as pd
 
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.frames import BEHIND, OtherThan, gap_over_layers, interval, select
+from bnlab.harness.reporting.frames import OtherThan, interval, select
+from bnlab.harness.reporting.layers import average_gap
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.selection import Tables
 from bnlab.harness.reporting.style import AXES
@@ -57,17 +58,21 @@ class _Measure:
         axis: of the means, which are geometric on a logarithmic axis.
         frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`.
         settings: what was varied beside seeds, momenta and estimators.
+        value: the column of `frame` that is drawn.
+        scale: a factor of its values.
     """
 
     name: str
     axis: Axis
     frame: pd.DataFrame
     settings: list[str]
+    value: str
+    scale: float = 1
 
     def average(self, frame: pd.DataFrame, *by: str) -> pd.DataFrame:
         """Average rows over seeds, see `frames.interval`, for each setting, estimator and momentum."""
         keys = [*self.settings, "estimator", "momentum", *by]
-        means = interval(frame, "value", keys, geometric=self.axis.log)
+        means = interval(frame, self.value, keys, scale=self.scale, geometric=self.axis.log)
         return means.sort_values(keys, ignore_index=True)
 
     def average_last(self) -> pd.DataFrame:
@@ -89,8 +94,7 @@ def make_overview(tables: Tables) -> Overview:
     measures = []
     for table, measure_rows in (("gaps", _measure_gaps), ("evaluations", _measure_accuracies)):
         if len(tables.get(table, ())):
-            rows = tables[table].merge(networks, on="run")
-            measures.append(measure_rows(rows, settings))
+            measures.append(measure_rows(tables[table], networks, settings))
     if not measures:
         raise NoRows("no network has a gap or an accuracy; sweep with measurements=[gaps,evaluations]")
 
@@ -121,31 +125,24 @@ def _find_varied(runs: pd.DataFrame) -> list[str]:
     return settings
 
 
-def _measure_gaps(rows: pd.DataFrame, settings: list[str]) -> _Measure:
-    """Average gaps over the layers behind the first; of networks with a single layer take that one."""
+def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> _Measure:
+    """Average gaps over layers, see `average_gap`."""
     trained_on = select(rows, estimator=OtherThan("exact"), statistics_split="train")
-    averaged = gap_over_layers(trained_on, "mean_gap")
-    is_behind = averaged["layers"] == BEHIND
-    by_network = is_behind.groupby(averaged["run"])
-    has_behind = by_network.transform("any")
-
-    chosen = averaged[is_behind | ~has_behind]
-    frame = chosen.rename(columns={"mean_gap": "value"})
-    return _Measure("gap", GAP, frame, settings)
+    frame = average_gap(trained_on).merge(networks, on="run")
+    return _Measure("gap", GAP, frame, settings, "mean_gap")
 
 
-def _measure_accuracies(rows: pd.DataFrame, settings: list[str]) -> _Measure:
+def _measure_accuracies(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> _Measure:
     """Take accuracies in percent; the images are a setting where there are several kinds."""
     splits = rows["statistics_split"].replace(["test", "none"], "train")  # the names of estimators say these
-    percent = 100 * rows["accuracy"]
-    frame = rows.assign(value=percent, statistics_split=splits)
+    frame = rows.assign(statistics_split=splits).merge(networks, on="run")
 
     keys = [*settings]
     for column in ("statistics_split", "split", "shift"):
         if frame[column].nunique() > 1:
             keys.append(column)
     images = list_values(frame["split"])
-    return _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys)
+    return _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys, "accuracy", scale=100)
 
 
 def _declare_figures(measure: _Measure) -> dict[str, Figure]:
