@@ -32,6 +32,8 @@ _LETTER = 0.081
 def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = True) -> Figure:
     """Write a figure as a PNG of 256 colours for pages, and as a PDF for papers; the same table gives the same files.
 
+    The PDF has no title: a paper says in the caption what is drawn.
+
     Returns the figure, whose caption says what is drawn of how many seeds; raises NoRows if there is nothing to draw.
     """
     frame = figure.score(tables)
@@ -48,9 +50,11 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-        if pdf:
-            drawn.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
         plt.close(drawn)
+        if pdf:
+            untitled = draw(replace(figure, title=""), frame)
+            untitled.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+            plt.close(untitled)
     return replace(figure, caption=_write_caption(figure, frame, tables))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows
@@ -16,7 +17,7 @@ from bnlab.harness.reporting.frames import OtherThan, interval, select
 from bnlab.harness.reporting.layers import average_gap
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.selection import Tables
-from bnlab.harness.reporting.style import AXES
+from bnlab.harness.reporting.style import AXES, axis_of
 from bnlab.harness.reporting.wording import (
     describe_networks,
     estimator_label,
@@ -29,7 +30,8 @@ from bnlab.harness.reporting.wording import (
 from bnlab.harness.updates import ADVICE, count_last, count_training
 
 _PANELS = 12  # the most that are drawn
-_SHADES = 6  # the most momenta of an estimator that its colour has shades for
+_LINES = 6  # the most of a panel, else estimators have panels of their own
+_MOMENTA = 5  # the most of an estimator that are lines
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,12 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
         means["line"] = _name_rows(means, lines)
     else:
         means["line"] = _name_rows(means, [*lines, "estimator"])
+    if across == "epoch" and not lines:
+        means, of_momenta = _choose_momenta(means)
+        caption += of_momenta
+        means = _separate_estimators(means).sort_values(measure.settings, kind="stable")
+        if "estimators" in means:
+            panels_by = [*panels_by, "estimators"]
     means["panel"] = _name_rows(means, panels_by)
 
     panels = means["panel"].unique()
@@ -185,12 +193,40 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
 
     plot: Plot = Forest("line", measure.axis)
     if across:
-        is_crowded = statistics["estimator"].value_counts().max() > _SHADES
-        by = "line" if lines or is_crowded else "estimator"
+        by = "line" if lines else "estimator"
         axis = _choose_axis(across, means[across])
         plot = Curves(across, by, measure.axis, across=axis)
     title = f"{measure.name.capitalize()} {when}"
     return Figure(title, caption.strip(), lambda tables: means, plot)
+
+
+def _choose_momenta(means: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Choose momenta of which lines can be told apart, the smallest and the largest among them; say how many."""
+    momenta = np.sort(means["momentum"].dropna().unique())
+    if len(momenta) <= _MOMENTA:
+        return means, ""
+    places = np.linspace(0, len(momenta) - 1, _MOMENTA).round().astype(int)
+    is_drawn = means["momentum"].isna() | means["momentum"].isin(momenta[places])
+    return means[is_drawn], f" {_MOMENTA} of {len(momenta)} momenta are drawn; the table has all."
+
+
+def _separate_estimators(means: pd.DataFrame) -> pd.DataFrame:
+    """Give estimators panels of their own, `estimators`, where the lines of a single one could not be told apart.
+
+    Those that have several momenta have one each, the others one together; exact statistics are in all of them.
+    """
+    statistics = means[["estimator", "momentum"]].drop_duplicates()
+    if len(statistics) <= _LINES:
+        return means
+    counts = statistics["estimator"].value_counts()
+    others = [name for name in statistics["estimator"].unique() if counts[name] == 1 and name != "exact"]
+
+    panels = {estimator_label(name): [name] for name in statistics["estimator"].unique() if counts[name] > 1}
+    for start in range(0, len(others), _LINES):
+        words = f"other estimators ({start // _LINES + 1})" if len(others) > _LINES else "other estimators"
+        panels[words] = others[start : start + _LINES]
+    parts = [select(means, estimator=(*names, "exact")).assign(estimators=words) for words, names in panels.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
@@ -206,7 +242,9 @@ def _choose_axis(column: str, values: pd.Series) -> Axis:
     """Choose the axis across: logarithmic for positive numbers, unless the column has an axis of its own."""
     low = 0.9 * values.min()
     high = 1.1 * values.max()
-    axis = AXES.get(column, Axis(_name_setting(column), log=low > 0, ticks="values"))
+    axis = Axis(_name_setting(column), log=low > 0, ticks="values")
+    if column in AXES:
+        axis = axis_of(column, values)
     if axis.log:
         return replace(axis, limits=(low, high))  # in panels without numbers, too
     return axis
