@@ -12,6 +12,7 @@ import pytest
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
 from bnlab.harness.reporting.means import SHARES
+from bnlab.harness.schema import Column
 from bnlab.lab.catalogue import list_measurements
 from experiments.describe import README, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
@@ -35,7 +36,7 @@ def test_devices_are_compared_for_mixed_experiments_alone(trained_on: list[str],
 
 def test_shares_of_images_are_known_by_their_names() -> None:
     """Their intervals end at 0 and 100%; `experiments.describe` writes what each column means."""
-    columns = {}
+    columns: dict[str, Column] = {}
     for measurement in list_measurements().values():
         columns |= measurement.table.columns
     of_images = {name for name, column in columns.items() if re.match("share of .*(image|batch)", column.meaning)}

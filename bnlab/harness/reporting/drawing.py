@@ -49,7 +49,8 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
         canvas = FigureCanvasAgg(drawn)
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
+        image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
         plt.close(drawn)
         if pdf:
             untitled = draw(replace(figure, title=""), frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ _LINES: dict[Line, Any] = {
     "mixed": (0, (5, 1.5, 1, 1.5)),
 }
 SERIES = tuple(_COLOURS[name] for name in ("red", "blue", "green", "pink", "orange", "sky"))
+_MARKERS = ("", "o", "s", "^")
 _OTHERS = ("#7A4A21", "#8A8A8A", "#9A9A00")  # brown, grey, olive: of estimators that do not say how they look
 # Of the parameters of one estimator: how far its colour is mixed with white (or black, if it is light), and a marker.
 _SHADES = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
@@ -117,8 +118,8 @@ def choose_looks(frame: pd.DataFrame, by: str, x: str = "") -> tuple[pd.DataFram
 
     Args:
         frame: the rows of all panels.
-        by: the column that tells series apart. A momentum has one colour in every figure. So has an estimator, unless
-            several of its momenta are series: then colours are of momenta, and lines tell estimators apart.
+        by: the column that tells series apart. A momentum has one colour in every figure; lines and markers tell the
+            estimators apart that have it. An estimator without a momentum, or with all of them across, has a colour.
         x: the column that is drawn across.
 
     Returns:
@@ -142,7 +143,7 @@ def choose_looks(frame: pd.DataFrame, by: str, x: str = "") -> tuple[pd.DataFram
             looks[name] = {"color": find_colour(momentum), "linestyle": "-", "marker": ""}
         return named, looks
 
-    cycle = itertools.cycle(itertools.product(("", "o", "s", "^"), SERIES))
+    cycle = itertools.cycle(itertools.product(_MARKERS, SERIES))
     for name, (marker, colour) in zip(named["series"].unique(), cycle, strict=False):
         looks[name] = {"color": colour, "linestyle": "-", "marker": marker}
     return named, looks
@@ -164,15 +165,21 @@ def find_colour(momentum: float) -> str:
 
 def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Choose the looks of series with the columns estimator, weight (the momentum, or NaN) and series."""
-    has_shades = series.groupby("estimator")["weight"].transform("nunique").max() > 1
     looks = {}
     counts: Counter[str] = Counter()  # the series of each kind of estimator so far
     others = itertools.cycle(itertools.product(_LINES.values(), _OTHERS))
     unknown: dict[str, tuple[Any, str]] = {}  # line and colour of kinds that do not say how they look
-    lines: dict[str, Any] = {}  # of estimators whose momenta have colours
+    lines: dict[str, tuple[str, Any]] = {}  # marker and line of estimators whose momenta have colours
     for text, momentum, name in series.to_numpy():
         kind = EstimatorName.parse(text).base
         look = find_look(kind)
+        if not np.isnan(momentum):
+            if text not in lines:
+                lines[text] = _choose_line(_LINES[look.line], {*lines.values()})
+            marker, line = lines[text]
+            looks[name] = {"color": find_colour(momentum), "linestyle": line, "marker": marker}
+            continue
+
         if look.colour is not None:
             line = _LINES[look.line]
             colour = _COLOURS[look.colour]
@@ -180,14 +187,6 @@ def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any
             if kind not in unknown:
                 unknown[kind] = next(others)
             line, colour = unknown[kind]
-
-        if has_shades and not np.isnan(momentum):
-            if text not in lines:
-                free = [other for other in (line, *_LINES.values()) if other not in lines.values()]
-                lines[text] = [*free, line][0]
-            looks[name] = {"color": find_colour(momentum), "linestyle": lines[text], "marker": ""}
-            continue
-
         share, marker = _SHADES[counts[kind] % len(_SHADES)]
         counts[kind] += 1
         rgb = np.array(to_rgb(colour))
@@ -195,6 +194,13 @@ def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any
         mixed = rgb + share * (white_or_black - rgb)
         looks[name] = {"color": to_hex(tuple(mixed)), "linestyle": line, "marker": marker}
     return looks
+
+
+def _choose_line(wanted: Any, taken: Collection[tuple[str, Any]]) -> tuple[str, Any]:
+    """Choose a marker and a line that no other estimator has, the wanted line without a marker if it is free."""
+    pairs = [("", wanted), *itertools.product(_MARKERS, _LINES.values())]
+    free = [pair for pair in pairs if pair not in taken]
+    return free[0] if free else ("", wanted)
 
 
 def axis_of(column: str, values: pd.Series) -> Axis:

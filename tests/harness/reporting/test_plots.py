@@ -248,8 +248,19 @@ def test_a_momentum_has_one_colour_in_all_figures_and_estimators_have_lines() ->
 
     _, others = choose_looks(plant_training(ema_debiased=(0.1, 0.9)), "estimator", "epoch")
     assert others["EMA, start divided out (momentum 0.1)"]["color"] == find_colour(0.1)
+    _, alone = choose_looks(plant_training(ema=(0.1,)), "estimator", "epoch")
+    assert alone["EMA (momentum 0.1)"]["color"] == find_colour(0.1)
     _, by_momentum = choose_looks(frame, "momentum", "epoch")
     assert by_momentum["momentum 0.1"]["color"] == find_colour(0.1)
+
+
+def test_many_estimators_of_one_momentum_have_lines_or_markers_of_their_own() -> None:
+    names = ("ema", "ema_biased", "ema_debiased", "ema_pooled", "ema_detrended", "ema_weighted")
+    _, looks = choose_looks(plant_training(**dict.fromkeys(names, (0.1,))), "estimator", "epoch")
+
+    lines = {(str(look["linestyle"]), look["marker"], look["color"]) for look in looks.values()}
+
+    assert len(lines) == len(names) + 1
 
 
 def test_the_larger_a_momentum_the_lighter_its_colour() -> None:
@@ -295,6 +306,7 @@ def test_bands_of_many_lines_are_fainter() -> None:
         )
         (ax,) = draw(Curves("epoch", "line", Axis("y")), frame.assign(panel="p")).axes
         (opacity,) = {band.get_alpha() for band in ax.collections}
+        assert opacity is not None
         return float(opacity)
 
     assert measure_opacity(8) < measure_opacity(5) < measure_opacity(4) == measure_opacity(1)
