@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -175,7 +175,7 @@ def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any
         look = find_look(kind)
         if not np.isnan(momentum):
             if text not in lines:
-                lines[text] = _choose_line(_LINES[look.line], {*lines.values()})
+                lines[text] = _choose_line(_LINES[look.line], [*lines.values()])
             marker, line = lines[text]
             looks[name] = {"color": find_colour(momentum), "linestyle": line, "marker": marker}
             continue
@@ -196,11 +196,11 @@ def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any
     return looks
 
 
-def _choose_line(wanted: Any, taken: Collection[tuple[str, Any]]) -> tuple[str, Any]:
-    """Choose a marker and a line that no other estimator has, the wanted line without a marker if it is free."""
-    pairs = [("", wanted), *itertools.product(_MARKERS, _LINES.values())]
-    free = [pair for pair in pairs if pair not in taken]
-    return free[0] if free else ("", wanted)
+def _choose_line(wanted: Any, taken: Sequence[tuple[str, Any]]) -> tuple[str, Any]:
+    """Choose the marker and the line of a further estimator: others of one colour may lie exactly below it."""
+    marker = _MARKERS[len(taken) % len(_MARKERS)]
+    free = [line for line in (wanted, *_LINES.values()) if (marker, line) not in taken]
+    return marker, (free[0] if free else wanted)
 
 
 def axis_of(column: str, values: pd.Series) -> Axis:

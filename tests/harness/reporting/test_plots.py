@@ -244,6 +244,8 @@ def test_a_momentum_has_one_colour_in_all_figures_and_estimators_have_lines() ->
     assert len({*colour.values()}) == 4, "three momenta and black"
     assert line["EMA (momentum 0.01)"] == line["EMA (momentum 0.1)"] == "-"
     assert line["EMA (momentum 0.1)"] != line["EMA, start divided out (momentum 0.1)"]
+    assert not looks["EMA (momentum 0.1)"]["marker"]
+    assert looks["EMA, start divided out (momentum 0.1)"]["marker"], "seen where both agree"
     assert colour["exact population"] == "#000000"
 
     _, others = choose_looks(plant_training(ema_debiased=(0.1, 0.9)), "estimator", "epoch")
