@@ -81,10 +81,13 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
 
     handles: dict[str, Artist] = {}
     letters = int((width / columns - 0.3) / _LETTER)  # in a line of a panel
+    names = [label.get_text() for label in grid[0, 0].get_yticklabels()]  # beside all panels, of a forest
+    beside = max((len(line) for name in names for line in name.split("\n")), default=0)
+    letters_below = int(((width - beside * _LETTER) / columns - 0.2) / _LETTER)
     title_lines = 0
     for place, (panel, ax) in enumerate(axes.items()):
         write_out_decades(ax)
-        thin_labels(ax, letters)
+        thin_labels(ax, letters_below)
         parts = [str(panel)]
         if len(str(panel)) > letters:
             parts = re.split(r"(?<=,) | (?=\()", str(panel))

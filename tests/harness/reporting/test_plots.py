@@ -273,6 +273,18 @@ def test_the_larger_a_momentum_the_lighter_its_colour() -> None:
     assert np.diff(lightness).min() > 0.01
 
 
+def test_numbers_below_a_forest_have_the_room_that_its_names_leave() -> None:
+    names = ["two networks averaged", "unchanged"]
+    frame = pd.DataFrame({"name": names, "mean": [0.0065, 0.11], "low": [0.0058, 0.1], "high": [0.0073, 0.116]})
+    drawn = draw(Forest("name", GAP), pd.concat([frame.assign(panel=panel) for panel in "pq"]))
+
+    for ax in drawn.axes:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+        ordered = sorted(boxes, key=lambda box: box.x0)
+        assert len(boxes) >= 2
+        assert all(left.x1 < right.x0 for left, right in zip(ordered, ordered[1:], strict=False))
+
+
 def test_ticks_of_a_momentum_axis_are_the_momenta() -> None:
     momenta = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9, 1.0]
     frame = pd.DataFrame({"panel": "p", "momentum": momenta, "estimator": "ema", "mean": 1.0, "low": 0.5, "high": 2.0})
