@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -282,7 +283,7 @@ def test_numbers_below_a_forest_have_the_room_that_its_names_leave() -> None:
         boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
         ordered = sorted(boxes, key=lambda box: box.x0)
         assert len(boxes) >= 2
-        assert all(left.x1 < right.x0 for left, right in zip(ordered, ordered[1:], strict=False))
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(ordered))
 
 
 def test_ticks_of_a_momentum_axis_are_the_momenta() -> None:
