@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from bnlab.harness.errors import NoRows, UserError
@@ -81,9 +82,11 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
 
     handles: dict[str, Artist] = {}
     letters = int((width / columns - 0.3) / _LETTER)  # in a line of a panel
-    names = [label.get_text() for label in grid[0, 0].get_yticklabels()]  # beside all panels, of a forest
-    beside = max((len(line) for name in names for line in name.split("\n")), default=0)
-    letters_below = int(((width - beside * _LETTER) / columns - 0.2) / _LETTER)
+    letters_below = letters
+    if isinstance(grid[0, 0].yaxis.get_major_formatter(), FuncFormatter):  # names stand beside all panels
+        names = [label.get_text() for label in grid[0, 0].get_yticklabels()]
+        beside = max(len(line) for name in names for line in name.split("\n"))
+        letters_below = int(((width - beside * _LETTER) / columns - 0.2) / _LETTER)
     title_lines = 0
     for place, (panel, ax) in enumerate(axes.items()):
         write_out_decades(ax)
