@@ -58,8 +58,8 @@ FOLDERS = {
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
-    "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
-    "tables",
+    "harness.reporting": "wording means layers selection frames style plots verdicts experiment drawing outcome "
+    "overview page tables",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
@@ -147,13 +147,14 @@ def test_reports_see_tables_only() -> None:
 
 
 def list_questions() -> list[Path]:
-    """List the files of all questions, without those of their measurements."""
-    return [*QUESTIONS.glob("*.py"), *QUESTIONS.glob("*/__init__.py")]
+    """List the files of all questions, and their own kinds of plot, without those of their measurements."""
+    return [*QUESTIONS.glob("*.py"), *QUESTIONS.glob("*/__init__.py"), *QUESTIONS.glob("*/plots.py")]
 
 
 def test_questions_see_reports_and_theory_only() -> None:
     for path in list_questions():
-        assert_imports_only(path, {*REPORTING, *SHARED, "bnlab.theory", "sklearn"}, beside="bnlab")
+        own_plots = f"experiments.questions.{path.parent.name}.plots"
+        assert_imports_only(path, {*REPORTING, *SHARED, own_plots, "bnlab.theory", "sklearn"}, beside="bnlab")
 
 
 def test_measurements_of_questions_see_nothing_that_reads_tables() -> None:

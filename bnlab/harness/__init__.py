@@ -5,10 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnlab.harness.loading import load_images, load_model
+    from bnlab.harness.reporting.layers import average_gap
     from bnlab.harness.reporting.tables import load
 
-__all__ = ["load", "load_images", "load_model"]
-_MODULES = {"load": "reporting.tables", "load_images": "loading", "load_model": "loading"}
+__all__ = ["average_gap", "load", "load_images", "load_model"]
+_MODULES = {
+    "average_gap": "reporting.layers",
+    "load": "reporting.tables",
+    "load_images": "loading",
+    "load_model": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:

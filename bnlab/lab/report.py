@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [results=FOLDER]
 
-experiment=NAME    figures and verdicts of a question (with name=NAME, of a sweep under another name)
+experiment=NAME    figures and verdicts of a question, and its page (with name=NAME, of a sweep under another name)
 name=NAME          figures and a page of any sweep, by what was swept, without a question
-without either     figures and verdicts of all questions that have results; writes ANSWERS.md, HYPOTHESES.md,
-                   report.html and a README.md for each; the committed ones: results=results/reference
+without either     figures, verdicts and pages of all questions that have results; the committed ones:
+                   results=results/reference
+
+A page is report.html, in the folder of the results. Without either word there is a README.md beside it, too, and
+where questions of bnlab's own have results, ANSWERS.md, HYPOTHESES.md and a report.html with all of them.
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
 _ROWS = 12  # as many rows of a table are printed
@@ -101,11 +104,13 @@ def _print_reading() -> None:
 
 
 def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome, int]:
-    """Draw every figure of a question, and print the verdicts on its claims: the outcome, and how many of both failed.
+    """Draw every figure of a question, print the verdicts on its claims, write its page.
 
-    The tables are those of the sweep with this name; NoRows where nothing of it has been measured.
+    The tables are those of the sweep with this name; NoRows where nothing of it has been measured. Returns the outcome,
+    and how many figures and claims failed.
     """
     from bnlab.harness.reporting.outcome import find_outcome
+    from bnlab.harness.reporting.page import write_question
     from bnlab.harness.reporting.tables import load
     from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
 
@@ -126,11 +131,20 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
         print(f"claim {row['claim']} of {experiment} cannot be scored: {row['note']}", file=sys.stderr)
 
     figures = outcome.experiment.figures
-    drawn, failed = _draw_figures(experiment, figures, tables, results / name / "figures")
+    folder = results / name
+    drawn, failed = _draw_figures(experiment, figures, tables, folder / "figures")
     outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn))
     lines = ["", f"{experiment}: {question.question}", *_describe(outcome), ""]
     print("\n".join(lines))
+    _write_page(folder, write_question(outcome, folder))
     return outcome, len(unscored) + failed
+
+
+def _write_page(folder: Path, page: str) -> None:
+    """Write the page of a folder of results, and print where it is."""
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    print(path)
 
 
 def _draw_figures(
@@ -200,9 +214,7 @@ def _report_sweep(name: str, results: Path) -> int:
     drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures")
     command = folder / "command.txt"  # of the last sweep
     words = command.read_text(encoding="utf-8").strip() if command.exists() else ""
-    path = folder / "report.html"
-    path.write_text(write_overview(replace(overview, figures=drawn), folder, words), encoding="utf-8")
-    print(path)
+    _write_page(folder, write_overview(replace(overview, figures=drawn), folder, words))
     return 1 if failed else 0
 
 

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from bnlab.harness.reporting.overview import make_overview
 from tests.commands.running import call_bnlab
 from tests.experiments.commands import ROOT, Call, Called, Write
 from tests.helpers import require
@@ -141,14 +143,24 @@ def follow(
 
 
 def list_pages() -> list[Any]:
-    """List the pages; one that starts two processes is slow."""
+    """List the pages but those with a test of their own; one that starts two processes is slow."""
     slow = {"distributed"}
-    return [pytest.param(page, marks=pytest.mark.slow if page.stem in slow else ()) for page in HOWTOS]
+    others = [page for page in HOWTOS if page.stem != "sweep"]
+    return [pytest.param(page, marks=pytest.mark.slow if page.stem in slow else ()) for page in others]
 
 
 @pytest.mark.parametrize("page", list_pages(), ids=lambda page: page.stem)
 def test_a_reader_can_follow(page: Path, follow: Follow) -> None:
     follow(section for section in list_sections(page) if find_package(section) is None)
+
+
+def test_the_gaps_of_a_reader_are_those_of_the_report(follow: Follow) -> None:
+    names = follow(list_sections(ROOT / "docs" / "howto" / "sweep.md"))
+
+    drawn = make_overview(names["tables"]).figures["gap"].score({})
+    of_ema = drawn[drawn["estimator"] == "ema"]
+    expected = of_ema.set_index(["batch_size", "momentum"])["mean"]
+    pd.testing.assert_series_equal(names["by_momentum"], expected, check_names=False)
 
 
 def test_what_a_page_shows_has_to_be_what_its_code_prints(follow: Follow) -> None:

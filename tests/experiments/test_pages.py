@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
+from bnlab.harness.reporting.means import SHARES
+from bnlab.harness.schema import Column
+from bnlab.lab.catalogue import list_measurements
 from experiments.describe import HELP, README, describe_sweep, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
 from experiments.pages import describe_devices
@@ -32,6 +36,17 @@ def test_the_help_is_what_the_code_gives() -> None:
 def test_devices_are_compared_for_mixed_experiments_alone(trained_on: list[str], is_said: bool) -> None:
     words = describe_devices(pd.DataFrame({"device": trained_on}))
     assert ("| batch, 16 | exact statistics |" in words) == is_said
+
+
+def test_shares_of_images_are_known_by_their_names() -> None:
+    """Their intervals end at 0 and 100%; `experiments.describe` writes what each column means."""
+    columns: dict[str, Column] = {}
+    for measurement in list_measurements().values():
+        columns |= measurement.table.columns
+    of_images = {name for name, column in columns.items() if re.match("share of .*(image|batch)", column.meaning)}
+
+    assert of_images <= {*SHARES}
+    assert "accuracy" in of_images
 
 
 def test_changes_are_counted() -> None:

@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from bnlab.harness.errors import NoRows, UserError
@@ -32,6 +33,8 @@ _LETTER = 0.081
 def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = True) -> Figure:
     """Write a figure as a PNG of 256 colours for pages, and as a PDF for papers; the same table gives the same files.
 
+    The PDF has no title: a paper says in the caption what is drawn.
+
     Returns the figure, whose caption says what is drawn of how many seeds; raises NoRows if there is nothing to draw.
     """
     frame = figure.score(tables)
@@ -47,10 +50,13 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
         canvas = FigureCanvasAgg(drawn)
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-        if pdf:
-            drawn.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+        octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
+        image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
         plt.close(drawn)
+        if pdf:
+            untitled = draw(replace(figure, title=""), frame)
+            untitled.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+            plt.close(untitled)
     return replace(figure, caption=_write_caption(figure, frame, tables))
 
 
@@ -76,10 +82,15 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
 
     handles: dict[str, Artist] = {}
     letters = int((width / columns - 0.3) / _LETTER)  # in a line of a panel
+    letters_below = letters
+    if isinstance(grid[0, 0].yaxis.get_major_formatter(), FuncFormatter):  # names stand beside all panels
+        names = [label.get_text() for label in grid[0, 0].get_yticklabels()]
+        beside = max(len(line) for name in names for line in name.split("\n"))
+        letters_below = int(((width - beside * _LETTER) / columns - 0.2) / _LETTER)
     title_lines = 0
     for place, (panel, ax) in enumerate(axes.items()):
         write_out_decades(ax)
-        thin_labels(ax, letters)
+        thin_labels(ax, letters_below)
         parts = [str(panel)]
         if len(str(panel)) > letters:
             parts = re.split(r"(?<=,) | (?=\()", str(panel))

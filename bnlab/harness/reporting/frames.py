@@ -3,16 +3,7 @@
 `rows` selects rows with their networks' settings, `paired` compares them with a reference, `interval` averages over
 seeds; `score` does one after the other. Every function raises UserError where a column is missing. Three more mistakes
 are refused: networks that an average would mix (`rows`), several rows of one seed (`interval`), and pairs of which one
-side has other seeds (`paired`).
-
-Gaps over the layers of a network have one definition for every figure, claim and notebook. The first layer's input is
-standardized by hand: its means stay near 0 while the weights move, so that it hardly lags, and a mean over all layers
-would hide that the others do. Therefore:
-
-- a gap over layers is the root mean square over the layers behind the first, and the first layer stands beside it
-  (`gap_over_layers`);
-- a ratio is taken layer by layer, and averaged geometrically over the layers behind the first (`RATIO_OVER_LAYERS`);
-- a claim that a gap is small is about the layer with the largest one (`find_largest_gap`).
+side has other seeds (`paired`). Gaps over the layers of a network have their definition in `layers`.
 """
 
 from __future__ import annotations
@@ -20,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.layers import BEHIND, FIRST, find_largest_gap, gap_over_layers
 from bnlab.harness.reporting.means import (
+    COMPARED,
     average,
     best_on_average,
     interval,
@@ -73,8 +65,6 @@ __all__ = [
 
 Score = Callable[[Tables], pd.DataFrame]
 """A function of the tables that returns the frame of `interval`."""
-FIRST = "first layer"
-BEHIND = "behind the first layer"
 RATIO_OVER_LAYERS: dict[str, Any] = {"depth": OtherThan(1), "average": "layer", "geometric": True}
 """In `score`: ratios that were taken layer by layer become their geometric mean over the layers behind the first."""
 
@@ -87,8 +77,6 @@ _DIFFERING = {
     "depth": ("depth", "layer"),
     "batch_size": ("batch_size", "step"),
 }
-# What tells apart the statistics that a network has at one step; a frame has some of these columns.
-_STATISTICS = ("run", "panel", "line", "step", "estimator", "momentum", "statistics_split", "last")
 
 
 def paired(
@@ -120,7 +108,7 @@ def paired(
             values of a column are compared in which rows should agree.
 
     Returns:
-        All rows but the reference's.
+        All rows but the reference's, with a column that says that they were compared: differences of shares are none.
     """
     require_columns(frame, [value, along, *matching])
     if along in matching:
@@ -155,7 +143,7 @@ def paired(
         pairs[value] = pairs[value] / reference
     else:
         pairs[value] = pairs[value] - reference
-    return pairs
+    return pairs.assign(**{COMPARED: True})
 
 
 def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:
@@ -170,78 +158,6 @@ def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.Dat
     candidates = select(frame, estimator=estimator)
     best = lowest(candidates, value, places).assign(estimator="best")
     return paired(pd.concat([frame, best]), value, against="best", ratio=True)
-
-
-def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Average a gap over the layers of each network, step and estimator.
-
-    Args:
-        frame: rows of `rows`, one for each layer, with `depth` counted from 1.
-        value: the column with the gap.
-
-    Raises:
-        UserError: several rows of one layer, which would be averaged as if they were layers.
-
-    Returns:
-        Two rows for each network, step and estimator, told apart by the new column `layers`: `BEHIND` with the root
-        mean square over the layers behind the first, and `FIRST` with the gap of the first layer. Rows of several
-        channels of a layer are averaged alike. Other measured columns are those of one of the layers.
-    """
-    keys = [*_list_statistics(frame, [value]), "layers"]
-    is_first = frame["depth"] == 1
-    layers = np.where(is_first, FIRST, BEHIND)
-    squares = frame[value] ** 2
-    averaged = frame.assign(layers=layers)
-    averaged[value] = squares
-
-    groups = averaged.groupby(keys, dropna=False, sort=False)
-    mean_squares = groups[value].transform("mean")
-    averaged[value] = np.sqrt(mean_squares)
-    one_for_each = averaged.drop_duplicates(keys)
-    return one_for_each.drop(columns=["depth", "layer"], errors="ignore")
-
-
-def find_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
-    """Find the layer with the largest gap of each network, step and estimator, the first layer included.
-
-    Args:
-        frame: rows of `rows`, one for each layer.
-        value: the column with the gap; rows without a value are left out.
-        by: what a claim tells apart, such as "panel", "batch_size".
-
-    Returns:
-        One row for each network, step and estimator, with a new column `largest`: the depth of the layer that most
-        networks of the same `by` have, as `3`, or `3 (12 of 15)` where some have another one.
-    """
-    keys = _list_statistics(frame, [value, *by])
-    measured = frame.dropna(subset=value)
-    measured = measured.reset_index(drop=True)
-    groups = measured.groupby(keys, dropna=False, sort=False)
-    places = groups[value].idxmax()
-    largest = measured.loc[places]
-
-    def name_commonest(depths: pd.Series) -> str:
-        counts = depths.value_counts()
-        depth = counts.index[0]
-        count = counts.iloc[0]
-        if count == len(depths):
-            return str(depth)
-        return f"{depth} ({count} of {len(depths)})"
-
-    conditions = largest.groupby([*by], dropna=False, sort=False)
-    names = conditions["depth"].transform(name_commonest)
-    return largest.assign(largest=names)
-
-
-def _list_statistics(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """List what tells statistics apart, of a frame that has one row for each of them and layer, and these columns."""
-    require_columns(frame, [*columns, "depth"])
-    keys = [key for key in _STATISTICS if key in frame]
-    places = [*keys, "depth"]
-    if "channel" in frame:
-        places.append("channel")
-    require_one_row(frame, places)
-    return keys
 
 
 def score(

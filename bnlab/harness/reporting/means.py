@@ -16,6 +16,10 @@ NUMBERS = ("mean", "low", "high", "n")
 """The columns of `interval` that are shown."""
 MEASURES = (*NUMBERS, "error", "log", "share")
 """All columns that `interval` adds."""
+SHARES = ("accuracy", "new_accuracy", "old_accuracy", "ece", "disagreement", "tested", "hits")
+"""Columns of which a value lies between 0 and 1, unless it was compared; so do truth values of any column."""
+COMPARED = "is_compared"
+"""A column of rows that were compared, see `frames.paired`."""
 _REAL_KEYS = ("momentum", "dose", "size")  # columns of real numbers that are no measured values
 
 
@@ -54,7 +58,7 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
         geometric: the geometric mean, for positive values such as ratios.
 
     Returns:
-        The columns `by` and `value`.
+        The columns `by` and `value`; of rows that were compared also the one that says so.
     """
     require_columns(frame, [value, *by])
     if geometric:
@@ -62,6 +66,8 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
     means = _group(frame, by)[value].mean().reset_index()
     if geometric:
         means[value] = np.exp(means[value])
+    if COMPARED in frame:
+        means[COMPARED] = True
     return means
 
 
@@ -91,8 +97,8 @@ def interval(
     Returns:
         The columns `by`, `mean`, `low`, `high` and `n`, and three more: `error` is the standard error over seeds, `log`
         says whether it is one of logarithms, `share` whether the mean is a share of the seeds, as it is of truth values
-        that are not averaged over anything else: the interval is exact then (Clopper & Pearson 1934). One seed has no
-        interval: NaN.
+        that are not averaged over anything else: the interval is exact then (Clopper & Pearson 1934). Intervals of
+        other shares, as accuracies are, end at 0 and 1. One seed has no interval: NaN.
     """
     averaged = [average] if isinstance(average, str) else list(average or ())
     require_columns(frame, [value, "seed", *by, *averaged])
@@ -125,8 +131,19 @@ def interval(
         mean = np.exp(mean)
         low = np.exp(low)
         high = np.exp(high)
+    if _has_shares(frame, value):
+        least, most = sorted((0.0, float(scale)))
+        low = low.clip(least, most)
+        high = high.clip(least, most)
     bounds = {"mean": mean, "low": low, "high": high}
     return found[[*by]].assign(**bounds, n=n, error=error, log=geometric, share=is_share)
+
+
+def _has_shares(frame: pd.DataFrame, value: str) -> bool:
+    """Find out if a column has shares, by its name; a user's own column of this name may be in percent."""
+    is_named = value in SHARES or frame[value].dtype == bool
+    is_between = frame[value].dropna().between(0, 1).all()
+    return bool(is_named and is_between and COMPARED not in frame)
 
 
 def _group(frame: pd.DataFrame, by: Sequence[str]) -> Any:

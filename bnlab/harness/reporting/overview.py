@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.frames import BEHIND, OtherThan, gap_over_layers, interval, select
+from bnlab.harness.reporting.frames import OtherThan, interval, select
+from bnlab.harness.reporting.layers import average_gap
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.selection import OVERVIEWED, Tables
-from bnlab.harness.reporting.style import AXES
+from bnlab.harness.reporting.style import AXES, axis_of
 from bnlab.harness.reporting.wording import (
     describe_networks,
     estimator_label,
@@ -28,7 +30,8 @@ from bnlab.harness.reporting.wording import (
 from bnlab.harness.updates import ADVICE, count_last, count_training
 
 _PANELS = 12  # the most that are drawn
-_SHADES = 6  # the most momenta of an estimator that its colour has shades for
+_LINES = 6  # the most of a panel, else estimators have panels of their own
+_MOMENTA = 5  # the most of an estimator that are lines
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,21 @@ class _Measure:
         axis: of the means, which are geometric on a logarithmic axis.
         frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`.
         settings: what was varied beside seeds, momenta and estimators.
+        value: the column of `frame` that is drawn.
+        scale: a factor of its values.
     """
 
     name: str
     axis: Axis
     frame: pd.DataFrame
     settings: list[str]
+    value: str
+    scale: float = 1
 
     def average(self, frame: pd.DataFrame, *by: str) -> pd.DataFrame:
         """Average rows over seeds, see `frames.interval`, for each setting, estimator and momentum."""
         keys = [*self.settings, "estimator", "momentum", *by]
-        means = interval(frame, "value", keys, geometric=self.axis.log)
+        means = interval(frame, self.value, keys, scale=self.scale, geometric=self.axis.log)
         return means.sort_values(keys, ignore_index=True)
 
     def average_last(self) -> pd.DataFrame:
@@ -89,8 +96,7 @@ def make_overview(tables: Tables) -> Overview:
     measures = []
     for table, measure_rows in zip(OVERVIEWED, (_measure_gaps, _measure_accuracies), strict=True):
         if len(tables.get(table, ())):
-            rows = tables[table].merge(networks, on="run")
-            measures.append(measure_rows(rows, settings))
+            measures.append(measure_rows(tables[table], networks, settings))
     if not measures:
         raise NoRows(f"no network has a gap or an accuracy; sweep with measurements=[{','.join(OVERVIEWED)}]")
 
@@ -122,31 +128,24 @@ def _find_varied(runs: pd.DataFrame) -> list[str]:
     return settings
 
 
-def _measure_gaps(rows: pd.DataFrame, settings: list[str]) -> _Measure:
-    """Average gaps over the layers behind the first; of networks with a single layer take that one."""
+def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> _Measure:
+    """Average gaps over layers, see `average_gap`."""
     trained_on = select(rows, estimator=OtherThan("exact"), statistics_split="train")
-    averaged = gap_over_layers(trained_on, "mean_gap")
-    is_behind = averaged["layers"] == BEHIND
-    by_network = is_behind.groupby(averaged["run"])
-    has_behind = by_network.transform("any")
-
-    chosen = averaged[is_behind | ~has_behind]
-    frame = chosen.rename(columns={"mean_gap": "value"})
-    return _Measure("gap", GAP, frame, settings)
+    frame = average_gap(trained_on).merge(networks, on="run")
+    return _Measure("gap", GAP, frame, settings, "mean_gap")
 
 
-def _measure_accuracies(rows: pd.DataFrame, settings: list[str]) -> _Measure:
+def _measure_accuracies(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> _Measure:
     """Take accuracies in percent; the images are a setting where there are several kinds."""
     splits = rows["statistics_split"].replace(["test", "none"], "train")  # the names of estimators say these
-    percent = 100 * rows["accuracy"]
-    frame = rows.assign(value=percent, statistics_split=splits)
+    frame = rows.assign(statistics_split=splits).merge(networks, on="run")
 
     keys = [*settings]
     for column in ("statistics_split", "split", "shift"):
         if frame[column].nunique() > 1:
             keys.append(column)
     images = list_values(frame["split"])
-    return _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys)
+    return _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys, "accuracy", scale=100)
 
 
 def _declare_figures(measure: _Measure) -> dict[str, Figure]:
@@ -180,6 +179,12 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
         means["line"] = _name_rows(means, lines)
     else:
         means["line"] = _name_rows(means, [*lines, "estimator"])
+    if across == "epoch" and not lines:
+        means, of_momenta = _choose_momenta(means)
+        caption += of_momenta
+        means = _separate_estimators(means).sort_values(measure.settings, kind="stable")
+        if "estimators" in means:
+            panels_by = [*panels_by, "estimators"]
     means["panel"] = _name_rows(means, panels_by)
 
     panels = means["panel"].unique()
@@ -189,12 +194,40 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
 
     plot: Plot = Forest("line", measure.axis)
     if across:
-        is_crowded = statistics["estimator"].value_counts().max() > _SHADES
-        by = "line" if lines or is_crowded else "estimator"
+        by = "line" if lines else "estimator"
         axis = _choose_axis(across, means[across])
         plot = Curves(across, by, measure.axis, across=axis)
     title = f"{measure.name.capitalize()} {when}"
     return Figure(title, caption.strip(), lambda tables: means, plot)
+
+
+def _choose_momenta(means: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Choose momenta of which lines can be told apart, the smallest and the largest among them; say how many."""
+    momenta = np.sort(means["momentum"].dropna().unique())
+    if len(momenta) <= _MOMENTA:
+        return means, ""
+    places = np.linspace(0, len(momenta) - 1, _MOMENTA).round().astype(int)
+    is_drawn = means["momentum"].isna() | means["momentum"].isin(momenta[places])
+    return means[is_drawn], f" {_MOMENTA} of {len(momenta)} momenta are drawn; the table has all."
+
+
+def _separate_estimators(means: pd.DataFrame) -> pd.DataFrame:
+    """Give estimators panels of their own, `estimators`, where the lines of a single one could not be told apart.
+
+    Those that have several momenta have one each, the others one together; exact statistics are in all of them.
+    """
+    statistics = means[["estimator", "momentum"]].drop_duplicates()
+    if len(statistics) <= _LINES:
+        return means
+    counts = statistics["estimator"].value_counts()
+    others = [name for name in statistics["estimator"].unique() if counts[name] == 1 and name != "exact"]
+
+    panels = {estimator_label(name): [name] for name in statistics["estimator"].unique() if counts[name] > 1}
+    for start in range(0, len(others), _LINES):
+        words = f"other estimators ({start // _LINES + 1})" if len(others) > _LINES else "other estimators"
+        panels[words] = others[start : start + _LINES]
+    parts = [select(means, estimator=(*names, "exact")).assign(estimators=words) for words, names in panels.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
@@ -210,7 +243,9 @@ def _choose_axis(column: str, values: pd.Series) -> Axis:
     """Choose the axis across: logarithmic for positive numbers, unless the column has an axis of its own."""
     low = 0.9 * values.min()
     high = 1.1 * values.max()
-    axis = AXES.get(column, Axis(_name_setting(column), log=low > 0, ticks="values"))
+    axis = Axis(_name_setting(column), log=low > 0, ticks="values")
+    if column in AXES:
+        axis = axis_of(column, values)
     if axis.log:
         return replace(axis, limits=(low, high))  # in panels without numbers, too
     return axis

@@ -53,7 +53,14 @@ class AddedSeeds:
 
 def write_experiment(outcome: Outcome, devices: str = "") -> str:
     """Write the README.md of an experiment's results, with Markdown on the devices that have trained its networks."""
-    return _render("experiment.md", outcome=outcome, reading=READING, devices=devices)
+    numbers = [number for number in outcome.experiment.bears_on if not number.startswith("F")]
+    return _render("experiment.md", outcome=outcome, numbers=numbers, reading=READING, devices=devices)
+
+
+def write_question(outcome: Outcome, folder: Path) -> str:
+    """Write the same as one HTML page; the folder has the figures."""
+    page = _convert(write_experiment(outcome), folder, set())
+    return _render("page.html", title=f"bnlab: {outcome.experiment.name}", parts=[("", page)])
 
 
 def write_answers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,14 +22,14 @@ __all__ = [
     "GAP",
     "LOST",
     "LOST_OF_ANY_SIZE",
+    "MARK",
     "TIMES_THE_BEST",
     "Axis",
     "Curves",
     "Forest",
     "Plot",
     "Stacked",
-    "Stream",
-    "Zone",
+    "split_panels",
 ]
 
 GAP = Axis("gap of the mean (σ)", log=True)
@@ -39,9 +39,11 @@ LOST = Axis("accuracy lost against exact statistics (points)")
 LOST_OF_ANY_SIZE = replace(LOST, linear=0.3)  # up to what claims call harmless
 AGAINST_EXACT = Axis("accuracy − that under exact statistics (points)", linear=0.3)
 
-_MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
+MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
+"""How a line at a value that has a name looks."""
 _LEVEL: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
 _SPARSE = 4  # times fewer places than the longest series has
+_OPACITY, _CLEAR = 0.15, 4  # of a band; so many lie above each other before they are made fainter
 _ABOVE = 3.0  # other lines lie at 2
 
 
@@ -86,7 +88,7 @@ def _draw_mark(ax: Axes, mark: tuple[float, str] | None) -> None:
     """Draw a dotted vertical line at a value, with its name for the legend; nothing if there is no mark."""
     if mark is not None:
         value, name = mark
-        ax.axvline(value, label=name, **_MARK)
+        ax.axvline(value, label=name, **MARK)
 
 
 def _measure_bars(frame: pd.DataFrame) -> np.ndarray:
@@ -133,20 +135,22 @@ class Curves(Plot):
         lines = {*placed.loc[placed["x"].notna(), "series"]}
         has_levels_beside_lines = placed.loc[placed["x"].isna(), "series"].isin(lines).any()
 
+        across = self.across or axis_of(self.x, placed["x"])
         for ax, here in split_panels(placed, axes):
+            opacity = _OPACITY * min(1.0, _CLEAR / here["series"].nunique()) ** 2
             longest = here.groupby("series")["x"].count().max()
             for series, rows in here.groupby("series", sort=False):
                 label = str(series)
                 if label in lines:
-                    self._draw_series(ax, rows, looks[label], label, longest)
+                    self._draw_series(ax, rows, looks[label], label, longest, opacity)
                 else:
-                    self._draw_level(ax, rows.iloc[0], looks[label], label)
+                    self._draw_level(ax, rows.iloc[0], looks[label], label, opacity)
             _draw_mark(ax, self.mark)
             if self.level and has_levels_beside_lines:
                 ax.plot([], [], color="#555555", label=self.level, **_LEVEL)
-            set_axes(ax, self.across or axis_of(self.x), self.y, here["x"], words)
+            set_axes(ax, across, self.y, here["x"], words)
 
-    def _draw_level(self, ax: Axes, row: pd.Series, look: dict[str, Any], label: str) -> None:
+    def _draw_level(self, ax: Axes, row: pd.Series, look: dict[str, Any], label: str, opacity: float) -> None:
         """Draw a series that is a level only, with its band, under its name or that of levels."""
         mean = row["mean"]
         low = row["low"]
@@ -160,9 +164,11 @@ class Curves(Plot):
         if self.y.log and low <= 0:
             low = mean  # on a logarithmic axis the band has no end
         if high > low:  # not where one seed has no interval
-            ax.axhspan(low, high, color=colour, alpha=0.1, linewidth=0)
+            ax.axhspan(low, high, color=colour, alpha=0.7 * opacity, linewidth=0)
 
-    def _draw_series(self, ax: Axes, rows: pd.DataFrame, look: dict[str, Any], label: str, longest: int) -> None:
+    def _draw_series(
+        self, ax: Axes, rows: pd.DataFrame, look: dict[str, Any], label: str, longest: int, opacity: float
+    ) -> None:
         """Draw the levels of a series, and its line, or points if it has far fewer than the longest series."""
         is_level = rows["x"].isna()
         for mean in rows.loc[is_level, "mean"]:
@@ -175,13 +181,13 @@ class Curves(Plot):
             points: dict[str, Any] = {"fmt": look["marker"] or "D", "markersize": 4.3, "zorder": _ABOVE}
             ax.errorbar(line["x"], line["mean"], _measure_bars(line), label=label, color=look["color"], **points)
         else:
-            self._draw_line(ax, line, look, label)
+            self._draw_line(ax, line, look, label, opacity)
         if "hollow" in line:
             hollow = line[line["hollow"]]
             circles = {"color": look["color"], "markerfacecolor": "white", "zorder": _ABOVE + 1}
             ax.plot(hollow["x"], hollow["mean"], "o", **circles)
 
-    def _draw_line(self, ax: Axes, line: pd.DataFrame, look: dict[str, Any], label: str) -> None:
+    def _draw_line(self, ax: Axes, line: pd.DataFrame, look: dict[str, Any], label: str, opacity: float) -> None:
         """Draw a line with its band; on a logarithmic axis a band that reaches below 0 has no lower end."""
         x = line["x"]
         means = line["mean"]
@@ -197,7 +203,7 @@ class Curves(Plot):
         height = 2.0 if is_solid else _ABOVE
         ax.plot(x, means, label=label, markevery=between_markers, zorder=height, **look)
         if high.notna().any():  # one seed has no interval
-            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(x, low, high, color=colour, alpha=opacity, linewidth=0)
 
 
 @dataclass(frozen=True)
@@ -303,65 +309,3 @@ class Stacked(Plot):
             ax.grid(axis="x", visible=False)
             set_axes(ax, self.across, self.y, none, words)
             ax.set_xlim(-0.6, len(words) - 0.4)
-
-
-@dataclass(frozen=True)
-class Zone:
-    """A stretch of a stream, shaded and named.
-
-    Attributes:
-        start, end: on the horizontal axis.
-        words: its name, and below it what happens there.
-    """
-
-    start: float
-    end: float
-    words: str
-
-
-@dataclass(frozen=True)
-class Stream(Plot):
-    """Values as dots, the truth as a broken line, an average as a solid one, and the distance between both shaded.
-
-    Draws frames with the columns `x`, `by` and mean.
-
-    Attributes:
-        x: the column across, numbers.
-        by: the column with the names of the three series.
-        values, truth, average: the names of the series.
-        axes: the horizontal axis, and that of the means.
-        zones: what the stretches of the stream show.
-    """
-
-    x: str
-    by: str
-    values: str
-    truth: str
-    average: str
-    axes: tuple[Axis, Axis]
-    zones: Sequence[Zone] = ()
-
-    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
-        """Draw the rows of each panel, see `Plot.draw`."""
-        require_one_row(frame, ["panel", self.by, self.x])
-        across, upward = self.axes
-        orange, blue, *_ = SERIES
-        for ax, here in split_panels(frame, axes):
-            series = here.pivot(index=self.x, columns=self.by, values="mean").sort_index()
-            x = series.index.to_numpy()
-            truth = series[self.truth]
-            average = series[self.average]
-            ax.fill_between(x, truth, average, color=blue, alpha=0.2, linewidth=0)
-            ax.plot(x, series[self.values], ".", color=orange, alpha=0.7, label=self.values)
-            ax.plot(x, truth, "--", color="black", label=self.truth)
-            ax.plot(x, average, color=blue, linewidth=2.2, label=self.average)
-            set_axes(ax, across, upward, here[self.x])
-
-            low, high = ax.get_ylim()
-            ax.set_ylim(low, high + 0.2 * (high - low))  # room for the zones' words of two lines
-            for zone in self.zones:
-                middle = (zone.start + zone.end) / 2
-                in_panel = ax.get_xaxis_transform()  # upwards in shares of the panel
-                ax.text(middle, 0.985, zone.words, transform=in_panel, ha="center", va="top")
-            for zone in self.zones[1:]:
-                ax.axvline(zone.start, **_MARK)

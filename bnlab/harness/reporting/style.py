@@ -6,11 +6,12 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import (
@@ -27,7 +28,7 @@ from bnlab.harness.reporting.wording import estimator_label, find_look, name_val
 from bnlab.names import Colour, EstimatorName, Line
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
-# family has one colour where it can.
+# family has one colour where it can. Momenta have others, see `find_colour`.
 _COLOURS: dict[Colour, str] = {
     "blue": "#0072B2",
     "sky": "#56B4E9",
@@ -45,8 +46,9 @@ _LINES: dict[Line, Any] = {
     "mixed": (0, (5, 1.5, 1, 1.5)),
 }
 SERIES = tuple(_COLOURS[name] for name in ("red", "blue", "green", "pink", "orange", "sky"))
+_MARKERS = ("", "o", "s", "^")
 _OTHERS = ("#7A4A21", "#8A8A8A", "#9A9A00")  # brown, grey, olive: of estimators that do not say how they look
-# Of the settings of one estimator: how far its colour is mixed with white (or black, if it is light), and a marker.
+# Of the parameters of one estimator: how far its colour is mixed with white (or black, if it is light), and a marker.
 _SHADES = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
 
 
@@ -71,7 +73,7 @@ class Axis:
 
 
 AXES = {
-    "momentum": Axis("momentum (weight of the new batch)", log=True),
+    "momentum": Axis("momentum (weight of the new batch)", log=True, ticks="values"),
     "epoch": Axis("epoch"),
     "batch_size": Axis("batch size", log=True, ticks="values"),
     "images": Axis("images", log=True, ticks="values"),
@@ -86,6 +88,8 @@ AXES = {
     "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),
 }
 """Columns that are drawn across, by their name."""
+
+_TICKS = 20  # the most that stand at values
 
 RC: dict[Any, Any] = {
     "figure.dpi": 160,
@@ -114,36 +118,68 @@ def choose_looks(frame: pd.DataFrame, by: str, x: str = "") -> tuple[pd.DataFram
 
     Args:
         frame: the rows of all panels.
-        by: the column that tells series apart. An estimator has a colour and a line of its own, and a shade and a
-            marker for each of its momenta, unless these are across.
+        by: the column that tells series apart. A momentum has one colour in every figure; lines and markers tell the
+            estimators apart that have it. An estimator without a momentum, or with all of them across, has a colour.
         x: the column that is drawn across.
 
     Returns:
         The rows with a column `series`, the words of the legend for the value of `by`, of which numbers are put in
         order; and `color`, `linestyle` and `marker` of each series.
     """
-    if by != "estimator":
-        is_number = pd.api.types.is_numeric_dtype(frame[by])
-        named = frame.sort_values(by, kind="stable") if is_number else frame
-        named = named.assign(series=[name_value(by, value) for value in named[by]])
-        cycle = itertools.cycle(itertools.product(("", "o", "s", "^"), SERIES))
-        looks = {}
-        for name, (marker, colour) in zip(named["series"].unique(), cycle, strict=False):
-            looks[name] = {"color": colour, "linestyle": "-", "marker": marker}
+    if by == "estimator":
+        momenta = pd.Series(np.nan, frame.index)
+        if x != "momentum" and "momentum" in frame:
+            momenta = frame["momentum"].astype(float)
+        named = frame.assign(series=list(map(estimator_label, frame[by], momenta)), weight=momenta)
+        series = named[[by, "weight", "series"]].drop_duplicates("series")
+        return named.drop(columns="weight"), _choose_looks_of_estimators(series)
+
+    is_number = pd.api.types.is_numeric_dtype(frame[by])
+    named = frame.sort_values(by, kind="stable") if is_number else frame
+    named = named.assign(series=[name_value(by, value) for value in named[by]])
+    looks = {}
+    if by == "momentum":
+        for momentum, name in named[[by, "series"]].drop_duplicates().to_numpy():
+            looks[name] = {"color": find_colour(momentum), "linestyle": "-", "marker": ""}
         return named, looks
 
-    momenta = pd.Series(np.nan, frame.index)
-    if x != "momentum" and "momentum" in frame:
-        momenta = frame["momentum"]
-    named = frame.assign(series=list(map(estimator_label, frame[by], momenta)))
+    cycle = itertools.cycle(itertools.product(_MARKERS, SERIES))
+    for name, (marker, colour) in zip(named["series"].unique(), cycle, strict=False):
+        looks[name] = {"color": colour, "linestyle": "-", "marker": marker}
+    return named, looks
 
+
+def find_colour(momentum: float) -> str:
+    """Find the colour of a momentum, the same in every figure: the smaller, the darker.
+
+    >>> find_colour(0.001), find_colour(0.1), find_colour(1.0)
+    ('#440154', '#277e8e', '#bddf26')
+    """
+    # Equal steps for equal ratios, of the momentum where it is small and of what is kept where that is.
+    kept = 1.05 - momentum
+    place = np.log10(momentum / kept)
+    low, high = -3.0, 1.3  # of 0.001 and 1
+    share = np.clip((place - low) / (high - low), 0.0, 1.0)
+    return to_hex(colormaps["viridis"](0.9 * share))  # beyond, it is too light on white
+
+
+def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Choose the looks of series with the columns estimator, weight (the momentum, or NaN) and series."""
     looks = {}
     counts: Counter[str] = Counter()  # the series of each kind of estimator so far
     others = itertools.cycle(itertools.product(_LINES.values(), _OTHERS))
     unknown: dict[str, tuple[Any, str]] = {}  # line and colour of kinds that do not say how they look
-    for text, name in named[[by, "series"]].drop_duplicates("series").to_numpy():
+    lines: dict[str, tuple[str, Any]] = {}  # marker and line of estimators whose momenta have colours
+    for text, momentum, name in series.to_numpy():
         kind = EstimatorName.parse(text).base
         look = find_look(kind)
+        if not np.isnan(momentum):
+            if text not in lines:
+                lines[text] = _choose_line(_LINES[look.line], [*lines.values()])
+            marker, line = lines[text]
+            looks[name] = {"color": find_colour(momentum), "linestyle": line, "marker": marker}
+            continue
+
         if look.colour is not None:
             line = _LINES[look.line]
             colour = _COLOURS[look.colour]
@@ -151,19 +187,42 @@ def choose_looks(frame: pd.DataFrame, by: str, x: str = "") -> tuple[pd.DataFram
             if kind not in unknown:
                 unknown[kind] = next(others)
             line, colour = unknown[kind]
-
         share, marker = _SHADES[counts[kind] % len(_SHADES)]
         counts[kind] += 1
         rgb = np.array(to_rgb(colour))
         white_or_black = float(rgb.mean() < 0.5)
         mixed = rgb + share * (white_or_black - rgb)
         looks[name] = {"color": to_hex(tuple(mixed)), "linestyle": line, "marker": marker}
-    return named, looks
+    return looks
 
 
-def axis_of(column: str) -> Axis:
-    """Choose the axis of a column: `AXES`, else linear under its own name with ticks at its values."""
-    return AXES.get(column, Axis(re.sub("[_.]", " ", column), ticks="values"))
+def _choose_line(wanted: Any, taken: Sequence[tuple[str, Any]]) -> tuple[str, Any]:
+    """Choose the marker and the line of a further estimator: others of one colour may lie exactly below it."""
+    marker = _MARKERS[len(taken) % len(_MARKERS)]
+    free = [line for line in (wanted, *_LINES.values()) if (marker, line) not in taken]
+    return marker, (free[0] if free else wanted)
+
+
+def axis_of(column: str, values: pd.Series) -> Axis:
+    """Choose the axis of a column: `AXES`, else linear under its own name with ticks at its values.
+
+    Steps and epochs are on a logarithmic axis where they were measured at equal ratios, as by `evaluate_at=log`.
+    """
+    axis = AXES.get(column, Axis(re.sub("[_.]", " ", column), ticks="values"))
+    if column in ("epoch", "step") and _are_spaced_by_ratios(values):
+        return replace(axis, log=True)
+    return axis
+
+
+def _are_spaced_by_ratios(values: pd.Series) -> bool:
+    """Find out if numbers are at equal ratios, nearly, rather than at equal distances, over a power of ten or more."""
+    numbers = np.sort(values.dropna().unique())
+    if len(numbers) < 4 or numbers[0] <= 0 or numbers[-1] < 10 * numbers[0]:
+        return False
+    places = np.arange(len(numbers))
+    of_distances = np.corrcoef(places, numbers)[0, 1]
+    of_ratios = np.corrcoef(places, np.log(numbers))[0, 1]
+    return bool(of_ratios > max(of_distances, 0.98))
 
 
 def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any] = ()) -> None:
@@ -183,7 +242,7 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any]
     occurring = sorted(values.dropna().unique())
     if words:
         ax.set_xticks(range(len(words)), [str(word) for word in words])
-    elif x.ticks == "values" and len(occurring) <= 10:
+    elif x.ticks == "values" and len(occurring) <= _TICKS:
         ax.xaxis.set_major_locator(FixedLocator(occurring))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter("{x:g}")
@@ -194,13 +253,19 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any]
 
 
 def write_out_decades(ax: Axes) -> None:
-    """Write numbers on logarithmic axes that span less than two powers of ten as 0.5, on others each power of ten."""
+    """Write numbers on logarithmic axes that span less than two powers of ten as 0.5, on others each power of ten.
+
+    Powers of ten are written out where none has many zeros.
+    """
     limits = ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim()))
     for axis, (low, high) in limits:
         if not isinstance(axis.get_major_formatter(), LogFormatter):
             continue
         if high >= 100 * low:
             axis.set_major_locator(LogLocator(numticks=10))
+            if low > 5e-4 and high < 2e4:
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
             continue
         if high < 5 * low:
             axis.set_major_locator(MaxNLocator(5))
@@ -211,29 +276,32 @@ def write_out_decades(ax: Axes) -> None:
 
 
 def thin_labels(ax: Axes, letters: float) -> None:
-    """Leave out the numbers below ticks at given values that would run into the one to their left.
+    """Leave out the numbers below ticks, at values or logarithmic, that would run into others.
+
+    Of two the power of ten stays, else the left one.
 
     Args:
         ax: the axes, with their final limits and scale.
         letters: how many stand side by side over the width of the axes.
     """
-    has_values = isinstance(ax.xaxis.get_major_locator(), FixedLocator)
-    if not has_values or not isinstance(ax.xaxis.get_major_formatter(), StrMethodFormatter):
+    is_crowded = isinstance(ax.xaxis.get_major_locator(), FixedLocator | LogLocator)
+    if not is_crowded or not isinstance(ax.xaxis.get_major_formatter(), StrMethodFormatter):
         return
 
     low, high = ax.get_xlim()
     ticks = [tick for tick in np.sort(ax.get_xticks()) if low <= tick <= high]
     to_shares = ax.transScale + ax.transLimits
-    labels = []
-    end = -np.inf
-    for tick in ticks:
+    is_log = ax.get_xscale() == "log"
+    taken: list[tuple[float, float]] = []
+    labels = {}
+    for tick in sorted(ticks, key=lambda tick: not (is_log and f"{tick:e}".startswith("1.000000e"))):
         label = f"{tick:g}"
         share, _ = to_shares.transform((tick, 1.0))
         start = share * letters - len(label) / 2
-        if start > end + 1:  # with a gap of a letter
-            end = start + len(label)
-        else:
-            label = ""
-        labels.append(label)
-    if "" in labels:
-        ax.set_xticks(ticks, labels)
+        end = start + len(label)
+        is_free = all(end + 1 <= other_start or start >= other_end + 1 for other_start, other_end in taken)
+        labels[tick] = label if is_free else ""
+        if is_free:
+            taken.append((start, end))
+    if "" in labels.values():
+        ax.set_xticks(ticks, [labels[tick] for tick in ticks])

@@ -22,8 +22,9 @@ from bnlab.harness.reporting.frames import (
     select,
     share_name,
 )
-from bnlab.harness.reporting.plots import Axis, Curves, Stacked, Stream, Zone
+from bnlab.harness.reporting.plots import Axis, Curves, Stacked
 from experiments.margins import EACH, OVER_TIME
+from experiments.questions.drift.plots import Stream, Zone
 
 BATCHES = 120  # of the made stream
 TERMS = {

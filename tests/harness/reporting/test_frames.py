@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from bnlab.harness import average_gap
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.frames import (
     BEHIND,
@@ -173,6 +174,37 @@ def test_an_interval_of_a_share_is_that_of_a_binomial() -> None:
     assert found["high"] == pytest.approx(wanted.high)
 
 
+@pytest.mark.parametrize("scale", [1, 100, -100])
+def test_an_interval_of_accuracies_ends_at_none_and_all_of_the_images(scale: float) -> None:
+    frame = pd.DataFrame({"seed": [0, 1] * 3, "size": [1, 1, 2, 2, 3, 3], "accuracy": [0.9, 1.0, 0.0, 0.1, 0.5, 0.6]})
+
+    found = interval(frame, "accuracy", ["size"], scale=scale)
+
+    bounds = (found[["low", "high"]] / scale).to_numpy()
+    assert bounds.min() == 0
+    assert bounds.max() == 1
+    assert 0 <= found["low"].iloc[2] / scale <= 1
+
+
+def test_a_difference_of_accuracies_may_be_below_none() -> None:
+    accuracies = pd.DataFrame({"ema": [0.9, 0.95], "exact": [0.9, 0.9]})
+    frame = accuracies.melt(var_name="estimator", value_name="accuracy").assign(seed=[0, 1] * 2, run=["a", "b"] * 2)
+
+    gains = paired(frame, "accuracy")
+    averaged = average(gains, "accuracy", ["seed"])
+    for rows_of_gains in (gains, averaged):
+        (found,) = interval(rows_of_gains, "accuracy", ()).to_dict("records")
+        assert found["low"] < 0
+
+
+def test_own_accuracies_in_percent_stay_as_they_are() -> None:
+    frame = pd.DataFrame({"seed": [0, 1], "accuracy": [90.0, 92.0]})
+
+    (found,) = interval(frame, "accuracy", ()).to_dict("records")
+
+    assert found["low"] < found["mean"] == 91 < found["high"]
+
+
 def test_missing_values_are_left_out_and_one_seed_has_no_interval() -> None:
     frame = pd.DataFrame({"seed": [0, 1], "x": [2.0, np.nan]})
 
@@ -284,6 +316,20 @@ def test_a_gap_over_layers_is_the_root_mean_square_behind_the_first() -> None:
     found = gap_over_layers(layers(a=[7.0, 3.0, 4.0], b=[0.0, 1.0, 1.0]), "gap").set_index(["run", "layers"])["gap"]
     wanted = {("a", FIRST): 7, ("a", BEHIND): 12.5**0.5, ("b", FIRST): 0, ("b", BEHIND): 1}
     assert found.to_dict() == pytest.approx(wanted)
+
+
+def test_the_average_gap_has_one_row_for_each_statistic_and_is_that_of_the_only_layer() -> None:
+    """Behind the first layer; in the order of the rows, of which some columns are about one layer alone."""
+    several = layers(a=[7.0, 3.0, 4.0]).assign(estimator="ema", momentum=[0.1] * 3)
+    others = layers(a=[7.0, 1.0, 1.0]).assign(estimator="cumulative", momentum=np.nan)
+    single = layers(b=[5.0]).assign(estimator="ema", momentum=0.1)
+    gaps = pd.concat([several, others, single]).assign(step=4, statistics_split="train", epoch=0.5, channels=8)
+
+    found = average_gap(gaps, "gap")
+
+    assert list(found) == ["run", "step", "estimator", "momentum", "statistics_split", "epoch", "gap"]
+    assert found["gap"].tolist() == pytest.approx([12.5**0.5, 1.0, 5.0])
+    assert found[["run", "estimator"]].to_numpy().tolist() == [["a", "ema"], ["a", "cumulative"], ["b", "ema"]]
 
 
 def test_a_gap_over_layers_keeps_estimators_apart_and_refuses_what_it_cannot_tell_apart() -> None:

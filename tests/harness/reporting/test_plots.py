@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Drawn
 from PIL import Image
 
@@ -21,8 +23,8 @@ from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot, Stacked, Stream, Zone, split_panels
-from bnlab.harness.reporting.style import choose_looks
+from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot, Stacked, split_panels
+from bnlab.harness.reporting.style import choose_looks, find_colour
 from bnlab.harness.statistic_kinds import list_looks
 from tests.harness.reporting.planted import plant
 
@@ -225,6 +227,124 @@ def test_captions_speak_of_seeds_only_where_there_are_several(n: int, end: str, 
     assert write_caption(Curves("epoch", "line", GAP), frame, tmp_path) == end
 
 
+def plant_training(**momenta: tuple[float, ...]) -> pd.DataFrame:
+    """Gaps of estimators with several momenta over the training, and of exact statistics."""
+    frames = [pd.DataFrame({"estimator": name, "momentum": values}) for name, values in momenta.items()]
+    frames.append(pd.DataFrame({"estimator": ["exact"], "momentum": [np.nan]}))
+    epochs = pd.DataFrame({"epoch": [1.0, 2.0, 3.0], "mean": [1.0, 2.0, 3.0], "low": 0.5, "high": 4.0})
+    return pd.concat(frames).merge(epochs, how="cross").assign(panel="p", n=3, log=False)
+
+
+def test_a_momentum_has_one_colour_in_all_figures_and_estimators_have_lines() -> None:
+    frame = plant_training(ema=(0.01, 0.1), ema_debiased=(0.1, 0.5))
+    _, looks = choose_looks(frame, "estimator", "epoch")
+
+    colour = {name: look["color"] for name, look in looks.items()}
+    line = {name: str(look["linestyle"]) for name, look in looks.items()}
+    assert colour["EMA (momentum 0.1)"] == colour["EMA, start divided out (momentum 0.1)"] == find_colour(0.1)
+    assert len({*colour.values()}) == 4, "three momenta and black"
+    assert line["EMA (momentum 0.01)"] == line["EMA (momentum 0.1)"] == "-"
+    assert line["EMA (momentum 0.1)"] != line["EMA, start divided out (momentum 0.1)"]
+    assert not looks["EMA (momentum 0.1)"]["marker"]
+    assert looks["EMA, start divided out (momentum 0.1)"]["marker"], "seen where both agree"
+    assert colour["exact population"] == "#000000"
+
+    _, others = choose_looks(plant_training(ema_debiased=(0.1, 0.9)), "estimator", "epoch")
+    assert others["EMA, start divided out (momentum 0.1)"]["color"] == find_colour(0.1)
+    _, alone = choose_looks(plant_training(ema=(0.1,)), "estimator", "epoch")
+    assert alone["EMA (momentum 0.1)"]["color"] == find_colour(0.1)
+    _, by_momentum = choose_looks(frame, "momentum", "epoch")
+    assert by_momentum["momentum 0.1"]["color"] == find_colour(0.1)
+
+
+def test_many_estimators_of_one_momentum_have_lines_or_markers_of_their_own() -> None:
+    names = ("ema", "ema_biased", "ema_debiased", "ema_pooled", "ema_detrended", "ema_weighted")
+    _, looks = choose_looks(plant_training(**dict.fromkeys(names, (0.1,))), "estimator", "epoch")
+
+    lines = {(str(look["linestyle"]), look["marker"], look["color"]) for look in looks.values()}
+
+    assert len(lines) == len(names) + 1
+
+
+def test_the_larger_a_momentum_the_lighter_its_colour() -> None:
+    momenta = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+
+    lightness = [float(np.dot(to_rgb(find_colour(momentum)), (0.2126, 0.7152, 0.0722))) for momentum in momenta]
+
+    assert np.diff(lightness).min() > 0.01
+
+
+def test_numbers_below_a_forest_have_the_room_that_its_names_leave() -> None:
+    names = ["two networks averaged", "unchanged"]
+    frame = pd.DataFrame({"name": names, "mean": [0.0065, 0.11], "low": [0.0058, 0.1], "high": [0.0073, 0.116]})
+    drawn = draw(Forest("name", GAP), pd.concat([frame.assign(panel=panel) for panel in "pq"]))
+
+    for ax in drawn.axes:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+        ordered = sorted(boxes, key=lambda box: box.x0)
+        assert len(boxes) >= 2
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(ordered))
+
+
+def test_ticks_of_a_momentum_axis_are_the_momenta() -> None:
+    momenta = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9, 1.0]
+    frame = pd.DataFrame({"panel": "p", "momentum": momenta, "estimator": "ema", "mean": 1.0, "low": 0.5, "high": 2.0})
+    (ax,) = draw(Curves("momentum", "estimator", GAP), frame).axes
+
+    assert ax.get_xticks().tolist() == momenta
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert {"0.001", "0.01", "0.1", "1"} <= {*labels}, "powers of ten stay"
+    assert "0.9" not in labels, "it would run into 1"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "scale"),
+    [
+        ([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0], "log"),
+        ([0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0], "linear"),
+        ([0.1, 1.0, 3.0], "linear"),  # of three places no spacing is known
+        ([0.0, 0.01, 0.1, 1.0, 10.0], "linear"),
+        ([0.1, 0.2, 1.0, 5.0, 9.0, 10.0], "linear"),  # shares of the training
+    ],
+)
+def test_epochs_are_on_a_logarithmic_axis_where_they_are_at_equal_ratios(epochs: list[float], scale: str) -> None:
+    frame = pd.DataFrame({"panel": "p", "epoch": epochs, "line": "a", "mean": 1.0, "low": 0.5, "high": 2.0})
+    (ax,) = draw(Curves("epoch", "line", GAP), frame).axes
+
+    assert ax.get_xscale() == scale
+
+
+def test_bands_of_many_lines_are_fainter() -> None:
+    def measure_opacity(lines: int) -> float:
+        frame = pd.DataFrame({"line": [f"line {line}" for line in range(lines)]}).merge(
+            pd.DataFrame({"epoch": [1.0, 2.0], "mean": 1.0, "low": 0.5, "high": 2.0}), how="cross"
+        )
+        (ax,) = draw(Curves("epoch", "line", Axis("y")), frame.assign(panel="p")).axes
+        (opacity,) = {band.get_alpha() for band in ax.collections}
+        assert opacity is not None
+        return float(opacity)
+
+    assert measure_opacity(8) < measure_opacity(5) < measure_opacity(4) == measure_opacity(1)
+
+
+def test_a_figure_for_papers_has_no_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: dict[str, str] = {}
+    save = Drawn.savefig
+    monkeypatch.setattr(
+        Drawn,
+        "savefig",
+        lambda drawn, path, **words: titles.update(pdf=drawn.get_suptitle()) or save(drawn, path, **words),
+    )
+    frame = plant_momenta(exact=0.5)
+
+    drawing.write(
+        "trial", Figure("A title", "", lambda tables: frame, Curves("momentum", "estimator", GAP)), TABLES, tmp_path
+    )
+
+    assert titles == {"pdf": ""}
+    assert (tmp_path / "trial.pdf").exists()
+
+
 def test_every_estimator_has_a_look_of_its_own() -> None:
     ours = [name for name, look in list_looks().items() if look.colour]
     names = [*ours, "mine", "yours"]
@@ -352,23 +472,3 @@ def test_parts_are_stacked_and_negative_ones_hang_below() -> None:
     np.testing.assert_allclose(bars["noise"], [(0.7, 0.3), (0.2, 0.9)])
     np.testing.assert_allclose(bars["data"], [(1.0, 0.0), (0.0, -0.1)])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["early", "late"]
-
-
-def test_a_stream_shows_values_truth_and_average_and_names_its_zones() -> None:
-    parts = [pd.DataFrame({"batch": [1, 2, 3], "line": name, "mean": [value, value, value + 1.0]})
-             for name, value in (("batch", 1.0), ("truth", 2.0), ("average", 0.0))]  # fmt: skip
-    frame = pd.concat(parts).assign(panel="", low=np.nan, high=np.nan, n=0, log=False)
-    zones = (Zone(0, 2, "START"), Zone(2, 4, "NOISE"))
-    axes = (Axis("batches"), Axis("mean"))
-
-    drawn = draw(Stream("batch", "line", "batch", "truth", "average", axes, zones), frame)
-
-    (ax,) = drawn.axes
-    assert list_names(drawn) == ["batch", "truth", "average"]
-    assert [text.get_text() for text in ax.texts] == ["START", "NOISE"]
-    lines = {str(line.get_label()): line for line in ax.lines}
-    assert lines["batch"].get_linestyle() == "None"
-    np.testing.assert_array_equal(lines["average"].get_ydata(), [0.0, 0.0, 1.0])
-    highest = max(np.max(np.asarray(line.get_ydata())) for line in ax.lines[:3])
-    words = ax.texts[0].get_window_extent()
-    assert ax.transData.transform((1.0, highest))[1] < words.y0, "no point lies under the words"
