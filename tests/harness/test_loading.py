@@ -70,7 +70,7 @@ def test_another_average_is_replayed(swept: tuple[str, Path]) -> None:
     [
         ({"step": 8}, r"has no step 8; there are 1, 7, 20, 40"),
         ({"run": "zzz"}, r"zzz: names no network of g; there are "),
-        ({"statistics": "exakt"}, "estimator=exakt: unknown"),
+        ({"statistics": "exakt"}, "estimator=exakt: did you mean exact"),
         ({"statistics": "test_batch"}, "test_batch: is computed from the images that are predicted"),
     ],
 )
