@@ -63,6 +63,7 @@ def _read(path: Path) -> Any:
 
 def _describe(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     chosen = {key: settings.get(key) for key in _KIND}
+    chosen["data"] = {key: value for key, value in settings["data"].items() if key != "content"}  # takes no time
     machine = {key: environment.get(key) for key in _MACHINE}
     return json.dumps([chosen, machine], sort_keys=True, default=str)
 

@@ -142,5 +142,5 @@ def test_the_real_command(tmp_path: Path) -> None:
 
     assert done.stderr.startswith("error: bath_size=4: there is no setting bath_size; did you mean batch_size?")
     assert done.stderr.count("\n") == 1
-    assert not done.stdout
+    assert done.stdout in ("", "importing torch\n")  # where that takes seconds
     assert not (tmp_path / "r").exists()

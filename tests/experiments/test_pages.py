@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from bnlab.harness.reporting.frames import interval
 from bnlab.harness.reporting.means import SHARES
 from bnlab.harness.schema import Column
 from bnlab.lab.catalogue import list_measurements
-from experiments.describe import HELP, README, describe_sweep, describe_tables
+from experiments.describe import HELP, README, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
 from experiments.pages import describe_devices
 
@@ -27,7 +29,10 @@ def test_the_page_on_tables_is_the_one_that_the_code_gives() -> None:
 
 
 def test_the_help_is_what_the_code_gives() -> None:
-    assert HELP.read_text(encoding="utf-8") == describe_sweep(), "run: python -m experiments.describe"
+    """In a process of its own, which has no estimators of other tests."""
+    code = "from experiments.describe import describe_sweep; print(describe_sweep(), end='')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert HELP.read_text(encoding="utf-8") == done.stdout, "run: python -m experiments.describe"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,8 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     assert f"bnlab sweep experiment=quickstart results={folder}" in own
     assert "| after 10% of training, batch size 256 | 31.8 [28.2, 35.5] | 15 | holds |" in own
     assert page.count("data:image/png;base64,") == 3
+    rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
+    assert sum("average of all batches" in row for row in rows) == 2
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,8 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
 
     page = (results / "adhoc" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
+    rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
+    assert sum("average of all batches" in row for row in rows) == 2
     assert "src=" not in page.replace('src="data:image', "")
     assert "bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 'momentum=[0.01,0.1]'" in page
 
