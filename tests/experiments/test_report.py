@@ -63,8 +63,6 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     assert f"bnlab sweep experiment=quickstart results={folder}" in own
     assert "| after 10% of training, batch size 256 | 31.8 [28.2, 35.5] | 15 | holds |" in own
     assert page.count("data:image/png;base64,") == 3
-    rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
-    assert sum("average of all batches" in row for row in rows) == 2
 
 
 @pytest.mark.parametrize(
