@@ -173,10 +173,9 @@ def _fit_momentum(config: Config, name: str, entries: LayerTrace, end: Tensor) -
     unbiased = entries.moments.double()
     biased = unbiased.clone()
     biased[:, 1] *= (1 - 1 / counts)[:, None]
-    for batches in (unbiased, biased):
-        momentum = _fit_average(start, batches, end)
-        if momentum is not None:
-            return momentum
+    error, momentum = min(_fit_average(start, batches, end) for batches in (unbiased, biased))
+    if error <= _ROUNDING + _COMPUTING * momentum and momentum < 1 + _COMPUTING:
+        return momentum
 
     found = f"after an update the running statistics of layer {name!r} are no average of"
     if config.inputs is None:
@@ -184,13 +183,13 @@ def _fit_momentum(config: Config, name: str, entries: LayerTrace, end: Tensor) -
     raise UserError(f"inputs={config.inputs}: {found} what it gives; give what the layer averages")
 
 
-def _fit_average(start: Tensor, batches: Tensor, end: Tensor) -> float | None:
-    """Fit the weight of each batch in an average [2, C] that begins at `start`; None if `end` is no such average.
+def _fit_average(start: Tensor, batches: Tensor, end: Tensor) -> tuple[float, float]:
+    """Fit the weight of each batch in an average that begins at `start`: how far it is from `end` at most, the weight.
 
     Args:
-        start: [2, C], mean and variance; as all.
-        batches: [T, 2, C].
-        end: [2, C].
+        start: [2, C], mean and variance.
+        batches: [T, 2, C], those of each batch.
+        end: [2, C], what the average should be.
     """
     from scipy.optimize import least_squares  # here: it takes a third of a second
 
@@ -205,8 +204,7 @@ def _fit_average(start: Tensor, batches: Tensor, end: Tensor) -> float | None:
         return ((average - end) / sizes)[is_finite]
 
     if not is_finite.any():
-        return None
+        return math.inf, math.nan
     fit = least_squares(lambda values: compute_errors(values[0]).numpy(), 0.5, xtol=1e-12, ftol=1e-12, gtol=1e-12)
     momentum = float(fit.x[0])
-    is_near = float(compute_errors(momentum).abs().max()) <= _ROUNDING + _COMPUTING * abs(momentum)
-    return momentum if is_near and 0 < momentum < 1 + _COMPUTING else None
+    return float(compute_errors(momentum).abs().max()), momentum

@@ -159,6 +159,12 @@ SAID = {
         "with momentum 0.3",
         "[0.1,0.3]",
     ),
+    "of many values": (
+        f"{NORM}.Written norm.weight=0.01 inputs=averages.read_half batch_size=48",
+        "norm=averages.Written",
+        "with momentum 0.01",
+        "[0.1,0.01]",
+    ),
     "model": (f"{MODEL}.make_net model.momentum=0.01", "model=averages.make_net", "with momentum 0.01", "[0.1,0.01]"),
 }
 
