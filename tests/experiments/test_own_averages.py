@@ -160,7 +160,7 @@ SAID = {
         "[0.1,0.3]",
     ),
     "of many values": (
-        f"{NORM}.Written norm.weight=0.01 inputs=averages.read_half batch_size=48",
+        f"{NORM}.Written norm.weight=0.01 inputs=averages.read_half batch_size=32",
         "norm=averages.Written",
         "with momentum 0.01",
         "[0.1,0.01]",
