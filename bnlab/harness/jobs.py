@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import threading
@@ -13,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
-import bnlab
 from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings, network
-from bnlab.harness.artifacts.producing import ensure_trained, record_moments, start_training
+from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.training import Diverged, train
 from bnlab.harness.config import check_device
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement
@@ -33,9 +29,8 @@ from bnlab.harness.own import digest_of_own
 from bnlab.harness.progress import State, remove_state, say, say_problem, write_state
 from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
 from bnlab.harness.setting_columns import describe_runs
+from bnlab.harness.trial import describe_momenta, has_own_layers, try_training
 from bnlab.harness.updates import steps_per_epoch
-from bnlab.inputs import OtherInput, has_own_forward
-from bnlab.layers import BatchNorm
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
@@ -97,57 +92,21 @@ def prepare(configs: list[Config]) -> None:
 def try_all(configs: list[Config]) -> None:
     """Let each estimator average a short stream, and each kind of network that is not trained yet make an update.
 
-    UserError for whatever fails.
+    With layers of the user's own, those that are trained too: it is said again what their rows are not of. UserError
+    for whatever fails.
     """
-    try_estimators(subject for config in configs for subject in find_subjects(config))
+    subjects = list(dict.fromkeys(subject for config in configs for subject in find_subjects(config)))
+    try_estimators(subjects)
     kinds: dict[tuple[Any, ...], Run] = {}
     for run in map(Run, configs):
-        if not run.finished:
-            config = run.config
-            kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
-    for run in kinds.values():
-        _try_training(run)
-
-
-def _try_training(run: Run) -> None:
-    """Make the first update on two images; UserError if the network cannot be built, take them or be trained."""
-    images, classes = run.dataset.train.images[:2], run.dataset.classes
-    batches = replace(run.batches, batch_size=2)
-    try:
-        progress = start_training(run)
-        logits = progress.model(images)
-        if logits.shape != (2, classes):
-            raise ValueError(f"found {logits.shape} of two images, not logits [2, {classes}]")
-        _try_measuring(run, progress.model, images)
-        with record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
-            next(train(progress, batches, run.config.optimizer, run.steps, until=1))
-    except UserError:
-        raise
-    except (AssertionError, AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         config = run.config
-        given = f"images {list(images.shape[1:])} and {classes} classes of data={config.data.name}"
-        raise UserError(
-            f"model={config.model.name}: cannot be trained, {where_raised(error)}; it was given {given}"
-        ) from error
+        if not run.finished or has_own_layers(config):
+            kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
 
-
-def _try_measuring(run: Run, model: nn.Module, images: Tensor) -> None:
-    """Ask batch norms with a forward of their own what they average; UserError if it is unknown what they normalize."""
-    inputs = run.inputs_of(model)
-    if not any(isinstance(module, BatchNorm) and has_own_forward(module) for module in model.modules()):
-        return
-    try:
-        bnlab.population_statistics(model, [images], inputs=inputs)
-    except OtherInput as error:
-        chosen = run.config.norm if run.config.norm.is_own else run.config.model
-        raise UserError(
-            f"{chosen.group}={chosen.name}: {error.found}; name a function that gives what it normalizes, from the "
-            "layer, the arguments and the keyword arguments of its call: inputs=module.function"
-        ) from error
-    except Exception as error:  # the user's function may raise anything
-        if inputs is None:
-            raise
-        raise UserError(f"inputs={run.config.inputs}: {where_raised(error)}") from error
+    notes = [describe_momenta(run.config, try_training(run), subjects) for run in kinds.values()]
+    for note in dict.fromkeys(notes):
+        if note:
+            say_problem(note)
 
 
 def list_needed_checkpoints(run: Run) -> list[int]:
@@ -219,7 +178,7 @@ def _train_and_measure(run: Run) -> None:
     chosen = [each for each in measurements if each.covers(run.config.norm)]
     left_out = [each.name for each in measurements if each not in chosen]
     if left_out:
-        reason = f"norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}"
+        reason = f"{_describe_norm(run.config)}, so not measured: {', '.join(left_out)}"
         say(f"{run.id}: {reason}", run.config.quiet)
 
     subjects = find_subjects(run.config)
@@ -238,6 +197,15 @@ def _train_and_measure(run: Run) -> None:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
         error.add_note("\n".join(details for _, details in failed.values()))
         raise error
+
+
+def _describe_norm(config: Config) -> str:
+    """Name the norm, and say of one of the user's own what it lacks."""
+    norm = config.norm
+    if not norm.is_own:
+        return f"norm.name={norm.name}"
+    lacks = "" if norm.uses_batch else " has no batch norm of torch's whose averages could be measured"
+    return f"norm={norm.name}{lacks}"
 
 
 def _find_repeated(run: Run) -> str:

@@ -15,7 +15,7 @@ from bnlab.harness.artifacts.data import Dataset
 from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import require_one_of
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import OtherImages, UserError
 from bnlab.harness.job_words import write_command
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
@@ -81,16 +81,22 @@ def load_images(name: str, run: str, *, split: str = "test", results: str | Path
 
 
 def open_run(run: str, results: str | Path = "results") -> Run:
-    """Find a network by its full name; UserError if it is not there or cannot be built any more."""
+    """Find a network by its full name; UserError if it is not there, or code that it needs is gone or has changed."""
     path = Path(results) / "runs" / run / "config.yaml"
     if not path.exists():
         raise UserError(f"{run}: there is no {path}; the network was removed, or lies elsewhere: results=FOLDER")
-    with reading(path):
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = restore_config(values)
-
-    opened = Run(replace(config, results=str(results)))
-    if opened.id != run:
+    try:
+        with reading(path):
+            values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            config = restore_config(values)
+        opened = Run(replace(config, results=str(results)))
+        has_changed = opened.id != run
+    except (Unreadable, UserError) as error:
+        missing = error.__cause__ if isinstance(error, Unreadable) else error
+        if not isinstance(missing, UserError):
+            raise
+        raise UserError(f"{run}: cannot be built without what it was made of; {missing}") from error
+    if has_changed:
         raise UserError(f"{run}: the code of its model or data has changed since; sweep it again")
     return opened
 
@@ -99,6 +105,8 @@ def read_images(run: Run) -> Dataset:
     """Read the images of a network; UserError if they are not there any more, or others."""
     try:
         return run.dataset
+    except OtherImages:  # which says what to do
+        raise
     except UserError as error:
         moved = f"once {run.id} is swept with the folder in which they are now, nothing is trained again"
         raise UserError(f"{error}\n  were its images moved? {moved}") from error

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -74,10 +74,10 @@ class Sweep:
         return [job.config for job in self.jobs]
 
 
-def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
+def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str], object] = str) -> Sweep:
     """Plan every job that these overrides stand for; UserError names the word or file, the value and what is allowed.
 
-    With `multirun`, or where an experiment's file says so, comma lists are swept.
+    With `multirun`, or where an experiment's file says so, comma lists are swept. `begin` is told what takes long.
     """
     register()
     overrides = [_read_word(word) for word in _search_folders(words)]
@@ -89,7 +89,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
             by_file = [_read_word(f"{key}={value}") for key, value in params.items()]
             overrides = [*by_file, *overrides]
         grid = _list_jobs(overrides, is_multirun)
-        configs = [_build(job) for job in grid]
+        configs = [_build(job, begin) for job in grid]
 
     jobs = []
     for number, (job, config) in enumerate(zip(grid, configs, strict=True), start=1):
@@ -153,7 +153,7 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
     return [list(job) for job in itertools.product(*values.values())]
 
 
-def _build(job: Sequence[Override]) -> Config:
+def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
     """Build the configuration of one job, and check it."""
     _, composed = _compose_files(job)
     composed = copy.deepcopy(composed)
@@ -171,6 +171,8 @@ def _build(job: Sequence[Override]) -> Config:
         raise UserError(f"{word}: {_explain_unknown(str(error.full_key), composed)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
+    if config.data.is_own:
+        begin("checking the settings, and reading data of your own")
     check(config)
     config.data = replace(config.data, content=config.data.find_content())
     return config  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import safe_open
 
 from bnlab.files import Unreadable, reading
 from bnlab.harness.errors import UserError
@@ -103,13 +104,19 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """Read state, time and disk space of a network."""
-
+    """Read state, time and disk space of a network; of an unfinished one those from which it goes on."""
     path = folder / "status.json"
+    saved = folder / "state.safetensors"
     state: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
-    with reading(path):
-        if path.exists():
+    if path.exists():
+        with reading(path):
             state = json.loads(path.read_text())
+    elif saved.exists():
+        with reading(saved), safe_open(saved, framework="np") as file:
+            metadata = file.metadata()
+            state |= {"step": int(metadata["step"]), "train_seconds": float(metadata["seconds"])}
+
+    with reading(path):
         return {
             "run": _id(folder),
             "status": "set aside" if ".damaged" in folder.name else state["status"],

@@ -58,9 +58,9 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     display.begin("importing torch")
     from bnlab.lab.compose import plan_jobs
 
-    display.begin("checking the settings, and reading data of your own")
+    display.begin("checking the settings")
     settings = [word for word in words if word not in ("-m", "--multirun")]
-    sweep = plan_jobs(settings, multirun=len(settings) < len(words))
+    sweep = plan_jobs(settings, len(settings) < len(words), display.begin)
     display.quiet = sweep.configs[0].quiet
 
     display.begin("looking what is there")

@@ -129,8 +129,9 @@ def _find_faults(trace: MomentTrace, counter: StepCounter, recorders: Mapping[st
     if unlike:
         yield (
             f"the running buffers of {join_names(unlike)} are not the average of what was recorded: they were written "
-            "(load_state_dict, DistributedDataParallel), the layers replaced, or trained past their recorded forward "
-            "(call torch.compile inside of the block)"
+            "(load_state_dict, DistributedDataParallel), the layers replaced, trained past their recorded forward "
+            "(call torch.compile inside of the block), or they average by another momentum than theirs, or something "
+            "else (inputs= says what)"
         )
 
 

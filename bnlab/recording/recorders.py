@@ -128,7 +128,12 @@ class Recorder(ABC):
         if self.averages_by_itself:
             return True
         missed = count_batches(self.layer) - self.entries.updates - len(self.entries)
-        return _is_average(self.entries) and (self.may_not_count or 0 <= missed <= self.missed)
+        is_average = any(_is_average(self.entries, moments) for moments in self.list_readings())
+        return is_average and (self.may_not_count or 0 <= missed <= self.missed)
+
+    def list_readings(self) -> list[Tensor]:
+        """List what the layer may have averaged, [calls, 2, C]: the moments that were recorded."""
+        return [self.entries.moments.double()]
 
 
 class TorchRecorder(Recorder):
@@ -224,6 +229,14 @@ class OwnForwardRecorder(Recorder):
     def may_not_count(self) -> bool:
         return True
 
+    def list_readings(self) -> list[Tensor]:
+        """List the moments that were recorded, and the same with biased variances, which a layer may average too."""
+        (unbiased,) = super().list_readings()
+        biased = unbiased.clone()
+        for variance, count in zip(biased[:, 1], self.entries.counts, strict=True):
+            variance.mul_(1 - 1 / count)
+        return [unbiased, biased]
+
     def run(self, *args: Any, **kwargs: Any) -> Any:
         before = get_running_buffers(self.layer)[1].clone()
         try:
@@ -278,8 +291,8 @@ def count_batches(layer: BatchNorm) -> int:
     return 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
 
 
-def _is_average(entries: LayerTrace) -> bool:
-    """Return whether the end is the average of the start and all entries, up to rounding.
+def _is_average(entries: LayerTrace, moments: Tensor) -> bool:
+    """Return whether the end is the average of the start and these moments of all entries, up to rounding.
 
     Non-finite values match each other.
 
@@ -291,7 +304,7 @@ def _is_average(entries: LayerTrace) -> bool:
     factors = torch.tensor([*shares, 1.0], dtype=torch.float64, device="cpu")
     remaining = factors.flip(0).cumprod(0).flip(0)  # of what was there before each call, and after the last one
     weights = remaining[1:] - remaining[:-1]
-    weighed = entries.moments.double().where(weights[:, None, None] != 0, 0.0)  # NaN without weight does not count
+    weighed = moments.where(weights[:, None, None] != 0, 0.0)  # NaN without weight does not count
     sum_of_entries = torch.einsum("t,tkc->kc", weights, weighed)
     expected = remaining[0] * entries.start.cpu().double() + sum_of_entries
 

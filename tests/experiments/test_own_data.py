@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import random
 import re
@@ -434,6 +435,59 @@ def test_a_changed_image_is_another_network(
     listed = call("runs list", f"results={tmp_path}/r")
     assert (listed.code, listed.err) == (0, "")
     assert "data.content" in listed.out
+
+
+def test_a_moved_folder_and_a_changed_one_are_told_apart(sweep_folders: Callable[..., str], tmp_path: Path) -> None:
+    """One may be given in its new place; no place makes images those of the network again that have changed."""
+    write_folder(tmp_path / "photos")
+    sweep_folders(f"data.folder={tmp_path}/photos")
+    (network,) = load("adhoc", tmp_path / "r")["runs"]["run"]
+
+    write_folder(tmp_path / "photos", brighten_one(0))
+    forget_own()
+    with pytest.raises(UserError, match="gives other images") as changed:
+        load_model("adhoc", network, results=tmp_path / "r")
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    forget_own()
+    with pytest.raises(UserError, match="FileNotFoundError") as moved:
+        load_model("adhoc", network, results=tmp_path / "r")
+
+    assert "were its images moved?" in str(moved.value)
+    assert "were its images moved?" not in str(changed.value)
+
+
+def test_a_module_that_is_gone_is_named(sweep_folders: Callable[..., str], call: Call, tmp_path: Path) -> None:
+    """Its network's files are sound, and nobody says that they are not."""
+    write_folder(tmp_path / "photos")
+    sweep_folders(f"data.folder={tmp_path}/photos")
+    (network,) = load("adhoc", tmp_path / "r")["runs"]["run"]
+    (tmp_path / "of_folders.py").unlink()
+    del sys.modules["of_folders"]
+    importlib.invalidate_caches()
+    message = f"{network}: cannot be built without what it was made of; data=of_folders.load: cannot be imported, "
+
+    with pytest.raises(UserError) as found:
+        load_model("adhoc", network, results=tmp_path / "r")
+    exported = call("runs export", network, str(tmp_path / "one.safetensors"), f"results={tmp_path}/r")
+
+    assert str(found.value).startswith(message)
+    assert (exported.code, exported.err) == (2, f"error: {found.value}\n")
+
+
+@pytest.mark.parametrize("data", ["digits", "of_folders.load"])
+def test_reading_data_is_said_where_there_are_data_of_ones_own(
+    data: str, write: Write, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "photos")
+    write(FOLDER, "of_folders")
+    phases: list[str] = []
+    monkeypatch.setattr("bnlab.lab.watching.Display.begin", lambda display, phase: phases.append(phase))
+    folder = [f"data.folder={tmp_path}/photos"] if data != "digits" else []
+
+    call("sweep", f"data={data}", *folder, "batch_size=12", "seed=0,1", "-m", "dry_run=true", f"results={tmp_path}/r")
+
+    assert "checking the settings" in phases
+    assert ("checking the settings, and reading data of your own" in phases) == (data != "digits")
 
 
 def test_a_set_of_arguments_is_read_once_for_a_thousand_jobs(give: Give, tmp_path: Path) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from bnlab.harness import load
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistic_kinds import list_statistics
 from tests.experiments.commands import SWEEP, Call, Done, files, list_trained, run
+from tests.harness.kills import interrupted_at
+from tests.helpers import find_network, sweep_small
 
 Swept = tuple[Path, Done]
 NAMES = ("runs", "gaps", "evaluations")
@@ -185,6 +189,21 @@ def test_listed_networks_have_the_columns_of_the_table_runs(tmp_path: Path, call
 
     assert header.split()[:3] == ["run", "norm", "optimizer.lr"]
     assert [line.split()[1:3] for line in lines] == [["batch", "1000000000"], ["group", "0.1"]]
+
+
+def test_an_interrupted_network_is_listed_with_what_is_saved_of_it(tmp_path: Path, call: Call) -> None:
+    with interrupted_at(3):
+        sweep_small(tmp_path, expect=130)
+    state = find_network(tmp_path) / "state.safetensors"
+    with safe_open(state, framework="np") as file:
+        saved = file.metadata()
+    save_file({}, state, saved | {"seconds": "12.3"})
+
+    header, line, _ = call("runs list", f"results={tmp_path}").out.splitlines()[-3:]
+
+    assert header.split()[1:4] == ["status", "step", "seconds"]
+    assert line.split()[1:4] == ["unfinished", saved["step"], "12"]
+    assert int(saved["step"]) > 0
 
 
 @pytest.mark.parametrize(("name", "text"), [("config.yaml", "name: [adhoc"), ("status.json", '{"status": "fin')])

@@ -371,6 +371,31 @@ def test_batches_that_are_not_finite(bad: float) -> None:
     assert not model.get_buffer("0.running_mean").isfinite().any()
 
 
+class Biased(nn.BatchNorm2d):
+    """Averages the variance that it divides by, times a factor: as many batch norms that are written by hand."""
+
+    factor = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(self.factor * var, self.momentum)  # type: ignore[union-attr, arg-type]
+        shape = (1, -1, 1, 1)
+        return (x - mean.view(shape)) / (var.view(shape) + self.eps).sqrt()
+
+
+def test_an_own_forward_may_average_biased_variances() -> None:
+    model = nn.Sequential(Biased(3))
+    with no_warning(), record(model):
+        for x in DATA:
+            model(x)
+
+    model[0].factor = 1.01  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match="not the average of what was recorded"), record(model):
+        model(DATA[0])
+
+
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
 @pytest.mark.parametrize("shape", [(4, 2, 3, 3), (1, 3, 1, 1), (4, 2)])
 def test_input_that_a_layer_refuses_or_passes_over_has_no_entry(shape: Any, kind: type[nn.BatchNorm2d]) -> None:
