@@ -18,18 +18,20 @@ from torch.nn import functional as F
 from bnlab import MomentTrace, Statistics, population_statistics, record, replay, using
 from bnlab.doctor.gallery.network import build_network, choose_images, train
 from bnlab.doctor.gallery.patterns import draw_patterns
-from bnlab.doctor.scores import Scores
+from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, measure_accuracy, split
+from bnlab.doctor.scores import Difference, Scores
 from bnlab.estimators import DebiasedEMA
 from bnlab.harness.artifacts.data.drawing import glyphs
 from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision, build_model
 from bnlab.layers import BatchNorm
 
-Batches = list[tuple[Tensor, Tensor]]
-
 _CLASSES = 10
 _TRAINING_IMAGES = 4096
-_TEST_IMAGES = 2048
+_SEEN_IMAGES = 1024  # by the doctor
+_OTHER_IMAGES = 3072
+_AWAY_FROM_CHANCE = 2  # times the share of the commonest class
 _RATE = 0.05
+_USUAL_MOMENTUM, _MANY_UPDATES = 0.1, 1000  # of networks that a fault is put into
 
 _STEPS = {8: 400, 16: 300, 32: 250, 64: 200, 128: 120, 256: 80}  # by batch size
 _MOMENTA = (0.01, 0.03, 0.1, 0.3)
@@ -91,7 +93,9 @@ class Trained:
         before: its state after four fifths of the steps.
         trace: what was recorded of all of them.
         images: that it was trained on, [N, C, H, W].
-        batches: other images, in batches as large as those of training.
+        labels: of these, [N].
+        batches: images that the doctor sees, in batches as large as those of training.
+        other_batches: images that it does not see.
     """
 
     training: Training
@@ -99,12 +103,21 @@ class Trained:
     before: Mapping[str, Tensor]
     trace: MomentTrace
     images: Tensor
+    labels: Tensor
     batches: Batches
+    other_batches: Batches
 
     @property
     def training_batches(self) -> list[Tensor]:
-        """As many of the images that it was trained on as there are to test on, in batches as large."""
-        return list(self.images[:_TEST_IMAGES].split(self.training.batch_size))
+        """As many of the images that it was trained on as the doctor sees others, in batches as large."""
+        return list(self.images[:_SEEN_IMAGES].split(self.training.batch_size))
+
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether it names other images hardly better than by always naming the commonest class."""
+        labels = torch.cat([labels for _, labels in self.other_batches])
+        commonest = float(labels.bincount().max()) / len(labels)
+        return make_healthy(self, self.other_batches).accuracy < _AWAY_FROM_CHANCE * commonest
 
 
 def train_network(training: Training) -> Trained:
@@ -133,8 +146,32 @@ def train_network(training: Training) -> Trained:
             seed=training.seed,
             after_step=keep_state,
         )
-    batches = list(zip(test_images.split(training.batch_size), test_labels.split(training.batch_size), strict=True))
-    return Trained(training, model, before, trace, images, batches)
+    seen = split(test_images[:_SEEN_IMAGES], test_labels[:_SEEN_IMAGES], training.batch_size)
+    others = split(test_images[_SEEN_IMAGES:], test_labels[_SEEN_IMAGES:], training.batch_size)
+    return Trained(training, model, before, trace, images, labels, seen, others)
+
+
+def make_healthy(trained: Trained, batches: Batches) -> Healthy:
+    """Give a copy of a network exact statistics of its training images, and one of two sets of images to test it."""
+    model = copy.deepcopy(trained.model)
+    training_batches = [images for images, _ in split(trained.images, trained.labels, trained.training.batch_size)]
+    population_statistics(model, training_batches, progress=False).write_to(model)
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.momentum = _USUAL_MOMENTUM
+            module.get_buffer("num_batches_tracked").fill_(_MANY_UPDATES)
+    accuracy = measure_accuracy(model, batches)
+    return Healthy(model, trained.images, trained.labels, batches, accuracy, trained.before, trained.trace)
+
+
+def measure_lost(healthy: Healthy, specimen: Specimen) -> Difference:
+    """Measure what a fault costs: accuracy without it less that with it, of the same images."""
+    without = _name_rightly(healthy.model, healthy.batches)
+    return _compare(without, _name_rightly(specimen.model, specimen.batches))
+
+
+def _compare(exact: Tensor, running: Tensor) -> Difference:
+    return Scores({"running": running, "exact": exact}, are_shares=True).compare("exact", "running")
 
 
 def _build(training: Training, images: Tensor) -> nn.Module:
@@ -155,9 +192,9 @@ def _build(training: Training, images: Tensor) -> nn.Module:
 def _load_images(architecture: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw training images and labels, then test images and labels: patterns, or digits of 16 or 32 pixels."""
     if architecture == "patterns":
-        images, labels = draw_patterns(_TRAINING_IMAGES + _TEST_IMAGES, seed=0)
+        images, labels = draw_patterns(_TRAINING_IMAGES + _SEEN_IMAGES + _OTHER_IMAGES, seed=0)
     else:
-        pixels, labels = glyphs(_TRAINING_IMAGES + _TEST_IMAGES, _CLASSES, "medium", "dejavu", seed=0)
+        pixels, labels = glyphs(_TRAINING_IMAGES + _SEEN_IMAGES + _OTHER_IMAGES, _CLASSES, "medium", "dejavu", seed=0)
         images = pixels.float() / 255
     if architecture in _SMALL:
         images = F.avg_pool2d(images, 2)
@@ -167,15 +204,15 @@ def _load_images(architecture: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What running averages cost, measured without the doctor.
+    """What running averages cost, measured without the doctor on images that it does not see.
 
     Attributes:
-        scores: whether each image is named rightly, under running averages and under exact statistics.
+        lost: accuracy under exact statistics of these images less that under running averages.
         shares: accuracy that each cause costs: "start" (averages begin at 0 and 1), "noise" (they remember few
             batches), "lag" (the weights move); the three add up to the cost.
     """
 
-    scores: Scores
+    lost: Difference
     shares: Mapping[str, float]
 
     @property
@@ -193,19 +230,19 @@ def measure_cost(trained: Trained) -> Cost:
     model = trained.model
     last = trained.trace.last_step
     momentum = trained.training.momentum
-    exact = population_statistics(model, trained.batches, progress=False)
+    exact = population_statistics(model, trained.other_batches, progress=False)
     debiased = replay(trained.trace, DebiasedEMA(momentum=momentum), [last])[last]
 
-    running = _name_rightly(model, trained.batches)
-    under_exact = _score_under(model, exact, trained.batches)
-    without_start = float(_score_under(model, debiased, trained.batches).mean())
-    with_noise = float(_name_rightly(_average_at_rest(trained, exact), trained.batches).mean())
+    running = _name_rightly(model, trained.other_batches)
+    under_exact = _score_under(model, exact, trained.other_batches)
+    without_start = float(_score_under(model, debiased, trained.other_batches).mean())
+    with_noise = float(_name_rightly(_average_at_rest(trained, exact), trained.other_batches).mean())
 
     start = without_start - float(running.mean())
     noise = float(under_exact.mean()) - with_noise
     total = float((under_exact - running).mean())
     shares = {"start": start, "noise": noise, "lag": total - start - noise}
-    return Cost(Scores({"running": running, "exact": under_exact}, are_shares=True), shares)
+    return Cost(_compare(under_exact, running), shares)
 
 
 def _score_under(model: nn.Module, statistics: Statistics, batches: Batches) -> Tensor:

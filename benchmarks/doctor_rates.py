@@ -1,8 +1,10 @@
-"""How often the doctor is right about networks that nobody has broken: python -m benchmarks.doctor_rates.
+"""How often the doctor is right: python -m benchmarks.doctor_rates. It is run once for each design of the doctor.
 
-Forty networks are trained. What their running averages cost is measured without the doctor, and what causes it. Then
-the doctor is to find those that cost more than half a point, with the right cause, and to say nothing above a note of
-the others. The tables, in doctor_rates.md beside this file, are written again after each network.
+Eighty networks are trained. What the averages of each cost is measured without the doctor, on images that the doctor
+does not see, and so is what causes it. Then the network is given exact statistics of its training images, and one fault
+at three strengths, one after the other. What the doctor says first is counted, by what is lost on those other images.
+The rows in doctor_rates.csv beside this file, from which a run continues, and the tables in doctor_rates.md are written
+again after each network.
 """
 
 from __future__ import annotations
@@ -11,26 +13,30 @@ import argparse
 import math
 import platform
 import sys
-import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
+from joblib import Parallel, delayed
 
-from benchmarks.doctor_networks import Cost, Training, measure_cost, train_network
+from benchmarks.doctor_networks import Trained, Training, make_healthy, measure_cost, measure_lost, train_network
 from bnlab import diagnose
 from bnlab.doctor.diagnosis import Diagnosis
+from bnlab.doctor.gallery import FAULTS
 from bnlab.doctor.scores import Difference
-from bnlab.doctor.verdict import WORTH
 from bnlab.memory import keep_freed_memory
 
-NETWORKS = 40
-_TABLE = Path(__file__).with_name("doctor_rates.md")
+FIRST, NETWORKS = 1000, 80
+_ROWS = Path(__file__).with_name("doctor_rates.csv")
+_NEAR_CHANCE = "near chance"
 _CODES = {"start": ("BN101",), "noise": ("BN201", "BN203"), "lag": ("BN108",)}
-"""Codes that name each cause."""
+"""Codes that name what makes the averages of a network cost something that nobody has broken."""
+_EDGES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+"""Ends of the ranges of what is lost. Below half a point, .005, a finding above a note is a false alarm."""
 
 
 @dataclass(frozen=True)
@@ -38,140 +44,189 @@ class Outcome:
     """What the doctor says of a network, beside what was measured.
 
     Attributes:
-        training: its settings.
-        cost: what running averages cost.
-        gain: what exact statistics gain, with its interval.
-        alone: the codes above a note that the doctor finds on test images alone.
-        informed: those that it finds with training batches and an earlier checkpoint besides.
+        seed: of the network.
+        network: its architecture.
+        settings: momentum, batch size and schedule.
+        fault: what was done to it, with the strength; "" if nothing.
+        given: what the doctor was given beside images with labels.
+        lost, low, high: accuracy that is lost on other images than the doctor sees, with its interval.
+        codes: those that name the cause, with spaces between.
+        verdict: the doctor's.
+        first: the first code above a note; "" if there is none.
     """
 
-    training: Training
-    cost: Cost
-    gain: Difference
-    alone: tuple[str, ...]
-    informed: tuple[str, ...]
+    seed: int
+    network: str
+    settings: str
+    fault: str
+    given: str
+    lost: float
+    low: float
+    high: float
+    codes: str
+    verdict: str
+    first: str
 
     @property
-    def kind(self) -> str:
-        """Say "harmless" (at most half a point), "costly" (more, interval above 0), or "unclear"."""
-        if self.gain.value <= WORTH:
-            return "harmless"
-        return "costly" if self.gain.low > 0 else "unclear"
+    def is_named(self) -> bool:
+        """Whether the first code names the cause."""
+        return self.first in self.codes.split()
 
     def write_row(self) -> str:
         """Write a row of the table of networks."""
-        training = self.training
-        low, value, high = (f"{100 * part:.1f}" for part in (self.gain.low, self.gain.value, self.gain.high))
-        shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in self.cost.shares.items())
+        lost, low, high = (f"{100 * part:.1f}" for part in (self.lost, self.low, self.high))
         cells = [
-            str(training.seed),
-            training.architecture,
-            f"{training.momentum:g}",
-            str(training.batch_size),
-            "constant" if training.is_constant else "one-cycle",
-            str(training.steps),
-            f"{100 * self.cost.scores.mean('running'):.1f}",
-            f"{100 * self.cost.scores.mean('exact'):.1f}",
-            f"{value} [{low}, {high}]",
-            shares,
-            self.kind,
-            " ".join(self.alone) or "–",
-            " ".join(self.informed) or "–",
+            str(self.seed),
+            self.network,
+            self.settings,
+            self.fault or "–",
+            self.given,
+            f"{lost} [{low}, {high}]",
+            self.codes,
+            self.verdict,
+            self.first or "–",
         ]
         return f"| {' | '.join(cells)} |"
 
 
 _EXPLANATION = """\
-Made by `python -m benchmarks.doctor_rates`. Nobody has broken these networks; what their running averages cost was
-measured without the doctor. *harmless*: exact statistics gain at most half a point; a finding above a note is a false
-alarm. *costly*: they gain more, with the interval above 0; a hit is a finding above a note, and it names the cause if
-its code is that of what costs most: BN101 for the start at 0 and 1, BN201 or BN203 for noise, BN108 for lag, which is
-the rest. *unclear*: more than half a point, with 0 in the interval; not counted. Intervals are of 95%, of rates
-Wilson's."""
+Made by `python -m benchmarks.doctor_rates`. *Lost*: points of accuracy on 3,072 images that the doctor does not see; it
+is given 1,024 others. Of networks that nobody has broken, running averages lose this against exact statistics; of those
+with a fault, the fault does, against the same network without it, whose averages are exact ones of its training images.
+*Found*: there is a code above a note. *Named*: the first such code is that of the cause. Below half a point what is
+found is a false alarm. Networks near chance are left out: their best accuracy is less than twice that of always naming
+the commonest class. Intervals are of 95%, of rates Wilson's."""
 
-_RATES_HEADING = """\
-| the doctor was given | false alarms | hits | cause named |
-|---|---|---|---|"""
+_CURVE = """\
+| lost, points | unbroken networks: found | named | faults: found | named |
+|---|---|---|---|---|"""
 
-_HEADING = """\
-| seed | network | momentum | batch | rate | steps | running, % | exact, % | cost, points | due to | averages | found | found with training batches and a checkpoint |
-|--:|---|--:|--:|---|--:|--:|--:|---|---|---|---|---|"""  # noqa: E501
+_NETWORKS = """\
+| seed | network | momentum, batch, rate | fault | given beside images | lost | cause | verdict | first code |
+|--:|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
     """Train the networks, ask the doctor, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", type=int, default=NETWORKS, help="how many; their seeds are 0, 1, 2, ...")
-    networks = parser.parse_args().networks
+    parser.add_argument("--first", type=int, default=FIRST, help="seed of the first network")
+    parser.add_argument("--networks", type=int, default=NETWORKS, help="how many; their seeds follow one another")
+    parser.add_argument("--rows", type=Path, default=_ROWS, help="what was found, from which a run continues")
+    arguments = parser.parse_args()
+
+    outcomes = read_outcomes(arguments.rows)
+    done = {outcome.seed for outcome in outcomes}
+    missing = [seed for seed in range(arguments.first, arguments.first + arguments.networks) if seed not in done]
+    examine = delayed(examine_seed)
+    for found in Parallel(n_jobs=-1, return_as="generator_unordered")(examine(seed) for seed in missing):
+        outcomes += found
+        outcomes.sort(key=lambda outcome: outcome.seed)
+        pd.DataFrame([asdict(outcome) for outcome in outcomes]).to_csv(arguments.rows, index=False)
+        arguments.rows.with_suffix(".md").write_text(write_page(outcomes))
+        print(f"seed {found[0].seed} is done", file=sys.stderr, flush=True)
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """Read what was found before; nothing where there is no such file."""
+    if not path.exists():
+        return []
+    rows = pd.read_csv(path, keep_default_na=False).to_dict("records")
+    return [Outcome(**{str(key): value for key, value in row.items()}) for row in rows]
+
+
+def examine_seed(seed: int) -> list[Outcome]:
+    """Train the network of a seed, and ask the doctor about it, unless it is near chance."""
     keep_freed_memory()
     torch.set_num_threads(1)
-
-    results: list[Outcome] = []
-    for seed in range(networks):
-        began = time.perf_counter()
-        results.append(examine(Training.choose(seed)))
-        _TABLE.write_text(write_page(results))
-        print(f"{results[-1].write_row()} {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    trained = train_network(Training.choose(seed))
+    if trained.is_near_chance:
+        nothing = Difference(0.0, 0.0, 0.0, 0)
+        return [_note(trained.training, _NEAR_CHANCE, "–", nothing, (), None)]
+    return [*examine_unbroken(trained), *examine_faults(trained)]
 
 
-def examine(training: Training) -> Outcome:
-    """Train a network, measure the cost of its averages, and ask the doctor."""
-    trained = train_network(training)
+def examine_unbroken(trained: Trained) -> Iterator[Outcome]:
+    """Ask the doctor about a network as it was trained, with images alone and with all that there is."""
     cost = measure_cost(trained)
-    alone = diagnose(trained.model, trained.batches, progress=False)
-    informed = diagnose(
-        trained.model,
-        trained.batches,
-        training_batches=trained.training_batches,
-        before=trained.before,
-        progress=False,
+    history: dict[str, Any] = {"training_batches": trained.training_batches, "before": trained.before}
+    for given, arguments in (("–", {}), ("training batches, a checkpoint", history)):
+        diagnosis = diagnose(trained.model, trained.batches, progress=False, **arguments)
+        yield _note(trained.training, "", given, cost.lost, _CODES[cost.cause], diagnosis)
+
+
+def examine_faults(trained: Trained) -> Iterator[Outcome]:
+    """Ask the doctor about a network with a fault, which its seed chooses, at each of its strengths."""
+    faults = [fault for fault in FAULTS.values() if fault.strengths]
+    seed = trained.training.seed
+    turn = seed + seed // len(faults)  # architectures take turns too: each of them with each fault
+    fault = faults[turn % len(faults)]
+    seen = make_healthy(trained, trained.batches)
+    others = make_healthy(trained, trained.other_batches)
+    for strength in fault.strengths:
+        specimen = fault.spoil(seen, strength)
+        lost = measure_lost(others, fault.spoil(others, strength))
+        diagnosis = diagnose(specimen.model, specimen.batches, progress=False, **specimen.arguments)
+        given = ", ".join(name.replace("_", " ") for name in specimen.arguments) or "–"
+        yield _note(trained.training, f"{fault.name}, {strength:g}", given, lost, (fault.code,), diagnosis)
+
+
+def _note(
+    training: Training, fault: str, given: str, lost: Difference, codes: Sequence[str], diagnosis: Diagnosis | None
+) -> Outcome:
+    faults = () if diagnosis is None else diagnosis.faults
+    above = [finding.cause.code for finding in faults if finding.severity != "note"]
+    rate = "constant" if training.is_constant else "one-cycle"
+    return Outcome(
+        training.seed,
+        training.architecture,
+        f"{training.momentum:g}, {training.batch_size}, {rate}",
+        fault,
+        given,
+        lost.value,
+        lost.low,
+        lost.high,
+        " ".join(codes),
+        "" if diagnosis is None else diagnosis.verdict or "",
+        above[0] if above else "",
     )
-    gain = cost.scores.compare("exact", "running")
-    return Outcome(training, cost, gain, _list_codes(alone), _list_codes(informed))
 
 
-def _list_codes(diagnosis: Diagnosis) -> tuple[str, ...]:
-    """List the codes above a note."""
-    return tuple(finding.rule.code for finding in diagnosis.faults if finding.severity != "note")
+def write_page(outcomes: Sequence[Outcome]) -> str:
+    """Write the curves and the table of networks."""
+    examined = [outcome for outcome in outcomes if outcome.fault != _NEAR_CHANCE]
+    near_chance = len(outcomes) - len(examined)
+    seeds = {outcome.seed for outcome in outcomes}
+    about = (
+        f"{len(seeds)} networks, seeds {min(seeds)} to {max(seeds)}; {near_chance} left out near chance; "
+        f"Python {platform.python_version()}, torch {version('torch')}, one thread each."
+    )
+    curve = "\n".join([_CURVE, *_write_curve(examined)])
+    rows = "\n".join([_NETWORKS, *(outcome.write_row() for outcome in examined)])
+    return "\n\n".join(["# How often the doctor is right", about, _EXPLANATION, curve, rows]) + "\n"
 
 
-def write_page(results: Sequence[Outcome]) -> str:
-    """Write the table of rates and that of networks."""
-    alone = [(result, result.alone) for result in results]
-    informed = [(result, result.informed) for result in results]
-    rates = [
-        _RATES_HEADING,
-        _write_rates("test images", alone),
-        _write_rates("training batches and a checkpoint besides", informed),
-    ]
-    rows = [result.write_row() for result in results]
-    parts = ["# How often the doctor is right", _EXPLANATION, *_describe(results)]
-    return "\n\n".join([*parts, "\n".join(rates), "\n".join([_HEADING, *rows])]) + "\n"
+def _write_curve(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Write a row for each range of what is lost."""
+    lows = (-math.inf, *_EDGES)
+    highs = (*_EDGES, math.inf)
+    for low, high in zip(lows, highs, strict=True):
+        chosen = [outcome for outcome in outcomes if low < outcome.lost <= high]
+        cells = [_name_range(low, high)]
+        for is_broken in (False, True):
+            of_kind = [outcome for outcome in chosen if bool(outcome.fault) == is_broken]
+            cells.append(_count(of_kind, lambda outcome: bool(outcome.first)))
+            cells.append(_count(of_kind, lambda outcome: outcome.is_named) if low >= 0.005 else "")
+        yield f"| {' | '.join(cells)} |"
 
 
-def _describe(results: Sequence[Outcome]) -> list[str]:
-    """Describe what ran where, and which codes were false alarms."""
-    software = f"Python {platform.python_version()}, torch {version('torch')}, one thread"
-    seeds = f"{len(results)} networks, seeds 0 to {len(results) - 1}; {software}."
-    false = Counter[str]()
-    for result in results:
-        if result.kind == "harmless":
-            false.update({*result.alone, *result.informed})
-    told = ", ".join(f"{code} of {count}" for code, count in sorted(false.items()))
-    return [seeds, f"Codes that were false alarms, by number of networks: {told or 'none'}."]
+def _name_range(low: float, high: float) -> str:
+    if math.isinf(low):
+        return f"at most {100 * high:g}"
+    return f"above {100 * low:g}" if math.isinf(high) else f"{100 * low:g} to {100 * high:g}"
 
 
-def _write_rates(given: str, found: Sequence[tuple[Outcome, tuple[str, ...]]]) -> str:
-    """Write a row of the table of rates."""
-    alarms = [bool(codes) for result, codes in found if result.kind == "harmless"]
-    hits = [bool(codes) for result, codes in found if result.kind == "costly"]
-    causes = [names_cause(result.cost, codes) for result, codes in found if result.kind == "costly"]
-    return f"| {given} | {write_share(alarms)} | {write_share(hits)} | {write_share(causes)} |"
-
-
-def names_cause(cost: Cost, codes: Sequence[str]) -> bool:
-    """Return whether one of the codes names the cause that costs most."""
-    return any(code in _CODES[cost.cause] for code in codes)
+def _count(outcomes: Sequence[Outcome], shows: Callable[[Outcome], bool]) -> str:
+    return write_share([shows(outcome) for outcome in outcomes])
 
 
 def write_share(outcomes: Sequence[bool]) -> str:

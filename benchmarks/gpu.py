@@ -201,7 +201,7 @@ def _compare_training(network: Network) -> Iterator[Result]:
 
 
 def _compare_diagnosis(network: Network) -> Result:
-    """Compare a diagnosis by labels with one plain forward; the note says of how many layers it holds the costs."""
+    """Compare a diagnosis by labels with one plain forward; the note says how many undos were tried."""
     layout = torch.channels_last
     model = network.build(layout)
     batches = []
@@ -217,8 +217,8 @@ def _compare_diagnosis(network: Network) -> Result:
     median = _alternate({"diagnosis": lambda: diagnose(model, batches), "forward": evaluate})
     images = network.batch * network.batches
     what = f"diagnose {network.name} with labels, {images:,} images of {network.size}²"
-    layers = len(diagnose(model, batches).case.data.costs)
-    note = f"and the costs of {layers} layers"
+    tried = len(diagnose(model, batches).trials)
+    note = f"and {tried} undos that were tried"
     return Result(what, "diagnose", median["diagnosis"], "one forward", median["forward"], note=note)
 
 

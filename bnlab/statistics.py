@@ -218,7 +218,8 @@ def _require_writable(moments: Moments, layer: BatchNorm, name: str, caller: str
     for value, buffer in ((moments.mean, mean), (moments.var, var)):
         if value.abs().max() > torch.finfo(buffer.dtype).max:
             raise ValueError(
-                f"{caller}: layer {name!r} has a value beyond {buffer.dtype}, its buffers' type; nothing was written"
+                f"{caller}: layer {name!r} has a value beyond {buffer.dtype}, its buffers' type; keep batch norm in "
+                "float32 (nothing was written)"
             )
 
 

@@ -1,14 +1,14 @@
-"""The pages of the doctor's codes, made of what each rule says itself."""
+"""The pages of the doctor's codes, made of what each cause says itself."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
 
-from bnlab.doctor import Rule, list_rules, rules
-from bnlab.doctor.catalogue import describe_needs, describe_severity, describe_signs
+from bnlab.doctor import Cause, causes, list_causes
+from bnlab.doctor.catalogue import ALIASES, describe_needs, describe_severity, describe_signs
+from bnlab.doctor.cause import NEEDS
 from bnlab.doctor.gallery import FAULTS, UNSHOWN, Fault
-from bnlab.doctor.rule import NEEDS
 
 _RECALIBRATION = {
     "repairs": "New statistics repair it.",
@@ -21,22 +21,22 @@ _RECALIBRATION = {
 
 def write_codes() -> dict[str, str]:
     """Write a page for each code, and one that lists them: the name of a page → its text."""
-    found = list_rules()
+    found = list_causes()
     pages = {"doctor/index": _write_index(found)}
-    for rule in found:
-        pages[f"doctor/{rule.code}"] = _write_code(rule)
+    for cause in found:
+        pages[f"doctor/{cause.code}"] = _write_code(cause)
     return pages
 
 
 def list_code_sources() -> dict[Path, str]:
-    """Map the files of the rules to their pages, and the folder's own file to the page that lists all."""
-    sources = {Path(inspect.getfile(rules)): "doctor/index"}
-    for rule in list_rules():
-        sources[Path(inspect.getfile(type(rule)))] = f"doctor/{rule.code}"
+    """Map the files of the causes to their pages, and the folder's own file to the page that lists all."""
+    sources = {Path(inspect.getfile(causes)): "doctor/index"}
+    for cause in list_causes():
+        sources[Path(inspect.getfile(type(cause)))] = f"doctor/{cause.code}"
     return sources
 
 
-def _write_index(found: list[Rule]) -> str:
+def _write_index(found: list[Cause]) -> str:
     lines = [
         "# Codes of the doctor",
         "",
@@ -46,30 +46,32 @@ def _write_index(found: list[Rule]) -> str:
         "| code | what it is | what it needs beside the model |",
         "|---|---|---|",
     ]
-    for rule in found:
-        title = rule.title.replace("|", "\\|")
-        needs = ", ".join(NEEDS[need] for need in rule.needs)
-        lines.append(f"| [{rule.code}]({rule.code}.md) | {title} | {needs} |")
-    lines += ["", "```{toctree}", ":hidden:", "", *(rule.code for rule in found), "```", ""]
+    for cause in found:
+        title = cause.title.replace("|", "\\|")
+        needs = ", ".join(NEEDS[need] for need in cause.needs)
+        lines.append(f"| [{cause.code}]({cause.code}.md) | {title} | {needs} |")
+    merged = [f"{code} is part of [{now}]({now}.md)." for code, now in ALIASES.items()]
+    lines += ["", f"Codes of earlier versions: {' '.join(merged)}"]
+    lines += ["", "```{toctree}", ":hidden:", "", *(cause.code for cause in found), "```", ""]
     return "\n".join(lines)
 
 
-def _write_code(rule: Rule) -> str:
+def _write_code(cause: Cause) -> str:
     parts = [
-        f"# {rule.code}: {rule.title}",
-        rule.meaning,
-        f"**What to do:** {rule.remedy}",
+        f"# {cause.code}: {cause.title}",
+        cause.meaning,
+        f"**What to do:** {cause.remedy}",
         "## How it is told",
-        describe_signs(rule),
+        describe_signs(cause),
         "## What it needs, and how severe it is",
-        f"{describe_needs(rule)} {describe_severity(rule)}",
+        f"{describe_needs(cause)} {describe_severity(cause)}",
     ]
-    examples = [_write_example(fault) for fault in FAULTS.values() if fault.code == rule.code]
+    examples = [_write_example(fault) for fault in FAULTS.values() if fault.code == cause.code]
     if examples:
         about = "Networks that were broken on purpose, by name in `bnlab.doctor.gallery.FAULTS`:"
         parts += ["## Examples", about, "\n".join(examples)]
-    elif rule.code in UNSHOWN:
-        parts += ["## Examples", UNSHOWN[rule.code]]
+    elif cause.code in UNSHOWN:
+        parts += ["## Examples", UNSHOWN[cause.code]]
     return "\n\n".join([*parts, ""])
 
 

@@ -11,11 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from bnlab.doctor import list_rules
-from bnlab.doctor.gallery import FAULTS, UNSHOWN
+import bnlab
+from bnlab.doctor import list_causes
+from bnlab.doctor.catalogue import ALIASES
+from bnlab.doctor.gallery import FAULTS, UNSHOWN, make_healthy, weights
 from bnlab.harness import load_images, load_model
 from bnlab.harness.artifacts.job_settings import Config
 from docs import pages
@@ -23,6 +26,7 @@ from docs.codes import write_codes
 from docs.pages import DOCS, MODULES, adapt_links, list_names, list_shown, write_pages
 from tests.helpers import run_job
 
+ROOT = DOCS.parent
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")  # to a file
 TOCTREE = re.compile(r"```{toctree}\n(.*?)```", re.DOTALL)
 NAMES = [(module, name) for module in MODULES for name in list_names(importlib.import_module(module))]
@@ -103,17 +107,39 @@ def test_pages_that_are_not_made_any_more_are_removed(tmp_path: Path) -> None:
     assert (tmp_path / "experiments" / "gap.md").read_text() == list_shown()["experiments/gap"].read_text()
 
 
-def test_each_code_has_a_page_that_says_what_the_rule_says() -> None:
+def test_each_code_has_a_page_that_says_what_the_cause_says() -> None:
     written = write_codes()
 
-    for rule in list_rules():
-        page = written[f"doctor/{rule.code}"]
+    for cause in list_causes():
+        page = written[f"doctor/{cause.code}"]
         words = " ".join(page.split())
-        assert page.startswith(f"# {rule.code}: {rule.title}\n")
-        assert rule.meaning in words and rule.remedy in words
-        assert " ".join((type(rule).__doc__ or "").split()) in words
-        assert f"[{rule.code}]({rule.code}.md)" in written["doctor/index"]
-        assert f"\n{rule.code}\n" in written["doctor/index"]  # its table of contents
+        assert page.startswith(f"# {cause.code}: {cause.title}\n")
+        assert cause.meaning in words and cause.remedy in words
+        assert " ".join((type(cause).__doc__ or "").split()) in words
+        assert f"[{cause.code}]({cause.code}.md)" in written["doctor/index"]
+        assert f"\n{cause.code}\n" in written["doctor/index"]  # its table of contents
+    for former, now in ALIASES.items():
+        assert f"{former} is part of [{now}]({now}.md)." in written["doctor/index"]
+
+
+def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [block.partition("\n")[2] for block in (ROOT / "CONTRIBUTING.md").read_text().split("```")[1::2]]
+    (cause,) = [block for block in blocks if "causes/bn305.py" in block]
+    (specimen,) = [block for block in blocks if "gallery/weights.py" in block]
+    module = ModuleType("bn305")
+    monkeypatch.setitem(sys.modules, "bn305", module)
+    exec(cause, module.__dict__)
+    monkeypatch.setattr(weights, "fault", lambda code, recalibration: lambda spoil: spoil)  # not into the gallery
+    names = dict(vars(weights))
+    exec(specimen, names)
+
+    broken = names["eps_of_another_framework"](make_healthy())
+    diagnosis = bnlab.diagnose(broken.model, broken.batches, causes=[module.OtherEps()], progress=False)
+
+    assert diagnosis.verdict == "network"
+    assert diagnosis.findings["code"][0] == "BN305"
+    healthy = make_healthy()
+    assert bnlab.diagnose(healthy.model, healthy.batches, causes=[module.OtherEps()], progress=False).trials.empty
 
 
 def test_a_code_that_the_gallery_shows_has_its_example() -> None:
@@ -135,8 +161,8 @@ def test_links_lead_to_the_pages_that_show_the_files() -> None:
     assert adapt_links("![](figures/cost.png)", "experiments/gap").endswith("/results/reference/gap/figures/cost.png)")
     assert adapt_links("[Q1](../ANSWERS.md)", "experiments/gap") == "[Q1](../answers.md)"
     assert adapt_links("[nn](../../bnlab/nn/self_tuned.py)", "howto/model") == "[nn](../reference/bnlab.nn.md)"
-    rule = "../../bnlab/doctor/rules/bn002.py"
-    assert adapt_links(f"[BN002]({rule})", "howto/doctor") == "[BN002](../doctor/BN002.md)"
+    cause = "../../bnlab/doctor/causes/bn002.py"
+    assert adapt_links(f"[BN002]({cause})", "howto/doctor") == "[BN002](../doctor/BN002.md)"
     assert adapt_links("[BN002](BN002.md)", "doctor/index") == "[BN002](BN002.md)"
     for untouched in ("[Q1](#q1)", "[torch](https://docs.pytorch.org/x.md)", "```\n[a](gap/README.md)\n```"):
         assert adapt_links(untouched, "answers") == untouched

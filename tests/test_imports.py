@@ -51,9 +51,9 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
-    "doctor": "words scores by_batch scatter observing calls probe images matching history examination first_layer "
-    "rescaling case scoring chance kept rule rules catalogue verdict findings picture page diagnosis examine diagnose "
-    "undo recalibration recalibrate gallery",
+    "doctor": "words thresholds scores scatter undoing observing calls images matching history examination probe "
+    "case kept lag patient cause causes catalogue scoring experiment findings verdict conclusion picture page "
+    "diagnosis examine diagnose undo recalibration recalibrate gallery",
     "lab": "command catalogue watching compose counting launch sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
@@ -63,7 +63,7 @@ FOLDERS = {
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
-    "doctor.rules": "",
+    "doctor.causes": "",
     "harness.artifacts.data": "pixels drawing base dataset",
     "harness.artifacts.models": "base",
     "harness.artifacts.norms": "base",

@@ -66,6 +66,6 @@ def _summarize(diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _tell_finding(finding: Finding) -> Iterator[str]:
-    rule = finding.rule
-    yield f"{rule.code} {finding.severity}: {rule.title} ({finding.signs.evidence})."
-    yield rule.remedy
+    cause = finding.cause
+    yield f"{cause.code} {finding.severity}: {cause.title} ({finding.evidence})."
+    yield cause.remedy

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +23,11 @@ from bnlab.commands.loading import (
 )
 from bnlab.commands.packages import is_packaged
 from bnlab.commands.progress import Progress
-from bnlab.doctor.catalogue import list_rules
+from bnlab.doctor.catalogue import ALIASES, list_causes
+from bnlab.doctor.cause import SEVERITIES, Severity
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.findings import grade_cost
 from bnlab.doctor.history import read_state_file
-from bnlab.doctor.rule import SEVERITIES, Severity
-from bnlab.doctor.verdict import WORTH, Verdict
+from bnlab.doctor.verdict import Verdict
 from bnlab.layers import require_watchable
 
 _ABOUT = (
@@ -37,7 +35,7 @@ _ABOUT = (
     "milliseconds, from what the model holds; with batches and labels also a verdict. Exit status: 0 healthy, or "
     "nothing but notes; 1 something was found; 2 a wrong call."
 )
-_WITH_BATCHES = ("forward", "evaluate", "training", "expected", "max_images")
+_WITH_BATCHES = ("forward", "evaluate", "training", "expected", "worth", "max_images")
 """Arguments that say nothing without batches."""
 _OPTIONS = {
     "before=": "--before",
@@ -62,6 +60,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--before", help="an earlier checkpoint, or the network that this one is a copy or average of")
     parser.add_argument("--training", help="batches as in training, named as the batches are")
     parser.add_argument("--expected", type=float, help="the score that the model should reach; accuracy 0.9, not 90")
+    parser.add_argument(
+        "--worth",
+        type=float,
+        help="the least difference of scores that matters; default 0.005 of shares, half a point",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else on stdout")
     parser.add_argument("--html", help="write a page to this file")
     parser.add_argument(
@@ -111,7 +114,7 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} is about batches, and none are given: name them too")
     if arguments.select is not None:
-        codes = [rule.code for rule in list_rules()]
+        codes = [cause.code for cause in list_causes()]
         for prefix in _split(arguments.select):
             if not any(code.startswith(prefix) for code in codes):
                 raise ValueError(f"--select {prefix}: no code begins so; bnlab explain lists them")
@@ -122,25 +125,22 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _split(select: str) -> tuple[str, ...]:
-    return tuple(prefix.strip().upper() for prefix in select.split(","))
+    """Split what codes may begin with; codes of earlier versions are those that they are part of now."""
+    prefixes = [prefix.strip().upper() for prefix in select.split(",")]
+    return tuple(ALIASES.get(prefix, prefix) for prefix in prefixes)
 
 
 def _select(diagnosis: Diagnosis, select: str) -> Diagnosis:
-    """Keep the findings, and the rules that could not look, whose codes begin as was asked for."""
+    """Keep the findings, and the causes that could not be looked for, whose codes begin as was asked for."""
     prefixes = _split(select)
-    found = [finding for finding in diagnosis.faults if finding.rule.code.startswith(prefixes)]
-    others = [finding for finding in diagnosis.faults if not finding.rule.code.startswith(prefixes)]
-    left_out = [skipped for skipped in diagnosis.left_out if skipped.rule.code.startswith(prefixes)]
-    return dataclasses.replace(diagnosis, faults=found, unselected=others, left_out=left_out)
+    found = [finding for finding in diagnosis.faults if finding.cause.code.startswith(prefixes)]
+    left_out = [skipped for skipped in diagnosis.left_out if skipped.cause.code.startswith(prefixes)]
+    return dataclasses.replace(diagnosis, faults=found, left_out=left_out)
 
 
 def _grade_verdict(verdict: Verdict) -> Severity | None:
-    """Say how severe a verdict is; None if it is no fault, or not known to be one."""
-    if verdict.word == "averages":
-        if not math.isfinite(verdict.gain.value):
-            return "error"
-        return grade_cost(verdict.gain.value, WORTH)
-    return "warning" if verdict.word == "not the averages" else None
+    """Say how severe a verdict is where no finding says it; None if it is no fault, or not known to be one."""
+    return None if verdict.word in ("healthy", "undecided") else "warning"
 
 
 def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
@@ -163,6 +163,7 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
             before=before,
             forward=forward,
             expected=arguments.expected,
+            worth=arguments.worth,
             max_images=arguments.max_images,
             progress=False,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from bnlab.doctor.catalogue import explain, list_rules
+from bnlab.doctor.catalogue import explain, list_causes
 
 
 def add_parser(commands: Any) -> None:
@@ -20,8 +20,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the explanation; 0."""
     if arguments.code is None:
-        for rule in list_rules():
-            print(f"{rule.code}  {rule.title}")
+        for cause in list_causes():
+            print(f"{cause.code}  {cause.title}")
         return 0
     print(explain(arguments.code))
     return 0

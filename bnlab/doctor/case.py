@@ -1,9 +1,9 @@
-"""A case: all that is known of a model. Rules read it, and change nothing."""
+"""A case: all that is known of a model. Causes read it, and change nothing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,12 +14,15 @@ from bnlab.doctor.history import History
 from bnlab.doctor.images import Outlier
 from bnlab.doctor.observing import LayerView, View
 from bnlab.doctor.probe import Probe
-from bnlab.doctor.rescaling import Rescaling
 from bnlab.doctor.scores import Scores
 from bnlab.layers import BatchNorm
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.trace import MomentTrace
 from bnlab.statistics import Statistics, read_buffers
+
+_FITS = 0.03  # σ: averages that are no farther off fit
+_NOISY = 2.0  # times its standard deviation, which noise often is
+_LARGEST = 10.0  # σ: averages that are farther off are no worse
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,11 @@ class Evidence:
         exact: exact statistics of the images, each layer under its population's.
         view: what the layers saw batch by batch.
         scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
-        costs: layer → what its running statistics alone cost on a sample of the images, of the same unit as the scores;
-            empty with `evaluate`, and where all layers together are harmless.
         images: number of images.
-        changed: exact statistics of the first layer on a sample of images: "as they are", "negative", and "reversed" if
-            they have three channels; empty where batches begin with no images.
-        rescaling: of the images, so that the first layer's averages fit best; None where that cannot be told.
         dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
         plain: exact statistics without `inputs=`, where that was given.
         probe: how predictions of a few images in eval mode differ from run to run, and alone from in a batch.
+        unread: layer → those of mean, variance, weight and bias that its forward in eval mode does not read.
         warnings: what measuring the exact statistics warned of.
         misfit: why labels could not be compared with the outputs; None where they could, or there are none.
     """
@@ -46,13 +45,11 @@ class Evidence:
     exact: Statistics
     view: View
     scores: Scores | None
-    costs: Mapping[str, float]
     images: int
-    changed: Mapping[str, Statistics] = field(default_factory=dict)
-    rescaling: Rescaling | None = None
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     plain: Statistics | None = None
     probe: Probe = field(default_factory=Probe)
+    unread: Mapping[str, frozenset[str]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     misfit: str | None = None
 
@@ -75,7 +72,7 @@ class Case:
         trace: a recording of the training.
         ranks: running statistics of all processes.
         expected: the mean score that the model should reach.
-        training_score: mean score of the training batches under their exact statistics, where it is a share.
+        training_score: mean score of the training batches by the model as it is, in eval mode, where it is a share.
         training_sizes: images in the last training batch of an epoch, and in a full one; None where that is not known.
     """
 
@@ -96,7 +93,7 @@ class Case:
     training_sizes: tuple[int, int] | None = None
 
     def list_known(self) -> frozenset[str]:
-        """List what rules may need and is there, keys of `bnlab.doctor.rule.NEEDS`."""
+        """List what causes may need and is there, keys of `bnlab.doctor.cause.NEEDS`."""
         given = {
             "data": self.evidence,
             "training": self.training,
@@ -107,8 +104,6 @@ class Case:
             "sizes": self.training_sizes,
         }
         known = {need for need, value in given.items() if value is not None}
-        if known & {"before", "trace"}:
-            known.add("history")
         if known & {"training", "trace"}:
             known.add("sizes")
         return frozenset(known)
@@ -151,6 +146,11 @@ class Case:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
         weight = self.layers[name].weight
         return isinstance(weight, nn.Parameter) and not weight.requires_grad and self.is_trainable
+
+    @cached_property
+    def is_broken(self) -> bool:
+        """Whether a layer's averages are not finite, or a variance negative."""
+        return any(has_bad_values(buffers) for buffers in self.buffers.values())
 
     @cached_property
     def is_trainable(self) -> bool:
@@ -202,14 +202,58 @@ class Case:
         mean_gap, var_gap = self.find_gap(name, reference)
         return math.hypot(mean_gap, var_gap / math.sqrt(2))
 
-    def is_off(self, name: str) -> bool:
-        """Return whether running and exact statistics differ by more than z = .1 or |ln ρ| = .1, or by NaN.
+    def is_off_surely(self, name: str) -> bool:
+        """Return whether averages differ from exact ones by more than .03, and than the noise of either explains."""
+        gap = self.find_distance(name, self._exact)
+        chance = max(self.find_expected_gap(name), self.find_sampling_error(name), key=_or_zero)
+        return not gap <= max(_FITS, 3 * _or_zero(chance))
 
-        By more than .03 where exact statistics score better: small gaps of several layers add up.
+    def explain(self, predicted: Mapping[str, Tensor], layers: Sequence[str], *, with_noise: bool = False) -> float:
+        """Return which share of the layers' gap is explained by averages [2, C] that are predicted: 1 all, 0 nothing.
+
+        It is 1 − (distance from the predicted) / (distance from the exact ones), over all these layers together.
+
+        Args:
+            predicted: averages by layer; the gap of other layers is not explained.
+            layers: those whose gap is to be explained.
+            with_noise: whether averages are also off by the noise of the few batches that they remember.
         """
-        most = 0.03 if self.is_costly else 0.1
-        mean_gap, var_gap = self.find_gap(name)
-        return not (mean_gap <= most and var_gap <= most)
+        exact = self.read_exact(layers)
+        before = 0.0
+        after = 0.0
+        for name in layers:
+            gap = self._measure_squares(name, exact[name])
+            left = self._measure_squares(name, predicted[name]) if name in predicted else gap
+            if with_noise and name in predicted:
+                left = max(0.0, left - _NOISY**2 * self._expect_squares(name))
+            before += gap
+            after += left
+        return 1 - math.sqrt(after / before) if before > 0 else 0.0
+
+    def _expect_squares(self, name: str) -> float:
+        """Sum the squares of the distance that noise lets expect, as `_measure_squares`; 0 where it is not known."""
+        view = self.find_view(name)
+        if view is None or self.layers[name].momentum == 0 or view.batch_means.count < 3:
+            return 0.0
+        scale = self._exact[name].var + self._exact.eps[name]
+        of_mean = view.batch_means.var / scale
+        of_var = view.batch_squares.var / (2 * scale.square())
+        both = (of_mean + of_var).nan_to_num().sum()
+        return float(both) * (self._noise_share(name) + 1 / view.batch_means.count)
+
+    def read_exact(self, layers: Iterable[str]) -> dict[str, Tensor]:
+        """Read the exact mean and variance [2, C] of layers."""
+        return {name: torch.stack((self._exact[name].mean, self._exact[name].var)) for name in layers}
+
+    def _measure_squares(self, name: str, predicted: Tensor) -> float:
+        """Sum the squares of a layer's distance from averages [2, C], in σ and log variance; each at most 10."""
+        eps = self._exact.eps[name]
+        sigma = (self._exact[name].var + eps).sqrt()
+        mean, var = self.buffers[name]
+        of_mean = (mean - predicted[0]) / sigma
+        of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)
+        both = torch.stack((of_mean, of_var)).nan_to_num(nan=_LARGEST).clamp(-_LARGEST, _LARGEST)
+        return float(both.square().sum())
 
     @cached_property
     def is_costly(self) -> bool:
@@ -282,11 +326,6 @@ class Case:
         """
         return self._find_error(name, self.data.view)
 
-    def find_difference_error(self, name: str) -> float:
-        """Find the standard error of the exact mean less that of the training batches; see `find_sampling_error`."""
-        assert self.training_view is not None
-        return math.hypot(self._find_error(name, self.data.view), self._find_error(name, self.training_view))
-
     def _find_error(self, name: str, view: View) -> float:
         """Find the standard error of a mean over the images of a view, in σ of the exact statistics."""
         layer_view = view.layers.get(name)
@@ -321,7 +360,7 @@ class Case:
     def data(self) -> Evidence:
         """What was measured on the data; ValueError without data."""
         if self.evidence is None:
-            raise ValueError("case: there is no data; a rule that asks for it needs 'data'")
+            raise ValueError("case: there is no data; a cause that asks for it needs 'data'")
         return self.evidence
 
 
@@ -330,6 +369,17 @@ def _average_in_sigma(squares: Tensor, name: str, statistics: Statistics) -> flo
     scale = statistics[name].var + statistics.eps[name]
     mean_square = (squares / scale).mean()
     return float(mean_square.sqrt())
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def read_moments(statistics: Statistics | None) -> dict[str, Tensor]:
+    """Read mean and variance [2, C] of all layers; nothing where there are no statistics."""
+    if statistics is None:
+        return {}
+    return {name: torch.stack((moments.mean, moments.var)) for name, moments in statistics.items()}
 
 
 def has_bad_values(buffers: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The rules that come with bnlab, and what their codes mean."""
+"""The causes that come with bnlab, and what their codes mean."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import importlib
 import inspect
 import pkgutil
 
-from bnlab.doctor import rules
-from bnlab.doctor.rule import NEEDS, Rule, Severity
+from bnlab.doctor import causes
+from bnlab.doctor.cause import HIDDEN, NEEDS, Cause, Severity
+
+ALIASES = {"BN213": "BN209"}
+"""Codes of earlier versions, and those that they are part of."""
 
 
-def list_rules() -> list[Rule]:
-    """List the rules that come with bnlab, one of each, ordered by code.
+def list_causes() -> list[Cause]:
+    """List the causes that come with bnlab, one of each, ordered by code.
 
-    >>> [rule.code for rule in list_rules()][:3]
+    >>> [cause.code for cause in list_causes()][:3]
     ['BN001', 'BN002', 'BN003']
     """
-    found: list[Rule] = []
-    for module_info in pkgutil.iter_modules(rules.__path__):
-        module = importlib.import_module(f"{rules.__name__}.{module_info.name}")
+    found: list[Cause] = []
+    for module_info in pkgutil.iter_modules(causes.__path__):
+        module = importlib.import_module(f"{causes.__name__}.{module_info.name}")
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Rule) and value.__module__ == module.__name__:
+            if isinstance(value, type) and issubclass(value, Cause) and value.__module__ == module.__name__:
                 found.append(value())
-    return sorted(found, key=lambda rule: rule.code)
+    return sorted(found, key=lambda cause: cause.code)
 
 
 def explain(code: str) -> str:
@@ -34,38 +37,39 @@ def explain(code: str) -> str:
     >>> explain("BN102").splitlines()[0]
     'BN102: momentum looks reversed'
     """
-    by_code = {rule.code: rule for rule in list_rules()}
-    rule = by_code.get(code.upper())
-    if rule is None:
+    by_code = {cause.code: cause for cause in list_causes()}
+    given = code.upper()
+    cause = by_code.get(ALIASES.get(given, given))
+    if cause is None:
         known = ", ".join(by_code)
         raise ValueError(f"explain: {code!r} is no code; there are {known}")
 
-    heading = f"{rule.code}: {rule.title}"
-    what_to_do = f"{rule.meaning}\n{rule.remedy}"
-    conditions = f"{describe_needs(rule)}\n{describe_severity(rule)}"
-    return "\n\n".join([heading, what_to_do, describe_signs(rule), conditions])
+    heading = f"{cause.code}: {cause.title}"
+    if given != cause.code:
+        heading = f"{given} is part of {cause.code}.\n\n{heading}"
+    what_to_do = f"{cause.meaning}\n{cause.remedy}"
+    conditions = f"{describe_needs(cause)}\n{describe_severity(cause)}"
+    return "\n\n".join([heading, what_to_do, describe_signs(cause), conditions])
 
 
-def describe_signs(rule: Rule) -> str:
-    """Say how a rule tells its fault, and when it is a false alarm: its docstring."""
-    return inspect.getdoc(type(rule)) or ""
+def describe_signs(cause: Cause) -> str:
+    """Say how a cause tells its fault, and when it is a false alarm: its docstring."""
+    return inspect.getdoc(type(cause)) or ""
 
 
-def describe_needs(rule: Rule) -> str:
-    """Say what must be given for a rule to look."""
-    if not rule.needs:
+def describe_needs(cause: Cause) -> str:
+    """Say what must be given for a cause to look."""
+    if not cause.needs:
         return "It needs the model alone."
-    wanted = " and ".join(NEEDS[need] for need in rule.needs)
+    wanted = " and ".join(NEEDS[need] for need in cause.needs)
     return f"It needs {wanted}."
 
 
-def describe_severity(rule: Rule) -> str:
-    """Say how severe what a rule finds is, and whether recalibration would hide it."""
-    if rule.follows_cost:
-        told = f"Its severity follows what it costs; where that is not known, it is {_name(rule.severity)}."
-    else:
-        told = f"It is {_name(rule.severity)}, if nothing else is said above, whatever it costs."
-    return f"{told} Recalibration would hide it, and bnlab.recalibrate refuses." if rule.hides else told
+def describe_severity(cause: Cause) -> str:
+    """Say how severe what a cause finds is, and whether recalibration would hide it."""
+    told = f"Its severity follows what undoing it brings back; where that is not known, it is {_name(cause.severity)}."
+    hides = cause.kind in HIDDEN and type(cause).propose is not Cause.propose
+    return f"{told} Recalibration would hide it, and bnlab.recalibrate refuses." if hides else told
 
 
 def _name(severity: Severity) -> str:

@@ -1,4 +1,4 @@
-"""`diagnose`: examine a model, let the rules look, and judge."""
+"""`diagnose`: examine a model, undo what may have gone wrong, and judge."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from torch.distributed import all_gather_object, get_world_size
 from bnlab.arguments import require_batches, require_count, require_forward, require_number
 from bnlab.batches import Forward
 from bnlab.doctor.case import Case, read_all_buffers
-from bnlab.doctor.catalogue import list_rules
+from bnlab.doctor.catalogue import list_causes
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.conclusion import conclude
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.examination import CALLER, Examination, read_batches
 from bnlab.doctor.examine import examine, examine_training, find_training_sizes
-from bnlab.doctor.findings import look_for_faults, reconsider
+from bnlab.doctor.experiment import try_undos
+from bnlab.doctor.findings import choose_known
 from bnlab.doctor.history import History, compare_with, read_state
-from bnlab.doctor.rule import Rule
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
-from bnlab.doctor.verdict import WORTH, judge
 from bnlab.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_constant, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
+from bnlab.warn import warn
 
 
 def diagnose(
@@ -37,11 +39,12 @@ def diagnose(
     forward: Forward | None = None,
     inputs: Mapping[Any, Extract] | None = None,
     expected: float | None = None,
-    worth: float = WORTH,
+    worth: float | None = None,
     max_images: int | None = None,
-    group: Any = None,
-    rules: Sequence[Rule] = (),
+    ranks: Any = None,
+    causes: Sequence[Cause] = (),
     progress: bool | None = None,
+    **former: Any,
 ) -> Diagnosis:
     """Find out what is wrong with a model's batch-norm statistics, what it costs, and what to do.
 
@@ -66,10 +69,11 @@ def diagnose(
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         inputs: what layers with a forward of their own normalize, as for `population_statistics`.
         expected: the mean score that the model should reach.
-        worth: the smallest difference of scores that matters; half a point (0.005) by default.
+        worth: the smallest difference of scores that matters; by default half a point (0.005) of shares, and of other
+            metrics a hundredth of their spread over images.
         max_images: stop after the batch that completes so many images.
-        group: a torch.distributed process group, whose ranks' buffers are compared.
-        rules: further rules of your own.
+        ranks: a torch.distributed process group, whose processes' buffers are compared; data are this one's own.
+        causes: further causes of your own.
         progress: show bars while statistics are measured.
 
     Returns:
@@ -83,7 +87,8 @@ def diagnose(
     >>> print(diagnose(model).findings["code"].tolist())  # its averages are still 0 and 1
     ['BN002']
     """
-    _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, rules)
+    ranks, causes = _read_former(former, ranks, causes)
+    _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, causes)
     layers, without = _find_layers(model)
     buffers = read_all_buffers(layers)
     evidence = None
@@ -92,15 +97,18 @@ def diagnose(
     outlier = None
     training_score = None
     training_data = None
+    examination = None
+    data: list[Any] = []
     if batches is not None and layers:
         examination = Examination.of(model, layers, forward, inputs, progress)
-        evidence = examine(examination, read_batches(batches, max_images), evaluate, worth)
+        data = read_batches(batches, max_images)
+        evidence = examine(examination, data, evaluate)
         layers = {name: layers[name] for name in evidence.exact} | layers  # by depth, which the data tells
         if training_batches is not None:
             training_data = read_batches(training_batches, max_images)
             training, training_view, outlier = examine_training(examination, training_data)
             if evaluate is None:
-                training_score = score_training(examination, training_data, training)
+                training_score = score_training(examination, training_data)
 
     training_sizes = None
     if training_batches is not None:
@@ -118,26 +126,18 @@ def diagnose(
         outlier,
         _read_history(model, layers, before),
         trace,
-        _gather_buffers(buffers, group),
+        _gather_buffers(buffers, ranks),
         expected,
         training_score,
         training_sizes,
     )
-    return _conclude(case, rules, expected, worth)
-
-
-def _conclude(case: Case, rules: Sequence[Rule], expected: float | None, worth: float) -> Diagnosis:
-    """Judge, and let the rules look."""
-    evidence = case.evidence
-    judged = None
-    if evidence is not None and evidence.scores is not None:
-        if expected is not None and expected > 1 and evidence.scores.are_shares:
-            raise ValueError(f"{CALLER}: expected={expected!r}, but scores are shares here; pass one between 0 and 1")
-        judged = judge(evidence.scores, expected, worth)
-    found, skipped = look_for_faults(case, [*list_rules(), *rules], judged, worth)
-    if judged is not None:
-        judged = reconsider(judged, found, case)
-    return Diagnosis(case, judged, found, skipped, _note_limits(case))
+    known, skipped = choose_known([*list_causes(), *causes], case)
+    experiment = None
+    if examination is not None and evidence is not None and not case.is_broken:
+        experiment = try_undos(examination, case, data, known, evaluate)
+    judged, findings = conclude(case, experiment, known, worth)
+    notes = [*_note_limits(case), *(experiment.notes if experiment is not None else ())]
+    return Diagnosis(case, judged, experiment, findings, skipped, notes)
 
 
 def _note_limits(case: Case) -> list[str]:
@@ -184,6 +184,20 @@ def _gather_buffers(buffers: Mapping[str, Tensor], group: Any) -> list[Mapping[s
     return gathered
 
 
+def _read_former(former: Mapping[str, Any], ranks: Any, causes: Sequence[Cause]) -> tuple[Any, Sequence[Cause]]:
+    """Read arguments by the names that they had, with a warning; TypeError for any other name."""
+    unknown = [name for name in former if name not in ("group", "rules")]
+    if unknown:
+        raise TypeError(f"{CALLER}: there is no argument {unknown[0]}=")
+    if "group" in former:
+        warn(f"{CALLER}: group= is called ranks= now")
+        ranks = former["group"]
+    if "rules" in former:
+        warn(f"{CALLER}: rules= is called causes= now, and takes bnlab.doctor.Cause")
+        causes = former["rules"]
+    return ranks, causes
+
+
 def _require_arguments(
     batches: Any,
     evaluate: Any,
@@ -191,9 +205,9 @@ def _require_arguments(
     trace: Any,
     forward: Any,
     expected: float | None,
-    worth: float,
+    worth: float | None,
     max_images: int | None,
-    rules: Sequence[Rule],
+    causes: Sequence[Cause],
 ) -> None:
     """Raise for a wrong argument, before anything is measured."""
     if batches is not None:
@@ -204,14 +218,17 @@ def _require_arguments(
     if trace is not None and not isinstance(trace, MomentTrace):
         raise TypeError(f"{CALLER}: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
     require_forward(forward, CALLER)
-    require_number(worth, lambda value: value > 0, f"{CALLER}: worth={worth!r}; pass a positive difference of scores")
+    if worth is not None:
+        require_number(
+            worth, lambda value: value > 0, f"{CALLER}: worth={worth!r}; pass a positive difference of scores"
+        )
     if expected is not None:
         require_number(expected, lambda value: True, f"{CALLER}: expected={expected!r}; pass a mean score")
     if max_images is not None:
         require_count(max_images, f"{CALLER}: max_images={max_images!r}; pass at least 1, or None for all")
-    for rule in rules:
-        if not isinstance(rule, Rule):
-            raise TypeError(f"{CALLER}: rules has a {type(rule).__name__}; pass instances of bnlab.doctor.Rule")
+    for cause in causes:
+        if not isinstance(cause, Cause):
+            raise TypeError(f"{CALLER}: causes has a {type(cause).__name__}; pass instances of bnlab.doctor.Cause")
 
 
 def assert_healthy(model: nn.Module, batches: Iterable[Any] | None = None, **arguments: Any) -> None:

@@ -11,21 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.experiment import Experiment
 from bnlab.doctor.findings import Finding, Skipped
-from bnlab.doctor.rule import ASKS
 from bnlab.doctor.verdict import KINDS, Verdict, tell_score, tell_training
-from bnlab.doctor.words import count_things
+from bnlab.doctor.words import HEADLINES, count_things
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
 _WIDTH = 100
 _TOO_LOW = "Too low? Check labels, their order, preprocessing, weights; or pass expected=."
-_HEADLINES = {
-    "averages": "The averages are at fault",
-    "not the averages": "Not the averages",
-    "healthy": "Healthy averages",
-    "undecided": "Undecided",
+_ASKS = {
+    "before": "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=.",
+    "training": "Prepared otherwise than in training? Pass training_batches= to compare.",
+}
+_ASKED_OF = {
+    "averages": ("before", "training"),
+    "averages or images": ("training", "before"),
+    "images": ("training",),
+    "network": ("training",),
 }
 _WHICH_SCORE = "Which score should it reach? expected= lets the doctor judge."
 
@@ -37,22 +42,22 @@ class Diagnosis:
     Attributes:
         case: all that was measured.
         judged: the verdict with its reason; None without scores.
+        experiment: what was undone, and what that brought back; None where no cause saw a sign.
         faults: the findings, the most severe first.
-        left_out: rules that could not look.
+        left_out: causes that could not be looked for.
         notes: what was not looked at besides, a sentence each.
-        unselected: findings that the reader did not ask for. Not shown, but used to choose which arguments to ask for.
     """
 
     case: Case
     judged: Verdict | None
+    experiment: Experiment | None
     faults: Sequence[Finding]
     left_out: Sequence[Skipped]
     notes: Sequence[str] = ()
-    unselected: Sequence[Finding] = ()
 
     @property
     def verdict(self) -> str | None:
-        """Say "averages", "not the averages", "healthy" or "undecided"; None without labels or `evaluate`."""
+        """Say where the fault is, see `Verdict.word`; None without labels or `evaluate`."""
         return None if self.judged is None else self.judged.word
 
     @property
@@ -72,13 +77,13 @@ class Diagnosis:
 
         rows = [
             {
-                "code": finding.rule.code,
-                "layers": finding.signs.layers,
+                "code": finding.cause.code,
+                "layers": finding.layers,
                 "severity": finding.severity,
                 "cost": finding.cost,
-                "evidence": finding.signs.evidence,
-                "meaning": finding.rule.meaning,
-                "remedy": finding.remedy,
+                "evidence": finding.evidence,
+                "meaning": finding.cause.meaning,
+                "remedy": finding.cause.remedy,
             }
             for finding in self.faults
         ]
@@ -86,11 +91,45 @@ class Diagnosis:
         return pd.DataFrame(rows, columns=columns)
 
     @property
-    def skipped(self) -> pd.DataFrame:
-        """Make a table of the rules that could not look: code, title, wanted (what they need)."""
+    def trials(self) -> pd.DataFrame:
+        """Make a table of a row for each undo that was tried, those that bring back most first.
+
+        Columns: code (of the cause that proposed it), undone (in words), layers (a tuple of names), degrees (numbers
+        that it was free to choose), score (mean, with it), gain (of the mean score), likelihood_gain, low, high (its
+        interval, for all undos at once; without labels of the gap that is left), chosen (whether it is why the verdict
+        is what it is).
+        """
         import pandas as pd
 
-        rows = [(skipped.rule.code, skipped.rule.title, skipped.wanted) for skipped in self.left_out]
+        columns = ["code", "undone", "layers", "degrees", "score", "gain", "likelihood_gain", "low", "high", "chosen"]
+        experiment = self.experiment
+        rows = []
+        for trial in () if experiment is None else experiment.trials:
+            assert experiment is not None
+            gain = experiment.measure_gain(trial)
+            rows.append(
+                {
+                    "code": trial.cause.code,
+                    "undone": trial.undo.words,
+                    "layers": trial.undo.layers,
+                    "degrees": trial.undo.degrees,
+                    "score": float(trial.values[0].mean()),
+                    "gain": experiment.measure_score(trial).value,
+                    "likelihood_gain": gain.value,
+                    "low": gain.low,
+                    "high": gain.high,
+                    "chosen": self.judged is not None and trial in self.judged.chosen,
+                }
+            )
+        table = pd.DataFrame(rows, columns=columns)
+        return table.sort_values("likelihood_gain", ascending=False, ignore_index=True)
+
+    @property
+    def skipped(self) -> pd.DataFrame:
+        """Make a table of the causes that could not be looked for: code, title, wanted (what they need)."""
+        import pandas as pd
+
+        rows = [(skipped.cause.code, skipped.cause.title, skipped.wanted) for skipped in self.left_out]
         return pd.DataFrame(rows, columns=["code", "title", "wanted"])
 
     @property
@@ -99,8 +138,7 @@ class Diagnosis:
 
         Columns: layer, depth (from 1), channels, momentum, updates (batches averaged; NaN without a count), training
         (its mode), codes (of the findings that name it); with data also mean_gap (rms over channels, in σ), var_gap
-        (rms of the log ratio), noise (median |T|, see `Case.noise_ratio`) and cost (what its running statistics cost
-        alone; NaN where it was not measured, as where all layers together cost nothing).
+        (rms of the log ratio) and noise (median |T|, see `Case.noise_ratio`).
         """
         import pandas as pd
 
@@ -109,13 +147,13 @@ class Diagnosis:
             rows.append({"layer": name, "depth": depth, **self._describe_layer(name)})
         columns = ["layer", "depth", "channels", "momentum", "updates", "training"]
         if self.case.evidence is not None:
-            columns += ["mean_gap", "var_gap", "noise", "cost"]
+            columns += ["mean_gap", "var_gap", "noise"]
         return pd.DataFrame(rows, columns=[*columns, "codes"])
 
     def _describe_layer(self, name: str) -> dict[str, Any]:
         layer = self.case.layers[name]
         updates = self.case.count_updates(name)
-        codes = [finding.rule.code for finding in self.faults if name in finding.signs.layers]
+        codes = [finding.cause.code for finding in self.faults if name in finding.layers]
         row = {
             "channels": layer.num_features,
             "momentum": layer.momentum,
@@ -127,8 +165,7 @@ class Diagnosis:
         if evidence is not None and name in evidence.exact:
             mean_gap, var_gap = self.case.find_gap(name)
             noise = self.case.noise_ratio(name)
-            cost = evidence.costs.get(name, math.nan)
-            row |= {"mean_gap": mean_gap, "var_gap": var_gap, "noise": noise, "cost": cost}
+            row |= {"mean_gap": mean_gap, "var_gap": var_gap, "noise": noise}
         return row
 
     @property
@@ -143,30 +180,44 @@ class Diagnosis:
         parts = [self._tell_verdict()]
         if self.scores:
             parts.append(self._tell_scores())
+            parts.append(self._tell_beginning())
         parts += [_tell_finding(finding) for finding in self.faults if finding.severity != "note"]
         parts.append(self._tell_rest())
         return "\n".join(filter(None, parts))
 
     __repr__ = __str__
 
-    def _tell_verdict(self) -> str:
-        counted = count_things(len(self.case.layers), "batch norm")
+    @property
+    def headline(self) -> str:
+        """The answer in a few words."""
         if self.judged is not None:
-            return _wrap(f"{_HEADLINES[self.judged.word]} ({counted}). {self.judged.sentence}")
+            return HEADLINES[self.judged.word]
         if not self.case.layers:
-            without = count_things(len(self.case.without), "batch norm")
-            return _wrap(f"No running averages in {without}: each batch is normalized by its own, also in eval mode.")
+            return "No running averages"
         above = sum(finding.severity != "note" for finding in self.faults)
-        what = count_things(above, "finding") if above else "Nothing above a note"
-        return f"{what} in {counted} ({self._tell_no_verdict()})."
+        return count_things(above, "finding") if above else "Nothing above a note"
 
-    def _tell_no_verdict(self) -> str:
-        """Say why there is no verdict."""
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is, or, without a dot, why there is none."""
+        if self.judged is not None:
+            return self.judged.sentence
+        if not self.case.layers:
+            return "each batch is normalized by its own, also in eval mode"
         if self.case.evidence is None:
             return "without data"
         if self.case.evidence.misfit is not None:
             return "labels do not fit the outputs, so no verdict"
         return "no labels and no evaluate=, so no verdict"
+
+    def _tell_verdict(self) -> str:
+        counted = count_things(len(self.case.layers), "batch norm")
+        if self.judged is not None:
+            return _wrap(f"{self.headline} ({counted}). {self.reason}")
+        if not self.case.layers:
+            without = count_things(len(self.case.without), "batch norm")
+            return _wrap(f"{self.headline} in {without}: {self.reason}.")
+        return f"{self.headline} in {counted} ({self.reason})."
 
     def _tell_scores(self) -> str:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
@@ -177,12 +228,20 @@ class Diagnosis:
             return line
         return _wrap(f"{line} {tell_training(self.case.training_score, scores)}")
 
+    def _tell_beginning(self) -> str:
+        """Say from which layer on, in order of the data, averages do not fit; "" where all do, or it is all of them."""
+        names = self.case.seen
+        off = [name for name in names if self.case.is_off_surely(name)]
+        if self.verdict in (None, "healthy", "undecided") or not off or off[0] == names[0]:
+            return ""
+        before = names[names.index(off[0]) - 1]
+        between = list_between(self.case.model, before, off[0])
+        told = f"Averages fit up to {before}, and not from {off[0]} on"
+        return _wrap(f"{told}; between them: {', '.join(between)}." if between else f"{told}.")
+
     def _tell_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
-        rules = [finding.rule for finding in self.faults if finding.severity == "note"]
-        if self.verdict == "not the averages":  # its sentence already names the notes that may explain the score
-            rules = [rule for rule in rules if rule.limits]
-        codes = [rule.code for rule in rules]
+        codes = [finding.cause.code for finding in self.faults if finding.severity == "note"]
         if self.verdict == "healthy" and self.case.expected is None:
             sentences = [_TOO_LOW]
             if codes:
@@ -199,27 +258,16 @@ class Diagnosis:
             return []
         if self.case.evidence is None:
             return ["Pass batches with labels: they tell what it costs."]
-        findings = [*self.faults, *self.unselected]
-        if self.verdict == "not the averages":
-            is_known = self.case.is_as_constructed or any(finding.is_mended_by_eval for finding in findings)
-            asked = [] if is_known else ["training"]
-        elif self.verdict == "averages" and not findings:
-            asked = ["before", "training"]
-        elif any(finding.signs.checks and finding.severity != "note" for finding in findings):
-            asked = []  # the finding that is printed says what to pass
-        else:
-            asked = [ask for finding in findings for ask in finding.rule.asks]
-
-        questions = []
         if self.verdict == "undecided" and self.case.expected is None:
-            questions.append(_WHICH_SCORE)
-        for ask in dict.fromkeys(asked):
-            if ask not in self.case.list_known():
-                questions.append(ASKS[ask])
-        return questions[:2]
+            return [_WHICH_SCORE]
+        chosen = () if self.judged is None else self.judged.chosen
+        if chosen and not any(trial.undo.shared for trial in chosen):  # a cause explains it by itself
+            return []
+        known = self.case.list_known()
+        return [_ASKS[ask] for ask in _ASKED_OF.get(self.verdict or "", ()) if ask not in known]
 
     def to_json(self) -> str:
-        """Write verdict, scores, findings, layers and skipped rules as JSON: names and numbers, no images, no paths."""
+        """Write verdict, scores, findings, undos, layers and skipped causes as JSON: names and numbers, no images."""
         gain = None if self.judged is None else self.judged.gain
         report = {
             "verdict": self.verdict,
@@ -229,6 +277,7 @@ class Diagnosis:
             "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
             "images": 0 if self.case.evidence is None else self.case.evidence.images,
             "findings": self.findings.to_dict("records"),
+            "trials": self.trials.to_dict("records"),
             "layers": self.table.to_dict("records"),
             "skipped": self.skipped.to_dict("records"),
             "notes": list(self.notes),
@@ -246,27 +295,20 @@ class Diagnosis:
         Path(path).write_text(make_page(self), encoding="utf-8")
 
 
+def list_between(model: nn.Module, first: str, last: str) -> list[str]:
+    """List the modules without parts that a model lists between two of them; at most five."""
+    leaves = [name for name, module in model.named_modules() if not any(module.children())]
+    if first not in leaves or last not in leaves:
+        return []
+    return leaves[leaves.index(first) + 1 : leaves.index(last)][:5]
+
+
 def _tell_finding(finding: Finding) -> str:
     """Write a finding: what and where, the evidence, what it means and what to do; a line for each thing to check."""
-    where = _name_layers(finding.signs.layers)
-    head = f"{finding.rule.code} {finding.severity}: {finding.rule.title}{where}"
-    return "\n".join(
-        [
-            "",
-            _wrap(head),
-            _wrap(finding.signs.evidence, "  "),
-            *_tell_advice(finding),
-        ]
-    )
-
-
-def _tell_advice(finding: Finding) -> list[str]:
-    """Write what a finding means, and what to do or to check, the most frequent cause first."""
-    checks = finding.signs.checks
-    if len(checks) < 2:
-        return [_wrap(f"{finding.rule.meaning} {finding.remedy}", "  ")]
-    numbered = [_wrap(f"{number}. {check}", "  ") for number, check in enumerate(checks, start=1)]
-    return [_wrap(f"{finding.rule.meaning} The usual causes:", "  "), *numbered]
+    where = _name_layers(finding.layers)
+    head = f"{finding.cause.code} {finding.severity}: {finding.cause.title}{where}"
+    advice = f"{finding.cause.meaning} {finding.cause.remedy}"
+    return "\n".join(["", _wrap(head), _wrap(finding.evidence, "  "), _wrap(advice, "  ")])
 
 
 def _name_layers(layers: Sequence[str]) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.arguments import find_device
-from bnlab.batches import Forward, call, copy_batch
+from bnlab.batches import Forward, call, copy_batch, map_batch
 from bnlab.borrow import keep_random_state
 from bnlab.exact.population import population_statistics
 from bnlab.exact.ranks import Ranks
@@ -19,7 +20,7 @@ from bnlab.exact.source import Source
 from bnlab.exact.task import Task
 from bnlab.exact.units import ImageCounter
 from bnlab.inputs import Extract, Inputs
-from bnlab.layers import BatchNorm, unwrap_parallel
+from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, unwrap_parallel
 from bnlab.statistics import Statistics
 
 CALLER = "diagnose"
@@ -59,9 +60,24 @@ class Examination:
         caller: str = CALLER,
         group: Any = None,
     ) -> Examination:
-        """Make an examination on the model's own device; by the processes of a group together, where one is given."""
+        """Make an examination on the model's own device; by the processes of a group together, where one is given.
+
+        A model whose averages have overflown float16, as its activations would too, is examined in a float32 copy.
+        """
+        if any(has_overflown(layer) for layer in layers.values()):
+            model, forward = _widen(model, forward)
+            layers = batch_norm_layers(model, caller=caller)
         device = find_device(model, None, caller)
         return Examination(model, layers, forward, inputs, device, progress, caller, Ranks(group, caller))
+
+    def alone(self) -> Examination:
+        """Return the same examination by this process alone, of its own data."""
+        return replace(self, ranks=Ranks(None, self.caller))
+
+    @property
+    def root(self) -> nn.Module:
+        """The model without what wraps it to run on several devices: this is called."""
+        return unwrap_parallel(self.model)
 
     def make_task(self, data: list[Any]) -> Task:
         """Make the task of watching the layers while batches are run."""
@@ -118,3 +134,22 @@ class KeptBatches:
         for batch in self.batches:
             self.data.append(batch)
             yield batch
+
+
+def has_overflown(layer: BatchNorm) -> bool:
+    """Return whether a variance is infinite because its type, float16, holds nothing above 65,504."""
+    _, var = get_running_buffers(layer)
+    return var.dtype == torch.float16 and bool(var.isinf().any()) and not bool(var.isnan().any())
+
+
+def _widen(model: nn.Module, forward: Forward | None) -> tuple[nn.Module, Forward]:
+    """Copy a model to float32, with a forward that takes the batches of the one in float16."""
+    run = forward or call
+
+    def widen(leaf: Any) -> Any:
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.float16 else leaf
+
+    def run_in_float32(model: nn.Module, batch: Any) -> Any:
+        return run(model, map_batch(widen, batch))
+
+    return copy.deepcopy(model).float(), run_in_float32

@@ -1,11 +1,10 @@
-"""Measure what the doctor's rules look at: exact statistics, batches, scores and costs, in few passes over the data."""
+"""Measure what the doctor's causes look at: exact statistics, batches and scores, in few passes over the data."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sequence, Sized
 from functools import partial
 from itertools import dropwhile
 from typing import Any
@@ -15,30 +14,25 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from bnlab.batches import count_images, take_images
-from bnlab.borrow import keep_random_state, measured
+from bnlab.borrow import measured
 from bnlab.doctor.case import Evidence
 from bnlab.doctor.examination import Examination
-from bnlab.doctor.first_layer import FirstLayer
-from bnlab.doctor.images import Outlier, change_images, find_images, find_outlier, invert_images
+from bnlab.doctor.images import Outlier, find_outlier
 from bnlab.doctor.observing import View, observe_batches
-from bnlab.doctor.probe import probe_predictions
-from bnlab.doctor.rescaling import measure_rescaling
-from bnlab.doctor.scores import Evaluate, Scores, describe_misfit, find_labels, score_batch
-from bnlab.doctor.scoring import add_own_statistics, score, score_batches
-from bnlab.doctor.verdict import is_harmless
+from bnlab.doctor.probe import find_unread, probe_predictions
+from bnlab.doctor.scores import Evaluate, describe_misfit, find_labels, score_batch
+from bnlab.doctor.scoring import add_own_statistics, score
 from bnlab.exact.population import population_statistics
-from bnlab.statistics import Statistics, running_statistics, using, write_buffers
+from bnlab.statistics import Statistics
 
-_SAMPLE = 512  # images of which the cost of single layers is measured, at most
 _FEW = 16  # images whose forward shows the order of modules
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None, worth: float) -> Evidence:
+def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
     """Measure statistics and scores of the data: four passes, and one more where layers follow dropout.
 
-    With `evaluate` two passes, and three calls of it. Samples are run for altered images, a few images alone, and
-    single layers unless all together are harmless.
+    With `evaluate` two passes, and three calls of it. A few images are run twice and alone.
     """
     exact, caught = _measure_and_listen(examination, data)
     own_values: list[Tensor | None] = []
@@ -57,26 +51,16 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     scores = score(examination, data, exact, evaluate, own_values)
     if scores is not None and evaluate is not None:
         scores = add_own_statistics(scores, examination, evaluate)
-    costs: Mapping[str, float] = {}
-    if scores is not None and evaluate is None and not is_harmless(scores.compare("exact", "running"), worth):
-        costs = measure_costs(examination, data, exact)
     images = sum(map(count_images, data))
-    first = FirstLayer.of(examination, next(iter(exact)), view)
-    changed = measure_changed_images(first, data)
-    rescaling = None
-    if changed:
-        rescaling = measure_rescaling(first, take_sample(data), changed["as they are"][first.name])
     return Evidence(
         exact,
         view,
         scores,
-        costs,
         images,
-        changed=changed,
-        rescaling=rescaling,
         dropped=measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
         probe=probe_predictions(examination.model, examination.run, data),
+        unread=find_unread(examination, data),
         warnings=caught,
         misfit=misfits[0] if misfits else None,
     )
@@ -90,26 +74,6 @@ def _measure_and_listen(examination: Examination, data: list[Any]) -> tuple[Stat
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return exact, tuple(str(warning.message) for warning in caught)
-
-
-def examine_briefly(
-    examination: Examination, data: list[Any], statistics: Statistics, scores: Scores | None
-) -> Evidence:
-    """Gather what tells whether new statistics would hide a mistake: on a sample, beside what was measured already.
-
-    Args:
-        examination: of the model.
-        data: all batches.
-        statistics: the new ones, of all batches.
-        scores: of all images, under old and new statistics.
-    """
-
-    sample = take_sample(data)
-    view = observe_batches(examination.make_task(sample))
-    images = sum(map(count_images, data))
-    first = FirstLayer.of(examination, next(iter(statistics)), view)
-    changed = measure_changed_images(first, data)
-    return Evidence(statistics, view, scores, {}, images, changed=changed)
 
 
 def examine_training(examination: Examination, data: list[Any]) -> tuple[Statistics, View, Outlier | None]:
@@ -160,63 +124,6 @@ def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | No
         return population_statistics(examination.model, data, forward=examination.forward, progress=False)
     except ValueError:  # layers that cannot be measured without
         return None
-
-
-def measure_costs(examination: Examination, data: Sequence[Any], exact: Statistics) -> dict[str, float]:
-    """Measure what the running statistics of each layer cost alone, on a sample: one forward of it for each layer."""
-    model = examination.model
-    sample = take_sample(data)
-    running = running_statistics(model)
-
-    def score_sample() -> Tensor:
-        with keep_random_state(model):  # the same draws each time, where a model makes some
-            values = score_batches(examination, sample)
-        assert values is not None
-        return values
-
-    costs = {}
-    with using(model, exact), measured(model):
-        best = score_sample()
-        for name, moments in exact.items():
-            layer = examination.layers[name]
-            write_buffers(layer, running[name])
-            costs[name] = float((best - score_sample()).mean())
-            write_buffers(layer, moments)
-    return costs
-
-
-def take_sample(data: Sequence[Any]) -> list[Any]:
-    """Take batches from all over the data until they are `_SAMPLE` images; the last one is cut, as far as it can be."""
-    wanted = math.ceil(_SAMPLE / count_images(data[0]))
-    step = max(1, len(data) // wanted)
-    sample = []
-    missing = _SAMPLE
-    for batch in data[::step]:
-        sample.append(take_images(batch, missing))
-        missing -= count_images(batch)
-        if missing <= 0:
-            break
-    return sample
-
-
-def measure_changed_images(first: FirstLayer, data: Sequence[Any]) -> dict[str, Statistics]:
-    """Measure a layer on a sample of the images as they are, on their negatives, and with their channels reversed.
-
-    Empty unless batches begin with images, and where the caller says what layers normalize.
-    """
-    images = find_images(data[0])
-    if images is None or first.examination.inputs:
-        return {}
-
-    sample = take_sample(data)
-    statistics = {
-        "as they are": first.measure(sample),
-        "negative": first.measure(invert_images(sample)),
-    }
-    if images.shape[1] == 3:
-        backwards = change_images(sample, lambda part: part.flip(1))
-        statistics["reversed"] = first.measure(backwards)
-    return statistics
 
 
 def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:

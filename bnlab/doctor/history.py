@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bnlab.doctor.matching import Match, match_states, name_tensor, simplify_name, simplify_state
-from bnlab.layers import BatchNorm, join_names, strip_wrappers
+from bnlab.doctor.matching import match_states, name_tensor, simplify_name, simplify_state
+from bnlab.layers import BatchNorm, strip_wrappers
 from bnlab.statistics import read_buffers
 
 
@@ -43,6 +43,7 @@ class History:
         kept: share of the values of parameters with two or more axes that are bit for bit the same.
         distance: relative change of those, ‖now − then‖ / ‖then‖.
         parameters: number of parameters that both have.
+        added: names of parameters that the earlier checkpoint has not, as those of adapters.
         unmatched: sentences on layers that one of both lacks, and on names that differ; "" if nothing is special.
     """
 
@@ -51,6 +52,7 @@ class History:
     kept: float
     distance: float
     parameters: int
+    added: tuple[str, ...] = ()
     unmatched: str = ""
 
     @property
@@ -80,7 +82,10 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"{caller} {path}: no such file")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
+        with warnings.catch_warnings():  # torch's, of other formats, would stand beside the error
+            warnings.simplefilter("ignore")
+            is_safe = path.suffix == ".safetensors"
+            state = load_file(path) if is_safe else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors raise what they like
         if "weights_only" in str(error):  # torch advises to turn it off, which would run what the file says
             raise ValueError(
@@ -92,13 +97,6 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
     if not isinstance(state, Mapping):
         raise ValueError(f"{caller} {path}: holds a {type(state).__name__}; pass safetensors or a state dict")
     return unwrap_state(state)
-
-
-def _load_tensors(path: Path) -> Any:
-    """Load what torch has saved, tensors alone; torch's warnings of other formats would stand beside the error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.load(path, "cpu", weights_only=True)
 
 
 def unwrap_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -114,51 +112,40 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
         ValueError: no layer's buffers are in that state, or several parts of it may be the model.
     """
     now = simplify_state(model.state_dict())
-    match = match_states(now, simplify_state(before), map(strip_wrappers, layers), caller)
+    then, unmatched = match_states(now, simplify_state(before), map(strip_wrappers, layers), caller)
     changes: dict[str, LayerChange] = {}
     for name, layer in layers.items():
-        change = _compare_buffers(strip_wrappers(name), layer, match.tensors)
+        change = _compare_buffers(strip_wrappers(name), layer, then)
         if change is not None:
             changes[name] = change
     if not changes:
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, _ in model.named_parameters():
+    moved = []
+    added = []
+    values = 0
+    same = 0
+    square = 0.0
+    square_then = 0.0
+    for name, parameter in model.named_parameters():
         plain = simplify_name(name, now)
-        if plain in match.tensors:
-            pairs[name] = (now[plain].detach().cpu(), match.tensors[plain].detach().cpu())
-    moved = tuple(name for name, (value, earlier) in pairs.items() if not bool((value == earlier).all()))
-    matrices = [pair for pair in pairs.values() if pair[0].dim() > 1]
-    return History(
-        changes, moved, _measure_kept(matrices), _measure_distance(matrices), len(pairs), _tell_unmatched(match)
-    )
-
-
-def _measure_kept(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Measure the share of values that are the same; 1 without any."""
-    total = sum(value.numel() for value, _ in pairs)
-    same = sum(int((value == earlier).sum()) for value, earlier in pairs)
-    return same / total if total else 1.0
-
-
-def _measure_distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Measure ‖now − then‖ / ‖then‖; 0 where all were 0."""
-    squares = sum(float((value.double() - earlier.double()).square().sum()) for value, earlier in pairs)
-    reference = sum(float(earlier.double().square().sum()) for _, earlier in pairs)
-    return math.sqrt(squares / reference) if reference else 0.0
-
-
-def _tell_unmatched(match: Match) -> str:
-    """Tell which layers are on one side alone, and under which names the model was found; "" if nothing is special."""
-    sentences = []
-    if match.prefix:
-        sentences.append(f"Names in before= begin with {match.prefix!r}.")
-    if match.missing:
-        sentences.append(f"Not in before=, or of another shape there: {join_names(match.missing)}.")
-    if match.others:
-        sentences.append(f"In before= alone, or of another shape there: {join_names(match.others)}.")
-    return " ".join(sentences)
+        if plain not in then:
+            added.append(name)
+            continue
+        value = now[plain].detach().cpu()
+        earlier = then[plain].detach().cpu()
+        is_same = value == earlier
+        if not bool(is_same.all()):
+            moved.append(name)
+        if parameter.dim() > 1:
+            values += value.numel()
+            same += int(is_same.sum())
+            square += float((value.double() - earlier.double()).square().sum())
+            square_then += float(earlier.double().square().sum())
+    kept = same / values if values else 1.0
+    distance = math.sqrt(square / square_then) if square_then else 0.0
+    compared = sum(1 for _ in model.parameters()) - len(added)
+    return History(changes, tuple(moved), kept, distance, compared, tuple(added), unmatched)
 
 
 def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) -> LayerChange | None:
@@ -170,6 +157,6 @@ def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) 
     now = read_buffers(layer).cpu()
     then = torch.stack((mean.detach().cpu(), var.detach().cpu()))
     count = before.get(name_tensor(name, "num_batches_tracked"))
-    own_count = layer.num_batches_tracked
-    updates = None if count is None or own_count is None else int(own_count) - int(count)
+    count_now = layer.num_batches_tracked
+    updates = None if count is None or count_now is None else int(count_now) - int(count)
     return LayerChange(then, torch.equal(now, then), updates)

@@ -1,15 +1,14 @@
-"""Images of batches: the one that is scaled most unlike the others, and copies in other colours."""
+"""The image of a list of batches that is scaled most unlike the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bnlab.batches import list_tensors, map_batch
+from bnlab.batches import list_tensors
 
 OUTLYING = 10.0  # standard deviations of an image over the median one's, which contrast hardly ever reaches
 
@@ -41,34 +40,3 @@ def find_outlier(data: Sequence[Any]) -> Outlier | None:
     largest = int(sigmas.argmax())
     ratio = sigmas[largest] / sigmas.median()
     return Outlier(largest, float(ratio))
-
-
-def find_images(batch: Any) -> Tensor | None:
-    """Find the images [N, C, H, W] that a batch begins with; None where it begins with something else."""
-    first = next(list_tensors(batch), None)
-    return first if first is not None and first.dim() == 4 and first.is_floating_point() else None
-
-
-def change_images(batches: Sequence[Any], change: Callable[[Tensor], Tensor]) -> list[Any]:
-    """Change the first tensor [N, C, H, W] of each batch."""
-
-    def change_one(batch: Any) -> Any:
-        images = next(list_tensors(batch))
-        return map_batch(lambda leaf: change(leaf) if leaf is images else leaf, batch)
-
-    return [change_one(batch) for batch in batches]
-
-
-def invert_images(batches: Sequence[Any]) -> list[Any]:
-    """Turn images [N, C, H, W] into their negatives: the sum of a channel's extremes, minus its values."""
-    largest = []
-    smallest = []
-    for batch in batches:
-        images = next(list_tensors(batch))
-        largest.append(images.amax((0, 2, 3)))
-        smallest.append(images.amin((0, 2, 3)))
-
-    top = torch.stack(largest).amax(0)
-    bottom = torch.stack(smallest).amin(0)
-    total = (top + bottom).view(-1, 1, 1)
-    return change_images(batches, lambda part: total - part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from torch import nn
@@ -16,7 +15,11 @@ _LEAST = 0.01  # relative change of the weights from which on statistics are tak
 def is_other_network(case: Case) -> bool:
     """Return whether all weights are other numbers than before, and not those of before on a coarser grid."""
     history = case.history
-    if history is None or history.kept >= 0.01:
+    if history is None:
+        return False
+    if history.added:
+        return True
+    if history.kept >= 0.01:
         return False
     moved = set(history.moved)
     for name, parameter in case.model.named_parameters():
@@ -38,36 +41,20 @@ def _are_rounded(model: nn.Module) -> bool:
 
 
 def list_kept(case: Case) -> list[str]:
-    """List the layers whose buffers are the earlier ones although the weights moved, as far as they are off for it."""
+    """List the layers whose buffers are the earlier ones although weights moved, or were added."""
     return _list_without_update(case, lambda change: change.is_same and not change.updates)
 
 
 def list_written(case: Case) -> list[str]:
-    """List the layers whose buffers were written without an update, as by an average of networks, if they are off.
-
-    Data has to show it: a recalibration writes buffers as well.
-    """
-    written = _list_without_update(case, lambda change: not change.is_same and change.updates == 0)
-    return [name for name in written if name in case.seen]
+    """List the layers whose buffers were written without an update, as by an average of networks."""
+    return _list_without_update(case, lambda change: not change.is_same and change.updates == 0)
 
 
 def _list_without_update(case: Case, shows: Callable[[LayerChange], bool]) -> list[str]:
     history = case.history
-    if history is None or history.distance < _LEAST:
+    if history is None or (history.distance < _LEAST and not history.added):
         return []
-    found = []
-    for name in case.layers:
-        change = history.layers.get(name)
-        if change is not None and shows(change) and _may_be_off(case, name):
-            found.append(name)
-    return found
-
-
-def _may_be_off(case: Case, name: str) -> bool:
-    """Return whether a layer's averages may be wrong, which neither the start nor frozen weights explain."""
-    if case.is_initial(name) or case.is_frozen(name):
-        return False
-    if name not in case.seen:
-        return True
-    noise = case.noise_ratio(name)
-    return case.is_off(name) and (noise > 3 or math.isnan(noise))
+    changes = history.layers
+    named = [name for name in case.layers if name in changes and shows(changes[name])]
+    may_be_frozen = bool(history.added)  # as under adapters
+    return [name for name in named if not case.is_initial(name) and (may_be_frozen or not case.is_frozen(name))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from bnlab.batches import count_images
 from bnlab.borrow import measured
-from bnlab.doctor.by_batch import positive_eps
 from bnlab.doctor.scatter import Scatter
+from bnlab.doctor.undoing import normalize_each_batch
 from bnlab.exact.task import Task, watched
 from bnlab.inputs import Values
 from bnlab.moments import Moments
@@ -27,22 +28,17 @@ class LayerView:
     Attributes:
         batch_means: scatter of the batches' means, weighed by their values.
         image_means: scatter of the images' means, within all batches; empty where the layer's rows are no images.
-        center: mean of the first batch [C], about which squares are.
-        batch_squares: scatter of the batches' mean squares, weighed by their values.
+        batch_squares: scatter of the batches' mean squares about the first batch's mean, weighed by their values.
         image_squares: scatter of the images' mean squares; both are empty where the layer's rows are no images.
         calls: pooled moments of the first call in a forward, of the second, and so on; at most `MOST_CALLS`.
-        changes: scatter of the change of an image's mean and mean square [2C] from the first call in a forward to the
-            second, to the third, and so on; empty where these are given no images, or other numbers of them.
         values: values in each channel of a batch, the largest one's.
     """
 
     batch_means: Scatter
     image_means: Scatter
-    center: Tensor
     batch_squares: Scatter
     image_squares: Scatter
     calls: Sequence[Moments]
-    changes: Sequence[Scatter]
     values: int
 
     @property
@@ -69,24 +65,19 @@ class _Watch:
         self._batch_squares = Scatter.empty(channels, device)
         self._images = Scatter.empty(2 * channels, device)  # means and mean squares
         self._calls: list[Scatter] = []
-        self._changes: list[Scatter] = []
         self._values = 0
-        self._first: Tensor | None = None  # of images [N, 2C], in the first call of the latest forward
 
     def add_call(self, number: int, moments: Moments) -> None:
         """Add a batch's moments, of the call with this number in its forward."""
         self._values = max(self._values, int(moments.count))
         self._batch_means.add(moments.mean, weight=moments.count)
-        if number == 0:
-            self._first = None
         if number == len(self._calls) < MOST_CALLS:
             self._calls.append(Scatter.empty(len(moments.mean), moments.mean.device))
         if number < MOST_CALLS:
             self._calls[number].add_moments(moments)
 
-    def add_images(self, number: int, x: Tensor) -> None:
-        """Add the means and mean squares of a batch of images [N, C, ...], of the call with this number, after its
-        moments."""
+    def add_images(self, x: Tensor) -> None:
+        """Add the means and mean squares of a batch of images [N, C, ...]."""
         values = x.detach()[..., None].flatten(2)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         images, channels, pixels = values.shape
@@ -101,16 +92,6 @@ class _Watch:
         self._images.add_all(rows)
         of_batch = rows[:, channels:].mean(0)
         self._batch_squares.add(of_batch, weight=images * pixels)
-        self._add_changes(number, rows)
-
-    def _add_changes(self, number: int, rows: Tensor) -> None:
-        """Add how images' means and mean squares [N, 2C] differ from those of the first call in the same forward."""
-        if number == 0:
-            self._first = rows
-        elif self._first is not None and number < MOST_CALLS:
-            while len(self._changes) < number:
-                self._changes.append(Scatter.empty(rows.shape[1], rows.device))
-            self._changes[number - 1].add_all(rows - self._first)
 
     def fetch(self) -> LayerView:
         """Bring all to the CPU."""
@@ -118,11 +99,9 @@ class _Watch:
         return LayerView(
             self._batch_means.fetch(),
             image_means,
-            self._center.cpu(),
             self._batch_squares.fetch(),
             image_squares,
             [call.fetch().moments for call in self._calls],
-            [changes.fetch() for changes in self._changes],
             self._values,
         )
 
@@ -167,19 +146,17 @@ def observe_batches(
         numbers[name] = number + 1
         pooled = task.reader.measure(values.x)
         moments = Moments(pooled.count, pooled.mean, pooled.var)  # on the device, which nobody waits for
-        task.layers[name].training = moments.count > 1
         if values.channels is not None:
             return
         if name not in watches:
             watches[name] = _Watch(moments.mean)
         watches[name].add_call(number, moments)
         if len(values.x) == size:
-            watches[name].add_images(number, values.x)
+            watches[name].add_images(values.x)
 
     modules = dict(task.model.named_modules())
-    with measured(task.model), positive_eps(task.layers):
-        for layer in task.layers.values():
-            layer.training = True
+    with measured(task.model), ExitStack() as stack:
+        normalize_each_batch(task.layers)(task.model, stack)
         for name in train:
             modules[name].training = True
         with watched(task, task.layers, note):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 
 from bnlab.batches import count_images, list_tensors, map_batch, take_images
 from bnlab.borrow import measured
+from bnlab.doctor.examination import Examination
+from bnlab.layers import BatchNorm, get_running_buffers
 
 DIFFERENT = 0.02  # of the outputs' spread; rounding in TF32 or bfloat16, at 2⁻⁸ = .004 a value, makes less
 _IMAGES = 16
+_FEW = 8  # images that layers are called on again
 _ALONE = 4  # images that are run alone
 _ROUNDED = 0.01  # of the outputs' size: a spread below it may be rounding
 
@@ -127,3 +131,37 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     size = _ROUNDED * other.square().mean().sqrt()
     scale = torch.hypot(spread, size).clamp(min=torch.finfo(torch.float64).tiny)
     return float(difference / scale)
+
+
+def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, frozenset[str]]:
+    """Find which of its mean, variance, weight and bias a layer's forward in eval mode does not read.
+
+    One forward of eight images: each layer is called again on its input with one of them changed.
+    """
+    unread: dict[str, frozenset[str]] = {}
+    names = {layer: name for name, layer in examination.layers.items()}
+
+    def look(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
+        name = names[layer]
+        if name not in unread and isinstance(output, Tensor) and bool(output.isfinite().all()):
+            unread[name] = frozenset(_list_unread(layer, args, kwargs, output))
+
+    with measured(examination.model), ExitStack() as stack:
+        for layer in examination.layers.values():
+            stack.callback(layer.register_forward_hook(look, with_kwargs=True).remove)
+        examination.run(take_images(data[0], _FEW))
+    return {name: parts for name, parts in unread.items() if parts}
+
+
+def _list_unread(layer: BatchNorm, args: Any, kwargs: Any, output: Tensor) -> Iterator[str]:
+    mean, var = get_running_buffers(layer)
+    parts = {"the mean": mean, "the variance": var, "the weight": layer.weight, "the bias": layer.bias}
+    for words, values in parts.items():
+        if values is None:
+            continue
+        before = values.detach().clone()
+        values.data.copy_(2 * before + 1)
+        changed = layer.forward(*args, **kwargs)
+        values.data.copy_(before)
+        if torch.equal(changed.nan_to_num(), output.nan_to_num()):
+            yield words

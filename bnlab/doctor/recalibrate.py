@@ -11,16 +11,19 @@ from torch import nn
 
 from bnlab.arguments import require_amount, require_batches, require_forward
 from bnlab.batches import Forward, count_images
-from bnlab.doctor.case import Case, read_all_buffers
-from bnlab.doctor.catalogue import list_rules
+from bnlab.doctor.case import Case, Evidence, read_all_buffers
+from bnlab.doctor.catalogue import list_causes
+from bnlab.doctor.cause import HIDDEN
 from bnlab.doctor.examination import Examination, KeptBatches, read_batches
-from bnlab.doctor.examine import examine_briefly, examine_training
-from bnlab.doctor.findings import look_for_faults
+from bnlab.doctor.examine import examine_training
+from bnlab.doctor.experiment import try_undos
+from bnlab.doctor.findings import choose_known, fits_after
+from bnlab.doctor.observing import observe_batches
+from bnlab.doctor.probe import find_unread
 from bnlab.doctor.recalibration import Recalibration
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, require_evaluate
 from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import write_statistics
-from bnlab.doctor.verdict import WORTH
 from bnlab.exact.population import population_statistics
 from bnlab.inputs import Extract
 from bnlab.layers import batch_norm_layers, join_names, match_names, strip_wrappers
@@ -122,7 +125,7 @@ def recalibrate(
     if training_batches is not None:
         most_training = most if tolerance is None else sum(map(count_images, data))
         case = _add_training(case, examination, training_batches, most_training)
-    hidden = _find_hidden(case, examination, data, statistics, scores)
+    hidden = _find_hidden(case, examination, data, statistics, scores, evaluate)
     has_labels = any(examination.ranks.gather(_has_labels(data)))
     failed = _find_failed_check(statistics)
     is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, is_exact=failed is None)
@@ -240,26 +243,50 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
 
 
 def _find_hidden(
-    case: Case, examination: Examination, data: list[Any], statistics: Statistics, scores: Scores | None
+    case: Case,
+    examination: Examination,
+    data: list[Any],
+    statistics: Statistics,
+    scores: Scores | None,
+    evaluate: Evaluate | None,
 ) -> str | None:
     """Find a mistake that new statistics would hide, in the data of any process."""
-    own = examination.ranks.run_together(lambda: _find_own_hidden(case, examination, data, statistics, scores))
-    mistakes = [mistake for mistake in examination.ranks.gather(own) if mistake is not None]
+    ranks = examination.ranks
+    own = ranks.run_together(lambda: _find_own_hidden(case, examination, data, statistics, scores, evaluate))
+    mistakes = [mistake for mistake in ranks.gather(own) if mistake is not None]
     return mistakes[0] if mistakes else None
 
 
 def _find_own_hidden(
-    case: Case, examination: Examination, data: list[Any], statistics: Statistics, scores: Scores | None
+    case: Case,
+    examination: Examination,
+    data: list[Any],
+    statistics: Statistics,
+    scores: Scores | None,
+    evaluate: Evaluate | None,
 ) -> str | None:
-    """Find a mistake that new statistics would hide, in this process's data."""
-    evidence = examine_briefly(examination, data, statistics, scores)
-    hiding = [rule for rule in list_rules() if rule.hides]
-    findings, _ = look_for_faults(replace(case, evidence=evidence), hiding, None, WORTH)
-    if not findings:
+    """Find a mistake that new statistics would hide, in this process's data: undone, it brings back as much."""
+    if case.is_broken:
         return None
-    rule = findings[0].rule
-    told = findings[0].signs.evidence
-    return f"{rule.code}, {rule.title} ({told}); bnlab.doctor.explain({rule.code!r}) says what to do"
+    view = observe_batches(examination.make_task(data))
+    images = sum(map(count_images, data))
+    is_complete = len(statistics) == len(case.layers)  # not without frozen layers, which the data reaches too
+    exact = statistics if is_complete else examination.measure(data)
+    evidence = Evidence(exact, view, scores, images, unread=find_unread(examination, data))
+    examined = replace(case, evidence=evidence)
+    known, _ = choose_known(list_causes(), examined)
+    experiment = try_undos(examination, examined, data, known, evaluate)
+    if experiment is None or experiment.best is None:
+        return None
+    is_shown = fits_after(experiment)
+    if experiment.has_labels:
+        is_shown = experiment.measure_gain(experiment.best).low > 0
+    chosen, _ = experiment.choose()
+    if not is_shown or any(trial.cause.kind not in HIDDEN for trial in chosen):
+        return None
+    cause = chosen[0].cause
+    told = chosen[0].undo.words
+    return f"{cause.code}, {cause.title} ({told}); bnlab.doctor.explain({cause.code!r}) says what to do"
 
 
 def _has_labels(data: list[Any]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 _IGNORED = 255  # label of positions that do not count, as torchvision's and Pascal VOC's masks have it
 _MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
+_LEAST_LIKELIHOOD = -10.0  # of a label: one that is named surely and wrongly is no worse
 _LEAST_SHARE = 1e-300  # of counted labels; an image without any scores 0
 
 Evaluate = Callable[[nn.Module], Any]
@@ -162,6 +163,29 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
     counted = find_counted(labels)
     right = (predicted == labels) & counted
     return _average_by_image(right) / _average_by_image(counted).clamp(min=_LEAST_SHARE)
+
+
+def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
+    """Measure each image's log-likelihood of its label, at least −10, which sees what the share of right ones does not.
+
+    Args:
+        output: as for `score_batch`, logits of classes.
+        labels: of the images, whole numbers.
+
+    Returns:
+        float64 [N]; the mean over positions where each has a label. None where outputs are no classes.
+    """
+    logits = _find_logits(output)
+    if logits is None or labels is None or labels.is_floating_point() or logits.dim() < 2 or logits.shape[1] < 2:
+        return None
+    labels = labels.to(logits.device)
+    counted = find_counted(labels)
+    chosen = labels.long().where(counted, 0).unsqueeze(1)
+    if not bool((chosen < logits.shape[1]).all()):
+        return None
+    likelihoods = logits.double().log_softmax(1).gather(1, chosen).squeeze(1)
+    likelihoods = likelihoods.nan_to_num(nan=_LEAST_LIKELIHOOD).clamp(min=_LEAST_LIKELIHOOD)
+    return _average_by_image(likelihoods * counted) / _average_by_image(counted).clamp(min=_LEAST_SHARE)
 
 
 def describe_misfit(output: Any, labels: Tensor) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnlab.borrow import measured
-from bnlab.doctor.by_batch import normalizing_by_batch
 from bnlab.doctor.case import has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.scores import Evaluate, Scores, find_counted, find_labels, read_values, score_batch
+from bnlab.doctor.undoing import normalize_each_batch
 from bnlab.statistics import Statistics, using
 
 
@@ -41,11 +42,10 @@ def score(
     return Scores(joined, _are_shares(joined), commonest)
 
 
-def score_training(examination: Examination, data: list[Any], exact: Statistics) -> float | None:
-    """Score the training batches under their own exact statistics; None where labels do not say, or not by shares."""
-    with using(examination.model, exact):
-        values = _score_by_labels(examination, data)
-    if values is None or not _are_shares({"exact": values}):
+def score_training(examination: Examination, data: list[Any]) -> float | None:
+    """Score the training batches by the model as it is, in eval mode; None where labels do not say by shares."""
+    values = _score_by_labels(examination, data)
+    if values is None or not _are_shares({"running": values}):
         return None
     return float(values.mean())
 
@@ -87,7 +87,8 @@ def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -
 
 def add_own_statistics(scores: Scores, examination: Examination, evaluate: Evaluate) -> Scores:
     """Add how the caller's metric scores while each batch norm normalizes by what it is given in each call."""
-    with normalizing_by_batch(examination.model, examination.layers):
+    with measured(examination.model), ExitStack() as stack:
+        normalize_each_batch(examination.layers)(examination.model, stack)
         own = read_values(evaluate(examination.model), examination.caller, must_be_finite=False)
     _require_as_many(own, scores.values["running"], examination.caller)
     values = {**scores.values, "batch": own}

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bnlab.doctor.matching import name_tensor
 from bnlab.files import digest
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_module, strip_wrappers
 from bnlab.nn.averages import Averages
@@ -19,6 +20,7 @@ from bnlab.storage import load_tensors, save_tensors
 
 CALLER = "undo_from_file"
 _FORMAT = "bnlab.Undo/1"
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
@@ -67,9 +69,9 @@ class Undo:
             self._require_untouched("save_undo")
         tensors: dict[str, Tensor] = {}
         for name, values in self.old.items():
-            mean, var = _name_buffers(strip_wrappers(name))
-            tensors[mean] = values[0]
-            tensors[var] = values[1]
+            layer = strip_wrappers(name)
+            tensors[name_tensor(layer, "running_mean")] = values[0]
+            tensors[name_tensor(layer, "running_var")] = values[1]
         save_tensors(path, tensors, _FORMAT, {"digests": json.dumps(list_digests(self.model))})
 
     def _require_untouched(self, caller: str) -> None:
@@ -134,9 +136,10 @@ def undo_from_file(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     _require_same_model(model, json.loads(metadata["digests"]), path)
     written = []
     for name, layer in batch_norm_layers(model, caller=CALLER).items():
-        mean, var = _name_buffers(strip_wrappers(name))
-        if mean in tensors:
-            _write(layer, torch.stack((tensors[mean], tensors[var])))
+        mean = tensors.get(name_tensor(strip_wrappers(name), "running_mean"))
+        if mean is not None:
+            var = tensors[name_tensor(strip_wrappers(name), "running_var")]
+            _write(layer, torch.stack((mean, var)))
             written.append(name)
     return tuple(written)
 
@@ -159,7 +162,7 @@ def list_digests(model: nn.Module) -> dict[str, str]:
     statistics = set()
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm):
-            statistics |= {*_name_buffers(name), f"{name}.num_batches_tracked".lstrip(".")}
+            statistics |= {name_tensor(name, buffer) for buffer in _BUFFERS}
 
     digests = {}
     for key, tensor in model.state_dict().items():
@@ -174,12 +177,6 @@ def _list_bytes(tensor: Tensor) -> memoryview:
     """List the bytes of a tensor's values."""
     flat = tensor.detach().cpu().flatten().contiguous()
     return flat.view(torch.uint8).numpy().data
-
-
-def _name_buffers(layer: str) -> tuple[str, str]:
-    """Name a layer's running mean and variance as a state dict does."""
-    prefix = f"{layer}." if layer else ""
-    return f"{prefix}running_mean", f"{prefix}running_var"
 
 
 def _read(layer: BatchNorm) -> Tensor:

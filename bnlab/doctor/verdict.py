@@ -1,140 +1,200 @@
-"""The verdict: are the averages at fault, or something else, or nothing?"""
+"""The verdict: where the fault is, if there is one: it follows from what brings the score back."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bnlab.doctor.scores import Difference, Scores, estimate_mean
+import torch
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.experiment import Experiment, Trial
+from bnlab.doctor.findings import name_cause
+from bnlab.doctor.lag import compare_with_drift
+from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.undoing import EACH_BATCH, EXACT, Kind
 from bnlab.doctor.words import count_things, tell_number
 
-Word = Literal["averages", "not the averages", "healthy", "undecided"]
+Word = Literal["averages", "averages or images", "images", "network", "mode", "batches", "healthy", "undecided"]
 
 KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
 """Kinds of statistics that are scored, in words."""
 
-_EXACT = "Exact statistics, measured anew on these images,"
-
 ELSEWHERE = "labels, their order, preprocessing, loaded weights"
-"""What to look at where a score is too low and the averages are not at fault."""
-
-_POPULATIONS = "batches come from different populations, or from another one than in training"
-
-_LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
-_DOES_NOT_GENERALIZE = (
-    "The network does not generalize to these images: they differ from the training images, or those were too few."
-)
+"""What to look at where a score is too low and nothing that was tried brings it back."""
 
 WORTH = 0.005  # half a point: what a difference of shares must exceed to matter
 _SURE = 4  # of a healthy model, the interval excludes that so many times WORTH would be gained
+_OF_SPREAD = 0.01  # of a metric's range over images, without its tails: what matters where scores are no shares
+_CONSTANTS = "It was trained with its averages as constants, so do not recalibrate."
+_AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
+_BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
+_FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
+_LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the scores under running, exact and batch statistics say together.
+    """Where the fault is.
 
     Attributes:
-        word: "averages": exact statistics gain more than `worth`, and the interval excludes 0; or they alone give
-            finite scores. "not the averages": each batch's own statistics are better by more than new averages mend, or
-            the model is bad whatever exact statistics may gain. "healthy": they gain nothing, and the model is not
-            known to be bad. "undecided": the interval says none of these.
+        word: "averages", "images", "network", "mode" or "batches": what brings the score back, undone; "averages or
+            images" where nothing tells which of the two are others than they should be; "healthy": nothing that was
+            tried brings anything back, and the model is not known to be bad; "undecided": too few images to tell.
         sentence: the reason, with its numbers.
         gain: what exact statistics gain over running ones.
-        is_bad: whether the model misses what is expected under any statistics.
+        chosen: the undos that explain it: of the same size, and smaller ones that may.
     """
 
     word: Word
     sentence: str
     gain: Difference
-    is_bad: bool = False
+    chosen: Sequence[Trial] = ()
 
 
-def judge(scores: Scores, expected: float | None, worth: float) -> Verdict:
-    """Judge whether running averages cost anything.
+def find_worth(scores: Scores, worth: float | None) -> float:
+    """Find the smallest difference that matters: the caller's; half a point of shares; else by the metric's spread."""
+    if worth is not None:
+        return worth
+    if scores.are_shares:
+        return WORTH
+    low, high = scores.values["exact"].nan_to_num().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
+    return max(_OF_SPREAD * float(high - low), 1e-12)
 
-    A model is bad where it misses what is expected, or, if nothing is, where it is no better than always naming the
-    commonest label.
+
+def judge(case: Case, scores: Scores, experiment: Experiment | None, causes: Sequence[Cause], worth: float) -> Verdict:
+    """Judge by what was tried.
 
     Args:
+        case: with what is expected of the model.
         scores: under running and exact statistics, and under each batch's own where these were tried.
-        expected: the score that the model should reach; default none.
-        worth: the smallest difference that matters, in the unit of the scores.
+        experiment: what was undone; None where no cause saw a sign.
+        causes: those that may have gone wrong.
+        worth: the smallest difference of scores that matters.
     """
     gain = scores.compare("exact", "running")
+    if case.is_broken:
+        return Verdict("averages", _BROKEN, gain)
     if not math.isfinite(gain.value):
         return _judge_not_finite(scores, gain)
-    is_gained = gain.value > worth and gain.low > 0
-    if _is_own_better(scores, worth) and not (is_gained and _do_averages_mend_more(scores)):
-        sentence = _tell_smaller_part(gain, scores) if is_gained else _tell_own(scores)
-        return Verdict("not the averages", sentence, gain)
-    if is_gained:
-        sentence = f"{_EXACT} {tell_gain(gain, scores)} on {gain.images:,} images."
-        return Verdict("averages", sentence + _tell_low(scores, expected), gain)
+    if _is_mode(case, scores, worth) and not case.is_as_constructed:
+        return Verdict("mode", _tell_mode(case, scores), gain)
 
-    most = scores.mean("running") + max(gain.high, 0.0)
-    if _is_bad(most, scores, expected):
-        sentence = _tell_bad(f"{tell_score(most, scores)} at most", scores, expected)
-        return Verdict("not the averages", sentence, gain, is_bad=True)
-    if gain.high > _SURE * worth:
-        return Verdict("undecided", _tell_undecided(gain, scores, worth) + _tell_low(scores, expected), gain)
+    best = None if experiment is None else experiment.best
+    if experiment is not None and best is not None:
+        score_gain = experiment.measure_score(best)
+        if experiment.measure_gain(best).low > 0 and score_gain.value > worth:
+            return _judge_experiment(case, scores, experiment, causes, gain)
 
-    best = max(scores.mean(kind) for kind in scores.values)
-    if _is_bad(best, scores, expected):
-        sentence = _tell_bad(f"{tell_score(best, scores)} at best", scores, expected)
-        return Verdict("not the averages", sentence, gain, is_bad=True)
+    reached = max(scores.mean(kind) for kind in scores.values)
+    if _is_bad(reached, scores, case.expected):
+        sentence = _tell_bad(reached, scores, case.expected)
+        if case.is_as_constructed:
+            sentence = f"{sentence} {_AS_CONSTRUCTED}"
+        return Verdict("network", sentence, gain)
+    high = gain.high
+    if experiment is not None and best is not None:
+        high = max(high, experiment.measure_score(best).high)
+    if high > _SURE * worth:
+        return Verdict("undecided", _tell_undecided(gain, scores, worth), gain)
     sentence = f"Exact statistics of {count_things(gain.images, 'image')} {tell_gain(gain, scores)}."
+    has_learnt_with_them = not any(case.is_initial(name) for name in case.seen)
+    if gain.high < -worth and has_learnt_with_them:
+        sentence = f"{sentence} {_CONSTANTS}"
     return Verdict("healthy", sentence, gain)
 
 
-def is_harmless(gain: Difference, worth: float) -> bool:
-    """Return whether exact statistics may gain nothing, and no more than a healthy model's may."""
-    return gain.low <= 0 and gain.high <= _SURE * worth
+def _judge_experiment(
+    case: Case, scores: Scores, experiment: Experiment, causes: Sequence[Cause], gain: Difference
+) -> Verdict:
+    """Judge by the smallest undo that brings back as much as the best one."""
+    chosen, rivals = experiment.choose()
+    named = {id(trial): name_cause(trial, causes, case) for trial in [*chosen, *rivals]}
+    kinds = {_find_kind(trial, named[id(trial)]) for trial in chosen}
+    others = {_find_kind(trial, named[id(trial)]) for trial in rivals} - kinds
+    if not others:  # the fault is in the same place either way
+        rivals = []
+    sentence = _tell_trials([*chosen, *rivals], named, experiment, scores)
+    if others:
+        told = " or ".join(sorted(kinds | others))
+        needed = _round_up(4 * experiment.as_is.shape[1])
+        sentence = f"{sentence} Too few images to tell these apart ({told}); about {needed:,} would."
+        return Verdict("undecided", sentence, gain, chosen=[*chosen, *rivals])
+
+    word: Word = "averages"
+    if len(kinds) == 1:
+        (word,) = kinds
+    elif kinds == {"averages", "images"}:
+        word = "averages or images"
+    is_unexplained = all(named[id(trial)] is trial.cause and trial.undo.shared == EXACT for trial in chosen)
+    if word == "averages" and is_unexplained and _may_be_images(case, chosen):
+        word = "averages or images"
+        sentence = f"{sentence} {_FIRST_OFF}"
+    return Verdict(word, sentence + _tell_low(scores, case.expected), gain, chosen=chosen)
+
+
+def _find_kind(trial: Trial, cause: Cause) -> Kind:
+    """Find where the fault is: where its cause says, or in the batches, if no single set of averages helps."""
+    return "batches" if trial.undo.shared == EACH_BATCH else cause.kind
+
+
+def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
+    """Return whether other images may be why averages do not fit: exact ones replace those of the first layer too."""
+    if case.training is not None or not case.seen:
+        return False
+    first = case.seen[0]
+    replaces_first = all(first in trial.undo.layers for trial in chosen)
+    drift = compare_with_drift(case, case.seen)
+    if drift is not None and drift.is_lag:
+        return False
+    return replaces_first and case.is_off_surely(first) and not case.remembers_start(first)
 
 
 def _judge_not_finite(scores: Scores, gain: Difference) -> Verdict:
     """Judge scores of which some are NaN or infinite."""
     exact = scores.mean("exact")
     if math.isfinite(exact):
-        sentence = f"Scores under running averages are not finite. {_EXACT} reach {tell_score(exact, scores)}."
+        sentence = f"Scores under running averages are not finite. Exact statistics reach {tell_score(exact, scores)}."
         return Verdict("averages", sentence, gain)
-    return Verdict("not the averages", "Scores under exact statistics are not finite.", gain, is_bad=True)
+    return Verdict("network", "Scores under exact statistics are not finite.", gain)
 
 
-def _is_own_better(scores: Scores, worth: float) -> bool:
-    """Return whether each batch's own statistics are better than both other kinds, surely by more than `worth`."""
-    if "batch" not in scores.values:
+def _is_mode(case: Case, scores: Scores, worth: float) -> bool:
+    """Return whether most batch norms are in train mode, and eval mode scores better."""
+    training = case.select(lambda name: case.layers[name].training)
+    if 2 * len(training) < len(case.layers) or not training or "batch" not in scores.values:
         return False
-    return all(scores.compare("batch", kind).low > worth for kind in ("exact", "running"))
+    return scores.compare("running", "batch").low > worth
 
 
-def _do_averages_mend_more(scores: Scores) -> bool:
-    """Return whether exact statistics may gain as much over running ones as a batch's own do over exact ones.
-
-    What a batch's own statistics gain over running averages has two parts: running → exact, which new averages mend,
-    and exact → batch, which none do, as exact statistics are the average of all these images. The word goes to the
-    larger part. Both are of the same images, so their difference is paired; where its interval has 0 in it, the
-    averages have the word, as they are what can be mended without training.
-    """
-    values = scores.values
-    mended = values["exact"] - values["running"]
-    left = values["batch"] - values["exact"]
-    return estimate_mean(left - mended).low <= 0
-
-
-def _tell_own(scores: Scores) -> str:
-    own = tell_gain(scores.compare("batch", "exact"), scores)
+def _tell_mode(case: Case, scores: Scores) -> str:
+    training = case.select(lambda name: case.layers[name].training)
+    where = "All are" if len(training) == len(case.layers) else f"{len(training)} are"
+    now = tell_score(scores.mean("batch"), scores)
+    in_eval = tell_score(scores.mean("running"), scores)
     return (
-        f"No single set of averages helps. Each batch's own statistics {own} over exact ones (measured anew on all "
-        f"these images): {_POPULATIONS}."
+        f"{where} in train mode, where {scores.metric.lower()} is {now}; in eval mode it is {in_eval}. Call "
+        "model.eval()."
     )
 
 
-def _tell_smaller_part(gain: Difference, scores: Scores) -> str:
-    own = tell_gain(scores.compare("batch", "running"), scores)
+def _tell_trials(trials: Sequence[Trial], named: Mapping[int, Cause], experiment: Experiment, scores: Scores) -> str:
+    """Write what undoing the causes brings back."""
+    first = trials[0]
+    gain = experiment.measure_score(first)
+    images = experiment.as_is.shape[1]
+    difference = Difference(gain.value, gain.low, gain.high, images)
+    causes = dict.fromkeys(named[id(trial)] for trial in trials)
+    undone = " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
+    before = tell_score(float(experiment.as_is[0].mean()), scores)
+    after = tell_score(float(first.values[0].mean()), scores)
+    counted = count_things(images, "image")
     return (
-        f"No single set of averages mends most of it. {_EXACT} {tell_gain(gain, scores)} on {gain.images:,} images; "
-        f"each batch's own {own}: {_POPULATIONS}."
+        f"Undoing {undone} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
+        f"{tell(difference, scores)}."
     )
 
 
@@ -144,32 +204,25 @@ def _is_bad(score: float, scores: Scores, expected: float | None) -> bool:
     return scores.commonest is not None and score <= scores.commonest
 
 
-def _tell_bad(reached: str, scores: Scores, expected: float | None) -> str:
+def _tell_bad(reached: float, scores: Scores, expected: float | None) -> str:
     if expected is not None:
         bar = f"{tell_score(expected, scores)} is expected"
     else:
         assert scores.commonest is not None
         bar = f"always naming the commonest label scores {tell_score(scores.commonest, scores)}"
-    return f"{_EXACT} do not help: {reached}, where {bar}."
+    return f"Nothing that was tried brings it above {tell_score(reached, scores)}, where {bar}."
 
 
 def _tell_low(scores: Scores, expected: float | None) -> str:
-    """Say where else to look if the best statistics leave the score low; empty where they do not.
-
-    Low is below what is expected, or, if nothing is, less than half of the way from always naming the commonest label
-    to naming all labels rightly.
-    """
-    bar = expected
-    if bar is None and scores.commonest is not None and scores.are_shares:
-        bar = (1 + scores.commonest) / 2
+    """Say where else to look if the best statistics leave the score below what is expected; empty where not."""
     best = max(scores.mean(kind) for kind in scores.values)
-    if bar is None or best >= bar:
+    if expected is None or best >= expected:
         return ""
     return f" If {tell_score(best, scores)}, the best under any statistics, is too low, look also at {ELSEWHERE}."
 
 
 def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:
-    told = f"{_EXACT} {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}"
+    told = f"Exact statistics {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}"
     half = (gain.high - gain.low) / 2
     wanted = "more images"
     if math.isfinite(half):
@@ -212,9 +265,12 @@ def tell_score(value: float, scores: Scores) -> str:
 
 
 def tell_training(on_training: float, scores: Scores) -> str:
-    """Say how the training batches score, and what it means if that is much more than the best of these scores."""
-    told = f"On the training batches {tell_score(on_training, scores)}."
+    """Say how the training batches score as the model is, and what it means if that is much more than these do."""
+    told = f"On the training batches {tell_score(on_training, scores)}, as the model is."
     best = max(scores.mean(kind) for kind in scores.values)
     if on_training - best > _LOST_ON_NEW_IMAGES:
-        told = f"{told} {_DOES_NOT_GENERALIZE}"
+        told = (
+            f"{told} The network does not generalize to these images: they differ from the training images, or those "
+            "were too few."
+        )
     return told

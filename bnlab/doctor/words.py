@@ -1,8 +1,20 @@
-"""Words and numbers of evidence."""
+"""Words of verdicts, and numbers of evidence."""
 
 from __future__ import annotations
 
 import math
+
+HEADLINES = {
+    "averages": "The averages are at fault",
+    "averages or images": "The averages are at fault, or the images",
+    "images": "The images are at fault, not the averages",
+    "network": "The network is at fault, not the averages",
+    "mode": "The mode is at fault, not the averages",
+    "batches": "The batches are at fault: no single set of averages helps",
+    "healthy": "Healthy averages",
+    "undecided": "Undecided",
+}
+"""Verdict → how an answer begins."""
 
 
 def count_things(count: int, thing: str) -> str:

@@ -139,4 +139,4 @@ def get_conv(model: nn.Module, name: str) -> nn.Conv2d:
 def find(code: str, model: nn.Module, batches: Sequence[Any], **arguments: Any) -> Finding | None:
     """Diagnose a model, and return the finding of a code; None without."""
     found = diagnose(model, batches, progress=False, **arguments).faults
-    return next((finding for finding in found if finding.rule.code == code), None)
+    return next((finding for finding in found if finding.cause.code == code), None)

@@ -1,105 +1,297 @@
-"""Small networks to examine: healthy ones, to be spoiled, and the labelled batches that they learn."""
+"""Patients: networks with one fault at several strengths, and what the doctor should say of each."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.findings import Finding
-from bnlab.layers import batch_norm_layers, get_running_buffers
-
-Batch = tuple[Tensor, Tensor]
-CLASSES = 4
-FEATURES = 8
+from bnlab.layers import get_running_buffers
+from tests.doctor import digits
+from tests.doctor.digits import Batches
 
 
-def make_batches(count: int, size: int = 32, seed: int = 0) -> list[Batch]:
-    """Make batches of points around the centers of four classes, off from 0 and of small variance."""
-    generator = torch.Generator().manual_seed(seed)
-    centers = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(100))
-    batches = []
-    for _ in range(count):
-        labels = torch.randint(CLASSES, (size,), generator=generator)
-        noise = torch.randn(size, FEATURES, generator=generator)
-        batches.append((0.5 + 0.3 * (centers[labels] + noise), labels))
-    return batches
+@dataclass(frozen=True)
+class Given:
+    """What the doctor is given.
+
+    Attributes:
+        model: with its fault.
+        batches: labelled images.
+        arguments: further ones of `diagnose`.
+    """
+
+    model: nn.Module
+    batches: Batches = field(default_factory=digits.make_batches)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def make_net(momentum: float | None = 0.1, seed: int = 0) -> nn.Sequential:
-    """Make a network of two batch norms, "1" and "4"."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(FEATURES, 16, bias=False),
-        nn.BatchNorm1d(16, momentum=momentum),
-        nn.ReLU(),
-        nn.Linear(16, 16, bias=False),
-        nn.BatchNorm1d(16, momentum=momentum),
-        nn.ReLU(),
-        nn.Linear(16, CLASSES),
-    )
+@dataclass(frozen=True)
+class Patient:
+    """A fault.
+
+    Attributes:
+        make: breaks a network, so strongly.
+        strengths: how strongly.
+        verdicts: words that are right.
+        codes: of the first finding; one that is right.
+    """
+
+    make: Callable[[float], Given]
+    strengths: tuple[float, ...]
+    verdicts: tuple[str, ...]
+    codes: tuple[str, ...]
 
 
-def train(model: nn.Module, batches: Sequence[Batch], lr: float = 0.05, falls: bool = True) -> None:
-    """Take a step of SGD on each batch, in train mode; the rate falls to 0 unless it is told not to."""
-    model.train()
-    take_steps(model, batches, lr, falls)
+PATIENTS: dict[str, Patient] = {}
 
 
-def take_steps(model: nn.Module, batches: Sequence[Batch], lr: float = 0.05, falls: bool = True) -> None:
-    """Take a step of SGD on each batch, in the modes that the layers are in; see `train`."""
-    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr, momentum=0.9)
-    for step, (inputs, labels) in enumerate(batches):
-        if falls:
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / len(batches))
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
+def patient(
+    name: str, verdict: str, code: str, strengths: tuple[float, ...] = (1.0,)
+) -> Callable[[Callable[[float], Given]], Callable[[float], Given]]:
+    """Put a function that breaks a network into the table; alternatives of verdicts and codes are divided by "/"."""
+
+    def register(make: Callable[[float], Given]) -> Callable[[float], Given]:
+        PATIENTS[name] = Patient(make, strengths, tuple(verdict.split("/")), tuple(code.split("/")))
+        return make
+
+    return register
 
 
-@cache
-def _train_healthy() -> nn.Sequential:
-    model = make_net()
-    train(model, make_batches(200))
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    """Draw standard normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Averages
+
+
+@patient("few updates of a small momentum", "averages", "BN101", (0.003, 0.01, 0.03))
+def stop_early(momentum: float) -> Given:
+    model = digits.build(momentum=momentum)
+    digits.fit(model, steps=15, rate=0.05)
+    return Given(model)
+
+
+@patient("averages times a factor", "averages", "BN215", (0.01, 4.0, 200.0))
+def multiply_averages(factor: float) -> Given:
+    model = digits.make_healthy()
+    for layer in digits.list_norms(model):
+        for values in get_running_buffers(layer):
+            values.mul_(factor)
+    return Given(model)
+
+
+@patient("means of one layer broken", "averages", "BN108", (1.0, 3.0, 10.0))
+def break_one_layer(sigmas: float) -> Given:
+    model = digits.make_healthy()
+    mean, var = get_running_buffers(digits.list_norms(model)[1])
+    mean += sigmas * var.sqrt() * draw(len(mean))
+    return Given(model)
+
+
+@patient("never updated", "averages", "BN002")
+def reset_averages(_: float) -> Given:
+    model = digits.make_healthy()
+    for layer in digits.list_norms(model):
+        layer.reset_running_stats()
+    return Given(model)
+
+
+@patient("variances zeroed", "averages", "BN003")
+def zero_variances(_: float) -> Given:
+    model = digits.make_healthy()
+    for layer in digits.list_norms(model):
+        get_running_buffers(layer)[1].zero_()
+    return Given(model)
+
+
+@patient("variances not copied", "averages", "BN214")
+def forget_variances(_: float) -> Given:
+    model = digits.make_healthy()
+    for layer in digits.list_norms(model):
+        get_running_buffers(layer)[1].fill_(1)
+    return Given(model)
+
+
+@patient("fine-tuned, with the buffers of before", "averages", "BN107", (24, 48, 96))
+def keep_old_buffers(steps: float) -> Given:
+    """On negatives, in so many steps."""
+    before = digits.make_healthy(1)
+    model = copy.deepcopy(before)
+    digits.fit(model, steps=int(steps), change=CHANGES["negative"])
+    for now, then in zip(digits.list_norms(model), digits.list_norms(before), strict=True):
+        now.load_state_dict({**now.state_dict(), **dict(then.named_buffers())})
+    return Given(model, digits.make_batches(CHANGES["negative"]), {"before": before})
+
+
+@patient("rounded weights, buffers of before", "averages", "BN106", (1.2, 1.5))
+def round_weights(levels: float) -> Given:
+    """Weights of convolutions at so many steps to either side of 0."""
+    before = digits.make_healthy(1)
+    model = copy.deepcopy(before)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            step = module.weight.data.abs().max() / levels
+            module.weight.data = (module.weight.data / step).round() * step
+    return Given(model, arguments={"before": before})
+
+
+@patient("constant rate, few steps", "averages/averages or images", "BN108/BN101", (0.1, 0.3))
+def lag_behind(rate: float) -> Given:
+    """After 15 steps a fifth of the averages is of their start, too."""
+    model = digits.build(8)
+    digits.fit(model, steps=15, rate=rate, is_constant=True)
+    return Given(model)
+
+
+@patient("first layer's averages of other images", "images/averages or images", "BN209", (0.5, 3.0, 10.0))
+def scale_first_layer(factor: float) -> Given:
+    """Images over the factor would look the same, digit for digit: training batches tell."""
+    model = digits.make_healthy()
+    layer = digits.list_norms(model)[0]
+    bias = model.get_submodule("0").get_parameter("bias").detach()
+    mean, var = get_running_buffers(layer)
+    mean.copy_(factor * (mean - bias) + bias)
+    var.mul_(factor**2)
+    return Given(model)
+
+
+@patient("first layer's averages of other images, and training batches", "averages", "BN108", (0.5, 3.0, 10.0))
+def scale_first_layer_and_compare(factor: float) -> Given:
+    given = scale_first_layer(factor)
+    return Given(given.model, given.batches, {"training_batches": digits.make_training_batches()[:-1]})
+
+
+# Images
+
+
+@patient("noisy images", "averages or images/images/undecided", "BN108/BN209", (0.5, 1.0))
+def add_noise(sigma: float) -> Given:
+    """More than scale and shift: nobody knows whether images or averages are others."""
+    return Given(digits.make_healthy(), digits.make_batches(lambda images: images + sigma * draw(*images.shape)))
+
+
+@patient("noisy images, and training batches", "images/undecided", "BN207/BN209", (0.5, 1.0))
+def add_noise_and_compare(sigma: float) -> Given:
+    given = add_noise(sigma)
+    return Given(given.model, given.batches, {"training_batches": digits.make_training_batches()})
+
+
+@patient("blurred images", "averages or images/undecided", "BN108")
+def blur(_: float) -> Given:
+    def average_neighbours(images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+
+    return Given(digits.make_healthy(), digits.make_batches(average_neighbours))
+
+
+# Network
+
+
+class WithoutMean(nn.BatchNorm2d):
+    """Forgets to subtract the mean in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        _, var = get_running_buffers(self)
+        scale = self.weight / (var + self.eps).sqrt()
+        return x * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+class WithOwnStatistics(nn.BatchNorm2d):
+    """Normalizes by its batch in eval mode too, as an exported graph does whose batch norms stay in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+def replace_norms(kind: type[nn.BatchNorm2d]) -> nn.Module:
+    model = digits.make_healthy()
+    for name in digits.NORMS:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.BatchNorm2d)
+        other = kind(layer.num_features)
+        other.load_state_dict(layer.state_dict())
+        model[int(name)] = other
     return model.eval()
 
 
-def make_healthy() -> nn.Sequential:
-    """Make a network that was trained for 200 steps with momentum .1, in eval mode."""
-    return copy.deepcopy(_train_healthy())
+@patient("a forward without its mean", "network", "BN304")
+def forget_mean(_: float) -> Given:
+    return Given(replace_norms(WithoutMean))
 
 
-def get_buffers(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """Return the running mean and variance of a layer, which can be written to."""
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.BatchNorm1d)
-    return get_running_buffers(layer)
+@patient("a forward of each batch's statistics", "network", "BN304", (1, 4, 8))
+def use_own_statistics(size: float) -> Given:
+    """Batches of so few images."""
+    return Given(replace_norms(WithOwnStatistics), digits.make_batches(size=int(size), images=400))
 
 
-def shift_means(model: nn.Module, sigmas: float = 1.0) -> None:
-    """Put the running means of all batch norms so many standard deviations higher."""
-    for layer in batch_norm_layers(model, caller="test").values():
-        mean, var = get_running_buffers(layer)
-        mean += sigmas * var.sqrt()
+@patient("weights that training did not use", "network", "BN303", (0.8, 1.2, 1.6))
+def bring_back_weights(spread: float) -> Given:
+    """A converter brings back stored weights, drawn around 1, that were 1 in training."""
+    model = _train_without_weights()
+    generator = torch.Generator().manual_seed(1)
+    for layer in digits.list_norms(model):
+        low = max(0.05, 1 - spread)
+        layer.weight.data.uniform_(low, 1 + spread, generator=generator)
+    return Given(model)
 
 
-def set_counts(model: nn.Module, count: int) -> None:
-    """Let all batch norms say that they have averaged so many batches."""
-    for layer in batch_norm_layers(model, caller="test").values():
-        assert layer.num_batches_tracked is not None
-        layer.num_batches_tracked.fill_(count)
+def _train_without_weights() -> nn.Module:
+    model = digits.build(6)
+    for layer in digits.list_norms(model):
+        layer.weight.requires_grad_(False)
+    digits.fit(model)
+    return model
 
 
-def get_finding(diagnosis: Diagnosis, code: str) -> Finding | None:
-    """Return the finding of a code; None without."""
-    return next((finding for finding in diagnosis.faults if finding.rule.code == code), None)
+# Mode and batches
 
 
-def list_codes(diagnosis: Diagnosis) -> list[str]:
-    """List the codes that were found."""
-    return [finding.rule.code for finding in diagnosis.faults]
+@patient("evaluated in train mode", "mode", "BN402", (2, 4))
+def forget_eval(size: float) -> Given:
+    """In batches of so few images."""
+    return Given(digits.make_healthy().train(), digits.make_batches(size=int(size), images=400))
+
+
+@patient("windows of one recording", "batches", "BN202", (1.0, 2.0, 4.0))
+def offset_batches(size: float) -> Given:
+    """Each batch has an offset of its own."""
+    offsets = size * draw(50, 1, 1, 1)
+    batches = [
+        (images + offset, labels)
+        for (images, labels), offset in zip(digits.make_batches(size=20), offsets, strict=True)
+    ]
+    return Given(digits.make_healthy(), batches)
+
+
+# Images of another scale, brightness or order
+
+
+def rescale(images: Tensor, factor: float = 1.0, shift: float = 0.0) -> Tensor:
+    return factor * images + shift
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"times {factor}": partial(rescale, factor=factor) for factor in (0.25, 0.5, 0.8, 1.2, 1.3, 1.6, 2.5, 4, 8)},
+    **{f"plus {shift}": partial(rescale, shift=shift) for shift in (-0.5, 0.25, 1.0)},
+    "negative": lambda images: -images,
+    "from 0 to 255": lambda images: 127.5 * (images + 1),
+    "channels reversed": lambda images: images.flip(1),
+    "each colour shifted": lambda images: images + torch.tensor([0.5, -0.5, 1.0]).view(3, 1, 1),
+}
+
+
+def measure_accuracy(model: nn.Module, batches: Batches) -> float:
+    """Measure the accuracy of a model in eval mode."""
+    with torch.no_grad():
+        right = [model(images).argmax(1) == labels for images, labels in batches]
+    return float(torch.cat(right).double().mean())

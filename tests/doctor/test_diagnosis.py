@@ -15,13 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import assert_healthy, diagnose
-from bnlab.doctor import Rule, Signs
+from bnlab.doctor import Cause, Signs
 from bnlab.doctor.case import Case
-from tests.doctor.networks import Batch, build_cnn, get_conv, get_norm, list_images, make_batches, make_healthy
+from tests.doctor.networks import (
+    Batch,
+    build_cnn,
+    get_conv,
+    get_norm,
+    list_images,
+    make_batches,
+    make_exact,
+    make_healthy,
+)
 from tests.helpers import unchanged
 
 ALWAYS = ["layer", "depth", "channels", "momentum", "updates", "training"]
-WITH_DATA = ["mean_gap", "var_gap", "noise", "cost"]
+WITH_DATA = ["mean_gap", "var_gap", "noise"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +44,7 @@ def spoil(model: nn.Module) -> nn.Module:
     return model
 
 
-class Wide(Rule):
+class Wide(Cause):
     code = "OWN1"
     title = "wide layers"
     meaning = "They have more than 7 channels."
@@ -69,18 +78,31 @@ def test_broken_averages_are_told_first_and_then_the_finding(batches: list[Batch
     text = str(diagnosis)
     assert diagnosis.verdict == "averages"
     assert not diagnosis.is_healthy
-    assert text.startswith("The averages are at fault (3 batch norms). Exact statistics, measured anew on ")
+    assert text.startswith("The averages are at fault (3 batch norms). ")
     assert "\nBN002 error: never updated, in 9\n" in text
     assert repr(diagnosis) == text
 
 
-def test_costs_are_of_the_layers_that_are_off(batches: list[Batch]) -> None:
-    table = diagnose(spoil(make_healthy()), batches, progress=False).table
+def test_what_was_tried_is_a_table(batches: list[Batch]) -> None:
+    diagnosis = diagnose(spoil(make_healthy()), batches, progress=False)
 
-    costs = dict(zip(table["layer"], table["cost"], strict=True))
-    assert costs["9"] > 0.05
-    assert abs(costs["1"]) < 0.02
-    assert table["codes"].tolist()[2] == "BN002"
+    trials = diagnosis.trials
+    columns = ["code", "undone", "layers", "degrees", "score", "gain", "likelihood_gain", "low", "high", "chosen"]
+    assert list(trials) == columns
+    assert trials["likelihood_gain"].is_monotonic_decreasing
+    assert (trials["low"] <= trials["likelihood_gain"]).all() and (trials["likelihood_gain"] <= trials["high"]).all()
+    (chosen,) = trials[trials["chosen"]].to_dict("records")
+    assert chosen["layers"] == diagnosis.faults[0].layers == ("9",)
+    assert chosen["gain"] == pytest.approx(diagnosis.faults[0].cost)
+    assert chosen["score"] - chosen["gain"] == pytest.approx(diagnosis.scores["running"])  # of the same 512 images
+    assert diagnosis.table["codes"].tolist()[2] == "BN002"
+
+
+def test_without_signs_nothing_is_tried(batches: list[Batch]) -> None:
+    model = make_exact(list_images(batches))
+
+    assert diagnose(model, batches, progress=False).trials.empty
+    assert diagnose(model).trials.empty
 
 
 def test_columns_of_the_table(batches: list[Batch]) -> None:
@@ -204,7 +226,7 @@ def test_labels_of_one_class_do_not_make_a_model_bad(batches: list[Batch]) -> No
 
     assert diagnosis.scores["running"] > 0.9
     assert diagnosis.judged is not None
-    assert not diagnosis.judged.is_bad
+    assert diagnosis.judged.word != "network"
 
 
 def test_ignored_positions_are_not_the_commonest_label() -> None:
@@ -245,7 +267,7 @@ def test_a_model_without_running_averages_is_told_so(batches: list[Batch]) -> No
 
 
 def test_expected_makes_a_model_bad(batches: list[Batch]) -> None:
-    assert diagnose(make_healthy(), batches, expected=1.0, progress=False).verdict == "not the averages"
+    assert diagnose(make_healthy(), batches, expected=1.0, progress=False).verdict == "network"
 
 
 def test_max_images_stops_early(batches: list[Batch]) -> None:
@@ -255,12 +277,41 @@ def test_max_images_stops_early(batches: list[Batch]) -> None:
     assert diagnosis.case.evidence.images == 96  # the batch that completes 65 is the third
 
 
-def test_a_rule_of_ones_own(batches: list[Batch]) -> None:
-    diagnosis = diagnose(make_healthy(), rules=[Wide()])
+def test_former_names_of_arguments_warn() -> None:
+    with pytest.warns(RuntimeWarning, match="rules= is called causes= now"):
+        diagnosis = diagnose(make_healthy(), rules=[Wide()])
 
-    finding = diagnosis.findings.set_index("code").loc["OWN1"]
-    assert finding["layers"] == ("5", "9")
-    assert finding["severity"] == "note"
+    assert "OWN1" in diagnosis.findings["code"].tolist()
+    with pytest.raises(TypeError, match="diagnose: there is no argument batch="):
+        diagnose(make_healthy(), batch=3)
+
+
+def test_hooks_of_the_callers_stay_and_are_called(batches: list[Batch]) -> None:
+    model = spoil(make_healthy())
+    calls = []
+    model.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+
+    with unchanged(model):
+        diagnosis = diagnose(model, batches, progress=False)
+
+    assert diagnosis.verdict == "averages"
+    assert calls.count(32) >= 6 * len(batches)
+
+
+def test_labels_of_positions_are_enough_for_a_verdict() -> None:
+    """A pixel is of class 1 where it is above 0; the averages say that all are."""
+    model = nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Conv2d(1, 2, 1, bias=False)).eval()
+    model[1].weight.data = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
+    images = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    labels = (images[:, 0] > 0).long()
+    labels[:, 0] = 255
+    model.get_submodule("0").get_buffer("running_mean").fill_(-5)
+
+    diagnosis = diagnose(model, list(zip(images.split(8), labels.split(8), strict=True)), progress=False)
+
+    assert diagnosis.verdict in ("averages", "averages or images", "images")
+    assert diagnosis.scores["exact"] > 0.95
+    assert diagnosis.trials["gain"].max() > 0.4
 
 
 def test_a_last_batch_of_one_image_is_taken(batches: list[Batch]) -> None:
@@ -298,7 +349,7 @@ def test_layers_of_some_channels_are_measured_and_not_viewed() -> None:
         ({"worth": 0}, ValueError, "worth=0; pass a positive difference"),
         ({"expected": "90%"}, TypeError, "expected='90%'; pass a mean score"),
         ({"max_images": 0}, ValueError, "max_images=0; pass at least 1"),
-        ({"rules": [Wide]}, TypeError, "rules has a ABCMeta"),
+        ({"rules": [Wide]}, TypeError, "causes has a ABCMeta"),
         ({"before": 3}, TypeError, "before is a int; pass a module"),
         ({"before": "missing.pt"}, ValueError, "no such file"),
         ({"before": {"weight": torch.ones(1)}}, ValueError, "before= has no running statistics"),

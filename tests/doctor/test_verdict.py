@@ -1,273 +1,247 @@
-"""The verdict on planted scores: each of its words, and where one ends and the next begins."""
+"""The verdict on planted scores and undos: each of its words, and where one ends and the next begins."""
 
-import re
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bnlab import diagnose
+from bnlab.doctor import Cause, Undo
+from bnlab.doctor.case import Case
+from bnlab.doctor.experiment import Experiment, Trial
 from bnlab.doctor.scores import Difference, Scores
-from bnlab.doctor.verdict import WORTH, judge, tell_gain
+from bnlab.doctor.undoing import EACH_BATCH, Kind
+from bnlab.doctor.verdict import WORTH, Verdict, find_worth, judge, tell_gain
+from tests.doctor.causes import Planted
 
 IMAGES = 1000
 
 
+def make_case(*, training: bool = False, expected: float | None = None) -> Case:
+    """Make a case of one layer, which fits."""
+    layer = nn.BatchNorm1d(2).eval()
+    layer.running_mean.fill_(1)  # type: ignore[union-attr]
+    return replace(diagnose(layer.train(training)).case, expected=expected)
+
+
+def make_values(right: int, images: int = IMAGES) -> Tensor:
+    """Make values of images of which the first so many are right."""
+    return torch.cat([torch.ones(right), torch.zeros(images - right)]).double()
+
+
 def make_scores(commonest: float | None = None, images: int = IMAGES, **right: int) -> Scores:
-    """Make scores of images of which the first so many are right, by kind of statistics."""
-    values: dict[str, Tensor] = {}
-    for kind, count in right.items():
-        values[kind] = torch.cat([torch.ones(count), torch.zeros(images - count)]).double()
+    values = {kind: make_values(count, images) for kind, count in right.items()}
     return Scores(values, are_shares=True, commonest=commonest)
 
 
-def test_averages_are_at_fault_where_exact_statistics_gain() -> None:
-    verdict = judge(make_scores(running=600, exact=900, batch=890), None, WORTH)
+def make_experiment(
+    right: int, undos: Sequence[tuple[Kind, float, int]], images: int = IMAGES, shared: str = ""
+) -> Experiment:
+    """Make an experiment in which so many images are right as it is, and more under undos.
 
-    assert verdict.word == "averages"
-    assert verdict.gain.value == pytest.approx(0.3)
-    assert verdict.sentence.startswith("Exact statistics, measured anew on these images, gain 30.0 points [")
-    assert verdict.sentence.endswith("on 1,000 images.")
+    Args:
+        right: images that are right as it is.
+        undos: of each its cause's kind, its degrees, and how many images are right; likelihoods are ten times that.
+        images: number of images.
+        shared: which shared undo all are.
+    """
+    as_is = torch.stack((make_values(right, images), 10 * make_values(right, images)))
+    trials = []
+    for number, (kind, degrees, count) in enumerate(undos):
+        cause: Cause = type("Own", (Planted,), {"kind": kind, "code": f"OWN{number}"})()
+        undo = Undo(f"undo {number}", ("",), degrees, lambda model, stack: None, shared)
+        values = torch.stack((make_values(count, images), 10 * make_values(count, images)))
+        trials.append(Trial(cause, undo, values))
+    return Experiment(as_is, trials, has_labels=True)
+
+
+def conclude(scores: Scores, experiment: Experiment | None = None, case: Case | None = None) -> Verdict:
+    causes = [] if experiment is None else [trial.cause for trial in experiment.trials]
+    return judge(case or make_case(), scores, experiment, causes, WORTH)
+
+
+# What brings the score back
+
+
+@pytest.mark.parametrize("kind", ["averages", "images", "network", "mode"])
+def test_the_word_is_the_kind_of_the_cause_whose_undo_brings_the_score_back(kind: Kind) -> None:
+    experiment = make_experiment(600, [(kind, 0, 900)])
+
+    verdict = conclude(make_scores(running=600, exact=600), experiment)
+
+    assert verdict.word == kind
+    assert [trial.cause.code for trial in verdict.chosen] == ["OWN0"]
 
 
 @pytest.mark.parametrize(
-    ("commonest", "expected", "exact", "is_low"),
+    ("undos", "word"),
     [
-        (0.1, None, 549, True),  # half of the way from .1 to 1 is .55
-        (0.1, None, 550, False),
-        (0.1, 0.9, 890, True),
-        (0.1, 0.5, 520, False),
-        (None, None, 20, False),  # without labels nobody knows what is low
+        ([("averages", 64, 900), ("images", 2, 895)], "images"),  # all but a sixtieth
+        ([("averages", 64, 900), ("images", 2, 800)], "averages"),  # a third is left
+        ([("averages", 0, 900), ("images", 2, 900)], "averages"),
+        ([("averages", 2, 900), ("images", 2, 900)], "averages or images"),
+        ([("averages", 64, 900), ("images", 2, 875)], "undecided"),  # a twelfth, which 1,000 images do not show
+        ([("averages", 64, 900), ("averages", 2, 875)], "averages"),  # the same word for both
     ],
 )
-def test_averages_that_leave_the_score_low_say_where_else_to_look(
-    commonest: float | None, expected: float | None, exact: int, is_low: bool
-) -> None:
-    verdict = judge(make_scores(commonest, running=0, exact=exact), expected, WORTH)
+def test_the_smaller_undo_decides(undos: list[tuple[Kind, float, int]], word: str) -> None:
+    verdict = conclude(make_scores(running=600, exact=900), make_experiment(600, undos))
 
-    assert verdict.word == "averages"
-    told = f" If {exact / 10:.1f}%, the best under any statistics, is too low, look also at labels, their order, "
-    assert (told in verdict.sentence) == is_low
+    assert verdict.word == word, verdict.sentence
+    if word == "undecided":
+        assert "Too few images to tell" in verdict.sentence and "4,000 would" in verdict.sentence
 
 
-def test_undecided_about_a_low_score_says_where_else_to_look() -> None:
-    """100 images gained and 100 lost of 1,000: half the interval is 2.8 points."""
-    exact = make_scores(exact=400).values["exact"]
-    scores = Scores({"running": exact.roll(100), "exact": exact}, are_shares=True, commonest=0.1)
+def test_each_batchs_own_statistics_are_a_verdict_on_batches() -> None:
+    experiment = make_experiment(600, [("network", math.inf, 900)], shared=EACH_BATCH)
 
-    verdict = judge(scores, None, WORTH)
-
-    assert verdict.word == "undecided"
-    assert " If 40.0%, the best under any statistics, is too low, look also at labels" in verdict.sentence
+    assert conclude(make_scores(running=600, exact=600, batch=900), experiment).word == "batches"
 
 
-@pytest.mark.parametrize(
-    ("gained", "word"),
-    [
-        (6, "averages"),  # .006 > .005, and the lower end .0005 > 0
-        (5, "healthy"),  # no more than is worth it; the upper end .010 < .02
-    ],
-)
-def test_the_smallest_gain_that_matters(gained: int, word: str) -> None:
-    assert judge(make_scores(running=900, exact=900 + gained), None, WORTH).word == word
+@pytest.mark.parametrize(("right", "is_worth_it"), [(606, True), (605, False)])
+def test_the_smallest_gain_that_matters(right: int, is_worth_it: bool) -> None:
+    """More than half a point."""
+    experiment = make_experiment(600, [("averages", 0, right)])
+
+    assert (conclude(make_scores(running=600, exact=600), experiment).word == "averages") == is_worth_it
 
 
-def test_a_gain_by_chance_is_none() -> None:
-    """30 images gained and 20 lost of 1,000: 1 point, whose interval has 0 in it and reaches 2.4."""
-    running = torch.cat([torch.ones(900), torch.zeros(100)]).double()
-    exact = running.clone()
-    exact[:20] = 0
-    exact[-30:] = 1
-    verdict = judge(Scores({"running": running, "exact": exact}, are_shares=True), None, WORTH)
+def test_what_was_undone_is_told_with_its_numbers() -> None:
+    sentence = conclude(make_scores(running=600, exact=600), make_experiment(600, [("images", 0, 900)])).sentence
 
-    assert verdict.word == "undecided"
-    assert verdict.gain.value == pytest.approx(0.01)
+    assert "60.0%" in sentence and "90.0%" in sentence and "1,000 images" in sentence
+    assert "30.0 points [" in sentence or "30.0 [" in sentence
+
+
+# Nothing brings it back
 
 
 @pytest.mark.parametrize(("images", "word"), [(137, "undecided"), (138, "healthy")])
 def test_equal_predictions_are_healthy_from_138_images_on(images: int, word: str) -> None:
     """The upper end is 1.96·sqrt(2/(N+1)/(N+2)), which is four times half a point between these."""
-    assert judge(make_scores(running=100, exact=100, images=images), None, WORTH).word == word
-
-
-@pytest.mark.parametrize(("images", "word"), [(6, "undecided"), (148, "undecided"), (149, "healthy")])
-def test_equal_shares_are_healthy_from_149_images_on(images: int, word: str) -> None:
-    """The upper end is 1 − .05^(1/N), which is four times half a point between these."""
-    shares = torch.full((images,), 0.98, dtype=torch.float64)
-
-    verdict = judge(Scores({"running": shares, "exact": shares}, are_shares=True), None, WORTH)
-
-    assert verdict.word == word
+    assert conclude(make_scores(running=100, exact=100, images=images)).word == word
 
 
 def test_undecided_says_how_many_images_would_decide() -> None:
     """49 of 98 images gained and 49 lost: half the interval is 1.96·sqrt(100/99/100) = 19.7 points, 39.4 times half a
-    point: 98·39.4² = 152,000 images."""
-    right = torch.cat([torch.ones(49), torch.zeros(49)]).double()
+    point: 98·39.4² = 152,000 images. Equal predictions take fewer: 98·5.57 = 546."""
+    right = make_values(49, 98)
+    even = conclude(Scores({"running": right, "exact": 1 - right}, are_shares=True))
+    equal = conclude(make_scores(running=98, exact=98, images=98))
 
-    verdict = judge(Scores({"running": right, "exact": 1 - right}, are_shares=True), None, WORTH)
+    assert even.word == equal.word == "undecided"
+    assert even.sentence.endswith("too few images to tell; about 160,000 images would.")
+    assert equal.sentence.endswith("too few images to tell; about 550 images would.")
+
+
+def test_a_gain_by_chance_is_none() -> None:
+    """30 images gained and 20 lost of 1,000: 1 point, whose interval has 0 in it and reaches 2.4."""
+    running = make_values(900)
+    exact = running.clone()
+    exact[:20] = 0
+    exact[-30:] = 1
+
+    verdict = conclude(Scores({"running": running, "exact": exact}, are_shares=True))
 
     assert verdict.word == "undecided"
-    assert verdict.sentence.endswith("too few images to tell; about 160,000 images would.")
-
-
-def test_undecided_by_equal_predictions_takes_fewer_images() -> None:
-    """Half the interval of 98 equal predictions is 2.79 points, 5.57 times half a point, and falls with the number of
-    images: 98·5.57 = 546."""
-    verdict = judge(make_scores(running=98, exact=98, images=98), None, WORTH)
-
-    assert verdict.word == "undecided"
-    assert verdict.sentence.endswith("too few images to tell; about 550 images would.")
-
-
-@pytest.mark.parametrize(
-    ("running", "exact", "word", "sentence"),
-    [
-        (float("nan"), -0.5, "averages", "Exact statistics, measured anew on these images, reach -0.5."),
-        (float("-inf"), -0.5, "averages", "Scores under running averages are not finite. Exact"),
-        (float("nan"), float("nan"), "not the averages", "Scores under exact statistics are not finite."),
-        (-0.5, float("nan"), "not the averages", "Scores under exact statistics are not finite."),
-    ],
-)
-def test_scores_that_are_not_finite(running: float, exact: float, word: str, sentence: str) -> None:
-    values = {"running": torch.tensor([running, -0.5]), "exact": torch.tensor([exact, -0.5])}
-
-    verdict = judge(Scores(values, are_shares=False), None, WORTH)
-
-    assert verdict.word == word
-    assert sentence in verdict.sentence
+    assert verdict.gain.value == pytest.approx(0.01)
 
 
 def test_one_image_cannot_decide() -> None:
-    verdict = judge(
-        Scores({"running": torch.tensor([0.3]), "exact": torch.tensor([0.3])}, are_shares=True), None, WORTH
-    )
+    one = torch.tensor([0.3])
+
+    verdict = conclude(Scores({"running": one, "exact": one}, are_shares=True))
 
     assert verdict.word == "undecided"
     assert verdict.sentence.endswith("more images would.")
 
 
-@pytest.mark.parametrize(("commonest", "word"), [(0.400, "not the averages"), (0.399, "healthy"), (None, "healthy")])
+@pytest.mark.parametrize(
+    ("running", "exact", "word"),
+    [
+        (math.nan, -0.5, "averages"),
+        (-math.inf, -0.5, "averages"),
+        (math.nan, math.nan, "network"),
+        (-0.5, math.nan, "network"),
+    ],
+)
+def test_scores_that_are_not_finite(running: float, exact: float, word: str) -> None:
+    values = {"running": torch.tensor([running, -0.5]), "exact": torch.tensor([exact, -0.5])}
+
+    verdict = conclude(Scores(values, are_shares=False))
+
+    assert verdict.word == word
+    assert "not finite" in verdict.sentence
+
+
+@pytest.mark.parametrize(("commonest", "word"), [(0.400, "network"), (0.399, "healthy"), (None, "healthy")])
 def test_a_model_is_bad_that_is_no_better_than_the_commonest_label(commonest: float | None, word: str) -> None:
-    assert judge(make_scores(commonest, running=400, exact=400, batch=390), None, WORTH).word == word
-
-
-@pytest.mark.parametrize(("expected", "word"), [(0.95, "not the averages"), (0.90, "healthy")])
-def test_a_model_is_bad_that_misses_what_the_caller_expects(expected: float, word: str) -> None:
-    verdict = judge(make_scores(commonest=0.99, running=900, exact=900), expected, WORTH)
+    verdict = conclude(make_scores(commonest, running=400, exact=400, batch=390))
 
     assert verdict.word == word
 
 
-def test_bad_tells_what_exact_statistics_may_reach_at_most() -> None:
-    """The upper end of 1,000 equal predictions is 0.277 points above them."""
-    verdict = judge(make_scores(0.5, running=400, exact=400, batch=402), None, WORTH)
+@pytest.mark.parametrize(("expected", "word"), [(0.95, "network"), (0.90, "healthy")])
+def test_a_model_is_bad_that_misses_what_the_caller_expects(expected: float, word: str) -> None:
+    verdict = conclude(make_scores(commonest=0.99, running=900, exact=900), case=make_case(expected=expected))
 
-    assert verdict.is_bad
-    assert verdict.sentence == (
-        "Exact statistics, measured anew on these images, do not help: 40.3% at most, where always naming the "
-        "commonest label scores 50.0%."
-    )
+    assert verdict.word == word
+    if word == "network":
+        assert "90.0%, where 95.0% is expected" in verdict.sentence
 
 
-def test_bad_by_chance_tells_the_best_score() -> None:
-    """The upper end is above the commonest label's share, and the scores are not."""
-    verdict = judge(make_scores(0.402, running=400, exact=400, batch=402), None, WORTH)
+def test_averages_that_leave_the_score_low_say_where_else_to_look() -> None:
+    experiment = make_experiment(100, [("averages", 0, 400)])
 
-    assert verdict.word == "not the averages"
-    assert "do not help: 40.2% at best, where always naming the commonest label scores 40.2%." in verdict.sentence
+    verdict = conclude(make_scores(0.1, running=100, exact=400), experiment, make_case(expected=0.9))
 
-
-@pytest.mark.parametrize(("expected", "word"), [(0.66, "not the averages"), (0.64, "undecided")])
-def test_too_few_images_are_enough_for_a_model_that_is_bad_at_the_upper_end_too(expected: float, word: str) -> None:
-    """Of 40 equal predictions the upper end is 1.96·sqrt(2/41/42) = 6.7 points above their 57.5%: 64.2%."""
-    scores = make_scores(commonest=0.1, images=40, running=23, exact=23)
-
-    assert judge(scores, expected, WORTH).word == word
-    assert judge(scores, None, WORTH).word == "undecided"
+    assert verdict.word == "averages"
+    assert "If 40.0%, the best under any statistics, is too low, look also at labels" in verdict.sentence
 
 
-def test_exact_statistics_that_lose_do_not_make_a_model_bad() -> None:
-    """It scores 90% as it is, and 80% under exact statistics."""
-    assert judge(make_scores(running=900, exact=800), 0.85, WORTH).word == "healthy"
-
-
-def test_averages_may_be_at_fault_in_a_bad_model() -> None:
-    assert judge(make_scores(0.5, running=100, exact=400), None, WORTH).word == "averages"
-
-
-def test_no_averages_help_where_only_batch_statistics_are_better() -> None:
-    verdict = judge(make_scores(running=700, exact=700, batch=900), None, WORTH)
-
-    assert verdict.word == "not the averages"
-    assert not verdict.is_bad
-    assert verdict.sentence.startswith(
-        "No single set of averages helps. Each batch's own statistics gain 20.0 points ["
-    )
-
-
-def test_batch_statistics_that_are_far_better_decide_before_the_number_of_images_does() -> None:
-    """Of 100 images the upper end of no gain is 2.7 points; 70 more are right under batch statistics."""
-    verdict = judge(make_scores(images=100, running=20, exact=20, batch=90), None, WORTH)
-
-    assert verdict.word == "not the averages"
-
-
-@pytest.mark.parametrize("running", [800, 900])
-def test_batch_statistics_have_to_be_better_than_running_averages_too(running: int) -> None:
-    word = judge(make_scores(running=running, exact=700, batch=900), None, WORTH).word
-
-    assert word == ("not the averages" if running == 800 else "healthy")
-
-
-@pytest.mark.parametrize(("batch", "word"), [(912, "healthy"), (913, "not the averages")])
-def test_batch_statistics_are_far_better_where_the_interval_is_above_what_matters(batch: int, word: str) -> None:
-    """Of 1,000 differences 12 (13) are 1, and one of each sign is added: the lower end is 1.20 − 0.73 = 0.47 points
-    (1.30 − 0.75 = 0.54)."""
-    assert judge(make_scores(running=900, exact=900, batch=batch), None, WORTH).word == word
-
-
-@pytest.mark.parametrize(("exact", "word"), [(720, "not the averages"), (800, "averages"), (880, "averages")])
-def test_the_word_goes_to_the_larger_part(exact: int, word: str) -> None:
-    """Of 300 images that are right under batch statistics alone, new averages mend 120, 200 or 280."""
-    assert judge(make_scores(running=600, exact=exact, batch=900), None, WORTH).word == word
-
-
-@pytest.mark.parametrize(("batch", "word"), [(721, "averages"), (722, "not the averages")])
-def test_the_larger_part_is_larger_by_more_than_chance(batch: int, word: str) -> None:
-    """Of 1,000 differences 50 are −1, which new averages mend, and 71 (72) are 1, which only batch statistics do: 2.1
-    (2.2) points, and half the interval is 1.96·sqrt((.121 − .021²)/999) = 2.15 points (2.16)."""
-    assert judge(make_scores(running=600, exact=650, batch=batch), None, WORTH).word == word
-
-
-def test_both_parts_are_told_where_new_averages_mend_the_smaller_one() -> None:
-    verdict = judge(make_scores(running=600, exact=700, batch=950), None, WORTH)
-
-    assert verdict.word == "not the averages"
-    assert verdict.gain.value == pytest.approx(0.1)
-    pattern = (
-        r"No single set of averages mends most of it\. Exact statistics, measured anew on these images, gain 10\.0 "
-        r"points \[.*\] on 1,000 images; each batch's own gain 35\.0 points \[.*\]: batches come from .*"
-    )
-    assert re.fullmatch(pattern, verdict.sentence)
-
-
-def test_averages_that_are_better_than_exact_statistics_are_healthy() -> None:
-    verdict = judge(make_scores(running=900, exact=800), None, WORTH)
+def test_exact_statistics_that_lose_are_not_to_be_written() -> None:
+    """The network was trained with its averages as constants."""
+    verdict = conclude(make_scores(running=900, exact=800), case=make_case(expected=0.85))
 
     assert verdict.word == "healthy"
     assert verdict.sentence.startswith("Exact statistics of 1,000 images lose 10.0 points [")
-    assert verdict.gain.high < 0
+    assert "trained with its averages as constants" in verdict.sentence
+    assert "constants" not in conclude(make_scores(running=900, exact=899)).sentence
 
 
-def test_worth_is_in_the_unit_of_the_scores() -> None:
-    generator = torch.Generator().manual_seed(0)
-    running = -10 - torch.rand(IMAGES, dtype=torch.float64, generator=generator)
-    scores = Scores({"running": running, "exact": running + 0.5}, are_shares=False)
+# Mode
 
-    assert judge(scores, None, worth=0.4).word == "averages"
-    assert judge(scores, None, worth=0.6).word == "healthy"
-    told = "Exact statistics, measured anew on these images, gain 0.5 [0.5, 0.5] on 1,000 images."
-    assert judge(scores, None, worth=0.4).sentence == told
+
+@pytest.mark.parametrize(
+    ("training", "batch", "word"), [(True, 700, "mode"), (True, 899, "healthy"), (False, 700, "healthy")]
+)
+def test_the_mode_is_at_fault_where_it_costs_something(training: bool, batch: int, word: str) -> None:
+    scores = make_scores(running=900, exact=900, batch=batch)
+
+    verdict = conclude(scores, case=make_case(training=training))
+
+    assert verdict.word == word
+    if word == "mode":
+        assert "score is 70.0%; in eval mode it is 90.0%. Call model.eval()." in verdict.sentence
+
+
+# Units
+
+
+def test_what_matters_is_half_a_point_of_shares_and_a_hundredth_of_the_spread_of_others() -> None:
+    """From the 5th to the 95th percentile: 90 of 0, 1, …, 100."""
+    values = torch.arange(101.0).double()
+    shares = Scores({"running": values / 100, "exact": values / 100}, are_shares=True)
+    others = Scores({"running": values, "exact": values}, are_shares=False)
+
+    assert find_worth(shares, None) == 0.005
+    assert find_worth(others, None) == pytest.approx(0.9)
+    assert find_worth(shares, 0.2) == find_worth(others, 0.2) == 0.2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Faults of the forward: what it computes besides batch norm, and what the doctor does not see."""
+"""Faults of the forward: what it computes besides batch norm, leaves out of it, and what the doctor does not see."""
 
 from __future__ import annotations
 
@@ -6,78 +6,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.doctor.gallery.specimen import Healthy, Specimen, fault, list_norms
+from bnlab.doctor.gallery.specimen import Healthy, Specimen, Wrapped, fault, list_norms
 
 
-class AlwaysDrops(nn.Module):
-    """Classifies with dropout in any mode: images [B, 3, 12, 12] to logits [B, classes]."""
+@fault("BN211", "falls short")
+def dropout_in_eval_mode(healthy: Healthy) -> Specimen:
+    """Its forward calls F.dropout without training=self.training."""
 
-    def __init__(self, network: nn.Sequential) -> None:
-        super().__init__()
-        self.features = network[:-1]
-        self.head = network[-1]
+    def drop(model: Wrapped, images: Tensor) -> Tensor:
+        *features, head = model.network
+        return head(F.dropout(nn.Sequential(*features)(images)))
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.features(images)
-        return self.head(F.dropout(features))
+    return healthy.show(Wrapped(healthy.copy_model(), drop))
 
 
-@fault("dropout in eval mode", "BN211", "falls short", "Its forward calls F.dropout without training=self.training.")
-def drop_always(healthy: Healthy) -> Specimen:
-    model = AlwaysDrops(healthy.copy_model()).eval()
-    return Specimen(model, healthy.batches, healthy.accuracy)
+@fault("BN212", "falls short")
+def mean_over_the_batch(healthy: Healthy) -> Specimen:
+    """Its forward subtracts from the logits their mean over the batch, and it is evaluated in batches of eight."""
 
-
-class SubtractsMean(nn.Module):
-    """Classifies with logits [B, classes] from which their mean over the batch is subtracted."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.network(images)
+    def subtract_mean(model: Wrapped, images: Tensor) -> Tensor:
+        logits = model.network(images)
         return logits - logits.mean(0)
 
-
-@fault(
-    "mean over the batch",
-    "BN212",
-    "falls short",
-    "Its forward subtracts from the logits their mean over the batch, and it is evaluated in batches of eight.",
-)
-def subtract_mean(healthy: Healthy) -> Specimen:
-    model = SubtractsMean(healthy.copy_model()).eval()
+    model = Wrapped(healthy.copy_model(), subtract_mean).eval()
     images, labels = map(torch.cat, zip(*healthy.batches[:8], strict=True))
     batches = list(zip(images.split(8), labels.split(8), strict=True))
     return Specimen(model, batches, healthy.accuracy)
 
 
-class Observed(nn.Module):
-    """Divides images by a scale before it classifies them; each forward, in any mode, makes the scale 2% larger."""
+@fault("BN216", "falls short")
+def observer_in_eval_mode(healthy: Healthy) -> Specimen:
+    """Each forward changes the scale that images are divided by, in eval mode too, as observers of quantization do."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("scale", torch.ones(()))
+    def observe(model: Wrapped, images: Tensor) -> Tensor:
+        scale = model.get_buffer("scale").mul_(1.02)
+        return model.network(images / scale)
 
-    def forward(self, images: Tensor) -> Tensor:
-        scale = self.get_buffer("scale").mul_(1.02)
-        return self.network(images / scale)
-
-
-@fault(
-    "observer in eval mode",
-    "BN216",
-    "falls short",
-    "Each forward changes the scale that images are divided by, in eval mode too, as observers of quantization do.",
-)
-def observe_in_eval(healthy: Healthy) -> Specimen:
-    model = Observed(healthy.copy_model()).eval()
-    return Specimen(model, healthy.batches, healthy.accuracy)
+    model = Wrapped(healthy.copy_model(), observe)
+    model.register_buffer("scale", torch.ones(()))
+    return healthy.show(model)
 
 
-class OwnNorm(nn.Module):
+class OtherNorm(nn.Module):
     """Normalizes [B, C, ...] with averages, as batch norm in eval mode does; no class of torch's.
 
     Args:
@@ -97,13 +67,31 @@ class OwnNorm(nn.Module):
         return F.batch_norm(x, mean, var, self.weight, self.bias)
 
 
-@fault(
-    "a norm of its own",
-    "BN901",
-    "falls short",
-    "Its last batch norm is a class of its own, which bnlab does not read, and whose averages were never filled.",
-)
-def write_own_norm(healthy: Healthy) -> Specimen:
+@fault("BN901", "falls short")
+def a_norm_of_its_own(healthy: Healthy) -> Specimen:
+    """Its last batch norm is a class of its own, which bnlab does not read, and whose averages were never filled."""
     model = healthy.copy_model()
-    model.norm4 = OwnNorm(list_norms(model)[-1])
-    return Specimen(model, healthy.batches, healthy.accuracy, {"expected": 0.95})
+    model.norm4 = OtherNorm(list_norms(model)[-1])
+    return healthy.show(model, expected=0.95)
+
+
+class DividesOnly(nn.BatchNorm2d):
+    """Batch norm that in eval mode divides by the running standard deviation, and subtracts no mean."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(input)
+        return F.batch_norm(input, torch.zeros_like(self.bias), self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+@fault("BN304", "falls short", strengths=(2, 3, 4))
+def mean_left_out(healthy: Healthy, layers: float = 4) -> Specimen:
+    """Written anew for deployment with a batch norm that divides by the standard deviation, and subtracts no mean."""
+    model = healthy.copy_model()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    for name in names[: int(layers)]:
+        norm = model.get_submodule(name)
+        divides = DividesOnly(norm.num_features, norm.eps)
+        divides.load_state_dict(norm.state_dict())
+        model.set_submodule(name, divides)
+    return healthy.show(model)

@@ -31,14 +31,7 @@ def build_network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
         for number, (width, stride) in enumerate(zip(_WIDTHS, _STRIDES, strict=True), start=1):
             if dropout and number > 1:
                 layers[f"dropout{number}"] = nn.Dropout(dropout)
-            layers[f"conv{number}"] = nn.Conv2d(
-                channels,
-                width,
-                kernel_size=3,
-                stride=stride,
-                padding=1,
-                bias=False,
-            )
+            layers[f"conv{number}"] = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
             layers[f"norm{number}"] = nn.BatchNorm2d(width)
             layers[f"relu{number}"] = nn.ReLU()
             channels = width

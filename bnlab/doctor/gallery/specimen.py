@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -13,47 +14,32 @@ from torch import Tensor, nn
 
 from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
 from bnlab.doctor.gallery.patterns import draw_patterns
+from bnlab.layers import get_running_buffers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 
 Batches: TypeAlias = list[tuple[Any, Tensor]]
 Recalibration = Literal["repairs", "falls short", "hides", "not needed"]
 
-_TRAINING_IMAGES = 2048
-_TEST_IMAGES = 2048
+_IMAGES = 2048  # to train, and as many to test
 _KEPT_STEP = 128  # of 160
 
 
-@dataclass(frozen=True)
-class Healthy:
-    """A network that is as it should be, and its data. Not to be changed: copy its model.
+class Wrapped(nn.Module):
+    """A network that is called otherwise than by its own forward.
 
-    Attributes:
-        model: trained, in eval mode.
-        images: that it was trained on, [N, 3, 12, 12].
-        labels: of these, [N].
-        batches: other images with their labels, to be tested on.
-        accuracy: on these.
-        before: state of the model after four fifths of its training.
-        trace: what was recorded of all of it.
+    Args:
+        network: the network.
+        call: what is called in the place of its forward, with this module and a batch.
     """
 
-    model: nn.Sequential
-    images: Tensor
-    labels: Tensor
-    batches: Batches
-    accuracy: float
-    before: Mapping[str, Tensor]
-    trace: MomentTrace
+    def __init__(self, network: Any, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.call = call
 
-    def copy_model(self) -> nn.Sequential:
-        """Copy the model, to be spoiled."""
-        return copy.deepcopy(self.model)
-
-    @property
-    def training_batches(self) -> Batches:
-        """The images that it was trained on, in batches as in training."""
-        return split(self.images, self.labels)
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.call(self, batch)
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,45 @@ class Specimen:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-Spoil = Callable[[Healthy], Specimen]
+@dataclass(frozen=True)
+class Healthy:
+    """A network that is as it should be, and its data. Not to be changed: copy its model.
+
+    Attributes:
+        model: a module, trained, in eval mode.
+        images: that it was trained on, [N, C, H, W].
+        labels: of these, [N].
+        batches: other images with their labels, to be tested on.
+        accuracy: on these.
+        before: state of the model after four fifths of its training.
+        trace: what was recorded of all of it.
+    """
+
+    model: Any
+    images: Tensor
+    labels: Tensor
+    batches: Batches
+    accuracy: float
+    before: Mapping[str, Tensor]
+    trace: MomentTrace
+
+    def copy_model(self) -> Any:
+        """Copy the model, to be spoiled."""
+        return copy.deepcopy(self.model)
+
+    @property
+    def training_batches(self) -> Batches:
+        """The images that it was trained on, in batches as in training."""
+        return split(self.images, self.labels)
+
+    def show(self, model: nn.Module, **arguments: Any) -> Specimen:
+        """Show a broken model on the same images; with further arguments of `bnlab.diagnose`."""
+        return Specimen(model.eval(), self.batches, self.accuracy, arguments)
+
+    def show_images(self, change: Callable[[Tensor], Tensor], **arguments: Any) -> Specimen:
+        """Show the model as it is on other images."""
+        batches = [(change(images), labels) for images, labels in self.batches]
+        return Specimen(self.copy_model(), batches, self.accuracy, arguments)
 
 
 @dataclass(frozen=True)
@@ -86,14 +110,16 @@ class Fault:
         done: one sentence on what was done.
         recalibration: what new statistics do: "repairs" (as good as unspoiled, within half a point), "falls short" (not
             as good), "hides" (as good, and the mistake stays), "not needed" (the old ones were right).
-        spoil: makes the specimen.
+        spoil: makes the specimen; takes one of `strengths` as its second argument, if there are any.
+        strengths: a weak, a medium and a strong one.
     """
 
     name: str
     code: str
     done: str
     recalibration: Recalibration
-    spoil: Spoil
+    spoil: Callable[..., Specimen]
+    strengths: Sequence[float] = ()
 
 
 FAULTS: dict[str, Fault] = {}
@@ -106,11 +132,13 @@ UNSHOWN = {
 """Codes of which there is no specimen, and why."""
 
 
-def fault(name: str, code: str, recalibration: Recalibration, done: str) -> Callable[[Spoil], Spoil]:
-    """Put a function that makes a specimen into the gallery."""
+def fault(code: str, recalibration: Recalibration, strengths: Sequence[float] = ()) -> Callable[..., Any]:
+    """Put a function that makes a specimen into the gallery: its name is the fault's, its docstring what was done."""
 
-    def register(spoil: Spoil) -> Spoil:
-        FAULTS[name] = Fault(name, code, done, recalibration, spoil)
+    def register(spoil: Callable[..., Specimen]) -> Callable[..., Specimen]:
+        name = spoil.__name__.replace("_", " ")
+        done = " ".join((inspect.getdoc(spoil) or "").split())
+        FAULTS[name] = Fault(name, code, done, recalibration, spoil, strengths)
         return spoil
 
     return register
@@ -119,7 +147,7 @@ def fault(name: str, code: str, recalibration: Recalibration, done: str) -> Call
 @cache
 def make_healthy() -> Healthy:
     """Train the healthy network, once in a process: a second on one thread."""
-    images, labels = draw_patterns(_TRAINING_IMAGES, seed=0)
+    images, labels = draw_patterns(_IMAGES, seed=0)
     model = build_network()
     before: dict[str, Tensor] = {}
 
@@ -129,7 +157,7 @@ def make_healthy() -> Healthy:
 
     with record(model) as trace:
         train(model, images, labels, after_step=keep_state)
-    test_images, test_labels = draw_patterns(_TEST_IMAGES, seed=1)
+    test_images, test_labels = draw_patterns(_IMAGES, seed=1)
     batches = split(test_images, test_labels)
     return Healthy(model, images, labels, batches, measure_accuracy(model, batches), before, trace)
 
@@ -146,6 +174,17 @@ def make_other() -> nn.Sequential:
 def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     """List the batch norms of a model."""
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def list_averages(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """List running mean and variance of the batch norms of a model."""
+    return [get_running_buffers(norm) for norm in list_norms(model)]
+
+
+def set_momentum(model: nn.Module, momentum: float) -> None:
+    """Set the momentum of all batch norms of a model."""
+    for norm in list_norms(model):
+        norm.momentum = momentum
 
 
 @torch.no_grad()

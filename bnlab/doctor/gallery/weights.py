@@ -9,55 +9,43 @@ import torch
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval, prune
 
-from bnlab.doctor.gallery.network import train
-from bnlab.doctor.gallery.specimen import Healthy, Specimen, fault, list_norms, make_other
+from bnlab.doctor.gallery.network import build_network, train
+from bnlab.doctor.gallery.specimen import Healthy, Specimen, fault, list_norms, make_other, measure_accuracy
 
 
-@fault(
-    "weights pruned",
-    "BN106",
-    "repairs",
-    "Half of the weights of its last two convolutions, the smallest ones, were set to 0.",
-)
-def prune_weights(healthy: Healthy) -> Specimen:
+@fault("BN106", "repairs", strengths=(0.5, 0.6, 0.7))
+def weights_pruned(healthy: Healthy, share: float = 0.5) -> Specimen:
+    """Half of the weights of its last two convolutions, the smallest ones, were set to 0."""
     model = healthy.copy_model()
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    for convolution in convolutions[-2:]:
-        prune.l1_unstructured(convolution, "weight", 0.5)
+    for convolution in _list_convolutions(model)[-2:]:
+        prune.l1_unstructured(convolution, "weight", share)
         prune.remove(convolution, "weight")
-    return Specimen(model, healthy.batches, healthy.accuracy, {"before": healthy.model})
+    return healthy.show(model, before=healthy.model)
 
 
-@fault(
-    "two networks averaged",
-    "BN208",
-    "falls short",
-    "Weights and buffers are the average of two networks, which were trained from different initial weights.",
-)
-def average_networks(healthy: Healthy) -> Specimen:
-    model = _average([healthy.model, make_other()])
-    return Specimen(model, healthy.batches, healthy.accuracy)
+def _list_convolutions(model: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
-@fault(
-    "clients averaged",
-    "BN106",
-    "repairs",
-    "Two clients trained it on mostly different classes, and a server averaged their weights and buffers.",
-)
-def average_clients(healthy: Healthy) -> Specimen:
+@fault("BN208", "falls short")
+def two_networks_averaged(healthy: Healthy) -> Specimen:
+    """Weights and buffers are the average of two networks, which were trained from different initial weights."""
+    return healthy.show(_average([healthy.model, make_other()]))
+
+
+@fault("BN106", "repairs")
+def clients_averaged(healthy: Healthy) -> Specimen:
+    """Two clients trained it on mostly different classes, and a server averaged their weights and buffers."""
     generator = torch.Generator().manual_seed(0)
     chances = torch.rand(len(healthy.labels), generator=generator)
     clients = []
     for number in range(2):
-        shares = torch.where(healthy.labels % 2 == number, 0.8, 0.3)
-        own = chances < shares
-        images = healthy.images[own]
-        labels = healthy.labels[own]
+        chosen = chances < torch.where(healthy.labels % 2 == number, 0.8, 0.3)
         client = healthy.copy_model()
-        train(client, images, labels, steps=128, is_constant=True, seed=number)
+        images = healthy.images[chosen]
+        train(client, images, healthy.labels[chosen], steps=128, is_constant=True, seed=number)
         clients.append(client)
-    return Specimen(_average(clients), healthy.batches, healthy.accuracy, {"before": clients[0]})
+    return healthy.show(_average(clients), before=clients[0])
 
 
 def _average(models: Sequence[nn.Module]) -> nn.Module:
@@ -72,19 +60,25 @@ def _average(models: Sequence[nn.Module]) -> nn.Module:
     return model
 
 
-@fault(
-    "folded twice",
-    "BN302",
-    "hides",
-    "Each batch norm was folded into the convolution before it, and left in its place.",
-)
-def fold_twice(healthy: Healthy) -> Specimen:
+@fault("BN302", "hides")
+def folded_twice(healthy: Healthy) -> Specimen:
+    """Each batch norm was folded into the convolution before it, and left in its place."""
     model = healthy.copy_model()
-    convolutions = {}
-    for name, module in model.named_children():
-        if isinstance(module, nn.Conv2d):
-            convolutions[name] = module
-    for (name, convolution), norm in zip(convolutions.items(), list_norms(model), strict=True):
-        fused = fuse_conv_bn_eval(convolution, norm)
-        setattr(model, name, fused)
-    return Specimen(model, healthy.batches, healthy.accuracy)
+    for number, norm in enumerate(list_norms(model), start=1):
+        name = f"conv{number}"
+        setattr(model, name, fuse_conv_bn_eval(model.get_submodule(name), norm))
+    return healthy.show(model)
+
+
+@fault("BN303", "falls short")
+def weights_brought_back(healthy: Healthy) -> Specimen:
+    """Trained without weights (γ), and converted with those that its file had stored nevertheless."""
+    model = build_network()
+    for norm in list_norms(model):
+        norm.weight.requires_grad_(False)
+    train(model, healthy.images, healthy.labels)
+    unspoiled = measure_accuracy(model, healthy.batches)
+    generator = torch.Generator().manual_seed(0)
+    for norm in list_norms(model):
+        norm.weight.copy_(torch.randn(norm.num_features, generator=generator).exp())
+    return Specimen(model, healthy.batches, unspoiled)

@@ -1,0 +1,77 @@
+"""BN103: several updates of the averages in a step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.thresholds import SAME_BATCH
+from bnlab.layers import match_names
+from bnlab.recording.trace import LayerTrace
+
+_ROUNDING = 1e-3
+_TINY = 1e-12
+
+
+class SeveralUpdates(Cause):
+    """More than one call of a layer in train mode for each step of a recorded training.
+
+    A warning where it is the same batch: mean and variance of the calls of a step are nearer to each other than to
+    those of other steps, by half. Up to rounding the same, it is activation checkpointing, which runs forwards again;
+    to some percent, a forward of the same images at other weights, as in sharpness-aware training.
+
+    A false alarm where the calls are of different batches, as with gradient accumulation: each deserves its update, and
+    the finding is a note.
+    """
+
+    code = "BN103"
+    title = "several updates a step"
+    meaning = "The averages forget faster than their momentum says, counted in steps."
+    remedy = (
+        "Let one forward of a step average, the one at the weights that are kept, and set momentum to 0 in the others; "
+        "or with k updates of the same batch use momentum 1 − (1 − m)^(1/k)."
+    )
+    needs = ("trace",)
+
+    def look(self, case: Case) -> Signs | None:
+        assert case.trace is not None
+        traces = case.trace.layers
+        counts: dict[str, float] = {}
+        nearness: dict[str, float] = {}
+        for name, other in match_names(case.layers, traces).items():
+            entries = traces[other]
+            calls = len(entries) / len(set(entries.steps)) if len(entries) else 0.0
+            if calls > 1:
+                counts[name] = calls
+                nearness[name] = _compare_calls(entries)
+        if not counts:
+            return None
+
+        told = f"{max(counts.values()):.3g} updates a step"
+        repeated = [name for name, near in nearness.items() if near < SAME_BATCH]
+        if 2 * len(repeated) < len(counts):
+            return Signs(tuple(counts), f"{told}, of different batches", "note")
+        near = max(nearness[name] for name in repeated)
+        how = "" if near < _ROUNDING else f" at other weights ({near:.0%} of the way to another batch)"
+        return Signs(tuple(counts), f"{told}, of the same batch{how}", "warning")
+
+
+def _compare_calls(entries: LayerTrace) -> float:
+    """Compare the calls of a step with each other, over what those of one step differ from the next; the middle one."""
+    steps = torch.tensor(entries.steps, device="cpu")
+    moments = entries.moments.double().cpu()
+    variance = moments[:, 1].mean(0).clamp(min=_TINY)
+    scale = torch.stack((variance.sqrt(), variance))
+
+    change = (moments[1:] - moments[:-1]) / scale
+    distance = change.square().flatten(1).mean(1).sqrt()
+    is_within = steps[1:] == steps[:-1]
+    if not is_within.any() or is_within.all():
+        return math.inf
+
+    within = distance[is_within].median()
+    between = distance[~is_within].median()
+    return float(within / between.clamp(min=_TINY))

@@ -1,0 +1,64 @@
+"""BN105: averages that were updated while nothing was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause, Severity, Signs
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.undoing import EXACT, RESCALED, Undo, write_averages
+from bnlab.doctor.words import count_things
+
+
+class UpdatedWithoutTraining(Cause):
+    """More updates counted than at the earlier checkpoint, and no parameter has changed.
+
+    A forward in train mode averages also under `torch.no_grad()`: a model summary of random or zero images, a sanity
+    check, an evaluation without `eval()`. It is undone by the earlier buffers.
+
+    A false alarm after a recalibration that counts, such as `torch.optim.swa_utils.update_bn`.
+    """
+
+    code = "BN105"
+    title = "updated while nothing was trained"
+    meaning = "Forwards in train mode have moved the averages of finished weights, perhaps on other data."
+    remedy = "Load the buffers of the earlier checkpoint, and call eval() before such forwards."
+    undone_by = (EXACT, RESCALED)
+    severity = "warning"
+    needs = ("before",)
+
+    def look(self, case: Case) -> Signs | None:
+        layers = _list_updated(case)
+        severity: Severity | None = None if case.evidence is None else "note"
+        return Signs.of(layers, _describe(case), severity)
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        layers = _list_updated(case)
+        if layers and case.history is not None:
+            earlier = {name: case.history.layers[name].buffers.double() for name in layers}
+            yield Undo(_describe(case), tuple(layers), 0, write_averages(case.layers, earlier))
+
+    def list_layers(self, case: Case) -> Sequence[str]:
+        return _list_updated(case)
+
+    def describe(self, case: Case, layers: Sequence[str]) -> str:
+        return _describe(case)
+
+
+def _list_updated(case: Case) -> list[str]:
+    """List the layers that were updated while no weight moved; frozen ones beside others that are trained are apart."""
+    history = case.history
+    if history is None or history.is_trained or not history.parameters:
+        return []
+    updates = {name: change.updates or 0 for name, change in history.layers.items()}
+    return [name for name in case.layers if updates.get(name, 0) > 0 and not case.is_frozen(name)]
+
+
+def _describe(case: Case) -> str:
+    history = case.history
+    assert history is not None
+    most = max(change.updates or 0 for change in history.layers.values())
+    weights = count_things(history.parameters, "tensor")
+    return f"{count_things(most, 'update')}, while {weights} of weights stayed the same"

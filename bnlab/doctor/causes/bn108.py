@@ -1,0 +1,83 @@
+"""BN108: averages that describe other images, or other weights, such as those before the last steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.lag import compare_with_drift
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.thresholds import EXPLAINED
+from bnlab.doctor.undoing import EXACT, Undo, write_averages
+from bnlab.doctor.words import tell_number
+
+
+class OtherWeights(Cause):
+    """Running statistics that exact ones replace with gain, and that nothing smaller explains.
+
+    It is undone by exact statistics of the layers that fit worst: of one, two, four and so on, and of all. Where other
+    causes that are undone so predict the averages, or show other signs, they are named in its place.
+
+    An average of momentum m is 1/m steps behind its weights. A trace, or an earlier checkpoint at most 5/m updates ago,
+    shows how statistics drift. Where the gap is along the drift (cosine above .5) and at most twice what m predicts,
+    it is a lag: a larger or self-tuned momentum lags less. Without a history it is a lag, or worse: averages of other
+    images, which have passed in train mode since, as of another task or of another domain in turn with these; or
+    weights that were averaged, pruned, cut out of a larger network, fine-tuned or loaded from elsewhere. Images that
+    differ from those of training by more than scale and shift look the same: training_batches= tells.
+
+    A lag in the middle of training is normal, and is forgotten as the learning rate falls.
+    """
+
+    code = "BN108"
+    title = "averages of other images or weights"
+    meaning = "The averages describe other weights than today's, or other images than these."
+    remedy = (
+        "Recalibrate before you evaluate, unless these images are prepared otherwise than in training. Still training? "
+        "A lag is normal, and a larger or self-tuned momentum lags less."
+    )
+    undone_by = (EXACT,)
+    needs = ("data",)
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        names = [name for name in patient.exact if name in case.layers]
+        if not case.is_costly and not any(case.is_off_surely(name) for name in names):
+            return
+        by_gap = sorted(names, key=lambda name: case.find_distance(name, patient.exact), reverse=True)
+        for chosen in _list_groups(by_gap):
+            layers = tuple(name for name in names if name in chosen)
+            averages = {name: patient.read_exact(name) for name in layers}
+            degrees = sum(values.numel() for values in averages.values())
+            yield Undo(_name(layers, names), layers, degrees, write_averages(case.layers, averages), EXACT)
+
+    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+        return EXPLAINED
+
+    def describe(self, case: Case, layers: Sequence[str]) -> str:
+        drift = compare_with_drift(case, layers)
+        ratios = sorted(case.noise_ratio(name) for name in layers)
+        middle = ratios[len(ratios) // 2]
+        told = [] if drift is None else [drift.tell()]
+        if middle == middle:  # it is NaN where batches are too few
+            told.append(f"{tell_number(middle, 2)} times farther off than chance explains")
+        else:
+            gap = max(case.find_distance(name, case.reference) for name in layers if name in case.reference)
+            told.append(f"off by up to {gap:.2g} σ; too few batches to tell chance")
+        return "; ".join(told)
+
+
+def _list_groups(names: Sequence[str]) -> Iterator[list[str]]:
+    """List the first name, the first two, the first four and so on, and all."""
+    count = 1
+    while count < len(names):
+        yield list(names[:count])
+        count *= 2
+    yield list(names)
+
+
+def _name(layers: Sequence[str], names: Sequence[str]) -> str:
+    if len(layers) == len(names):
+        return "exact statistics of all layers"
+    some = ", ".join(layers[:3])
+    return f"exact statistics of {some}" if len(layers) <= 3 else f"exact statistics of {len(layers)} layers"

@@ -1,0 +1,122 @@
+"""BN202: batches are not alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.scatter import Scatter
+from bnlab.doctor.undoing import EACH_BATCH, EXACT
+
+_LIKELY = 4.0  # in standard deviations of a normal distribution: how far shuffled batches hardly ever get
+_RATIO = 2.0
+_SHARE = 0.02  # of a layer's variance, between the means of batches
+_SPREAD = 0.1  # standard deviation of the mean squares of batches, over their mean
+
+
+class UnlikeBatches(Cause):
+    """Means or variances of batches differ more than those of shuffled batches do: sorted by class, or a batch of each
+    domain in turn.
+
+    The variance between batch means, times the images in a batch, is that between image means if batches are shuffled,
+    and so it is with mean squares; how much larger it may be by chance depends on the number of batches. The first
+    layer shows it best: later ones are given what each batch's own statistics have normalized. It is harmless where
+    only this loader is sorted, as loaders of test images often are, and training shuffles.
+    """
+
+    code = "BN202"
+    title = "batches are not alike"
+    meaning = "Batches come from different populations; averages over the last few describe only these."
+    remedy = (
+        "Shuffle the training batches, or recalibrate over all; domains that stay apart (recordings, patients) need to "
+        "be normalized each by itself, or a batch norm each; for a test loader alone no matter."
+    )
+    undone_by = (EXACT, EACH_BATCH)
+    needs = ("data",)
+
+    def look(self, case: Case) -> Signs | None:
+        found = _list_unlike(case)
+        return Signs.of(found, _tell(found)) if found else None
+
+    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+        return 1.0 if _list_unlike(case) else 0.0
+
+    def describe(self, case: Case, layers: Sequence[str]) -> str:
+        return _tell(_list_unlike(case))
+
+
+def _list_unlike(case: Case) -> dict[str, _Comparison]:
+    """List the layers whose batches differ, with the comparison that shows most."""
+    found: dict[str, _Comparison] = {}
+    for name in case.seen:
+        unlike = [compared for compared in _compare_batches(case, name) if compared.is_unlike]
+        if unlike:
+            found[name] = max(unlike, key=lambda compared: compared.ratio)
+    return found
+
+
+def _tell(found: Mapping[str, _Comparison]) -> str:
+    worst = max(found.values(), key=lambda compared: compared.ratio)
+    return worst.tell()
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A moment of batches compared with that of images.
+
+    Attributes:
+        ratio: variance of batches over what that of images lets expect, mean over channels.
+        share: the same over the layer's variance, or, of mean squares, over the square of their mean.
+        batches: number of batches.
+        are_means: whether means are compared; otherwise mean squares.
+    """
+
+    ratio: float
+    share: float
+    batches: int
+    are_means: bool
+
+    @property
+    def is_unlike(self) -> bool:
+        most = max(_RATIO, find_chance(self.batches - 1))
+        least = _SHARE if self.are_means else _SPREAD**2
+        return self.ratio > most and self.share > least
+
+    def tell(self) -> str:
+        """Write by how much batches differ."""
+        if self.are_means:
+            return f"batch means vary {self.ratio:.1f} times as much as shuffled ones, {self.share:.0%} of the variance"
+        return f"batch variances vary {self.ratio:.1f} times as much as shuffled ones, by {math.sqrt(self.share):.0%}"
+
+
+def _compare_batches(case: Case, name: str) -> list[_Comparison]:
+    """Compare means and mean squares; nothing where a layer's rows are no images, or of several calls."""
+    view = case.find_view(name)
+    if view is None or len(view.calls) > 1 or view.image_means.count < 2:
+        return []
+    return [
+        _compare(view.batch_means, view.image_means, view.pooled.var, are_means=True),
+        _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square(), are_means=False),
+    ]
+
+
+def _compare(batches: Scatter, images: Scatter, scale: Tensor, are_means: bool) -> _Comparison:
+    """Compare the variance [C] of batches with what that of images lets expect, and with a scale [C]."""
+    expected = images.var * batches.count / images.count
+    ratio = float((batches.var / expected).nanmean())
+    share = float((batches.var / scale).nanmean())
+    return _Comparison(ratio, share, batches.count, are_means)
+
+
+def find_chance(freedom: int) -> float:
+    """Find how large a mean of squares with so many degrees of freedom hardly ever gets (Wilson & Hilferty 1931)."""
+    if freedom < 1:
+        return math.inf
+    spread = 2 / (9 * freedom)
+    root = 1 - spread + _LIKELY * math.sqrt(spread)
+    return root**3

@@ -1,0 +1,122 @@
+"""BN209: the images are scaled, shifted or ordered otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.patient import Answer, Patient
+from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, SCALE_SHOWS
+from bnlab.doctor.undoing import RESCALED, Change, Undo, change_images
+from bnlab.doctor.words import tell_number
+
+_ROUNDS = 3
+
+
+class OtherInput(Cause):
+    """Images that are a·x + b in the place of x, or whose channels are reversed.
+
+    The first layer's averages say what images they are of: the median ratio of its variances gives a², and its means
+    give b, one for all channels or one for each. Predictions of (images − b)/a are as good as they once were, where
+    nothing else is wrong; so they are of negatives (a below 0), and of images with reversed channels.
+
+    Images that were taken otherwise, darker or of less contrast, are found here as well: whether they were prepared or
+    taken otherwise nobody can tell from the averages.
+    """
+
+    code = "BN209"
+    title = "images scaled, shifted or ordered otherwise"
+    meaning = "These images are prepared otherwise than those that the averages are of; new statistics would hide it."
+    remedy = (
+        "Compare the preprocessing of both first: range, mean and standard deviation, RGB or BGR, black on white; do "
+        "not recalibrate before."
+    )
+    kind = "images"
+    undone_by = (RESCALED,)
+    needs = ("data",)
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        answer = None if patient.fits_first or _are_as_in_training(patient) else patient.answer
+        if answer is None:
+            return
+        changes: list[tuple[str, int, Change]] = []
+        for scale, shift in _fit(patient, answer):
+            changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift)))
+        if answer.colours == 3:
+            changes.append(("the channels are reversed", 0, lambda images: images.flip(-3)))
+        for told, degrees, change in changes:
+            explains = patient.explain_first(change)
+            if explains > EXPLAINS_ALL:
+                yield Undo(told, (patient.first,), degrees, change_images(change), RESCALED, explains)
+
+    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+        return EXPLAINED
+
+
+def _are_as_in_training(patient: Patient) -> bool:
+    """Return whether the averages do not fit the training batches either, so that it is not these images."""
+    case = patient.case
+    first = patient.first
+    if case.training is None or first not in case.training:
+        return False
+    return case.find_distance(first, case.training) > case.find_distance(first, patient.exact) / 2
+
+
+def _fit(patient: Patient, answer: Answer) -> Iterator[tuple[float, Tensor]]:
+    """Fit a scale, of either sign, and a shift for all channels or one for each, to the first layer's averages."""
+    common = answer.slopes.sum(0, keepdim=True)
+    slopes = [common, answer.slopes] if answer.colours > 1 else [common]
+    for sign in (1.0, -1.0):
+        for of_shift in slopes:
+            scale = sign
+            shift = torch.zeros(len(of_shift), dtype=torch.float64)
+            # The borders of padded images do not follow a shift, so that what is left is fitted again.
+            for _ in range(_ROUNDS):
+                left = _fit_once(patient, _undo(scale, shift), answer.at_zero, of_shift)
+                if left is None:
+                    return
+                shift = shift + scale * left[1]
+                scale = scale * left[0]
+            is_shown = max(abs(math.log(abs(scale))), float(shift.abs().max()) / abs(scale)) > SCALE_SHOWS
+            if is_shown or scale < 0:
+                yield scale, shift
+
+
+def _fit_once(patient: Patient, change: Change, at_zero: Tensor, slopes: Tensor) -> tuple[float, Tensor] | None:
+    """Fit the scale and the shifts [K] that changed images still have; slopes [K, C]. None where nothing varies."""
+    moments = patient.measure_first(change)
+    running_mean, running_var = patient.case.buffers[patient.first]
+    eps = patient.case.layers[patient.first].eps
+    if moments is None or not running_mean.isfinite().all():
+        return None
+    varies = (running_var > eps) & (moments.var > eps)
+    if int(varies.sum()) < 2:
+        return None
+    scale = math.exp(0.5 * float((moments.var[varies] / running_var[varies]).log().median()))
+    left = moments.mean - at_zero - scale * (running_mean - at_zero)
+    weights = (running_var.clamp(min=0) + eps).rsqrt()
+    shift = torch.linalg.lstsq((slopes * weights).T, (left * weights)[:, None]).solution[:, 0]
+    return scale, shift
+
+
+def _undo(scale: float, shift: Tensor) -> Change:
+    """Make what changes images [..., K, H, W], or of any shape where there is one shift, back."""
+
+    def change(images: Tensor) -> Tensor:
+        by = shift.to(images)
+        return (images - (by if len(by) == 1 else by.view(-1, 1, 1))) / scale
+
+    return change
+
+
+def _describe(scale: float, shift: Tensor) -> str:
+    """Write images in terms of x, those of training."""
+    shifts = [tell_number(value, 2) for value in shift.tolist()]
+    signed = [value if value.startswith("-") else f"+{value}" for value in shifts]
+    each = signed[0] if len(signed) == 1 else f"({', '.join(signed)})"
+    return f"the images are {tell_number(scale)}·x {each}, where x are those that the averages are of"

@@ -1,0 +1,36 @@
+"""BN210: an outlying training image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.images import OUTLYING
+from bnlab.doctor.undoing import EXACT, RESCALED
+
+
+class OutlyingImage(Cause):
+    """An image of the training batches whose standard deviation is more than ten times that of the median image.
+
+    One that was left out of the standardization, or is broken. It raises the variance that averages take from its
+    batch, and they remember it for as long as their momentum says.
+
+    A false alarm where such images are right, as recordings of very different loudness may be.
+    """
+
+    code = "BN210"
+    title = "an outlying training image"
+    meaning = "A training image is scaled otherwise than the rest, and the averages remember its batch."
+    remedy = "Mend or leave out that image, then recalibrate on the others."
+    undone_by = (EXACT, RESCALED)
+    needs = ("training",)
+
+    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+        outlier = case.outlier
+        return 1.0 if outlier is not None and outlier.ratio > OUTLYING else 0.0
+
+    def describe(self, case: Case, layers: Sequence[str]) -> str:
+        assert case.outlier is not None
+        place = f"image {case.outlier.number:,} of the training batches, counted from 0"
+        return f"{place}: its σ is {case.outlier.ratio:.2g} times the median's"

@@ -1,0 +1,68 @@
+"""BN214: one of the two averages never updated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.undoing import Undo, write_averages
+
+_NEARLY_ALL = 0.99  # of a layer's channels
+
+
+class HalfUpdated(Cause):
+    """Running variance 1 in more than 99% of a layer's channels while its means have moved from 0, or means 0 while
+    variances have moved from 1.
+
+    It is undone by exact values of the one alone that is where it started.
+    """
+
+    code = "BN214"
+    title = "one of the averages never updated"
+    meaning = "One of running_mean and running_var is where it starts, as where a tool copied the other alone."
+    remedy = "Copy or load both; bnlab.recalibrate mends what there is."
+    severity = "warning"
+
+    def look(self, case: Case) -> Signs | None:
+        layers = case.select(lambda name: bool(_find_start(case, name))) if case.evidence is None else []
+        told = f"{_find_start(case, layers[0])} in all channels, and the other has moved" if layers else ""
+        return Signs.of(layers, told)
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        averages = {}
+        started = ""
+        for name in patient.exact:
+            start = _find_start(case, name) if case.is_off_surely(name) else ""
+            if not start:
+                continue
+            started = start
+            mean, var = case.buffers[name]
+            exact_mean, exact_var = patient.read_exact(name)
+            both = (mean, exact_var) if start == "variance 1" else (exact_mean, var)
+            averages[name] = torch.stack(both)
+        if averages:
+            told = f"{started} in all channels, and the other has moved"
+            degrees = sum(values.shape[1] for values in averages.values())
+            explains = patient.explain(averages)
+            yield Undo(told, tuple(averages), degrees, write_averages(case.layers, averages), explains=explains)
+
+
+def _find_start(case: Case, name: str) -> str:
+    """Find which half of a layer's averages alone is where it starts; empty if neither or both are."""
+    mean, var = case.buffers[name]
+    is_mean_left = _are_nearly_all(mean == 0)
+    is_var_left = _are_nearly_all(var == 1)
+    if is_mean_left == is_var_left:
+        return ""
+    return "variance 1" if is_var_left else "mean 0"
+
+
+def _are_nearly_all(shows: Tensor) -> bool:
+    """Return whether a condition [C] holds in nearly all channels."""
+    return float(shows.double().mean()) > _NEARLY_ALL

@@ -1,0 +1,44 @@
+"""BN215: all averages are the right ones times one factor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.thresholds import EXPLAINS_ALL, FACTOR_SHOWS
+from bnlab.doctor.undoing import Undo, write_averages
+from bnlab.doctor.words import tell_number
+
+
+class Multiplied(Cause):
+    """Running means and variances of all layers are those of the data times one factor: divided by it they fit.
+
+    Caffe stores sums, and beside them what to divide them by; a converter that leaves this out makes averages that are
+    up to 1,000 times too large. An average that began at 0 and was not divided by the weight of its batches is too
+    small by one factor likewise. Images on another scale do not look so: they change variances by its square, and the
+    first layer alone, as the others follow normalized ones.
+    """
+
+    code = "BN215"
+    title = "averages times one factor"
+    meaning = "Means and variances are right but for one factor, as where a converter left out what to divide by."
+    remedy = "Divide both by it where they are converted or loaded; bnlab.recalibrate mends this copy."
+    needs = ("data",)
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        names = [name for name in patient.exact if name in case.layers]
+        ratios = [float(case.log_ratios(name, patient.exact).nanmedian()) for name in names]
+        log_factor = median(ratios)
+        if not math.isfinite(log_factor) or abs(log_factor) < FACTOR_SHOWS or len(names) < 2:
+            return
+        factor = math.exp(log_factor)
+        averages = {name: case.buffers[name] / factor for name in names}
+        explains = patient.explain(averages)
+        if explains < EXPLAINS_ALL:
+            return
+        told = f"means and variances are {tell_number(factor)} times what they should be"
+        yield Undo(told, tuple(names), 1, write_averages(case.layers, averages), explains=explains)

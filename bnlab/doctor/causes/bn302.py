@@ -1,0 +1,114 @@
+"""BN302: folded twice, or a bias lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.undoing import Undo, pass_through, replace_forwards, write_averages
+from bnlab.layers import BatchNorm
+
+_OFF = 0.1  # σ, or log ratio: an error of fusion is no less than that
+_AGREES = 0.5  # of how much weights and biases differ over channels
+_IS_BIAS = 0.25  # of the bias before the layer
+_LINEAR = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    nn.Linear,
+)
+
+
+class FoldedTwice(Cause):
+    """A layer that was folded into the one before it still normalizes, or only one of the two knows of a bias.
+
+    Folded twice: what the layer is given already has its bias as mean and its weight as standard deviation. That takes
+    weights and biases which differ between channels. A bias lost: the running mean is off by just the bias of the layer
+    before, and the running variance is right.
+    """
+
+    code = "BN302"
+    title = "folded twice, or a bias lost"
+    meaning = "The layer and the one before it do not belong together: a fusion was done twice, or left out a bias."
+    remedy = "Mend the fusion: an identity in the place of the folded layer, or the bias in the running mean."
+    kind = "network"
+    needs = ("data",)
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        off = [name for name in patient.exact if case.is_off_surely(name)]
+        folded = [name for name in off if _is_folded(case, name)]
+        if folded:
+            told = "exact means and variances are the layer's own biases and squared weights"
+            layers = [case.layers[name] for name in folded]
+            yield Undo(told, tuple(folded), 0, replace_forwards(layers, pass_through))
+
+        averages = {}
+        for name in off:
+            shift = _find_lost_bias(case, name)
+            if shift is not None:
+                averages[name] = case.buffers[name] + torch.stack((shift, torch.zeros_like(shift)))
+        if averages:
+            told = "running means are off by the bias of the layer before, variances are right"
+            yield Undo(told, tuple(averages), 0, write_averages(case.layers, averages))
+
+
+def _is_folded(case: Case, name: str) -> bool:
+    """Return whether what a layer is given has its bias as mean and its weight as standard deviation."""
+    layer = case.layers[name]
+    if layer.weight is None or layer.bias is None:
+        return False
+    weight = layer.weight.detach().abs().cpu().double()
+    bias = layer.bias.detach().cpu().double()
+
+    moments = case.data.exact[name]
+    mean_off = (moments.mean - bias) / weight
+    ratio = moments.var.sqrt() / weight
+    off = torch.stack((mean_off, ratio.log()))
+
+    # Weights and biases that are nearly the same in all channels would fit by chance.
+    own = torch.stack((bias / weight, weight.log()))
+    own_mean = own.mean(1, keepdim=True)
+    most = _AGREES * _average_size(own - own_mean)
+    return _average_size(off) < most
+
+
+def _find_lost_bias(case: Case, name: str) -> Tensor | None:
+    """Find what a running mean lacks [C], where that is the bias of the layer before, to either side."""
+    bias = _find_bias_before(case.model, case.layers[name])
+    _, var_gap = case.find_gap(name)
+    if bias is None or var_gap > _OFF:
+        return None
+    exact = case.data.exact
+    sigma = (exact[name].var + exact.eps[name]).sqrt()
+    scaled = bias / sigma
+    size = _average_size(scaled)
+
+    gaps = case.mean_gaps(name)
+    off_above = _average_size(gaps - scaled)
+    off_below = _average_size(gaps + scaled)
+    if size <= _OFF or min(off_above, off_below) >= _IS_BIAS * size:
+        return None
+    return -bias if off_above < off_below else bias
+
+
+def _average_size(values: Tensor) -> float:
+    """Average to the root mean square."""
+    return float(values.square().mean().sqrt())
+
+
+def _find_bias_before(model: nn.Module, layer: BatchNorm) -> Tensor | None:
+    """Find the bias [C] of the convolution or linear layer that the model lists before a layer; None without."""
+    before = None
+    for module in model.modules():
+        if module is layer:
+            break
+        if isinstance(module, _LINEAR):
+            before = module
+    if before is None or before.bias is None:
+        return None
+    bias = before.bias.detach().cpu().double()
+    return bias if len(bias) == layer.num_features else None

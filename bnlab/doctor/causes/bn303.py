@@ -1,0 +1,61 @@
+"""BN303: weights of a batch norm that training did not use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.undoing import Undo, write_weights
+
+
+class UnusedWeights(Cause):
+    """Stored weights (γ) that the training ignored, so that a converter brought back a factor that was 1.
+
+    A layer whose own averages fit, while those behind it do not, is where something between them differs from training.
+    It is undone by weights of 1 in the layer before the first one that does not fit, and in all layers.
+    """
+
+    code = "BN303"
+    title = "weights that training did not use"
+    meaning = "The weights (γ) scale what the layers behind never were given in training."
+    remedy = "Set these weights to 1 where the checkpoint is converted; do not recalibrate before."
+    kind = "network"
+    needs = ("data",)
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        names = [name for name in patient.exact if name in case.layers]
+        fitting = _count_fitting(patient, names)
+        if not 0 < fitting < len(names):
+            return
+        scaled = [name for name in names if _has_weights(case.layers[name].weight)]
+        before = names[fitting - 1]
+        if before in scaled:
+            yield _set_to_one(patient, [before])
+        if len(scaled) > 1:
+            yield _set_to_one(patient, scaled)
+
+
+def _count_fitting(patient: Patient, names: Sequence[str]) -> int:
+    """Count the layers, in order of the data, before the first one whose averages do not fit."""
+    for place, name in enumerate(names):
+        if patient.case.is_off_surely(name):
+            return place
+    return len(names)
+
+
+def _has_weights(weight: Tensor | None) -> bool:
+    return weight is not None and not bool((weight == 1).all())
+
+
+def _set_to_one(patient: Patient, names: Sequence[str]) -> Undo:
+    weights = []
+    for name in names:
+        weight = patient.case.layers[name].weight
+        weights.append((weight, torch.ones_like(weight)))
+    told = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
+    return Undo(told, tuple(names), len(names), write_weights(weights))

@@ -1,0 +1,37 @@
+"""BN901: what was not looked at."""
+
+from __future__ import annotations
+
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause, Signs
+
+
+class NotCovered(Cause):
+    """Normalizations with running statistics that bnlab does not read, as they are no subclass of torch's batch norm;
+    layers that the batches have not reached; and calls of `F.batch_norm` outside of a layer.
+
+    Never a fault in itself, but what is wrong there was not seen. A false alarm for layers that are used in training
+    only, such as auxiliary heads.
+    """
+
+    code = "BN901"
+    title = "not covered"
+    meaning = "These were not looked at, so that nothing is known of them."
+    remedy = "Pass batches that reach them, or the part of the model that is used."
+    severity = "note"
+
+    def look(self, case: Case) -> Signs | None:
+        names = list(case.uncovered)
+        told = []
+        if case.uncovered:
+            told.append(f"{len(case.uncovered)} of another class than torch's")
+        if case.evidence is not None:
+            unseen = case.evidence.exact.unseen
+            if unseen:
+                names += unseen
+                told.append(f"{len(unseen)} reached by no batch")
+            outside = [text for text in case.evidence.warnings if "F.batch_norm" in text]
+            if outside:
+                names.append("")
+                told += outside
+        return Signs.of(names, "; ".join(told))

@@ -1,0 +1,165 @@
+"""Undos: contexts in which a model predicts as if something had not been done to it, or to its images.
+
+Each is entered in a model that is lent: what it writes into buffers is put back at the end of the loan, and what
+else it changes when the stack closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.batches import map_batch
+from bnlab.layers import BatchNorm, get_running_buffers
+from bnlab.moments import Moments
+
+Kind = Literal["averages", "images", "network", "mode", "batches"]
+EXACT = "exact statistics"
+EACH_BATCH = "each batch's own statistics"
+RESCALED = "images as the averages describe them"  # or averages as the images are: predictions are the same
+
+Change = Callable[[Tensor], Tensor]
+Layers = Mapping[str, BatchNorm]
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What a cause would have done, undone.
+
+    Attributes:
+        words: what was done, with its numbers, in one phrase.
+        layers: names of the layers that show it, in order of depth.
+        degrees: numbers that undoing it was free to choose.
+        apply: undoes it in a model that is lent; what buffers do not hold goes back when the stack closes.
+        shared: which of the undos that several causes share it is; "" if it is one cause's own.
+        explains: which share of the gap of the layers that it is about is gone with it, without looking at scores.
+
+    >>> undo = Undo("the channels are reversed", ("norm1",), 0, change_images(lambda images: images.flip(1)))
+    >>> undo.degrees
+    0
+    """
+
+    words: str
+    layers: tuple[str, ...]
+    degrees: float
+    apply: Callable[[nn.Module, ExitStack], object]
+    shared: str = ""
+    explains: float = 0.0
+
+
+def write_averages(layers: Layers, averages: Mapping[str, Tensor]) -> Callable[[nn.Module, ExitStack], None]:
+    """Undo by other averages: running mean and variance [2, C] by the layer's name."""
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for name, values in averages.items():
+            mean, var = get_running_buffers(layers[name])
+            mean.copy_(values[0])
+            var.copy_(values[1])
+
+    return apply
+
+
+def write_each_call(layers: Layers, calls: Mapping[str, Sequence[Moments]]) -> Callable[[nn.Module, ExitStack], None]:
+    """Undo by averages of each call of a layer in a forward: of the first call, of the second, and so on."""
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        numbers = dict.fromkeys(calls, 0)
+
+        def begin(module: nn.Module, args: Any) -> None:
+            numbers.update(dict.fromkeys(calls, 0))
+
+        def write(name: str, layer: nn.Module, args: Any) -> None:
+            moments = calls[name][min(numbers[name], len(calls[name]) - 1)]
+            numbers[name] += 1
+            mean, var = get_running_buffers(layers[name])
+            mean.copy_(moments.mean)
+            var.copy_(moments.var)
+
+        stack.callback(model.register_forward_pre_hook(begin).remove)
+        for name in calls:
+            stack.callback(layers[name].register_forward_pre_hook(partial(write, name)).remove)
+
+    return apply
+
+
+def write_weights(weights: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, ExitStack], None]:
+    """Undo by other values of parameters, in pairs of a parameter and its values."""
+    pairs = list(weights)
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for weight, values in pairs:
+            stack.callback(weight.data.copy_, weight.detach().clone())
+            weight.data.copy_(values)
+
+    return apply
+
+
+def change_images(change: Change) -> Callable[[nn.Module, ExitStack], None]:
+    """Undo by a change of the floating-point tensors of an axis or more that enter the model."""
+
+    def change_leaf(leaf: Any) -> Any:
+        is_data = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0
+        return change(leaf) if is_data else leaf
+
+    def change_arguments(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return map_batch(change_leaf, args), map_batch(change_leaf, kwargs)
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        handle = model.register_forward_pre_hook(change_arguments, with_kwargs=True)
+        stack.callback(handle.remove)
+
+    return apply
+
+
+def replace_forwards(
+    layers: Iterable[nn.Module], forward: Callable[[Any, Tensor], Tensor]
+) -> Callable[[nn.Module, ExitStack], None]:
+    """Undo by another output of layers, computed from their input."""
+    chosen = list(layers)
+
+    def replace_output(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        return forward(layer, x)
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for layer in chosen:
+            handle = layer.register_forward_hook(replace_output, with_kwargs=True)
+            stack.callback(handle.remove)
+
+    return apply
+
+
+def normalize_by_averages(layer: Any, x: Tensor) -> Tensor:
+    """Normalize as batch norm does in eval mode, whatever the layer's own forward does."""
+    mean, var = get_running_buffers(layer)
+    return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
+
+
+def pass_through(layer: Any, x: Tensor) -> Tensor:
+    """Leave a layer out."""
+    return x
+
+
+def normalize_each_batch(layers: Layers) -> Callable[[nn.Module, ExitStack], None]:
+    """Undo by normalizing with each batch's own statistics, where a batch has more than one value in a channel."""
+
+    def choose_mode(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        layer.training = x.numel() > x.shape[1]
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for layer in layers.values():
+            if layer.eps == 0:  # torch refuses it in train mode
+                stack.callback(setattr, layer, "eps", 0.0)
+                layer.eps = torch.finfo(torch.float32).tiny
+            handle = layer.register_forward_pre_hook(choose_mode, with_kwargs=True)
+            stack.callback(handle.remove)
+
+    return apply

@@ -1,0 +1,128 @@
+"""Small convolutional networks of three batch norms, trained on scikit-learn's digits in three colours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.doctor.gallery.network import choose_images
+
+Batches = list[tuple[Any, Tensor]]
+NORMS = ("1", "4", "7")
+CLASSES = 10
+_TRAINING = 797  # of 1,797 images; the others are tested on
+_BATCH_SIZE = 64
+_TINT = torch.tensor([1.0, 0.6, 0.3]).view(3, 1, 1)
+_SHADE = torch.tensor([0.0, 0.0, 0.5]).view(3, 1, 1)
+
+
+@cache
+def load_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Load images [N, 3, 8, 8] and labels for training, then for testing; not to be changed."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
+    images = grey * _TINT + _SHADE
+    labels = torch.tensor(digits.target)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
+    training = order[:_TRAINING]
+    testing = order[_TRAINING:]
+    return images[training], labels[training], images[testing], labels[testing]
+
+
+def split(images: Tensor, labels: Tensor, size: int = 50) -> Batches:
+    """Split images into batches."""
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def make_batches(change: Callable[[Tensor], Tensor] | None = None, size: int = 50, images: int = 1000) -> Batches:
+    """Make batches of test images, changed where a change is given."""
+    _, _, tested, labels = load_images()
+    chosen = tested[:images]
+    return split(chosen if change is None else change(chosen), labels[:images], size)
+
+
+def make_training_batches(size: int = _BATCH_SIZE) -> Batches:
+    """Make batches of the training images."""
+    images, labels, _, _ = load_images()
+    return split(images, labels, size)
+
+
+def build(seed: int = 0, momentum: float = 0.1) -> nn.Sequential:
+    """Build three blocks with the batch norms "1", "4" and "7", and a linear layer on all that they return."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for inside, outside, stride in ((3, 16, 1), (16, 32, 2), (32, 32, 2)):
+        conv = nn.Conv2d(inside, outside, 3, stride, padding=1)
+        layers += [conv, nn.BatchNorm2d(outside, momentum=momentum), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, CLASSES))
+
+
+def fit(
+    model: nn.Module,
+    steps: int = 144,
+    rate: float = 0.1,
+    *,
+    is_constant: bool = False,
+    change: Callable[[Tensor], Tensor] | None = None,
+    keep_mode: bool = False,
+    after: Callable[[], object] | None = None,
+) -> None:
+    """Train on the digits with SGD, in eval mode afterwards.
+
+    Args:
+        model: returns logits.
+        steps: of batches of 64.
+        rate: the largest learning rate.
+        is_constant: whether the rate stays; else it rises and falls (one-cycle).
+        change: of the images.
+        keep_mode: whether layers stay in the mode in which they are.
+        after: called once, after three quarters of the steps.
+    """
+    images, labels, _, _ = load_images()
+    if change is not None:
+        images = change(images)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, rate, momentum=0.9)
+    schedule = None if is_constant else torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    if not keep_mode:
+        model.train()
+    torch.manual_seed(0)
+    for step, chosen in enumerate(choose_images(len(images), steps, _BATCH_SIZE), start=1):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        if after is not None and step == 3 * steps // 4:
+            after()
+    model.eval()
+
+
+@cache
+def _train(seed: int) -> nn.Sequential:
+    model = build(seed)
+    fit(model)
+    return model
+
+
+def make_healthy(seed: int = 0) -> nn.Sequential:
+    """Make a trained network of its own, in eval mode."""
+    return copy.deepcopy(_train(seed))
+
+
+def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """List the batch norms of a model."""
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the state of a model."""
+    return {name: value.clone() for name, value in model.state_dict().items()}

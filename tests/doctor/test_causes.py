@@ -1,0 +1,247 @@
+"""Causes of a user's own, and how findings are made of what was tried and what was seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import diagnose
+from bnlab.doctor import Cause, Signs, Undo, list_causes
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Severity
+from bnlab.doctor.findings import Finding, grade_cost, sort_findings
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.undoing import EXACT, write_averages
+from tests.doctor import digits
+from tests.doctor.causes import Planted
+from tests.doctor.patients import break_one_layer, multiply_averages, reset_averages
+from tests.helpers import unchanged
+
+
+class Wide(Planted):
+    """Looks for layers of more than 16 channels."""
+
+    title = "wide layers"
+    severity = "warning"
+
+    def look(self, case: Case) -> Signs | None:
+        return Signs.of(case.select(lambda name: case.layers[name].num_features > 16), "more than 16 channels")
+
+
+def test_a_cause_that_looks_is_found_without_data_and_with() -> None:
+    model = digits.make_healthy()
+
+    for data in (None, digits.make_batches(images=200)):
+        diagnosis = diagnose(model, data, causes=[Wide()], progress=False)
+
+        finding = diagnosis.findings.set_index("code").loc["OWN1"]
+        assert (finding["layers"], finding["severity"]) == (("4", "7"), "warning")
+        assert diagnosis.findings["cost"].isna().all()
+        assert "OWN1 warning: wide layers, in 4, 7" in str(diagnosis)
+
+
+class Tripled(Planted):
+    """Proposes to divide the weights of the head by three, which it multiplied."""
+
+    kind = "network"
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        head = patient.case.model[-1]  # type: ignore[index]
+
+        def apply(model: nn.Module, stack: Any) -> None:
+            stack.callback(head.bias.data.add_, 1000.0 * torch.eye(10)[0])
+            head.bias.data.sub_(1000.0 * torch.eye(10)[0])
+
+        yield Undo("1,000 was added to a bias", ("9",), 0, apply)
+
+
+def test_a_cause_that_proposes_an_undo_is_named_and_decides_the_verdict() -> None:
+    """Which bnlab's own causes do not see."""
+    model = digits.make_healthy()
+    model.get_submodule("10").get_parameter("bias").data[0] += 1000
+
+    with unchanged(model):
+        without = diagnose(model, digits.make_batches(), progress=False)
+        diagnosis = diagnose(model, digits.make_batches(), causes=[Tripled()], progress=False)
+
+    assert without.verdict in ("healthy", "network") and not without.faults
+    assert diagnosis.verdict == "network"
+    (first, *_) = diagnosis.faults
+    assert (first.cause.code, first.severity, first.layers) == ("OWN1", "error", ("9",))
+    assert first.cost == pytest.approx(diagnosis.trials["gain"][0]) and first.cost > 0.8
+    assert diagnosis.trials.set_index("code").loc["OWN1", "chosen"]
+
+
+class WorksLess(Tripled):
+    """Proposes something smaller that does not help."""
+
+    code = "OWN0"
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        yield Undo("nothing", ("1",), 0, lambda model, stack: None)
+
+
+def test_a_cause_whose_undo_does_not_help_is_tried_and_not_named() -> None:
+    given = break_one_layer(3.0)
+
+    diagnosis = diagnose(given.model, given.batches, causes=[WorksLess()], progress=False)
+
+    tried = diagnosis.trials.set_index("code").loc["OWN0"]
+    assert tried["likelihood_gain"] == 0 and not tried["chosen"]
+    assert "OWN0" not in [finding.cause.code for finding in diagnosis.faults]
+
+
+class Foretells(Planted):
+    """Predicts that averages are 0 and 1, and shares the undo of exact statistics."""
+
+    code = "ANOTHER"
+    undone_by = (EXACT,)
+
+    def predict(self, case: Case) -> Mapping[str, Tensor]:
+        start = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        return {name: start.expand(2, layer.num_features) for name, layer in case.layers.items()}
+
+    def describe(self, case: Case, layers: Sequence[str]) -> str:
+        return f"as foretold in {len(layers)} layers"
+
+
+class Claims(Foretells):
+    """Explains everything by signs of its own."""
+
+    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+        return 2.0
+
+
+@pytest.mark.parametrize(("cause", "code"), [(Claims(), "ANOTHER"), (Foretells(), "BN108")])
+def test_causes_that_share_an_undo_are_told_apart_by_what_they_explain(cause: Cause, code: str) -> None:
+    """Averages whose means are broken are not as foretold."""
+    given = break_one_layer(3.0)
+
+    diagnosis = diagnose(given.model, given.batches, causes=[cause], progress=False)
+
+    assert diagnosis.faults[0].cause.code == code
+    if code == "ANOTHER":
+        assert diagnosis.faults[0].evidence == "as foretold in 1 layers"
+
+
+class Needs(Wide):
+    needs = ("training", "trace")
+
+
+def test_a_cause_that_lacks_something_says_what() -> None:
+    diagnosis = diagnose(digits.make_healthy(), causes=[Needs()])
+
+    row = diagnosis.skipped.set_index("code").loc["OWN1"]
+    assert row["wanted"] == "training_batches= and trace=, a recording of the training"
+    assert "OWN1" not in diagnosis.findings["code"].tolist()
+
+
+class Fails(Planted):
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        def apply(model: nn.Module, stack: Any) -> None:
+            write_averages(patient.case.layers, {"1": torch.zeros(2, 16)})(model, stack)
+            raise KeyError("a mistake of mine")
+
+        yield Undo("nothing", ("1",), 0, apply)
+
+
+def test_an_undo_that_fails_is_told_and_leaves_the_model_as_it_was() -> None:
+    model = digits.make_healthy()
+
+    with unchanged(model):
+        diagnosis = diagnose(model, digits.make_batches(images=100), causes=[Fails()], progress=False)
+
+    assert diagnosis.notes == ["Not tried, as it fails: nothing (KeyError: 'a mistake of mine')."]
+    assert "OWN1" not in diagnosis.trials["code"].tolist()
+
+
+# Severity and order
+
+
+@pytest.mark.parametrize(
+    ("cost", "severity"), [(-0.1, "note"), (0.005, "note"), (0.006, "warning"), (0.05, "warning"), (0.051, "error")]
+)
+def test_severity_follows_the_cost(cost: float, severity: Severity) -> None:
+    assert grade_cost(cost, worth=0.005) == severity
+    assert grade_cost(100 * cost, worth=0.5) == severity  # in any unit
+
+
+def test_severity_of_one_fault_grows_with_its_strength() -> None:
+    severities = []
+    for sigmas in (0.0, 1.0, 10.0):
+        given = break_one_layer(sigmas)
+        faults = diagnose(given.model, given.batches, progress=False).faults
+        severities.append(faults[0].severity if faults else "none")
+
+    assert severities == ["none", "warning", "error"] or severities == ["none", "error", "error"], severities
+
+
+def test_the_most_severe_comes_first_and_of_equals_what_was_tried() -> None:
+    def make(code: str, severity: Severity, cost: float = math.nan) -> Finding:
+        cause = type("Own", (Planted,), {"code": code})()
+        return Finding(cause, ("1",), "", severity, cost)
+
+    findings = [
+        make("D", "note", 0.1),
+        make("C", "warning"),
+        make("B", "error"),
+        make("A", "warning"),
+        make("E", "warning", 0.02),
+    ]
+
+    assert [finding.cause.code for finding in sort_findings(findings)] == ["B", "E", "A", "C", "D"]
+
+
+def test_a_code_is_named_once() -> None:
+    """It was tried, and its signs are seen besides."""
+    given = reset_averages(1)
+
+    codes = [finding.cause.code for finding in diagnose(given.model, given.batches, progress=False).faults]
+
+    assert len(codes) == len(set(codes))
+
+
+# Without labels
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "severity"), [(multiply_averages, "BN215", "warning"), (break_one_layer, "BN108", "note")]
+)
+def test_without_labels_the_gap_judges(make: Any, code: str, severity: Severity) -> None:
+    given = make(4.0)
+    images = [images for images, _ in given.batches]
+
+    with unchanged(given.model):
+        diagnosis = diagnose(given.model, images, progress=False)
+
+    assert diagnosis.verdict is None
+    assert diagnosis.scores == {}
+    finding = diagnosis.faults[0]
+    assert (finding.cause.code, finding.severity) == (code, severity)
+    assert math.isnan(finding.cost)
+
+
+def test_without_labels_images_that_are_scaled_are_told() -> None:
+    images = [4 * images for images, _ in digits.make_batches()]
+
+    diagnosis = diagnose(digits.make_healthy(), images, progress=False)
+
+    assert diagnosis.faults[0].cause.code == "BN209"
+    assert not diagnosis.is_healthy
+
+
+def test_each_cause_looks_and_proposes_of_itself() -> None:
+    """None names another in its source."""
+    import inspect
+
+    codes = {cause.code for cause in list_causes()}
+    for cause in list_causes():
+        source = inspect.getsource(inspect.getmodule(type(cause)))  # type: ignore[arg-type]
+        code_lines = [line for line in source.split('"""')[::2] for line in line.splitlines()]
+        named = {code for code in codes for line in code_lines if code in line.partition("#")[0]}
+        assert named == {cause.code}, cause.code

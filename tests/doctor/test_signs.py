@@ -1,0 +1,521 @@
+"""Signs without data: what buffers, counts, momenta, modes, an earlier checkpoint, a trace and ranks show, and what is
+no fault."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from bnlab import diagnose, population_statistics, record
+from bnlab.doctor.causes.bn004 import find_stall
+from bnlab.doctor.causes.bn401 import RanksDiffer
+from bnlab.doctor.diagnosis import Diagnosis
+from bnlab.layers import get_running_buffers
+from bnlab.nn import SelfTuned
+from tests.doctor.points import Batch, get_buffers, list_codes, make_batches, make_healthy, make_net, take_steps, train
+from tests.helpers import run_two_ranks, with_momentum
+
+BOTH = ("1", "4")
+
+
+def tell(diagnosis: Diagnosis, code: str) -> tuple[str, tuple[str, ...], str]:
+    """Tell a finding's severity, layers and evidence."""
+    (finding,) = [finding for finding in diagnosis.faults if finding.cause.code == code]
+    return finding.severity, finding.layers, finding.evidence
+
+
+# Of the model alone
+
+
+def fill(model: nn.Module, name: str, number: int, value: float, channel: int | slice = 3) -> nn.Module:
+    """Fill a channel of a running mean (0) or variance (1)."""
+    get_buffers(model, name)[number][channel] = value
+    return model
+
+
+def fill_two(number: int, value: float) -> nn.Module:
+    return fill(fill(make_healthy(), "1", number, value), "4", number, value)
+
+
+def freeze_first(model: nn.Sequential) -> nn.Sequential:
+    model[:3].requires_grad_(False)
+    return model
+
+
+def set_mode(model: nn.Sequential, layer: int, training: bool) -> nn.Sequential:
+    model[layer].train(training)
+    return model
+
+
+def reset_variances() -> nn.Module:
+    model = make_healthy()
+    for name in BOTH:
+        get_buffers(model, name)[1].fill_(1)
+    return model
+
+
+def train_briefly(momentum: float | None, steps: int) -> nn.Sequential:
+    model = make_net(momentum)
+    train(model, make_batches(steps))
+    return model.eval()
+
+
+def overflow() -> nn.Module:
+    return fill(make_healthy(), "4", 1, 1e5).half()
+
+
+def set_counts(count: int) -> nn.Module:
+    model = make_healthy()
+    for name in BOTH:
+        model.get_submodule(name).get_buffer("num_batches_tracked").fill_(count)
+    return model
+
+
+def add_norm(norm: nn.Module) -> nn.Module:
+    return nn.Sequential(*make_healthy(), norm).eval()
+
+
+class OwnNorm(nn.Module):
+    """A norm of another class than torch's, which keeps statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_avg_mean", torch.zeros(4))
+
+
+SIGNS: list[tuple[Callable[[], nn.Module], str, str, tuple[str, ...], str]] = [
+    (
+        lambda: fill_two(0, math.nan),
+        "BN001",
+        "error",
+        BOTH,
+        "not finite in 1 of 16 channels of '1', the first in depth",
+    ),
+    (
+        lambda: fill_two(1, math.inf),
+        "BN001",
+        "error",
+        BOTH,
+        "not finite in 1 of 16 channels of '1', the first in depth",
+    ),
+    (lambda: fill_two(1, -0.1), "BN001", "error", BOTH, "negative in 1 of 16 channels of '1', the first in depth"),
+    (make_net, "BN002", "warning", BOTH, "mean 0 and variance 1 in all channels, 0 updates counted"),
+    (
+        lambda: fill(make_healthy(), "4", 1, 0.0, slice(None)),
+        *("BN003", "warning", ("4",), "variance 0 in more than 99% of the channels"),
+    ),
+    (
+        lambda: make_healthy().bfloat16(),
+        *("BN004", "note", BOTH, "bfloat16: an average may stop 3.9% short of its goal"),  # 2⁻⁸ / .1
+    ),
+    (
+        lambda: make_healthy().bfloat16().train(),
+        *("BN004", "warning", BOTH, "bfloat16: an average may stop 3.9% short of its goal"),
+    ),
+    (
+        overflow,
+        *("BN004", "error", ("4",), "a variance above 65,504, the largest float16, has become infinite in 1 layers"),
+    ),
+    (lambda: train_briefly(0.1, 10), "BN101", "warning", BOTH, "10 updates of momentum 0.1: 65% of the way"),
+    (lambda: train_briefly(0.001, 200), "BN101", "warning", BOTH, "200 updates of momentum 0.001: 18% of the way"),
+    (lambda: with_momentum(make_healthy(), 0.99), "BN102", "warning", BOTH, "momentum 0.99, a memory of 1.0 batches"),
+    (lambda: freeze_first(make_healthy()).train(), "BN104", "warning", ("1",), "1 frozen layer in train mode"),
+    (lambda: with_momentum(make_healthy(), 0.0), "BN109", "warning", BOTH, "200 updates of momentum 0"),
+    (reset_variances, "BN214", "warning", BOTH, "variance 1 in all channels, and the other has moved"),
+    (
+        lambda: set_mode(make_healthy(), 4, True),
+        *("BN402", "warning", ("4",), "1 of 2 in train mode, in a model in eval mode"),
+    ),
+    (lambda: make_healthy().train(), "BN402", "note", BOTH, "2 of 2 in train mode"),
+    (lambda: set_mode(make_healthy().train(), 1, False), "BN402", "note", ("4",), "1 of 2 in train mode"),
+    (
+        lambda: add_norm(nn.BatchNorm1d(4, track_running_stats=False)),
+        *("BN402", "note", ("7",), "1 without running statistics"),
+    ),
+    (lambda: add_norm(OwnNorm()), "BN901", "note", ("7",), "1 of another class than torch's"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "severity", "layers", "evidence"),
+    SIGNS,
+    ids=[f"{row[1]}-{row[2]}-{i}" for i, row in enumerate(SIGNS)],
+)
+def test_signs_are_seen_without_data(
+    make: Callable[[], nn.Module], code: str, severity: str, layers: tuple[str, ...], evidence: str
+) -> None:
+    diagnosis = diagnose(make())
+
+    assert tell(diagnosis, code) == (severity, layers, evidence)
+    above = {finding.cause.code for finding in diagnosis.faults if finding.severity != "note"}
+    assert above <= {code}
+    assert diagnosis.verdict is None
+    assert diagnosis.is_healthy == (severity == "note")
+
+
+QUIET: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "healthy": (make_healthy, set()),
+    "a count that began again, as torchvision's": (lambda: set_counts(0), set()),
+    # .9¹⁰ = .35 of each variance would still be the start's, and one layer has smaller ones
+    "a count that variances refute": (lambda: set_counts(10), set()),
+    "momentum up to a half": (lambda: with_momentum(make_healthy(), 0.5), set()),
+    "a mean of all batches": (lambda: train_briefly(None, 10), set()),
+    "self-tuned": (lambda: _train_self_tuned(), set()),
+    "double precision in train mode": (lambda: make_healthy().double().train(), {"BN402"}),
+    "all is frozen": (lambda: make_healthy().train().requires_grad_(False), {"BN402"}),
+    "frozen and in eval mode": (lambda: freeze_first(make_healthy()), set()),
+    "new and in train mode": (lambda: make_net().train(), {"BN002"}),
+    "standardized inputs, which begin near their goal": (lambda: _average_standardized(), set()),
+}
+
+
+def _train_self_tuned() -> nn.Module:
+    model = SelfTuned.convert(make_net())
+    train(model, make_batches(10))
+    return model.eval()
+
+
+def _average_standardized() -> nn.Module:
+    layer = nn.BatchNorm1d(4)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        layer(torch.randn(256, 4, generator=generator))
+    return layer.eval()
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_what_is_no_fault_is_quiet(name: str) -> None:
+    make, codes = QUIET[name]
+
+    assert set(list_codes(diagnose(make()))) == codes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averages_in_low_precision_stop_as_far_from_their_goal_as_is_said(dtype: torch.dtype) -> None:
+    layer = nn.BatchNorm1d(64, momentum=0.1).to(dtype)
+    goal = torch.linspace(1, 2, 64, dtype=dtype)
+    average = torch.zeros(64, dtype=dtype)
+
+    for _ in range(300):
+        average.lerp_(goal, 0.1)
+
+    short = ((goal - average) / goal).double().max()
+    assert 0.5 * find_stall(layer) < short <= find_stall(layer)
+
+
+# Of an earlier checkpoint
+
+
+def forward_in_train_mode(model: nn.Module) -> None:
+    model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.zeros(4, 8))
+    model.eval()
+
+
+def change_weights(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
+    """Change all matrices of weights."""
+
+    def apply(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data.copy_(change(parameter.data))
+
+    return apply
+
+
+def prune(weight: Tensor) -> Tensor:
+    """Leave the larger half."""
+    return weight.where(weight.abs() > weight.abs().median(), 0.0)
+
+
+def round_rows(weight: Tensor) -> Tensor:
+    """Round each row to five levels."""
+    step = weight.abs().amax(1, keepdim=True) / 2
+    return (weight / step).round() * step
+
+
+def move(weight: Tensor) -> Tensor:
+    """Move all weights, as further training or an average of other weights does."""
+    generator = torch.Generator().manual_seed(0)
+    return weight + 0.3 * weight.std() * torch.randn(weight.shape, generator=generator)
+
+
+def train_on(model: nn.Module) -> None:
+    train(model, make_batches(4))
+    model.eval()
+
+
+def train_frozen(model: nn.Module) -> None:
+    model.train()
+    model.get_submodule("1").eval()
+    take_steps(model, make_batches(4))
+    model.eval()
+
+
+def recalibrate_after(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
+    def apply(model: nn.Module) -> None:
+        change_weights(change)(model)
+        population_statistics(model, make_batches(20, seed=7), progress=False).write_to(model)
+
+    return apply
+
+
+CHANGED: dict[str, tuple[Callable[[nn.Module], None], bool, list[str], str]] = {
+    "forwards in train mode": (forward_in_train_mode, False, ["BN105"], "3 updates, while 8 tensors of weights stayed"),
+    "pruned": (change_weights(prune), False, ["BN106"], "weights moved by "),
+    "rounded": (change_weights(round_rows), False, ["BN106"], "weights moved by "),
+    "moved": (change_weights(move), False, ["BN107"], "buffers the same, "),
+    "frozen and updated": (train_on, True, ["BN104"], "4 updates since the earlier checkpoint"),
+    "frozen and kept in eval mode": (train_frozen, True, [], ""),
+    "trained on": (train_on, False, [], ""),
+    "hardly moved, by 0.02%": (change_weights(lambda weight: weight.half().float()), False, [], ""),
+    "pruned and recalibrated": (recalibrate_after(prune), False, [], ""),
+    "moved and recalibrated": (recalibrate_after(move), False, [], ""),
+    "nothing": (lambda model: None, False, [], ""),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_an_earlier_checkpoint_shows_what_moved_alone(name: str) -> None:
+    change, is_frozen, codes, told = CHANGED[name]
+    model = make_healthy()
+    if is_frozen:
+        freeze_first(model)
+    before = copy.deepcopy(model)
+    change(model)
+
+    diagnosis = diagnose(model, before=before)
+
+    assert list_codes(diagnosis) == codes
+    for code in codes:
+        severity, layers, evidence = tell(diagnosis, code)
+        assert layers == (("1",) if is_frozen else BOTH)
+        assert evidence.startswith(told)
+        assert severity == ("note" if code == "BN104" else "warning")
+
+
+@pytest.mark.parametrize("has_own_buffers", [True, False])
+def test_an_average_of_weights_needs_buffers_of_its_own(has_own_buffers: bool) -> None:
+    online = make_healthy()
+    average = copy.deepcopy(online)
+    train(online, make_batches(20, seed=3), lr=0.2)
+    state = online.state_dict()
+    for name, value in average.state_dict().items():
+        is_buffer = "running" in name or "num_batches" in name
+        value.copy_(state[name] if is_buffer and not has_own_buffers else (value + state[name]) / 2)
+
+    diagnosis = diagnose(average.eval(), before=online)
+
+    assert list_codes(diagnosis) == ([] if has_own_buffers else ["BN107"])
+
+
+# Of a trace
+
+
+class Checkpointed(nn.Module):
+    """A network whose first block runs again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = make_net()[:3]
+        self.head = make_net()[3:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.block, x, use_reentrant=False))
+
+
+def train_sharpness_aware(model: nn.Module, batches: list[Batch], radius: float = 0.05) -> None:
+    """Take each step by the gradient at weights that are moved uphill by a radius: two forwards of the same images."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for inputs, labels in batches:
+        F.cross_entropy(model(inputs), labels).backward()
+        weights = list(model.parameters())
+        gradients = [weight.grad.clone() for weight in weights if weight.grad is not None]
+        length = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.data.add_(gradient, alpha=float(radius / length))
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.data.sub_(gradient, alpha=float(radius / length))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def accumulate_gradients(model: nn.Module, batches: list[Batch]) -> None:
+    """Take a step every three batches."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for number, (inputs, labels) in enumerate(batches, start=1):
+        F.cross_entropy(model(inputs), labels).backward()
+        if number % 3 == 0:
+            optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "fit", "severity", "told"),
+    [
+        (Checkpointed, train, "warning", "2 updates a step, of the same batch"),
+        (make_net, train_sharpness_aware, "warning", "2 updates a step, of the same batch at other weights ("),
+        (make_net, accumulate_gradients, "note", "3 updates a step, of different batches"),
+    ],
+)
+def test_several_updates_a_step_are_of_the_same_batch_or_not(
+    make: Callable[[], nn.Module], fit: Callable[[nn.Module, list[Batch]], None], severity: str, told: str
+) -> None:
+    model = make()
+    with record(model) as trace:
+        fit(model, make_batches(12))
+
+    found, _, evidence = tell(diagnose(model, trace=trace), "BN103")
+
+    assert found == severity
+    assert evidence.startswith(told)
+
+
+def test_the_remedy_of_two_forwards_says_which_of_them_is_to_be_averaged() -> None:
+    model = make_net()
+    with record(model) as trace:
+        train_sharpness_aware(model, make_batches(12))
+
+    assert "the one at the weights that are kept" in str(diagnose(model, trace=trace)).replace("\n  ", " ")
+
+
+def train_sizes(sizes: list[int]) -> tuple[nn.Module, Any]:
+    model = make_net()
+    with record(model) as trace:
+        train(model, [make_batches(1, size, seed)[0] for seed, size in enumerate(sizes)])
+    return model.eval(), trace
+
+
+OF_A_QUARTER = "the last batch of an epoch has 25% of the values of a full one"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ([32] * 9 + ([8] + [32] * 11) * 3 + [8], f"{OF_A_QUARTER}; it makes up 10% of the averages"),
+        ([32] * 9 + ([8] + [32] * 11) * 3 + [8] + [32] * 3, f"{OF_A_QUARTER}; it makes up 7.3% of the averages"),
+        ([32] * 9 + ([8] + [32] * 11) * 4, OF_A_QUARTER),  # forgotten
+        ([32] * 7 + [8], f"{OF_A_QUARTER}; it makes up 10% of the averages"),  # one epoch
+        ([32] * 30, None),
+        (([32] * 7 + [20]) * 3, None),  # more than half
+        ([32, 8] * 10, None),  # two kinds of batches in turn
+        ([32] * 5 + [8] + [32] * 9 + [8] + [32] * 5 + [8], None),  # at uneven distances
+        ([8] + [32] * 29, None),  # a forward that finds shapes
+        ([32, 30, 28, 26] * 7 + [8], None),  # batches of many sizes
+    ],
+)
+def test_a_trace_shows_a_small_last_batch(sizes: list[int], told: str | None) -> None:
+    model, trace = train_sizes(sizes)
+
+    diagnosis = diagnose(model, trace=trace)
+
+    if told is None:
+        assert "BN110" not in list_codes(diagnosis)
+    else:
+        _, layers, evidence = tell(diagnosis, "BN110")
+        assert (layers, evidence) == (BOTH, told)
+
+
+def make_loader(images: int, **settings: Any) -> DataLoader[Any]:
+    """Make a loader of so many images in batches of 32."""
+    ((inputs, labels),) = make_batches(1, images)
+    return DataLoader(TensorDataset(inputs, labels), batch_size=32, **settings)
+
+
+@pytest.mark.parametrize(
+    ("training", "is_small"),
+    [
+        (make_loader(72), True),
+        (make_loader(72, shuffle=True), True),
+        (make_batches(2) + make_batches(1, 8), True),
+        (make_loader(64), False),
+        (make_loader(72, drop_last=True), False),
+        (make_loader(84), False),  # 20 are left: more than half
+        (make_loader(8), False),  # one batch, of all
+        (make_batches(1) + make_batches(2, 8), False),  # of many sizes
+    ],
+)
+def test_lengths_of_training_batches_show_a_small_last_one(training: Any, is_small: bool) -> None:
+    for data in (None, make_batches(20, seed=7)):
+        diagnosis = diagnose(make_healthy(), data, training_batches=training, progress=False)
+
+        assert ("BN110" in list_codes(diagnosis)) == is_small
+        assert diagnosis.is_healthy
+        if is_small:
+            assert tell(diagnosis, "BN110")[2] == "the last batch of an epoch has 8 images of 32"
+
+
+def test_training_batches_that_are_cut_short_do_not_tell_which_is_the_last() -> None:
+    batches = [*make_batches(2), *make_batches(1, 8), *make_batches(2)]
+
+    diagnosis = diagnose(make_healthy(), make_batches(20), training_batches=iter(batches), max_images=72)
+
+    assert "BN110" not in list_codes(diagnosis)
+
+
+# Of ranks
+
+
+@pytest.mark.parametrize(("off", "severity"), [(0.005, None), (0.05, "note"), (0.5, "warning")])
+def test_the_distance_between_ranks_is_graded(off: float, severity: str | None) -> None:
+    case = diagnose(make_healthy()).case
+    other = {name: buffers.clone() for name, buffers in case.buffers.items()}
+    other["4"][0, 2] += off * (other["4"][1, 2] + 1e-5).sqrt()
+    both: list[Mapping[str, Tensor]] = [case.buffers, other]
+
+    signs = RanksDiffer().look(replace(case, ranks=both))
+
+    if severity is None:
+        assert signs is None
+    else:
+        assert signs is not None
+        assert (signs.layers, signs.severity) == (("4",), severity)
+        assert signs.evidence == f"up to {off:g} σ between 2 ranks, in '4'"
+
+
+@pytest.mark.slow
+def test_ranks_of_a_group_are_compared(tmp_path: Path) -> None:
+    script = """
+from bnlab import diagnose
+model = torch.nn.Sequential(torch.nn.BatchNorm1d(2)).eval()
+model[0].running_mean += 1.0 + rank
+diagnosis = diagnose(model, ranks=dist.group.WORLD)
+(finding,) = [found for found in diagnosis.faults if found.cause.code == "BN401"]
+assert finding.severity == "warning", finding
+"""
+    run_two_ranks(script, tmp_path)
+
+
+def test_buffers_that_are_not_finite_are_named_in_the_order_of_the_data() -> None:
+    class Reversed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.BatchNorm1d(8)
+            self.first = nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x))
+
+    model = Reversed().eval()
+    for layer in (model.first, model.last):
+        get_running_buffers(layer)[0].fill_(math.nan)
+
+    _, layers, evidence = tell(diagnose(model, [torch.randn(8, 8)], progress=False), "BN001")
+
+    assert layers == ("first", "last")
+    assert evidence.endswith("of 'first', the first in depth")

@@ -1,0 +1,157 @@
+"""Undos: what they do to a model and its images, and that all is as before when they end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.borrow import measured
+from bnlab.doctor.undoing import (
+    change_images,
+    normalize_by_averages,
+    normalize_each_batch,
+    pass_through,
+    replace_forwards,
+    write_averages,
+    write_weights,
+)
+from bnlab.layers import batch_norm_layers
+from tests.helpers import images, plain, unchanged
+
+Apply = Callable[[nn.Module, ExitStack], object]
+
+
+def make_undos(model: nn.Module) -> dict[str, Apply]:
+    """Make an undo of each kind for a model."""
+    layers = batch_norm_layers(model, caller="test")
+    weights = [layer.weight for layer in layers.values() if layer.weight is not None]
+    averages = {name: torch.full((2, layer.num_features), 2.0).double() for name, layer in layers.items()}
+    return {
+        "averages": write_averages(layers, averages),
+        "weights": write_weights([(weight, torch.ones_like(weight)) for weight in weights]),
+        "images": change_images(lambda batch: batch / 2 - 1),
+        "forwards": replace_forwards(layers.values(), pass_through),
+        "each batch": normalize_each_batch(layers),
+    }
+
+
+KINDS = tuple(make_undos(plain()))
+
+
+def predict(model: nn.Module, undo: Apply | None = None) -> Tensor:
+    with measured(model), ExitStack() as stack:
+        if undo is not None:
+            undo(model, stack)
+        return model(images(8)[0]).clone()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_undo_changes_predictions_and_leaves_the_model_as_it_was(kind: str) -> None:
+    model = plain().train()
+    model.register_forward_pre_hook(lambda module, args: None)
+    model[1].eval()
+    undo = make_undos(model)[kind]
+
+    with unchanged(model):
+        before = predict(model)
+        changed = predict(model, undo)
+        after = predict(model)
+
+    assert not torch.equal(changed, before)
+    assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_whose_forward_fails_comes_back_too(kind: str) -> None:
+    model = plain()
+    undo = make_undos(model)[kind]
+
+    with unchanged(model), pytest.raises(KeyError), measured(model), ExitStack() as stack:
+        undo(model, stack)
+        model(images(8)[0])
+        raise KeyError
+
+
+def test_undos_may_be_entered_one_in_another() -> None:
+    model = plain()
+    undos = make_undos(model)
+
+    with unchanged(model), measured(model), ExitStack() as stack:
+        for undo in undos.values():
+            undo(model, stack)
+        model(images(8)[0])
+
+
+class TakesAnything(nn.Module):
+    """Returns what it was given."""
+
+    def forward(self, batch: Any, **others: Any) -> Any:
+        return batch, others
+
+
+def test_numbers_of_images_are_changed_wherever_they_are_and_labels_are_not() -> None:
+    model = TakesAnything()
+    labels = torch.tensor([1, 2])
+    pixels = torch.tensor([[1.0, 2.0]])
+    scale = torch.tensor(3.0)  # no axis: it is a setting
+
+    with ExitStack() as stack:
+        change_images(lambda batch: batch + 1)(model, stack)
+        (first, second), others = model((pixels, {"labels": labels, "scale": scale}), mask=pixels)
+
+    assert torch.equal(first, pixels + 1)
+    assert torch.equal(second["labels"], labels) and torch.equal(second["scale"], scale)
+    assert torch.equal(others["mask"], pixels + 1)
+
+
+def test_an_ordinary_batch_norm_takes_the_place_of_a_forward() -> None:
+    layer = nn.BatchNorm2d(3).eval()
+    layer.forward = lambda x: x  # type: ignore[assignment, method-assign]
+    layer.running_mean.fill_(1)  # type: ignore[union-attr]
+    x = images(4)[0]
+
+    with ExitStack() as stack:
+        replace_forwards([layer], normalize_by_averages)(layer, stack)
+        output = layer(x)
+
+    assert torch.allclose(output, (x - 1) / math.sqrt(1 + layer.eps))
+    assert torch.equal(layer(x), x)
+
+
+def test_each_batch_is_normalized_by_its_own_unless_it_has_one_value() -> None:
+    """A network that calls `eval()` in its forward is told too; eps of 0, which torch refuses, is none for it."""
+    layer = nn.BatchNorm1d(2, eps=0.0).eval()
+    values = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+
+    with unchanged(layer), measured(layer), ExitStack() as stack:
+        normalize_each_batch({"": layer})(layer, stack)
+        layer.eval()
+        alone = layer(values[:1])
+        together = layer(values)
+
+    assert torch.allclose(together, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    assert torch.equal(alone, values[:1])  # by the averages, which are 0 and 1
+    assert layer.eps == 0.0
+
+
+def test_averages_are_of_the_layers_that_are_named() -> None:
+    model = plain()
+    layers = batch_norm_layers(model, caller="test")
+    other = torch.stack((torch.full((6,), 0.5), torch.full((6,), 2.0))).double()
+
+    with measured(model), ExitStack() as stack:
+        write_averages(layers, {"1": other})(model, stack)
+        x = model[0](images(8)[0])
+        output = model[1](x)
+
+    expected = F.batch_norm(
+        x, torch.full((6,), 0.5), torch.full((6,), 2.0), layers["1"].weight, layers["1"].bias, False
+    )
+    assert torch.allclose(output, expected)
