@@ -37,6 +37,7 @@ def reset_buffers_on_load() -> Patient:
     as_trained = score(model, batches)
     for norm in list_norms(model):
         norm.reset_running_stats()
+
     return Patient(model, batches, training, scores={"as trained": as_trained, **measure(model, batches, training)})
 
 
@@ -59,9 +60,12 @@ def overfit_a_regression() -> Patient:
     rows = images[:100, 0]
     targets = labels[:100].float()
     targets = (targets - targets.mean()) / targets.std()
+
     torch.manual_seed(2)
     model = Molecules()
+
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+
     for epoch in range(100):
         rate = 1e-4 + min(epoch / 2, 1) * 9e-4 * 0.1 ** (max(epoch - 2, 0) / 98)
         for group in optimizer.param_groups:
@@ -70,13 +74,16 @@ def overfit_a_regression() -> Patient:
             optimizer.zero_grad()
             F.mse_loss(model(rows[chosen]), targets[chosen]).backward()
             optimizer.step()
+
     model.eval()
     batches = cut(rows, targets, 50)
+
     losses = {
         "as it is": _measure_loss(model, batches),
         "each batch's own": _measure_loss(copy.deepcopy(model).train(), batches),
         "averaged again": _measure_loss(average_again(model, batches), batches),
     }
+
     return Patient(model, batches, batches, scores=losses)
 
 
@@ -99,6 +106,7 @@ def average_weights_without_buffers() -> Patient:
             kept.lerp_(new, 0.02)
 
     fit(student, images[:TRAINING], labels[:TRAINING], epochs=12, after_step=follow)
+
     scores = {"student": score(student, batches), **measure(teacher, batches, training)}
     return Patient(teacher, batches, training, before=student, scores=scores)
 
@@ -127,6 +135,7 @@ def learn_to_learn() -> Patient:
     """A network learns to learn five classes from few images each; buffers of its patched copies are thrown away."""
     pixels, labels = glyphs(9000, 36, "weak", "dejavu", seed=0)
     images = F.avg_pool2d(pixels.float() / 255, 2)
+
     torch.manual_seed(5)
     model = nn.Sequential(
         block(1, 32, momentum=1.0),
@@ -138,8 +147,11 @@ def learn_to_learn() -> Patient:
         nn.Flatten(),
         nn.Linear(128, 5),
     )
+
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+
     model.train()
+
     for _ in range(300):
         inputs, targets = _draw_task(images, labels, torch.arange(26), shots=10)
         few = torch.arange(50) % 10 < 5
@@ -151,6 +163,7 @@ def learn_to_learn() -> Patient:
 
     inputs, targets = _draw_task(images, labels, torch.arange(26, 36), shots=125)
     few = torch.arange(625) % 125 < 5
+
     scores = {}
     for mode in (True, False):
         tested = copy.deepcopy(model).train(mode)
@@ -166,16 +179,21 @@ def predict_once_in_train_mode() -> Patient:
     """A pretrained network with frozen weights predicts one image of zeros in train mode, and then in eval mode."""
     images, labels = load_images()
     training, batches = split(images, labels, 32)
+
     torch.manual_seed(7)
     model = fit(Dense(), images[:TRAINING], labels[:TRAINING], epochs=10)
     model.requires_grad_(False)
+
     pretrained = copy.deepcopy(model)
     zeros = torch.zeros(1, 1, 8, 8)
     before = model(zeros)
+
     model.train()
     model(zeros)
+
     model.eval()
     moved = float((model(zeros) - before).abs().max())
+
     scores = {"as trained": score(pretrained, batches), "largest change": moved, **measure(model, batches, training)}
     return Patient(model, batches, training, before=pretrained, scores=scores)
 
@@ -186,7 +204,9 @@ def classify_one_by_one_without_eval() -> Patient:
     training = cut(images[:TRAINING], labels[:TRAINING], 8)
     tests, answers = images[TRAINING:], labels[TRAINING:]
     model = fit(build_resnet(seed=10), images[:TRAINING], labels[:TRAINING], epochs=6, size=8, rate=0.02)
+
     scores = {"eval mode": score(model, cut(tests, answers, 8))}
+
     model.train()
     for size in (1, 8, 64):
         scores[f"train mode, batches of {size}"] = score(copy.deepcopy(model), cut(tests, answers, size))
@@ -197,8 +217,10 @@ def dense_classifier() -> Patient:
     """A network for digits, trained until its rate is 0."""
     images, labels = load_images()
     training, batches = split(images, labels, 32)
+
     torch.manual_seed(11)
     model = fit(Dense(), images[:TRAINING], labels[:TRAINING], epochs=10)
+
     return Patient(model, batches, training, scores=measure(model, batches, training))
 
 
@@ -206,6 +228,7 @@ def perceptron_on_columns() -> Patient:
     """Two hidden layers with batch norm on the pixels as columns of a table."""
     images, labels = load_images()
     training, batches = split(images.flatten(1), labels, 32)
+
     torch.manual_seed(13)
     model = nn.Sequential(
         nn.Linear(64, 64),
@@ -217,4 +240,5 @@ def perceptron_on_columns() -> Patient:
         nn.Linear(64, 10),
     )
     fit(model, images[:TRAINING].flatten(1), labels[:TRAINING], epochs=20)
+
     return Patient(model, batches, training, scores=measure(model, batches, training))

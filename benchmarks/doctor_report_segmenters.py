@@ -37,11 +37,14 @@ def average_parameters_of_clients() -> Patient:
     scenes, masks = load_scenes()
     masks = (masks > 0).long()
     parts = torch.arange(900).chunk(3)
+
     torch.manual_seed(3)
     clients = [UNet(classes=2) for _ in range(3)]
     for client in clients[1:]:
         client.load_state_dict(clients[0].state_dict())
+
     last = copy.deepcopy(clients[0])
+
     for number in range(8):
         for hospital, (client, part) in enumerate(zip(clients, parts, strict=True)):
             fit(client, _scan(scenes[part], hospital), masks[part], epochs=1, size=20, falls=False, seed=number)
@@ -58,12 +61,14 @@ def average_parameters_of_clients() -> Patient:
     order = torch.randperm(len(images))
     batches = cut(images[order], labels[order], 20)
     training = cut(torch.cat([_scan(scenes[part], number) for number, part in enumerate(parts)]), masks[:900], 20)
+
     whole = copy.deepcopy(clients[0])
     mean_state = {
         name: torch.stack([client.state_dict()[name].double() for client in clients]).mean(0)
         for name in whole.state_dict()
     }
     whole.load_state_dict(mean_state)
+
     scores = {"all averaged": score(whole, batches), **measure(clients[0], batches, training)}
     return Patient(clients[0], batches, training, before=last, scores=scores)
 
@@ -87,19 +92,24 @@ def adapt_to_a_darker_domain() -> Patient:
     discriminator as what is predicted for light ones.
     """
     scenes, masks = load_scenes()
+
     torch.manual_seed(6)
     model = PyramidNet()
     fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=10, size=20)
+
     pretrained = copy.deepcopy(model)
     for norm in list_norms(model):
         for parameter in norm.parameters():
             parameter.requires_grad_(False)
     judge = nn.Sequential(nn.Conv2d(11, 16, 3, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(16, 1, 3, 2, 1))
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
     optimizer = torch.optim.SGD(weights, 0.005, momentum=0.9)
     judges = torch.optim.Adam(judge.parameters(), 1e-3)
+
     model.train()
     mixed: Batches = []
+
     for _ in range(200):
         source = torch.randint(0, 500, (4,))
         target = torch.randint(500, TRAINING, (4,))
@@ -115,9 +125,12 @@ def adapt_to_a_darker_domain() -> Patient:
         _judge(judge, dark, 0.0).backward()
         judges.step()
         mixed += [(scenes[source], masks[source]), (_darken(scenes[target]), masks[target])]
+
     model.eval()
+
     light_batches = cut(scenes[TRAINING:], masks[TRAINING:], 20)
     dark_batches = cut(_darken(scenes[TRAINING:]), masks[TRAINING:], 20)
+
     scores = measure(model, light_batches, cut(scenes[:500], masks[:500], 20))
     scores |= {f"dark, {name}": value for name, value in measure(model, dark_batches, dark_batches).items()}
     return Patient(model, light_batches, mixed[-100:], before=pretrained, scores=scores)
@@ -126,17 +139,22 @@ def adapt_to_a_darker_domain() -> Patient:
 def segment_one_by_one_without_eval() -> Patient:
     """A U-Net predicts its test images one by one, and was never put into eval mode."""
     scenes, masks = load_scenes()
+
     torch.manual_seed(8)
     model = UNet()
     fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=12, size=20)
     tests, answers = scenes[TRAINING : TRAINING + 300], masks[TRAINING : TRAINING + 300]
+
     scores = {"eval mode": score(model, cut(tests, answers, 1))}
     training = cut(scenes[:TRAINING], masks[:TRAINING], 20)
+
     model.train()
+
     pretrained = copy.deepcopy(model)
     for size in (1, 20):
         scores[f"train mode, batches of {size}"] = score(copy.deepcopy(model), cut(tests, answers, size))
     score(model, cut(tests, answers, 1))
+
     return Patient(model, cut(tests, answers, 1), training, before=pretrained, scores=scores)
 
 
@@ -144,12 +162,15 @@ def train_on_with_batches_of_two() -> Patient:
     """A pretrained pyramid network is trained on in batches of two images, in which a part of 1 by 1 has two values."""
     scenes, masks = load_scenes()
     training, batches = split(scenes, masks, 20)
+
     torch.manual_seed(9)
     model = PyramidNet()
     fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=15, size=20)
+
     pretrained = copy.deepcopy(model)
     fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=2, size=2, rate=0.01, falls=False)
     pairs = cut(scenes[:TRAINING], masks[:TRAINING], 2)
+
     scores = {"as pretrained": score(pretrained, batches), **measure(model, batches, training)}
     scores["pairs, each batch's own"] = score_by_batch(model, cut(scenes[TRAINING:-1], masks[TRAINING:-1], 2))
     return Patient(model, batches, pairs, before=pretrained, scores=scores)
@@ -159,6 +180,8 @@ def segmenting_unet() -> Patient:
     """A U-Net, trained until its rate is 0."""
     scenes, masks = load_scenes()
     training, batches = split(scenes, masks, 20)
+
     torch.manual_seed(12)
     model = fit(UNet(), scenes[:TRAINING], masks[:TRAINING], epochs=12, size=20)
+
     return Patient(model, batches, training, scores=measure(model, batches, training))
