@@ -102,8 +102,11 @@ class Screen:
         return Screen(str(diagnosis), str(diagnosis.verdict), causes, tuple(findings["code"][is_note]))
 
     def grade(self, verdicts: tuple[str, ...], codes: tuple[str, ...]) -> str:
-        """Say whether this is a hit, a half or a miss."""
+        """Say whether this is a hit, a half or a miss; of a healthy network, whether it is quiet or an alarm."""
         is_right = self.verdict in verdicts
+        if not codes:
+            return "quiet" if is_right and not self.causes else "alarm"
+
         if is_right and self.causes[:1] and self.causes[0] in codes:
             return "hit"
         named = set(self.causes + self.notes)
