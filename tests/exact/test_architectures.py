@@ -20,7 +20,7 @@ slow = pytest.mark.slow
 FLOAT32 = 1e-4
 TWIN = 1e-9  # two orders of summing in float64
 NAMES = [
-    "resnet18",
+    pytest.param("resnet18", marks=slow),
     "mobilenet_v3_small",
     pytest.param("shufflenet_v2_x0_5", marks=slow),
     pytest.param("densenet121", marks=slow),

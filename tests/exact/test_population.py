@@ -84,7 +84,7 @@ def test_an_ordinary_evaluation_gives_each_layer_what_was_measured(name: str) ->
     assert find_difference(found, seen) <= 1e-5
 
 
-@pytest.mark.parametrize("share", [0.5, 0.1])
+@pytest.mark.parametrize("share", [pytest.param(0.5, marks=pytest.mark.slow), 0.1])
 @pytest.mark.parametrize("name", ["residual", "branches", "siamese", "by content", "several sizes", "in a loop"])
 def test_less_memory_gives_the_same(name: str, share: float) -> None:
     case = CASES[name]

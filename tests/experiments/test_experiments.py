@@ -39,7 +39,7 @@ def test_it_composes(file: str, copies: list[str]) -> None:
 
 
 AT_STEPS = ("ground_constant", "last_batch", "last_batch_64")  # which read more steps than there are here
-USUAL = ("quickstart", "gap", "drift", "streams", "few_images")  # all others with the slow tests
+USUAL = ("quickstart", "drift")  # all others with the slow tests
 
 
 @pytest.mark.parametrize(

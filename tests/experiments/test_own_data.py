@@ -349,7 +349,14 @@ def load(folder, size=8):
     images, labels = files["images"][:, :, :size, :size], files["labels"]
     return (images[12:], labels[12:]), (images[:12], labels[:12])
 """
-OF_FOLDERS = ("data=of_folders.load", "steps=30", "batch_size=12", "model.width=4", "evaluate_at=final")
+OF_FOLDERS = (
+    "data=of_folders.load",
+    "steps=30",
+    "batch_size=12",
+    "model.width=4",
+    "evaluate_at=final",
+    "hydra/launcher=basic",
+)
 
 
 def write_folder(folder: Path, change: Change = lambda images: images) -> None:
