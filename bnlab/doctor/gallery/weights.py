@@ -18,6 +18,7 @@ def weights_pruned(healthy: Healthy, share: float = 0.5) -> Specimen:
     """Half of the weights of its last two convolutions, the smallest ones, were set to 0."""
     model = healthy.copy_model()
     for convolution in _list_convolutions(model)[-2:]:
+        convolution.weight.data = convolution.weight.data.contiguous()  # which torch's pruning asks for
         prune.l1_unstructured(convolution, "weight", share)
         prune.remove(convolution, "weight")
     return healthy.show(model, before=healthy.model)
