@@ -55,7 +55,7 @@ test: .venv/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -n 2
+	$(PY) -m pytest -q -n 2 --dist loadgroup
 
 # Which tests each group of optional packages is for. Without the packages pytest skips these tests.
 EXTRAS := zoo recipes real docs

@@ -14,6 +14,9 @@ from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_fi
 from experiments.pages import FIGURES
 from tests.experiments.test_questions import find_outcomes
 
+# With those of questions in one process, which find the outcomes once.
+pytestmark = pytest.mark.xdist_group("outcomes")
+
 FINDINGS = list_findings()
 HYPOTHESES = tuple(f"H{number}" for number in range(1, 15))
 QUOTE = re.compile(r"{{.*?}}")

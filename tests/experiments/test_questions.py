@@ -19,6 +19,8 @@ from bnlab.lab.catalogue import find_experiment, list_questions
 from bnlab.nn import SelfTuned
 from experiments.pages import FIGURES, read_catalogue
 
+pytestmark = pytest.mark.xdist_group("outcomes")
+
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 # A question's claims are committed before its numbers: until then it has no results here.
 MEASURED = [name for name in list_questions() if (REFERENCE / name).is_dir()]
