@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics
 from bnlab.doctor.causes.bn202 import find_chance
+from bnlab.doctor.gallery import FAULTS
+from bnlab.doctor.gallery import make_healthy as make_gallery_healthy
 from tests.doctor.networks import (
     Batch,
     change_images,
@@ -155,3 +157,15 @@ def test_layers_that_no_batch_reaches_are_named(batches: list[Batch]) -> None:
 
     assert finding is not None
     assert (finding.layers, finding.evidence) == (("12.unused",), "1 reached by no batch")
+
+
+def test_a_sorted_test_loader_is_not_why_averages_lag() -> None:
+    specimen = FAULTS["stopped in the middle"].spoil(make_gallery_healthy())
+    images = torch.cat([batch for batch, _ in specimen.batches])
+    labels = torch.cat([batch for _, batch in specimen.batches])
+    order = labels.argsort()
+    batches = list(zip(images[order].split(64), labels[order].split(64), strict=True))
+
+    codes = [finding.cause.code for finding in diagnose(specimen.model, batches, progress=False).faults]
+
+    assert codes == ["BN108", "BN202"]
