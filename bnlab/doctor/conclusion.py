@@ -19,7 +19,7 @@ from bnlab.doctor.findings import (
     sort_findings,
 )
 from bnlab.doctor.scores import Scores
-from bnlab.doctor.verdict import WORTH, Verdict, find_worth, judge
+from bnlab.doctor.verdict import WORTH, Verdict, find_worth, is_near_chance, judge
 
 
 def conclude(
@@ -34,26 +34,36 @@ def conclude(
     if case.expected is not None and case.expected > 1 and scores.are_shares:
         raise ValueError(f"{CALLER}: expected={case.expected!r}, but scores are shares here; pass one between 0 and 1")
     least = find_worth(scores, worth)
-    judged = judge(case, scores, experiment, causes, least)
-    explained = _explain(case, judged, experiment, causes, least)
+    judged = judge(case, scores, experiment, least)
+    is_poor = is_near_chance(scores) and not case.is_as_constructed
+    explained = _explain(case, judged, experiment, causes, least, is_poor)
     others = _find_others(case, causes, explained)
     if judged.word == "mode":
         others = [_add_cost_of_mode(finding, scores, least) for finding in others]
-    return _let_signs_speak(judged, others), sort_findings([*explained, *others])
+    findings = sort_findings([*explained, *others])
+    return _let_signs_speak(judged, findings, is_poor), findings
 
 
 def _explain(
-    case: Case, judged: Verdict, experiment: Experiment | None, causes: Sequence[Cause], worth: float
+    case: Case,
+    judged: Verdict,
+    experiment: Experiment | None,
+    causes: Sequence[Cause],
+    worth: float,
+    is_poor: bool,
 ) -> list[Finding]:
-    """Make findings of what was chosen; where nothing matters, notes of what shows all the same."""
+    """Make findings of what was chosen; where nothing matters, of what shows all the same.
+
+    These are notes, unless the network is so poor that no statistics could show what they cost.
+    """
     if experiment is not None:
-        explained = find_explained(judged.chosen, experiment, causes, case, worth)
+        explained = find_explained(judged.chosen, experiment, case, worth)
         if explained:
             return explained
-        shown = find_explained(experiment.choose_shown(), experiment, causes, case, worth)
-        if shown:
+        shown = find_explained(experiment.choose_shown(), experiment, case, worth)
+        if shown and not is_poor:  # at chance a higher likelihood only means less certain errors
             return [replace(finding, severity="note") for finding in shown]
-    return find_harmless(causes, case, is_known=True)
+    return find_harmless(causes, case, is_known=not is_poor)
 
 
 def _explain_without_scores(case: Case, experiment: Experiment | None, causes: Sequence[Cause]) -> list[Finding]:
@@ -62,7 +72,7 @@ def _explain_without_scores(case: Case, experiment: Experiment | None, causes: S
         return []
     if experiment is not None and fits_after(experiment):
         chosen, _ = experiment.choose()
-        return find_explained(chosen, experiment, causes, case, WORTH)
+        return find_explained(chosen, experiment, case, WORTH)
     return find_harmless(causes, case, is_known=False)
 
 
@@ -78,10 +88,20 @@ def _add_cost_of_mode(finding: Finding, scores: Scores, worth: float) -> Finding
     return replace(finding, cost=cost, severity=grade_cost(cost, worth))
 
 
-def _let_signs_speak(judged: Verdict, signs: Sequence[Finding]) -> Verdict:
-    """Let a network not be called healthy whose forward shows a fault that no undo has to do with."""
-    severe = [sign for sign in signs if sign.severity != "note" and sign.cause.kind == "network"]
+def _let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool) -> Verdict:
+    """Call no network healthy whose forward shows a fault that no undo has to do with, or that is at chance with one.
+
+    At chance under any statistics nothing shows what a fault costs.
+    """
+    severe = [finding for finding in findings if finding.severity != "note"]
+    of_network = [finding for finding in severe if finding.cause.kind == "network"]
     if judged.word not in ("healthy", "undecided") or not severe:
         return judged
-    cause = severe[0].cause
-    return replace(judged, word="network", sentence=f"See {cause.code}, {cause.title}. {judged.sentence}")
+    if of_network:
+        cause = of_network[0].cause
+        return replace(judged, word="network", sentence=f"See {cause.code}, {cause.title}. {judged.sentence}")
+    if is_poor:
+        cause = severe[0].cause
+        sentence = f"Near chance under any statistics, so that nothing shows what {cause.code} ({cause.title}) costs."
+        return replace(judged, word="undecided", sentence=f"{sentence} Mend that first, and ask again.")
+    return judged

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bnlab.doctor.case import Case
 from bnlab.doctor.experiment import Experiment
 from bnlab.doctor.findings import Finding, Skipped
+from bnlab.doctor.undoing import EXACT
 from bnlab.doctor.verdict import KINDS, Verdict, tell_score, tell_training
 from bnlab.doctor.words import HEADLINES, count_things
 
@@ -94,7 +95,7 @@ class Diagnosis:
     def trials(self) -> pd.DataFrame:
         """Make a table of a row for each undo that was tried, those that bring back most first.
 
-        Columns: code (of the cause that proposed it), undone (in words), layers (a tuple of names), degrees (numbers
+        Columns: code (of the cause that it would undo), undone (in words), layers (a tuple of names), degrees (numbers
         that it was free to choose), score (mean, with it), gain (of the mean score), likelihood_gain, low, high (its
         interval, for all undos at once; without labels of the gap that is left), chosen (whether it is why the verdict
         is what it is).
@@ -244,6 +245,8 @@ class Diagnosis:
         codes = [finding.cause.code for finding in self.faults if finding.severity == "note"]
         if self.verdict == "healthy" and self.case.expected is None:
             sentences = [_TOO_LOW]
+            if any(EXACT in finding.cause.undone_by for finding in self.faults):  # averages that are off, if harmless
+                sentences += self._ask_for("averages")
             if codes:
                 sentences.append(f"Notes: {', '.join(codes)}." if len(codes) < 3 else f"Notes: {len(codes)}.")
         else:
@@ -263,8 +266,12 @@ class Diagnosis:
         chosen = () if self.judged is None else self.judged.chosen
         if chosen and not any(trial.undo.shared for trial in chosen):  # a cause explains it by itself
             return []
+        return self._ask_for(self.verdict or "")
+
+    def _ask_for(self, word: str) -> list[str]:
+        """Ask for what tells more of a verdict, as far as it was not given."""
         known = self.case.list_known()
-        return [_ASKS[ask] for ask in _ASKED_OF.get(self.verdict or "", ()) if ask not in known]
+        return [_ASKS[ask] for ask in _ASKED_OF.get(word, ()) if ask not in known]
 
     def to_json(self) -> str:
         """Write verdict, scores, findings, undos, layers and skipped causes as JSON: names and numbers, no images."""

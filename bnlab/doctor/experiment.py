@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -38,6 +38,7 @@ _SHORT = 0.1  # of the best gain: what a smaller undo may leave
 
 _NO_ANSWER = "What is fed to the first layer does not follow a change of the images, so that none was undone."
 _TOO_MANY = "Not all that may have gone wrong was tried: evaluate= is called twelve times at most."
+_TRAINING_FAILS = "The images are not at fault: the training batches fail as well."
 _NOT_REACHED = "evaluate= goes past the model's own forward, so that nothing could be undone to its images."
 
 Judge = Callable[[Sequence[Any], Undo | None], Tensor]
@@ -49,15 +50,17 @@ class Trial:
     """An undo that was tried.
 
     Attributes:
-        cause: that proposed it.
+        cause: what would be undone; of causes that share the undo, the one that explains most.
         undo: as it was proposed from the first half.
         values: float64 [2, N], each image's score and likelihood under it; without labels, of each batch, less the gap
             that is left.
+        is_proposed: whether the cause proposed the undo itself.
     """
 
     cause: Cause
     undo: Undo
     values: Tensor
+    is_proposed: bool = True
 
 
 @dataclass(frozen=True)
@@ -178,15 +181,32 @@ def try_undos(
     most = math.inf if evaluate is None else _MOST_CALLS
     tried = _try_all(halves, causes, judge, has_labels, most, notes)
 
-    trials = []
     if not whole.fits_first and whole.answer is None:
         notes.add(_NO_ANSWER)
+    trials = []
     for trial in tried:
         if trial.cause.kind == "images" and torch.equal(trial.values, unchanged):
             notes.add(_NOT_REACHED)
+        elif trial.cause.kind == "images" and _does_training_fail(case, trial, unchanged):
+            notes.add(_TRAINING_FAILS)
         else:
-            trials.append(trial)
+            trials.append(_name_cause(trial, causes, case))
     return Experiment(unchanged, trials, has_labels, sorted(notes))
+
+
+def _does_training_fail(case: Case, trial: Trial, unchanged: Tensor) -> bool:
+    """Return whether training batches, to whose images nothing was done, score as these do rather than as undone."""
+    if case.training_score is None:
+        return False
+    middle = (trial.values[0].mean() + unchanged[0].mean()) / 2
+    return case.training_score < float(middle)
+
+
+def _name_cause(trial: Trial, causes: Iterable[Cause], case: Case) -> Trial:
+    """Name the cause of an undo that several share: the one that explains most."""
+    sharing = [cause for cause in causes if trial.undo.shared in cause.undone_by]
+    cause = max(sharing, key=lambda cause: cause.weigh(case, trial.undo.layers), default=trial.cause)
+    return replace(trial, cause=cause, is_proposed=cause is trial.cause)
 
 
 def _swap_halves(whole: Patient, parts: Sequence[Sequence[Any]]) -> list[tuple[Patient, Sequence[Any]]]:

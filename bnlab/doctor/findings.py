@@ -62,22 +62,14 @@ def choose_known(causes: Iterable[Cause], case: Case) -> tuple[list[Cause], list
     return chosen, sorted(skipped, key=lambda left: left.cause.code)
 
 
-def name_cause(trial: Trial, causes: Sequence[Cause], case: Case) -> Cause:
-    """Name the cause of an undo: of those that are undone so the one that explains most."""
-    sharing = [cause for cause in causes if trial.undo.shared in cause.undone_by]
-    return max(sharing, key=lambda cause: cause.weigh(case, trial.undo.layers), default=trial.cause)
-
-
-def find_explained(
-    trials: Iterable[Trial], experiment: Experiment, causes: Sequence[Cause], case: Case, worth: float
-) -> list[Finding]:
+def find_explained(trials: Iterable[Trial], experiment: Experiment, case: Case, worth: float) -> list[Finding]:
     """Make findings of the undos that were chosen, each with what it brings back."""
     findings: dict[str, Finding] = {}
     for trial in trials:
-        cause = name_cause(trial, causes, case)
+        cause = trial.cause
         gain = experiment.measure_score(trial).value if experiment.has_labels else math.nan
         described = cause.describe(case, trial.undo.layers)
-        told = [trial.undo.words] if cause is trial.cause else []
+        told = [trial.undo.words] if trial.is_proposed else []
         if trial.undo.shared and described:
             told.append(described)
         severity: Severity = "warning" if math.isnan(gain) else grade_cost(gain, worth)

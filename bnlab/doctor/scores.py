@@ -65,6 +65,11 @@ class Scores:
         """Average over the images."""
         return float(self.values[kind].mean())
 
+    @property
+    def best(self) -> float:
+        """The highest mean under any statistics."""
+        return max(self.mean(kind) for kind in self.values)
+
     def compare(self, kind: str, other: str) -> Difference:
         """Estimate how much better `kind` scores than `other`, paired over images.
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause
 from bnlab.doctor.experiment import Experiment, Trial
-from bnlab.doctor.findings import name_cause
 from bnlab.doctor.lag import compare_with_drift
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Kind
@@ -33,6 +31,7 @@ _CONSTANTS = "It was trained with its averages as constants, so do not recalibra
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
 _BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
 _FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
+_NEAR_CHANCE = 0.1  # of what there is to gain over always naming the commonest label
 _LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
 
 
@@ -65,14 +64,13 @@ def find_worth(scores: Scores, worth: float | None) -> float:
     return max(_OF_SPREAD * float(high - low), 1e-12)
 
 
-def judge(case: Case, scores: Scores, experiment: Experiment | None, causes: Sequence[Cause], worth: float) -> Verdict:
+def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: float) -> Verdict:
     """Judge by what was tried.
 
     Args:
         case: with what is expected of the model.
         scores: under running and exact statistics, and under each batch's own where these were tried.
         experiment: what was undone; None where no cause saw a sign.
-        causes: those that may have gone wrong.
         worth: the smallest difference of scores that matters.
     """
     gain = scores.compare("exact", "running")
@@ -87,9 +85,9 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, causes: Seq
     if experiment is not None and best is not None:
         score_gain = experiment.measure_score(best)
         if experiment.measure_gain(best).low > 0 and score_gain.value > worth:
-            return _judge_experiment(case, scores, experiment, causes, gain)
+            return _judge_experiment(case, scores, experiment, gain)
 
-    reached = max(scores.mean(kind) for kind in scores.values)
+    reached = scores.best
     if _is_bad(reached, scores, case.expected):
         sentence = _tell_bad(reached, scores, case.expected)
         if case.is_as_constructed:
@@ -107,17 +105,14 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, causes: Seq
     return Verdict("healthy", sentence, gain)
 
 
-def _judge_experiment(
-    case: Case, scores: Scores, experiment: Experiment, causes: Sequence[Cause], gain: Difference
-) -> Verdict:
+def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: Difference) -> Verdict:
     """Judge by the smallest undo that brings back as much as the best one."""
     chosen, rivals = experiment.choose()
-    named = {id(trial): name_cause(trial, causes, case) for trial in [*chosen, *rivals]}
-    kinds = {_find_kind(trial, named[id(trial)]) for trial in chosen}
-    others = {_find_kind(trial, named[id(trial)]) for trial in rivals} - kinds
+    kinds = {_find_kind(trial) for trial in chosen}
+    others = {_find_kind(trial) for trial in rivals} - kinds
     if not others:  # the fault is in the same place either way
         rivals = []
-    sentence = _tell_trials([*chosen, *rivals], named, experiment, scores)
+    sentence = _tell_trials([*chosen, *rivals], experiment, scores)
     if others:
         told = " or ".join(sorted(kinds | others))
         needed = _round_up(4 * experiment.as_is.shape[1])
@@ -129,16 +124,16 @@ def _judge_experiment(
         (word,) = kinds
     elif kinds == {"averages", "images"}:
         word = "averages or images"
-    is_unexplained = all(named[id(trial)] is trial.cause and trial.undo.shared == EXACT for trial in chosen)
+    is_unexplained = all(trial.is_proposed and trial.undo.shared == EXACT for trial in chosen)
     if word == "averages" and is_unexplained and _may_be_images(case, chosen):
         word = "averages or images"
         sentence = f"{sentence} {_FIRST_OFF}"
     return Verdict(word, sentence + _tell_low(scores, case.expected), gain, chosen=chosen)
 
 
-def _find_kind(trial: Trial, cause: Cause) -> Kind:
+def _find_kind(trial: Trial) -> Kind:
     """Find where the fault is: where its cause says, or in the batches, if no single set of averages helps."""
-    return "batches" if trial.undo.shared == EACH_BATCH else cause.kind
+    return "batches" if trial.undo.shared == EACH_BATCH else trial.cause.kind
 
 
 def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
@@ -181,13 +176,13 @@ def _tell_mode(case: Case, scores: Scores) -> str:
     )
 
 
-def _tell_trials(trials: Sequence[Trial], named: Mapping[int, Cause], experiment: Experiment, scores: Scores) -> str:
+def _tell_trials(trials: Sequence[Trial], experiment: Experiment, scores: Scores) -> str:
     """Write what undoing the causes brings back."""
     first = trials[0]
     gain = experiment.measure_score(first)
     images = experiment.as_is.shape[1]
     difference = Difference(gain.value, gain.low, gain.high, images)
-    causes = dict.fromkeys(named[id(trial)] for trial in trials)
+    causes = dict.fromkeys(trial.cause for trial in trials)
     undone = " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
     before = tell_score(float(experiment.as_is[0].mean()), scores)
     after = tell_score(float(first.values[0].mean()), scores)
@@ -196,6 +191,12 @@ def _tell_trials(trials: Sequence[Trial], named: Mapping[int, Cause], experiment
         f"Undoing {undone} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
         f"{tell(difference, scores)}."
     )
+
+
+def is_near_chance(scores: Scores) -> bool:
+    """Return whether hardly anything is gained over always naming the commonest label, under any statistics."""
+    commonest = scores.commonest
+    return commonest is not None and scores.best < commonest + _NEAR_CHANCE * (1 - commonest)
 
 
 def _is_bad(score: float, scores: Scores, expected: float | None) -> bool:
@@ -215,7 +216,7 @@ def _tell_bad(reached: float, scores: Scores, expected: float | None) -> str:
 
 def _tell_low(scores: Scores, expected: float | None) -> str:
     """Say where else to look if the best statistics leave the score below what is expected; empty where not."""
-    best = max(scores.mean(kind) for kind in scores.values)
+    best = scores.best
     if expected is None or best >= expected:
         return ""
     return f" If {tell_score(best, scores)}, the best under any statistics, is too low, look also at {ELSEWHERE}."
@@ -267,7 +268,7 @@ def tell_score(value: float, scores: Scores) -> str:
 def tell_training(on_training: float, scores: Scores) -> str:
     """Say how the training batches score as the model is, and what it means if that is much more than these do."""
     told = f"On the training batches {tell_score(on_training, scores)}, as the model is."
-    best = max(scores.mean(kind) for kind in scores.values)
+    best = scores.best
     if on_training - best > _LOST_ON_NEW_IMAGES:
         told = (
             f"{told} The network does not generalize to these images: they differ from the training images, or those "

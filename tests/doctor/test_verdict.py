@@ -61,8 +61,7 @@ def make_experiment(
 
 
 def conclude(scores: Scores, experiment: Experiment | None = None, case: Case | None = None) -> Verdict:
-    causes = [] if experiment is None else [trial.cause for trial in experiment.trials]
-    return judge(case or make_case(), scores, experiment, causes, WORTH)
+    return judge(case or make_case(), scores, experiment, WORTH)
 
 
 # What brings the score back
