@@ -73,6 +73,14 @@ def find_lost(tables: Tables) -> pd.DataFrame:
     return lost[~lost["is_collapsed"]].assign(images=images, hollow=~lost["is_learned"])
 
 
+def find_training(tables: Tables) -> pd.DataFrame:
+    """Find test accuracies during one-cycle schedules of 560 updates in batches of 64, at the best rate."""
+    tested = select_tested(tables, CELL)
+    frame = rows(tested, "evaluations", by=CELL, split="test")
+    during = select(frame, batch_size=64, steps=560, estimator=("ema", "exact", "last_batch"), **OF_ONE_CYCLE)
+    return during.assign(updates=during["step"], panel="batches of 64, one-cycle, 560 updates")
+
+
 def find_learned(tables: Tables) -> pd.DataFrame:
     """Find the same of running averages with momentum 0.1, where a network has something to lose."""
     lost = select(find_lost(tables), **PYTORCH)
@@ -220,6 +228,12 @@ EXPERIMENT = Experiment(
     sweeps=("ground_constant", "ground_onecycle"),
     columns=("accuracy", "loss", "mean_gap", "kl", "output_gap"),
     figures={
+        "training": Figure(
+            "The same weights under three kinds of statistics, over training",
+            "Under running averages of momentum 0.1, under exact statistics, and under the statistics of the last "
+            "batch alone. Only the statistics differ: the three lines belong to the same networks.",
+            score(find_training, "accuracy", ("panel", "estimator", "updates"), scale=100, momentum=(0.1, None)),
+            Curves("updates", "estimator", Axis("test accuracy (%)"), across=Axis("updates"))),
         "map": Figure(
             "Points lost under running averages, by the number of updates",
             "Test accuracy of the same network under exact statistics minus that under the running average of momentum "

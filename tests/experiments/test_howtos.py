@@ -24,7 +24,7 @@ from tests.commands.running import call_bnlab
 from tests.experiments.commands import ROOT, Call, Called, Write
 from tests.helpers import require
 
-HOWTOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
+HOWTOS = [*sorted((ROOT / "docs" / "howto").glob("*.md")), ROOT / "docs" / "why.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+)\.py\n")
 SECTION = re.compile(r"^(?=## )", re.MULTILINE)
