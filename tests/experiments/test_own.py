@@ -515,20 +515,20 @@ def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:
     assert done.stderr.strip() == "stopped; the same command continues"
 
 
-def test_the_module_of_the_readme(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = [block for block in text.split("```")[1::2] if "def make_data" in block]
-    (tmp_path / "readme_mine.py").write_text(block.partition("\n")[2])
+def test_the_augmented_data_of_the_how_to(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "own_code.md").read_text()
+    (block,) = [block for block in text.split("```")[1::2] if "def make_augmented_data" in block]
+    (tmp_path / "photos.py").write_text(block.partition("\n")[2])
     monkeypatch.syspath_prepend(tmp_path)
     for number in range(48):
         folder = tmp_path / "photos" / ("train" if number % 3 else "test") / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    own = ["model=readme_mine.make_model", "data=readme_mine.make_data", f"data.root={tmp_path / 'photos'}"]
-    words = [*own, "estimator=[readme_mine.Slowing,exact]", "steps=3", "batch_size=8", f"results={tmp_path}"]
+    own = ["data=photos.make_augmented_data", f"data.root={tmp_path / 'photos'}", "population=train_augmented"]
+    words = [*own, "estimator=[ema,exact]", "steps=3", "batch_size=8", f"results={tmp_path}"]
 
     code, out, err = call("sweep", *words)
 
     assert code == 0, out + err
-    assert {*load("adhoc", tmp_path)["gaps"]["estimator"]} == {"slowing", "exact"}
+    assert {*load("adhoc", tmp_path)["gaps"]["estimator"]} == {"ema", "exact"}
