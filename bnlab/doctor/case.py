@@ -145,17 +145,13 @@ class Case:
     def is_frozen(self, name: str) -> bool:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
         weight = self.layers[name].weight
-        return isinstance(weight, nn.Parameter) and not weight.requires_grad and self.is_trainable
+        is_trainable = any(parameter.requires_grad for parameter in self.model.parameters())
+        return isinstance(weight, nn.Parameter) and not weight.requires_grad and is_trainable
 
     @cached_property
     def is_broken(self) -> bool:
         """Whether a layer's averages are not finite, or a variance negative."""
         return any(has_bad_values(buffers) for buffers in self.buffers.values())
-
-    @cached_property
-    def is_trainable(self) -> bool:
-        """Whether any parameter of the model takes a gradient."""
-        return any(parameter.requires_grad for parameter in self.model.parameters())
 
     @cached_property
     def is_as_constructed(self) -> bool:
@@ -324,11 +320,7 @@ class Case:
 
         NaN where the layer's rows are no images.
         """
-        return self._find_error(name, self.data.view)
-
-    def _find_error(self, name: str, view: View) -> float:
-        """Find the standard error of a mean over the images of a view, in σ of the exact statistics."""
-        layer_view = view.layers.get(name)
+        layer_view = self.data.view.layers.get(name)
         if layer_view is None or layer_view.image_means.count < 2:
             return math.nan
         images = layer_view.image_means
