@@ -16,6 +16,7 @@ from bnlab.harness.reporting.frames import (
     over_best,
     rows,
     score,
+    share_name,
 )
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
 from experiments.margins import (
@@ -47,9 +48,16 @@ def find_averages(tables: Tables) -> pd.DataFrame:
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Find accuracies early and late under any momentum, without the start, and exact, in panels by batch size."""
+    """Find accuracies early and late under any momentum, and exact, in panels by batch size.
+
+    The line is when, and early there is one without the start, too; exact ones are levels of it, without a momentum.
+    """
     frame = rows(tables, "evaluations", SHARES, estimator=("ema", "ema_debiased", "exact"))
-    return name_panels(frame, "batch size {batch_size}, {panel}")
+    is_early = frame["panel"] == share_name(EARLY)
+    has_start = frame["estimator"] != "ema_debiased"
+    lines = frame["panel"].mask(~has_start, f"{share_name(EARLY)}, without the start")
+    drawn = frame.assign(line=lines)[is_early | has_start]
+    return name_panels(drawn, "batch size {batch_size}")
 
 
 EXPERIMENT = Experiment(
@@ -74,11 +82,10 @@ EXPERIMENT = Experiment(
                     {"predictive_is_nearer": ()})),
         "accuracy": Figure(
             "What start and lag cost",
-            "The same networks under running averages with each momentum (EMA), as they are, and without the weight "
-            "that is still at their start of 0 and 1. Between the two is what the start costs, up to exact statistics "
-            "what lag and noise cost.",
-            score(find_accuracies, "accuracy", ("panel", "estimator", "momentum"), scale=100),
-            Curves("momentum", "estimator", ACCURACY, mark=PYTORCH),
+            "Read up from a momentum: the same networks under running averages with it. Up to the line without the "
+            "start, 0 and 1, is what the start costs; up to exact statistics (dashed) what lag and noise cost.",
+            score(find_accuracies, "accuracy", ("panel", "line", "momentum"), scale=100),
+            Curves("momentum", "line", ACCURACY, level="exact statistics", mark=PYTORCH),
             Finding("Early in training, running averages cost accuracy in batches of 32 and more",
                     {"default_costs_early": ("batch size 32", "batch size 256")})),
     },
