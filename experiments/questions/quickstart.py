@@ -64,22 +64,6 @@ EXPERIMENT = Experiment(
     bears_on=("Q2", "Q11", "H1", "H2", "H8", "H11", "H14"),
     columns=("accuracy", "mean_gap"),
     figures={
-        "gap": Figure(
-            "How far the running mean is from the population mean",
-            "In standard deviations. Small momenta average many batches: little noise, but they lag behind the weights "
-            f"and long keep their start of 0. {ALL_LAYERS} {{schedule}}",
-            score(lambda tables: find_gaps(tables, SHARES, estimator="ema"), "mean_gap", (*EACH, "momentum"),
-                  geometric=True),
-            Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
-        "estimators": Figure(
-            "Other averages of the same batches",
-            "Root mean square over the layers behind the first (in the first, precise BN is exact). Precise BN alone "
-            "is measured again, on the training set. Kalman and predictive momentum choose theirs; that of the EMAs is "
-            "PyTorch's. {schedule}",
-            score(find_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
-            Curves("epoch", "estimator", GAP),
-            Finding("Over training, predictive momentum is nearer to the population than PyTorch's",
-                    {"predictive_is_nearer": ()})),
         "accuracy": Figure(
             "What start and lag cost",
             "Read up from a momentum: the same networks under running averages with it. Up to the line without the "
@@ -88,6 +72,22 @@ EXPERIMENT = Experiment(
             Curves("momentum", "line", ACCURACY, level="exact statistics", mark=PYTORCH),
             Finding("Early in training, running averages cost accuracy in batches of 32 and more",
                     {"default_costs_early": ("batch size 32", "batch size 256")})),
+        "gap": Figure(
+            "How far the running mean is from the population mean",
+            "Read up from a momentum, in standard deviations. Small momenta average many batches: little noise, but "
+            f"they lag behind the weights and long keep their start of 0. {ALL_LAYERS} {{schedule}}",
+            score(lambda tables: find_gaps(tables, SHARES, estimator="ema"), "mean_gap", (*EACH, "momentum"),
+                  geometric=True),
+            Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
+        "estimators": Figure(
+            "Other averages of the same batches",
+            "Compare the curves at one epoch: root mean square over the layers behind the first (in the first, "
+            "precise BN is exact). Precise BN alone is measured again, on the training set. Kalman and predictive "
+            "momentum choose theirs; that of the EMAs is PyTorch's. {schedule}",
+            score(find_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
+            Curves("epoch", "estimator", GAP),
+            Finding("Over training, predictive momentum is nearer to the population than PyTorch's",
+                    {"predictive_is_nearer": ()})),
     },
     claims={
         "default_costs_early": Claim(

@@ -56,7 +56,8 @@ EXPERIMENT = Experiment(
                     {"one_image_is_enough": ()})),
         "memory": Figure(
             "Memory of an update by norm, of one image and of 32",
-            "Activations that are kept for the backward pass, weights, gradients and momentum.",
+            "Compare the two panels, batches of one and of 32: activations that are kept for the backward pass, "
+            "weights, gradients and momentum.",
             score(lambda tables: name_panels(find_memory(tables), "batch size {images}"), "step_bytes",
                   ("panel", "line"), scale=1 / MEBIBYTE),
             Forest("line", Axis("memory of an update (MiB)")),

@@ -84,13 +84,14 @@ EXPERIMENT = Experiment(
                     {"four_bits_need_new_ones": (), "one_pass_is_enough": ()})),
         "gap": Figure(
             "How far stale statistics are from those of the changed weights",
-            "Gap of the running mean, root mean square over the layers behind the first.",
+            "Compare each change with unchanged weights: gap of the running mean, root mean square over the layers "
+            "behind the first.",
             score(lambda tables: name_panels(find_losses(tables), "batch size {batch_size}"), "mean_gap",
                   ("panel", "line"), geometric=True, statistics="stale"),
             Forest("line", Axis("gap of the mean (σ)", log=True))),
         "matched": Figure(
             "How the average of two networks predicts that were trained apart",
-            "Test accuracy of one network and of averages, under old and under new statistics.",
+            "Compare averages with one network: test accuracy under old and under new statistics.",
             score(find_matched, "accuracy", ("panel", "line"), scale=100, statistics=("exact", "stale")),
             Forest("line", Axis("test accuracy (%)")),
             Finding("The average of networks that were trained apart predicts once they have been matched",

@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
     figures={
         "gap": Figure(
             "The gap of the running mean at the end, to both populations, on CIFAR-10",
-            f"Of the EMA, in standard deviations. {ALL_LAYERS} {{schedule}}",
+            f"Read up from a momentum how far the EMA is off, in standard deviations. {ALL_LAYERS} {{schedule}}",
             score(find_curves, "mean_gap", ("panel", "line", "momentum"), geometric=True),
             Curves("momentum", "line", GAP, mark=PYTORCH),
             Finding("Running means estimate the images as training sees them, and a momentum between 0.003 and 1 does "
@@ -99,8 +99,8 @@ EXPERIMENT = Experiment(
                     {"as_accurate_as_augmented": ()})),
         "predictive": Figure(
             "The gap of predictive momentum to augmented images over training, on CIFAR-10",
-            "Gap of the mean over the smallest of six fixed momenta in that layer at that step, known in hindsight "
-            "only; geometric mean over the layers behind the first.",
+            "Compare with 1: gap of the mean over the smallest of six fixed momenta in that layer at that step, known "
+            "in hindsight only; geometric mean over the layers behind the first.",
             score(lambda tables: over_best(rows(tables, "augmented_gaps"), "mean_gap"), "mean_gap", OVER_TIME,
                   estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
             Curves("epoch", "estimator", TIMES_THE_BEST),

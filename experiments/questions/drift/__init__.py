@@ -133,9 +133,9 @@ EXPERIMENT = Experiment(
     figures={
         "running_average": Figure(
             "A running average starts at 0, follows late, and keeps noise",
-            "Computed, not measured: 120 made batches, whose mean moves in the middle, and their average with momentum "
-            "0.1, new = 0.9 · old + 0.1 · batch. Shaded: how far it is from the population's mean, which exact "
-            "statistics give.",
+            "Compare the blue line with the broken one. Both are computed, not measured: 120 made batches, whose mean "
+            "moves in the middle, and their average with momentum 0.1, new = 0.9 · old + 0.1 · batch. Shaded: how far "
+            "it is from the population's mean, which exact statistics give.",
             make_stream,
             Stream("batch", "line", "single batch", "population", "running average",
                    (Axis("batches so far"), Axis("mean of a channel")),
@@ -143,8 +143,8 @@ EXPERIMENT = Experiment(
                     Zone(80, 121, "NOISE\nbatches differ")))),
         "traces": Figure(
             "Means of single batches, and averages of them",
-            "One channel of the second layer of one network, over training, in the units of the layer's input. Exact "
-            "means were measured at eight checkpoints.",
+            "Follow one channel of the second layer of one network, over training, in the units of the layer's input. "
+            "Exact means were measured at eight checkpoints.",
             score("traces", "mean", OVER_TIME, depth=2, channel=0, seed=0, batch_size=(4, 256)),
             Curves("epoch", "estimator", Axis("mean of a channel"), across=Axis("epoch", log=True)),
             Finding("Population means move over training, and running averages have to follow",

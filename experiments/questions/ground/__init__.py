@@ -244,22 +244,25 @@ EXPERIMENT = Experiment(
             Curves("images", "batch_size", LOST_OF_ANY_SIZE, across=IMAGES)),
         "best_momentum": Figure(
             "The best momentum, by the number of updates",
-            f"Of 0.003 to 0.9, that of the running average with the lowest test loss. {HOLLOW}",
+            "Read up from a number of updates: the momentum, of 0.003 to 0.9, of the running average with the lowest "
+            f"test loss. {HOLLOW}",
             score(find_best_momenta, "momentum", ("panel", "batch_size", "updates", "hollow"), geometric=True),
             Curves("updates", "batch_size", BEST, across=UPDATES)),
         "accuracy": Figure(
             "Accuracy under exact statistics, by the number of updates",
-            "At learning rates that are tuned for each batch size and length (at a constant rate for 2,250 updates).",
+            "Read up from a number of updates: accuracies at learning rates that are tuned for each batch size and "
+            "length (at a constant rate for 2,250 updates).",
             score(find_rows, "accuracy", ("panel", "batch_size", "updates"), scale=100, estimator="exact"),
             Curves("updates", "batch_size", Axis("test accuracy (%)"), across=UPDATES)),
         "rates": Figure(
             "Learning rates are picked by these accuracies, under exact statistics",
-            "Validation accuracy at the end, seeds 100 to 102; a network that diverged counts with that of chance.",
+            "Find the highest point of a line: validation accuracy at the end, seeds 100 to 102; a network that "
+            "diverged counts with that of chance.",
             score(find_validated, "accuracy", ("panel", "batch_size", RATE), scale=100),
             Curves(RATE, "batch_size", VALIDATED, across=RATES)),
         "rates_running": Figure(
             "Under running averages these rates would have been picked",
-            "The same under running averages of momentum 0.1.",
+            "Find the highest point of a line, now under running averages of momentum 0.1.",
             score(find_validated, "running", ("panel", "batch_size", RATE), scale=100),
             Curves(RATE, "batch_size", VALIDATED, across=RATES)),
     },

@@ -39,8 +39,8 @@ EXPERIMENT = Experiment(
                     {"small_errors_are_harmless": ("means",)})),
         "layers": Figure(
             "What an error in the statistics of one layer costs",
-            "Errors of 0.4 and 1.6 standard deviations in every mean of one layer, up or down by chance, or as much in "
-            "the logarithm of every variance.",
+            "Compare the layers: errors of 0.4 and 1.6 standard deviations in every mean of one layer, up or down by "
+            "chance, or as much in the logarithm of every variance.",
             score(find_layers, "accuracy_lost", ("panel", "where", "moment"), scale=100),
             Forest("where", LOST, series="moment"),
             Finding("An error of 0.4 σ in the means costs more in layers before the last",
