@@ -24,7 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["**/__pycache__"]
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["attrs_block", "deflist"]  # `{.cards}` above a list
 myst_heading_anchors = 3
 
 # Single backticks are code in docstrings, as in Markdown.
@@ -43,6 +43,7 @@ napoleon_use_ivar = True
 html_theme = "furo"  # reads well on a phone, follows the reader's light or dark, and brings its fonts and scripts along
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(Path(__file__).with_name("static") / "scorer.js")  # what is found first
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False

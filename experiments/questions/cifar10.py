@@ -154,7 +154,7 @@ EXPERIMENT = Experiment(
     figures={
         "gap": Figure(
             "The gap of the running mean against the momentum, on CIFAR-10",
-            f"Of the EMA, in standard deviations. {ALL_LAYERS} {{schedule}}",
+            f"Read up from a momentum how far the EMA is off, in standard deviations. {ALL_LAYERS} {{schedule}}",
             score(lambda tables: find_gaps(tables, SHARES[1:], estimator="ema"), "mean_gap", (*EACH, "momentum"),
                   geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH),
@@ -163,8 +163,9 @@ EXPERIMENT = Experiment(
                                          "after 50% of training, momentum 0.003")})),
         "cost": Figure(
             "What running averages cost, by momentum, on CIFAR-10",
-            "Test accuracy of the same network under exact statistics minus that under the EMA; above 0 the EMA loses. "
-            "Momenta below 0.03, which lose up to 59 points before the end and at batch 1024, are not drawn.",
+            "Read up from a momentum: test accuracy of the same network under exact statistics minus that under the "
+            "EMA; above 0 the EMA loses. Momenta below 0.03, which lose up to 59 points before the end and at batch "
+            "1024, are not drawn.",
             score("evaluations", "accuracy", (*EACH, "momentum"), at=SHARES[1:], against="exact", scale=-100,
                   estimator="ema", momentum=(0.03, 0.1, 0.3, 1.0), split="test", **AS_THEY_ARE),
             Curves("momentum", "batch_size", LOST, mark=PYTORCH),
@@ -172,8 +173,8 @@ EXPERIMENT = Experiment(
                     {"lag_costs_early": ()})),
         "training": Figure(
             "What running averages cost over training, on CIFAR-10",
-            "Test accuracy of the same network under exact statistics minus that under PyTorch's momentum, as it is "
-            "and without its start at 0 and 1, and under predictive momentum. {schedule}",
+            "Read up from an epoch: test accuracy of the same network under exact statistics minus that under "
+            "PyTorch's momentum, as it is and without its start at 0 and 1, and under predictive momentum. {schedule}",
             score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, split="test",
                   estimator=("ema", "ema_debiased", "predictive"), momentum=(0.1, None), **AS_THEY_ARE),
             Curves("epoch", "estimator", LOST),
@@ -181,8 +182,8 @@ EXPERIMENT = Experiment(
                     {"lag_costs_early": ()})),
         "predictive": Figure(
             "The gap of predictive momentum over training, against that of the best fixed momentum, on CIFAR-10",
-            "Gap of the mean over the smallest of six fixed momenta in that layer at that step, known in hindsight "
-            "only; geometric mean over the layers behind the first.",
+            "Compare with 1: gap of the mean over the smallest of six fixed momenta in that layer at that step, known "
+            "in hindsight only; geometric mean over the layers behind the first.",
             score(lambda tables: over_best(rows(tables, "gaps"), "mean_gap"), "mean_gap", OVER_TIME,
                   estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
             Curves("epoch", "estimator", TIMES_THE_BEST),
@@ -190,9 +191,9 @@ EXPERIMENT = Experiment(
                     {"predictive_is_near_the_best": ()})),
         "samples": Figure(
             "Gaps at the end of training, on CIFAR-10",
-            "Of the mean, from exact statistics of all images as they are, root mean square over the layers behind the "
-            "first (in the first, precise ones are exact). "
-            "Precise ones are pooled over batches of the training size, which normalize themselves.",
+            "Compare the points of a line: gap of the mean, from exact statistics of all images as they are, root "
+            "mean square over the layers behind the first (in the first, precise ones are exact). Precise ones are "
+            "pooled over batches of the training size, which normalize themselves.",
             score(lambda tables: gap_over_layers(find_distances(tables), "mean_gap").assign(panel=""), "mean_gap",
                   ("panel", "line", "batch_size"), geometric=True, layers=BEHIND),
             Forest("line", Axis("gap of the mean (σ)", log=True), series="batch_size"),

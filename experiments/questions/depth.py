@@ -70,7 +70,8 @@ EXPERIMENT = Experiment(
     columns=("mean_gap",),
     figures={rule: Figure(
         f"The gap of {words} by layer",
-        "From the second layer on, in batches of {batch_size}; beside group norms the others keep their numbers.",
+        "Read from left to right, from the second layer on, in batches of {batch_size}; beside group norms the others "
+        "keep their numbers.",
         score(lambda tables: name_panels(find_gaps(tables), "{network}, {panel}"), "mean_gap",
               ("panel", "line", "depth"), geometric=True, estimator=rule),
         Curves("depth", "line", GAP), FINDINGS[rule]) for rule, words in RULES.items()},

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
 from bnlab.harness.reporting.frames import OtherThan, find_parameter, name_panels, paired, rows, score
-from bnlab.harness.reporting.plots import AGAINST_EXACT, Curves
+from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Curves
 from bnlab.names import EstimatorName
 from experiments.margins import A_POINT, SIX_IMAGES
 
@@ -38,12 +38,12 @@ EXPERIMENT = Experiment(
     sweeps=("few_images", "few_images_predicted"),
     columns=("accuracy",),
     figures={"accuracy": Figure(
-        "Accuracy under statistics of few images, at the end of training",
-        "Statistics are of a sample of the training images, or of a test batch; as pseudo-samples exact ones count as "
-        "16 further images. Exact statistics are of all training images. The vertical axis is linear down to 0.3 "
-        "points, and logarithmic below.",
-        score(find_gains, "accuracy", ("panel", "sample", "images"), scale=100, split="test",
-              images=OtherThan(0)), Curves("images", "sample", AGAINST_EXACT),
+        "Accuracy lost under statistics of few images, at the end of training",
+        "Read up from the number of images that statistics are of: a sample of the training images, or a test batch; "
+        "as pseudo-samples exact ones count as 16 further images. Exact statistics are of all training images. The "
+        "vertical axis is linear up to 0.3 points, and logarithmic above.",
+        score(find_gains, "accuracy", ("panel", "sample", "images"), scale=-100, split="test",
+              images=OtherThan(0)), Curves("images", "sample", LOST_OF_ANY_SIZE),
         Finding("Statistics of two test images cost accuracy", {"tiny_test_batches_cost": ()}))},
     claims={
         "hundreds_nearly_suffice": Claim(

@@ -74,8 +74,8 @@ EXPERIMENT = Experiment(
     figures={
         "cost": Figure(
             "Accuracy lost at the end of training, by batch size",
-            "Test accuracy of the same network under exact statistics minus that under the EMA; above 0 the EMA loses. "
-            "The vertical axis is linear up to 0.3 points and logarithmic beyond.",
+            "Read up from a batch size: test accuracy of the same network under exact statistics minus that under the "
+            "EMA; above 0 the EMA loses. The vertical axis is linear up to 0.3 points and logarithmic beyond.",
             score("evaluations", "accuracy", (*EACH, "momentum"), at=1.0, against="exact", scale=-100, estimator="ema",
                   split="test"),
             Curves("batch_size", "momentum", LOST_OF_ANY_SIZE),
@@ -84,15 +84,17 @@ EXPERIMENT = Experiment(
                      "lag_costs_when_huge": ()})),
         "layers": Figure(
             "The gap of each layer at the end of training, by batch size",
-            "Distance of the running mean from the exact one, in standard deviations; momentum 0.1. The first layer's "
-            "input is standardized by hand: its means stay near 0, so that it has noise and hardly any lag.",
+            "Compare the layers: distance of the running mean from the exact one, in standard deviations; momentum "
+            "0.1. The first layer's input is standardized by hand: its means stay near 0, so that it has noise and "
+            "hardly any lag.",
             score("gaps", "mean_gap", ("panel", "batch_size", "depth"), at=1.0, estimator="ema", momentum=0.1,
                   geometric=True), Curves("batch_size", "depth", GAP),
             Finding("At the end, up to batch 256, running means are within 0.1 σ of exact ones",
                     {"means_are_near_late": ("batch size 4", "batch size 16", "batch size 64", "batch size 256")})),
         "added": Figure(
             "The EMA's distance from single batches, against that of exact statistics",
-            "Of means, over channels and a few training batches; momentum 0.1. Above 1 its lag and noise add to it.",
+            "Compare with 1: distances of means, over channels and a few training batches; momentum 0.1. Above 1 its "
+            "lag and noise add to it.",
             score("gaps", "tid_mean", ("panel", "depth", "epoch"), against="exact", ratio=True, geometric=True,
                   estimator="ema", momentum=0.1, batch_size=(4, 64, 1024)),
             Curves("epoch", "depth", Axis("EMA's distance / exact one's", log=True)),
@@ -100,8 +102,8 @@ EXPERIMENT = Experiment(
                     {"ema_adds_early": ()})),
         "accuracy": Figure(
             "Test accuracy of the same weights under different statistics",
-            "Exact statistics show what the weights can do. What the last batch alone, precise BN and predictive "
-            "momentum lose is in the next figure: here they would be hidden under each other.",
+            "Compare with exact statistics, which show what the weights can do. What the last batch alone, precise BN "
+            "and predictive momentum lose is in the next figure: here they would be hidden under each other.",
             score("evaluations", "accuracy", OVER_TIME, scale=100, estimator=("ema", "exact", "cumulative"),
                   **ALL_ESTIMATORS),
             Curves("epoch", "estimator", ACCURACY),
@@ -109,8 +111,8 @@ EXPERIMENT = Experiment(
                     {"ema_is_pessimistic": (), "cumulative_costs": ()})),
         "lost": Figure(
             "Accuracy that the same weights lose under other than exact statistics",
-            "All estimators are of the same networks at the same steps. The vertical axis is linear up to 0.3 points, "
-            "which is hardly more than chance, and logarithmic beyond.",
+            "Read up from an epoch: all estimators are of the same networks at the same steps. The vertical axis is "
+            "linear up to 0.3 points, which is hardly more than chance, and logarithmic beyond.",
             score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, estimator=OtherThan("exact"),
                   **ALL_ESTIMATORS),
             Curves("epoch", "estimator", LOST_OF_ANY_SIZE)),

@@ -70,14 +70,16 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy": Figure(
             "Accuracy by the number of images that are normalized together",
-            "Test accuracy after training in batches of 256; test batches have as many images as the parts.",
+            "Read up from the size of the parts: test accuracy after training in batches of 256; test batches have as "
+            "many images as the parts.",
             score(find_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100),
             Curves(SIZE, "estimator", Axis("test accuracy (%)")),
             Finding("Training in parts of 2 images costs accuracy, under exact statistics too",
                     {"tiny_parts_are_not_rescued": ()})),
         "steps": Figure(
             "Accuracy after training in parts of two images, by the size of the batch",
-            "Test accuracy after four epochs: batches of 32 make eight times as many updates as those of 256.",
+            "Compare the batch sizes: test accuracy after four epochs; batches of 32 make eight times as many updates "
+            "as those of 256.",
             score(find_by_batch, "accuracy", ("panel", "line"), scale=100),
             Forest("line", Axis("test accuracy (%)")),
             Finding("With eight times as many updates exact statistics are less far ahead of test batches of two "

@@ -112,8 +112,9 @@ EXPERIMENT = Experiment(
     figures={
         "averages": Figure(
             "What running averages lose around a small last batch",
-            "Test accuracy of the same network under exact statistics minus that under the running average of momentum "
-            "0.1. Lines: the size of the last batch of the epoch, as a share of a full one.",
+            "Read from left to right through the last batch, at 0: test accuracy of the same network under exact "
+            "statistics minus that under the running average of momentum 0.1. Lines: the size of the last batch of "
+            "the epoch, as a share of a full one.",
             score(lambda tables: name_schedule_panels(find_lost_by_averages(tables)), "accuracy",
                   ("panel", "remainder", "since"), scale=-100, **EMA),
             Curves("since", "remainder", LOST, across=SINCE),
@@ -121,16 +122,17 @@ EXPERIMENT = Experiment(
                     {"averages_lose": ()})),
         "weights": Figure(
             "What the update of a small last batch does to the weights",
-            "Test accuracy under exact statistics of networks trained in full batches alone, minus that of networks "
-            "with a smaller last batch of the epoch; lines are its size, as a share of a full one.",
+            "Read from left to right through the last batch, at 0: test accuracy under exact statistics of networks "
+            "trained in full batches alone, minus that of networks with a smaller last batch of the epoch; lines are "
+            "its size, as a share of a full one.",
             score(lambda tables: name_schedule_panels(find_lost_in_weights(tables)), "accuracy",
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
             Finding("The update of a small last batch harms the weights, at a constant rate", {"weights_lose": ()})),
         "statistics": Figure(
             "What all statistics lose around a last batch of 1/32",
-            "Test accuracy of the same network under exact statistics minus that under others. The last full batch "
-            "leaves the small one out.",
+            "Read from left to right through the last batch, at 0: test accuracy of the same network under exact "
+            "statistics minus that under others. The last full batch leaves the small one out.",
             score(lambda tables: name_schedule_panels(find_lost_by_averages(tables)), "accuracy",
                   ("panel", "estimator", "momentum", "since"), scale=-100, remainder="1/32"),
             Curves("since", "estimator", LOST, across=SINCE)),

@@ -18,7 +18,9 @@ EXPERIMENT = Experiment(
     columns=("accuracy",),
     figures={"validation": Figure(
         "What early stopping sees",
-        "The same weights under different statistics; of each network the highest checkpoint is picked. {schedule}",
+        "Compare the curves at one epoch: the same weights under different statistics; of each network the highest "
+        "checkpoint is picked. At 3 and 4 epochs the newest batch is the last of an epoch, which has 40 images at "
+        "batch size 256: there the curves dip. {schedule}",
         score("evaluations", "accuracy", OVER_TIME, scale=100, split="val"),
         Curves("epoch", "estimator", Axis("validation accuracy (%)", (0, 102))),
         Finding("Early stopping sees less than the network can do, under running averages", {"ema_shows_less": ()}))},

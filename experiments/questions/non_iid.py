@@ -81,13 +81,15 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy": Figure(
             "Accuracy where images of a class come together",
-            "Images come shuffled, in blocks of 16 of a class, or class after class (sorted).",
+            "Compare the orders of training images: shuffled, in blocks of 16 of a class, or class after class "
+            "(sorted).",
             score_accuracies, Forest("rule", ACCURACY, series="line"),
             Finding("Networks that see images of a class together lose much, under exact statistics too",
                     {"nothing_rescues": ()})),
         "renorm": Figure(
             "Accuracy of batch renorm where 16 images of a class come together",
-            "Test accuracy at the end under exact statistics. Momentum: of the averages that renorm trains with.",
+            "Compare the points of a line: test accuracy at the end under exact statistics. Momentum: of the averages "
+            "that renorm trains with.",
             score(find_renorm, "accuracy", ("panel", "line"), scale=100),
             Forest("line", ACCURACY),
             Finding("After four epochs renorm helps with images of a class together, if its averages forget their "

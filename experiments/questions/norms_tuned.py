@@ -93,21 +93,22 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy": Figure(
             "Accuracy by norm after 2,250 updates, each at its own learning rate",
-            "Test accuracy at the end, under running averages (momentum 0.1; batch renorm: its own) where nothing else "
-            "is said. A collapse is an accuracy below half of the median of its kind.",
+            "Compare the norms at one batch size: test accuracy at the end, under running averages (momentum 0.1; "
+            "batch renorm: its own) where nothing else is said. A collapse is an accuracy below half of the median of "
+            "its kind.",
             score(find_with_and_without, "accuracy", ("panel", "line"), scale=100),
             Forest("line", Axis("test accuracy (%)"))),
         "collapses": Figure(
             "Collapses by norm, each at its own learning rate",
-            "The share of networks whose accuracy is below half of the median of their norm and batch size, or that "
-            "diverged.",
+            "Compare the norms: the share of networks whose accuracy is below half of the median of their norm and "
+            "batch size, or that diverged.",
             score(lambda tables: name_panels(find_accuracies(tables), "batch size {batch_size}"), "is_collapsed",
                   ("panel", "line")),
             Forest("line", Axis("share of networks that collapse"))),
         "rates": Figure(
             "Learning rates are picked by these accuracies",
-            "Validation accuracy at the end, seeds 100 to 102, under exact statistics where a norm has them; a network "
-            "that diverged counts with that of chance.",
+            "Find the highest point of a line: validation accuracy at the end, seeds 100 to 102, under exact "
+            "statistics where a norm has them; a network that diverged counts with that of chance.",
             score(find_validated, "accuracy", ("panel", "line", RATE), scale=100),
             Curves(RATE, "line", VALIDATED, across=RATES)),
     },

@@ -40,8 +40,8 @@ EXPERIMENT = Experiment(
     command="python -m benchmarks scaling",
     figures={"depth": Figure(
         "Time of exact statistics by depth",
-        "Seconds over those of one plain forward of the same 256 random images, 32×32, on two cores. Breadth first "
-        "keeps the activations between two layers, layer by layer keeps none.",
+        "Read up from a depth: seconds over those of one plain forward of the same 256 random images, 32×32, on two "
+        "cores. Breadth first keeps the activations between two layers, layer by layer keeps none.",
         score(find_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),
         Curves("layers", "line", Axis("time / that of one forward", log=True)))},
     claims={

@@ -149,9 +149,9 @@ EXPERIMENT = Experiment(
     columns=("accuracy", "mean_gap"),
     figures={"training": Figure(
         "The gap of predictive momentum over training, against that of the best fixed momentum",
-        "Gap of the mean over the smallest of any fixed momentum in that layer at that step, known in hindsight only; "
-        "geometric mean over the layers behind the first. The learning rate rises for a fifth of training and falls to "
-        "0 at the end.",
+        "Compare with 1: gap of the mean over the smallest of any fixed momentum in that layer at that step, known in "
+        "hindsight only; geometric mean over the layers behind the first. The learning rate rises for a fifth of "
+        "training and falls to 0 at the end.",
         score(find_drawn, "mean_gap", OVER_TIME, momentum=(0.01, 0.1, None),
               estimator=("ema", "cumulative", "predictive"), **ONE_CYCLE, **RATIO_OVER_LAYERS),
         Curves("epoch", "estimator", TIMES_THE_BEST),

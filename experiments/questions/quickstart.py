@@ -16,6 +16,7 @@ from bnlab.harness.reporting.frames import (
     over_best,
     rows,
     score,
+    share_name,
 )
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
 from experiments.margins import (
@@ -47,40 +48,46 @@ def find_averages(tables: Tables) -> pd.DataFrame:
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Find accuracies early and late under any momentum, without the start, and exact, in panels by batch size."""
+    """Find accuracies early and late under any momentum, and exact, in panels by batch size.
+
+    The line is when, and early there is one without the start, too; exact ones are levels of it, without a momentum.
+    """
     frame = rows(tables, "evaluations", SHARES, estimator=("ema", "ema_debiased", "exact"))
-    return name_panels(frame, "batch size {batch_size}, {panel}")
+    is_early = frame["panel"] == share_name(EARLY)
+    has_start = frame["estimator"] != "ema_debiased"
+    lines = frame["panel"].mask(~has_start, f"{share_name(EARLY)}, without the start")
+    drawn = frame.assign(line=lines)[is_early | has_start]
+    return name_panels(drawn, "batch size {batch_size}")
 
 
 EXPERIMENT = Experiment(
     bears_on=("Q2", "Q11", "H1", "H2", "H8", "H11", "H14"),
     columns=("accuracy", "mean_gap"),
     figures={
+        "accuracy": Figure(
+            "What start and lag cost",
+            "Read up from a momentum: the same networks under running averages with it. Up to the line without the "
+            "start, 0 and 1, is what the start costs; up to exact statistics (dashed) what lag and noise cost.",
+            score(find_accuracies, "accuracy", ("panel", "line", "momentum"), scale=100),
+            Curves("momentum", "line", ACCURACY, level="exact statistics", mark=PYTORCH),
+            Finding("Early in training, running averages cost accuracy in batches of 32 and more",
+                    {"default_costs_early": ("batch size 32", "batch size 256")})),
         "gap": Figure(
             "How far the running mean is from the population mean",
-            "In standard deviations. Small momenta average many batches: little noise, but they lag behind the weights "
-            f"and long keep their start of 0. {ALL_LAYERS} {{schedule}}",
+            "Read up from a momentum, in standard deviations. Small momenta average many batches: little noise, but "
+            f"they lag behind the weights and long keep their start of 0. {ALL_LAYERS} {{schedule}}",
             score(lambda tables: find_gaps(tables, SHARES, estimator="ema"), "mean_gap", (*EACH, "momentum"),
                   geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
         "estimators": Figure(
             "Other averages of the same batches",
-            "Root mean square over the layers behind the first (in the first, precise BN is exact). Precise BN alone "
-            "is measured again, on the training set. Kalman and predictive momentum choose theirs; that of the EMAs is "
-            "PyTorch's. {schedule}",
+            "Compare the curves at one epoch: root mean square over the layers behind the first (in the first, "
+            "precise BN is exact). Precise BN alone is measured again, on the training set. Kalman and predictive "
+            "momentum choose theirs; that of the EMAs is PyTorch's. {schedule}",
             score(find_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
             Curves("epoch", "estimator", GAP),
             Finding("Over training, predictive momentum is nearer to the population than PyTorch's",
                     {"predictive_is_nearer": ()})),
-        "accuracy": Figure(
-            "What start and lag cost",
-            "The same networks under running averages with each momentum (EMA), as they are, and without the weight "
-            "that is still at their start of 0 and 1. Between the two is what the start costs, up to exact statistics "
-            "what lag and noise cost.",
-            score(find_accuracies, "accuracy", ("panel", "estimator", "momentum"), scale=100),
-            Curves("momentum", "estimator", ACCURACY, mark=PYTORCH),
-            Finding("Early in training, running averages cost accuracy in batches of 32 and more",
-                    {"default_costs_early": ("batch size 32", "batch size 256")})),
     },
     claims={
         "default_costs_early": Claim(

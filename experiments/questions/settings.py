@@ -21,6 +21,7 @@ USUAL: dict[str, Any] = {
     "optimizer.weight_decay": 5e-4,
     "data.shift": 0,
 }
+SAID_USUAL = "one-cycle SGD, learning rate 0.1, weight decay 0.0005"
 WORDS = ("{}", "learning rate {:g}", "{} schedule", "weight decay {:g}", "training images shifted by up to {:g} pixels")
 LITTLE = within(-1.0, 1.0, "points", A_POINT)
 
@@ -78,7 +79,7 @@ def find_costs(tables: Tables) -> pd.DataFrame:
     """Find the same costs at all shares of the training, in one panel; `line` is the share."""
     compute = score_cost(*SHARES)
     costs = compute(tables).rename(columns={"panel": "line"})
-    names = costs["setting"].str.replace("adamw", "AdamW")
+    names = costs["setting"].replace("usual", SAID_USUAL).str.replace("adamw", "AdamW")
     shorter = names.str.replace("training images", "images")
     named = costs.assign(setting=shorter, panel="")
     lines = [share_name(share) for share in SHARES]
@@ -91,8 +92,9 @@ EXPERIMENT = Experiment(
     columns=("accuracy", "mean_gap"),
     figures={"cost": Figure(
         "What PyTorch's running average costs, by what is changed in the training",
-        "Points of test accuracy lost against exact statistics of the same network; right of 0 is a loss. The axis is "
-        "linear up to 0.3 points and logarithmic beyond.",
+        "Compare each line with the first, from which it differs in what it names. Points of test accuracy lost "
+        "against exact statistics of the same network; right of 0 is a loss. The axis is linear up to 0.3 points and "
+        "logarithmic beyond.",
         find_costs, Forest("setting", LOST_OF_ANY_SIZE, series="line"),
         Finding("At the end, PyTorch's running average costs less than a point, if the learning rate falls",
                 {"harmless_late": ("setting usual", "setting step schedule", "setting learning rate 0.025",

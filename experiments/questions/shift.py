@@ -7,13 +7,19 @@ shifts hardly; mixed with pseudo-samples even those of few images do. All networ
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below
-from bnlab.harness.reporting.frames import find_parameter, name_panels, paired, put_in_order, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, Curves
+from bnlab.harness.reporting.frames import find_parameter, paired, put_in_order, rows, score
+from bnlab.harness.reporting.plots import ACCURACY, Forest
 from experiments.margins import A_POINT, AS_ACCURATE
 
 KINDS, FONTS = ("contrast", "noise", "blur", "translation", "occlusion"), "fonts:stix_cm"
-ALONE = "exact statistics alone"
+ALONE = "exact, of training images"
 SHIFTS = ("none", FONTS, *(f"{kind}:{strength}" for kind in KINDS for strength in (1, 3)))
+# Images in a test batch and pseudo-samples beside them → what is drawn.
+DRAWN = {
+    (4, 0): "4 test images",
+    (4, 16): "4 test images, 16 pseudo-samples",
+    (256, 0): "256 test images",
+}
 STRONG = tuple(f"{kind}:3" for kind in KINDS)
 
 
@@ -33,6 +39,22 @@ def find_predictions(tables: Tables) -> pd.DataFrame:
     frame["words"] = frame["shift"].map(say_shift)
     in_order = frame.sort_values(["images", "pseudo_samples"], kind="stable")  # last without a test batch
     return put_in_order(in_order, "shift", SHIFTS)
+
+
+def find_drawn(tables: Tables) -> pd.DataFrame:
+    """Find the accuracies under four of these statistics, in panels by strength; `name` is the kind of shift."""
+    frame = find_predictions(tables)
+    lines = []
+    for images, pseudo_samples in zip(frame["images"], frame["pseudo_samples"], strict=True):
+        lines.append(DRAWN.get((images, pseudo_samples)))
+    alone = frame["line"] == ALONE
+    frame = frame.assign(line=pd.Series(lines, frame.index).mask(alone, ALONE))
+
+    is_strong = frame["shift"].isin(STRONG)
+    panels = is_strong.map({False: "none or weak", True: "strong"})
+    names = frame["words"].str.split(", ").str[0]
+    named = frame[frame["line"].notna()].assign(panel=panels, name=names)
+    return put_in_order(named, "line", (ALONE, *DRAWN.values()))
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -66,11 +88,11 @@ EXPERIMENT = Experiment(
     columns=("accuracy",),
     figures={"shift": Figure(
         "Statistics of the test batch under shifts of the test images",
-        "Corruptions are weak (strength 1) or strong (3). As pseudo-samples exact statistics count as so many further "
-        "images.",
-        score(lambda tables: name_panels(find_predictions(tables), "{words}"), "accuracy",
-              ("panel", "line", "images"), scale=100),
-        Curves("images", "line", ACCURACY),
+        "Compare the points beside a kind of shift: the same networks under statistics of training images and of test "
+        "images. Corruptions are weak (strength 1) or strong (3). As pseudo-samples exact statistics count as 16 "
+        "further images.",
+        score(find_drawn, "accuracy", ("panel", "name", "line"), scale=100),
+        Forest("name", ACCURACY, series="line"),
         Finding("Under strong corruptions, statistics of 256 test images gain accuracy", {"many_images_gain": ()}))},
     claims={
         "many_images_gain": Claim(

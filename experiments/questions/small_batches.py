@@ -115,22 +115,23 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy": Figure(
             "Accuracy gained over running averages, by what is predicted with",
-            "Of networks that were never frozen. EvalNorm weighs each example as a batch of the training size does.",
+            "Compare with 0, running averages, of networks that were never frozen. EvalNorm weighs each example as a "
+            "batch of the training size does.",
             score(find_gains, "accuracy", ("panel", "line"), scale=100),
             Forest("line", Axis("points gained"), mark=(0.0, "as accurate")),
             Finding("EvalNorm is more accurate than running averages, most so after batches of 2",
                     {"eval_norm_beats_running_averages": ()})),
         "freezing": Figure(
             "Accuracy gained by freezing batch norm for the last fifth",
-            "Against networks that were never frozen, under the same kind of statistics.",
+            "Compare with 0, networks that were never frozen, under the same kind of statistics.",
             score(find_gains_by_freezing, "accuracy", ("panel", "training", "line"), scale=100),
             Forest("training", Axis("points gained"), mark=(0.0, "as accurate"), series="line"),
             Finding("In batches of 2 and 4, batch norm that is frozen for the last fifth gains accuracy",
                     {"freezing_helps": ()})),
         "discrepancy": Figure(
             "How far exact statistics are from those of single training batches, by layer",
-            "Distance from the mean of a batch, in its standard deviations, and from its standard deviation; averaged "
-            "over batches.",
+            "Compare the layers: distance from the mean of a batch, in its standard deviations, and from its standard "
+            "deviation; averaged over batches.",
             score(find_discrepancies, "distance", ("panel", "depth", "batch_size")),
             Curves("depth", "batch_size", Axis("distance from single batches")),
             Finding("Exact means are over twice as far from those of single batches of 2 as of 16",

@@ -62,7 +62,7 @@ def test_every_claim_is_measured(name: str) -> None:
 
     findings = [figure.finding for figure in experiment.figures.values() if figure.finding]
     for finding in findings:
-        for claim_name, conditions in finding.claims.items():
+        for claim_name, conditions in (*finding.claims.items(), *finding.fails.items()):
             assert claim_name in experiment.claims
             for words in conditions:
                 assert not find_conditions(found, claim_name, [words]).empty, words

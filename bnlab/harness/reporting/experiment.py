@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,18 @@ __all__ = ["Claim", "Experiment", "Figure", "Margin", "Score", "Tables", "above"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a figure shows if claims hold.
+    """What a figure shows if claims hold, or fail.
 
     Attributes:
         text: a sentence without a full stop, the figure's title then.
         claims: by the name of a claim of the experiment, the conditions in which it has to hold, in words as in its
             table (`batch size 4, layer 2`: all of these words); none: in all.
+        fails: likewise those that have to fail, so that the opposite holds.
     """
 
     text: str
     claims: Mapping[str, Sequence[str]]
+    fails: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -192,15 +194,23 @@ def state_findings(experiment: Experiment, verdicts: pd.DataFrame) -> Experiment
     """Give each figure whose finding holds, all claims in all conditions, that as its title; see `decide`."""
     figures = dict(experiment.figures)
     for name, figure in figures.items():
-        if figure.finding is None:
+        finding = figure.finding
+        if finding is None:
             continue
-        holds = []
-        for claim, conditions in figure.finding.claims.items():
-            found = find_conditions(verdicts, claim, conditions)
-            holds.append({*found["verdict"]} == {"holds"})
-        if all(holds):
-            figures[name] = replace(figure, title=figure.finding.text)
+        has_held = _have_verdict(verdicts, finding.claims, "holds")
+        has_failed = _have_verdict(verdicts, finding.fails, "fails")
+        if has_held and has_failed:
+            figures[name] = replace(figure, title=finding.text)
     return replace(experiment, figures=figures)
+
+
+def _have_verdict(verdicts: pd.DataFrame, claims: Mapping[str, Sequence[str]], verdict: str) -> bool:
+    """Find out if all of these claims have a verdict in all of their conditions."""
+    for claim, conditions in claims.items():
+        found = find_conditions(verdicts, claim, conditions)
+        if {*found["verdict"]} != {verdict}:
+            return False
+    return True
 
 
 def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:

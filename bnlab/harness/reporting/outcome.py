@@ -56,6 +56,20 @@ class Outcome:
             claims.append((claim, conditions.to_dict("records")))
         return claims
 
+    def list_tables(self) -> list[tuple[list[Claim], list[dict[Hashable, Any]]]]:
+        """List what is printed as one table: the claims on the same numbers, and their conditions.
+
+        Each condition has `verdicts`, what is said of it for each of these claims.
+        """
+        tables: dict[tuple[Any, ...], tuple[list[Claim], list[dict[Hashable, Any]]]] = {}
+        for claim, conditions in self.list_claims():
+            numbers = [(row["condition"], row["number"], row["n"]) for row in conditions]
+            claims, rows = tables.setdefault((claim.margin.unit, *numbers), ([], conditions))
+            claims.append(claim)
+            for row, condition in zip(rows, conditions, strict=True):
+                row.setdefault("verdicts", []).append(condition["said"])
+        return list(tables.values())
+
 
 def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     """Decide the claims of an experiment, and say what was measured."""

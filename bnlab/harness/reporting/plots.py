@@ -18,7 +18,6 @@ from bnlab.harness.reporting.wording import name_value
 
 __all__ = [
     "ACCURACY",
-    "AGAINST_EXACT",
     "GAP",
     "LOST",
     "LOST_OF_ANY_SIZE",
@@ -37,7 +36,6 @@ TIMES_THE_BEST = Axis("gap / that of the best fixed momentum", log=True)
 ACCURACY = Axis("test accuracy (%)", (0, 102))
 LOST = Axis("accuracy lost against exact statistics (points)")
 LOST_OF_ANY_SIZE = replace(LOST, linear=0.3)  # up to what claims call harmless
-AGAINST_EXACT = Axis("accuracy − that under exact statistics (points)", linear=0.3)
 
 MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
 """How a line at a value that has a name looks."""
@@ -103,7 +101,7 @@ class Curves(Plot):
     Rows without `x` are levels across the panel: dashed beside the line of their series, with its looks where that has
     no line. A series that was measured at far fewer places than the longest one of its panel is drawn as points, since
     what it does between them is not known. Broken lines lie above solid ones, so that both are seen where they agree.
-    Rows that a column `hollow` marks as true have a hollow circle.
+    Rows that a column `hollow` marks as true have a hollow circle and no band.
 
     Attributes:
         x: the column across, numbers or words.
@@ -193,6 +191,9 @@ class Curves(Plot):
         means = line["mean"]
         low = line["low"]
         high = line["high"]
+        if "hollow" in line:
+            low = low.mask(line["hollow"])
+            high = high.mask(line["hollow"])
         if self.y.log:
             means = means.where(means > 0)
             low = low.where(low > 0, means)

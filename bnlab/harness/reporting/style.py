@@ -51,6 +51,9 @@ _OTHERS = ("#7A4A21", "#8A8A8A", "#9A9A00")  # brown, grey, olive: of estimators
 # Of the parameters of one estimator: how far its colour is mixed with white (or black, if it is light), and a marker.
 _SHADES = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
 
+# Places of momenta between the darkest colour and the lightest: the widest steps are around 0.1, where most curves are.
+_PLACES = {0.001: 0.0, 0.01: 0.23, 0.05: 0.38, 0.1: 0.54, 0.2: 0.71, 0.5: 0.86, 0.9: 0.96, 1.0: 1.0}
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -153,14 +156,10 @@ def find_colour(momentum: float) -> str:
     """Find the colour of a momentum, the same in every figure: the smaller, the darker.
 
     >>> find_colour(0.001), find_colour(0.1), find_colour(1.0)
-    ('#440154', '#277e8e', '#bddf26')
+    ('#440154', '#228d8d', '#bddf26')
     """
-    # Equal steps for equal ratios, of the momentum where it is small and of what is kept where that is.
-    kept = 1.05 - momentum
-    place = np.log10(momentum / kept)
-    low, high = -3.0, 1.3  # of 0.001 and 1
-    share = np.clip((place - low) / (high - low), 0.0, 1.0)
-    return to_hex(colormaps["viridis"](0.9 * share))  # beyond, it is too light on white
+    place = np.interp(np.log(momentum), np.log([*_PLACES]), [*_PLACES.values()])
+    return to_hex(colormaps["viridis"](0.9 * place))  # beyond, it is too light on white
 
 
 def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -10,8 +10,8 @@ before their first number. They are not blind to the unchanged networks: all 30 
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
-from bnlab.harness.reporting.frames import OtherThan, name_panels, rows, score
-from bnlab.harness.reporting.plots import LOST, Axis, Curves, Forest
+from bnlab.harness.reporting.frames import name_panels, put_in_order, rows, score
+from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Axis, Forest
 from experiments.margins import A_POINT, AS_ACCURATE, SIX_IMAGES
 
 NAMES = {
@@ -21,7 +21,8 @@ NAMES = {
     "rounded:8": "rounded to 8 bits",
     "rounded:4": "rounded to 4 bits",
 }
-KINDS = {"exact": "layer by layer (exact)", "precise": "in one pass (precise)", "stale": "running averages (stale)"}
+OLD, ONE_PASS = "old running averages", "one pass over all images"
+OF_FEW = ("exact, of 32 images", "exact, of 512 images")
 UNCHANGED, AVERAGED, PRUNED, EIGHT_BITS, FOUR_BITS = NAMES.values()
 EACH = ("batch_size", "line")
 LITTLE = within(-0.3, 0.3, "points lost", SIX_IMAGES)
@@ -41,14 +42,20 @@ def find_losses(tables: Tables) -> pd.DataFrame:
     return frame
 
 
-def find_curves(tables: Tables) -> pd.DataFrame:
-    """Put what each change loses into a panel; the line is the kind of statistics, stale ones are of no images."""
+def find_remedies(tables: Tables) -> pd.DataFrame:
+    """Find what each change loses under old statistics, under those of few images, and under those of one pass.
+
+    `name` is the change, and the line is what the statistics are of.
+    """
     losses = find_losses(tables)
-    frame = name_panels(losses, "{line}, batch size {batch_size}")
-    is_of_images = frame["images"] > 0
-    frame["images"] = frame["images"].where(is_of_images)
-    frame["line"] = frame["statistics"].map(KINDS)
-    return frame
+    of_images = "exact, of " + losses["images"].astype(str) + " images"
+    kinds = of_images.mask(losses["statistics"] == "stale", OLD).mask(losses["statistics"] == "precise", ONE_PASS)
+    of_kinds = losses.assign(name=losses["line"], line=kinds)
+    is_drawn = of_kinds["line"].isin([OLD, *OF_FEW]) | (of_kinds["is_all"] & (of_kinds["line"] == ONE_PASS))
+
+    named = name_panels(of_kinds[is_drawn], "batch size {batch_size}")
+    ordered = put_in_order(named, "line", (OLD, *OF_FEW, ONE_PASS))
+    return put_in_order(ordered, "name", NAMES.values())
 
 
 def find_matched(tables: Tables) -> pd.DataFrame:
@@ -68,21 +75,23 @@ EXPERIMENT = Experiment(
     columns=("accuracy", "accuracy_lost", "mean_gap", "var_gap"),
     figures={
         "lost": Figure(
-            "What changed weights lose, by the images that their statistics are of",
-            "Test accuracy under exact statistics of all training images minus that under statistics of so many.",
-            score(find_curves, "accuracy_lost", ("panel", "line", "images"), scale=100, change=OtherThan("none")),
-            Curves("images", "line", LOST),
+            "What changed weights lose, by the statistics that they predict with",
+            "Compare the points beside a change: points of test accuracy lost against exact statistics of all training "
+            "images. The axis is linear up to 0.3 points and logarithmic beyond.",
+            score(find_remedies, "accuracy_lost", ("panel", "name", "line"), scale=100),
+            Forest("name", LOST_OF_ANY_SIZE, series="line"),
             Finding("Weights of 4 bits need new statistics, and one pass is as good",
                     {"four_bits_need_new_ones": (), "one_pass_is_enough": ()})),
         "gap": Figure(
             "How far stale statistics are from those of the changed weights",
-            "Gap of the running mean, root mean square over the layers behind the first.",
+            "Compare each change with unchanged weights: gap of the running mean, root mean square over the layers "
+            "behind the first.",
             score(lambda tables: name_panels(find_losses(tables), "batch size {batch_size}"), "mean_gap",
                   ("panel", "line"), geometric=True, statistics="stale"),
             Forest("line", Axis("gap of the mean (σ)", log=True))),
         "matched": Figure(
             "How the average of two networks predicts that were trained apart",
-            "Test accuracy of one network and of averages, under old and under new statistics.",
+            "Compare averages with one network: test accuracy under old and under new statistics.",
             score(find_matched, "accuracy", ("panel", "line"), scale=100, statistics=("exact", "stale")),
             Forest("line", Axis("test accuracy (%)")),
             Finding("The average of networks that were trained apart predicts once they have been matched",

@@ -21,13 +21,14 @@ from bnlab.harness.reporting.frames import (
     select,
     share_name,
 )
-from bnlab.harness.reporting.plots import AGAINST_EXACT, GAP, TIMES_THE_BEST, Curves
+from bnlab.harness.reporting.plots import GAP, TIMES_THE_BEST, Axis, Curves
 from experiments.margins import ALL_LAYERS, EACH, OVER_TIME, PYTORCH
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
 AUGMENTED = "to the images as training sees them"
 REFERENCES = {PLAIN: "gaps", AUGMENTED: "augmented_gaps"}  # by the name of a line, its table
+LOST = Axis("accuracy lost against exact statistics of plain images (points)", linear=0.3)
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
 
 
@@ -82,22 +83,24 @@ EXPERIMENT = Experiment(
     figures={
         "gap": Figure(
             "The gap of the running mean at the end, to both populations, on CIFAR-10",
-            f"Of the EMA, in standard deviations. {ALL_LAYERS} {{schedule}}",
+            f"Read up from a momentum how far the EMA is off, in standard deviations. {ALL_LAYERS} {{schedule}}",
             score(find_curves, "mean_gap", ("panel", "line", "momentum"), geometric=True),
             Curves("momentum", "line", GAP, mark=PYTORCH),
             Finding("Running means estimate the images as training sees them, and a momentum between 0.003 and 1 does "
                     "so best, on CIFAR-10", {"nearer_to_augmented": (), "u_comes_back": ()})),
         "accuracy": Figure(
-            "Test accuracy under running averages and under statistics of augmented images, on CIFAR-10",
-            "Minus that of the same network under exact statistics of the images as they are. {schedule}",
-            score(find_lines, "accuracy", ("panel", "line", "epoch"), scale=100),
-            Curves("epoch", "line", AGAINST_EXACT),
+            "Accuracy lost under running averages and under statistics of augmented images, on CIFAR-10",
+            "Compare the two lines at one epoch. 0 is the test accuracy of the same network under exact statistics of "
+            "the images as they are; below 0 is a gain. The vertical axis is linear up to 0.3 points on both sides of "
+            "0, and logarithmic beyond. {schedule}",
+            score(find_lines, "accuracy", ("panel", "line", "epoch"), scale=-100),
+            Curves("epoch", "line", LOST),
             Finding("At the end running averages are as accurate as exact statistics of augmented images, on CIFAR-10",
                     {"as_accurate_as_augmented": ()})),
         "predictive": Figure(
             "The gap of predictive momentum to augmented images over training, on CIFAR-10",
-            "Gap of the mean over the smallest of six fixed momenta in that layer at that step, known in hindsight "
-            "only; geometric mean over the layers behind the first.",
+            "Compare with 1: gap of the mean over the smallest of six fixed momenta in that layer at that step, known "
+            "in hindsight only; geometric mean over the layers behind the first.",
             score(lambda tables: over_best(rows(tables, "augmented_gaps"), "mean_gap"), "mean_gap", OVER_TIME,
                   estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
             Curves("epoch", "estimator", TIMES_THE_BEST),

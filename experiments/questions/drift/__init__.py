@@ -35,6 +35,7 @@ TERMS = {
     "data": "data (augmentation)",
     "weighting": "weighting (small batches)",
 }
+LEAST_SEEN = 0.01  # of a bar
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
 
 
@@ -84,7 +85,10 @@ def find_moves(tables: Tables) -> pd.DataFrame:
 
 
 def find_parts(tables: Tables) -> pd.DataFrame:
-    """Average the same shares, in panels by batch size; `when` is the share of the training in words."""
+    """Average the same shares, in panels by batch size; `when` is the share of the training in words.
+
+    Terms that are below a hundredth everywhere are left out: their bars could not be seen.
+    """
     frame = find_terms(tables)
     words = {share_name(PEAK): "after 20%", share_name(END): "at the end"}
     shares = frame["panel"].str.split(", ").str[-1]
@@ -94,7 +98,8 @@ def find_parts(tables: Tables) -> pd.DataFrame:
     ordered = put_in_order(named, "when", words.values())
     parts = interval(ordered, "share", ("panel", "when", "term"), average="layer")
     parts["line"] = parts["term"].map(TERMS)
-    return put_in_order(parts, "term", TERMS)
+    largest = parts["mean"].abs().groupby(parts["term"]).transform("max")
+    return put_in_order(parts[largest >= LEAST_SEEN], "term", TERMS)
 
 
 def make_stream(tables: Tables) -> pd.DataFrame:
@@ -128,9 +133,9 @@ EXPERIMENT = Experiment(
     figures={
         "running_average": Figure(
             "A running average starts at 0, follows late, and keeps noise",
-            "Computed, not measured: 120 made batches, whose mean moves in the middle, and their average with momentum "
-            "0.1, new = 0.9 · old + 0.1 · batch. Shaded: how far it is from the population's mean, which exact "
-            "statistics give.",
+            "Compare the blue line with the broken one. Both are computed, not measured: 120 made batches, whose mean "
+            "moves in the middle, and their average with momentum 0.1, new = 0.9 · old + 0.1 · batch. Shaded: how far "
+            "it is from the population's mean, which exact statistics give.",
             make_stream,
             Stream("batch", "line", "single batch", "population", "running average",
                    (Axis("batches so far"), Axis("mean of a channel")),
@@ -138,15 +143,17 @@ EXPERIMENT = Experiment(
                     Zone(80, 121, "NOISE\nbatches differ")))),
         "traces": Figure(
             "Means of single batches, and averages of them",
-            "One channel of the second layer of one network, over training, in the units of the layer's input. Exact "
-            "means were measured at eight checkpoints.",
+            "Follow one channel of the second layer of one network, over training, in the units of the layer's input. "
+            "Exact means were measured at eight checkpoints.",
             score("traces", "mean", OVER_TIME, depth=2, channel=0, seed=0, batch_size=(4, 256)),
             Curves("epoch", "estimator", Axis("mean of a channel"), across=Axis("epoch", log=True)),
             Finding("Population means move over training, and running averages have to follow",
                     {"population_moves": ()})),
         "terms": Figure(
             "What the gap of the running mean is made of",
-            "Shares of the squared distance from the exact mean, over layers but the first; momentum 0.1.",
+            "Read the height of a colour as its share of the squared distance from the exact mean, over layers but "
+            "the first, at momentum 0.1. Parts that are below 1% everywhere are not drawn: the start, small last "
+            "batches, and augmentation, of which there is none here.",
             find_parts, Stacked("when", "line", Axis("share of the squared gap"), Axis("")),
             Finding("At a high learning rate and a large batch, most of the gap is lag", {"lag_early": ()})),
     },

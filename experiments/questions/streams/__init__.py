@@ -59,18 +59,18 @@ EXPERIMENT = Experiment(
     figures={
         "course": Figure(
             "The noise of the running average in the course of an epoch",
-            "Frozen weights, 24 epochs in orders of their own: mean square error of the EMA over that for independent "
-            "batches, geometric mean over layers. Kept: the images that fill no batch are a small last one, with the "
-            "weight of any other.",
+            "Compare with 1, independent batches. Frozen weights, 24 epochs in orders of their own: mean square error "
+            "of the EMA over that for independent batches, geometric mean over layers. Kept: the images that fill no "
+            "batch are a small last one, with the weight of any other.",
             score(find_courses, "course", ("panel", "position", "line"), average="layer", geometric=True),
             Curves("position", "line", Axis("variance / that of independent batches", (0.0, 1.7))),
             Finding("Within an epoch the errors of batches cancel; a small last batch undoes it",
                     {"small_batch_undoes_it": (), "theory_predicts_the_course": ()})),
         "sizes": Figure(
             "Batches that are far from all others",
-            "So much is added to the last batch or the last ten, after which the new level is true, to one batch that "
-            "belongs to the data, or to one image alone; batches of 16. The "
-            "average of all batches has no error where the batch belongs to the data, and is not seen there.",
+            "Read up from what is added: so much to the last batch or the last ten, after which the new level is "
+            "true, to one batch that belongs to the data, or to one image alone; batches of 16. The average of all "
+            "batches has no error where the batch belongs to the data, and is not seen there.",
             score(lambda found: name_panels(rows(found, "counterexamples", 1.0, batch_size=16).replace(FAR), "{case}"),
                   "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=FAR.values(),
                   estimator=("ema", "cumulative", "predictive", "last_batch"), momentum=(0.1, None)),

@@ -32,14 +32,15 @@ EXPERIMENT = Experiment(
     figures={
         "doses": Figure(
             "What an error in the statistics of all layers costs",
-            "In every mean, up or down by chance, or in the logarithm of every variance, of all layers at once.",
+            "Read up from the size of an error: in every mean, up or down by chance, or in the logarithm of every "
+            "variance, of all layers at once.",
             score(find_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100), Curves("dose", "moment", LOST),
-            Finding("An error of 0.8 σ in all means costs more than ten points of accuracy",
-                    {"large_errors_cost": ()})),
+            Finding("An error of 0.1 σ in all means already costs more than a point of accuracy", {},
+                    {"small_errors_are_harmless": ("means",)})),
         "layers": Figure(
             "What an error in the statistics of one layer costs",
-            "Errors of 0.4 and 1.6 standard deviations in every mean of one layer, up or down by chance, or as much in "
-            "the logarithm of every variance.",
+            "Compare the layers: errors of 0.4 and 1.6 standard deviations in every mean of one layer, up or down by "
+            "chance, or as much in the logarithm of every variance.",
             score(find_layers, "accuracy_lost", ("panel", "where", "moment"), scale=100),
             Forest("where", LOST, series="moment"),
             Finding("An error of 0.4 σ in the means costs more in layers before the last",

@@ -193,10 +193,28 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     ],
 )
 def test_a_finding_is_the_title_where_all_its_claims_hold(claims: dict[str, tuple[str, ...]], title: str) -> None:
+    check_title(Finding("It costs", claims), title)
+
+
+@pytest.mark.parametrize(
+    ("fails", "title"),
+    [
+        ({"costs_much": ()}, "It costs"),
+        ({"costs_much": ("batch size 4",)}, "It costs"),
+        ({"costs": ()}, "Title"),
+        ({"costs_much": (), "no_such_claim": ()}, "Title"),
+    ],
+)
+def test_a_finding_may_rest_on_claims_that_fail(fails: dict[str, tuple[str, ...]], title: str) -> None:
+    check_title(Finding("It costs", {"costs": ()}, fails), title)
+
+
+def check_title(finding: Finding, title: str) -> None:
+    """Of two claims on a planted cost the first holds, and the second fails."""
     cost = score(
         "evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1, batch_size=4
     )
-    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP), Finding("It costs", claims))
+    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP), finding)
     margins = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, "points", "a reason")}
     stated = {name: Claim("It costs.", cost, margin) for name, margin in margins.items()}
     experiment = Experiment(bears_on=("Q1",), figures={"cost": figure}, claims=stated, name="trial")
@@ -205,6 +223,25 @@ def test_a_finding_is_the_title_where_all_its_claims_hold(claims: dict[str, tupl
 
     assert outcome.frame["verdict"].tolist() == ["holds", "fails"]
     assert outcome.experiment.figures["cost"].title == title
+
+
+def test_a_page_has_its_figures_first_and_a_table_once_for_claims_on_the_same_numbers() -> None:
+    cost = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1)
+    other = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, batch_size=4)
+    margins = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, "points", "another")}
+    claims = {name: Claim(f"It {name}.", cost, margin) for name, margin in margins.items()}
+    claims["third"] = Claim("Of one batch size.", other, margins["costs"])
+    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
+    experiment = Experiment(bears_on=("Q1",), figures={"cost": figure}, claims=claims, name="trial")
+
+    page = write_experiment(find_outcome(experiment, plant()))
+
+    assert page.index("![Title]") < page.index("| condition |")
+    assert page.count("| condition |") == 2
+    stated = "**It costs.** (*above 0 points*: a reason)\n\n**It costs_much.** (*above 50 points*: another)\n\n"
+    columns = "| condition | effect (points) | n | verdict, above 0 points | verdict, above 50 points |"
+    assert f"{stated}{columns}\n|---|---|--:|---|---|\n" in page
+    assert "| condition | effect (points) | n | verdict |\n|---|---|--:|---|\n" in page
 
 
 def test_html_in_prose_and_in_claims_is_shown_as_it_is_written(tmp_path: Path) -> None:

@@ -327,6 +327,18 @@ def test_bands_of_many_lines_are_fainter() -> None:
     assert measure_opacity(8) < measure_opacity(5) < measure_opacity(4) == measure_opacity(1)
 
 
+def test_hollow_rows_have_a_circle_and_no_band() -> None:
+    frame = pd.DataFrame({"epoch": [1.0, 2.0, 3.0, 4.0], "mean": 1.0, "low": 0.5, "high": [9.0, 9.0, 2.0, 2.0]})
+    frame = frame.assign(line="a", panel="p", hollow=[True, True, False, False])
+    (ax,) = draw(Curves("epoch", "line", Axis("y")), frame).axes
+
+    (band,) = ax.collections
+    (circles,) = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+
+    assert band.get_datalim(ax.transData).y1 == 2.0
+    assert np.asarray(circles.get_xdata()).tolist() == [1.0, 2.0]
+
+
 def test_a_figure_for_papers_has_no_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: dict[str, str] = {}
     save = Drawn.savefig

@@ -1,0 +1,87 @@
+"""A map: a cell with a number for each pair of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from bnlab.harness.reporting.means import require_one_row
+from bnlab.harness.reporting.plots import Plot, split_panels
+
+_SMALL, _LARGE = 0.3, 30.0  # points: where colours begin to show, and where they are darkest
+_DARKEST = 0.7  # of the colours; black numbers are read on it
+_GREY = "#767676"
+_LINES_OF_A_CELL = 2.3
+
+
+@dataclass(frozen=True)
+class Cells(Plot):
+    """Numbers in cells, the larger the darker; bold where the interval leaves out 0.
+
+    Draws frames with the columns `x`, `by`, hollow, mean, low and high. Cells that `hollow` marks as true are hatched,
+    without a colour.
+
+    Attributes:
+        x: the column across, numbers.
+        by: the column whose values are rows, from top to bottom.
+        labels: what both are called.
+        shown: what numbers and colours are, in the legend.
+        hatched: what hatching means, in the legend.
+    """
+
+    x: str
+    by: str
+    labels: tuple[str, str]
+    shown: str
+    hatched: str
+
+    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
+        """Draw the rows of each panel, see `Plot.draw`."""
+        require_one_row(frame, ["panel", self.by, self.x])
+        columns = sorted(frame[self.x].unique())
+        names = sorted(frame[self.by].unique())
+        across, upward = self.labels
+        for ax, here in split_panels(frame, axes):
+            for row in here.sort_values("hollow").to_dict("records"):
+                self._draw_cell(ax, columns.index(row[self.x]), names.index(row[self.by]), row)
+
+            ax.set_xticks(range(len(columns)), [f"{value:,}" for value in columns])
+            ax.set_yticks(range(len(names)), [f"{value:,}" for value in names])
+            ax.set(xlabel=across, ylabel=upward)
+            ax.set_xlim(-0.5, len(columns) - 0.5)
+            ax.set_ylim(len(names) - 0.5, -0.5)
+            ax.tick_params(length=0)
+            ax.grid(visible=False)
+            for side in ("left", "bottom"):
+                ax.spines[side].set_visible(False)
+
+    def _draw_cell(self, ax: Axes, column: int, row: int, values: Mapping[Any, Any]) -> None:
+        """Draw one cell with its number."""
+        mean = values["mean"]
+        is_hatched = bool(values["hollow"])
+        share = np.log1p(max(mean, 0.0) / _SMALL) / np.log1p(_LARGE / _SMALL)
+        colour = colormaps["OrRd"](_DARKEST * min(share, 1.0))
+        look: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "label": self.shown}
+        if is_hatched:
+            look = {"facecolor": "white", "edgecolor": "#c4c4c4", "hatch": "////", "label": self.hatched}
+        ax.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, linewidth=0, **look))
+
+        is_certain = values["low"] > 0 or values["high"] < 0
+        number = f"{mean:.1f}".replace("-0.0", "0.0").replace("-", "−")
+        text = ax.text(column, row, number, ha="center", va="center", fontsize=11.5)
+        text.set_color(_GREY if is_hatched else "black")
+        text.set_fontweight("bold" if is_certain else "normal")
+        if is_hatched:
+            text.set_path_effects([withStroke(linewidth=3.5, foreground="white")])
+
+    def count_lines(self, frame: pd.DataFrame) -> float:
+        """Count the lines of words that rows are as high as."""
+        return _LINES_OF_A_CELL * frame[self.by].nunique()
