@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from pathlib import Path
 from xml.etree.ElementTree import Element, fromstring
@@ -16,8 +15,7 @@ from bnlab.doctor import Cause, Signs
 from bnlab.doctor.case import Case
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.page import make_page
-
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
+from tests.doctor.points import make_batches, make_healthy
 
 
 class Odd(Cause):
@@ -49,65 +47,45 @@ def list_texts(page: Element, *elements: str) -> list[str]:
     return ["".join(element.itertext()) for element in page.iter() if element.tag in elements]
 
 
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    """Classes are told by the sign of the first channel; the averages are exact but for the number of batches."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
-    model.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
-    model.train()
-    for _ in range(100):
-        model(torch.randn(32, 3, 8, 8))
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def batches(model: nn.Module) -> Batches:
-    """Labels are what the model says, so that it is right always."""
-    images = torch.randn(256, 3, 8, 8)
-    with torch.no_grad():
-        labels = model(images).argmax(1)
-    return list(zip(images.split(64), labels.split(64), strict=True))
-
-
-def spoil(model: nn.Module, buffer: str, value: float) -> nn.Module:
-    """Copy a model, and set the first channel of a buffer."""
-    broken = copy.deepcopy(model)
-    broken.get_buffer(buffer)[0] = value
+def spoil(buffer: str, value: float) -> nn.Module:
+    """Make a healthy network, and set the first channels of a buffer."""
+    broken = make_healthy()
+    broken.get_buffer(buffer)[:8] = value
     return broken
 
 
 @pytest.fixture(scope="module")
-def spoiled(model: nn.Module, batches: Batches) -> Diagnosis:
-    """The mean of the last layer's first channel is off by 5, so that the second one is named always."""
-    return bnlab.diagnose(spoil(model, "4.running_mean", 5.0), batches, causes=[Odd()])
-
-
-@pytest.fixture(scope="module")
-def diagnoses(model: nn.Module, batches: Batches, spoiled: Diagnosis) -> dict[str, Diagnosis]:
-    images = [images for images, _ in batches]
-    unfit = [(images, torch.zeros(len(images), 3, 5, dtype=torch.long)) for images, _ in batches]
-    untracked = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))
+def diagnoses() -> dict[str, Diagnosis]:
+    """Diagnoses of all kinds; in "spoiled" half of the last layer's means are off."""
+    batches = make_batches(8, seed=1)
+    points = [points for points, _ in batches]
+    unfit = [(points, torch.zeros(len(points), 3, 5, dtype=torch.long)) for points, _ in batches]
+    untracked = nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False))
     return {
-        "spoiled": spoiled,
-        "healthy": bnlab.diagnose(model, batches),
-        "expected": bnlab.diagnose(model, batches, expected=0.9, training_batches=batches),
-        "odd": bnlab.diagnose(model, batches, causes=[Odd()]),
-        "no labels": bnlab.diagnose(model, images),
-        "no data": bnlab.diagnose(model, causes=[Wanting()]),
-        "not finite": bnlab.diagnose(spoil(model, "1.running_var", math.nan), images),
-        "unfit": bnlab.diagnose(model, unfit),
+        "spoiled": bnlab.diagnose(spoil("4.running_mean", 9.0), batches, causes=[Odd()]),
+        "healthy": bnlab.diagnose(make_healthy(), batches),
+        "expected": bnlab.diagnose(make_healthy(), batches, expected=0.5, training_batches=batches),
+        "odd": bnlab.diagnose(make_healthy(), batches, causes=[Odd()]),
+        "no labels": bnlab.diagnose(make_healthy(), points),
+        "no data": bnlab.diagnose(make_healthy(), causes=[Wanting()]),
+        "not finite": bnlab.diagnose(spoil("1.running_var", math.nan), points),
+        "unfit": bnlab.diagnose(make_healthy(), unfit),
         "untracked": bnlab.diagnose(untracked, batches),
     }
+
+
+@pytest.fixture
+def spoiled(diagnoses: dict[str, Diagnosis]) -> Diagnosis:
+    return diagnoses["spoiled"]
 
 
 def test_a_page_is_sound_and_needs_nothing_else(diagnoses: dict[str, Diagnosis]) -> None:
     for diagnosis in diagnoses.values():
         text = make_page(diagnosis)
 
-        page = parse(diagnosis)
-        assert not {"script", "img", "link", "iframe"} & {element.tag for element in page.iter()}
-        assert not any({"href", "src"} & {*element.attrib} for element in page.iter())
+        elements = [*parse(diagnosis).iter()]
+        assert not {"script", "img", "link", "iframe"} & {element.tag for element in elements}
+        assert not any({"href", "src"} & {*element.attrib} for element in elements)
         assert "http" not in text and "@import" not in text and "url(" not in text
         assert str(Path.cwd()) not in text
 
@@ -182,7 +160,7 @@ def test_numbers_of_the_table_are_on_the_page(spoiled: Diagnosis, diagnoses: dic
     expected = []
     for row in spoiled.table.to_dict("records"):
         gaps = [f"{row[name]:.3g}" for name in ("mean_gap", "var_gap", "noise")]
-        expected += [row["layer"], row["codes"], *gaps, "100", "0.1", str(row["channels"])]
+        expected += [row["layer"], row["codes"], *gaps, "200", "0.1", str(row["channels"])]
     assert list_texts(parse(spoiled), "td")[-len(expected) :] == expected
 
     without_data = parse(diagnoses["no data"])
