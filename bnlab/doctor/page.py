@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -167,7 +167,7 @@ def _tell_mode(is_training: bool) -> str:
     return "train" if is_training else "eval"
 
 
-_COLUMNS = {
+_COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "layer": ("layer", _tell_name),
     "codes": ("findings", str),
     "mean_gap": ("mean off, σ", _tell_gap),

@@ -118,7 +118,11 @@ def test_recalibration_refuses_to_hide_a_mistake_or_to_write_what_is_not_needed(
 
 def test_nothing_above_a_note_is_found_on_the_healthy_network_with_all_its_history() -> None:
     healthy = make_healthy()
-    history = {"training_batches": healthy.training_batches, "before": healthy.before, "trace": healthy.trace}
+    history: dict[str, Any] = {
+        "training_batches": healthy.training_batches,
+        "before": healthy.before,
+        "trace": healthy.trace,
+    }
 
     alone = bnlab.diagnose(healthy.model, healthy.batches, progress=False)
     with_history = bnlab.diagnose(healthy.model, healthy.batches, progress=False, **history)

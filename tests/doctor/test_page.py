@@ -170,7 +170,7 @@ def test_numbers_of_the_table_are_on_the_page(spoiled: Diagnosis, diagnoses: dic
 
 def test_the_table_says_what_has_no_number_and_which_layers_train() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2, momentum=None), nn.BatchNorm1d(2).eval())
-    model[1].num_batches_tracked = None
+    model[1].register_buffer("num_batches_tracked", None)
 
     cells = list_texts(parse(bnlab.diagnose(model)), "td")
 
