@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 
 from bnlab.doctor import causes
-from bnlab.doctor.cause import HIDDEN, NEEDS, Cause, Severity
+from bnlab.doctor.cause import HIDDEN, NEEDS, Cause
 
 ALIASES = {"BN213": "BN209"}
 """Codes of earlier versions, and those that they are part of."""
@@ -41,8 +41,7 @@ def explain(code: str) -> str:
     given = code.upper()
     cause = by_code.get(ALIASES.get(given, given))
     if cause is None:
-        known = ", ".join(by_code)
-        raise ValueError(f"explain: {code!r} is no code; there are {known}")
+        raise ValueError(f"explain: {code!r} is no code; there are {', '.join(by_code)}")
 
     heading = f"{cause.code}: {cause.title}"
     if given != cause.code:
@@ -59,18 +58,14 @@ def describe_signs(cause: Cause) -> str:
 
 def describe_needs(cause: Cause) -> str:
     """Say what must be given for a cause to look."""
-    if not cause.needs:
-        return "It needs the model alone."
     wanted = " and ".join(NEEDS[need] for need in cause.needs)
-    return f"It needs {wanted}."
+    return f"It needs {wanted or 'the model alone'}."
 
 
 def describe_severity(cause: Cause) -> str:
     """Say how severe what a cause finds is, and whether recalibration would hide it."""
-    told = f"Its severity follows what undoing it brings back; where that is not known, it is {_name(cause.severity)}."
+    article = "an" if cause.severity == "error" else "a"
+    known = f"where that is not known, it is {article} {cause.severity}"
+    told = f"Its severity follows what undoing it brings back; {known}."
     hides = cause.kind in HIDDEN and type(cause).propose is not Cause.propose
     return f"{told} Recalibration would hide it, and bnlab.recalibrate refuses." if hides else told
-
-
-def _name(severity: Severity) -> str:
-    return f"an {severity}" if severity == "error" else f"a {severity}"

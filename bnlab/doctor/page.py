@@ -3,101 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.findings import Finding, Skipped
+from bnlab.doctor.findings import Finding
 from bnlab.doctor.picture import draw_layers
 from bnlab.doctor.scores import Scores
 from bnlab.doctor.verdict import ELSEWHERE, KINDS, tell, tell_score, tell_training
 from bnlab.doctor.words import count_things, tell_number
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _TONES = {"healthy": "good", "undecided": "open", "mode": "fair", "note": "open", "warning": "fair"}
 """Verdict or severity → its colour; that of all others is "bad"."""
 _FEW = 4  # names of layers that a finding shows at once
 _MOST_TRIALS = 10  # rows of what was undone, beside what was chosen
-_COLUMNS = {
-    "layer": "layer",
-    "codes": "findings",
-    "mean_gap": "mean off, σ",
-    "var_gap": "variance off, |log ratio|",
-    "noise": "noise ratio",
-    "updates": "updates",
-    "momentum": "momentum",
-    "channels": "channels",
-    "training": "mode",
-}
-"""Columns of the table of layers, as the page calls them; what matters most is seen first on a telephone."""
-_MISSING = {"momentum": "cumulative", "updates": "not counted"}
-"""What stands in the place of a missing number."""
 
 
-class Report(Protocol):
-    """What a page shows of a `Diagnosis`, which says what each of these is."""
+def make_page(diagnosis: Any) -> str:
+    """Make one self-contained page of a `Diagnosis`: names and numbers, no images, no paths."""
+    case = diagnosis.case
+    scores = None if case.evidence is None else case.evidence.scores
+    counted = count_things(len(case.layers), "batch norm")
+    if case.evidence is not None:
+        counted = f"{counted}, {count_things(case.evidence.images, 'image')}"
 
-    @property
-    def case(self) -> Case: ...
-    @property
-    def verdict(self) -> str | None: ...
-    @property
-    def headline(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def faults(self) -> Sequence[Finding]: ...
-    @property
-    def left_out(self) -> Sequence[Skipped]: ...
-    @property
-    def notes(self) -> Sequence[str]: ...
-    @property
-    def trials(self) -> pd.DataFrame: ...
-    @property
-    def table(self) -> pd.DataFrame: ...
-
-
-def make_page(diagnosis: Report) -> str:
-    """Make one self-contained page of a diagnosis: names and numbers, no images, no paths."""
-    name = escape(type(diagnosis.case.model).__name__)
-    parts = [
-        f"<h1>bnlab doctor: <code>{name}</code>, {_count_layers(diagnosis.case)}</h1>",
-        *_write_verdict(diagnosis),
-        *_write_scores(diagnosis.case),
-        *_write_findings(diagnosis.faults),
-        *_write_trials(diagnosis.trials, _find_scores(diagnosis.case)),
-        *_write_picture(diagnosis),
-        *_write_layers(diagnosis.table),
-        *_write_limits(diagnosis),
-    ]
+    name = escape(type(case.model).__name__)
+    parts = [f"<h1>bnlab doctor: <code>{name}</code>, {counted}</h1>", *_write_verdict(diagnosis)]
+    if scores is not None:
+        parts += _write_scores(scores, case.training_score)
+    parts += _write_findings(diagnosis.faults)
+    if len(diagnosis.trials):
+        parts += _write_trials(diagnosis.trials, scores)
+    if case.seen:
+        parts += _write_picture(diagnosis)
+    if case.layers:
+        parts += _write_layers(diagnosis.table)
+    parts += _write_limits(diagnosis)
     template = files("bnlab.doctor").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(name=name, body="\n".join(parts))
 
 
-def _find_scores(case: Case) -> Scores | None:
-    return None if case.evidence is None else case.evidence.scores
-
-
-def _count_layers(case: Case) -> str:
-    counted = count_things(len(case.layers), "batch norm")
-    return counted if case.evidence is None else f"{counted}, {count_things(case.evidence.images, 'image')}"
-
-
-def _write_verdict(diagnosis: Report) -> Iterator[str]:
+def _write_verdict(diagnosis: Any) -> Iterator[str]:
     above = [finding for finding in diagnosis.faults if finding.severity != "note"]
     is_healthy = diagnosis.verdict == "healthy"
-    tone = _TONES.get(diagnosis.verdict or "healthy", "bad")
-    if above and (is_healthy or diagnosis.verdict is None):
-        tone = _TONES.get(above[0].severity, "bad")
+    tone = diagnosis.verdict or "healthy"
+    if above and tone == "healthy":
+        tone = above[0].severity
     beside = f", but {count_things(len(above), 'finding')}" if above and is_healthy else ""
     reason = diagnosis.reason[0].upper() + diagnosis.reason[1:].removesuffix(".")
 
-    yield f'<div class="verdict {tone}">'
+    yield f'<div class="verdict {_TONES.get(tone, "bad")}">'
     yield f'<p class="word">{diagnosis.headline}{beside}</p>'
     yield f"<p>{escape(reason)}.</p>"
     if is_healthy and diagnosis.case.expected is None:
@@ -106,11 +63,8 @@ def _write_verdict(diagnosis: Report) -> Iterator[str]:
     yield "</div>"
 
 
-def _write_scores(case: Case) -> Iterator[str]:
+def _write_scores(scores: Scores, training_score: float | None) -> Iterator[str]:
     """Write a table of the scores, each with its difference from that under running averages."""
-    scores = _find_scores(case)
-    if scores is None:
-        return
     rows = []
     for kind in scores.values:
         gain = "" if kind == "running" else tell(scores.compare(kind, "running"), scores)
@@ -119,8 +73,8 @@ def _write_scores(case: Case) -> Iterator[str]:
     if scores.commonest is not None:
         always = tell_score(scores.commonest, scores)
         yield f'<p class="soft small">Always naming the commonest class would score {always}.</p>'
-    if case.training_score is not None:
-        yield f"<p>{escape(tell_training(case.training_score, scores))}</p>"
+    if training_score is not None:
+        yield f"<p>{escape(tell_training(training_score, scores))}</p>"
 
 
 def _write_findings(findings: Sequence[Finding]) -> Iterator[str]:
@@ -133,7 +87,7 @@ def _write_findings(findings: Sequence[Finding]) -> Iterator[str]:
         yield f'<div class="finding {_TONES.get(finding.severity, "bad")}">'
         yield f"<h3>{escape(cause.code)} {severity}: {escape(cause.title)}</h3>"
         yield f"<p>{escape(cause.meaning)} <strong>{escape(cause.remedy)}</strong></p>"
-        yield f'<p class="evidence soft">Evidence: {escape(finding.evidence)}.</p>'
+        yield f'<p class="soft">Evidence: {escape(finding.evidence)}.</p>'
         yield _name_layers(finding.layers)
         yield "</div>"
 
@@ -145,49 +99,33 @@ def _name_layers(layers: Sequence[str]) -> str:
     return f'<details><summary>In {len(names)} layers</summary><p class="small">{", ".join(names)}</p></details>'
 
 
-def _write_trials(table: pd.DataFrame, scores: Scores | None) -> Iterator[str]:
+def _write_trials(table: Any, scores: Scores | None) -> Iterator[str]:
     """Write a table of what was undone, what brings back most first."""
-    if table.empty:
-        return
-    titles = ["undone", f"{_name_judge(table, scores)} [95%]", "free numbers"]
-    if scores is not None:
-        titles.insert(1, scores.metric)
     shown = table[(table.index < _MOST_TRIALS) | table["chosen"]]
-    unshown = len(table) - len(shown)
-    rows = [_tell_trial(row, scores) for row in shown.to_dict("records")]
+    rows = []
+    for row in shown.to_dict("records"):
+        low, gain, high = (tell_number(row[column], 2) for column in ("low", "likelihood_gain", "high"))
+        cells = [row["undone"], f"{gain} [{low}, {high}]", tell_number(row["degrees"])]
+        rows.append(cells if scores is None else [cells[0], tell_score(row["score"], scores), *cells[1:]])
+
+    titles = ["undone", "gap taken away [95%]", "free numbers"]
+    if scores is not None:
+        is_score = (table["gain"] == table["likelihood_gain"]).all()
+        titles = ["undone", scores.metric, "gain [95%]" if is_score else "gain of the log likelihood [95%]", titles[-1]]
     yield "<h2>What was undone, and what that brought back</h2>"
-    yield _make_table(titles, rows, "trials", shown["chosen"].tolist())
+    yield _make_table(titles, rows, "trials", chosen=[*shown["chosen"]])
     yield '<p class="small soft">Bold: why the verdict is what it is; of what brings back as much as the best, it has '
     yield "the fewest free numbers. Intervals hold for all at once."
+    unshown = len(table) - len(shown)
     yield f" Not shown: {unshown} that brought back less.</p>" if unshown else "</p>"
 
 
-def _name_judge(table: pd.DataFrame, scores: Scores | None) -> str:
-    """Name what undos are ranked by."""
-    if scores is None:
-        return "gap taken away"
-    is_score = bool((table["gain"] == table["likelihood_gain"]).all())
-    return "gain" if is_score else "gain of the log likelihood"
-
-
-def _tell_trial(row: Mapping[Any, Any], scores: Scores | None) -> list[str]:
-    """Tell the cells of a row of the table of what was undone."""
-    low, gain, high = (tell_number(row[column], 2) for column in ("low", "likelihood_gain", "high"))
-    cells = [row["undone"], f"{gain} [{low}, {high}]", tell_number(row["degrees"])]
-    if scores is not None:
-        cells.insert(1, tell_score(row["score"], scores))
-    return cells
-
-
-def _write_picture(diagnosis: Report) -> Iterator[str]:
+def _write_picture(diagnosis: Any) -> Iterator[str]:
     """Draw the layers that data has reached."""
     table = diagnosis.table
-    rows = table[table["layer"].isin(diagnosis.case.seen)].to_dict("records")
-    if not rows:
-        return
     yield "<h2>Running against exact statistics, by depth</h2>"
     yield "<figure>"
-    yield draw_layers(rows)
+    yield draw_layers(table[table["layer"].isin(diagnosis.case.seen)].to_dict("records"))
     yield '<figcaption class="small soft">Each row is a layer, the first one on top. '
     yield '<span class="key mean"></span> How far the running mean is from the exact mean, in standard deviations. '
     yield '<span class="key var"></span> How far the running variance is off: the logarithm of its ratio to the exact '
@@ -195,40 +133,59 @@ def _write_picture(diagnosis: Report) -> Iterator[str]:
     yield "</figcaption></figure>"
 
 
-def _write_layers(table: pd.DataFrame) -> Iterator[str]:
-    if table.empty:
-        return
-    columns = [column for column in _COLUMNS if column in table and not table[column].isna().all()]
-    for column in ("training", "codes"):
-        if not table[column].any():  # all in eval mode; no findings
-            columns.remove(column)
-    rows = []
-    for row in table.to_dict("records"):
-        rows.append([_tell_cell(column, row[column]) for column in columns])
+def _write_layers(table: Any) -> Iterator[str]:
+    """Write a table of the layers, without columns that are empty or say "eval" only."""
+    columns = {}
+    for name, (title, tell_cell) in _COLUMNS.items():
+        cells = [tell_cell(value) for value in table[name]] if name in table else []
+        if {*cells} - {"", "eval"}:
+            columns[title] = cells
     yield "<h2>Layers</h2>"
-    yield _make_table([_COLUMNS[column] for column in columns], rows, "layers-table")
-    if "noise" in columns:
+    yield _make_table([*columns], [*zip(*columns.values(), strict=True)], "layers-table")
+    if "noise ratio" in columns:
         yield '<p class="small soft">Noise ratio: the gap of the mean over the noise that an average of this momentum '
         yield "always has, median over channels. Up to 2 it is nothing but that noise.</p>"
 
 
-def _tell_cell(column: str, value: Any) -> str:
-    """Tell one cell of the table of layers."""
-    if column in ("layer", "codes"):
-        return str(value)
-    if column == "training":
-        return "train" if value else "eval"
-    if value is None or math.isnan(value):
-        return _MISSING.get(column, "")
-    return f"{value:,.0f}" if column in ("channels", "updates") else tell_number(value)
+def _tell_name(name: str) -> str:
+    return name or "the model"
 
 
-def _write_limits(diagnosis: Report) -> Iterator[str]:
+def _tell_gap(gap: float) -> str:
+    return "" if math.isnan(gap) else tell_number(gap)
+
+
+def _tell_updates(updates: float) -> str:
+    return "not counted" if math.isnan(updates) else f"{updates:,.0f}"
+
+
+def _tell_momentum(momentum: float | None) -> str:
+    return "cumulative" if momentum is None or math.isnan(momentum) else tell_number(momentum)
+
+
+def _tell_mode(is_training: bool) -> str:
+    return "train" if is_training else "eval"
+
+
+_COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "layer": ("layer", _tell_name),
+    "codes": ("findings", str),
+    "mean_gap": ("mean off, σ", _tell_gap),
+    "var_gap": ("variance off, |log ratio|", _tell_gap),
+    "noise": ("noise ratio", _tell_gap),
+    "updates": ("updates", _tell_updates),
+    "momentum": ("momentum", _tell_momentum),
+    "channels": ("channels", "{:,}".format),
+    "training": ("mode", _tell_mode),
+}
+"""Columns of the table of layers, as the page calls and writes them; on a telephone the first ones are seen."""
+
+
+def _write_limits(diagnosis: Any) -> Iterator[str]:
     """Write what to know of the measurement, and what was not looked for, grouped by what that needs."""
     wanted: dict[str, list[str]] = {}
     for skipped in diagnosis.left_out:
-        title = f"{skipped.cause.code} {skipped.cause.title}"
-        wanted.setdefault(skipped.wanted, []).append(title)
+        wanted.setdefault(skipped.wanted, []).append(f"{skipped.cause.code} {skipped.cause.title}")
     if wanted or diagnosis.notes:
         yield "<h2>Limits</h2>"
     for note in diagnosis.notes:
@@ -244,10 +201,8 @@ def _make_table(
     """Make a table that scrolls where it is wider than the page; the chosen rows are bold."""
     heads = "".join(f"<th>{escape(title)}</th>" for title in titles)
     lines = [f'<div class="scroll"><table class="{style}">', f"<tr>{heads}</tr>"]
-    are_chosen = chosen or [False] * len(rows)
-    for row, is_chosen in zip(rows, are_chosen, strict=True):
+    for number, row in enumerate(rows):
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        start = '<tr class="chosen">' if is_chosen else "<tr>"
+        start = '<tr class="chosen">' if chosen and chosen[number] else "<tr>"
         lines.append(f"{start}{cells}</tr>")
-    lines.append("</table></div>")
-    return "\n".join(lines)
+    return "\n".join([*lines, "</table></div>"])

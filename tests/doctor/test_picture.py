@@ -6,19 +6,15 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from bnlab.doctor.picture import draw_layers
 
 
-def make_rows(mean_gaps: Sequence[float], *, var_gap: float = 0.01) -> list[dict[str, Any]]:
-    """Rows as those of `Diagnosis.table`, as far as they are drawn."""
-    return [
-        {"layer": f"layer{number}", "mean_gap": mean_gap, "var_gap": var_gap}
-        for number, mean_gap in enumerate(mean_gaps)
-    ]
+def draw(mean_gaps: Sequence[float], *, var_gap: float = 0.01, name: str = "layer") -> str:
+    """Draw layers with these gaps."""
+    return draw_layers([{"layer": name, "mean_gap": mean_gap, "var_gap": var_gap} for mean_gap in mean_gaps])
 
 
 def find_numbers(pattern: str, text: str) -> list[float]:
@@ -30,61 +26,59 @@ def find_words(style: str, text: str) -> list[str]:
 
 
 def test_gaps_stand_where_the_logarithmic_axis_says() -> None:
-    drawn = draw_layers(make_rows([0.0, 0.001, 0.01, 0.5, 10.0]))
+    drawn = draw([0.0, 0.001, 0.01, 0.5, 10.0])
 
     lines = find_numbers(r'<line class="grid" x1="([\d.]+)%', drawn)
-    centers = find_numbers(r'<circle class="mean" cx="([\d.]+)%', drawn)
     decade = (lines[-1] - lines[0]) / 4  # from 0.001 to 10
     exponents = [-3, -3, -2, math.log10(0.5), 1]  # nothing is drawn left of the axis
     expected = [lines[0] + decade * (exponent + 3) for exponent in exponents]
     assert len(lines) == 5
-    assert centers == pytest.approx(expected, abs=0.01)
+    assert find_numbers(r'<circle class="mean" cx="([\d.]+)%', drawn) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize(("largest", "numbers"), [(0.02, 4), (30.0, 3), (9e8, 3)])
 def test_the_axis_has_few_numbers_and_reaches_the_largest_gap(largest: float, numbers: int) -> None:
-    drawn = draw_layers(make_rows([largest]))
+    drawn = draw([largest])
 
     words = find_words("middle soft", drawn)
-    values = [float(word) for word in words if re.fullmatch(r"[\d.e+-]+", word)]
     (center,) = find_numbers(r'<circle class="mean" cx="([\d.]+)%', drawn)
     lines = find_numbers(r'<line class="grid" x1="([\d.]+)%', drawn)
-    assert len(values) == numbers
+    assert len([word for word in words if re.fullmatch(r"[\d.e+-]+", word)]) == numbers
     assert lines[0] < center < lines[-1]
 
 
 def test_a_gap_that_is_not_finite_breaks_the_line_and_is_named() -> None:
-    drawn = draw_layers(make_rows([0.1, math.nan, 0.2, math.inf]))
+    drawn = draw([0.1, math.nan, 0.2, math.inf])
 
     assert find_words("end bad", drawn) == ["not finite", "not finite"]
     assert drawn.count('<circle class="mean"') == 2
     assert drawn.count('<circle class="var"') == 4
     assert drawn.count('"path mean"') == 0
     assert drawn.count('"path var"') == 3
+    assert "<circle" not in draw([math.inf], var_gap=math.nan)
 
 
-@pytest.mark.parametrize(
-    ("name", "short"),
-    [
-        ("layer4.1.bn2", "layer4.1.bn2"),
-        ("layer4.0.downsample.1", "l4.0.downsample.1"),
-        ("features.denseblock4.denselayer16.norm1", "f.d4.d16.norm1"),
-        ("features.12.block.1.1", "f.12.block.1.1"),
-        ("a.normalization_of_the_stem", "…tion_of_the_stem"),
-    ],
-)
-def test_long_names_are_shortened_from_the_left(name: str, short: str) -> None:
-    (row,) = make_rows([0.1])
+NAMES = {
+    "layer4.1.bn2": "layer4.1.bn2",
+    "layer4.0.downsample.1": "l4.0.downsample.1",
+    "features.denseblock4.denselayer16.norm1": "f.d4.d16.norm1",
+    "features.12.block.1.1": "f.12.block.1.1",
+    "a.normalization_of_the_stem": "…tion_of_the_stem",
+    "": "the model",
+}
 
-    drawn = draw_layers([row | {"layer": name}])
 
-    assert find_words("end", drawn) == [short]
+@pytest.mark.parametrize("name", NAMES)
+def test_long_names_are_shortened_from_the_left(name: str) -> None:
+    drawn = draw([0.1], name=name)
+
+    assert find_words("end", drawn) == [NAMES[name]]
     assert f"<title>{name}: mean off by 0.1 σ" in drawn
 
 
 @pytest.mark.parametrize("layers", [1, 20, 53, 250])
 def test_names_do_not_overlap_and_the_picture_ends(layers: int) -> None:
-    drawn = draw_layers(make_rows([0.1] * layers))
+    drawn = draw([0.1] * layers)
 
     heights = find_numbers(r'<text class="end" x="[\d.]+%" y="([\d.]+)"', drawn)
     (height,) = find_numbers(r'height="(\d+)">', drawn)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from bnlab.doctor.gallery.network import build_network, train
+from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
 from bnlab.doctor.gallery.patterns import CLASSES
 from bnlab.doctor.gallery.specimen import (
     Healthy,
@@ -19,8 +17,6 @@ from bnlab.doctor.gallery.specimen import (
     fault,
     list_averages,
     list_norms,
-    make_other,
-    measure_accuracy,
     set_momentum,
     split,
 )
@@ -67,11 +63,8 @@ def averages_times_a_factor(healthy: Healthy, factor: float = 200) -> Specimen:
 @fault("BN004", "not needed")
 def averages_in_bfloat16(healthy: Healthy) -> Specimen:
     """Fine-tuned in bfloat16, with its batch norms in bfloat16 too."""
-
-    def cast(model: Wrapped, images: Tensor) -> Tensor:
-        return model.network(images.bfloat16()).float()
-
-    model = Wrapped(healthy.copy_model().bfloat16(), cast)
+    network = healthy.copy_model().bfloat16()
+    model = Wrapped(network, lambda network, images: network(images.bfloat16()).float())
     train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
     return healthy.show(model)
 
@@ -97,7 +90,7 @@ def ten_updates_only(healthy: Healthy, updates: float = 10) -> Specimen:
     model = healthy.copy_model()
     for norm in list_norms(model):
         norm.reset_running_stats()
-    average(model, [images for images, _ in healthy.training_batches[: int(updates)]])
+    average(model, healthy.training_batches[: int(updates)])
     return healthy.show(model)
 
 
@@ -109,14 +102,6 @@ def zeroed_buffers(healthy: Healthy) -> Specimen:
         mean.zero_()
         var.zero_()
     return healthy.show(model)
-
-
-@fault("BN107", "repairs")
-def buffers_of_another_network(healthy: Healthy) -> Specimen:
-    """Loaded with the buffers of a network that was trained from other initial weights."""
-    model = deepcopy(make_other())
-    model.load_state_dict(dict(healthy.model.named_parameters()), strict=False)
-    return healthy.show(model, before=make_other())
 
 
 @fault("BN107", "repairs")
@@ -135,34 +120,20 @@ def average_of_weights_without_buffers(healthy: Healthy) -> Specimen:
 @fault("BN201", "repairs")
 def few_images_remembered(healthy: Healthy) -> Specimen:
     """Its averages were computed anew in batches of 16 with momentum=0.4, and remember four of these."""
-    model = healthy.copy_model()
-    set_momentum(model, 0.4)
-    batches = split(healthy.images, healthy.labels, 16)
-    average(model, [images for images, _ in batches])
-    return healthy.show(model, training_batches=batches)
+    return healthy.show_averaged(split(healthy.images, healthy.labels, 16), momentum=0.4)
 
 
 @fault("BN110", "not needed")
 def small_last_batch(healthy: Healthy) -> Specimen:
     """Its averages were computed again in batches of 64 images, the last of which has 4."""
-    model = healthy.copy_model()
-    batches = split(healthy.images[:1028], healthy.labels[:1028])
-    with record(model) as trace:
-        average(model, [images for images, _ in batches])
-    return healthy.show(model, trace=trace, training_batches=batches)
+    images = 16 * BATCH_SIZE + 4
+    return healthy.show_averaged(split(healthy.images[:images], healthy.labels[:images]))
 
 
 @fault("BN203", "repairs")
 def tiny_batches(healthy: Healthy) -> Specimen:
-    """Trained on small images, and its averages computed anew in batches of one image."""
-    model = build_network()
-    small = healthy.images[:, :, 3:9, 3:9]
-    train(model, small, healthy.labels)
-    batches = [(images[:, :, 3:9, 3:9], labels) for images, labels in healthy.batches]
-    unspoiled = measure_accuracy(model, batches)
-    training_batches = split(small[:256], healthy.labels[:256], 1)
-    average(model, [images for images, _ in training_batches])
-    return Specimen(model, batches, unspoiled, {"training_batches": training_batches})
+    """Its averages were computed anew in batches of one image."""
+    return healthy.show_averaged(split(healthy.images[:256], healthy.labels[:256], 1))
 
 
 @fault("BN104", "repairs")
@@ -179,45 +150,33 @@ def moved_while_frozen(healthy: Healthy) -> Specimen:
 def summary_in_train_mode(healthy: Healthy, times: float = 5) -> Specimen:
     """Random numbers were sent through it in train mode five times, as a model summary does to find shapes."""
     model = healthy.copy_model()
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, *healthy.images.shape[1:])
-    average(model, [torch.randn(shape, generator=generator) for _ in range(int(times))])
+    labels = healthy.labels[: 2 * int(times)]
+    noise = torch.randn(len(labels), *healthy.images.shape[1:], generator=torch.Generator().manual_seed(0))
+    average(model, split(noise, labels, 2))
     return healthy.show(model, before=healthy.model)
 
 
 @fault("BN001", "repairs")
 def sums_in_float16(healthy: Healthy) -> Specimen:
-    """Mean and variance were computed anew from sums of values and of squares in float16, which overflow or stall."""
+    """Mean and variance were computed anew from sums of values and of squares in float16, which overflow."""
     model = healthy.copy_model()
-    values: dict[nn.Module, list[Tensor]] = {norm: [] for norm in list_norms(model)}
+    values = 2**16  # that are added in each channel
 
-    def add(norm: nn.Module, arguments: tuple[Tensor]) -> None:
-        values[norm] += arguments[0].half()
+    def round_sum(mean: Tensor) -> Tensor:
+        return (values * mean).half().float() / values
 
-    hooks = [norm.register_forward_pre_hook(add) for norm in values]
-    measure_accuracy(model, healthy.training_batches)
-    for hook in hooks:
-        hook.remove()
-    for norm, (running_mean, running_var) in zip(values, list_averages(model), strict=True):
-        total = torch.zeros(2, len(running_mean), dtype=torch.float16)
-        for image in values[norm]:
-            total += torch.stack([image.sum((1, 2)), image.square().sum((1, 2))])
-        mean, mean_square = total / (len(healthy.images) * image[0].numel())
-        running_mean.copy_(mean)
-        running_var.copy_(mean_square - mean.square())
+    for mean, var in list_averages(model):
+        mean_square = round_sum(var + mean.square())
+        mean.copy_(round_sum(mean))
+        var.copy_(mean_square - mean.square())
     return healthy.show(model)
 
 
 @fault("BN103", "repairs")
 def updated_twice_a_step(healthy: Healthy) -> Specimen:
     """Fine-tuned with activation checkpointing, which runs each layer a second time in the backward pass."""
-
-    def run_twice(model: Wrapped, images: Tensor) -> Tensor:
-        if not model.training:
-            return model.network(images)
-        return checkpoint(model.network, images, use_reentrant=False)
-
-    model = Wrapped(healthy.copy_model(), run_twice)
+    network = healthy.copy_model()
+    model = Wrapped(network, lambda network, images: checkpoint(network, images, use_reentrant=False))
     with record(model) as trace:
         train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
     return healthy.show(model, trace=trace)

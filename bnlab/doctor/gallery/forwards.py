@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.doctor.gallery.specimen import Healthy, Specimen, Wrapped, fault, list_norms
+from bnlab.doctor.gallery.network import BATCH_SIZE
+from bnlab.doctor.gallery.specimen import Healthy, Specimen, Wrapped, fault, list_norms, split
 
 
 @fault("BN211", "falls short")
 def dropout_in_eval_mode(healthy: Healthy) -> Specimen:
     """Its forward calls F.dropout without training=self.training."""
-
-    def drop(model: Wrapped, images: Tensor) -> Tensor:
-        *features, head = model.network
-        return head(F.dropout(nn.Sequential(*features)(images)))
-
-    return healthy.show(Wrapped(healthy.copy_model(), drop))
+    model = healthy.copy_model()
+    model.head = Wrapped(model.head, lambda head, features: head(F.dropout(features)))
+    return healthy.show(model)
 
 
 @fault("BN212", "falls short")
 def mean_over_the_batch(healthy: Healthy) -> Specimen:
     """Its forward subtracts from the logits their mean over the batch, and it is evaluated in batches of eight."""
 
-    def subtract_mean(model: Wrapped, images: Tensor) -> Tensor:
-        logits = model.network(images)
+    def subtract_mean(network: nn.Module, images: Tensor) -> Tensor:
+        logits = network(images)
         return logits - logits.mean(0)
 
     model = Wrapped(healthy.copy_model(), subtract_mean).eval()
-    images, labels = map(torch.cat, zip(*healthy.batches[:8], strict=True))
-    batches = list(zip(images.split(8), labels.split(8), strict=True))
+    batches = []
+    for images, labels in healthy.batches[: 512 // BATCH_SIZE]:
+        batches += split(images, labels, 8)
     return Specimen(model, batches, healthy.accuracy)
 
 
@@ -38,21 +39,19 @@ def mean_over_the_batch(healthy: Healthy) -> Specimen:
 def observer_in_eval_mode(healthy: Healthy) -> Specimen:
     """Each forward changes the scale that images are divided by, in eval mode too, as observers of quantization do."""
 
-    def observe(model: Wrapped, images: Tensor) -> Tensor:
-        scale = model.get_buffer("scale").mul_(1.02)
-        return model.network(images / scale)
+    def observe(network: Any, images: Tensor) -> Tensor:
+        return network(images / network.scale.mul_(1.02))
 
-    model = Wrapped(healthy.copy_model(), observe)
-    model.register_buffer("scale", torch.ones(()))
-    return healthy.show(model)
+    network = healthy.copy_model()
+    network.register_buffer("scale", torch.ones(()))
+    return healthy.show(Wrapped(network, observe))
 
 
 class OtherNorm(nn.Module):
-    """Normalizes [B, C, ...] with averages, as batch norm in eval mode does; no class of torch's.
+    """Normalizes [B, C, ...] with averages, as batch norm in eval mode does; no class of torch's."""
 
-    Args:
-        norm: whose weight and bias it takes.
-    """
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -62,16 +61,14 @@ class OtherNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(norm.num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = self.get_buffer("running_mean")
-        var = self.get_buffer("running_var")
-        return F.batch_norm(x, mean, var, self.weight, self.bias)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
 
 
 @fault("BN901", "falls short")
 def a_norm_of_its_own(healthy: Healthy) -> Specimen:
     """Its last batch norm is a class of its own, which bnlab does not read, and whose averages were never filled."""
     model = healthy.copy_model()
-    model.norm4 = OtherNorm(list_norms(model)[-1])
+    model.norm4 = OtherNorm(model.norm4)
     return healthy.show(model, expected=0.95)
 
 
@@ -88,10 +85,6 @@ class DividesOnly(nn.BatchNorm2d):
 def mean_left_out(healthy: Healthy, layers: float = 4) -> Specimen:
     """Written anew for deployment with a batch norm that divides by the standard deviation, and subtracts no mean."""
     model = healthy.copy_model()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    for name in names[: int(layers)]:
-        norm = model.get_submodule(name)
-        divides = DividesOnly(norm.num_features, norm.eps)
-        divides.load_state_dict(norm.state_dict())
-        model.set_submodule(name, divides)
+    for norm in list_norms(model)[: int(layers)]:
+        norm.__class__ = DividesOnly
     return healthy.show(model)

@@ -17,20 +17,17 @@ _WIDTHS = (8, 16, 16, 32)  # channels of each block
 _STRIDES = (1, 2, 1, 2)
 
 
-def build_network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
+def build_network(seed: int = 0) -> nn.Sequential:
     """Build four blocks of convolution, batch norm and ReLU, then a linear layer on the mean over pixels.
 
     Args:
         seed: of the initial weights.
-        dropout: probability of dropout in front of the second to the fourth convolution.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 3
     with keep_random_state():
         torch.manual_seed(seed)
         for number, (width, stride) in enumerate(zip(_WIDTHS, _STRIDES, strict=True), start=1):
-            if dropout and number > 1:
-                layers[f"dropout{number}"] = nn.Dropout(dropout)
             layers[f"conv{number}"] = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
             layers[f"norm{number}"] = nn.BatchNorm2d(width)
             layers[f"relu{number}"] = nn.ReLU()

@@ -2,95 +2,75 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
+from bnlab.doctor.gallery.network import build_network, train
 from bnlab.doctor.gallery.patterns import SIZE
-from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, Wrapped, average, fault, measure_accuracy, split
-from bnlab.exact.population import population_statistics
+from bnlab.doctor.gallery.specimen import Healthy, Specimen, Wrapped, average, fault, measure_accuracy, split
 
 
 @fault("BN202", "repairs")
 def sorted_batches(healthy: Healthy) -> Specimen:
     """Its averages were computed anew in one pass over images that were sorted by class."""
-    model = healthy.copy_model()
     order = healthy.labels.argsort(stable=True)
-    images = healthy.images[order]
-    average(model, images.split(BATCH_SIZE))
-    return healthy.show(model, training_batches=split(images, healthy.labels[order]))
+    return healthy.show_averaged(split(healthy.images[order], healthy.labels[order]))
 
 
 @fault("BN204", "falls short")
 def two_domains_through_one_layer(healthy: Healthy) -> Specimen:
     """One network serves clear and foggy photographs, in two calls a forward."""
 
-    def call_twice(model: Wrapped, scenes: Tensor) -> Tensor:
-        return torch.stack([model.network(scenes[:, 0]), model.get_submodule("foggy")(scenes[:, 1])], dim=2)
+    def call_twice(networks: Any, scenes: Tensor) -> Tensor:
+        clear, foggy = networks
+        return torch.stack([clear(scenes[:, 0]), foggy(scenes[:, 1])], dim=2)
 
-    model = Wrapped(healthy.copy_model(), call_twice)
-    model.foggy = model.network
-    average(model, _add_fog(healthy.images).split(BATCH_SIZE))
-    batches = []
-    for images, labels in healthy.batches[:16]:
-        twice = torch.stack([labels, labels], dim=1)
-        batches.append((_add_fog(images), twice))
+    def add_fog(images: Tensor) -> Tensor:
+        """Put beside each image one of a quarter of its contrast: [N, 2, 3, 12, 12]."""
+        return torch.stack([images, 0.25 + 0.25 * images], dim=1)
 
-    apart = Wrapped(model.network, call_twice)
-    apart.foggy = deepcopy(model.network)
-    population_statistics(apart, batches, progress=False).write_to(apart)
-    return Specimen(model, batches, measure_accuracy(apart, batches))
-
-
-def _add_fog(images: Tensor) -> Tensor:
-    """Put beside each image one of a quarter of its contrast: [N, 2, 3, 12, 12]."""
-    return torch.stack([images, 0.25 + 0.25 * images], dim=1)
+    network = healthy.copy_model()
+    model = Wrapped(nn.ModuleList([network, network]), call_twice)
+    average(model, split(add_fog(healthy.images), healthy.labels))
+    batches = [(images, torch.stack([labels, labels], dim=1)) for images, labels in healthy.change_batches(add_fog)]
+    return Specimen(model, batches[:16], healthy.accuracy)
 
 
 @fault("BN205", "repairs")
 def padding_counted(healthy: Healthy) -> Specimen:
     """Its averages were computed anew on images of several widths, with the padding that makes them equally wide."""
-    model = Wrapped(healthy.copy_model(), _call_padded)
-    batches = _pad(healthy.batches, seed=0)
+    generator = torch.Generator().manual_seed(0)
+
+    def pad(images: Tensor) -> Tensor:
+        """Cut images to random widths, from a third of the whole on, and pad them with 0."""
+        widths = torch.randint(SIZE // 3, SIZE + 1, (len(images), 1, 1, 1), generator=generator)
+        return images * (torch.arange(SIZE) < widths)
+
+    model = Wrapped(healthy.copy_model(), call_padded)
+    batches = healthy.change_batches(pad)
     unspoiled = measure_accuracy(model.eval(), batches)
-    average(model, [images for images, _ in _pad(healthy.training_batches, seed=1)])
+    average(model, split(pad(healthy.images), healthy.labels))
     return Specimen(model, batches, unspoiled, {"inputs": {nn.BatchNorm2d: list_inside}})
 
 
-def _call_padded(model: Wrapped, padded: Tensor) -> Tensor:
-    """Classify images of several widths: [B, 4, 12, 12], of which the last channel is 1 inside, to [B, classes]."""
-    values = padded[:, :3]
-    inside = padded[:, 3:]
-    *blocks, _, _, head = model.network
+def call_padded(network: Any, values: Tensor) -> Tensor:
+    """Classify images [B, C, H, W] whose padding is 0 in all channels; padding stays 0 behind each layer."""
+    *blocks, _, _, head = network
+    inside = (values != 0).any(1, keepdim=True)
     for layer in blocks:
         values = layer(values)
-        if isinstance(layer, nn.Conv2d):
-            step = layer.stride[0]
-            inside = inside[:, :, ::step, ::step]
+        step = inside.shape[-1] // values.shape[-1]
+        inside = inside[:, :, ::step, ::step]
         values = values * inside
-    means = values.sum((2, 3)) / inside.sum((2, 3))
-    return head(means)
+    return head(values.sum((2, 3)) / inside.sum((2, 3)))
 
 
 def list_inside(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """List the positions [M, C] of a batch norm's input [B, C, H, W] that are no padding: not 0 in all channels."""
     positions = args[0].movedim(1, -1).flatten(0, -2)
     return positions[(positions != 0).any(1)]
-
-
-def _pad(batches: Batches, seed: int) -> Batches:
-    """Cut images to random widths, from a third of the whole on, and pad them with 0 to [B, 4, 12, 12]."""
-    generator = torch.Generator().manual_seed(seed)
-    padded = []
-    for images, labels in batches:
-        widths = torch.randint(SIZE // 3, SIZE + 1, (len(images), 1, 1, 1), generator=generator)
-        is_inside = (torch.arange(SIZE) < widths).expand(-1, 1, SIZE, SIZE)
-        inside = is_inside.to(images.dtype)
-        padded.append((torch.cat([images * inside, inside], dim=1), labels))
-    return padded
 
 
 @fault("BN207", "falls short", strengths=(0.2, 0.3, 0.5))
@@ -125,11 +105,9 @@ def channels_reversed(healthy: Healthy) -> Specimen:
 @fault("BN210", "repairs")
 def an_image_not_scaled(healthy: Healthy) -> Specimen:
     """Its averages were computed anew on images of which one was left at forty times the scale."""
-    model = healthy.copy_model()
     images = healthy.images.clone()
     images[-100] *= 40
-    average(model, images.split(BATCH_SIZE))
-    return healthy.show(model, training_batches=split(images, healthy.labels))
+    return healthy.show_averaged(split(images, healthy.labels))
 
 
 @fault("BN301", "not needed")
@@ -137,14 +115,14 @@ def eps_above_the_variance(healthy: Healthy) -> Specimen:
     """Trained on images that were divided by 1,000, so that eps outweighs the variances of its first batch norm."""
     model = build_network()
     train(model, healthy.images / 1000, healthy.labels)
-    batches = [(images / 1000, labels) for images, labels in healthy.batches]
-    return Specimen(model, batches, healthy.accuracy)
+    return Specimen(model, healthy.change_batches(lambda images: images / 1000), healthy.accuracy)
 
 
 @fault("BN206", "repairs")
 def dropout_before_batch_norm(healthy: Healthy) -> Specimen:
     """Fine-tuned with dropout in front of the convolutions."""
-    model = build_network(dropout=0.3)
-    model.load_state_dict(healthy.model.state_dict())
+    model = healthy.copy_model()
+    for name in ("conv2", "conv3", "conv4"):
+        model.set_submodule(name, nn.Sequential(nn.Dropout(0.3), model.get_submodule(name)))
     train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
     return healthy.show(model)

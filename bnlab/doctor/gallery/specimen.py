@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -23,23 +23,6 @@ Recalibration = Literal["repairs", "falls short", "hides", "not needed"]
 
 _IMAGES = 2048  # to train, and as many to test
 _KEPT_STEP = 128  # of 160
-
-
-class Wrapped(nn.Module):
-    """A network that is called otherwise than by its own forward.
-
-    Args:
-        network: the network.
-        call: what is called in the place of its forward, with this module and a batch.
-    """
-
-    def __init__(self, network: Any, call: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network = network
-        self.call = call
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return self.call(self, batch)
 
 
 @dataclass(frozen=True)
@@ -90,14 +73,24 @@ class Healthy:
         """The images that it was trained on, in batches as in training."""
         return split(self.images, self.labels)
 
+    def change_batches(self, change: Callable[[Tensor], Tensor]) -> Batches:
+        """Change the images that it is tested on."""
+        return [(change(images), labels) for images, labels in self.batches]
+
     def show(self, model: nn.Module, **arguments: Any) -> Specimen:
         """Show a broken model on the same images; with further arguments of `bnlab.diagnose`."""
         return Specimen(model.eval(), self.batches, self.accuracy, arguments)
 
+    def show_averaged(self, batches: Batches, momentum: float = 0.1) -> Specimen:
+        """Show the model with averages of other training batches, which the doctor is given too."""
+        model = self.copy_model()
+        set_momentum(model, momentum)
+        average(model, batches)
+        return self.show(model, training_batches=batches)
+
     def show_images(self, change: Callable[[Tensor], Tensor], **arguments: Any) -> Specimen:
         """Show the model as it is on other images."""
-        batches = [(change(images), labels) for images, labels in self.batches]
-        return Specimen(self.copy_model(), batches, self.accuracy, arguments)
+        return Specimen(self.copy_model(), self.change_batches(change), self.accuracy, arguments)
 
 
 @dataclass(frozen=True)
@@ -157,18 +150,20 @@ def make_healthy() -> Healthy:
 
     with record(model) as trace:
         train(model, images, labels, after_step=keep_state)
-    test_images, test_labels = draw_patterns(_IMAGES, seed=1)
-    batches = split(test_images, test_labels)
+    batches = split(*draw_patterns(_IMAGES, seed=1))
     return Healthy(model, images, labels, batches, measure_accuracy(model, batches), before, trace)
 
 
-@cache
-def make_other() -> nn.Sequential:
-    """Train another network on the same images, from other initial weights; not to be changed."""
-    healthy = make_healthy()
-    model = build_network(seed=1)
-    train(model, healthy.images, healthy.labels, seed=1)
-    return model
+class Wrapped(nn.Module):
+    """A network that is called otherwise than by its own forward: by `call`, with the network and a batch."""
+
+    def __init__(self, network: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.call = call
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.call(self.network, batch)
 
 
 def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -188,10 +183,10 @@ def set_momentum(model: nn.Module, momentum: float) -> None:
 
 
 @torch.no_grad()
-def average(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Let the buffers of a model average batches [B, ...] in train mode; nothing else is trained."""
+def average(model: nn.Module, batches: Batches) -> None:
+    """Let the buffers of a model average batches in train mode; nothing else is trained."""
     model.train()
-    for images in batches:
+    for images, _ in batches:
         model(images)
     model.eval()
 

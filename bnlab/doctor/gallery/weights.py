@@ -2,63 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
-
 import torch
-from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval, prune
 
 from bnlab.doctor.gallery.network import build_network, train
-from bnlab.doctor.gallery.specimen import Healthy, Specimen, fault, list_norms, make_other, measure_accuracy
+from bnlab.doctor.gallery.specimen import Healthy, Specimen, fault, list_norms, measure_accuracy
 
 
 @fault("BN106", "repairs", strengths=(0.5, 0.6, 0.7))
 def weights_pruned(healthy: Healthy, share: float = 0.5) -> Specimen:
     """Half of the weights of its last two convolutions, the smallest ones, were set to 0."""
     model = healthy.copy_model()
-    for convolution in _list_convolutions(model)[-2:]:
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    for convolution in convolutions[-2:]:
         convolution.weight.data = convolution.weight.data.contiguous()  # which torch's pruning asks for
         prune.l1_unstructured(convolution, "weight", share)
         prune.remove(convolution, "weight")
     return healthy.show(model, before=healthy.model)
 
 
-def _list_convolutions(model: nn.Module) -> list[nn.Conv2d]:
-    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-
-
 @fault("BN208", "falls short")
 def two_networks_averaged(healthy: Healthy) -> Specimen:
     """Weights and buffers are the average of two networks, which were trained from different initial weights."""
-    return healthy.show(_average([healthy.model, make_other()]))
-
-
-@fault("BN106", "repairs")
-def clients_averaged(healthy: Healthy) -> Specimen:
-    """Two clients trained it on mostly different classes, and a server averaged their weights and buffers."""
-    generator = torch.Generator().manual_seed(0)
-    chances = torch.rand(len(healthy.labels), generator=generator)
-    clients = []
-    for number in range(2):
-        chosen = chances < torch.where(healthy.labels % 2 == number, 0.8, 0.3)
-        client = healthy.copy_model()
-        images = healthy.images[chosen]
-        train(client, images, healthy.labels[chosen], steps=128, is_constant=True, seed=number)
-        clients.append(client)
-    return healthy.show(_average(clients), before=clients[0])
-
-
-def _average(models: Sequence[nn.Module]) -> nn.Module:
-    """Average weights and buffers of models; counts of updates are the first one's."""
-    states = [model.state_dict() for model in models]
-    averaged = dict(states[0])
-    for name, value in averaged.items():
-        if value.is_floating_point():
-            averaged[name] = torch.stack([state[name] for state in states]).mean(0)
-    model = deepcopy(models[0])
+    model = build_network(seed=1)
+    train(model, healthy.images, healthy.labels, seed=1)
+    averaged = healthy.model.state_dict()
+    for name, value in model.state_dict().items():
+        averaged[name] = (averaged[name] + value) / 2
     model.load_state_dict(averaged)
-    return model
+    return healthy.show(model)
 
 
 @fault("BN302", "hides")
