@@ -43,14 +43,6 @@ def make_batches(count: int, size: int = 32, seed: int = 1) -> list[Batch]:
     return split(*draw_images(count * size, seed), size)
 
 
-def sort_images(batches: Sequence[Batch], size: int = 32) -> list[Batch]:
-    """Sort the images of batches by their labels, and split them again."""
-    images = torch.cat([images for images, _ in batches])
-    labels = torch.cat([labels for _, labels in batches])
-    order = labels.argsort(stable=True)
-    return split(images[order], labels[order], size)
-
-
 def list_images(batches: Sequence[Batch]) -> list[Tensor]:
     """Leave out the labels."""
     return [images for images, _ in batches]
@@ -111,15 +103,6 @@ def reset(model: nn.Module) -> nn.Module:
     for name in NORMS:
         get_norm(model, name).reset_running_stats()
     return model
-
-
-@torch.no_grad()
-def average(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Let the buffers of a model average batches in train mode."""
-    model.train()
-    for images, _ in batches:
-        model(images)
-    model.eval()
 
 
 def get_norm(model: nn.Module, name: str) -> BatchNorm:
