@@ -129,11 +129,6 @@ def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copy the state of a model."""
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
 def measure_accuracy(model: nn.Module, batches: Batches) -> float:
     """Measure the accuracy of a model in eval mode."""
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
@@ -175,7 +176,7 @@ def make_healthy_digits() -> Given:
     model = digits.build(3)
     before: dict[str, Any] = {}
     with record(model) as trace:
-        digits.fit(model, after=lambda: before.update(digits.copy_state(model)))
+        digits.fit(model, after=lambda: before.update(copy.deepcopy(model.state_dict())))
     arguments = {"before": before, "trace": trace, "training_batches": digits.make_training_batches()[:-1]}
     return Given(model, digits.make_batches(), arguments)
 
@@ -193,7 +194,7 @@ def make_healthy_points() -> Given:
     batches = points.make_batches(200)
     with record(model) as trace:
         points.train(model, batches[:150])
-        before.update(digits.copy_state(model))
+        before.update(copy.deepcopy(model.state_dict()))
         points.train(model, batches[150:], lr=0.01)
     arguments = {"before": before, "trace": trace, "training_batches": batches}
     return Given(model.eval(), points.make_batches(16, seed=1), arguments)
