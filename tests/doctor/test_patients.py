@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 import bnlab
 from bnlab import diagnose, record
@@ -159,14 +159,57 @@ def test_other_images_are_named_in_ten_networks(seed: int) -> None:
         require_images(model, digits.split(images, labels), change)
 
 
-@pytest.mark.parametrize(("change", "scale"), [("times 4", 4.0), ("times 0.25", 0.25), ("negative", -1.0)])
-def test_the_scale_of_images_is_told(change: str, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("change", "scale", "shifts"),
+    [
+        ("times 4", 4.0, [0.0]),
+        ("times 0.25", 0.25, [0.0]),
+        ("negative", -1.0, [0.0]),
+        ("each colour shifted", 1.0, [0.5, -0.5, 1.0]),
+    ],
+)
+def test_the_scale_and_the_shift_of_images_are_told(change: str, scale: float, shifts: list[float]) -> None:
+    """Also behind padding, as these networks have it: the zeros around images do not change with them."""
     diagnosis = examine(Given(digits.make_healthy(), digits.make_batches(CHANGES[change])))
 
-    told = re.match(r"the images are (-?[\d.]+)·x", diagnosis.faults[0].evidence)
-    assert told is not None
-    assert float(told[1]) == pytest.approx(scale, rel=0.02)
+    assert read_numbers(diagnosis) == pytest.approx([scale, *shifts], rel=0.02, abs=0.02)
     assert "do not recalibrate before" in read(diagnosis)
+
+
+def test_the_scale_and_the_shift_of_what_is_no_image_are_told() -> None:
+    batches = [(3 * inputs + 0.7, labels) for inputs, labels in points.make_batches(32, seed=1)]
+
+    diagnosis = examine(Given(points.make_healthy(), batches))
+
+    assert read_numbers(diagnosis) == pytest.approx([3.0, 0.7], rel=0.05)
+
+
+def read_numbers(diagnosis: Diagnosis) -> list[float]:
+    """Read the scale and the shifts that a finding tells."""
+    told = diagnosis.faults[0].evidence.partition("where x are")[0]
+    return [float(number) for number in re.findall(r"[-+]?[\d.]+", told)]
+
+
+class Squares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
+class Standardizes(nn.Module):
+    """Divides each batch by its own standard deviation, which is 0 where it is constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean()) / x.std()
+
+
+@pytest.mark.parametrize("first", [Squares(), Standardizes()])
+def test_what_does_not_answer_affinely_is_not_rescaled(first: nn.Module) -> None:
+    model = nn.Sequential(first, *digits.make_healthy()).eval()
+
+    diagnosis = examine(Given(model, digits.make_batches(CHANGES["times 4"], images=200)))
+
+    assert "BN209" not in diagnosis.trials["code"].tolist()
+    assert "does not follow a change of the images" in read(diagnosis)
 
 
 # Healthy networks
