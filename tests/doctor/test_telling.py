@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_what_would_tell_most_is_asked_for_and_what_was_given_is_not(given: str)
     mean, _ = get_running_buffers(get_norm(model, "5"))
     mean.add_(1)
     batches = make_batches(8)
-    arguments = {"training_batches": make_batches(8, seed=-1), "before": make_healthy(1)}
+    arguments: dict[str, Any] = {"training_batches": make_batches(8, seed=-1), "before": make_healthy(1)}
     chosen = {given: arguments[given]} if given in arguments else {}
 
     text = " ".join(str(diagnose(model, None if given == "labels" else batches, progress=False, **chosen)).split())
