@@ -150,12 +150,18 @@ def test_halves_share_out_all_images(sizes: list[int], halves: tuple[list[int], 
     assert torch.equal(images[:, 0].long(), labels)
 
 
-def test_a_sample_is_spread_over_the_data_and_cut() -> None:
+def test_a_sample_is_spread_over_the_data() -> None:
     batches = [torch.full((50, 1), float(number)) for number in range(60)]
 
     sample = take_sample(batches)
 
-    assert [int(batch[0, 0]) for batch in sample] == list(range(0, 60, 3))
+    numbers = [int(batch[0, 0]) for batch in sample]
+    assert numbers == list(range(0, 60, 3))
     assert sum(map(len, sample)) == MOST_IMAGES == 1000
-    assert [len(batch) for batch in take_sample([torch.zeros(700, 1)] * 2)] == [700, 300]
-    assert [len(batch) for batch in take_sample([torch.zeros(3, 1)] * 2)] == [3, 3]
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(700, [700, 300]), (3, [3, 3])])
+def test_the_last_batch_of_a_sample_is_cut(size: int, sizes: list[int]) -> None:
+    batches = [torch.zeros(size, 1), torch.zeros(size, 1)]
+
+    assert [len(batch) for batch in take_sample(batches)] == sizes
