@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -23,15 +23,19 @@ _SHADE = torch.tensor([0.0, 0.0, 0.5]).view(3, 1, 1)
 
 
 @cache
-def load_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load images [N, 3, 8, 8] and labels for training, then for testing; not to be changed."""
+def load_images(split: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Load images [N, 3, 8, 8] and labels for training, then 1,000 for testing; not to be changed.
+
+    Args:
+        split: seed that draws which are for training.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     grey = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
     images = grey * _TINT + _SHADE
     labels = torch.tensor(digits.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(split))
     training = order[:_TRAINING]
     testing = order[_TRAINING:]
     return images[training], labels[training], images[testing], labels[testing]
@@ -74,6 +78,7 @@ def fit(
     change: Callable[[Tensor], Tensor] | None = None,
     keep_mode: bool = False,
     after: Callable[[], object] | None = None,
+    split: int = 5,
 ) -> None:
     """Train on the digits with SGD, in eval mode afterwards.
 
@@ -85,8 +90,9 @@ def fit(
         change: of the images.
         keep_mode: whether layers stay in the mode in which they are.
         after: called once, after three quarters of the steps.
+        split: of the images; see `load_images`.
     """
-    images, labels, _, _ = load_images()
+    images, labels, _, _ = load_images(split)
     if change is not None:
         images = change(images)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -123,6 +129,37 @@ def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copy the state of a model."""
-    return {name: value.clone() for name, value in model.state_dict().items()}
+def measure_accuracy(model: nn.Module, batches: Batches) -> float:
+    """Measure the accuracy of a model in eval mode."""
+    with torch.no_grad():
+        right = [model(images).argmax(1) == labels for images, labels in batches]
+    return float(torch.cat(right).double().mean())
+
+
+# Loaders
+
+
+def join(batches: Batches) -> tuple[Tensor, Tensor]:
+    """Join batches to one."""
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def sort_by_class(batches: Batches) -> Batches:
+    images, labels = join(batches)
+    order = labels.argsort(stable=True)
+    return split(images[order], labels[order], len(batches[0][1]))
+
+
+def end_with_one_image(batches: Batches) -> Batches:
+    images, labels = batches[-1]
+    return [*batches[:-1], (images[:1], labels[:1])]
+
+
+LOADERS: Mapping[str, Callable[[Batches], Iterable[Any]]] = {
+    "sorted by class": sort_by_class,
+    "one image each": lambda batches: split(*join(batches), 1),
+    "all in one": lambda batches: [join(batches)],
+    "a last one of one image": end_with_one_image,
+    "a generator": iter,
+}
+"""What loaders of users make of labelled images."""

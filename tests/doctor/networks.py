@@ -17,8 +17,6 @@ from bnlab.layers import BatchNorm
 
 Batch = tuple[Tensor, Tensor]
 CLASSES = 4
-STEPS = 120
-NORMS = ("1", "5", "9")
 _TINT = torch.tensor([1.0, 0.7, 0.4]).view(3, 1, 1)
 _SHADE = torch.tensor([0.4, 0.2, 0.0]).view(3, 1, 1)
 
@@ -43,14 +41,6 @@ def make_batches(count: int, size: int = 32, seed: int = 1) -> list[Batch]:
     return split(*draw_images(count * size, seed), size)
 
 
-def sort_images(batches: Sequence[Batch], size: int = 32) -> list[Batch]:
-    """Sort the images of batches by their labels, and split them again."""
-    images = torch.cat([images for images, _ in batches])
-    labels = torch.cat([labels for _, labels in batches])
-    order = labels.argsort(stable=True)
-    return split(images[order], labels[order], size)
-
-
 def list_images(batches: Sequence[Batch]) -> list[Tensor]:
     """Leave out the labels."""
     return [images for images, _ in batches]
@@ -61,14 +51,14 @@ def change_images(batches: Sequence[Batch], change: Callable[[Tensor], Tensor]) 
     return [(change(images), labels) for images, labels in batches]
 
 
-def build_cnn(seed: int = 0, dropout: float = 0.0, bias: bool = False) -> nn.Sequential:
+def build_cnn(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
     """Build three blocks with the batch norms "1", "5" and "9", behind which there may be dropout."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     channels = 3
     for width in (6, 8, 12):
         stride = 1 if channels == 3 else 2
-        conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=bias)
+        conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
         layers += [conv, nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(dropout)]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
@@ -88,38 +78,29 @@ def train(model: nn.Module, batches: Sequence[Batch], lr: float = 0.05) -> None:
 
 
 @cache
-def _train_cnn(seed: int, dropout: float, bias: bool, size: int) -> nn.Sequential:
-    model = build_cnn(seed, dropout, bias)
-    train(model, make_batches(STEPS, size, seed=-1))
+def _train_cnn(seed: int, dropout: float) -> nn.Sequential:
+    model = build_cnn(seed, dropout)
+    train(model, make_batches(120, seed=-1))
     return model
 
 
-def make_healthy(seed: int = 0, dropout: float = 0.0, bias: bool = False, size: int = 32) -> nn.Sequential:
+def make_healthy(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
     """Make a network that was trained for 120 steps, in eval mode."""
-    return copy.deepcopy(_train_cnn(seed, dropout, bias, size))
+    return copy.deepcopy(_train_cnn(seed, dropout))
 
 
-def make_exact(images: Sequence[Tensor], **arguments: Any) -> nn.Sequential:
+def make_exact(images: Sequence[Tensor]) -> nn.Sequential:
     """Make a healthy network whose buffers are the exact statistics of these images."""
-    model = make_healthy(**arguments)
+    model = make_healthy()
     population_statistics(model, images, progress=False).write_to(model)
     return model
 
 
 def reset(model: nn.Module) -> nn.Module:
     """Put the averages of a network where they start."""
-    for name in NORMS:
+    for name in ("1", "5", "9"):
         get_norm(model, name).reset_running_stats()
     return model
-
-
-@torch.no_grad()
-def average(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Let the buffers of a model average batches in train mode."""
-    model.train()
-    for images, _ in batches:
-        model(images)
-    model.eval()
 
 
 def get_norm(model: nn.Module, name: str) -> BatchNorm:

@@ -40,24 +40,26 @@ class Patient:
         strengths: how strongly.
         verdicts: words that are right.
         codes: of the first finding; one that is right.
+        says: a phrase that is printed.
     """
 
     make: Callable[[float], Given]
     strengths: tuple[float, ...]
     verdicts: tuple[str, ...]
     codes: tuple[str, ...]
+    says: str
 
 
 PATIENTS: dict[str, Patient] = {}
 
 
 def patient(
-    name: str, verdict: str, code: str, strengths: tuple[float, ...] = (1.0,)
+    name: str, verdict: str, code: str, strengths: tuple[float, ...] = (1.0,), says: str = ""
 ) -> Callable[[Callable[[float], Given]], Callable[[float], Given]]:
     """Put a function that breaks a network into the table; alternatives of verdicts and codes are divided by "/"."""
 
     def register(make: Callable[[float], Given]) -> Callable[[float], Given]:
-        PATIENTS[name] = Patient(make, strengths, tuple(verdict.split("/")), tuple(code.split("/")))
+        PATIENTS[name] = Patient(make, strengths, tuple(verdict.split("/")), tuple(code.split("/")), says)
         return make
 
     return register
@@ -66,6 +68,23 @@ def patient(
 def draw(*shape: int, seed: int = 1) -> Tensor:
     """Draw standard normal numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Images of another scale, brightness or order
+
+
+def rescale(images: Tensor, factor: float = 1.0, shift: float = 0.0) -> Tensor:
+    return factor * images + shift
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"times {factor}": partial(rescale, factor=factor) for factor in (0.25, 0.5, 0.8, 1.2, 1.3, 1.6, 2, 4, 8)},
+    **{f"plus {shift}": partial(rescale, shift=shift) for shift in (-0.5, 0.25, 1.0)},
+    "negative": lambda images: -images,
+    "from 0 to 255": lambda images: 127.5 * (images + 1),
+    "channels reversed": lambda images: images.flip(1),
+    "each colour shifted": lambda images: images + torch.tensor([0.5, -0.5, 1.0]).view(3, 1, 1),
+}
 
 
 # Averages
@@ -78,16 +97,35 @@ def stop_early(momentum: float) -> Given:
     return Given(model)
 
 
-@patient("averages times a factor", "averages", "BN215", (0.01, 4.0, 200.0))
-def multiply_averages(factor: float) -> Given:
+def change_averages(change: Callable[[Tensor, Tensor], object]) -> Given:
+    """Change each layer's running mean and variance."""
     model = digits.make_healthy()
     for layer in digits.list_norms(model):
-        for values in get_running_buffers(layer):
-            values.mul_(factor)
+        change(*get_running_buffers(layer))
     return Given(model)
 
 
-@patient("means of one layer broken", "averages", "BN108", (1.0, 3.0, 10.0))
+@patient("averages times a factor", "averages", "BN215", (0.01, 4.0, 200.0))
+def multiply_averages(factor: float) -> Given:
+    return change_averages(lambda mean, var: (mean.mul_(factor), var.mul_(factor)))
+
+
+@patient("never updated", "averages", "BN002", says="mean 0 and variance 1 in all channels")
+def reset_averages(_: float) -> Given:
+    return change_averages(lambda mean, var: (mean.zero_(), var.fill_(1)))
+
+
+@patient("variances zeroed", "averages", "BN003")
+def zero_variances(_: float) -> Given:
+    return change_averages(lambda mean, var: var.zero_())
+
+
+@patient("variances not copied", "averages", "BN214")
+def forget_variances(_: float) -> Given:
+    return change_averages(lambda mean, var: var.fill_(1))
+
+
+@patient("means of one layer broken", "averages", "BN108", (1.0, 3.0, 10.0), "not from 4 on; between them: 2, 3.")
 def break_one_layer(sigmas: float) -> Given:
     model = digits.make_healthy()
     mean, var = get_running_buffers(digits.list_norms(model)[1])
@@ -95,28 +133,17 @@ def break_one_layer(sigmas: float) -> Given:
     return Given(model)
 
 
-@patient("never updated", "averages", "BN002")
-def reset_averages(_: float) -> Given:
+@patient("a variance beyond half precision", "averages", "BN004", says="Keep batch norm in float32")
+def cast_to_half(_: float) -> Given:
+    """float16 holds up to 65,504, and one layer's largest variance is 100,000."""
     model = digits.make_healthy()
-    for layer in digits.list_norms(model):
-        layer.reset_running_stats()
-    return Given(model)
-
-
-@patient("variances zeroed", "averages", "BN003")
-def zero_variances(_: float) -> Given:
-    model = digits.make_healthy()
-    for layer in digits.list_norms(model):
-        get_running_buffers(layer)[1].zero_()
-    return Given(model)
-
-
-@patient("variances not copied", "averages", "BN214")
-def forget_variances(_: float) -> Given:
-    model = digits.make_healthy()
-    for layer in digits.list_norms(model):
-        get_running_buffers(layer)[1].fill_(1)
-    return Given(model)
+    mean, var = get_running_buffers(digits.list_norms(model)[1])
+    scale = 1e5 / float(var.max())
+    conv = model.get_submodule("3")
+    for values in (conv.get_parameter("weight").data, conv.get_parameter("bias").data, mean):
+        values.mul_(scale**0.5)
+    var.mul_(scale)
+    return Given(model.half(), digits.make_batches(lambda images: images.half(), images=200))
 
 
 @patient("fine-tuned, with the buffers of before", "averages", "BN107", (24, 48, 96))
@@ -125,6 +152,37 @@ def keep_old_buffers(steps: float) -> Given:
     before = digits.make_healthy(1)
     model = copy.deepcopy(before)
     digits.fit(model, steps=int(steps), change=CHANGES["negative"])
+    return _take_buffers(model, before)
+
+
+class Adapted(nn.Module):
+    """A convolution and what a low-rank adapter adds to it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.down = nn.Conv2d(conv.in_channels, 4, 1, conv.stride, bias=False)  # type: ignore[arg-type]
+        self.up = nn.Conv2d(4, conv.out_channels, 1, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.up(self.down(x))
+
+
+@patient("adapters saved without buffers", "averages", "BN107", says="save adapters with their buffers")
+def load_adapters(_: float) -> Given:
+    """Adapters were trained on negatives, together with batch norm, and are loaded onto their base."""
+    before = digits.make_healthy(2)
+    torch.manual_seed(0)
+    model = copy.deepcopy(before).requires_grad_(False)
+    for place in (0, 3, 6):
+        model[place] = Adapted(model[place])  # type: ignore[arg-type]
+    digits.fit(model, steps=96, change=CHANGES["negative"])
+    return _take_buffers(model, before)
+
+
+def _take_buffers(model: nn.Module, before: nn.Module) -> Given:
+    """Give a network of negatives the buffers of another one."""
     for now, then in zip(digits.list_norms(model), digits.list_norms(before), strict=True):
         now.load_state_dict({**now.state_dict(), **dict(then.named_buffers())})
     return Given(model, digits.make_batches(CHANGES["negative"]), {"before": before})
@@ -154,9 +212,8 @@ def lag_behind(rate: float) -> Given:
 def scale_first_layer(factor: float) -> Given:
     """Images over the factor would look the same, digit for digit: training batches tell."""
     model = digits.make_healthy()
-    layer = digits.list_norms(model)[0]
     bias = model.get_submodule("0").get_parameter("bias").detach()
-    mean, var = get_running_buffers(layer)
+    mean, var = get_running_buffers(digits.list_norms(model)[0])
     mean.copy_(factor * (mean - bias) + bias)
     var.mul_(factor**2)
     return Given(model)
@@ -234,10 +291,13 @@ def use_own_statistics(size: float) -> Given:
     return Given(replace_norms(WithOwnStatistics), digits.make_batches(size=int(size), images=400))
 
 
-@patient("weights that training did not use", "network", "BN303", (0.8, 1.2, 1.6))
+@patient("weights that training did not use", "network", "BN303", (0.8, 1.2, 1.6), "Set these weights to 1")
 def bring_back_weights(spread: float) -> Given:
-    """A converter brings back stored weights, drawn around 1, that were 1 in training."""
-    model = _train_without_weights()
+    """A converter brings back stored weights, drawn around 1, that were 1 in training: the first layer fits."""
+    model = digits.build(6)
+    for layer in digits.list_norms(model):
+        layer.weight.requires_grad_(False)
+    digits.fit(model)
     generator = torch.Generator().manual_seed(1)
     for layer in digits.list_norms(model):
         low = max(0.05, 1 - spread)
@@ -245,24 +305,16 @@ def bring_back_weights(spread: float) -> Given:
     return Given(model)
 
 
-def _train_without_weights() -> nn.Module:
-    model = digits.build(6)
-    for layer in digits.list_norms(model):
-        layer.weight.requires_grad_(False)
-    digits.fit(model)
-    return model
-
-
 # Mode and batches
 
 
-@patient("evaluated in train mode", "mode", "BN402", (2, 4))
+@patient("evaluated in train mode", "mode", "BN402", (2, 4), "Call model.eval().")
 def forget_eval(size: float) -> Given:
     """In batches of so few images."""
     return Given(digits.make_healthy().train(), digits.make_batches(size=int(size), images=400))
 
 
-@patient("windows of one recording", "batches", "BN202", (1.0, 2.0, 4.0))
+@patient("windows of one recording", "batches", "BN202", (1.0, 2.0, 4.0), "normalized each by itself")
 def offset_batches(size: float) -> Given:
     """Each batch has an offset of its own."""
     offsets = size * draw(50, 1, 1, 1)
@@ -271,27 +323,3 @@ def offset_batches(size: float) -> Given:
         for (images, labels), offset in zip(digits.make_batches(size=20), offsets, strict=True)
     ]
     return Given(digits.make_healthy(), batches)
-
-
-# Images of another scale, brightness or order
-
-
-def rescale(images: Tensor, factor: float = 1.0, shift: float = 0.0) -> Tensor:
-    return factor * images + shift
-
-
-CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
-    **{f"times {factor}": partial(rescale, factor=factor) for factor in (0.25, 0.5, 0.8, 1.2, 1.3, 1.6, 2.5, 4, 8)},
-    **{f"plus {shift}": partial(rescale, shift=shift) for shift in (-0.5, 0.25, 1.0)},
-    "negative": lambda images: -images,
-    "from 0 to 255": lambda images: 127.5 * (images + 1),
-    "channels reversed": lambda images: images.flip(1),
-    "each colour shifted": lambda images: images + torch.tensor([0.5, -0.5, 1.0]).view(3, 1, 1),
-}
-
-
-def measure_accuracy(model: nn.Module, batches: Batches) -> float:
-    """Measure the accuracy of a model in eval mode."""
-    with torch.no_grad():
-        right = [model(images).argmax(1) == labels for images, labels in batches]
-    return float(torch.cat(right).double().mean())

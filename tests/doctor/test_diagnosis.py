@@ -58,31 +58,6 @@ class Wide(Cause):
 # What it says
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_healthy_model_prints_three_lines(seed: int, batches: list[Batch]) -> None:
-    diagnosis = diagnose(make_healthy(seed), batches, progress=False)
-
-    lines = str(diagnosis).splitlines()
-    assert diagnosis.verdict == "healthy"
-    assert diagnosis.is_healthy
-    assert lines[0].startswith("Healthy averages (3 batch norms). Exact statistics of 512 images ")
-    assert lines[1].startswith("Accuracy: 9")
-    assert lines[2].startswith("Too low? Check labels, their order, preprocessing, weights; or pass expected=.")
-    assert len(lines) == 3
-    assert {finding.severity for finding in diagnosis.faults} <= {"note"}
-
-
-def test_broken_averages_are_told_first_and_then_the_finding(batches: list[Batch]) -> None:
-    diagnosis = diagnose(spoil(make_healthy()), batches, progress=False)
-
-    text = str(diagnosis)
-    assert diagnosis.verdict == "averages"
-    assert not diagnosis.is_healthy
-    assert text.startswith("The averages are at fault (3 batch norms). ")
-    assert "\nBN002 error: never updated, in 9\n" in text
-    assert repr(diagnosis) == text
-
-
 def test_what_was_tried_is_a_table(batches: list[Batch]) -> None:
     diagnosis = diagnose(spoil(make_healthy()), batches, progress=False)
 
@@ -96,6 +71,9 @@ def test_what_was_tried_is_a_table(batches: list[Batch]) -> None:
     assert chosen["gain"] == pytest.approx(diagnosis.faults[0].cost)
     assert chosen["score"] - chosen["gain"] == pytest.approx(diagnosis.scores["running"])  # of the same 512 images
     assert diagnosis.table["codes"].tolist()[2] == "BN002"
+    assert repr(diagnosis) == str(diagnosis)
+    assert str(diagnosis).startswith("The averages are at fault (3 batch norms). ")
+    assert "\nBN002 error: never updated, in 9\n" in str(diagnosis)
 
 
 def test_without_signs_nothing_is_tried(batches: list[Batch]) -> None:
@@ -116,19 +94,6 @@ def test_columns_of_the_table(batches: list[Batch]) -> None:
     assert table["depth"].tolist() == [1, 2, 3]
     assert table["updates"].tolist() == [120, 120, 120]
     assert table["mean_gap"].between(0, 0.1).all()
-
-
-def test_layers_are_in_the_order_in_which_data_reaches_them(batches: list[Batch]) -> None:
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.second = nn.BatchNorm2d(3)
-            self.first = nn.BatchNorm2d(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.second(self.first(x)).mean((2, 3))
-
-    assert diagnose(Backwards(), batches, progress=False).table["layer"].tolist() == ["first", "second"]
 
 
 def test_json_has_numbers_and_no_nan(batches: list[Batch]) -> None:
@@ -171,12 +136,19 @@ def test_assert_healthy_raises_with_the_diagnosis(batches: list[Batch]) -> None:
 # What it leaves alone
 
 
-def test_the_model_comes_back_as_it_was(batches: list[Batch]) -> None:
+def test_a_model_comes_back_as_it_was_and_its_hooks_are_called(batches: list[Batch]) -> None:
     model = spoil(make_healthy(dropout=0.2))
     get_norm(model, "5").train()
     get_conv(model, "0").weight.requires_grad_(False)
+    calls = []
+    model.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    before = make_healthy(1, dropout=0.2)
+
     with unchanged(model):
-        diagnose(model, batches, training_batches=batches[:4], before=make_healthy(1, dropout=0.2), progress=False)
+        diagnosis = diagnose(model, batches, training_batches=batches[:4], before=before, progress=False)
+
+    assert diagnosis.verdict == "averages"
+    assert calls.count(32) >= 6 * len(batches)
 
 
 def test_a_model_whose_forward_fails_comes_back_as_it_was(batches: list[Batch]) -> None:
@@ -195,9 +167,8 @@ def test_a_model_whose_forward_fails_comes_back_as_it_was(batches: list[Batch]) 
 # Which arguments it takes
 
 
-@pytest.mark.parametrize("kind", [dict, UserDict])
-def test_labels_may_be_in_dictionaries(kind: type, batches: list[Batch]) -> None:
-    dictionaries = [kind(pixels=images, labels=labels) for images, labels in batches]
+def test_labels_may_be_in_dictionaries(batches: list[Batch]) -> None:
+    dictionaries = [UserDict(pixels=images, labels=labels) for images, labels in batches]
 
     def forward(model: nn.Module, batch: Any) -> Any:
         return {"logits": model(batch["pixels"])}
@@ -229,21 +200,6 @@ def test_labels_of_one_class_do_not_make_a_model_bad(batches: list[Batch]) -> No
     assert diagnosis.judged.word != "network"
 
 
-def test_ignored_positions_are_not_the_commonest_label() -> None:
-    """Of those that count 60% are 1, which the model always says."""
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
-    images = torch.randn(8, 1, 5, 5)
-    labels = torch.full((8, 5, 5), 255)
-    labels[:, 0, :3] = 1
-    labels[:, 0, 3:] = 0
-
-    case = diagnose(model, [(images, labels)], progress=False).case
-
-    scores = case.data.scores
-    assert scores is not None
-    assert scores.commonest == pytest.approx(0.6)
-
-
 def test_labels_that_do_not_fit_are_named(batches: list[Batch]) -> None:
     unfit = [(images, labels[:, None]) for images, labels in batches[:4]]
 
@@ -266,15 +222,10 @@ def test_a_model_without_running_averages_is_told_so(batches: list[Batch]) -> No
     )
 
 
-def test_expected_makes_a_model_bad(batches: list[Batch]) -> None:
-    assert diagnose(make_healthy(), batches, expected=1.0, progress=False).verdict == "network"
-
-
 def test_max_images_stops_early(batches: list[Batch]) -> None:
     diagnosis = diagnose(make_healthy(), iter(batches), max_images=65, progress=False)
 
-    assert diagnosis.case.evidence is not None
-    assert diagnosis.case.evidence.images == 96  # the batch that completes 65 is the third
+    assert json.loads(diagnosis.to_json())["images"] == 96  # the batch that completes 65 is the third
 
 
 def test_former_names_of_arguments_warn() -> None:
@@ -286,25 +237,13 @@ def test_former_names_of_arguments_warn() -> None:
         diagnose(make_healthy(), batch=3)
 
 
-def test_hooks_of_the_callers_stay_and_are_called(batches: list[Batch]) -> None:
-    model = spoil(make_healthy())
-    calls = []
-    model.register_forward_hook(lambda module, args, output: calls.append(len(output)))
-
-    with unchanged(model):
-        diagnosis = diagnose(model, batches, progress=False)
-
-    assert diagnosis.verdict == "averages"
-    assert calls.count(32) >= 6 * len(batches)
-
-
 def test_labels_of_positions_are_enough_for_a_verdict() -> None:
-    """A pixel is of class 1 where it is above 0; the averages say that all are."""
+    """A pixel is of class 1 where it is above 0; the averages say that all are. Ignored positions are no label."""
     model = nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Conv2d(1, 2, 1, bias=False)).eval()
     model[1].weight.data = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
     images = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     labels = (images[:, 0] > 0).long()
-    labels[:, 0] = 255
+    labels[:, :4] = 255
     model.get_submodule("0").get_buffer("running_mean").fill_(-5)
 
     diagnosis = diagnose(model, list(zip(images.split(8), labels.split(8), strict=True)), progress=False)
@@ -312,16 +251,9 @@ def test_labels_of_positions_are_enough_for_a_verdict() -> None:
     assert diagnosis.verdict in ("averages", "averages or images", "images")
     assert diagnosis.scores["exact"] > 0.95
     assert diagnosis.trials["gain"].max() > 0.4
-
-
-def test_a_last_batch_of_one_image_is_taken(batches: list[Batch]) -> None:
-    """Whose own statistics a layer of one value per channel has not."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4)).eval()
-    images, labels = batches[1]
-
-    diagnosis = diagnose(model, [batches[0], (images[:1], labels[:1])], progress=False)
-
-    assert diagnosis.scores.keys() == {"running", "exact", "batch"}
+    scores = diagnosis.case.data.scores
+    assert scores is not None and scores.commonest is not None
+    assert scores.commonest < 0.6
 
 
 def test_layers_of_some_channels_are_measured_and_not_viewed() -> None:
@@ -371,30 +303,24 @@ def test_a_file_with_code_is_refused_and_no_traceback_advises_to_run_it(tmp_path
     assert "weights_only" not in "".join(traceback.format_exception(raised.value))
 
 
-def test_what_has_no_batch_norm_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"diagnose: expected a torch\.nn\.Module, found str"):
-        diagnose("model")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="diagnose: no BatchNorm layer with running statistics in Linear"):
-        diagnose(nn.Linear(1, 1))
-
-
-class FrozenNorm(nn.Module):
-    """A norm whose statistics are constants, as torchvision's FrozenBatchNorm2d."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x - self.get_buffer("running_mean")
-
-
-class FrozenBatchNorm(nn.BatchNorm1d):
-    """A batch norm of torch's, which is examined whatever it is called."""
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("model", TypeError, r"expected a torch\.nn\.Module, found str"),
+        (nn.Linear(1, 1), ValueError, "no BatchNorm layer with running statistics in Linear"),
+    ],
+)
+def test_what_has_no_batch_norm_is_refused(model: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"diagnose: {message}"):
+        diagnose(model)
 
 
 def test_constant_norms_are_named(batches: list[Batch]) -> None:
-    model = nn.Sequential(FrozenNorm(), make_healthy(), FrozenBatchNorm(4)).eval()
-    diagnosis = diagnose(model, batches, progress=False)
+    """By the name of their class, as torchvision's; a batch norm of torch's is examined whatever it is called."""
+    constant: Any = type("FrozenNorm", (nn.Identity,), {})()
+    constant.register_buffer("running_mean", torch.zeros(1))
+    own: Any = type("FrozenBatchNorm", (nn.BatchNorm1d,), {})(4)
+
+    diagnosis = diagnose(nn.Sequential(constant, make_healthy(), own).eval(), batches, progress=False)
 
     assert diagnosis.notes == ["Not examined, as their statistics are constants: '0'."]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bnlab.borrow import measured
 from bnlab.doctor.undoing import (
     change_images,
-    normalize_by_averages,
     normalize_each_batch,
     pass_through,
     replace_forwards,
@@ -42,51 +39,34 @@ def make_undos(model: nn.Module) -> dict[str, Apply]:
     }
 
 
-KINDS = tuple(make_undos(plain()))
+def fail(model: nn.Module, stack: ExitStack) -> None:
+    raise KeyError
 
 
-def predict(model: nn.Module, undo: Apply | None = None) -> Tensor:
+def predict(model: nn.Module, *undos: Apply) -> Tensor:
     with measured(model), ExitStack() as stack:
-        if undo is not None:
+        for undo in undos:
             undo(model, stack)
         return model(images(8)[0]).clone()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", make_undos(plain()))
 def test_an_undo_changes_predictions_and_leaves_the_model_as_it_was(kind: str) -> None:
+    """Also inside another undo, and where something fails."""
     model = plain().train()
     model.register_forward_pre_hook(lambda module, args: None)
     model[1].eval()
-    undo = make_undos(model)[kind]
+    undos = make_undos(model)
 
     with unchanged(model):
         before = predict(model)
-        changed = predict(model, undo)
+        changed = predict(model, undos[kind])
+        with pytest.raises(KeyError):
+            predict(model, undos[kind], *undos.values(), fail)
         after = predict(model)
 
     assert not torch.equal(changed, before)
     assert torch.equal(after, before)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_whose_forward_fails_comes_back_too(kind: str) -> None:
-    model = plain()
-    undo = make_undos(model)[kind]
-
-    with unchanged(model), pytest.raises(KeyError), measured(model), ExitStack() as stack:
-        undo(model, stack)
-        model(images(8)[0])
-        raise KeyError
-
-
-def test_undos_may_be_entered_one_in_another() -> None:
-    model = plain()
-    undos = make_undos(model)
-
-    with unchanged(model), measured(model), ExitStack() as stack:
-        for undo in undos.values():
-            undo(model, stack)
-        model(images(8)[0])
 
 
 class TakesAnything(nn.Module):
@@ -111,20 +91,6 @@ def test_numbers_of_images_are_changed_wherever_they_are_and_labels_are_not() ->
     assert torch.equal(others["mask"], pixels + 1)
 
 
-def test_an_ordinary_batch_norm_takes_the_place_of_a_forward() -> None:
-    layer = nn.BatchNorm2d(3).eval()
-    layer.forward = lambda x: x  # type: ignore[assignment, method-assign]
-    layer.running_mean.fill_(1)  # type: ignore[union-attr]
-    x = images(4)[0]
-
-    with ExitStack() as stack:
-        replace_forwards([layer], normalize_by_averages)(layer, stack)
-        output = layer(x)
-
-    assert torch.allclose(output, (x - 1) / math.sqrt(1 + layer.eps))
-    assert torch.equal(layer(x), x)
-
-
 def test_each_batch_is_normalized_by_its_own_unless_it_has_one_value() -> None:
     """A network that calls `eval()` in its forward is told too; eps of 0, which torch refuses, is none for it."""
     layer = nn.BatchNorm1d(2, eps=0.0).eval()
@@ -139,19 +105,3 @@ def test_each_batch_is_normalized_by_its_own_unless_it_has_one_value() -> None:
     assert torch.allclose(together, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
     assert torch.equal(alone, values[:1])  # by the averages, which are 0 and 1
     assert layer.eps == 0.0
-
-
-def test_averages_are_of_the_layers_that_are_named() -> None:
-    model = plain()
-    layers = batch_norm_layers(model, caller="test")
-    other = torch.stack((torch.full((6,), 0.5), torch.full((6,), 2.0))).double()
-
-    with measured(model), ExitStack() as stack:
-        write_averages(layers, {"1": other})(model, stack)
-        x = model[0](images(8)[0])
-        output = model[1](x)
-
-    expected = F.batch_norm(
-        x, torch.full((6,), 0.5), torch.full((6,), 2.0), layers["1"].weight, layers["1"].bias, False
-    )
-    assert torch.allclose(output, expected)
