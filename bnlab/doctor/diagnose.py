@@ -57,7 +57,7 @@ def diagnose(
         model: any module with batch norms.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, or `labels` of a dictionary; in masks, positions with 255 or
-            a negative label do not count.
+            a negative label do not count, and the classes in an image count alike, however small.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
             each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.

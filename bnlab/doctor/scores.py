@@ -14,7 +14,6 @@ from torch import Tensor, nn
 _IGNORED = 255  # label of positions that do not count, as torchvision's and Pascal VOC's masks have it
 _MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
 _LEAST_LIKELIHOOD = -10.0  # of a label: one that is named surely and wrongly is no worse
-_LEAST_SHARE = 1e-300  # of counted labels; an image without any scores 0
 
 Evaluate = Callable[[nn.Module], Any]
 """Called with the model in eval mode; returns a value for each image, higher is better, always in the same order."""
@@ -49,17 +48,21 @@ class Scores:
     Attributes:
         values: float64 [images] by kind: "running", "exact", and "batch" where each batch's own were tried.
         are_shares: whether all values lie between 0 and 1, as those of accuracy do; differences are in points then.
-        commonest: share of the commonest label, which always naming it would score; None without labels.
+        commonest: what always naming the commonest class would score; None without labels.
+        by_class: whether labels are of positions, so that each class in an image counts alike.
     """
 
     values: Mapping[str, Tensor]
     are_shares: bool
     commonest: float | None = None
+    by_class: bool = False
 
     @property
     def metric(self) -> str:
         """Name what the values are."""
-        return "Accuracy" if self.commonest is not None and self.are_shares else "Score"
+        if self.commonest is None or not self.are_shares:
+            return "Score"
+        return "Mean accuracy of classes" if self.by_class else "Accuracy"
 
     def mean(self, kind: str) -> float:
         """Average over the images."""
@@ -143,10 +146,10 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
         labels: of the images.
 
     Returns:
-        float64 [N], on the output's device. The share of right classes where labels are whole numbers: of [N, classes]
-        outputs 0 or 1, of [N, classes, ...] with a label for each position the share of these; see `find_counted`.
-        Where labels are floating-point numbers of the output's shape: of one-hot labels as of classes; if all are 0 or
-        1, the share of right ones; otherwise the mean squared error, negative.
+        float64 [N], on the output's device. Where labels are whole numbers, of [N, classes] outputs 0 or 1; of
+        [N, classes, ...] outputs with a label for each position see `average_by_class`. Where labels are floating-point
+        numbers of the output's shape: of one-hot labels as of classes; if all are 0 or 1, as of two classes where there
+        are positions, and otherwise the share of right ones; of other numbers the mean squared error, negative.
     """
     logits = _find_logits(output)
     if logits is None or labels is None or len(logits) != len(labels):
@@ -160,9 +163,7 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
     predicted = _predict_one(logits[:, 0]) if logits.shape[1] == 1 else logits.argmax(1)
     if predicted.shape != labels.shape:
         return None
-    counted = find_counted(labels)
-    right = (predicted == labels) & counted
-    return _average_by_image(right) / _average_by_image(counted).clamp(min=_LEAST_SHARE)
+    return average_by_class(predicted == labels, labels, max(2, logits.shape[1]))
 
 
 def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
@@ -173,19 +174,19 @@ def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
         labels: of the images, whole numbers.
 
     Returns:
-        float64 [N]; the mean over positions where each has a label. None where outputs are no classes.
+        float64 [N]; where each position has a label see `average_by_class`. None where outputs are no classes.
     """
     logits = _find_logits(output)
     if logits is None or labels is None or labels.is_floating_point() or logits.dim() < 2 or logits.shape[1] < 2:
         return None
     labels = labels.to(logits.device)
-    counted = find_counted(labels)
-    chosen = labels.long().where(counted, 0).unsqueeze(1)
-    if not bool((chosen < logits.shape[1]).all()):
+    classes = logits.shape[1]
+    chosen = labels.long().where(_find_counted(labels), 0).unsqueeze(1)
+    if not bool((chosen < classes).all()):
         return None
     likelihoods = logits.double().log_softmax(1).gather(1, chosen).squeeze(1)
     likelihoods = likelihoods.nan_to_num(nan=_LEAST_LIKELIHOOD).clamp(min=_LEAST_LIKELIHOOD)
-    return _average_by_image(likelihoods * counted) / _average_by_image(counted).clamp(min=_LEAST_SHARE)
+    return average_by_class(likelihoods, labels, classes)
 
 
 def describe_misfit(output: Any, labels: Tensor) -> str:
@@ -200,7 +201,46 @@ def _describe_tensor(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} of {kind}"
 
 
-def find_counted(labels: Tensor) -> Tensor:
+def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Average over the positions of each class in an image, then over the classes in it: float64 [N].
+
+    Most positions are background, as a rule, and a network that has lost all else is right in these. The value of an
+    image with one label is its average; an image without a label that counts has 0.
+
+    Args:
+        values: [N, ...], one for each label.
+        labels: [N, ...], whole numbers.
+        classes: how many are told apart; labels beyond are one class more.
+    """
+    counted = _find_counted(labels)
+    index = labels.long().clamp(0, classes)
+    counts = _add_by_class(counted, index, classes + 1)
+    sums = _add_by_class(values * counted, index, classes + 1)
+
+    means = sums / counts.clamp(min=1)
+    return means.sum(1) / (counts > 0).sum(1).clamp(min=1)
+
+
+def score_constants(labels: Tensor) -> tuple[list[int], list[float]]:
+    """Compute what always naming one class would score: classes that are there, and for each the sum over images."""
+    classes, index = labels.unique(return_inverse=True)
+    counts = _add_by_class(_find_counted(labels), index, len(classes))
+    are_there = (counts > 0).double()
+    sums = (are_there / are_there.sum(1, keepdim=True).clamp(min=1)).sum(0)
+    return classes[sums > 0].tolist(), sums[sums > 0].tolist()
+
+
+def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
+    """Add up values [N, ...] by their classes' numbers: float64 [N, classes]."""
+    images = len(index)
+    sums = torch.zeros(images * classes, dtype=torch.float64, device=index.device)
+    first = classes * torch.arange(images, device=index.device)
+    place = index.reshape(images, -1) + first[:, None]
+    sums.index_add_(0, place.flatten(), values.double().flatten())
+    return sums.view(images, classes)
+
+
+def _find_counted(labels: Tensor) -> Tensor:
     """Find which labels count: of images all; of positions those that are not negative or 255, which losses ignore."""
     if labels.dim() < 2:
         return torch.ones_like(labels, dtype=torch.bool)
@@ -222,12 +262,13 @@ def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
         errors = (outputs - labels).double()
         return _average_by_image(-errors.square())
     if _are_one_hot(labels):
-        return _average_by_image(outputs.argmax(1) == labels.argmax(1))
+        named = labels.argmax(1)
+        return average_by_class(outputs.argmax(1) == named, named, labels.shape[1])
 
     are_shares = (outputs >= 0) & (outputs <= 1)
     least = 0.5 if are_shares.all() else 0.0  # shares come from a sigmoid
-    predicted = outputs > least
-    return _average_by_image(predicted == labels)
+    right = (outputs > least) == labels
+    return average_by_class(right, labels, 2) if labels.dim() > 2 else _average_by_image(right)
 
 
 def _are_one_hot(labels: Tensor) -> bool:

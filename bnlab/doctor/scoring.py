@@ -14,7 +14,7 @@ from torch import Tensor
 from bnlab.borrow import measured
 from bnlab.doctor.case import has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
-from bnlab.doctor.scores import Evaluate, Scores, find_counted, find_labels, read_values, score_batch
+from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch, score_constants
 from bnlab.doctor.undoing import normalize_each_batch
 from bnlab.statistics import Statistics, using
 
@@ -38,8 +38,11 @@ def score(
     own = [part for part in own_values if part is not None]
     if own:
         joined["batch"] = torch.cat(own).cpu()
-    commonest = None if evaluate is not None else _find_commonest(ranks.gather(_count_labels(data)))
-    return Scores(joined, _are_shares(joined), commonest)
+    if evaluate is not None:
+        return Scores(joined, _are_shares(joined))
+    images = len(joined["running"])
+    commonest = _score_commonest(ranks.gather(_score_constants(data)), images)
+    return Scores(joined, _are_shares(joined), commonest, by_class=_have_positions(data))
 
 
 def score_training(examination: Examination, data: list[Any]) -> float | None:
@@ -92,7 +95,7 @@ def add_own_statistics(scores: Scores, examination: Examination, evaluate: Evalu
         own = read_values(evaluate(examination.model), examination.caller, must_be_finite=False)
     _require_as_many(own, scores.values["running"], examination.caller)
     values = {**scores.values, "batch": own}
-    return Scores(values, _are_shares(values), scores.commonest)
+    return Scores(values, _are_shares(values))
 
 
 def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
@@ -125,26 +128,29 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
     return all(bool(((part >= 0) & (part <= 1)).all()) for part in values.values())
 
 
-def _count_labels(data: Iterable[Any]) -> Counter[int] | None:
-    """Count each label that counts; None where labels are no classes."""
-    parts = []
-    counted = []
+def _score_constants(data: Iterable[Any]) -> Counter[int] | None:
+    """Sum over images what always naming each class would score; None where labels are no classes."""
+    sums: Counter[int] = Counter()
     for batch in data:
         labels = find_labels(batch)
         if labels is None or labels.is_floating_point():
             return None
-        parts.append(labels.flatten())
-        counted.append(find_counted(labels).flatten())
-    chosen = torch.cat(parts)[torch.cat(counted)]
-    classes, counts = chosen.unique(return_counts=True)
-    return Counter(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+        classes, of_batch = score_constants(labels)
+        sums.update(dict(zip(classes, of_batch, strict=True)))
+    return sums
 
 
-def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
-    """Find the share of the commonest label in all processes' counts; None unless labels are of two classes or more."""
+def _score_commonest(parts: Sequence[Counter[int] | None], images: int) -> float | None:
+    """Score always naming the commonest class in all processes' images; None unless there are two classes or more."""
     total: Counter[int] = Counter()
-    for own in counts:
+    for own in parts:
         if own is None:
             return None
         total.update(own)
-    return max(total.values()) / total.total() if len(total) > 1 else None
+    return max(total.values()) / images if len(total) > 1 else None
+
+
+def _have_positions(data: Sequence[Any]) -> bool:
+    """Return whether each position of an image has a label."""
+    labels = find_labels(data[0])
+    return labels is not None and labels.dim() > 1

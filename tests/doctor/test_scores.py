@@ -5,18 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+import bnlab
 from bnlab.doctor.scores import (
     Scores,
     bound_unchanged,
     describe_misfit,
     estimate_mean,
     find_labels,
+    measure_likelihood,
     read_values,
     score_batch,
 )
-from tests.references import chance_of_no_change
+from tests.references import chance_of_no_change, mean_by_class
 
 LABELS = torch.tensor([1, 0, 2])
 LOGITS = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [1.0, 0.0, 0.5]])  # right, right, wrong
@@ -75,7 +78,7 @@ def test_one_output_may_be_a_share(outputs: list[float], expected: list[float]) 
 
 def test_one_hot_labels_are_classes() -> None:
     """All logits are above 0, so that each alone would be taken for a yes."""
-    one_hot = torch.nn.functional.one_hot(LABELS, 3).float()
+    one_hot = F.one_hot(LABELS, 3).float()
 
     values = score_batch(LOGITS + 1, one_hot)
 
@@ -114,15 +117,68 @@ def test_labels_that_do_not_fit_are_described(output: Any, told: str) -> None:
     assert misfit == f"Labels [3] of int64 cannot be compared with {told}: pass evaluate=."
 
 
-def test_a_label_for_each_position_counts_by_its_share() -> None:
+@pytest.mark.parametrize("kind", ["numbers", "one-hot"])
+def test_each_class_in_an_image_counts_alike(kind: str) -> None:
+    """Class 1 is named everywhere: all of one class of two are right, and all of one of three."""
     logits = torch.zeros(2, 3, 2, 2)
-    logits[:, 1] = 1.0  # class 1 everywhere
+    logits[:, 1] = 1.0
     labels = torch.tensor([[[1, 1], [1, 0]], [[0, 0], [2, 1]]])
+    if kind == "one-hot":
+        labels = F.one_hot(labels, 3).movedim(-1, 1).float()
 
     values = score_batch(logits, labels)
 
     assert values is not None
-    assert values.tolist() == [0.75, 0.25]
+    assert values.tolist() == [1 / 2, 1 / 3]
+
+
+def test_a_mask_that_is_all_background_scores_half() -> None:
+    """Both kinds of labels of a mask: 0 and 1 as whole numbers for two outputs, or as floating-point ones for one."""
+    labels = torch.zeros(1, 8, 8).long()
+    labels[0, 3:5, 3:5] = 1
+    outputs = torch.full((1, 1, 8, 8), -2.0)
+
+    as_classes = score_batch(torch.cat((-outputs, outputs), 1), labels)
+    as_numbers = score_batch(outputs, labels[:, None].float())
+
+    assert as_classes is not None and as_numbers is not None
+    assert as_classes.tolist() == as_numbers.tolist() == [0.5]
+
+
+def test_a_network_that_has_lost_all_foreground_is_not_healthy() -> None:
+    """It names class 0 everywhere, right in 98% of the pixels; images have one, two or three classes."""
+    model: Any = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 3, 1))
+    nn.init.zeros_(model[1].weight)
+    model[1].bias.data = torch.tensor([1.0, 0.0, 0.0])
+    images = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(60, 8, 8).long()
+    labels[20:, 0, 0] = 1
+    labels[40:, 1, 1] = 2
+    bnlab.recalibrate(model.eval(), [images])
+
+    diagnosis = bnlab.diagnose(model, list(zip(images.split(20), labels.split(20), strict=True)), progress=False)
+
+    assert diagnosis.scores["running"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert diagnosis.verdict == "network"
+    assert "Mean accuracy of classes: 61.1% under running averages" in str(diagnosis)
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (50,)], ids=["images", "sequences"])
+def test_scores_and_likelihoods_of_positions_are_those_of_a_plain_loop(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, *shape, generator=generator)
+    labels = torch.randint(-1, 4, (6, *shape), generator=generator)
+    labels[0, :3] = 255
+    labels[1] = 2
+
+    scores = score_batch(logits, labels)
+    likelihoods = measure_likelihood(logits, labels)
+
+    assert scores is not None and likelihoods is not None
+    each = F.log_softmax(logits.double(), 1).gather(1, labels.clamp(0, 3)[:, None])[:, 0]
+    right = (logits.argmax(1) == labels).numpy()
+    assert scores.tolist() == pytest.approx(mean_by_class(right, labels.numpy()))
+    assert likelihoods.tolist() == pytest.approx(mean_by_class(each.numpy(), labels.numpy()))
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 3, 4)])
