@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from bnlab.arguments import find_device
 from bnlab.batches import Forward, call, copy_batch, map_batch
-from bnlab.borrow import keep_random_state
+from bnlab.borrow import keep_random_state, measured
 from bnlab.exact.population import population_statistics
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.readers import choose_reader
 from bnlab.exact.source import Source
-from bnlab.exact.task import Task
+from bnlab.exact.task import Task, watched
 from bnlab.exact.units import ImageCounter
-from bnlab.inputs import Extract, Inputs
+from bnlab.inputs import Extract, Inputs, Values
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, unwrap_parallel
-from bnlab.statistics import Statistics
+from bnlab.statistics import Statistics, using
 
 CALLER = "diagnose"
 
@@ -97,6 +97,19 @@ class Examination:
             progress=self.progress,
             group=self.ranks.group,
         )
+
+    def measure_under(self, data: list[Any], given: Statistics) -> Statistics:
+        """Measure what layers are given under given statistics: one pass, however often each of them is called."""
+        task = self.make_task(data)
+        parts: dict[str, list[Any]] = {}
+
+        def take(name: str, values: Values) -> None:
+            parts.setdefault(name, []).append(task.reader.read_exactly(values.x))
+
+        with using(self.model, given), measured(task.model), watched(task, task.layers, take):
+            task.run_all()
+        pooled = {name: task.complete(name, task.reader.pool(calls, [])) for name, calls in parts.items()}
+        return Statistics(task.fetch(pooled), {name: self.layers[name].eps for name in pooled})
 
     def run(self, batch: Any) -> Any:
         """Run a copy of a batch, on this device alone: other processes may have fewer batches."""

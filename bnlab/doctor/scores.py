@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -212,32 +212,40 @@ def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
         labels: [N, ...], whole numbers.
         classes: how many are told apart; labels beyond are one class more.
     """
-    counted = _find_counted(labels)
-    index = labels.long().clamp(0, classes)
-    counts = _add_by_class(counted, index, classes + 1)
-    sums = _add_by_class(values * counted, index, classes + 1)
+    counted = _find_counted(labels).flatten()
+    index = labels.long().clamp(0, classes).flatten()
+    images = _number_images(labels)
+    counts = _add_by_class(counted, images, len(labels), index, classes + 1)
+    sums = _add_by_class(values.flatten() * counted, images, len(labels), index, classes + 1)
 
     means = sums / counts.clamp(min=1)
     return means.sum(1) / (counts > 0).sum(1).clamp(min=1)
 
 
-def score_constants(labels: Tensor) -> tuple[list[int], list[float]]:
-    """Compute what always naming one class would score: classes that are there, and for each the sum over images."""
-    classes, index = labels.unique(return_inverse=True)
-    counts = _add_by_class(_find_counted(labels), index, len(classes))
+def score_constants(labels: Sequence[Tensor]) -> dict[int, float]:
+    """Compute what always naming a class would score, summed over images: by class, of the labels of all batches."""
+    counted = torch.cat([_find_counted(part).flatten() for part in labels])
+    classes, index = torch.cat([part.flatten() for part in labels]).unique(return_inverse=True)
+    images = torch.cat([_number_images(part, sum(map(len, labels[:place]))) for place, part in enumerate(labels)])
+
+    counts = _add_by_class(counted, images, sum(map(len, labels)), index, len(classes))
     are_there = (counts > 0).double()
     sums = (are_there / are_there.sum(1, keepdim=True).clamp(min=1)).sum(0)
-    return classes[sums > 0].tolist(), sums[sums > 0].tolist()
+    listed = zip(classes.tolist(), sums.tolist(), strict=True)
+    return {number: value for number, value in listed if value > 0}
 
 
-def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
-    """Add up values [N, ...] by their classes' numbers: float64 [N, classes]."""
-    images = len(index)
-    sums = torch.zeros(images * classes, dtype=torch.float64, device=index.device)
-    first = classes * torch.arange(images, device=index.device)
-    place = index.reshape(images, -1) + first[:, None]
-    sums.index_add_(0, place.flatten(), values.double().flatten())
-    return sums.view(images, classes)
+def _number_images(labels: Tensor, first: int = 0) -> Tensor:
+    """Number the images that labels [N, ...] are of, flat."""
+    numbers = torch.arange(first, first + len(labels), device=labels.device)
+    return numbers.repeat_interleave(labels[0].numel())
+
+
+def _add_by_class(values: Tensor, images: Tensor, count: int, index: Tensor, classes: int) -> Tensor:
+    """Add up flat values by the numbers of their images and classes: float64 [count, classes]."""
+    sums = torch.zeros(count * classes, dtype=torch.float64, device=values.device)
+    sums.index_add_(0, classes * images + index, values.double())
+    return sums.view(count, classes)
 
 
 def _find_counted(labels: Tensor) -> Tensor:

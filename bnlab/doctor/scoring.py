@@ -130,14 +130,13 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
 
 def _score_constants(data: Iterable[Any]) -> Counter[int] | None:
     """Sum over images what always naming each class would score; None where labels are no classes."""
-    sums: Counter[int] = Counter()
+    parts = []
     for batch in data:
         labels = find_labels(batch)
         if labels is None or labels.is_floating_point():
             return None
-        classes, of_batch = score_constants(labels)
-        sums.update(dict(zip(classes, of_batch, strict=True)))
-    return sums
+        parts.append(labels)
+    return Counter(score_constants(parts))
 
 
 def _score_commonest(parts: Sequence[Counter[int] | None], images: int) -> float | None:
