@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics, recalibrate
 from bnlab.doctor import examination, examine
+from bnlab.doctor.case import Case
 from bnlab.exact import population
 from bnlab.exact.readers import DeviceReader
 from bnlab.layers import batch_norm_layers
@@ -106,13 +107,14 @@ def test_nobody_waits_for_a_device_after_each_batch(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module, "choose_reader", lambda *_: DeviceReader())
     model = make_healthy()
     layers = batch_norm_layers(model, caller="test")
+    case = Case(model, layers, (), (), {})
     of_model = examination.Examination.of(model, layers, None, None, False)
 
     def count_waits(batches: int) -> int:
         data = make_batches(batches, size=16)
         with Waits() as waits:
             examine.examine(of_model, data, None)
-            examine.examine_training(of_model, data)
+            examine.add_training(case, of_model, data)
         return waits.counts.total()
 
     assert count_waits(9) == count_waits(5)
