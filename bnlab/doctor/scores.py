@@ -76,15 +76,12 @@ class Scores:
         """
         values, others = self.values[kind], self.values[other]
         differences = values - others
-        are_signs = _are_zero_or_one(values, others)
+        both = torch.cat((values, others))
+        are_signs = bool(((both == 0) | (both == 1)).all())
         if len(differences) > 1 and not are_signs and not differences.any():
             spread = 1.0 if self.are_shares else float(values.max() - values.min())
             return bound_unchanged(len(differences), spread)
         return estimate_mean(differences, are_signs)
-
-
-def _are_zero_or_one(*values: Tensor) -> bool:
-    return all(bool(((value == 0) | (value == 1)).all()) for value in values)
 
 
 def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
@@ -96,19 +93,13 @@ def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
     """
     images = len(differences)
     value = float(differences.mean())
-    sample = differences
-    if are_signs:
-        one_of_each = differences.new_tensor([1.0, -1.0])
-        sample = torch.cat([differences, one_of_each])
+    sample = torch.cat((differences, differences.new_tensor([1.0, -1.0]))) if are_signs else differences
     if len(sample) < 2:
         return Difference(value, -math.inf, math.inf, images)
 
-    error = float(sample.std()) / math.sqrt(len(sample))
-    half = 1.96 * error
+    half = 1.96 * float(sample.std()) / math.sqrt(len(sample))
     center = float(sample.mean())
-    low = min(value, center - half)
-    high = max(value, center + half)
-    return Difference(value, low, high, images)
+    return Difference(value, min(value, center - half), max(value, center + half), images)
 
 
 def bound_unchanged(images: int, spread: float) -> Difference:
@@ -121,21 +112,18 @@ def bound_unchanged(images: int, spread: float) -> Difference:
         images: number of images.
         spread: how far a single image may differ at most.
     """
-    share = 1 - 0.05 ** (1 / images)
-    return Difference(0.0, -share * spread, share * spread, images)
+    half = (1 - 0.05 ** (1 / images)) * spread
+    return Difference(0.0, -half, half, images)
 
 
 def find_labels(batch: Any) -> Tensor | None:
     """Find the labels of a batch: the second part of a tuple or list, or what a dictionary calls label or labels."""
+    labels = None
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         labels = batch[1]
     elif isinstance(batch, Mapping):
         labels = batch.get("labels", batch.get("label"))
-    else:
-        return None
-    if not isinstance(labels, Tensor) or labels.dim() == 0:
-        return None
-    return labels
+    return labels if isinstance(labels, Tensor) and labels.dim() > 0 else None
 
 
 def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
@@ -191,14 +179,13 @@ def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
 
 def describe_misfit(output: Any, labels: Tensor) -> str:
     """Say that labels cannot be compared with an output, and what to do."""
+
+    def describe(tensor: Tensor) -> str:
+        return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+
     logits = _find_logits(output)
-    told = f"a {type(output).__name__}" if logits is None else _describe_tensor(logits)
-    return f"Labels {_describe_tensor(labels)} cannot be compared with outputs {told}: pass evaluate=."
-
-
-def _describe_tensor(tensor: Tensor) -> str:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return f"{list(tensor.shape)} of {kind}"
+    told = f"a {type(output).__name__}" if logits is None else describe(logits)
+    return f"Labels {describe(labels)} cannot be compared with outputs {told}: pass evaluate=."
 
 
 def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -212,11 +199,10 @@ def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
         labels: [N, ...], whole numbers.
         classes: how many are told apart; labels beyond are one class more.
     """
-    counted = _find_counted(labels).flatten()
-    index = labels.long().clamp(0, classes).flatten()
-    images = _number_images(labels)
-    counts = _add_by_class(counted, images, len(labels), index, classes + 1)
-    sums = _add_by_class(values.flatten() * counted, images, len(labels), index, classes + 1)
+    counted = _find_counted(labels)
+    index = labels.long().clamp(0, classes)
+    counts = _add_by_class(counted, index, classes + 1)
+    sums = _add_by_class(values * counted, index, classes + 1)
 
     means = sums / counts.clamp(min=1)
     return means.sum(1) / (counts > 0).sum(1).clamp(min=1)
@@ -224,28 +210,25 @@ def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 def score_constants(labels: Sequence[Tensor]) -> dict[int, float]:
     """Compute what always naming a class would score, summed over images: by class, of the labels of all batches."""
-    counted = torch.cat([_find_counted(part).flatten() for part in labels])
-    classes, index = torch.cat([part.flatten() for part in labels]).unique(return_inverse=True)
-    images = torch.cat([_number_images(part, sum(map(len, labels[:place]))) for place, part in enumerate(labels)])
+    flat = torch.cat([part.flatten() for part in labels])
+    classes, numbers = flat.unique(return_inverse=True)  # of all batches: nobody waits for a device after each
+    scores = torch.zeros(len(classes), dtype=torch.float64, device=flat.device)
+    for part, index in zip(labels, numbers.split([part.numel() for part in labels]), strict=True):
+        are_there = _add_by_class(_find_counted(part), index.view(part.shape), len(classes)) > 0
+        shares = are_there.double() / are_there.sum(1, keepdim=True).clamp(min=1)
+        scores += shares.sum(0)
 
-    counts = _add_by_class(counted, images, sum(map(len, labels)), index, len(classes))
-    are_there = (counts > 0).double()
-    sums = (are_there / are_there.sum(1, keepdim=True).clamp(min=1)).sum(0)
-    listed = zip(classes.tolist(), sums.tolist(), strict=True)
-    return {number: value for number, value in listed if value > 0}
-
-
-def _number_images(labels: Tensor, first: int = 0) -> Tensor:
-    """Number the images that labels [N, ...] are of, flat."""
-    numbers = torch.arange(first, first + len(labels), device=labels.device)
-    return numbers.repeat_interleave(labels[0].numel())
+    by_class = dict(zip(classes.tolist(), scores.tolist(), strict=True))
+    return {number: value for number, value in by_class.items() if value > 0}
 
 
-def _add_by_class(values: Tensor, images: Tensor, count: int, index: Tensor, classes: int) -> Tensor:
-    """Add up flat values by the numbers of their images and classes: float64 [count, classes]."""
-    sums = torch.zeros(count * classes, dtype=torch.float64, device=values.device)
-    sums.index_add_(0, classes * images + index, values.double())
-    return sums.view(count, classes)
+def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
+    """Add up values [N, ...] by image and by the number of their class: float64 [N, classes]."""
+    images = torch.arange(len(index), device=index.device)
+    place = classes * images.repeat_interleave(index[0].numel()) + index.flatten()
+    sums = torch.zeros(len(index) * classes, dtype=torch.float64, device=index.device)
+    sums.index_add_(0, place, values.double().flatten())
+    return sums.view(-1, classes)
 
 
 def _find_counted(labels: Tensor) -> Tensor:
@@ -267,9 +250,8 @@ def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
     """Score outputs against floating-point labels of the same shape [N, ...]."""
     are_classes = (labels == 0) | (labels == 1)
     if not are_classes.all():
-        errors = (outputs - labels).double()
-        return _average_by_image(-errors.square())
-    if _are_one_hot(labels):
+        return _average_by_image(-(outputs - labels).double().square())
+    if labels.dim() > 1 and labels.shape[1] > 1 and (labels.sum(1) == 1).all():  # one-hot
         named = labels.argmax(1)
         return average_by_class(outputs.argmax(1) == named, named, labels.shape[1])
 
@@ -277,11 +259,6 @@ def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
     least = 0.5 if are_shares.all() else 0.0  # shares come from a sigmoid
     right = (outputs > least) == labels
     return average_by_class(right, labels, 2) if labels.dim() > 2 else _average_by_image(right)
-
-
-def _are_one_hot(labels: Tensor) -> bool:
-    """Return whether labels [N, classes, ...] of 0 and 1 name one of at least two classes each."""
-    return labels.dim() > 1 and labels.shape[1] > 1 and bool((labels.sum(1) == 1).all())
 
 
 def _average_by_image(values: Tensor) -> Tensor:
@@ -296,9 +273,7 @@ def _find_logits(output: Any) -> Tensor | None:
         logits = logits.get("logits")
     if isinstance(logits, (tuple, list)) and logits:
         logits = logits[0]
-    if not isinstance(logits, Tensor) or logits.dim() == 0:
-        return None
-    return logits
+    return logits if isinstance(logits, Tensor) and logits.dim() > 0 else None
 
 
 def read_values(returned: Any, caller: str, must_be_finite: bool = True) -> Tensor:
