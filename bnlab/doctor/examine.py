@@ -126,7 +126,7 @@ def _measure_dropout(examination: Examination, data: list[Any], view: View) -> d
     if not names or not _is_before_a_layer(examination, names, data[0]):
         return {}
 
-    dropped = observe_batches(examination.make_task(data), train=frozenset(names))
+    dropped = observe_batches(examination.make_task(data), train=[modules[name] for name in names])
     ratios = {}
     for name, layer_view in dropped.layers.items():
         without = view.layers[name].pooled.var

@@ -42,7 +42,7 @@ def score(
     constants = ranks.gather(_score_constants(data))
     commonest = None
     if None not in constants:
-        sums = sum(constants, Counter())
+        sums: Counter[int] = sum(constants, Counter())
         commonest = max(sums.values()) / len(joined["running"]) if len(sums) > 1 else None
     labels = find_labels(data[0])
     by_class = labels is not None and labels.dim() > 1
