@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.distributed import all_gather_object, get_world_size
+from torch import nn
 
 from bnlab.arguments import require_batches, require_count, require_forward, require_number
 from bnlab.batches import Forward
@@ -20,9 +19,10 @@ from bnlab.doctor.examination import CALLER, Examination
 from bnlab.doctor.examine import add_training, examine, find_training_sizes
 from bnlab.doctor.experiment import try_undos
 from bnlab.doctor.findings import choose_known
-from bnlab.doctor.history import History, compare_with, read_state
+from bnlab.doctor.history import compare_with, read_state
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
+from bnlab.exact.ranks import Ranks
 from bnlab.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_constant, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
@@ -92,15 +92,18 @@ def diagnose(
     _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, causes)
     layers, without = _find_layers(model)
     buffers = read_all_buffers(layers)
+    history = None
+    if before is not None:
+        history = compare_with(model, layers, read_state(before, f"{CALLER}: before"), CALLER)
     case = Case(
         model,
         layers,
         tuple(without),
         tuple(find_others(model)),
         buffers,
-        history=_read_history(model, layers, before),
+        history=history,
         trace=trace,
-        ranks=_gather_buffers(buffers, ranks),
+        ranks=None if ranks is None else Ranks(ranks, CALLER).gather(buffers),
         expected=expected,
     )
     examination = None
@@ -148,24 +151,16 @@ def _note_limits(case: Case) -> list[str]:
 def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
     """Find the batch norms with running statistics, and the names of those without; ValueError if there is neither."""
     require_module(model, CALLER)
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
-    without = [name for name, norm in norms.items() if norm.running_mean is None]
-    has_none = bool(norms) and len(without) == len(norms)
-    return {} if has_none else batch_norm_layers(model, caller=CALLER), without
-
-
-def _read_history(model: nn.Module, layers: Mapping[str, BatchNorm], before: Any) -> History | None:
-    if before is None:
-        return None
-    return compare_with(model, layers, read_state(before, f"{CALLER}: before"), CALLER)
-
-
-def _gather_buffers(buffers: Mapping[str, Tensor], group: Any) -> list[Mapping[str, Tensor]] | None:
-    if group is None:
-        return None
-    gathered: list[Any] = [None] * get_world_size(group)
-    all_gather_object(gathered, dict(buffers), group=group)
-    return gathered
+    count = 0
+    without = []
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm):
+            count += 1
+            if module.running_mean is None:
+                without.append(name)
+    if without and len(without) == count:
+        return {}, without
+    return batch_norm_layers(model, caller=CALLER), without
 
 
 def _read_former(former: Mapping[str, Any], ranks: Any, causes: Sequence[Cause]) -> tuple[Any, Sequence[Cause]]:

@@ -126,8 +126,15 @@ class Examination:
 
         with using(self.model, given), measured(task.model), watched(task, task.layers, take):
             task.run_all()
-        pooled = {name: task.complete(name, task.reader.pool(calls, [])) for name, calls in parts.items()}
-        return Statistics(task.fetch(pooled), {name: self.layers[name].eps for name in pooled})
+
+        pooled = {}
+        eps = {}
+        for name, calls in parts.items():
+            own = task.reader.pool(calls, [])
+            pooled[name] = task.complete(name, own)
+            eps[name] = self.layers[name].eps
+        moments = task.fetch(pooled)
+        return Statistics(moments, eps)
 
     def run(self, batch: Any) -> Any:
         """Run a copy of a batch, on this device alone: other processes may have fewer batches."""

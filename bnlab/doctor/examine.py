@@ -126,11 +126,13 @@ def _measure_dropout(examination: Examination, data: list[Any], view: View) -> d
     if not names or not _is_before_a_layer(examination, names, data[0]):
         return {}
 
-    dropped = observe_batches(examination.make_task(data), train=[modules[name] for name in names])
+    task = examination.make_task(data)
+    dropped = observe_batches(task, train=[modules[name] for name in names])
+    least = torch.finfo(torch.float64).tiny
     ratios = {}
     for name, layer_view in dropped.layers.items():
         without = view.layers[name].pooled.var
-        ratios[name] = layer_view.pooled.var / without.clamp(min=torch.finfo(torch.float64).tiny)
+        ratios[name] = layer_view.pooled.var / without.clamp(min=least)
     return ratios
 
 
@@ -144,7 +146,8 @@ def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: An
     with contextlib.ExitStack() as undo, measured(examination.model):
         for name in (*names, *examination.layers):
             module = examination.model.get_submodule(name)
-            undo.callback(module.register_forward_pre_hook(partial(note, name)).remove)
+            handle = module.register_forward_pre_hook(partial(note, name))
+            undo.callback(handle.remove)
         examination.run(take_images(batch, _FEW))
 
     behind = dropwhile(lambda name: name not in names, called)

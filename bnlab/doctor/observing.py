@@ -75,13 +75,18 @@ class _Watch:
         """Add the means and mean squares of a batch of images [N, C, ...]."""
         values = x.detach()[..., None].flatten(2)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        off = values - self._center.to(values)[:, None]
+        images, channels, pixels = values.shape
+
+        means = values.mean(2)
+        center = self._center.to(values)
+        off = values - center[:, None]
         squares = off.square_().mean(2)
-        rows = torch.cat((values.mean(2), squares), 1).to(self._center)  # in float64
+        rows = torch.cat((means, squares), 1)
+        rows = rows.to(self._center)  # in float64
 
         self._images.add_all(rows)
-        of_batch = rows[:, x.shape[1] :].mean(0)
-        self._batch_squares.add(of_batch, weight=len(x) * values.shape[2])
+        of_batch = rows[:, channels:].mean(0)
+        self._batch_squares.add(of_batch, weight=images * pixels)
 
     def fetch(self) -> LayerView:
         """Bring all to the CPU."""

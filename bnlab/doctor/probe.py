@@ -74,7 +74,10 @@ def _compare_alone(run: Callable[[Any], Any], data: Sequence[Any]) -> float:
     if together is None or together.dim() == 0 or len(together) != images:
         return math.nan
 
-    outputs: list[Any] = [_find_output(run(_pick(batch, number))) for number in range(min(images, _ALONE))]
+    outputs: list[Any] = []
+    for number in range(min(images, _ALONE)):
+        image = _pick(batch, number)
+        outputs.append(_find_output(run(image)))
     return _measure_difference(torch.cat(outputs), together[: len(outputs)])
 
 
@@ -114,9 +117,11 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     if output is None or other is None or output.shape != other.shape:
         return math.nan
     difference = (output - other).square().mean().sqrt()
+    spread = other.std(correction=0)
     size = _ROUNDED * other.square().mean().sqrt()
-    scale = torch.hypot(other.std(correction=0), size).clamp(min=torch.finfo(torch.float64).tiny)
-    return float(difference / scale)
+    scale = torch.hypot(spread, size)
+    least = torch.finfo(torch.float64).tiny
+    return float(difference / scale.clamp(min=least))
 
 
 def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, frozenset[str]]:
@@ -127,13 +132,18 @@ def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, froz
     unread: dict[str, frozenset[str]] = {}
 
     def look(name: str, layer: Any, args: Any, kwargs: Any, output: Any) -> None:
-        if name not in unread and isinstance(output, Tensor) and bool(output.isfinite().all()):
-            unread[name] = frozenset(_list_unread(layer, args, kwargs, output))
+        if name in unread or not isinstance(output, Tensor):
+            return
+        if output.isfinite().all():
+            parts = _list_unread(layer, args, kwargs, output)
+            unread[name] = frozenset(parts)
 
+    batch = take_images(data[0], _FEW)
     with measured(examination.model), ExitStack() as stack:
         for name, layer in examination.layers.items():
-            stack.callback(layer.register_forward_hook(partial(look, name), with_kwargs=True).remove)
-        examination.run(take_images(data[0], _FEW))
+            handle = layer.register_forward_hook(partial(look, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        examination.run(batch)
     return {name: parts for name, parts in unread.items() if parts}
 
 

@@ -74,14 +74,19 @@ class Scores:
         Equal predictions of few images are no proof. So values of 0 and 1 get two further pairs, one of each sign
         (Bonett & Price 2012), and of other values that are all equal see `bound_unchanged`.
         """
-        values, others = self.values[kind], self.values[other]
+        values = self.values[kind]
+        others = self.values[other]
         differences = values - others
         both = torch.cat((values, others))
-        are_signs = bool(((both == 0) | (both == 1)).all())
-        if len(differences) > 1 and not are_signs and not differences.any():
-            spread = 1.0 if self.are_shares else float(values.max() - values.min())
-            return bound_unchanged(len(differences), spread)
-        return estimate_mean(differences, are_signs)
+        are_right_or_wrong = (both == 0) | (both == 1)
+        are_signs = bool(are_right_or_wrong.all())
+
+        if len(differences) < 2 or are_signs or differences.any():
+            return estimate_mean(differences, are_signs)
+        spread = 1.0
+        if not self.are_shares:
+            spread = float(values.max() - values.min())
+        return bound_unchanged(len(differences), spread)
 
 
 def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
@@ -93,13 +98,19 @@ def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
     """
     images = len(differences)
     value = float(differences.mean())
-    sample = torch.cat((differences, differences.new_tensor([1.0, -1.0]))) if are_signs else differences
+    sample = differences
+    if are_signs:
+        one_of_each = differences.new_tensor([1.0, -1.0])
+        sample = torch.cat((differences, one_of_each))
     if len(sample) < 2:
         return Difference(value, -math.inf, math.inf, images)
 
-    half = 1.96 * float(sample.std()) / math.sqrt(len(sample))
+    error = float(sample.std()) / math.sqrt(len(sample))
+    half = 1.96 * error
     center = float(sample.mean())
-    return Difference(value, min(value, center - half), max(value, center + half), images)
+    low = min(value, center - half)
+    high = max(value, center + half)
+    return Difference(value, low, high, images)
 
 
 def bound_unchanged(images: int, spread: float) -> Difference:
@@ -181,7 +192,8 @@ def describe_misfit(output: Any, labels: Tensor) -> str:
     """Say that labels cannot be compared with an output, and what to do."""
 
     def describe(tensor: Tensor) -> str:
-        return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return f"{list(tensor.shape)} of {kind}"
 
     logits = _find_logits(output)
     told = f"a {type(output).__name__}" if logits is None else describe(logits)
@@ -205,30 +217,42 @@ def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     sums = _add_by_class(values * counted, index, classes + 1)
 
     means = sums / counts.clamp(min=1)
-    return means.sum(1) / (counts > 0).sum(1).clamp(min=1)
+    present = (counts > 0).sum(1)
+    return means.sum(1) / present.clamp(min=1)
 
 
 def score_constants(labels: Sequence[Tensor]) -> dict[int, float]:
     """Compute what always naming a class would score, summed over images: by class, of the labels of all batches."""
     flat = torch.cat([part.flatten() for part in labels])
     classes, numbers = flat.unique(return_inverse=True)  # of all batches: nobody waits for a device after each
+    sizes = [part.numel() for part in labels]
+
     scores = torch.zeros(len(classes), dtype=torch.float64, device=flat.device)
-    for part, index in zip(labels, numbers.split([part.numel() for part in labels]), strict=True):
-        are_there = _add_by_class(_find_counted(part), index.view(part.shape), len(classes)) > 0
-        shares = are_there.double() / are_there.sum(1, keepdim=True).clamp(min=1)
+    for part, own in zip(labels, numbers.split(sizes), strict=True):
+        index = own.view(part.shape)
+        counts = _add_by_class(_find_counted(part), index, len(classes))
+        are_there = (counts > 0).double()
+        present = are_there.sum(1, keepdim=True)
+        shares = are_there / present.clamp(min=1)
         scores += shares.sum(0)
 
-    by_class = dict(zip(classes.tolist(), scores.tolist(), strict=True))
-    return {number: value for number, value in by_class.items() if value > 0}
+    by_class = {}
+    for number, value in zip(classes.tolist(), scores.tolist(), strict=True):
+        if value > 0:  # not of a label that is ignored
+            by_class[number] = value
+    return by_class
 
 
 def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
     """Add up values [N, ...] by image and by the number of their class: float64 [N, classes]."""
-    images = torch.arange(len(index), device=index.device)
-    place = classes * images.repeat_interleave(index[0].numel()) + index.flatten()
-    sums = torch.zeros(len(index) * classes, dtype=torch.float64, device=index.device)
+    images = len(index)
+    positions = index[0].numel()
+    first = classes * torch.arange(images, device=index.device)
+    place = first.repeat_interleave(positions) + index.flatten()
+
+    sums = torch.zeros(images * classes, dtype=torch.float64, device=index.device)
     sums.index_add_(0, place, values.double().flatten())
-    return sums.view(-1, classes)
+    return sums.view(images, classes)
 
 
 def _find_counted(labels: Tensor) -> Tensor:
@@ -250,15 +274,25 @@ def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
     """Score outputs against floating-point labels of the same shape [N, ...]."""
     are_classes = (labels == 0) | (labels == 1)
     if not are_classes.all():
-        return _average_by_image(-(outputs - labels).double().square())
-    if labels.dim() > 1 and labels.shape[1] > 1 and (labels.sum(1) == 1).all():  # one-hot
+        errors = (outputs - labels).double()
+        return _average_by_image(-errors.square())
+    if _are_one_hot(labels):
         named = labels.argmax(1)
-        return average_by_class(outputs.argmax(1) == named, named, labels.shape[1])
+        right = outputs.argmax(1) == named
+        return average_by_class(right, named, labels.shape[1])
 
     are_shares = (outputs >= 0) & (outputs <= 1)
     least = 0.5 if are_shares.all() else 0.0  # shares come from a sigmoid
-    right = (outputs > least) == labels
-    return average_by_class(right, labels, 2) if labels.dim() > 2 else _average_by_image(right)
+    predicted = outputs > least
+    right = predicted == labels
+    if labels.dim() > 2:
+        return average_by_class(right, labels, 2)
+    return _average_by_image(right)
+
+
+def _are_one_hot(labels: Tensor) -> bool:
+    """Return whether labels [N, classes, ...] of 0 and 1 name one of at least two classes each."""
+    return labels.dim() > 1 and labels.shape[1] > 1 and bool((labels.sum(1) == 1).all())
 
 
 def _average_by_image(values: Tensor) -> Tensor:

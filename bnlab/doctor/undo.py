@@ -88,8 +88,13 @@ def write_statistics(model: nn.Module, statistics: Statistics) -> Undo:
         ValueError: the buffers cannot hold a value; nothing is written then.
     """
     layers = statistics.find_layers(model, "recalibrate")
-    old = {name: _read(layer) for name, layer in layers.items()}
-    averages = {name: layer.averages for name, layer in layers.items() if isinstance(layer, SelfTuned)}
+    old = {}
+    averages = {}
+    for name, layer in layers.items():
+        old[name] = _read(layer)
+        if isinstance(layer, SelfTuned):
+            averages[name] = layer.averages
+
     statistics.write_to(model)
     new = {name: _read(layer) for name, layer in layers.items()}
     return Undo(model, layers, old, new, averages)
