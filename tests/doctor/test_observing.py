@@ -67,7 +67,7 @@ def test_views_are_those_of_a_plain_loop_with_hooks() -> None:
 
 
 def test_the_model_comes_back_as_it_was_also_after_an_exception() -> None:
-    model = plain()
+    model: Any = plain()
     model[1].train()  # modes differ
     model[4].eps = 0.0
     with unchanged(model):
