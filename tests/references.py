@@ -460,6 +460,16 @@ def chance_of_no_change(share: float, images: int) -> float:
     return chance
 
 
+def mean_by_class(values: Array, labels: Array) -> list[float]:
+    """Average values of positions [N, ...] over each class in an image, then over the classes in it; 0 without any."""
+    averages = []
+    for of_image, named in zip(values, labels, strict=True):
+        classes = {label for label in named.flatten().tolist() if 0 <= label != 255}
+        means = [float(of_image[named == label].mean(dtype=np.float64)) for label in sorted(classes)]
+        averages.append(sum(means) / len(means) if means else 0.0)
+    return averages
+
+
 def noisy(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """Each pixel of an image [C, H, W] plus its own normal number times `deviation`."""
     return float64(image) + deviation * torch.randn(image.shape, generator=generator).double()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.distributed import all_gather_object, get_world_size
+from torch import nn
 
 from bnlab.arguments import require_batches, require_count, require_forward, require_number
 from bnlab.batches import Forward
@@ -15,13 +15,14 @@ from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.conclusion import conclude
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.examination import CALLER, Examination, read_batches
-from bnlab.doctor.examine import examine, examine_training, find_training_sizes
+from bnlab.doctor.examination import CALLER, Examination
+from bnlab.doctor.examine import add_training, examine, find_training_sizes
 from bnlab.doctor.experiment import try_undos
 from bnlab.doctor.findings import choose_known
-from bnlab.doctor.history import History, compare_with, read_state
+from bnlab.doctor.history import compare_with, read_state
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
+from bnlab.exact.ranks import Ranks
 from bnlab.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_constant, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
@@ -57,7 +58,7 @@ def diagnose(
         model: any module with batch norms.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, or `labels` of a dictionary; in masks, positions with 255 or
-            a negative label do not count.
+            a negative label do not count, and the classes in an image count alike, however small.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
             each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
@@ -91,49 +92,40 @@ def diagnose(
     _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, causes)
     layers, without = _find_layers(model)
     buffers = read_all_buffers(layers)
-    evidence = None
-    training = None
-    training_view = None
-    outlier = None
-    training_score = None
-    training_data = None
-    examination = None
-    data: list[Any] = []
-    if batches is not None and layers:
-        examination = Examination.of(model, layers, forward, inputs, progress)
-        data = read_batches(batches, max_images)
-        evidence = examine(examination, data, evaluate)
-        layers = {name: layers[name] for name in evidence.exact} | layers  # by depth, which the data tells
-        if training_batches is not None:
-            training_data = read_batches(training_batches, max_images)
-            training, training_view, outlier = examine_training(examination, training_data)
-            if evaluate is None:
-                training_score = score_training(examination, training_data)
-
-    training_sizes = None
-    if training_batches is not None:
-        training_sizes = find_training_sizes(training_batches, training_data, max_images)
-
+    history = None
+    if before is not None:
+        history = compare_with(model, layers, read_state(before, f"{CALLER}: before"), CALLER)
     case = Case(
         model,
         layers,
         tuple(without),
         tuple(find_others(model)),
         buffers,
-        evidence,
-        training,
-        training_view,
-        outlier,
-        _read_history(model, layers, before),
-        trace,
-        _gather_buffers(buffers, ranks),
-        expected,
-        training_score,
-        training_sizes,
+        history=history,
+        trace=trace,
+        ranks=None if ranks is None else Ranks(ranks, CALLER).gather(buffers),
+        expected=expected,
     )
+    examination = None
+    training_data = None
+    data: list[Any] = []
+    if batches is not None and layers:
+        examination = Examination.of(model, layers, forward, inputs, progress)
+        data = examination.read(batches, max_images)
+        evidence = examine(examination, data, evaluate)
+        by_depth = {name: layers[name] for name in evidence.exact} | layers  # which the data shows
+        case = replace(case, layers=by_depth, evidence=evidence)
+        if training_batches is not None:
+            training_data = examination.read(training_batches, max_images)
+            case = add_training(case, examination, training_data)
+            if evaluate is None:
+                case = replace(case, training_score=score_training(examination, training_data))
+    if training_batches is not None:
+        case = replace(case, training_sizes=find_training_sizes(training_batches, training_data, max_images))
+
     known, skipped = choose_known([*list_causes(), *causes], case)
     experiment = None
-    if examination is not None and evidence is not None and not case.is_broken:
+    if examination is not None and not case.is_broken:
         experiment = try_undos(examination, case, data, known, evaluate)
     judged, findings = conclude(case, experiment, known, worth)
     notes = [*_note_limits(case), *(experiment.notes if experiment is not None else ())]
@@ -159,42 +151,29 @@ def _note_limits(case: Case) -> list[str]:
 def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
     """Find the batch norms with running statistics, and the names of those without; ValueError if there is neither."""
     require_module(model, CALLER)
-    without = [
-        name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.running_mean is None
-    ]
-    try:
-        return batch_norm_layers(model, caller=CALLER), without
-    except ValueError:
-        if not without:
-            raise
+    count = 0
+    without = []
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm):
+            count += 1
+            if module.running_mean is None:
+                without.append(name)
+    if without and len(without) == count:
         return {}, without
-
-
-def _read_history(model: nn.Module, layers: Mapping[str, BatchNorm], before: Any) -> History | None:
-    if before is None:
-        return None
-    return compare_with(model, layers, read_state(before, f"{CALLER}: before"), CALLER)
-
-
-def _gather_buffers(buffers: Mapping[str, Tensor], group: Any) -> list[Mapping[str, Tensor]] | None:
-    if group is None:
-        return None
-    gathered: list[Any] = [None] * get_world_size(group)
-    all_gather_object(gathered, dict(buffers), group=group)
-    return gathered
+    return batch_norm_layers(model, caller=CALLER), without
 
 
 def _read_former(former: Mapping[str, Any], ranks: Any, causes: Sequence[Cause]) -> tuple[Any, Sequence[Cause]]:
     """Read arguments by the names that they had, with a warning; TypeError for any other name."""
-    unknown = [name for name in former if name not in ("group", "rules")]
-    if unknown:
-        raise TypeError(f"{CALLER}: there is no argument {unknown[0]}=")
-    if "group" in former:
-        warn(f"{CALLER}: group= is called ranks= now")
-        ranks = former["group"]
-    if "rules" in former:
-        warn(f"{CALLER}: rules= is called causes= now, and takes bnlab.doctor.Cause")
-        causes = former["rules"]
+    for name, value in former.items():
+        if name == "group":
+            warn(f"{CALLER}: group= is called ranks= now")
+            ranks = value
+        elif name == "rules":
+            warn(f"{CALLER}: rules= is called causes= now, and takes bnlab.doctor.Cause")
+            causes = value
+        else:
+            raise TypeError(f"{CALLER}: there is no argument {name}=")
     return ranks, causes
 
 

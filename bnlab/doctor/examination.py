@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from bnlab.arguments import find_device
 from bnlab.batches import Forward, call, copy_batch, map_batch
-from bnlab.borrow import keep_random_state
+from bnlab.borrow import keep_random_state, measured
 from bnlab.exact.population import population_statistics
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.readers import choose_reader
 from bnlab.exact.source import Source
-from bnlab.exact.task import Task
+from bnlab.exact.task import Task, watched
 from bnlab.exact.units import ImageCounter
-from bnlab.inputs import Extract, Inputs
+from bnlab.inputs import Extract, Inputs, Values
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, unwrap_parallel
-from bnlab.statistics import Statistics
+from bnlab.statistics import Statistics, using
 
 CALLER = "diagnose"
 
@@ -79,16 +79,33 @@ class Examination:
         """The model without what wraps it to run on several devices: this is called."""
         return unwrap_parallel(self.model)
 
+    def read(self, batches: Iterable[Any], max_images: int | None) -> list[Any]:
+        """Read this process's batches once and keep them, until they are so many images.
+
+        Raises:
+            ValueError: there are none, one is empty, or they take more than half of the free memory; of any process.
+        """
+        data: list[Any] = []
+
+        def read() -> None:
+            with keep_random_state():
+                Source(batches, ImageCounter(None, self.caller), self.caller).read(data, max_images)
+            if not data:
+                advice = "pass at least one batch (an iterator is used up once read)"
+                raise ValueError(f"{self.caller}: batches is empty; {advice}")
+
+        self.ranks.run_together(read)
+        return data
+
     def make_task(self, data: list[Any]) -> Task:
         """Make the task of watching the layers while batches are run."""
         ranks = Ranks(None, self.caller)
         reader = choose_reader(self.device, ranks.is_alone)
         inputs = Inputs(self.layers, self.inputs, self.caller)
-        model = unwrap_parallel(self.model)
-        return Task(model, self.layers, self.forward or call, self.device, data, ranks, inputs, reader)
+        return Task(self.root, self.layers, self.forward or call, self.device, data, ranks, inputs, reader)
 
-    def measure(self, data: list[Any]) -> Statistics:
-        """Measure exact statistics."""
+    def measure(self, data: Iterable[Any], **options: Any) -> Statistics:
+        """Measure exact statistics, with further options of `population_statistics`."""
         return population_statistics(
             self.model,
             data,
@@ -96,44 +113,33 @@ class Examination:
             inputs=self.inputs,
             progress=self.progress,
             group=self.ranks.group,
+            **options,
         )
+
+    def measure_under(self, data: list[Any], given: Statistics) -> Statistics:
+        """Measure what layers are given under given statistics: one pass, however often each of them is called."""
+        task = self.make_task(data)
+        parts: dict[str, list[Any]] = {}
+
+        def take(name: str, values: Values) -> None:
+            parts.setdefault(name, []).append(task.reader.read_exactly(values.x))
+
+        with using(self.model, given), measured(task.model), watched(task, task.layers, take):
+            task.run_all()
+
+        pooled = {}
+        eps = {}
+        for name, calls in parts.items():
+            own = task.reader.pool(calls, [])
+            pooled[name] = task.complete(name, own)
+            eps[name] = self.layers[name].eps
+        moments = task.fetch(pooled)
+        return Statistics(moments, eps)
 
     def run(self, batch: Any) -> Any:
         """Run a copy of a batch, on this device alone: other processes may have fewer batches."""
         forward = self.forward or call
-        return forward(unwrap_parallel(self.model), copy_batch(batch, self.device))
-
-
-def read_batches(batches: Iterable[Any], max_images: int | None, caller: str = CALLER) -> list[Any]:
-    """Read batches once and keep them, until they are so many images.
-
-    Raises:
-        ValueError: there are none, one is empty, or they take more than half of the free memory.
-    """
-    data: list[Any] = []
-    with keep_random_state():
-        Source(batches, ImageCounter(None, caller), caller).read(data, max_images)
-    if not data:
-        raise ValueError(f"{caller}: batches is empty; pass at least one batch (an iterator is used up once read)")
-    return data
-
-
-@dataclass
-class KeptBatches:
-    """Batches that are kept while somebody else reads as many as are needed.
-
-    Attributes:
-        batches: the caller's.
-        data: those that were read.
-    """
-
-    batches: Iterable[Any]
-    data: list[Any] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            self.data.append(batch)
-            yield batch
+        return forward(self.root, copy_batch(batch, self.device))
 
 
 def has_overflown(layer: BatchNorm) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence, Sized
+from dataclasses import replace
 from functools import partial
 from itertools import dropwhile
 from typing import Any
@@ -15,9 +16,9 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from bnlab.batches import count_images, take_images
 from bnlab.borrow import measured
-from bnlab.doctor.case import Evidence
+from bnlab.doctor.case import Case, Evidence
 from bnlab.doctor.examination import Examination
-from bnlab.doctor.images import Outlier, find_outlier
+from bnlab.doctor.images import find_outlier
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import find_unread, probe_predictions
 from bnlab.doctor.scores import Evaluate, describe_misfit, find_labels, score_batch
@@ -34,7 +35,12 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
 
     With `evaluate` two passes, and three calls of it. A few images are run twice and alone.
     """
-    exact, caught = _measure_and_listen(examination, data)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exact = examination.measure(data)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
     own_values: list[Tensor | None] = []
     misfits: list[str] = []
 
@@ -51,36 +57,25 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     scores = score(examination, data, exact, evaluate, own_values)
     if scores is not None and evaluate is not None:
         scores = add_own_statistics(scores, examination, evaluate)
-    images = sum(map(count_images, data))
     return Evidence(
         exact,
         view,
         scores,
-        images,
-        dropped=measure_dropout(examination, data, view),
+        images=sum(map(count_images, data)),
+        dropped=_measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
         probe=probe_predictions(examination.model, examination.run, data),
         unread=find_unread(examination, data),
-        warnings=caught,
+        warnings=tuple(str(warning.message) for warning in caught),
         misfit=misfits[0] if misfits else None,
     )
 
 
-def _measure_and_listen(examination: Examination, data: list[Any]) -> tuple[Statistics, tuple[str, ...]]:
-    """Measure exact statistics; return also the warnings, which are issued again."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        exact = examination.measure(data)
-    for warning in caught:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return exact, tuple(str(warning.message) for warning in caught)
-
-
-def examine_training(examination: Examination, data: list[Any]) -> tuple[Statistics, View, Outlier | None]:
-    """Measure the training batches: exact statistics, what layers saw of each batch, and the most outlying image."""
+def add_training(case: Case, examination: Examination, data: list[Any]) -> Case:
+    """Add to a case what the training batches show."""
     exact = examination.measure(data)
     view = examination.ranks.run_together(lambda: observe_batches(examination.make_task(data)))
-    return exact, view, find_outlier(data)
+    return replace(case, training=exact, training_view=view, outlier=find_outlier(data))
 
 
 def find_training_sizes(batches: Any, data: list[Any] | None, max_images: int | None) -> tuple[int, int] | None:
@@ -97,7 +92,10 @@ def find_training_sizes(batches: Any, data: list[Any] | None, max_images: int | 
     if isinstance(batches, DataLoader):
         sampler = batches.batch_sampler
         if type(sampler) is BatchSampler and isinstance(sampler.sampler, Sized):
-            return _compute_sizes(len(sampler.sampler), sampler.batch_size, sampler.drop_last)
+            images = len(sampler.sampler)
+            full = min(sampler.batch_size, images)
+            rest = images % sampler.batch_size
+            return full if sampler.drop_last or rest == 0 else rest, full
 
     if data is None:
         data = batches if isinstance(batches, list) else []
@@ -106,14 +104,6 @@ def find_training_sizes(batches: Any, data: list[Any] | None, max_images: int | 
     if is_cut or len(sizes) < 2:
         return None
     return sizes[-1], min(sizes[:-1])
-
-
-def _compute_sizes(images: int, batch_size: int, drop_last: bool) -> tuple[int, int]:
-    """Compute how many images are in the last batch of an epoch, and in a full one."""
-    full = min(batch_size, images)
-    rest = images % batch_size
-    last = full if drop_last or rest == 0 else rest
-    return last, full
 
 
 def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:
@@ -126,38 +116,36 @@ def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | No
         return None
 
 
-def measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
+def _measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
     """Measure how dropout changes the variance of the layers behind it: variance with it over that without, [C].
 
     Empty where there is none, or all of it is called behind the last layer.
     """
-    names = [
-        name for name, module in examination.model.named_modules() if isinstance(module, _DROPOUTS) and module.p > 0
-    ]
+    modules = dict(examination.model.named_modules())
+    names = [name for name, module in modules.items() if isinstance(module, _DROPOUTS) and module.p > 0]
     if not names or not _is_before_a_layer(examination, names, data[0]):
         return {}
 
     task = examination.make_task(data)
-    dropped = observe_batches(task, train=frozenset(names))
+    dropped = observe_batches(task, train=[modules[name] for name in names])
+    least = torch.finfo(torch.float64).tiny
     ratios = {}
     for name, layer_view in dropped.layers.items():
         without = view.layers[name].pooled.var
-        ratios[name] = layer_view.pooled.var / without.clamp(min=torch.finfo(torch.float64).tiny)
+        ratios[name] = layer_view.pooled.var / without.clamp(min=least)
     return ratios
 
 
 def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: Any) -> bool:
     """Return whether a forward of the first images of a batch calls a layer after one of these modules."""
-    modules = dict(examination.model.named_modules())
-    noted = {name: modules[name] for name in names}
-    noted.update(examination.layers)
     called: list[str] = []
 
     def note(name: str, *_: Any) -> None:
         called.append(name)
 
     with contextlib.ExitStack() as undo, measured(examination.model):
-        for name, module in noted.items():
+        for name in (*names, *examination.layers):
+            module = examination.model.get_submodule(name)
             handle = module.register_forward_pre_hook(partial(note, name))
             undo.callback(handle.remove)
         examination.run(take_images(batch, _FEW))

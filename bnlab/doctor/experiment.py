@@ -31,6 +31,7 @@ from bnlab.doctor.undoing import EACH_BATCH, EXACT, Undo
 from bnlab.exact.task import watched
 from bnlab.inputs import Values
 from bnlab.layers import get_running_buffers
+from bnlab.statistics import Statistics
 
 MOST_IMAGES = 1000  # that undos are judged by
 _MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one with nothing undone
@@ -214,11 +215,23 @@ def _swap_halves(whole: Patient, parts: Sequence[Sequence[Any]]) -> list[tuple[P
     case = whole.case
     examination = whole.examination
     try:
-        patients = [Patient(case, examination, part, examination.measure(list(part))) for part in parts]
+        patients = [Patient(case, examination, part, _measure_half(whole, part)) for part in parts]
     except ValueError:  # one value in a channel has no variance
         return [(whole, whole.data)]
     swapped: list[tuple[Patient, Sequence[Any]]] = [(patients[0], parts[-1]), (patients[-1], parts[0])]
     return swapped[: len(parts)]
+
+
+def _measure_half(whole: Patient, half: Sequence[Any]) -> Statistics:
+    """Measure exact statistics of a half of the images.
+
+    Where layers that are called several times have cost many passes, those of the whole stand in for the half's own
+    while layers are measured, which takes one.
+    """
+    cost = whole.exact.cost
+    if cost is not None and cost.passes > 1:
+        return whole.examination.measure_under(list(half), whole.exact)
+    return whole.examination.measure(list(half))
 
 
 def _try_all(
@@ -343,13 +356,14 @@ def _judge_by_gap(examination: Examination, batches: Sequence[Any], undo: Undo |
     task = examination.make_task(list(batches))
 
     def take(name: str, values: Values) -> None:
-        x = values.x.detach().double().transpose(0, 1).flatten(1)
+        given = task.reader.measure(values.x)
         layer = task.layers[name]
         mean, var = get_running_buffers(layer)
         if values.channels is not None:
             mean, var = mean[values.channels], var[values.channels]
-        sigma = (x.var(1, correction=0) + layer.eps).sqrt()
-        z = (mean - x.mean(1)) / sigma
+        mean, var = mean.to(given.mean), var.to(given.mean)
+        sigma = (given.var + layer.eps).sqrt()
+        z = (mean - given.mean) / sigma
         ratio = ((var.clamp(min=0) + layer.eps).sqrt() / sigma).log()
         gap = torch.hypot(z.square().mean().sqrt(), ratio.square().mean().sqrt())
         gaps[-1] = gaps[-1] + gap.log1p()

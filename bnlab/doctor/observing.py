@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnlab.batches import count_images
 from bnlab.borrow import measured
@@ -51,19 +51,14 @@ class LayerView:
 
 
 class _Watch:
-    """What a layer has been given so far; it stays on the layer's device.
-
-    Args:
-        center: mean of the first batch [C].
-    """
+    """What a layer has been given so far, on its device; squares are about the first batch's mean [C]."""
 
     def __init__(self, center: Tensor) -> None:
         channels = len(center)
-        device = center.device
         self._center = center
-        self._batch_means = Scatter.empty(channels, device)
-        self._batch_squares = Scatter.empty(channels, device)
-        self._images = Scatter.empty(2 * channels, device)  # means and mean squares
+        self._batch_means = Scatter.empty(channels, center.device)
+        self._batch_squares = Scatter.empty(channels, center.device)
+        self._images = Scatter.empty(2 * channels, center.device)  # means and mean squares
         self._calls: list[Scatter] = []
         self._values = 0
 
@@ -96,14 +91,9 @@ class _Watch:
     def fetch(self) -> LayerView:
         """Bring all to the CPU."""
         image_means, image_squares = self._images.fetch().split()
-        return LayerView(
-            self._batch_means.fetch(),
-            image_means,
-            self._batch_squares.fetch(),
-            image_squares,
-            [call.fetch().moments for call in self._calls],
-            self._values,
-        )
+        calls = [call.fetch().moments for call in self._calls]
+        batch_means = self._batch_means.fetch()
+        return LayerView(batch_means, image_means, self._batch_squares.fetch(), image_squares, calls, self._values)
 
 
 @dataclass(frozen=True)
@@ -122,7 +112,7 @@ class View:
 
 
 def observe_batches(
-    task: Task, take_output: Callable[[Any, Any], object] | None = None, *, train: frozenset[str] = frozenset()
+    task: Task, take_output: Callable[[Any, Any], object] | None = None, *, train: Iterable[nn.Module] = ()
 ) -> View:
     """Run all batches once, with each layer normalizing by its batch, and note what layers are given.
 
@@ -131,14 +121,13 @@ def observe_batches(
     Args:
         task: the model, its layers and the data.
         take_output: called with each batch and the model's output, where these are wanted.
-        train: names of further modules that are in train mode meanwhile, such as dropout.
+        train: further modules that are in train mode meanwhile, such as dropout.
 
     Returns:
         What the layers saw. The model comes back as it was.
     """
     watches: dict[str, _Watch] = {}
     numbers: dict[str, int] = {}
-    images = 0
     size = 0
 
     def note(name: str, values: Values) -> None:
@@ -150,22 +139,21 @@ def observe_batches(
             return
         if name not in watches:
             watches[name] = _Watch(moments.mean)
-        watches[name].add_call(number, moments)
+        watch = watches[name]
+        watch.add_call(number, moments)
         if len(values.x) == size:
-            watches[name].add_images(values.x)
+            watch.add_images(values.x)
 
-    modules = dict(task.model.named_modules())
     with measured(task.model), ExitStack() as stack:
         normalize_each_batch(task.layers)(task.model, stack)
-        for name in train:
-            modules[name].training = True
+        for module in train:
+            module.training = True
         with watched(task, task.layers, note):
             for batch in task.data:
                 numbers.clear()
                 size = count_images(batch)
-                images += size
                 output = task.evaluate(batch)
                 if take_output is not None:
                     take_output(batch, output)
-    layers = {name: watch.fetch() for name, watch in watches.items()}
-    return View(layers, len(task.data), images / len(task.data))
+    images = sum(map(count_images, task.data))
+    return View({name: watch.fetch() for name, watch in watches.items()}, len(task.data), images / len(task.data))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,9 @@ def probe_predictions(model: nn.Module, run: Callable[[Any], Any], data: Sequenc
         output = _find_output(run(batch))
         before = [buffer.clone() for buffer in model.buffers()]  # after a first forward, which may fill caches
         twice = _measure_difference(output, _find_output(run(batch)))
-        if twice != 0 and _have_changed(model, before):
+        after = list(model.buffers())
+        are_unchanged = len(after) == len(before) and all(map(torch.equal, after, before))
+        if twice != 0 and not are_unchanged:  # as by observers of quantization
             return Probe()
         if not twice <= DIFFERENT:
             return Probe(twice)
@@ -59,12 +62,6 @@ def probe_predictions(model: nn.Module, run: Callable[[Any], Any], data: Sequenc
             return Probe(twice, _compare_alone(run, data))
         except Exception:  # a model that takes no single images may raise anything
             return Probe(twice)
-
-
-def _have_changed(model: nn.Module, before: Sequence[Tensor]) -> bool:
-    """Return whether a forward has changed the number or the values of the buffers, as observers of quantization do."""
-    after = list(model.buffers())
-    return len(after) != len(before) or not all(map(torch.equal, after, before))
 
 
 def _compare_alone(run: Callable[[Any], Any], data: Sequence[Any]) -> float:
@@ -77,12 +74,10 @@ def _compare_alone(run: Callable[[Any], Any], data: Sequence[Any]) -> float:
     if together is None or together.dim() == 0 or len(together) != images:
         return math.nan
 
-    outputs = []
+    outputs: list[Any] = []
     for number in range(min(images, _ALONE)):
-        output = _find_output(run(_pick(batch, number)))
-        if output is None:
-            return math.nan
-        outputs.append(output)
+        image = _pick(batch, number)
+        outputs.append(_find_output(run(image)))
     return _measure_difference(torch.cat(outputs), together[: len(outputs)])
 
 
@@ -98,11 +93,7 @@ def _join_images(data: Sequence[Any]) -> Any:
     if len(parts) == 1:
         return parts[0]
     columns = zip(*(list_tensors(part, depth=0) for part in parts), strict=True)
-
-    def join(leaf: Any) -> Any:
-        return torch.cat(next(columns)) if isinstance(leaf, Tensor) else leaf
-
-    return map_batch(join, parts[0])
+    return map_batch(lambda leaf: torch.cat(next(columns)) if isinstance(leaf, Tensor) else leaf, parts[0])
 
 
 def _pick(batch: Any, number: int) -> Any:
@@ -116,10 +107,9 @@ def _pick(batch: Any, number: int) -> Any:
 
 def _find_output(output: Any) -> Tensor | None:
     """Find the first tensor of numbers in an output, as float64; None without."""
-    for tensor in list_tensors(output):
-        if tensor.is_floating_point():
-            return tensor.detach().double()
-    return None
+    numbers = (tensor for tensor in list_tensors(output) if tensor.is_floating_point())
+    first = next(numbers, None)
+    return None if first is None else first.detach().double()
 
 
 def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
@@ -129,8 +119,9 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     difference = (output - other).square().mean().sqrt()
     spread = other.std(correction=0)
     size = _ROUNDED * other.square().mean().sqrt()
-    scale = torch.hypot(spread, size).clamp(min=torch.finfo(torch.float64).tiny)
-    return float(difference / scale)
+    scale = torch.hypot(spread, size)
+    least = torch.finfo(torch.float64).tiny
+    return float(difference / scale.clamp(min=least))
 
 
 def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, frozenset[str]]:
@@ -139,17 +130,20 @@ def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, froz
     One forward of eight images: each layer is called again on its input with one of them changed.
     """
     unread: dict[str, frozenset[str]] = {}
-    names = {layer: name for name, layer in examination.layers.items()}
 
-    def look(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
-        name = names[layer]
-        if name not in unread and isinstance(output, Tensor) and bool(output.isfinite().all()):
-            unread[name] = frozenset(_list_unread(layer, args, kwargs, output))
+    def look(name: str, layer: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if name in unread or not isinstance(output, Tensor):
+            return
+        if output.isfinite().all():
+            parts = _list_unread(layer, args, kwargs, output)
+            unread[name] = frozenset(parts)
 
+    batch = take_images(data[0], _FEW)
     with measured(examination.model), ExitStack() as stack:
-        for layer in examination.layers.values():
-            stack.callback(layer.register_forward_hook(look, with_kwargs=True).remove)
-        examination.run(take_images(data[0], _FEW))
+        for name, layer in examination.layers.items():
+            handle = layer.register_forward_hook(partial(look, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        examination.run(batch)
     return {name: parts for name, parts in unread.items() if parts}
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from bnlab.arguments import require_amount, require_batches, require_forward
 from bnlab.batches import Forward, count_images
-from bnlab.doctor.case import Case, Evidence, read_all_buffers
+from bnlab.doctor.case import Case, Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
-from bnlab.doctor.examination import Examination, KeptBatches, read_batches
-from bnlab.doctor.examine import examine_training
+from bnlab.doctor.examination import Examination
+from bnlab.doctor.examine import add_training
 from bnlab.doctor.experiment import try_undos
 from bnlab.doctor.findings import choose_known, fits_after
 from bnlab.doctor.observing import observe_batches
@@ -24,7 +23,6 @@ from bnlab.doctor.recalibration import Recalibration
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, require_evaluate
 from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import write_statistics
-from bnlab.exact.population import population_statistics
 from bnlab.inputs import Extract
 from bnlab.layers import batch_norm_layers, join_names, match_names, strip_wrappers
 from bnlab.provenance import Check
@@ -102,53 +100,6 @@ def recalibrate(
     >>> model[0].running_mean.item()  # behind the block
     0.0
     """
-    _require_arguments(batches, statistic, evaluate, training_batches, forward, max_images, tolerance)
-    chosen = batch_norm_layers(model, layers, caller=CALLER)
-    known = batch_norm_layers(model, caller=CALLER)
-    case = Case(model, known, (), (), read_all_buffers(known))
-    frozen = () if layers is not None else tuple(case.select(lambda name: _is_frozen(case, name)))
-    names = [name for name in chosen if name not in frozen]
-    if not names:
-        return Recalibration(False, _ALL_FROZEN, None, None, frozen, None)
-
-    examination = Examination.of(model, known, forward, inputs, progress, CALLER, group)
-    most = None if isinstance(max_images, str) else max_images
-    if isinstance(statistic, Statistics):
-        data = _read(examination, batches, most)
-        statistics = _select(statistic, model, names, layers is not None)
-    else:
-        data, statistics = _measure(examination, batches, _UPSTREAM[statistic], names, most, tolerance)
-    statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
-
-    is_broken = any(examination.ranks.gather(any(_is_broken(case, name) for name in statistics)))
-    scores = None if is_broken else score(examination, data, statistics, evaluate)
-    if training_batches is not None:
-        most_training = most if tolerance is None else sum(map(count_images, data))
-        case = _add_training(case, examination, training_batches, most_training)
-    hidden = _find_hidden(case, examination, data, statistics, scores, evaluate)
-    has_labels = any(examination.ranks.gather(_has_labels(data)))
-    failed = _find_failed_check(statistics)
-    is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, is_exact=failed is None)
-    if failed is not None:
-        told = _NOT_EXACT.format(layer=failed.layer)
-        reason = f"{reason}, although {told}" if is_wanted else f"{told}; {reason}"
-    if force and not is_wanted:
-        reason = f"force=True, although {reason}"
-    written = is_wanted or force
-    undoing = write_statistics(model, statistics) if written else None
-    return Recalibration(written, reason, statistics, scores, frozen, undoing)
-
-
-def _require_arguments(
-    batches: Any,
-    statistic: Any,
-    evaluate: Any,
-    training_batches: Any,
-    forward: Any,
-    max_images: int | str | None,
-    tolerance: float | None,
-) -> None:
-    """Raise for a wrong argument, before anything is measured."""
     require_batches(batches, CALLER)
     if training_batches is not None:
         require_batches(training_batches, CALLER, "training_batches")
@@ -160,6 +111,40 @@ def _require_arguments(
     if max_images == "auto" and isinstance(statistic, Statistics):
         raise ValueError(f'{CALLER}: max_images="auto" is for statistics that are measured; pass a number, or None')
 
+    chosen = batch_norm_layers(model, layers, caller=CALLER)
+    known = batch_norm_layers(model, caller=CALLER)
+    case = Case(model, known, (), (), read_all_buffers(known))
+    frozen = () if layers is not None else tuple(case.select(lambda name: _is_frozen(case, name)))
+    names = [name for name in chosen if name not in frozen]
+    if not names:
+        return Recalibration(False, _ALL_FROZEN, None, None, frozen, None)
+
+    examination = Examination.of(model, known, forward, inputs, progress, CALLER, group)
+    ranks = examination.ranks
+    most = None if isinstance(max_images, str) else max_images
+    if isinstance(statistic, Statistics):
+        data = examination.read(batches, most)
+        statistics = _select(statistic, model, names, layers is not None)
+    else:
+        data, statistics = _measure(examination, batches, _UPSTREAM[statistic], names, most, tolerance)
+    statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
+
+    is_broken = any(ranks.gather(any(has_bad_values(case.buffers[name]) for name in statistics)))
+    scores = None if is_broken else score(examination, data, statistics, evaluate)
+    if training_batches is not None:
+        most_training = most if tolerance is None else sum(map(count_images, data))
+        case = add_training(case, examination, examination.read(training_batches, most_training))
+    own_hidden = ranks.run_together(lambda: _find_hidden(case, examination, data, statistics, scores, evaluate))
+    hidden = next(filter(None, ranks.gather(own_hidden)), None)
+    has_labels = any(ranks.gather(any(find_labels(batch) is not None for batch in data)))
+
+    is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, statistics.check)
+    if force and not is_wanted:
+        reason = f"force=True, although {reason}"
+    written = is_wanted or force
+    undoing = write_statistics(model, statistics) if written else None
+    return Recalibration(written, reason, statistics, scores, frozen, undoing)
+
 
 def _is_frozen(case: Case, name: str) -> bool:
     """Return whether a layer is kept in eval mode while the model is trained, or its weight is not trained."""
@@ -167,12 +152,6 @@ def _is_frozen(case: Case, name: str) -> bool:
     roots = [module for name, module in case.model.named_modules() if not strip_wrappers(name)]
     is_held = all(root.training for root in roots) and not case.layers[name].training
     return is_held or case.is_frozen(name)
-
-
-def _is_broken(case: Case, name: str) -> bool:
-    """Return whether a layer's old statistics cannot be evaluated under: NaN, infinite, or a negative variance."""
-    buffers = case.buffers[name]
-    return not bool(buffers.isfinite().all()) or bool((buffers[1] < 0).any())
 
 
 def _measure(
@@ -183,41 +162,20 @@ def _measure(
     max_images: int | None,
     tolerance: float | None,
 ) -> tuple[list[Any], Statistics]:
-    """Measure new statistics of these layers; the others normalize with their own.
+    """Measure new statistics of these layers; the others normalize with their own. Return also what was read."""
+    if tolerance is None:
+        data = examination.read(batches, max_images)
+        return data, examination.measure(data, upstream=upstream, layers=names)
 
-    Returns:
-        The batches that were read, as many as `max_images` says, or as a tolerance asks for; and the statistics.
-    """
-    measure = partial(
-        population_statistics,
-        examination.model,
-        upstream=upstream,
-        forward=examination.forward,
-        layers=names,
-        inputs=examination.inputs,
-        progress=examination.progress,
-        group=examination.ranks.group,
-    )
-    if tolerance is not None:
-        kept = KeptBatches(batches)
-        statistics = measure(kept, max_images="auto", tolerance=tolerance)
-        return kept.data, statistics
+    data = []
 
-    data = _read(examination, batches, max_images)
-    return data, measure(data)
+    def keep() -> Iterator[Any]:
+        for batch in batches:
+            data.append(batch)
+            yield batch
 
-
-def _read(examination: Examination, batches: Iterable[Any], max_images: int | None) -> list[Any]:
-    """Read this process's batches; where one process cannot, all raise."""
-    data: list[Any] = examination.ranks.run_together(lambda: read_batches(batches, max_images, CALLER))
-    return data
-
-
-def _add_training(case: Case, examination: Examination, batches: Iterable[Any], max_images: int | None) -> Case:
-    """Add to a case what the training batches show."""
-    data = _read(examination, batches, max_images)
-    training, view, outlier = examine_training(examination, data)
-    return replace(case, training=training, training_view=view, outlier=outlier)
+    statistics = examination.measure(keep(), upstream=upstream, layers=names, max_images="auto", tolerance=tolerance)
+    return data, statistics
 
 
 def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named: bool) -> Statistics:
@@ -250,34 +208,20 @@ def _find_hidden(
     scores: Scores | None,
     evaluate: Evaluate | None,
 ) -> str | None:
-    """Find a mistake that new statistics would hide, in the data of any process."""
-    ranks = examination.ranks
-    own = ranks.run_together(lambda: _find_own_hidden(case, examination, data, statistics, scores, evaluate))
-    mistakes = [mistake for mistake in ranks.gather(own) if mistake is not None]
-    return mistakes[0] if mistakes else None
-
-
-def _find_own_hidden(
-    case: Case,
-    examination: Examination,
-    data: list[Any],
-    statistics: Statistics,
-    scores: Scores | None,
-    evaluate: Evaluate | None,
-) -> str | None:
     """Find a mistake that new statistics would hide, in this process's data: undone, it brings back as much."""
     if case.is_broken:
         return None
     view = observe_batches(examination.make_task(data))
-    images = sum(map(count_images, data))
     is_complete = len(statistics) == len(case.layers)  # not without frozen layers, which the data reaches too
     exact = statistics if is_complete else examination.measure(data)
+    images = sum(map(count_images, data))
     evidence = Evidence(exact, view, scores, images, unread=find_unread(examination, data))
     examined = replace(case, evidence=evidence)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examination, examined, data, known, evaluate)
     if experiment is None or experiment.best is None:
         return None
+
     is_shown = fits_after(experiment)
     if experiment.has_labels:
         is_shown = experiment.measure_gain(experiment.best).low > 0
@@ -289,31 +233,25 @@ def _find_own_hidden(
     return f"{cause.code}, {cause.title} ({told}); bnlab.doctor.explain({cause.code!r}) says what to do"
 
 
-def _has_labels(data: list[Any]) -> bool:
-    return any(find_labels(batch) is not None for batch in data)
-
-
-def _find_failed_check(statistics: Statistics) -> Check | None:
-    """Find the check that says that statistics are not exact; None if it holds, or if there is none."""
-    check = statistics.check
-    return None if check is None or check.is_exact else check
-
-
 def _judge(
-    hidden: str | None, scores: Scores | None, is_broken: bool, has_labels: bool, is_exact: bool
+    hidden: str | None, scores: Scores | None, is_broken: bool, has_labels: bool, check: Check | None
 ) -> tuple[bool, str]:
     """Judge whether the new statistics should be written, with the reason."""
+    is_exact = check is None or check.is_exact
     if hidden is not None:
-        return False, f"it would hide a mistake: {hidden}"
-    if is_broken:
-        return True, "not judged, as the old statistics are not finite or negative"
-    if scores is None:
+        is_wanted, reason = False, f"it would hide a mistake: {hidden}"
+    elif is_broken:
+        is_wanted, reason = True, "not judged, as the old statistics are not finite or negative"
+    elif scores is None:
         why = "labels cannot be compared with the outputs" if has_labels else "the batches have no labels"
-        return is_exact, f"not judged, as {why} and there is no evaluate="
+        is_wanted, reason = is_exact, f"not judged, as {why} and there is no evaluate="
+    else:
+        gain = scores.compare("exact", "running")
+        is_wanted = gain.low > 0
+        reason = "too few images to be sure of a gain" if gain.value > 0 else "nothing is gained"
+        reason = "the images score better" if is_wanted else reason
 
-    gain = scores.compare("exact", "running")
-    if gain.low > 0:
-        return True, "the images score better"
-    if gain.value > 0:
-        return False, "too few images to be sure of a gain"
-    return False, "nothing is gained"
+    if check is None or is_exact:
+        return is_wanted, reason
+    told = _NOT_EXACT.format(layer=check.layer)
+    return is_wanted, f"{reason}, although {told}" if is_wanted else f"{told}; {reason}"

@@ -84,30 +84,23 @@ class Recalibration:
         self.undo()
 
     def __str__(self) -> str:
-        lines = [self._tell_what(), self._tell_scores(), self._tell_rest()]
-        return "\n".join(filter(None, lines))
-
-    __repr__ = __str__
-
-    def _tell_what(self) -> str:
-        if not self.written:
-            return f"Not recalibrated: {self.reason}."
-        count = len(self.layers)
-        return f"Recalibrated {count} batch-norm layer{'s' if count != 1 else ''}: {self.reason}."
-
-    def _tell_scores(self) -> str:
+        lines = [f"Not recalibrated: {self.reason}."]
+        if self.written:
+            lines = [f"Recalibrated {count_things(len(self.layers), 'batch-norm layer')}: {self.reason}."]
         scores, gain = self.scores, self.gain
-        if scores is None or gain is None:
-            return ""
-        before = tell_score(scores.mean("running"), scores)
-        after = tell_score(scores.mean("exact"), scores)
-        told = f"New statistics {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}."
-        return f"{scores.metric}: {before} before, {after} after. {told}"
+        if scores is not None and gain is not None:
+            before = tell_score(scores.mean("running"), scores)
+            after = tell_score(scores.mean("exact"), scores)
+            told = f"New statistics {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}."
+            lines.append(f"{scores.metric}: {before} before, {after} after. {told}")
 
-    def _tell_rest(self) -> str:
         left = []
         if self.frozen:
             left.append(f"{join_names(self.frozen)} (frozen)")
         if self.statistics is not None and self.statistics.unseen:
             left.append(f"{join_names(self.statistics.unseen)} (no statistics)")
-        return f"Left as they were: {'; '.join(left)}." if left else ""
+        if left:
+            lines.append(f"Left as they were: {'; '.join(left)}.")
+        return "\n".join(lines)
+
+    __repr__ = __str__

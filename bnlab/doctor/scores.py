@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 _IGNORED = 255  # label of positions that do not count, as torchvision's and Pascal VOC's masks have it
 _MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
 _LEAST_LIKELIHOOD = -10.0  # of a label: one that is named surely and wrongly is no worse
-_LEAST_SHARE = 1e-300  # of counted labels; an image without any scores 0
 
 Evaluate = Callable[[nn.Module], Any]
 """Called with the model in eval mode; returns a value for each image, higher is better, always in the same order."""
@@ -49,17 +48,21 @@ class Scores:
     Attributes:
         values: float64 [images] by kind: "running", "exact", and "batch" where each batch's own were tried.
         are_shares: whether all values lie between 0 and 1, as those of accuracy do; differences are in points then.
-        commonest: share of the commonest label, which always naming it would score; None without labels.
+        commonest: what always naming the commonest class would score; None without labels.
+        by_class: whether labels are of positions, so that each class in an image counts alike.
     """
 
     values: Mapping[str, Tensor]
     are_shares: bool
     commonest: float | None = None
+    by_class: bool = False
 
     @property
     def metric(self) -> str:
         """Name what the values are."""
-        return "Accuracy" if self.commonest is not None and self.are_shares else "Score"
+        if self.commonest is None or not self.are_shares:
+            return "Score"
+        return "Mean accuracy of classes" if self.by_class else "Accuracy"
 
     def mean(self, kind: str) -> float:
         """Average over the images."""
@@ -76,17 +79,19 @@ class Scores:
         Equal predictions of few images are no proof. So values of 0 and 1 get two further pairs, one of each sign
         (Bonett & Price 2012), and of other values that are all equal see `bound_unchanged`.
         """
-        values, others = self.values[kind], self.values[other]
+        values = self.values[kind]
+        others = self.values[other]
         differences = values - others
-        are_signs = _are_zero_or_one(values, others)
-        if len(differences) > 1 and not are_signs and not differences.any():
-            spread = 1.0 if self.are_shares else float(values.max() - values.min())
-            return bound_unchanged(len(differences), spread)
-        return estimate_mean(differences, are_signs)
+        both = torch.cat((values, others))
+        are_right_or_wrong = (both == 0) | (both == 1)
+        are_signs = bool(are_right_or_wrong.all())
 
-
-def _are_zero_or_one(*values: Tensor) -> bool:
-    return all(bool(((value == 0) | (value == 1)).all()) for value in values)
+        if len(differences) < 2 or are_signs or differences.any():
+            return estimate_mean(differences, are_signs)
+        spread = 1.0
+        if not self.are_shares:
+            spread = float(values.max() - values.min())
+        return bound_unchanged(len(differences), spread)
 
 
 def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
@@ -101,7 +106,7 @@ def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
     sample = differences
     if are_signs:
         one_of_each = differences.new_tensor([1.0, -1.0])
-        sample = torch.cat([differences, one_of_each])
+        sample = torch.cat((differences, one_of_each))
     if len(sample) < 2:
         return Difference(value, -math.inf, math.inf, images)
 
@@ -123,21 +128,18 @@ def bound_unchanged(images: int, spread: float) -> Difference:
         images: number of images.
         spread: how far a single image may differ at most.
     """
-    share = 1 - 0.05 ** (1 / images)
-    return Difference(0.0, -share * spread, share * spread, images)
+    half = (1 - 0.05 ** (1 / images)) * spread
+    return Difference(0.0, -half, half, images)
 
 
 def find_labels(batch: Any) -> Tensor | None:
     """Find the labels of a batch: the second part of a tuple or list, or what a dictionary calls label or labels."""
+    labels = None
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         labels = batch[1]
     elif isinstance(batch, Mapping):
         labels = batch.get("labels", batch.get("label"))
-    else:
-        return None
-    if not isinstance(labels, Tensor) or labels.dim() == 0:
-        return None
-    return labels
+    return labels if isinstance(labels, Tensor) and labels.dim() > 0 else None
 
 
 def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
@@ -148,10 +150,10 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
         labels: of the images.
 
     Returns:
-        float64 [N], on the output's device. The share of right classes where labels are whole numbers: of [N, classes]
-        outputs 0 or 1, of [N, classes, ...] with a label for each position the share of these; see `find_counted`.
-        Where labels are floating-point numbers of the output's shape: of one-hot labels as of classes; if all are 0 or
-        1, the share of right ones; otherwise the mean squared error, negative.
+        float64 [N], on the output's device. Where labels are whole numbers, of [N, classes] outputs 0 or 1; of
+        [N, classes, ...] outputs with a label for each position see `average_by_class`. Where labels are floating-point
+        numbers of the output's shape: of one-hot labels as of classes; if all are 0 or 1, as of two classes where there
+        are positions, and otherwise the share of right ones; of other numbers the mean squared error, negative.
     """
     logits = _find_logits(output)
     if logits is None or labels is None or len(logits) != len(labels):
@@ -165,9 +167,7 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
     predicted = _predict_one(logits[:, 0]) if logits.shape[1] == 1 else logits.argmax(1)
     if predicted.shape != labels.shape:
         return None
-    counted = find_counted(labels)
-    right = (predicted == labels) & counted
-    return _average_by_image(right) / _average_by_image(counted).clamp(min=_LEAST_SHARE)
+    return average_by_class(predicted == labels, labels, max(2, logits.shape[1]))
 
 
 def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
@@ -178,34 +178,89 @@ def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
         labels: of the images, whole numbers.
 
     Returns:
-        float64 [N]; the mean over positions where each has a label. None where outputs are no classes.
+        float64 [N]; where each position has a label see `average_by_class`. None where outputs are no classes.
     """
     logits = _find_logits(output)
     if logits is None or labels is None or labels.is_floating_point() or logits.dim() < 2 or logits.shape[1] < 2:
         return None
     labels = labels.to(logits.device)
-    counted = find_counted(labels)
-    chosen = labels.long().where(counted, 0).unsqueeze(1)
-    if not bool((chosen < logits.shape[1]).all()):
+    classes = logits.shape[1]
+    chosen = labels.long().where(_find_counted(labels), 0).unsqueeze(1)
+    if not bool((chosen < classes).all()):
         return None
     likelihoods = logits.double().log_softmax(1).gather(1, chosen).squeeze(1)
     likelihoods = likelihoods.nan_to_num(nan=_LEAST_LIKELIHOOD).clamp(min=_LEAST_LIKELIHOOD)
-    return _average_by_image(likelihoods * counted) / _average_by_image(counted).clamp(min=_LEAST_SHARE)
+    return average_by_class(likelihoods, labels, classes)
 
 
 def describe_misfit(output: Any, labels: Tensor) -> str:
     """Say that labels cannot be compared with an output, and what to do."""
+
+    def describe(tensor: Tensor) -> str:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return f"{list(tensor.shape)} of {kind}"
+
     logits = _find_logits(output)
-    told = f"a {type(output).__name__}" if logits is None else _describe_tensor(logits)
-    return f"Labels {_describe_tensor(labels)} cannot be compared with outputs {told}: pass evaluate=."
+    told = f"a {type(output).__name__}" if logits is None else describe(logits)
+    return f"Labels {describe(labels)} cannot be compared with outputs {told}: pass evaluate=."
 
 
-def _describe_tensor(tensor: Tensor) -> str:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return f"{list(tensor.shape)} of {kind}"
+def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Average over the positions of each class in an image, then over the classes in it: float64 [N].
+
+    Most positions are background, as a rule, and a network that has lost all else is right in these. The value of an
+    image with one label is its average; an image without a label that counts has 0.
+
+    Args:
+        values: [N, ...], one for each label.
+        labels: [N, ...], whole numbers.
+        classes: how many are told apart; labels beyond are one class more.
+    """
+    counted = _find_counted(labels)
+    index = labels.long().clamp(0, classes)
+    counts = _add_by_class(counted, index, classes + 1)
+    sums = _add_by_class(values * counted, index, classes + 1)
+
+    means = sums / counts.clamp(min=1)
+    present = (counts > 0).sum(1)
+    return means.sum(1) / present.clamp(min=1)
 
 
-def find_counted(labels: Tensor) -> Tensor:
+def score_constants(labels: Sequence[Tensor]) -> dict[int, float]:
+    """Compute what always naming a class would score, summed over images: by class, of the labels of all batches."""
+    flat = torch.cat([part.flatten() for part in labels])
+    classes, numbers = flat.unique(return_inverse=True)  # of all batches: nobody waits for a device after each
+    sizes = [part.numel() for part in labels]
+
+    scores = torch.zeros(len(classes), dtype=torch.float64, device=flat.device)
+    for part, own in zip(labels, numbers.split(sizes), strict=True):
+        index = own.view(part.shape)
+        counts = _add_by_class(_find_counted(part), index, len(classes))
+        are_there = (counts > 0).double()
+        present = are_there.sum(1, keepdim=True)
+        shares = are_there / present.clamp(min=1)
+        scores += shares.sum(0)
+
+    by_class = {}
+    for number, value in zip(classes.tolist(), scores.tolist(), strict=True):
+        if value > 0:  # not of a label that is ignored
+            by_class[number] = value
+    return by_class
+
+
+def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
+    """Add up values [N, ...] by image and by the number of their class: float64 [N, classes]."""
+    images = len(index)
+    positions = index[0].numel()
+    first = classes * torch.arange(images, device=index.device)
+    place = first.repeat_interleave(positions) + index.flatten()
+
+    sums = torch.zeros(images * classes, dtype=torch.float64, device=index.device)
+    sums.index_add_(0, place, values.double().flatten())
+    return sums.view(images, classes)
+
+
+def _find_counted(labels: Tensor) -> Tensor:
     """Find which labels count: of images all; of positions those that are not negative or 255, which losses ignore."""
     if labels.dim() < 2:
         return torch.ones_like(labels, dtype=torch.bool)
@@ -227,12 +282,17 @@ def _score_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
         errors = (outputs - labels).double()
         return _average_by_image(-errors.square())
     if _are_one_hot(labels):
-        return _average_by_image(outputs.argmax(1) == labels.argmax(1))
+        named = labels.argmax(1)
+        right = outputs.argmax(1) == named
+        return average_by_class(right, named, labels.shape[1])
 
     are_shares = (outputs >= 0) & (outputs <= 1)
     least = 0.5 if are_shares.all() else 0.0  # shares come from a sigmoid
     predicted = outputs > least
-    return _average_by_image(predicted == labels)
+    right = predicted == labels
+    if labels.dim() > 2:
+        return average_by_class(right, labels, 2)
+    return _average_by_image(right)
 
 
 def _are_one_hot(labels: Tensor) -> bool:
@@ -252,9 +312,7 @@ def _find_logits(output: Any) -> Tensor | None:
         logits = logits.get("logits")
     if isinstance(logits, (tuple, list)) and logits:
         logits = logits[0]
-    if not isinstance(logits, Tensor) or logits.dim() == 0:
-        return None
-    return logits
+    return logits if isinstance(logits, Tensor) and logits.dim() > 0 else None
 
 
 def read_values(returned: Any, caller: str, must_be_finite: bool = True) -> Tensor:

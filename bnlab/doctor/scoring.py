@@ -14,7 +14,7 @@ from torch import Tensor
 from bnlab.borrow import measured
 from bnlab.doctor.case import has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
-from bnlab.doctor.scores import Evaluate, Scores, find_counted, find_labels, read_values, score_batch
+from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch, score_constants
 from bnlab.doctor.undoing import normalize_each_batch
 from bnlab.statistics import Statistics, using
 
@@ -32,14 +32,21 @@ def score(
     parts = [part for part in ranks.gather(values) if part]
     if not parts:
         return None
-    joined = {}
-    for kind in ("running", "exact"):
-        joined[kind] = torch.cat([part[kind] for part in parts])
+    joined = {kind: torch.cat([part[kind] for part in parts]) for kind in ("running", "exact")}
     own = [part for part in own_values if part is not None]
     if own:
         joined["batch"] = torch.cat(own).cpu()
-    commonest = None if evaluate is not None else _find_commonest(ranks.gather(_count_labels(data)))
-    return Scores(joined, _are_shares(joined), commonest)
+    if evaluate is not None:
+        return Scores(joined, _are_shares(joined))
+
+    constants = ranks.gather(_score_constants(data))
+    commonest = None
+    if None not in constants:
+        sums: Counter[int] = sum(constants, Counter())
+        commonest = max(sums.values()) / len(joined["running"]) if len(sums) > 1 else None
+    labels = find_labels(data[0])
+    by_class = labels is not None and labels.dim() > 1
+    return Scores(joined, _are_shares(joined), commonest, by_class)
 
 
 def score_training(examination: Examination, data: list[Any]) -> float | None:
@@ -48,6 +55,16 @@ def score_training(examination: Examination, data: list[Any]) -> float | None:
     if values is None or not _are_shares({"running": values}):
         return None
     return float(values.mean())
+
+
+def add_own_statistics(scores: Scores, examination: Examination, evaluate: Evaluate) -> Scores:
+    """Add how the caller's metric scores while each batch norm normalizes by what it is given in each call."""
+    with measured(examination.model), ExitStack() as stack:
+        normalize_each_batch(examination.layers)(examination.model, stack)
+        own = read_values(evaluate(examination.model), examination.caller, must_be_finite=False)
+    _require_as_many(own, scores.values["running"], examination.caller)
+    values = {**scores.values, "batch": own}
+    return Scores(values, _are_shares(values))
 
 
 def _score_own(
@@ -85,16 +102,6 @@ def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -
     return {"running": running, "exact": under_exact}
 
 
-def add_own_statistics(scores: Scores, examination: Examination, evaluate: Evaluate) -> Scores:
-    """Add how the caller's metric scores while each batch norm normalizes by what it is given in each call."""
-    with measured(examination.model), ExitStack() as stack:
-        normalize_each_batch(examination.layers)(examination.model, stack)
-        own = read_values(evaluate(examination.model), examination.caller, must_be_finite=False)
-    _require_as_many(own, scores.values["running"], examination.caller)
-    values = {**scores.values, "batch": own}
-    return Scores(values, _are_shares(values), scores.commonest)
-
-
 def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
     """ValueError unless the caller's metric has returned as many values as when it was called first."""
     if len(values) != len(first):
@@ -106,18 +113,13 @@ def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
 
 def _score_by_labels(examination: Examination, data: Iterable[Any]) -> Tensor | None:
     """Score each image by its label, in eval mode with the buffers as they are; None where labels do not say."""
-    with measured(examination.model):
-        return score_batches(examination, data)
-
-
-def score_batches(examination: Examination, data: Iterable[Any]) -> Tensor | None:
-    """Score each image by its label, in a model that is lent; None where labels do not say."""
     parts = []
-    for batch in data:
-        values = score_batch(examination.run(batch), find_labels(batch))
-        if values is None:
-            return None
-        parts.append(values)
+    with measured(examination.model):
+        for batch in data:
+            values = score_batch(examination.run(batch), find_labels(batch))
+            if values is None:
+                return None
+            parts.append(values)
     return torch.cat(parts).cpu()  # all at once: nobody waits for a device after each batch
 
 
@@ -125,26 +127,8 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
     return all(bool(((part >= 0) & (part <= 1)).all()) for part in values.values())
 
 
-def _count_labels(data: Iterable[Any]) -> Counter[int] | None:
-    """Count each label that counts; None where labels are no classes."""
-    parts = []
-    counted = []
-    for batch in data:
-        labels = find_labels(batch)
-        if labels is None or labels.is_floating_point():
-            return None
-        parts.append(labels.flatten())
-        counted.append(find_counted(labels).flatten())
-    chosen = torch.cat(parts)[torch.cat(counted)]
-    classes, counts = chosen.unique(return_counts=True)
-    return Counter(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
-
-
-def _find_commonest(counts: Sequence[Counter[int] | None]) -> float | None:
-    """Find the share of the commonest label in all processes' counts; None unless labels are of two classes or more."""
-    total: Counter[int] = Counter()
-    for own in counts:
-        if own is None:
-            return None
-        total.update(own)
-    return max(total.values()) / total.total() if len(total) > 1 else None
+def _score_constants(data: Iterable[Any]) -> Counter[int] | None:
+    """Sum over images what always naming each class would score; None where labels are no classes."""
+    labels = [find_labels(batch) for batch in data]
+    whole = [part for part in labels if part is not None and not part.is_floating_point()]
+    return Counter(score_constants(whole)) if len(whole) == len(labels) else None

@@ -69,10 +69,8 @@ class Undo:
             self._require_untouched("save_undo")
         tensors: dict[str, Tensor] = {}
         for name, values in self.old.items():
-            layer = strip_wrappers(name)
-            tensors[name_tensor(layer, "running_mean")] = values[0]
-            tensors[name_tensor(layer, "running_var")] = values[1]
-        save_tensors(path, tensors, _FORMAT, {"digests": json.dumps(list_digests(self.model))})
+            tensors.update(zip(_name_buffers(name), values, strict=True))
+        save_tensors(path, tensors, _FORMAT, {"digests": json.dumps(_list_digests(self.model))})
 
     def _require_untouched(self, caller: str) -> None:
         touched = [name for name, layer in self.layers.items() if not torch.equal(_read(layer), self.new[name])]
@@ -84,10 +82,7 @@ class Undo:
 
 
 def write_statistics(model: nn.Module, statistics: Statistics) -> Undo:
-    """Write statistics into the buffers of a model, all or none.
-
-    Returns:
-        What puts the old ones back.
+    """Write statistics into a model, all or none, and return what puts the old ones back.
 
     Raises:
         ValueError: the buffers cannot hold a value; nothing is written then.
@@ -136,16 +131,15 @@ def undo_from_file(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     _require_same_model(model, json.loads(metadata["digests"]), path)
     written = []
     for name, layer in batch_norm_layers(model, caller=CALLER).items():
-        mean = tensors.get(name_tensor(strip_wrappers(name), "running_mean"))
-        if mean is not None:
-            var = tensors[name_tensor(strip_wrappers(name), "running_var")]
-            _write(layer, torch.stack((mean, var)))
+        mean_name, var_name = _name_buffers(name)
+        if mean_name in tensors:
+            _write(layer, torch.stack((tensors[mean_name], tensors[var_name])))
             written.append(name)
     return tuple(written)
 
 
 def _require_same_model(model: nn.Module, then: Mapping[str, str], path: str | Path) -> None:
-    now = list_digests(model)
+    now = _list_digests(model)
     others = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if others:
         raise ValueError(
@@ -154,7 +148,7 @@ def _require_same_model(model: nn.Module, then: Mapping[str, str], path: str | P
         )
 
 
-def list_digests(model: nn.Module) -> dict[str, str]:
+def _list_digests(model: nn.Module) -> dict[str, str]:
     """Compute a digest of each tensor of a state dict: of its type, shape and values, by its name without wrappers.
 
     Of batch norms' running statistics the type and the shape alone.
@@ -168,15 +162,16 @@ def list_digests(model: nn.Module) -> dict[str, str]:
     for key, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             kind = f"{tensor.dtype} {tuple(tensor.shape)}"
-            values = b"" if key in statistics else _list_bytes(tensor)
+            flat = tensor.detach().cpu().flatten().contiguous()
+            values = b"" if key in statistics else flat.view(torch.uint8).numpy().data
             digests[strip_wrappers(key)] = digest(kind, values, digits=32)
     return digests
 
 
-def _list_bytes(tensor: Tensor) -> memoryview:
-    """List the bytes of a tensor's values."""
-    flat = tensor.detach().cpu().flatten().contiguous()
-    return flat.view(torch.uint8).numpy().data
+def _name_buffers(name: str) -> tuple[str, str]:
+    """Name a layer's running mean and variance as a file does, without wrappers."""
+    layer = strip_wrappers(name)
+    return name_tensor(layer, "running_mean"), name_tensor(layer, "running_var")
 
 
 def _read(layer: BatchNorm) -> Tensor:

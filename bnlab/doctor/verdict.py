@@ -202,7 +202,9 @@ def is_near_chance(scores: Scores) -> bool:
 def _is_bad(score: float, scores: Scores, expected: float | None) -> bool:
     if expected is not None:
         return score < expected
-    return scores.commonest is not None and score <= scores.commonest
+    if scores.commonest is None:
+        return False
+    return score <= scores.commonest or math.isclose(score, scores.commonest)  # they are added up in another order
 
 
 def _tell_bad(reached: float, scores: Scores, expected: float | None) -> str:
@@ -210,7 +212,7 @@ def _tell_bad(reached: float, scores: Scores, expected: float | None) -> str:
         bar = f"{tell_score(expected, scores)} is expected"
     else:
         assert scores.commonest is not None
-        bar = f"always naming the commonest label scores {tell_score(scores.commonest, scores)}"
+        bar = f"always naming the commonest class scores {tell_score(scores.commonest, scores)}"
     return f"Nothing that was tried brings it above {tell_score(reached, scores)}, where {bar}."
 
 

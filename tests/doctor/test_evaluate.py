@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -27,33 +28,24 @@ def test_evaluate_stands_in_for_labels(batches: list[Batch]) -> None:
 
     def evaluate(model: nn.Module) -> Tensor:
         modes.append(model.training)
-        right = [model(images).argmax(1) == labels for images, labels in batches]
-        return torch.cat(right)
+        return torch.cat([model(images).argmax(1) == labels for images, labels in batches])
 
     model = make_healthy()
     get_norm(model, "9").reset_running_stats()
     diagnosis = diagnose(model, list_images(batches), evaluate=evaluate, progress=False)
 
-    by_labels = diagnose(model, batches, progress=False)
     assert set(modes) == {False} and 3 < len(modes) <= 12
-    assert diagnosis.scores == by_labels.scores
+    assert diagnosis.scores == diagnose(model, batches, progress=False).scores
     assert diagnosis.verdict == "averages"
     (finding, *_) = diagnosis.faults
     assert finding.cause.code == "BN002"
     assert finding.cost == pytest.approx(diagnosis.trials["gain"].max())
     assert finding.severity == "error"
 
-
-def test_a_healthy_network_costs_three_calls_of_the_metric(batches: list[Batch]) -> None:
-    calls = []
-
-    def evaluate(model: nn.Module) -> Tensor:
-        calls.append(model)
-        return torch.cat([model(images).argmax(1) == labels for images, labels in batches])
-
-    model = make_exact(list_images(batches))
-    assert diagnose(model, list_images(batches), evaluate=evaluate, progress=False).verdict == "healthy"
-    assert len(calls) == 3
+    modes.clear()
+    healthy = diagnose(make_exact(list_images(batches)), list_images(batches), evaluate=evaluate, progress=False)
+    assert healthy.verdict == "healthy"
+    assert len(modes) == 3
 
 
 class Denoiser(nn.Module):
@@ -122,18 +114,6 @@ def test_a_metric_is_asked_for_each_batchs_own_score_where_there_are_labels_too(
     assert json.loads(diagnosis.to_json())["scores"]["batch"] == 1.0
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_metric_of_other_images_in_a_later_call_is_refused(number: int, batches: list[Batch]) -> None:
-    counts = [4, 4, 4]
-    counts[number] = 3
-
-    def evaluate(model: nn.Module) -> Tensor:
-        return torch.ones(counts.pop(0))
-
-    with pytest.raises(ValueError, match="evaluate returned 4 values, then 3; return a value for each image"):
-        diagnose(make_healthy(), batches[:2], evaluate=evaluate, progress=False)
-
-
 @pytest.mark.parametrize("has_labels", [True, False])
 def test_buffers_that_are_not_finite_are_told_where_the_metric_is_not_either(
     has_labels: bool, batches: list[Batch]
@@ -158,18 +138,16 @@ def test_buffers_that_are_not_finite_are_told_where_the_metric_is_not_either(
     assert json.loads(diagnosis.to_json())["gain"]["value"] is None
 
 
-def refuse_nan(model: nn.Module) -> Tensor:
-    """Score images as metrics of other packages do, which raise for NaN."""
-    images, labels = make_batches(1, size=64)[0]
-    scores = model(images)
-    if scores.isnan().any():
-        raise ValueError("Input contains NaN.")
-    return scores.argmax(1) == labels
-
-
 def test_a_metric_that_refuses_nan_does_not_hide_the_buffers_that_hold_some(batches: list[Batch]) -> None:
     model = make_healthy()
     get_running_buffers(get_norm(model, "5"))[0][0] = math.nan
+
+    def refuse_nan(model: nn.Module) -> Tensor:
+        """Score images as metrics of other packages do, which raise for NaN."""
+        scores = model(batches[0][0])
+        if scores.isnan().any():
+            raise ValueError("Input contains NaN.")
+        return scores.argmax(1) == batches[0][1]
 
     with unchanged(model):
         diagnosis = diagnose(model, batches[:4], evaluate=refuse_nan, progress=False)
@@ -180,19 +158,25 @@ def test_a_metric_that_refuses_nan_does_not_hide_the_buffers_that_hold_some(batc
     assert math.isfinite(diagnosis.scores["exact"])
 
 
-def test_a_metric_that_raises_under_sound_buffers_ends_the_diagnosis(batches: list[Batch]) -> None:
-    calls = []
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([[1.0] * 4, ValueError("The second call fails.")], "The second call fails"),
+        ([[math.nan]], "evaluate returned values that are not finite"),
+        ([[1.0] * 4, [1.0] * 3], "evaluate returned 4 values, then 3; return a value for each image"),
+        ([[1.0] * 4, [1.0] * 4, [1.0] * 3], "evaluate returned 4 values, then 3; return a value for each image"),
+    ],
+)
+def test_a_metric_that_fails_under_sound_buffers_ends_the_diagnosis(
+    returned: list[Any], message: str, batches: list[Batch]
+) -> None:
+    calls = iter(returned)
 
-    def evaluate(model: nn.Module) -> Tensor:
-        calls.append(model)
-        if len(calls) == 2:
-            raise ValueError("The second call fails.")
-        return torch.ones(4)
+    def evaluate(model: nn.Module) -> list[float]:
+        values = next(calls)
+        if isinstance(values, Exception):
+            raise values
+        return values
 
-    with pytest.raises(ValueError, match="The second call fails"):
+    with pytest.raises(ValueError, match=message):
         diagnose(make_healthy(), batches[:2], evaluate=evaluate, progress=False)
-
-
-def test_a_metric_that_is_not_finite_under_sound_buffers_is_refused(batches: list[Batch]) -> None:
-    with pytest.raises(ValueError, match="evaluate returned values that are not finite"):
-        diagnose(make_healthy(), batches[:2], evaluate=lambda _: [math.nan], progress=False)

@@ -13,29 +13,21 @@ from tests.doctor.two_values import draw, make_classifier
 from tests.helpers import run_two_ranks
 
 
-def test_distributed_models(tmp_path: Path) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        model = make_classifier()
-        recalibration = bnlab.recalibrate(DistributedDataParallel(model), draw(100))
-    finally:
-        distributed.destroy_process_group()
-
-    assert recalibration.layers == ("module.0",)
-    assert recalibration.after == 1
-    assert model[0].running_mean.item() == pytest.approx(100)
-
-
-def test_a_group_of_one_process_is_that_process(tmp_path: Path) -> None:
+def test_a_distributed_model_and_a_group_of_one_process(tmp_path: Path) -> None:
     model = make_classifier()
     alone = bnlab.recalibrate(make_classifier(), draw(100))
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
+        wrapped = bnlab.recalibrate(DistributedDataParallel(model), draw(100))
+        wrapped.undo()
         together = bnlab.recalibrate(model, draw(100), training_batches=draw(100), group=distributed.group.WORLD)
     finally:
         distributed.destroy_process_group()
 
+    assert wrapped.layers == ("module.0",)
+    assert wrapped.after == 1
     assert str(together) == str(alone)
+    assert model[0].running_mean.item() == pytest.approx(100)
 
 
 @pytest.mark.slow

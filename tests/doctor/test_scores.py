@@ -1,26 +1,31 @@
 """Scores of images: labels, outputs of all shapes, and intervals that hold what they promise."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+import bnlab
 from bnlab.doctor.scores import (
     Scores,
     bound_unchanged,
     describe_misfit,
     estimate_mean,
     find_labels,
+    measure_likelihood,
     read_values,
     score_batch,
 )
-from tests.references import chance_of_no_change
+from tests.references import chance_of_no_change, mean_by_class
 
 LABELS = torch.tensor([1, 0, 2])
 LOGITS = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [1.0, 0.0, 0.5]])  # right, right, wrong
 RIGHT = [1.0, 1.0, 0.0]
+POSITIONS = torch.zeros(3, 2, 1, 3).index_fill(1, torch.tensor(1), 1.0)  # class 1 everywhere
 
 
 @pytest.mark.parametrize(
@@ -39,70 +44,115 @@ def test_what_is_no_tensor_of_labels_is_not_one(batch: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "output", [LOGITS, SimpleNamespace(logits=LOGITS), {"logits": LOGITS}, (LOGITS, "features"), [LOGITS]]
-)
-def test_logits_are_found_in_what_a_model_returns(output: Any) -> None:
-    values = score_batch(output, LABELS)
-
-    assert values is not None
-    assert values.dtype == torch.float64
-    assert values.tolist() == RIGHT
-
-
-def test_one_logit_is_positive_for_class_1() -> None:
-    values = score_batch(torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([1, 0, 0]))
-
-    assert values is not None
-    assert values.tolist() == [1.0, 1.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("outputs", "expected"),
+    ("output", "labels", "expected"),
     [
-        ([0.1, 0.4, 0.6, 0.9] * 2, [1.0, 1.0, 1.0, 1.0] * 2),  # shares, of which 0.4 means 0
-        ([-0.1, 0.4, 0.6, 0.9] * 2, [1.0, 0.0, 1.0, 1.0] * 2),  # logits, of which 0.4 means 1
-        ([0.1, 0.4, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0]),  # too few to be known as shares
+        # Where logits are found
+        (LOGITS, LABELS, RIGHT),
+        (SimpleNamespace(logits=LOGITS), LABELS, RIGHT),
+        ({"logits": LOGITS}, LABELS, RIGHT),
+        ((LOGITS, "features"), LABELS, RIGHT),
+        ([LOGITS], LABELS, RIGHT),
+        # One-hot labels; all logits are above 0, so that each alone would be taken for a yes
+        (LOGITS + 1, F.one_hot(LABELS, 3).float(), RIGHT),
+        # One output: a logit, or a share where all are between 0 and 1, and they are not too few to tell
+        (torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([1, 0, 0]), [1, 1, 0]),
+        (torch.tensor([0.1, 0.4, 0.6, 0.9] * 2)[:, None], torch.tensor([0, 0, 1, 1] * 2), [1] * 8),
+        (torch.tensor([-0.1, 0.4, 0.6, 0.9] * 2)[:, None], torch.tensor([0, 0, 1, 1] * 2), [1, 0, 1, 1] * 2),
+        (torch.tensor([0.1, 0.4, 0.6, 0.9])[:, None], torch.tensor([0, 0, 1, 1]), [0, 0, 1, 1]),
+        # Floating-point labels of 0 and 1, the same
+        (torch.tensor([-3.0, 0.3, 2.0]), torch.tensor([0.0, 0.0, 1.0]), [1, 0, 1]),
+        (torch.tensor([0.1, 0.3, 0.9]), torch.tensor([0.0, 0.0, 1.0]), [1, 1, 1]),
+        # Several labels of an image count by their share
+        (torch.tensor([[2.0, -1.0], [-1.0, -2.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), [0.5, 1]),
+        # Positions that losses ignore do not count
+        (POSITIONS, torch.tensor([[[1, 0, 255]], [[1, 1, 255]], [[255] * 3]]), [0.5, 1, 0]),
+        (POSITIONS, torch.tensor([[[1, 0, -100]], [[1, 1, -100]], [[-100] * 3]]), [0.5, 1, 0]),
+        # Other numbers by their squared error
+        (torch.tensor([2.0, 2.5]), torch.full((2,), 2.0), [0, -0.25]),
+        (torch.tensor([2.0, 2.5])[:, None], torch.full((2, 1), 2.0), [0, -0.25]),
+        (torch.full((1, 3, 4), 2.5), torch.full((1, 3, 4), 2.0), [-0.25]),
+        # What does not fit
+        (LOGITS, None, None),
+        (LOGITS, LABELS[:2], None),
+        (LOGITS, LABELS[:, None], None),
+        (LOGITS[:, 0], LABELS, None),
+        (LOGITS, torch.tensor([0.1, 0.2, 0.3]), None),
+        ("text", LABELS, None),
+        ((), LABELS, None),
+        (torch.tensor(1.0), LABELS, None),
     ],
 )
-def test_one_output_may_be_a_share(outputs: list[float], expected: list[float]) -> None:
-    labels = torch.tensor([0, 0, 1, 1] * (len(outputs) // 4))
+def test_scores_of_images(output: Any, labels: Tensor | None, expected: list[float] | None) -> None:
+    values = score_batch(output, labels)
 
-    values = score_batch(torch.tensor(outputs)[:, None], labels)
-
-    assert values is not None
-    assert values.tolist() == expected
-
-
-def test_one_hot_labels_are_classes() -> None:
-    """All logits are above 0, so that each alone would be taken for a yes."""
-    one_hot = torch.nn.functional.one_hot(LABELS, 3).float()
-
-    values = score_batch(LOGITS + 1, one_hot)
-
-    assert values is not None
-    assert values.tolist() == RIGHT
+    assert (values is None) == (expected is None)
+    if values is not None:
+        assert values.dtype == torch.float64
+        assert values.tolist() == expected
 
 
-def test_several_labels_of_an_image_count_by_their_share() -> None:
-    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
-
-    values = score_batch(torch.tensor([[2.0, -1.0], [-1.0, -2.0]]), labels)
-
-    assert values is not None
-    assert values.tolist() == [0.5, 1.0]
-
-
-@pytest.mark.parametrize("ignored", [255, -100])
-def test_positions_that_losses_ignore_do_not_count(ignored: int) -> None:
-    """Class 1 is predicted everywhere: right in one of two positions, in both, and where none counts."""
-    logits = torch.zeros(3, 2, 1, 3)
+@pytest.mark.parametrize("kind", ["numbers", "one-hot"])
+def test_each_class_in_an_image_counts_alike(kind: str) -> None:
+    """Class 1 is named everywhere: all of one class of two are right, and all of one of three."""
+    logits = torch.zeros(2, 3, 2, 2)
     logits[:, 1] = 1.0
-    labels = torch.tensor([[[1, 0, ignored]], [[1, 1, ignored]], [[ignored] * 3]])
+    labels = torch.tensor([[[1, 1], [1, 0]], [[0, 0], [2, 1]]])
+    if kind == "one-hot":
+        labels = F.one_hot(labels, 3).movedim(-1, 1).float()
 
     values = score_batch(logits, labels)
 
     assert values is not None
-    assert values.tolist() == [0.5, 1.0, 0.0]
+    assert values.tolist() == [1 / 2, 1 / 3]
+
+
+def test_a_mask_that_is_all_background_scores_half() -> None:
+    """Both kinds of labels of a mask: 0 and 1 as whole numbers for two outputs, or as floating-point ones for one."""
+    labels = torch.zeros(1, 8, 8).long()
+    labels[0, 3:5, 3:5] = 1
+    outputs = torch.full((1, 1, 8, 8), -2.0)
+
+    as_classes = score_batch(torch.cat((-outputs, outputs), 1), labels)
+    as_numbers = score_batch(outputs, labels[:, None].float())
+
+    assert as_classes is not None and as_numbers is not None
+    assert as_classes.tolist() == as_numbers.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (50,)], ids=["images", "sequences"])
+def test_scores_and_likelihoods_of_positions_are_those_of_a_plain_loop(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, *shape, generator=generator)
+    labels = torch.randint(-1, 4, (6, *shape), generator=generator)
+    labels[0, :3] = 255
+    labels[1] = 2
+
+    scores = score_batch(logits, labels)
+    likelihoods = measure_likelihood(logits, labels)
+
+    assert scores is not None and likelihoods is not None
+    each = F.log_softmax(logits.double(), 1).gather(1, labels.clamp(0, 3)[:, None])[:, 0]
+    right = (logits.argmax(1) == labels).numpy()
+    assert scores.tolist() == pytest.approx(mean_by_class(right, labels.numpy()))
+    assert likelihoods.tolist() == pytest.approx(mean_by_class(each.numpy(), labels.numpy()))
+
+
+def test_a_network_that_has_lost_all_foreground_is_not_healthy() -> None:
+    """It names class 0 everywhere, right in 98% of the pixels; images have one, two or three classes."""
+    model: Any = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 3, 1))
+    nn.init.zeros_(model[1].weight)
+    model[1].bias.data = torch.tensor([1.0, 0.0, 0.0])
+    images = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(60, 8, 8).long()
+    labels[20:, 0, 0] = 1
+    labels[40:, 1, 1] = 2
+    bnlab.recalibrate(model.eval(), [images])
+
+    diagnosis = bnlab.diagnose(model, list(zip(images.split(20), labels.split(20), strict=True)), progress=False)
+
+    assert diagnosis.scores["running"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert diagnosis.verdict == "network"
+    assert "Mean accuracy of classes: 61.1% under running averages" in str(diagnosis)
 
 
 @pytest.mark.parametrize(
@@ -114,58 +164,9 @@ def test_labels_that_do_not_fit_are_described(output: Any, told: str) -> None:
     assert misfit == f"Labels [3] of int64 cannot be compared with {told}: pass evaluate=."
 
 
-def test_a_label_for_each_position_counts_by_its_share() -> None:
-    logits = torch.zeros(2, 3, 2, 2)
-    logits[:, 1] = 1.0  # class 1 everywhere
-    labels = torch.tensor([[[1, 1], [1, 0]], [[0, 0], [2, 1]]])
-
-    values = score_batch(logits, labels)
-
-    assert values is not None
-    assert values.tolist() == [0.75, 0.25]
-
-
-@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 3, 4)])
-def test_numbers_are_scored_by_their_squared_error(shape: tuple[int, ...]) -> None:
-    labels = torch.full(shape, 2.0)
-    outputs = labels.clone()
-    outputs[1] += 0.5
-
-    values = score_batch(outputs, labels)
-
-    assert values is not None
-    assert values.tolist() == [0.0, -0.25]
-
-
-@pytest.mark.parametrize(
-    ("outputs", "expected"),
-    [
-        ([-3.0, 0.3, 2.0], [1.0, 0.0, 1.0]),  # logits, of which 0.3 means 1
-        ([0.1, 0.3, 0.9], [1.0, 1.0, 1.0]),  # probabilities, of which 0.3 means 0
-    ],
-)
-def test_floating_labels_of_0_and_1_are_classes(outputs: list[float], expected: list[float]) -> None:
-    values = score_batch(torch.tensor(outputs), torch.tensor([0.0, 0.0, 1.0]))
-
-    assert values is not None
-    assert values.tolist() == expected
-
-
-@pytest.mark.parametrize(
-    ("output", "labels"),
-    [
-        (LOGITS, None),
-        (LOGITS, LABELS[:2]),
-        (LOGITS, LABELS[:, None]),
-        (LOGITS[:, 0], LABELS),
-        (LOGITS, torch.tensor([0.1, 0.2, 0.3])),
-        ("text", LABELS),
-        ((), LABELS),
-        (torch.tensor(1.0), LABELS),
-    ],
-)
-def test_what_does_not_fit_is_not_scored(output: Any, labels: Tensor | None) -> None:
-    assert score_batch(output, labels) is None
+def compare(running: list[float], exact: list[float], are_shares: bool = True) -> Any:
+    values = {"running": torch.tensor(running).double(), "exact": torch.tensor(exact).double()}
+    return Scores(values, are_shares).compare("exact", "running")
 
 
 def test_interval_of_right_and_wrong_by_hand() -> None:
@@ -173,36 +174,28 @@ def test_interval_of_right_and_wrong_by_hand() -> None:
 
     Mean 2/12; sum of squared deviations 6 − 12·(2/12)² = 17/3, of which 11 are free: variance 17/33.
     """
-    running = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 1], dtype=torch.float64)
-    exact = torch.tensor([1, 1, 1, 0, 1, 1, 1, 1, 1, 1], dtype=torch.float64)
-    scores = Scores({"running": running, "exact": exact}, are_shares=True)
-
-    gain = scores.compare("exact", "running")
+    gain = compare([0, 0, 0, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1, 1, 1, 1, 1])
 
     half = 1.96 * (17 / 33 / 12) ** 0.5
-    assert gain.images == 10
-    assert gain.value == pytest.approx(0.2)
-    assert gain.low == pytest.approx(2 / 12 - half)
-    assert gain.high == pytest.approx(2 / 12 + half)
+    assert (gain.images, gain.value) == (10, pytest.approx(0.2))
+    assert (gain.low, gain.high) == pytest.approx((2 / 12 - half, 2 / 12 + half))
 
 
 def test_equal_predictions_prove_little() -> None:
     """Two discordant images in N + 2: the interval is ±1.96·sqrt(2/(N+1)/(N+2)), 2.8/N for many."""
-    right = torch.ones(98, dtype=torch.float64)
-    gain = Scores({"running": right, "exact": right}, are_shares=True).compare("exact", "running")
+    gain = compare([1.0] * 98, [1.0] * 98)
 
     assert gain.value == 0.0
-    assert gain.high == pytest.approx(1.96 * (2 / 99 / 100) ** 0.5)
-    assert gain.low == -gain.high
+    assert (gain.low, gain.high) == pytest.approx((-gain.high, 1.96 * (2 / 99 / 100) ** 0.5))
 
 
-def test_values_between_0_and_1_get_no_further_pairs() -> None:
-    running = torch.tensor([0.5, 0.25], dtype=torch.float64)
-    exact = torch.tensor([1.0, 0.75], dtype=torch.float64)
-
-    gain = Scores({"running": running, "exact": exact}, are_shares=True).compare("exact", "running")
+def test_few_values() -> None:
+    """Values between 0 and 1 get no further pairs; one value has no interval."""
+    gain = compare([0.5, 0.25], [1.0, 0.75])
+    alone = estimate_mean(torch.tensor([0.25], dtype=torch.float64))
 
     assert (gain.value, gain.low, gain.high) == (0.5, 0.5, 0.5)
+    assert (alone.value, alone.low, alone.high) == (0.25, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize("images", [2, 6, 500])
@@ -213,23 +206,12 @@ def test_equal_values_prove_that_few_images_change(
     images: int, low: float, high: float, are_shares: bool, spread: float
 ) -> None:
     """A share of images that would have shown itself in 95% of samples, each by as much as scores can differ."""
-    values = torch.linspace(low, high, images, dtype=torch.float64)
-    gain = Scores({"running": values, "exact": values.clone()}, are_shares).compare("exact", "running")
+    values = torch.linspace(low, high, images).tolist()
+    gain = compare(values, values, are_shares)
 
-    assert (gain.value, gain.images) == (0.0, images)
-    assert gain.low == -gain.high
+    assert (gain.value, gain.images, gain.low) == (0.0, images, -gain.high)
     assert chance_of_no_change(gain.high / spread, images) == pytest.approx(0.05)
-
-
-def test_equal_values_of_500_images_follow_the_rule_of_three() -> None:
-    assert bound_unchanged(500, spread=1.0).high == pytest.approx(3 / 500, rel=0.01)
-
-
-def test_one_value_has_no_interval() -> None:
-    gain = estimate_mean(torch.tensor([0.3], dtype=torch.float64))
-
-    assert gain.value == 0.3
-    assert (gain.low, gain.high) == (-float("inf"), float("inf"))
+    assert bound_unchanged(500, spread=1.0).high == pytest.approx(3 / 500, rel=0.01)  # the rule of three
 
 
 def test_interval_of_a_mean_covers_95_percent() -> None:
@@ -256,22 +238,23 @@ def test_interval_of_right_and_wrong_covers_at_least_95_percent(gained: float, l
     assert covered >= 950 - 21
 
 
-def test_values_of_evaluate_are_read() -> None:
-    assert read_values([True, False, True], "f").tolist() == [1.0, 0.0, 1.0]
-    assert read_values(torch.tensor([[1.0], [2.0]]), "f").tolist() == [1.0, 2.0]
-
-
 @pytest.mark.parametrize(
-    ("returned", "error", "message"),
+    ("returned", "expected"),
     [
-        (0.9, TypeError, "f: evaluate returned one number, 0.9; return a value for each image"),
-        ("good", TypeError, "f: evaluate returned a str"),
-        (None, TypeError, "f: evaluate returned a NoneType"),
-        (torch.tensor(0.9), ValueError, "without an axis of images"),
-        ([], ValueError, r"returned 0 value\(s\)"),
-        ([1.0, float("nan")], ValueError, "not finite"),
+        ([True, False, True], [1.0, 0.0, 1.0]),
+        (torch.tensor([[1.0], [2.0]]), [1.0, 2.0]),
+        (0.9, "TypeError: f: evaluate returned one number, 0.9; return a value for each image"),
+        ("good", "TypeError: f: evaluate returned a str"),
+        (None, "TypeError: f: evaluate returned a NoneType"),
+        (torch.tensor(0.9), "ValueError: f: evaluate returned 1 value(s) without an axis of images"),
+        ([], "ValueError: f: evaluate returned 0 value(s)"),
+        ([1.0, math.nan], "ValueError: f: evaluate returned values that are not finite"),
     ],
 )
-def test_what_evaluate_must_not_return(returned: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_values_of_evaluate(returned: Any, expected: list[float] | str) -> None:
+    if isinstance(expected, list):
+        assert read_values(returned, "f").tolist() == expected
+        return
+    with pytest.raises((TypeError, ValueError)) as caught:
         read_values(returned, "f")
+    assert f"{caught.type.__name__}: {caught.value}".startswith(expected)
