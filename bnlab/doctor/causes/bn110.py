@@ -8,13 +8,14 @@ from itertools import pairwise
 import torch
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.cause import Cause, Severity, Signs
 from bnlab.layers import match_names
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.trace import LayerTrace
 
 _SMALL = 0.5  # of a full batch, at most
 _FEWEST = 4  # batches in an epoch: where small ones come more often, they are no last batches
+_LARGE = 0.05  # share of the averages, which such a batch has for six updates of momentum .1
 
 
 class SmallLastBatch(Cause):
@@ -22,17 +23,16 @@ class SmallLastBatch(Cause):
     `drop_last=False` say it, or the sizes of other training batches; in a trace small batches come back at even
     distances, among full ones.
 
-    It harms weights more than averages: in networks that were trained in batches of 64 or 256 at a constant rate,
-    accuracy under exact statistics fell by more than half in 13 of 14 networks right after a batch of 1/32. Thirty
-    updates later it was above its old level, in batches of 256 still four points behind full batches. What half a batch
-    does is undecided (`last_batch`).
-
     With momentum m such a batch makes up a share m of the averages right after it, and m·(1−m)^k after k more updates.
-    Where a trace ends at most 1/m updates after a small batch, and the averages are still those of its end, the finding
-    says this share.
+    It harms weights more than averages: in networks that were trained in batches of 64 or 256 at a constant rate,
+    accuracy under exact statistics fell by more than half in 13 of 14 networks right after a batch of 1/32. What half a
+    batch does is undecided (`last_batch`).
+
+    It is a warning where exact statistics score better, or where the averages are those of a trace's end and a
+    twentieth of them is of such a batch; else a note.
 
     A false alarm where the training leaves such a batch out and training_batches= does not, or where the averages were
-    computed again afterwards. So it is a note: what the averages cost is said by the verdict and by other findings.
+    computed again afterwards.
     """
 
     code = "BN110"
@@ -41,7 +41,6 @@ class SmallLastBatch(Cause):
         "Its update is made at the full learning rate, on few images, so that right after it the weights can be worse."
     )
     remedy = "Pass drop_last=True to the DataLoader; new statistics do not repair the weights, more updates do."
-    severity = "note"
     needs = ("sizes",)
 
     def look(self, case: Case) -> Signs | None:
@@ -52,7 +51,7 @@ class SmallLastBatch(Cause):
             evidence = f"the last batch of an epoch has {last:,} images of {full:,}"
         elif recorded:
             layers = list(recorded)
-            size = min(_find_size(entries) for entries in recorded.values())
+            size = min(min(entries.counts) / max(entries.counts) for entries in recorded.values())
             evidence = f"the last batch of an epoch has {100 * size:.2g}% of the values of a full one"
         else:
             return None
@@ -60,7 +59,8 @@ class SmallLastBatch(Cause):
         share = max((_find_share(case, name, entries) for name, entries in recorded.items()), default=0.0)
         if share > 0:
             evidence = f"{evidence}; it makes up {100 * share:.2g}% of the averages"
-        return Signs.of(layers, evidence)
+        severity: Severity = "warning" if case.is_costly or share > _LARGE else "note"
+        return Signs.of(layers, evidence, severity)
 
 
 def _list_recorded(case: Case) -> dict[str, LayerTrace]:
@@ -90,11 +90,6 @@ def _list_starts(counts: Sequence[int]) -> list[int]:
     """List the places at which a small batch follows a full one; a layer may be called twice with the same batch."""
     pairs = enumerate(pairwise(counts), start=1)
     return [place for place, (before, count) in pairs if count < before]
-
-
-def _find_size(entries: LayerTrace) -> float:
-    """Find the size of the small batch, as a share of a full one."""
-    return min(entries.counts) / max(entries.counts)
 
 
 def _find_share(case: Case, name: str, entries: LayerTrace) -> float:

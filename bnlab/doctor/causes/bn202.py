@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.observing import LayerView
 from bnlab.doctor.scatter import Scatter
 from bnlab.doctor.undoing import EACH_BATCH, EXACT
 
@@ -40,31 +41,21 @@ class UnlikeBatches(Cause):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        found = _list_unlike(case)
-        return Signs.of(found, _tell(found)) if found else None
+        found = {name: _compare_batches(case.find_view(name)) for name in case.seen}
+        unlike = {name: compared for name, compared in found.items() if compared is not None}
+        if not unlike:
+            return None
+        worst = max(unlike.values(), key=lambda compared: compared.ratio)
+        return Signs.of(unlike, worst.tell())
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         # A test loader may be sorted where training shuffled: then its order says nothing of the averages.
         says_something = case.training_view is not None or case.is_own_better
-        return 1.0 if says_something and _list_unlike(case) else 0.0
+        return 1.0 if says_something and self.look(case) else 0.0
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        return _tell(_list_unlike(case))
-
-
-def _list_unlike(case: Case) -> dict[str, _Comparison]:
-    """List the layers whose batches differ, with the comparison that shows most."""
-    found: dict[str, _Comparison] = {}
-    for name in case.seen:
-        unlike = [compared for compared in _compare_batches(case, name) if compared.is_unlike]
-        if unlike:
-            found[name] = max(unlike, key=lambda compared: compared.ratio)
-    return found
-
-
-def _tell(found: Mapping[str, _Comparison]) -> str:
-    worst = max(found.values(), key=lambda compared: compared.ratio)
-    return worst.tell()
+        signs = self.look(case)
+        return "" if signs is None else signs.evidence
 
 
 @dataclass(frozen=True)
@@ -74,20 +65,14 @@ class _Comparison:
     Attributes:
         ratio: variance of batches over what that of images lets expect, mean over channels.
         share: the same over the layer's variance, or, of mean squares, over the square of their mean.
-        batches: number of batches.
         are_means: whether means are compared; otherwise mean squares.
+        is_unlike: whether batches differ by more than shuffled ones.
     """
 
     ratio: float
     share: float
-    batches: int
     are_means: bool
-
-    @property
-    def is_unlike(self) -> bool:
-        most = max(_RATIO, find_chance(self.batches - 1))
-        least = _SHARE if self.are_means else _SPREAD**2
-        return self.ratio > most and self.share > least
+    is_unlike: bool
 
     def tell(self) -> str:
         """Write by how much batches differ."""
@@ -96,15 +81,17 @@ class _Comparison:
         return f"batch variances vary {self.ratio:.1f} times as much as shuffled ones, by {math.sqrt(self.share):.0%}"
 
 
-def _compare_batches(case: Case, name: str) -> list[_Comparison]:
-    """Compare means and mean squares; nothing where a layer's rows are no images, or of several calls."""
-    view = case.find_view(name)
+def _compare_batches(view: LayerView | None) -> _Comparison | None:
+    """Compare means and mean squares of batches with those of images; return what differs most, None if both may.
+
+    None also where a layer's rows are no images, or of several calls.
+    """
     if view is None or len(view.calls) > 1 or view.image_means.count < 2:
-        return []
-    return [
-        _compare(view.batch_means, view.image_means, view.pooled.var, are_means=True),
-        _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square(), are_means=False),
-    ]
+        return None
+    means = _compare(view.batch_means, view.image_means, view.pooled.var, are_means=True)
+    squares = _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square(), are_means=False)
+    unlike = [compared for compared in (means, squares) if compared.is_unlike]
+    return max(unlike, key=lambda compared: compared.ratio, default=None)
 
 
 def _compare(batches: Scatter, images: Scatter, scale: Tensor, are_means: bool) -> _Comparison:
@@ -112,7 +99,9 @@ def _compare(batches: Scatter, images: Scatter, scale: Tensor, are_means: bool) 
     expected = images.var * batches.count / images.count
     ratio = float((batches.var / expected).nanmean())
     share = float((batches.var / scale).nanmean())
-    return _Comparison(ratio, share, batches.count, are_means)
+    most = max(_RATIO, find_chance(batches.count - 1))
+    least = _SHARE if are_means else _SPREAD**2
+    return _Comparison(ratio, share, are_means, ratio > most and share > least)
 
 
 def find_chance(freedom: int) -> float:
