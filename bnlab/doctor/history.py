@@ -39,7 +39,7 @@ class History:
 
     Attributes:
         layers: by name; layers that it does not have are not there.
-        moved: names of parameters that differ.
+        moved: earlier values of the parameters that differ, by name.
         kept: share of the values of parameters with two or more axes that are bit for bit the same.
         distance: relative change of those, ‖now − then‖ / ‖then‖.
         parameters: number of parameters that both have.
@@ -48,7 +48,7 @@ class History:
     """
 
     layers: Mapping[str, LayerChange]
-    moved: tuple[str, ...]
+    moved: Mapping[str, Tensor]
     kept: float
     distance: float
     parameters: int
@@ -121,7 +121,7 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     if not changes:
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
-    moved = []
+    moved: dict[str, Tensor] = {}
     added = []
     values = 0
     same = 0
@@ -136,7 +136,7 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
         earlier = then[plain].detach().cpu()
         is_same = value == earlier
         if not bool(is_same.all()):
-            moved.append(name)
+            moved[name] = earlier
         if parameter.dim() > 1:
             values += value.numel()
             same += int(is_same.sum())
@@ -145,7 +145,7 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     kept = same / values if values else 1.0
     distance = math.sqrt(square / square_then) if square_then else 0.0
     compared = sum(1 for _ in model.parameters()) - len(added)
-    return History(changes, tuple(moved), kept, distance, compared, tuple(added), unmatched)
+    return History(changes, moved, kept, distance, compared, tuple(added), unmatched)
 
 
 def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) -> LayerChange | None:

@@ -34,6 +34,7 @@ VERDICTS: dict[str, tuple[str, ...]] = {
     "BN302": ("network",),
     "BN303": ("network",),
     "BN304": ("network",),
+    "BN305": ("network",),
     "BN901": ("network",),
     "BN108": ("averages", "averages or images"),
     **dict.fromkeys(

@@ -115,7 +115,7 @@ def test_pruned_weights_with_their_masks_have_moved() -> None:
 
     assert list_codes(diagnosis) == ["BN106"]
     history = get_history(diagnosis)
-    assert history.moved == ("3.weight_orig", "6.weight_orig")
+    assert tuple(history.moved) == ("3.weight_orig", "6.weight_orig")
     # 128 values stay, and half of 256 and of 64.
     assert history.kept == pytest.approx((128 + 128 + 32) / 448)
     assert history.unmatched == ""
@@ -129,4 +129,4 @@ def test_pruned_weights_are_the_same_with_their_masks_and_without() -> None:
 
     for now, before in ((model, without_masks), (without_masks, model), (model, model)):
         history = get_history(diagnose(now, before=before))
-        assert (history.parameters, history.moved, history.unmatched) == (8, (), "")
+        assert (history.parameters, history.moved, history.unmatched) == (8, {}, "")
