@@ -32,9 +32,7 @@ class SmallBatches(Cause):
 
     code = "BN203"
     title = "small batches"
-    meaning = (
-        "Statistics of so few images are noisy, the variance low by (n−1)/n, and the network learns with these."
-    )
+    meaning = "Statistics of so few images are noisy, the variance low by (n−1)/n, and the network learns with these."
     remedy = "Train with larger or synchronized batches, on more images if these are few, or with another norm."
     undone_by = (EXACT, EACH_BATCH)
     needs = ("data",)
