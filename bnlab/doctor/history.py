@@ -55,11 +55,6 @@ class History:
     added: tuple[str, ...] = ()
     unmatched: str = ""
 
-    @property
-    def is_trained(self) -> bool:
-        """Return whether any parameter has changed."""
-        return bool(self.moved)
-
 
 def read_state(source: Any, caller: str) -> Mapping[str, Any]:
     """Read a state dict: of a module, itself, or from a file (safetensors, or torch's with `weights_only=True`).
@@ -73,7 +68,7 @@ def read_state(source: Any, caller: str) -> Mapping[str, Any]:
     if isinstance(source, (str, Path)):
         return read_state_file(Path(source), caller)
     if isinstance(source, Mapping):
-        return unwrap_state(source)
+        return _unwrap(source)
     raise TypeError(f"{caller} is a {type(source).__name__}; pass a module, a state dict, or a file of one")
 
 
@@ -96,10 +91,10 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
         raise ValueError(f"{caller} {path}: cannot be read ({reason}); pass safetensors or a state dict") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{caller} {path}: holds a {type(state).__name__}; pass safetensors or a state dict")
-    return unwrap_state(state)
+    return _unwrap(state)
 
 
-def unwrap_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state dict inside of what trainers save."""
     inner = state.get("state_dict")
     return inner if isinstance(inner, Mapping) else state
@@ -113,39 +108,23 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     """
     now = simplify_state(model.state_dict())
     then, unmatched = match_states(now, simplify_state(before), map(strip_wrappers, layers), caller)
-    changes: dict[str, LayerChange] = {}
-    for name, layer in layers.items():
-        change = _compare_buffers(strip_wrappers(name), layer, then)
-        if change is not None:
-            changes[name] = change
+    compared = {name: _compare_buffers(strip_wrappers(name), layer, then) for name, layer in layers.items()}
+    changes = {name: change for name, change in compared.items() if change is not None}
     if not changes:
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
-    moved: dict[str, Tensor] = {}
-    added = []
-    values = 0
-    same = 0
-    square = 0.0
-    square_then = 0.0
-    for name, parameter in model.named_parameters():
-        plain = simplify_name(name, now)
-        if plain not in then:
-            added.append(name)
-            continue
-        value = now[plain].detach().cpu()
-        earlier = then[plain].detach().cpu()
-        is_same = value == earlier
-        if not bool(is_same.all()):
-            moved[name] = earlier
-        if parameter.dim() > 1:
-            values += value.numel()
-            same += int(is_same.sum())
-            square += float((value.double() - earlier.double()).square().sum())
-            square_then += float(earlier.double().square().sum())
-    kept = same / values if values else 1.0
+    names = {name: simplify_name(name, now) for name, _ in model.named_parameters()}
+    pairs = {name: (now[plain].detach().cpu(), then[plain].cpu()) for name, plain in names.items() if plain in then}
+    moved = {name: earlier for name, (value, earlier) in pairs.items() if not bool((value == earlier).all())}
+    matrices = [pair for pair in pairs.values() if pair[0].dim() > 1]
+    size = sum(value.numel() for value, _ in matrices)
+    same = sum(int((value == earlier).sum()) for value, earlier in matrices)
+    square = sum(float((value.double() - earlier.double()).square().sum()) for value, earlier in matrices)
+    square_then = sum(float(earlier.double().square().sum()) for _, earlier in matrices)
+    kept = same / size if size else 1.0
     distance = math.sqrt(square / square_then) if square_then else 0.0
-    compared = sum(1 for _ in model.parameters()) - len(added)
-    return History(changes, moved, kept, distance, compared, tuple(added), unmatched)
+    added = tuple(name for name in names if name not in pairs)
+    return History(changes, moved, kept, distance, len(pairs), added, unmatched)
 
 
 def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) -> LayerChange | None:

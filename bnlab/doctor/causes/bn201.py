@@ -39,5 +39,5 @@ def _is_ordinary(case: Case, name: str) -> bool:
     """Return whether a layer remembers some batches, of more than a few values."""
     view = case.find_view(name)
     momentum = case.layers[name].momentum
-    is_ordinary = momentum is None or 0 < momentum <= MOMENTUM_IS_LARGE
-    return is_ordinary and view is not None and view.values > FEW_VALUES
+    remembers = momentum is None or 0 < momentum <= MOMENTUM_IS_LARGE
+    return remembers and view is not None and view.values > FEW_VALUES
