@@ -114,16 +114,25 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
     names = {name: simplify_name(name, now) for name, _ in model.named_parameters()}
-    pairs = {name: (now[plain].detach().cpu(), then[plain].cpu()) for name, plain in names.items() if plain in then}
-    moved = {name: earlier for name, (value, earlier) in pairs.items() if not bool((value == earlier).all())}
-    matrices = [pair for pair in pairs.values() if pair[0].dim() > 1]
-    size = sum(value.numel() for value, _ in matrices)
-    same = sum(int((value == earlier).sum()) for value, earlier in matrices)
-    square = sum(float((value.double() - earlier.double()).square().sum()) for value, earlier in matrices)
-    square_then = sum(float(earlier.double().square().sum()) for _, earlier in matrices)
-    kept = same / size if size else 1.0
-    distance = math.sqrt(square / square_then) if square_then else 0.0
+    pairs = {name: (now[plain].detach(), then[plain].detach()) for name, plain in names.items() if plain in then}
     added = tuple(name for name in names if name not in pairs)
+    moved = {}
+    values = 0
+    same = 0
+    square = 0.0
+    square_then = 0.0
+    for name, pair in pairs.items():
+        value, earlier = (tensor.cpu() for tensor in pair)
+        is_same = value == earlier
+        if not bool(is_same.all()):
+            moved[name] = earlier
+        if value.dim() > 1:
+            values += value.numel()
+            same += int(is_same.sum())
+            square += float((value.double() - earlier.double()).square().sum())
+            square_then += float(earlier.double().square().sum())
+    kept = same / values if values else 1.0
+    distance = math.sqrt(square / square_then) if square_then else 0.0
     return History(changes, moved, kept, distance, len(pairs), added, unmatched)
 
 

@@ -44,10 +44,15 @@ def compare_with_drift(case: Case, layers: Sequence[str]) -> Drift | None:
     if not known:
         return None
     exact = case.read_exact(known)
-    gaps = torch.cat([_scale(case, name, case.buffers[name] - exact[name]) for name in known])
-    predicted = torch.cat([_scale(case, name, lag) for name, lag in known.items()])
-    cosine = torch.cosine_similarity(gaps, predicted, dim=0)
-    return Drift(float(cosine), float(gaps.norm() / predicted.norm()))
+    gaps = []
+    predicted = []
+    for name, lag in known.items():
+        gaps.append(_scale(case, name, case.buffers[name] - exact[name]))
+        predicted.append(_scale(case, name, lag))
+    all_gaps = torch.cat(gaps)
+    all_lags = torch.cat(predicted)
+    cosine = torch.cosine_similarity(all_gaps, all_lags, dim=0)
+    return Drift(float(cosine), float(all_gaps.norm() / all_lags.norm()))
 
 
 def _predict_lag(case: Case, name: str) -> Tensor | None:
@@ -60,13 +65,17 @@ def _predict_lag(case: Case, name: str) -> Tensor | None:
             entries = traces[recorded[name]]
             if entries.end is None or not len(entries):
                 return None
-            # A quarter of the batches that the average remembers are of nearly the same weights.
-            few = min(_FEW, math.ceil(1 / (4 * momentum))) if momentum else _FEW
-            return entries.end.cpu().double() - entries.moments[-few:].cpu().double().mean(0)
+            few = _FEW
+            if momentum:  # a quarter of the batches that the average remembers are of nearly the same weights
+                few = min(few, math.ceil(1 / (4 * momentum)))
+            latest = entries.moments[-few:].cpu().double()
+            return entries.end.cpu().double() - latest.mean(0)
 
     change = None if case.history is None else case.history.layers.get(name)
-    spans = (change.updates or 0) * (momentum or 0) if change is not None else 0
-    if change is None or not 0 < spans <= _MOST_SPANS:
+    if change is None:
+        return None
+    spans = (change.updates or 0) * (momentum or 0)
+    if not 0 < spans <= _MOST_SPANS:
         return None
     # The average moves in an update by m times what it lags.
     return (change.buffers.double() - case.buffers[name]) / spans

@@ -21,12 +21,18 @@ class NotFinite(Cause):
     severity = "error"
 
     def look(self, case: Case) -> Signs | None:
-        # A variance beyond the layer's type is another fault, whatever has become of it.
-        layers = case.select(lambda name: has_bad_values(case.buffers[name]) and not has_overflown(case.layers[name]))
+        spoiled = case.select(lambda name: has_bad_values(case.buffers[name]))
+        # A variance beyond the layer's type is another fault.
+        layers = [name for name in spoiled if not has_overflown(case.layers[name])]
         if not layers:
             return None
         first = layers[0]
         buffers = case.buffers[first]
-        counts = {"not finite": int((~buffers.isfinite().all(0)).sum()), "negative": int((buffers[1] < 0).sum())}
+        is_finite = buffers.isfinite().all(0)
+        counts = {
+            "not finite": int((~is_finite).sum()),
+            "negative": int((buffers[1] < 0).sum()),
+        }
         told = " and ".join(f"{what} in {count}" for what, count in counts.items() if count)
-        return Signs.of(layers, f"{told} of {buffers.shape[1]} channels of {first!r}, the first in depth")
+        channels = buffers.shape[1]
+        return Signs.of(layers, f"{told} of {channels} channels of {first!r}, the first in depth")

@@ -22,8 +22,8 @@ class OnItsWay(Cause):
 
     After t updates of momentum m the start has the weight (1−m)^t: there were too few updates, or the momentum is too
     small for them. It is undone by taking this weight out, (r − w·start)/(1 − w). Without data count and momentum are
-    believed if what they predict is off by more than .2, and no variance, of all layers with the same count, is smaller
-    than what the start alone leaves of its 1.
+    believed if the weight is above .2, and no variance, of all layers with the same count, is smaller than what the
+    start alone leaves of its 1.
 
     A false alarm without data where the count is wrong: it began again on averages that were there before, or momentum
     was larger earlier.
@@ -55,9 +55,10 @@ class OnItsWay(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         weights = _list_weights(case)
-        worst = max((name for name in weights if name in layers), key=lambda name: weights[name], default=None)
-        if worst is None:
+        of_layers = [name for name in weights if name in layers]
+        if not of_layers:
             return ""
+        worst = max(of_layers, key=lambda name: weights[name])
         updates = count_things(case.count_updates(worst) or 0, "update")
         way = 100 * (1 - weights[worst])
         return f"{updates} of momentum {case.layers[worst].momentum:g}: {way:.2g}% of the way"
@@ -68,7 +69,8 @@ class OnItsWay(Cause):
         weights = _list_weights(case)
         # A variance is no smaller than what the start leaves of its 1, up to rounding.
         refuted = {weight for name, weight in weights.items() if case.buffers[name][1].min() < 0.999 * weight}
-        layers = [name for name, weight in weights.items() if weight not in refuted and _is_far(case, name, weight)]
+        believed = {name: weight for name, weight in weights.items() if weight not in refuted}
+        layers = [name for name, weight in believed.items() if weight > START_SHOWS]
         return Signs.of(layers, self.describe(case, layers))
 
 
@@ -82,13 +84,3 @@ def _take_out_start(buffers: Tensor, weight: float) -> Tensor:
     """Take the start out of averages [2, C]: what they are on the way to."""
     mean, var = (buffers - weight * _START) / max(1 - weight, 1e-12)
     return torch.stack((mean, var.clamp(min=0)))
-
-
-def _is_far(case: Case, name: str, weight: float) -> bool:
-    """Return whether what a layer's averages are on the way to is far from where they are."""
-    eps = case.layers[name].eps
-    mean, var = case.buffers[name]
-    goal_mean, goal_var = _take_out_start(case.buffers[name], weight)
-    mean_gap = (mean - goal_mean).abs() / (goal_var + eps).sqrt()
-    var_gap = ((var + eps) / (goal_var + eps)).log().abs()
-    return max(float(mean_gap.median()), float(var_gap.median())) > START_SHOWS

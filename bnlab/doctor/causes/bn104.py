@@ -41,9 +41,14 @@ class FrozenButMoving(Cause):
     def list_layers(self, case: Case) -> Sequence[str]:
         leading = takewhile(lambda parameter: not parameter.requires_grad, case.model.parameters())
         settled = {id(parameter) for parameter in leading}
-        frozen = [name for name in case.select(case.is_frozen) if id(case.layers[name].weight) in settled]
         changes = {} if case.history is None else case.history.layers
-        return [name for name in frozen if name not in changes or not changes[name].is_same]
+        stayed = [name for name, change in changes.items() if change.is_same]
+
+        def may_have_moved(name: str) -> bool:
+            is_settled = id(case.layers[name].weight) in settled
+            return case.is_frozen(name) and is_settled and name not in stayed
+
+        return case.select(may_have_moved)
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         told = []

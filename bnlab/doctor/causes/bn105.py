@@ -44,9 +44,9 @@ class UpdatedWithoutTraining(Cause):
         history = get_history(case)
         if history.moved or not history.parameters:
             return []
-        updates = {name: change.updates or 0 for name, change in history.layers.items()}
+        updated = [name for name, change in history.layers.items() if (change.updates or 0) > 0]
         # Frozen layers beside others that are trained are another cause.
-        return case.select(lambda name: updates.get(name, 0) > 0 and not case.is_frozen(name))
+        return [name for name in updated if not case.is_frozen(name)]
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         history = get_history(case)

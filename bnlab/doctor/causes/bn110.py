@@ -19,17 +19,14 @@ _LARGE = 0.05  # share of the averages, which such a batch has for six updates o
 
 
 class SmallLastBatch(Cause):
-    """The last batch of an epoch has at most half as many images as a full one. The lengths of a DataLoader with
-    `drop_last=False` say it, or the sizes of other training batches; in a trace small batches come back at even
-    distances, among full ones.
+    """The last batch of an epoch has at most half as many images as a full one: by the lengths of a DataLoader, by the
+    sizes of other training batches, or by few small batches among full ones in a trace.
 
     With momentum m such a batch makes up a share m of the averages right after it, and m·(1−m)^k after k more updates.
-    It harms weights more than averages: in networks that were trained in batches of 64 or 256 at a constant rate,
-    accuracy under exact statistics fell by more than half in 13 of 14 networks right after a batch of 1/32. What half a
-    batch does is undecided (`last_batch`).
+    It harms weights more: in batches of 64 or 256 at a constant rate, accuracy under exact statistics fell by more than
+    half in 13 of 14 networks right after a batch of 1/32. What half a batch does is undecided (`last_batch`).
 
-    It is a warning where exact statistics score better, or where the averages are those of a trace's end and a
-    twentieth of them is of such a batch; else a note.
+    It is a warning where exact statistics score better, or where a twentieth of the averages is of such a batch.
 
     A false alarm where the training leaves such a batch out and training_batches= does not, or where the averages were
     computed again afterwards.
@@ -73,17 +70,11 @@ def _list_recorded(case: Case) -> dict[str, LayerTrace]:
 
 
 def _recur(counts: Sequence[int]) -> bool:
-    """Return whether all batches are full but for small ones of one size, at even distances up to the end."""
-    sizes = sorted(set(counts))
-    if len(sizes) != 2 or sizes[0] > _SMALL * sizes[1]:
+    """Return whether all batches are full but for few small ones of one size."""
+    if len(set(counts)) != 2 or min(counts) > _SMALL * max(counts):
         return False
     starts = _list_starts(counts)
-    if not starts or _FEWEST * len(starts) > len(counts):
-        return False
-
-    distances = {later - earlier for earlier, later in pairwise(starts)}
-    epoch = distances.pop() if distances else starts[0] + 1
-    return not distances and len(counts) - starts[-1] <= epoch
+    return 0 < _FEWEST * len(starts) <= len(counts)
 
 
 def _list_starts(counts: Sequence[int]) -> list[int]:

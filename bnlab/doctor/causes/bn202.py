@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -41,12 +40,15 @@ class UnlikeBatches(Cause):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        found = {name: _compare_batches(case.find_view(name)) for name in case.seen}
-        unlike = {name: compared for name, compared in found.items() if compared is not None}
+        unlike: dict[str, tuple[float, str]] = {}
+        for name in case.seen:
+            found = _compare_batches(case.find_view(name))
+            if found:
+                unlike[name] = max(found)
         if not unlike:
             return None
-        worst = max(unlike.values(), key=lambda compared: compared.ratio)
-        return Signs.of(unlike, worst.tell())
+        _, told = max(unlike.values())
+        return Signs.of(unlike, told)
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         # A test loader may be sorted where training shuffled: then its order says nothing of the averages.
@@ -58,50 +60,34 @@ class UnlikeBatches(Cause):
         return "" if signs is None else signs.evidence
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """A moment of batches compared with that of images.
+def _compare_batches(view: LayerView | None) -> list[tuple[float, str]]:
+    """Compare means and mean squares of batches with those of images, where a layer's rows are images of one call.
 
-    Attributes:
-        ratio: variance of batches over what that of images lets expect, mean over channels.
-        share: the same over the layer's variance, or, of mean squares, over the square of their mean.
-        are_means: whether means are compared; otherwise mean squares.
-        is_unlike: whether batches differ by more than shuffled ones.
-    """
-
-    ratio: float
-    share: float
-    are_means: bool
-    is_unlike: bool
-
-    def tell(self) -> str:
-        """Write by how much batches differ."""
-        if self.are_means:
-            return f"batch means vary {self.ratio:.1f} times as much as shuffled ones, {self.share:.0%} of the variance"
-        return f"batch variances vary {self.ratio:.1f} times as much as shuffled ones, by {math.sqrt(self.share):.0%}"
-
-
-def _compare_batches(view: LayerView | None) -> _Comparison | None:
-    """Compare means and mean squares of batches with those of images; return what differs most, None if both may.
-
-    None also where a layer's rows are no images, or of several calls.
+    Returns:
+        For each that differs by more than shuffled batches do: how many times as much, and the same in words.
     """
     if view is None or len(view.calls) > 1 or view.image_means.count < 2:
-        return None
-    means = _compare(view.batch_means, view.image_means, view.pooled.var, are_means=True)
-    squares = _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square(), are_means=False)
-    unlike = [compared for compared in (means, squares) if compared.is_unlike]
-    return max(unlike, key=lambda compared: compared.ratio, default=None)
+        return []
+    found = []
+    most = max(_RATIO, find_chance(view.batch_means.count - 1))
+    ratio, share = _compare(view.batch_means, view.image_means, view.pooled.var)
+    if ratio > most and share > _SHARE:
+        told = f"batch means vary {ratio:.1f} times as much as shuffled ones, {share:.0%} of the variance"
+        found.append((ratio, told))
+
+    ratio, share = _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square())
+    if ratio > most and share > _SPREAD**2:
+        told = f"batch variances vary {ratio:.1f} times as much as shuffled ones, by {math.sqrt(share):.0%}"
+        found.append((ratio, told))
+    return found
 
 
-def _compare(batches: Scatter, images: Scatter, scale: Tensor, are_means: bool) -> _Comparison:
+def _compare(batches: Scatter, images: Scatter, scale: Tensor) -> tuple[float, float]:
     """Compare the variance [C] of batches with what that of images lets expect, and with a scale [C]."""
     expected = images.var * batches.count / images.count
-    ratio = float((batches.var / expected).nanmean())
-    share = float((batches.var / scale).nanmean())
-    most = max(_RATIO, find_chance(batches.count - 1))
-    least = _SHARE if are_means else _SPREAD**2
-    return _Comparison(ratio, share, are_means, ratio > most and share > least)
+    ratio = (batches.var / expected).nanmean()
+    share = (batches.var / scale).nanmean()
+    return float(ratio), float(share)
 
 
 def find_chance(freedom: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import dropwhile
 
 import torch
@@ -43,12 +42,14 @@ class SeveralPopulations(Cause):
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
-        calls = {name: view.calls for name, view in case.data.view.layers.items() if len(view.calls) > 1}
-        several = {name: calls[name] for name in patient.exact if name in calls}
-        if several and self.look(case):
-            degrees = sum(2 * len(moments.mean) for of_layer in several.values() for moments in of_layer)
-            told = "the statistics of each call by itself"
-            yield Undo(told, tuple(several), degrees, write_each_call(case.layers, several))
+        if self.look(case) is None:
+            return
+        views = case.data.view.layers
+        calls = {name: views[name].calls for name in patient.exact if name in views}
+        several = {name: moments for name, moments in calls.items() if len(moments) > 1}
+        degrees = sum(2 * case.layers[name].num_features * len(moments) for name, moments in several.items())
+        told = "the statistics of each call by itself"
+        yield Undo(told, tuple(several), degrees, write_each_call(case.layers, several))
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         return 1.0 if self.look(case) else 0.0
@@ -58,60 +59,45 @@ class SeveralPopulations(Cause):
         return "" if signs is None else signs.evidence
 
     def look(self, case: Case) -> Signs | None:
-        compared = _compare_calls(case)
-        unlike = [name for name, calls in compared.items() if calls.are_unlike or case.is_own_better]
+        views = case.data.view.layers
+        called = [name for name in case.seen if name in views and len(views[name].calls) > 1]
+        several = [name for name in called if views[name].image_means.count > 1]  # whose rows are images
+        unlike: dict[str, tuple[float, str]] = {}
+        for name in several:
+            are_unlike, share, told = _compare_calls(views[name])
+            if are_unlike or case.is_own_better:
+                unlike[name] = share, told
         if not unlike:
             return None
-        worst = max(unlike, key=lambda name: compared[name].share)
+        _, told = max(unlike.values())
         # Layers behind are named too: each call's own statistics have made what these are given alike.
-        behind = dropwhile(lambda name: name not in unlike, compared)
-        return Signs.of(behind, compared[worst].tell())
+        behind = dropwhile(lambda name: name not in unlike, several)
+        return Signs.of(behind, told)
 
 
-@dataclass(frozen=True)
-class _Calls:
-    """A layer's calls in a forward, compared.
-
-    Attributes:
-        number: how many there are.
-        share: of the variance that lies between calls, mean over channels.
-        log_ratio: of the largest and the smallest variance of a call, median over channels.
-        are_unlike: whether they differ by more than calls of one population do.
-    """
-
-    number: int
-    share: float
-    log_ratio: float
-    are_unlike: bool
-
-    def tell(self) -> str:
-        """Write by how much they differ."""
-        share = f"means make up {self.share:.0%} of the variance"
-        times = f"variances differ {math.exp(self.log_ratio):.1f}-fold"
-        return f"{self.number} calls a forward: their {share}, their {times}"
-
-
-def _compare_calls(case: Case) -> dict[str, _Calls]:
-    """Compare the calls of layers that have several, and whose rows are images."""
-    views = case.data.view.layers
-    several = [name for name in case.seen if name in views and len(views[name].calls) > 1]
-    return {name: _compare(views[name]) for name in several if views[name].image_means.count > 1}
-
-
-def _compare(view: LayerView) -> _Calls:
-    """Compare the calls of a layer.
+def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
+    """Compare the calls of a layer in a forward.
 
     Means of so many images differ by chance, and variances by less than 8/sqrt(images), also where images differ much
     in contrast.
+
+    Returns:
+        Whether they differ by more than calls of one population do, which share of the variance lies between them, and
+        by how much they differ, in words.
     """
     number = len(view.calls)
     pooled = view.pooled
-    variances = torch.stack([call.var for call in view.calls])
     within = sum(call.var * call.count for call in view.calls) / pooled.count
     share = float((1 - within / pooled.var).nanmean())
-    log_ratio = float((variances.amax(0) / variances.amin(0)).log().nanmedian())
+
+    variances = torch.stack([call.var for call in view.calls])
+    ratio = variances.amax(0) / variances.amin(0)
+    log_ratio = float(ratio.log().nanmedian())
 
     images = view.image_means.count / number
     by_chance = float((view.image_means.var / pooled.var).nanmean()) / images
-    are_unlike = share > max(_SHARE, 20 * by_chance) or log_ratio > max(_LOG_RATIO, 8 / math.sqrt(images))
-    return _Calls(number, share, log_ratio, are_unlike)
+    most_share = max(_SHARE, 20 * by_chance)
+    most_ratio = max(_LOG_RATIO, 8 / math.sqrt(images))
+    times = f"variances differ {math.exp(log_ratio):.1f}-fold"
+    told = f"{number} calls a forward: their means make up {share:.0%} of the variance, their {times}"
+    return share > most_share or log_ratio > most_ratio, share, told

@@ -64,12 +64,16 @@ def _is_folded(case: Case, name: str) -> bool:
         return False
     weight = layer.weight.detach().abs().cpu().double()
     bias = layer.bias.detach().cpu().double()
+
     moments = case.data.exact[name]
-    off = torch.stack(((moments.mean - bias) / weight, (moments.var.sqrt() / weight).log()))
+    mean_off = (moments.mean - bias) / weight
+    ratio = moments.var.sqrt() / weight
+    off = torch.stack((mean_off, ratio.log()))
 
     # Weights and biases that are nearly the same in all channels would fit by chance.
     own = torch.stack((bias / weight, weight.log()))
-    return _average_size(off) < _AGREES * _average_size(own - own.mean(1, keepdim=True))
+    spread = own - own.mean(1, keepdim=True)
+    return _average_size(off) < _AGREES * _average_size(spread)
 
 
 def _find_lost_bias(case: Case, name: str) -> Tensor | None:
