@@ -39,7 +39,7 @@ class History:
 
     Attributes:
         layers: by name; layers that it does not have are not there.
-        moved: names of parameters that differ.
+        moved: earlier values of the parameters that differ, by name.
         kept: share of the values of parameters with two or more axes that are bit for bit the same.
         distance: relative change of those, ‖now − then‖ / ‖then‖.
         parameters: number of parameters that both have.
@@ -48,17 +48,12 @@ class History:
     """
 
     layers: Mapping[str, LayerChange]
-    moved: tuple[str, ...]
+    moved: Mapping[str, Tensor]
     kept: float
     distance: float
     parameters: int
     added: tuple[str, ...] = ()
     unmatched: str = ""
-
-    @property
-    def is_trained(self) -> bool:
-        """Return whether any parameter has changed."""
-        return bool(self.moved)
 
 
 def read_state(source: Any, caller: str) -> Mapping[str, Any]:
@@ -73,7 +68,7 @@ def read_state(source: Any, caller: str) -> Mapping[str, Any]:
     if isinstance(source, (str, Path)):
         return read_state_file(Path(source), caller)
     if isinstance(source, Mapping):
-        return unwrap_state(source)
+        return _unwrap(source)
     raise TypeError(f"{caller} is a {type(source).__name__}; pass a module, a state dict, or a file of one")
 
 
@@ -96,10 +91,10 @@ def read_state_file(path: Path, caller: str) -> Mapping[str, Any]:
         raise ValueError(f"{caller} {path}: cannot be read ({reason}); pass safetensors or a state dict") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{caller} {path}: holds a {type(state).__name__}; pass safetensors or a state dict")
-    return unwrap_state(state)
+    return _unwrap(state)
 
 
-def unwrap_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state dict inside of what trainers save."""
     inner = state.get("state_dict")
     return inner if isinstance(inner, Mapping) else state
@@ -113,39 +108,32 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     """
     now = simplify_state(model.state_dict())
     then, unmatched = match_states(now, simplify_state(before), map(strip_wrappers, layers), caller)
-    changes: dict[str, LayerChange] = {}
-    for name, layer in layers.items():
-        change = _compare_buffers(strip_wrappers(name), layer, then)
-        if change is not None:
-            changes[name] = change
+    compared = {name: _compare_buffers(strip_wrappers(name), layer, then) for name, layer in layers.items()}
+    changes = {name: change for name, change in compared.items() if change is not None}
     if not changes:
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
-    moved = []
-    added = []
+    names = {name: simplify_name(name, now) for name, _ in model.named_parameters()}
+    pairs = {name: (now[plain].detach(), then[plain].detach()) for name, plain in names.items() if plain in then}
+    added = tuple(name for name in names if name not in pairs)
+    moved = {}
     values = 0
     same = 0
     square = 0.0
     square_then = 0.0
-    for name, parameter in model.named_parameters():
-        plain = simplify_name(name, now)
-        if plain not in then:
-            added.append(name)
-            continue
-        value = now[plain].detach().cpu()
-        earlier = then[plain].detach().cpu()
+    for name, pair in pairs.items():
+        value, earlier = (tensor.cpu() for tensor in pair)
         is_same = value == earlier
         if not bool(is_same.all()):
-            moved.append(name)
-        if parameter.dim() > 1:
+            moved[name] = earlier
+        if value.dim() > 1:
             values += value.numel()
             same += int(is_same.sum())
             square += float((value.double() - earlier.double()).square().sum())
             square_then += float(earlier.double().square().sum())
     kept = same / values if values else 1.0
     distance = math.sqrt(square / square_then) if square_then else 0.0
-    compared = sum(1 for _ in model.parameters()) - len(added)
-    return History(changes, tuple(moved), kept, distance, compared, tuple(added), unmatched)
+    return History(changes, moved, kept, distance, len(pairs), added, unmatched)
 
 
 def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) -> LayerChange | None:

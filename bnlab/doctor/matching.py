@@ -32,9 +32,9 @@ def match_states(
         ValueError: several parts of the other state may be this model.
     """
     prefix = _find_prefix(now, then, layers, caller)
-    shared = {name: then[prefix + name] for name in now if _is_same_shape(name, now, prefix, then)}
-    taken = {prefix + name for name in shared}
+    shared = _share(now, then, prefix)
     missing = _list_layers(name for name in now if name not in shared)
+    taken = {prefix + name for name in shared}
     others = _list_layers(name for name in then if name not in taken)
     sentences = []
     if prefix:
@@ -49,8 +49,7 @@ def match_states(
 def simplify_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Take out of names what wrappers have added, and give pruned weights their mask and the name they had before."""
     plain = {strip_wrappers(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    masks = [name for name in plain if name.endswith(_MASK)]
-    for mask in masks:
+    for mask in [name for name in plain if name.endswith(_MASK)]:
         name = mask.removesuffix(_MASK)
         if name + _ORIGINAL in plain:
             plain[name] = plain.pop(name + _ORIGINAL) * plain.pop(mask)
@@ -71,15 +70,13 @@ def name_tensor(layer: str, tensor: str) -> str:
 def _find_prefix(now: Mapping[str, Tensor], then: Mapping[str, Tensor], layers: Iterable[str], caller: str) -> str:
     """Find the prefix under which all batch norms of the model are; "" where there is none."""
     means = [name_tensor(layer, "running_mean") for layer in layers]
-    counts = {}  # of tensors that both have, under each prefix
-    for prefix in ("", *(name.removesuffix(means[0]) for name in then if name.endswith(f".{means[0]}"))):
-        if all(_is_same_shape(mean, now, prefix, then) for mean in means):
-            counts[prefix] = sum(_is_same_shape(name, now, prefix, then) for name in now)
+    prefixes = ["", *(name.removesuffix(means[0]) for name in then if name.endswith(f".{means[0]}"))]
+    shared = {prefix: _share(now, then, prefix) for prefix in prefixes}
+    counts = {prefix: len(tensors) for prefix, tensors in shared.items() if all(mean in tensors for mean in means)}
     if "" in counts or not counts:
         return ""
 
-    most = max(counts.values())
-    best = [prefix for prefix, count in counts.items() if count == most]
+    best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
     if len(best) > 1:
         raise ValueError(
             f"{caller}: before= has this model's layers under each of {join_names(best)}; pass a state dict of one"
@@ -87,9 +84,10 @@ def _find_prefix(now: Mapping[str, Tensor], then: Mapping[str, Tensor], layers: 
     return best[0]
 
 
-def _is_same_shape(name: str, now: Mapping[str, Tensor], prefix: str, then: Mapping[str, Tensor]) -> bool:
-    other = then.get(prefix + name)
-    return other is not None and other.shape == now[name].shape
+def _share(now: Mapping[str, Tensor], then: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """List the tensors that both have, in the same shape, under a prefix in the other one."""
+    others = {name: then[prefix + name] for name in now if prefix + name in then}
+    return {name: other for name, other in others.items() if other.shape == now[name].shape}
 
 
 def _list_layers(names: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The numbers from which on something counts, each with what it was calibrated on."""
 
 START_FORGOTTEN = 0.005  # weight (1−m)^t of the start; what is left of it is below the noise of an average of m = .1
-START_SHOWS = 0.2  # σ, or log ratio: a predicted gap that is worth a warning while its cost is not known
+START_SHOWS = 0.2  # weight of the start that is worth a warning while its cost is not known
 MOMENTUM_IS_LARGE = 0.5  # a memory of fewer than three batches; torchvision's networks have .1 or less, MaxViT .99
 FEW_VALUES = 50  # in a channel of a batch: the variance is low by 2% and noisy
 SCALE_SHOWS = 0.02  # log scale, or shift in units of the scale: images of the same data set differ by less

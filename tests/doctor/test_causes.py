@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.doctor_report_classifiers import overfit_a_regression
 from bnlab import diagnose
 from bnlab.doctor import Cause, Signs, Undo, list_causes
 from bnlab.doctor.case import Case
@@ -17,7 +19,7 @@ from bnlab.doctor.cause import Severity
 from bnlab.doctor.findings import Finding, grade_cost, sort_findings
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.undoing import EXACT, write_averages
-from tests.doctor import digits
+from tests.doctor import digits, points
 from tests.doctor.causes import Planted
 from tests.doctor.patients import break_one_layer, multiply_averages, reset_averages
 from tests.helpers import unchanged
@@ -245,3 +247,63 @@ def test_each_cause_looks_and_proposes_of_itself() -> None:
         code_lines = [line for line in source.split('"""')[::2] for line in line.splitlines()]
         named = {code for code in codes for line in code_lines if code in line.partition("#")[0]}
         assert named == {cause.code}, cause.code
+
+
+# Small batches, and a training that went wrong
+
+
+def test_two_batches_that_were_learnt_by_heart_are_named_by_their_images() -> None:
+    given = overfit_a_regression()
+
+    diagnosis = diagnose(given.model, given.batches, progress=False)
+
+    first = diagnosis.faults[0]
+    assert (diagnosis.verdict, first.cause.code) == ("batches", "BN203"), str(diagnosis)
+    assert "2 batches of 50 images" in first.evidence
+    assert "larger" in first.cause.remedy and "more images" in first.cause.remedy
+
+
+def train_too_fast(model: nn.Sequential) -> None:
+    points.train(model, points.make_batches(20, size=4, seed=4), lr=0.2, falls=False)
+
+
+def train_and_shift_averages(model: nn.Sequential) -> None:
+    points.train(model, points.make_batches(20, seed=3), lr=0.001)
+    for name in ("1", "4"):
+        mean, var = points.get_buffers(model, name)
+        mean.add_(var.sqrt() * torch.randn(16, generator=torch.Generator().manual_seed(0)))
+
+
+def add_a_layer(model: nn.Sequential) -> None:
+    train_too_fast(model)
+    head = nn.Linear(4, 4)
+    nn.init.eye_(head.weight)
+    model.append(head)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "is_tried"),
+    [
+        (train_too_fast, "network", True),
+        (train_and_shift_averages, "averages or images", False),  # exact statistics bring back as much
+        (lambda model: points.train(model, points.make_batches(20, seed=3), lr=0.001), "healthy", False),
+        (add_a_layer, None, False),  # which the earlier one does not have
+    ],
+)
+def test_a_better_network_of_before_is_gone_back_to_where_averages_do_not_bring_it_back(
+    change: Callable[[nn.Sequential], None], verdict: str | None, is_tried: bool
+) -> None:
+    before = points.make_healthy()
+    model = copy.deepcopy(before)
+    change(model)
+    model.eval()
+
+    with unchanged(model):
+        diagnosis = diagnose(model, points.make_batches(32, seed=1), before=before, progress=False)
+
+    assert verdict is None or diagnosis.verdict == verdict, str(diagnosis)
+    assert ("BN305" in diagnosis.trials["code"].tolist()) == is_tried
+    if is_tried:
+        first = diagnosis.faults[0]
+        assert (first.cause.code, first.severity, first.layers) == ("BN305", "error", ("1", "4"))
+        assert first.cost == pytest.approx(diagnosis.trials["gain"].max())

@@ -23,7 +23,7 @@ VERDICTS: dict[str, tuple[str, ...]] = {
     "BN201": ("averages", "healthy"),
     "BN204": ("batches", "network"),
     **dict.fromkeys(("BN207", "BN209"), ("images",)),
-    **dict.fromkeys(("BN211", "BN212", "BN216", "BN302", "BN303", "BN304", "BN901"), ("network",)),
+    **dict.fromkeys(("BN211", "BN212", "BN216", "BN302", "BN303", "BN304", "BN305", "BN901"), ("network",)),
     # which cost nothing:
     **dict.fromkeys(("BN004", "BN102", "BN103", "BN110", "BN206", "BN301", "BN402"), ("healthy",)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from bnlab import diagnose
-from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.history import History
 from tests.doctor.points import list_codes, make_healthy, make_net
 
 
-def get_history(diagnosis: Diagnosis) -> History:
-    """Return what was compared with the earlier checkpoint."""
-    history = diagnosis.case.history
+def get_history(model: nn.Module, before: nn.Module) -> History:
+    """Return what is found by comparing a network with an earlier one."""
+    history = diagnose(model, before=before).case.history
     assert history is not None
     return history
 
@@ -30,79 +30,74 @@ def update_once(model: nn.Sequential) -> nn.Sequential:
     return updated.eval()
 
 
-def halve(model: nn.Sequential) -> nn.Sequential:
-    """Prune half of two layers' weights in a copy, which keeps the others and masks."""
+def halve(model: nn.Sequential, has_masks: bool = True) -> nn.Sequential:
+    """Prune half of two layers' weights in a copy, which keeps the others and masks, or does not."""
     pruned = copy.deepcopy(model)
     for name in ("3", "6"):
         prune.l1_unstructured(pruned.get_submodule(name), "weight", 0.5)
+        if not has_masks:
+            prune.remove(pruned.get_submodule(name), "weight")
     return pruned
 
 
-@pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "model._orig_mod.", "backbone.0."])
-def test_names_in_front_of_which_there_is_something_are_matched(prefix: str) -> None:
+def add_prefix(prefix: str, model: nn.Module) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in model.state_dict().items()}
+
+
+BEFORE: dict[str, tuple[Callable[[nn.Sequential], Any], list[str]]] = {
+    "within a trainer's": (lambda model: add_prefix("model.", model), ["Names in before= begin with 'model.'."]),
+    "parallel": (lambda model: add_prefix("module.", model), []),
+    "compiled": (lambda model: add_prefix("_orig_mod.", model), []),
+    "part of a sequence": (
+        lambda model: nn.Sequential(model, nn.Linear(4, 4), nn.BatchNorm1d(4)),
+        ["Names in before= begin with '0.'. In before= alone, or of another shape there: '1', '2'."],
+    ),
+    "of a layer less": (
+        lambda model: {name: value for name, value in model.state_dict().items() if name[0] != "6"},
+        ["Not in before=, or of another shape there: '6'."],
+    ),
+    "without counts, as old ones": (lambda model: _leave_out_counts(model.state_dict()), []),
+}
+"""Earlier checkpoints, and what is noted of them."""
+
+
+def _leave_out_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if "tracked" not in name}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_checkpoint_is_matched_as_far_as_it_goes(name: str) -> None:
+    make_before, notes = BEFORE[name]
     model = make_healthy()
-    before = {prefix + name: value for name, value in model.state_dict().items()}
 
-    diagnosis = diagnose(update_once(model), before=before)
+    diagnosis = diagnose(update_once(model), before=make_before(model))
 
-    assert list_codes(diagnosis) == ["BN105"]
-    assert get_history(diagnosis).parameters == 8
-    plain = prefix.replace("_orig_mod.", "").replace("module.", "")
-    assert diagnosis.notes == ([f"Names in before= begin with {plain!r}."] if plain else [])
-
-
-def test_a_network_that_contains_the_model_is_matched_as_far_as_it_goes() -> None:
-    model = make_healthy()
-    larger = nn.Sequential(model, nn.Linear(4, 4), nn.BatchNorm1d(4))
-
-    diagnosis = diagnose(update_once(model), before=larger)
-
-    assert list_codes(diagnosis) == ["BN105"]
-    assert diagnosis.notes == [
-        "Names in before= begin with '0.'. In before= alone, or of another shape there: '1', '2'."
-    ]
-
-
-def test_layers_that_the_checkpoint_does_not_have_are_told() -> None:
-    model = make_healthy()
-    before = {name: value for name, value in model.state_dict().items() if not name.startswith(("4", "5", "6"))}
-
-    diagnosis = diagnose(model, before=before)
-
-    assert list(get_history(diagnosis).layers) == ["1"]
-    assert diagnosis.notes == ["Not in before=, or of another shape there: '4', '6'."]
-
-
-def test_counts_that_an_old_checkpoint_does_not_have_are_no_missing_layers() -> None:
-    model = make_healthy()
-    before = {name: value for name, value in model.state_dict().items() if "tracked" not in name}
-
-    assert diagnose(model, before=before).notes == []
+    assert diagnosis.notes == notes
+    assert list_codes(diagnosis) == ([] if "without counts" in name else ["BN105"])
+    assert diagnosis.case.history is not None
+    assert diagnosis.case.history.parameters == (6 if "less" in name else 8)
 
 
 def test_the_part_of_a_checkpoint_that_has_more_of_the_model_is_taken() -> None:
     model = make_healthy()
-    norms = {f"norms.{name}": value for name, value in make_net().state_dict().items() if name[0] in "14"}
-    before = {**norms, **{f"net.{name}": value for name, value in model.state_dict().items()}}
+    norms = {name: value for name, value in add_prefix("norms.", make_net()).items() if name[6] in "14"}
 
-    diagnosis = diagnose(update_once(model), before=before)
+    diagnosis = diagnose(update_once(model), before={**norms, **add_prefix("net.", model)})
 
     assert list_codes(diagnosis) == ["BN105"]
-    assert get_history(diagnosis).unmatched.startswith("Names in before= begin with 'net.'.")
+    assert diagnosis.notes[0].startswith("Names in before= begin with 'net.'.")
 
 
 def test_two_copies_of_the_model_are_not_guessed_from() -> None:
-    state = make_healthy().state_dict()
-    before: dict[str, Tensor] = {}
-    for part in ("student", "teacher"):
-        before |= {f"{part}.{name}": value for name, value in state.items()}
+    model = make_healthy()
+    before = {**add_prefix("student.", model), **add_prefix("teacher.", model)}
 
     with pytest.raises(ValueError, match=r"under each of 'student\.', 'teacher\.'; pass a state dict of one"):
-        diagnose(make_healthy(), before=before)
+        diagnose(model, before=before)
 
 
 def test_another_models_checkpoint_is_refused() -> None:
-    other: Any = nn.Sequential(nn.Linear(8, 2), nn.BatchNorm1d(2))
+    other = nn.Sequential(nn.Linear(8, 2), nn.BatchNorm1d(2))
 
     with pytest.raises(ValueError, match="has no running statistics of this model's layers"):
         diagnose(make_healthy(), before=other)
@@ -111,22 +106,18 @@ def test_another_models_checkpoint_is_refused() -> None:
 def test_pruned_weights_with_their_masks_have_moved() -> None:
     model = make_healthy()
 
-    diagnosis = diagnose(halve(model), before=model)
+    history = get_history(halve(model), model)
 
-    assert list_codes(diagnosis) == ["BN106"]
-    history = get_history(diagnosis)
-    assert history.moved == ("3.weight_orig", "6.weight_orig")
+    assert tuple(history.moved) == ("3.weight_orig", "6.weight_orig")
     # 128 values stay, and half of 256 and of 64.
     assert history.kept == pytest.approx((128 + 128 + 32) / 448)
     assert history.unmatched == ""
 
 
 def test_pruned_weights_are_the_same_with_their_masks_and_without() -> None:
-    model = halve(make_healthy())
-    without_masks = halve(make_healthy())
-    for name in ("3", "6"):
-        prune.remove(without_masks.get_submodule(name), "weight")
+    with_masks = halve(make_healthy())
+    without = halve(make_healthy(), has_masks=False)
 
-    for now, before in ((model, without_masks), (without_masks, model), (model, model)):
-        history = get_history(diagnose(now, before=before))
-        assert (history.parameters, history.moved, history.unmatched) == (8, (), "")
+    for now, before in ((with_masks, without), (without, with_masks)):
+        history = get_history(now, before)
+        assert (history.parameters, history.moved, history.unmatched) == (8, {}, "")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from bnlab.doctor.case import Case, has_bad_values
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.examination import has_overflown
@@ -23,27 +21,18 @@ class NotFinite(Cause):
     severity = "error"
 
     def look(self, case: Case) -> Signs | None:
-        layers = case.select(lambda name: is_spoiled(case, name))
+        spoiled = case.select(lambda name: has_bad_values(case.buffers[name]))
+        # A variance beyond the layer's type is another fault.
+        layers = [name for name in spoiled if not has_overflown(case.layers[name])]
         if not layers:
             return None
         first = layers[0]
-        bad_values = _describe(case.buffers[first])
-        return Signs(tuple(layers), f"{bad_values} of {first!r}, the first in depth")
-
-
-def is_spoiled(case: Case, name: str) -> bool:
-    """Return whether a layer's averages are not finite or negative, and not because their type ends before."""
-    return has_bad_values(case.buffers[name]) and not has_overflown(case.layers[name])
-
-
-def _describe(buffers: Tensor) -> str:
-    """Write how many channels of a layer's buffers [2, C] have which bad value."""
-    is_finite = buffers.isfinite().all(0)
-    is_negative = buffers[1] < 0
-    told = []
-    if not is_finite.all():
-        told.append(f"not finite in {int((~is_finite).sum())}")
-    if is_negative.any():
-        told.append(f"negative in {int(is_negative.sum())}")
-    channels = buffers.shape[1]
-    return f"{' and '.join(told)} of {channels} channels"
+        buffers = case.buffers[first]
+        is_finite = buffers.isfinite().all(0)
+        counts = {
+            "not finite": int((~is_finite).sum()),
+            "negative": int((buffers[1] < 0).sum()),
+        }
+        told = " and ".join(f"{what} in {count}" for what, count in counts.items() if count)
+        channels = buffers.shape[1]
+        return Signs.of(layers, f"{told} of {channels} channels of {first!r}, the first in depth")

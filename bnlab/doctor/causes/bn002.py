@@ -27,17 +27,15 @@ class NeverUpdated(Cause):
     severity = "warning"
 
     def look(self, case: Case) -> Signs | None:
-        layers = case.select(lambda name: name not in case.seen and not case.count_updates(name))
-        initial = [name for name in layers if case.is_initial(name)]
-        return Signs.of(initial, self.describe(case, initial))
+        initial = [name for name in case.select(case.is_initial) if name not in case.seen]
+        layers = [name for name in initial if not case.count_updates(name)]
+        return Signs.of(layers, self.describe(case, layers))
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
         start = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-        layers = case.select(case.is_initial)
-        return {name: start.expand(2, case.layers[name].num_features) for name in layers}
+        return {name: start.expand(2, case.layers[name].num_features) for name in case.select(case.is_initial)}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        counts = [case.count_updates(name) for name in layers]
-        known = [count for count in counts if count is not None]
+        known = [count for name in layers if (count := case.count_updates(name)) is not None]
         counted = f"{max(known):,} updates counted" if known else "no count of updates"
         return f"mean 0 and variance 1 in all channels, {counted}"

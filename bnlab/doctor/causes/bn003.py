@@ -29,21 +29,16 @@ class Zeroed(Cause):
     severity = "warning"
 
     def look(self, case: Case) -> Signs | None:
-        layers = case.select(lambda name: name not in case.seen and _is_zero(case, name))
+        layers = [name for name in _list_zeroed(case) if name not in case.seen]
         return Signs.of(layers, self.describe(case, layers))
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
-        zeroed = case.select(lambda name: _is_zero(case, name))
-        averages = {}
-        for name in zeroed:
-            mean, _ = case.buffers[name]
-            averages[name] = torch.stack((mean, torch.zeros_like(mean)))
-        return averages
+        means = {name: case.buffers[name][0] for name in _list_zeroed(case)}
+        return {name: torch.stack((mean, torch.zeros_like(mean))) for name, mean in means.items()}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         return "variance 0 in more than 99% of the channels"
 
 
-def _is_zero(case: Case, name: str) -> bool:
-    _, var = case.buffers[name]
-    return float((var == 0).double().mean()) > 0.99
+def _list_zeroed(case: Case) -> list[str]:
+    return case.select(lambda name: float((case.buffers[name][1] == 0).double().mean()) > 0.99)

@@ -14,14 +14,16 @@ from bnlab.doctor.thresholds import START_FORGOTTEN, START_SHOWS
 from bnlab.doctor.undoing import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
 
+_START = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+
 
 class OnItsWay(Cause):
     """Averages that still hold part of mean 0 and variance 1, where they start.
 
     After t updates of momentum m the start has the weight (1−m)^t: there were too few updates, or the momentum is too
     small for them. It is undone by taking this weight out, (r − w·start)/(1 − w). Without data count and momentum are
-    believed if what they predict is off by more than .2, and no variance, of all layers with the same count, is smaller
-    than what the start alone leaves of its 1.
+    believed if the weight is above .2, and no variance, of all layers with the same count, is smaller than what the
+    start alone leaves of its 1.
 
     A false alarm without data where the count is wrong: it began again on averages that were there before, or momentum
     was larger earlier.
@@ -42,30 +44,34 @@ class OnItsWay(Cause):
             if name in patient.exact and not case.is_initial(name):
                 averages[name] = _take_out_start(case.buffers[name], weight)
         if any(case.is_off_surely(name) for name in averages):
+            told = self.describe(case, list(weights))
             apply = write_averages(case.layers, averages)
-            yield Undo(_describe(case, weights), tuple(averages), 0, apply, explains=patient.explain(averages))
+            yield Undo(told, tuple(averages), 0, apply, explains=patient.explain(averages))
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
-        start = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
         weights = _list_weights(case)
-        exact = case.data.exact
-        averages = {}
-        for name in case.seen:
-            if name in weights and not case.is_initial(name):
-                goal = torch.stack((exact[name].mean, exact[name].var))
-                averages[name] = goal + weights[name] * (start - goal)
-        return averages
+        moved = [name for name in case.seen if name in weights and not case.is_initial(name)]
+        return {name: goal.lerp(_START, weights[name]) for name, goal in case.read_exact(moved).items()}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        return _describe(case, _list_weights(case))
+        weights = _list_weights(case)
+        of_layers = [name for name in weights if name in layers]
+        if not of_layers:
+            return ""
+        worst = max(of_layers, key=lambda name: weights[name])
+        updates = count_things(case.count_updates(worst) or 0, "update")
+        way = 100 * (1 - weights[worst])
+        return f"{updates} of momentum {case.layers[worst].momentum:g}: {way:.2g}% of the way"
 
     def look(self, case: Case) -> Signs | None:
         if case.evidence is not None:
             return None
         weights = _list_weights(case)
-        refuted = {weight for name, weight in weights.items() if not _is_possible(case, name, weight)}
-        layers = [name for name, weight in weights.items() if weight not in refuted and _is_far(case, name, weight)]
-        return Signs.of(layers, _describe(case, {name: weights[name] for name in layers}) if layers else "")
+        # A variance is no smaller than what the start leaves of its 1, up to rounding.
+        refuted = {weight for name, weight in weights.items() if case.buffers[name][1].min() < 0.999 * weight}
+        believed = {name: weight for name, weight in weights.items() if weight not in refuted}
+        layers = [name for name, weight in believed.items() if weight > START_SHOWS]
+        return Signs.of(layers, self.describe(case, layers))
 
 
 def _list_weights(case: Case) -> dict[str, float]:
@@ -76,31 +82,5 @@ def _list_weights(case: Case) -> dict[str, float]:
 
 def _take_out_start(buffers: Tensor, weight: float) -> Tensor:
     """Take the start out of averages [2, C]: what they are on the way to."""
-    start = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    goal = (buffers - weight * start) / max(1 - weight, 1e-12)
-    mean, var = goal
+    mean, var = (buffers - weight * _START) / max(1 - weight, 1e-12)
     return torch.stack((mean, var.clamp(min=0)))
-
-
-def _describe(case: Case, weights: dict[str, float]) -> str:
-    """Write how far the averages of the layer have come in which the start weighs most."""
-    worst = max(weights, key=weights.__getitem__)
-    updates = count_things(case.count_updates(worst) or 0, "update")
-    way = 100 * (1 - weights[worst])
-    return f"{updates} of momentum {case.layers[worst].momentum:g}: {way:.2g}% of the way"
-
-
-def _is_possible(case: Case, name: str, weight: float) -> bool:
-    """Return whether no variance is smaller than what the start leaves of its 1, up to rounding."""
-    _, var = case.buffers[name]
-    return bool((var >= 0.999 * weight).all())
-
-
-def _is_far(case: Case, name: str, weight: float) -> bool:
-    """Return whether what a layer's averages are on the way to is far from where they are."""
-    eps = case.layers[name].eps
-    mean, var = case.buffers[name]
-    goal_mean, goal_var = _take_out_start(case.buffers[name], weight)
-    mean_gap = (mean - goal_mean).abs() / (goal_var + eps).sqrt()
-    var_gap = ((var + eps) / (goal_var + eps)).log().abs()
-    return max(float(mean_gap.median()), float(var_gap.median())) > START_SHOWS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Severity, Signs
+from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.thresholds import MOMENTUM_IS_LARGE
 from bnlab.doctor.undoing import EXACT
 from bnlab.nn.self_tuned import SelfTuned
@@ -29,22 +29,20 @@ class Reversed(Cause):
     severity = "warning"
 
     def look(self, case: Case) -> Signs | None:
-        layers = case.select(lambda name: _is_reversed(case, name))
-        severity: Severity | None = None if case.evidence is None else "note"
-        return Signs.of(layers, self.describe(case, layers), severity)
+        layers = list(_list_reversed(case))
+        return Signs.of(layers, self.describe(case, layers), None if case.evidence is None else "note")
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        reversed_ones = [name for name in layers if _is_reversed(case, name)]
+        reversed_ones = [name for name in layers if name in _list_reversed(case)]
         return case.explain(case.read_exact(reversed_ones), layers, with_noise=True)
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        momenta = sorted({case.layers[name].momentum or 0.0 for name in layers if _is_reversed(case, name)})
-        told = [f"momentum {momentum:g}, a memory of {(2 - momentum) / momentum:.1f} batches" for momentum in momenta]
+        momenta = {momentum for name, momentum in _list_reversed(case).items() if name in layers}
+        told = [f"momentum {value:g}, a memory of {(2 - value) / value:.1f} batches" for value in sorted(momenta)]
         return "; ".join(told)
 
 
-def _is_reversed(case: Case, name: str) -> bool:
-    layer = case.layers[name]
-    if layer.momentum is None or isinstance(layer, SelfTuned):
-        return False
-    return layer.momentum > MOMENTUM_IS_LARGE
+def _list_reversed(case: Case) -> dict[str, float]:
+    """List the momentum of the layers that have a large one, and do not choose it themselves."""
+    fixed = {name: layer.momentum for name, layer in case.layers.items() if not isinstance(layer, SelfTuned)}
+    return {name: momentum for name, momentum in fixed.items() if momentum is not None and momentum > MOMENTUM_IS_LARGE}

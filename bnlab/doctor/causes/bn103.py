@@ -39,24 +39,19 @@ class SeveralUpdates(Cause):
     def look(self, case: Case) -> Signs | None:
         assert case.trace is not None
         traces = case.trace.layers
-        counts: dict[str, float] = {}
-        nearness: dict[str, float] = {}
-        for name, other in match_names(case.layers, traces).items():
-            entries = traces[other]
-            calls = len(entries) / len(set(entries.steps)) if len(entries) else 0.0
-            if calls > 1:
-                counts[name] = calls
-                nearness[name] = _compare_calls(entries)
-        if not counts:
+        recorded = {name: traces[other] for name, other in match_names(case.layers, traces).items()}
+        several = {name: entries for name, entries in recorded.items() if len(entries) > len(set(entries.steps))}
+        if not several:
             return None
-
-        told = f"{max(counts.values()):.3g} updates a step"
-        repeated = [name for name, near in nearness.items() if near < SAME_BATCH]
-        if 2 * len(repeated) < len(counts):
-            return Signs(tuple(counts), f"{told}, of different batches", "note")
-        near = max(nearness[name] for name in repeated)
-        how = "" if near < _ROUNDING else f" at other weights ({near:.0%} of the way to another batch)"
-        return Signs(tuple(counts), f"{told}, of the same batch{how}", "warning")
+        calls = max(len(entries) / len(set(entries.steps)) for entries in several.values())
+        told = f"{calls:.3g} updates a step"
+        distances = [_compare_calls(entries) for entries in several.values()]
+        near = [distance for distance in distances if distance < SAME_BATCH]
+        if 2 * len(near) < len(several):
+            return Signs.of(several, f"{told}, of different batches", "note")
+        farthest = max(near)
+        how = "" if farthest < _ROUNDING else f" at other weights ({farthest:.0%} of the way to another batch)"
+        return Signs.of(several, f"{told}, of the same batch{how}", "warning")
 
 
 def _compare_calls(entries: LayerTrace) -> float:
@@ -66,12 +61,9 @@ def _compare_calls(entries: LayerTrace) -> float:
     variance = moments[:, 1].mean(0).clamp(min=_TINY)
     scale = torch.stack((variance.sqrt(), variance))
 
-    change = (moments[1:] - moments[:-1]) / scale
-    distance = change.square().flatten(1).mean(1).sqrt()
-    is_within = steps[1:] == steps[:-1]
+    distance = (moments.diff(dim=0) / scale).square().flatten(1).mean(1).sqrt()
+    is_within = steps.diff() == 0
     if not is_within.any() or is_within.all():
         return math.inf
-
-    within = distance[is_within].median()
     between = distance[~is_within].median()
-    return float(within / between.clamp(min=_TINY))
+    return float(distance[is_within].median() / between.clamp(min=_TINY))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Severity, Signs
+from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.families import get_history
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.undoing import EXACT, RESCALED, Undo, write_averages
 from bnlab.doctor.words import count_things
@@ -29,36 +30,26 @@ class UpdatedWithoutTraining(Cause):
     needs = ("before",)
 
     def look(self, case: Case) -> Signs | None:
-        layers = _list_updated(case)
-        severity: Severity | None = None if case.evidence is None else "note"
-        return Signs.of(layers, _describe(case), severity)
+        layers = self.list_layers(case)
+        return Signs.of(layers, self.describe(case, layers), None if case.evidence is None else "note")
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
-        layers = _list_updated(case)
-        if layers and case.history is not None:
-            earlier = {name: case.history.layers[name].buffers.double() for name in layers}
-            yield Undo(_describe(case), tuple(layers), 0, write_averages(case.layers, earlier))
+        layers = self.list_layers(case)
+        if layers:
+            earlier = {name: get_history(case).layers[name].buffers for name in layers}
+            yield Undo(self.describe(case, layers), tuple(layers), 0, write_averages(case.layers, earlier))
 
     def list_layers(self, case: Case) -> Sequence[str]:
-        return _list_updated(case)
+        history = get_history(case)
+        if history.moved or not history.parameters:
+            return []
+        updated = [name for name, change in history.layers.items() if (change.updates or 0) > 0]
+        # Frozen layers beside others that are trained are another cause.
+        return [name for name in updated if not case.is_frozen(name)]
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        return _describe(case)
-
-
-def _list_updated(case: Case) -> list[str]:
-    """List the layers that were updated while no weight moved; frozen ones beside others that are trained are apart."""
-    history = case.history
-    if history is None or history.is_trained or not history.parameters:
-        return []
-    updates = {name: change.updates or 0 for name, change in history.layers.items()}
-    return [name for name in case.layers if updates.get(name, 0) > 0 and not case.is_frozen(name)]
-
-
-def _describe(case: Case) -> str:
-    history = case.history
-    assert history is not None
-    most = max(change.updates or 0 for change in history.layers.values())
-    weights = count_things(history.parameters, "tensor")
-    return f"{count_things(most, 'update')}, while {weights} of weights stayed the same"
+        history = get_history(case)
+        most = max(change.updates or 0 for change in history.layers.values())
+        weights = count_things(history.parameters, "tensor")
+        return f"{count_things(most, 'update')}, while {weights} of weights stayed the same"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.kept import is_other_network, list_kept, list_written
-from bnlab.doctor.undoing import EXACT, RESCALED
+from bnlab.doctor.families import WithoutUpdate, get_history, is_other_network, list_kept, list_written
 
 
-class WeightsMovedAlone(Cause):
+class WeightsMovedAlone(WithoutUpdate):
     """No update counted since the earlier checkpoint, and weights that differ by more than 1% of their length: pruned,
     rounded, merged, averaged over clients, or trained on with batch norm in eval mode.
 
@@ -24,9 +22,6 @@ class WeightsMovedAlone(Cause):
     title = "weights moved, statistics did not"
     meaning = "The weights were changed after the last update of the averages, which still describe the old ones."
     remedy = "Recalibrate after pruning, rounding or merging weights."
-    undone_by = (EXACT, RESCALED)
-    severity = "warning"
-    needs = ("before",)
 
     def list_layers(self, case: Case) -> Sequence[str]:
         written = list_written(case) if case.evidence is not None else []
@@ -34,13 +29,8 @@ class WeightsMovedAlone(Cause):
             return written
         return [] if is_other_network(case) else list_kept(case)
 
-    def look(self, case: Case) -> Signs | None:
-        layers = self.list_layers(case) if case.evidence is None else []
-        return Signs.of(layers, self.describe(case, layers))
-
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        history = case.history
-        assert history is not None
+        history = get_history(case)
         moved = f"weights moved by {100 * history.distance:.2g}% ({100 * history.kept:.2g}% of them kept)"
         is_written = bool({*list_written(case)} & {*layers})
         return f"{moved}, buffers written and no update counted" if is_written else f"{moved}, buffers the same"

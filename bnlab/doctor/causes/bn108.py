@@ -20,11 +20,10 @@ class OtherWeights(Cause):
     causes that are undone so predict the averages, or show other signs, they are named in its place.
 
     An average of momentum m is 1/m steps behind its weights. A trace, or an earlier checkpoint at most 5/m updates ago,
-    shows how statistics drift. Where the gap is along the drift (cosine above .5) and at most twice what m predicts,
-    it is a lag: a larger or self-tuned momentum lags less. Without a history it is a lag, or worse: averages of other
-    images, which have passed in train mode since, as of another task or of another domain in turn with these; or
-    weights that were averaged, pruned, cut out of a larger network, fine-tuned or loaded from elsewhere. Images that
-    differ from those of training by more than scale and shift look the same: training_batches= tells.
+    shows how statistics drift: a gap along the drift (cosine above .5) and at most twice what m predicts is a lag.
+    Otherwise the averages may be of other images, which have passed in train mode since, or the weights were averaged,
+    pruned, cut out of a larger network, fine-tuned or loaded from elsewhere. Images that differ from those of training
+    by more than scale and shift look the same: training_batches= tells.
 
     A lag in the middle of training is normal, and is forgotten as the learning rate falls.
     """
@@ -45,11 +44,13 @@ class OtherWeights(Cause):
         if not case.is_costly and not any(case.is_off_surely(name) for name in names):
             return
         by_gap = sorted(names, key=lambda name: case.find_distance(name, patient.exact), reverse=True)
-        for chosen in _list_groups(by_gap):
-            layers = tuple(name for name in names if name in chosen)
+        count = 1
+        while count < 2 * len(names):
+            layers = [name for name in names if name in by_gap[:count]]
             averages = {name: patient.read_exact(name) for name in layers}
             degrees = sum(values.numel() for values in averages.values())
-            yield Undo(_name(layers, names), layers, degrees, write_averages(case.layers, averages), EXACT)
+            yield Undo(_name(layers, names), tuple(layers), degrees, write_averages(case.layers, averages), EXACT)
+            count *= 2
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         return EXPLAINED
@@ -67,17 +68,7 @@ class OtherWeights(Cause):
         return "; ".join(told)
 
 
-def _list_groups(names: Sequence[str]) -> Iterator[list[str]]:
-    """List the first name, the first two, the first four and so on, and all."""
-    count = 1
-    while count < len(names):
-        yield list(names[:count])
-        count *= 2
-    yield list(names)
-
-
 def _name(layers: Sequence[str], names: Sequence[str]) -> str:
     if len(layers) == len(names):
         return "exact statistics of all layers"
-    some = ", ".join(layers[:3])
-    return f"exact statistics of {some}" if len(layers) <= 3 else f"exact statistics of {len(layers)} layers"
+    return f"exact statistics of {', '.join(layers) if len(layers) <= 3 else f'{len(layers)} layers'}"

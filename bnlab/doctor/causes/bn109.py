@@ -30,7 +30,8 @@ class MomentumIsZero(Cause):
     severity = "warning"
 
     def list_layers(self, case: Case) -> Sequence[str]:
-        return case.select(lambda name: _stands_still(case, name))
+        still = case.select(lambda name: case.layers[name].momentum == 0 and bool(case.count_updates(name)))
+        return [name for name in still if not isinstance(case.layers[name], SelfTuned) and not case.is_frozen(name)]
 
     def look(self, case: Case) -> Signs | None:
         layers = self.list_layers(case) if case.evidence is None else []
@@ -39,9 +40,3 @@ class MomentumIsZero(Cause):
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         counts = [case.count_updates(name) or 0 for name in layers]
         return f"{count_things(max(counts, default=0), 'update')} of momentum 0"
-
-
-def _stands_still(case: Case, name: str) -> bool:
-    layer = case.layers[name]
-    is_moved_otherwise = isinstance(layer, SelfTuned) or case.is_frozen(name)
-    return layer.momentum == 0 and not is_moved_otherwise and bool(case.count_updates(name))

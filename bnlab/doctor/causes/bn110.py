@@ -8,31 +8,28 @@ from itertools import pairwise
 import torch
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.cause import Cause, Severity, Signs
 from bnlab.layers import match_names
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.trace import LayerTrace
 
 _SMALL = 0.5  # of a full batch, at most
 _FEWEST = 4  # batches in an epoch: where small ones come more often, they are no last batches
+_LARGE = 0.05  # share of the averages, which such a batch has for six updates of momentum .1
 
 
 class SmallLastBatch(Cause):
-    """The last batch of an epoch has at most half as many images as a full one. The lengths of a DataLoader with
-    `drop_last=False` say it, or the sizes of other training batches; in a trace small batches come back at even
-    distances, among full ones.
-
-    It harms weights more than averages: in networks that were trained in batches of 64 or 256 at a constant rate,
-    accuracy under exact statistics fell by more than half in 13 of 14 networks right after a batch of 1/32. Thirty
-    updates later it was above its old level, in batches of 256 still four points behind full batches. What half a batch
-    does is undecided (`last_batch`).
+    """The last batch of an epoch has at most half as many images as a full one: by the lengths of a DataLoader, by the
+    sizes of other training batches, or by few small batches among full ones in a trace.
 
     With momentum m such a batch makes up a share m of the averages right after it, and m·(1−m)^k after k more updates.
-    Where a trace ends at most 1/m updates after a small batch, and the averages are still those of its end, the finding
-    says this share.
+    It harms weights more: in batches of 64 or 256 at a constant rate, accuracy under exact statistics fell by more than
+    half in 13 of 14 networks right after a batch of 1/32. What half a batch does is undecided (`last_batch`).
+
+    It is a warning where exact statistics score better, or where a twentieth of the averages is of such a batch.
 
     A false alarm where the training leaves such a batch out and training_batches= does not, or where the averages were
-    computed again afterwards. So it is a note: what the averages cost is said by the verdict and by other findings.
+    computed again afterwards.
     """
 
     code = "BN110"
@@ -41,7 +38,6 @@ class SmallLastBatch(Cause):
         "Its update is made at the full learning rate, on few images, so that right after it the weights can be worse."
     )
     remedy = "Pass drop_last=True to the DataLoader; new statistics do not repair the weights, more updates do."
-    severity = "note"
     needs = ("sizes",)
 
     def look(self, case: Case) -> Signs | None:
@@ -52,7 +48,7 @@ class SmallLastBatch(Cause):
             evidence = f"the last batch of an epoch has {last:,} images of {full:,}"
         elif recorded:
             layers = list(recorded)
-            size = min(_find_size(entries) for entries in recorded.values())
+            size = min(min(entries.counts) / max(entries.counts) for entries in recorded.values())
             evidence = f"the last batch of an epoch has {100 * size:.2g}% of the values of a full one"
         else:
             return None
@@ -60,7 +56,8 @@ class SmallLastBatch(Cause):
         share = max((_find_share(case, name, entries) for name, entries in recorded.items()), default=0.0)
         if share > 0:
             evidence = f"{evidence}; it makes up {100 * share:.2g}% of the averages"
-        return Signs.of(layers, evidence)
+        severity: Severity = "warning" if case.is_costly or share > _LARGE else "note"
+        return Signs.of(layers, evidence, severity)
 
 
 def _list_recorded(case: Case) -> dict[str, LayerTrace]:
@@ -73,28 +70,17 @@ def _list_recorded(case: Case) -> dict[str, LayerTrace]:
 
 
 def _recur(counts: Sequence[int]) -> bool:
-    """Return whether all batches are full but for small ones of one size, at even distances up to the end."""
-    sizes = sorted(set(counts))
-    if len(sizes) != 2 or sizes[0] > _SMALL * sizes[1]:
+    """Return whether all batches are full but for few small ones of one size."""
+    if len(set(counts)) != 2 or min(counts) > _SMALL * max(counts):
         return False
     starts = _list_starts(counts)
-    if not starts or _FEWEST * len(starts) > len(counts):
-        return False
-
-    distances = {later - earlier for earlier, later in pairwise(starts)}
-    epoch = distances.pop() if distances else starts[0] + 1
-    return not distances and len(counts) - starts[-1] <= epoch
+    return 0 < _FEWEST * len(starts) <= len(counts)
 
 
 def _list_starts(counts: Sequence[int]) -> list[int]:
     """List the places at which a small batch follows a full one; a layer may be called twice with the same batch."""
     pairs = enumerate(pairwise(counts), start=1)
     return [place for place, (before, count) in pairs if count < before]
-
-
-def _find_size(entries: LayerTrace) -> float:
-    """Find the size of the small batch, as a share of a full one."""
-    return min(entries.counts) / max(entries.counts)
 
 
 def _find_share(case: Case, name: str, entries: LayerTrace) -> float:

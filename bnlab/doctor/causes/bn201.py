@@ -29,15 +29,15 @@ class AverageNoise(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         known = [name for name in layers if name in case.reference]
-        gap = max(case.find_gap(name, case.reference)[0] for name in known)
+        mean_gaps = [case.find_gap(name, case.reference)[0] for name in known]
         ratio = max(case.noise_ratio(name) for name in known)
         momentum = case.layers[layers[0]].momentum
-        return f"means up to {gap:.2f} σ off, |T| up to {ratio:.1f}, with momentum {momentum}"
+        return f"means up to {max(mean_gaps):.2f} σ off, |T| up to {ratio:.1f}, with momentum {momentum}"
 
 
 def _is_ordinary(case: Case, name: str) -> bool:
     """Return whether a layer remembers some batches, of more than a few values."""
     view = case.find_view(name)
     momentum = case.layers[name].momentum
-    is_ordinary = momentum is None or 0 < momentum <= MOMENTUM_IS_LARGE
-    return is_ordinary and view is not None and view.values > FEW_VALUES
+    remembers = momentum is None or 0 < momentum <= MOMENTUM_IS_LARGE
+    return remembers and view is not None and view.values > FEW_VALUES

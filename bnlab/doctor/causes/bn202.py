@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.observing import LayerView
 from bnlab.doctor.scatter import Scatter
 from bnlab.doctor.undoing import EACH_BATCH, EXACT
 
@@ -40,79 +40,54 @@ class UnlikeBatches(Cause):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        found = _list_unlike(case)
-        return Signs.of(found, _tell(found)) if found else None
+        unlike: dict[str, tuple[float, str]] = {}
+        for name in case.seen:
+            found = _compare_batches(case.find_view(name))
+            if found:
+                unlike[name] = max(found)
+        if not unlike:
+            return None
+        _, told = max(unlike.values())
+        return Signs.of(unlike, told)
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         # A test loader may be sorted where training shuffled: then its order says nothing of the averages.
         says_something = case.training_view is not None or case.is_own_better
-        return 1.0 if says_something and _list_unlike(case) else 0.0
+        return 1.0 if says_something and self.look(case) else 0.0
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        return _tell(_list_unlike(case))
+        signs = self.look(case)
+        return "" if signs is None else signs.evidence
 
 
-def _list_unlike(case: Case) -> dict[str, _Comparison]:
-    """List the layers whose batches differ, with the comparison that shows most."""
-    found: dict[str, _Comparison] = {}
-    for name in case.seen:
-        unlike = [compared for compared in _compare_batches(case, name) if compared.is_unlike]
-        if unlike:
-            found[name] = max(unlike, key=lambda compared: compared.ratio)
+def _compare_batches(view: LayerView | None) -> list[tuple[float, str]]:
+    """Compare means and mean squares of batches with those of images, where a layer's rows are images of one call.
+
+    Returns:
+        For each that differs by more than shuffled batches do: how many times as much, and the same in words.
+    """
+    if view is None or len(view.calls) > 1 or view.image_means.count < 2:
+        return []
+    found = []
+    most = max(_RATIO, find_chance(view.batch_means.count - 1))
+    ratio, share = _compare(view.batch_means, view.image_means, view.pooled.var)
+    if ratio > most and share > _SHARE:
+        told = f"batch means vary {ratio:.1f} times as much as shuffled ones, {share:.0%} of the variance"
+        found.append((ratio, told))
+
+    ratio, share = _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square())
+    if ratio > most and share > _SPREAD**2:
+        told = f"batch variances vary {ratio:.1f} times as much as shuffled ones, by {math.sqrt(share):.0%}"
+        found.append((ratio, told))
     return found
 
 
-def _tell(found: Mapping[str, _Comparison]) -> str:
-    worst = max(found.values(), key=lambda compared: compared.ratio)
-    return worst.tell()
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """A moment of batches compared with that of images.
-
-    Attributes:
-        ratio: variance of batches over what that of images lets expect, mean over channels.
-        share: the same over the layer's variance, or, of mean squares, over the square of their mean.
-        batches: number of batches.
-        are_means: whether means are compared; otherwise mean squares.
-    """
-
-    ratio: float
-    share: float
-    batches: int
-    are_means: bool
-
-    @property
-    def is_unlike(self) -> bool:
-        most = max(_RATIO, find_chance(self.batches - 1))
-        least = _SHARE if self.are_means else _SPREAD**2
-        return self.ratio > most and self.share > least
-
-    def tell(self) -> str:
-        """Write by how much batches differ."""
-        if self.are_means:
-            return f"batch means vary {self.ratio:.1f} times as much as shuffled ones, {self.share:.0%} of the variance"
-        return f"batch variances vary {self.ratio:.1f} times as much as shuffled ones, by {math.sqrt(self.share):.0%}"
-
-
-def _compare_batches(case: Case, name: str) -> list[_Comparison]:
-    """Compare means and mean squares; nothing where a layer's rows are no images, or of several calls."""
-    view = case.find_view(name)
-    if view is None or len(view.calls) > 1 or view.image_means.count < 2:
-        return []
-    return [
-        _compare(view.batch_means, view.image_means, view.pooled.var, are_means=True),
-        _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square(), are_means=False),
-    ]
-
-
-def _compare(batches: Scatter, images: Scatter, scale: Tensor, are_means: bool) -> _Comparison:
+def _compare(batches: Scatter, images: Scatter, scale: Tensor) -> tuple[float, float]:
     """Compare the variance [C] of batches with what that of images lets expect, and with a scale [C]."""
     expected = images.var * batches.count / images.count
-    ratio = float((batches.var / expected).nanmean())
-    share = float((batches.var / scale).nanmean())
-    return _Comparison(ratio, share, batches.count, are_means)
+    ratio = (batches.var / expected).nanmean()
+    share = (batches.var / scale).nanmean()
+    return float(ratio), float(share)
 
 
 def find_chance(freedom: int) -> float:

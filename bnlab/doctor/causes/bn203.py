@@ -1,35 +1,51 @@
-"""BN203: tiny batches."""
+"""BN203: small batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.thresholds import FEW_VALUES
-from bnlab.doctor.undoing import EXACT
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.thresholds import EXPLAINED, FEW_VALUES
+from bnlab.doctor.undoing import EACH_BATCH, EXACT, Undo, normalize_each_batch
+from bnlab.doctor.words import count_things
 
 
-class TinyBatches(Cause):
-    """At most 50 values in each channel of a batch: train mode divides by variances that are low and noisy.
+class SmallBatches(Cause):
+    """Batches of few images, by whose statistics train mode normalizes.
 
-    The averages are then of variances within a batch, times n/(n−1), and noisy: if they agree with that, up to the
-    noise of as many batches as they remember, it explains them. Without training_batches= these batches have to be as
-    small as those of training.
+    With at most 50 values in each channel of a batch, variances are low and noisy. The averages are then of variances
+    within a batch, times n/(n−1): if they agree with that, up to the noise of as many batches as they remember, it
+    explains them.
+
+    Where each batch's own statistics score better than any averages, and its batches differ no more than so few
+    images of one population do, the network needs the images that stand beside each other in a batch: it has learnt
+    few batches by heart, or tells from the others in a batch what an image is.
+
+    A false alarm where these batches are smaller than those of training: then pass training_batches=.
     """
 
     code = "BN203"
-    title = "tiny batches"
-    meaning = "So few values make a batch's variance low, by (n−1)/n, and noisy; train and eval mode differ by that."
-    remedy = "Use larger or synchronized batches, or another norm."
-    undone_by = (EXACT,)
+    title = "small batches"
+    meaning = "Statistics of so few images are noisy, the variance low by (n−1)/n, and the network learns with these."
+    remedy = "Train with larger or synchronized batches, on more images if these are few, or with another norm."
+    undone_by = (EXACT, EACH_BATCH)
     needs = ("data",)
 
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        if case.is_own_better:
+            layers = {name: case.layers[name] for name in patient.exact}
+            yield Undo(EACH_BATCH, tuple(layers), math.inf, normalize_each_batch(layers), EACH_BATCH)
+
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        return case.explain(self.predict(case), layers, with_noise=True)
+        explained = case.explain(self.predict(case), layers, with_noise=True)
+        return max(explained, EXPLAINED) if case.is_own_better else explained
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
         averages = {}
@@ -42,13 +58,11 @@ class TinyBatches(Cause):
         return averages
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        counts = [_count_values(case, name) for name in layers]
-        fewest = min(count for count in counts if count > 1)
+        if case.is_own_better:
+            view = case.data.view
+            images = count_things(round(view.batch_size), "image")
+            return f"{view.batches} batches of {images}, no more unlike than shuffled ones"
+        views = [case.find_view(name) for name in layers]
+        fewest = min(view.values for view in views if view is not None and view.values > 1)
         ratio = max(case.noise_ratio(name) for name in layers)
         return f"{fewest} values in a batch: n/(n−1) is {fewest / (fewest - 1):.2f}; median |T| up to {ratio:.1f}"
-
-
-def _count_values(case: Case, name: str) -> int:
-    """Count the values in each channel of a batch; 0 where nothing is known."""
-    view = case.find_view(name)
-    return 0 if view is None else view.values

@@ -26,12 +26,9 @@ class DropoutBefore(Cause):
     needs = ("data",)
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
-        exact = case.data.exact
-        averages = {}
-        for name, ratio in case.data.dropped.items():
-            if name in exact:
-                averages[name] = torch.stack((exact[name].mean, exact[name].var * ratio))
-        return averages
+        dropped = case.data.dropped
+        exact = case.read_exact(name for name in dropped if name in case.data.exact)
+        return {name: torch.stack((mean, var * dropped[name])) for name, (mean, var) in exact.items()}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         dropped = case.data.dropped

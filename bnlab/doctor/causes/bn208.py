@@ -39,7 +39,8 @@ class CollapsedVariance(Cause):
 def _compare_depths(case: Case) -> tuple[float, float]:
     """Compare the exact variance with the running one in the first third of the layers, and in the last."""
     names = [name for name in case.seen if name in case.reference]
-    ratios = [math.exp(-float(case.log_ratios(name, case.reference).median())) for name in names]
+    middle = [float(case.log_ratios(name, case.reference).median()) for name in names]
+    ratios = [math.exp(-value) for value in middle]
     if len(ratios) < 2:
         return math.nan, math.nan
     third = math.ceil(len(ratios) / 3)

@@ -106,12 +106,8 @@ def _fit_once(patient: Patient, change: Change, at_zero: Tensor, slopes: Tensor)
 
 def _undo(scale: float, shift: Tensor) -> Change:
     """Make what changes images [..., K, H, W], or of any shape where there is one shift, back."""
-
-    def change(images: Tensor) -> Tensor:
-        by = shift.to(images)
-        return (images - (by if len(by) == 1 else by.view(-1, 1, 1))) / scale
-
-    return change
+    by = shift if len(shift) == 1 else shift.view(-1, 1, 1)
+    return lambda images: (images - by.to(images)) / scale
 
 
 def _describe(scale: float, shift: Tensor) -> str:

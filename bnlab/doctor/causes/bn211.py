@@ -27,6 +27,5 @@ class RandomPredictions(Cause):
 
     def look(self, case: Case) -> Signs | None:
         twice = case.data.probe.twice
-        if not twice > DIFFERENT:
-            return None
-        return Signs.of([""], f"two runs of the same batch differ by {twice:.2g} of the outputs' spread")
+        shown = [""] if twice > DIFFERENT else []
+        return Signs.of(shown, f"two runs of the same batch differ by {twice:.2g} of the outputs' spread")

@@ -11,9 +11,9 @@ class DependsOnBatch(Cause):
     """Outputs of images alone, in eval mode, that differ from those of the same images inside of a batch by more than
     2% of their spread (root mean square).
 
-    Batch norm in eval mode does not do that: something else in the forward reduces over the batch, as a mean over all
-    axes does. Up to four images are run alone, and up to sixteen in the batch. Predictions that are random are BN211,
-    and a model with batch norms that keep no averages is BN402: then this cause does not look.
+    Something besides batch norm in eval mode reduces over the batch. Up to four images are run alone, and up to sixteen
+    in the batch. Predictions that are random are BN211, and a model with batch norms that keep no averages is BN402:
+    then this cause does not look.
 
     A false alarm where images are not along the first axis of what the model is given, and where comparing images with
     each other is its purpose.
@@ -31,6 +31,6 @@ class DependsOnBatch(Cause):
 
     def look(self, case: Case) -> Signs | None:
         alone = case.data.probe.alone
-        if case.without or case.data.unread or not alone > DIFFERENT:
-            return None
-        return Signs.of([""], f"images alone and in a batch differ by {alone:.2g} of the outputs' spread")
+        is_explained = bool(case.without or case.data.unread)
+        shown = [""] if alone > DIFFERENT and not is_explained else []
+        return Signs.of(shown, f"images alone and in a batch differ by {alone:.2g} of the outputs' spread")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
@@ -30,39 +29,33 @@ class HalfUpdated(Cause):
 
     def look(self, case: Case) -> Signs | None:
         layers = case.select(lambda name: bool(_find_start(case, name))) if case.evidence is None else []
-        told = f"{_find_start(case, layers[0])} in all channels, and the other has moved" if layers else ""
-        return Signs.of(layers, told)
+        return Signs.of(layers, self.describe(case, layers))
+
+    def describe(self, case: Case, layers: Sequence[str]) -> str:
+        return f"{_find_start(case, layers[0])} in all channels, and the other has moved" if layers else ""
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
         averages = {}
-        started = ""
         for name in patient.exact:
             start = _find_start(case, name) if case.is_off_surely(name) else ""
-            if not start:
-                continue
-            started = start
-            mean, var = case.buffers[name]
-            exact_mean, exact_var = patient.read_exact(name)
-            both = (mean, exact_var) if start == "variance 1" else (exact_mean, var)
-            averages[name] = torch.stack(both)
+            if start:
+                mean, var = case.buffers[name]
+                exact_mean, exact_var = patient.read_exact(name)
+                both = (mean, exact_var) if start == "variance 1" else (exact_mean, var)
+                averages[name] = torch.stack(both)
         if averages:
-            told = f"{started} in all channels, and the other has moved"
+            told = self.describe(case, list(averages))
             degrees = sum(values.shape[1] for values in averages.values())
-            explains = patient.explain(averages)
-            yield Undo(told, tuple(averages), degrees, write_averages(case.layers, averages), explains=explains)
+            apply = write_averages(case.layers, averages)
+            yield Undo(told, tuple(averages), degrees, apply, explains=patient.explain(averages))
 
 
 def _find_start(case: Case, name: str) -> str:
     """Find which half of a layer's averages alone is where it starts; empty if neither or both are."""
     mean, var = case.buffers[name]
-    is_mean_left = _are_nearly_all(mean == 0)
-    is_var_left = _are_nearly_all(var == 1)
+    is_mean_left = float((mean == 0).double().mean()) > _NEARLY_ALL
+    is_var_left = float((var == 1).double().mean()) > _NEARLY_ALL
     if is_mean_left == is_var_left:
         return ""
     return "variance 1" if is_var_left else "mean 0"
-
-
-def _are_nearly_all(shows: Tensor) -> bool:
-    """Return whether a condition [C] holds in nearly all channels."""
-    return float(shows.double().mean()) > _NEARLY_ALL

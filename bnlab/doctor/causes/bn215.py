@@ -18,8 +18,7 @@ class Multiplied(Cause):
 
     Caffe stores sums, and beside them what to divide them by; a converter that leaves this out makes averages that are
     up to 1,000 times too large. An average that began at 0 and was not divided by the weight of its batches is too
-    small by one factor likewise. Images on another scale do not look so: they change variances by its square, and the
-    first layer alone, as the others follow normalized ones.
+    small likewise. Images on another scale change variances by its square, and the first layer alone.
     """
 
     code = "BN215"
@@ -31,14 +30,12 @@ class Multiplied(Cause):
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
         names = [name for name in patient.exact if name in case.layers]
-        ratios = [float(case.log_ratios(name, patient.exact).nanmedian()) for name in names]
-        log_factor = median(ratios)
+        log_factor = median(float(case.log_ratios(name, patient.exact).nanmedian()) for name in names)
         if not math.isfinite(log_factor) or abs(log_factor) < FACTOR_SHOWS or len(names) < 2:
             return
         factor = math.exp(log_factor)
         averages = {name: case.buffers[name] / factor for name in names}
         explains = patient.explain(averages)
-        if explains < EXPLAINS_ALL:
-            return
-        told = f"means and variances are {tell_number(factor)} times what they should be"
-        yield Undo(told, tuple(names), 1, write_averages(case.layers, averages), explains=explains)
+        if explains >= EXPLAINS_ALL:
+            told = f"means and variances are {tell_number(factor)} times what they should be"
+            yield Undo(told, tuple(names), 1, write_averages(case.layers, averages), explains=explains)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 
@@ -22,25 +20,18 @@ class DeadChannels(Cause):
     title = "dead or eps-dominated channels"
     meaning = "Channels hardly vary: they put out a constant, or what eps makes of them."
     remedy = "Prune them, or look at eps and the scale of the layer before."
-    severity = "note"
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
+        exact = case.data.exact
         dead = weak = channels = 0
         layers = []
         for name in case.seen:
-            values = _measure_in_eps(case, name)
-            is_dead = values < _DEAD
-            is_weak = values < _WEAK
-            if is_dead.any() or is_weak.double().mean() > _SHARE:
+            in_eps = exact[name].var / exact.eps[name]
+            is_weak = in_eps < _WEAK
+            if (in_eps < _DEAD).any() or is_weak.double().mean() > _SHARE:
                 layers.append(name)
-                dead += int(is_dead.sum())
+                dead += int((in_eps < _DEAD).sum())
                 weak += int(is_weak.sum())
-                channels += len(values)
+                channels += len(in_eps)
         return Signs.of(layers, f"of {channels} channels {dead} have a variance below 10 eps, {weak} below 100 eps")
-
-
-def _measure_in_eps(case: Case, name: str) -> Tensor:
-    """Measure the variance of each channel in units of eps [C]; infinite where eps is 0."""
-    exact = case.data.exact
-    return exact[name].var / exact.eps[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +47,9 @@ class FoldedTwice(Cause):
             layers = [case.layers[name] for name in folded]
             yield Undo(told, tuple(folded), 0, replace_forwards(layers, pass_through))
 
+        shifts = {name: _find_lost_bias(case, name) for name in off}
         averages = {}
-        for name in off:
-            shift = _find_lost_bias(case, name)
+        for name, shift in shifts.items():
             if shift is not None:
                 averages[name] = case.buffers[name] + torch.stack((shift, torch.zeros_like(shift)))
         if averages:
@@ -71,9 +72,8 @@ def _is_folded(case: Case, name: str) -> bool:
 
     # Weights and biases that are nearly the same in all channels would fit by chance.
     own = torch.stack((bias / weight, weight.log()))
-    own_mean = own.mean(1, keepdim=True)
-    most = _AGREES * _average_size(own - own_mean)
-    return _average_size(off) < most
+    spread = own - own.mean(1, keepdim=True)
+    return _average_size(off) < _AGREES * _average_size(spread)
 
 
 def _find_lost_bias(case: Case, name: str) -> Tensor | None:
@@ -83,8 +83,7 @@ def _find_lost_bias(case: Case, name: str) -> Tensor | None:
     if bias is None or var_gap > _OFF:
         return None
     exact = case.data.exact
-    sigma = (exact[name].var + exact.eps[name]).sqrt()
-    scaled = bias / sigma
+    scaled = bias / (exact[name].var + exact.eps[name]).sqrt()
     size = _average_size(scaled)
 
     gaps = case.mean_gaps(name)
@@ -102,13 +101,9 @@ def _average_size(values: Tensor) -> float:
 
 def _find_bias_before(model: nn.Module, layer: BatchNorm) -> Tensor | None:
     """Find the bias [C] of the convolution or linear layer that the model lists before a layer; None without."""
-    before = None
-    for module in model.modules():
-        if module is layer:
-            break
-        if isinstance(module, _LINEAR):
-            before = module
-    if before is None or before.bias is None:
+    listed = takewhile(lambda module: module is not layer, model.modules())
+    linear = [module for module in listed if isinstance(module, _LINEAR)]
+    bias = linear[-1].bias if linear else None
+    if bias is None or len(bias) != layer.num_features:
         return None
-    bias = before.bias.detach().cpu().double()
-    return bias if len(bias) == layer.num_features else None
+    return bias.detach().cpu().double()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
-from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.patient import Patient
@@ -29,33 +29,19 @@ class UnusedWeights(Cause):
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
         names = [name for name in patient.exact if name in case.layers]
-        fitting = _count_fitting(patient, names)
-        if not 0 < fitting < len(names):
+        fitting = list(takewhile(lambda name: not case.is_off_surely(name), names))
+        if not 0 < len(fitting) < len(names):
             return
-        scaled = [name for name in names if _has_weights(case.layers[name].weight)]
-        before = names[fitting - 1]
-        if before in scaled:
-            yield _set_to_one(patient, [before])
+        weights = {name: case.layers[name].weight for name in names}
+        scaled = [name for name, weight in weights.items() if weight is not None and not bool((weight == 1).all())]
+        if fitting[-1] in scaled:
+            yield _set_to_one(patient, fitting[-1:])
         if len(scaled) > 1:
             yield _set_to_one(patient, scaled)
 
 
-def _count_fitting(patient: Patient, names: Sequence[str]) -> int:
-    """Count the layers, in order of the data, before the first one whose averages do not fit."""
-    for place, name in enumerate(names):
-        if patient.case.is_off_surely(name):
-            return place
-    return len(names)
-
-
-def _has_weights(weight: Tensor | None) -> bool:
-    return weight is not None and not bool((weight == 1).all())
-
-
 def _set_to_one(patient: Patient, names: Sequence[str]) -> Undo:
-    weights = []
-    for name in names:
-        weight = patient.case.layers[name].weight
-        weights.append((weight, torch.ones_like(weight)))
+    weights = [patient.case.layers[name].weight for name in names]
     told = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
-    return Undo(told, tuple(names), len(names), write_weights(weights))
+    apply = write_weights((weight, torch.ones_like(weight)) for weight in weights)
+    return Undo(told, tuple(names), len(names), apply)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Severity, Signs
+from bnlab.doctor.cause import Cause, Signs
 
 
 class RanksDiffer(Cause):
@@ -23,25 +23,21 @@ class RanksDiffer(Cause):
     title = "ranks differ"
     meaning = "Each process evaluates with averages of its own, and a checkpoint has those of one."
     remedy = "Use SyncBatchNorm, or measure over all ranks; a merged variance includes that between the ranks' means."
-    severity = "note"
     needs = ("ranks",)
 
     def look(self, case: Case) -> Signs | None:
-        assert case.ranks is not None
-        spreads = {}
-        for name, layer in case.layers.items():
-            of_ranks = [rank[name] for rank in case.ranks]
-            spread = _find_spread(torch.stack(of_ranks), layer.eps)
-            if spread > 0.01:
-                spreads[name] = spread
-        if not spreads:
+        ranks = case.ranks
+        assert ranks is not None
+        spreads = {
+            name: _find_spread(torch.stack([rank[name] for rank in ranks]), layer.eps)
+            for name, layer in case.layers.items()
+        }
+        layers = [name for name, spread in spreads.items() if spread > 0.01]
+        if not layers:
             return None
-
-        worst = max(spreads, key=spreads.__getitem__)
-        most = spreads[worst]
-        evidence = f"up to {most:.2g} σ between {len(case.ranks)} ranks, in {worst!r}"
-        severity: Severity = "warning" if most > 0.1 else "note"
-        return Signs(tuple(spreads), evidence, severity)
+        worst = max(layers, key=lambda name: spreads[name])
+        evidence = f"up to {spreads[worst]:.2g} σ between {len(ranks)} ranks, in {worst!r}"
+        return Signs.of(layers, evidence, "warning" if spreads[worst] > 0.1 else "note")
 
 
 def _find_spread(buffers: Tensor, eps: float) -> float:

@@ -18,20 +18,15 @@ class NotCovered(Cause):
     title = "not covered"
     meaning = "These were not looked at, so that nothing is known of them."
     remedy = "Pass batches that reach them, or the part of the model that is used."
-    severity = "note"
 
     def look(self, case: Case) -> Signs | None:
-        names = list(case.uncovered)
+        unseen = () if case.evidence is None else case.evidence.exact.unseen
+        warnings = () if case.evidence is None else case.evidence.warnings
+        outside = [text for text in warnings if "F.batch_norm" in text]
         told = []
         if case.uncovered:
             told.append(f"{len(case.uncovered)} of another class than torch's")
-        if case.evidence is not None:
-            unseen = case.evidence.exact.unseen
-            if unseen:
-                names += unseen
-                told.append(f"{len(unseen)} reached by no batch")
-            outside = [text for text in case.evidence.warnings if "F.batch_norm" in text]
-            if outside:
-                names.append("")
-                told += outside
-        return Signs.of(names, "; ".join(told))
+        if unseen:
+            told.append(f"{len(unseen)} reached by no batch")
+        names = [*case.uncovered, *unseen, *([""] if outside else [])]
+        return Signs.of(names, "; ".join([*told, *outside]))

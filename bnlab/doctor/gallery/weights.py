@@ -55,3 +55,11 @@ def weights_brought_back(healthy: Healthy) -> Specimen:
     for norm in list_norms(model):
         norm.weight.copy_(torch.randn(norm.num_features, generator=generator).exp())
     return Specimen(model, healthy.batches, unspoiled)
+
+
+@fault("BN305", "falls short")
+def trained_on_in_tiny_batches(healthy: Healthy) -> Specimen:
+    """Trained on in batches of two images, at a tenth of the rate of large ones."""
+    model = healthy.copy_model()
+    train(model, healthy.images, healthy.labels, steps=100, rate=0.01, batch_size=2, is_constant=True)
+    return healthy.show(model, before=healthy.model)

@@ -1,0 +1,81 @@
+"""BN305: the earlier network scores better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+
+from bnlab.borrow import measured
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.history import History
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.scores import find_labels, score_batch
+from bnlab.doctor.undoing import Undo, write_averages, write_weights
+
+_SURE = 2.0  # standard errors
+
+
+class WentWrongSince(Cause):
+    """The network of `before=` scores better than today's does under any statistics: training went wrong since.
+
+    Batches that are too small, a learning rate that is too large, wrong labels, another task. It is undone by all
+    weights and averages of the earlier network. They are tried where updates were counted since, all parameters have
+    the same names and shapes, and labels say that it is surely better.
+
+    A false alarm where the network was meant to learn other images than these.
+    """
+
+    code = "BN305"
+    title = "the earlier network is better"
+    meaning = "The network of `before=` scores better than this one under any averages: its training went wrong since."
+    remedy = "Go back to the earlier checkpoint; new averages do not bring back what the weights have lost."
+    kind = "network"
+    needs = ("data", "before")
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        history = case.history
+        if history is None or case.data.scores is None or not _was_trained(case, history):
+            return
+        parameters = dict(case.model.named_parameters())
+        write_parameters = write_weights((parameters[name], earlier) for name, earlier in history.moved.items())
+        averages = {name: change.buffers for name, change in history.layers.items()}
+        write_buffers = write_averages(case.layers, averages)
+
+        def apply(model: nn.Module, stack: ExitStack) -> None:
+            write_parameters(model, stack)
+            write_buffers(model, stack)
+
+        degrees = sum(parameter.numel() for parameter in parameters.values())
+        told = f"with the weights and averages of before=, of which {len(history.moved):,} tensors have moved"
+        undo = Undo(told, tuple(case.layers), degrees, apply)
+        if _is_better(patient, undo):
+            yield undo
+
+
+def _was_trained(case: Case, history: History) -> bool:
+    """Return whether all is known of the earlier network, and weights have moved while averages were updated."""
+    is_known = not history.added and len(history.layers) == len(case.layers)
+    are_updated = any((change.updates or 0) > 0 for change in history.layers.values())
+    return is_known and are_updated and bool(history.moved)
+
+
+def _is_better(patient: Patient, undo: Undo) -> bool:
+    """Return whether labels are predicted surely better than today's weights do under any statistics."""
+    scores = patient.case.data.scores
+    assert scores is not None
+    if scores.commonest is None:
+        return True  # no classes, of which scores and likelihoods may disagree: what is tried tells
+    parts = []
+    with measured(patient.examination.model), ExitStack() as stack:
+        undo.apply(patient.examination.root, stack)
+        for batch in patient.data:
+            parts.append(score_batch(patient.examination.run(batch), find_labels(batch)))
+    values = torch.cat([part for part in parts if part is not None])
+    error = float(values.std()) / math.sqrt(len(values))
+    return float(values.mean()) - _SURE * error > max(scores.mean(kind) for kind in scores.values)
