@@ -29,6 +29,7 @@ def test_the_calls_on_a_model_run() -> None:
             network(batch)
 
     names: dict[str, Any] = {"model": model, "loader": loader, "train": train, "test": lambda network: network.eval()}
+    names["test_loader"] = loader
     (lines,) = [block for block in BLOCKS if "population_statistics(model, loader)" in block]
     exec(lines, names)
 
