@@ -116,7 +116,7 @@ def test_a_parameter_that_cannot_be_compared_is_refused() -> None:
 
 
 def test_an_estimator_does_not_look_like_the_one_it_is_made_from() -> None:
-    assert find_look(EMA) == Look("EMA", "blue", "solid")
+    assert find_look(EMA) == Look("running average", "blue", "solid")
     assert find_look(Slower) == Look()
     assert estimator_label("test_slower", 0.1) == "test_slower (momentum 0.1)"
 

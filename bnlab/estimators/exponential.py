@@ -26,7 +26,7 @@ class EMA(Estimator):
     """
 
     name: ClassVar[str] = "ema"
-    look: ClassVar[Look] = Look("EMA", "blue")
+    look: ClassVar[Look] = Look("running average", "blue")
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class BiasedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_biased"
-    look: ClassVar[Look] = Look("EMA, variances not corrected", "blue", "dashed")
+    look: ClassVar[Look] = Look("running average, variances not corrected", "blue", "dashed")
 
     def values(self, stream: Stream) -> Tensor:
         return stream.biased
@@ -76,7 +76,7 @@ class DebiasedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_debiased"
-    look: ClassVar[Look] = Look("EMA, start divided out", "sky", "dashed")
+    look: ClassVar[Look] = Look("running average, start divided out", "sky", "dashed")
 
     def gains(self, stream: Stream) -> Tensor:
         # −expm1(t·log1p(−m)) = 1 − (1−m)^t without cancellation at small m.
@@ -98,7 +98,7 @@ class PooledEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_pooled"
-    look: ClassVar[Look] = Look("EMA, batches pooled", "blue", "dotted")
+    look: ClassVar[Look] = Look("running average, batches pooled", "blue", "dotted")
 
     def gains(self, stream: Stream) -> Tensor:
         is_start = (stream.steps == 1) & (stream.updates == 0)
@@ -153,7 +153,7 @@ class DelaggedEMA(DebiasedEMA):
     """
 
     name: ClassVar[str] = "delagged"
-    look: ClassVar[Look] = Look("EMA, lag subtracted", "sky", "mixed")
+    look: ClassVar[Look] = Look("running average, lag subtracted", "sky", "mixed")
     twice: ClassVar[bool] = True
 
     def read(self, states: Tensor, stream: Stream) -> Tensor:

@@ -43,7 +43,7 @@ class Predictive(Estimator):
     """
 
     name: ClassVar[str] = "predictive"
-    look: ClassVar[Look] = Look("predictive momentum", "purple")
+    look: ClassVar[Look] = Look("self-tuned momentum", "purple")
 
     def gains(self, stream: Stream) -> Tensor:
         """Compute the chosen momentum's weight of the newest batch; a new choice makes the result jump besides."""

@@ -26,7 +26,7 @@ class WeightedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_weighted"
-    look: ClassVar[Look] = Look("EMA, weighted by batch size", "red", "dashed")
+    look: ClassVar[Look] = Look("running average, weighted by batch size", "red", "dashed")
 
     def gains(self, stream: Stream) -> Tensor:
         return self.momentum * stream.counts / _count_largest(stream)

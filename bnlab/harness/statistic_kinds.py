@@ -54,7 +54,7 @@ class Exact(Measured):
     """Statistics of the whole population: each layer's input is computed with the exact statistics of those before."""
 
     name: ClassVar[str] = "exact"
-    look: ClassVar[Look] = Look("exact population", "black", "dashed")
+    look: ClassVar[Look] = Look("exact statistics", "black", "dashed")
     depends_on_batch_size: ClassVar[bool] = False
 
     def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
@@ -104,7 +104,7 @@ class Stale(OfAveraging):
     """Running averages that were recorded while the network trained, before its weights were averaged."""
 
     name: ClassVar[str] = "stale"
-    look: ClassVar[Look] = Look("EMA of the trained network", "sky")
+    look: ClassVar[Look] = Look("running average of the trained network", "sky")
     average: ClassVar[Estimator] = EMA(momentum=0.1)
 
 

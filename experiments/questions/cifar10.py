@@ -154,7 +154,8 @@ EXPERIMENT = Experiment(
     figures={
         "gap": Figure(
             "The gap of the running mean against the momentum, on CIFAR-10",
-            f"Read up from a momentum how far the EMA is off, in standard deviations. {ALL_LAYERS} {{schedule}}",
+            f"Read up from a momentum how far off the running average is, in standard "
+            f"deviations. {ALL_LAYERS} {{schedule}}",
             score(lambda tables: find_gaps(tables, SHARES[1:], estimator="ema"), "mean_gap", (*EACH, "momentum"),
                   geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH),
@@ -164,8 +165,8 @@ EXPERIMENT = Experiment(
         "cost": Figure(
             "What running averages cost, by momentum, on CIFAR-10",
             "Read up from a momentum: test accuracy of the same network under exact statistics minus that under the "
-            "EMA; above 0 the EMA loses. Momenta below 0.03, which lose up to 59 points before the end and at batch "
-            "1024, are not drawn.",
+            "running average; above 0 it loses. Momenta below 0.03, which lose up to 59 points before the end and at "
+            "batch 1024, are not drawn.",
             score("evaluations", "accuracy", (*EACH, "momentum"), at=SHARES[1:], against="exact", scale=-100,
                   estimator="ema", momentum=(0.03, 0.1, 0.3, 1.0), split="test", **AS_THEY_ARE),
             Curves("momentum", "batch_size", LOST, mark=PYTORCH),

@@ -75,7 +75,7 @@ EXPERIMENT = Experiment(
         "cost": Figure(
             "Accuracy lost at the end of training, by batch size",
             "Read up from a batch size: test accuracy of the same network under exact statistics minus that under the "
-            "EMA; above 0 the EMA loses. The vertical axis is linear up to 0.3 points and logarithmic beyond.",
+            "running average; above 0 it loses. The vertical axis is linear up to 0.3 points and logarithmic beyond.",
             score("evaluations", "accuracy", (*EACH, "momentum"), at=1.0, against="exact", scale=-100, estimator="ema",
                   split="test"),
             Curves("batch_size", "momentum", LOST_OF_ANY_SIZE),
@@ -92,13 +92,13 @@ EXPERIMENT = Experiment(
             Finding("At the end, up to batch 256, running means are within 0.1 σ of exact ones",
                     {"means_are_near_late": ("batch size 4", "batch size 16", "batch size 64", "batch size 256")})),
         "added": Figure(
-            "The EMA's distance from single batches, against that of exact statistics",
+            "The running average's distance from single batches, against that of exact statistics",
             "Compare with 1: distances of means, over channels and a few training batches; momentum 0.1. Above 1 its "
             "lag and noise add to it.",
             score("gaps", "tid_mean", ("panel", "depth", "epoch"), against="exact", ratio=True, geometric=True,
                   estimator="ema", momentum=0.1, batch_size=(4, 64, 1024)),
-            Curves("epoch", "depth", Axis("EMA's distance / exact one's", log=True)),
-            Finding("Early in huge batches, the EMA is much farther from single batches than exact means are",
+            Curves("epoch", "depth", Axis("running average's distance / exact one's", log=True)),
+            Finding("Early in huge batches, running averages are much farther from single batches than exact means are",
                     {"ema_adds_early": ()})),
         "accuracy": Figure(
             "Test accuracy of the same weights under different statistics",

@@ -88,16 +88,16 @@ EXPERIMENT = Experiment(
     figures={
         "gap": Figure(
             "Gap against the momentum",
-            "Compare the two ends of a curve, of the EMA: lag on the left, noise of single batches on the right. "
-            f"{ALL_LAYERS}",
+            "Compare the two ends of a curve, of running averages: lag on the left, noise of single batches on the "
+            f"right. {ALL_LAYERS}",
             score(lambda tables: find_gaps(tables, SHARES, estimator="ema"), "mean_gap", POINT, geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH),
             Finding("At the end of training the gap is a U over the momentum: lag on the left, noise on the right",
                     {"gap_is_u_shaped": ("at the end of training",)})),
         "accuracy": Figure(
             "Test accuracy against the momentum",
-            "Compare a curve with its dashed line: the same networks under the EMA for every momentum, and under "
-            "exact statistics (dashed).",
+            "Compare a curve with its dashed line: the same networks under running averages for every momentum, and "
+            "under exact statistics (dashed).",
             score("evaluations", "accuracy", POINT, at=SHARES, scale=100, estimator=("ema", "exact")),
             Curves("momentum", "batch_size", ACCURACY, level="exact statistics", mark=PYTORCH),
             Finding("At the end, a momentum of 0.9, which is 0.1 in the other convention, costs accuracy",

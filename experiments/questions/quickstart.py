@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
             "Other averages of the same batches",
             "Compare the curves at one epoch: root mean square over the layers behind the first (in the first, "
             "precise BN is exact). Precise BN alone is measured again, on the training set. Kalman and predictive "
-            "momentum choose theirs; that of the EMAs is PyTorch's. {schedule}",
+            "momentum choose theirs; that of running averages is PyTorch's. {schedule}",
             score(find_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
             Curves("epoch", "estimator", GAP),
             Finding("Over training, predictive momentum is nearer to the population than PyTorch's",

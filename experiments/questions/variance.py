@@ -15,9 +15,9 @@ CORRECTION = "m/(m−1) alone: with over without"
 SAME = within(-0.3, 0.3, "points", SIX_IMAGES)
 
 NAMES = {
-    "ema": "EMA",
-    "ema_biased": "EMA, without m/(m−1)",
-    "ema_pooled": "EMA, batches pooled",
+    "ema": "running average",
+    "ema_biased": "running average, without m/(m−1)",
+    "ema_pooled": "running average, batches pooled",
     "update_bn": "update_bn",
     "swa": "SWA's update",
     "precise": "precise BN (pooled)",

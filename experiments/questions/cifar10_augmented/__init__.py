@@ -83,7 +83,8 @@ EXPERIMENT = Experiment(
     figures={
         "gap": Figure(
             "The gap of the running mean at the end, to both populations, on CIFAR-10",
-            f"Read up from a momentum how far the EMA is off, in standard deviations. {ALL_LAYERS} {{schedule}}",
+            f"Read up from a momentum how far off the running average is, in standard "
+            f"deviations. {ALL_LAYERS} {{schedule}}",
             score(find_curves, "mean_gap", ("panel", "line", "momentum"), geometric=True),
             Curves("momentum", "line", GAP, mark=PYTORCH),
             Finding("Running means estimate the images as training sees them, and a momentum between 0.003 and 1 does "

@@ -118,7 +118,7 @@ def make_stream(tables: Tables) -> pd.DataFrame:
         average = 0.9 * average + 0.1 * batch
         averages.append(average)
 
-    series = {"single batch": batches, "population": truth, "running average": averages}
+    series = {"single batch": batches, "exact": truth, "running average": averages}
     frames = []
     for name, values in series.items():
         frames.append(pd.DataFrame({"batch": step, "line": name, "mean": values}))
@@ -137,7 +137,7 @@ EXPERIMENT = Experiment(
             "moves in the middle, and their average with momentum 0.1, new = 0.9 · old + 0.1 · batch. Shaded: how far "
             "it is from the population's mean, which exact statistics give.",
             make_stream,
-            Stream("batch", "line", "single batch", "population", "running average",
+            Stream("batch", "line", "single batch", "exact", "running average",
                    (Axis("batches so far"), Axis("mean of a channel")),
                    (Zone(0, 38, "START\nit begins at 0"), Zone(38, 80, "LAG\nit follows late"),
                     Zone(80, 121, "NOISE\nbatches differ")))),

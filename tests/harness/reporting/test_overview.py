@@ -18,8 +18,8 @@ from bnlab.harness.updates import ADVICE
 
 matplotlib.use("Agg")
 
-EMA = "EMA (momentum 0.1)"
-EXACT = "exact population"
+EMA = "running average (momentum 0.1)"
+EXACT = "exact statistics"
 MANY = tuple(round(0.1 * k, 1) for k in range(1, 10))
 
 
@@ -64,7 +64,7 @@ LAYOUTS: list[tuple[dict[str, Any], str, list[str], list[str]]] = [
     # momenta across, estimators in colours, settings in panels
     ({"momenta": (0.1, 0.5), "others": ("cumulative", "exact"), **SIZES, "model__width": (8, 16)}, "accuracy",
      [f"batch size {size}, model.width {width}" for size in (4, 32) for width in (8, 16)],
-     ["average of all batches", "EMA", EXACT]),
+     ["average of all batches", "running average", EXACT]),
     # one estimator: settings in colours
     ({"momenta": (0.1, 0.5), **SIZES}, "gap", [""], ["batch size 4", "batch size 32"]),
     # a number across
@@ -72,17 +72,17 @@ LAYOUTS: list[tuple[dict[str, Any], str, list[str], list[str]]] = [
     ({"norm__groups": (4.0, np.nan), **SIZES}, "gap", [""], ["norm.groups 4", "no norm.groups"]),
     # a norm without statistics has an axis of momenta, too
     ({"momenta": (0.1, 0.5), "norm": ("batch", "group")}, "accuracy", ["norm batch", "norm group"],
-     ["EMA", EXACT, "without batch norm"]),
+     ["running average", EXACT, "without batch norm"]),
     # words one below the other
     ({"norm": ("batch", "ghost")}, "accuracy", [""],
      [f"norm {norm}, {words}" for norm in ("batch", "ghost") for words in (EMA, EXACT)]),
     ({"seed": (0,)}, "accuracy", [""], [EMA, EXACT]),
     # over the training momenta have colours
     ({"momenta": (0.1, 0.5), "steps": (5, 10), **SIZES}, "gap_training", ["batch size 4", "batch size 32"],
-     [EMA, "EMA (momentum 0.5)"]),
+     [EMA, "running average (momentum 0.5)"]),
     # as many of them as can be told apart
     ({"momenta": MANY, "steps": (5, 10)}, "gap_training", [""],
-     [f"EMA (momentum {momentum})" for momentum in (0.1, 0.3, 0.5, 0.7, 0.9)]),
+     [f"running average (momentum {momentum})" for momentum in (0.1, 0.3, 0.5, 0.7, 0.9)]),
 ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_what_was_swept(changes: dict[str, Any], swept: dict[str, str]) -> None:
     runs = tables["runs"].drop(columns="model.copy").assign(seed=[0, 1, 0, 1], **changes)
     overview = make_overview({**tables, "runs": runs})
 
-    seeds = {"seed": "0, 1", "momentum": "0.1", "statistics": f"EMA, {EXACT}"}
+    seeds = {"seed": "0, 1", "momentum": "0.1", "statistics": f"running average, {EXACT}"}
     assert overview.swept == {"batch size": "4, 32", **swept, **seeds}
 
 
@@ -190,7 +190,7 @@ def test_estimators_have_panels_of_their_own_where_lines_could_not_be_told_apart
     lines = means.groupby("panel", sort=False)[["estimator", "momentum"]].apply(
         lambda rows: len(rows.drop_duplicates())
     )
-    assert lines.to_dict() == {"EMA": 6, "other estimators": 5}, "exact statistics are in both"
+    assert lines.to_dict() == {"running average": 6, "other estimators": 5}, "exact statistics are in both"
     assert figure.caption == "5 of 9 momenta are drawn; the table has all."
 
 

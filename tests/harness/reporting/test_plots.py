@@ -80,7 +80,7 @@ def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
 
     drawn = draw(Curves("epoch", "estimator", ACCURACY), pd.concat([frame, second]))
 
-    slow, fast, population = "EMA (momentum 0.1)", "EMA (momentum 0.5)", "exact population"
+    slow, fast, population = "running average (momentum 0.1)", "running average (momentum 0.5)", "exact statistics"
     assert list_names(drawn) == [slow, fast, population]
     first, later, *_ = ({line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes)
     assert first[population] == later[population] == "#000000"
@@ -101,10 +101,10 @@ def test_an_estimator_is_one_line_across_its_momenta_and_levels_are_in_the_legen
     (ax,) = drawn.axes
     lines = {str(line.get_label()): line for line in ax.lines}
 
-    assert list_names(drawn) == ["EMA", "exact population", "average of all batches"]
-    np.testing.assert_array_equal(lines["EMA"].get_xdata(), [0.01, 0.1, 0.5])
+    assert list_names(drawn) == ["running average", "exact statistics", "average of all batches"]
+    np.testing.assert_array_equal(lines["running average"].get_xdata(), [0.01, 0.1, 0.5])
     colours = {name: str(line.get_color()).lower() for name, line in lines.items()}
-    assert colours == {"EMA": "#0072b2", "exact population": "#000000", "average of all batches": "#cc79a7"}
+    assert colours == {"running average": "#0072b2", "exact statistics": "#000000", "average of all batches": "#cc79a7"}
     assert len(ax.collections) + len(ax.patches) == 3, "a band each"
 
 
@@ -241,18 +241,22 @@ def test_a_momentum_has_one_colour_in_all_figures_and_estimators_have_lines() ->
 
     colour = {name: look["color"] for name, look in looks.items()}
     line = {name: str(look["linestyle"]) for name, look in looks.items()}
-    assert colour["EMA (momentum 0.1)"] == colour["EMA, start divided out (momentum 0.1)"] == find_colour(0.1)
+    assert (
+        colour["running average (momentum 0.1)"]
+        == colour["running average, start divided out (momentum 0.1)"]
+        == find_colour(0.1)
+    )
     assert len({*colour.values()}) == 4, "three momenta and black"
-    assert line["EMA (momentum 0.01)"] == line["EMA (momentum 0.1)"] == "-"
-    assert line["EMA (momentum 0.1)"] != line["EMA, start divided out (momentum 0.1)"]
-    assert not looks["EMA (momentum 0.1)"]["marker"]
-    assert looks["EMA, start divided out (momentum 0.1)"]["marker"], "seen where both agree"
-    assert colour["exact population"] == "#000000"
+    assert line["running average (momentum 0.01)"] == line["running average (momentum 0.1)"] == "-"
+    assert line["running average (momentum 0.1)"] != line["running average, start divided out (momentum 0.1)"]
+    assert not looks["running average (momentum 0.1)"]["marker"]
+    assert looks["running average, start divided out (momentum 0.1)"]["marker"], "seen where both agree"
+    assert colour["exact statistics"] == "#000000"
 
     _, others = choose_looks(plant_training(ema_debiased=(0.1, 0.9)), "estimator", "epoch")
-    assert others["EMA, start divided out (momentum 0.1)"]["color"] == find_colour(0.1)
+    assert others["running average, start divided out (momentum 0.1)"]["color"] == find_colour(0.1)
     _, alone = choose_looks(plant_training(ema=(0.1,)), "estimator", "epoch")
-    assert alone["EMA (momentum 0.1)"]["color"] == find_colour(0.1)
+    assert alone["running average (momentum 0.1)"]["color"] == find_colour(0.1)
     _, by_momentum = choose_looks(frame, "momentum", "epoch")
     assert by_momentum["momentum 0.1"]["color"] == find_colour(0.1)
 

@@ -199,7 +199,7 @@ def test_there_is_a_row_for_each_condition() -> None:
     shown = found[["experiment", "claim", "condition", "n", "verdict", "note"]].to_numpy().tolist()
     expected = {0.1: ["undecided", "holds by itself"], 0.5: ["holds", "the same for all seeds, not tested"]}
     for size, momentum in ((4, 0.1), (4, 0.5), (32, 0.1), (32, 0.5)):
-        condition = f"at the end of training, batch size {size}, EMA (momentum {momentum})"
+        condition = f"at the end of training, batch size {size}, running average (momentum {momentum})"
         assert ["trial", "claim0", condition, 3, *expected[momentum]] in shown
     assert found["mean"].to_list() == pytest.approx([3, 1, 3, 1])
 
