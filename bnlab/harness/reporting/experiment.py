@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,11 +169,11 @@ def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
     for row, judgement in zip(ordered.to_dict("records"), judged, strict=True):
         numbers = {key: row[key] for key in NUMBERS}
         words = {str(key): value for key, value in judgement.items()}
-        conditions.append({"where": _say_where(row), **numbers, **words})
+        conditions.append({"where": say_where(row), **numbers, **words})
     return conditions
 
 
-def _say_where(row: dict[Any, Any]) -> tuple[str, ...]:
+def say_where(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
     """Say what tells a row of a score from the others; empty where it has no value."""
     words = []
     for key, value in row.items():
@@ -206,7 +206,14 @@ def state_findings(experiment: Experiment, verdicts: pd.DataFrame) -> Experiment
 def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:
     """Find the verdicts on a claim in the conditions that have all words of one of `conditions`; in all without any."""
     is_of_claim = verdicts["claim"] == claim
-    cells = verdicts[is_of_claim]
+    return choose_conditions(verdicts[is_of_claim], conditions)
+
+
+def choose_conditions(cells: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Choose the rows whose column `where` has all words of one of `conditions`; all rows without any.
+
+    Where a column's value is itself several words, as `one-cycle, at the end`, a condition names all of them or none.
+    """
     if not conditions:
         return cells
 
@@ -215,7 +222,16 @@ def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str
         wanted.append({*words.split(", ")})
 
     def is_wanted(where: tuple[str, ...]) -> bool:
-        return any(words <= {*where} for words in wanted)
+        return any(_has_all_words(where, words) for words in wanted)
 
     is_chosen = cells["where"].map(is_wanted)
     return cells[is_chosen.astype(bool)]
+
+
+def _has_all_words(where: tuple[str, ...], words: set[str]) -> bool:
+    named: set[str] = set()
+    for value in where:
+        parts = {*value.split(", ")}
+        if parts <= words:
+            named |= parts
+    return named == words
