@@ -185,7 +185,7 @@ def test_every_answer_is_read_once(number: str) -> None:
     prose = fill_prose(CATALOGUE.questions[number], find_outcomes())
     text = LINK_TARGET.sub("]", " ".join(prose.paragraphs))
     first_line = CATALOGUE.questions[number].splitlines()[2]
-    first_sentence = " ".join(fill_paragraphs(first_line, find_outcomes()))
+    first_sentence = LINK_TARGET.sub("]", " ".join(fill_paragraphs(first_line, find_outcomes())))
 
     assert prose.question.endswith("?")
     assert len(WORD.findall(text)) <= 70

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -173,7 +173,7 @@ def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
     return conditions
 
 
-def say_where(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
+def say_where(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """Say what tells a row of a score from the others; empty where it has no value."""
     words = []
     for key, value in row.items():

@@ -90,7 +90,8 @@ def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     @cache
     def read_figure(name: str) -> pd.DataFrame:
         points = experiment.figures[name].score(tables)
-        return points.assign(where=[say_where(row) for row in points.to_dict("records")])
+        where = pd.Series([say_where(row) for row in points.to_dict("records")], index=points.index, dtype=object)
+        return points.assign(where=where)
 
     return Outcome(state_findings(experiment, frame), frame, basis, networks, read_figure)
 
