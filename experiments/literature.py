@@ -27,6 +27,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "literature.md"
 TEXT = Path(__file__).with_name("literature.md")
 JUDGEMENTS = {  # with the words that count them
     "agrees": "agree",
+    "agrees in part": "agree in part",
     "contradicts": "contradict",
     "undecided": "undecided",
     "not comparable": "not comparable",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +37,18 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
         pages |= write_answers(read_catalogue(), outcomes, results, added_seeds)
     for name, page in pages.items():
         path = results / name
-        path.write_text(page, encoding="utf-8")
+        path.write_text(adapt_links(page, results), encoding="utf-8")
         print(path)
+
+
+def adapt_links(page: str, results: Path) -> str:
+    """Let links out of the folder of results, which are written as from results/reference, lead from where it is."""
+
+    def adapt(match: re.Match[str]) -> str:
+        target = os.path.normpath(REFERENCE / match[1])
+        return "](" + os.path.relpath(target, results)
+
+    return re.sub(r"\]\((\.\./[^)#]+)", adapt, page)
 
 
 def describe_devices(runs: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.outcome import Outcome
+from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs
 from bnlab.lab.catalogue import find_experiment, list_questions
 from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_findings, write_page
 from experiments.pages import FIGURES
@@ -66,15 +66,25 @@ def test_the_counts_are_those_of_the_tables() -> None:
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=number_of)
 def test_what_is_judged_quotes_claims(finding: Finding) -> None:
-    if finding.judgement in ("agrees", "contradicts", "undecided"):
-        assert finding.list_quotes()
+    verdicts = {verdict for verdict, _, _ in finding.list_quotes()}
+    if finding.judgement == "agrees":
+        assert verdicts == {"holds"}
+    if finding.judgement == "agrees in part":
+        assert "holds" in verdicts
+        assert verdicts & {"undecided", "fails"}
     if finding.judgement == "contradicts":
+        assert verdicts
         assert finding.lines["contradicts"].startswith("It may be us")
     if finding.judgement == "undecided":
-        verdicts = {verdict for verdict, _, _ in finding.list_quotes()}
         assert "undecided" in verdicts or {"holds", "fails"} <= verdicts
     if finding.judgement == "not tried":
         assert "here" not in finding.lines
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=number_of)
+def test_nothing_gains_less_than_nothing(finding: Finding) -> None:
+    shown = " ".join(fill_paragraphs(finding.lines.get("here", ""), find_outcomes()))
+    assert not re.findall(r"\b(?:gains?|costs?|loses?|lost) -[\d.]+", shown)
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=number_of)

@@ -18,7 +18,7 @@ from bnlab.harness.schema import Column
 from bnlab.lab.catalogue import list_measurements
 from experiments.describe import HELP, README, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
-from experiments.pages import describe_devices
+from experiments.pages import adapt_links, describe_devices
 
 EXPERIMENTS = Path("conf/experiment")
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -33,6 +33,18 @@ def test_the_help_is_what_the_code_gives() -> None:
     code = "from experiments.describe import describe_sweep; print(describe_sweep(), end='')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert HELP.read_text(encoding="utf-8") == done.stdout, "run: python -m experiments.describe"
+
+
+def test_links_to_howtos_lead_from_any_folder_of_results(tmp_path: Path) -> None:
+    link = "[how](../../docs/howto/domains.md#two-domains-through-one-layer), [gap](gap/README.md)"
+
+    assert adapt_links(link, REFERENCE) == link
+
+    adapted = adapt_links(link, tmp_path)
+    path, _, heading = adapted.partition("](")[2].partition(")")[0].partition("#")
+    assert (tmp_path / path).resolve() == REFERENCE.parents[1] / "docs/howto/domains.md"
+    assert heading == "two-domains-through-one-layer"
+    assert adapted.endswith("[gap](gap/README.md)")
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
 
     text = (folder / "ANSWERS.md").read_text()
     page = (folder / "report.html").read_text()
-    assert "On digits, after four steps of 256 images, they cost" in text
-    assert "On characters they still cost" not in text
+    assert "on digits, after four updates of 256 images, that costs" in text
+    assert "In batches of 64, after 144 updates" not in text
 
     own = (folder / "quickstart" / "README.md").read_text()
     assert f"bnlab sweep experiment=quickstart results={folder}" in own

@@ -171,11 +171,11 @@ def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
     for row, judgement in zip(ordered.to_dict("records"), judged, strict=True):
         numbers = {key: row[key] for key in NUMBERS}
         words = {str(key): value for key, value in judgement.items()}
-        conditions.append({"where": _say_where(row), **numbers, **words})
+        conditions.append({"where": say_where(row), **numbers, **words})
     return conditions
 
 
-def _say_where(row: dict[Any, Any]) -> tuple[str, ...]:
+def say_where(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """Say what tells a row of a score from the others; empty where it has no value."""
     words = []
     for key, value in row.items():
@@ -216,7 +216,14 @@ def _have_verdict(verdicts: pd.DataFrame, claims: Mapping[str, Sequence[str]], v
 def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:
     """Find the verdicts on a claim in the conditions that have all words of one of `conditions`; in all without any."""
     is_of_claim = verdicts["claim"] == claim
-    cells = verdicts[is_of_claim]
+    return choose_conditions(verdicts[is_of_claim], conditions)
+
+
+def choose_conditions(cells: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Choose the rows whose column `where` has all words of one of `conditions`; all rows without any.
+
+    Where a column's value is itself several words, as `one-cycle, at the end`, a condition names all of them or none.
+    """
     if not conditions:
         return cells
 
@@ -225,7 +232,16 @@ def find_conditions(verdicts: pd.DataFrame, claim: str, conditions: Sequence[str
         wanted.append({*words.split(", ")})
 
     def is_wanted(where: tuple[str, ...]) -> bool:
-        return any(words <= {*where} for words in wanted)
+        return any(_has_all_words(where, words) for words in wanted)
 
     is_chosen = cells["where"].map(is_wanted)
     return cells[is_chosen.astype(bool)]
+
+
+def _has_all_words(where: tuple[str, ...], words: set[str]) -> bool:
+    named: set[str] = set()
+    for value in where:
+        parts = {*value.split(", ")}
+        if parts <= words:
+            named |= parts
+    return named == words

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, decide, find_conditions, state_findings
+from bnlab.harness.errors import NoRows, UserError
+from bnlab.harness.reporting.experiment import (
+    Claim,
+    Experiment,
+    Tables,
+    choose_conditions,
+    decide,
+    find_conditions,
+    say_where,
+    state_findings,
+)
 from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_TESTED
 from bnlab.harness.reporting.wording import count_share, describe_networks, list_values, say_mean, say_numbers
 
@@ -27,9 +37,13 @@ READING = (
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
 _IN_PERCENT = ("share", "of the networks")
-_QUOTED = re.compile(r'(?:holds|fails|undecided|counted)\("(\w+)\.')
+_QUOTED = re.compile(r'(?:holds|fails|undecided|counted|drawn)\("(\w+)\.')
 _QUOTES = {"holds": "holds", "fails": "fails", "undecided": "undecided", "counted": NOT_TESTED}
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
+
+
+def _find_no_points(name: str) -> pd.DataFrame:
+    raise NoRows(f"figure {name}: there are no tables")
 
 
 @dataclass(frozen=True)
@@ -41,12 +55,15 @@ class Outcome:
         frame: verdicts with their numbers, see `experiment.decide`.
         basis: the names of the networks' data, and how many seeds the claims are of, as `glyphs, n = 5 to 15`.
         networks: what was measured, and what was not varied.
+        read_figure: gives the points of a figure by its name, with the column `where` as in `frame`; NoRows without
+            any.
     """
 
     experiment: Experiment
     frame: pd.DataFrame
     basis: str
     networks: str
+    read_figure: Callable[[str], pd.DataFrame] = field(default=_find_no_points, repr=False)
 
     def list_claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
         """List the claims, each with the rows of `frame` on its conditions."""
@@ -83,7 +100,14 @@ def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
         outer = dict.fromkeys([str(counts.min()), str(counts.max())])
         basis += f", n = {' to '.join(outer)}"
     networks = describe_networks(runs)
-    return Outcome(state_findings(experiment, frame), frame, basis, networks)
+
+    @cache
+    def read_figure(name: str) -> pd.DataFrame:
+        points = experiment.figures[name].score(tables)
+        where = pd.Series([say_where(row) for row in points.to_dict("records")], index=points.index, dtype=object)
+        return points.assign(where=where)
+
+    return Outcome(state_findings(experiment, frame), frame, basis, networks, read_figure)
 
 
 @dataclass(frozen=True)
@@ -131,7 +155,10 @@ def fill_paragraphs(template: str, outcomes: Sequence[Outcome]) -> list[str]:
     several conditions, for which further words are given, or none for all, it gives the range of their means and the
     outer bounds of their intervals; `counted` gives a count, as `3 of 3`. With `sign=-1` a gain is quoted as a cost.
     With `interval=False` the mean stands alone, with two digits, and with `shown=False` the verdict is required and no
-    number is given.
+    number is given; only `undecided` always gives its estimate.
+
+    `{{ drawn("gap.lost", "batch size 4, step 9", unit="points") }}` gives a point of a figure in the same way, without
+    a verdict; each number has two digits.
     """
     known = {outcome.experiment.name: outcome for outcome in outcomes}
     paragraphs = []
@@ -144,39 +171,66 @@ def fill_paragraphs(template: str, outcomes: Sequence[Outcome]) -> list[str]:
     return paragraphs
 
 
-def _fill_sentence(line: str, known: dict[str, Outcome]) -> str:
-    def quote(
-        verdict: str, claim: str, *conditions: str, sign: int = 1, shown: bool = True, interval: bool = True
-    ) -> str:
-        experiment, _, name = claim.partition(".")
-        if experiment not in known:
-            raise UntrueQuote
-        cells = find_conditions(known[experiment].frame, name, conditions)
-        if {*cells["verdict"]} != {verdict}:
-            raise UntrueQuote
-        if not shown:
-            return ""
-        if verdict == NOT_TESTED:
-            ordered = cells.sort_values("mean")
-            counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
-            return " to ".join(dict.fromkeys(counts))
-        unit = known[experiment].experiment.claims[name].margin.unit
-        return _say_means(cells, unit, sign, interval)
-
+def _fill_sentence(line: str, known: Mapping[str, Outcome]) -> str:
+    quotes: dict[str, Callable[..., str]] = {"drawn": partial(_quote_point, known)}
+    for word, verdict in _QUOTES.items():
+        quotes[word] = partial(_quote_claim, known, verdict)
     try:
-        quotes = {word: partial(quote, verdict) for word, verdict in _QUOTES.items()}
         return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
     except UntrueQuote:
         return ""
 
 
-def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool) -> str:
+def _quote_claim(
+    known: Mapping[str, Outcome],
+    verdict: str,
+    claim: str,
+    *conditions: str,
+    sign: int = 1,
+    shown: bool = True,
+    interval: bool = True,
+) -> str:
+    experiment, _, name = claim.partition(".")
+    if experiment not in known:
+        raise UntrueQuote
+    cells = find_conditions(known[experiment].frame, name, conditions)
+    if {*cells["verdict"]} != {verdict}:
+        raise UntrueQuote
+    if not shown:
+        if verdict == "undecided":
+            raise ValueError(f"{claim}: what is undecided is quoted with its estimate, without shown=False")
+        return ""
+    if verdict == NOT_TESTED:
+        ordered = cells.sort_values("mean")
+        counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
+        return " to ".join(dict.fromkeys(counts))
+    unit = known[experiment].experiment.claims[name].margin.unit
+    return _say_means(cells, unit, sign, interval)
+
+
+def _quote_point(
+    known: Mapping[str, Outcome], figure: str, *conditions: str, unit: str, sign: int = 1, interval: bool = True
+) -> str:
+    experiment, _, name = figure.partition(".")
+    if experiment not in known:
+        raise UntrueQuote
+    try:
+        points = known[experiment].read_figure(name)
+    except (UserError, LookupError):  # tables of a sweep without what is drawn
+        raise UntrueQuote from None
+    chosen = choose_conditions(points, conditions)
+    if chosen.empty or chosen["mean"].isna().any():
+        raise UntrueQuote
+    return _say_means(chosen, unit, sign, interval, after_one=2)
+
+
+def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, after_one: int = 3) -> str:
     """Say mean, unit and interval, as `5.3 points [3.2, 7.5]`; of several cells the range and the outer bounds.
 
-    Shares are said in percent, and of `points gained` only `points`.
+    Shares are said in percent, and of `points gained` only `points`. For `after_one` see `wording.say_numbers`.
     """
     numbers = sign * cells[["mean", "low", "high"]]
-    words = " " + re.sub("^points .*", "points", unit)
+    words = " " + re.sub("^points .*", "points", unit) if unit else ""
     if unit in _IN_PERCENT:
         numbers = (100 * numbers).clip(0, 100)
         words = "%"
@@ -186,7 +240,7 @@ def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool) ->
     for mean, *ends in numbers.itertuples(index=False):
         low, high = sorted(ends)
         if has_interval:
-            said, *interval = say_numbers(mean, low, high)
+            said, *interval = say_numbers(mean, low, high, after_one)
             means.append(said)
             bounds += interval
         else:

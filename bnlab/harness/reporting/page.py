@@ -141,6 +141,7 @@ def _convert(page: str, folder: Path, shown: set[Path]) -> Markup:
     html = _MARKDOWN.render(page)
     html = re.sub(r'<img src="([^"]*)" alt="([^"]*)" />', embed, html)
     html = re.sub(r'href="(\w+)(/README)?\.md"', r'href="#\1"', html)
+    html = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", html)  # to a file that may not be there
     html = re.sub(r"<h([12])>(\w+)", r'<h\1 id="\2">\2', html)  # of an experiment its name, of a question its number
     html = re.sub(r"<td>(holds|fails|undecided|one seed|not|cannot)\b", r'<td class="\1">\1', html)
     return Markup(html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))

@@ -212,10 +212,10 @@ def count_share(share: float, n: int) -> str:
     return f"{round(share * n)} of {n}"
 
 
-def say_numbers(mean: float, low: float, high: float) -> list[str]:
+def say_numbers(mean: float, low: float, high: float, after_one: int = 3) -> list[str]:
     """Write mean, low and high as one would say them; the mean alone where there is no interval.
 
-    They have two significant digits, three where the first is 1, and no more than `round_numbers` gives them.
+    They have two significant digits, `after_one` where the first is 1, and no more than `round_numbers` gives them.
 
     >>> say_numbers(26.63, 23.1, 30.12), say_numbers(0.0722, 0.0031, 0.1413)
     (['27', '23', '30'], ['0.072', '0.003', '0.141'])
@@ -224,7 +224,7 @@ def say_numbers(mean: float, low: float, high: float) -> list[str]:
     rounded = round_numbers(mean, low, high)
     for number, given in zip((mean, low, high), rounded, strict=False):
         magnitude = f"{number:.1e}".lstrip("-")
-        digits = 3 if magnitude.startswith("1") else 2
+        digits = after_one if magnitude.startswith("1") else 2
         said.append(_shorten(number, given, digits))
     return said
 

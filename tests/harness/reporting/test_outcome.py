@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome
@@ -103,6 +104,57 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
     assert paragraphs == ["In 2 of 3."]
 
 
+def test_an_undecided_claim_is_never_quoted_without_its_estimate() -> None:
+    with pytest.raises(ValueError, match=r"e\.large: what is undecided is quoted with its estimate"):
+        fill_paragraphs('Open{{ undecided("e.large", "batch size 4", shown=False) }}.', [answer()])
+
+
+def draw_map(name: str) -> pd.DataFrame:
+    """The points of a figure `map`, in panels whose names have two words."""
+    if name != "map":
+        raise NoRows(f"figure {name}: nothing to draw")
+    where = [("constant rate", "updates 9"), ("one-cycle, at the end", "updates 9"), ("one-cycle", "updates 9")]
+    return pd.DataFrame({"where": where, "mean": [12.8, 0.3, np.nan], "low": [6.7, 0.1, 0.0], "high": [18.8, 0.5, 1.0]})
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ('{{ drawn("e.map", "constant rate, updates 9", unit="points") }}', "13 points [6.7, 19]"),
+        ('{{ drawn("e.map", "one-cycle, at the end, updates 9", unit="", interval=False) }}', "0.30"),
+        ('{{ drawn("e.map", "at the end, updates 9", unit="points") }}', ""),
+        ('{{ drawn("e.map", "one-cycle, updates 9", unit="points") }}', ""),
+        ('{{ drawn("e.map", "updates 10", unit="points") }}', ""),
+        ('{{ drawn("e.other", "updates 9", unit="points") }}', ""),
+        ('{{ drawn("other.map", "updates 9", unit="points") }}', ""),
+    ],
+)
+def test_a_point_of_a_figure_is_quoted_where_it_is_drawn(text: str, filled: str) -> None:
+    """A condition names all words of a panel or none; a point without a mean is not drawn."""
+    drawn = replace(answer(), read_figure=draw_map)
+
+    assert " ".join(fill_paragraphs(text, [drawn])) == filled
+
+
+def test_a_figure_is_read_from_the_tables() -> None:
+    cost = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1)
+    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
+    experiment = Experiment(bears_on=(), figures={"cost": figure}, claims={}, name="trial")
+
+    quote = '{{ drawn("trial.cost", "batch size 4", unit="points") }}'
+
+    assert fill_paragraphs(quote, [find_outcome(experiment, plant())]) == ["3.0 points [0.5, 5.5]"]
+    assert fill_prose(f"# Is it so?\n\n{quote}", []).quoted == {"trial"}
+
+
+def test_links_to_files_that_a_report_has_not_are_left_out_of_it() -> None:
+    first = "[Several GPUs](../../docs/howto/distributed.md), [gap](gap/README.md), [torch](https://pytorch.org)."
+
+    page = write_answers(Catalogue({}, {}, first, "", ""), [], Path())["report.html"]
+
+    assert 'Several GPUs, <a href="#gap">gap</a>, <a href="https://pytorch.org">torch</a>.' in page
+
+
 def test_an_answer_has_question_paragraphs_and_figure() -> None:
     template = "# Is it so?\n\nYes.\n\nLook.\n\n![](trial/cost)\n"
 
@@ -158,7 +210,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "![Title](trial/figures/cost.png)",
         "",
         "## Q2. Else?",
-        "Claims: none; nothing is measured on this yet.",
+        "Claims: none; it follows from the formula, or from what PyTorch does.",
     ]
     assert "\n".join(lines) in text
     assert "First, [else](#q2-else).\n\n| a | b |\n|---|---|\n| 1 | 2 |\n" in text
