@@ -175,20 +175,20 @@ EXPERIMENT = Experiment(
         "training": Figure(
             "What running averages cost over training, on CIFAR-10",
             "Read up from an epoch: test accuracy of the same network under exact statistics minus that under "
-            "PyTorch's momentum, as it is and without its start at 0 and 1, and under predictive momentum. {schedule}",
+            "PyTorch's momentum, as it is and without its start at 0 and 1, and under self-tuned momentum. {schedule}",
             score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, split="test",
                   estimator=("ema", "ema_debiased", "predictive"), momentum=(0.1, None), **AS_THEY_ARE),
             Curves("epoch", "estimator", LOST),
             Finding("After a tenth of training running averages cost accuracy, also without their start, on CIFAR-10",
                     {"lag_costs_early": ()})),
         "predictive": Figure(
-            "The gap of predictive momentum over training, against that of the best fixed momentum, on CIFAR-10",
+            "The gap of self-tuned momentum over training, against that of the best fixed momentum, on CIFAR-10",
             "Compare with 1: gap of the mean over the smallest of six fixed momenta in that layer at that step, known "
             "in hindsight only; geometric mean over the layers behind the first.",
             score(lambda tables: over_best(rows(tables, "gaps"), "mean_gap"), "mean_gap", OVER_TIME,
                   estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
             Curves("epoch", "estimator", TIMES_THE_BEST),
-            Finding("Over training predictive momentum is about as near as the best fixed one, on CIFAR-10",
+            Finding("Over training self-tuned momentum is about as near as the best fixed one, on CIFAR-10",
                     {"predictive_is_near_the_best": ()})),
         "samples": Figure(
             "Gaps at the end of training, on CIFAR-10",

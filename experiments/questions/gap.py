@@ -103,7 +103,7 @@ EXPERIMENT = Experiment(
         "accuracy": Figure(
             "Test accuracy of the same weights under different statistics",
             "Compare with exact statistics, which show what the weights can do. What the last batch alone, precise BN "
-            "and predictive momentum lose is in the next figure: here they would be hidden under each other.",
+            "and self-tuned momentum lose is in the next figure: here they would be hidden under each other.",
             score("evaluations", "accuracy", OVER_TIME, scale=100, estimator=("ema", "exact", "cumulative"),
                   **ALL_ESTIMATORS),
             Curves("epoch", "estimator", ACCURACY),

@@ -148,14 +148,14 @@ EXPERIMENT = Experiment(
     sweeps=("predictive", "predictive_digits", "predictive_resnet"),
     columns=("accuracy", "mean_gap"),
     figures={"training": Figure(
-        "The gap of predictive momentum over training, against that of the best fixed momentum",
+        "The gap of self-tuned momentum over training, against that of the best fixed momentum",
         "Compare with 1: gap of the mean over the smallest of any fixed momentum in that layer at that step, known in "
         "hindsight only; geometric mean over the layers behind the first. The learning rate rises for a fifth of "
         "training and falls to 0 at the end.",
         score(find_drawn, "mean_gap", OVER_TIME, momentum=(0.01, 0.1, None),
               estimator=("ema", "cumulative", "predictive"), **ONE_CYCLE, **RATIO_OVER_LAYERS),
         Curves("epoch", "estimator", TIMES_THE_BEST),
-        Finding("Predictive momentum is about as near as the best fixed one, and late at the end (CNN on characters)",
+        Finding("Self-tuned momentum is about as near as the best fixed one, and late at the end (CNN on characters)",
                 {"near_the_best": ("batch size 16, schedule onecycle", "batch size 64, schedule onecycle",
                                    "batch size 256, schedule onecycle"),
                  "late_where_the_rate_ends": ("batch size 16", "batch size 64", "batch size 256")}))},

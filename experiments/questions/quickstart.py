@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
             "momentum choose theirs; that of running averages is PyTorch's. {schedule}",
             score(find_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
             Curves("epoch", "estimator", GAP),
-            Finding("Over training, predictive momentum is nearer to the population than PyTorch's",
+            Finding("Over training, self-tuned momentum is nearer to exact statistics than PyTorch's",
                     {"predictive_is_nearer": ()})),
     },
     claims={

@@ -99,13 +99,13 @@ EXPERIMENT = Experiment(
             Finding("At the end running averages are as accurate as exact statistics of augmented images, on CIFAR-10",
                     {"as_accurate_as_augmented": ()})),
         "predictive": Figure(
-            "The gap of predictive momentum to augmented images over training, on CIFAR-10",
+            "The gap of self-tuned momentum to augmented images over training, on CIFAR-10",
             "Compare with 1: gap of the mean over the smallest of six fixed momenta in that layer at that step, known "
             "in hindsight only; geometric mean over the layers behind the first.",
             score(lambda tables: over_best(rows(tables, "augmented_gaps"), "mean_gap"), "mean_gap", OVER_TIME,
                   estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
             Curves("epoch", "estimator", TIMES_THE_BEST),
-            Finding("Predictive momentum is as near as the best fixed one until the rate falls to 0, on CIFAR-10",
+            Finding("Self-tuned momentum is as near as the best fixed one until the rate falls to 0, on CIFAR-10",
                     {"predictive_is_near_before_the_end": (), "predictive_is_late_at_the_end": ()})),
     },
     claims={
