@@ -226,7 +226,7 @@ class Diagnosis:
         told = [f"{tell_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
         line = f"{scores.metric}: {', '.join(told)}."
         if self.case.training_score is None:
-            return line
+            return _wrap(line)
         return _wrap(f"{line} {tell_training(self.case.training_score, scores)}")
 
     def _tell_beginning(self) -> str:
