@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import bnlab
 from benchmarks.timing import Result, alternate, evaluate
-from bnlab.doctor.experiment import MOST_IMAGES
+from bnlab.doctor.trials import MOST_IMAGES
 from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.vision import torchvision
 

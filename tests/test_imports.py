@@ -52,8 +52,8 @@ FOLDERS = {
     "exact": "settings ranks readers units task probe profiling breadth checking fixed_point measurement "
     "standard_errors source population",
     "doctor": "words thresholds scores scatter undoing observing images matching history examination probe "
-    "case lag patient cause families causes catalogue scoring experiment findings verdict conclusion picture page "
-    "diagnosis examine diagnose undo recalibration recalibrate gallery",
+    "case lag patient cause families causes catalogue scoring experiment trials findings verdict conclusion picture "
+    "page diagnosis examine diagnose undo recalibration recalibrate gallery",
     "lab": "command catalogue watching compose counting launch sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",

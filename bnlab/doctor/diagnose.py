@@ -17,11 +17,11 @@ from bnlab.doctor.conclusion import conclude
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.examination import CALLER, Examination
 from bnlab.doctor.examine import add_training, examine, find_training_sizes
-from bnlab.doctor.experiment import try_undos
 from bnlab.doctor.findings import choose_known
 from bnlab.doctor.history import compare_with, read_state
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
+from bnlab.doctor.trials import try_undos
 from bnlab.exact.ranks import Ranks
 from bnlab.inputs import Extract
 from bnlab.layers import BatchNorm, batch_norm_layers, find_constant, find_others, join_names, require_module

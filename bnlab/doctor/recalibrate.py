@@ -15,13 +15,13 @@ from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.examine import add_training
-from bnlab.doctor.experiment import try_undos
 from bnlab.doctor.findings import choose_known, fits_after
 from bnlab.doctor.observing import observe_batches
 from bnlab.doctor.probe import find_unread
 from bnlab.doctor.recalibration import Recalibration
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, require_evaluate
 from bnlab.doctor.scoring import score
+from bnlab.doctor.trials import try_undos
 from bnlab.doctor.undo import write_statistics
 from bnlab.inputs import Extract
 from bnlab.layers import batch_norm_layers, join_names, match_names, strip_wrappers

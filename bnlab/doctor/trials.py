@@ -1,0 +1,268 @@
+"""Trials: what causes propose is undone, and the same images are predicted again.
+
+Undos are proposed from one half of the images and judged on the other, and the halves are swapped, so that each image
+judges once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.batches import count_images, map_batch, take_images
+from bnlab.borrow import measured
+from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.examination import Examination
+from bnlab.doctor.experiment import Experiment, Trial
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.scores import Evaluate, find_labels, measure_likelihood, read_values, score_batch
+from bnlab.doctor.undoing import EACH_BATCH, EXACT, Undo
+from bnlab.exact.task import watched
+from bnlab.inputs import Values
+from bnlab.layers import get_running_buffers
+from bnlab.statistics import Statistics
+
+MOST_IMAGES = 1000  # that undos are judged by
+_MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one with nothing undone
+
+_NO_ANSWER = "What is fed to the first layer does not follow a change of the images, so that none was undone."
+_TOO_MANY = "Not all that may have gone wrong was tried: evaluate= is called twelve times at most."
+_TRAINING_FAILS = "The images are not at fault: the training batches fail as well."
+_NOT_REACHED = "evaluate= goes past the model's own forward, so that nothing could be undone to its images."
+
+Judge = Callable[[Sequence[Any], Undo | None], Tensor]
+"""Scores and likelihoods, float64 [2, N], of batches under an undo."""
+
+
+def try_undos(
+    examination: Examination, case: Case, data: Sequence[Any], causes: Iterable[Cause], evaluate: Evaluate | None
+) -> Experiment | None:
+    """Try what causes propose; None where none of them sees a sign.
+
+    Args:
+        examination: of the model.
+        case: what is known of it, from all data.
+        data: all batches.
+        causes: those that may have gone wrong.
+        evaluate: the caller's metric.
+    """
+    causes = list(causes)
+    examination = examination.alone()  # others may have other batches, and propose other undos
+    sample = take_sample(data)
+    whole = Patient(case, examination, sample, case.data.exact)
+    if not any(True for cause in causes for _ in cause.propose(whole)):
+        return None
+    halves: list[tuple[Patient, Sequence[Any]]] = [(whole, data)]
+    if evaluate is None:
+        halves = _swap_halves(whole, split_halves(sample))
+
+    judge, has_labels = _choose_judge(examination, data, evaluate)
+    unchanged = torch.cat([judge(judging, None) for _, judging in halves], 1)
+    notes: set[str] = set()
+    most = math.inf if evaluate is None else _MOST_CALLS
+    tried = _try_all(halves, causes, judge, has_labels, most, notes)
+
+    if not whole.fits_first and whole.answer is None:
+        notes.add(_NO_ANSWER)
+    trials = []
+    for trial in tried:
+        if trial.cause.kind == "images" and torch.equal(trial.values, unchanged):
+            notes.add(_NOT_REACHED)
+        elif trial.cause.kind == "images" and _does_training_fail(case, trial, unchanged):
+            notes.add(_TRAINING_FAILS)
+        else:
+            trials.append(_name_cause(trial, causes, case))
+    return Experiment(unchanged, trials, has_labels, sorted(notes))
+
+
+def _does_training_fail(case: Case, trial: Trial, unchanged: Tensor) -> bool:
+    """Return whether training batches, to whose images nothing was done, score as these do rather than as undone."""
+    if case.training_score is None:
+        return False
+    middle = (trial.values[0].mean() + unchanged[0].mean()) / 2
+    return case.training_score < float(middle)
+
+
+def _name_cause(trial: Trial, causes: Iterable[Cause], case: Case) -> Trial:
+    """Name the cause of an undo that several share: the one that explains most."""
+    sharing = [cause for cause in causes if trial.undo.shared in cause.undone_by]
+    cause = max(sharing, key=lambda cause: cause.weigh(case, trial.undo.layers), default=trial.cause)
+    return replace(trial, cause=cause, is_proposed=cause is trial.cause)
+
+
+def _swap_halves(whole: Patient, parts: Sequence[Sequence[Any]]) -> list[tuple[Patient, Sequence[Any]]]:
+    """Pair each half with the images of the other; all with themselves where a half is too small to be measured."""
+    case = whole.case
+    examination = whole.examination
+    try:
+        patients = [Patient(case, examination, part, _measure_half(whole, part)) for part in parts]
+    except ValueError:  # one value in a channel has no variance
+        return [(whole, whole.data)]
+    swapped: list[tuple[Patient, Sequence[Any]]] = [(patients[0], parts[-1]), (patients[-1], parts[0])]
+    return swapped[: len(parts)]
+
+
+def _measure_half(whole: Patient, half: Sequence[Any]) -> Statistics:
+    """Measure exact statistics of a half of the images.
+
+    Where layers that are called several times have cost many passes, those of the whole stand in for the half's own
+    while layers are measured, which takes one.
+    """
+    cost = whole.exact.cost
+    if cost is not None and cost.passes > 1:
+        return whole.examination.measure_under(list(half), whole.exact)
+    return whole.examination.measure(list(half))
+
+
+def _try_all(
+    halves: Sequence[tuple[Patient, Sequence[Any]]],
+    causes: Sequence[Cause],
+    judge: Judge,
+    has_labels: bool,
+    most: float,
+    notes: set[str],
+) -> list[Trial]:
+    """Try what causes propose from one half of the images on the other, and the other way round; add to the notes.
+
+    Only what both halves propose is a trial: the first undo of a cause with so many degrees is the same as the first
+    one from the other half, the second as the second.
+    """
+    undos: dict[tuple[str, float, int], tuple[Cause, Undo]] = {}
+    values: defaultdict[tuple[str, float, int], list[Tensor]] = defaultdict(list)
+    calls = 0
+    for patient, judging in halves:
+        numbers: Counter[tuple[str, float]] = Counter()
+        for cause in causes:
+            for undo in _list_proposals(cause, patient, has_labels):
+                kind = (cause.code, undo.degrees)
+                key = (*kind, numbers[kind])
+                numbers[kind] += 1
+                if calls >= most:
+                    notes.add(_TOO_MANY)
+                    continue
+                calls += 1
+                undos.setdefault(key, (cause, undo))
+                try:
+                    values[key].append(judge(judging, undo))
+                except Exception as error:  # a model that takes no other images may raise anything
+                    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                    notes.add(f"Not tried, as it fails: {undo.words} ({reason}).")
+    complete = [key for key in undos if len(values[key]) == len(halves)]
+    return [Trial(*undos[key], torch.cat(values[key], 1)) for key in complete]
+
+
+def _list_proposals(cause: Cause, patient: Patient, has_labels: bool) -> list[Undo]:
+    """List what a cause proposes; without labels nothing that leaves no gap by construction."""
+    proposed = list(cause.propose(patient))
+    return [undo for undo in proposed if has_labels or undo.shared not in (EXACT, EACH_BATCH)]
+
+
+def split_halves(data: Sequence[Any]) -> list[list[Any]]:
+    """Split batches into two halves of nearly as many images; a single one is cut, if it can be."""
+    if len(data) > 1:
+        return [list(data[::2]), list(data[1::2])]
+    batch = data[0]
+    half = take_images(batch, max(1, count_images(batch) // 2))
+    if count_images(half) == count_images(batch):
+        return [list(data)]
+    return [[half], [_drop_images(batch, count_images(half))]]
+
+
+def _drop_images(batch: Any, count: int) -> Any:
+    def cut(leaf: Any) -> Any:
+        return leaf[count:] if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    return map_batch(cut, batch)
+
+
+def take_sample(data: Sequence[Any]) -> list[Any]:
+    """Take batches from all over the data until they are `MOST_IMAGES` images; the last one is cut, if it can be."""
+    wanted = math.ceil(MOST_IMAGES / count_images(data[0]))
+    step = max(1, len(data) // wanted)
+    sample = []
+    missing = MOST_IMAGES
+    for batch in data[::step]:
+        sample.append(take_images(batch, missing))
+        missing -= count_images(batch)
+        if missing <= 0:
+            break
+    return sample
+
+
+def _choose_judge(examination: Examination, data: Sequence[Any], evaluate: Evaluate | None) -> tuple[Judge, bool]:
+    """Choose by what undos are judged, and say whether by labels or a metric."""
+    if evaluate is not None:
+        metric = evaluate
+
+        def judge_by_metric(batches: Sequence[Any], undo: Undo | None) -> Tensor:
+            with measured(examination.model), ExitStack() as stack:
+                if undo is not None:
+                    undo.apply(examination.root, stack)
+                values = read_values(metric(examination.model), examination.caller, must_be_finite=False)
+            values = values.nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
+            return torch.stack((values, values))
+
+        return judge_by_metric, True
+
+    def judge_by_labels(batches: Sequence[Any], undo: Undo | None) -> Tensor:
+        parts = []
+        with measured(examination.model), ExitStack() as stack:
+            if undo is not None:
+                undo.apply(examination.root, stack)
+            for batch in batches:
+                output = examination.run(batch)
+                labels = find_labels(batch)
+                scores = score_batch(output, labels)
+                assert scores is not None
+                likelihoods = measure_likelihood(output, labels)
+                parts.append(torch.stack((scores, scores if likelihoods is None else likelihoods)))
+        return torch.cat(parts, 1).cpu()
+
+    if case_has_scores(examination, data):
+        return judge_by_labels, True
+    return lambda batches, undo: _judge_by_gap(examination, batches, undo), False
+
+
+def case_has_scores(examination: Examination, data: Sequence[Any]) -> bool:
+    """Return whether labels say how well the model does."""
+    batch = take_images(data[0], 2)
+    with measured(examination.model):
+        return score_batch(examination.run(batch), find_labels(batch)) is not None
+
+
+def _judge_by_gap(examination: Examination, batches: Sequence[Any], undo: Undo | None) -> Tensor:
+    """Measure the gap that each batch leaves under an undo: −Σ log(1 + gap) over layers, float64 [2, batches]."""
+    left: list[Tensor] = []
+    task = examination.make_task(list(batches))
+
+    def take(name: str, values: Values) -> None:
+        given = task.reader.measure(values.x)
+        layer = task.layers[name]
+        mean, var = get_running_buffers(layer)
+        if values.channels is not None:
+            mean, var = mean[values.channels], var[values.channels]
+        mean, var = mean.to(given.mean), var.to(given.mean)
+        sigma = (given.var + layer.eps).sqrt()
+        z = (mean - given.mean) / sigma
+        ratio = ((var.clamp(min=0) + layer.eps).sqrt() / sigma).log()
+        gap = torch.hypot(z.square().mean().sqrt(), ratio.square().mean().sqrt())
+        gaps[-1] = gaps[-1] + gap.log1p()
+
+    gaps: list[Tensor] = []
+    with measured(task.model), ExitStack() as stack, watched(task, task.layers, take):
+        if undo is not None:
+            undo.apply(task.model, stack)
+        for batch in task.data:
+            gaps.append(torch.zeros((), dtype=torch.float64, device=examination.device))
+            task.evaluate(batch)
+    left = [-gap for gap in gaps]
+    values = torch.stack(left).cpu()
+    return torch.stack((values, values))
