@@ -79,7 +79,7 @@ def write_answers(
         hypotheses[number] = (text, " ".join(paragraphs))
 
     bearing: dict[str, list[Outcome]] = {number: [] for number in (*questions, *hypotheses)}
-    titles = {}
+    figures = {}
     for outcome in outcomes:
         experiment = outcome.experiment
         for number, bearing_on_it in bearing.items():
@@ -87,7 +87,7 @@ def write_answers(
             if is_quoted or number in experiment.bears_on:
                 bearing_on_it.append(outcome)
         for name, figure in experiment.figures.items():
-            titles[experiment.name, name] = figure.title
+            figures[experiment.name, name] = figure
 
     answers = _render(
         "answers.md",
@@ -96,7 +96,7 @@ def write_answers(
         last=fill_paragraphs(catalogue.last, outcomes),
         questions=questions,
         bearing=bearing,
-        titles=titles,
+        figures=figures,
     )
     page = _render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
 

@@ -209,6 +209,8 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "",
         "![Title](trial/figures/cost.png)",
         "",
+        "*Caption.*",
+        "",
         "## Q2. Else?",
         "Claims: none; it follows from the formula, or from what PyTorch does.",
     ]
