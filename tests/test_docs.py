@@ -124,10 +124,10 @@ def test_each_code_has_a_page_that_says_what_the_cause_says() -> None:
 
 def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [block.partition("\n")[2] for block in (ROOT / "CONTRIBUTING.md").read_text().split("```")[1::2]]
-    (cause,) = [block for block in blocks if "causes/bn306.py" in block]
+    (cause,) = [block for block in blocks if "causes/bn399.py" in block]
     (specimen,) = [block for block in blocks if "gallery/weights.py" in block]
-    module = ModuleType("bn306")
-    monkeypatch.setitem(sys.modules, "bn306", module)
+    module = ModuleType("bn399")
+    monkeypatch.setitem(sys.modules, "bn399", module)
     exec(cause, module.__dict__)
     monkeypatch.setattr(weights, "fault", lambda code, recalibration: lambda spoil: spoil)  # not into the gallery
     names = dict(vars(weights))
@@ -137,7 +137,7 @@ def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.Monk
     diagnosis = bnlab.diagnose(broken.model, broken.batches, causes=[module.OtherEps()], progress=False)
 
     assert diagnosis.verdict == "network"
-    assert diagnosis.findings["code"][0] == "BN306"
+    assert diagnosis.findings["code"][0] == "BN399"
     healthy = make_healthy()
     assert bnlab.diagnose(healthy.model, healthy.batches, causes=[module.OtherEps()], progress=False).trials.empty
 

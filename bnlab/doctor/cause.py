@@ -65,7 +65,7 @@ class Cause(ABC):
     A cause of your own is a subclass with one of the four methods, which `diagnose(..., causes=[Mine()])` takes.
     `propose` says how it would be undone: the undo is tried, and the cause is named if nothing smaller brings back as
     much. Causes that are undone in the same way (`undone_by`) are told apart by `weigh`, or by what they `predict` the
-    averages to be. `look` finds signs that no experiment tells; they are notes, unless values are not finite.
+    averages to be. `look` finds signs that no experiment tells: notes, or warnings where they will cost something.
 
     Attributes:
         code: stable, such as "BN102".
@@ -106,7 +106,12 @@ class Cause(ABC):
         return None
 
     def propose(self, patient: Patient) -> Iterable[Undo]:
-        """Propose how it would be undone, from a part of the images; nothing where its signs are not there."""
+        """Propose how it would be undone, from a part of the images; nothing where its signs are not there.
+
+        It is called for each half of the images. Undos of as many degrees are put together by their order, so propose
+        the same ones from either half, or name their `variant`. Conditions that may hold in one half only are better
+        read from `patient.case`, which knows all images.
+        """
         return ()
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:

@@ -132,17 +132,17 @@ def _try_all(
 ) -> list[Trial]:
     """Try what causes propose from one half of the images on the other, and the other way round; add to the notes.
 
-    Only what both halves propose is a trial: the first undo of a cause with so many degrees is the same as the first
-    one from the other half, the second as the second.
+    Only what both halves propose is a trial: the first undo of a cause with so many degrees, of one variant, is the
+    same as the first one from the other half, the second as the second.
     """
-    undos: dict[tuple[str, float, int], tuple[Cause, Undo]] = {}
-    values: defaultdict[tuple[str, float, int], list[Tensor]] = defaultdict(list)
+    undos: dict[tuple[str, float, str, int], tuple[Cause, Undo]] = {}
+    values: defaultdict[tuple[str, float, str, int], list[Tensor]] = defaultdict(list)
     calls = 0
     for patient, judging in halves:
-        numbers: Counter[tuple[str, float]] = Counter()
+        numbers: Counter[tuple[str, float, str]] = Counter()
         for cause in causes:
             for undo in _list_proposals(cause, patient, has_labels):
-                kind = (cause.code, undo.degrees)
+                kind = (cause.code, undo.degrees, undo.variant)
                 key = (*kind, numbers[kind])
                 numbers[kind] += 1
                 if calls >= most:

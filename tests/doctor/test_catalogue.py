@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import get_args
 
 import pytest
 
 from bnlab.doctor import explain, list_causes
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause
+from bnlab.doctor.undoing import Kind
 
 CAUSES = {cause.code: cause for cause in list_causes()}
 
@@ -22,6 +24,7 @@ def test_a_cause_is_in_the_file_of_its_code_and_names_what_diagnose_knows(code: 
     assert module.__name__.rpartition(".")[2] == code.lower()
     assert inspect.getdoc(module).startswith(f"{code}: ")  # type: ignore[union-attr]
     assert cause.severity in SEVERITIES
+    assert cause.kind in get_args(Kind)
     assert {*cause.needs} <= {*NEEDS}
 
 

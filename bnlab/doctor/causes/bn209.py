@@ -44,15 +44,16 @@ class OtherInput(Cause):
         answer = None if patient.fits_first or _are_as_in_training(patient) else patient.answer
         if answer is None:
             return
-        changes: list[tuple[str, int, Change]] = []
+        changes: list[tuple[str, int, Change, str]] = []
         for scale, shift in _fit(patient, answer):
-            changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift)))
+            variant = "negative" if scale < 0 else ""
+            changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), variant))
         if answer.colours == 3:
-            changes.append(("the channels are reversed", 0, lambda images: images.flip(-3)))
-        for told, degrees, change in changes:
+            changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), ""))
+        for told, degrees, change, variant in changes:
             explains = patient.explain_first(change)
             if explains > EXPLAINS_ALL:
-                yield Undo(told, (patient.first,), degrees, change_images(change), RESCALED, explains)
+                yield Undo(told, (patient.first,), degrees, change_images(change), RESCALED, explains, variant)
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         return EXPLAINED
