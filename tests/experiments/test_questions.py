@@ -245,7 +245,7 @@ def test_a_thing_has_one_name() -> None:
 
 def test_the_answers_are_short() -> None:
     text = (REFERENCE / "ANSWERS.md").read_text()
-    assert text.count("\n") <= 300
+    assert text.count("\n") <= 330  # 30 of them captions
     for number, question in CATALOGUE.questions.items():
         answer = text.split(f"\n## {number}. {question.splitlines()[0][2:]}\n")[1].split("\n## ")[0]
         assert len(re.findall("^Claims", answer, re.MULTILINE)) == 1
