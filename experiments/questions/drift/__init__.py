@@ -133,9 +133,9 @@ EXPERIMENT = Experiment(
     figures={
         "running_average": Figure(
             "A running average starts at 0, follows late, and keeps noise",
-            "Compare the blue line with the broken one. Both are computed, not measured: 120 made batches, whose mean "
-            "moves in the middle, and their average with momentum 0.1, new = 0.9 · old + 0.1 · batch. Shaded: how far "
-            "it is from the population's mean, which exact statistics give.",
+            "Compare the blue line with the broken one: both are made up, not measured. They are of 120 batches, whose "
+            "mean moves in the middle, and their average with momentum 0.1, new = 0.9 · old + 0.1 · batch. Shaded: how "
+            "far it is from the mean that exact statistics give.",
             make_stream,
             Stream("batch", "line", "single batch", "exact", "running average",
                    (Axis("batches so far"), Axis("mean of a channel")),
