@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,39 +26,17 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     state of torch, numpy and Python are put back, also after an exception. What a forward writes elsewhere stays.
     """
     global _depth
-    modes = [(module, module.training) for module in model.modules()]
-    tensors = [
-        (module, name, tensor)
-        for module in model.modules()
-        for named in (module.named_parameters, module.named_buffers)
-        for name, tensor in named(recurse=False, remove_duplicate=False)
-    ]
-    own = [module for module in model.modules() if type(module).train is not nn.Module.train]
-    weights = [(module, weight, weight.detach().clone()) for module in own for weight in module.parameters(False)]
-    model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
-    written = [*model.buffers(), *_list_teachers(model)]
-    values = [(tensor, tensor.detach().clone()) for tensor in written]
-
-    def give_back_modes() -> None:
-        for module, mode in modes:
-            module.training = mode
-
-    def give_back_tensors() -> None:
-        for module, name, tensor in tensors:
-            if getattr(module, name, None) is not tensor:
-                setattr(module, name, tensor)
-
-    def give_back_values() -> None:
-        for module, mode in modes:  # LoRA's layers merge their weights in eval mode
-            if any(of is module and not torch.equal(weight, value) for of, weight, value in weights):
-                module.train(mode)
-        for tensor, value in (*values, *(pair for _, *pair in weights)):
-            _give_back(tensor, value)
-
     with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
-        undo.callback(give_back_modes)
-        undo.callback(give_back_tensors)
-        undo.callback(give_back_values)
+        modules = list(model.modules())
+        undo.callback(_give_back_modes, modules, [module.training for module in modules])
+        undo.callback(_give_back_tensors, [(module, list(_list_tensors(module))) for module in modules])
+        merging = [module for module in modules if type(module).train is not nn.Module.train]
+        merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
+        model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
+        undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
+        for module, mode, weights in merged:
+            undo.callback(_give_back_weights, module, mode, weights)
+
         _depth += 1
         try:
             with keep_random_state(model):
@@ -67,11 +45,36 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
             _depth -= 1
 
 
+Values = Sequence[tuple[Tensor, Tensor]]
+"""Tensors, and the values that they held."""
+
+
+def _list_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False, remove_duplicate=False)
+    yield from module.named_buffers(recurse=False, remove_duplicate=False)
+
+
 def _list_teachers(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that may be moved in the forward, as an average of others is: without gradients, beside some with."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     is_all = len(frozen) == sum(1 for _ in model.parameters())
     return [] if is_all else frozen
+
+
+def _copy_values(tensors: Iterable[Tensor]) -> Values:
+    return [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+
+def _give_back_weights(module: nn.Module, mode: bool, weights: Values) -> None:
+    """Give a layer its weights back that it has merged with others in eval mode, as LoRA's layers do."""
+    if any(not torch.equal(weight, value) for weight, value in weights):
+        module.train(mode)
+    _give_back_values(weights)
+
+
+def _give_back_values(values: Values) -> None:
+    for tensor, value in values:
+        _give_back(tensor, value)
 
 
 def _give_back(tensor: Tensor, value: Tensor) -> None:
@@ -86,6 +89,18 @@ def _give_back(tensor: Tensor, value: Tensor) -> None:
     skips_comparison = tensor.is_cuda and not is_expanded
     if skips_comparison or not torch.equal(tensor, value):
         tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
+
+
+def _give_back_tensors(tensors: Iterable[tuple[nn.Module, Sequence[tuple[str, Tensor]]]]) -> None:
+    for module, named in tensors:
+        for name, tensor in named:
+            if getattr(module, name, None) is not tensor:
+                setattr(module, name, tensor)
+
+
+def _give_back_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
+    for module, mode in zip(modules, modes, strict=True):
+        module.training = mode
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import require_batches, require_count, require_forward, require_number
-from bnlab.batches import Forward
+from bnlab.arguments import require_count, require_number
+from bnlab.batches import Forward, require_batches, require_forward
 from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
@@ -22,9 +22,8 @@ from bnlab.doctor.findings import choose_known
 from bnlab.doctor.history import compare_with, read_state
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
-from bnlab.exact.ranks import Ranks
-from bnlab.inputs import Extract
-from bnlab.layers import BatchNorm, batch_norm_layers, find_constant, find_others, join_names, require_module
+from bnlab.exact.task import Ranks
+from bnlab.layers import BatchNorm, Extract, batch_norm_layers, find_constant, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
 from bnlab.warn import warn
 

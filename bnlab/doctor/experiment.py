@@ -29,8 +29,7 @@ from bnlab.doctor.scores import Evaluate, find_labels, measure_likelihood, read_
 from bnlab.doctor.thresholds import EXPLAINS_ALL
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Undo
 from bnlab.exact.task import watched
-from bnlab.inputs import Values
-from bnlab.layers import get_running_buffers
+from bnlab.layers import Values, get_running_buffers
 from bnlab.statistics import Statistics
 
 MOST_IMAGES = 1000  # that undos are judged by

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import require_amount, require_batches, require_forward
-from bnlab.batches import Forward, count_images
+from bnlab.batches import Forward, count_images, require_batches, require_forward
 from bnlab.doctor.case import Case, Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
@@ -23,8 +22,8 @@ from bnlab.doctor.recalibration import Recalibration
 from bnlab.doctor.scores import Evaluate, Scores, find_labels, require_evaluate
 from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import write_statistics
-from bnlab.inputs import Extract
-from bnlab.layers import batch_norm_layers, join_names, match_names, strip_wrappers
+from bnlab.exact.population import require_amount
+from bnlab.layers import Extract, batch_norm_layers, join_names, match_names, strip_wrappers
 from bnlab.provenance import Check
 from bnlab.statistics import Statistics
 

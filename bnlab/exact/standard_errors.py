@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab.batches import ImageCounter
 from bnlab.borrow import measured
 from bnlab.exact.task import CALLER, Task, watched
-from bnlab.exact.units import ImageCounter
-from bnlab.inputs import Values
-from bnlab.layers import join_names
+from bnlab.layers import Values, join_names
 from bnlab.moments import Moments
 from bnlab.reading import read
 from bnlab.statistics import Statistics
@@ -140,7 +139,7 @@ def _gather_spreads(
 
     with measured(task.model):
         for name, moments in statistics.items():
-            task.buffers.write(name, moments)
+            task.write(name, moments)
             task.layers[name].training = upstream == "batch"
         task.ranks.run_together(run_all)
 

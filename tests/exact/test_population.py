@@ -336,7 +336,7 @@ for share in (data[rank::2], data if rank else []):
         found = population_statistics(residual(), share, group=group, **options)
         assert list(found) == list(whole)
         assert max(max(compare_moments(whole[n], found[n])) for n in whole) < 1e-6
-case = make_cases()["state between layers"]
+case = make_cases()["features in a hook"]
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     whole = population_statistics(case.model, case.batches)

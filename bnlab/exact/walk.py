@@ -9,26 +9,23 @@ and begun again at the input once the layer is finished. If no batch may wait, n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from greenlet import greenlet
+from torch import Tensor, nn
 
-from bnlab.exact.ranks import InterleavingError
-from bnlab.exact.settings import (
-    Attributes,
-    ForwardSettings,
-    ModuleAttributes,
-    keep_settings,
-    list_kinds,
-    read_fixed_settings,
-)
-from bnlab.exact.task import CALLER, Task, watched
-from bnlab.inputs import Values
+from bnlab.exact.task import CALLER, InterleavingError, Task, watched
+from bnlab.layers import Values
 from bnlab.memory import Budget
 from bnlab.moments import Moments
 from bnlab.reading import Pooled
+
+_SIMPLE = (bool, int, float, str, tuple, Tensor, type(None))  # types of what a forward sets for its batch
 
 
 class Note(NamedTuple):
@@ -51,8 +48,8 @@ class _Batch:
         settings: grad mode and autocast, as its latest forward has left them.
         attributes: what its interrupted forward has set in modules.
         layer: the layer that it has come to last; None at the end of the network.
-        values: what this layer was given; None while the batch does not wait.
-        moments: of these values, as the task's reader has them.
+        x: what this layer was given to normalize; None while the batch does not wait.
+        moments: of `x`, as the task's reader has them.
         is_ahead: for each layer that the batch has been measured at, whether its latest forward has yet to pass it. A
             forward that was begun again passes each of them once without a stop.
         given_calls: the calls of layers with given statistics in its latest forward, and the moments of each.
@@ -61,37 +58,21 @@ class _Batch:
 
     def __init__(self, index: int, is_noted: bool) -> None:
         self.index = index
-        self.walker: greenlet | None = None
-        self.settings: ForwardSettings | None = None
-        self.attributes: Attributes | None = None
+        self.is_noted = is_noted
         self.layer: str | None = None
-        self.values: Values | None = None
         self.moments: Any = None
         self.is_ahead: dict[str, bool] = {}
-        self.given_calls: list[tuple[str, Any]] = []
-        self.notes: list[Note] | None = [] if is_noted else None
+        self.forget()
 
-    @property
-    def waits(self) -> bool:
-        """Return whether its forward is interrupted."""
-        return self.walker is not None
-
-    def begin(self) -> None:
-        """Forget the last forward; another one begins at the input."""
+    def forget(self) -> None:
+        """Forget the latest forward: another one begins at the input."""
+        self.walker: greenlet | None = None
+        self.x: Tensor | None = None
+        self.settings: ForwardSettings | None = None
+        self.attributes: list[Any] | None = None
         self.is_ahead = dict.fromkeys(self.is_ahead, True)
-        self.given_calls = []
-        self.settings = None
-        self.attributes = None
-        if self.notes is not None:
-            self.notes = []
-
-    def take_walker(self) -> greenlet | None:
-        """Take the interrupted forward, if there is one, and forget what was kept for it."""
-        walker = self.walker
-        self.walker = None
-        self.values = None
-        self.moments = None
-        return walker
+        self.given_calls: list[tuple[str, Any]] = []
+        self.notes: list[Note] | None = [] if self.is_noted else None
 
 
 class Walk:
@@ -108,16 +89,16 @@ class Walk:
         statistics: moments of each layer, in the order in which they were finished.
         revisited: layers that were called once more after they had been finished.
         forwards: how often a forward was begun.
+        batches: the batches.
     """
 
     def __init__(self, task: Task, budget: Budget, given: Mapping[str, Moments], noted: Collection[int]) -> None:
         self._task = task
         self._budget = budget
         self._given = given
-        self._batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self._current = _Batch(-1, False)  # the one whose forward runs
-        self._kinds = list_kinds(task.device)
         self._attributes = ModuleAttributes(task.model)
+        self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
         self.forwards = 0
@@ -130,24 +111,25 @@ class Walk:
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
-        with keep_settings(self._kinds), watched(self._task, self._task.layers, self._visit):
+        outside = ForwardSettings.read(self._task.device)
+        # Forwards that take turns may put back each other's filters of warnings.
+        with warnings.catch_warnings(), watched(self._task, self._task.layers, self._visit):
             try:
                 for name, moments in self._given.items():
-                    self._task.buffers.write(name, moments)
-                run_together(partial(self._begin, self._batches))
+                    self._task.write(name, moments)
+                run_together(partial(self._begin, self.batches))
                 while (layer := self._choose_next()) is not None:
                     self._finish(layer, run_together(partial(self._pool, layer)))
-                    self._task.buffers.write(layer, self.statistics[layer])
+                    self._task.write(layer, self.statistics[layer])
                     progress()
                     run_together(partial(self._continue, layer))
-                self._finish_given()
+                for name in self._given:
+                    self._finish_given(name)
             finally:
-                self._end_forwards()
+                for batch in self.batches:
+                    _end(batch.walker)
+                outside.restore()
         return self
-
-    def list_notes(self) -> list[tuple[int, list[Note]]]:
-        """List the noted batches: the number of each, and its calls in their order."""
-        return [(batch.index, batch.notes) for batch in self._batches if batch.notes is not None]
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------
 
@@ -155,51 +137,48 @@ class Walk:
         """Decide what the current batch's forward does at a layer; called by the layer's hook."""
         batch = self._current
         if name in self._given:  # it has statistics: read the values, and go on
-            batch.given_calls.append((name, self._measure(name, values, stays=False)))
+            batch.given_calls.append((name, self._measure(name, values.x, stays=False)))
         elif batch.is_ahead.get(name):  # measured in an earlier forward of this batch: pass it
             batch.is_ahead[name] = False
             if batch.notes is not None:
-                self._measure(name, values, stays=False)
+                self._measure(name, values.x, stays=False)
         elif name in self.statistics:  # finished, and called once more: it will have to be given
             self.revisited.add(name)
         else:
-            self._stop(name, values)
+            parent = greenlet.getcurrent().parent
+            if parent is None:
+                raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
+            parent.switch(name, values.x)  # returns when this forward goes on
 
-    def _stop(self, name: str, values: Values) -> None:
-        """Leave this forward at a layer; the call returns when the forward goes on."""
-        parent = greenlet.getcurrent().parent
-        if parent is None:
-            raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
-        parent.switch(name, values)
-
-    def _measure(self, name: str, values: Values, stays: bool) -> Any:
+    def _measure(self, name: str, x: Tensor, stays: bool) -> Any:
         """Read what a layer normalizes, and note the call; `stays`: the values are kept, and can be read again."""
         reader = self._task.reader
-        moments = reader.read(values.x) if stays else reader.read_exactly(values.x)
+        moments = reader.read(x) if stays else reader.measure(x)
         notes = self._current.notes
         if notes is not None:
-            pooled = reader.pool([moments], [values.x] if stays else [])
-            sample_moments = reader.measure(values.x[: self._task.sample_size])
+            pooled = reader.pool([moments], [x] if stays else [])
+            sample_moments = reader.measure(x[: self._task.sample_size])
             notes.append(Note(name, pooled, sample_moments))
         return moments
 
     # -- one layer after the other -----------------------------------------------------------------------------------
 
-    def _begin(self, batches: Sequence[_Batch]) -> None:
+    def _begin(self, batches: Iterable[_Batch]) -> None:
         """Run batches from the input to the first layer that is not finished."""
         for batch in batches:
-            batch.begin()
+            batch.forget()
             self.forwards += 1
             self._advance(batch, greenlet(self._task.run_batch), batch.index)
 
     def _continue(self, name: str) -> None:
         """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
-        here = [batch for batch in self._batches if batch.layer == name]
-        not_waiting = [batch for batch in here if not batch.waits]
-        for batch in here:
-            if batch.waits:
-                self._budget.release(batch.index)
-                self._advance(batch, batch.take_walker())
+        waiting, not_waiting = self._list_batches(name)
+        for batch in waiting:
+            self._budget.release(batch.index)
+            walker = batch.walker
+            batch.walker = None
+            batch.x = None
+            self._advance(batch, walker)
         self._begin(not_waiting)
 
     def _advance(self, batch: _Batch, walker: Any, *args: int) -> None:
@@ -217,57 +196,39 @@ class Walk:
             batch.layer = None
             return
 
-        layer, values = stop
+        layer, x = stop
         batch.layer = layer
-        attributes = self._attributes.read(batch.attributes)  # of every batch, to see in which of them they differ
         may_wait = self._budget.admit(batch.index, layer)
-        if may_wait:
-            self._require_interruptible(layer, walker, fixed_settings)
-            batch.walker = walker
-            batch.values = values
-            batch.attributes = attributes
-        else:
-            _end(walker)
-        batch.moments = self._measure(layer, values, stays=may_wait)
-        batch.is_ahead[layer] = False
-
-    def _require_interruptible(self, layer: str, walker: greenlet, fixed_settings: tuple[Any, ...]) -> None:
-        """Raise InterleavingError, and end a forward, if it cannot wait at a layer while others run."""
-        if read_fixed_settings() != fixed_settings:
+        if may_wait and read_fixed_settings() != fixed_settings:
             _end(walker)
             raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
-        if not self._task.buffers.are_own(layer):
+        if may_wait:
+            batch.walker = walker
+            batch.x = x
+            batch.attributes = self._attributes.read()
+        else:
             _end(walker)
-            raise InterleavingError(
-                f"its forward puts other tensors in the place of those of layer {layer!r} (functional_call)"
-            )
+        batch.moments = self._measure(layer, x, stays=may_wait)
+        batch.is_ahead[layer] = False
 
     def _switch(self, batch: _Batch, walker: Any, *args: int) -> Any:
         """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
-        outside = ForwardSettings.read(self._kinds)
+        outside = ForwardSettings.read(self._task.device)
         if batch.settings is not None:
             batch.settings.restore()
         if batch.attributes is not None:
             self._attributes.restore(batch.attributes)
         try:
-            stop = walker.switch(*args)
+            return walker.switch(*args)
         except Exception as error:
-            is_alone = not any(other.waits for other in self._batches)
+            is_alone = all(other.walker is None for other in self.batches)
             if is_alone:  # then the forward itself is at fault, not what others have left in the model
                 raise
             reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
             raise InterleavingError(reason, batch.index) from error
         finally:
-            batch.settings = ForwardSettings.read(self._kinds)
+            batch.settings = ForwardSettings.read(self._task.device)
             outside.restore()
-        return stop
-
-    def _end_forwards(self) -> None:
-        """End all forwards that wait, after an exception."""
-        for batch in self._batches:
-            walker = batch.take_walker()
-            if walker is not None:
-                _end(walker)
 
     def _choose_next(self) -> str | None:
         """Choose the layer to finish next; None when all batches have come to the end.
@@ -275,45 +236,119 @@ class Walk:
         A rank proposes the layer of its first batch that waits or, if none waits, of its first batch that has not come
         to the end. All ranks take the proposal of the first rank that has one.
         """
-        waiting = [batch.layer for batch in self._batches if batch.waits]
-        others = [batch.layer for batch in self._batches if not batch.waits and batch.layer is not None]
-        proposals = [*waiting, *others]
-        own = proposals[0] if proposals else None
+        waiting = [batch.layer for batch in self.batches if batch.walker is not None]
+        others = [batch.layer for batch in self.batches if batch.layer is not None]
+        own = next(iter([*waiting, *others]), None)
+        proposals: list[str | None] = self._task.ranks.gather(own)
+        return next((proposal for proposal in proposals if proposal is not None), None)
 
-        for proposal in self._task.ranks.gather(own):
-            if proposal is not None:
-                return proposal  # type: ignore[no-any-return]
-        return None
+    def _list_batches(self, name: str) -> tuple[list[_Batch], list[_Batch]]:
+        """List the batches that have come to a layer: those that wait, and those that do not."""
+        here = [batch for batch in self.batches if batch.layer == name]
+        waiting = [batch for batch in here if batch.walker is not None]
+        return waiting, [batch for batch in here if batch.walker is None]
 
     def _pool(self, name: str) -> Pooled | None:
         """Pool the moments of this rank's batches at a layer; None if none is there."""
-        here = [batch for batch in self._batches if batch.layer == name]
-        waiting = [batch for batch in here if batch.waits]
-        not_waiting = [batch for batch in here if not batch.waits]
+        waiting, not_waiting = self._list_batches(name)
         parts = [batch.moments for batch in (*waiting, *not_waiting)]
         if not parts:
             return None
-        inputs = [batch.values.x for batch in waiting if batch.values is not None]
-        return self._task.reader.pool(parts, inputs)
-
-    def _finish_given(self) -> None:
-        """Pool, for each layer with given statistics, the moments of all of its calls."""
-        for name in self._given:
-            parts = [moments for batch in self._batches for layer, moments in batch.given_calls if layer == name]
-            if any(self._task.ranks.gather(bool(parts))):
-                self._finish(name, self._task.reader.pool(parts, []) if parts else None)
+        return self._task.reader.pool(parts, [batch.x for batch in waiting if batch.x is not None])
 
     def _finish(self, name: str, own: Pooled | None) -> None:
         """Make a layer's statistics of this rank's moments and those of the others."""
-        if not self._task.ranks.is_alone:
-            self._task.share_channels()
-        moments = self._task.complete(name, self._task.ranks.merge(own))
+        moments = self._task.merge(name, own)
         if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
             self._task.require_usable(name, moments)
         self.statistics[name] = moments
 
+    def _finish_given(self, name: str) -> None:
+        """Pool the moments of all calls of a layer with given statistics."""
+        parts = [moments for batch in self.batches for layer, moments in batch.given_calls if layer == name]
+        if any(self._task.ranks.gather(bool(parts))):
+            self._finish(name, self._task.reader.pool(parts, []) if parts else None)
 
-def _end(walker: greenlet) -> None:
+
+def _end(walker: greenlet | None) -> None:
     """End an interrupted forward, and pass over what it raises on its way out."""
-    with contextlib.suppress(Exception):
-        walker.throw()  # GreenletExit
+    if walker is not None:
+        with contextlib.suppress(Exception):
+            walker.throw()  # GreenletExit
+
+
+# -- what a forward may have changed when it is interrupted -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """Grad mode and autocast of one forward: read when it is interrupted, restored when it goes on.
+
+    Attributes:
+        grad: whether gradients are recorded.
+        autocast: for each kind of device its name, whether autocast is on, and to which type it casts.
+        caches: whether autocast keeps the weights that it has cast.
+    """
+
+    grad: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    caches: bool
+
+    @staticmethod
+    def read(device: torch.device) -> ForwardSettings:
+        """Read what is set now, for the kinds of devices for which a forward on `device` may turn autocast on."""
+        kinds = dict.fromkeys(("cpu", "cuda", device.type))
+        autocast = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
+        return ForwardSettings(torch.is_grad_enabled(), autocast, torch.is_autocast_cache_enabled())
+
+    def restore(self) -> None:
+        """Set what was read."""
+        torch.set_grad_enabled(self.grad)
+        for kind, is_on, dtype in self.autocast:
+            torch.set_autocast_enabled(kind, is_on)
+            torch.set_autocast_dtype(kind, dtype)
+        torch.set_autocast_cache_enabled(self.caches)
+
+
+def read_fixed_settings() -> tuple[Any, ...]:
+    """Read settings that a forward may change for a while, and that nobody can restore for it by public functions.
+
+    A forward that has changed one of them cannot wait: the others would run under it.
+    """
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.enabled,
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
+
+
+class ModuleAttributes:
+    """Attributes of modules that may differ between the forwards of batches, such as the domain that each sets.
+
+    They are those that modules have when this is made, after a forward. Torch's own layers have none that is set for a
+    batch, and are many.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        of_every_module = vars(nn.Module()).keys()
+        self._places: list[tuple[dict[str, Any], str]] = []
+        for module in model.modules():
+            if type(module).__module__.startswith("torch.nn."):
+                continue
+            attributes = vars(module)
+            names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
+            self._places += [(attributes, name) for name in names]
+
+    def read(self) -> list[Any]:
+        """Read what a forward has set when it is interrupted."""
+        return [attributes.get(name) for attributes, name in self._places]
+
+    def restore(self, values: list[Any]) -> None:
+        """Set what was read of a forward, before it goes on."""
+        for (attributes, name), value in zip(self._places, values, strict=True):
+            if attributes.get(name) is not value:
+                attributes[name] = value
