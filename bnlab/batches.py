@@ -128,16 +128,10 @@ def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
 
 def take_images(batch: Any, count: int) -> Any:
     """Take the first images of a batch; all of it where its tensors differ in length, as nodes and edges do."""
-    lengths = {len(tensor) for tensor in list_tensors(batch) if tensor.dim()}
-    if len(lengths) != 1 or find_image_list(batch) is not None:
+    lengths = [len(tensor) for tensor in list_tensors(batch) if tensor.dim()]
+    if len(set(lengths)) != 1 or find_image_list(batch) is not None:
         return batch
-
-    def cut(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return leaf[:count]
-        return leaf
-
-    return map_batch(cut, batch)
+    return map_batch(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
 
 
 def count_bytes(batch: Any) -> int:

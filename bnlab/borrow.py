@@ -29,7 +29,7 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
         modules = list(model.modules())
         undo.callback(_give_back_modes, modules, [module.training for module in modules])
-        undo.callback(_give_back_tensors, [(module, list(_list_tensors(module))) for module in modules])
+        undo.callback(_give_back_tensors, _list_tensors(modules))
         merging = [module for module in modules if type(module).train is not nn.Module.train]
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
         model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
@@ -49,9 +49,13 @@ Values = Sequence[tuple[Tensor, Tensor]]
 """Tensors, and the values that they held."""
 
 
-def _list_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(recurse=False, remove_duplicate=False)
-    yield from module.named_buffers(recurse=False, remove_duplicate=False)
+def _list_tensors(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
+    """List each module's own parameters and buffers, with their names in it."""
+    tensors: list[tuple[nn.Module, str, Tensor]] = []
+    for module in modules:
+        for named in (module.named_parameters, module.named_buffers):
+            tensors += [(module, name, tensor) for name, tensor in named(recurse=False, remove_duplicate=False)]
+    return tensors
 
 
 def _list_teachers(model: nn.Module) -> list[nn.Parameter]:
@@ -74,28 +78,22 @@ def _give_back_weights(module: nn.Module, mode: bool, weights: Values) -> None:
 
 def _give_back_values(values: Values) -> None:
     for tensor, value in values:
-        _give_back(tensor, value)
+        if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
+            tensor.data = value
+            continue
+
+        # On CUDA a comparison would wait for the device, so tensors are written without one. An expanded tensor cannot
+        # be written; as nothing can have changed it, the comparison finds it equal.
+        is_expanded = 0 in tensor.stride()
+        skips_comparison = tensor.is_cuda and not is_expanded
+        if skips_comparison or not torch.equal(tensor, value):
+            tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
 
 
-def _give_back(tensor: Tensor, value: Tensor) -> None:
-    """Let a tensor hold a value again."""
-    if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
-        tensor.data = value
-        return
-
-    # On CUDA a comparison would wait for the device, so tensors are written without one. An expanded tensor cannot be
-    # written; as nothing can have changed it, the comparison finds it equal.
-    is_expanded = 0 in tensor.stride()
-    skips_comparison = tensor.is_cuda and not is_expanded
-    if skips_comparison or not torch.equal(tensor, value):
-        tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
-
-
-def _give_back_tensors(tensors: Iterable[tuple[nn.Module, Sequence[tuple[str, Tensor]]]]) -> None:
-    for module, named in tensors:
-        for name, tensor in named:
-            if getattr(module, name, None) is not tensor:
-                setattr(module, name, tensor)
+def _give_back_tensors(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+    for module, name, tensor in tensors:
+        if getattr(module, name, None) is not tensor:
+            setattr(module, name, tensor)
 
 
 def _give_back_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
@@ -117,7 +115,7 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     Of accelerators only the generators of those that a model is on.
     """
     parameters = [] if model is None else model.parameters()
-    devices = {parameter.device for parameter in parameters if parameter.is_cuda}
+    devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.is_cuda])
     own, numpys = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):

@@ -291,8 +291,21 @@ class Inputs:
 
     def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
         self._caller = caller
-        self.extracts = _find_extracts(layers, given or {}, caller)
+        self.extracts: dict[str, Extract] = {}
         self.channels: dict[str, Tensor | None] = {}
+        if given is None:
+            return
+        if not isinstance(given, Mapping) or not all(callable(extract) for extract in given.values()):
+            raise TypeError(f"{caller}: inputs={given!r}; pass functions by a layer's name or class")
+        for key, extract in given.items():
+            if isinstance(key, type):
+                names = [name for name, layer in layers.items() if isinstance(layer, key)]
+            else:
+                names = [name for name in layers if name == key]
+            if not names:
+                known = join_names(layers)
+                raise ValueError(f"{caller}: inputs has {key!r}, which is no layer here; there are {known}")
+            self.extracts |= dict.fromkeys(names, extract)
 
     def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
         """Find what a layer normalizes in one call; None if it gets no rows, ValueError if it cannot be normalized."""
@@ -350,23 +363,6 @@ class Inputs:
         if len(chosen.unique()) < len(chosen):
             raise ValueError(f"{self._caller}: inputs= for layer {name!r} gives a channel twice")
         return chosen
-
-
-def _find_extracts(layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract], caller: str) -> dict[str, Extract]:
-    """Find the function for each layer that has one, by the layer's name."""
-    if not isinstance(given, Mapping) or not all(callable(extract) for extract in given.values()):
-        raise TypeError(f"{caller}: inputs={given!r}; pass functions by a layer's name or class")
-
-    extracts: dict[str, Extract] = {}
-    for key, extract in given.items():
-        if isinstance(key, type):
-            names = [name for name, layer in layers.items() if isinstance(layer, key)]
-        else:
-            names = [name for name in layers if name == key]
-        if not names:
-            raise ValueError(f"{caller}: inputs has {key!r}, which is no layer here; there are {join_names(layers)}")
-        extracts |= dict.fromkeys(names, extract)
-    return extracts
 
 
 def has_own_forward(layer: BatchNorm) -> bool:

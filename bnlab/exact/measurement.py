@@ -96,7 +96,7 @@ def _run_alone(task: Task, failed_batch: int | None) -> None:
 
     def run() -> None:
         if failed_batch is not None:
-            task.run_batch(failed_batch)
+            task.evaluate(task.data[failed_batch])
 
     task.ranks.run_together(run)
 
@@ -211,14 +211,14 @@ class _Trial:
         return mixed
 
 
+@dataclass
 class _Search:
     """The search for a fixed point: with whole steps first, then with smaller ones."""
 
-    def __init__(self) -> None:
-        self.best: _Trial | None = None
-        self._damping = 1.0
-        self._trials = 0
-        self._since_best = 0
+    best: _Trial | None = None
+    _damping: float = 1.0
+    _trials: int = 0
+    _since_best: int = 0
 
     def find_next(self, trial: _Trial) -> dict[str, Moments] | None:
         """Find what to give to the next walk; None if the search is given up."""

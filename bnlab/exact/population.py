@@ -6,6 +6,7 @@ Statistics are exact if an ordinary evaluation under them gives each layer an in
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -114,8 +115,10 @@ def population_statistics(
     >>> exact["1"].mean.item(), round(exact["1"].var.item(), 4)  # of 2, 6 and 10
     (6.0, 10.6667)
     """
-    _require_choice("upstream", upstream, ("population", "batch"))
-    _require_choice("strategy", strategy, ("breadth", "layerwise"))
+    if upstream not in ("population", "batch"):
+        raise ValueError(f"{CALLER}: upstream={upstream!r}; choose 'population' or 'batch'")
+    if strategy not in ("breadth", "layerwise"):
+        raise ValueError(f"{CALLER}: strategy={strategy!r}; choose 'breadth' or 'layerwise'")
     require_amount(max_images, tolerance, CALLER)
     require_batches(batches, CALLER)
     require_forward(forward, CALLER)
@@ -142,11 +145,6 @@ def population_statistics(
             statistics.standard_errors, units = measure_errors(task, counter, statistics, upstream)
             warn_of_units(units)
         return statistics
-
-
-def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{CALLER}: {name}={value!r}; choose {' or '.join(map(repr, allowed))}")
 
 
 def _measure_until_exact(
@@ -232,7 +230,7 @@ class Source:
         self._counter = counter
         self._caller = caller
         self._free: dict[torch.device, int] = {}  # bytes, when a device's first batch was read
-        self._bytes: dict[torch.device, int] = {}  # of all batches so far
+        self._bytes = Counter[torch.device]()  # of all batches so far
 
     def read(self, data: list[Any], wanted: int | None, least_batches: int = 1) -> bool:
         """Add batches to `data`, at least one, until they are as many images and batches as wanted.
@@ -256,17 +254,13 @@ class Source:
                 raise ValueError(f"{self._caller}: a batch has no images; leave empty batches out")
             data.append(batch)
             images += count
-            self._count_bytes(batch)
+            for tensor in list_tensors(batch):
+                if tensor.device not in self._free:
+                    self._free[tensor.device] = find_free_bytes(tensor.device)
+                self._bytes[tensor.device] += tensor.nbytes
             if wanted is not None and images >= wanted and len(data) >= least_batches:
                 return False
         return True
-
-    def _count_bytes(self, batch: Any) -> None:
-        for tensor in list_tensors(batch):
-            device = tensor.device
-            if device not in self._free:
-                self._free[device] = find_free_bytes(device)
-            self._bytes[device] = self._bytes.get(device, 0) + tensor.nbytes
 
     def _require_memory(self, batches: int) -> None:
         """Refuse one more batch where those that were read take more than half of the memory."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -30,9 +30,6 @@ _SAMPLE_SIZE = 4  # images of a batch that are evaluated in place of all
 # Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances
 # relative.
 SAME = 1e-4
-
-Calls = Sequence[tuple[str, Pooled]]
-"""Calls of layers in their order: of each its name, and the moments of what it was given."""
 
 
 def prepare(task: Task) -> Profile:
@@ -115,16 +112,13 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     Returns:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
-
-    def check_own() -> list[Check]:
-        return [
-            _check_batch(task, walk, task.data[batch.index], batch.notes)
-            for batch in walk.batches
-            if batch.notes is not None
-        ]
-
+    scales = _find_scales(task, walk)
+    noted = [batch for batch in walk.batches if batch.notes is not None]
+    own = task.ranks.run_together(
+        lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
+    )
     checks: list[Check] = []
-    for rank_checks in task.ranks.gather(task.ranks.run_together(check_own)):
+    for rank_checks in task.ranks.gather(own):
         checks += rank_checks
     failed = [check for check in checks if not check.held]
     if failed:
@@ -132,32 +126,41 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     return max(checks, key=lambda check: check.off, default=None)
 
 
-def _check_batch(task: Task, walk: Walk, batch: Any, notes: Sequence[Note]) -> Check:
+def _find_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
+    """Find the variance of each layer's measured channels, which differences are relative to."""
+    scales = {}
+    for name, moments in zip(walk.statistics, fetch(walk.statistics.values()), strict=True):
+        scales[name] = task.inputs.select_channels(name, moments.var)
+    return scales
+
+
+def _check_batch(task: Task, scales: Mapping[str, Tensor], index: int, notes: Sequence[Note]) -> Check:
     """Check a sample of a batch's images, and all of them if the sample shows a difference.
 
     The sample may show one where there is none: the first rows of a layer's input need not be of the first images.
     """
-    expected_of_sample = [(note.name, note.sample_moments) for note in notes]
-    check = _compare(task, walk, take_images(batch, task.sample_size), expected_of_sample)
+    batch = task.data[index]
+    sample = take_images(batch, task.sample_size)
+    names = [note.name for note in notes]
+    check = _compare(task, scales, sample, names, [note.sample_moments for note in notes])
     if check.held:
         return check
-    expected = [(note.name, note.moments) for note in notes]
-    return _compare(task, walk, batch, expected)
+    return _compare(task, scales, batch, names, [note.moments for note in notes])
 
 
-def _compare(task: Task, walk: Walk, batch: Any, expected: Calls) -> Check:
+def _compare(
+    task: Task, scales: Mapping[str, Tensor], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
+) -> Check:
+    """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
     with borrowed(task.model):  # takes back what a sample leaves in the model, such as a queue's place
-        calls = _record_calls(task, batch)
-    names = [name for name, _ in calls]
-    expected_names = [name for name, _ in expected]
+        names, measured = _record_calls(task, batch)
     for name, expected_name in zip_longest(names, expected_names):
         if name != expected_name:
             return Check(False, expected_name or name, math.inf)
 
-    scales = _find_scales(task, walk)
     worst = 0.0
     failed = None
-    for name, own, noted in zip(names, _fetch_calls(calls), _fetch_calls(expected), strict=True):
+    for name, own, noted in zip(names, measured, fetch(expected), strict=True):
         off = max(compare_moments(noted, own, scales[name]))
         worst = max(worst, off)
         if off > SAME and failed is None:
@@ -165,26 +168,18 @@ def _compare(task: Task, walk: Walk, batch: Any, expected: Calls) -> Check:
     return Check(failed is None, failed, worst)
 
 
-def _record_calls(task: Task, batch: Any) -> Calls:
-    """Evaluate a batch, and list the calls of layers in their order, with the moments of what each was given."""
-    calls: list[tuple[str, Pooled]] = []
+def _record_calls(task: Task, batch: Any) -> tuple[list[str], list[Moments]]:
+    """Evaluate a batch, and list the calls of layers in their order: names, and moments of what each was given."""
+    names: list[str] = []
+    pooled: list[Pooled] = []
 
     def note(name: str, values: Values) -> None:
-        calls.append((name, task.reader.measure(values.x)))
+        names.append(name)
+        pooled.append(task.reader.measure(values.x))
 
     with watched(task, task.layers, note):
         task.evaluate(batch)
-    return calls
-
-
-def _find_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
-    """Find the variance of each layer's measured channels, which differences are relative to."""
-    statistics = zip(walk.statistics, fetch(walk.statistics.values()), strict=True)
-    return {name: task.inputs.select_channels(name, moments.var) for name, moments in statistics}
-
-
-def _fetch_calls(calls: Calls) -> list[Moments]:
-    return fetch(pooled for _, pooled in calls)
+    return names, fetch(pooled)
 
 
 def find_self_dependent(task: Task, walk: Walk) -> list[str]:
@@ -216,8 +211,7 @@ def find_self_dependent(task: Task, walk: Walk) -> list[str]:
 def _record_first_calls(task: Task, batch: Any) -> dict[str, Moments]:
     """Evaluate a batch, and read the moments of what each layer was given in its first call."""
     first: dict[str, Moments] = {}
-    calls = _record_calls(task, batch)
-    for (name, _), moments in zip(calls, _fetch_calls(calls), strict=True):
+    for name, moments in zip(*_record_calls(task, batch), strict=True):
         first.setdefault(name, moments)
     return first
 

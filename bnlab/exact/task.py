@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.batches import Forward, copy_batch
 from bnlab.layers import BatchNorm, Inputs, Values, get_running_buffers
@@ -53,12 +53,11 @@ class Task:
     float16_layers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._running = {name: get_running_buffers(layer) for name, layer in self.layers.items()}
-        self._former = {name: torch.stack(buffers).detach() for name, buffers in self._running.items()}
-
-    def run_batch(self, index: int) -> None:
-        """Run the forward of the batch with this number."""
-        self.evaluate(self.data[index])
+        self._running: dict[str, tuple[Tensor, Tensor]] = {}
+        self._former: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            self._running[name] = get_running_buffers(layer)
+            self._former[name] = torch.stack(self._running[name]).detach()
 
     def run_all(self) -> None:
         """Run the forward of each batch."""

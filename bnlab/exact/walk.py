@@ -168,7 +168,7 @@ class Walk:
         for batch in batches:
             batch.forget()
             self.forwards += 1
-            self._advance(batch, greenlet(self._task.run_batch), batch.index)
+            self._advance(batch, greenlet(self._task.evaluate), self._task.data[batch.index])
 
     def _continue(self, name: str) -> None:
         """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
@@ -181,7 +181,7 @@ class Walk:
             self._advance(batch, walker)
         self._begin(not_waiting)
 
-    def _advance(self, batch: _Batch, walker: Any, *args: int) -> None:
+    def _advance(self, batch: _Batch, walker: Any, *args: Any) -> None:
         """Run a forward on to the next layer that is not finished; there the batch waits if there is memory for it.
 
         Args:
@@ -211,7 +211,7 @@ class Walk:
         batch.moments = self._measure(layer, x, stays=may_wait)
         batch.is_ahead[layer] = False
 
-    def _switch(self, batch: _Batch, walker: Any, *args: int) -> Any:
+    def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
         """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
         outside = ForwardSettings.read(self._task.device)
         if batch.settings is not None:

@@ -122,9 +122,7 @@ def test_a_layer_in_a_plain_list_is_said_not_to_be_measured() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.bn(self.bns[0](x))
 
-    with pytest.warns(
-        RuntimeWarning, match="'bns' hold batch norms in a plain list, .* ModuleList; they are not"
-    ):
+    with pytest.warns(RuntimeWarning, match="'bns' hold batch norms in a plain list, .* ModuleList; they are not"):
         assert list(population_statistics(Listed(), images(8, 8))) == ["bn"]
 
 
