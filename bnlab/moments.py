@@ -91,18 +91,18 @@ class Moments:
 
 
 def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = None) -> tuple[float, float]:
-    """Find the largest differences of a channel's mean, in σ, and of its variance, relative; 0 where both are dead.
+    """Compute the largest differences of a channel's mean, in σ, and of its variance, relative; 0 where both are dead.
 
     Args:
         scale: [C], the variance that both are relative to; default the reference's.
     """
     var = reference.var if scale is None else scale
-    mean_off = _find_largest(other.mean - reference.mean, var.sqrt())
-    var_off = _find_largest(other.var - reference.var, var)
+    mean_off = _compute_largest(other.mean - reference.mean, var.sqrt())
+    var_off = _compute_largest(other.var - reference.var, var)
     return mean_off, var_off
 
 
-def _find_largest(differences: Tensor, scale: Tensor) -> float:
+def _compute_largest(differences: Tensor, scale: Tensor) -> float:
     """The largest difference in a unit; 0 of nothing in nothing, inf of what is not finite."""
     ratios = (differences.abs() / scale).where(differences != 0, 0.0)
     return float(ratios.nan_to_num(torch.inf, torch.inf).max())

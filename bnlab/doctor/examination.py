@@ -125,8 +125,7 @@ class Examination:
         pooled = {}
         eps = {}
         for name, calls in parts.items():
-            own = task.reader.pool(calls, [])
-            pooled[name] = task.complete(name, own)
+            pooled[name] = task.merge(name, task.reader.pool(calls, []))
             eps[name] = self.layers[name].eps
         moments = task.fetch(pooled)
         return Statistics(moments, eps)

@@ -178,7 +178,7 @@ def _settle(
         remainder = max(differences, default=0.0)
         if remainder < _SETTLED:
             return walk
-        next_given = search.find_next(_Trial(remainder, given, measured, walk))
+        next_given = search.choose_next(_Trial(remainder, given, measured, walk))
         if next_given is None:
             return _take_remainder(task, search.best)
         given = next_given
@@ -220,8 +220,8 @@ class _Search:
     _trials: int = 0
     _since_best: int = 0
 
-    def find_next(self, trial: _Trial) -> dict[str, Moments] | None:
-        """Find what to give to the next walk; None if the search is given up."""
+    def choose_next(self, trial: _Trial) -> dict[str, Moments] | None:
+        """Choose what to give to the next walk; None if the search is given up."""
         self._trials += 1
         self._since_best += 1
         if self.best is None or trial.remainder < self.best.remainder:

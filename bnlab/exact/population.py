@@ -27,7 +27,7 @@ from bnlab.batches import (
 )
 from bnlab.borrow import keep_random_state
 from bnlab.exact.measurement import measure_exactly, measure_under_batches
-from bnlab.exact.standard_errors import LEAST_BATCHES, find_worst_error, measure_errors, warn_of_units
+from bnlab.exact.standard_errors import LEAST_BATCHES, compute_worst_error, measure_errors
 from bnlab.exact.task import CALLER, Ranks, Task
 from bnlab.layers import (
     Extract,
@@ -41,6 +41,7 @@ from bnlab.layers import (
 from bnlab.memory import find_free_bytes, memory_limit
 from bnlab.reading import choose_reader
 from bnlab.statistics import Statistics, read_weights
+from bnlab.warn import warn
 
 _FIRST_IMAGES = 256  # max_images="auto" begins with so many
 
@@ -142,8 +143,9 @@ def population_statistics(
         ranks.run_together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
         statistics = measure()
         if standard_errors:
-            statistics.standard_errors, units = measure_errors(task, counter, statistics, upstream)
-            warn_of_units(units)
+            statistics.standard_errors, warnings = measure_errors(task, counter, statistics, upstream)
+            for text in warnings:
+                warn(text)
         return statistics
 
 
@@ -165,9 +167,10 @@ def _measure_until_exact(
         batches = sum(task.ranks.gather(len(task.data)))
         if batches != batches_before:  # else the last read ended exactly with the last batch
             statistics = measure()
-            statistics.standard_errors, units = measure_errors(task, counter, statistics, upstream)
-        if is_exhausted or find_worst_error(statistics) <= tolerance:
-            warn_of_units(units)
+            statistics.standard_errors, warnings = measure_errors(task, counter, statistics, upstream)
+        if is_exhausted or compute_worst_error(statistics) <= tolerance:
+            for text in warnings:
+                warn(text)
             return statistics
 
         batches_before = batches

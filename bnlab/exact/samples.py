@@ -112,7 +112,7 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     Returns:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
-    scales = _find_scales(task, walk)
+    scales = _read_scales(task, walk)
     noted = [batch for batch in walk.batches if batch.notes is not None]
     own = task.ranks.run_together(
         lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
@@ -126,8 +126,8 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     return max(checks, key=lambda check: check.off, default=None)
 
 
-def _find_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
-    """Find the variance of each layer's measured channels, which differences are relative to."""
+def _read_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
+    """Read the variance of each layer's measured channels, which differences are relative to."""
     scales = {}
     for name, moments in zip(walk.statistics, fetch(walk.statistics.values()), strict=True):
         scales[name] = task.inputs.select_channels(name, moments.var)
@@ -189,7 +189,7 @@ def find_self_dependent(task: Task, walk: Walk) -> list[str]:
     evaluations differ anyway, as in a model that draws random numbers.
     """
     sample = take_images(task.data[0], task.sample_size)
-    scales = _find_scales(task, walk)
+    scales = _read_scales(task, walk)
     dependent = []
     with borrowed(task.model):
         before = _record_first_calls(task, sample)

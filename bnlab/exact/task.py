@@ -94,29 +94,29 @@ class Task:
     def merge(self, name: str, own: Pooled | None) -> Pooled:
         """Merge a layer's moments of all ranks; ValueError if ranks have measured other channels of it.
 
+        Channels that were not measured keep what the buffers held.
+
         Args:
             name: the layer.
             own: moments of this rank's data; None if it has none. At least one rank has some.
         """
         if not self.ranks.is_alone:
             self._share_channels()
-        return self.complete(name, self.ranks.merge(own))
-
-    def _share_channels(self) -> None:
-        for channels in self.ranks.gather(self.inputs.channels):
-            for name, chosen in channels.items():
-                self.inputs.set_channels(name, chosen)
-
-    def complete(self, name: str, pooled: Pooled) -> Pooled:
-        """Add to a layer's measured channels the others, which keep what the buffers held."""
+        pooled = self.ranks.merge(own)
         channels = self.inputs.channels.get(name)
         if channels is None:
             return pooled
+
         former = self.read_former(name)
         numbers = channels.to(pooled.mean.device)
         mean = former.mean.to(pooled.mean).index_copy(0, numbers, pooled.mean)
         var = former.var.to(pooled.var).index_copy(0, numbers, pooled.var)
         return Pooled(pooled.count, mean, var)
+
+    def _share_channels(self) -> None:
+        for channels in self.ranks.gather(self.inputs.channels):
+            for name, chosen in channels.items():
+                self.inputs.set_channels(name, chosen)
 
     def fetch(self, pooled: Mapping[str, Pooled]) -> dict[str, Moments]:
         """Bring the moments of layers to the CPU; ValueError if a layer cannot normalize with its own."""
