@@ -111,7 +111,6 @@ class Walk:
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
-        outside = ForwardSettings.read(self._task.device)
         # Forwards that take turns may put back each other's filters of warnings.
         with warnings.catch_warnings(), watched(self._task, self._task.layers, self._visit):
             try:
@@ -128,7 +127,6 @@ class Walk:
             finally:
                 for batch in self.batches:
                     _end(batch.walker)
-                outside.restore()
         return self
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------
