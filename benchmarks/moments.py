@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Result, alternate
-from bnlab.moments import read
+from bnlab.reading import read
 
 ROUNDS = 15
 _TENSORS = 40  # together larger than the last cache, for 2 MB each

@@ -1,10 +1,11 @@
-"""Batches: the default forward of one, what it holds, and copies that a forward may write into."""
+"""Batches: what callers may pass, the default forward of one, what it holds, its images, and copies to write into."""
 
 from __future__ import annotations
 
 import copy
 from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -127,18 +128,149 @@ def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
 
 def take_images(batch: Any, count: int) -> Any:
     """Take the first images of a batch; all of it where its tensors differ in length, as nodes and edges do."""
-    lengths = {len(tensor) for tensor in list_tensors(batch) if tensor.dim()}
-    if len(lengths) != 1 or find_image_list(batch) is not None:
+    lengths = [len(tensor) for tensor in list_tensors(batch) if tensor.dim()]
+    if len(set(lengths)) != 1 or find_image_list(batch) is not None:
         return batch
-
-    def cut(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return leaf[:count]
-        return leaf
-
-    return map_batch(cut, batch)
+    return map_batch(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
 
 
 def count_bytes(batch: Any) -> int:
     """Count the bytes of a batch's tensors."""
     return sum(tensor.nbytes for tensor in list_tensors(batch))
+
+
+CountImages = Callable[[Any], Any]
+"""Called with a batch; returns how many images it has (equal blocks of rows, in order), or an id for each row."""
+
+
+class ImageCounter:
+    """Counts the images of a batch, and sums the rows of a layer's input that belong to the same image.
+
+    Args:
+        function: the caller's function of a batch; None: the rows of the batch's first tensor are the images, or the
+            members of a list of images.
+        caller: the public call, for messages.
+    """
+
+    def __init__(self, function: CountImages | None, caller: str) -> None:
+        if function is not None and not callable(function):
+            raise TypeError(f"{caller}: images is a {type(function).__name__}; pass a function of a batch")
+        self._function = function
+        self._caller = caller
+
+    @property
+    def is_given(self) -> bool:
+        """Return whether the caller says what the images are."""
+        return self._function is not None
+
+    def count(self, batch: Any) -> int:
+        """Count the images of a batch."""
+        if self._function is None:
+            return count_images(batch)
+        count_or_ids = self._ask(batch)
+        return count_or_ids if isinstance(count_or_ids, int) else len(count_or_ids.unique())
+
+    def sum_by_image(self, batch: Any, rows: Tensor) -> Tensor | None:
+        """Sum the rows that belong to one image.
+
+        Args:
+            batch: the batch that is evaluated.
+            rows: [..., R, C], a value for each row of a layer's input.
+
+        Returns:
+            [..., images, C]; `rows` themselves if the caller says nothing of images; None if they are not as many
+            equal blocks as there are images, as the proposals of a detector are not.
+        """
+        if self._function is None:
+            return rows
+        count_or_ids = self._ask(batch)
+        if isinstance(count_or_ids, int):
+            return _sum_blocks(rows, count_or_ids)
+
+        length = rows.shape[-2]
+        if length % len(count_or_ids):
+            raise ValueError(f"{self._caller}: images= gives {len(count_or_ids)} ids, and a layer gets {length} rows")
+        image_of_id = count_or_ids.unique(return_inverse=True)[1]
+        image_of_row = image_of_id.repeat_interleave(length // len(count_or_ids)).to(rows.device)
+        sums = rows.new_zeros(*rows.shape[:-2], int(image_of_row.max()) + 1, rows.shape[-1])
+        return sums.index_add(-2, image_of_row, rows)
+
+    def _ask(self, batch: Any) -> int | Tensor:
+        """Call the caller's function: a number of images, or an id for each row, int64 [R]."""
+        assert self._function is not None
+        returned = self._function(batch)
+        is_integer_tensor = isinstance(returned, Tensor) and not returned.dim() and not returned.is_floating_point()
+        is_integer = isinstance(returned, Integral) and not isinstance(returned, bool)
+        if is_integer_tensor or is_integer:
+            return int(returned)
+        try:
+            ids = torch.as_tensor(returned).cpu().flatten()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{self._caller}: images= returned a {type(returned).__name__}; return how many images a batch has, or "
+                "an id for each row"
+            ) from error
+        if not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"{self._caller}: images= returned {returned!r}; return integers, an id for each row")
+        return ids.long()
+
+
+def _sum_blocks(rows: Tensor, blocks: int) -> Tensor | None:
+    """Sum equal blocks of rows [..., R, C]; None if they cannot be made."""
+    length = rows.shape[-2]
+    if blocks < 1 or length % blocks:
+        return None
+    return rows.unflatten(-2, (blocks, length // blocks)).sum(-2)
+
+
+# -- arguments of public calls ---------------------------------------------------------------------------------------
+
+
+def require_batches(batches: object, caller: str, name: str = "batches") -> None:
+    """TypeError unless it can be iterated over and is not itself one batch (an array has a shape)."""
+    one = isinstance(batches, (Tensor, str, bytes, Mapping, nn.Module)) or hasattr(batches, "shape")
+    if one or not isinstance(batches, Iterable):
+        raise TypeError(f"{caller}: {name} is a {type(batches).__name__}; pass an iterable of batches, e.g. [images]")
+    if _is_labelled_batch(batches):
+        raise TypeError(f"{caller}: {name} is one batch of images and labels; pass a list of batches: [batch]")
+
+
+def _is_labelled_batch(batches: object) -> bool:
+    """Return whether it is one batch: floating-point images, and a whole number for each."""
+    if not isinstance(batches, (tuple, list)) or len(batches) != 2:
+        return False
+    images, labels = batches
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        return False
+    are_labels = labels.dim() == 1 and not labels.is_floating_point()
+    return are_labels and images.is_floating_point() and images.shape[:1] == labels.shape
+
+
+def require_forward(forward: object, caller: str) -> None:
+    """TypeError unless it is None or can be called."""
+    if forward is not None and not callable(forward):
+        raise TypeError(f"{caller}: forward is a {type(forward).__name__}; pass a function of model and batch")
+
+
+def find_device(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
+    """`device`, or where the model's first parameter is.
+
+    ValueError if this machine has no such device, or a parameter of the model has no values.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"{caller}: {name!r} is on the meta device, which holds no values; use model.to_empty and load its "
+                "weights first"
+            )
+    if device is None:
+        return next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{caller}: device={device!r} cannot be used here ({reason}); pass e.g. 'cpu'") from error
+    if chosen.type == "meta":
+        raise ValueError(f"{caller}: device='meta' holds no values; pass e.g. 'cpu'")
+    return chosen

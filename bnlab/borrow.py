@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,45 +26,36 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     state of torch, numpy and Python are put back, also after an exception. What a forward writes elsewhere stays.
     """
     global _depth
-    modes = [(module, module.training) for module in model.modules()]
-    tensors = [
-        (module, name, tensor)
-        for module in model.modules()
-        for named in (module.named_parameters, module.named_buffers)
-        for name, tensor in named(recurse=False, remove_duplicate=False)
-    ]
-    own = [module for module in model.modules() if type(module).train is not nn.Module.train]
-    weights = [(module, weight, weight.detach().clone()) for module in own for weight in module.parameters(False)]
-    model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
-    written = [*model.buffers(), *_list_teachers(model)]
-    values = [(tensor, tensor.detach().clone()) for tensor in written]
-
-    def give_back_modes() -> None:
-        for module, mode in modes:
-            module.training = mode
-
-    def give_back_tensors() -> None:
-        for module, name, tensor in tensors:
-            if getattr(module, name, None) is not tensor:
-                setattr(module, name, tensor)
-
-    def give_back_values() -> None:
-        for module, mode in modes:  # LoRA's layers merge their weights in eval mode
-            if any(of is module and not torch.equal(weight, value) for of, weight, value in weights):
-                module.train(mode)
-        for tensor, value in (*values, *(pair for _, *pair in weights)):
-            _give_back(tensor, value)
-
     with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
-        undo.callback(give_back_modes)
-        undo.callback(give_back_tensors)
-        undo.callback(give_back_values)
+        modules = list(model.modules())
+        undo.callback(_give_back_modes, modules, [module.training for module in modules])
+        undo.callback(_give_back_tensors, _list_tensors(modules))
+        merging = [module for module in modules if type(module).train is not nn.Module.train]
+        merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
+        model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
+        undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
+        for module, mode, weights in merged:
+            undo.callback(_give_back_weights, module, mode, weights)
+
         _depth += 1
         try:
             with keep_random_state(model):
                 yield
         finally:
             _depth -= 1
+
+
+Values = Sequence[tuple[Tensor, Tensor]]
+"""Tensors, and the values that they held."""
+
+
+def _list_tensors(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
+    """List each module's own parameters and buffers, with their names in it."""
+    tensors: list[tuple[nn.Module, str, Tensor]] = []
+    for module in modules:
+        for named in (module.named_parameters, module.named_buffers):
+            tensors += [(module, name, tensor) for name, tensor in named(recurse=False, remove_duplicate=False)]
+    return tensors
 
 
 def _list_teachers(model: nn.Module) -> list[nn.Parameter]:
@@ -74,18 +65,40 @@ def _list_teachers(model: nn.Module) -> list[nn.Parameter]:
     return [] if is_all else frozen
 
 
-def _give_back(tensor: Tensor, value: Tensor) -> None:
-    """Let a tensor hold a value again."""
-    if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
-        tensor.data = value
-        return
+def _copy_values(tensors: Iterable[Tensor]) -> Values:
+    return [(tensor, tensor.detach().clone()) for tensor in tensors]
 
-    # On CUDA a comparison would wait for the device, so tensors are written without one. An expanded tensor cannot be
-    # written; as nothing can have changed it, the comparison finds it equal.
-    is_expanded = 0 in tensor.stride()
-    skips_comparison = tensor.is_cuda and not is_expanded
-    if skips_comparison or not torch.equal(tensor, value):
-        tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
+
+def _give_back_weights(module: nn.Module, mode: bool, weights: Values) -> None:
+    """Give a layer its weights back that it has merged with others in eval mode, as LoRA's layers do."""
+    if any(not torch.equal(weight, value) for weight, value in weights):
+        module.train(mode)
+    _give_back_values(weights)
+
+
+def _give_back_values(values: Values) -> None:
+    for tensor, value in values:
+        if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
+            tensor.data = value
+            continue
+
+        # On CUDA a comparison would wait for the device, so tensors are written without one. An expanded tensor cannot
+        # be written; as nothing can have changed it, the comparison finds it equal.
+        is_expanded = 0 in tensor.stride()
+        skips_comparison = tensor.is_cuda and not is_expanded
+        if skips_comparison or not torch.equal(tensor, value):
+            tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
+
+
+def _give_back_tensors(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+    for module, name, tensor in tensors:
+        if getattr(module, name, None) is not tensor:
+            setattr(module, name, tensor)
+
+
+def _give_back_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
+    for module, mode in zip(modules, modes, strict=True):
+        module.training = mode
 
 
 @contextlib.contextmanager
@@ -102,7 +115,7 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     Of accelerators only the generators of those that a model is on.
     """
     parameters = [] if model is None else model.parameters()
-    devices = {parameter.device for parameter in parameters if parameter.is_cuda}
+    devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.is_cuda])
     own, numpys = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import require_batches
+from bnlab.batches import require_batches
 from bnlab.doctor.recalibrate import recalibrate
 from bnlab.doctor.undo import Undo, write_statistics
 from bnlab.layers import batch_norm_layers

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bnlab.arguments import require_batches, require_count, require_forward
-from bnlab.batches import Forward
+from bnlab.arguments import require_count
+from bnlab.batches import Forward, require_batches, require_forward
 from bnlab.borrow import borrowed
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel

@@ -1,11 +1,11 @@
-"""Batch-norm layers of a model: their names, inputs and buffers."""
+"""Batch-norm layers of a model: their names and buffers, and what they normalize."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: there is no such layer, a name in `layers` is not one, a layer is not built yet or on the meta
-            device, or a part of the model is TorchScript (hooks do not run there).
+        ValueError: there is no such layer, or one that cannot be watched or has no values.
     """
     require_watchable(model, caller)
     known: dict[str, BatchNorm] = {}
@@ -87,44 +86,53 @@ def _tell_skipped(model: nn.Module, skipped: Counter[str]) -> str:
     return told
 
 
-_STATISTIC_NAME = re.compile(r"(running|moving|ema).*(mean|avg|var|std)|(mean|avg|var|std).*(running|moving|ema)")
+_STATISTIC_NAME = re.compile(
+    r"(running|moving|stored|ema).*(mean|avg|var|std)|(mean|avg|var|std).*(running|moving|ema)"
+)
 
 
 def warn_of_others(model: nn.Module, caller: str) -> None:
-    """Name what is not measured beside others: norms of other classes, constant ("Frozen") ones apart, and batch norms
-    without running statistics.
-    """
+    """Name what is not measured: norms of other classes, batch norms without statistics, and those in plain lists."""
     others = find_others(model)
     without = [
         name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.running_mean is None
     ]
+    hidden = _find_hidden(model)
     parts = []
     if others:
         parts.append(f"{join_names(others)} keep running statistics and are no batch norm of torch's")
     if without:
         parts.append(f"{join_names(without)} are batch norms without running statistics")
+    if hidden:
+        parts.append(f"{join_names(hidden)} hold batch norms in a plain list, which belong in a ModuleList")
     if parts:
         warn(f"{caller}: {'; '.join(parts)}; they are not measured")
 
 
 def find_others(model: nn.Module) -> list[str]:
     """List the norms of other classes that keep running statistics; not constant ("Frozen") ones, no instance norms."""
-    others = []
-    for name, module in model.named_modules():
-        is_read = isinstance(module, (BatchNorm, *_INSTANCE_NORMS))
-        if not is_read and _keeps_statistics(module) and not _is_constant(module):
-            others.append(name)
-    return others
+    return [name for name, module in model.named_modules() if _is_other(module) and not _is_constant(module)]
 
 
 def find_constant(model: nn.Module) -> list[str]:
     """List the norms of other classes whose statistics are constants, as torchvision's FrozenBatchNorm2d."""
-    constant = []
+    return [name for name, module in model.named_modules() if _is_other(module) and _is_constant(module)]
+
+
+def _find_hidden(model: nn.Module) -> list[str]:
+    """List plain lists and tuples of batch norms, which are no part of the model."""
+    known = set(model.modules())
+    hidden = []
     for name, module in model.named_modules():
-        is_read = isinstance(module, (BatchNorm, *_INSTANCE_NORMS))
-        if not is_read and _keeps_statistics(module) and _is_constant(module):
-            constant.append(name)
-    return constant
+        for attribute, value in vars(module).items():
+            parts = value if isinstance(value, (list, tuple)) else ()
+            if any(isinstance(part, BatchNorm) and part not in known for part in parts):
+                hidden.append(f"{name}.{attribute}".lstrip("."))
+    return hidden
+
+
+def _is_other(module: nn.Module) -> bool:
+    return not isinstance(module, (BatchNorm, *_INSTANCE_NORMS)) and _keeps_statistics(module)
 
 
 def _is_constant(module: nn.Module) -> bool:
@@ -239,3 +247,127 @@ def require_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
         raise ValueError(f"{expected}, its input has shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"{caller}: the input of layer {name!r} is {x.dtype}; convert it to a floating-point type")
+
+
+# -- what a layer normalizes -----------------------------------------------------------------------------------------
+
+Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
+"""Called with a layer and the arguments of its call; returns the values that it normalizes, or (values, channels)."""
+
+
+class OtherInput(ValueError):
+    """A layer that normalizes something else than its input, where nobody has said what; `found` says how it shows."""
+
+    def __init__(self, caller: str, found: str, key: str) -> None:
+        self.found = found
+        function = f"inputs={{{key}: function(layer, args, kwargs) -> values}}"
+        super().__init__(f"{caller}: {found}; say what it normalizes: {function}")
+
+
+class Values(NamedTuple):
+    """Values that a layer normalizes in one call.
+
+    Attributes:
+        x: [N, C, ...].
+        channels: int64 [C], numbers of the layer's channels that `x` is of; None: all of them.
+    """
+
+    x: Tensor
+    channels: Tensor | None
+
+
+class Inputs:
+    """Finds what the layers of a model normalize.
+
+    Args:
+        layers: the layers, by name.
+        given: name or class of a layer → the function that says what it normalizes.
+        caller: the public call, for messages.
+
+    Attributes:
+        extracts: name of each layer of which the caller says what it normalizes → the function that does.
+        channels: name of each layer that was called → the channels that it was given; None: all of them.
+    """
+
+    def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
+        self._caller = caller
+        self.extracts: dict[str, Extract] = {}
+        self.channels: dict[str, Tensor | None] = {}
+        if given is None:
+            return
+        if not isinstance(given, Mapping) or not all(callable(extract) for extract in given.values()):
+            raise TypeError(f"{caller}: inputs={given!r}; pass functions by a layer's name or class")
+        for key, extract in given.items():
+            if isinstance(key, type):
+                names = [name for name, layer in layers.items() if isinstance(layer, key)]
+            else:
+                names = [name for name in layers if name == key]
+            if not names:
+                known = join_names(layers)
+                raise ValueError(f"{caller}: inputs has {key!r}, which is no layer here; there are {known}")
+            self.extracts |= dict.fromkeys(names, extract)
+
+    def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
+        """Find what a layer normalizes in one call; None if it gets no rows, ValueError if it cannot be normalized."""
+        extract = self.extracts.get(name)
+        returned = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
+        x = returned
+        channels = None
+        if extract is not None and isinstance(returned, tuple):
+            if len(returned) != 2:
+                raise ValueError(
+                    f"{self._caller}: inputs= for layer {name!r} returned {len(returned)} values; return the values "
+                    "that it normalizes, or (values, channels)"
+                )
+            x, channels = returned
+
+        if isinstance(x, Tensor) and x.numel() == 0:
+            return None
+        if channels is None:
+            require_input(name, layer, x, self._caller)
+        else:
+            channels = self._find_channels(name, layer, x, channels)
+        self.set_channels(name, channels)
+        return Values(x, channels)
+
+    def set_channels(self, name: str, channels: Tensor | None) -> None:
+        """Keep which channels a layer is given; ValueError if they differ from those of an earlier call."""
+        before = self.channels.setdefault(name, channels)
+        is_same = before is channels
+        if before is not None and channels is not None:
+            is_same = torch.equal(before, channels)
+        if not is_same:
+            raise ValueError(
+                f"{self._caller}: layer {name!r} is given other channels in another call; "
+                "measure the others: name them in layers= of population_statistics or recalibrate"
+            )
+
+    def select_channels(self, name: str, values: Tensor) -> Tensor:
+        """Select from `values`, one for each channel of a layer, those of the channels that the layer was given."""
+        channels = self.channels.get(name)
+        return values if channels is None else values[channels.to(values.device)]
+
+    def _find_channels(self, name: str, layer: BatchNorm, x: Any, channels: Any) -> Tensor:
+        """Check channels that the caller has given in any form that indexes a tensor; int64 [C]."""
+        known = torch.arange(layer.num_features)
+        try:
+            chosen = known[channels.cpu() if isinstance(channels, Tensor) else channels].reshape(-1)
+        except (IndexError, TypeError) as error:
+            raise ValueError(f"{self._caller}: inputs= for layer {name!r} gives no channels of it: {error}") from error
+        if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != len(chosen):
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"{self._caller}: inputs= for layer {name!r} gives values {shape} and {len(chosen)} channels; "
+                "pass values [M, C] or [N, C, ...] with as many channels"
+            )
+        if len(chosen.unique()) < len(chosen):
+            raise ValueError(f"{self._caller}: inputs= for layer {name!r} gives a channel twice")
+        return chosen
+
+
+def has_own_forward(layer: BatchNorm) -> bool:
+    """Return whether a layer may normalize something else than its input, as its forward is not torch's or bnlab's."""
+    if find_replaced_forward(layer) is not None:
+        return True
+    kind = type(layer)
+    return kind.forward not in TORCH_FORWARDS and not kind.__module__.startswith("bnlab.")

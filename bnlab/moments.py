@@ -6,12 +6,13 @@ All values are kept in float64 on the CPU.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bnlab.reading import Partial, pool_exactly, read
+from bnlab.reading import Pooled, Reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +53,7 @@ class Moments:
                 "pass a non-empty floating-point tensor [N, C, ...]"
             )
 
-        def read_shifted(shift: Tensor, channels: Tensor) -> list[Partial]:
-            return [read(x, shift, channels)]
-
-        pooled = pool_exactly([read(x)], read_shifted)
+        pooled = Reader().measure(x)
         return Moments(pooled.count, pooled.mean, pooled.var)
 
     @staticmethod
@@ -93,18 +91,35 @@ class Moments:
 
 
 def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = None) -> tuple[float, float]:
-    """Find the largest differences of a channel's mean, in σ, and of its variance, relative; 0 where both are dead.
+    """Compute the largest differences of a channel's mean, in σ, and of its variance, relative; 0 where both are dead.
 
     Args:
         scale: [C], the variance that both are relative to; default the reference's.
     """
     var = reference.var if scale is None else scale
-    mean_off = _find_largest(other.mean - reference.mean, var.sqrt())
-    var_off = _find_largest(other.var - reference.var, var)
+    mean_off = _compute_largest(other.mean - reference.mean, var.sqrt())
+    var_off = _compute_largest(other.var - reference.var, var)
     return mean_off, var_off
 
 
-def _find_largest(differences: Tensor, scale: Tensor) -> float:
+def _compute_largest(differences: Tensor, scale: Tensor) -> float:
     """The largest difference in a unit; 0 of nothing in nothing, inf of what is not finite."""
     ratios = (differences.abs() / scale).where(differences != 0, 0.0)
     return float(ratios.nan_to_num(torch.inf, torch.inf).max())
+
+
+def fetch(pooled: Iterable[Pooled]) -> list[Moments]:
+    """Bring moments to the CPU, in one copy from each device."""
+    listed = list(pooled)
+    by_device: dict[torch.device, list[int]] = {}
+    for number, one in enumerate(listed):
+        by_device.setdefault(one.mean.device, []).append(number)
+
+    fetched: dict[int, Moments] = {}
+    for numbers in by_device.values():
+        values = [torch.stack((listed[number].mean, listed[number].var)) for number in numbers]
+        channels = [value.shape[1] for value in values]
+        copied = torch.cat(values, dim=1).cpu().split(channels, dim=1)
+        for number, (mean, var) in zip(numbers, copied, strict=True):
+            fetched[number] = Moments(listed[number].count, mean.clone(), var.clone())
+    return [fetched[number] for number in range(len(listed))]

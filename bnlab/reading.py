@@ -1,4 +1,4 @@
-"""One read of an activation: the moments of its groups of values, and how all groups become one.
+"""Reading an activation once: the moments of its groups of values, and how all groups become one.
 
 On the CPU the values are read once, in their own precision and in the groups that are fastest in their memory layout,
 and a second time only where their mean is far from 0. On an accelerator the moments stay there (`read_on_device`), so
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -268,3 +268,58 @@ def pool_on_device(parts: Sequence[Pooled]) -> Pooled:
         variances = torch.stack([part.var for part in alike])
         groups.append((size, means, variances))
     return _merge(groups)
+
+
+class Reader:
+    """Reads the moments of what layers are given, on the CPU; channels far from 0 are read a second time.
+
+    Attributes:
+        is_immediate: whether moments can be looked at without waiting for a device.
+    """
+
+    is_immediate: ClassVar[bool] = True
+
+    def read(self, x: Tensor) -> Any:
+        """Read `x` [N, C, ...], which is kept to be read again where this is coarse; return what `pool` takes."""
+        return read(x)
+
+    def measure(self, x: Tensor) -> Pooled:
+        """Compute the moments of `x` [N, C, ...]."""
+        return self.pool([read(x)], [x])
+
+    def pool(self, parts: Sequence[Any], kept: Sequence[Tensor]) -> Pooled:
+        """Merge what was read of one layer.
+
+        Args:
+            parts: what `read` has returned, then what `measure` has.
+            kept: the values that were given to `read`, in the same order.
+        """
+        partials = [Partial.of(part) if isinstance(part, Pooled) else part for part in parts]
+        exact = partials[len(kept) :]
+
+        def read_again(shift: Tensor, channels: Tensor) -> list[Partial]:
+            again = [read(x, shift, channels) for x in kept]
+            return again + [part.select_channels(channels) for part in exact]
+
+        return pool_exactly(partials, read_again)
+
+
+class DeviceReader(Reader):
+    """Reads on an accelerator and leaves the moments there; one read is exact."""
+
+    is_immediate = False
+
+    def read(self, x: Tensor) -> Pooled:
+        return read_on_device(x)
+
+    def measure(self, x: Tensor) -> Pooled:
+        return read_on_device(x)
+
+    def pool(self, parts: Sequence[Pooled], kept: Sequence[Tensor]) -> Pooled:
+        return pool_on_device(parts)
+
+
+def choose_reader(device: torch.device, is_alone: bool) -> Reader:
+    """Choose the reader for a device; `is_alone`: no other process waits for the moments of each layer."""
+    has_float64 = device.type not in ("cpu", "mps")
+    return DeviceReader() if has_float64 and is_alone else Reader()

@@ -21,7 +21,7 @@ LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if not {HARNESS, LAB} & 
 FLOORS = (
     "warn names vision",
     "arguments batches borrow provenance files layers reading theory",
-    "moments inputs",
+    "moments",
     "memory storage estimators",
     "statistics nn",
     "layout",
@@ -49,8 +49,7 @@ STAGES = (
 FOLDERS = {
     "nn": "averages self_tuned readers",
     "recording": "trace steps recorders block frozen",
-    "exact": "settings ranks readers units task probe profiling breadth checking fixed_point measurement "
-    "standard_errors source population",
+    "exact": "task probe walk samples measurement standard_errors population",
     "doctor": "words thresholds scores scatter undoing observing images matching history examination probe "
     "case lag patient cause families causes catalogue scoring experiment trials findings verdict conclusion picture "
     "page diagnosis examine diagnose undo recalibration recalibrate gallery",

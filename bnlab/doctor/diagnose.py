@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import require_batches, require_count, require_forward, require_number
-from bnlab.batches import Forward
+from bnlab.arguments import require_count, require_number
+from bnlab.batches import Forward, require_batches, require_forward
 from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
@@ -22,9 +22,8 @@ from bnlab.doctor.history import compare_with, read_state
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
 from bnlab.doctor.trials import try_undos
-from bnlab.exact.ranks import Ranks
-from bnlab.inputs import Extract
-from bnlab.layers import BatchNorm, batch_norm_layers, find_constant, find_others, join_names, require_module
+from bnlab.exact.task import Ranks
+from bnlab.layers import BatchNorm, Extract, batch_norm_layers, find_constant, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
 from bnlab.warn import warn
 
@@ -33,17 +32,17 @@ def diagnose(
     model: nn.Module,
     batches: Iterable[Any] | None = None,
     *,
-    evaluate: Evaluate | None = None,
-    training_batches: Iterable[Any] | None = None,
     before: Any = None,
     trace: MomentTrace | None = None,
-    forward: Forward | None = None,
-    inputs: Mapping[Any, Extract] | None = None,
-    expected: float | None = None,
-    worth: float | None = None,
-    max_images: int | None = None,
     ranks: Any = None,
     causes: Sequence[Cause] = (),
+    expected: float | None = None,
+    worth: float | None = None,
+    evaluate: Evaluate | None = None,
+    training_batches: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+    inputs: Mapping[Any, Extract] | None = None,
+    max_images: int | None = None,
     progress: bool | None = None,
     **former: Any,
 ) -> Diagnosis:
@@ -59,23 +58,20 @@ def diagnose(
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, or `labels` of a dictionary; in masks, positions with 255 or
             a negative label do not count, and the classes in an image count alike, however small.
+        before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
+            contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
+        trace: what `bnlab.record` recorded of the training.
+        ranks: a torch.distributed process group, whose processes' buffers are compared; data are this one's own.
+        causes: further causes of your own.
+        expected: the mean score that the model should reach.
+        worth: the smallest difference of scores that matters; by default half a point (0.005) of shares, and of other
+            metrics a hundredth of their spread over images.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
             each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
         training_batches: batches as in training, to tell other data from wrong averages, and whether epochs end with a
             small batch: a DataLoader's lengths say it.
-        before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
-            contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
-        trace: what `bnlab.record` recorded of the training.
-        forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
-        inputs: what layers with a forward of their own normalize, as for `population_statistics`.
-        expected: the mean score that the model should reach.
-        worth: the smallest difference of scores that matters; by default half a point (0.005) of shares, and of other
-            metrics a hundredth of their spread over images.
-        max_images: stop after the batch that completes so many images.
-        ranks: a torch.distributed process group, whose processes' buffers are compared; data are this one's own.
-        causes: further causes of your own.
-        progress: show bars while statistics are measured.
+        forward, inputs, max_images, progress: as for `population_statistics`.
 
     Returns:
         A `Diagnosis`: print it; `.verdict`, `.findings`, `.table`, `.skipped`, `.to_json()`, `.to_html(path)`.

@@ -10,17 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.arguments import find_device
-from bnlab.batches import Forward, call, copy_batch, map_batch
+from bnlab.batches import Forward, ImageCounter, call, copy_batch, find_device, map_batch
 from bnlab.borrow import keep_random_state, measured
-from bnlab.exact.population import population_statistics
-from bnlab.exact.ranks import Ranks
-from bnlab.exact.readers import choose_reader
-from bnlab.exact.source import Source
-from bnlab.exact.task import Task, watched
-from bnlab.exact.units import ImageCounter
-from bnlab.inputs import Extract, Inputs, Values
-from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, unwrap_parallel
+from bnlab.exact.population import Source, population_statistics
+from bnlab.exact.task import Ranks, Task, watched
+from bnlab.layers import BatchNorm, Extract, Inputs, Values, batch_norm_layers, get_running_buffers, unwrap_parallel
+from bnlab.reading import choose_reader
 from bnlab.statistics import Statistics, using
 
 CALLER = "diagnose"
@@ -122,7 +117,7 @@ class Examination:
         parts: dict[str, list[Any]] = {}
 
         def take(name: str, values: Values) -> None:
-            parts.setdefault(name, []).append(task.reader.read_exactly(values.x))
+            parts.setdefault(name, []).append(task.reader.measure(values.x))
 
         with using(self.model, given), measured(task.model), watched(task, task.layers, take):
             task.run_all()
@@ -130,8 +125,7 @@ class Examination:
         pooled = {}
         eps = {}
         for name, calls in parts.items():
-            own = task.reader.pool(calls, [])
-            pooled[name] = task.complete(name, own)
+            pooled[name] = task.merge(name, task.reader.pool(calls, []))
             eps[name] = self.layers[name].eps
         moments = task.fetch(pooled)
         return Statistics(moments, eps)

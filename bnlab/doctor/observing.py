@@ -15,7 +15,7 @@ from bnlab.borrow import measured
 from bnlab.doctor.scatter import Scatter
 from bnlab.doctor.undoing import normalize_each_batch
 from bnlab.exact.task import Task, watched
-from bnlab.inputs import Values
+from bnlab.layers import Values
 from bnlab.moments import Moments
 
 MOST_CALLS = 8  # calls of one layer in a forward that are told apart

@@ -19,7 +19,7 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.undoing import Change, change_images
 from bnlab.exact.task import watched
-from bnlab.inputs import Values
+from bnlab.layers import Values
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics
 
@@ -135,7 +135,7 @@ class Patient:
 
         def take(_: str, values: Values) -> None:
             if values.channels is None:  # all of them
-                parts.append(task.reader.read_exactly(values.x))
+                parts.append(task.reader.measure(values.x))
             raise _LayerReached
 
         with measured(task.model), ExitStack() as stack, watched(task, {self.first: layer}, take):

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import require_amount, require_batches, require_forward
-from bnlab.batches import Forward, count_images
+from bnlab.batches import Forward, count_images, require_batches, require_forward
 from bnlab.doctor.case import Case, Evidence, has_bad_values, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
@@ -23,8 +22,8 @@ from bnlab.doctor.scores import Evaluate, Scores, find_labels, require_evaluate
 from bnlab.doctor.scoring import score
 from bnlab.doctor.trials import try_undos
 from bnlab.doctor.undo import write_statistics
-from bnlab.inputs import Extract
-from bnlab.layers import batch_norm_layers, join_names, match_names, strip_wrappers
+from bnlab.exact.population import require_amount
+from bnlab.layers import Extract, batch_norm_layers, join_names, match_names, strip_wrappers
 from bnlab.provenance import Check
 from bnlab.statistics import Statistics
 
@@ -44,15 +43,15 @@ def recalibrate(
     batches: Iterable[Any],
     *,
     statistic: str | Statistics = "exact",
-    layers: Sequence[str] | None = None,
+    force: bool = False,
     evaluate: Evaluate | None = None,
     training_batches: Iterable[Any] | None = None,
+    layers: Sequence[str] | None = None,
     forward: Forward | None = None,
     inputs: Mapping[Any, Extract] | None = None,
     max_images: int | str | None = None,
     tolerance: float | None = None,
     group: Any = None,
-    force: bool = False,
     progress: bool | None = None,
 ) -> Recalibration:
     """Give a model's batch norms new running statistics, unless these gain nothing, or would hide another mistake.
@@ -69,20 +68,15 @@ def recalibrate(
             Labels are the second part of a tuple or list, or `labels` of a dictionary.
         statistic: "exact": moments of what each layer is given at inference. "precise": layers normalize with each
             batch's own statistics meanwhile, as in precise batch norm. Or your own `Statistics`.
-        layers: names of the layers to write, frozen ones too; default all that are not frozen.
+        force: write in any case.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time.
         training_batches: batches as in training, to tell wrong averages from a mistake that new statistics would hide,
             such as another scale of these images.
-        forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
-        inputs: what layers with a forward of their own normalize, as for `population_statistics`.
-        max_images: stop after the batch that completes so many images; "auto": once the standard errors of every
-            layer are within `tolerance`, as for `population_statistics`.
-        tolerance: for "auto".
+        layers: names of the layers to write, frozen ones too; default all that are not frozen.
+        forward, inputs, max_images, tolerance, progress: as for `population_statistics`.
         group: a torch.distributed process group; every rank calls this with its own share of the images, at least one
             batch. All get the same statistics, and judge by the images of all.
-        force: write in any case.
-        progress: show a bar while statistics are measured.
 
     Returns:
         A `Recalibration`: print it; `.written`, `.reason`, `.before`, `.after`, `.gain`, `.statistics`, `.layers`,

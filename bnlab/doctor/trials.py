@@ -26,8 +26,7 @@ from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import Evaluate, find_labels, measure_likelihood, read_values, score_batch
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Undo
 from bnlab.exact.task import watched
-from bnlab.inputs import Values
-from bnlab.layers import get_running_buffers
+from bnlab.layers import Values, get_running_buffers
 from bnlab.statistics import Statistics
 
 MOST_IMAGES = 1000  # that undos are judged by

@@ -5,29 +5,43 @@ Statistics are exact if an ordinary evaluation under them gives each layer an in
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from bnlab.arguments import find_device, require_amount, require_batches, require_forward
-from bnlab.batches import Forward, call
+from bnlab.arguments import require_count, require_number
+from bnlab.batches import (
+    CountImages,
+    Forward,
+    ImageCounter,
+    call,
+    find_device,
+    list_tensors,
+    require_batches,
+    require_forward,
+)
 from bnlab.borrow import keep_random_state
 from bnlab.exact.measurement import measure_exactly, measure_under_batches
-from bnlab.exact.ranks import Ranks
-from bnlab.exact.readers import choose_reader
-from bnlab.exact.source import Source
-from bnlab.exact.standard_errors import LEAST_BATCHES, find_worst_error, measure_errors, warn_of_units
-from bnlab.exact.task import CALLER, Task
-from bnlab.exact.units import CountImages, ImageCounter
-from bnlab.inputs import Extract, Inputs
-from bnlab.layers import batch_norm_layers, join_names, require_parameters, unwrap_parallel, warn_of_others
-from bnlab.memory import memory_limit
+from bnlab.exact.standard_errors import LEAST_BATCHES, compute_worst_error, measure_errors
+from bnlab.exact.task import CALLER, Ranks, Task
+from bnlab.layers import (
+    Extract,
+    Inputs,
+    batch_norm_layers,
+    join_names,
+    require_parameters,
+    unwrap_parallel,
+    warn_of_others,
+)
+from bnlab.memory import find_free_bytes, memory_limit
+from bnlab.reading import choose_reader
 from bnlab.statistics import Statistics, read_weights
+from bnlab.warn import warn
 
 _FIRST_IMAGES = 256  # max_images="auto" begins with so many
 
@@ -38,23 +52,25 @@ def population_statistics(
     *,
     upstream: str = "population",
     strategy: str = "breadth",
-    forward: Forward | None = None,
     layers: Sequence[str] | None = None,
+    forward: Forward | None = None,
+    inputs: Mapping[Any, Extract] | None = None,
+    images: CountImages | None = None,
     max_images: int | str | None = None,
     tolerance: float | None = None,
     standard_errors: bool = False,
+    group: Any = None,
     device: torch.device | str | None = None,
     memory: int | str | None = None,
     progress: bool | None = None,
-    group: Any = None,
-    images: CountImages | None = None,
-    inputs: Mapping[Any, Extract] | None = None,
 ) -> Statistics:
     """Measure mean and variance (ddof 0) of what each batch-norm layer of `model` is given at inference.
 
     The model comes back as it was. At the end a few images are evaluated in the ordinary way. If that differs from
     what was measured, bnlab measures layer by layer instead, and warns why. Forwards that wait for each other (a lock
     that is held across a layer) need strategy="layerwise"; layers that run in other threads cannot be measured.
+
+    `diagnose` and `recalibrate` take the same keywords in the same order, as far as they have them.
 
     Args:
         model: any module with batch-norm layers that keep running statistics.
@@ -64,22 +80,23 @@ def population_statistics(
             statistics of its batch, and moments are pooled over batches, as by one-pass precise batch norm; the result
             depends on the batch size.
         strategy: "breadth", or "layerwise": a forward up to each layer in turn, slow and simple.
-        forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         layers: names of the layers to measure; default all. The others normalize with their own buffers.
+        forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
+            may give `functional_call` other parameters, but no buffers.
+        inputs: name or class of a layer → `function(layer, args, kwargs)`, which returns what a layer with a forward of
+            its own normalizes: values [M, C] or [N, C, ...], or (values, numbers of their channels).
+        images: `images(batch)` says how many images a batch has, each an equal block of rows, or gives an id for each
+            row; default each row of the first tensor is an image.
         max_images: stop after the batch that completes so many images. "auto": read 256 images, then twice as many
             again and again, until the standard errors of every layer are within `tolerance`.
         tolerance: for "auto", the largest standard error of a layer: of the mean in σ, of the variance relative, root
             mean square over channels.
         standard_errors: compute `.standard_errors` too, with images as independent units; takes one more pass.
+        group: a torch.distributed process group; every rank gives its share of the data, and gets the whole result.
         device: where batches are moved to; default the model's.
         memory: limit for live activations, bytes or "4GiB"; default 40% of what is free. Batches that do not fit are
             run again for each layer; `.cost` says how often.
         progress: show a bar over the layers.
-        group: a torch.distributed process group; every rank gives its share of the data, and gets the whole result.
-        images: `images(batch)` says how many images a batch has, each an equal block of rows, or gives an id for each
-            row; default each row of the first tensor is an image.
-        inputs: name or class of a layer → `function(layer, args, kwargs)`, which returns what a layer with a forward of
-            its own normalizes: values [M, C] or [N, C, ...], or (values, numbers of their channels).
 
     Returns:
         `Statistics` with counts. Its `unseen` lists layers that no batch has reached, its `cost` and `check` are
@@ -99,8 +116,10 @@ def population_statistics(
     >>> exact["1"].mean.item(), round(exact["1"].var.item(), 4)  # of 2, 6 and 10
     (6.0, 10.6667)
     """
-    _require_choice("upstream", upstream, ("population", "batch"))
-    _require_choice("strategy", strategy, ("breadth", "layerwise"))
+    if upstream not in ("population", "batch"):
+        raise ValueError(f"{CALLER}: upstream={upstream!r}; choose 'population' or 'batch'")
+    if strategy not in ("breadth", "layerwise"):
+        raise ValueError(f"{CALLER}: strategy={strategy!r}; choose 'breadth' or 'layerwise'")
     require_amount(max_images, tolerance, CALLER)
     require_batches(batches, CALLER)
     require_forward(forward, CALLER)
@@ -110,38 +129,34 @@ def population_statistics(
     extracts = Inputs(targets, inputs, CALLER)
     counter = ImageCounter(images, CALLER)
     device = find_device(model, device, CALLER)
-    way = _Way(upstream, strategy, memory_limit(memory, device), progress)
+    limit = memory_limit(memory, device)
     ranks = Ranks(group, CALLER)
     reader = choose_reader(device, ranks.is_alone)
     task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, extracts, reader)
 
-    with keep_random_state(model), contextlib.closing(task.buffers):  # loaders draw their seeds
+    measure = partial(_measure, task, counter, upstream, strategy, limit, progress)
+
+    with keep_random_state(model):  # loaders draw their seeds
         source = Source(batches, counter, CALLER)
         if max_images == "auto":
-            return _measure_until_exact(task, counter, way, source, tolerance or 0.0)
+            return _measure_until_exact(task, counter, source, measure, upstream, tolerance or 0.0)
         ranks.run_together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
-        statistics = _measure(task, counter, way)
+        statistics = measure()
         if standard_errors:
-            statistics.standard_errors, units = measure_errors(task, counter, statistics, upstream)
-            warn_of_units(units)
+            statistics.standard_errors, warnings = measure_errors(task, counter, statistics, upstream)
+            for text in warnings:
+                warn(text)
         return statistics
 
 
-def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{CALLER}: {name}={value!r}; choose {' or '.join(map(repr, allowed))}")
-
-
-class _Way(NamedTuple):
-    """How to measure: arguments of `population_statistics`, with `limit` the bytes that `memory` means."""
-
-    upstream: str
-    strategy: str
-    limit: int
-    progress: bool | None
-
-
-def _measure_until_exact(task: Task, counter: ImageCounter, way: _Way, source: Source, tolerance: float) -> Statistics:
+def _measure_until_exact(
+    task: Task,
+    counter: ImageCounter,
+    source: Source,
+    measure: Callable[[], Statistics],
+    upstream: str,
+    tolerance: float,
+) -> Statistics:
     """Read and measure more and more batches, until the standard errors are within `tolerance` or there are no more."""
     least_batches = 1 if counter.is_given else LEAST_BATCHES
     wanted = _FIRST_IMAGES
@@ -151,17 +166,20 @@ def _measure_until_exact(task: Task, counter: ImageCounter, way: _Way, source: S
         is_exhausted = all(task.ranks.gather(task.ranks.run_together(read)))
         batches = sum(task.ranks.gather(len(task.data)))
         if batches != batches_before:  # else the last read ended exactly with the last batch
-            statistics = _measure(task, counter, way)
-            statistics.standard_errors, units = measure_errors(task, counter, statistics, way.upstream)
-        if is_exhausted or find_worst_error(statistics) <= tolerance:
-            warn_of_units(units)
+            statistics = measure()
+            statistics.standard_errors, warnings = measure_errors(task, counter, statistics, upstream)
+        if is_exhausted or compute_worst_error(statistics) <= tolerance:
+            for text in warnings:
+                warn(text)
             return statistics
 
         batches_before = batches
         wanted = 2 * max(wanted, sum(map(counter.count, task.data)))
 
 
-def _measure(task: Task, counter: ImageCounter, way: _Way) -> Statistics:
+def _measure(
+    task: Task, counter: ImageCounter, upstream: str, strategy: str, limit: int, progress: bool | None
+) -> Statistics:
     """Measure the batches that have been read."""
     from tqdm import tqdm
 
@@ -169,12 +187,12 @@ def _measure(task: Task, counter: ImageCounter, way: _Way) -> Statistics:
         raise ValueError(f"{CALLER}: batches is empty; pass at least one batch")
     check = None
     seconds = 0.1 if sys.stderr.isatty() else 5.0  # between updates of the bar: a log keeps each of them as a line
-    bar = tqdm(total=len(task.layers), desc="layers", unit="layer", disable=not way.progress, mininterval=seconds)
+    bar = tqdm(total=len(task.layers), desc="layers", unit="layer", disable=not progress, mininterval=seconds)
     with bar:
-        if way.upstream == "batch":
+        if upstream == "batch":
             moments, cost = measure_under_batches(task, bar.update)
         else:
-            moments, cost, check = measure_exactly(task, way.strategy, way.limit, bar.update)
+            moments, cost, check = measure_exactly(task, strategy, limit, bar.update)
     if not moments:
         raise ValueError(f"{CALLER}: the data reached none of the layers {join_names(task.layers)}")
 
@@ -185,3 +203,74 @@ def _measure(task: Task, counter: ImageCounter, way: _Way) -> Statistics:
     statistics.cost = cost
     statistics.check = check
     return statistics
+
+
+def require_amount(max_images: int | str | None, tolerance: float | None, caller: str) -> None:
+    """Raise unless `max_images` is a count, "auto" or None, and `tolerance` a positive number where it is "auto"."""
+    if max_images == "auto":
+        if tolerance is None:
+            raise ValueError(f'{caller}: tolerance=None; max_images="auto" needs one, such as 0.01')
+        message = f"{caller}: tolerance={tolerance!r}; pass a positive relative error such as 0.01"
+        require_number(tolerance, lambda error: error > 0, message)
+        return
+    if tolerance is not None:
+        raise ValueError(f'{caller}: tolerance={tolerance}; it is for max_images="auto" only')
+    if max_images is not None:
+        require_count(max_images, f'{caller}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
+
+
+class Source:
+    """Reads the caller's batches as far as they are wanted.
+
+    Args:
+        batches: what the caller gave.
+        counter: counts the images of a batch.
+        caller: the public call, for messages.
+    """
+
+    def __init__(self, batches: Iterable[Any], counter: ImageCounter, caller: str) -> None:
+        self._batches = iter(batches)
+        self._counter = counter
+        self._caller = caller
+        self._free: dict[torch.device, int] = {}  # bytes, when a device's first batch was read
+        self._bytes = Counter[torch.device]()  # of all batches so far
+
+    def read(self, data: list[Any], wanted: int | None, least_batches: int = 1) -> bool:
+        """Add batches to `data`, at least one, until they are as many images and batches as wanted.
+
+        Args:
+            data: the batches so far.
+            wanted: number of images; None: all there are.
+            least_batches: number of batches.
+
+        Returns:
+            Whether there are no further batches.
+
+        Raises:
+            ValueError: a batch has no images, or those before it take more than half of the memory that was free.
+        """
+        images = sum(map(self._counter.count, data))
+        for batch in self._batches:
+            self._require_memory(len(data))
+            count = self._counter.count(batch)
+            if count < 1:
+                raise ValueError(f"{self._caller}: a batch has no images; leave empty batches out")
+            data.append(batch)
+            images += count
+            for tensor in list_tensors(batch):
+                if tensor.device not in self._free:
+                    self._free[tensor.device] = find_free_bytes(tensor.device)
+                self._bytes[tensor.device] += tensor.nbytes
+            if wanted is not None and images >= wanted and len(data) >= least_batches:
+                return False
+        return True
+
+    def _require_memory(self, batches: int) -> None:
+        """Refuse one more batch where those that were read take more than half of the memory."""
+        batches_take = "1 batch takes" if batches == 1 else f"{batches:,} batches take"
+        for device, size in self._bytes.items():
+            if 2 * size > self._free[device]:
+                raise ValueError(
+                    f"{self._caller}: {batches_take} {size:,} bytes, more than half of the memory that was free, and "
+                    "there are more; pass max_images=, as a loader without end needs, or fewer batches"
+                )

@@ -7,21 +7,80 @@ If not (masks, weights, a filter before), the moments of its input are not those
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnlab.batches import map_batch
 from bnlab.borrow import borrowed
-from bnlab.layers import BatchNorm, find_replaced_forward, get_input, get_running_buffers
+from bnlab.exact.task import CALLER, Task
+from bnlab.layers import (
+    BatchNorm,
+    OtherInput,
+    find_replaced_forward,
+    get_input,
+    get_running_buffers,
+    join_names,
+)
+from bnlab.warn import warn
 
 _STARTS = ((0.0, 1.0), (1.0, 2.0))  # mean and variance, in units of the input's size, so that no digits are lost
 _ROUNDING = 64  # how many roundings of float32 a layer may make
 _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
+
+
+def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> None:
+    """Require that layers with a forward of their own normalize their input: each is asked in its first call.
+
+    Raises:
+        ValueError: a layer averages something other than its input.
+
+    Warns:
+        RuntimeWarning: layers that cannot be asked.
+    """
+    unclear: list[str] = []
+    asked = set[str]()
+
+    def ask(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name in asked:
+            return
+        asked.add(name)
+        result = probe(layers[name], args, kwargs)
+        if result is None:
+            unclear.append(name)
+        elif not result.is_input:
+            raise _refuse_other_input(name, layers[name], result)
+
+    with contextlib.ExitStack() as undo:
+        for name, layer in layers.items():
+            undo.callback(layer.register_forward_pre_hook(partial(ask, name), with_kwargs=True).remove)
+        task.evaluate(batch)
+    if unclear:
+        warn(
+            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be called in it; they are "
+            "measured as if they normalized their input"
+        )
+
+
+def _refuse_other_input(name: str, layer: BatchNorm, result: ProbeResult) -> OtherInput:
+    """Describe what a layer averages in place of its input, and how `inputs=` says what that is."""
+    kind = type(layer).__name__
+    if math.isinf(result.off):
+        difference = "averages other channels than those of its input"
+    else:
+        difference = f"does not average the moments of its input (they differ by {result.off:.2g} σ)"
+
+    key = kind
+    if find_replaced_forward(layer) is not None:  # set on this layer, not by its class
+        key = repr(name)
+    return OtherInput(CALLER, f"layer {name!r} ({kind}) {difference}", key)
 
 
 @dataclass(frozen=True)
@@ -29,19 +88,17 @@ class ProbeResult:
     """Result of asking what a layer averages in one call.
 
     Attributes:
-        averages: whether it averages at all; if not, the rest says nothing.
         is_input: whether it averages its input's mean and variance, with either divisor, up to rounding.
         off: the largest difference from these, of a mean in σ or of a variance, relative; inf if other channels are
             averaged than those of the input.
     """
 
-    averages: bool
     is_input: bool
     off: float
 
 
 def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProbeResult | None:
-    """Find what a layer averages in this call; None if it cannot be found.
+    """Find what a layer averages in this call; None if it averages nothing, or it cannot be found.
 
     Copies of the layer are called, in float64, and with the same random numbers. A layer on which somebody has set a
     forward is called itself, and restored.
@@ -60,10 +117,10 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pr
     momentum = 1 - (mean_b - mean_a) / size
     momentum_of_var = 1 - (var_b - var_a) / size**2
     if float(momentum.abs().max()) < _NOTHING:
-        return ProbeResult(averages=False, is_input=False, off=0.0)
+        return None
     smallest_momentum = float(torch.minimum(momentum.abs(), momentum_of_var.abs()).min())
     if smallest_momentum < _NOTHING or x.dim() < 2 or x.shape[1] != len(momentum):  # only some channels are averaged
-        return ProbeResult(averages=True, is_input=False, off=math.inf)
+        return ProbeResult(is_input=False, off=math.inf)
 
     averaged_mean = mean_a / momentum
     averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
@@ -97,7 +154,7 @@ def _compare_with_input(
     size_of_var = (size**2 + mean.square() + biased) / biased
     is_input = (off_mean <= rounding * size_of_mean) & (off_var <= rounding * size_of_var)
     largest = float(torch.maximum(off_mean, off_var).max())
-    return ProbeResult(averages=True, is_input=bool(is_input.all()), off=largest)
+    return ProbeResult(is_input=bool(is_input.all()), off=largest)
 
 
 def _average(

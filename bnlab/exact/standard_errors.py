@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bnlab.batches import ImageCounter
 from bnlab.borrow import measured
 from bnlab.exact.task import CALLER, Task, watched
-from bnlab.exact.units import ImageCounter
-from bnlab.inputs import Values
-from bnlab.layers import join_names
+from bnlab.layers import Values, join_names
 from bnlab.moments import Moments
 from bnlab.reading import read
 from bnlab.statistics import Statistics
-from bnlab.warn import warn
 
 LEAST_BATCHES = 8  # with fewer one cannot see how batches scatter
 
@@ -60,21 +58,9 @@ class _Spread:
         self.batches += other.batches
 
 
-class UnitsOfErrors(NamedTuple):
-    """Layers for whose standard errors batches are the independent units, not images.
-
-    Attributes:
-        scattered: layers at which batches differ more than independent rows would.
-        uneven: layers whose rows are not equal blocks, as many as there are images.
-    """
-
-    scattered: list[str]
-    uneven: list[str]
-
-
 def measure_errors(
     task: Task, counter: ImageCounter, statistics: Statistics, upstream: str
-) -> tuple[dict[str, tuple[Tensor, Tensor]], UnitsOfErrors]:
+) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
     """Estimate standard errors of each layer's mean and variance, from how the images' moments scatter.
 
     One pass of ordinary forwards under the statistics. These are taken as they are: the errors do not contain those of
@@ -83,7 +69,7 @@ def measure_errors(
     explain; batches are the units of such a layer.
 
     Returns:
-        Layer → errors of mean and of variance, float64 [C] each; and the layers of which batches are the units.
+        Layer → errors of mean and of variance, float64 [C] each; and warnings of layers of which batches are the units.
 
     Raises:
         ValueError: the images that the caller says fit the rows of no layer.
@@ -106,22 +92,19 @@ def measure_errors(
             scattered.append(name)
             by_image = by_image.maximum(by_batch)
         errors[name] = (by_image[0], by_image[1])
-    return errors, UnitsOfErrors(scattered, uneven)
 
-
-def warn_of_units(units: UnitsOfErrors) -> None:
-    """Warn of layers for which batches are the units."""
-    if units.scattered:
-        warn(
-            f"{CALLER}: batches differ by far more at {join_names(units.scattered)} than independent rows would; there "
-            "the standard errors take whole batches for independent. Say which rows are one image with images=, or "
-            "shuffle"
+    warnings = []
+    if scattered:
+        warnings.append(
+            f"{CALLER}: batches differ by far more at {join_names(scattered)} than independent rows would; there the "
+            "standard errors take whole batches for independent. Say which rows are one image with images=, or shuffle"
         )
-    if units.uneven:
-        warn(
-            f"{CALLER}: the rows at {join_names(units.uneven)} are no equal blocks of as many images as images= says; "
-            "there the standard errors take whole batches for independent"
+    if uneven:
+        warnings.append(
+            f"{CALLER}: the rows at {join_names(uneven)} are no equal blocks of as many images as images= says; there "
+            "the standard errors take whole batches for independent"
         )
+    return errors, warnings
 
 
 def _gather_spreads(
@@ -140,20 +123,16 @@ def _gather_spreads(
 
     with measured(task.model):
         for name, moments in statistics.items():
-            task.buffers.write(name, moments)
+            task.write(name, moments)
             task.layers[name].training = upstream == "batch"
         task.ranks.run_together(run_all)
 
     of_all_ranks = set[str]().union(*task.ranks.gather(uneven))
-    uneven_layers = [name for name in spreads if name in of_all_ranks]
-    if task.ranks.is_alone:
-        return spreads, uneven_layers
-
     merged = {name: _Spread.empty(len(moments.mean)) for name, moments in statistics.items()}
     for rank_spreads in task.ranks.gather(spreads):
         for name, spread in rank_spreads.items():
             merged[name].merge(spread)
-    return merged, uneven_layers
+    return merged, [name for name in merged if name in of_all_ranks]
 
 
 def _read_batch(
@@ -169,7 +148,7 @@ def _read_batch(
     uneven = set[str]()
 
     def take(name: str, values: Values) -> None:
-        contributions = _find_contributions(statistics[name], values)
+        contributions = _compute_contributions(statistics[name], values)
         by_image = counter.sum_by_image(batch, contributions)
         if by_image is None:
             uneven.add(name)
@@ -186,8 +165,8 @@ def _read_batch(
     return {name: _join_calls(parts) for name, parts in calls.items()}, uneven
 
 
-def _find_contributions(whole: Moments, values: Values) -> Tensor:
-    """Find what each row of a layer's input contributes to the mean and variance of the whole, float64 [2, rows, C].
+def _compute_contributions(whole: Moments, values: Values) -> Tensor:
+    """Compute what each row of a layer's input contributes to the mean and variance of the whole, float64 [2, rows, C].
 
     Rows weigh by their number of values; if all have as many, each of N rows weighs 1/N.
     """
@@ -233,8 +212,8 @@ def _belong_together(spread: _Spread, by_image: Tensor, by_batch: Tensor) -> boo
     return float(known.mean()) > 1 + 4 * deviation
 
 
-def find_worst_error(statistics: Statistics) -> float:
-    """Find the largest relative standard error of a layer, root mean square over its channels; inf if not known."""
+def compute_worst_error(statistics: Statistics) -> float:
+    """Compute the largest relative standard error of a layer, root mean square over its channels; inf if not known."""
     worst = 0.0
     for name, (of_mean, of_var) in (statistics.standard_errors or {}).items():
         var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)  # a dead channel has no error

@@ -1,120 +1,25 @@
-"""A task: what is measured, how a batch is evaluated, and which buffers its layers normalize with."""
+"""A task: what is measured and by which processes, how a batch is evaluated, and what its layers normalize with."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnlab.batches import Forward, copy_batch
-from bnlab.exact.ranks import Ranks
-from bnlab.exact.readers import Reader, fetch
-from bnlab.inputs import Inputs, Values
-from bnlab.layers import BatchNorm, get_running_buffers
-from bnlab.moments import Moments
-from bnlab.reading import Pooled
+from bnlab.layers import BatchNorm, Inputs, Values, get_running_buffers
+from bnlab.moments import Moments, fetch
+from bnlab.reading import Pooled, Reader
 
 CALLER = "population_statistics"
 Layers = Mapping[str, BatchNorm]
-
-
-@dataclass
-class _ForeignBuffer:
-    """A tensor of the caller's that has taken the place of one of a layer's buffers in a forward.
-
-    Attributes:
-        tensor: a weak reference, which is empty once the caller has let the tensor go.
-        moment: "mean" or "var"; "" for `num_batches_tracked`.
-        value: what the tensor held when it was seen first.
-    """
-
-    tensor: weakref.ref[Tensor]
-    moment: str
-    value: Tensor
-
-
-class Buffers:
-    """The buffers that layers normalize with: their own, and those that forwards put in their place.
-
-    `torch.func.functional_call` calls a model with buffers of its caller's in the place of the model's own. Statistics
-    are written there too, and `close` gives the caller's buffers their values back.
-    """
-
-    def __init__(self, layers: Layers) -> None:
-        self._layers = layers
-        self._own: dict[str, tuple[Tensor, Tensor]] = {}
-        self._former: dict[str, tuple[Tensor, Tensor]] = {}
-        self._weights: dict[str, Tensor] = {}
-        self._numbers: dict[str, Any] = {}
-        self._foreign: dict[str, list[_ForeignBuffer]] = {}
-        for name, layer in layers.items():
-            mean, var = get_running_buffers(layer)
-            self._own[name] = (mean, var)
-            self._former[name] = (mean.detach().clone(), var.detach().clone())
-            if isinstance(layer.weight, nn.Parameter):  # a pruned or parametrized one is computed in every call
-                self._weights[name] = layer.weight
-            self._numbers[name] = getattr(layer, "num_batches_tracked", None)
-
-    def read_former(self, name: str) -> Pooled:
-        """Return what a layer's buffers held before anything was measured.
-
-        They have no count: 2 stands for it, the least that has a variance.
-        """
-        mean, var = self._former[name]
-        return Pooled(2, mean.cpu().double(), var.cpu().double())
-
-    def are_own(self, name: str) -> bool:
-        """Return whether a layer has its own buffers and weight now, and none of the caller's."""
-        layer = self._layers[name]
-        mean, var = get_running_buffers(layer)
-        own_mean, own_var = self._own[name]
-        weight = self._weights.get(name)
-        return mean is own_mean and var is own_var and (weight is None or layer.weight is weight)
-
-    def note_foreign(self, name: str) -> None:
-        """Note, in a call of a layer, which of its buffers are the caller's."""
-        if self.are_own(name):
-            return
-        mean, var = get_running_buffers(self._layers[name])
-        own_mean, own_var = self._own[name]
-        if mean is not own_mean:
-            self._note(name, mean, "mean")
-        if var is not own_var:
-            self._note(name, var, "var")
-        number = getattr(self._layers[name], "num_batches_tracked", None)
-        if isinstance(number, Tensor) and number is not self._numbers[name]:
-            self._note(name, number, "")
-
-    def _note(self, name: str, buffer: Tensor, moment: str) -> None:
-        alive = [foreign for foreign in self._foreign.get(name, []) if foreign.tensor() is not None]
-        if not any(foreign.tensor() is buffer for foreign in alive):
-            alive.append(_ForeignBuffer(weakref.ref(buffer), moment, buffer.clone()))
-        self._foreign[name] = alive
-
-    def write(self, name: str, moments: Moments | Pooled) -> None:
-        """Write a layer's mean and variance, as they are, into its own buffers and into the caller's."""
-        mean, var = self._own[name]
-        mean.data.copy_(moments.mean)  # .data: a backward pass still to come may have saved the buffer
-        var.data.copy_(moments.var)
-        for foreign in self._foreign.get(name, []):
-            buffer = foreign.tensor()
-            if buffer is not None and foreign.moment:
-                buffer.data.copy_(getattr(moments, foreign.moment))
-
-    def close(self) -> None:
-        """Give the caller's buffers their values back; `borrowed` does so for the model's own."""
-        for buffers in self._foreign.values():
-            for foreign in buffers:
-                buffer = foreign.tensor()
-                if buffer is not None:
-                    buffer.data.copy_(foreign.value)
 
 
 @dataclass
@@ -133,7 +38,6 @@ class Task:
         sample_size: how many of a batch's images are evaluated to profile and to check a forward.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
         float16_layers: names of the layers that were given float16 values.
-        buffers: the layers' buffers, where statistics are written.
     """
 
     model: nn.Module
@@ -149,11 +53,11 @@ class Task:
     float16_layers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.buffers = Buffers(self.layers)
-
-    def run_batch(self, index: int) -> None:
-        """Run the forward of the batch with this number."""
-        self.evaluate(self.data[index])
+        self._running: dict[str, tuple[Tensor, Tensor]] = {}
+        self._former: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            self._running[name] = get_running_buffers(layer)
+            self._former[name] = torch.stack(self._running[name]).detach()
 
     def run_all(self) -> None:
         """Run the forward of each batch."""
@@ -164,26 +68,59 @@ class Task:
         """Run the forward of a copy of a batch."""
         return self.forward(self.model, copy_batch(batch, self.device, self.channels_last))
 
-    def complete(self, name: str, pooled: Pooled) -> Pooled:
-        """Add to a layer's measured channels the others, which keep what the buffers held."""
+    def write(self, name: str, moments: Moments | Pooled) -> None:
+        """Write a layer's mean and variance, as they are, into its buffers."""
+        mean, var = self._running[name]
+        mean.data.copy_(moments.mean)  # .data: a backward pass still to come may have saved the buffer
+        var.data.copy_(moments.var)
+
+    def read_former(self, name: str) -> Moments:
+        """Return what a layer's buffers held before anything was measured.
+
+        They have no count: 2 stands for it, the least that has a variance.
+        """
+        mean, var = self._former[name].cpu().double()
+        return Moments(2, mean, var)
+
+    def require_own_buffers(self, name: str) -> None:
+        """Raise ValueError if a forward has put other buffers in the place of a layer's: these would not be written."""
+        buffers = get_running_buffers(self.layers[name])
+        if any(buffer is not own for buffer, own in zip(buffers, self._running[name], strict=True)):
+            raise ValueError(
+                f"{CALLER}: the forward puts other buffers in the place of those of layer {name!r}; load them into the "
+                "model, and give functional_call parameters only"
+            )
+
+    def merge(self, name: str, own: Pooled | None) -> Pooled:
+        """Merge a layer's moments of all ranks; ValueError if ranks have measured other channels of it.
+
+        Channels that were not measured keep what the buffers held.
+
+        Args:
+            name: the layer.
+            own: moments of this rank's data; None if it has none. At least one rank has some.
+        """
+        if not self.ranks.is_alone:
+            self._share_channels()
+        pooled = self.ranks.merge(own)
         channels = self.inputs.channels.get(name)
         if channels is None:
             return pooled
-        former = self.buffers.read_former(name)
+
+        former = self.read_former(name)
         numbers = channels.to(pooled.mean.device)
         mean = former.mean.to(pooled.mean).index_copy(0, numbers, pooled.mean)
         var = former.var.to(pooled.var).index_copy(0, numbers, pooled.var)
         return Pooled(pooled.count, mean, var)
 
-    def share_channels(self) -> None:
-        """Tell all ranks which channels the layers were given; ValueError if ranks differ in them."""
+    def _share_channels(self) -> None:
         for channels in self.ranks.gather(self.inputs.channels):
             for name, chosen in channels.items():
                 self.inputs.set_channels(name, chosen)
 
     def fetch(self, pooled: Mapping[str, Pooled]) -> dict[str, Moments]:
         """Bring the moments of layers to the CPU; ValueError if a layer cannot normalize with its own."""
-        statistics = fetch(pooled)
+        statistics = dict(zip(pooled, fetch(pooled.values()), strict=True))
         for name, moments in statistics.items():
             self.require_usable(name, moments)
         return statistics
@@ -221,10 +158,98 @@ def watched(task: Task, layers: Layers, look: Callable[[str, Values], object]) -
             return
         if values.x.dtype == torch.float16:
             task.float16_layers.add(name)
-        task.buffers.note_foreign(name)
         look(name, values)
 
     with contextlib.ExitStack() as undo:
         for name, layer in layers.items():
             undo.callback(layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True).remove)
         yield
+
+
+# -- processes that measure together ---------------------------------------------------------------------------------
+
+
+class InterleavingError(Exception):
+    """The forwards of the batches cannot take turns, for the reason that is the message.
+
+    Attributes:
+        batch: the number of the batch whose forward has failed while others waited; None if none has.
+    """
+
+    def __init__(self, reason: str, batch: int | None = None) -> None:
+        super().__init__(reason)
+        self.batch = batch
+
+
+class Ranks:
+    """The ranks that measure together. All of them call each method, also a rank that has no batches.
+
+    Args:
+        group: their process group; None: this process measures alone.
+        caller: the public call, for the message.
+
+    Attributes:
+        is_alone: whether this process measures alone.
+    """
+
+    def __init__(self, group: Any, caller: str) -> None:
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise TypeError(f"{caller}: group is a {type(group).__name__}; pass a process group")
+        self.group = group
+        self.is_alone = group is None
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect every rank's value, in the order of ranks."""
+        if self.is_alone:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def merge(self, pooled: Pooled | None) -> Pooled:
+        """Merge the moments of all ranks' data; every rank gets the same, to the last bit.
+
+        Args:
+            pooled: those of this rank's data; None if it has none. At least one rank has some.
+        """
+        if self.is_alone and pooled is not None:
+            return pooled
+        values = self.gather(None if pooled is None else (pooled.count, pooled.mean, pooled.var))
+        moments = [Moments(*value) for value in values if value is not None]
+        merged = moments[0]
+        for other in moments[1:]:
+            merged = merged.merge(other)
+        return Pooled(int(merged.count), merged.mean, merged.var)
+
+    def run_together(self, work: Callable[[], Any]) -> Any:
+        """Run this rank's share of the work, and return its result; an exception of one rank is raised on all."""
+        if self.is_alone:
+            return work()
+        own_error: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            own_error = error
+
+        failures = {rank: failure for rank, failure in enumerate(self.gather(_describe(own_error))) if failure}
+        if not failures:
+            return result
+
+        # An error of data or model goes before one that only asks for another way to measure.
+        serious = {rank: failure for rank, failure in failures.items() if not failure.cannot_interleave}
+        rank, first = next(iter((serious or failures).items()))
+        if own_error is not None and isinstance(own_error, InterleavingError) == first.cannot_interleave:
+            raise own_error
+        kind = InterleavingError if first.cannot_interleave else ValueError
+        raise kind(f"rank {rank} failed: {first.message}") from own_error
+
+
+class _Failure(NamedTuple):
+    """An exception as the other ranks get to know it; it may be one that cannot be pickled itself."""
+
+    cannot_interleave: bool
+    message: str
+
+
+def _describe(error: Exception | None) -> _Failure | None:
+    return None if error is None else _Failure(isinstance(error, InterleavingError), str(error))

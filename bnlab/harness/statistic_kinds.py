@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import bnlab
 from bnlab.estimators import EMA, Cumulative, Estimator, WeightedCumulative
 from bnlab.inference import Rule
-from bnlab.inputs import Extract
+from bnlab.layers import Extract
 from bnlab.names import Look, Named, find_look, list_named
 from bnlab.statistics import Statistics
 

@@ -22,8 +22,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Diverged, train
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.inputs import OtherInput, has_own_forward
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, batch_norm_layers
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, OtherInput, batch_norm_layers, has_own_forward
 from bnlab.recording.trace import LayerTrace, MomentTrace
 from bnlab.statistics import read_buffers
 

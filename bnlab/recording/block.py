@@ -16,8 +16,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bnlab.arguments import require_number
-from bnlab.inputs import Extract, Inputs
-from bnlab.layers import batch_norm_layers, join_names
+from bnlab.layers import Extract, Inputs, batch_norm_layers, join_names
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import LayerTrace, MomentTrace, Shelf

@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import find_device, require_batches, require_forward
-from bnlab.batches import Forward, call, copy_batch
+from bnlab.batches import Forward, call, copy_batch, find_device, require_batches, require_forward
 from bnlab.borrow import measured
-from bnlab.inputs import Extract
-from bnlab.layers import batch_norm_layers, warn_of_others
+from bnlab.layers import Extract, batch_norm_layers, warn_of_others
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.borrow import count_loans
-from bnlab.inputs import Extract
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, find_replaced_forward, get_input, get_running_buffers
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, Extract, find_replaced_forward, get_input, get_running_buffers
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
 

@@ -136,16 +136,22 @@ def test_what_averages_its_input_is_recognized(
     probed = probe(layer, (2 * torch.randn(4, 8, 5, 5) + offset,), {})
 
     assert probed is not None
-    assert probed.averages
     assert probed.is_input
 
 
+class SmoothedInPart(nn.BatchNorm2d):
+    """It averages its input, but for one channel, which it filters."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(torch.cat((F.avg_pool2d(input[:, :1], 3, 1, 1), input[:, 1:]), 1))
+
+
+@pytest.mark.parametrize("kind", [Smoothed, SmoothedInPart])
 @pytest.mark.parametrize("momentum", [0.1, 1e-3, 1.0])
-def test_what_averages_something_else_is_recognized(momentum: float) -> None:
-    probed = probe(Smoothed(8, momentum=momentum), (2 * torch.randn(4, 8, 5, 5) + 3,), {})
+def test_what_averages_something_else_is_recognized(momentum: float, kind: type[nn.BatchNorm2d]) -> None:
+    probed = probe(kind(8, momentum=momentum), (2 * torch.randn(4, 8, 5, 5) + 3,), {})
 
     assert probed is not None
-    assert probed.averages
     assert not probed.is_input
     assert probed.off > 0.1
 
@@ -187,7 +193,6 @@ def test_a_layer_that_averages_some_channels_is_no_plain_one() -> None:
     probed = probe(Half(8), (torch.randn(4, 8, 5, 5),), {})
 
     assert probed is not None
-    assert probed.averages
     assert not probed.is_input
 
 
@@ -250,10 +255,9 @@ def test_some_channels_are_measured_and_the_others_keep_their_buffers() -> None:
     assert found.var[4:].tolist() == [1] * 4
 
 
-def test_batch_norm_on_a_layers_buffers_is_named_and_stays_unseen() -> None:
+def test_a_layer_whose_buffers_are_used_without_a_call_of_it_stays_unseen() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), Sliced(8))
-    with pytest.warns(RuntimeWarning, match=r"F\.batch_norm is called on the buffers of '2\.bn' outside"):
-        found = population_statistics(model, [torch.randn(32, 3, 8, 8) + 4])
+    found = population_statistics(model, [torch.randn(32, 3, 8, 8) + 4])
     assert found.unseen == ("2.bn",)
 
 

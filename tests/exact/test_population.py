@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
+import itertools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnlab import Statistics, gap, population_statistics, running_statistics, using
+from bnlab import Statistics, diagnose, gap, population_statistics, recalibrate, running_statistics, using
 from bnlab.batches import map_batch
 from bnlab.moments import Moments, compare_moments
 from tests import references
@@ -151,13 +154,25 @@ def test_what_never_settles_is_refused() -> None:
         population_statistics(Switch(), [torch.randn(64, 1), torch.randn(64, 1)])
 
 
+def list_shared(call: Callable[..., Any], other: Callable[..., Any]) -> list[str]:
+    """The keywords that both take, in the order of the first."""
+    return [name for name in inspect.signature(call).parameters if name in inspect.signature(other).parameters]
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.combinations((population_statistics, diagnose, recalibrate), 2))
+def test_keywords_that_calls_share_come_in_one_order(one: Callable[..., Any], other: Callable[..., Any]) -> None:
+    shared = list_shared(one, other)
+    assert {"forward", "inputs", "max_images", "progress"} <= {*shared}
+    assert shared == list_shared(other, one)
+
+
 @pytest.mark.parametrize("sigma", [0.01, 10.0])
 @pytest.mark.parametrize("offset", [1e3, 1e5])
 def test_far_from_zero(offset: float, sigma: float) -> None:
     data = [batch * sigma + offset for batch in images(8, 8, 5)]
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     expected = references.merge(widen(data))
-    for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}):
+    for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}, {"memory": "50KB"}):
         found = population_statistics(model, data, **options)  # type: ignore[arg-type]
 
         assert max(compare_moments(Moments(*expected), found["0"])) <= 1e-4
@@ -171,6 +186,14 @@ def test_some_layers_are_measured_under_the_buffers_of_others() -> None:
 
     assert list(found) == ["4.bn2"]
     assert find_difference(found, seen) <= 1e-12
+
+
+def test_forwards_that_write_into_their_batch_write_into_a_copy() -> None:
+    data = [torch.randn(8, 3) for _ in range(3)]
+    before = copy.deepcopy(data)
+    population_statistics(nn.Sequential(nn.BatchNorm1d(3)), data, forward=lambda model, batch: model(batch.mul_(2)))
+
+    assert all(torch.equal(batch, value) for batch, value in zip(data, before, strict=True))
 
 
 def test_a_loader_draws_no_number_of_the_callers() -> None:
@@ -336,7 +359,7 @@ for share in (data[rank::2], data if rank else []):
         found = population_statistics(residual(), share, group=group, **options)
         assert list(found) == list(whole)
         assert max(max(compare_moments(whole[n], found[n])) for n in whole) < 1e-6
-case = make_cases()["state between layers"]
+case = make_cases()["features in a hook"]
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     whole = population_statistics(case.model, case.batches)

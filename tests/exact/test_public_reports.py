@@ -122,7 +122,7 @@ def test_a_layer_in_a_plain_list_is_said_not_to_be_measured() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.bn(self.bns[0](x))
 
-    with pytest.warns(RuntimeWarning, match="buffers that are not the model's.*ModuleList"):
+    with pytest.warns(RuntimeWarning, match="'bns' hold batch norms in a plain list, .* ModuleList; they are not"):
         assert list(population_statistics(Listed(), images(8, 8))) == ["bn"]
 
 
@@ -142,7 +142,7 @@ def test_a_norm_with_buffers_of_other_names_is_said_not_to_be_measured() -> None
             return F.batch_norm(x, self.stored_mean, self.stored_var, None, None, self.training)
 
     model = nn.Sequential(Conditional(), nn.BatchNorm2d(3))
-    with pytest.warns(RuntimeWarning, match=r"on '0\.stored_mean'"):
+    with pytest.warns(RuntimeWarning, match="'0' keep running statistics"):
         population_statistics(model, images(8, 8))
 
 
@@ -151,37 +151,6 @@ def test_layers_that_are_left_out_are_no_hidden_ones() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         population_statistics(model, images(8, 8), layers=["1"])
-
-
-def flatten_buffers(layers: list[nn.BatchNorm2d]) -> None:
-    """Make the running buffers of layers views of one tensor."""
-    buffers = torch.stack([torch.stack((torch.zeros(3), torch.ones(3))) for _ in layers])
-    for layer, (mean, var) in zip(layers, buffers, strict=True):
-        layer.running_mean, layer.running_var = mean, var
-
-
-def test_layers_whose_buffers_share_a_storage_are_told_apart() -> None:
-    layers = [nn.BatchNorm2d(3), nn.BatchNorm2d(3)]
-    flatten_buffers(layers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        population_statistics(nn.Sequential(*layers), images(8, 8))
-
-
-def test_a_call_on_part_of_a_buffer_outside_of_its_layer_is_said_not_to_be_measured() -> None:
-    class Sliced(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bns = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
-            flatten_buffers([*self.bns])  # type: ignore[list-item]
-
-        def forward(self, x: Tensor) -> Tensor:
-            first, second = self.bns
-            y = second(first(x))
-            return F.batch_norm(y[:, 1:], second.running_mean[1:], second.running_var[1:])  # type: ignore[index, arg-type]
-
-    with pytest.warns(RuntimeWarning, match=r"on the buffers of 'bns\.1' outside of their forward"):
-        population_statistics(Sliced(), images(8, 8))
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------

@@ -16,25 +16,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bnlab import gap, population_statistics, using
-from bnlab.exact import breadth, population, source
-from bnlab.exact.readers import DeviceReader
+from bnlab.exact import population
+from bnlab.exact import walk as walks
 from bnlab.moments import Moments, compare_moments
+from bnlab.reading import DeviceReader
 from tests import references
-from tests.helpers import assert_moments, images, plain, residual
+from tests.helpers import assert_moments, images, plain, residual, unchanged
 from tests.waits import Waits
 
 
 def test_nobody_waits_for_the_device_between_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = population_statistics(residual(), images(8, 8, 5))
     waits = Waits()
-    own_go = breadth.Walk.go
+    own_go = walks.Walk.go
 
-    def go(walk: breadth.Walk, progress: Callable[[], object]) -> breadth.Walk:
+    def go(walk: walks.Walk, progress: Callable[[], object]) -> walks.Walk:
         with waits:
             return own_go(walk, progress)
 
     monkeypatch.setattr(population, "choose_reader", lambda *_: DeviceReader())
-    monkeypatch.setattr(breadth.Walk, "go", go)
+    monkeypatch.setattr(walks.Walk, "go", go)
     found = population_statistics(residual(), images(8, 8, 5))
 
     assert not waits.counts
@@ -278,13 +279,13 @@ def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
         while True:
             yield torch.zeros(4, 3, 8, 8)
 
-    monkeypatch.setattr(source, "find_free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(population, "find_free_bytes", lambda device: 100_000)
     with pytest.raises(ValueError, match=r"17 batches take 52,224 bytes, more than half .* pass max_images="):
         population_statistics(plain(), endless())
 
 
 def test_one_batch_may_take_more_than_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "find_free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(population, "find_free_bytes", lambda device: 10_000)
     (batch,) = images(8)
 
     assert batch.nbytes > 5_000
@@ -308,7 +309,8 @@ def test_a_dict_batch_without_forward_says_what_to_pass() -> None:
         population_statistics(plain(), [{"image": images(8)[0]}])
 
 
-def test_a_callers_buffers_in_functional_call_are_left_as_they_were() -> None:
+@pytest.mark.parametrize("options", [{}, {"upstream": "batch"}, {"strategy": "layerwise"}])
+def test_buffers_of_functional_call_are_refused_and_left_as_they_were(options: Any) -> None:
     model = plain()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     before = copy.deepcopy(buffers)
@@ -316,13 +318,29 @@ def test_a_callers_buffers_in_functional_call_are_left_as_they_were() -> None:
     def forward(model: nn.Module, batch: Tensor) -> Any:
         return functional_call(model, buffers, (batch,))
 
-    with pytest.warns(RuntimeWarning, match="functional_call"):
-        found = population_statistics(model, images(8, 8, 5), forward=forward)
+    with unchanged(model), pytest.raises(ValueError, match="give functional_call parameters only"):
+        population_statistics(model, images(8, 8, 5), forward=forward, **options)
 
     assert all(torch.equal(buffers[name], value) for name, value in before.items())
 
-    expected = population_statistics(plain(), images(8, 8, 5))
-    for name, moments in expected.items():
+
+def test_parameters_of_functional_call_are_measured_in_one_pass() -> None:
+    """As of a moving average of a network's weights."""
+    model = plain()
+    averaged = {name: 1.5 * value.detach() for name, value in model.named_parameters()}
+    expected = copy.deepcopy(model)
+    expected.load_state_dict(averaged, strict=False)
+
+    def forward(model: nn.Module, batch: Tensor) -> Any:
+        return functional_call(model, averaged, (batch,))
+
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = population_statistics(model, images(8, 8, 5), forward=forward)
+
+    assert found.cost is not None
+    assert found.cost.forwards == 3
+    for name, moments in population_statistics(expected, images(8, 8, 5)).items():
         assert max(compare_moments(moments, found[name])) < 1e-5
 
 
@@ -502,22 +520,6 @@ def test_standard_errors_of_a_layer_that_is_called_several_times_are_of_images()
     assert once.standard_errors is not None
     assert often.standard_errors is not None
     torch.testing.assert_close(often.standard_errors["bn"][0], once.standard_errors["bn"][0], rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("options", [{"upstream": "batch"}, {"standard_errors": True}])
-def test_a_callers_buffers_are_left_as_they_were_in_every_way_of_measuring(options: Any) -> None:
-    model = plain()
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    before = copy.deepcopy(buffers)
-
-    def forward(model: nn.Module, batch: Tensor) -> Any:
-        return functional_call(model, buffers, (batch,))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        population_statistics(model, images(8, 8), forward=forward, **options)
-
-    assert all(torch.equal(buffers[name], value) for name, value in before.items())
 
 
 def test_a_model_that_changes_its_route_with_every_call_ends() -> None:

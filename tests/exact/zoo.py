@@ -179,9 +179,7 @@ def make_cases() -> dict[str, Case]:
         "by content": Case(Net(_by_content, first=conv(3, 4), a=conv(4, 4), b=conv(4, 4), c=conv(4, 4)), data),
         "other weights": Case(Net(_other_weights, a=plain()), data, warns="layer by layer"),
         "compiled": Case(torch.compile(residual(), backend="eager"), data),  # type: ignore[arg-type]
-        "state between layers": Case(
-            Net(_skip_connection, a=conv(3, 4), b=conv(4, 4), c=conv(8, 4)), data, warns="layer by layer"
-        ),
+        "state between layers": Case(Net(_skip_connection, a=conv(3, 4), b=conv(4, 4), c=conv(8, 4)), data),
         "features in a hook": Case(_make_kept_features(), data, warns="layer by layer"),
         "autocast": Case(Net(_under_autocast, a=plain()), data),
         "inference mode": Case(Net(_inference_mode, a=plain()), data, warns="setting of torch's"),

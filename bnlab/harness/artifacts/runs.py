@@ -34,8 +34,7 @@ from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import OtherImages, UserError
 from bnlab.harness.own import import_object
-from bnlab.inputs import Extract, has_own_forward
-from bnlab.layers import batch_norm_layers
+from bnlab.layers import Extract, batch_norm_layers, has_own_forward
 from bnlab.memory import memory_limit
 from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors

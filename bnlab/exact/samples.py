@@ -1,0 +1,220 @@
+"""Ordinary forwards of a few images: before a walk, to see how the model runs, and after it, to check the result.
+
+The check: an ordinary evaluation under the result has to give each layer what it was measured on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.batches import count_bytes, count_images, list_tensors, take_images
+from bnlab.borrow import borrowed
+from bnlab.exact.probe import require_inputs_normalized
+from bnlab.exact.task import Task, watched
+from bnlab.exact.walk import Note, Walk
+from bnlab.layers import Values, has_own_forward
+from bnlab.memory import LiveBytes, Profile
+from bnlab.moments import Moments, compare_moments, fetch
+from bnlab.provenance import Check
+from bnlab.reading import Pooled
+
+_SAMPLE_SIZE = 4  # images of a batch that are evaluated in place of all
+
+# Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances
+# relative.
+SAME = 1e-4
+
+
+def prepare(task: Task) -> Profile:
+    """Prepare a measurement by forwards of a few images of the first batch.
+
+    Sets `task.channels_last` and `task.sample_size` to the fastest with which the model runs, and asks layers with a
+    forward of their own what they normalize.
+
+    Returns:
+        How much memory a forward holds, by which batches are let wait at a layer. Without batches it is empty.
+
+    Raises:
+        ValueError: a layer does not normalize its input, and `inputs=` does not say what it normalizes; or it
+            normalizes with buffers that are not its own.
+    """
+    if not task.data:
+        return Profile({}, 0.0)
+
+    first = task.data[0]
+    profile = _choose_layout(task, first)
+    unknown = {}
+    for name, layer in task.layers.items():
+        if has_own_forward(layer) and name not in task.inputs.extracts:
+            unknown[name] = layer
+    if unknown:
+        with borrowed(task.model):
+            require_inputs_normalized(task, unknown, take_images(first, task.sample_size))
+    return profile
+
+
+def _choose_layout(task: Task, batch: Any) -> Profile:
+    """Set the task's layout and sample size to the first with which the model runs, the fastest first."""
+    is_cpu = task.device.type == "cpu"  # where channels that are innermost are faster
+    all_images = count_images(batch)
+    attempts = [(is_cpu, _SAMPLE_SIZE), (is_cpu, all_images)]
+    for channels_last, sample_size in attempts:
+        with contextlib.suppress(Exception):  # what is wrong with the model itself, the last one raises too
+            return _profile_forward(task, batch, channels_last, sample_size)
+    return _profile_forward(task, batch, False, all_images)
+
+
+def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: int) -> Profile:
+    """Set the task's layout and sample size, and find how much memory a forward of so many images holds."""
+    task.channels_last = channels_last
+    task.sample_size = sample_size
+    sample = take_images(batch, sample_size)
+    live = LiveBytes([*task.model.parameters(), *task.model.buffers()])
+    calls: list[tuple[str, int]] = []
+
+    def note(name: str, values: Values) -> None:
+        task.require_own_buffers(name)
+        calls.append((name, live.now()))
+
+    with borrowed(task.model), live, watched(task, task.layers, note):  # takes back what a sample leaves in the model
+        task.evaluate(sample)
+    return Profile.of(calls, live.peak, max(1, count_bytes(sample)))
+
+
+def choose_noted(task: Task) -> Collection[int]:
+    """Choose the batches that are checked: the first, one in the middle, and the first of another shape."""
+    if not task.data:
+        return ()
+    noted = {0, len(task.data) // 2}
+    usual = _list_shapes(task.data[0])
+    for index, batch in enumerate(task.data):
+        if _list_shapes(batch) != usual:
+            noted.add(index)
+            break
+    return noted
+
+
+def _list_shapes(batch: Any) -> list[torch.Size]:
+    """List the shapes of a batch's tensors, without the number of images."""
+    return [tensor.shape[1:] for tensor in list_tensors(batch)]
+
+
+def check_walk(task: Task, walk: Walk) -> Check | None:
+    """Compare what a walk has noted of some batches with ordinary evaluations of them under its result.
+
+    Returns:
+        The first check that failed, else the one with the largest difference; None if nothing was noted.
+    """
+    scales = _read_scales(task, walk)
+    noted = [batch for batch in walk.batches if batch.notes is not None]
+    own = task.ranks.run_together(
+        lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
+    )
+    checks: list[Check] = []
+    for rank_checks in task.ranks.gather(own):
+        checks += rank_checks
+    failed = [check for check in checks if not check.held]
+    if failed:
+        return failed[0]
+    return max(checks, key=lambda check: check.off, default=None)
+
+
+def _read_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
+    """Read the variance of each layer's measured channels, which differences are relative to."""
+    scales = {}
+    for name, moments in zip(walk.statistics, fetch(walk.statistics.values()), strict=True):
+        scales[name] = task.inputs.select_channels(name, moments.var)
+    return scales
+
+
+def _check_batch(task: Task, scales: Mapping[str, Tensor], index: int, notes: Sequence[Note]) -> Check:
+    """Check a sample of a batch's images, and all of them if the sample shows a difference.
+
+    The sample may show one where there is none: the first rows of a layer's input need not be of the first images.
+    """
+    batch = task.data[index]
+    sample = take_images(batch, task.sample_size)
+    names = [note.name for note in notes]
+    check = _compare(task, scales, sample, names, [note.sample_moments for note in notes])
+    if check.held:
+        return check
+    return _compare(task, scales, batch, names, [note.moments for note in notes])
+
+
+def _compare(
+    task: Task, scales: Mapping[str, Tensor], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
+) -> Check:
+    """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
+    with borrowed(task.model):  # takes back what a sample leaves in the model, such as a queue's place
+        names, measured = _record_calls(task, batch)
+    for name, expected_name in zip_longest(names, expected_names):
+        if name != expected_name:
+            return Check(False, expected_name or name, math.inf)
+
+    worst = 0.0
+    failed = None
+    for name, own, noted in zip(names, measured, fetch(expected), strict=True):
+        off = max(compare_moments(noted, own, scales[name]))
+        worst = max(worst, off)
+        if off > SAME and failed is None:
+            failed = name
+    return Check(failed is None, failed, worst)
+
+
+def _record_calls(task: Task, batch: Any) -> tuple[list[str], list[Moments]]:
+    """Evaluate a batch, and list the calls of layers in their order: names, and moments of what each was given."""
+    names: list[str] = []
+    pooled: list[Pooled] = []
+
+    def note(name: str, values: Values) -> None:
+        names.append(name)
+        pooled.append(task.reader.measure(values.x))
+
+    with watched(task, task.layers, note):
+        task.evaluate(batch)
+    return names, fetch(pooled)
+
+
+def find_self_dependent(task: Task, walk: Walk) -> list[str]:
+    """Find layers whose own statistics change what they are given, as weights that are rounded with the norm folded in.
+
+    For each layer a sample is evaluated under the result, but with the layer's former statistics. None are found if two
+    evaluations differ anyway, as in a model that draws random numbers.
+    """
+    sample = take_images(task.data[0], task.sample_size)
+    scales = _read_scales(task, walk)
+    dependent = []
+    with borrowed(task.model):
+        before = _record_first_calls(task, sample)
+        again = _record_first_calls(task, sample)
+        if not before.keys() <= scales.keys():
+            return []
+        if any(_differ(before[name], again.get(name), scales[name]) for name in before):
+            return []
+
+        for name in before:
+            task.write(name, task.read_former(name))
+            after = _record_first_calls(task, sample)
+            task.write(name, walk.statistics[name])
+            if _differ(before[name], after.get(name), scales[name]):
+                dependent.append(name)
+    return dependent
+
+
+def _record_first_calls(task: Task, batch: Any) -> dict[str, Moments]:
+    """Evaluate a batch, and read the moments of what each layer was given in its first call."""
+    first: dict[str, Moments] = {}
+    for name, moments in zip(*_record_calls(task, batch), strict=True):
+        first.setdefault(name, moments)
+    return first
+
+
+def _differ(one: Moments, other: Moments | None, scale: Tensor) -> bool:
+    return other is None or max(compare_moments(one, other, scale)) > SAME

@@ -1,0 +1,352 @@
+"""Breadth-first evaluation: every layer's exact statistics in about one forward pass over the data.
+
+All batches advance together from one batch-norm layer to the next, each forward in a greenlet of its own. At a layer
+the moments of each batch's values are read, and its forward waits. Once the last batch has come, the layer's statistics
+are final, and all forwards go on under them. A batch for which there is no memory does not wait: its forward is ended,
+and begun again at the input once the layer is finished. If no batch may wait, no forward is interrupted by another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from greenlet import greenlet
+from torch import Tensor, nn
+
+from bnlab.exact.task import CALLER, InterleavingError, Task, watched
+from bnlab.layers import Values
+from bnlab.memory import Budget
+from bnlab.moments import Moments
+from bnlab.reading import Pooled
+
+_SIMPLE = (bool, int, float, str, tuple, Tensor, type(None))  # types of what a forward sets for its batch
+
+
+class Note(NamedTuple):
+    """One call of a layer: its name, and the moments of what it was given, of all rows and of a sample of them."""
+
+    name: str
+    moments: Pooled
+    sample_moments: Pooled
+
+
+class _Batch:
+    """A batch on its way through the network.
+
+    A batch waits while its forward is interrupted at a layer. A batch that has come to a layer and does not wait has to
+    be run again from the input.
+
+    Attributes:
+        index: its number.
+        walker: its interrupted forward; None while it does not wait.
+        settings: grad mode and autocast, as its latest forward has left them.
+        attributes: what its interrupted forward has set in modules.
+        layer: the layer that it has come to last; None at the end of the network.
+        x: what this layer was given to normalize; None while the batch does not wait.
+        moments: of `x`, as the task's reader has them.
+        is_ahead: for each layer that the batch has been measured at, whether its latest forward has yet to pass it. A
+            forward that was begun again passes each of them once without a stop.
+        given_calls: the calls of layers with given statistics in its latest forward, and the moments of each.
+        notes: the calls in its latest forward; None if they are not noted.
+    """
+
+    def __init__(self, index: int, is_noted: bool) -> None:
+        self.index = index
+        self.is_noted = is_noted
+        self.layer: str | None = None
+        self.moments: Any = None
+        self.is_ahead: dict[str, bool] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the latest forward: another one begins at the input."""
+        self.walker: greenlet | None = None
+        self.x: Tensor | None = None
+        self.settings: ForwardSettings | None = None
+        self.attributes: list[Any] | None = None
+        self.is_ahead = dict.fromkeys(self.is_ahead, True)
+        self.given_calls: list[tuple[str, Any]] = []
+        self.notes: list[Note] | None = [] if self.is_noted else None
+
+
+class Walk:
+    """One pass of all batches through the network.
+
+    Args:
+        task: what is measured.
+        budget: decides which batches may wait.
+        given: statistics that some layers have already, such as those that are called several times. Batches do not
+            wait at these layers; the moments of all calls are collected.
+        noted: numbers of the batches whose calls are noted, to be checked later.
+
+    Attributes:
+        statistics: moments of each layer, in the order in which they were finished.
+        revisited: layers that were called once more after they had been finished.
+        forwards: how often a forward was begun.
+        batches: the batches.
+    """
+
+    def __init__(self, task: Task, budget: Budget, given: Mapping[str, Moments], noted: Collection[int]) -> None:
+        self._task = task
+        self._budget = budget
+        self._given = given
+        self._current = _Batch(-1, False)  # the one whose forward runs
+        self._attributes = ModuleAttributes(task.model)
+        self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
+        self.statistics: dict[str, Pooled] = {}
+        self.revisited = set[str]()
+        self.forwards = 0
+
+    def go(self, progress: Callable[[], object]) -> Walk:
+        """Take all batches through; `progress` is called whenever a layer is finished.
+
+        Raises:
+            ValueError: a layer cannot have statistics.
+            InterleavingError: the forwards cannot take turns.
+        """
+        run_together = self._task.ranks.run_together
+        # Forwards that take turns may put back each other's filters of warnings.
+        with warnings.catch_warnings(), watched(self._task, self._task.layers, self._visit):
+            try:
+                for name, moments in self._given.items():
+                    self._task.write(name, moments)
+                run_together(partial(self._begin, self.batches))
+                while (layer := self._choose_next()) is not None:
+                    self._finish(layer, run_together(partial(self._pool, layer)))
+                    self._task.write(layer, self.statistics[layer])
+                    progress()
+                    run_together(partial(self._continue, layer))
+                for name in self._given:
+                    self._finish_given(name)
+            finally:
+                for batch in self.batches:
+                    _end(batch.walker)
+        return self
+
+    # -- what a forward does at a layer ------------------------------------------------------------------------------
+
+    def _visit(self, name: str, values: Values) -> None:
+        """Decide what the current batch's forward does at a layer; called by the layer's hook."""
+        batch = self._current
+        if name in self._given:  # it has statistics: read the values, and go on
+            batch.given_calls.append((name, self._measure(name, values.x, stays=False)))
+        elif batch.is_ahead.get(name):  # measured in an earlier forward of this batch: pass it
+            batch.is_ahead[name] = False
+            if batch.notes is not None:
+                self._measure(name, values.x, stays=False)
+        elif name in self.statistics:  # finished, and called once more: it will have to be given
+            self.revisited.add(name)
+        else:
+            parent = greenlet.getcurrent().parent
+            if parent is None:
+                raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
+            parent.switch(name, values.x)  # returns when this forward goes on
+
+    def _measure(self, name: str, x: Tensor, stays: bool) -> Any:
+        """Read what a layer normalizes, and note the call; `stays`: the values are kept, and can be read again."""
+        reader = self._task.reader
+        moments = reader.read(x) if stays else reader.measure(x)
+        notes = self._current.notes
+        if notes is not None:
+            pooled = reader.pool([moments], [x] if stays else [])
+            sample_moments = reader.measure(x[: self._task.sample_size])
+            notes.append(Note(name, pooled, sample_moments))
+        return moments
+
+    # -- one layer after the other -----------------------------------------------------------------------------------
+
+    def _begin(self, batches: Iterable[_Batch]) -> None:
+        """Run batches from the input to the first layer that is not finished."""
+        for batch in batches:
+            batch.forget()
+            self.forwards += 1
+            self._advance(batch, greenlet(self._task.evaluate), self._task.data[batch.index])
+
+    def _continue(self, name: str) -> None:
+        """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
+        waiting, not_waiting = self._list_batches(name)
+        for batch in waiting:
+            self._budget.release(batch.index)
+            walker = batch.walker
+            batch.walker = None
+            batch.x = None
+            self._advance(batch, walker)
+        self._begin(not_waiting)
+
+    def _advance(self, batch: _Batch, walker: Any, *args: Any) -> None:
+        """Run a forward on to the next layer that is not finished; there the batch waits if there is memory for it.
+
+        Args:
+            batch: whose forward it is.
+            walker: the forward.
+            args: what it is begun with; none where it was interrupted.
+        """
+        self._current = batch
+        fixed_settings = read_fixed_settings()
+        stop = self._switch(batch, walker, *args)
+        if walker.dead:
+            batch.layer = None
+            return
+
+        layer, x = stop
+        batch.layer = layer
+        may_wait = self._budget.admit(batch.index, layer)
+        if may_wait and read_fixed_settings() != fixed_settings:
+            _end(walker)
+            raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
+        if may_wait:
+            batch.walker = walker
+            batch.x = x
+            batch.attributes = self._attributes.read()
+        else:
+            _end(walker)
+        batch.moments = self._measure(layer, x, stays=may_wait)
+        batch.is_ahead[layer] = False
+
+    def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
+        """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
+        outside = ForwardSettings.read(self._task.device)
+        if batch.settings is not None:
+            batch.settings.restore()
+        if batch.attributes is not None:
+            self._attributes.restore(batch.attributes)
+        try:
+            return walker.switch(*args)
+        except Exception as error:
+            is_alone = all(other.walker is None for other in self.batches)
+            if is_alone:  # then the forward itself is at fault, not what others have left in the model
+                raise
+            reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
+            raise InterleavingError(reason, batch.index) from error
+        finally:
+            batch.settings = ForwardSettings.read(self._task.device)
+            outside.restore()
+
+    def _choose_next(self) -> str | None:
+        """Choose the layer to finish next; None when all batches have come to the end.
+
+        A rank proposes the layer of its first batch that waits or, if none waits, of its first batch that has not come
+        to the end. All ranks take the proposal of the first rank that has one.
+        """
+        waiting = [batch.layer for batch in self.batches if batch.walker is not None]
+        others = [batch.layer for batch in self.batches if batch.layer is not None]
+        own = next(iter([*waiting, *others]), None)
+        proposals: list[str | None] = self._task.ranks.gather(own)
+        return next((proposal for proposal in proposals if proposal is not None), None)
+
+    def _list_batches(self, name: str) -> tuple[list[_Batch], list[_Batch]]:
+        """List the batches that have come to a layer: those that wait, and those that do not."""
+        here = [batch for batch in self.batches if batch.layer == name]
+        waiting = [batch for batch in here if batch.walker is not None]
+        return waiting, [batch for batch in here if batch.walker is None]
+
+    def _pool(self, name: str) -> Pooled | None:
+        """Pool the moments of this rank's batches at a layer; None if none is there."""
+        waiting, not_waiting = self._list_batches(name)
+        parts = [batch.moments for batch in (*waiting, *not_waiting)]
+        if not parts:
+            return None
+        return self._task.reader.pool(parts, [batch.x for batch in waiting if batch.x is not None])
+
+    def _finish(self, name: str, own: Pooled | None) -> None:
+        """Make a layer's statistics of this rank's moments and those of the others."""
+        moments = self._task.merge(name, own)
+        if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
+            self._task.require_usable(name, moments)
+        self.statistics[name] = moments
+
+    def _finish_given(self, name: str) -> None:
+        """Pool the moments of all calls of a layer with given statistics."""
+        parts = [moments for batch in self.batches for layer, moments in batch.given_calls if layer == name]
+        if any(self._task.ranks.gather(bool(parts))):
+            self._finish(name, self._task.reader.pool(parts, []) if parts else None)
+
+
+def _end(walker: greenlet | None) -> None:
+    """End an interrupted forward, and pass over what it raises on its way out."""
+    if walker is not None:
+        with contextlib.suppress(Exception):
+            walker.throw()  # GreenletExit
+
+
+# -- what a forward may have changed when it is interrupted -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """Grad mode and autocast of one forward: read when it is interrupted, restored when it goes on.
+
+    Attributes:
+        grad: whether gradients are recorded.
+        autocast: for each kind of device its name, whether autocast is on, and to which type it casts.
+        caches: whether autocast keeps the weights that it has cast.
+    """
+
+    grad: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    caches: bool
+
+    @staticmethod
+    def read(device: torch.device) -> ForwardSettings:
+        """Read what is set now, for the kinds of devices for which a forward on `device` may turn autocast on."""
+        kinds = dict.fromkeys(("cpu", "cuda", device.type))
+        autocast = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
+        return ForwardSettings(torch.is_grad_enabled(), autocast, torch.is_autocast_cache_enabled())
+
+    def restore(self) -> None:
+        """Set what was read."""
+        torch.set_grad_enabled(self.grad)
+        for kind, is_on, dtype in self.autocast:
+            torch.set_autocast_enabled(kind, is_on)
+            torch.set_autocast_dtype(kind, dtype)
+        torch.set_autocast_cache_enabled(self.caches)
+
+
+def read_fixed_settings() -> tuple[Any, ...]:
+    """Read settings that a forward may change for a while, and that nobody can restore for it by public functions.
+
+    A forward that has changed one of them cannot wait: the others would run under it.
+    """
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.enabled,
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
+
+
+class ModuleAttributes:
+    """Attributes of modules that may differ between the forwards of batches, such as the domain that each sets.
+
+    They are those that modules have when this is made, after a forward. Torch's own layers have none that is set for a
+    batch, and are many.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        of_every_module = vars(nn.Module()).keys()
+        self._places: list[tuple[dict[str, Any], str]] = []
+        for module in model.modules():
+            if type(module).__module__.startswith("torch.nn."):
+                continue
+            attributes = vars(module)
+            names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
+            self._places += [(attributes, name) for name in names]
+
+    def read(self) -> list[Any]:
+        """Read what a forward has set when it is interrupted."""
+        return [attributes.get(name) for attributes, name in self._places]
+
+    def restore(self, values: list[Any]) -> None:
+        """Set what was read of a forward, before it goes on."""
+        for (attributes, name), value in zip(self._places, values, strict=True):
+            if attributes.get(name) is not value:
+                attributes[name] = value
