@@ -92,20 +92,3 @@ class Kalman(Estimator):
                 ratio[statistic, own] = np.divide(level.drift, level.noise, out=without_noise, where=level.noise > 0)
             first += channels
         return ratio
-
-
-@dataclass(frozen=True)
-class Oracle(Kalman):
-    """`kalman` with λ fitted once to the whole trace, hindsight that no estimator has under way: a bound, not a method.
-
-    About the best constant gain for a steady drift; one that changes over the run `kalman` may follow better.
-
-    >>> after(Oracle(), 1, 2)
-    [[1.0, 2.0], [2.3333, 6.0]]
-    """
-
-    name: ClassVar[str] = "oracle"
-    look: ClassVar[Look] = Look(unsaid=("per=layer",))
-
-    def fits(self, length: int) -> Iterator[tuple[int, slice]]:
-        yield 0, slice(None)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.arguments import require_count, require_number
-from bnlab.estimators.base import Estimator, Stream, check_momentum
+from bnlab.arguments import require_count
+from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.estimators.exponential import PooledEMA
 from bnlab.names import Look
@@ -136,49 +136,6 @@ class Window(Estimator):
                 summed = summed + warm * begin
             state.copy_(summed / total)
         return states
-
-
-@dataclass(frozen=True)
-class Polynomial(Estimator):
-    """Gain t^(−alpha): from 0, the last batch, to 1, `cumulative`; t goes on from a warm start's.
-
-    Its memory is some t^alpha batches: it suits weights that slow down, and lags where they do not. Mean and unbiased
-    variance. Source: Robbins & Monro 1951; Ruppert 1988, Polyak & Juditsky 1992 (alpha between 1/2 and 1).
-
-    >>> after(Polynomial(alpha=1.0), 1, 2)
-    [[1.0, 2.0], [2.0, 5.0]]
-    """
-
-    name: ClassVar[str] = "polynomial"
-    look: ClassVar[Look] = Look("polynomial average", "pink", "mixed")
-    alpha: float = 0.7
-
-    def __post_init__(self) -> None:
-        require_number(self.alpha, lambda a: 0 <= a <= 1, f"{self.name}: alpha={self.alpha!r}; it lies in [0, 1]")
-
-    def gains(self, stream: Stream) -> Tensor:
-        return (stream.updates + stream.steps) ** -self.alpha
-
-
-@dataclass(frozen=True)
-class FastThenSlow(Polynomial):
-    """Gain max(m, t^(−alpha)): fast as long as the weights move fast, then the EMA.
-
-    Mean and unbiased variance; bias as the EMA's without its start. Source: ours (the floor); Robbins & Monro 1951.
-
-    >>> after(FastThenSlow(momentum=0.75, alpha=1.0), 1, 2)
-    [[1.0, 2.0], [2.5, 6.5]]
-    """
-
-    name: ClassVar[str] = "fast_then_slow"
-    momentum: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_momentum(self.momentum)
-
-    def gains(self, stream: Stream) -> Tensor:
-        return super().gains(stream).clamp(min=self.momentum)
 
 
 @dataclass(frozen=True)
