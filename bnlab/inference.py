@@ -166,15 +166,15 @@ def _mix(
     if weight == 1 and n < 2:
         raise ValueError("inference: one value per channel has no variance; pass more images or count the source")
 
-    own_mean, own_var = _measure(x, dims, mean, n)
+    test_mean, test_var = _measure(x, dims, mean, n)
     if weight == 1:
-        return own_mean, own_var
+        return test_mean, test_var
 
     rest = 1 - weight
-    mixed_mean = rest * mean + weight * own_mean
-    mixed_var = rest * var + weight * own_var
+    mixed_mean = rest * mean + weight * test_mean
+    mixed_var = rest * var + weight * test_var
     if between:
-        square = (own_mean - mean).square()
+        square = (test_mean - mean).square()
         mixed_var = mixed_var + square * weight * rest
     return mixed_mean, mixed_var
 

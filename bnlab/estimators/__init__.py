@@ -14,13 +14,20 @@ from pkgutil import iter_modules
 from typing import Any
 
 from bnlab.estimators.adaptive import Kalman
-from bnlab.estimators.averages import Cumulative, LastBatch, PooledCumulative, WeightedCumulative, Window
+from bnlab.estimators.averages import (
+    Cumulative,
+    LastBatch,
+    LastFullBatch,
+    PooledCumulative,
+    WeightedCumulative,
+    WeightedEMA,
+    Window,
+)
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.exponential import EMA, BiasedEMA, DebiasedEMA, PooledEMA
 from bnlab.estimators.folding import fold
 from bnlab.estimators.names import list_estimators, parse
 from bnlab.estimators.predictive import Predictive
-from bnlab.estimators.sizes import LastFullBatch, WeightedEMA
 from bnlab.warn import warn
 
 _FORMER = ("AdaptiveGain", "DelaggedEMA", "DeviationEMA", "FastThenSlow", "Oracle", "Polynomial")

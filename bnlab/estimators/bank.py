@@ -84,7 +84,7 @@ class Bank:
         series = _add_logarithm(batches.transpose(0, 1), self.eps)
         end = self.count + len(batches)
         gains = _list_gains(self.count, end + 1, self.warm).to(series.device)
-        unit = self._find_unit()
+        unit = self._compute_unit()
         weights = _weigh_channels(unit, self.layers)
 
         # Forecasts are scored by mean and logarithm, not by variance.
@@ -101,8 +101,8 @@ class Bank:
             choices=choices,
         )
 
-    def _find_unit(self) -> Tensor:
-        """Find the unit for the next batches: another one where a block begins, and not within it."""
+    def _compute_unit(self) -> Tensor:
+        """Compute the unit for the next batches: another one where a block begins, and not within it."""
         is_power_of_two = self.count.bit_count() <= 1  # or 0
         is_multiple = self.count % BLOCK == 0
         if not (is_power_of_two or is_multiple):
