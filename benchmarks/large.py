@@ -42,20 +42,21 @@ def _compare(images: int) -> Result:
 def _compare_with_others(images: int, memory: str) -> Iterator[Result]:
     """One round, which takes minutes: at a limit with which not all may wait, layer by layer, and precise BN."""
     model, batches = _build(images)
-    forwards: dict[str, float] = {}
+    forwards: list[float] = []  # of the two sides, in order
     sides: dict[str, Callable[[], object]] = {
         "one forward": lambda: evaluate(model, batches),
-        "exact": lambda: forwards.update(exact=_count_forwards(model, batches, memory=memory)),
-        "layer by layer": lambda: forwards.update(layers=_count_forwards(model, batches, strategy="layerwise")),
+        "exact": lambda: forwards.append(_count_forwards(model, batches, memory=memory)),
+        "layer by layer": lambda: forwards.append(_count_forwards(model, batches, strategy="layerwise")),
         "fvcore": lambda: update_bn_stats(model.train(), batches, len(batches), progress=None),
     }
     seconds = {name: time_once(run) for name, run in sides.items()}
 
     timed = Timed(f"resnet-20, 32×32, {images:,} images, {memory}", seconds)
-    note = f"one round; {forwards['exact']:.1f} forwards a batch"
+    exact, layerwise = forwards
+    note = f"one round; {exact:.1f} forwards a batch"
     yield timed.compare("exact", "one forward", note=note)
     yield timed.compare("exact", "fvcore", note=note)
-    yield timed.compare("exact", "layer by layer", note=f"one round; there {forwards['layers']:.1f} forwards a batch")
+    yield timed.compare("exact", "layer by layer", note=f"one round; there {layerwise:.1f} forwards a batch")
 
 
 def _count_forwards(model: nn.Module, batches: list[Tensor], **how: str) -> float:

@@ -29,9 +29,14 @@ def _compare(how: str, tensors: list[Tensor]) -> Result:
     """Compare reading these tensors one after the other with summing them."""
     first = tensors[0]
     shape = "×".join(map(str, first.shape))
-    what = f"{shape} ({first.nbytes / 2**20:.1f} MiB), {how}, {len(tensors)} times"
-    sides = {"moments": lambda: _call_with_each(read, tensors), "one sum": lambda: _call_with_each(Tensor.sum, tensors)}
-    return alternate(what, ROUNDS, sides).compare("moments", "one sum")
+    size = first.nbytes / 2**20
+    what = f"{shape} ({size:.1f} MiB), {how}, {len(tensors)} times"
+    sides = {
+        "moments": lambda: _call_with_each(read, tensors),
+        "one sum": lambda: _call_with_each(Tensor.sum, tensors),
+    }
+    timed = alternate(what, ROUNDS, sides)
+    return timed.compare("moments", "one sum")
 
 
 def _call_with_each(work: Callable[[Tensor], object], tensors: Sequence[Tensor]) -> None:

@@ -65,7 +65,8 @@ def _compare_choice(name: str, stream: Stream, reads: int) -> Result:
         "predictive": partial(fold, [Predictive()], stream, steps),
         "64 EMAs": partial(fold, plain, stream, steps),
     }
-    return alternate(f"{name}, 1,000 steps, {read}", ROUNDS, sides).compare("predictive", "64 EMAs", 1.0)
+    timed = alternate(f"{name}, 1,000 steps, {read}", ROUNDS, sides)
+    return timed.compare("predictive", "64 EMAs", 1.0)
 
 
 def _draw_stream(steps: int, layers: tuple[int, ...]) -> Stream:

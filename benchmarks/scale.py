@@ -148,15 +148,17 @@ def write_imagenet() -> Iterator[str]:
     network = describe(build_imagenet_resnet(50), 224)
     yield "| images of a GPU | input kept (GB) | waiting (GB) | forwards begun | plain forwards | time |"
     yield "|---|--:|--:|--:|--:|--:|"
+    most = max(layer.held for layer in network.layers)
     rows = {f"{images:,}": images for images in (2_048, 6_400, 10_000, 50_000)}
     rows |= {"all, one GPU": IMAGENET, "all, shared by 64 GPUs": IMAGENET // 64}
     for name, images in rows.items():
         cost = compute_cost(network, images, 128, GPU_BYTES, GPU_FACTOR)
         kept = images * network.image / 1e9
-        waiting = (images * max(layer.held for layer in network.layers) + 128 * network.running) / 1e9
+        held = images * most + 128 * network.running
+        waiting = held / 1e9
         seconds = images / GPU_RATE * cost.forwards
-        memory = f"{kept:,.1f} | {waiting:,.0f}"
-        yield f"| {name} | {memory} | {cost.begun:.1f} | {cost.forwards:.1f} | {_write_time(seconds)} |"
+        time = _write_time(seconds)
+        yield f"| {name} | {kept:,.1f} | {waiting:,.0f} | {cost.begun:.1f} | {cost.forwards:.1f} | {time} |"
 
 
 def _write_time(seconds: float) -> str:
@@ -190,16 +192,19 @@ def write_checks() -> Iterator[str]:
 def write_store() -> Iterator[str]:
     """Write the line through the times of each command, and what it says of more networks."""
     seconds: dict[str, dict[int, float]] = {}
-    for networks, command, measured in _STORE_ROW.findall(MEASURED.read_text(encoding="utf-8")):
-        seconds.setdefault(command, {})[int(networks.replace(",", ""))] = float(measured)
+    for networks, command, time in _STORE_ROW.findall(MEASURED.read_text(encoding="utf-8")):
+        seconds.setdefault(command, {})[int(networks.replace(",", ""))] = float(time)
 
     yield "| command | fixed (s) | each network (ms) | 10,000 predicted (s) | measured (s) | 100,000 predicted (s) |"
     yield "|---|--:|--:|--:|--:|--:|"
     for command, points in seconds.items():
         slope = (points[3_000] - points[1_000]) / 2_000
         fixed = points[1_000] - 1_000 * slope
-        tenfold = f"{fixed + 10_000 * slope:.1f} | {points[10_000]:.1f} | {fixed + 100_000 * slope:.0f}"
-        yield f"| {command} | {fixed:.1f} | {1e3 * slope:.2f} | {tenfold} |"
+        milliseconds = 1e3 * slope
+        tenfold = fixed + 10_000 * slope
+        hundredfold = fixed + 100_000 * slope
+        measured = points[10_000]
+        yield f"| {command} | {fixed:.1f} | {milliseconds:.2f} | {tenfold:.1f} | {measured:.1f} | {hundredfold:.0f} |"
 
 
 TABLES = {"imagenet": write_imagenet, "checks": write_checks, "store": write_store}

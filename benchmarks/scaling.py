@@ -17,7 +17,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from benchmarks.networks import build_resnet, draw_images, evaluate
-from benchmarks.timing import THREADS, Result, time_once
+from benchmarks.timing import THREADS, Result, Timed, time_once
 from bnlab import population_statistics
 from bnlab.gaps import gap
 from bnlab.harness.reporting import drawing
@@ -92,13 +92,20 @@ def _count_bytes(images: int, order: str) -> int:
 
 def _describe(row: dict[Any, Any]) -> Result:
     what = f"resnet-{row['depth']}, {row['images']:,} images"
-    if row["memory"] < 1:
-        what = f"{what}, 1/{round(1 / row['memory'])} of the memory"
+    memory = row["memory"]
+    if memory < 1:
+        parts = round(1 / memory)
+        what = f"{what}, 1/{parts} of the memory"
 
     note = f"{row['layers']:.0f} layers, {row['passes']:.3g} passes"
-    if not math.isnan(row["peak_bytes"]):
-        note = f"{note}, {row['peak_bytes'] / 2**20:.0f} MiB"
-    return Result(what, row["strategy"], row["seconds"], "one forward", row["forward_seconds"], None, note)
+    peak = row["peak_bytes"]
+    if not math.isnan(peak):
+        mebibytes = peak / 2**20
+        note = f"{note}, {mebibytes:.0f} MiB"
+
+    side = row["strategy"]
+    timed = Timed(what, {side: row["seconds"], "one forward": row["forward_seconds"]})
+    return timed.compare(side, "one forward", note=note)
 
 
 def _keep(frame: pd.DataFrame) -> None:

@@ -36,8 +36,17 @@ class Result:
         if self.limit is not None:
             mark = " ✗" if ratio > self.limit else ""
             limit = f"{self.limit:g}{mark}"
-        times = f"{self.seconds:.3g} | {self.against} | {self.reference:.3g} | {ratio:.3f}"
-        return f"| {self.what} | {self.side} | {times} | {limit} | {self.note} |"
+        cells = (
+            self.what,
+            self.side,
+            f"{self.seconds:.3g}",
+            self.against,
+            f"{self.reference:.3g}",
+            f"{ratio:.3f}",
+            limit,
+            self.note,
+        )
+        return f"| {' | '.join(cells)} |"
 
 
 @dataclass(frozen=True)

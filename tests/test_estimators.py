@@ -376,6 +376,10 @@ def test_gains_fall_when_the_drift_ends(estimator: Estimator, least: float) -> N
     assert (gain[-1] < 0.02).all()
 
 
+def test_a_fit_is_of_the_batches_before_it() -> None:
+    assert list(Kalman().fits(40)) == [(16, slice(0, 16)), (24, slice(8, 24)), (36, slice(18, 36))]
+
+
 def test_a_replay_knows_the_layers_and_their_eps() -> None:
     model = plain()
     data = images(*[4] * 40)
@@ -551,10 +555,10 @@ def test_an_estimator_of_the_users_own() -> None:
         torch.testing.assert_close(found[t], expected)
 
 
-def test_estimators_whose_channels_differ_are_folded_apart() -> None:
+def test_estimators_whose_channels_differ_are_the_same_beside_others() -> None:
     stream = stream_of(batches(20))
     uneven = replace(stream, counts=stream.counts ** torch.tensor([1.0, 2.0, 0.5]).double())
-    bank = [PerChannel(), PerChannel(), PerChannel(0.5)]
+    bank = [EMA(0.3), PerChannel(), Kalman(), PerChannel(0.5), Kalman("channel")]
 
     together = fold(bank, uneven, [7, 20])
 

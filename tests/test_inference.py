@@ -114,14 +114,25 @@ def test_the_model_comes_back(kind: TestTimeStatistics, network: Callable[[], nn
             assert not model.training
             buffers = [buffer.clone() for buffer in model.buffers()]
             output = model(x)
-            without_rule = copy.deepcopy(model).eval()
+            without = copy.deepcopy(model).eval()
             assert output.isfinite().all()
-            assert not torch.equal(output, without_rule(x[:, :, :6]))
+            assert not torch.equal(output, without(x[:, :, :6]))
             assert all(map(torch.equal, buffers, model.buffers()))
         with pytest.raises(RuntimeError, match="channels"), apply_statistics(model, kind):
             model(torch.randn(2, 5, 8, 8))
         with pytest.raises(ZeroDivisionError), apply_statistics(model, kind):
             raise ZeroDivisionError
+
+
+def test_statistics_within_others_give_way_to_them() -> None:
+    model = plain()
+    x = images(6)[0]
+    with apply_statistics(model, TestBatch()), torch.no_grad():
+        expected = model(x)
+        with apply_statistics(model, ExampleWeighing(0.3)):
+            assert not torch.equal(model(x), expected)
+
+        assert torch.equal(model(x), expected)
 
 
 def test_the_test_batch_is_train_mode() -> None:

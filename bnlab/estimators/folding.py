@@ -17,7 +17,7 @@ _FORGOTTEN = 1e-40  # share of an old state that counts as none, so that earlier
 
 @dataclass
 class _Group:
-    """Estimators that are folded together: of the same values, with gains [T] each; or one whose channels differ.
+    """Estimators that are folded together: of the same values, with gains of one shape.
 
     Attributes:
         values: [T, 2, C], what they average.
@@ -73,7 +73,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
 
 def _group_estimators(estimators: Sequence[Estimator], places: Sequence[int], stream: Stream) -> list[_Group]:
     """Group the estimators at some places by what one matrix product can fold."""
-    groups: dict[object, _Group] = {}
+    groups: dict[tuple[int, int], _Group] = {}
     for place in places:
         estimator = estimators[place]
         values = estimator.values(stream)
@@ -82,7 +82,7 @@ def _group_estimators(estimators: Sequence[Estimator], places: Sequence[int], st
         gains = _collapse_shared(gains)
 
         # A group keeps its values, so that no later tensor gets their id.
-        key = id(values) if gains.dim() == 1 else (place,)
+        key = (id(values), gains.dim())
         group = groups.setdefault(key, _Group(values))
         group.places.append(place)
         group.gains.append(gains)
@@ -91,14 +91,16 @@ def _group_estimators(estimators: Sequence[Estimator], places: Sequence[int], st
 
 def _require_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
     """Raise ValueError unless the gains are as `Estimator.gains` says."""
-    steps, channels = stream.counts.shape
-    wanted = f"return a float64 tensor [{steps}], [{steps}, {channels}] or [{steps}, 2, {channels}]"
     label = estimator.label
+    steps, channels = stream.counts.shape
+    allowed = [(steps,), (steps, channels), (steps, 2, channels)]
+    wanted = f"return a float64 tensor [{steps}], [{steps}, {channels}] or [{steps}, 2, {channels}]"
     if not isinstance(gains, Tensor):
-        raise ValueError(f"{label}: gains returned a {type(gains).__name__}; {wanted}")
+        kind = type(gains).__name__
+        raise ValueError(f"{label}: gains returned a {kind}; {wanted}")
 
     shape = tuple(gains.shape)
-    if gains.dtype != torch.float64 or shape not in [(steps,), (steps, channels), (steps, 2, channels)]:
+    if gains.dtype != torch.float64 or shape not in allowed:
         raise ValueError(f"{label}: gains returned {gains.dtype} {shape}; {wanted}")
     if steps == 0:
         return
@@ -188,7 +190,7 @@ def _multiply_from_end(factors: Tensor) -> Tensor:
 def _fold_stepwise(states: Tensor, group: _Group, before: int, after: int) -> Tensor:
     """Fold the batches from position `before` to `after` one by one; arguments as of `_fold_at_once`, any gains."""
     for t in range(before, after):
-        gain = torch.stack([gains[t] for gains in group.gains])  # [members]; of one member [1, C] or [1, 2, C]
+        gain = torch.stack([gains[t] for gains in group.gains])  # [members], [members, C] or [members, 2, C]
         if gain.dim() == 1:
             gain = gain[:, None, None]
         elif gain.dim() == 2:

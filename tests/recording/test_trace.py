@@ -97,6 +97,8 @@ def test_a_run_in_parts(recorded: MomentTrace, tmp_path: Path) -> None:
     joined = MomentTrace.join(parts)
     joined.save(tmp_path / "joined.safetensors")
 
+    ends = [trace.layers["1"].end for trace in (joined, parts[-1])]
+    assert ends[0] is not None and torch.equal(*ends)
     assert same_traces(joined, recorded)
     assert same_traces(MomentTrace.load(tmp_path / "joined.safetensors"), recorded)
 
