@@ -11,16 +11,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import HEADING, THREADS, Result
+from benchmarks.timing import HEADING, THREADS
 from bnlab.memory import keep_freed_memory
 
 PARTS = (
-    "start", "recording", "self_tuned", "training", "sweep", "population", "large", "shared", "moments", "replay",
-    "scaling", "doctor",
-)  # fmt: skip
+    *("start", "recording", "training", "sweep", "population", "large"),
+    *("shared", "moments", "replay", "scaling", "doctor"),
+)
 _README = Path(__file__).with_name("README.md")
-
-
 _PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
 
 
@@ -31,10 +29,12 @@ def main() -> None:
         threads = getattr(module, "THREADS", THREADS)
         torch.set_num_threads(threads)
 
-        table = _write_table(module.results())
-        print(table, flush=True)
-        machine = _describe_machine(module.ROUNDS, threads)
-        _replace_section(part, f"{machine}\n\n{table}")
+        lines = [HEADING]
+        for result in module.measure():
+            lines.append(result.write_row())
+            print(lines[-1], flush=True)
+        table = "\n".join(lines)
+        _replace_section(part, f"{_describe_machine(module.ROUNDS, threads)}\n\n{table}")
 
 
 def _replace_section(part: str, text: str) -> None:
@@ -52,11 +52,6 @@ def _describe_machine(rounds: int, threads: int) -> str:
         f"{os.cpu_count()} cores ({platform.machine()}), threads: {threads}, Python {platform.python_version()}, "
         f"{packages}; medians of {rounds} rounds in alternation, nothing else running."
     )
-
-
-def _write_table(results: list[Result]) -> str:
-    rows = [result.write_row() for result in results]
-    return "\n".join([HEADING, *rows])
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 import bnlab
-from benchmarks.timing import Result, alternate, evaluate
+from benchmarks.networks import build_imagenet_resnet, build_resnet, draw_images, evaluate
+from benchmarks.timing import Result, alternate
 from bnlab.doctor.trials import MOST_IMAGES
-from bnlab.harness.artifacts.models import Resnet, build_model
-from bnlab.vision import torchvision
 
 ROUNDS, THREADS = 5, 1
 _IMAGES, _BATCH = 2000, 64
@@ -19,58 +19,45 @@ _MOST = 6.0  # plain forwards of a network whose averages fit
 _TRIED = 2.0 * MOST_IMAGES / _IMAGES  # plain forwards for each undo
 
 
-def results() -> list[Result]:
-    return [_time_without_data(), *_time_with_data()]
+def measure() -> Iterator[Result]:
+    large = build_imagenet_resnet(50)
+    timed = alternate("resnet-50 without data", 20, {"diagnose": lambda: bnlab.diagnose(large)})
+    yield timed.compare("diagnose", 0.02, 1.0)
+    yield from _compare_with_forwards()
 
 
-def _time_without_data() -> Result:
-    model = torchvision().models.resnet50().eval()
-    median = alternate({"diagnosis": lambda: bnlab.diagnose(model)}, 20)
-    return Result("resnet-50 without data", "diagnose", median["diagnosis"], "20 ms", 0.02, 1.0)
-
-
-def _time_with_data() -> list[Result]:
+def _compare_with_forwards() -> Iterator[Result]:
     """Compare with one plain forward: with a metric of the caller's, with labels, and of averages that do not fit.
 
     The metric takes a forward, and is called three times: under running, exact and each batch's own statistics.
     """
-    model = build_model(Resnet(depth=20), channels=3, image_size=32, classes=10, seed=0)
-    images = torch.randn(_IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = build_resnet()
+    batches = list(draw_images(_IMAGES, 32, torch.contiguous_format).split(_BATCH))
     labels = torch.randint(10, (_IMAGES,), generator=torch.Generator().manual_seed(1))
-    batches = list(images.split(_BATCH))
     labelled = list(zip(batches, labels.split(_BATCH), strict=True))
-    model.eval()
     bnlab.population_statistics(model, batches).write_to(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.get_buffer("num_batches_tracked").fill_(1000)
+    spoiled = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.get_buffer("num_batches_tracked").fill_(1000)
+    for layer in spoiled.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
 
     def score(network: nn.Module) -> Tensor:
         logits = torch.cat([network(batch) for batch in batches])
         return logits.argmax(1) == labels
 
-    spoiled = copy.deepcopy(model)
-    for module in spoiled.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
+    sides: dict[str, Callable[[], object]] = {
+        "one forward": lambda: evaluate(model, batches),
+        "diagnose, metric": lambda: bnlab.diagnose(model, batches, evaluate=score),
+        "diagnose, labels": lambda: bnlab.diagnose(model, labelled),
+        "diagnose, spoiled": lambda: bnlab.diagnose(spoiled, labelled),
+    }
+    timed = alternate(f"resnet-20, 32×32, {_IMAGES:,} images", ROUNDS, sides)
+
     tried = len(bnlab.diagnose(spoiled, labelled).trials)
-
-    median = alternate(
-        {
-            "forward": lambda: evaluate(model, batches),
-            "metric": lambda: bnlab.diagnose(model, batches, evaluate=score),
-            "labels": lambda: bnlab.diagnose(model, labelled),
-            "spoiled": lambda: bnlab.diagnose(spoiled, labelled),
-        },
-        ROUNDS,
-    )
-    what = f"resnet-20, 32×32, {_IMAGES:,} images"
-
-    def compare(side: str, limit: float, note: str) -> Result:
-        return Result(what, f"diagnose, {side}", median[side], "one forward", median["forward"], limit, note)
-
-    return [
-        compare("metric", _MOST, "statistics and accuracies"),
-        compare("labels", _MOST, "statistics and accuracies"),
-        compare("spoiled", _MOST + _TRIED * tried, f"the same, and {tried} undos that were tried"),
-    ]
+    yield timed.compare("diagnose, metric", "one forward", _MOST, "statistics and accuracies")
+    yield timed.compare("diagnose, labels", "one forward", _MOST, "statistics and accuracies")
+    note = f"the same, and {tried} undos that were tried"
+    yield timed.compare("diagnose, spoiled", "one forward", _MOST + _TRIED * tried, note)

@@ -5,78 +5,73 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 
-from benchmarks.timing import Result, alternate, evaluate, time_once
+from benchmarks.networks import build_resnet, draw_images, evaluate
+from benchmarks.timing import Result, Timed, alternate, time_once
 from bnlab import population_statistics
-from bnlab.harness.artifacts.models import Resnet, build_model
 
 ROUNDS = 3
 _BATCH = 500
 
 
-def results() -> list[Result]:
-    return [_compare(5_000), _compare(15_000), *_compare_with_others(45_000, "4GiB")]
+def measure() -> Iterator[Result]:
+    yield _compare(5_000)
+    yield _compare(15_000)
+    yield from _compare_with_others(45_000, "4GiB")
 
 
 def _compare(images: int) -> Result:
     model, batches = _build(images)
     sides: dict[str, Callable[[], object]] = {
         "exact": lambda: population_statistics(model, batches),
-        "forward": lambda: evaluate(model, batches),
+        "one forward": lambda: evaluate(model, batches),
     }
-    median = alternate(sides, ROUNDS)
+    timed = alternate(f"resnet-20, 32×32, {images:,} images in batches of {_BATCH}", ROUNDS, sides)
 
-    cost = population_statistics(model, batches).cost
-    assert cost is not None
-    forwards = cost.forwards / cost.batches
+    forwards = _count_forwards(model, batches)
     held = _measure_peak("exact", images) - _measure_peak("forward", images)
-    megabytes = held / images / 1e6
-    note = f"{forwards:.2f} forwards a batch, {megabytes:.2f} MB an image held"
-    what = f"resnet-20, 32×32, {images:,} images in batches of {_BATCH}"
-    return Result(what, "exact", median["exact"], "one forward", median["forward"], 1.3, note)
+    note = f"{forwards:.2f} forwards a batch, {held / images / 1e6:.2f} MB an image held"
+    return timed.compare("exact", "one forward", 1.3, note)
 
 
-def _compare_with_others(images: int, memory: str) -> list[Result]:
+def _compare_with_others(images: int, memory: str) -> Iterator[Result]:
     """One round, which takes minutes: at a limit with which not all may wait, layer by layer, and precise BN."""
     model, batches = _build(images)
-    notes: dict[str, str] = {}
-
-    def measure(side: str, **how: str) -> None:
-        cost = population_statistics(model, batches, **how).cost  # type: ignore[arg-type]
-        assert cost is not None
-        forwards = cost.forwards / cost.batches
-        notes[side] = f"one round; {forwards:.1f} forwards a batch"
-
+    forwards: list[float] = []  # of the two sides, in order
     sides: dict[str, Callable[[], object]] = {
-        "forward": lambda: evaluate(model, batches),
-        "exact": lambda: measure("exact", memory=memory),
-        "layer by layer": lambda: measure("layer by layer", strategy="layerwise"),
+        "one forward": lambda: evaluate(model, batches),
+        "exact": lambda: forwards.append(_count_forwards(model, batches, memory=memory)),
+        "layer by layer": lambda: forwards.append(_count_forwards(model, batches, strategy="layerwise")),
         "fvcore": lambda: update_bn_stats(model.train(), batches, len(batches), progress=None),
     }
     seconds = {name: time_once(run) for name, run in sides.items()}
 
-    what = f"resnet-20, 32×32, {images:,} images, {memory}"
-    rows = []
-    for name in ("forward", "fvcore", "layer by layer"):
-        note = notes.get(name, notes["exact"])
-        rows.append(Result(what, "exact", seconds["exact"], name, seconds[name], None, note))
-    return rows
+    timed = Timed(f"resnet-20, 32×32, {images:,} images, {memory}", seconds)
+    exact, layerwise = forwards
+    note = f"one round; {exact:.1f} forwards a batch"
+    yield timed.compare("exact", "one forward", note=note)
+    yield timed.compare("exact", "fvcore", note=note)
+    yield timed.compare("exact", "layer by layer", note=f"one round; there {layerwise:.1f} forwards a batch")
+
+
+def _count_forwards(model: nn.Module, batches: list[Tensor], **how: str) -> float:
+    """Measure exact statistics; return how many forwards of each batch they took."""
+    cost = population_statistics(model, batches, **how).cost  # type: ignore[arg-type]
+    assert cost is not None
+    return cost.forwards / cost.batches
 
 
 def _build(images: int) -> tuple[nn.Module, list[Tensor]]:
-    model = build_model(Resnet(), channels=3, image_size=32, classes=10, seed=0).eval()
-    data = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return model, list(data.contiguous(memory_format=torch.channels_last).split(_BATCH))
+    return build_resnet(), list(draw_images(images, 32).split(_BATCH))
 
 
 def _measure_peak(side: str, images: int) -> int:
-    """The most memory in bytes that a process of its own has had, with what it is imported with."""
+    """Measure the most memory in bytes that a process of its own has had, with what it imports."""
     command = [sys.executable, "-m", "benchmarks.large", side, str(images)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.harness.artifacts.models import Resnet, build_model
+from benchmarks.networks import build_imagenet_resnet, build_resnet, draw_images
 from bnlab.memory import LiveBytes
-from bnlab.vision import torchvision
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 MEASURED = Path(__file__).with_name("README.md")
@@ -86,17 +85,9 @@ class Cost:
         return self.factor * self.first + FACTOR_AGAIN * self.again + self.checked
 
 
-def build_resnet50() -> nn.Module:
-    return torchvision().models.resnet50()  # type: ignore[no-any-return]
-
-
-def build_resnet20() -> nn.Module:
-    return build_model(Resnet(), channels=3, image_size=32, classes=10, seed=0)
-
-
 def describe(model: nn.Module, size: int) -> Network:
     """Read off one forward what it holds at each layer, and how much of it has been computed by then."""
-    image = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+    image = draw_images(1, size)
     live = LiveBytes([*model.parameters(), *model.buffers()])
     held: list[int] = []
     channels: list[int] = []
@@ -118,7 +109,7 @@ def describe(model: nn.Module, size: int) -> Network:
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(count)
     with live, torch.no_grad():
-        model.eval()(image.clone())
+        model(image.clone())
 
     layers = []
     for place, before in enumerate(computed):
@@ -154,31 +145,20 @@ def compute_cost(network: Network, images: int, batch: int, memory: float, facto
 
 def write_imagenet() -> Iterator[str]:
     """Write what exact statistics of ResNet-50 take, by images of a GPU."""
-    network = describe(build_resnet50(), 224)
+    network = describe(build_imagenet_resnet(50), 224)
     yield "| images of a GPU | input kept (GB) | waiting (GB) | forwards begun | plain forwards | time |"
     yield "|---|--:|--:|--:|--:|--:|"
-    rows = (
-        ("2,048", 2_048),
-        ("6,400", 6_400),
-        ("10,000", 10_000),
-        ("50,000", 50_000),
-        ("all, one GPU", IMAGENET),
-        ("all, shared by 64 GPUs", IMAGENET // 64),
-    )
-    for name, images in rows:
+    most = max(layer.held for layer in network.layers)
+    rows = {f"{images:,}": images for images in (2_048, 6_400, 10_000, 50_000)}
+    rows |= {"all, one GPU": IMAGENET, "all, shared by 64 GPUs": IMAGENET // 64}
+    for name, images in rows.items():
         cost = compute_cost(network, images, 128, GPU_BYTES, GPU_FACTOR)
         kept = images * network.image / 1e9
-        waiting = (images * max(layer.held for layer in network.layers) + 128 * network.running) / 1e9
+        held = images * most + 128 * network.running
+        waiting = held / 1e9
         seconds = images / GPU_RATE * cost.forwards
-        cells = (
-            name,
-            f"{kept:,.1f}",
-            f"{waiting:,.0f}",
-            f"{cost.begun:.1f}",
-            f"{cost.forwards:.1f}",
-            _write_time(seconds),
-        )
-        yield f"| {' | '.join(cells)} |"
+        time = _write_time(seconds)
+        yield f"| {name} | {kept:,.1f} | {waiting:,.0f} | {cost.begun:.1f} | {cost.forwards:.1f} | {time} |"
 
 
 def _write_time(seconds: float) -> str:
@@ -195,40 +175,36 @@ def write_checks() -> Iterator[str]:
     """Write what the model says of points that have been measured, and what was measured."""
     yield "| network | images | memory | forwards begun | measured | plain forwards | measured |"
     yield "|---|---|--:|--:|--:|--:|--:|"
-    resnet50 = build_resnet50()
+    resnet50 = build_imagenet_resnet(50)
     large = describe(resnet50, 224)
     points = (
         ("ResNet-50, 64²", describe(resnet50, 64), 64, 8, 16e6, "16 MB", 36.375, 14.4),
         ("ResNet-50, 224²", large, 16, 4, 120e6, "120 MB", 13.0, 5.8),
         ("ResNet-50, 224²", large, 16, 4, 1e12, "all", 1.0, 2.2),
-        ("ResNet-20, 32²", describe(build_resnet20(), 32), 4_500, 50, 0.4 * 2**30, "410 MiB", 6.344, 3.2),
+        ("ResNet-20, 32²", describe(build_resnet(), 32), 4_500, 50, 0.4 * 2**30, "410 MiB", 6.344, 3.2),
     )
     for name, network, images, batch, memory, words, begun, time in points:
         cost = compute_cost(network, images, batch, memory)
         what = f"{images:,} in batches of {batch}"
-        yield (f"| {name} | {what} | {words} | {cost.begun:.2f} | {begun:.2f} | {cost.forwards:.1f} | {time:.1f} |")
+        yield f"| {name} | {what} | {words} | {cost.begun:.2f} | {begun:.2f} | {cost.forwards:.1f} | {time:.1f} |"
 
 
 def write_store() -> Iterator[str]:
     """Write the line through the times of each command, and what it says of more networks."""
     seconds: dict[str, dict[int, float]] = {}
-    for networks, command, measured in _STORE_ROW.findall(MEASURED.read_text(encoding="utf-8")):
-        seconds.setdefault(command, {})[int(networks.replace(",", ""))] = float(measured)
+    for networks, command, time in _STORE_ROW.findall(MEASURED.read_text(encoding="utf-8")):
+        seconds.setdefault(command, {})[int(networks.replace(",", ""))] = float(time)
 
     yield "| command | fixed (s) | each network (ms) | 10,000 predicted (s) | measured (s) | 100,000 predicted (s) |"
     yield "|---|--:|--:|--:|--:|--:|"
     for command, points in seconds.items():
         slope = (points[3_000] - points[1_000]) / 2_000
         fixed = points[1_000] - 1_000 * slope
-        cells = (
-            command,
-            f"{fixed:.1f}",
-            f"{1e3 * slope:.2f}",
-            f"{fixed + 10_000 * slope:.1f}",
-            f"{points[10_000]:.1f}",
-            f"{fixed + 100_000 * slope:.0f}",
-        )
-        yield f"| {' | '.join(cells)} |"
+        milliseconds = 1e3 * slope
+        tenfold = fixed + 10_000 * slope
+        hundredfold = fixed + 100_000 * slope
+        measured = points[10_000]
+        yield f"| {command} | {fixed:.1f} | {milliseconds:.2f} | {tenfold:.1f} | {measured:.1f} | {hundredfold:.0f} |"
 
 
 TABLES = {"imagenet": write_imagenet, "checks": write_checks, "store": write_store}

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Result, alternate, evaluate
+from benchmarks.networks import build_imagenet_resnet, draw_images, evaluate
+from benchmarks.timing import Result, alternate
 from bnlab import population_statistics
-from bnlab.vision import torchvision
 
 ROUNDS = 5
 
 
-def results() -> list[Result]:
-    resnet = torchvision().models.resnet18()
-    blocks = [_block() for _ in range(12)]
-    return [
-        _compare("Siamese resnet-18, 32×32", Siamese(resnet), 32),
-        _compare("Siamese, 12 layers", Siamese(nn.Sequential(*blocks)), 16),
-        _compare("12 layers in 4 chunks each", Chunked(12, 4), 16),
-    ]
+def measure() -> Iterator[Result]:
+    resnet = build_imagenet_resnet(18)
+    blocks = [_build_block() for _ in range(12)]
+    yield _compare("Siamese resnet-18, 32×32", Siamese(resnet), 32)
+    yield _compare("Siamese, 12 layers", Siamese(nn.Sequential(*blocks)), 16)
+    yield _compare("12 layers in 4 chunks each", Chunked(12, 4), 16)
 
 
 def _compare(name: str, model: nn.Module, size: int) -> Result:
-    torch.manual_seed(0)
     model.eval()
-    images = torch.randn(256, 3, size, size).contiguous(memory_format=torch.channels_last)
-    batches = list(images.split(32))
+    batches = list(draw_images(256, size).split(32))
     sides: dict[str, Callable[[], object]] = {
         "exact": lambda: population_statistics(model, batches),
-        "forward": lambda: evaluate(model, batches),
+        "one forward": lambda: evaluate(model, batches),
     }
-    median = alternate(sides, ROUNDS)
+    timed = alternate(name, ROUNDS, sides)
 
     cost = population_statistics(model, batches).cost
     assert cost is not None
-    note = f"{cost.passes} passes"
-    return Result(name, "exact", median["exact"], "one forward", median["forward"], None, note)
+    return timed.compare("exact", "one forward", note=f"{cost.passes} passes")
 
 
-def _block() -> nn.Module:
+def _build_block() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
 
 
@@ -61,7 +56,7 @@ class Chunked(nn.Module):
 
     def __init__(self, depth: int, pieces: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_block() for _ in range(depth))
+        self.blocks = nn.ModuleList(_build_block() for _ in range(depth))
         self.pieces = pieces
 
     def forward(self, x: Tensor) -> Tensor:

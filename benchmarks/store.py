@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from os import devnull
@@ -34,25 +34,22 @@ from bnlab.harness.schema import read_frame, write_rows
 from bnlab.lab.compose import plan_jobs
 
 ROUNDS = 3
-_LIMIT = 10.0  # seconds
 _SEEDS = (1, 3, 10)
-_COMMON = ("steps=8", "model.width=4", "momentum=[0.01,0.1,0.5]", "estimator=[ema,exact]", "threads=1", "name=store")
+_COMMON = ("steps=8", "model.width=4", "momentum=[0.01,0.1,0.5]", "estimator=[ema,exact]", "threads=1")
 _SWEPT = (
     "batch_size=16,24,32,48,64,96,128,192,256,384",
     "optimizer.lr=0.01,0.02,0.03,0.05,0.07,0.1,0.15,0.2,0.3,0.5",
-    "optimizer.weight_decay=0,1e-5,2e-5,5e-5,1e-4,2e-4,5e-4,1e-3,2e-3,5e-3",
 )
-_FIRST = "optimizer.weight_decay=0"
+_SWEPT_TOO = "optimizer.weight_decay=0,1e-5,2e-5,5e-5,1e-4,2e-4,5e-4,1e-3,2e-3,5e-3"
+_BNLAB = ("-m", "bnlab")
 
 
-def results() -> list[Result]:
-    rows = []
+def measure() -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         for seeds in _SEEDS:
-            words = [*_COMMON, *_SWEPT, f"seed=range({seeds})", f"results={folder}"]
+            words = [*_COMMON, *_SWEPT, _SWEPT_TOO, "name=store", f"seed=range({seeds})", f"results={folder}"]
             networks = simulate(words)
-            rows += _compare(networks, words, folder)
-    return rows
+            yield from _time_commands(networks, words, folder)
 
 
 def simulate(words: Sequence[str]) -> int:
@@ -66,21 +63,17 @@ def simulate(words: Sequence[str]) -> int:
         prepare(configs[:1])
         execute(configs[0])
         first = Run(configs[0])
-        rows = _read_rows(first)
+        rows = {}
+        for path in first.folder.glob("measurements/*/*.parquet"):
+            rows[path.parent.name, path.name] = read_frame(path)
         for config in configs[1:]:
             if not Run(config).finished:
                 _copy(first, rows, config)
     return len(configs)
 
 
-def _read_rows(run: Run) -> dict[tuple[str, str], pd.DataFrame]:
-    """Read the measured rows of a network, by table and file."""
-    paths = run.folder.glob("measurements/*/*.parquet")
-    return {(path.parent.name, path.name): read_frame(path) for path in paths}
-
-
 def _copy(first: Run, rows: dict[tuple[str, str], pd.DataFrame], config: Config) -> None:
-    """Leave what a network of this configuration leaves."""
+    """Leave what a network of this configuration leaves; `rows` are the first one's, by table and file."""
     run = Run(config)
     shutil.copytree(first.folder, run.folder, ignore=shutil.ignore_patterns("measurements"))
     write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
@@ -90,43 +83,36 @@ def _copy(first: Run, rows: dict[tuple[str, str], pd.DataFrame], config: Config)
     execute(config)
 
 
-def _compare(networks: int, words: Sequence[str], folder: str) -> list[Result]:
-    """Measure all commands; an experiment on a hundred of the networks is one of the many of a folder of results."""
-    sweep = ("-m", "bnlab", "sweep", "-m", *words)
-    part = (
-        "-m",
-        "bnlab",
-        "sweep",
-        "-m",
-        *_COMMON[:-1],
-        *_SWEPT[:2],
-        _FIRST,
-        "seed=0",
-        "name=part",
-        f"results={folder}",
-    )
+def _time_commands(networks: int, words: Sequence[str], folder: str) -> Iterator[Result]:
+    """Time all commands; an experiment on a hundred of the networks is one of the many of a folder of results."""
+    results = f"results={folder}"
     what = f"{networks:,} networks"
-    processor, seconds = _measure(sweep)
-    note = f"wall {seconds:.1f} s; once, after the last network"
-    rows = [Result(what, "sweep, tables put together", processor, "10 s", _LIMIT, None, note)]
-    _measure(part)
-    sides = {
-        "runs list": ("-m", "bnlab", "runs", "list", f"results={folder}"),
+    sweep = (*_BNLAB, "sweep", "-m", *words)
+    yield _time(what, "sweep, tables put together", sweep, 1, None, "; once, after the last network")
+
+    part = (*_BNLAB, "sweep", "-m", *_COMMON, *_SWEPT, "optimizer.weight_decay=0", "seed=0", "name=part", results)
+    _run_python(part)
+    commands = {
+        "runs list": (*_BNLAB, "runs", "list", results),
         "load": ("-c", f"import bnlab.harness; bnlab.harness.load('store', {folder!r})"),
         "sweep, nothing missing": sweep,
-        "report of 100 of them": ("-m", "bnlab", "report", "name=part", f"results={folder}"),
-        "report of all": ("-m", "bnlab", "report", "name=store", f"results={folder}"),
+        "report of 100 of them": (*_BNLAB, "report", "name=part", results),
+        "report of all": (*_BNLAB, "report", "name=store", results),
     }
-    for side, command in sides.items():
-        measured = [_measure(command) for _ in range(ROUNDS)]
-        processor = statistics.median(each for each, _ in measured)
-        seconds = statistics.median(each for _, each in measured)
-        rows.append(Result(what, side, processor, "10 s", _LIMIT, 1.0, f"wall {seconds:.1f} s"))
-    return rows
+    for side, command in commands.items():
+        yield _time(what, side, command, ROUNDS, 1.0)
 
 
-def _measure(words: Sequence[str]) -> tuple[float, float]:
-    """Run Python with these words; the seconds of the processor, which do not depend on its other work, and all."""
+def _time(what: str, side: str, command: Sequence[str], rounds: int, limit: float | None, note: str = "") -> Result:
+    """Compare the processor's seconds, which do not depend on its other work, with ten; the note has all seconds."""
+    measured = [_run_python(command) for _ in range(rounds)]
+    processor = statistics.median(each for each, _ in measured)
+    seconds = statistics.median(each for _, each in measured)
+    return Result(what, side, processor, "10 s", 10.0, limit, f"wall {seconds:.1f} s{note}")
+
+
+def _run_python(words: Sequence[str]) -> tuple[float, float]:
+    """Run Python with these words; return the seconds of the processor, and all."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)

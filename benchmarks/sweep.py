@@ -6,12 +6,13 @@ import contextlib
 import io
 import statistics
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Result, alternate, time_once
+from benchmarks.timing import Result, Timed, alternate, time_once
 from bnlab.estimators import list_estimators
 from bnlab.harness.artifacts.data import Glyphs
 from bnlab.harness.artifacts.job_settings import Config
@@ -22,33 +23,34 @@ from bnlab.harness.jobs import execute
 ROUNDS = 7
 _FEW = 3  # trainings of a larger network
 _MOMENTA = [round(10 ** (-3 + 3 * i / 18), 5) for i in range(19)]  # × 2 estimators, + cumulative and exact: 40
-
-
-_BOTH = ["gaps", "evaluations"]
 _ONE: dict[str, Any] = {"momentum": [0.1], "estimator": ["ema"]}
 _FORTY: dict[str, Any] = {"momentum": _MOMENTA, "estimator": ["ema", "ema_debiased", "cumulative", "exact"]}
+_MEASURED = (
+    ("gaps", ["gaps"], 1.1),
+    ("gaps and final accuracy", ["gaps", "evaluations"], 1.5),
+)
 
 
-def results() -> list[Result]:
-    rows = []
+def measure() -> Iterator[Result]:
     for size in (4, 32, 256):
-        sides = {
-            "one, gaps": partial(_sweep, size, ["gaps"], _ONE),
-            "forty, gaps": partial(_sweep, size, ["gaps"], _FORTY),
-            "one, both": partial(_sweep, size, _BOTH, _ONE),
-            "forty, both": partial(_sweep, size, _BOTH, _FORTY),
-        }
-        median = alternate(sides, ROUNDS)
-        for kind, what, limit in (("gaps", "gaps", 1.1), ("both", "gaps and final accuracy", 1.5)):
-            seconds = median[f"forty, {kind}"]
-            reference = median[f"one, {kind}"]
-            what = f"digits, batch {size}, {what}"
-            rows.append(Result(what, "40 settings", seconds, "1 setting", reference, limit))
-    return [*rows, _measure_everything()]
+        for what, measurements, limit in _MEASURED:
+            sides = {
+                "1 setting": partial(_sweep, size, measurements, _ONE),
+                "40 settings": partial(_sweep, size, measurements, _FORTY),
+            }
+            timed = alternate(f"digits, batch {size}, {what}", ROUNDS, sides)
+            yield timed.compare("40 settings", "1 setting", limit)
+    yield _measure_everything()
+
+
+def _sweep(batch_size: int, measurements: list[str], settings: dict[str, Any]) -> None:
+    # A folder of its own each time: nothing is taken from an earlier round.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        execute(Config(batch_size=batch_size, epochs=6, measurements=measurements, results=folder, **settings))
 
 
 def _measure_everything() -> Result:
-    """All running estimators, 64 momenta, 12 checkpoints of a network of the base suite, against its training."""
+    """Measure all running estimators, 64 momenta, 12 checkpoints of a base network, against its training."""
     training = []
     measuring = []
     for _ in range(_FEW):
@@ -65,11 +67,7 @@ def _measure_everything() -> Result:
             )
             training.append(time_once(partial(ensure_trained, Run(config))))
             measuring.append(time_once(partial(execute, config)))
+
     what = f"base suite, batch 64: {len(list_estimators())} estimators, 64 momenta, 12 checkpoints"
-    return Result(what, "gaps", statistics.median(measuring), "training", statistics.median(training), 1.0)
-
-
-def _sweep(batch_size: int, measurements: list[str], settings: dict[str, Any]) -> None:
-    # A folder of its own each time: nothing is taken from an earlier round.
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        execute(Config(batch_size=batch_size, epochs=6, measurements=measurements, results=folder, **settings))
+    medians = {"gaps": statistics.median(measuring), "training": statistics.median(training)}
+    return Timed(what, medians).compare("gaps", "training", 1.0)

@@ -1,24 +1,25 @@
-"""How everything here is timed."""
+"""The frame of all benchmarks: sides are timed in alternation, and what is compared of them is a row of the table."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 THREADS = 2  # unless a part has its own
 HEADING = """\
 | what | side | seconds | against | seconds | ratio | at most | note |
 |---|---|--:|---|--:|--:|--:|---|"""
 
+Sides = Mapping[str, Callable[[], object]]
+
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table: medians in seconds, what their ratio should be at most."""
+    """One row of the table: medians in seconds, what their ratio should be at most."""
 
     what: str
     side: str
@@ -28,51 +29,62 @@ class Result:
     limit: float | None = None  # of the ratio; None: for information
     note: str = ""
 
-    @property
-    def ratio(self) -> float:
-        return self.seconds / self.reference
-
     def write_row(self) -> str:
-        """Write the line of the table; a ratio above its limit is marked."""
-        cells = [
+        """Write the row; a ratio above its limit is marked."""
+        ratio = self.seconds / self.reference
+        limit = ""
+        if self.limit is not None:
+            mark = " ✗" if ratio > self.limit else ""
+            limit = f"{self.limit:g}{mark}"
+        cells = (
             self.what,
             self.side,
             f"{self.seconds:.3g}",
             self.against,
             f"{self.reference:.3g}",
-            f"{self.ratio:.3f}",
-            self._write_limit(),
+            f"{ratio:.3f}",
+            limit,
             self.note,
-        ]
+        )
         return f"| {' | '.join(cells)} |"
 
-    def _write_limit(self) -> str:
-        if self.limit is None:
-            return ""
-        mark = " ✗" if self.ratio > self.limit else ""
-        return f"{self.limit:g}{mark}"
+
+@dataclass(frozen=True)
+class Timed:
+    """Median seconds of several sides of one thing."""
+
+    what: str
+    seconds: Mapping[str, float]
+
+    def compare(self, side: str, against: str | float, limit: float | None = None, note: str = "") -> Result:
+        """Compare a side with another, or with so many seconds."""
+        seconds = self.seconds[side]
+        if isinstance(against, str):
+            return Result(self.what, side, seconds, against, self.seconds[against], limit, note)
+        return Result(self.what, side, seconds, f"{against:g} s", against, limit, note)
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """One plain forward of each batch, against which others are measured."""
-    for batch in batches:
-        model(batch)
-
-
-def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each side; a round runs every side once, after a round that does not count."""
+def alternate(what: str, rounds: int, sides: Sides) -> Timed:
+    """Time the sides; a round runs every side once, after a round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():
             taken = time_once(run)
             if number > 0:
                 seconds[name].append(taken)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return Timed(what, medians)
 
 
 def time_once(run: Callable[[], object]) -> float:
-    """Measure how many seconds one call takes."""
+    """Measure how many seconds one call takes, with the work that it gives to an accelerator."""
+    _wait_for_device()
     started = time.perf_counter()
     run()
+    _wait_for_device()
     return time.perf_counter() - started
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -124,7 +124,7 @@ def decompose(
     ages = min(window(momentum), last - trace.first_step)
     _warn_of_the_uncovered(trace, last, ages, momentum)
     calls = [_count_calls(layer, last, ages) for layer in trace.layers.values()]
-    shares = [_weigh_ages(own, momentum, every) for own in calls]
+    shares = [_weigh_ages(of_layer, momentum, every) for of_layer in calls]
 
     trained_on = batches if augmented is None else augmented
     measure = partial(_measure_moments, model, layout, forward)
@@ -133,7 +133,7 @@ def decompose(
         step = last - 1 - age
         with _with_weights(model, weights(step), step):
             past, _ = measure(trained_on, training=True)
-        weight = torch.tensor([own[age] for own in shares], dtype=e.dtype)
+        weight = torch.tensor([of_layer[age] for of_layer in shares], dtype=e.dtype)
         lagged += by_channel(weight, layout.channels) * past
 
     m, _ = measure(trained_on, training=True)
@@ -179,9 +179,9 @@ def _flatten_exact(exact: Statistics, layout: Layout) -> Tensor:
     """Lay the exact statistics out as [2, channels], NaN in layers that no batch reached."""
     moments: dict[str, Moments] = {}
     eps: dict[str, float] = {}
-    for name, channels, own_eps in zip(layout.names, layout.channels, layout.eps, strict=True):
+    for name, channels, layer_eps in zip(layout.names, layout.channels, layout.eps, strict=True):
         moments[name] = Moments.empty(channels)
-        eps[name] = own_eps
+        eps[name] = layer_eps
     moments.update(exact)
     return layout.flatten(Statistics(moments, eps))
 
@@ -209,48 +209,46 @@ def _make_table(exact: Statistics, layout: Layout, gap: Tensor, terms: Mapping[s
 @contextlib.contextmanager
 def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> Iterator[None]:
     """Give the model the weights and buffers of a past step inside the block."""
-    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    reason = _find_mismatch(own, weights)
-    if reason:
-        raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})")
-    _warn_of_present_weights(own, weights)
+    present = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    mismatch = _describe_mismatch(present, weights)
+    if mismatch:
+        raise ValueError(f"decompose: weights({step}) is no state dict of the model ({mismatch})")
+    _warn_of_present_weights(present, weights)
 
-    values = {name: tensor.clone() for name, tensor in own.items()}
+    values = {name: tensor.clone() for name, tensor in present.items()}
     with borrowed(model):
         try:
-            for name, tensor in own.items():
-                tensor.data.copy_(weights[name])  # .data: a backward pass still to come may have saved the tensor
+            _write(present, weights)
             yield
         finally:
-            for name, tensor in own.items():
-                tensor.data.copy_(values[name])
+            _write(present, values)
 
 
-def _find_mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+def _write(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.data.copy_(values[name])  # .data: a backward pass still to come may have saved the tensor
+
+
+def _describe_mismatch(present: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     """Describe how weights differ from the tensors of a model; empty if they fit."""
     if not isinstance(weights, Mapping):
         return f"type {type(weights).__name__}"
 
-    missing = [name for name in own if not isinstance(weights.get(name), Tensor)]
+    missing = [name for name in present if not isinstance(weights.get(name), Tensor)]
     if missing:
         return f"{join_names(missing)} missing"
 
-    unknown = []
-    for name in weights:
-        if name not in own and not name.endswith("_extra_state"):
-            unknown.append(name)
+    unknown = [name for name in weights if name not in present and not name.endswith("_extra_state")]
     if unknown:
         return f"the model has no {join_names(unknown)}"
 
-    reshaped = [name for name, tensor in own.items() if weights[name].shape != tensor.shape]
-    if reshaped:
-        return f"other shapes in {join_names(reshaped)}"
-    return ""
+    reshaped = [name for name, tensor in present.items() if weights[name].shape != tensor.shape]
+    return f"other shapes in {join_names(reshaped)}" if reshaped else ""
 
 
-def _warn_of_present_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def _warn_of_present_weights(present: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Warn if the weights of a past step are the model's own tensors, which training has written since."""
-    if all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in own.items()):
+    if all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in present.items()):
         warn(
             "decompose: weights(step) gives the model's own tensors, so that past weights are those of now and there "
             "is no lag; keep copies, such as copy.deepcopy(model.state_dict()) at each step"
@@ -302,8 +300,7 @@ def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[i
     ages = len(calls)
     kept = 1 - momentum
     newer = calls.cumsum() - calls
-    own = 1 - kept**calls
-    weights = kept**newer * own
+    weights = kept**newer * (1 - kept**calls)
     total = weights.sum()
     if total == 0:
         total = math.nan

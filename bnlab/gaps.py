@@ -96,14 +96,12 @@ def _pair(reference: Statistics, estimate: Statistics) -> tuple[Statistics, Stat
             raise TypeError(f"gap: {side} is a {type(value).__name__}; pass bnlab.Statistics")
 
     pairs = match_names(reference, estimate)
-    unpaired = _find_unpaired(reference, estimate, pairs)
+    unpaired = _list_unpaired(reference, estimate, pairs)
     for name, other in pairs.items():
-        own_size = reference[name].mean.numel()
-        other_size = estimate[other].mean.numel()
-        if own_size != other_size:
-            raise ValueError(
-                f"gap: layer {name!r} has {own_size} channels in the reference, {other_size} in the estimate"
-            )
+        expected = reference[name].mean.numel()
+        given = estimate[other].mean.numel()
+        if expected != given:
+            raise ValueError(f"gap: layer {name!r} has {expected} channels in the reference, {given} in the estimate")
 
     common = {name: reference[name] for name in pairs}
     others = {name: estimate[other] for name, other in pairs.items()}
@@ -115,7 +113,7 @@ def _pair(reference: Statistics, estimate: Statistics) -> tuple[Statistics, Stat
     )
 
 
-def _find_unpaired(reference: Statistics, estimate: Statistics, pairs: Mapping[str, str]) -> list[str]:
+def _list_unpaired(reference: Statistics, estimate: Statistics, pairs: Mapping[str, str]) -> list[str]:
     """List the layers of one side only; ValueError unless the other side is known not to have seen them."""
     unpaired = [name for name in reference if name not in pairs]
     unpaired += [name for name in estimate if name not in pairs.values()]

@@ -1,6 +1,6 @@
-"""Inference-time statistics: a layer normalizes with statistics made from the batch that is being predicted.
+"""Test-time statistics: a layer normalizes with statistics made from the batch that is being predicted.
 
-with bnlab.inference.apply_rule(model, TestBatch()): logits = model(images)
+with bnlab.inference.apply_statistics(model, TestBatch()): logits = model(images)
 """
 
 from __future__ import annotations
@@ -20,25 +20,42 @@ from bnlab.arguments import require_count, require_number
 from bnlab.borrow import borrowed
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_input
 from bnlab.names import Look, Named, list_named
+from bnlab.warn import warn
 
-__all__ = ["EvalNorm", "ExampleWeighing", "PseudoSamples", "Rule", "TestBatch", "apply_rule", "list_rules"]
+__all__ = [
+    "EvalNorm",
+    "ExampleWeighing",
+    "PseudoSamples",
+    "TestBatch",
+    "TestTimeStatistics",
+    "apply_statistics",
+    "list_test_time_statistics",
+]
+
+_CALLER = "inference.apply_statistics"
+_FORMER = {
+    "Rule": "TestTimeStatistics",
+    "apply_rule": "apply_statistics",
+    "list_rules": "list_test_time_statistics",
+}
 
 
 @dataclass(frozen=True)
-class Rule(Named, ABC):
-    """Statistics from a layer's input and its source statistics. Subclasses are frozen dataclasses.
+class TestTimeStatistics(Named, ABC):
+    """Statistics that a layer makes of its input and its source statistics. Subclasses are frozen dataclasses.
 
     `images_key` is what a sweep's names call the number of images that are predicted at once, which is no parameter.
 
     >>> x, mean, var = torch.tensor([[[1.0, 3.0]]]).double(), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-    >>> for rule in TestBatch(), PseudoSamples(1, between=True), ExampleWeighing(0.5), EvalNorm(2):
-    ...     print(rule.name, *(round(value.item(), 6) for value in rule.statistics(x, mean, var)))
+    >>> for kind in TestBatch(), PseudoSamples(1, between=True), ExampleWeighing(0.5), EvalNorm(2):
+    ...     print(kind.name, *(round(value.item(), 6) for value in kind.statistics(x, mean, var)))
     test_batch 2.0 1.0
     pseudo_samples 1.0 2.0
     example_weighing 1.0 2.0
     eval_norm 1.0 2.0
     """
 
+    __test__ = False  # its subclasses are no tests of pytest's
     images_key: ClassVar[str] = "batch"
 
     @abstractmethod
@@ -50,7 +67,7 @@ class Rule(Named, ABC):
 
 
 @dataclass(frozen=True)
-class TestBatch(Rule):
+class TestBatch(TestTimeStatistics):
     """Mean and variance of the test batch itself, as in training. Source: Nado et al. 2020 ("prediction-time BN").
 
     Assumes that the batch is a fair sample of what is to be predicted; predictions depend on their neighbours.
@@ -60,7 +77,6 @@ class TestBatch(Rule):
     [3.0, 4.0]
     """
 
-    __test__ = False  # not a test of pytest's
     name: ClassVar[str] = "test_batch"
     look: ClassVar[Look] = Look("test batch", "sky", "dotted")
     images_key: ClassVar[str] = "n"
@@ -70,7 +86,7 @@ class TestBatch(Rule):
 
 
 @dataclass(frozen=True)
-class PseudoSamples(Rule):
+class PseudoSamples(TestTimeStatistics):
     """Source counted as `n` further images beside the B of the batch: (n·source + B·test)/(n+B).
 
     Schneider et al. 2020 mix means and variances and leave out the variance between the two means; `between=True` adds
@@ -95,7 +111,7 @@ class PseudoSamples(Rule):
 
 
 @dataclass(frozen=True)
-class ExampleWeighing(Rule):
+class ExampleWeighing(TestTimeStatistics):
     """Each example's own moments take part in its statistics: E[x] and E[x²] are (1−α)·source + α·example.
 
     α is `weight`. Predictions do not depend on the batch. Source: Summers & Dinneen 2020.
@@ -119,7 +135,7 @@ class ExampleWeighing(Rule):
 
 
 @dataclass(frozen=True)
-class EvalNorm(Rule):
+class EvalNorm(TestTimeStatistics):
     """Example weighing with α = 1/B: on average the moments of a training batch of B images with this example in it.
 
     The variance is larger by (B−1)/B² of that of the images' means. Source: Singh & Shrivastava 2019, who fit weights.
@@ -150,15 +166,15 @@ def _mix(
     if weight == 1 and n < 2:
         raise ValueError("inference: one value per channel has no variance; pass more images or count the source")
 
-    own_mean, own_var = _measure(x, dims, mean, n)
+    test_mean, test_var = _measure(x, dims, mean, n)
     if weight == 1:
-        return own_mean, own_var
+        return test_mean, test_var
 
     rest = 1 - weight
-    mixed_mean = rest * mean + weight * own_mean
-    mixed_var = rest * var + weight * own_var
+    mixed_mean = rest * mean + weight * test_mean
+    mixed_var = rest * var + weight * test_var
     if between:
-        square = (own_mean - mean).square()
+        square = (test_mean - mean).square()
         mixed_var = mixed_var + square * weight * rest
     return mixed_mean, mixed_var
 
@@ -180,35 +196,36 @@ def _measure(x: Tensor, dims: tuple[int, ...], center: Tensor, n: int) -> tuple[
     return mean, var.clamp(min=0)
 
 
-def list_rules() -> dict[str, type[Rule]]:
-    """List every rule by its name.
+def list_test_time_statistics() -> dict[str, type[TestTimeStatistics]]:
+    """List every kind of test-time statistics by its name.
 
-    >>> sorted(list_rules())
+    >>> sorted(list_test_time_statistics())
     ['eval_norm', 'example_weighing', 'pseudo_samples', 'test_batch']
     """
-    return list_named(Rule)
+    return list_named(TestTimeStatistics)
 
 
 @contextlib.contextmanager
-def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
-    """Let batch norms normalize by `rule`: inside the block `model` is in eval mode; then it is as it was before.
+def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.Module]:
+    """Let batch norms normalize with this kind of statistics: inside the block `model` is in eval mode.
 
-    Buffers that are written in the block are the source from then on. Copies made in the block keep the rule.
+    After the block it is as it was before. Buffers that are written in the block are the source from then on. Copies
+    made in the block go on with these statistics.
 
     Raises:
-        TypeError: `model` is not a module or `rule` not a `Rule`.
+        TypeError: `model` is not a module or `kind` not a `TestTimeStatistics`.
         ValueError: no batch-norm layer, or one whose class has a forward of its own; in the block, a layer in train
             mode, or one value per channel and no statistics but its own.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1, eps=0.0))
     >>> images = torch.tensor([[1.0], [5.0]])
-    >>> with apply_rule(model, TestBatch()):
+    >>> with apply_statistics(model, TestBatch()):
     ...     model(images).flatten().tolist()
     [-1.0, 1.0]
     """
-    if not isinstance(rule, Rule):
-        raise TypeError(f"inference.apply_rule: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
-    layers = batch_norm_layers(model, caller="inference.apply_rule")
+    if not isinstance(kind, TestTimeStatistics):
+        raise TypeError(f"{_CALLER}: kind is a {type(kind).__name__}; pass e.g. TestBatch()")
+    layers = batch_norm_layers(model, caller=_CALLER)
     _require_forwards(layers)
     # Compiled code would not see the forwards.
     with borrowed(model), torch.compiler.set_stance("force_eager"), contextlib.ExitStack() as stack:
@@ -218,35 +235,33 @@ def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
                 stack.callback(delattr, layer, "forward")
             else:
                 stack.callback(setattr, layer, "forward", given)
-            layer.forward = functools.partial(_normalize, rule, name, layer)  # type: ignore[method-assign]
+            layer.forward = functools.partial(_normalize, kind, name, layer)  # type: ignore[method-assign]
         yield model
 
 
 def _require_forwards(layers: Mapping[str, BatchNorm]) -> None:
     odd = []
     for name, layer in layers.items():
-        kind = type(layer)
-        is_ours = kind.__module__.startswith("bnlab.")  # which normalize as torch's do
-        if kind.forward not in TORCH_FORWARDS and not is_ours:
+        cls = type(layer)
+        is_ours = cls.__module__.startswith("bnlab.")  # which normalize as torch's do
+        if cls.forward not in TORCH_FORWARDS and not is_ours:
             odd.append(name)
     if odd:
-        raise ValueError(
-            f"inference.apply_rule: {join_names(odd)}: with a forward of their own, no rule holds for them"
-        )
+        raise ValueError(f"{_CALLER}: {join_names(odd)}: with a forward of their own, which takes no other statistics")
 
 
-def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor:
-    """Normalize the input by the rule: a layer's forward in the block."""
-    require_input(name, layer, input, "inference.apply_rule")
+def _normalize(kind: TestTimeStatistics, name: str, layer: BatchNorm, input: Tensor) -> Tensor:
+    """Normalize the input: a layer's forward in the block."""
+    require_input(name, layer, input, _CALLER)
     if input.numel() == 0:
-        raise ValueError(f"inference.apply_rule: a batch of no images reached layer {name!r}; leave empty batches out")
+        raise ValueError(f"{_CALLER}: a batch of no images reached layer {name!r}; leave empty batches out")
     if layer.training:
-        raise ValueError(f"inference.apply_rule: layer {name!r} is in train mode; leave the model in eval mode")
+        raise ValueError(f"{_CALLER}: layer {name!r} is in train mode; leave the model in eval mode")
 
     x = input
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    mean, var = _compute_statistics(rule, layer, x)
+    mean, var = _compute_statistics(kind, layer, x)
     weight = _cast(layer.weight, x)
     bias = _cast(layer.bias, x)
     if len(mean) == 1 and not torch.is_grad_enabled():
@@ -284,7 +299,7 @@ def _shape_like(x: Tensor, examples: int) -> tuple[int, ...]:
     return (examples, -1, *positions)
 
 
-def _compute_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+def _compute_statistics(kind: TestTimeStatistics, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the mean and variance to normalize with, float64 [1, C, 1] or [N, C, 1]."""
     device = x.device
     if device.type == "mps":
@@ -295,8 +310,17 @@ def _compute_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor
     mean = running_mean.to(device).double()
     var = running_var.to(device).double()
     across = (1, -1, 1)
-    return rule.statistics(values.to(device), mean.view(across), var.view(across))
+    return kind.statistics(values.to(device), mean.view(across), var.view(across))
 
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(like.dtype)
+
+
+def __getattr__(name: str) -> object:
+    """Find what had another name in earlier versions, with a warning."""
+    if name not in _FORMER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warn(f"bnlab.inference.{name} is called {_FORMER[name]} now")
+    renamed: object = globals()[_FORMER[name]]
+    return renamed

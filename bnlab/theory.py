@@ -275,7 +275,7 @@ def _transform(differences: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _fit(power: NDArray[np.float64], pooled: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Find the most likely drift and noise, [channels] each, of the transformed differences [channels, T-1]."""
+    """Estimate the most likely drift and noise, [channels] each, of the transformed differences [channels, T-1]."""
     steps = power.shape[1] + 1
     least = math.log2(0.01 / steps**2)
     most = math.log2(NO_NOISE)

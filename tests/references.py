@@ -145,25 +145,6 @@ def running_ema_pooled(batches: Sequence[Array], momentum: float, start: Pair | 
     return history
 
 
-def running_ema_std(
-    batches: Sequence[Array],
-    momentum: float,
-    eps: float,
-    start_mean: Array | float = 0.0,
-    start_var: Array | float = 1.0,
-) -> list[Pair]:
-    """Batch Renorm: the average of sqrt(var_b + eps), divisor n; squared, less eps."""
-    history = []
-    mean = float64(start_mean)
-    deviation = (float64(start_var) + eps).sqrt()
-    for batch in batches:
-        _, batch_mean, batch_var = moments(batch)
-        mean = (1 - momentum) * mean + momentum * batch_mean
-        deviation = (1 - momentum) * deviation + momentum * (batch_var + eps).sqrt()
-        history.append((mean, deviation**2 - eps))
-    return history
-
-
 def running_averages(
     batches: Sequence[Array],
     *,
@@ -195,40 +176,6 @@ def running_averages(
             spread = (part.mean - mean) ** 2 if pooled else 0
             var = var + weight * (part.var + spread) / total
         history.append((mean, var))
-    return history
-
-
-def running_gains(batches: Sequence[Array], gain: Callable[[int], float], start: Pair) -> list[Pair]:
-    """Means and unbiased variances with weight gain(t) for batch t = 1, 2, ..."""
-    history = []
-    mean, var = map(float64, start)
-    for t, batch in enumerate(batches, start=1):
-        weight = gain(t)
-        batch_mean, batch_var = unbiased(batch)
-        mean = (1 - weight) * mean + weight * batch_mean
-        var = (1 - weight) * var + weight * batch_var
-        history.append((mean, var))
-    return history
-
-
-def adaptive_gain(momentum: float, kappa: float, t: int) -> float:
-    """AdaB2N's recursion from 1."""
-    gain = 1.0
-    for _ in range(t - 1):
-        gain = gain / (gain + (1 - momentum) ** kappa)
-    return gain
-
-
-def running_delagged(batches: Sequence[Array], momentum: float) -> list[Pair]:
-    """Twice the debiased average less its debiased average; for the variance this in logarithms."""
-    once = running_ema_debiased(batches, momentum)
-    history = []
-    mean, var = torch.tensor(0.0), torch.tensor(0.0)  # the average of the averages, its start divided out below
-    for t, (batch_mean, batch_var) in enumerate(once, start=1):
-        gain = momentum / (1 - (1 - momentum) ** t)
-        mean = (1 - gain) * mean + gain * batch_mean
-        var = (1 - gain) * var + gain * batch_var
-        history.append((2 * batch_mean - mean, torch.exp(2 * torch.log(batch_var) - torch.log(var))))
     return history
 
 

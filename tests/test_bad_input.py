@@ -41,7 +41,7 @@ def _under_statistics(model: nn.Module, batches: Any) -> None:
 
 
 def _at_inference(model: nn.Module, batches: Any) -> None:
-    with inference.apply_rule(model, inference.TestBatch()):
+    with inference.apply_statistics(model, inference.TestBatch()):
         for batch in batches:
             model(batch)
 
@@ -53,7 +53,7 @@ MEASURING: dict[str, Callable[..., object]] = {
     "record_frozen": record_frozen,
     "decompose": _decompose,
 }
-BORROWING = MEASURING | {"using": _under_statistics, "inference.apply_rule": _at_inference}
+BORROWING = MEASURING | {"using": _under_statistics, "inference.apply_statistics": _at_inference}
 
 borrowing = pytest.mark.parametrize("call", BORROWING.values(), ids=BORROWING)
 measuring = pytest.mark.parametrize("call", MEASURING.values(), ids=MEASURING)
@@ -246,8 +246,8 @@ def test_arguments(call: Callable[[], object], error: type[Exception], message: 
     ],
     ids=["one channel", "empty", "complex", "integer", "one axis"],
 )
-@pytest.mark.parametrize("rule", [inference.TestBatch(), inference.PseudoSamples(n=0), inference.EvalNorm()])
-def test_inputs_at_inference(rule: inference.Rule, x: Tensor, message: str) -> None:
+@pytest.mark.parametrize("kind", [inference.TestBatch(), inference.PseudoSamples(n=0), inference.EvalNorm()])
+def test_inputs_at_inference(kind: inference.TestTimeStatistics, x: Tensor, message: str) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3)).train()
-    with unchanged(model), pytest.raises(ValueError, match=message), inference.apply_rule(model, rule):
+    with unchanged(model), pytest.raises(ValueError, match=message), inference.apply_statistics(model, kind):
         model(x)

@@ -8,6 +8,7 @@ import torch
 from benchmarks import scale
 from benchmarks.doctor_networks import Training, measure_cost, train_network
 from benchmarks.doctor_rates import Outcome, write_page, write_share
+from benchmarks.networks import build_resnet
 from benchmarks.timing import HEADING, Result
 from bnlab import population_statistics
 from bnlab.harness.artifacts.data import OwnData
@@ -67,10 +68,10 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
 
 @pytest.mark.parametrize("memory", [2_000_000, 3_000_000, 5_000_000])
 def test_the_model_of_exact_statistics_knows_how_many_forwards_are_begun(memory: int) -> None:
-    model = scale.build_resnet20()
+    model = build_resnet()
     expected = scale.compute_cost(scale.describe(model, 32), images=32, batch=4, memory=memory).begun
 
-    cost = population_statistics(model.eval(), list(torch.randn(32, 3, 32, 32).split(4)), memory=memory).cost
+    cost = population_statistics(model, list(torch.randn(32, 3, 32, 32).split(4)), memory=memory).cost
 
     assert cost is not None
     assert 1 < expected < 20

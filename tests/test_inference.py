@@ -1,4 +1,4 @@
-"""Inference-time statistics against plain loops, and that a model comes back as it was."""
+"""Test-time statistics against plain loops, and that a model comes back as it was."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, apply_rule
+from bnlab import inference
+from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, TestBatch, TestTimeStatistics, apply_statistics
 from bnlab.moments import Moments
 from tests import references
 from tests.helpers import images, plain, randomized, residual, unchanged
 
-RULES: list[Rule] = [
+KINDS: list[TestTimeStatistics] = [
     TestBatch(),
     PseudoSamples(),
     PseudoSamples(n=3.5),
@@ -26,24 +27,24 @@ RULES: list[Rule] = [
     ExampleWeighing(1.0),
     EvalNorm(4),
 ]
-each = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.label)
+each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.label)
 
 
-def twin(rule: Any, x: Tensor, mean: Tensor, var: Tensor) -> list[references.Pair]:
+def twin(kind: Any, x: Tensor, mean: Tensor, var: Tensor) -> list[references.Pair]:
     """The (mean, variance) for each example, from the papers' formulas on E[x] and E[x²]."""
     found = []
     for example in x:
-        if isinstance(rule, (TestBatch, PseudoSamples)):
+        if isinstance(kind, (TestBatch, PseudoSamples)):
             _, own_mean, own_var = references.moments(x)
-            source = 0.0 if isinstance(rule, TestBatch) else rule.n
+            source = 0.0 if isinstance(kind, TestBatch) else kind.n
             mixed_mean = (source * mean + len(x) * own_mean) / (source + len(x))
-            if isinstance(rule, PseudoSamples) and rule.between:
+            if isinstance(kind, PseudoSamples) and kind.between:
                 square = (source * (var + mean**2) + len(x) * (own_var + own_mean**2)) / (source + len(x))
                 mixed_var = square - mixed_mean**2
             else:
                 mixed_var = (source * var + len(x) * own_var) / (source + len(x))
         else:
-            weight = rule.weight if isinstance(rule, ExampleWeighing) else 1 / rule.batch_size
+            weight = kind.weight if isinstance(kind, ExampleWeighing) else 1 / kind.batch_size
             _, own_mean, own_var = references.moments(example[None])
             mixed_mean = (1 - weight) * mean + weight * own_mean
             mixed_var = (1 - weight) * (var + mean**2) + weight * (own_var + own_mean**2) - mixed_mean**2
@@ -59,8 +60,8 @@ def layer_for(x: Tensor) -> nn.BatchNorm1d | nn.BatchNorm2d:
 @each
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (6, 3, 4, 5), (1, 3, 4, 5)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if rule == ExampleWeighing(1.0) and len(shape) == 2:
+def test_every_kind_against_the_twin(kind: TestTimeStatistics, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if kind == ExampleWeighing(1.0) and len(shape) == 2:
         pytest.skip("one value has no variance; refused below")
     x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) + 1
     layer = layer_for(x).to(dtype)
@@ -69,7 +70,7 @@ def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: 
     weight = layer.weight.double()
     bias = layer.bias.double()
     expected = []
-    for example, (m, v) in zip(x.double(), twin(rule, x, mean, var), strict=True):
+    for example, (m, v) in zip(x.double(), twin(kind, x, mean, var), strict=True):
         channels = []
         for c, values in enumerate(example):
             normalized = (values - m[c]) / (v[c] + layer.eps).sqrt()
@@ -81,7 +82,7 @@ def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: 
         layouts.append(x.to(memory_format=torch.channels_last))
     for given in layouts:
         original = given.clone()
-        with apply_rule(layer, rule), torch.no_grad():
+        with apply_statistics(layer, kind), torch.no_grad():
             found = layer(given)
             torch.testing.assert_close(layer(input=given), found, rtol=0, atol=0)
         assert found.dtype == dtype
@@ -91,36 +92,47 @@ def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: 
 
 
 @each
-def test_a_mean_far_above_the_deviation(rule: Rule) -> None:
+def test_a_mean_far_above_the_deviation(kind: TestTimeStatistics) -> None:
     generator = torch.Generator().manual_seed(0)
     x = 1000 + 0.01 * torch.randn(8, 3, 6, 6, generator=generator)
     layer = nn.BatchNorm2d(3, eps=1e-9)
     layer.get_buffer("running_mean").fill_(1000)
     layer.get_buffer("running_var").fill_(1e-4)
     exact = copy.deepcopy(layer).double()
-    with apply_rule(layer, rule), apply_rule(exact, rule), torch.no_grad():
+    with apply_statistics(layer, kind), apply_statistics(exact, kind), torch.no_grad():
         torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=0, atol=0.01)  # float32 buffers: 0.006
 
 
 @each
 @pytest.mark.parametrize("network", [plain, residual])
-def test_the_model_comes_back(rule: Rule, network: Callable[[], nn.Module]) -> None:
+def test_the_model_comes_back(kind: TestTimeStatistics, network: Callable[[], nn.Module]) -> None:
     model = network().train()
     x = images(6)[0]
     with unchanged(model):
-        with apply_rule(model, rule) as lent, torch.no_grad():
+        with apply_statistics(model, kind) as lent, torch.no_grad():
             assert lent is model
             assert not model.training
             buffers = [buffer.clone() for buffer in model.buffers()]
             output = model(x)
-            without_rule = copy.deepcopy(model).eval()
+            without = copy.deepcopy(model).eval()
             assert output.isfinite().all()
-            assert not torch.equal(output, without_rule(x[:, :, :6]))
+            assert not torch.equal(output, without(x[:, :, :6]))
             assert all(map(torch.equal, buffers, model.buffers()))
-        with pytest.raises(RuntimeError, match="channels"), apply_rule(model, rule):
+        with pytest.raises(RuntimeError, match="channels"), apply_statistics(model, kind):
             model(torch.randn(2, 5, 8, 8))
-        with pytest.raises(ZeroDivisionError), apply_rule(model, rule):
+        with pytest.raises(ZeroDivisionError), apply_statistics(model, kind):
             raise ZeroDivisionError
+
+
+def test_statistics_within_others_give_way_to_them() -> None:
+    model = plain()
+    x = images(6)[0]
+    with apply_statistics(model, TestBatch()), torch.no_grad():
+        expected = model(x)
+        with apply_statistics(model, ExampleWeighing(0.3)):
+            assert not torch.equal(model(x), expected)
+
+        assert torch.equal(model(x), expected)
 
 
 def test_the_test_batch_is_train_mode() -> None:
@@ -131,7 +143,7 @@ def test_the_test_batch_is_train_mode() -> None:
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     expected = trained(inputs[0])
     expected.square().sum().backward()
-    with apply_rule(model, TestBatch()):
+    with apply_statistics(model, TestBatch()):
         found = model(inputs[1])
         found.square().sum().backward()
         with torch.no_grad():
@@ -142,12 +154,12 @@ def test_the_test_batch_is_train_mode() -> None:
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("rule", [ExampleWeighing(0.0), PseudoSamples(1e12), PseudoSamples(float("inf"), True)])
-def test_the_source_alone_is_plain_evaluation(rule: Rule) -> None:
+@pytest.mark.parametrize("kind", [ExampleWeighing(0.0), PseudoSamples(1e12), PseudoSamples(float("inf"), True)])
+def test_the_source_alone_is_plain_evaluation(kind: TestTimeStatistics) -> None:
     model = residual().eval()
     x = images(5)[0]
     expected = model(x)
-    with apply_rule(model, rule):
+    with apply_statistics(model, kind):
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -155,14 +167,14 @@ def test_equal_rules() -> None:
     model = residual().eval()
     x = images(5)[0]
     for one, other in ((EvalNorm(4), ExampleWeighing(0.25)), (PseudoSamples(0.0, True), TestBatch())):
-        with apply_rule(model, one):
+        with apply_statistics(model, one):
             found = model(x)
-        with apply_rule(model, other):
+        with apply_statistics(model, other):
             torch.testing.assert_close(model(x), found, rtol=0, atol=0)
     # One image: the batch and the example are the same, and 3 pseudo-samples are a weight of 1/4.
-    with apply_rule(model, PseudoSamples(3, between=True)):
+    with apply_statistics(model, PseudoSamples(3, between=True)):
         found = model(x[:1])
-    with apply_rule(model, EvalNorm(4)):
+    with apply_statistics(model, EvalNorm(4)):
         torch.testing.assert_close(model(x[:1]), found, rtol=1e-5, atol=1e-5)
         together = model(x)
         torch.testing.assert_close(model(x[:1]), together[:1], rtol=1e-5, atol=1e-5)  # whoever its neighbours are
@@ -189,23 +201,23 @@ def test_eval_norm_is_a_training_batch_on_average() -> None:
 
 
 def test_labels() -> None:
-    found = [rule.label for rule in (RULES[0], RULES[1], RULES[4], RULES[6])]
+    found = [kind.label for kind in (KINDS[0], KINDS[1], KINDS[4], KINDS[6])]
     names = ["test_batch", "pseudo_samples(n=16.0,between=False)", "example_weighing(weight=0.3)"]
     assert found == [*names, "eval_norm(batch_size=4)"]
 
 
 def test_what_is_refused() -> None:
     model = plain()
-    with pytest.raises(TypeError, match=r"rule is a float; pass e\.g\. TestBatch\(\)"), apply_rule(model, 0.1):  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"kind is a float; pass e\.g\. TestBatch\(\)"), apply_statistics(model, 0.1):  # type: ignore[arg-type]
         pass
     with (
-        pytest.raises(ValueError, match=r"inference\.apply_rule: no BatchNorm"),
-        apply_rule(nn.Linear(2, 2), TestBatch()),
+        pytest.raises(ValueError, match=r"inference\.apply_statistics: no BatchNorm"),
+        apply_statistics(nn.Linear(2, 2), TestBatch()),
     ):
         pass
     layer = nn.BatchNorm1d(3)
-    for n, rule in ((1, TestBatch()), (1, PseudoSamples(n=0)), (4, ExampleWeighing(weight=1)), (4, EvalNorm(1))):
-        with pytest.raises(ValueError, match="one value per channel has no variance"), apply_rule(layer, rule):
+    for n, kind in ((1, TestBatch()), (1, PseudoSamples(n=0)), (4, ExampleWeighing(weight=1)), (4, EvalNorm(1))):
+        with pytest.raises(ValueError, match="one value per channel has no variance"), apply_statistics(layer, kind):
             layer(torch.ones(n, 3))
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match=r"n=.* 0 or more"):
@@ -221,13 +233,13 @@ class OwnForward(nn.BatchNorm1d):
         return super().forward(input.clamp(-1, 1))
 
 
-def test_layers_that_no_rule_holds_for() -> None:
+def test_layers_that_take_no_other_statistics() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), OwnForward(3))
     x = torch.randn(8, 3)
     with unchanged(model):
-        with pytest.raises(ValueError, match="'1': with a forward of their own"), apply_rule(model, TestBatch()):
+        with pytest.raises(ValueError, match="'1': with a forward of their own"), apply_statistics(model, TestBatch()):
             pass
-        with pytest.raises(ValueError, match="'0' is in train mode"), apply_rule(model[:1], TestBatch()):
+        with pytest.raises(ValueError, match="'0' is in train mode"), apply_statistics(model[:1], TestBatch()):
             model[:1].train()(x)
 
 
@@ -236,7 +248,7 @@ def test_copies_that_are_made_inside_of_the_block_keep_the_rule(how: Callable[[n
     """A worker that the model is sent to, say."""
     model = residual()
     (x,) = images(5)
-    with unchanged(model), torch.no_grad(), apply_rule(model, PseudoSamples(n=2)):
+    with unchanged(model), torch.no_grad(), apply_statistics(model, PseudoSamples(n=2)):
         expected = model(x)
         other = how(model)
         torch.testing.assert_close(other(x), expected)
@@ -248,11 +260,11 @@ def test_copies_that_are_made_inside_of_the_block_keep_the_rule(how: Callable[[n
 
 
 @each
-def test_derivatives_forwards_and_in_transforms(rule: Rule) -> None:
+def test_derivatives_forwards_and_in_transforms(kind: TestTimeStatistics) -> None:
     model = residual().double()
     x = images(3)[0].double()
     towards = x.cos()
-    with unchanged(model), apply_rule(model, rule), torch.enable_grad():
+    with unchanged(model), apply_statistics(model, kind), torch.enable_grad():
         found = torch.func.jvp(model, (x,), (towards,))[1]
         with forward_ad.dual_level():
             dual = forward_ad.unpack_dual(model(forward_ad.make_dual(x, towards))).tangent
@@ -262,3 +274,12 @@ def test_derivatives_forwards_and_in_transforms(rule: Rule) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(dual, found)
     torch.testing.assert_close(mapped, alone)
+
+
+@pytest.mark.parametrize("name", ["Rule", "apply_rule", "list_rules"])
+def test_former_names_warn_and_work(name: str) -> None:
+    with pytest.warns(RuntimeWarning, match=f"bnlab.inference.{name} is called (\\w+) now") as caught:
+        found = getattr(inference, name)
+
+    now = str(caught[0].message).split()[-2]
+    assert found is getattr(inference, now)

@@ -81,31 +81,14 @@ class Kalman(Estimator):
         ratio = before.copy()
         first = 0
         for channels in layers:
-            own = slice(first, first + channels)
+            part = slice(first, first + channels)
             for statistic in range(2):
-                part = series[:, statistic, own]
-                finite = part[np.isfinite(part).all(axis=1)]
+                values = series[:, statistic, part]
+                finite = values[np.isfinite(values).all(axis=1)]
                 if len(finite) < _FEWEST:
                     continue
                 level = local_level(finite, pooled=self.per == "layer")
                 without_noise = np.full(channels, NO_NOISE)
-                ratio[statistic, own] = np.divide(level.drift, level.noise, out=without_noise, where=level.noise > 0)
+                ratio[statistic, part] = np.divide(level.drift, level.noise, out=without_noise, where=level.noise > 0)
             first += channels
         return ratio
-
-
-@dataclass(frozen=True)
-class Oracle(Kalman):
-    """`kalman` with λ fitted once to the whole trace, hindsight that no estimator has under way: a bound, not a method.
-
-    About the best constant gain for a steady drift; one that changes over the run `kalman` may follow better.
-
-    >>> after(Oracle(), 1, 2)
-    [[1.0, 2.0], [2.3333, 6.0]]
-    """
-
-    name: ClassVar[str] = "oracle"
-    look: ClassVar[Look] = Look(unsaid=("per=layer",))
-
-    def fits(self, length: int) -> Iterator[tuple[int, slice]]:
-        yield 0, slice(None)

@@ -1,4 +1,4 @@
-"""Averages over all batches or the last ones: gains that are fixed in advance, or by the batches' sizes."""
+"""Averages over all batches or the last ones, and those that ask how large a batch is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.arguments import require_count, require_number
-from bnlab.estimators.base import Estimator, Stream, check_momentum
+from bnlab.arguments import require_count
+from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
-from bnlab.estimators.exponential import PooledEMA
+from bnlab.estimators.exponential import EMA, PooledEMA
 from bnlab.names import Look
 
 
@@ -139,49 +139,6 @@ class Window(Estimator):
 
 
 @dataclass(frozen=True)
-class Polynomial(Estimator):
-    """Gain t^(−alpha): from 0, the last batch, to 1, `cumulative`; t goes on from a warm start's.
-
-    Its memory is some t^alpha batches: it suits weights that slow down, and lags where they do not. Mean and unbiased
-    variance. Source: Robbins & Monro 1951; Ruppert 1988, Polyak & Juditsky 1992 (alpha between 1/2 and 1).
-
-    >>> after(Polynomial(alpha=1.0), 1, 2)
-    [[1.0, 2.0], [2.0, 5.0]]
-    """
-
-    name: ClassVar[str] = "polynomial"
-    look: ClassVar[Look] = Look("polynomial average", "pink", "mixed")
-    alpha: float = 0.7
-
-    def __post_init__(self) -> None:
-        require_number(self.alpha, lambda a: 0 <= a <= 1, f"{self.name}: alpha={self.alpha!r}; it lies in [0, 1]")
-
-    def gains(self, stream: Stream) -> Tensor:
-        return (stream.updates + stream.steps) ** -self.alpha
-
-
-@dataclass(frozen=True)
-class FastThenSlow(Polynomial):
-    """Gain max(m, t^(−alpha)): fast as long as the weights move fast, then the EMA.
-
-    Mean and unbiased variance; bias as the EMA's without its start. Source: ours (the floor); Robbins & Monro 1951.
-
-    >>> after(FastThenSlow(momentum=0.75, alpha=1.0), 1, 2)
-    [[1.0, 2.0], [2.5, 6.5]]
-    """
-
-    name: ClassVar[str] = "fast_then_slow"
-    momentum: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_momentum(self.momentum)
-
-    def gains(self, stream: Stream) -> Tensor:
-        return super().gains(stream).clamp(min=self.momentum)
-
-
-@dataclass(frozen=True)
 class LastBatch(Estimator):
     """The last batch's mean and unbiased variance: gain 1, no lag, all of the noise.
 
@@ -196,3 +153,46 @@ class LastBatch(Estimator):
 
     def gains(self, stream: Stream) -> Tensor:
         return torch.ones(len(stream), dtype=torch.float64, device="cpu")
+
+
+@dataclass(frozen=True)
+class WeightedEMA(EMA):
+    """The EMA with gain m·n/N: n values per channel in the batch, N in the largest batch so far.
+
+    With batches of one size it is the EMA. An image of a small batch moves it as much as one of a full batch, where
+    torch's gain is m whatever the size. Mean and unbiased variance. Source: ours.
+
+    >>> after(WeightedEMA(momentum=0.5), 1, 2)
+    [[0.5, 1.5], [1.75, 4.75]]
+    """
+
+    name: ClassVar[str] = "ema_weighted"
+    look: ClassVar[Look] = Look("running average, weighted by batch size", "red", "dashed")
+
+    def gains(self, stream: Stream) -> Tensor:
+        return self.momentum * stream.counts / _count_largest(stream)
+
+
+@dataclass(frozen=True)
+class LastFullBatch(Estimator):
+    """The moments of the latest batch that is as large as the largest so far: mean and unbiased variance.
+
+    The last batch alone, but for a smaller one at the end of an epoch, which it leaves out. Source: ours.
+
+    >>> after(LastFullBatch(), 1, 2)
+    [[1.0, 2.0], [3.0, 8.0]]
+    """
+
+    name: ClassVar[str] = "last_full_batch"
+    look: ClassVar[Look] = Look("last full batch only", "orange", "mixed")
+
+    def gains(self, stream: Stream) -> Tensor:
+        is_full = stream.counts == _count_largest(stream)
+        return is_full.double()
+
+
+def _count_largest(stream: Stream) -> Tensor:
+    """Count the values per channel of the largest batch up to each one: float64 [T, C]."""
+    if not len(stream):
+        return stream.counts
+    return torch.cummax(stream.counts, dim=0).values

@@ -32,7 +32,6 @@ class Bank:
     averages: Tensor  # [3, momenta, C], of the batches' mean, unbiased variance and log(variance + eps)
     scores: Tensor  # [momenta, 2·layers], discounted squared errors of the forecasts of means, then of logarithms
     chosen: Tensor  # [2, layers], index of the momentum for mean and variance
-    unit: Tensor  # [C], the variance in whose units squared errors of the mean are
     eps: Tensor  # [C]
     layers: tuple[int, ...]  # how many of the channels belong to each layer, in order
 
@@ -50,7 +49,6 @@ class Bank:
             averages=averages.contiguous(),
             scores=start.new_zeros(len(MOMENTA), 2 * len(layers)),
             chosen=torch.zeros(2, len(layers), dtype=torch.int64, device=start.device),
-            unit=torch.ones_like(start[0]),
             eps=eps,
             layers=layers,
         )
@@ -80,12 +78,15 @@ class Bank:
         return _choose(self.averages, self.chosen, self.layers)
 
     def forecast(self, batches: Tensor) -> Block:
-        """Score the bank's forecasts of the next batches: [n, 2, C] with n ≤ room, all finite."""
+        """Score the bank's forecasts of the next batches: [n, 2, C] with n ≤ room, all finite.
+
+        Squared errors of the mean are in units of the variance that the bank estimates now, in all of the block: a
+        block that is not the stream's last is as long as it may be.
+        """
         series = _add_logarithm(batches.transpose(0, 1), self.eps)
         end = self.count + len(batches)
         gains = _list_gains(self.count, end + 1, self.warm).to(series.device)
-        unit = self._find_unit()
-        weights = _weigh_channels(unit, self.layers)
+        weights = _weigh_channels(self._estimate_variance(), self.layers)
 
         # Forecasts are scored by mean and logarithm, not by variance.
         averages = self.averages[::2]
@@ -95,21 +96,14 @@ class Bank:
         return Block(
             bank=self,
             series=series,
-            unit=unit,
             gains=gains,
             scores=scores,
             choices=choices,
         )
 
-    def _find_unit(self) -> Tensor:
-        """Find the unit for the next batches: another one where a block begins, and not within it."""
-        is_power_of_two = self.count.bit_count() <= 1  # or 0
-        is_multiple = self.count % BLOCK == 0
-        if not (is_power_of_two or is_multiple):
-            return self.unit
-
-        for_variance = self.chosen[1:]
-        rows = by_channel(for_variance, self.layers)
+    def _estimate_variance(self) -> Tensor:
+        """Return exp of the chosen average of log(variance + eps), [C]; 1 before the first batch."""
+        rows = by_channel(self.chosen[1:], self.layers)
         logarithm = self.averages[2].gather(0, rows)[0]
         return logarithm.exp()
 
@@ -120,7 +114,6 @@ class Block:
 
     bank: Bank  # before them
     series: Tensor  # [3, n, C], their mean, unbiased variance and log(variance + eps)
-    unit: Tensor  # [C], the variance in whose units squared errors of the mean are
     gains: Tensor  # [n + 1, momenta], of the batch before them and of each of them
     scores: Tensor  # [n, momenta, 2·layers], after each of them
     choices: Tensor  # [n, 2, layers], index of the momentum
@@ -148,7 +141,6 @@ class Block:
             averages=self._average(len(self)),
             scores=self.scores[-1],
             chosen=self.choices[-1],
-            unit=self.unit,
         )
 
     def _average(self, taken: int, momenta: Tensor | slice = slice(None)) -> Tensor:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,13 +58,6 @@ class Stream:
         return torch.stack((mean, var), dim=1)
 
     @cached_property
-    def deviations(self) -> Tensor:
-        """[T, 2, C], each batch's mean and √(variance + eps), with the variance of ddof 0."""
-        mean, var = self.biased.unbind(1)
-        deviation = (var + self.eps).sqrt()
-        return torch.stack((mean, deviation), dim=1)
-
-    @cached_property
     def shift(self) -> Tensor:
         """[C], the first batch's mean: squares are taken about it, so that nothing cancels where mean ≫ deviation."""
         mean = self.batches[0, 0] if len(self) else self.start[0]
@@ -97,10 +89,6 @@ class Estimator(Named, ABC):
     methods have defaults, with which mean and unbiased variance are averaged. One with a field `momentum` is measured
     with each momentum of a sweep. `look` is how figures show it.
 
-    Attributes:
-        twice: the averages are averaged once more, with the same gains; `read` is given [..., 2, 2, C], the averages
-            and the averages of these.
-
     >>> from bnlab.estimators import fold
     >>> @dataclass(frozen=True)
     ... class InverseRoot(Estimator):
@@ -114,8 +102,6 @@ class Estimator(Named, ABC):
     >>> fold([InverseRoot()], stream, [0, 1, 2])[0, :, 0, 0].round(decimals=3).tolist()  # the mean at each step
     [0.0, 1.0, 2.414]
     """
-
-    twice: ClassVar[bool] = False
 
     @abstractmethod
     def gains(self, stream: Stream) -> Tensor:

@@ -17,17 +17,15 @@ _FORGOTTEN = 1e-40  # share of an old state that counts as none, so that earlier
 
 @dataclass
 class _Group:
-    """Estimators that are folded together: of the same values, with gains [T] each; or one whose channels differ.
+    """Estimators that are folded together: of the same values, with gains of one shape.
 
     Attributes:
         values: [T, 2, C], what they average.
-        twice: whether they average twice.
         places: where its members stand among all estimators.
         gains: the gains of each member.
     """
 
     values: Tensor
-    twice: bool
     places: list[int] = field(default_factory=list)
     gains: list[Tensor] = field(default_factory=list)
 
@@ -75,7 +73,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
 
 def _group_estimators(estimators: Sequence[Estimator], places: Sequence[int], stream: Stream) -> list[_Group]:
     """Group the estimators at some places by what one matrix product can fold."""
-    groups: dict[tuple[int, ...], _Group] = {}
+    groups: dict[tuple[int, int], _Group] = {}
     for place in places:
         estimator = estimators[place]
         values = estimator.values(stream)
@@ -84,10 +82,8 @@ def _group_estimators(estimators: Sequence[Estimator], places: Sequence[int], st
         gains = _collapse_shared(gains)
 
         # A group keeps its values, so that no later tensor gets their id.
-        key: tuple[int, ...] = (place,)
-        if gains.dim() == 1:
-            key = (id(values), estimator.twice)
-        group = groups.setdefault(key, _Group(values, estimator.twice))
+        key = (id(values), gains.dim())
+        group = groups.setdefault(key, _Group(values))
         group.places.append(place)
         group.gains.append(gains)
     return list(groups.values())
@@ -95,30 +91,24 @@ def _group_estimators(estimators: Sequence[Estimator], places: Sequence[int], st
 
 def _require_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
     """Raise ValueError unless the gains are as `Estimator.gains` says."""
-    fault = _find_fault(gains, *stream.counts.shape)
-    if fault:
-        raise ValueError(f"{estimator.label}: {fault}")
-
-
-def _find_fault(gains: Tensor, steps: int, channels: int) -> str:
-    """Describe the fault of the gains; empty if there is none."""
+    label = estimator.label
+    steps, channels = stream.counts.shape
+    allowed = [(steps,), (steps, channels), (steps, 2, channels)]
     wanted = f"return a float64 tensor [{steps}], [{steps}, {channels}] or [{steps}, 2, {channels}]"
     if not isinstance(gains, Tensor):
         kind = type(gains).__name__
-        return f"gains returned a {kind}; {wanted}"
+        raise ValueError(f"{label}: gains returned a {kind}; {wanted}")
 
-    allowed = [(steps,), (steps, channels), (steps, 2, channels)]
     shape = tuple(gains.shape)
     if gains.dtype != torch.float64 or shape not in allowed:
-        return f"gains returned {gains.dtype} {shape}; {wanted}"
+        raise ValueError(f"{label}: gains returned {gains.dtype} {shape}; {wanted}")
     if steps == 0:
-        return ""
+        return
 
     least = gains.amin()
     most = gains.amax()
-    if least >= 0 and most <= 1:  # not if one is NaN
-        return ""
-    return f"gains from {least:g} to {most:g}; they lie in [0, 1]"
+    if not (least >= 0 and most <= 1):  # also if one is NaN
+        raise ValueError(f"{label}: gains from {least:g} to {most:g}; they lie in [0, 1]")
 
 
 def _collapse_shared(gains: Tensor) -> Tensor:
@@ -132,68 +122,44 @@ def _collapse_shared(gains: Tensor) -> Tensor:
     return gains
 
 
-def _fold_group(group: _Group, first_states: Tensor, positions: Sequence[int]) -> Tensor:
+def _fold_group(group: _Group, states: Tensor, positions: Sequence[int]) -> Tensor:
     """Fold the members of a group from their states [members, 2, C] before the first batch.
 
     Returns:
-        [members, positions, 2, C]; of a group that averages twice [members, positions, 2, 2, C].
+        [members, positions, 2, C].
     """
-    averages = 2 if group.twice else 1
-    states = [first_states] * averages
-    members, *shape = first_states.shape
-    result = first_states.new_empty(members, len(positions), averages, *shape)
+    rows: dict[int, list[int]] = {0: []}
+    for row, position in enumerate(positions):
+        rows.setdefault(position, []).append(row)
 
+    members, *shape = states.shape
+    result = states.new_empty(members, len(positions), *shape)
     is_shared = group.gains[0].dim() == 1
     is_finite = group.values.isfinite().flatten(1).all(1)
-    places = _find_places(positions)
-    result[:, places[0]] = _stack_averages(states)
-    for before, after in pairwise(sorted(places)):
+    for before, after in pairwise(sorted(rows)):
         # In a matrix product 0·NaN is NaN. Step by step, a gain of 1 forgets a NaN.
-        if is_shared and is_finite[before:after].all() and _are_finite(states):
+        if is_shared and is_finite[before:after].all() and states.isfinite().all():
             states = _fold_at_once(states, group, before, after)
         else:
             states = _fold_stepwise(states, group, before, after)
-        result[:, places[after]] = _stack_averages(states)
-
-    if group.twice:
-        return result
-    return result[:, :, 0]
+        result[:, rows[after]] = states[:, None]
+    return result
 
 
-def _stack_averages(states: list[Tensor]) -> Tensor:
-    """Stack the states of the first average and the second: [members, 1, averages, 2, C], for any number of places."""
-    return torch.stack(states, dim=1).unsqueeze(1)
-
-
-def _find_places(positions: Sequence[int]) -> dict[int, list[int]]:
-    """Find the places at which each position stands in the result; 0 is listed even if it has none."""
-    places: dict[int, list[int]] = {0: []}
-    for place, position in enumerate(positions):
-        places.setdefault(position, []).append(place)
-    return places
-
-
-def _are_finite(states: list[Tensor]) -> bool:
-    return all(bool(state.isfinite().all()) for state in states)
-
-
-def _fold_at_once(states: list[Tensor], group: _Group, before: int, after: int) -> list[Tensor]:
+def _fold_at_once(states: Tensor, group: _Group, before: int, after: int) -> Tensor:
     """Fold the batches from position `before` to `after`: the share of the states that is kept, plus weights @ values.
 
     It goes backwards in time, block by block, as far as a member remembers: a large momentum needs few blocks.
 
     Args:
-        states: [members, 2, C] at `before`; of a group that averages twice those of the first and the second average.
+        states: [members, 2, C] at `before`.
         group: estimators with gains [T].
         before: the number of batches that `states` have seen.
         after: the number that they shall have seen.
     """
     flat = group.values.flatten(1)
-    sums = [torch.zeros_like(state).flatten(1) for state in states]
-
-    # Both for each member, over the batches from position `end` to `after`, which are done.
+    total = torch.zeros_like(states).flatten(1)
     rest = flat.new_ones(len(group.gains), 1)  # product of 1 − gain: the share of a state at `end` that remains
-    ahead = torch.zeros_like(rest)  # sum of the gains
     end = after
     while end > before:
         remembers = (rest > _FORGOTTEN).squeeze(1)
@@ -201,32 +167,19 @@ def _fold_at_once(states: list[Tensor], group: _Group, before: int, after: int) 
         if len(rows) == 0:
             break
         start = max(end - BLOCK, before)
-        block = flat[start:end]
         gains = torch.stack([group.gains[row][start:end] for row in rows.tolist()])
 
         # A value is weighted by its gain times the share that remains of a state after it.
         kept = _multiply_from_end(1 - gains) * rest[rows]  # [:, j]: of a state before batch start+j
         kept_after = torch.cat((kept[:, 1:], rest[rows]), dim=1)
         weights = gains * kept_after
-        sums[0][rows] = sums[0][rows].addmm_(weights, block)
-
-        # The second average takes it up with the first, at its batch or any later one. Each way has the same factors
-        # 1 − gain, so the weights are those of the first times the sum of the gains from that batch on.
-        later = _sum_from_end(gains) + ahead[rows]
-        if group.twice:
-            sums[1][rows] = sums[1][rows].addmm_(weights * later, block)
+        total[rows] = total[rows].addmm_(weights, flat[start:end])
 
         rest[rows] = kept[:, :1]
-        ahead[rows] = later[:, :1]
         end = start
 
-    first = states[0].flatten(1)
-    sums[0].addcmul_(first, rest)
-    if group.twice:
-        second = states[1].flatten(1)
-        sums[1].addcmul_(second, rest)
-        sums[1].addcmul_(first, rest * ahead)
-    return [total.view_as(state) for total, state in zip(sums, states, strict=True)]
+    total.addcmul_(states.flatten(1), rest)
+    return total.view_as(states)
 
 
 def _multiply_from_end(factors: Tensor) -> Tensor:
@@ -234,37 +187,16 @@ def _multiply_from_end(factors: Tensor) -> Tensor:
     return factors.flip(1).cumprod(1).flip(1)
 
 
-def _sum_from_end(terms: Tensor) -> Tensor:
-    """Sum each column of [rows, columns] and all that follow it."""
-    return terms.flip(1).cumsum(1).flip(1)
-
-
-def _fold_stepwise(states: list[Tensor], group: _Group, before: int, after: int) -> list[Tensor]:
+def _fold_stepwise(states: Tensor, group: _Group, before: int, after: int) -> Tensor:
     """Fold the batches from position `before` to `after` one by one; arguments as of `_fold_at_once`, any gains."""
     for t in range(before, after):
-        gain = torch.stack([gains[t] for gains in group.gains])
-        states = _take_step(states, gain, group.values[t])
+        gain = torch.stack([gains[t] for gains in group.gains])  # [members], [members, C] or [members, 2, C]
+        if gain.dim() == 1:
+            gain = gain[:, None, None]
+        elif gain.dim() == 2:
+            gain = gain[:, None]
+
+        value = group.values[t]
+        moved = torch.lerp(states, value.expand_as(states), gain)
+        states = torch.where(gain == 1, value, moved)
     return states
-
-
-def _take_step(states: list[Tensor], gain: Tensor, value: Tensor) -> list[Tensor]:
-    """Take one step of the recursion.
-
-    Args:
-        states: [members, 2, C], of the first average and, if there is one, the second.
-        gain: [members], or [1, C] or [1, 2, C] of one member whose channels differ.
-        value: [2, C], of the batch.
-    """
-    if gain.dim() == 1:
-        gain = gain[:, None, None]
-    elif gain.dim() == 2:
-        gain = gain[:, None]
-
-    new_states = []
-    target = value
-    for state in states:
-        moved = torch.lerp(state, target.expand_as(state), gain)
-        new_state = torch.where(gain == 1, target, moved)
-        new_states.append(new_state)
-        target = new_state  # the second average is of the first
-    return new_states

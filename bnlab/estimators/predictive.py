@@ -119,11 +119,11 @@ def _split(stream: Stream) -> Iterator[_Part]:
 
     first = 0
     for place, channels in enumerate(layers):
-        own = slice(first, first + channels)
-        is_finite = stream.batches[:, :, own].isfinite().flatten(1).all(1)
+        taken = slice(first, first + channels)
+        is_finite = stream.batches[:, :, taken].isfinite().flatten(1).all(1)
         rows = is_finite.nonzero().squeeze(1)
-        part = _select(stream, own, rows)
-        yield _Part(part, slice(place, place + 1), own, rows)
+        part = _select(stream, taken, rows)
+        yield _Part(part, slice(place, place + 1), taken, rows)
         first += channels
 
 

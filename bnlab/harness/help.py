@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.measurements import list_names
 from bnlab.harness.statistic_kinds import Measured, OfAveraging
-from bnlab.inference import Rule
+from bnlab.inference import TestTimeStatistics
 from bnlab.names import Named, list_named
 
 _HEAD = """\
@@ -35,7 +35,7 @@ _KINDS: dict[type[Named], str] = {
     Estimator: "averages of the recorded batches",
     Measured: 'statistics of frozen weights, also "precise(images=1000)"',
     OfAveraging: "with averaging=swa or ema",
-    Rule: "of the test batch",
+    TestTimeStatistics: "of the test batch",
 }  # of what `estimator` may be
 _OWN = "your own: package.module.Class"
 

@@ -20,7 +20,7 @@ from bnlab.harness.job_words import write_command
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import load
-from bnlab.inference import Rule
+from bnlab.inference import TestTimeStatistics
 
 _MOMENTUM = 0.1  # of averages that are named without one, PyTorch's
 
@@ -140,7 +140,7 @@ def _build(run: Run, step: int | None, statistics: str) -> nn.Module:
     if not run.has_trace:
         raise UserError(f"{run.id}: norm={run.config.norm.name} has no statistics to choose; leave statistics out")
     subject, *others = parse_subjects([statistics], [_MOMENTUM], "train")
-    if others or isinstance(subject.statistic, Rule):
+    if others or isinstance(subject.statistic, TestTimeStatistics):
         raise UserError(f"statistics={statistics}: is computed from the images that are predicted; choose another")
     values = flat_statistics(run, [subject], [wanted])[0, 0]
     chosen = run.trace.layout.unflatten(values)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.estimators import EMA, Cumulative, Estimator, WeightedCumulative
-from bnlab.inference import Rule
+from bnlab.inference import TestTimeStatistics
 from bnlab.layers import Extract
 from bnlab.names import Look, Named, find_look, list_named
 from bnlab.statistics import Statistics
@@ -124,7 +124,7 @@ class NoStatistics(Named):
     look: ClassVar[Look] = Look("without batch norm", "black")
 
 
-KINDS: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, Rule)
+KINDS: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, TestTimeStatistics)
 """The base classes of all that `estimator=` can choose."""
 
 

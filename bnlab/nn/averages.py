@@ -71,7 +71,7 @@ class Averages:
         if self._waiting < self.bank.room:
             return False
 
-        rows = self._find_rows()
+        rows = self._select_rows()
         is_full = len(rows) == self.bank.room
         if is_full:
             self._recent = set(_list_fingerprints(rows))
@@ -80,7 +80,7 @@ class Averages:
         self._keep(rows)
         return is_full
 
-    def _find_rows(self) -> Tensor:
+    def _select_rows(self) -> Tensor:
         """Select the rows that wait, without those that are not finite, and each of several equal ones once.
 
         Activation checkpointing runs a forward twice, which gives a row twice; see `SelfTuned` for what else may.
@@ -101,7 +101,7 @@ class Averages:
 
     def advance(self) -> Bank:
         """Compute the bank after all batches so far; this one stays where it is."""
-        rows = self._find_rows()
+        rows = self._select_rows()
         return self._forecast(rows) if len(rows) else self.bank
 
     def settle(self) -> Tensor | None:
@@ -112,7 +112,7 @@ class Averages:
 
     def export(self) -> dict[str, Any]:
         """Return all that it holds, as tensors and numbers."""
-        return {**vars(self.bank), "waiting": self._find_rows(), "shown": self.shown}
+        return {**vars(self.bank), "waiting": self._select_rows(), "shown": self.shown}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from what `export` gave, of a layer with as many channels."""

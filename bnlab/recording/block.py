@@ -93,7 +93,7 @@ def record(
         yield trace
 
     _read_ends(model, recorders)
-    for message in _find_faults(trace, counter, recorders):
+    for message in _describe_faults(trace, counter, recorders):
         warn(f"record: {message}", UserWarning)
 
 
@@ -105,7 +105,7 @@ def _read_ends(model: nn.Module, recorders: Mapping[str, Recorder]) -> None:
             recorder.entries.end = read_buffers(recorder.layer)
 
 
-def _find_faults(trace: MomentTrace, counter: StepCounter, recorders: Mapping[str, Recorder]) -> Iterator[str]:
+def _describe_faults(trace: MomentTrace, counter: StepCounter, recorders: Mapping[str, Recorder]) -> Iterator[str]:
     """Describe what the user has to know of the recording that has ended."""
     lengths = [len(layer) for layer in trace.layers.values()]
     if not counter.has_counted and max(lengths) > 1:

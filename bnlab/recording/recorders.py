@@ -58,7 +58,11 @@ class Recorder(ABC):
         own: the layer's own forward.
         missed: number of calls that have left no entry, and that torch may have counted in `num_batches_tracked`.
         is_left: whether the layer was left to its own forward, because its input cannot be read.
+        averages_by_itself: whether the layer averages in another way than its momentum says.
+        may_not_count: whether the layer may leave its calls uncounted.
     """
+
+    averages_by_itself = False
 
     def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
         self.layer = layer
@@ -66,6 +70,7 @@ class Recorder(ABC):
         self.counter = counter
         self.missed = 0
         self.is_left = False
+        self.may_not_count = layer.num_batches_tracked is None
         self._given: Callable[..., Any] | None = vars(layer).get("forward")
         self.own = self._given or types.MethodType(type(layer).forward, layer)
 
@@ -95,30 +100,20 @@ class Recorder(ABC):
         """Give what the layer's own forward gives, and make an entry of the call."""
 
     def next_place(self) -> Place:
-        """Find the place for the next entry."""
+        """Return the place for the next entry."""
         return self.entries.next_place(get_running_buffers(self.layer)[0])
 
     def add(self, x: Tensor, momentum: float) -> None:
         """Make an entry of the values in the next place, which are the moments of `x`."""
         self.entries.add(self.counter.enter_step(), x.numel() // x.shape[1], momentum)
 
-    def find_weight(self) -> float:
-        """Find the weight of the latest batch in the layer's own average."""
+    def compute_weight(self) -> float:
+        """Compute the weight of the latest batch in the layer's own average."""
         momentum = self.layer.momentum
         if momentum is not None:
             return momentum
         batches = self.layer.num_batches_tracked
         return 0.0 if batches is None else 1.0 / float(batches)
-
-    @property
-    def averages_by_itself(self) -> bool:
-        """Return whether the layer averages in another way than its momentum says."""
-        return False
-
-    @property
-    def may_not_count(self) -> bool:
-        """Return whether the layer may leave its calls uncounted."""
-        return self.layer.num_batches_tracked is None
 
     def agrees_with_entries(self) -> bool:
         """Return whether the layer's buffers, as they were read at the end, are what the entries average to."""
@@ -185,7 +180,7 @@ class TorchRecorder(Recorder):
 
     def _average(self, input: Tensor, place: Place) -> None:
         """Average the moments in a place into the layer's buffers, and make an entry of them."""
-        weight = self.find_weight()
+        weight = self.compute_weight()
         for buffer, value in zip(get_running_buffers(self.layer), place, strict=True):
             buffer.data.lerp_(value, weight)  # .data: a backward pass still to come may have saved the buffer
         self.add(input, weight)
@@ -194,9 +189,7 @@ class TorchRecorder(Recorder):
 class SelfTunedRecorder(TorchRecorder):
     """Recorder of a self-tuned layer, which has the batch's moments in a place of its own, and averages by itself."""
 
-    @property
-    def averages_by_itself(self) -> bool:
-        return True
+    averages_by_itself = True
 
     def run(self, input: Tensor) -> Tensor:
         if count_loans():  # in a measurement it does what torch's own does
@@ -223,10 +216,7 @@ class OwnForwardRecorder(Recorder):
     ) -> None:
         super().__init__(layer, entries, counter)
         self._extract = extract
-
-    @property
-    def may_not_count(self) -> bool:
-        return True
+        self.may_not_count = True
 
     def list_readings(self) -> list[Tensor]:
         """List the moments that were recorded, and the same with biased variances, which a layer may average too."""
@@ -266,7 +256,7 @@ class OwnForwardRecorder(Recorder):
         var, mean = torch.var_mean(x.detach().to(place[0].dtype), dims)
         place[0].copy_(mean)
         place[1].copy_(var)
-        self.add(x, self.find_weight())
+        self.add(x, self.compute_weight())
 
 
 def make_recorder(

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import population_statistics, record, record_frozen, replay, running_statistics, using
 from bnlab.estimators import EMA, Predictive
-from bnlab.inference import PseudoSamples, apply_rule
+from bnlab.inference import PseudoSamples, apply_statistics
 from bnlab.nn import SelfTuned, momenta
 from tests.exact.zoo import Net, OwnForward
 from tests.helpers import assert_equal_statistics, images, plain, train, with_momentum, without_dropout
@@ -190,7 +190,7 @@ MEASUREMENTS: dict[str, Callable[[nn.Module], Tensor]] = {
     "population_statistics": lambda model: population_statistics(model, draw(2), layers=["4"])["4"].mean,
     "record_frozen": lambda model: record_frozen(model, draw(2)).layers["4"].moments,
     "using": lambda model: look_within(using(model, running_statistics(plain())), model),
-    "apply_rule": lambda model: look_within(apply_rule(model, PseudoSamples(9)), model),
+    "apply_statistics": lambda model: look_within(apply_statistics(model, PseudoSamples(9)), model),
 }
 
 

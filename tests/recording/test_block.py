@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import MomentTrace, population_statistics, record, record_frozen, replay, running_statistics, using
 from bnlab.estimators import EMA, Cumulative, LastBatch
-from bnlab.inference import TestBatch, apply_rule
+from bnlab.inference import TestBatch, apply_statistics
 from tests.exact.zoo import Net, OwnForward, conv, make_cases
 from tests.helpers import (
     assert_equal_statistics,
@@ -197,7 +197,7 @@ MEASUREMENTS: dict[str, Callable[[nn.Module], Any]] = {
     "population": lambda model: population_statistics(model, images(4, 4)),
     "frozen": lambda model: record_frozen(model, images(4, 4)),
     "using": lambda model: call_within(using(model, OTHERS), model),
-    "apply_rule": lambda model: call_within(apply_rule(model, TestBatch()), model),
+    "apply_statistics": lambda model: call_within(apply_statistics(model, TestBatch()), model),
 }
 
 

@@ -97,6 +97,9 @@ def test_a_run_in_parts(recorded: MomentTrace, tmp_path: Path) -> None:
     joined = MomentTrace.join(parts)
     joined.save(tmp_path / "joined.safetensors")
 
+    values = joined.layers["1"].end
+    expected = parts[-1].layers["1"].end
+    assert values is not None and expected is not None and torch.equal(values, expected)
     assert same_traces(joined, recorded)
     assert same_traces(MomentTrace.load(tmp_path / "joined.safetensors"), recorded)
 

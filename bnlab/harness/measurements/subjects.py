@@ -15,7 +15,7 @@ from bnlab.harness.artifacts.job_settings import Config, as_list
 from bnlab.harness.errors import UserError, suggest, where_raised
 from bnlab.harness.own import digest_of_own, import_object
 from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics
-from bnlab.inference import Rule
+from bnlab.inference import TestTimeStatistics
 from bnlab.names import EstimatorName, Named, make_named, read_parameters
 
 _TRIAL = 8  # batches that running estimators are tried on
@@ -33,7 +33,7 @@ class Subject:
     @property
     def estimator(self) -> str:
         """Canonical name."""
-        if isinstance(self.statistic, Rule):
+        if isinstance(self.statistic, TestTimeStatistics):
             return str(self.statistic.full_name.add(self.statistic.images_key, self.at_once))
         return self.statistic.label
 
@@ -78,7 +78,7 @@ def parse_subjects(names: list[str], momenta: list[float], *populations: str) ->
 
 def _parse(name: EstimatorName, momenta: Sequence[float], populations: Sequence[str]) -> Iterator[Subject]:
     cls = _find_class(name.base)
-    if issubclass(cls, Rule):
+    if issubclass(cls, TestTimeStatistics):
         key = cls.images_key
         given = name.parameters.get(key, str(_TEST_BATCH))
         if not given.isdecimal() or int(given) == 0:

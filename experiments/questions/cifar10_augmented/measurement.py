@@ -15,7 +15,7 @@ from bnlab.harness.measurements.estimates import flat_statistics, frozen_statist
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real
 from bnlab.harness.statistic_kinds import Exact
-from bnlab.inference import Rule
+from bnlab.inference import TestTimeStatistics
 
 _AUGMENTED = Subject(Exact(), "train_augmented")
 
@@ -45,7 +45,7 @@ class AugmentedGaps(Measurement):
         """Choose `evaluate_at` for all but rules at inference time, of a network whose training augments."""
         if not run.batches.augments:
             return {}
-        return {subject: run.wanted for subject in subjects if not isinstance(subject.statistic, Rule)}
+        return {subject: run.wanted for subject in subjects if not isinstance(subject.statistic, TestTimeStatistics)}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure the gap to exact statistics of the augmented images: a row for each step, subject and layer."""

@@ -161,7 +161,7 @@ def test_predictions_under_a_shift(trained: Run, copied: Config) -> None:
         ("swa(weight=1)", "swa has no parameter 'weight'; it has images"),
         ("swa(images=some)", r"write swa, or swa\(images=1000\)"),
         ("stale(images=10)", "stale has no parameter 'images'; it has none"),
-        ("none", "must be one of adaptive_gain, "),
+        ("none", "must be one of averaged, "),
         ("tset_batch", "did you mean test_batch"),
     ],
 )

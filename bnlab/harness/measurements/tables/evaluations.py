@@ -31,7 +31,7 @@ from bnlab.harness.measurements.estimates import (
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact, Measured, NoStatistics
-from bnlab.inference import Rule, apply_rule
+from bnlab.inference import TestTimeStatistics, apply_statistics
 from bnlab.statistics import Statistics, using
 
 _ECE_BINS = 15
@@ -91,7 +91,7 @@ class Evaluations(Measurement):
         if not run.has_trace:
             return {_NO_STATISTICS: run.predicted}
         splits = as_list(run.config.population)
-        if any(isinstance(each.statistic, Rule) for each in subjects):
+        if any(isinstance(each.statistic, TestTimeStatistics) for each in subjects):
             splits = ["train", *splits]  # rules start from exact statistics of the training split
 
         exact = [Subject(Exact(), split) for split in splits]
@@ -130,8 +130,8 @@ def predict(model: nn.Module, split: Split, statistics: Statistics | None = None
     with ExitStack() as stack:
         if statistics is not None:
             stack.enter_context(using(model, statistics))
-        if isinstance(subject.statistic, Rule):
-            stack.enter_context(apply_rule(model, subject.statistic))
+        if isinstance(subject.statistic, TestTimeStatistics):
+            stack.enter_context(apply_statistics(model, subject.statistic))
         for part in in_batches(len(split.labels), subject.at_once or IMAGES_AT_ONCE):
             images = split.images[part]
             parts.append(model(images))
