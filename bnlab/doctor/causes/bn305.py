@@ -78,4 +78,4 @@ def _is_better(patient: Patient, undo: Undo) -> bool:
             parts.append(score_batch(patient.examination.run(batch), find_labels(batch)))
     values = torch.cat([part for part in parts if part is not None])
     error = float(values.std()) / math.sqrt(len(values))
-    return float(values.mean()) - _SURE * error > max(scores.mean(kind) for kind in scores.values)
+    return float(values.mean()) - _SURE * error > scores.best
