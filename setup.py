@@ -8,6 +8,6 @@ setup(
     package_data={
         "bnlab": ["py.typed", "doctor/page.html", "harness/reporting/templates/*"],
         "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt"],
-        "experiments": ["answers/*.md", "*.md"],
+        "experiments": ["answers/*.md", "papers/*.md", "papers/*.yaml", "*.md"],
     },
 )

@@ -1,0 +1,26 @@
+"""Frames that pages on papers draw and no experiment has: how much curves fall, and how far a momentum is off."""
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.reporting.frames import BEHIND, gap_over_layers, over_best, rows, select
+
+
+def find_falls(tables: Tables) -> pd.DataFrame:
+    """Sum how much test accuracy falls between neighbouring checkpoints of a network, with exact and running averages.
+
+    A curve that never falls has 0. Two checkpoints that are far apart hide what happens between them.
+    """
+    curves = rows(tables, "evaluations", split="test", estimator=("ema", "exact"), momentum=(0.1, None))
+    curves = curves.sort_values("step")
+    by_network = curves.groupby(["run", "estimator"])["accuracy"]
+    falls = -by_network.diff().clip(upper=0)
+    totals = falls.groupby([curves["run"], curves["estimator"]]).transform("sum")
+    last = curves.assign(falls=totals).drop_duplicates(["run", "estimator"], keep="last")
+    return last.assign(panel="")
+
+
+def find_times_over_best(tables: Tables) -> pd.DataFrame:
+    """Divide each momentum's gap of the mean at the end, behind the first layer, by that of a network's best one."""
+    gaps = gap_over_layers(rows(tables, "gaps", 1.0, estimator="ema"), "mean_gap")
+    return over_best(select(gaps, layers=BEHIND), "mean_gap")
