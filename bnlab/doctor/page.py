@@ -12,8 +12,8 @@ from typing import Any
 from bnlab.doctor.findings import Finding
 from bnlab.doctor.picture import draw_layers
 from bnlab.doctor.scores import Scores
-from bnlab.doctor.verdict import ELSEWHERE, KINDS, tell, tell_score, tell_training
-from bnlab.doctor.words import count_things, tell_number
+from bnlab.doctor.verdict import ELSEWHERE
+from bnlab.doctor.words import KINDS, count_things, tell, tell_number, tell_score, tell_training
 
 _TONES = {"healthy": "good", "undecided": "open", "mode": "fair", "note": "open", "warning": "fair"}
 """Verdict or severity → its colour; that of all others is "bad"."""

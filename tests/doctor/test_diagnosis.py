@@ -228,15 +228,6 @@ def test_max_images_stops_early(batches: list[Batch]) -> None:
     assert json.loads(diagnosis.to_json())["images"] == 96  # the batch that completes 65 is the third
 
 
-def test_former_names_of_arguments_warn() -> None:
-    with pytest.warns(RuntimeWarning, match="rules= is called causes= now"):
-        diagnosis = diagnose(make_healthy(), rules=[Wide()])
-
-    assert "OWN1" in diagnosis.findings["code"].tolist()
-    with pytest.raises(TypeError, match="diagnose: there is no argument batch="):
-        diagnose(make_healthy(), batch=3)
-
-
 def test_labels_of_positions_are_enough_for_a_verdict() -> None:
     """A pixel is of class 1 where it is above 0; the averages say that all are. Ignored positions are no label."""
     model = nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Conv2d(1, 2, 1, bias=False)).eval()
@@ -281,7 +272,7 @@ def test_layers_of_some_channels_are_measured_and_not_viewed() -> None:
         ({"worth": 0}, ValueError, "worth=0; pass a positive difference"),
         ({"expected": "90%"}, TypeError, "expected='90%'; pass a mean score"),
         ({"max_images": 0}, ValueError, "max_images=0; pass at least 1"),
-        ({"rules": [Wide]}, TypeError, "causes has a ABCMeta"),
+        ({"causes": [Wide]}, TypeError, "causes has a ABCMeta"),
         ({"before": 3}, TypeError, "before is a int; pass a module"),
         ({"before": "missing.pt"}, ValueError, "no such file"),
         ({"before": {"weight": torch.ones(1)}}, ValueError, "before= has no running statistics"),

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.doctor import Undo
-from bnlab.doctor.experiment import Experiment, Trial, bound
+from bnlab.doctor.experiment import MOST_IMAGES, Experiment, Trial, bound, split_halves, take_sample
 from bnlab.doctor.scores import measure_likelihood
-from bnlab.doctor.trials import MOST_IMAGES, split_halves, take_sample
 from tests.doctor.causes import Planted
 
 
