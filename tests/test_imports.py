@@ -51,7 +51,7 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "task probe walk samples measurement standard_errors population",
     "doctor": "thresholds scores words undoing observing history examination probe case lag patient cause causes "
-    "catalogue scoring experiment findings verdict picture page diagnosis examine diagnose undo recalibrate gallery",
+    "catalogue scoring experiment findings verdict page diagnosis examine diagnose undo recalibrate gallery",
     "lab": "command catalogue watching compose counting launch sweep report runs",
     "doctor.gallery": "patterns network specimen faults table",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",

@@ -74,7 +74,7 @@ class Case:
             "sizes": self.training_sizes,
         }
         known = {need for need, value in given.items() if value is not None}
-        if known & {"training", "trace"}:
+        if "training" in known:
             known.add("sizes")
         if known & {"data", "before"}:
             known.add("changes")

@@ -27,7 +27,7 @@ NEEDS = {
     "before": "before=, an earlier checkpoint",
     "changes": "batches, or before=, an earlier checkpoint",
     "trace": "trace=, a recording of the training",
-    "sizes": "training_batches= or trace=",
+    "sizes": "training_batches=",
     "ranks": "ranks=, a process group",
     "inputs": "inputs=, what the layers normalize",
 }

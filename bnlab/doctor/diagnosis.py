@@ -292,7 +292,7 @@ class Diagnosis:
         return json.dumps(_without_nan(report), indent=2, ensure_ascii=False)
 
     def to_html(self, path: str | Path) -> None:
-        """Write one self-contained page with a picture of the layers: names and numbers, no images.
+        """Write one self-contained page: names and numbers, no images.
 
         Raises:
             OSError: the file cannot be written.

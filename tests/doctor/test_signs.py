@@ -327,41 +327,6 @@ def test_several_updates_a_step_are_of_the_same_batch_or_not(
     assert evidence.startswith(told)
 
 
-def train_sizes(sizes: list[int]) -> tuple[nn.Module, Any]:
-    model = make_net()
-    with record(model) as trace:
-        train(model, [make_batches(1, size, seed)[0] for seed, size in enumerate(sizes)])
-    return model.eval(), trace
-
-
-OF_A_QUARTER = "the last batch of an epoch has 25% of the values of a full one"
-
-
-@pytest.mark.parametrize(
-    ("sizes", "told"),
-    [
-        ([32] * 9 + ([8] + [32] * 11) * 3 + [8], f"{OF_A_QUARTER}; it makes up 10% of the averages"),
-        ([32] * 9 + ([8] + [32] * 11) * 3 + [8] + [32] * 3, f"{OF_A_QUARTER}; it makes up 7.3% of the averages"),
-        ([32] * 9 + ([8] + [32] * 11) * 4, OF_A_QUARTER),  # forgotten
-        ([32] * 30, None),
-        (([32] * 7 + [20]) * 3, None),  # more than half
-        ([32, 8] * 10, None),  # two kinds of batches in turn
-        ([8] + [32] * 29, None),  # a forward that finds shapes
-        ([32, 30, 28, 26] * 7 + [8], None),  # batches of many sizes
-    ],
-)
-def test_a_trace_shows_a_small_last_batch(sizes: list[int], told: str | None) -> None:
-    model, trace = train_sizes(sizes)
-
-    diagnosis = diagnose(model, trace=trace)
-
-    if told is None:
-        assert "BN110" not in list_codes(diagnosis)
-    else:
-        severity = "warning" if "makes up" in told else "note"
-        assert tell(diagnosis, "BN110") == (severity, BOTH, told)
-
-
 def make_loader(images: int, **settings: Any) -> DataLoader[Any]:
     """Make a loader of so many images in batches of 32."""
     ((inputs, labels),) = make_batches(1, images)
