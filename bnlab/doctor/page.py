@@ -132,8 +132,8 @@ def _write_layers(table: Any) -> Iterator[str]:
     yield _make_table([*columns], [*zip(*columns.values(), strict=True)], "layers-table")
     if "noise ratio" in columns:
         yield '<p class="small soft">Noise ratio: the gap of the mean over the noise that an average of this momentum '
-        yield "always has, median over channels. Up to 2 it is nothing but that noise. Bars are on a logarithmic scale, "
-        yield "from 0.001 to 10; a variance whose log ratio is 0.7 is off by a factor of 2.</p>"
+        yield "always has, median over channels. Up to 2 it is nothing but that noise. Bars are on a logarithmic "
+        yield "scale, from 0.001 to 10; a variance whose log ratio is 0.7 is off by a factor of 2.</p>"
 
 
 def _draw_bar(gap: float, style: str) -> str:

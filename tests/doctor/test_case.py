@@ -37,17 +37,6 @@ def make_case(layer: nn.BatchNorm1d, batches: Sequence[Tensor], **arguments: obj
 # Noise
 
 
-@pytest.mark.parametrize(("count", "size", "median"), [(40, 8, 0.674), (4, 32, 0.765)])
-def test_noise_ratio_of_averages_of_independent_batches(count: int, size: int, median: float) -> None:
-    """|T| is that of a normal distribution, or of Student's with 3 degrees of freedom where 4 batches tell the noise.
-
-    The median of 300 channels has a standard error of 1 / (2 · .636 · sqrt(300)) = .045.
-    """
-    case = make_case(make_layer(100, size), make_rows(count, size, seed=1))
-
-    assert case.noise_ratio("") == pytest.approx(median, abs=3 * 0.045)
-
-
 @pytest.mark.parametrize("has_training", [False, True])
 def test_noise_of_a_mean_by_definition(has_training: bool) -> None:
     """The variance of batch means, times what is left of it in a running mean and in the mean of all batches.
@@ -169,16 +158,6 @@ def test_what_is_predicted_explains_its_share_of_the_gap() -> None:
     assert case.explain(exact, names) == pytest.approx(0)
     assert case.explain({"0": torch.stack((mean, var))}, ["0"]) == pytest.approx(0.5)
     assert case.explain({"0": away}, ["0"]) < 0
-
-
-def test_a_layer_that_is_not_predicted_counts_as_not_explained() -> None:
-    """Of two layers with gaps g and h, h is left: 1 − h / sqrt(g² + h²)."""
-    case = make_gap()
-    first, second = (case.measure_distance(name, case.data.exact) for name in ("0", "1"))
-
-    explained = case.explain({"0": case.buffers["0"]}, ["0", "1"])
-
-    assert explained == pytest.approx(1 - second / math.hypot(first, second))
 
 
 def test_noise_of_the_averages_is_no_gap() -> None:

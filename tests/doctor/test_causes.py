@@ -98,6 +98,36 @@ def test_a_cause_whose_undo_does_not_help_is_tried_and_not_named() -> None:
     assert "OWN0" not in [finding.cause.code for finding in diagnosis.faults]
 
 
+class Remembers(Planted):
+    """Proposes to leave all as it is, and remembers which images it has seen, and on which it is judged."""
+
+    def __init__(self) -> None:
+        self.halves: list[tuple[set[bytes], set[bytes]]] = []
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        proposed = {image.numpy().tobytes() for images, _ in patient.data for image in images}
+        judged: set[bytes] = set()
+
+        def remember(module: nn.Module, args: tuple[Tensor]) -> None:
+            judged.update(image.numpy().tobytes() for image in args[0])
+
+        def apply(model: nn.Module, stack: Any) -> None:
+            self.halves.append((proposed, judged))
+            stack.callback(model.register_forward_pre_hook(remember).remove)
+
+        yield Undo("nothing", ("1",), 0, apply)
+
+
+def test_each_image_judges_once_what_was_proposed_without_it() -> None:
+    cause = Remembers()
+
+    diagnose(digits.make_healthy(), digits.make_batches(images=200), causes=[cause], progress=False)
+
+    (first, judged_first), (second, judged_second) = cause.halves
+    assert (first, second) == (judged_second, judged_first)
+    assert not first & second
+
+
 class Foretells(Planted):
     """Predicts that averages are 0 and 1, and shares the undo of exact statistics."""
 
