@@ -42,7 +42,7 @@ REPORTS = [
     # The thread blames the start of the averages. After 200 updates it weighs nothing, and averages that are taken
     # again are as bad: batches of fifty examples were learnt by heart, with the statistics of each.
     Report("chemprop/chemprop#607", classifiers.overfit_a_regression, ("batches",), ("BN203", "BN202")),
-    Report("owkin/FLamby#260", segmenters.average_parameters_of_clients, ("averages",), ("BN106", "BN107")),
+    Report("owkin/FLamby#260", segmenters.average_parameters_of_clients, ("averages",), ("BN106",)),
     Report("LeeDoYup/FixMatch-pytorch#10", classifiers.average_weights_without_buffers, ("averages",), ("BN002",)),
     # Adapted in eval mode, the weights have become those of a network without normalization: nothing brings these back.
     Report("facebookresearch/higher#55", classifiers.learn_to_learn, ("averages", "network"), ("BN002",)),
@@ -52,7 +52,7 @@ REPORTS = [
         ("averages", "batches"),
         ("BN204", "BN202", "BN104"),
     ),
-    Report("pytorch/vision#2079", classifiers.predict_once_in_train_mode, ("averages",), ("BN104", "BN105")),
+    Report("pytorch/vision#2079", classifiers.predict_once_in_train_mode, ("averages",), ("BN104",)),
     Report(
         "qubvel-org/segmentation_models.pytorch#128", segmenters.segment_one_by_one_without_eval, ("mode",), ("BN402",)
     ),

@@ -12,8 +12,8 @@ from bnlab.doctor.gallery import FAULTS, UNSHOWN, Fault
 
 _RECALIBRATION = {
     "repairs": "New statistics repair it.",
-    "falls short": "New statistics do not repair it.",
-    "hides": "New statistics would hide it.",
+    "falls short": "New statistics repair a part of it at best.",
+    "hides": "New statistics bring the score back, and hide it.",
     "not needed": "New statistics are not needed.",
 }
 """What recalibration does to a fault, in a sentence."""

@@ -18,7 +18,7 @@ import pytest
 import bnlab
 from bnlab.doctor import list_causes
 from bnlab.doctor.catalogue import ALIASES
-from bnlab.doctor.gallery import FAULTS, UNSHOWN, make_healthy, weights
+from bnlab.doctor.gallery import FAULTS, UNSHOWN, faults, make_healthy
 from bnlab.harness import load_images, load_model
 from bnlab.harness.artifacts.job_settings import Config
 from docs import pages
@@ -125,12 +125,11 @@ def test_each_code_has_a_page_that_says_what_the_cause_says() -> None:
 def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [block.partition("\n")[2] for block in (ROOT / "CONTRIBUTING.md").read_text().split("```")[1::2]]
     (cause,) = [block for block in blocks if "causes/bn399.py" in block]
-    (specimen,) = [block for block in blocks if "gallery/weights.py" in block]
+    (specimen,) = [block for block in blocks if "gallery/faults.py" in block]
     module = ModuleType("bn399")
     monkeypatch.setitem(sys.modules, "bn399", module)
     exec(cause, module.__dict__)
-    monkeypatch.setattr(weights, "fault", lambda code, recalibration: lambda spoil: spoil)  # not into the gallery
-    names = dict(vars(weights))
+    names = dict(vars(faults))
     exec(specimen, names)
 
     broken = names["eps_of_another_framework"](make_healthy())

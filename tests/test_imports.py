@@ -50,11 +50,10 @@ FOLDERS = {
     "nn": "averages self_tuned readers",
     "recording": "trace steps recorders block frozen",
     "exact": "task probe walk samples measurement standard_errors population",
-    "doctor": "words thresholds scores scatter undoing observing images matching history examination probe "
-    "case lag patient cause families causes catalogue scoring experiment trials findings verdict conclusion picture "
-    "page diagnosis examine diagnose undo recalibration recalibrate gallery",
+    "doctor": "thresholds scores words undoing observing history examination probe case lag patient cause causes "
+    "catalogue scoring experiment findings verdict page diagnosis examine diagnose undo recalibrate gallery",
     "lab": "command catalogue watching compose counting launch sweep report runs",
-    "doctor.gallery": "patterns network specimen averages forwards populations weights",
+    "doctor.gallery": "patterns network specimen faults table",
     "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
     "harness.reporting": "wording means layers selection frames style plots verdicts experiment drawing outcome "

@@ -9,7 +9,7 @@ import bnlab
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.findings import Finding
 from bnlab.doctor.gallery import FAULTS, Fault, Healthy, make_healthy
-from bnlab.doctor.verdict import tell_score
+from bnlab.doctor.words import tell_score
 
 CHOSEN = (
     "never updated",

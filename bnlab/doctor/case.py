@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from bnlab.doctor.examination import Evidence
 from bnlab.doctor.history import History
-from bnlab.doctor.images import Outlier
 from bnlab.doctor.observing import LayerView, View
-from bnlab.doctor.probe import Probe
-from bnlab.doctor.scores import Scores
 from bnlab.layers import BatchNorm
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.trace import MomentTrace
@@ -23,35 +21,6 @@ from bnlab.statistics import Statistics, read_buffers
 _FITS = 0.03  # σ: averages that are no farther off fit
 _NOISY = 2.0  # times its standard deviation, which noise often is
 _LARGEST = 10.0  # σ: averages that are farther off are no worse
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured on the data.
-
-    Attributes:
-        exact: exact statistics of the images, each layer under its population's.
-        view: what the layers saw batch by batch.
-        scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
-        images: number of images.
-        dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
-        plain: exact statistics without `inputs=`, where that was given.
-        probe: how predictions of a few images in eval mode differ from run to run, and alone from in a batch.
-        unread: layer → those of mean, variance, weight and bias that its forward in eval mode does not read.
-        warnings: what measuring the exact statistics warned of.
-        misfit: why labels could not be compared with the outputs; None where they could, or there are none.
-    """
-
-    exact: Statistics
-    view: View
-    scores: Scores | None
-    images: int
-    dropped: Mapping[str, Tensor] = field(default_factory=dict)
-    plain: Statistics | None = None
-    probe: Probe = field(default_factory=Probe)
-    unread: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    misfit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +36,8 @@ class Case:
         evidence: measured on the data.
         training: exact statistics of the training batches.
         training_view: what the layers saw of the training batches, batch by batch.
-        outlier: the training image of the largest standard deviation; None where batches are no images.
+        outlier: the training image of the largest standard deviation: its number, from 0, and how many times the median
+            image's that is; None where batches are no images.
         history: changes since an earlier checkpoint.
         trace: a recording of the training.
         ranks: running statistics of all processes.
@@ -84,7 +54,7 @@ class Case:
     evidence: Evidence | None = None
     training: Statistics | None = None
     training_view: View | None = None
-    outlier: Outlier | None = None
+    outlier: tuple[int, float] | None = None
     history: History | None = None
     trace: MomentTrace | None = None
     ranks: Sequence[Mapping[str, Tensor]] | None = None
@@ -104,8 +74,10 @@ class Case:
             "sizes": self.training_sizes,
         }
         known = {need for need, value in given.items() if value is not None}
-        if known & {"training", "trace"}:
+        if "training" in known:
             known.add("sizes")
+        if known & {"data", "before"}:
+            known.add("changes")
         return frozenset(known)
 
     def select(self, shows: Callable[[str], bool]) -> list[str]:
@@ -176,33 +148,33 @@ class Case:
             name: of the layer.
             reference: statistics in the place of the exact ones of the data.
         """
-        exact = self._exact if reference is None else reference
+        exact = self.data.exact if reference is None else reference
         mean, _ = self.buffers[name]
         return (mean - exact[name].mean) / (exact[name].var + exact.eps[name]).sqrt()
 
     def log_ratios(self, name: str, reference: Statistics | None = None) -> Tensor:
         """Logarithm of the running variance over the exact one, eps added to both: ln ρ [C]; see `mean_gaps`."""
-        exact = self._exact if reference is None else reference
+        exact = self.data.exact if reference is None else reference
         _, var = self.buffers[name]
         eps = exact.eps[name]
         return ((var + eps) / (exact[name].var + eps)).log()
 
-    def find_gap(self, name: str, reference: Statistics | None = None) -> tuple[float, float]:
+    def measure_gap(self, name: str, reference: Statistics | None = None) -> tuple[float, float]:
         """Root mean square over channels of z and of ln ρ; see `mean_gaps`."""
         gaps = self.mean_gaps(name, reference)
         ratios = self.log_ratios(name, reference)
         return float(gaps.square().mean().sqrt()), float(ratios.square().mean().sqrt())
 
-    def find_distance(self, name: str, reference: Statistics) -> float:
-        """Find how far averages are off, in σ: means and variances together, each as noisy as the other."""
-        mean_gap, var_gap = self.find_gap(name, reference)
+    def measure_distance(self, name: str, reference: Statistics) -> float:
+        """Measure how far averages are off, in σ: means and variances together, each as noisy as the other."""
+        mean_gap, var_gap = self.measure_gap(name, reference)
         return math.hypot(mean_gap, var_gap / math.sqrt(2))
 
     def is_off_surely(self, name: str) -> bool:
         """Return whether averages differ from exact ones by more than .03, and than the noise of either explains."""
-        gap = self.find_distance(name, self._exact)
-        chance = max(self.find_expected_gap(name), self.find_sampling_error(name), key=_or_zero)
-        return not gap <= max(_FITS, 3 * _or_zero(chance))
+        gap = self.measure_distance(name, self.data.exact)
+        chance = max(self.estimate_expected_gap(name), self.estimate_sampling_error(name))
+        return not gap <= max(_FITS, 3 * chance)
 
     def explain(self, predicted: Mapping[str, Tensor], layers: Sequence[str], *, with_noise: bool = False) -> float:
         """Return which share of the layers' gap is explained by averages [2, C] that are predicted: 1 all, 0 nothing.
@@ -231,7 +203,7 @@ class Case:
         view = self.find_view(name)
         if view is None or self.layers[name].momentum == 0 or view.batch_means.count < 3:
             return 0.0
-        scale = self._exact[name].var + self._exact.eps[name]
+        scale = self.data.exact[name].var + self.data.exact.eps[name]
         of_mean = view.batch_means.var / scale
         of_var = view.batch_squares.var / (2 * scale.square())
         both = (of_mean + of_var).nan_to_num().sum()
@@ -239,12 +211,12 @@ class Case:
 
     def read_exact(self, layers: Iterable[str]) -> dict[str, Tensor]:
         """Read the exact mean and variance [2, C] of layers."""
-        return {name: torch.stack((self._exact[name].mean, self._exact[name].var)) for name in layers}
+        return {name: torch.stack((self.data.exact[name].mean, self.data.exact[name].var)) for name in layers}
 
     def _measure_squares(self, name: str, predicted: Tensor) -> float:
         """Sum the squares of a layer's distance from averages [2, C], in σ and log variance; each at most 10."""
-        eps = self._exact.eps[name]
-        sigma = (self._exact[name].var + eps).sqrt()
+        eps = self.data.exact.eps[name]
+        sigma = (self.data.exact[name].var + eps).sqrt()
         mean, var = self.buffers[name]
         of_mean = (mean - predicted[0]) / sigma
         of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)
@@ -254,19 +226,16 @@ class Case:
     @cached_property
     def is_costly(self) -> bool:
         """Whether the images score better under exact statistics, with an interval above 0."""
-        scores = None if self.evidence is None else self.evidence.scores
-        return scores is not None and scores.compare("exact", "running").low > 0
+        return self._scores_better("exact", "running")
 
     @cached_property
-    def is_own_better(self) -> bool:
-        """Whether the images score better under each batch's own statistics than under exact and running ones.
+    def is_batch_better(self) -> bool:
+        """Whether they score better under each batch's own statistics than under exact and running ones, likewise."""
+        return self._scores_better("batch", "exact") and self._scores_better("batch", "running")
 
-        With intervals above 0.
-        """
+    def _scores_better(self, kind: str, other: str) -> bool:
         scores = None if self.evidence is None else self.evidence.scores
-        if scores is None or "batch" not in scores.values:
-            return False
-        return all(scores.compare("batch", kind).low > 0 for kind in ("exact", "running"))
+        return scores is not None and kind in scores.values and scores.compare(kind, other).low > 0
 
     def noise_ratio(self, name: str) -> float:
         """Median over channels of |T|: the mean's gap over the noise of an average of independent batches.
@@ -276,7 +245,7 @@ class Case:
         batches tell both where they were given; other batches should be as large as those of training. NaN with fewer
         than three batches, and with momentum 0.
         """
-        noise = self.find_noise(name)
+        noise = self.estimate_noise(name)
         reference = self.reference
         if noise is None or name not in reference:
             return math.nan
@@ -287,8 +256,8 @@ class Case:
         ratios = gap / noise.clamp(min=least)
         return float(ratios.median())
 
-    def find_noise(self, name: str) -> Tensor | None:
-        """Find the noise of a running mean around the exact one [C].
+    def estimate_noise(self, name: str) -> Tensor | None:
+        """Estimate the noise of a running mean around the exact one [C].
 
         None with fewer than three batches, and with momentum 0: that averages no batches, so nobody knows how many.
         """
@@ -308,23 +277,23 @@ class Case:
         weight = self.start_weight(name)
         return self.is_initial(name) if weight is None else weight > 0.01
 
-    def find_expected_gap(self, name: str) -> float:
-        """Find how large noise alone makes the mean's gap, in σ, root mean square over channels; NaN if not known."""
-        noise = self.find_noise(name)
+    def estimate_expected_gap(self, name: str) -> float:
+        """Estimate how large noise alone makes the mean's gap, in σ, root mean square over channels; 0 if not known."""
+        noise = self.estimate_noise(name)
         if noise is None or name not in self.reference:
-            return math.nan
+            return 0.0
         return _average_in_sigma(noise.square(), name, self.reference)
 
-    def find_sampling_error(self, name: str) -> float:
-        """Find the standard error of the exact mean, in σ, root mean square over channels; images are the units.
+    def estimate_sampling_error(self, name: str) -> float:
+        """Estimate the standard error of the exact mean, in σ, root mean square over channels; images are the units.
 
-        NaN where the layer's rows are no images.
+        0 where the layer's rows are no images.
         """
         layer_view = self.data.view.layers.get(name)
         if layer_view is None or layer_view.image_means.count < 2:
-            return math.nan
+            return 0.0
         images = layer_view.image_means
-        return _average_in_sigma(images.var / images.count, name, self._exact)
+        return _average_in_sigma(images.var / images.count, name, self.data.exact)
 
     def find_view(self, name: str) -> LayerView | None:
         """Find the training batches' view of a layer where there is one, else that of the data."""
@@ -342,11 +311,7 @@ class Case:
     @property
     def reference(self) -> Statistics:
         """Exact statistics of the training batches where there are some, else those of the data."""
-        return self._exact if self.training is None else self.training
-
-    @property
-    def _exact(self) -> Statistics:
-        return self.data.exact
+        return self.data.exact if self.training is None else self.training
 
     @property
     def data(self) -> Evidence:
@@ -361,10 +326,6 @@ def _average_in_sigma(squares: Tensor, name: str, statistics: Statistics) -> flo
     scale = statistics[name].var + statistics.eps[name]
     mean_square = (squares / scale).mean()
     return float(mean_square.sqrt())
-
-
-def _or_zero(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
 
 
 def read_moments(statistics: Statistics | None) -> dict[str, Tensor]:

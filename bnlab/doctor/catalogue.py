@@ -9,7 +9,19 @@ import pkgutil
 from bnlab.doctor import causes
 from bnlab.doctor.cause import HIDDEN, NEEDS, Cause
 
-ALIASES = {"BN213": "BN209"}
+ALIASES = {
+    "BN003": "BN002",
+    "BN004": "BN001",
+    "BN105": "BN104",
+    "BN107": "BN106",
+    "BN109": "BN102",
+    "BN206": "BN205",
+    "BN208": "BN106",
+    "BN212": "BN211",
+    "BN213": "BN209",
+    "BN214": "BN002",
+    "BN216": "BN211",
+}
 """Codes of earlier versions, and those that they are part of."""
 
 
@@ -17,7 +29,7 @@ def list_causes() -> list[Cause]:
     """List the causes that come with bnlab, one of each, ordered by code.
 
     >>> [cause.code for cause in list_causes()][:3]
-    ['BN001', 'BN002', 'BN003']
+    ['BN001', 'BN002', 'BN101']
     """
     found: list[Cause] = []
     for module_info in pkgutil.iter_modules(causes.__path__):
@@ -35,7 +47,7 @@ def explain(code: str) -> str:
         ValueError: there is no such code.
 
     >>> explain("BN102").splitlines()[0]
-    'BN102: momentum looks reversed'
+    'BN102: momentum reversed, or 0'
     """
     by_code = {cause.code: cause for cause in list_causes()}
     given = code.upper()
@@ -63,9 +75,12 @@ def describe_needs(cause: Cause) -> str:
 
 
 def describe_severity(cause: Cause) -> str:
-    """Say how severe what a cause finds is, and whether recalibration would hide it."""
+    """Say how severe what a cause finds is, and whether recalibration refuses to cover it up."""
     article = "an" if cause.severity == "error" else "a"
     known = f"where that is not known, it is {article} {cause.severity}"
     told = f"Its severity follows what undoing it brings back; {known}."
     hides = cause.kind in HIDDEN and type(cause).propose is not Cause.propose
-    return f"{told} Recalibration would hide it, and bnlab.recalibrate refuses." if hides else told
+    refuses = (
+        "bnlab.recalibrate refuses where undoing it brings back as much as new statistics do, which would cover it up."
+    )
+    return f"{told} {refuses}" if hides else told

@@ -25,8 +25,9 @@ NEEDS = {
     "data": "batches",
     "training": "training_batches=",
     "before": "before=, an earlier checkpoint",
+    "changes": "batches, or before=, an earlier checkpoint",
     "trace": "trace=, a recording of the training",
-    "sizes": "training_batches= or trace=",
+    "sizes": "training_batches=",
     "ranks": "ranks=, a process group",
     "inputs": "inputs=, what the layers normalize",
 }
@@ -102,8 +103,9 @@ class Cause(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def look(self, case: Case) -> Signs | None:
-        """Look for signs in a case that has what the cause needs."""
-        return None
+        """Look for signs in a case that has what the cause needs; of its own accord, without data, at its traces."""
+        layers = self.list_layers(case) if case.evidence is None else ()
+        return Signs.of(layers, self.describe(case, layers)) if layers else None
 
     def propose(self, patient: Patient) -> Iterable[Undo]:
         """Propose how it would be undone, from a part of the images; nothing where its signs are not there.

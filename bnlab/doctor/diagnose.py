@@ -13,19 +13,18 @@ from bnlab.batches import Forward, require_batches, require_forward
 from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.conclusion import conclude
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.examination import CALLER, Examination
 from bnlab.doctor.examine import add_training, examine, find_training_sizes
+from bnlab.doctor.experiment import try_undos
 from bnlab.doctor.findings import choose_known
 from bnlab.doctor.history import compare_with, read_state
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
-from bnlab.doctor.trials import try_undos
+from bnlab.doctor.verdict import conclude
 from bnlab.exact.task import Ranks
 from bnlab.layers import BatchNorm, Extract, batch_norm_layers, find_constant, find_others, join_names, require_module
 from bnlab.recording.trace import MomentTrace
-from bnlab.warn import warn
 
 
 def diagnose(
@@ -44,7 +43,6 @@ def diagnose(
     inputs: Mapping[Any, Extract] | None = None,
     max_images: int | None = None,
     progress: bool | None = None,
-    **former: Any,
 ) -> Diagnosis:
     """Find out what is wrong with a model's batch-norm statistics, what it costs, and what to do.
 
@@ -84,7 +82,6 @@ def diagnose(
     >>> print(diagnose(model).findings["code"].tolist())  # its averages are still 0 and 1
     ['BN002']
     """
-    ranks, causes = _read_former(former, ranks, causes)
     _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, causes)
     layers, without = _find_layers(model)
     buffers = read_all_buffers(layers)
@@ -157,20 +154,6 @@ def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
     if without and len(without) == count:
         return {}, without
     return batch_norm_layers(model, caller=CALLER), without
-
-
-def _read_former(former: Mapping[str, Any], ranks: Any, causes: Sequence[Cause]) -> tuple[Any, Sequence[Cause]]:
-    """Read arguments by the names that they had, with a warning; TypeError for any other name."""
-    for name, value in former.items():
-        if name == "group":
-            warn(f"{CALLER}: group= is called ranks= now")
-            ranks = value
-        elif name == "rules":
-            warn(f"{CALLER}: rules= is called causes= now, and takes bnlab.doctor.Cause")
-            causes = value
-        else:
-            raise TypeError(f"{CALLER}: there is no argument {name}=")
-    return ranks, causes
 
 
 def _require_arguments(

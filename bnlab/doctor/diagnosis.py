@@ -14,8 +14,8 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.experiment import Experiment
 from bnlab.doctor.findings import Finding, Skipped
 from bnlab.doctor.undoing import EXACT
-from bnlab.doctor.verdict import KINDS, Verdict, tell_score, tell_training
-from bnlab.doctor.words import HEADLINES, count_things
+from bnlab.doctor.verdict import Verdict
+from bnlab.doctor.words import HEADLINES, KINDS, count_things, tell_score, tell_training
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +164,7 @@ class Diagnosis:
         }
         evidence = self.case.evidence
         if evidence is not None and name in evidence.exact:
-            mean_gap, var_gap = self.case.find_gap(name)
+            mean_gap, var_gap = self.case.measure_gap(name)
             noise = self.case.noise_ratio(name)
             row |= {"mean_gap": mean_gap, "var_gap": var_gap, "noise": noise}
         return row
@@ -292,7 +292,7 @@ class Diagnosis:
         return json.dumps(_without_nan(report), indent=2, ensure_ascii=False)
 
     def to_html(self, path: str | Path) -> None:
-        """Write one self-contained page with a picture of the layers: names and numbers, no images.
+        """Write one self-contained page: names and numbers, no images.
 
         Raises:
             OSError: the file cannot be written.

@@ -1,10 +1,11 @@
-"""How a model is examined, and the batches that it is examined on, which are read once."""
+"""How a model is examined, on batches that are read once, and what was measured on these."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from bnlab.batches import Forward, ImageCounter, call, copy_batch, find_device, map_batch
 from bnlab.borrow import keep_random_state, measured
+from bnlab.doctor.observing import View
+from bnlab.doctor.scores import Scores
 from bnlab.exact.population import Source, population_statistics
 from bnlab.exact.task import Ranks, Task, watched
 from bnlab.layers import BatchNorm, Extract, Inputs, Values, batch_norm_layers, get_running_buffers, unwrap_parallel
@@ -134,6 +137,38 @@ class Examination:
         """Run a copy of a batch, on this device alone: other processes may have fewer batches."""
         forward = self.forward or call
         return forward(self.root, copy_batch(batch, self.device))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured on the data.
+
+    Attributes:
+        exact: exact statistics of the images, each layer under its population's.
+        view: what the layers saw batch by batch.
+        scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
+        images: number of images.
+        dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
+        plain: exact statistics without `inputs=`, where that was given.
+        twice: how predictions of a few images differ between two runs of a batch, in units of the outputs' spread; NaN
+            where outputs cannot be compared, or change together with buffers.
+        alone: the same between images alone and inside of a batch; NaN where images cannot be run alone too.
+        unread: layer → those of mean, variance, weight and bias that its forward in eval mode does not read.
+        warnings: what measuring the exact statistics warned of.
+        misfit: why labels could not be compared with the outputs; None where they could, or there are none.
+    """
+
+    exact: Statistics
+    view: View
+    scores: Scores | None
+    images: int
+    dropped: Mapping[str, Tensor] = field(default_factory=dict)
+    plain: Statistics | None = None
+    twice: float = math.nan
+    alone: float = math.nan
+    unread: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    misfit: str | None = None
 
 
 def has_overflown(layer: BatchNorm) -> bool:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from bnlab.batches import count_images, take_images
+from bnlab.batches import count_images, list_tensors, take_images
 from bnlab.borrow import measured
-from bnlab.doctor.case import Case, Evidence
-from bnlab.doctor.examination import Examination
-from bnlab.doctor.images import find_outlier
+from bnlab.doctor.case import Case
+from bnlab.doctor.examination import Evidence, Examination
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import find_unread, probe_predictions
 from bnlab.doctor.scores import Evaluate, describe_misfit, find_labels, score_batch
@@ -57,6 +56,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     scores = score(examination, data, exact, evaluate, own_values)
     if scores is not None and evaluate is not None:
         scores = add_own_statistics(scores, examination, evaluate)
+    twice, alone = probe_predictions(examination, data)
     return Evidence(
         exact,
         view,
@@ -64,7 +64,8 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         images=sum(map(count_images, data)),
         dropped=_measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
-        probe=probe_predictions(examination.model, examination.run, data),
+        twice=twice,
+        alone=alone,
         unread=find_unread(examination, data),
         warnings=tuple(str(warning.message) for warning in caught),
         misfit=misfits[0] if misfits else None,
@@ -75,7 +76,7 @@ def add_training(case: Case, examination: Examination, data: list[Any]) -> Case:
     """Add to a case what the training batches show."""
     exact = examination.measure(data)
     view = examination.ranks.run_together(lambda: observe_batches(examination.make_task(data)))
-    return replace(case, training=exact, training_view=view, outlier=find_outlier(data))
+    return replace(case, training=exact, training_view=view, outlier=_find_outlier(data))
 
 
 def find_training_sizes(batches: Any, data: list[Any] | None, max_images: int | None) -> tuple[int, int] | None:
@@ -152,3 +153,18 @@ def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: An
 
     behind = dropwhile(lambda name: name not in names, called)
     return any(name in examination.layers for name in behind)
+
+
+def _find_outlier(data: Sequence[Any]) -> tuple[int, float] | None:
+    """Find the image of the largest standard deviation, see `Case.outlier`."""
+    parts = []
+    for batch in data:
+        images = next(list_tensors(batch), None)
+        if images is None or images.dim() < 3 or not images.is_floating_point():
+            return None
+        values = images.detach().flatten(1).double()
+        parts.append(values.std(1, correction=0))
+
+    sigmas = torch.cat(parts).cpu()
+    largest = int(sigmas.argmax())
+    return largest, float(sigmas[largest] / sigmas.median())

@@ -1,24 +1,50 @@
-"""What an experiment has shown: which undos bring back how much, and which is preferred.
+"""The experiment: what causes propose is undone, and the same images are predicted again.
 
-Undos are ranked by the likelihood of the labels, which sees what few images show; scores say whether there is anything
-worth undoing. A smaller undo (of fewer degrees) is preferred to a larger one if it provably brings back all but a tenth
-of what the best one does.
+Undos are proposed from one half of the images and judged on the other, and the halves are swapped, so that each image
+judges once. They are ranked by the likelihood of the labels, which sees what few images show; scores say whether there
+is anything worth undoing. A smaller undo (of fewer degrees) is preferred to a larger one if it provably brings back all
+but a tenth of what the best one does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import NormalDist
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from bnlab.batches import count_images, map_batch, take_images
+from bnlab.borrow import measured
+from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
+from bnlab.doctor.examination import Examination
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.scores import Difference, Evaluate
+from bnlab.doctor.scoring import score_by_labels, score_by_metric
 from bnlab.doctor.thresholds import EXPLAINS_ALL
-from bnlab.doctor.undoing import Undo
+from bnlab.doctor.undoing import EACH_BATCH, EXACT, Apply, Undo
+from bnlab.exact.task import watched
+from bnlab.layers import Values, get_running_buffers
+from bnlab.statistics import Statistics
 
 _SHORT = 0.1  # of the best gain: what a smaller undo may leave
+MOST_IMAGES = 1000  # that undos are judged by
+_MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one with nothing undone
+
+_NO_ANSWER = "What is fed to the first layer does not follow a change of the images, so that none was undone."
+_TOO_MANY = "Not all that may have gone wrong was tried: evaluate= is called twelve times at most."
+_TRAINING_FAILS = "The images are not at fault: the training batches fail as well."
+_NOT_REACHED = "evaluate= goes past the model's own forward, so that nothing could be undone to its images."
+
+Judge = Callable[[Sequence[Any], Apply | None], Tensor]
+"""Scores and likelihoods, float64 [2, N], of batches under an undo."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +63,6 @@ class Trial:
     undo: Undo
     values: Tensor
     is_proposed: bool = True
-
-
-@dataclass(frozen=True)
-class Gain:
-    """A mean difference of the same images, with an interval.
-
-    Attributes:
-        value: the mean.
-        low, high: the interval's ends.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,11 @@ class Experiment:
         """The undo that brings back most."""
         return max(self.trials, key=lambda trial: float(trial.values[1].mean()), default=None)
 
-    def measure_gain(self, trial: Trial) -> Gain:
+    def measure_gain(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the likelihood, for all undos at once."""
         return bound(trial.values[1] - self.as_is[1], len(self.trials))
 
-    def measure_score(self, trial: Trial) -> Gain:
+    def measure_score(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the score."""
         return bound(trial.values[0] - self.as_is[0])
 
@@ -119,11 +131,215 @@ class Experiment:
         return chosen, [trial for trial in perhaps if trial.undo.degrees < fewest]
 
 
-def bound(differences: Tensor, tests: int = 1) -> Gain:
+def bound(differences: Tensor, tests: int = 1) -> Difference:
     """Bound a mean of paired differences [N] at 95%, for so many of them at once (Bonferroni)."""
     value = float(differences.mean())
-    if len(differences) < 2:
-        return Gain(value, -math.inf, math.inf)
-    error = float(differences.std()) / math.sqrt(len(differences))
+    images = len(differences)
+    if images < 2:
+        return Difference(value, -math.inf, math.inf, images)
+    error = float(differences.std()) / math.sqrt(images)
     half = NormalDist().inv_cdf(1 - 0.025 / max(1, tests)) * error
-    return Gain(value, value - half, value + half)
+    return Difference(value, value - half, value + half, images)
+
+
+def try_undos(
+    examination: Examination, case: Case, data: Sequence[Any], causes: Iterable[Cause], evaluate: Evaluate | None
+) -> Experiment | None:
+    """Try what causes propose; None where none of them sees a sign.
+
+    Args:
+        examination: of the model.
+        case: what is known of it, from all data.
+        data: all batches.
+        causes: those that may have gone wrong.
+        evaluate: the caller's metric.
+    """
+    causes = list(causes)
+    examination = examination.alone()  # others may have other batches, and propose other undos
+    sample = take_sample(data)
+    whole = Patient(case, examination, sample, case.data.exact)
+    if not any(True for cause in causes for _ in cause.propose(whole)):
+        return None
+    halves: list[tuple[Patient, Sequence[Any]]] = [(whole, data)]
+    if evaluate is None:
+        halves = _swap_halves(whole, split_halves(sample))
+
+    judge, has_labels = _choose_judge(examination, data, evaluate)
+    unchanged = torch.cat([judge(judging, None) for _, judging in halves], 1)
+    notes: set[str] = set()
+    most = math.inf if evaluate is None else _MOST_CALLS
+    tried = _try_all(halves, causes, judge, has_labels, most, notes)
+
+    if not whole.fits_first and whole.answer is None:
+        notes.add(_NO_ANSWER)
+    trials = []
+    for trial in tried:
+        if trial.cause.kind == "images" and torch.equal(trial.values, unchanged):
+            notes.add(_NOT_REACHED)
+        elif trial.cause.kind == "images" and _does_training_fail(case, trial, unchanged):
+            notes.add(_TRAINING_FAILS)
+        else:
+            trials.append(_name_cause(trial, causes, case))
+    return Experiment(unchanged, trials, has_labels, sorted(notes))
+
+
+def _does_training_fail(case: Case, trial: Trial, unchanged: Tensor) -> bool:
+    """Return whether training batches, to whose images nothing was done, score as these do rather than as undone."""
+    if case.training_score is None:
+        return False
+    middle = (trial.values[0].mean() + unchanged[0].mean()) / 2
+    return case.training_score < float(middle)
+
+
+def _name_cause(trial: Trial, causes: Iterable[Cause], case: Case) -> Trial:
+    """Name the cause of an undo that several share: the one that explains most."""
+    sharing = [cause for cause in causes if trial.undo.shared in cause.undone_by]
+    cause = max(sharing, key=lambda cause: cause.weigh(case, trial.undo.layers), default=trial.cause)
+    return replace(trial, cause=cause, is_proposed=cause is trial.cause)
+
+
+def _swap_halves(whole: Patient, parts: Sequence[Sequence[Any]]) -> list[tuple[Patient, Sequence[Any]]]:
+    """Pair each half with the images of the other; all with themselves where a half is too small to be measured."""
+    case = whole.case
+    examination = whole.examination
+    try:
+        patients = [Patient(case, examination, part, _measure_half(whole, part)) for part in parts]
+    except ValueError:  # one value in a channel has no variance
+        return [(whole, whole.data)]
+    swapped: list[tuple[Patient, Sequence[Any]]] = [(patients[0], parts[-1]), (patients[-1], parts[0])]
+    return swapped[: len(parts)]
+
+
+def _measure_half(whole: Patient, half: Sequence[Any]) -> Statistics:
+    """Measure exact statistics of a half of the images.
+
+    Where layers that are called several times have cost many passes, those of the whole stand in for the half's own
+    while layers are measured, which takes one.
+    """
+    cost = whole.exact.cost
+    if cost is not None and cost.passes > 1:
+        return whole.examination.measure_under(list(half), whole.exact)
+    return whole.examination.measure(list(half))
+
+
+def _try_all(
+    halves: Sequence[tuple[Patient, Sequence[Any]]],
+    causes: Sequence[Cause],
+    judge: Judge,
+    has_labels: bool,
+    most: float,
+    notes: set[str],
+) -> list[Trial]:
+    """Try what causes propose from one half of the images on the other, and the other way round; add to the notes.
+
+    Only what both halves propose is a trial: the first undo of a cause with so many degrees, of one variant, is the
+    same as the first one from the other half, the second as the second.
+    """
+    undos: dict[tuple[str, float, str, int], tuple[Cause, Undo]] = {}
+    values: defaultdict[tuple[str, float, str, int], list[Tensor]] = defaultdict(list)
+    calls = 0
+    for patient, judging in halves:
+        numbers: Counter[tuple[str, float, str]] = Counter()
+        for cause in causes:
+            for undo in _list_proposals(cause, patient, has_labels):
+                kind = (cause.code, undo.degrees, undo.variant)
+                key = (*kind, numbers[kind])
+                numbers[kind] += 1
+                if calls >= most:
+                    notes.add(_TOO_MANY)
+                    continue
+                calls += 1
+                undos.setdefault(key, (cause, undo))
+                try:
+                    values[key].append(judge(judging, undo.apply))
+                except Exception as error:  # a model that takes no other images may raise anything
+                    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                    notes.add(f"Not tried, as it fails: {undo.words} ({reason}).")
+    complete = [key for key in undos if len(values[key]) == len(halves)]
+    return [Trial(*undos[key], torch.cat(values[key], 1)) for key in complete]
+
+
+def _list_proposals(cause: Cause, patient: Patient, has_labels: bool) -> list[Undo]:
+    """List what a cause proposes; without labels nothing that leaves no gap by construction."""
+    proposed = list(cause.propose(patient))
+    return [undo for undo in proposed if has_labels or undo.shared not in (EXACT, EACH_BATCH)]
+
+
+def split_halves(data: Sequence[Any]) -> list[list[Any]]:
+    """Split batches into two halves of nearly as many images; a single one is cut, if it can be."""
+    if len(data) > 1:
+        return [list(data[::2]), list(data[1::2])]
+    batch = data[0]
+    half = take_images(batch, max(1, count_images(batch) // 2))
+    if count_images(half) == count_images(batch):
+        return [list(data)]
+    return [[half], [_drop_images(batch, count_images(half))]]
+
+
+def _drop_images(batch: Any, count: int) -> Any:
+    def cut(leaf: Any) -> Any:
+        return leaf[count:] if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    return map_batch(cut, batch)
+
+
+def take_sample(data: Sequence[Any]) -> list[Any]:
+    """Take batches from all over the data until they are `MOST_IMAGES` images; the last one is cut, if it can be."""
+    wanted = math.ceil(MOST_IMAGES / count_images(data[0]))
+    step = max(1, len(data) // wanted)
+    sample = []
+    missing = MOST_IMAGES
+    for batch in data[::step]:
+        sample.append(take_images(batch, missing))
+        missing -= count_images(batch)
+        if missing <= 0:
+            break
+    return sample
+
+
+def _choose_judge(examination: Examination, data: Sequence[Any], evaluate: Evaluate | None) -> tuple[Judge, bool]:
+    """Choose by what undos are judged, and say whether by labels or a metric."""
+
+    def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Tensor:
+        assert evaluate is not None
+        values = score_by_metric(examination, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
+        return torch.stack((values, values))
+
+    def judge_by_labels(batches: Sequence[Any], apply: Apply | None) -> Tensor:
+        values = score_by_labels(examination, batches, apply, has_likelihoods=True)
+        assert values is not None
+        return values
+
+    if evaluate is not None:
+        return judge_by_metric, True
+    if score_by_labels(examination, [take_images(data[0], 2)]) is not None:
+        return judge_by_labels, True
+    return partial(_judge_by_gap, examination), False
+
+
+def _judge_by_gap(examination: Examination, batches: Sequence[Any], apply: Apply | None) -> Tensor:
+    """Measure the gap that each batch leaves under an undo: −Σ log(1 + gap) over layers, float64 [2, batches]."""
+    task = examination.make_task(list(batches))
+
+    def take(name: str, values: Values) -> None:
+        given = task.reader.measure(values.x)
+        layer = task.layers[name]
+        mean, var = get_running_buffers(layer)
+        if values.channels is not None:
+            mean, var = mean[values.channels], var[values.channels]
+        mean, var = mean.to(given.mean), var.to(given.mean)
+        sigma = (given.var + layer.eps).sqrt()
+        z = (mean - given.mean) / sigma
+        ratio = ((var.clamp(min=0) + layer.eps).sqrt() / sigma).log()
+        gap = torch.hypot(z.square().mean().sqrt(), ratio.square().mean().sqrt())
+        gaps[-1] = gaps[-1] + gap.log1p()
+
+    gaps: list[Tensor] = []
+    with measured(task.model), ExitStack() as stack, watched(task, task.layers, take):
+        if apply is not None:
+            apply(task.model, stack)
+        for batch in task.data:
+            gaps.append(torch.zeros((), dtype=torch.float64, device=examination.device))
+            task.evaluate(batch)
+    values = -torch.stack(gaps).cpu()
+    return torch.stack((values, values))

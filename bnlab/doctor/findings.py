@@ -79,7 +79,7 @@ def find_explained(trials: Iterable[Trial], experiment: Experiment, case: Case, 
 
 def find_harmless(causes: Sequence[Cause], case: Case, is_known: bool) -> list[Finding]:
     """Explain averages that are off although nothing is gained by others, or nobody knows: a note in the first case."""
-    off = [name for name in case.seen if case.find_distance(name, case.data.exact) > VISIBLE]
+    off = [name for name in case.seen if case.measure_distance(name, case.data.exact) > VISIBLE]
     sharing = [cause for cause in causes if EXACT in cause.undone_by]
     if not off or not sharing:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bnlab.doctor.matching import match_states, name_tensor, simplify_name, simplify_state
-from bnlab.layers import BatchNorm, strip_wrappers
+from bnlab.layers import BatchNorm, join_names, strip_wrappers
 from bnlab.statistics import read_buffers
+
+_ORIGINAL = "_orig"  # what torch.nn.utils.prune adds to the name of a tensor, and to that of its mask
+_MASK = "_mask"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapping[str, Any], caller: str) -> History:
-    """Compare a model with an earlier state of it, or of a network that contains it; see `bnlab.doctor.matching`.
+    """Compare a model with an earlier state of it, or of a network that contains it; see `match_states`.
 
     Raises:
         ValueError: no layer's buffers are in that state, or several parts of it may be the model.
@@ -148,3 +150,80 @@ def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) 
     count_now = layer.num_batches_tracked
     updates = None if count is None or count_now is None else int(count_now) - int(count)
     return LayerChange(then, torch.equal(now, then), updates)
+
+
+def match_states(
+    now: Mapping[str, Tensor], then: Mapping[str, Tensor], layers: Iterable[str], caller: str
+) -> tuple[dict[str, Tensor], str]:
+    """Match the plain state of a model with another plain state.
+
+    Args:
+        now: state of the model, as `simplify_state` returns it.
+        then: the other one, simplified too.
+        layers: plain names of the model's batch norms.
+        caller: the public call, for the message.
+
+    Returns:
+        Tensors of the other state under the model's names, those of the same shape; and sentences on names that differ
+        and on layers that are on one side alone, "" if there are none.
+
+    Raises:
+        ValueError: several parts of the other state may be this model.
+    """
+    prefix = _find_prefix(then, layers, caller)
+    others = {name: then[prefix + name] for name in now if prefix + name in then}
+    shared = {name: other for name, other in others.items() if other.shape == now[name].shape}
+    missing = _list_layers(name for name in now if name not in shared)
+    taken = {prefix + name for name in shared}
+    alone = _list_layers(name for name in then if name not in taken)
+    sentences = []
+    if prefix:
+        sentences.append(f"Names in before= begin with {prefix!r}.")
+    if missing:
+        sentences.append(f"Not in before=, or of another shape there: {join_names(missing)}.")
+    if alone:
+        sentences.append(f"In before= alone, or of another shape there: {join_names(alone)}.")
+    return shared, " ".join(sentences)
+
+
+def simplify_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take out of names what wrappers have added, and give pruned weights their mask and the name they had before."""
+    plain = {strip_wrappers(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    for mask in [name for name in plain if name.endswith(_MASK)]:
+        name = mask.removesuffix(_MASK)
+        if name + _ORIGINAL in plain:
+            plain[name] = plain.pop(name + _ORIGINAL) * plain.pop(mask)
+    return plain
+
+
+def simplify_name(name: str, state: Mapping[str, Tensor]) -> str:
+    """Find the name that `simplify_state` gives a parameter."""
+    plain = strip_wrappers(name)
+    return plain if plain in state else plain.removesuffix(_ORIGINAL)
+
+
+def name_tensor(layer: str, tensor: str) -> str:
+    """Name a tensor of a layer as a state dict does; the model's own name is ""."""
+    return f"{layer}.{tensor}" if layer else tensor
+
+
+def _find_prefix(then: Mapping[str, Tensor], layers: Iterable[str], caller: str) -> str:
+    """Find the prefix under which all batch norms of the model are; "" where there is none."""
+    means = [name_tensor(layer, "running_mean") for layer in layers]
+    first = means[0]
+    ending = [name for name in then if name == first or name.endswith(f".{first}")]
+    prefixes = [name.removesuffix(first) for name in ending]
+    complete = [prefix for prefix in prefixes if all(prefix + mean in then for mean in means)]
+    if "" in complete or not complete:
+        return ""
+    if len(complete) > 1:
+        raise ValueError(
+            f"{caller}: before= has this model's layers under each of {join_names(complete)}; pass a state dict of one"
+        )
+    return complete[0]
+
+
+def _list_layers(names: Iterable[str]) -> list[str]:
+    """List the layers that have these tensors, each once; not counts of updates, which old checkpoints lack."""
+    layers = [name.rpartition(".")[0] or name for name in names if not name.endswith("num_batches_tracked")]
+    return list(dict.fromkeys(layers))

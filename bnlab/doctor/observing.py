@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,13 +13,35 @@ from torch import Tensor, nn
 
 from bnlab.batches import count_images
 from bnlab.borrow import measured
-from bnlab.doctor.scatter import Scatter
 from bnlab.doctor.undoing import normalize_each_batch
 from bnlab.exact.task import Task, watched
 from bnlab.layers import Values
 from bnlab.moments import Moments
 
 MOST_CALLS = 8  # calls of one layer in a forward that are told apart
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Mean and variance of rows [C], of which those of more values weigh more.
+
+    Attributes:
+        count: number of rows.
+        mean: float64 [C].
+        var: float64 [C], variance of a row of average weight, with divisor count − 1; NaN of fewer than two rows. Rows
+            that are means of as many values as they weigh have variances that fall with their weights: a last batch
+            that is smaller than the others does not make these look unlike.
+    """
+
+    count: int
+    mean: Tensor
+    var: Tensor
+
+    @staticmethod
+    def of(rows: int, merged: Moments) -> Scatter:
+        """Make the scatter of so many rows, merged by their weights."""
+        correction = rows / (rows - 1) if rows > 1 else math.nan
+        return Scatter(rows, merged.mean.cpu(), merged.var.cpu() * correction)
 
 
 @dataclass(frozen=True)
@@ -54,22 +77,21 @@ class _Watch:
     """What a layer has been given so far, on its device; squares are about the first batch's mean [C]."""
 
     def __init__(self, center: Tensor) -> None:
-        channels = len(center)
+        nothing = Moments.empty(len(center))
         self._center = center
-        self._batch_means = Scatter.empty(channels, center.device)
-        self._batch_squares = Scatter.empty(channels, center.device)
-        self._images = Scatter.empty(2 * channels, center.device)  # means and mean squares
-        self._calls: list[Scatter] = []
-        self._values = 0
+        self._calls: list[Moments] = []
+        self._batch_means = self._batch_squares = self._images = nothing
+        self._batches = self._image_batches = self._values = 0
 
     def add_call(self, number: int, moments: Moments) -> None:
         """Add a batch's moments, of the call with this number in its forward."""
+        self._batches += 1
         self._values = max(self._values, int(moments.count))
-        self._batch_means.add(moments.mean, weight=moments.count)
+        self._batch_means = self._batch_means.merge(_weigh(moments.mean, moments.count))
         if number == len(self._calls) < MOST_CALLS:
-            self._calls.append(Scatter.empty(len(moments.mean), moments.mean.device))
-        if number < MOST_CALLS:
-            self._calls[number].add_moments(moments)
+            self._calls.append(moments)
+        elif number < MOST_CALLS:
+            self._calls[number] = self._calls[number].merge(moments)
 
     def add_images(self, x: Tensor) -> None:
         """Add the means and mean squares of a batch of images [N, C, ...]."""
@@ -78,22 +100,31 @@ class _Watch:
         images, channels, pixels = values.shape
 
         means = values.mean(2)
-        center = self._center.to(values)
-        off = values - center[:, None]
+        off = values - self._center.to(values)[:, None]
         squares = off.square_().mean(2)
-        rows = torch.cat((means, squares), 1)
-        rows = rows.to(self._center)  # in float64
+        rows = torch.cat((means, squares), 1).to(self._center)  # in float64
 
-        self._images.add_all(rows)
-        of_batch = rows[:, channels:].mean(0)
-        self._batch_squares.add(of_batch, weight=images * pixels)
+        of_batch = Moments(images, rows.mean(0), rows.var(0, correction=0))
+        self._images = of_batch if self._image_batches == 0 else self._images.merge(of_batch)
+        self._image_batches += 1
+        self._batch_squares = self._batch_squares.merge(_weigh(of_batch.mean[channels:], images * pixels))
 
     def fetch(self) -> LayerView:
         """Bring all to the CPU."""
-        image_means, image_squares = self._images.fetch().split()
-        calls = [call.fetch().moments for call in self._calls]
-        batch_means = self._batch_means.fetch()
-        return LayerView(batch_means, image_means, self._batch_squares.fetch(), image_squares, calls, self._values)
+        images = int(self._images.count)
+        both = Scatter.of(images, self._images)
+        image_means, image_squares = (
+            Scatter(images, mean, var) for mean, var in zip(both.mean.chunk(2), both.var.chunk(2), strict=True)
+        )
+        calls = [Moments(call.count, call.mean.cpu(), call.var.cpu()) for call in self._calls]
+        batch_means = Scatter.of(self._batches, self._batch_means)
+        batch_squares = Scatter.of(self._image_batches, self._batch_squares)
+        return LayerView(batch_means, image_means, batch_squares, image_squares, calls, self._values)
+
+
+def _weigh(row: Tensor, weight: float) -> Moments:
+    """Make the moments of a row that counts so much."""
+    return Moments(weight, row, torch.zeros_like(row))
 
 
 @dataclass(frozen=True)

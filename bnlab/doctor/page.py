@@ -10,10 +10,9 @@ from string import Template
 from typing import Any
 
 from bnlab.doctor.findings import Finding
-from bnlab.doctor.picture import draw_layers
 from bnlab.doctor.scores import Scores
-from bnlab.doctor.verdict import ELSEWHERE, KINDS, tell, tell_score, tell_training
-from bnlab.doctor.words import count_things, tell_number
+from bnlab.doctor.verdict import ELSEWHERE
+from bnlab.doctor.words import KINDS, count_things, tell, tell_number, tell_score, tell_training
 
 _TONES = {"healthy": "good", "undecided": "open", "mode": "fair", "note": "open", "warning": "fair"}
 """Verdict or severity → its colour; that of all others is "bad"."""
@@ -36,8 +35,6 @@ def make_page(diagnosis: Any) -> str:
     parts += _write_findings(diagnosis.faults)
     if len(diagnosis.trials):
         parts += _write_trials(diagnosis.trials, scores)
-    if case.seen:
-        parts += _write_picture(diagnosis)
     if case.layers:
         parts += _write_layers(diagnosis.table)
     parts += _write_limits(diagnosis)
@@ -105,7 +102,7 @@ def _write_trials(table: Any, scores: Scores | None) -> Iterator[str]:
     rows = []
     for row in shown.to_dict("records"):
         low, gain, high = (tell_number(row[column], 2) for column in ("low", "likelihood_gain", "high"))
-        cells = [row["undone"], f"{gain} [{low}, {high}]", tell_number(row["degrees"])]
+        cells = [escape(row["undone"]), f"{gain} [{low}, {high}]", tell_number(row["degrees"])]
         rows.append(cells if scores is None else [cells[0], tell_score(row["score"], scores), *cells[1:]])
 
     titles = ["undone", "gap taken away [95%]", "free numbers"]
@@ -120,31 +117,31 @@ def _write_trials(table: Any, scores: Scores | None) -> Iterator[str]:
     yield f" Not shown: {unshown} that brought back less.</p>" if unshown else "</p>"
 
 
-def _write_picture(diagnosis: Any) -> Iterator[str]:
-    """Draw the layers that data has reached."""
-    table = diagnosis.table
-    yield "<h2>Running against exact statistics, by depth</h2>"
-    yield "<figure>"
-    yield draw_layers(table[table["layer"].isin(diagnosis.case.seen)].to_dict("records"))
-    yield '<figcaption class="small soft">Each row is a layer, the first one on top. '
-    yield '<span class="key mean"></span> How far the running mean is from the exact mean, in standard deviations. '
-    yield '<span class="key var"></span> How far the running variance is off: the logarithm of its ratio to the exact '
-    yield "variance; 0.7 is a factor of 2. Both are root mean squares over channels, on a logarithmic axis. "
-    yield "</figcaption></figure>"
-
-
 def _write_layers(table: Any) -> Iterator[str]:
-    """Write a table of the layers, without columns that are empty or say "eval" only."""
+    """Write a table of the layers, with a bar for each gap, and without columns that are empty or say "eval" only."""
     columns = {}
     for name, (title, tell_cell) in _COLUMNS.items():
-        cells = [tell_cell(value) for value in table[name]] if name in table else []
-        if {*cells} - {"", "eval"}:
-            columns[title] = cells
+        values = [*table[name]] if name in table else []
+        cells = [escape(tell_cell(value)) for value in values]
+        if not {*cells} - {"", "eval"}:
+            continue
+        if name in _BARS:
+            cells = [_draw_bar(value, _BARS[name]) + cell for value, cell in zip(values, cells, strict=True)]
+        columns[title] = cells
     yield "<h2>Layers</h2>"
     yield _make_table([*columns], [*zip(*columns.values(), strict=True)], "layers-table")
     if "noise ratio" in columns:
         yield '<p class="small soft">Noise ratio: the gap of the mean over the noise that an average of this momentum '
-        yield "always has, median over channels. Up to 2 it is nothing but that noise.</p>"
+        yield "always has, median over channels. Up to 2 it is nothing but that noise. Bars are on a logarithmic "
+        yield "scale, from 0.001 to 10; a variance whose log ratio is 0.7 is off by a factor of 2.</p>"
+
+
+def _draw_bar(gap: float, style: str) -> str:
+    """Draw a bar as long as the logarithm of a gap says, from 0.001 to 10; none where it is not known."""
+    if math.isnan(gap):
+        return ""
+    decades = math.log10(min(max(gap, 1e-3), 10.0)) + 3
+    return f'<span class="bar {style}" style="width:{decades:.2f}em"></span>'
 
 
 def _tell_name(name: str) -> str:
@@ -179,6 +176,8 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "training": ("mode", _tell_mode),
 }
 """Columns of the table of layers, as the page calls and writes them; on a telephone the first ones are seen."""
+_BARS = {"mean_gap": "mean", "var_gap": "var"}
+"""Columns with bars, and the style of these."""
 
 
 def _write_limits(diagnosis: Any) -> Iterator[str]:
@@ -198,11 +197,11 @@ def _write_limits(diagnosis: Any) -> Iterator[str]:
 def _make_table(
     titles: Sequence[str], rows: Sequence[Sequence[str]], style: str, chosen: Sequence[bool] | None = None
 ) -> str:
-    """Make a table that scrolls where it is wider than the page; the chosen rows are bold."""
+    """Make a table of cells in HTML, which scrolls where it is wider than the page; the chosen rows are bold."""
     heads = "".join(f"<th>{escape(title)}</th>" for title in titles)
     lines = [f'<div class="scroll"><table class="{style}">', f"<tr>{heads}</tr>"]
     for number, row in enumerate(rows):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        cells = "".join(f"<td>{cell}</td>" for cell in row)
         start = '<tr class="chosen">' if chosen and chosen[number] else "<tr>"
         lines.append(f"{start}{cells}</tr>")
     return "\n".join([*lines, "</table></div>"])

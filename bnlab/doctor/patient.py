@@ -111,8 +111,8 @@ class Patient:
         after = 0.0
         changed = replace(self.case, buffers={**self.case.buffers, **averages})
         for name in averages:
-            before += self.case.find_distance(name, self.exact) ** 2
-            after += changed.find_distance(name, self.exact) ** 2
+            before += self.case.measure_distance(name, self.exact) ** 2
+            after += changed.measure_distance(name, self.exact) ** 2
         return 1 - math.sqrt(after / before) if before > 0 else 0.0
 
     def explain_first(self, change: Change) -> float:
@@ -122,8 +122,8 @@ class Patient:
         if now is None or changed is None:
             return 0.0
         eps = {self.first: self.case.layers[self.first].eps}
-        before = self.case.find_distance(self.first, Statistics({self.first: now}, eps))
-        after = self.case.find_distance(self.first, Statistics({self.first: changed}, eps))
+        before = self.case.measure_distance(self.first, Statistics({self.first: now}, eps))
+        after = self.case.measure_distance(self.first, Statistics({self.first: changed}, eps))
         return 1 - after / before if before > 0 else 0.0
 
     def _measure_first(self, data: Sequence[Any], change: Change | None) -> Moments | None:

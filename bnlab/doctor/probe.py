@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab.batches import count_images, list_tensors, map_batch, take_images
 from bnlab.borrow import measured
@@ -24,44 +23,24 @@ _ALONE = 4  # images that are run alone
 _ROUNDED = 0.01  # of the outputs' size: a spread below it may be rounding
 
 
-@dataclass(frozen=True)
-class Probe:
-    """How predictions of a few images in eval mode differ: root mean square, in units of the outputs' spread.
-
-    Attributes:
-        twice: between two runs of the same batch; NaN where outputs cannot be compared, and where they differ while the
-            forward changes buffers (BN216).
-        alone: between images alone and inside of a batch; NaN where images cannot be run alone, and where two runs of
-            the same batch differ already.
-    """
-
-    twice: float = math.nan
-    alone: float = math.nan
-
-
-def probe_predictions(model: nn.Module, run: Callable[[Any], Any], data: Sequence[Any]) -> Probe:
-    """Run at most 16 images twice, and some of them alone.
-
-    Args:
-        model: the model, which comes back as it was.
-        run: called with a batch; returns the model's output.
-        data: all batches.
-    """
+def probe_predictions(examination: Examination, data: Sequence[Any]) -> tuple[float, float]:
+    """Run at most 16 images twice, and some of them alone: how predictions differ, see `Evidence.twice` and `alone`."""
     batch = take_images(data[0], _IMAGES)
+    model = examination.model
     with measured(model):
-        output = _find_output(run(batch))
+        output = _find_output(examination.run(batch))
         before = [buffer.clone() for buffer in model.buffers()]  # after a first forward, which may fill caches
-        twice = _measure_difference(output, _find_output(run(batch)))
+        twice = _measure_difference(output, _find_output(examination.run(batch)))
         after = list(model.buffers())
         are_unchanged = len(after) == len(before) and all(map(torch.equal, after, before))
         if twice != 0 and not are_unchanged:  # as by observers of quantization
-            return Probe()
+            return math.nan, math.nan
         if not twice <= DIFFERENT:
-            return Probe(twice)
+            return twice, math.nan
         try:
-            return Probe(twice, _compare_alone(run, data))
+            return twice, _compare_alone(examination.run, data)
         except Exception:  # a model that takes no single images may raise anything
-            return Probe(twice)
+            return twice, math.nan
 
 
 def _compare_alone(run: Callable[[Any], Any], data: Sequence[Any]) -> float:

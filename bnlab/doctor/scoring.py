@@ -1,4 +1,4 @@
-"""Score images under several statistics of the same network, by their labels or by the caller's metric."""
+"""Score images under several statistics, or with something undone, by their labels or by the caller's metric."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from torch import Tensor
 from bnlab.borrow import measured
 from bnlab.doctor.case import has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
-from bnlab.doctor.scores import Evaluate, Scores, find_labels, read_values, score_batch, score_constants
-from bnlab.doctor.undoing import normalize_each_batch
+from bnlab.doctor.scores import (
+    Evaluate,
+    Scores,
+    find_labels,
+    measure_likelihood,
+    read_values,
+    score_batch,
+    score_constants,
+)
+from bnlab.doctor.undoing import Apply, normalize_each_batch
 from bnlab.statistics import Statistics, using
 
 
@@ -51,7 +59,7 @@ def score(
 
 def score_training(examination: Examination, data: list[Any]) -> float | None:
     """Score the training batches by the model as it is, in eval mode; None where labels do not say by shares."""
-    values = _score_by_labels(examination, data)
+    values = score_by_labels(examination, data)
     if values is None or not _are_shares({"running": values}):
         return None
     return float(values.mean())
@@ -59,12 +67,46 @@ def score_training(examination: Examination, data: list[Any]) -> float | None:
 
 def add_own_statistics(scores: Scores, examination: Examination, evaluate: Evaluate) -> Scores:
     """Add how the caller's metric scores while each batch norm normalizes by what it is given in each call."""
-    with measured(examination.model), ExitStack() as stack:
-        normalize_each_batch(examination.layers)(examination.model, stack)
-        own = read_values(evaluate(examination.model), examination.caller, must_be_finite=False)
+    own = score_by_metric(examination, evaluate, normalize_each_batch(examination.layers))
     _require_as_many(own, scores.values["running"], examination.caller)
     values = {**scores.values, "batch": own}
     return Scores(values, _are_shares(values))
+
+
+def score_by_metric(
+    examination: Examination, evaluate: Evaluate, apply: Apply | None = None, must_be_finite: bool = False
+) -> Tensor:
+    """Score by the caller's own metric, with something undone or not: float64 [N]."""
+    with measured(examination.model), ExitStack() as stack:
+        if apply is not None:
+            apply(examination.root, stack)
+        return read_values(evaluate(examination.model), examination.caller, must_be_finite)
+
+
+def score_by_labels(
+    examination: Examination, data: Iterable[Any], apply: Apply | None = None, has_likelihoods: bool = False
+) -> Tensor | None:
+    """Score each image by its label, in eval mode, with something undone or not; None where labels do not say.
+
+    Returns:
+        float64 [1, N]; or [2, N] with the likelihoods of the labels, or scores again where outputs are no classes.
+    """
+    parts = []
+    with measured(examination.model), ExitStack() as stack:
+        if apply is not None:
+            apply(examination.root, stack)
+        for batch in data:
+            output = examination.run(batch)
+            labels = find_labels(batch)
+            scores = score_batch(output, labels)
+            if scores is None:
+                return None
+            rows = [scores]
+            if has_likelihoods:
+                likelihoods = measure_likelihood(output, labels)
+                rows.append(scores if likelihoods is None else likelihoods)
+            parts.append(torch.stack(rows))
+    return torch.cat(parts, 1).cpu()  # all at once: nobody waits for a device after each batch
 
 
 def _score_own(
@@ -73,13 +115,13 @@ def _score_own(
     """Score this process's images under running and exact statistics; empty where labels do not say."""
     if evaluate is not None:
         return _score_by(examination, evaluate, exact)
-    running = _score_by_labels(examination, data)
+    running = score_by_labels(examination, data)
     if running is None:
         return {}
     with using(examination.model, exact):
-        under_exact = _score_by_labels(examination, data)
+        under_exact = score_by_labels(examination, data)
     assert under_exact is not None
-    return {"running": running, "exact": under_exact}
+    return {"running": running[0], "exact": under_exact[0]}
 
 
 def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
@@ -92,8 +134,7 @@ def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -
     with using(examination.model, exact), torch.no_grad():
         under_exact = read_values(evaluate(examination.model), examination.caller)
     try:
-        with measured(examination.model):
-            running = read_values(evaluate(examination.model), examination.caller, must_be_finite=not is_broken)
+        running = score_by_metric(examination, evaluate, must_be_finite=not is_broken)
     except (ValueError, RuntimeError):
         if not is_broken:
             raise
@@ -109,18 +150,6 @@ def _require_as_many(values: Tensor, first: Tensor, caller: str) -> None:
             f"{caller}: evaluate returned {len(first)} values, then {len(values)}; return a value for each image, of "
             "the same images each time"
         )
-
-
-def _score_by_labels(examination: Examination, data: Iterable[Any]) -> Tensor | None:
-    """Score each image by its label, in eval mode with the buffers as they are; None where labels do not say."""
-    parts = []
-    with measured(examination.model):
-        for batch in data:
-            values = score_batch(examination.run(batch), find_labels(batch))
-            if values is None:
-                return None
-            parts.append(values)
-    return torch.cat(parts).cpu()  # all at once: nobody waits for a device after each batch
 
 
 def _are_shares(values: Mapping[str, Tensor]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.matching import name_tensor
+from bnlab.doctor.history import name_tensor
 from bnlab.files import digest
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_module, strip_wrappers
 from bnlab.nn.averages import Averages

@@ -27,6 +27,7 @@ RESCALED = "images as the averages describe them"  # or averages as the images a
 
 Change = Callable[[Tensor], Tensor]
 Layers = Mapping[str, BatchNorm]
+Apply = Callable[[nn.Module, ExitStack], object]
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ class Undo:
     words: str
     layers: tuple[str, ...]
     degrees: float
-    apply: Callable[[nn.Module, ExitStack], object]
+    apply: Apply
     shared: str = ""
     explains: float = 0.0
     variant: str = ""
 
 
-def write_averages(layers: Layers, averages: Mapping[str, Tensor]) -> Callable[[nn.Module, ExitStack], None]:
+def write_averages(layers: Layers, averages: Mapping[str, Tensor]) -> Apply:
     """Undo by other averages: running mean and variance [2, C] by the layer's name."""
 
     def apply(model: nn.Module, stack: ExitStack) -> None:
@@ -69,7 +70,7 @@ def write_averages(layers: Layers, averages: Mapping[str, Tensor]) -> Callable[[
     return apply
 
 
-def write_each_call(layers: Layers, calls: Mapping[str, Sequence[Moments]]) -> Callable[[nn.Module, ExitStack], None]:
+def write_each_call(layers: Layers, calls: Mapping[str, Sequence[Moments]]) -> Apply:
     """Undo by averages of each call of a layer in a forward: of the first call, of the second, and so on."""
 
     def apply(model: nn.Module, stack: ExitStack) -> None:
@@ -92,7 +93,7 @@ def write_each_call(layers: Layers, calls: Mapping[str, Sequence[Moments]]) -> C
     return apply
 
 
-def write_weights(weights: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, ExitStack], None]:
+def write_weights(weights: Iterable[tuple[Tensor, Tensor]]) -> Apply:
     """Undo by other values of parameters, in pairs of a parameter and its values."""
     pairs = list(weights)
 
@@ -104,7 +105,7 @@ def write_weights(weights: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Modu
     return apply
 
 
-def change_images(change: Change) -> Callable[[nn.Module, ExitStack], None]:
+def change_images(change: Change) -> Apply:
     """Undo by a change of the floating-point tensors of an axis or more that enter the model."""
 
     def change_leaf(leaf: Any) -> Any:
@@ -121,9 +122,7 @@ def change_images(change: Change) -> Callable[[nn.Module, ExitStack], None]:
     return apply
 
 
-def replace_forwards(
-    layers: Iterable[nn.Module], forward: Callable[[Any, Tensor], Tensor]
-) -> Callable[[nn.Module, ExitStack], None]:
+def replace_forwards(layers: Iterable[nn.Module], forward: Callable[[Any, Tensor], Tensor]) -> Apply:
     """Undo by another output of layers, computed from their input."""
     chosen = list(layers)
 
@@ -150,7 +149,7 @@ def pass_through(layer: Any, x: Tensor) -> Tensor:
     return x
 
 
-def normalize_each_batch(layers: Layers) -> Callable[[nn.Module, ExitStack], None]:
+def normalize_each_batch(layers: Layers) -> Apply:
     """Undo by normalizing with each batch's own statistics, where a batch has more than one value in a channel."""
 
     def choose_mode(layer: nn.Module, args: Any, kwargs: Any) -> None:

@@ -1,25 +1,33 @@
-"""The verdict: where the fault is, if there is one: it follows from what brings the score back."""
+"""The verdict: where the fault is, which follows from what brings the score back; and the findings to it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.examination import CALLER
 from bnlab.doctor.experiment import Experiment, Trial
+from bnlab.doctor.findings import (
+    Finding,
+    find_explained,
+    find_harmless,
+    find_signs,
+    fits_after,
+    grade_cost,
+    sort_findings,
+)
 from bnlab.doctor.lag import compare_with_drift
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Kind
-from bnlab.doctor.words import count_things, tell_number
+from bnlab.doctor.words import count_things, round_up, tell, tell_gain, tell_score
 
 Word = Literal["averages", "averages or images", "images", "network", "mode", "batches", "healthy", "undecided"]
-
-KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
-"""Kinds of statistics that are scored, in words."""
 
 ELSEWHERE = "labels, their order, preprocessing, loaded weights"
 """What to look at where a score is too low and nothing that was tried brings it back."""
@@ -32,7 +40,6 @@ _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded
 _BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
 _FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
 _NEAR_CHANCE = 0.1  # of what there is to gain over always naming the commonest label
-_LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,91 @@ class Verdict:
     sentence: str
     gain: Difference
     chosen: Sequence[Trial] = ()
+
+
+def conclude(
+    case: Case, experiment: Experiment | None, causes: Sequence[Cause], worth: float | None
+) -> tuple[Verdict | None, list[Finding]]:
+    """Judge by what was tried, and name the causes; without scores there is no verdict."""
+    scores = None if case.evidence is None else case.evidence.scores
+    if scores is None:
+        explained = _explain_without_scores(case, experiment, causes)
+        return None, sort_findings([*explained, *_find_others(case, causes, explained)])
+
+    if case.expected is not None and case.expected > 1 and scores.are_shares:
+        raise ValueError(f"{CALLER}: expected={case.expected!r}, but scores are shares here; pass one between 0 and 1")
+    least = find_worth(scores, worth)
+    judged = judge(case, scores, experiment, least)
+    is_poor = is_near_chance(scores) and not case.is_as_constructed
+    explained = _explain(case, judged, experiment, causes, least, is_poor)
+    others = _find_others(case, causes, explained)
+    if judged.word == "mode":
+        others = [_add_cost_of_mode(finding, scores, least) for finding in others]
+    findings = sort_findings([*explained, *others])
+    return _let_signs_speak(judged, findings, is_poor), findings
+
+
+def _explain(
+    case: Case,
+    judged: Verdict,
+    experiment: Experiment | None,
+    causes: Sequence[Cause],
+    worth: float,
+    is_poor: bool,
+) -> list[Finding]:
+    """Make findings of what was chosen; where nothing matters, of what shows all the same.
+
+    These are notes, unless the network is so poor that no statistics could show what they cost.
+    """
+    if experiment is not None:
+        explained = find_explained(judged.chosen, experiment, case, worth)
+        if explained:
+            return explained
+        shown = find_explained(experiment.choose_shown(), experiment, case, worth)
+        if shown and not is_poor:  # at chance a higher likelihood only means less certain errors
+            return [replace(finding, severity="note") for finding in shown]
+    return find_harmless(causes, case, is_known=not is_poor)
+
+
+def _explain_without_scores(case: Case, experiment: Experiment | None, causes: Sequence[Cause]) -> list[Finding]:
+    """Make findings of what surely takes the gap away, or else of averages that are off."""
+    if case.evidence is None:
+        return []
+    if experiment is not None and fits_after(experiment):
+        chosen, _ = experiment.choose()
+        return find_explained(chosen, experiment, case, WORTH)
+    return find_harmless(causes, case, is_known=False)
+
+
+def _find_others(case: Case, causes: Sequence[Cause], explained: Sequence[Finding]) -> list[Finding]:
+    return find_signs(causes, case, [finding.cause.code for finding in explained])
+
+
+def _add_cost_of_mode(finding: Finding, scores: Scores, worth: float) -> Finding:
+    """Add to a finding on the mode what train mode costs, in which each batch is normalized by itself."""
+    if finding.cause.kind != "mode":
+        return finding
+    cost = scores.mean("running") - scores.mean("batch")
+    return replace(finding, cost=cost, severity=grade_cost(cost, worth))
+
+
+def _let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool) -> Verdict:
+    """Call no network healthy whose forward shows a fault that no undo has to do with, or that is at chance with one.
+
+    At chance under any statistics nothing shows what a fault costs.
+    """
+    severe = [finding for finding in findings if finding.severity != "note"]
+    of_network = [finding for finding in severe if finding.cause.kind == "network"]
+    if judged.word not in ("healthy", "undecided") or not severe:
+        return judged
+    if of_network:
+        cause = of_network[0].cause
+        return replace(judged, word="network", sentence=f"See {cause.code}, {cause.title}. {judged.sentence}")
+    if is_poor:
+        cause = severe[0].cause
+        sentence = f"Near chance under any statistics, so that nothing shows what {cause.code} ({cause.title}) costs."
+        return replace(judged, word="undecided", sentence=f"{sentence} Mend that first, and ask again.")
+    return judged
 
 
 def find_worth(scores: Scores, worth: float | None) -> float:
@@ -115,7 +207,7 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
     sentence = _tell_trials([*chosen, *rivals], experiment, scores)
     if others:
         told = " or ".join(sorted(kinds | others))
-        needed = _round_up(4 * experiment.as_is.shape[1])
+        needed = round_up(4 * experiment.as_is.shape[1])
         sentence = f"{sentence} Too few images to tell these apart ({told}); about {needed:,} would."
         return Verdict("undecided", sentence, gain, chosen=[*chosen, *rivals])
 
@@ -180,16 +272,14 @@ def _tell_trials(trials: Sequence[Trial], experiment: Experiment, scores: Scores
     """Write what undoing the causes brings back."""
     first = trials[0]
     gain = experiment.measure_score(first)
-    images = experiment.as_is.shape[1]
-    difference = Difference(gain.value, gain.low, gain.high, images)
     causes = dict.fromkeys(trial.cause for trial in trials)
     undone = " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
     before = tell_score(float(experiment.as_is[0].mean()), scores)
     after = tell_score(float(first.values[0].mean()), scores)
-    counted = count_things(images, "image")
+    counted = count_things(gain.images, "image")
     return (
         f"Undoing {undone} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
-        f"{tell(difference, scores)}."
+        f"{tell(gain, scores)}."
     )
 
 
@@ -232,48 +322,5 @@ def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:
         is_unchanged = bool((scores.values["exact"] == scores.values["running"]).all())
         power = 1 if is_unchanged else 2  # intervals of images that do not change fall with their number
         needed = gain.images * (half / worth) ** power
-        wanted = f"about {_round_up(needed):,} images"
+        wanted = f"about {round_up(needed):,} images"
     return f"{told}: too few images to tell; {wanted} would."
-
-
-def _round_up(count: float) -> int:
-    """Round up to two digits."""
-    unit = 10 ** max(0, math.floor(math.log10(count)) - 1)
-    return math.ceil(count / unit) * unit
-
-
-def tell_gain(gain: Difference, scores: Scores) -> str:
-    """Write a gain with its interval, or, where it is negative, a loss: "lose 0.2 points [-0.3, 0.7]"."""
-    if not _tell_number(gain.value, scores).startswith("-"):
-        return f"gain {tell(gain, scores)}"
-    loss = Difference(-gain.value, -gain.high, -gain.low, gain.images)
-    return f"lose {tell(loss, scores)}"
-
-
-def tell(difference: Difference, scores: Scores) -> str:
-    """Write a difference with its interval, in points where scores are shares."""
-    unit = " points" if scores.are_shares else ""
-    value = _tell_number(difference.value, scores)
-    return f"{value}{unit} [{_tell_number(difference.low, scores)}, {_tell_number(difference.high, scores)}]"
-
-
-def _tell_number(value: float, scores: Scores) -> str:
-    """Write a difference of scores: points with one decimal, or three significant digits."""
-    return f"{100 * value:z.1f}" if scores.are_shares else tell_number(value)
-
-
-def tell_score(value: float, scores: Scores) -> str:
-    """Write a mean score, in percent where scores are shares."""
-    return f"{100 * value:.1f}%" if scores.are_shares else f"{value:.4g}"
-
-
-def tell_training(on_training: float, scores: Scores) -> str:
-    """Say how the training batches score as the model is, and what it means if that is much more than these do."""
-    told = f"On the training batches {tell_score(on_training, scores)}, as the model is."
-    best = scores.best
-    if on_training - best > _LOST_ON_NEW_IMAGES:
-        told = (
-            f"{told} The network does not generalize to these images: they differ from the training images, or those "
-            "were too few."
-        )
-    return told

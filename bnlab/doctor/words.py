@@ -1,8 +1,10 @@
-"""Words of verdicts, and numbers of evidence."""
+"""Words of verdicts, and numbers of evidence and scores."""
 
 from __future__ import annotations
 
 import math
+
+from bnlab.doctor.scores import Difference, Scores
 
 HEADLINES = {
     "averages": "The averages are at fault",
@@ -16,6 +18,11 @@ HEADLINES = {
 }
 """Verdict → how an answer begins."""
 
+KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
+"""Kinds of statistics that are scored, in words."""
+
+_LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
+
 
 def count_things(count: int, thing: str) -> str:
     """Write a number of things: "1 update", "2,000 updates"."""
@@ -27,3 +34,46 @@ def tell_number(value: float, digits: int = 3) -> str:
     told = f"{value:z.{digits}g}"
     is_large = math.isfinite(value) and abs(float(told)) >= 10**digits
     return f"{float(told):,.0f}" if is_large else told
+
+
+def round_up(count: float) -> int:
+    """Round up to two digits."""
+    unit = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return math.ceil(count / unit) * unit
+
+
+def tell_gain(gain: Difference, scores: Scores) -> str:
+    """Write a gain with its interval, or, where it is negative, a loss: "lose 0.2 points [-0.3, 0.7]"."""
+    if not _tell_difference(gain.value, scores).startswith("-"):
+        return f"gain {tell(gain, scores)}"
+    loss = Difference(-gain.value, -gain.high, -gain.low, gain.images)
+    return f"lose {tell(loss, scores)}"
+
+
+def tell(difference: Difference, scores: Scores) -> str:
+    """Write a difference with its interval, in points where scores are shares."""
+    unit = " points" if scores.are_shares else ""
+    value = _tell_difference(difference.value, scores)
+    return f"{value}{unit} [{_tell_difference(difference.low, scores)}, {_tell_difference(difference.high, scores)}]"
+
+
+def _tell_difference(value: float, scores: Scores) -> str:
+    """Write a difference of scores: points with one decimal, or three significant digits."""
+    return f"{100 * value:z.1f}" if scores.are_shares else tell_number(value)
+
+
+def tell_score(value: float, scores: Scores) -> str:
+    """Write a mean score, in percent where scores are shares."""
+    return f"{100 * value:.1f}%" if scores.are_shares else f"{value:.4g}"
+
+
+def tell_training(on_training: float, scores: Scores) -> str:
+    """Say how the training batches score as the model is, and what it means if that is much more than these do."""
+    told = f"On the training batches {tell_score(on_training, scores)}, as the model is."
+    best = scores.best
+    if on_training - best > _LOST_ON_NEW_IMAGES:
+        told = (
+            f"{told} The network does not generalize to these images: they differ from the training images, or those "
+            "were too few."
+        )
+    return told

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bnlab.doctor.gallery import FAULTS, Fault, Healthy
 from bnlab.layers import get_running_buffers
+from bnlab.recording.trace import MomentTrace
 from tests.doctor import digits
 from tests.doctor.digits import Batches
 
@@ -44,8 +46,8 @@ class Patient:
     """
 
     make: Callable[[float], Given]
-    strengths: tuple[float, ...]
-    verdicts: tuple[str, ...]
+    strengths: Sequence[float]
+    verdicts: Sequence[str]
     codes: tuple[str, ...]
     says: str
 
@@ -97,34 +99,6 @@ def stop_early(momentum: float) -> Given:
     return Given(model)
 
 
-def change_averages(change: Callable[[Tensor, Tensor], object]) -> Given:
-    """Change each layer's running mean and variance."""
-    model = digits.make_healthy()
-    for layer in digits.list_norms(model):
-        change(*get_running_buffers(layer))
-    return Given(model)
-
-
-@patient("averages times a factor", "averages", "BN215", (0.01, 4.0, 200.0))
-def multiply_averages(factor: float) -> Given:
-    return change_averages(lambda mean, var: (mean.mul_(factor), var.mul_(factor)))
-
-
-@patient("never updated", "averages", "BN002", says="mean 0 and variance 1 in all channels")
-def reset_averages(_: float) -> Given:
-    return change_averages(lambda mean, var: (mean.zero_(), var.fill_(1)))
-
-
-@patient("variances zeroed", "averages", "BN003")
-def zero_variances(_: float) -> Given:
-    return change_averages(lambda mean, var: var.zero_())
-
-
-@patient("variances not copied", "averages", "BN214")
-def forget_variances(_: float) -> Given:
-    return change_averages(lambda mean, var: var.fill_(1))
-
-
 @patient("means of one layer broken", "averages", "BN108", (1.0, 3.0, 10.0), "not from 4 on; between them: 2, 3.")
 def break_one_layer(sigmas: float) -> Given:
     model = digits.make_healthy()
@@ -133,7 +107,7 @@ def break_one_layer(sigmas: float) -> Given:
     return Given(model)
 
 
-@patient("a variance beyond half precision", "averages", "BN004", says="Keep batch norm in float32")
+@patient("a variance beyond half precision", "averages", "BN001", says="Keep batch norm in float32")
 def cast_to_half(_: float) -> Given:
     """float16 holds up to 65,504, and one layer's largest variance is 100,000."""
     model = digits.make_healthy()
@@ -146,7 +120,7 @@ def cast_to_half(_: float) -> Given:
     return Given(model.half(), digits.make_batches(lambda images: images.half(), images=200))
 
 
-@patient("fine-tuned, with the buffers of before", "averages", "BN107", (24, 48, 96))
+@patient("fine-tuned, with the buffers of before", "averages", "BN106", (24, 48, 96))
 def keep_old_buffers(steps: float) -> Given:
     """On negatives, in so many steps."""
     before = digits.make_healthy(1)
@@ -169,7 +143,7 @@ class Adapted(nn.Module):
         return self.conv(x) + self.up(self.down(x))
 
 
-@patient("adapters saved without buffers", "averages", "BN107", says="save adapters with their buffers")
+@patient("adapters saved without buffers", "averages", "BN106", says="save adapters with their buffers")
 def load_adapters(_: float) -> Given:
     """Adapters were trained on negatives, together with batch norm, and are loaded onto their base."""
     before = digits.make_healthy(2)
@@ -251,17 +225,6 @@ def blur(_: float) -> Given:
 # Network
 
 
-class WithoutMean(nn.BatchNorm2d):
-    """Forgets to subtract the mean in eval mode."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return super().forward(x)
-        _, var = get_running_buffers(self)
-        scale = self.weight / (var + self.eps).sqrt()
-        return x * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
-
-
 class WithOwnStatistics(nn.BatchNorm2d):
     """Normalizes by its batch in eval mode too, as an exported graph does whose batch norms stay in train mode."""
 
@@ -278,11 +241,6 @@ def replace_norms(kind: type[nn.BatchNorm2d]) -> nn.Module:
         other.load_state_dict(layer.state_dict())
         model[int(name)] = other
     return model.eval()
-
-
-@patient("a forward without its mean", "network", "BN304")
-def forget_mean(_: float) -> Given:
-    return Given(replace_norms(WithoutMean))
 
 
 @patient("a forward of each batch's statistics", "network", "BN304", (1, 4, 8))
@@ -323,3 +281,36 @@ def offset_batches(size: float) -> Given:
         for (images, labels), offset in zip(digits.make_batches(size=20), offsets, strict=True)
     ]
     return Given(digits.make_healthy(), batches)
+
+
+# Faults of the gallery, in this network
+
+
+def add_faults(**said: str) -> None:
+    """Put faults of the gallery into the table, each with a phrase that is printed."""
+    for words, phrase in said.items():
+        fault = FAULTS[words.replace("_", " ")]
+        strengths = fault.strengths or (1.0,)
+        PATIENTS[fault.name] = Patient(partial(break_digits, fault), strengths, fault.verdicts, (fault.code,), phrase)
+
+
+def break_digits(fault: Fault, strength: float) -> Given:
+    specimen = fault.spoil(make_healthy_digits(), strength)
+    return Given(specimen.model, specimen.batches, specimen.arguments)
+
+
+@cache
+def make_healthy_digits() -> Healthy:
+    model = digits.make_healthy()
+    images, labels, _, _ = digits.load_images()
+    batches = digits.make_batches()
+    return Healthy(model, images, labels, batches, digits.measure_accuracy(model, batches), {}, MomentTrace({}))
+
+
+add_faults(
+    averages_times_a_factor="",
+    never_updated="mean 0 and variance 1 in all channels",
+    zeroed_buffers="",
+    variances_not_copied="",
+    mean_left_out="",
+)

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from bnlab.doctor import explain, list_causes
+from bnlab.doctor.catalogue import ALIASES
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause
 from bnlab.doctor.undoing import Kind
 
@@ -48,9 +49,13 @@ def test_an_explanation_is_short_and_plain_and_says_when_it_is_a_false_alarm(cau
 
 
 def test_a_code_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    with pytest.raises(ValueError, match="explain: 'BN999' is no code; there are BN001, BN002"):
+    with pytest.raises(ValueError, match="explain: 'BN999' is no code; there are BN001, BN002, BN101"):
         explain("BN999")
 
 
-def test_a_code_of_earlier_versions_is_explained_by_what_it_is_part_of() -> None:
-    assert explain("BN213") == f"BN213 is part of BN209.\n\n{explain('BN209')}"
+@pytest.mark.parametrize("code", ALIASES)
+def test_a_code_of_earlier_versions_is_explained_by_what_it_is_part_of(code: str) -> None:
+    now = ALIASES[code]
+
+    assert code not in CAUSES
+    assert explain(code) == f"{code} is part of {now}.\n\n{explain(now)}"

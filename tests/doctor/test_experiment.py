@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.doctor import Undo
-from bnlab.doctor.experiment import Experiment, Trial, bound
+from bnlab.doctor.experiment import MOST_IMAGES, Experiment, Trial, bound, split_halves, take_sample
 from bnlab.doctor.scores import measure_likelihood
-from bnlab.doctor.trials import MOST_IMAGES, split_halves, take_sample
 from tests.doctor.causes import Planted
 
 
@@ -101,19 +100,6 @@ def test_likelihood_is_the_log_softmax_of_the_label() -> None:
     expected = -F.cross_entropy(logits.double(), labels, reduction="none")
     assert values is not None and values.dtype == torch.float64
     assert torch.allclose(values, expected.nan_to_num(-10).clamp(min=-10))
-
-
-def test_likelihood_of_positions_is_the_mean_over_those_that_count() -> None:
-    logits = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([[[0, 1], [2, 255]], [[-100, 1], [1, 1]]])
-
-    values = measure_likelihood(logits, labels)
-
-    each = F.log_softmax(logits.double(), 1)
-    first = each[0, :, 0, 0][0] + each[0, :, 0, 1][1] + each[0, :, 1, 0][2]
-    second = each[1, 1].sum() - each[1, 1, 0, 0]
-    assert values is not None
-    assert torch.allclose(values, torch.stack((first, second)) / 3)
 
 
 @pytest.mark.parametrize(

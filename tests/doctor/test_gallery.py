@@ -7,28 +7,14 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 
 import bnlab
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.gallery import FAULTS, UNSHOWN, Specimen, make_healthy
-from bnlab.doctor.gallery.network import build_network, choose_images
-from bnlab.doctor.gallery.patterns import CLASSES, draw_patterns
 from bnlab.doctor.gallery.specimen import measure_accuracy
 from tests.helpers import unchanged
 
 CAUSES = {cause.code: cause for cause in list_causes()}
-VERDICTS: dict[str, tuple[str, ...]] = {
-    "BN106": ("averages", "healthy"),  # the weakest costs nothing
-    "BN108": ("averages", "averages or images"),
-    "BN201": ("averages", "healthy"),
-    "BN204": ("batches", "network"),
-    # which cost nothing:
-    **dict.fromkeys(("BN004", "BN102", "BN103", "BN110", "BN206", "BN301", "BN402"), ("healthy",)),
-    "BN901": ("network",),
-}
-"""Verdicts that are right, by code; of others the kind of the cause."""
-
 UNMENDED = {"a norm of its own": "0.6 points that exact statistics gain decide, of 20 that are missing"}
 """Specimens of which the doctor does not yet say what is right, and why."""
 
@@ -84,7 +70,7 @@ def test_a_fault_is_found_and_nothing_above_a_note_beside_it(name: str, strength
     above_notes = {found for found, severity in severities.items() if severity != "note"}
     assert above_notes <= {code}, str(diagnosis)
 
-    verdicts = VERDICTS.get(code, (CAUSES[code].kind,))
+    verdicts = FAULTS[name].verdicts
     lost = specimen.unspoiled - diagnosis.scores["running"]
     if strength is not None and lost < SURELY:
         assert diagnosis.verdict in (*verdicts, "healthy", "undecided"), str(diagnosis)
@@ -139,32 +125,3 @@ def test_each_code_is_shown_or_says_why_not() -> None:
     assert {*CAUSES} == shown | {*UNSHOWN}
     assert not shown & {*UNSHOWN}
     assert all(fault.done.endswith(".") and "\n" not in fault.done for fault in FAULTS.values())
-
-
-def test_patterns_are_the_same_for_the_same_seed() -> None:
-    images, labels = draw_patterns(64, seed=3)
-    again, same_labels = draw_patterns(64, seed=3)
-    others, _ = draw_patterns(64, seed=4)
-
-    assert images.shape == (64, 3, 12, 12)
-    assert {*labels.tolist()} == {*range(CLASSES)}
-    assert torch.equal(images, again) and torch.equal(labels, same_labels)
-    assert not torch.equal(images, others)
-
-
-def test_building_a_network_leaves_the_random_state_alone() -> None:
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-
-    torch.manual_seed(0)
-    build_network(seed=5)
-
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_each_epoch_chooses_every_image_once_and_leaves_out_the_smaller_batch() -> None:
-    batches = list(choose_images(10, steps=5, batch_size=4))
-
-    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4]
-    for first, second in (batches[:2], batches[2:4]):
-        assert len({*first.tolist(), *second.tolist()}) == 8

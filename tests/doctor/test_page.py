@@ -152,8 +152,7 @@ def test_names_of_layers_are_escaped_everywhere() -> None:
 
     assert "b" not in {element.tag for element in page.iter()}
     assert list_texts(page, "code")[-1] == "<b>&"
-    assert list_texts(page, "text").count("<b>&") == list_texts(page, "td").count("<b>&") == 1
-    assert list_texts(page, "title")[-1].startswith("<b>&: mean off by ")
+    assert list_texts(page, "td").count("<b>&") == 1
 
 
 def test_numbers_of_the_table_are_on_the_page(spoiled: Diagnosis, diagnoses: dict[str, Diagnosis]) -> None:
@@ -165,7 +164,6 @@ def test_numbers_of_the_table_are_on_the_page(spoiled: Diagnosis, diagnoses: dic
 
     without_data = parse(diagnoses["no data"])
     assert list_texts(without_data, "th") == ["layer", "updates", "momentum", "channels"]
-    assert list_texts(without_data, "svg") == []
 
 
 def test_the_table_says_what_has_no_number_and_which_layers_train() -> None:
@@ -178,15 +176,15 @@ def test_the_table_says_what_has_no_number_and_which_layers_train() -> None:
     assert cells[8:] == ["not counted", "0.1", "2", "eval"]
 
 
-def test_the_picture_has_a_row_for_each_layer_that_the_data_reached(diagnoses: dict[str, Diagnosis]) -> None:
-    page = parse(diagnoses["spoiled"])
-    broken = parse(diagnoses["not finite"])
+def test_bars_are_as_long_as_the_logarithm_of_the_gap(diagnoses: dict[str, Diagnosis]) -> None:
+    spoiled = diagnoses["spoiled"]
 
-    labels = list_texts(page, "text")
-    assert [label for label in labels if label in ("1", "4")] == ["1", "1", "4"]  # a number of the axis, two names
-    assert len([*page.iter("circle")]) == 4
-    assert list_texts(broken, "text").count("not finite") == 1
-    assert len([*broken.iter("circle")]) == 3
+    for column, style in (("mean_gap", "mean"), ("var_gap", "var")):
+        bars = [bar for bar in parse(spoiled).iter("span") if bar.attrib["class"] == f"bar {style}"]
+        lengths = [float(bar.attrib["style"].removeprefix("width:").removesuffix("em")) for bar in bars]
+        gaps = [min(max(gap, 1e-3), 10) for gap in spoiled.table[column]]
+        assert lengths == pytest.approx([math.log10(gap) + 3 for gap in gaps], abs=0.01)
+    assert len([bar for bar in parse(diagnoses["not finite"]).iter("span") if "var" in bar.attrib["class"]]) == 1
 
 
 def test_causes_that_could_not_be_looked_for_are_listed_with_what_they_need(diagnoses: dict[str, Diagnosis]) -> None:

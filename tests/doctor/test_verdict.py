@@ -16,7 +16,8 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.experiment import Experiment, Trial
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.doctor.undoing import EACH_BATCH, Kind
-from bnlab.doctor.verdict import WORTH, Verdict, find_worth, judge, tell_gain
+from bnlab.doctor.verdict import WORTH, Verdict, find_worth, judge
+from bnlab.doctor.words import tell_gain
 from tests.doctor.causes import Planted
 
 IMAGES = 1000

@@ -1,38 +1,69 @@
-"""BN001: values that are not finite, or negative variances."""
+"""BN001: values that are not finite, negative variances, or averages in low precision."""
 
 from __future__ import annotations
+
+import torch
 
 from bnlab.doctor.case import Case, has_bad_values
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.examination import has_overflown
+from bnlab.layers import BatchNorm, get_running_buffers
 
 
-class NotFinite(Cause):
-    """A running mean or variance that is NaN or infinite, or a variance below 0.
+class NotHeld(Cause):
+    """A running mean or variance that is NaN or infinite, a variance below 0, or a type below float32.
 
-    Never a false alarm. One batch with a NaN, or one that overflows float16, is enough: an average never forgets it.
-    The first layer in depth is where to look; those behind it were given its output.
+    One batch with a NaN, or one that overflows float16, is enough: an average never forgets it. The first layer in
+    depth is where to look; those behind it were given its output. Float16 ends at 65,504: a variance above it becomes
+    infinite when the model is cast.
+
+    In a type below float32 an update of an average r by m·(x − r) is lost in rounding once it is below half of the
+    distance to the next number: with momentum .1 a bfloat16 average stops 2 to 4% short of its goal, with .01 ten times
+    as far. In train mode this is a warning.
+
+    A false alarm in a model that was converted for inference: rounding finished averages costs nothing measurable.
     """
 
     code = "BN001"
-    title = "not finite, or a negative variance"
-    meaning = "One bad batch has spoiled the averages for good, and in eval mode all that comes after them."
-    remedy = "Recalibrate, and look for the batch, an overflow or the tool that wrote this."
-    severity = "error"
+    title = "not finite, negative, or in low precision"
+    meaning = "The averages cannot hold what was averaged, or one bad batch has spoiled them for good."
+    remedy = (
+        "Keep batch norm in float32, where the rest is cast. Load the averages of before the cast, or recalibrate, and "
+        "look for the batch, the overflow or the tool."
+    )
 
     def look(self, case: Case) -> Signs | None:
         spoiled = case.select(lambda name: has_bad_values(case.buffers[name]))
-        # A variance beyond the layer's type is another fault.
-        layers = [name for name in spoiled if not has_overflown(case.layers[name])]
-        if not layers:
+        if spoiled:
+            return Signs.of(spoiled, _describe_spoiled(case, spoiled), "error")
+        rounded = case.select(lambda name: torch.finfo(_find_type(case.layers[name])).bits < 32)
+        if not rounded:
             return None
-        first = layers[0]
-        buffers = case.buffers[first]
-        is_finite = buffers.isfinite().all(0)
-        counts = {
-            "not finite": int((~is_finite).sum()),
-            "negative": int((buffers[1] < 0).sum()),
-        }
-        told = " and ".join(f"{what} in {count}" for what, count in counts.items() if count)
-        channels = buffers.shape[1]
-        return Signs.of(layers, f"{told} of {channels} channels of {first!r}, the first in depth")
+        worst = max((case.layers[name] for name in rounded), key=compute_stall)
+        kind = str(_find_type(worst)).removeprefix("torch.")
+        told = f"{kind}: an average may stop {100 * compute_stall(worst):.2g}% short of its goal"
+        is_training = any(case.layers[name].training for name in rounded)
+        return Signs.of(rounded, told, "warning" if is_training else "note")
+
+
+def _describe_spoiled(case: Case, layers: list[str]) -> str:
+    if all(has_overflown(case.layers[name]) for name in layers):
+        return f"a variance above 65,504, the largest float16, has become infinite in {len(layers)} layers"
+    first = layers[0]
+    buffers = case.buffers[first]
+    counts = {
+        "not finite": int((~buffers.isfinite().all(0)).sum()),
+        "negative": int((buffers[1] < 0).sum()),
+    }
+    told = " and ".join(f"{what} in {count}" for what, count in counts.items() if count)
+    return f"{told} of {buffers.shape[1]} channels of {first!r}, the first in depth"
+
+
+def _find_type(layer: BatchNorm) -> torch.dtype:
+    return get_running_buffers(layer)[1].dtype
+
+
+def compute_stall(layer: BatchNorm) -> float:
+    """Compute how far short of its goal a layer's average may stop for want of digits, relative to it; at most 1."""
+    half_step = torch.finfo(_find_type(layer)).eps / 2
+    return min(1.0, half_step / layer.momentum) if layer.momentum else 1.0

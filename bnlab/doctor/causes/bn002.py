@@ -1,41 +1,77 @@
-"""BN002: never updated."""
+"""BN002: averages that were never updated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.undoing import EXACT
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.undoing import EXACT, Undo, write_averages
+
+_NEARLY_ALL = 0.99  # of a layer's channels
 
 
 class NeverUpdated(Cause):
-    """Running mean 0 and variance 1, where averages start, in more than 99% of a layer's channels.
+    """A running mean of 0, or a running variance of 1 or 0, in more than 99% of a layer's channels.
 
-    With data a layer whose exact statistics are near 0 and 1 too is no finding: the first layer behind standardized
-    images, for example. Without data a layer that has counted updates is none, as its averages may be 0 and 1 rightly.
+    Averages start at 0 and 1; tools that average again start at 0 and 0, and leave it there if they are given no batch.
+    If only one of the two is such a value, a tool copied the other alone: it is undone by exact values of that one.
+
+    With data a layer whose exact statistics are near these values too is no finding: the first layer behind
+    standardized images, for example, or dead channels. Without data a layer of 0 and 1 that has counted updates is no
+    finding either.
     """
 
     code = "BN002"
     title = "never updated"
-    meaning = "The averages still are where they start, mean 0 and variance 1."
-    remedy = "Train in train(), or load a checkpoint that has buffers; bnlab.recalibrate mends what there is."
+    meaning = "The averages, or one of the two, hold a starting value, which no batch gives."
+    remedy = (
+        "Train in train(), or load a checkpoint that has both buffers, from before any tool reset them; "
+        "bnlab.recalibrate repairs what there is."
+    )
     undone_by = (EXACT,)
     severity = "warning"
 
     def look(self, case: Case) -> Signs | None:
-        initial = [name for name in case.select(case.is_initial) if name not in case.seen]
-        layers = [name for name in initial if not case.count_updates(name)]
+        unseen = [name for name in case.layers if name not in case.seen and _list_starts(case, name)]
+        layers = [name for name in unseen if not (case.is_initial(name) and case.count_updates(name))]
         return Signs.of(layers, self.describe(case, layers))
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
-        start = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-        return {name: start.expand(2, case.layers[name].num_features) for name in case.select(case.is_initial)}
+        return {name: case.buffers[name] for name in case.layers if _list_starts(case, name)}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        known = [count for name in layers if (count := case.count_updates(name)) is not None]
-        counted = f"{max(known):,} updates counted" if known else "no count of updates"
-        return f"mean 0 and variance 1 in all channels, {counted}"
+        shown = [name for name in layers if _list_starts(case, name)]
+        if not shown:
+            return ""
+        counts = [count for name in shown if (count := case.count_updates(name)) is not None]
+        counted = f"{max(counts):,} updates counted" if counts else "no count of updates"
+        return f"{' and '.join(_list_starts(case, shown[0]))} in all channels, {counted}"
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        averages = {}
+        for name in patient.exact:
+            starts = _list_starts(case, name)
+            if len(starts) == 1 and case.is_off_surely(name):
+                filled = patient.read_exact(name)
+                kept = 0 if starts[0].startswith("variance") else 1
+                filled[kept] = case.buffers[name][kept]
+                averages[name] = filled
+        if averages:
+            told = self.describe(case, list(averages))
+            degrees = sum(values.shape[1] for values in averages.values())
+            apply = write_averages(case.layers, averages)
+            yield Undo(told, tuple(averages), degrees, apply, explains=patient.explain(averages))
+
+
+def _list_starts(case: Case, name: str) -> list[str]:
+    """List which of a layer's averages hold a starting value, in words."""
+    if name not in case.layers:
+        return []
+    mean, var = case.buffers[name]
+    is_start = {"mean 0": mean == 0, "variance 1": var == 1, "variance 0": var == 0}
+    return [words for words, channels in is_start.items() if float(channels.double().mean()) > _NEARLY_ALL]

@@ -1,4 +1,4 @@
-"""BN102: a momentum that looks reversed."""
+"""BN102: a momentum that is reversed, or 0."""
 
 from __future__ import annotations
 
@@ -8,41 +8,61 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.thresholds import MOMENTUM_IS_LARGE
 from bnlab.doctor.undoing import EXACT
+from bnlab.doctor.words import count_things
 from bnlab.nn.self_tuned import SelfTuned
 
 
-class Reversed(Cause):
-    """Momentum above .5: an average that remembers (2−m)/m, fewer than three, batches.
+class OddMomentum(Cause):
+    """Momentum above .5, so that an average remembers (2−m)/m, fewer than three, batches; or 0 in layers that have
+    counted updates, none of which has moved the averages.
 
     Torch's momentum is the weight of the new batch; that of Keras and of papers, often .9 or .99, the weight of the
-    old average. MaxViT in torchvision has .99.
+    old average. MaxViT in torchvision has .99. Networks that were ported from another library have 0, and fine-tuning
+    leaves them the averages of the images before. With data it is named where exact statistics bring something back.
 
-    A false alarm where the averages were recalibrated, or are meant to follow the latest batch; with labels the cost
-    decides. Momentum None, a cumulative average, is none.
+    A false alarm where the averages were recalibrated, are meant to follow the latest batch, or to stay. Momentum None,
+    a cumulative average, is none, and layers whose own weight is frozen may have 0.
     """
 
     code = "BN102"
-    title = "momentum looks reversed"
-    meaning = "The averages are little more than the last batch, and as noisy."
-    remedy = "Set momentum to one minus it, as torch's is the weight of the new batch, and recalibrate."
+    title = "momentum reversed, or 0"
+    meaning = (
+        "The averages are little more than the last batch, or have not moved: momentum is the weight of the new one."
+    )
+    remedy = "Set momentum to one minus it, or to 0.1, and recalibrate."
     undone_by = (EXACT,)
     severity = "warning"
 
+    def list_layers(self, case: Case) -> Sequence[str]:
+        return case.select(lambda name: _is_zero(case, name))
+
     def look(self, case: Case) -> Signs | None:
-        layers = list(_list_reversed(case))
-        return Signs.of(layers, self.describe(case, layers), None if case.evidence is None else "note")
+        layers = case.select(lambda name: _is_reversed(case, name))
+        if case.evidence is not None:
+            return Signs.of(layers, self.describe(case, layers), "note")
+        layers = layers or [*self.list_layers(case)]
+        return Signs.of(layers, self.describe(case, layers))
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        reversed_ones = [name for name in layers if name in _list_reversed(case)]
-        return case.explain(case.read_exact(reversed_ones), layers, with_noise=True)
+        reversed_ones = [name for name in layers if name in case.layers and _is_reversed(case, name)]
+        explained = case.explain(case.read_exact(reversed_ones), layers, with_noise=True)
+        return max(explained, super().weigh(case, layers))
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        momenta = {momentum for name, momentum in _list_reversed(case).items() if name in layers}
-        told = [f"momentum {value:g}, a memory of {(2 - value) / value:.1f} batches" for value in sorted(momenta)]
-        return "; ".join(told)
+        momenta = {case.layers[name].momentum for name in layers if _is_reversed(case, name)}
+        told = [f"momentum {value:g}, a memory of {(2 - value) / value:.1f} batches" for value in momenta if value]
+        if told:
+            return "; ".join(sorted(told))
+        counts = [case.count_updates(name) or 0 for name in layers if _is_zero(case, name)]
+        return f"{count_things(max(counts, default=0), 'update')} of momentum 0"
 
 
-def _list_reversed(case: Case) -> dict[str, float]:
-    """List the momentum of the layers that have a large one, and do not choose it themselves."""
-    fixed = {name: layer.momentum for name, layer in case.layers.items() if not isinstance(layer, SelfTuned)}
-    return {name: momentum for name, momentum in fixed.items() if momentum is not None and momentum > MOMENTUM_IS_LARGE}
+def _is_reversed(case: Case, name: str) -> bool:
+    layer = case.layers[name]
+    return not isinstance(layer, SelfTuned) and (layer.momentum or 0) > MOMENTUM_IS_LARGE
+
+
+def _is_zero(case: Case, name: str) -> bool:
+    layer = case.layers[name]
+    is_set = layer.momentum == 0 and not isinstance(layer, SelfTuned)
+    return is_set and bool(case.count_updates(name)) and not case.is_frozen(name)

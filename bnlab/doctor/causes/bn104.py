@@ -1,44 +1,58 @@
-"""BN104: frozen layers whose averages move."""
+"""BN104: averages that moved while weights did not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.undoing import EXACT, RESCALED
+from bnlab.doctor.patient import Patient
+from bnlab.doctor.undoing import EXACT, RESCALED, Undo, write_averages
 from bnlab.doctor.words import count_things
 
 
-class FrozenButMoving(Cause):
-    """A layer whose weight takes no gradient, while other parameters of the model do, and whose averages move: it is in
-    train mode, has been updated since `before=`, or holds averages of other images than these.
+class MovedAlone(Cause):
+    """More updates counted than at `before=`, and no parameter has changed; or a layer whose weight takes no gradient,
+    while other parameters do, and that is in train mode, has been updated since `before=`, or holds averages of other
+    images than these.
 
-    `requires_grad_(False)` freezes weights alone. Each forward in train mode goes on averaging, and `model.train()` at
-    the start of an epoch puts all layers back into train mode. So a backbone forgets its own images while a new part is
-    trained on others. The third sign is an experiment: exact statistics bring back what is lost, and all weights that
-    the model lists before the layers are frozen too, so that these cannot have moved away from the averages.
+    A forward in train mode averages whatever else happens: under `torch.no_grad()`, in a model summary of random
+    images, in an evaluation without `eval()`, and in layers that `requires_grad_(False)` has frozen, as `model.train()`
+    at the start of an epoch puts all layers back into train mode. It is undone by the earlier buffers, where no
+    parameter has changed; else exact statistics bring back what is lost, and all weights that the model lists before
+    the layers are frozen too, so that these cannot have moved away from the averages.
 
-    A false alarm where averages are meant to follow new data under old weights; then bnlab.recalibrate does it better.
+    A false alarm where averages are meant to follow new data under old weights, or after a recalibration that counts,
+    such as `torch.optim.swa_utils.update_bn`.
     """
 
     code = "BN104"
-    title = "weights are frozen, averages are not"
-    meaning = "requires_grad=False freezes weights alone: each forward in train() goes on averaging its own images."
+    title = "averages moved, weights did not"
+    meaning = "Forwards in train() go on averaging, on whatever images they are given, although nothing is trained."
     remedy = (
-        "Load the old checkpoint's buffers, or recalibrate these layers (layers=) on images that the frozen part is "
-        "for; call eval() on it after each train()."
+        "Load the earlier checkpoint's buffers, or recalibrate (layers=) on images that these weights are for; call "
+        "eval() before such forwards, and on frozen layers after each train()."
     )
     undone_by = (EXACT, RESCALED)
 
     def look(self, case: Case) -> Signs | None:
-        frozen = case.select(case.is_frozen)
-        moving = [name for name in frozen if case.layers[name].training or _count_updates(case, name) > 0]
-        is_training = any(case.layers[name].training for name in moving)
-        return Signs.of(moving, self.describe(case, moving), "warning" if is_training else "note")
+        updated = _list_updated(case)
+        training = case.select(lambda name: case.is_frozen(name) and case.layers[name].training)
+        layers = case.select(lambda name: name in updated or name in training)
+        is_severe = bool(training) or (case.evidence is None and _is_untrained(case))
+        return Signs.of(layers, self.describe(case, layers), "warning" if is_severe else "note")
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        layers = _list_updated(case) if _is_untrained(case) else []
+        if case.history is not None and layers:
+            earlier = {name: case.history.layers[name].buffers for name in layers}
+            yield Undo(self.describe(case, layers), tuple(layers), 0, write_averages(case.layers, earlier))
 
     def list_layers(self, case: Case) -> Sequence[str]:
+        if _is_untrained(case):
+            return _list_updated(case)
         leading = takewhile(lambda parameter: not parameter.requires_grad, case.model.parameters())
         settled = {id(parameter) for parameter in leading}
         changes = {} if case.history is None else case.history.layers
@@ -58,7 +72,21 @@ class FrozenButMoving(Cause):
         updates = max((_count_updates(case, name) for name in layers), default=0)
         if updates > 0:
             told.append(f"{count_things(updates, 'update')} since the earlier checkpoint")
+        if case.history is not None and _is_untrained(case):
+            told.append(f"{count_things(case.history.parameters, 'tensor')} of weights stayed the same")
         return "; ".join(told) or "frozen weights do not move, so other images passed in train()"
+
+
+def _is_untrained(case: Case) -> bool:
+    """Return whether it is known that no parameter has changed since the earlier checkpoint."""
+    history = case.history
+    return history is not None and history.parameters > 0 and not history.moved
+
+
+def _list_updated(case: Case) -> list[str]:
+    """List the layers that were updated since the earlier checkpoint although their weights are fixed."""
+    is_untrained = _is_untrained(case)
+    return case.select(lambda name: _count_updates(case, name) > 0 and (is_untrained or case.is_frozen(name)))
 
 
 def _count_updates(case: Case, name: str) -> int:

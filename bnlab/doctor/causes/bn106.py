@@ -1,36 +1,91 @@
-"""BN106: weights that moved while the statistics did not."""
+"""BN106: weights that moved while the averages did not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from statistics import mean
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.families import WithoutUpdate, get_history, is_other_network, list_kept, list_written
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.history import LayerChange
+from bnlab.doctor.thresholds import COLLAPSE_FALLS, COLLAPSED, COLLAPSED_WEIGHS, NOT_COLLAPSED, WEIGHTS_MOVED
+from bnlab.doctor.undoing import EXACT, RESCALED
 
 
-class WeightsMovedAlone(WithoutUpdate):
-    """No update counted since the earlier checkpoint, and weights that differ by more than 1% of their length: pruned,
-    rounded, merged, averaged over clients, or trained on with batch norm in eval mode.
+class WeightsMovedAlone(Cause):
+    """Weights that differ from those of `before=` by more than 1% of their length, or were added, and averages that no
+    update has followed: they are equal bit for bit, or were written without a count.
 
-    BN107 is the case in which every weight is another number and the buffers are the same.
+    Pruned, rounded or merged weights, those averaged over clients or steps (EMA, SWA) beside the buffers of one
+    network, adapters that were saved without buffers and loaded onto the base, or weights that were trained on with
+    batch norm in eval mode. Without `before=` it shows where exact variances are below 0.7 of the running ones, the
+    more so the deeper the layer: features of different networks cancel when their weights are averaged (Jordan et al.
+    2023). Images of less detail than in training do the same: training_batches= tells them apart.
 
     A false alarm where batch norm was kept in eval mode on purpose while its weights were trained: the network has
     learnt with these averages as constants. Layers whose own weight is frozen are left out.
     """
 
     code = "BN106"
-    title = "weights moved, statistics did not"
-    meaning = "The weights were changed after the last update of the averages, which still describe the old ones."
-    remedy = "Recalibrate after pruning, rounding or merging weights."
+    title = "weights moved, averages did not"
+    meaning = (
+        "The averages describe other weights: those of before a change, or of the network that they are taken from."
+    )
+    remedy = (
+        "Recalibrate after averaging, merging, pruning or rounding weights; let an average of weights average the "
+        "buffers too, and save adapters with their buffers."
+    )
+    undone_by = (EXACT, RESCALED)
+    severity = "warning"
+    needs = ("changes",)
 
     def list_layers(self, case: Case) -> Sequence[str]:
-        written = list_written(case) if case.evidence is not None else []
-        if written:
-            return written
-        return [] if is_other_network(case) else list_kept(case)
+        written = _list_written(case) if case.evidence is not None else []
+        return written or _list_without_update(case, lambda change: change.is_same and not change.updates)
+
+    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+        return max(super().weigh(case, layers), COLLAPSED_WEIGHS if _has_collapsed(case) else 0.0)
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        history = get_history(case)
+        history = case.history
+        if history is None or not {*self.list_layers(case)} & {*layers}:
+            shallow, deep = _compare_depths(case)
+            return f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"
         moved = f"weights moved by {100 * history.distance:.2g}% ({100 * history.kept:.2g}% of them kept)"
-        is_written = bool({*list_written(case)} & {*layers})
+        is_written = bool({*_list_written(case)} & {*layers})
         return f"{moved}, buffers written and no update counted" if is_written else f"{moved}, buffers the same"
+
+
+def _list_written(case: Case) -> list[str]:
+    """List the layers whose buffers were written without an update, as by an average of networks."""
+    return _list_without_update(case, lambda change: not change.is_same and change.updates == 0)
+
+
+def _list_without_update(case: Case, shows: Callable[[LayerChange], bool]) -> list[str]:
+    """List the layers whose buffers show something although weights moved, or were added."""
+    history = case.history
+    if history is None or (history.distance < WEIGHTS_MOVED and not history.added):
+        return []
+    changes = history.layers
+    named = case.select(lambda name: name in changes and shows(changes[name]) and not case.is_initial(name))
+    may_be_frozen = bool(history.added)  # as under adapters
+    return [name for name in named if may_be_frozen or not case.is_frozen(name)]
+
+
+def _has_collapsed(case: Case) -> bool:
+    if case.evidence is None:
+        return False
+    shallow, deep = _compare_depths(case)
+    return deep < COLLAPSED and shallow < NOT_COLLAPSED and deep < COLLAPSE_FALLS * shallow
+
+
+def _compare_depths(case: Case) -> tuple[float, float]:
+    """Compare the exact variance with the running one in the first third of the layers, and in the last."""
+    names = [name for name in case.seen if name in case.reference]
+    middle = [float(case.log_ratios(name, case.reference).median()) for name in names]
+    ratios = [math.exp(-value) for value in middle]
+    if len(ratios) < 2:
+        return math.nan, math.nan
+    third = math.ceil(len(ratios) / 3)
+    return mean(ratios[:third]), mean(ratios[-third:])

@@ -43,7 +43,7 @@ class OtherWeights(Cause):
         names = [name for name in patient.exact if name in case.layers]
         if not case.is_costly and not any(case.is_off_surely(name) for name in names):
             return
-        by_gap = sorted(names, key=lambda name: case.find_distance(name, patient.exact), reverse=True)
+        by_gap = sorted(names, key=lambda name: case.measure_distance(name, patient.exact), reverse=True)
         count = 1
         while count < 2 * len(names):
             layers = [name for name in names if name in by_gap[:count]]
@@ -63,7 +63,7 @@ class OtherWeights(Cause):
         if middle == middle:  # it is NaN where batches are too few
             told.append(f"{tell_number(middle, 2)} times farther off than chance explains")
         else:
-            gap = max(case.find_distance(name, case.reference) for name in layers if name in case.reference)
+            gap = max(case.measure_distance(name, case.reference) for name in layers if name in case.reference)
             told.append(f"off by up to {gap:.2g} σ; too few batches to tell chance")
         return "; ".join(told)
 

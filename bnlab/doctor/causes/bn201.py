@@ -29,7 +29,7 @@ class AverageNoise(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         known = [name for name in layers if name in case.reference]
-        mean_gaps = [case.find_gap(name, case.reference)[0] for name in known]
+        mean_gaps = [case.measure_gap(name, case.reference)[0] for name in known]
         ratio = max(case.noise_ratio(name) for name in known)
         momentum = case.layers[layers[0]].momentum
         return f"means up to {max(mean_gaps):.2f} σ off, |T| up to {ratio:.1f}, with momentum {momentum}"

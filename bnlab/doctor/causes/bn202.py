@@ -9,8 +9,7 @@ from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.observing import LayerView
-from bnlab.doctor.scatter import Scatter
+from bnlab.doctor.observing import LayerView, Scatter
 from bnlab.doctor.undoing import EACH_BATCH, EXACT
 
 _LIKELY = 4.0  # in standard deviations of a normal distribution: how far shuffled batches hardly ever get
@@ -52,7 +51,7 @@ class UnlikeBatches(Cause):
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         # A test loader may be sorted where training shuffled: then its order says nothing of the averages.
-        says_something = case.training_view is not None or case.is_own_better
+        says_something = case.training_view is not None or case.is_batch_better
         return 1.0 if says_something and self.look(case) else 0.0
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:

@@ -39,13 +39,13 @@ class SmallBatches(Cause):
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
-        if case.is_own_better:
+        if case.is_batch_better:
             layers = {name: case.layers[name] for name in patient.exact}
             yield Undo(EACH_BATCH, tuple(layers), math.inf, normalize_each_batch(layers), EACH_BATCH)
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         explained = case.explain(self.predict(case), layers, with_noise=True)
-        return max(explained, EXPLAINED) if case.is_own_better else explained
+        return max(explained, EXPLAINED) if case.is_batch_better else explained
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
         averages = {}
@@ -58,7 +58,7 @@ class SmallBatches(Cause):
         return averages
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        if case.is_own_better:
+        if case.is_batch_better:
             view = case.data.view
             images = count_things(round(view.batch_size), "image")
             return f"{view.batches} batches of {images}, no more unlike than shuffled ones"

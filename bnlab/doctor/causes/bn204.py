@@ -65,7 +65,7 @@ class SeveralPopulations(Cause):
         unlike: dict[str, tuple[float, str]] = {}
         for name in several:
             are_unlike, share, told = _compare_calls(views[name])
-            if are_unlike or case.is_own_better:
+            if are_unlike or case.is_batch_better:
                 unlike[name] = share, told
         if not unlike:
             return None

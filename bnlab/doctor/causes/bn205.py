@@ -1,25 +1,65 @@
-"""BN205: padding is counted."""
+"""BN205: train mode counts what eval mode does not, padding or dropout."""
 
 from __future__ import annotations
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.families import OtherStatistics
-from bnlab.statistics import Statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bnlab.doctor.case import Case, read_moments
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.undoing import EXACT
 
 
-class PaddingCounted(OtherStatistics):
-    """The averages agree with statistics that count padded positions, and not with those of what `inputs=` gives.
+class CountedInTraining(Cause):
+    """Averages that agree with statistics as train mode takes them, and not with what eval mode gives.
 
-    How much padding there is depends on the batch; so do statistics that count it.
+    Dropout in front of a layer raises the variance in train mode, which is what the running variance follows. Padding,
+    whose share differs from batch to batch, counts unless the layer masks it: averages then agree with statistics that
+    count padded positions, and not with those of what `inputs=` gives.
+
+    It is told by which statistics explain the averages better. Without `inputs=` padding is not looked for.
     """
 
     code = "BN205"
-    title = "padding is counted"
-    meaning = "The averages describe padded positions too, whose share differs from batch to batch."
-    remedy = "Normalize the positions that are not padding, in train mode too, and recalibrate."
-    needs = ("data", "inputs")
-    here = "without padding"
-    there = "where padding is counted"
+    title = "padding or dropout is counted"
+    meaning = (
+        "The averages describe what layers are given in train mode, with dropout or padding, and not in eval mode."
+    )
+    remedy = (
+        "Put dropout behind the last batch norm, and normalize what is no padding, in train mode too; or recalibrate "
+        "after training."
+    )
+    undone_by = (EXACT,)
+    needs = ("data",)
 
-    def read_others(self, case: Case) -> Statistics | None:
-        return case.data.plain
+    def predict(self, case: Case) -> Mapping[str, Tensor]:
+        return read_moments(case.data.plain) if _is_padded(case) else _predict_dropout(case)
+
+    def describe(self, case: Case, layers: Sequence[str]) -> str:
+        plain = case.data.plain
+        if plain is not None and _is_padded(case):
+            first = case.seen[0]
+            without = case.measure_distance(first, case.data.exact)
+            counted = case.measure_distance(first, plain)
+            return f"first layer {without:.2g} σ off without padding, {counted:.2g} σ where padding is counted"
+        dropped = case.data.dropped
+        behind = [name for name in layers if name in dropped]
+        worst = max(behind, key=lambda name: abs(float(dropped[name].log().median())))
+        with_dropout = float(dropped[worst].median())
+        running = float(case.log_ratios(worst).exp().median())
+        return f"variance with dropout {with_dropout:.2f} times that without, running {running:.2f} times"
+
+
+def _is_padded(case: Case) -> bool:
+    """Return whether statistics that count padding explain the averages better than those with dropout."""
+    padded = case.explain(read_moments(case.data.plain), case.seen)
+    return padded > case.explain(_predict_dropout(case), case.seen)
+
+
+def _predict_dropout(case: Case) -> dict[str, Tensor]:
+    """Predict averages behind dropout, whose variances are those of train mode."""
+    dropped = case.data.dropped
+    exact = case.read_exact(name for name in dropped if name in case.data.exact)
+    return {name: torch.stack((mean, var * dropped[name])) for name, (mean, var) in exact.items()}

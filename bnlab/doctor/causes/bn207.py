@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.families import OtherStatistics
-from bnlab.statistics import Statistics
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from bnlab.doctor.case import Case, read_moments
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.undoing import EXACT
 
 
-class OtherData(OtherStatistics):
+class OtherData(Cause):
     """The averages agree with the training batches, and from the first layer on not with these images.
 
     Exact statistics of these images may bring the score back: they adapt the network to images that it was not trained
@@ -19,9 +23,14 @@ class OtherData(OtherStatistics):
     meaning = "The averages are right for the training batches; these images are of another population."
     remedy = "Check the preprocessing; if the domain has changed, adapt knowingly: bnlab.recalibrate on these images."
     kind = "images"
+    undone_by = (EXACT,)
     needs = ("data", "training")
-    here = "on these images"
-    there = "on the training batches"
 
-    def read_others(self, case: Case) -> Statistics | None:
-        return case.training
+    def predict(self, case: Case) -> Mapping[str, Tensor]:
+        return read_moments(case.training)
+
+    def describe(self, case: Case, layers: Sequence[str]) -> str:
+        first = case.seen[0]
+        here = case.measure_distance(first, case.data.exact)
+        there = case.measure_distance(first, case.reference)
+        return f"first layer {here:.2g} σ off on these images, {there:.2g} σ on the training batches"

@@ -65,7 +65,7 @@ def _are_as_in_training(patient: Patient) -> bool:
     first = patient.first
     if case.training is None or first not in case.training:
         return False
-    return case.find_distance(first, case.training) > case.find_distance(first, patient.exact) / 2
+    return case.measure_distance(first, case.training) > case.measure_distance(first, patient.exact) / 2
 
 
 def _fit(patient: Patient, answer: Answer) -> Iterator[tuple[float, Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.images import OUTLYING
+from bnlab.doctor.thresholds import OUTLYING
 from bnlab.doctor.undoing import EXACT, RESCALED
 
 
@@ -27,10 +27,9 @@ class OutlyingImage(Cause):
     needs = ("training",)
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        outlier = case.outlier
-        return 1.0 if outlier is not None and outlier.ratio > OUTLYING else 0.0
+        _, ratio = case.outlier or (0, 0.0)
+        return 1.0 if ratio > OUTLYING else 0.0
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        assert case.outlier is not None
-        place = f"image {case.outlier.number:,} of the training batches, counted from 0"
-        return f"{place}: its σ is {case.outlier.ratio:.2g} times the median's"
+        number, ratio = case.outlier or (0, 0.0)
+        return f"image {number:,} of the training batches, counted from 0: its σ is {ratio:.2g} times the median's"

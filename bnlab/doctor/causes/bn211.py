@@ -1,31 +1,50 @@
-"""BN211: predictions in eval mode are random."""
+"""BN211: the same image is predicted otherwise another time, or in another batch."""
 
 from __future__ import annotations
+
+import math
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.probe import DIFFERENT
 
+_LEAST = 0.01  # of σ or of the variance: rounding, and kernels that are not deterministic, make less
 
-class RandomPredictions(Cause):
-    """Outputs of the same batch, run twice in eval mode, that differ by more than 2% of their spread.
 
-    Both are root mean squares; rounding makes less. A forward that calls F.dropout without training=self.training does
-    it, or one that adds noise or draws in any mode. At most 16 images are run.
+class UnsteadyPredictions(Cause):
+    """Outputs of the same images in eval mode that differ by more than 2% of their spread, root mean square: between
+    two runs of a batch, or alone and in a batch. At most sixteen images are run; four of them alone.
 
-    A false alarm where outputs are drawn on purpose, as of a variational autoencoder, or where the model keeps a state
-    from call to call.
+    A forward that calls F.dropout without training=self.training does it, one that adds noise, or one that reduces over
+    the whole batch. If a forward changes buffers in eval mode, as observers of quantization do, exact statistics fail
+    their check by more than 1% of σ or of the variance: scores are not reliable then, and it is an error.
+
+    A false alarm where outputs are drawn on purpose, as of a variational autoencoder, where comparing images of a batch
+    is the model's purpose, or where they are not along the first axis. Batch norms without averages are BN402.
     """
 
     code = "BN211"
-    title = "predictions in eval mode are random"
-    meaning = "Something in the forward draws random numbers in eval mode too, such as F.dropout without training=."
-    remedy = "Pass training=self.training to F.dropout, or use nn.Dropout, which eval() turns off."
+    title = "the same image, other predictions"
+    meaning = "Something in the forward draws random numbers, changes, or computes over the batch, in eval mode too."
+    remedy = (
+        "Pass training=self.training to F.dropout; reduce over each image's own axes; turn off observers of "
+        "quantization (model.apply(torch.ao.quantization.disable_observer)); then diagnose again."
+    )
     kind = "network"
     severity = "warning"
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        twice = case.data.probe.twice
-        shown = [""] if twice > DIFFERENT else []
-        return Signs.of(shown, f"two runs of the same batch differ by {twice:.2g} of the outputs' spread")
+        data = case.data
+        if data.twice > DIFFERENT:
+            return Signs.of([""], f"two runs of the same batch differ by {data.twice:.2g} of the outputs' spread")
+        check = data.exact.check
+        if check is not None and not check.is_exact and check.off > _LEAST and check.layer is not None:
+            told = f"another input, by {check.off:.2g} of σ or of the variance"
+            if math.isinf(check.off):
+                told = "calls in another order, or values that cannot be compared"
+            return Signs.of([check.layer], f"an evaluation gives {check.layer!r} {told}", "error")
+        is_explained = bool(case.without or data.unread)
+        if data.alone > DIFFERENT and not is_explained:
+            return Signs.of([""], f"images alone and in a batch differ by {data.alone:.2g} of the outputs' spread")
+        return None

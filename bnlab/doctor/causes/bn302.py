@@ -79,7 +79,7 @@ def _is_folded(case: Case, name: str) -> bool:
 def _find_lost_bias(case: Case, name: str) -> Tensor | None:
     """Find what a running mean lacks [C], where that is the bias of the layer before, to either side."""
     bias = _find_bias_before(case.model, case.layers[name])
-    _, var_gap = case.find_gap(name)
+    _, var_gap = case.measure_gap(name)
     if bias is None or var_gap > _OFF:
         return None
     exact = case.data.exact

@@ -3,19 +3,7 @@
 `FAULTS[name].spoil(make_healthy())` makes a specimen; give the doctor its model, its batches and its arguments.
 """
 
-# Modules of faults put these into FAULTS when they are imported.
-from bnlab.doctor.gallery import averages, forwards, populations, weights
-from bnlab.doctor.gallery.specimen import FAULTS, UNSHOWN, Fault, Healthy, Specimen, make_healthy
+from bnlab.doctor.gallery.specimen import Healthy, Specimen, make_healthy
+from bnlab.doctor.gallery.table import FAULTS, UNSHOWN, Fault
 
-__all__ = [
-    "FAULTS",
-    "UNSHOWN",
-    "Fault",
-    "Healthy",
-    "Specimen",
-    "averages",
-    "forwards",
-    "make_healthy",
-    "populations",
-    "weights",
-]
+__all__ = ["FAULTS", "UNSHOWN", "Fault", "Healthy", "Specimen", "make_healthy"]

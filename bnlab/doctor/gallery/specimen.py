@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 
 Batches: TypeAlias = list[tuple[Any, Tensor]]
-Recalibration = Literal["repairs", "falls short", "hides", "not needed"]
 
 _IMAGES = 2048  # to train, and as many to test
 _KEPT_STEP = 128  # of 160
@@ -81,60 +79,9 @@ class Healthy:
         """Show a broken model on the same images; with further arguments of `bnlab.diagnose`."""
         return Specimen(model.eval(), self.batches, self.accuracy, arguments)
 
-    def show_averaged(self, batches: Batches, momentum: float = 0.1) -> Specimen:
-        """Show the model with averages of other training batches, which the doctor is given too."""
-        model = self.copy_model()
-        set_momentum(model, momentum)
-        average(model, batches)
-        return self.show(model, training_batches=batches)
 
-    def show_images(self, change: Callable[[Tensor], Tensor], **arguments: Any) -> Specimen:
-        """Show the model as it is on other images."""
-        return Specimen(self.copy_model(), self.change_batches(change), self.accuracy, arguments)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One way to break a network.
-
-    Attributes:
-        name: a few words.
-        code: under which the doctor finds it.
-        done: one sentence on what was done.
-        recalibration: what new statistics do: "repairs" (as good as unspoiled, within half a point), "falls short" (not
-            as good), "hides" (as good, and the mistake stays), "not needed" (the old ones were right).
-        spoil: makes the specimen; takes one of `strengths` as its second argument, if there are any.
-        strengths: a weak, a medium and a strong one.
-    """
-
-    name: str
-    code: str
-    done: str
-    recalibration: Recalibration
-    spoil: Callable[..., Specimen]
-    strengths: Sequence[float] = ()
-
-
-FAULTS: dict[str, Fault] = {}
-"""All faults, by name."""
-
-
-UNSHOWN = {
-    "BN401": "It takes several processes; the recipe for several processes shows an example.",
-}
-"""Codes of which there is no specimen, and why."""
-
-
-def fault(code: str, recalibration: Recalibration, strengths: Sequence[float] = ()) -> Callable[..., Any]:
-    """Put a function that makes a specimen into the gallery: its name is the fault's, its docstring what was done."""
-
-    def register(spoil: Callable[..., Specimen]) -> Callable[..., Specimen]:
-        name = spoil.__name__.replace("_", " ")
-        done = " ".join((inspect.getdoc(spoil) or "").split())
-        FAULTS[name] = Fault(name, code, done, recalibration, spoil, strengths)
-        return spoil
-
-    return register
+Spoil: TypeAlias = Callable[..., Specimen]
+"""Makes a specimen of the healthy network; takes a strength as its second argument, if the fault has any."""
 
 
 @cache

@@ -1,0 +1,378 @@
+"""How healthy networks are broken: a function for each row of `faults.csv`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval, prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
+from bnlab.doctor.gallery.patterns import CLASSES, SIZE
+from bnlab.doctor.gallery.specimen import (
+    Batches,
+    Healthy,
+    Specimen,
+    Spoil,
+    Wrapped,
+    average,
+    list_averages,
+    list_norms,
+    measure_accuracy,
+    set_momentum,
+    split,
+)
+from bnlab.recording.block import record
+
+# Ways of breaking that several faults share.
+
+
+def change_averages(change: Callable[..., object]) -> Spoil:
+    """Change each running mean and variance in place, by a strength if there is one."""
+
+    def spoil(healthy: Healthy, *strength: float) -> Specimen:
+        model = healthy.copy_model()
+        for mean, var in list_averages(model):
+            change(mean, var, *strength)
+        return healthy.show(model)
+
+    return spoil
+
+
+def average_again(choose: Callable[[Tensor, Tensor], Batches], momentum: float = 0.1) -> Spoil:
+    """Average again, over batches that are chosen from the training images, which the doctor is given too."""
+
+    def spoil(healthy: Healthy) -> Specimen:
+        batches = choose(healthy.images, healthy.labels)
+        model = healthy.copy_model()
+        set_momentum(model, momentum)
+        average(model, batches)
+        return healthy.show(model, training_batches=batches)
+
+    return spoil
+
+
+def change_images(change: Callable[..., Tensor], has_training: bool = False) -> Spoil:
+    """Leave the model as it is and change the images that it is given, by a strength if there is one."""
+
+    def spoil(healthy: Healthy, *strength: float) -> Specimen:
+        batches = healthy.change_batches(lambda images: change(images, *strength))
+        arguments = {"training_batches": healthy.training_batches} if has_training else {}
+        return Specimen(healthy.copy_model(), batches, healthy.accuracy, arguments)
+
+    return spoil
+
+
+def train_further(prepare: Callable[[Any], Any], steps: int = 32, rate: float = 0.01) -> Spoil:
+    """Train the network on after a change."""
+
+    def spoil(healthy: Healthy) -> Specimen:
+        model = prepare(healthy.copy_model())
+        train(model, healthy.images, healthy.labels, steps=steps, rate=rate)
+        return healthy.show(model)
+
+    return spoil
+
+
+# Faults by the names that the table has, with _ for a space.
+
+
+def momentum_reversed(healthy: Healthy) -> Specimen:
+    model = build_network()
+    set_momentum(model, 0.9)
+    train(model, healthy.images, healthy.labels)
+    return healthy.show(model)
+
+
+def hold_averages(model: Any) -> Any:
+    set_momentum(model, 0.0)
+    return model
+
+
+def cast_to_bfloat16(model: Any) -> Any:
+    return Wrapped(model.bfloat16(), lambda network, images: network(images.bfloat16()).float())
+
+
+def updated_twice_a_step(healthy: Healthy) -> Specimen:
+    network = healthy.copy_model()
+    model = Wrapped(network, lambda network, images: checkpoint(network, images, use_reentrant=False))
+    with record(model) as trace:
+        train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
+    return healthy.show(model, trace=trace)
+
+
+def add_dropout(model: Any) -> Any:
+    for name in ("conv2", "conv3", "conv4"):
+        model.set_submodule(name, nn.Sequential(nn.Dropout(0.3), model.get_submodule(name)))
+    return model
+
+
+def never_updated(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    for norm in list_norms(model):
+        norm.reset_running_stats()
+    return healthy.show(model)
+
+
+def eval_forgotten(healthy: Healthy) -> Specimen:
+    return Specimen(healthy.copy_model().train(), healthy.batches, healthy.accuracy)
+
+
+def ten_updates_only(healthy: Healthy, updates: float) -> Specimen:
+    model = never_updated(healthy).model
+    average(model, healthy.training_batches[: int(updates)])
+    return healthy.show(model)
+
+
+def average_of_weights_without_buffers(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+
+    def follow(step: int) -> None:
+        averaged.update_parameters(model)
+
+    train(model, healthy.images, healthy.labels, steps=100, rate=0.05, is_constant=True, after_step=follow)
+    return healthy.show(averaged.module, before=model)
+
+
+def moved_while_frozen(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model().requires_grad_(False)
+    model.head.requires_grad_(True)
+    is_warm = healthy.labels < CLASSES // 2
+    train(model, healthy.images[is_warm], healthy.labels[is_warm], steps=40, rate=0.001)
+    return healthy.show(model, before=healthy.model)
+
+
+def summary_in_train_mode(healthy: Healthy, times: float) -> Specimen:
+    model = healthy.copy_model()
+    labels = healthy.labels[: 2 * int(times)]
+    noise = torch.randn(len(labels), *healthy.images.shape[1:], generator=torch.Generator().manual_seed(0))
+    average(model, split(noise, labels, 2))
+    return healthy.show(model, before=healthy.model)
+
+
+def sum_in_float16(mean: Tensor, var: Tensor) -> None:
+    values = 2**16  # that are added in each channel
+
+    def round_sum(mean: Tensor) -> Tensor:
+        return (values * mean).half().float() / values
+
+    mean_square = round_sum(var + mean.square())
+    mean.copy_(round_sum(mean))
+    var.copy_(mean_square - mean.square())
+
+
+def stopped_in_the_middle(healthy: Healthy) -> Specimen:
+    model = build_network()
+    with record(model) as trace:
+        train(model, healthy.images, healthy.labels, steps=48, batch_size=256, is_constant=True)
+    return healthy.show(model, trace=trace)
+
+
+def dropout_in_eval_mode(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    model.head = Wrapped(model.head, lambda head, features: head(F.dropout(features)))
+    return healthy.show(model)
+
+
+def mean_over_the_batch(healthy: Healthy) -> Specimen:
+    def subtract_mean(network: nn.Module, images: Tensor) -> Tensor:
+        logits = network(images)
+        return logits - logits.mean(0)
+
+    model = Wrapped(healthy.copy_model(), subtract_mean).eval()
+    batches = []
+    for images, labels in healthy.batches[: 512 // BATCH_SIZE]:
+        batches += split(images, labels, 8)
+    return Specimen(model, batches, healthy.accuracy)
+
+
+def observer_in_eval_mode(healthy: Healthy) -> Specimen:
+    def observe(network: Any, images: Tensor) -> Tensor:
+        return network(images / network.scale.mul_(1.02))
+
+    network = healthy.copy_model()
+    network.register_buffer("scale", torch.ones(()))
+    return healthy.show(Wrapped(network, observe))
+
+
+class OtherNorm(nn.Module):
+    """Normalizes [B, C, ...] with averages, as batch norm in eval mode does; no class of torch's."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.register_buffer("running_mean", torch.zeros(norm.num_features))
+        self.register_buffer("running_var", torch.ones(norm.num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+def a_norm_of_its_own(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    model.norm4 = OtherNorm(model.norm4)
+    return healthy.show(model, expected=0.95)
+
+
+class DividesOnly(nn.BatchNorm2d):
+    """Batch norm that in eval mode divides by the running standard deviation, and subtracts no mean."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(input)
+        return F.batch_norm(input, torch.zeros_like(self.bias), self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def mean_left_out(healthy: Healthy, layers: float) -> Specimen:
+    model = healthy.copy_model()
+    for norm in list_norms(model)[: int(layers)]:
+        norm.__class__ = DividesOnly
+    return healthy.show(model)
+
+
+def sort_by_class(images: Tensor, labels: Tensor) -> Batches:
+    order = labels.argsort(stable=True)
+    return split(images[order], labels[order])
+
+
+def two_domains_through_one_layer(healthy: Healthy) -> Specimen:
+    def call_twice(networks: Any, scenes: Tensor) -> Tensor:
+        clear, foggy = networks
+        return torch.stack([clear(scenes[:, 0]), foggy(scenes[:, 1])], dim=2)
+
+    def add_fog(images: Tensor) -> Tensor:
+        """Put beside each image one of a quarter of its contrast: [N, 2, 3, 12, 12]."""
+        return torch.stack([images, 0.25 + 0.25 * images], dim=1)
+
+    network = healthy.copy_model()
+    model = Wrapped(nn.ModuleList([network, network]), call_twice)
+    average(model, split(add_fog(healthy.images), healthy.labels))
+    batches = [(images, torch.stack([labels, labels], dim=1)) for images, labels in healthy.change_batches(add_fog)]
+    return Specimen(model, batches[:16], healthy.accuracy)
+
+
+def padding_counted(healthy: Healthy) -> Specimen:
+    generator = torch.Generator().manual_seed(0)
+
+    def pad(images: Tensor) -> Tensor:
+        """Cut images to random widths, from a third of the whole on, and pad them with 0."""
+        widths = torch.randint(SIZE // 3, SIZE + 1, (len(images), 1, 1, 1), generator=generator)
+        return images * (torch.arange(SIZE) < widths)
+
+    model = Wrapped(healthy.copy_model(), call_padded)
+    batches = healthy.change_batches(pad)
+    unspoiled = measure_accuracy(model.eval(), batches)
+    average(model, split(pad(healthy.images), healthy.labels))
+    return Specimen(model, batches, unspoiled, {"inputs": {nn.BatchNorm2d: list_inside}})
+
+
+def call_padded(network: Any, values: Tensor) -> Tensor:
+    """Classify images [B, C, H, W] whose padding is 0 in all channels; padding stays 0 behind each layer."""
+    *blocks, _, _, head = network
+    inside = (values != 0).any(1, keepdim=True)
+    for layer in blocks:
+        values = layer(values)
+        step = inside.shape[-1] // values.shape[-1]
+        inside = inside[:, :, ::step, ::step]
+        values = values * inside
+    return head(values.sum((2, 3)) / inside.sum((2, 3)))
+
+
+def list_inside(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """List the positions [M, C] of a batch norm's input [B, C, H, W] that are no padding: not 0 in all channels."""
+    positions = args[0].movedim(1, -1).flatten(0, -2)
+    return positions[(positions != 0).any(1)]
+
+
+def noisy_images(healthy: Healthy, sigma: float) -> Specimen:
+    generator = torch.Generator().manual_seed(0)
+
+    def add(images: Tensor) -> Tensor:
+        return images + sigma * torch.randn(images.shape, generator=generator)
+
+    return change_images(add, has_training=True)(healthy)
+
+
+def enlarge_an_image(images: Tensor, labels: Tensor) -> Batches:
+    images = images.clone()
+    images[-100] *= 40
+    return split(images, labels)
+
+
+def eps_above_the_variance(healthy: Healthy) -> Specimen:
+    model = build_network()
+    train(model, healthy.images / 1000, healthy.labels)
+    return Specimen(model, healthy.change_batches(lambda images: images / 1000), healthy.accuracy)
+
+
+def weights_pruned(healthy: Healthy, share: float) -> Specimen:
+    model = healthy.copy_model()
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions[-2:]:
+        convolution.weight.data = convolution.weight.data.contiguous()  # which torch's pruning asks for
+        prune.l1_unstructured(convolution, "weight", share)
+        prune.remove(convolution, "weight")
+    return healthy.show(model, before=healthy.model)
+
+
+def two_networks_averaged(healthy: Healthy) -> Specimen:
+    model = build_network(seed=1)
+    train(model, healthy.images, healthy.labels, seed=1)
+    averaged = healthy.model.state_dict()
+    for name, value in model.state_dict().items():
+        averaged[name] = (averaged[name] + value) / 2
+    model.load_state_dict(averaged)
+    return healthy.show(model)
+
+
+def folded_twice(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    for number, norm in enumerate(list_norms(model), start=1):
+        name = f"conv{number}"
+        setattr(model, name, fuse_conv_bn_eval(model.get_submodule(name), norm))
+    return healthy.show(model)
+
+
+def weights_brought_back(healthy: Healthy) -> Specimen:
+    model = build_network()
+    for norm in list_norms(model):
+        norm.weight.requires_grad_(False)
+    train(model, healthy.images, healthy.labels)
+    unspoiled = measure_accuracy(model, healthy.batches)
+    generator = torch.Generator().manual_seed(0)
+    for norm in list_norms(model):
+        norm.weight.copy_(torch.randn(norm.num_features, generator=generator).exp())
+    return Specimen(model, healthy.batches, unspoiled)
+
+
+def trained_on_in_tiny_batches(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    train(model, healthy.images, healthy.labels, steps=100, rate=0.01, batch_size=2, is_constant=True)
+    return healthy.show(model, before=healthy.model)
+
+
+momentum_of_0 = train_further(hold_averages, steps=48, rate=0.05)
+variances_not_copied = change_averages(lambda mean, var: var.fill_(1))
+averages_times_a_factor = change_averages(lambda mean, var, factor: (mean.mul_(factor), var.mul_(factor)))
+averages_in_bfloat16 = train_further(cast_to_bfloat16)
+zeroed_buffers = change_averages(lambda mean, var: (mean.zero_(), var.zero_()))
+few_images_remembered = average_again(lambda images, labels: split(images, labels, 16), momentum=0.4)
+small_last_batch = average_again(lambda images, labels: split(images[:1028], labels[:1028]))
+tiny_batches = average_again(lambda images, labels: split(images[:256], labels[:256], 1))
+sums_in_float16 = change_averages(sum_in_float16)
+sorted_batches = average_again(sort_by_class)
+brighter_images = change_images(lambda images, shift: images + shift, has_training=True)
+images_not_scaled = change_images(lambda images, scale: scale * images)
+channels_reversed = change_images(lambda images: images.flip(1))
+an_image_not_scaled = average_again(enlarge_an_image)
+dropout_before_batch_norm = train_further(add_dropout)
