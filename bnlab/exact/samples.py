@@ -19,7 +19,7 @@ from bnlab.borrow import borrowed
 from bnlab.exact.probe import require_inputs_normalized
 from bnlab.exact.task import Task, watched
 from bnlab.exact.walk import Note, Walk
-from bnlab.layers import Values, has_own_forward
+from bnlab.layers import has_own_forward
 from bnlab.memory import LiveBytes, Profile
 from bnlab.moments import Moments, compare_moments, fetch
 from bnlab.provenance import Check
@@ -79,7 +79,7 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     live = LiveBytes([*task.model.parameters(), *task.model.buffers()])
     calls: list[tuple[str, int]] = []
 
-    def note(name: str, values: Values) -> None:
+    def note(name: str, x: Tensor) -> None:
         task.require_own_buffers(name)
         calls.append((name, live.now()))
 
@@ -112,7 +112,8 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     Returns:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
-    scales = _read_scales(task, walk)
+    fetched = fetch(walk.statistics.values())
+    scales = {name: moments.var for name, moments in zip(walk.statistics, fetched, strict=True)}
     noted = [batch for batch in walk.batches if batch.notes is not None]
     own = task.ranks.run_together(
         lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
@@ -124,14 +125,6 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     if failed:
         return failed[0]
     return max(checks, key=lambda check: check.off, default=None)
-
-
-def _read_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
-    """Read the variance of each layer's measured channels, which differences are relative to."""
-    scales = {}
-    for name, moments in zip(walk.statistics, fetch(walk.statistics.values()), strict=True):
-        scales[name] = task.inputs.select_channels(name, moments.var)
-    return scales
 
 
 def _check_batch(task: Task, scales: Mapping[str, Tensor], index: int, notes: Sequence[Note]) -> Check:
@@ -173,48 +166,10 @@ def _record_calls(task: Task, batch: Any) -> tuple[list[str], list[Moments]]:
     names: list[str] = []
     pooled: list[Pooled] = []
 
-    def note(name: str, values: Values) -> None:
+    def note(name: str, x: Tensor) -> None:
         names.append(name)
-        pooled.append(task.reader.measure(values.x))
+        pooled.append(task.reader.measure(x))
 
     with watched(task, task.layers, note):
         task.evaluate(batch)
     return names, fetch(pooled)
-
-
-def find_self_dependent(task: Task, walk: Walk) -> list[str]:
-    """Find layers whose own statistics change what they are given, as weights that are rounded with the norm folded in.
-
-    For each layer a sample is evaluated under the result, but with the layer's former statistics. None are found if two
-    evaluations differ anyway, as in a model that draws random numbers.
-    """
-    sample = take_images(task.data[0], task.sample_size)
-    scales = _read_scales(task, walk)
-    dependent = []
-    with borrowed(task.model):
-        before = _record_first_calls(task, sample)
-        again = _record_first_calls(task, sample)
-        if not before.keys() <= scales.keys():
-            return []
-        if any(_differ(before[name], again.get(name), scales[name]) for name in before):
-            return []
-
-        for name in before:
-            task.write(name, task.read_former(name))
-            after = _record_first_calls(task, sample)
-            task.write(name, walk.statistics[name])
-            if _differ(before[name], after.get(name), scales[name]):
-                dependent.append(name)
-    return dependent
-
-
-def _record_first_calls(task: Task, batch: Any) -> dict[str, Moments]:
-    """Evaluate a batch, and read the moments of what each layer was given in its first call."""
-    first: dict[str, Moments] = {}
-    for name, moments in zip(*_record_calls(task, batch), strict=True):
-        first.setdefault(name, moments)
-    return first
-
-
-def _differ(one: Moments, other: Moments | None, scale: Tensor) -> bool:
-    return other is None or max(compare_moments(one, other, scale)) > SAME

@@ -20,7 +20,6 @@ from greenlet import greenlet
 from torch import Tensor, nn
 
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
-from bnlab.layers import Values
 from bnlab.memory import Budget
 from bnlab.moments import Moments
 from bnlab.reading import Pooled
@@ -54,6 +53,7 @@ class _Batch:
             forward that was begun again passes each of them once without a stop.
         given_calls: the calls of layers with given statistics in its latest forward, and the moments of each.
         notes: the calls in its latest forward; None if they are not noted.
+        measured_notes: the call of each layer by which the batch was measured there.
     """
 
     def __init__(self, index: int, is_noted: bool) -> None:
@@ -62,6 +62,7 @@ class _Batch:
         self.layer: str | None = None
         self.moments: Any = None
         self.is_ahead: dict[str, bool] = {}
+        self.measured_notes: dict[str, Note] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -131,22 +132,22 @@ class Walk:
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------
 
-    def _visit(self, name: str, values: Values) -> None:
+    def _visit(self, name: str, x: Tensor) -> None:
         """Decide what the current batch's forward does at a layer; called by the layer's hook."""
         batch = self._current
         if name in self._given:  # it has statistics: read the values, and go on
-            batch.given_calls.append((name, self._measure(name, values.x, stays=False)))
+            batch.given_calls.append((name, self._measure(name, x, stays=False)))
         elif batch.is_ahead.get(name):  # measured in an earlier forward of this batch: pass it
             batch.is_ahead[name] = False
             if batch.notes is not None:
-                self._measure(name, values.x, stays=False)
+                batch.notes.append(batch.measured_notes[name])
         elif name in self.statistics:  # finished, and called once more: it will have to be given
             self.revisited.add(name)
         else:
             parent = greenlet.getcurrent().parent
             if parent is None:
                 raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
-            parent.switch(name, values.x)  # returns when this forward goes on
+            parent.switch(name, x)  # returns when this forward goes on
 
     def _measure(self, name: str, x: Tensor, stays: bool) -> Any:
         """Read what a layer normalizes, and note the call; `stays`: the values are kept, and can be read again."""
@@ -208,6 +209,8 @@ class Walk:
             _end(walker)
         batch.moments = self._measure(layer, x, stays=may_wait)
         batch.is_ahead[layer] = False
+        if batch.notes is not None:
+            batch.measured_notes[layer] = batch.notes[-1]
 
     def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
         """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
@@ -256,7 +259,7 @@ class Walk:
 
     def _finish(self, name: str, own: Pooled | None) -> None:
         """Make a layer's statistics of this rank's moments and those of the others."""
-        moments = self._task.merge(name, own)
+        moments = self._task.ranks.merge(own)
         if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
             self._task.require_usable(name, moments)
         self.statistics[name] = moments
