@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -196,9 +197,12 @@ def require_forward(forward: object, caller: str) -> None:
 def find_device(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
     """`device`, or where the model's first parameter is.
 
-    ValueError if this machine has no such device, or a parameter of the model has no values.
+    ValueError if this machine has no such device, or a parameter of the model has no values, as those of lazy layers
+    before their first forward.
     """
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"{caller}: parameter {name!r} is lazy and not built yet; run one forward pass first")
         if parameter.is_meta:
             raise ValueError(
                 f"{caller}: {name!r} is on the meta device, which holds no values; use model.to_empty and load its "

@@ -28,7 +28,8 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     global _depth
     with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
         modules = list(model.modules())
-        undo.callback(_give_back_modes, modules, [module.training for module in modules])
+        for module in modules:
+            undo.callback(setattr, module, "training", module.training)
         undo.callback(_give_back_tensors, _list_tensors(modules))
         merging = [module for module in modules if type(module).train is not nn.Module.train]
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
@@ -94,11 +95,6 @@ def _give_back_tensors(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None
     for module, name, tensor in tensors:
         if getattr(module, name, None) is not tensor:
             setattr(module, name, tensor)
-
-
-def _give_back_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
-    for module, mode in zip(modules, modes, strict=True):
-        module.training = mode
 
 
 @contextlib.contextmanager

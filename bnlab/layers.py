@@ -60,7 +60,13 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None:
-            _require_built(name, module.running_mean, caller)
+            if is_lazy(module.running_mean):
+                raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
+            if module.running_mean.is_meta:
+                raise ValueError(
+                    f"{caller}: layer {name!r} is on the meta device, which holds no values; use model.to_empty and "
+                    "load its weights first"
+                )
             known[name] = module
         elif isinstance(module, BatchNorm):
             skipped[f"{type(module).__name__} without running statistics"] += 1
@@ -92,7 +98,7 @@ _STATISTIC_NAME = re.compile(
 
 
 def warn_of_others(model: nn.Module, caller: str) -> None:
-    """Warn of what is not measured: norms of other classes, batch norms without statistics, and those in plain lists."""
+    """Warn of norms that are not measured: of other classes, without statistics, and in plain lists."""
     others = find_others(model)
     without = [
         name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.running_mean is None
@@ -141,23 +147,6 @@ def _is_constant(module: nn.Module) -> bool:
 
 def _keeps_statistics(module: nn.Module) -> bool:
     return any(_STATISTIC_NAME.search(name) for name, _ in module.named_buffers(recurse=False))
-
-
-def require_parameters(model: nn.Module, caller: str) -> None:
-    """ValueError if parameters are not built yet, as those of lazy layers before their first forward."""
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(f"{caller}: parameter {name!r} is lazy and not built yet; run one forward pass first")
-
-
-def _require_built(name: str, buffer: Tensor, caller: str) -> None:
-    if is_lazy(buffer):
-        raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
-    if buffer.is_meta:
-        raise ValueError(
-            f"{caller}: layer {name!r} is on the meta device, which holds no values; use model.to_empty and load its "
-            "weights first"
-        )
 
 
 def _select(known: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:

@@ -69,56 +69,43 @@ class Partial(NamedTuple):
         """Select some channels; the values of the groups are exact as they are."""
         blocks = [
             GroupMoments(count, mean[:, channels].flatten(), var[:, channels].flatten())
-            for count, mean, var in self.groups()
+            for count, mean, var in _join_groups([self])
         ]
         return Partial(len(channels), blocks)
 
-    def groups(self) -> list[tuple[int, Tensor, Tensor]]:
-        """Values in each group, mean and variance [R, C] of R groups of that size, float64 on the CPU."""
-        return _join_groups([self])
 
-
-def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None, *, by_image: bool = False) -> Partial:
+def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None) -> Partial:
     """Read `x` [N, C, ...] once; with `shift`, read `channels` of `x − shift`, which is exact near the mean.
 
-    The groups are what is fastest in this memory layout, or the images (rows in their order).
+    The groups are what is fastest in this memory layout.
     """
+    if x.device.type == "mps":  # which has no float64
+        x = x.cpu()
     wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
     if shift is not None:
-        return _read_shifted(wide, shift, channels, by_image)
-    if not by_image and wide.device.type == "cpu" and _has_channels_innermost(wide):
+        return _read_shifted(wide, shift, channels)
+    is_innermost = wide.movedim(1, -1).is_contiguous()  # the channels, in memory
+    if wide.device.type == "cpu" and is_innermost:
         return Partial(x.shape[1], _read_pixels(wide))
 
     images = wide.reshape(*wide.shape[:2], -1)
     exact = None
     if images.shape[2] > _LONG:  # what a float32 sum of squares loses grows with the length of the rows
         exact = torch.float64
-        images = _move_from_mps(images)
     total = images.sum(dim=2, dtype=exact)
     norm = torch.linalg.vector_norm(images, dim=2, dtype=exact)
     return Partial(x.shape[1], [GroupSums(images.shape[2], total.flatten(), norm.flatten())])
 
 
-def _read_shifted(wide: Tensor, shift: Tensor, channels: Tensor | None, by_image: bool) -> Partial:
+def _read_shifted(wide: Tensor, shift: Tensor, channels: Tensor | None) -> Partial:
     """Read `wide − shift`; if a shift is NaN (see `pool_exactly`), in float64, with 0 in the place of NaN."""
     if not shift.isfinite().all():
         shift = shift.nan_to_num(0.0)
-        wide = _move_from_mps(wide).double()
+        wide = wide.double()
     known = shift.to(wide.device, wide.dtype)
     chosen = wide if channels is None else wide.index_select(1, channels.to(wide.device))
     near = chosen - known.view(-1, *[1] * (wide.dim() - 2))
-    return read(near, by_image=by_image)._replace(shift=known)
-
-
-def _move_from_mps(x: Tensor) -> Tensor:
-    """Move `x` to the CPU if it is on MPS, which has no float64; its type stays."""
-    return x.cpu() if x.device.type == "mps" else x
-
-
-def _has_channels_innermost(x: Tensor) -> bool:
-    if x.dim() == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    return x.movedim(1, -1).is_contiguous()
+    return read(near)._replace(shift=known)
 
 
 def _read_pixels(x: Tensor) -> list[GroupMoments]:
@@ -142,13 +129,8 @@ def _read_pixels(x: Tensor) -> list[GroupMoments]:
     return blocks
 
 
-def pool(parts: Sequence[Partial]) -> Pooled:
-    """Merge all groups of all parts at once: within-group variance plus the variance of the group means."""
-    return _merge(_join_groups(parts))
-
-
 def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor], Sequence[Partial]]) -> Pooled:
-    """Merge all parts, and read again the channels for which the plain read was too coarse.
+    """Merge all groups of all parts, and read again the channels for which the plain read was too coarse.
 
     Far from 0 a sum of squares, and any float32 mean, loses digits.
 
@@ -157,7 +139,7 @@ def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor]
         read_again: `read_again(shift, channels)` reads some channels minus their mean `shift`. A shift of NaN asks for
             a read in float64 without a shift: the sums of that channel have overflown, so that its mean is not known.
     """
-    pooled = pool(parts)
+    pooled = _merge(_join_groups(parts))
     has_overflowed = ~(pooled.mean + pooled.var).isfinite()  # or the values are not finite: the second read shows which
     is_far_from_zero = pooled.mean.square() > _bound_mean(parts) ** 2 * pooled.var
     is_coarse = is_far_from_zero | has_overflowed
@@ -166,7 +148,7 @@ def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor]
 
     channels = is_coarse.nonzero().flatten()
     shift = pooled.mean.where(~has_overflowed, torch.nan)
-    exact = pool(read_again(shift[channels], channels))
+    exact = _merge(_join_groups(read_again(shift[channels], channels)))
     mean = pooled.mean.index_copy(0, channels, exact.mean)
     var = pooled.var.index_copy(0, channels, exact.var)
     return Pooled(pooled.count, mean, var)
@@ -227,7 +209,10 @@ def _join_groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
 
 
 def _merge(groups: Sequence[tuple[int, Tensor, Tensor]]) -> Pooled:
-    """Merge groups of `count` values each, with means and variances float64 [R, C]; the tensors are written into."""
+    """Merge groups of `count` values each, with means and variances float64 [R, C]; the tensors are written into.
+
+    The variance is that within groups and that of their means.
+    """
     total = sum(count * len(means) for count, means, _ in groups)
 
     # About a group's mean first: the weighted sum of small differences, not the difference of large sums.

@@ -176,7 +176,7 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
         progress = _do_nothing
 
         names = set().union(given, *task.ranks.gather(walk.revisited))
-        measured = task.fetch({name: pooled for name, pooled in walk.statistics.items() if name in names})
+        measured = task.fetch({name: walk.statistics[name] for name in walk.statistics if name in names})
         if given.keys() != measured.keys():  # the walk has shown further layers that are called several times
             given = measured
             best = None

@@ -33,7 +33,6 @@ from bnlab.layers import (
     Inputs,
     batch_norm_layers,
     join_names,
-    require_parameters,
     unwrap_parallel,
     warn_of_others,
 )
@@ -123,7 +122,6 @@ def population_statistics(
     require_batches(batches, CALLER)
     require_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER)
-    require_parameters(model, CALLER)
     warn_of_others(model, CALLER)
     extracts = Inputs(targets, inputs, CALLER)
     count = check_counter(images, CALLER)
@@ -132,10 +130,10 @@ def population_statistics(
     ranks = Ranks(group, CALLER)
     reader = choose_reader(device, ranks.is_alone)
     task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, extracts, reader)
-    source = Source(batches, count, CALLER)
     measure = partial(_measure, task, count, upstream, strategy, limit, progress)
 
     with keep_random_state(model):  # loaders draw their seeds
+        source = Source(batches, count, CALLER)
         if max_images == "auto":
             return _measure_until_exact(task, count, source, measure, upstream, tolerance or 0.0)
         ranks.run_together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
@@ -189,7 +187,7 @@ def _measure(
     if not moments:
         raise ValueError(f"{CALLER}: the data reached none of the layers {join_names(task.layers)}")
 
-    eps = {name: task.layers[name].eps for name in moments}
+    eps = dict(zip(moments, [task.layers[name].eps for name in moments], strict=True))
     unseen = [name for name in task.layers if name not in moments]
     statistics = Statistics(moments, eps, unseen, read_weights(task.layers))
     cost.images = sum(map(count, task.data))

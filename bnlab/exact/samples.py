@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bnlab.batches import count_bytes, count_images, list_tensors, take_images
@@ -21,7 +20,7 @@ from bnlab.exact.task import Task, watched
 from bnlab.exact.walk import Note, Walk
 from bnlab.layers import has_own_forward
 from bnlab.memory import LiveBytes, Profile
-from bnlab.moments import Moments, compare_moments, fetch
+from bnlab.moments import compare_moments, fetch
 from bnlab.provenance import Check
 from bnlab.reading import Pooled
 
@@ -49,7 +48,16 @@ def prepare(task: Task) -> Profile:
         return Profile({}, 0.0)
 
     first = task.data[0]
-    profile = _choose_layout(task, first)
+    is_cpu = task.device.type == "cpu"  # where channels that are innermost are faster
+    all_images = count_images(first)
+    profile = None
+    for channels_last, sample_size in ((is_cpu, _SAMPLE_SIZE), (is_cpu, all_images)):
+        with contextlib.suppress(Exception):  # what is wrong with the model itself, the last one raises too
+            profile = _profile_forward(task, first, channels_last, sample_size)
+            break
+    if profile is None:
+        profile = _profile_forward(task, first, False, all_images)
+
     unknown = {}
     for name, layer in task.layers.items():
         if has_own_forward(layer) and name not in task.inputs.extracts:
@@ -58,17 +66,6 @@ def prepare(task: Task) -> Profile:
         with borrowed(task.model):
             require_inputs_normalized(task, unknown, take_images(first, task.sample_size))
     return profile
-
-
-def _choose_layout(task: Task, batch: Any) -> Profile:
-    """Set the task's layout and sample size to the first with which the model runs, the fastest first."""
-    is_cpu = task.device.type == "cpu"  # where channels that are innermost are faster
-    all_images = count_images(batch)
-    attempts = [(is_cpu, _SAMPLE_SIZE), (is_cpu, all_images)]
-    for channels_last, sample_size in attempts:
-        with contextlib.suppress(Exception):  # what is wrong with the model itself, the last one raises too
-            return _profile_forward(task, batch, channels_last, sample_size)
-    return _profile_forward(task, batch, False, all_images)
 
 
 def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: int) -> Profile:
@@ -93,17 +90,15 @@ def choose_noted(task: Task) -> Collection[int]:
     if not task.data:
         return ()
     noted = {0, len(task.data) // 2}
-    usual = _list_shapes(task.data[0])
+    usual = None
     for index, batch in enumerate(task.data):
-        if _list_shapes(batch) != usual:
+        shapes = [tensor.shape[1:] for tensor in list_tensors(batch)]
+        if usual is None:
+            usual = shapes
+        elif shapes != usual:
             noted.add(index)
             break
     return noted
-
-
-def _list_shapes(batch: Any) -> list[torch.Size]:
-    """List the shapes of a batch's tensors, without the number of images."""
-    return [tensor.shape[1:] for tensor in list_tensors(batch)]
 
 
 def check_walk(task: Task, walk: Walk) -> Check | None:
@@ -113,7 +108,7 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
     fetched = fetch(walk.statistics.values())
-    scales = {name: moments.var for name, moments in zip(walk.statistics, fetched, strict=True)}
+    scales = dict(zip(walk.statistics, [moments.var for moments in fetched], strict=True))
     noted = [batch for batch in walk.batches if batch.notes is not None]
     own = task.ranks.run_together(
         lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
@@ -145,24 +140,6 @@ def _compare(
     task: Task, scales: Mapping[str, Tensor], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
 ) -> Check:
     """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
-    with borrowed(task.model):  # takes back what a sample leaves in the model, such as a queue's place
-        names, measured = _record_calls(task, batch)
-    for name, expected_name in zip_longest(names, expected_names):
-        if name != expected_name:
-            return Check(False, expected_name or name, math.inf)
-
-    worst = 0.0
-    failed = None
-    for name, own, noted in zip(names, measured, fetch(expected), strict=True):
-        off = max(compare_moments(noted, own, scales[name]))
-        worst = max(worst, off)
-        if off > SAME and failed is None:
-            failed = name
-    return Check(failed is None, failed, worst)
-
-
-def _record_calls(task: Task, batch: Any) -> tuple[list[str], list[Moments]]:
-    """Evaluate a batch, and list the calls of layers in their order: names, and moments of what each was given."""
     names: list[str] = []
     pooled: list[Pooled] = []
 
@@ -170,6 +147,18 @@ def _record_calls(task: Task, batch: Any) -> tuple[list[str], list[Moments]]:
         names.append(name)
         pooled.append(task.reader.measure(x))
 
-    with watched(task, task.layers, note):
+    # Takes back what a sample leaves in the model, such as a queue's place.
+    with borrowed(task.model), watched(task, task.layers, note):
         task.evaluate(batch)
-    return names, fetch(pooled)
+    for name, expected_name in zip_longest(names, expected_names):
+        if name != expected_name:
+            return Check(False, expected_name or name, math.inf)
+
+    worst = 0.0
+    failed = None
+    for name, measured, noted in zip(names, fetch(pooled), fetch(expected), strict=True):
+        off = max(compare_moments(noted, measured, scales[name]))
+        worst = max(worst, off)
+        if off > SAME and failed is None:
+            failed = name
+    return Check(failed is None, failed, worst)

@@ -53,7 +53,7 @@ class Task:
     float16_layers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._running = {name: get_running_buffers(layer) for name, layer in self.layers.items()}
+        self._running = dict(zip(self.layers, map(get_running_buffers, self.layers.values()), strict=True))
 
     def run_all(self) -> None:
         """Run the forward of each batch."""

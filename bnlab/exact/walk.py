@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,8 +43,7 @@ class _Batch:
     Attributes:
         index: its number.
         walker: its interrupted forward; None while it does not wait.
-        settings: grad mode and autocast, as its latest forward has left them.
-        attributes: what its interrupted forward has set in modules.
+        state: what its interrupted forward has set, see `ForwardState`.
         layer: the layer that it has come to last; None at the end of the network.
         x: what this layer was given to normalize; None while the batch does not wait.
         moments: of `x`, as the task's reader has them.
@@ -69,8 +67,7 @@ class _Batch:
         """Forget the latest forward: another one begins at the input."""
         self.walker: greenlet | None = None
         self.x: Tensor | None = None
-        self.settings: ForwardSettings | None = None
-        self.attributes: list[Any] | None = None
+        self.state: tuple[Any, ...] | None = None
         self.is_ahead = dict.fromkeys(self.is_ahead, True)
         self.given_calls: list[tuple[str, Any]] = []
         self.notes: list[Note] | None = [] if self.is_noted else None
@@ -98,7 +95,7 @@ class Walk:
         self._budget = budget
         self._given = given
         self._current = _Batch(-1, False)  # the one whose forward runs
-        self._attributes = ModuleAttributes(task.model)
+        self._state = ForwardState(task.model, task.device)
         self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
@@ -204,7 +201,6 @@ class Walk:
         if may_wait:
             batch.walker = walker
             batch.x = x
-            batch.attributes = self._attributes.read()
         else:
             _end(walker)
         batch.moments = self._measure(layer, x, stays=may_wait)
@@ -214,11 +210,9 @@ class Walk:
 
     def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
         """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
-        outside = ForwardSettings.read(self._task.device)
-        if batch.settings is not None:
-            batch.settings.restore()
-        if batch.attributes is not None:
-            self._attributes.restore(batch.attributes)
+        outside = self._state.read()
+        if batch.state is not None:
+            self._state.restore(batch.state)
         try:
             return walker.switch(*args)
         except Exception as error:
@@ -228,8 +222,8 @@ class Walk:
             reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
             raise InterleavingError(reason, batch.index) from error
         finally:
-            batch.settings = ForwardSettings.read(self._task.device)
-            outside.restore()
+            batch.state = self._state.read()
+            self._state.restore(outside, with_attributes=False)
 
     def _choose_next(self) -> str | None:
         """Choose the layer to finish next; None when all batches have come to the end.
@@ -281,34 +275,47 @@ def _end(walker: greenlet | None) -> None:
 # -- what a forward may have changed when it is interrupted -----------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ForwardSettings:
-    """Grad mode and autocast of one forward: read when it is interrupted, restored when it goes on.
+class ForwardState:
+    """Reads what a forward has set where it is interrupted, and sets it before it goes on.
 
-    Attributes:
-        grad: whether gradients are recorded.
-        autocast: for each kind of device its name, whether autocast is on, and to which type it casts.
-        caches: whether autocast keeps the weights that it has cast.
+    That is grad mode, autocast, and attributes of modules that may differ between the forwards of batches, such as the
+    domain that each sets. The attributes are those that modules have when this is made, after a forward. Torch's own
+    layers have none that is set for a batch, and are many.
+
+    Args:
+        model: the model.
+        device: where its forwards run, which may turn autocast on there and on the CPU.
     """
 
-    grad: bool
-    autocast: tuple[tuple[str, bool, torch.dtype], ...]
-    caches: bool
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._kinds = tuple(dict.fromkeys(("cpu", "cuda", device.type)))
+        of_every_module = vars(nn.Module()).keys()
+        self._places: list[tuple[dict[str, Any], str]] = []
+        for module in model.modules():
+            if type(module).__module__.startswith("torch.nn."):
+                continue
+            attributes = vars(module)
+            names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
+            self._places += [(attributes, name) for name in names]
 
-    @staticmethod
-    def read(device: torch.device) -> ForwardSettings:
-        """Read what is set now, for the kinds of devices for which a forward on `device` may turn autocast on."""
-        kinds = dict.fromkeys(("cpu", "cuda", device.type))
-        autocast = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-        return ForwardSettings(torch.is_grad_enabled(), autocast, torch.is_autocast_cache_enabled())
+    def read(self) -> tuple[Any, ...]:
+        """Read what is set now."""
+        autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self._kinds]
+        attributes = [attributes.get(name) for attributes, name in self._places]
+        return torch.is_grad_enabled(), autocast, torch.is_autocast_cache_enabled(), attributes
 
-    def restore(self) -> None:
-        """Set what was read."""
-        torch.set_grad_enabled(self.grad)
-        for kind, is_on, dtype in self.autocast:
+    def restore(self, state: tuple[Any, ...], with_attributes: bool = True) -> None:
+        """Set what was read; without attributes only what is not the model's."""
+        grad, autocast, caches, values = state
+        torch.set_grad_enabled(grad)
+        for kind, is_on, dtype in autocast:
             torch.set_autocast_enabled(kind, is_on)
             torch.set_autocast_dtype(kind, dtype)
-        torch.set_autocast_cache_enabled(self.caches)
+        torch.set_autocast_cache_enabled(caches)
+
+        for (attributes, name), value in zip(self._places, values, strict=True):
+            if with_attributes and attributes.get(name) is not value:
+                attributes[name] = value
 
 
 def read_fixed_settings() -> tuple[Any, ...]:
@@ -325,31 +332,3 @@ def read_fixed_settings() -> tuple[Any, ...]:
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
     )
-
-
-class ModuleAttributes:
-    """Attributes of modules that may differ between the forwards of batches, such as the domain that each sets.
-
-    They are those that modules have when this is made, after a forward. Torch's own layers have none that is set for a
-    batch, and are many.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        of_every_module = vars(nn.Module()).keys()
-        self._places: list[tuple[dict[str, Any], str]] = []
-        for module in model.modules():
-            if type(module).__module__.startswith("torch.nn."):
-                continue
-            attributes = vars(module)
-            names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
-            self._places += [(attributes, name) for name in names]
-
-    def read(self) -> list[Any]:
-        """Read what a forward has set when it is interrupted."""
-        return [attributes.get(name) for attributes, name in self._places]
-
-    def restore(self, values: list[Any]) -> None:
-        """Set what was read of a forward, before it goes on."""
-        for (attributes, name), value in zip(self._places, values, strict=True):
-            if attributes.get(name) is not value:
-                attributes[name] = value
