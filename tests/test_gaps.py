@@ -56,7 +56,6 @@ def test_the_output_gap_is_that_of_the_outputs() -> None:
 
     # The outputs of the reference are standardized up to eps, to which this is as near.
     assert gap(exact, running)["output_gap"].item() == pytest.approx(off.mean().sqrt().item(), rel=1e-4)
-    assert gap(exact, running, per_channel=True)["output_gap"].tolist() == pytest.approx(off.sqrt().tolist(), rel=1e-4)
 
 
 def test_channels_that_do_nothing_have_no_output_gap() -> None:
@@ -237,55 +236,3 @@ def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None
     start.write_to(wrapped)
     gaps = gap(start, running_statistics(model))
     assert (gaps["kl"] == 0).all()
-
-
-def train_between() -> tuple[Statistics, Statistics]:
-    """The running statistics before and after three steps of training."""
-    model = residual()
-    before = running_statistics(model)
-    train(model, images(4, 4, 4))
-    return before, running_statistics(model)
-
-
-def test_per_channel() -> None:
-    reference, estimate = train_between()
-
-    frame = gap(reference, estimate, per_channel=True)
-
-    layers = gap(reference, estimate)
-    channels = frame.groupby("layer", sort=False)["channel"].count()
-    assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS, "output_gap"]
-    assert channels.tolist() == layers["channels"].tolist()
-
-
-def test_a_gap_of_a_channel_by_hand() -> None:
-    reference, estimate = train_between()
-
-    frame = gap(reference, estimate, per_channel=True)
-
-    row = frame[frame["layer"] == "1"].set_index("channel").loc[4]
-    moved = estimate["1"].mean[4] - reference["1"].mean[4]
-    var = reference["1"].var[4] + 1e-5
-    other_var = estimate["1"].var[4] + 1e-5
-    assert row["mean_gap"] == pytest.approx(float(moved / var.sqrt()))
-    assert row["var_gap"] == pytest.approx(float((other_var / var).log()))
-
-
-def test_gaps_of_channels_are_signed() -> None:
-    frame = gap(*train_between(), per_channel=True)
-
-    assert (frame["mean_gap"] < 0).any()
-    assert (frame["mean_gap"] > 0).any()
-
-
-def test_a_layers_gap_is_the_root_mean_square_of_its_channels() -> None:
-    reference, estimate = train_between()
-
-    frame = gap(reference, estimate, per_channel=True)
-
-    layers = gap(reference, estimate)
-    for column in ("mean_gap", "var_gap"):
-        squares = (frame[column] ** 2).groupby(frame["layer"], sort=False).mean()
-        assert (squares**0.5).tolist() == pytest.approx(layers[column].tolist())
-    means = frame["kl"].groupby(frame["layer"], sort=False).mean()
-    assert means.tolist() == pytest.approx(layers["kl"].tolist())
