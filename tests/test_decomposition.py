@@ -111,20 +111,6 @@ def test_batches_of_one_step_weigh_as_batches() -> None:
         assert together[term].to_numpy() == pytest.approx(apart[term].to_numpy(), abs=1e-12)
 
 
-def test_layers_whose_weight_is_not_in_the_last_steps_are_told() -> None:
-    model = plain()
-    batches = images(8, 6, 8, 5)
-    model.train()
-    with record(model) as trace:
-        for step in range(60):
-            model[4].train(step % 5 == 0)
-            model(batches[step % 4])
-    weights = copy.deepcopy(model.state_dict())
-    # 8 of the 12 batches of the layer, (1 − 0.9⁸)/(1 − 0.9¹²) of its average's weight.
-    with pytest.warns(RuntimeWarning, match=r"the last 44 steps hold 0\.7936 of the average's weight in '4', "):
-        decompose(model, trace, lambda _: weights, batches, momentum=0.1)
-
-
 def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:
     model, trace, kept, batches = trained(40, lr=0.0)
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.5)
