@@ -6,7 +6,7 @@ import copy
 import operator
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -140,11 +140,11 @@ def count_bytes(batch: Any) -> int:
     return sum(tensor.nbytes for tensor in list_tensors(batch))
 
 
-CountImages = Callable[[Any], int]
-"""Called with a batch; returns how many images it has."""
+CountImages = Callable[[Any], SupportsIndex]
+"""Called with a batch; returns how many images it has, as anything that is a whole number."""
 
 
-def check_counter(function: CountImages | None, caller: str) -> CountImages:
+def check_counter(function: CountImages | None, caller: str) -> Callable[[Any], int]:
     """Return the caller's function of how many images a batch has, with a check of what it returns.
 
     None: the rows of the batch's first tensor are the images, or the members of a list of images.

@@ -145,7 +145,7 @@ def population_statistics(
 
 def _measure_until_exact(
     task: Task,
-    count: CountImages,
+    count: Callable[[Any], int],
     source: Source,
     measure: Callable[[], Statistics],
     upstream: str,
@@ -169,7 +169,7 @@ def _measure_until_exact(
 
 
 def _measure(
-    task: Task, count: CountImages, upstream: str, strategy: str, limit: int, progress: bool | None
+    task: Task, count: Callable[[Any], int], upstream: str, strategy: str, limit: int, progress: bool | None
 ) -> Statistics:
     """Measure the batches that have been read."""
     from tqdm import tqdm
@@ -219,7 +219,7 @@ class Source:
         caller: the public call, for messages.
     """
 
-    def __init__(self, batches: Iterable[Any], count: CountImages, caller: str) -> None:
+    def __init__(self, batches: Iterable[Any], count: Callable[[Any], int], caller: str) -> None:
         self._batches = iter(batches)
         self._count = count
         self._caller = caller
