@@ -112,10 +112,10 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     """
     parameters = [] if model is None else model.parameters()
     devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.is_cuda])
-    own, numpys = random.getstate(), np.random.get_state()
+    state, numpys = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        random.setstate(own)
+        random.setstate(state)
         np.random.set_state(numpys)

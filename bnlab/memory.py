@@ -182,12 +182,12 @@ class Budget:
             return False
 
         most_of_all = max(self._waiting.values(), default=0.0)
-        own = self._sizes[index] * self._waiting.get(layer, most_of_all)
-        needed = self._running + own + sum(self._held.values())
+        size = self._sizes[index] * self._waiting.get(layer, most_of_all)
+        needed = self._running + size + sum(self._held.values())
         if needed > self._limit:
             return False
 
-        self._held[index] = own
+        self._held[index] = size
         self.peak = max(self.peak, int(needed))
         return True
 

@@ -110,11 +110,11 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     fetched = fetch(walk.statistics.values())
     scales = dict(zip(walk.statistics, [moments.var for moments in fetched], strict=True))
     noted = [batch for batch in walk.batches if batch.notes is not None]
-    own = task.ranks.run_together(
+    of_rank = task.ranks.run_together(
         lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
     )
     checks: list[Check] = []
-    for rank_checks in task.ranks.gather(own):
+    for rank_checks in task.ranks.gather(of_rank):
         checks += rank_checks
     failed = [check for check in checks if not check.held]
     if failed:

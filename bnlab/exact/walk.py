@@ -233,8 +233,8 @@ class Walk:
         """
         waiting = [batch.layer for batch in self.batches if batch.walker is not None]
         others = [batch.layer for batch in self.batches if batch.layer is not None]
-        own = next(iter([*waiting, *others]), None)
-        proposals: list[str | None] = self._task.ranks.gather(own)
+        proposal = next(iter([*waiting, *others]), None)
+        proposals: list[str | None] = self._task.ranks.gather(proposal)
         return next((proposal for proposal in proposals if proposal is not None), None)
 
     def _list_batches(self, name: str) -> tuple[list[_Batch], list[_Batch]]:
@@ -251,9 +251,9 @@ class Walk:
             return None
         return self._task.reader.pool(parts, [batch.x for batch in waiting if batch.x is not None])
 
-    def _finish(self, name: str, own: Pooled | None) -> None:
+    def _finish(self, name: str, of_rank: Pooled | None) -> None:
         """Make a layer's statistics of this rank's moments and those of the others."""
-        moments = self._task.ranks.merge(own)
+        moments = self._task.ranks.merge(of_rank)
         if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
             self._task.require_usable(name, moments)
         self.statistics[name] = moments

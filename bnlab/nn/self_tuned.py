@@ -107,7 +107,7 @@ class SelfTuned(BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if self.training and self.track_running_stats and input.dim() in self.dims and not count_loans():
             return _train(self, input)
-        if self.averages is not None and self.averages.is_behind:
+        if self.averages is not None and self.averages.has_pending:
             self.settle()
         return super().forward(input)  # type: ignore[safe-super]
 
@@ -136,7 +136,7 @@ class SelfTuned(BatchNorm):
             self.averages = None
             return
 
-        state = averages.settle() if averages.is_behind else None
+        state = averages.settle() if averages.has_pending else None
         if state is not None:
             mean, var = get_running_buffers(self)
             mean.data.copy_(state[0])
