@@ -13,12 +13,11 @@ from typing import ClassVar
 import pytest
 
 import bnlab
-from bnlab.estimators import EMA, Window, parse
+from bnlab.estimators import EMA, parse
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.wording import estimator_label
 from bnlab.harness.statistic_kinds import list_statistics
-from bnlab.inference import PseudoSamples
 from bnlab.names import EstimatorName, Look, find_look
 
 NEW = """
@@ -85,20 +84,16 @@ def test_parameters_are_added_and_left_out() -> None:
     assert name.leave_out("momentum") == name
 
 
-def test_labels_are_canonical_names() -> None:
-    assert Window(k=5).label == "window(k=5,pooled=False)"
-    assert EMA(momentum=0.2).label == "ema"
-    assert str(EMA(momentum=0.2).full_name) == "ema(momentum=0.2)"
-    assert PseudoSamples(n=4).label == "pseudo_samples(n=4,between=False)"
-
-
 def test_a_parameter_may_be_a_tuple() -> None:
+    """The class does not look like the one that it is made from."""
     label = Slower().label
     cls, parameters = parse(label)
 
     assert label == "test_slower(spans=(1, 2))"
     assert cls(**parameters) == Slower()
+    assert find_look(Slower) == Look()
     assert estimator_label(label) == label.replace("(spans", " (spans")
+    assert estimator_label("test_slower", 0.1) == "test_slower (momentum 0.1)"
 
 
 @pytest.mark.parametrize("value", ["[3,4]", "(3, 4)"])
@@ -113,12 +108,6 @@ def test_a_list_is_read_as_a_tuple(value: str) -> None:
 def test_a_parameter_that_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UserError, match=r"estimator=test_listed: .*unhashable type: 'list'"):
         parse_subjects(["test_listed"], [0.1], "train")
-
-
-def test_an_estimator_does_not_look_like_the_one_it_is_made_from() -> None:
-    assert find_look(EMA) == Look("running average", "blue", "solid")
-    assert find_look(Slower) == Look()
-    assert estimator_label("test_slower", 0.1) == "test_slower (momentum 0.1)"
 
 
 def test_every_choice_makes_a_source() -> None:

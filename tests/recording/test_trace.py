@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from unittest.mock import Mock
@@ -116,21 +115,6 @@ def test_parts_that_do_not_join(recorded: MomentTrace) -> None:
         MomentTrace.join([recorded, new])
     with pytest.raises(ValueError, match=r"MomentTrace\.join: no parts"):
         MomentTrace.join([])
-
-
-def test_files_that_are_no_traces(recorded: MomentTrace, tmp_path: Path) -> None:
-    path = tmp_path / "t.safetensors"
-    with pytest.raises(FileNotFoundError, match=r"t\.safetensors"):
-        MomentTrace.load(path)
-    running_statistics(plain()).save(path)
-    with pytest.raises(ValueError, match=r"t\.safetensors: expected format 'bnlab.MomentTrace/1', found 'bnlab.Stat"):
-        MomentTrace.load(path)
-    recorded.save(path)
-    whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], whole[:-3], json.dumps({}).encode()):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"t\.safetensors: cannot be read"):
-            MomentTrace.load(path)
 
 
 def test_replays_that_are_refused(recorded: MomentTrace) -> None:
