@@ -129,19 +129,30 @@ def make_trainer(lightning: Any, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def ddp(lightning: Any) -> Iterator[Any]:
+    """One process of DistributedDataParallel."""
+    yield lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @slow
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}],
+    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}, {"strategy": "ddp"}],
     ids=lambda options: "".join(options) or "plain",
 )
-def test_lightning_validates_exactly_and_trains_as_without(
-    make_module: Any, make_trainer: Any, options: dict[str, Any]
+def test_lightning_validates_and_saves_exactly_and_trains_as_without(
+    lightning: Any, ddp: Any, make_module: Any, make_trainer: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
+    if "strategy" in options:
+        options = {"strategy": ddp, "devices": 1}
     plain = make_module(make_network())
     make_trainer(**options).fit(plain, LOADER, HELD_OUT_LOADER)
     module = make_module(make_network())
-    trainer = make_trainer(make_lightning_callback(LOADER), **options)
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}")
+    trainer = make_trainer(make_lightning_callback(LOADER), checkpoints, **options)
 
     trainer.fit(module, LOADER, HELD_OUT_LOADER)
 
@@ -152,6 +163,12 @@ def test_lightning_validates_exactly_and_trains_as_without(
         assert torch.equal(state["0.weight"], running["0.weight"])
     assert are_equal(copy_state(module.network), copy_state(plain.network))
     assert trainer.callback_metrics["recalibration_seconds"] > 0
+
+    saved = [torch.load(path, weights_only=True)["state_dict"] for path in tmp_path.glob("*.ckpt")]
+    assert saved
+    for state in saved:
+        network = {name.removeprefix("network."): value for name, value in state.items()}
+        assert any(are_equal(validated, network) for validated in module.states)
 
 
 @slow
@@ -170,21 +187,9 @@ def test_lightning_evaluates_exactly_without_training(make_module: Any, make_tra
 
 
 @slow
-def test_lightning_saves_what_it_has_validated(
-    lightning: Any, make_module: Any, make_trainer: Any, tmp_path: Path
-) -> None:
-    module = make_module(make_network())
-    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
-    make_trainer(make_lightning_callback(IMAGES), checkpoints).fit(module, LOADER, HELD_OUT_LOADER)
-
-    for epoch, validated in enumerate(module.states[1:]):  # the first is of the sanity check
-        saved = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
-        assert are_equal(validated, {name.removeprefix("network."): value for name, value in saved.items()})
-
-
-@slow
 def test_lightning_puts_averages_back_after_an_exception(make_module: Any, make_trainer: Any) -> None:
-    module = make_module(make_network(), fails=True)
+    network = make_network()
+    module = make_module(network, fails=True)
 
     with pytest.raises(OSError, match="disk"):
         make_trainer(make_lightning_callback(IMAGES)).fit(module, LOADER, HELD_OUT_LOADER)
@@ -192,21 +197,9 @@ def test_lightning_puts_averages_back_after_an_exception(make_module: Any, make_
     assert_exact(module.states[-1], module.network)
     assert are_equal(copy_state(module.network), module.running)
 
-
-@slow
-def test_lightning_in_one_process_of_ddp(lightning: Any, make_module: Any, make_trainer: Any) -> None:
-    strategy = lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
-    module = make_module(make_network())
-    try:
-        trainer = make_trainer(make_lightning_callback(IMAGES), strategy=strategy, devices=1)
-        trainer.fit(module, LOADER, HELD_OUT_LOADER)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-    for state in module.states:
-        assert_exact(state, module.network)
-    assert are_equal(copy_state(module.network), module.running)
+    network[1].requires_grad_(False)
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*all layers are frozen"):
+        make_trainer(make_lightning_callback(IMAGES)).validate(make_module(network), HELD_OUT_LOADER)
 
 
 @slow
@@ -218,16 +211,6 @@ def test_lightning_says_that_there_is_no_batch_norm_before_it_trains(make_module
         make_trainer(make_lightning_callback(IMAGES), num_sanity_val_steps=0).fit(module, LOADER, HELD_OUT_LOADER)
 
     assert are_equal(copy_state(module.network), before)
-
-
-@slow
-def test_lightning_warns_where_running_averages_are_validated(make_module: Any, make_trainer: Any) -> None:
-    network = make_network()
-    network[1].requires_grad_(False)
-    module = make_module(network)
-
-    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*all layers are frozen"):
-        make_trainer(make_lightning_callback(IMAGES)).validate(module, HELD_OUT_LOADER)
 
 
 class StubTrainer:
@@ -375,10 +358,14 @@ def count_logged(trainer: Any) -> int:
 @pytest.mark.parametrize(
     "options", [{"gradient_accumulation_steps": 2}, {"eval_strategy": "steps", "eval_steps": 4}], ids=str
 )
-def test_transformers_evaluates_exactly_and_trains_as_without(make_hugging_face: Any, options: dict[str, Any]) -> None:
+def test_transformers_evaluates_and_saves_exactly_and_trains_as_without(
+    make_hugging_face: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
     plain = make_hugging_face(make_network(), **options)
     plain.train()
-    trainer = make_hugging_face(make_network(), **options)
+    trainer = make_hugging_face(
+        make_network(), save_strategy=options.get("eval_strategy", "epoch"), save_steps=4, **options
+    )
     recalibrate_in_transformers(trainer, IMAGES)
 
     trainer.train()
@@ -387,7 +374,13 @@ def test_transformers_evaluates_exactly_and_trains_as_without(make_hugging_face:
     for state in trainer.states:
         assert_exact(state, trainer.model.network)
     assert are_equal(copy_state(trainer.model), copy_state(plain.model))
-    assert count_logged(trainer) == len(trainer.states)
+    assert count_logged(trainer) == len(trainer.states)  # a checkpoint takes the statistics of its evaluation
+
+    saved = [load_file(path) for path in tmp_path.glob("trained/checkpoint-*/model.safetensors")]
+    assert saved
+    for state in saved:
+        network = {name.removeprefix("network."): value for name, value in state.items()}
+        assert any(are_equal(evaluated, network) for evaluated in trainer.states)
 
 
 @slow
@@ -402,24 +395,3 @@ def test_transformers_evaluates_exactly_without_training(make_hugging_face: Any,
     (state,) = trainer.states
     assert_exact(state, trainer.model.network)
     assert are_equal(copy_state(trainer.model), before)
-
-
-def list_saved(folder: Path) -> Iterator[State]:
-    """The networks of all checkpoints, in the order of their steps."""
-    for path in sorted(folder.glob("checkpoint-*/model.safetensors"), key=lambda path: int(path.parent.name[11:])):
-        yield {name.removeprefix("network."): value for name, value in load_file(path).items()}
-
-
-@slow
-def test_transformers_saves_what_it_has_evaluated(make_hugging_face: Any, tmp_path: Path) -> None:
-    trainer = make_hugging_face(make_network(), save_strategy="epoch", load_best_model_at_end=True)
-    recalibrate_in_transformers(trainer, IMAGES)
-
-    trainer.train()
-
-    saved = list(list_saved(tmp_path / "trained"))
-    assert len(saved) == 3
-    for evaluated, state in zip(trainer.states, saved, strict=True):
-        assert_exact(evaluated, trainer.model.network)
-        assert are_equal(evaluated, state)
-    assert count_logged(trainer) == 3  # a checkpoint takes the statistics of its evaluation

@@ -16,14 +16,11 @@ from torch import Tensor, nn
 from bnlab import diagnose, population_statistics, recalibrate, record
 from bnlab.borrow import borrowed
 from bnlab.harness import load
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.jobs import execute, prepare
 from bnlab.nn import SelfTuned
 from tests.conftest import small_config
 from tests.doctor.networks import make_batches, make_healthy, reset
 from tests.harness.kills import assert_same, killed_at
-from tests.helpers import images, measure_difference, plain, residual, train
+from tests.helpers import Run, images, measure_difference, plain, residual, run_job, train, train_network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -179,8 +176,7 @@ def test_a_diagnosis_says_on_a_gpu_what_it_says_on_the_cpu_and_its_repair_can_be
 
 def test_a_sweep_trains_and_measures_on_a_gpu(tmp_path: Path) -> None:
     config = small_config(tmp_path, device="cuda", momentum=[0.1], estimator=["ema", "exact"])
-    prepare([config])
-    execute(config)
+    run_job(config)
     tables = load(config.name, tmp_path)
 
     assert tables["gaps"]["mean_gap"].notna().all()
@@ -191,10 +187,10 @@ def test_training_on_a_gpu_goes_on_where_it_was_killed(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # the same sums in the same order
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     whole = Run(small_config(tmp_path / "whole", device="cuda"))
-    ensure_trained(whole)
+    train_network(whole)
     killed = Run(small_config(tmp_path / "killed", device="cuda"))
     with killed_at(20):
-        ensure_trained(killed)
-    ensure_trained(killed)
+        train_network(killed)
+    train_network(killed)
 
     assert_same(whole, killed)

@@ -131,17 +131,6 @@ def test_the_model_comes_back(kind: TestTimeStatistics, network: Callable[[], nn
             raise ZeroDivisionError
 
 
-def test_statistics_within_others_give_way_to_them() -> None:
-    model = plain()
-    x = images(6)[0]
-    with apply_statistics(model, TestBatch()), torch.no_grad():
-        expected = model(x)
-        with apply_statistics(model, ExampleWeighing(0.3)):
-            assert not torch.equal(model(x), expected)
-
-        assert torch.equal(model(x), expected)
-
-
 def test_the_test_batch_is_train_mode() -> None:
     """Also its gradients, with which a model is adapted at test time."""
     model = residual()

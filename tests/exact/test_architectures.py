@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from bnlab import population_statistics
-from bnlab.vision import torchvision
 from tests import references
-from tests.helpers import images, measure_difference, unchanged
+from tests.helpers import images, measure_difference, torchvision, unchanged
 
 slow = pytest.mark.slow
 # float32 against float64: every operation rounds by 2⁻²⁴, which up to 60 layers that divide by their σ amplify.
