@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from bnlab import Moments, Statistics, gap, population_statistics, running_statistics, using
-from bnlab.gaps import GAP_COLUMNS, layer_gaps
-from bnlab.layout import Layout
 from tests import references
 from tests.helpers import images, plain, residual, train
+
+GAP_COLUMNS = ("mean_gap", "var_gap", "kl")
 
 
 def statistics(mean: list[float], var: list[float], eps: float = 0.0, name: str = "bn") -> Statistics:
@@ -41,6 +41,14 @@ def test_closed_form() -> None:
         # 3·2/2 in the first channel, 2·(2 − 2√e)/2√e in the second
         "output_gap": pytest.approx(math.sqrt((9 + 4 * (math.exp(-0.5) - 1) ** 2) / 2)),
     }
+
+
+def test_each_layers_eps_counts_and_weights_that_nobody_knows_give_no_output_gap() -> None:
+    row = gap(statistics([0, 0], [0, 0], eps=4), statistics([2, 2], [12, 12], eps=4)).iloc[0]
+
+    assert row["mean_gap"] == 1
+    assert row["var_gap"] == pytest.approx(math.log(4))
+    assert math.isnan(row["output_gap"])
 
 
 def test_the_output_gap_is_that_of_the_outputs() -> None:
@@ -72,23 +80,12 @@ def test_channels_that_do_nothing_have_no_output_gap() -> None:
     assert frame["output_gap"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_weights_that_nobody_knows_give_no_output_gap() -> None:
-    assert math.isnan(gap(statistics([0], [1]), statistics([1], [1]))["output_gap"].item())
-
-
 def test_values_that_are_not_finite_or_negative_are_named() -> None:
     bad = statistics([0.0, math.nan, 0.0], [1.0, 1.0, -2.0])
     with pytest.warns(
         RuntimeWarning, match=r"layer 'bn' has NaN or infinite values in channel 1; .* variance in channel 2"
     ):
         gap(statistics([0.0] * 3, [1.0] * 3), bad)
-
-
-def test_the_layers_own_eps_counts() -> None:
-    assert gap(statistics([0], [0], eps=4), statistics([2], [12], eps=4))["mean_gap"].item() == 1
-    assert gap(statistics([0], [0], eps=4), statistics([0], [12], eps=4))["var_gap"].item() == pytest.approx(
-        math.log(4)
-    )
 
 
 def test_against_the_twin_in_any_order() -> None:
@@ -112,11 +109,6 @@ def test_against_the_twin_in_any_order() -> None:
         assert {key: row[key] for key in GAP_COLUMNS} == pytest.approx(expected, rel=1e-10)
 
 
-def test_nothing_between_equals() -> None:
-    reference = running_statistics(plain())
-    assert (gap(reference, reference)[list(GAP_COLUMNS)] == 0).all(axis=None)
-
-
 def test_a_bad_layer_does_not_reach_the_others() -> None:
     reference = running_statistics(plain())
     estimate = running_statistics(plain())
@@ -135,18 +127,6 @@ def test_a_bad_layer_does_not_reach_the_others() -> None:
     assert math.isnan(first["kl"])
     assert first["mean_gap"] > 0
     assert all(second[column] == 0 for column in GAP_COLUMNS)
-
-
-def test_many_at_once() -> None:
-    reference = running_statistics(plain())
-    layout = Layout.of(reference)
-    many = layout.flatten(reference) + torch.rand(3, 5, 2, 18, dtype=torch.float64)
-    values = layer_gaps(layout, layout.flatten(reference), many)
-
-    assert values.shape == (3, 3, 5, 2)
-
-    one = gap(reference, layout.unflatten(many[2, 4]))
-    torch.testing.assert_close(values[:, 2, 4].T, torch.tensor(one[list(GAP_COLUMNS)].to_numpy()))
 
 
 @pytest.mark.parametrize(
