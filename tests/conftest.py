@@ -11,10 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
-from bnlab.vision import torchvision
-from tests.helpers import SMALL, plan_network, train_network
+from tests.helpers import SMALL, Config, Run, plan_network, torchvision, train_network
 
 # The main process of parallel tests imports packages whose warnings it shows, and these import torchvision.
 torchvision()

@@ -50,15 +50,27 @@ def unbiased(batch: Array) -> Pair:
 
 
 def running_ema(
-    batches: Sequence[Array], momentum: float, start_mean: Array | float = 0.0, start_var: Array | float = 1.0
+    batches: Sequence[Array],
+    momentum: float,
+    start_mean: Array | float = 0.0,
+    start_var: Array | float = 1.0,
+    *,
+    biased: bool = False,
+    weighted: bool = False,
 ) -> list[Pair]:
-    """torch's running statistics after each batch: new = (1-momentum)*old + momentum*batch."""
+    """torch's running statistics after each batch: new = (1-momentum)*old + momentum*batch.
+
+    `biased`: of variances with divisor n, as Keras and flax have them. `weighted`: the momentum is multiplied by the
+    batch's share of the largest batch so far.
+    """
     history = []
     mean, var = float64(start_mean), float64(start_var)
-    for batch in batches:
-        batch_mean, batch_var = unbiased(batch)
-        mean = (1 - momentum) * mean + momentum * batch_mean
-        var = (1 - momentum) * var + momentum * batch_var
+    for t, batch in enumerate(batches):
+        largest = max(len(earlier) for earlier in batches[: t + 1])
+        weight = momentum * len(batch) / largest if weighted else momentum
+        batch_mean, batch_var = moments(batch)[1:] if biased else unbiased(batch)
+        mean = (1 - weight) * mean + weight * batch_mean
+        var = (1 - weight) * var + weight * batch_var
         history.append((mean, var))
     return history
 
@@ -76,56 +88,12 @@ def running_ema_debiased(
     return history
 
 
-def running_cumulative(batches: Sequence[Array]) -> list[Pair]:
-    """Plain averages of the batch means and unbiased variances so far: torch's `momentum=None`."""
-    history = []
-    for t in range(1, len(batches) + 1):
-        means, variances = zip(*(unbiased(batch) for batch in batches[:t]), strict=True)
-        history.append((sum(means) / t, sum(variances) / t))
-    return history
-
-
-def running_last_batch(batches: Sequence[Array]) -> list[Pair]:
-    """Each batch's own mean and unbiased variance: momentum 1."""
-    return [unbiased(batch) for batch in batches]
-
-
 def running_last_full_batch(batches: Sequence[Array]) -> list[Pair]:
     """Mean and unbiased variance of the latest batch that no earlier one is larger than."""
     history: list[Pair] = []
     for t, batch in enumerate(batches):
         largest = max(len(earlier) for earlier in batches[: t + 1])
         history.append(unbiased(batch) if len(batch) == largest else history[-1])
-    return history
-
-
-def running_ema_weighted(
-    batches: Sequence[Array], momentum: float, start_mean: Array | float = 0.0, start_var: Array | float = 1.0
-) -> list[Pair]:
-    """`running_ema` with the momentum times the batch's share of the largest batch so far."""
-    history = []
-    mean, var = float64(start_mean), float64(start_var)
-    for t, batch in enumerate(batches):
-        largest = max(len(earlier) for earlier in batches[: t + 1])
-        weight = momentum * len(batch) / largest
-        batch_mean, batch_var = unbiased(batch)
-        mean = (1 - weight) * mean + weight * batch_mean
-        var = (1 - weight) * var + weight * batch_var
-        history.append((mean, var))
-    return history
-
-
-def running_ema_biased(
-    batches: Sequence[Array], momentum: float, start_mean: Array | float = 0.0, start_var: Array | float = 1.0
-) -> list[Pair]:
-    """`running_ema` with the batches' variances of divisor n: Keras, flax."""
-    history = []
-    mean, var = float64(start_mean), float64(start_var)
-    for batch in batches:
-        _, batch_mean, batch_var = moments(batch)
-        mean = (1 - momentum) * mean + momentum * batch_mean
-        var = (1 - momentum) * var + momentum * batch_var
-        history.append((mean, var))
     return history
 
 

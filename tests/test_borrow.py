@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.borrow import borrowed, count_loans, measured
+from bnlab import running_statistics, using
 from tests.helpers import images, residual, unchanged
 
 
@@ -28,67 +28,28 @@ def disturb(model: Any) -> None:
     model[3].eval()
 
 
-def collect_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters and buffers themselves, not copies."""
-    return dict(chain(model.named_parameters(), model.named_buffers()))
+def lend(model: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
+    return using(model, running_statistics(model))
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("training", [False, True])
-def test_a_model_comes_back_as_it_was(error: type[BaseException] | None, training: bool) -> None:
+def test_a_model_comes_back_as_it_was(error: type[BaseException] | None) -> None:
     model = residual().train()
     model[3].eval()
-    tensors = collect_tensors(model)
-    state = random.getstate()
+    loss = model(images(4)[0]).sum()
+    names = [*model.state_dict(), *dict(model.named_parameters())]
     with unchanged(model):
         try:
-            with borrowed(model, training=training):
-                assert all(module.training == training for module in model.modules())
-                assert count_loans() == 1
+            with lend(model), lend(model):
+                assert not any(module.training for module in model.modules())
                 disturb(model)
                 if error:
                     raise error
         except (RuntimeError, KeyboardInterrupt):
             assert error
-    now = collect_tensors(model)
 
-    assert count_loans() == 0
-    assert random.getstate() == state
-    assert now.keys() == tensors.keys()
-    assert all(now[name] is tensor for name, tensor in tensors.items())
-
-
-def test_a_backward_pass_that_is_still_to_come_works() -> None:
-    model = residual().train()
-    loss = model(images(4)[0]).sum()
-    with borrowed(model):
-        disturb(model)
+    assert [*model.state_dict(), *dict(model.named_parameters())] == names
     loss.backward()
-
-
-def test_loans_may_lie_inside_of_one_another() -> None:
-    model = residual()
-    with borrowed(model), borrowed(model, training=True):
-        assert count_loans() == 2
-        assert model.training
-
-    assert count_loans() == 0
-    assert model.training
-
-
-def test_what_is_compiled_shows_its_layers_to_a_measurement() -> None:
-    model = residual().eval()
-    calls = []
-    compiled = torch.compile(model, backend="eager")
-    with torch.no_grad():
-        compiled(images(4)[0])
-    hook = model[1].register_forward_pre_hook(lambda *_: calls.append(1))
-    with measured(model):
-        compiled(images(4)[0])
-        assert not torch.is_grad_enabled()
-    hook.remove()
-
-    assert calls == [1]
 
 
 class Merging(nn.Linear):
@@ -102,7 +63,7 @@ class Merging(nn.Linear):
 
 def test_layers_that_do_something_in_eval_mode_undo_it() -> None:
     model = nn.Sequential(Merging(4, 4), nn.BatchNorm1d(4))
-    with unchanged(model), borrowed(model):
+    with unchanged(model), lend(model):
         inside = model.get_parameter("0.weight").detach().clone()
     model.eval()
 
@@ -112,5 +73,5 @@ def test_layers_that_do_something_in_eval_mode_undo_it() -> None:
 def test_a_buffer_that_cannot_be_written() -> None:
     model = residual()
     model.register_buffer("table", torch.ones(1, 4).expand(8, 4))
-    with unchanged(model), borrowed(model):
+    with unchanged(model), lend(model):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,7 @@ import bnlab
 from bnlab.callbacks import make_lightning_callback, recalibrate_in_transformers
 from tests.helpers import assert_equal_statistics, require
 
-pytestmark = pytest.mark.slow
-
+slow = pytest.mark.slow  # those that import Lightning or Transformers
 State = dict[str, Tensor]
 
 
@@ -39,6 +39,8 @@ def make_batches(seed: int = 1) -> list[tuple[Tensor, Tensor]]:
 BATCHES = make_batches()
 IMAGES = [images for images, _ in BATCHES]
 HELD_OUT = make_batches(seed=2)
+LOADER: Any = DataLoader(BATCHES, batch_size=None)  # type: ignore[arg-type]
+HELD_OUT_LOADER: Any = DataLoader(HELD_OUT[:1], batch_size=None)  # type: ignore[arg-type]
 
 
 def copy_state(model: nn.Module) -> State:
@@ -127,25 +129,32 @@ def make_trainer(lightning: Any, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-def load(batches: list[Any]) -> Any:
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+@pytest.fixture
+def ddp(lightning: Any) -> Iterator[Any]:
+    """One process of DistributedDataParallel."""
+    yield lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
+@slow
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}],
+    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}, {"strategy": "ddp"}],
     ids=lambda options: "".join(options) or "plain",
 )
-@pytest.mark.parametrize("batches", [IMAGES, BATCHES, load(BATCHES)], ids=["images", "labelled", "loader"])
-def test_lightning_validates_exactly_and_trains_as_without(
-    make_module: Any, make_trainer: Any, options: dict[str, Any], batches: Any
+def test_lightning_validates_and_saves_exactly_and_trains_as_without(
+    lightning: Any, ddp: Any, make_module: Any, make_trainer: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
+    if "strategy" in options:
+        options = {"strategy": ddp, "devices": 1}
     plain = make_module(make_network())
-    make_trainer(**options).fit(plain, load(BATCHES), load(HELD_OUT[:1]))
+    make_trainer(**options).fit(plain, LOADER, HELD_OUT_LOADER)
     module = make_module(make_network())
-    trainer = make_trainer(make_lightning_callback(batches), **options)
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}")
+    trainer = make_trainer(make_lightning_callback(LOADER), checkpoints, **options)
 
-    trainer.fit(module, load(BATCHES), load(HELD_OUT[:1]))
+    trainer.fit(module, LOADER, HELD_OUT_LOADER)
 
     assert len(module.states) == len(plain.states) >= 3
     for state, running in zip(module.states, plain.states, strict=True):
@@ -155,14 +164,21 @@ def test_lightning_validates_exactly_and_trains_as_without(
     assert are_equal(copy_state(module.network), copy_state(plain.network))
     assert trainer.callback_metrics["recalibration_seconds"] > 0
 
+    saved = [torch.load(path, weights_only=True)["state_dict"] for path in tmp_path.glob("*.ckpt")]
+    assert saved
+    for state in saved:
+        network = {name.removeprefix("network."): value for name, value in state.items()}
+        assert any(are_equal(validated, network) for validated in module.states)
 
+
+@slow
 @pytest.mark.parametrize("method", ["validate", "test", "predict"])
 def test_lightning_evaluates_exactly_without_training(make_module: Any, make_trainer: Any, method: str) -> None:
     module = make_module(make_network())
     before = copy_state(module.network)
     trainer = make_trainer(make_lightning_callback(IMAGES))
 
-    getattr(trainer, method)(module, load(HELD_OUT[:1]))
+    getattr(trainer, method)(module, HELD_OUT_LOADER)
 
     (state,) = module.states
     assert_exact(state, module.network)
@@ -170,67 +186,110 @@ def test_lightning_evaluates_exactly_without_training(make_module: Any, make_tra
     assert ("recalibration_seconds" in trainer.callback_metrics) == (method != "predict")
 
 
-def test_lightning_saves_what_it_has_validated(
-    lightning: Any, make_module: Any, make_trainer: Any, tmp_path: Path
-) -> None:
-    module = make_module(make_network())
-    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
-    make_trainer(make_lightning_callback(IMAGES), checkpoints).fit(module, load(BATCHES), load(HELD_OUT[:1]))
-
-    for epoch, validated in enumerate(module.states[1:]):  # the first is of the sanity check
-        saved = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
-        assert are_equal(validated, {name.removeprefix("network."): value for name, value in saved.items()})
-
-
+@slow
 def test_lightning_puts_averages_back_after_an_exception(make_module: Any, make_trainer: Any) -> None:
-    module = make_module(make_network(), fails=True)
+    network = make_network()
+    module = make_module(network, fails=True)
 
     with pytest.raises(OSError, match="disk"):
-        make_trainer(make_lightning_callback(IMAGES)).fit(module, load(BATCHES), load(HELD_OUT))
+        make_trainer(make_lightning_callback(IMAGES)).fit(module, LOADER, HELD_OUT_LOADER)
 
     assert_exact(module.states[-1], module.network)
     assert are_equal(copy_state(module.network), module.running)
 
-
-def test_lightning_in_one_process_of_ddp(lightning: Any, make_module: Any, make_trainer: Any) -> None:
-    strategy = lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
-    module = make_module(make_network())
-    try:
-        trainer = make_trainer(make_lightning_callback(IMAGES), strategy=strategy, devices=1)
-        trainer.fit(module, load(BATCHES), load(HELD_OUT[:1]))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-    for state in module.states:
-        assert_exact(state, module.network)
-    assert are_equal(copy_state(module.network), module.running)
+    network[1].requires_grad_(False)
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*all layers are frozen"):
+        make_trainer(make_lightning_callback(IMAGES)).validate(make_module(network), HELD_OUT_LOADER)
 
 
+@slow
 def test_lightning_says_that_there_is_no_batch_norm_before_it_trains(make_module: Any, make_trainer: Any) -> None:
     module = make_module(nn.Sequential(nn.Linear(4, 3)))
     before = copy_state(module.network)
 
     with pytest.raises(ValueError, match="make_lightning_callback: no BatchNorm layer"):
-        make_trainer(make_lightning_callback(IMAGES), num_sanity_val_steps=0).fit(module, load(BATCHES), load(HELD_OUT))
+        make_trainer(make_lightning_callback(IMAGES), num_sanity_val_steps=0).fit(module, LOADER, HELD_OUT_LOADER)
 
     assert are_equal(copy_state(module.network), before)
 
 
-def test_lightning_warns_where_running_averages_are_validated(make_module: Any, make_trainer: Any) -> None:
-    network = make_network()
-    network[1].requires_grad_(False)
-    module = make_module(network)
+class StubTrainer:
+    """What is known of a Trainer of Transformers; it keeps its model's state whenever that is evaluated or saved."""
 
-    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*all layers are frozen"):
-        make_trainer(make_lightning_callback(IMAGES)).validate(module, load(HELD_OUT[:1]))
+    def __init__(self, network: nn.Module) -> None:
+        self.model = network
+        self.state = SimpleNamespace(global_step=0)
+        self.is_in_train = False
+        self.logged: list[dict[str, float]] = []
+        self.states: list[State] = []
+
+    def log(self, values: dict[str, float]) -> None:
+        self.logged.append(values)
+
+    def evaluate(self, data_sets: int = 1) -> None:
+        """One of several data sets after the other, each by a call of its own."""
+        if data_sets > 1:
+            for _ in range(data_sets):
+                self.evaluate()
+        else:
+            self.states.append(copy_state(self.model))
+
+    def predict(self) -> None:
+        raise OSError("the disk is full")
+
+    save_model = evaluate
 
 
-def test_one_batch_is_refused_at_once(lightning: Any) -> None:
-    with pytest.raises(TypeError, match=r"make_lightning_callback: batches is a Tensor; pass an iterable of batches"):
-        make_lightning_callback(IMAGES[0])
-    with pytest.raises(TypeError, match=r"recalibrate_in_transformers: batches is a Tensor"):
+@pytest.fixture
+def stub() -> StubTrainer:
+    trainer = StubTrainer(make_network())
+    recalibrate_in_transformers(trainer, BATCHES)
+    return trainer
+
+
+def test_several_data_sets_are_evaluated_under_one_measurement(stub: StubTrainer) -> None:
+    before = copy_state(stub.model)
+
+    stub.evaluate(2)
+
+    assert len(stub.states) == 2
+    for state in stub.states:
+        assert_exact(state, stub.model)
+    assert are_equal(copy_state(stub.model), before)
+    assert [list(values) for values in stub.logged] == [["recalibration_seconds"]]
+
+
+def test_a_checkpoint_takes_the_statistics_of_its_evaluation(stub: StubTrainer) -> None:
+    """Another training measures again, also at a step of the same number."""
+    before = copy_state(stub.model)
+    stub.is_in_train = True
+    stub.evaluate()
+    stub.save_model()
+    assert len(stub.logged) == 1
+    assert are_equal(*stub.states)
+
+    stub.state = SimpleNamespace(global_step=0)
+    stub.model[0].weight.data.mul_(2)
+    stub.evaluate()
+
+    assert len(stub.logged) == 2
+    assert_exact(stub.states[-1], stub.model)
+    assert torch.equal(stub.model[1].running_mean, before["1.running_mean"])
+
+
+def test_averages_come_back_after_an_exception(stub: StubTrainer) -> None:
+    before = copy_state(stub.model)
+    with pytest.raises(OSError, match="disk"):
+        stub.predict()
+
+    assert are_equal(copy_state(stub.model), before)
+
+
+def test_what_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match=r"recalibrate_in_transformers: batches is a Tensor; pass an iterable"):
         recalibrate_in_transformers(object(), IMAGES[0])
+    with pytest.raises(ValueError, match="recalibrate_in_transformers: no BatchNorm layer"):
+        recalibrate_in_transformers(StubTrainer(nn.Sequential(nn.Linear(4, 3))), IMAGES)
 
 
 class Wrapped(nn.Module):
@@ -259,13 +318,11 @@ def list_examples(batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, Tensor
 def make_hugging_face(transformers: Any, tmp_path: Path) -> Callable[..., Any]:
     """Makes a Trainer of Transformers that keeps its model's state at each evaluation, in `states`."""
 
-    def make(network: nn.Module, fails: bool = False, **options: Any) -> Any:
+    def make(network: nn.Module, **options: Any) -> Any:
         states: list[State] = []
 
         def compute_metrics(predicted: Any) -> dict[str, float]:
             states.append(copy_state(trainer.model.network))
-            if fails:
-                raise OSError("the disk is full")
             accuracy = (predicted.predictions.argmax(1) == predicted.label_ids).mean().item()
             return {"accuracy": accuracy}
 
@@ -280,12 +337,11 @@ def make_hugging_face(transformers: Any, tmp_path: Path) -> Callable[..., Any]:
             "use_cpu": True,
             "disable_tqdm": True,
         }
-        held_out = options.pop("eval_dataset", list_examples(HELD_OUT))
         trainer = transformers.Trainer(
             Wrapped(network),
             transformers.TrainingArguments(**{**arguments, **options}),
             train_dataset=list_examples(BATCHES),
-            eval_dataset=held_out,
+            eval_dataset=list_examples(HELD_OUT),
             compute_metrics=compute_metrics,
         )
         trainer.states = states
@@ -298,13 +354,18 @@ def count_logged(trainer: Any) -> int:
     return len([entry for entry in trainer.state.log_history if "recalibration_seconds" in entry])
 
 
+@slow
 @pytest.mark.parametrize(
-    "options", [{}, {"gradient_accumulation_steps": 2}, {"eval_strategy": "steps", "eval_steps": 4}], ids=str
+    "options", [{"gradient_accumulation_steps": 2}, {"eval_strategy": "steps", "eval_steps": 4}], ids=str
 )
-def test_transformers_evaluates_exactly_and_trains_as_without(make_hugging_face: Any, options: dict[str, Any]) -> None:
+def test_transformers_evaluates_and_saves_exactly_and_trains_as_without(
+    make_hugging_face: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
     plain = make_hugging_face(make_network(), **options)
     plain.train()
-    trainer = make_hugging_face(make_network(), **options)
+    trainer = make_hugging_face(
+        make_network(), save_strategy=options.get("eval_strategy", "epoch"), save_steps=4, **options
+    )
     recalibrate_in_transformers(trainer, IMAGES)
 
     trainer.train()
@@ -313,9 +374,16 @@ def test_transformers_evaluates_exactly_and_trains_as_without(make_hugging_face:
     for state in trainer.states:
         assert_exact(state, trainer.model.network)
     assert are_equal(copy_state(trainer.model), copy_state(plain.model))
-    assert count_logged(trainer) == len(trainer.states)
+    assert count_logged(trainer) == len(trainer.states)  # a checkpoint takes the statistics of its evaluation
+
+    saved = [load_file(path) for path in tmp_path.glob("trained/checkpoint-*/model.safetensors")]
+    assert saved
+    for state in saved:
+        network = {name.removeprefix("network."): value for name, value in state.items()}
+        assert any(are_equal(evaluated, network) for evaluated in trainer.states)
 
 
+@slow
 @pytest.mark.parametrize("method", ["evaluate", "predict"])
 def test_transformers_evaluates_exactly_without_training(make_hugging_face: Any, method: str) -> None:
     trainer = make_hugging_face(make_network())
@@ -327,80 +395,3 @@ def test_transformers_evaluates_exactly_without_training(make_hugging_face: Any,
     (state,) = trainer.states
     assert_exact(state, trainer.model.network)
     assert are_equal(copy_state(trainer.model), before)
-
-
-def test_transformers_takes_its_own_loader(make_hugging_face: Any) -> None:
-    trainer = make_hugging_face(make_network())
-    recalibrate_in_transformers(trainer, trainer.get_train_dataloader(), forward=lambda model, batch: model(**batch))
-
-    trainer.evaluate()
-
-    (state,) = trainer.states
-    assert_exact(state, trainer.model.network)
-
-
-def test_transformers_puts_averages_back_after_an_exception(make_hugging_face: Any) -> None:
-    trainer = make_hugging_face(make_network(), fails=True)
-    before = copy_state(trainer.model)
-    recalibrate_in_transformers(trainer, IMAGES)
-
-    with pytest.raises(OSError, match="disk"):
-        trainer.evaluate()
-
-    assert_exact(trainer.states[-1], trainer.model.network)
-    assert are_equal(copy_state(trainer.model), before)
-
-
-def list_saved(folder: Path) -> Iterator[State]:
-    """The networks of all checkpoints, in the order of their steps."""
-    for path in sorted(folder.glob("checkpoint-*/model.safetensors"), key=lambda path: int(path.parent.name[11:])):
-        yield {name.removeprefix("network."): value for name, value in load_file(path).items()}
-
-
-def test_transformers_saves_what_it_has_evaluated(make_hugging_face: Any, tmp_path: Path) -> None:
-    trainer = make_hugging_face(make_network(), save_strategy="epoch", load_best_model_at_end=True)
-    recalibrate_in_transformers(trainer, IMAGES)
-
-    trainer.train()
-
-    saved = list(list_saved(tmp_path / "trained"))
-    assert len(saved) == 3
-    for evaluated, state in zip(trainer.states, saved, strict=True):
-        assert_exact(evaluated, trainer.model.network)
-        assert are_equal(evaluated, state)
-    assert count_logged(trainer) == 3  # a checkpoint takes the statistics of its evaluation
-
-
-def test_transformers_measures_again_when_it_trains_again(make_hugging_face: Any) -> None:
-    """The second training's only evaluation is at a step of the same number."""
-    trainer = make_hugging_face(make_network(), num_train_epochs=1)
-    recalibrate_in_transformers(trainer, IMAGES)
-
-    trainer.train()
-    trainer.train()
-
-    first, second = trainer.states
-    assert not are_equal(first, second)
-    assert_exact(second, trainer.model.network)
-
-
-def test_transformers_measures_once_for_several_data_sets(make_hugging_face: Any) -> None:
-    held_out = list_examples(HELD_OUT)
-    trainer = make_hugging_face(make_network(), eval_dataset={"one": held_out[:32], "two": held_out[32:]})
-    before = copy_state(trainer.model)
-    recalibrate_in_transformers(trainer, IMAGES)
-
-    trainer.evaluate()
-
-    assert count_logged(trainer) == 1
-    assert len(trainer.states) == 2
-    assert are_equal(trainer.states[0], trainer.states[1])
-    assert_exact(trainer.states[0], trainer.model.network)
-    assert are_equal(copy_state(trainer.model), before)
-
-
-def test_transformers_says_at_once_that_there_is_no_batch_norm(make_hugging_face: Any) -> None:
-    trainer = make_hugging_face(nn.Sequential(nn.Linear(4, 3)))
-
-    with pytest.raises(ValueError, match="recalibrate_in_transformers: no BatchNorm layer"):
-        recalibrate_in_transformers(trainer, IMAGES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,29 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import (
-    MomentTrace,
-    Statistics,
-    decompose,
-    estimators,
-    gap,
-    population_statistics,
-    record,
-    record_frozen,
-    replay,
-    running_statistics,
-)
-from bnlab.decomposition import TERMS, window
+from bnlab import MomentTrace, decompose, estimators, population_statistics, record, replay
 from tests import references
+from tests.exact.zoo import Net
 from tests.helpers import images, plain, unchanged
+
+TERMS = ["start", "noise", "lag", "data", "weighting", "upstream"]
 
 
 def trained(steps: int, lr: float) -> tuple[nn.Module, MomentTrace, dict[int, dict[str, Tensor]], list[Tensor]]:
-    model = plain()
+    model = plain().train()
     batches = images(8, 6, 8, 5)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     kept = {0: copy.deepcopy(model.state_dict())}
-    model.train()
     with record(model) as trace:
         for step in range(steps):
             optimizer.zero_grad()
@@ -41,6 +30,16 @@ def trained(steps: int, lr: float) -> tuple[nn.Module, MomentTrace, dict[int, di
             optimizer.step()
             kept[step + 1] = copy.deepcopy(model.state_dict())
     return model, trace, kept, batches
+
+
+def decompose_frozen(model: nn.Module, batches: list[Tensor], momentum: float) -> pd.DataFrame:
+    """Record a pass in train mode in which no weight changes, and decompose its average."""
+    model.train()
+    with record(model) as trace:
+        for batch in batches:
+            model(batch)
+    weights = copy.deepcopy(model.state_dict())
+    return decompose(model, trace, lambda step: weights, batches, momentum=momentum)
 
 
 def test_the_terms_add_up_to_the_gap() -> None:
@@ -53,7 +52,7 @@ def test_the_terms_add_up_to_the_gap() -> None:
         expected = torch.cat([getattr(ema[n], statistic) - getattr(exact[n], statistic) for n in exact])
         rows = table[table["statistic"] == statistic]
         torch.testing.assert_close(torch.tensor(rows["gap"].to_numpy()), expected, rtol=0, atol=1e-12)
-        total = torch.tensor(rows[list(TERMS)].sum(axis=1).to_numpy())
+        total = torch.tensor(rows[TERMS].sum(axis=1).to_numpy())
         torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
 
     assert (table["data"] == 0).all()
@@ -61,16 +60,12 @@ def test_the_terms_add_up_to_the_gap() -> None:
 
 
 def assert_adds_up(table: pd.DataFrame) -> None:
-    total = table[list(TERMS)].sum(axis=1)
+    total = table[TERMS].sum(axis=1)
     assert (total - table["gap"]).abs().max() < 1e-12
 
 
 def select_mean(table: pd.DataFrame, layer: str) -> pd.DataFrame:
     return table[(table["layer"] == layer) & (table["statistic"] == "mean")]
-
-
-def interpolate(first: dict[str, Tensor], last: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    return {name: (1 - share) * first[name].double() + share * last[name].double() for name in first}
 
 
 def test_on_straight_lines_between_some_of_the_weights() -> None:
@@ -80,8 +75,7 @@ def test_on_straight_lines_between_some_of_the_weights() -> None:
 
     def weights(step: int) -> dict[str, Tensor]:
         asked.append(step)
-        share = step / 30
-        return interpolate(kept[0], kept[30], share)
+        return {name: torch.lerp(kept[0][name].double(), kept[30][name].double(), step / 30) for name in kept[0]}
 
     every_step = decompose(model, trace, weights, batches, momentum=0.3, every=1)
     every_fifth = decompose(model, trace, weights, batches, momentum=0.3, every=5)
@@ -111,20 +105,6 @@ def test_batches_of_one_step_weigh_as_batches() -> None:
         assert together[term].to_numpy() == pytest.approx(apart[term].to_numpy(), abs=1e-12)
 
 
-def test_layers_whose_weight_is_not_in_the_last_steps_are_told() -> None:
-    model = plain()
-    batches = images(8, 6, 8, 5)
-    model.train()
-    with record(model) as trace:
-        for step in range(60):
-            model[4].train(step % 5 == 0)
-            model(batches[step % 4])
-    weights = copy.deepcopy(model.state_dict())
-    # 8 of the 12 batches of the layer, (1 − 0.9⁸)/(1 − 0.9¹²) of its average's weight.
-    with pytest.warns(RuntimeWarning, match=r"the last 44 steps hold 0\.7936 of the average's weight in '4', "):
-        decompose(model, trace, lambda _: weights, batches, momentum=0.1)
-
-
 def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:
     model, trace, kept, batches = trained(40, lr=0.0)
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.5)
@@ -137,13 +117,8 @@ def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:
 
 def test_a_full_batch_has_no_noise_and_no_upstream_term() -> None:
     model = plain()
-    batches = images(12)
-    model.train()
-    with record(model) as trace:
-        for _ in range(5):
-            model(batches[0])
-    weights = copy.deepcopy(model.state_dict())
-    table = decompose(model, trace, lambda step: weights, batches, momentum=0.9)
+    batches = images(12) * 5
+    table = decompose_frozen(model, batches, momentum=0.9)
 
     for term in ("noise", "lag", "upstream"):
         assert table[term].abs().max() < 1e-5
@@ -156,79 +131,11 @@ def test_a_full_batch_has_no_noise_and_no_upstream_term() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
-class WithAuxiliary(nn.Module):
-    """A second classifier, in training only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = plain()
-        self.auxiliary = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.body(x), self.auxiliary(x)) if self.training else (self.body(x),)
-
-
-def test_layers_that_no_batch_reaches_are_left_out() -> None:
-    model = WithAuxiliary()
-    batches = images(8, 6)
-    model.train()
-    with record(model) as trace:
-        for batch in batches:
-            model(batch)
-    weights = copy.deepcopy(model.state_dict())
-    table = decompose(model, trace, lambda step: weights, batches, momentum=0.5)
-
-    assert table.attrs["unseen"] == ["auxiliary.1"]
-    assert list(table["layer"].unique()) == ["body.1", "body.4"]
-    assert_adds_up(table)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda state: {"0.weight": torch.zeros(3)}, "'0.bias', '1.weight', .* and 9 more missing"),
-        (lambda state: 5, "type int"),
-        (lambda state: state | {"0.weight": torch.zeros(3)}, "other shapes in '0.weight'"),
-        (lambda state: state | {"other": torch.zeros(3)}, "the model has no 'other'"),
-    ],
-)
-def test_weights_of_another_model_are_refused(change: Callable[[dict[str, Tensor]], Any], reason: str) -> None:
-    model, trace, _, batches = trained(3, lr=0.01)
-    told = pytest.raises(ValueError, match=rf"weights\(2\) is no state dict of the model \({reason}\)")
-    with unchanged(model), told:
-        decompose(model, trace, lambda step: change({**model.state_dict()}), batches)
-
-
-def test_weights_that_were_not_copied_are_told() -> None:
-    """They were those of now, and the lag 0."""
-    model, trace, _, batches = trained(3, lr=0.01)
-    with unchanged(model), pytest.warns(RuntimeWarning, match=r"weights\(step\) gives the model's own tensors"):
-        decompose(model, trace, lambda step: model.state_dict(), batches, momentum=1.0)
-
-
-def test_augmentation_is_a_term_of_its_own() -> None:
-    model, trace, kept, batches = trained(10, lr=0.01)
-    brighter = [batch + 1 for batch in batches]
-    table = decompose(model, trace, kept.__getitem__, batches, momentum=0.9, augmented=brighter)
-
-    assert_adds_up(table)
-    assert table["data"].abs().max() > 0.1
-
-
-def dropping() -> nn.Module:
-    """Dropout before a batch-norm layer."""
-    return nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 2)).train()
-
-
 def test_dropout_is_in_the_term_of_the_data() -> None:
     torch.manual_seed(0)
-    model = dropping()
+    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.BatchNorm1d(5))
     batches = list(torch.randn(4096, 6).split(64))
-    with record(model) as trace:
-        for batch in batches:
-            model(batch)
-    weights = copy.deepcopy(model.state_dict())
-    table = decompose(model, trace, lambda step: weights, batches, momentum=0.1)
+    table = decompose_frozen(model, batches, momentum=0.1)
 
     assert_adds_up(table)
 
@@ -244,63 +151,76 @@ def test_dropout_is_in_the_term_of_the_data() -> None:
     assert (abs(noise) < 0.5 * data).all()
 
 
-def assert_near(found: Statistics, expected: Statistics) -> None:
-    gaps = gap(expected, found)
-    assert gaps["mean_gap"].max() < 5e-6
-    assert gaps["var_gap"].max() < 5e-6
+def test_augmentation_is_a_term_of_its_own() -> None:
+    model, trace, kept, batches = trained(10, lr=0.01)
+    brighter = [batch + 1 for batch in batches]
+    table = decompose(model, trace, kept.__getitem__, batches, momentum=0.9, augmented=brighter)
+
+    assert_adds_up(table)
+    assert table["data"].abs().max() > 0.1
 
 
-def test_frozen_in_training_is_update_bn_with_dropout_on() -> None:
-    model = dropping()
-    batches = list(torch.randn(256, 6).split(64))
-    other = copy.deepcopy(model)
-    with torch.random.fork_rng():
-        frozen = record_frozen(model, batches, training=True)
-        torch.optim.swa_utils.update_bn(batches, other)
-    ours = replay(frozen, estimators.Cumulative(), [4])[4]
+def test_layers_that_no_batch_reaches_are_left_out() -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        return (net.body(x), net.auxiliary(x)) if net.training else net.body(x)
 
-    assert_near(ours, running_statistics(other))
+    model = Net(run, body=plain(), auxiliary=nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    table = decompose_frozen(model, images(8, 6), momentum=0.5)
 
-    frozen = record_frozen(model, batches)
-    without = replay(frozen, estimators.Cumulative(), [4])[4]
-    assert gap(ours, without)["var_gap"].item() > 0.3
+    assert table.attrs["unseen"] == ["auxiliary.1"]
+    assert list(table["layer"].unique()) == ["body.1", "body.4"]
+    assert_adds_up(table)
 
 
-def test_frozen_estimators_are_those_of_the_tools() -> None:
-    model = plain()
-    batches = images(8, 8, 4)
-    with unchanged(model):
-        frozen = record_frozen(model, batches)
-    other = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn(batches, other.eval())
-    ours = replay(frozen, estimators.Cumulative(), [3])[3]
-    expected = running_statistics(other)
-
-    assert_near(ours, expected)
-
-    pooled = replay(frozen, estimators.PooledCumulative(), [3])[3]
-    precise = population_statistics(model, batches, upstream="batch")
-    assert_near(pooled, precise)
+def test_layers_whose_weight_is_not_in_the_last_steps_are_named() -> None:
+    model = plain().train()
+    batches = images(8, 6, 8, 5)
+    with record(model) as trace:
+        for step in range(60):
+            model[4].train(step % 5 == 0)
+            model(batches[step % 4])
+    weights = copy.deepcopy(model.state_dict())
+    # 8 of the 12 batches of the layer, (1 − 0.9⁸)/(1 − 0.9¹²) of its average's weight.
+    with pytest.warns(RuntimeWarning, match=r"the last 44 steps hold 0\.7936 of the average's weight in '4', "):
+        decompose(model, trace, lambda _: weights, batches, momentum=0.1)
 
 
-def test_bad_input() -> None:
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"weights": lambda step: {"0.weight": torch.zeros(3)}}, r"weights\(2\) is no state dict .* and 9 more missing"),
+    ({"weights": lambda step: 5}, r"weights\(2\) is no state dict of the model \(type int\)"),
+    ({"batches": iter(images(8))}, "batches is an iterator and can be read only once"),
+    ({"every": 0}, "every=0; pass a number of steps, 1 or more"),
+    ({"trace": MomentTrace({})}, "the trace has other layers or channels than the model"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), REFUSED)
+def test_what_is_refused_and_how(wrong: dict[str, Any], message: str) -> None:
     model, trace, kept, batches = trained(3, lr=0.1)
-    with unchanged(model):
-        with pytest.raises(ValueError, match="batches is an iterator and can be read only once"):
-            decompose(model, trace, kept.__getitem__, iter(batches))
-        with record(model) as empty, pytest.raises(ValueError, match="the trace is empty"):
-            decompose(model, empty, kept.__getitem__, batches)
-        with pytest.raises(ValueError, match="every=0; pass a number of steps, 1 or more"):
-            decompose(model, trace, kept.__getitem__, batches, every=0)
-        with pytest.raises(ValueError, match="batches is empty"):
-            record_frozen(model, [])
-
-    assert window(0.1) == 44
-    assert window(0.01) == 459
+    arguments = {"trace": trace, "weights": kept.__getitem__, "batches": batches, **wrong}
+    with unchanged(model), pytest.raises(ValueError, match=message):
+        decompose(model, **arguments)
 
 
-def test_a_model_that_was_trained_on_is_refused() -> None:
-    model, trace, kept, batches = trained(5, lr=0.05)
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"0.weight": torch.zeros(3)}, "other shapes in '0.weight'"),
+        ({"other": torch.zeros(3)}, "the model has no 'other'"),
+    ],
+)
+def test_weights_of_another_model_are_refused(changed: dict[str, Tensor], reason: str) -> None:
+    model, trace, kept, batches = trained(3, lr=0.01)
+    with unchanged(model), pytest.raises(ValueError, match=rf"no state dict of the model \({reason}\)"):
+        decompose(model, trace, lambda step: kept[step] | changed, batches)
+
+
+def test_a_model_that_is_not_that_of_the_traces_end_is_refused_or_named() -> None:
+    model, trace, kept, batches = trained(3, lr=0.01)
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"weights\(step\) gives the model's own tensors"):
+        decompose(model, trace, lambda step: model.state_dict(), batches, momentum=1.0)
     model.train()(batches[0])
-    with pytest.raises(ValueError, match="has seen 6 batches and the trace ends after 5"):
-        decompose(model, trace, kept.__getitem__, batches, momentum=0.5)
+    with pytest.raises(ValueError, match="has seen 4 batches and the trace ends after 3"):
+        decompose(model, trace, kept.__getitem__, batches)
+    with record(model) as empty, pytest.raises(ValueError, match="the trace is empty"):
+        decompose(model, empty, kept.__getitem__, batches)

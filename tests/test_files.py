@@ -1,27 +1,68 @@
+"""Files are there whole or not at all, and those that cannot be read are named."""
+
 from __future__ import annotations
 
-import hashlib
-import os
+import errno
+import json
+import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from bnlab.files import Unreadable, digest, reading, set_aside, write_whole
+from bnlab import Moments, MomentTrace, Statistics
+from bnlab.files import Unreadable, reading, set_aside
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.txt"
-    path.write_text("old")
+def make_statistics(channels: int) -> Statistics:
+    zeros = torch.zeros(channels, dtype=torch.float64)
+    return Statistics({"é": Moments(3, zeros, zeros)}, {"é": 0.1})
 
-    def half(beside: Path) -> None:
-        beside.write_text("ne")
-        raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space"):
-        write_whole(path, half)
+@pytest.mark.parametrize(("kind", "other"), [(Statistics, MomentTrace), (MomentTrace, Statistics)])
+def test_files_that_are_of_another_kind_or_damaged_are_named(kind: Any, other: Any, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "x.safetensors"
+    made = {Statistics: make_statistics(5), MomentTrace: MomentTrace({})}
+    with pytest.raises(FileNotFoundError, match=r"x\.safetensors"):
+        kind.load(path)
+    made[other].save(path)
+    with pytest.raises(
+        ValueError, match=f"x.safetensors: expected format 'bnlab.{kind.__name__}/1', found 'bnlab.{other.__name__}/1"
+    ):
+        kind.load(path)
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match="found 'none'"):
+        kind.load(path)
 
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["x.txt"]
+    made[kind].save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"foreign" * 9, json.dumps({}).encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"x\.safetensors: cannot be read"):
+            kind.load(path)
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_a_file_that_the_system_refuses_is_named_and_what_was_there_stays(tmp_path: Path) -> None:
+    """Here by a limit on the size of files, which is met in the middle of writing as a full disk is."""
+    path = tmp_path / "tensors.safetensors"
+    make_statistics(10).save(path)
+    before = path.read_bytes()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, usual[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            make_statistics(100_000).save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+    assert raised.value.errno == errno.EFBIG
+    assert raised.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), OSError("thrift"), KeyError("layers")])
@@ -40,14 +81,8 @@ def test_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("first", "second"):
         path.write_text(text)
         set_aside(path, "x: damaged", "measured again")
-    said = ["x: damaged", "  set aside as x.parquet.damaged-1; measured again"]
 
+    said = ["x: damaged", "  set aside as x.parquet.damaged-1; measured again"]
     assert capsys.readouterr().err.splitlines()[:2] == said
     assert not path.exists()
     assert (tmp_path / "x.parquet.damaged-2").read_text() == "second"
-
-
-def test_a_digest_is_that_of_all_parts_together() -> None:
-    whole = hashlib.sha256("é12".encode()).hexdigest()
-    assert digest("é", b"1", memoryview(b"2")) == whole
-    assert digest("é12", digits=10) == whole[:10]

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from bnlab import Moments, Statistics, gap, population_statistics, running_statistics, using
-from bnlab.gaps import GAP_COLUMNS, layer_gaps
-from bnlab.layout import Layout
 from tests import references
 from tests.helpers import images, plain, residual, train
+
+GAP_COLUMNS = ("mean_gap", "var_gap", "kl")
 
 
 def statistics(mean: list[float], var: list[float], eps: float = 0.0, name: str = "bn") -> Statistics:
@@ -43,6 +43,14 @@ def test_closed_form() -> None:
     }
 
 
+def test_each_layers_eps_counts_and_weights_that_nobody_knows_give_no_output_gap() -> None:
+    row = gap(statistics([0, 0], [0, 0], eps=4), statistics([2, 2], [12, 12], eps=4)).iloc[0]
+
+    assert row["mean_gap"] == 1
+    assert row["var_gap"] == pytest.approx(math.log(4))
+    assert math.isnan(row["output_gap"])
+
+
 def test_the_output_gap_is_that_of_the_outputs() -> None:
     """For inputs with just the reference's moments."""
     layer = nn.BatchNorm1d(3).double().eval()
@@ -56,7 +64,6 @@ def test_the_output_gap_is_that_of_the_outputs() -> None:
 
     # The outputs of the reference are standardized up to eps, to which this is as near.
     assert gap(exact, running)["output_gap"].item() == pytest.approx(off.mean().sqrt().item(), rel=1e-4)
-    assert gap(exact, running, per_channel=True)["output_gap"].tolist() == pytest.approx(off.sqrt().tolist(), rel=1e-4)
 
 
 def test_channels_that_do_nothing_have_no_output_gap() -> None:
@@ -73,23 +80,12 @@ def test_channels_that_do_nothing_have_no_output_gap() -> None:
     assert frame["output_gap"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_weights_that_nobody_knows_give_no_output_gap() -> None:
-    assert math.isnan(gap(statistics([0], [1]), statistics([1], [1]))["output_gap"].item())
-
-
 def test_values_that_are_not_finite_or_negative_are_named() -> None:
     bad = statistics([0.0, math.nan, 0.0], [1.0, 1.0, -2.0])
     with pytest.warns(
         RuntimeWarning, match=r"layer 'bn' has NaN or infinite values in channel 1; .* variance in channel 2"
     ):
         gap(statistics([0.0] * 3, [1.0] * 3), bad)
-
-
-def test_the_layers_own_eps_counts() -> None:
-    assert gap(statistics([0], [0], eps=4), statistics([2], [12], eps=4))["mean_gap"].item() == 1
-    assert gap(statistics([0], [0], eps=4), statistics([0], [12], eps=4))["var_gap"].item() == pytest.approx(
-        math.log(4)
-    )
 
 
 def test_against_the_twin_in_any_order() -> None:
@@ -113,11 +109,6 @@ def test_against_the_twin_in_any_order() -> None:
         assert {key: row[key] for key in GAP_COLUMNS} == pytest.approx(expected, rel=1e-10)
 
 
-def test_nothing_between_equals() -> None:
-    reference = running_statistics(plain())
-    assert (gap(reference, reference)[list(GAP_COLUMNS)] == 0).all(axis=None)
-
-
 def test_a_bad_layer_does_not_reach_the_others() -> None:
     reference = running_statistics(plain())
     estimate = running_statistics(plain())
@@ -136,18 +127,6 @@ def test_a_bad_layer_does_not_reach_the_others() -> None:
     assert math.isnan(first["kl"])
     assert first["mean_gap"] > 0
     assert all(second[column] == 0 for column in GAP_COLUMNS)
-
-
-def test_many_at_once() -> None:
-    reference = running_statistics(plain())
-    layout = Layout.of(reference)
-    many = layout.flatten(reference) + torch.rand(3, 5, 2, 18, dtype=torch.float64)
-    values = layer_gaps(layout, layout.flatten(reference), many)
-
-    assert values.shape == (3, 3, 5, 2)
-
-    one = gap(reference, layout.unflatten(many[2, 4]))
-    torch.testing.assert_close(values[:, 2, 4].T, torch.tensor(one[list(GAP_COLUMNS)].to_numpy()))
 
 
 @pytest.mark.parametrize(
@@ -237,55 +216,3 @@ def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None
     start.write_to(wrapped)
     gaps = gap(start, running_statistics(model))
     assert (gaps["kl"] == 0).all()
-
-
-def train_between() -> tuple[Statistics, Statistics]:
-    """The running statistics before and after three steps of training."""
-    model = residual()
-    before = running_statistics(model)
-    train(model, images(4, 4, 4))
-    return before, running_statistics(model)
-
-
-def test_per_channel() -> None:
-    reference, estimate = train_between()
-
-    frame = gap(reference, estimate, per_channel=True)
-
-    layers = gap(reference, estimate)
-    channels = frame.groupby("layer", sort=False)["channel"].count()
-    assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS, "output_gap"]
-    assert channels.tolist() == layers["channels"].tolist()
-
-
-def test_a_gap_of_a_channel_by_hand() -> None:
-    reference, estimate = train_between()
-
-    frame = gap(reference, estimate, per_channel=True)
-
-    row = frame[frame["layer"] == "1"].set_index("channel").loc[4]
-    moved = estimate["1"].mean[4] - reference["1"].mean[4]
-    var = reference["1"].var[4] + 1e-5
-    other_var = estimate["1"].var[4] + 1e-5
-    assert row["mean_gap"] == pytest.approx(float(moved / var.sqrt()))
-    assert row["var_gap"] == pytest.approx(float((other_var / var).log()))
-
-
-def test_gaps_of_channels_are_signed() -> None:
-    frame = gap(*train_between(), per_channel=True)
-
-    assert (frame["mean_gap"] < 0).any()
-    assert (frame["mean_gap"] > 0).any()
-
-
-def test_a_layers_gap_is_the_root_mean_square_of_its_channels() -> None:
-    reference, estimate = train_between()
-
-    frame = gap(reference, estimate, per_channel=True)
-
-    layers = gap(reference, estimate)
-    for column in ("mean_gap", "var_gap"):
-        squares = (frame[column] ** 2).groupby(frame["layer"], sort=False).mean()
-        assert (squares**0.5).tolist() == pytest.approx(layers[column].tolist())
-    means = frame["kl"].groupby(frame["layer"], sort=False).mean()
-    assert means.tolist() == pytest.approx(layers["kl"].tolist())

@@ -47,9 +47,9 @@ STAGES = (
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
-    "nn": "averages self_tuned readers",
+    "nn": "averages self_tuned",
     "recording": "trace steps recorders block frozen",
-    "exact": "task probe walk samples measurement standard_errors population",
+    "exact": "task probe walk samples measurement population",
     "doctor": "thresholds scores words undoing observing history examination probe case lag patient cause causes "
     "catalogue scoring experiment findings verdict page diagnosis examine diagnose undo recalibrate gallery",
     "lab": "command catalogue watching compose counting launch sweep report runs",

@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab.memory import Budget, LiveBytes, Profile, memory_limit
-
-CPU = torch.device("cpu")
+from bnlab import population_statistics
+from bnlab.memory import Budget, LiveBytes, Profile
+from tests.helpers import images, plain
 
 
 @pytest.mark.parametrize(
     ("memory", "expected"),
-    [(5, 5), ("7", 7), ("2 kB", 2_000), ("1.5KiB", 1_536), ("4GiB", 4 << 30), (" 0.5 mib ", 1 << 19)],
+    [(5, "5"), ("7", "7"), ("2 kB", "2,000"), ("1.5KiB", "1,536"), ("0.00001GiB", "10,737"), (" 0.01 mib ", "10,485")],
 )
-def test_limits(memory: int | str, expected: int) -> None:
-    assert memory_limit(memory, CPU) == expected
-    assert 1 << 20 < memory_limit(None, CPU) < 1 << 50  # a share of what is free
+def test_limits(memory: int | str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"memory= allows {expected};"):
+        population_statistics(plain(), images(32), memory=memory)
 
 
-@pytest.mark.parametrize("memory", ["", "some", "4 GiBs", "-1", "1e3", "nan", "9" * 400, 0, -1, 1.5, True, "0.1B", []])
+@pytest.mark.parametrize("memory", ["", "4 GiBs", "-1", "1e3", "nan", "9" * 400, 0, -1, 1.5, True, "0.1B", []])
 def test_limits_that_are_refused(memory: Any) -> None:
     with pytest.raises(ValueError, match=r"memory=.*; (pass bytes or a text|must be above 0)"):
-        memory_limit(memory, CPU)
+        population_statistics(plain(), images(8), memory=memory)
 
 
 def test_live_bytes_counts_what_is_alive_once() -> None:
@@ -52,7 +52,6 @@ def test_a_profile_has_the_most_that_is_held_from_a_layer_on() -> None:
 def test_a_budget_admits_as_many_batches_as_fit_beside_one_that_runs() -> None:
     budget = Budget([10, 10, 20], Profile({"a": 3.0, "b": 1.0}, 4.0), limit=160)  # one that runs: 4·20
 
-    assert budget.batches == 3
     assert budget.peak == 80
     assert budget.admit(0, "a")
     assert budget.admit(1, "a")

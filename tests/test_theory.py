@@ -62,21 +62,7 @@ def test_noise_of_independent_batches(momentum: float, rng: np.random.Generator)
     assert_average(averages[-1] ** 2, long_run)
     for t in (1, 3, 10):
         residue = theory.start_residue(momentum, t)
-        average = averages[t - 1]
-        debiased = average / (1 - residue)
-        expected = theory.ema_noise_debiased(momentum, t, 2.0)
-        assert_average(average**2, long_run * (1 - residue**2))
-        assert_average(debiased**2, expected)
-
-
-@pytest.mark.parametrize("momentum", [0.05, 0.5, 1.0])
-def test_lag_on_a_ramp(momentum: float) -> None:
-    ramp = np.arange(0.0, 300.0, 0.3)
-
-    estimate = ema(ramp, momentum)[-1]
-
-    assert ramp[-1] - estimate == pytest.approx(0.3 * theory.ema_lag(momentum))
-    assert ramp[-1] + 0.3 - estimate == pytest.approx(0.3 / momentum)
+        assert_average(averages[t - 1] ** 2, long_run * (1 - residue**2))
 
 
 # Random walk
@@ -119,24 +105,16 @@ def test_random_walk_gap(steps: int, rng: np.random.Generator) -> None:
 
 
 def test_optimal_momentum_is_the_kalman_gain() -> None:
-    ratio = np.logspace(-8, 4, 49)
+    ratio = np.logspace(-6, 4, 41)
     best = theory.optimal_momentum(ratio * 3, 3.0)
     gain = np.ones_like(ratio)
-    for _ in range(100_000):  # the filter's own recursion: posterior variance in units of the noise
+    for _ in range(10_000):  # the filter's own recursion: posterior variance in units of the noise
         gain = (gain + ratio) / (gain + ratio + 1)
     np.testing.assert_allclose(best, gain, rtol=1e-6)
     np.testing.assert_allclose(theory.random_walk_error(best, ratio * 3, 3.0), best * 3.0, rtol=1e-10)
     for other in (0.9 * best, np.minimum(1.1 * best, 1)):
         least = theory.random_walk_error(best, ratio * 3, 3.0)
         assert np.all(theory.random_walk_error(other, ratio * 3, 3.0) >= least * (1 - 1e-12))
-
-
-def test_optimal_momentum_limits() -> None:
-    drift = np.array([1.0, 0.0, 0.0])
-    noise = np.array([0.0, 1.0, 0.0])
-    np.testing.assert_array_equal(theory.optimal_momentum(drift, noise), [1.0, 0.0, 1.0])
-    assert theory.optimal_momentum(1e-12, 1.0) == pytest.approx(1e-6, rel=1e-5)
-    assert theory.optimal_momentum(1e12, 1.0) == pytest.approx(1.0)
 
 
 # Epochs and batch size
@@ -177,42 +155,12 @@ def test_noise_within_an_epoch(momentum: float, full: int, last: float) -> None:
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-# Bias of the running variance
-
-
-def correlated_batches(batches: int, images: int, spatial: int, correlation: float, rng: np.random.Generator) -> Array:
-    """[batches, values] of variance 1; the positions of an image share a part of their value."""
-    shared = math.sqrt(correlation) * rng.normal(size=(batches, images, 1))
-    own = math.sqrt(1 - correlation) * rng.normal(size=(batches, images, spatial))
-    return (shared + own).reshape(batches, images * spatial)
-
-
-@pytest.mark.parametrize(("images", "spatial", "correlation"), [(4, 16, 0.9), (8, 4, 0.3), (4, 1, 0.0)])
-def test_bias_of_batch_and_running_variance(
-    images: int, spatial: int, correlation: float, rng: np.random.Generator
-) -> None:
-    n = images * spatial
-    x = correlated_batches(50_000, images, spatial, correlation, rng)
-    n_eff = theory.effective_count(n, spatial, correlation)
-    assert_average(x.mean(axis=1) ** 2, 1 / n_eff)
-    assert_average(x.var(axis=1), 1 - 1 / n_eff)
-    assert_average(x.var(axis=1, ddof=1), 1 + theory.running_variance_bias(n_eff, n))
-
-
 # Local level
 
 
-def stream(
-    ratio: float, steps: int, channels: int, rng: np.random.Generator, autocorrelation: float = 0.0
-) -> tuple[Array, Array]:
-    """Level and record, noise 1, drift of variance `ratio` per step, autocorrelated like an optimizer's."""
-    increments = rng.normal(size=(steps, channels))
-    innovation = math.sqrt(1 - autocorrelation**2)
-    for t in range(1, steps):
-        increments[t] *= innovation
-        increments[t] += autocorrelation * increments[t - 1]
-
-    level = math.sqrt(ratio) * increments.cumsum(axis=0)
+def stream(ratio: float, steps: int, channels: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Level and record, noise 1, drift of variance `ratio` per step."""
+    level = math.sqrt(ratio) * rng.normal(size=(steps, channels)).cumsum(axis=0)
     noise = rng.normal(size=level.shape)
     return level, level + noise
 
@@ -250,15 +198,11 @@ def test_local_level_maximizes_the_kalman_likelihood(ratio: float, rng: np.rando
     np.testing.assert_allclose(pooled.noise, [kalman_loss(s, best)[0] for s in series.T], rtol=1e-9)
 
 
-def momentum_error(level: Array, series: Array, momentum: Array, ahead: int = 0) -> Array:
+def momentum_error(level: Array, series: Array, momentum: Array) -> Array:
     """Mean squared error of the EMA over the second half, one number per momentum."""
     half = len(series) // 2
-    end = len(series) - ahead
-    errors = []
-    for m in np.atleast_1d(momentum):
-        estimate = ema(series, m, start=series[0])
-        errors.append(np.square(estimate[half:end] - level[half + ahead :]).mean())
-    return np.array(errors)
+    averages = [ema(series, m, start=series[0]) for m in np.atleast_1d(momentum)]
+    return np.array([np.square(average[half:] - level[half:]).mean() for average in averages])
 
 
 HINDSIGHT = np.exp(np.linspace(math.log(0.003), 0, 40))
@@ -281,90 +225,21 @@ def test_local_level_finds_the_momentum(ratio: float, rng: np.random.Generator) 
     assert error / in_hindsight < 1.03
 
 
-@pytest.mark.parametrize("ratio", [1e-4, 1e-2, 1.0])
-def test_local_level_with_autocorrelated_drift(ratio: float, rng: np.random.Generator) -> None:
-    """The best momentum for the weights after the step, far from what the drift of a single step suggests."""
-    level, series = stream(ratio, 2000, 16, rng, autocorrelation=0.9)
-    momentum = theory.local_level(series[:1000]).momentum[0]
-
-    assert momentum > 1.4 * theory.optimal_momentum(ratio, 1.0)
-
-    error = momentum_error(level, series, momentum, ahead=1)
-    assert error / momentum_error(level, series, HINDSIGHT, ahead=1).min() < 1.03
-
-
-def test_local_level_per_channel(rng: np.random.Generator) -> None:
-    ratios = np.array([1e-3, 0.03, 1.0])
-    scales = np.array([1e-4, 1.0, 30.0])
-    _, series = stream(1.0, 6000, 3, rng)
-    level = np.sqrt(ratios) * rng.normal(size=series.shape).cumsum(axis=0)
-    series = 1000 + scales * (level + rng.normal(size=series.shape))
-    estimate = theory.local_level(series, pooled=False)
-
-    assert np.log(estimate.drift / estimate.noise / ratios) == pytest.approx(0, abs=0.7)
-    assert estimate.noise == pytest.approx(scales**2, rel=0.15)
-
-    alone = theory.local_level(series[:, 1])
-    assert alone.drift.shape == alone.noise.shape == ()
-    assert (alone.drift, alone.noise) == pytest.approx((estimate.drift[1], estimate.noise[1]))
-
-
-def test_local_level_limits(rng: np.random.Generator) -> None:
-    noise = rng.normal(size=(400, 8))
-    walk = noise.cumsum(axis=0)
-    ramp = np.arange(50.0)
-
-    of_noise = theory.local_level(noise)
-    of_walk = theory.local_level(walk)
-    of_ramp = theory.local_level(ramp)
-
-    assert (of_noise.momentum < 0.02).all()
-    assert (of_walk.momentum > 0.9).all()
-    assert of_ramp.momentum == pytest.approx(1, abs=1e-3)
-
-
 def test_local_level_of_channels_that_never_change(rng: np.random.Generator) -> None:
     noise = rng.normal(size=(400, 8))
-    with_dead = np.insert(noise, 3, 7.0, axis=1)
+    estimate = theory.local_level(np.insert(noise, 3, 7.0, axis=1))
 
-    estimate = theory.local_level(with_dead)
-
-    assert estimate.drift[3] == 0
-    assert estimate.noise[3] == 0
-    assert estimate.momentum[3] == 1
-
-    without = theory.local_level(noise)
+    assert (estimate.drift[3], estimate.noise[3], estimate.momentum[3]) == (0, 0, 1)
     others = np.delete(estimate.noise, 3)
-    np.testing.assert_allclose(others, without.noise)
-
-
-def test_local_level_of_constants_and_of_no_channels() -> None:
-    assert theory.local_level(np.ones((5, 2))).momentum.tolist() == [1, 1]
+    np.testing.assert_allclose(others, theory.local_level(noise).noise)
     assert theory.local_level(np.ones((5, 0))).drift.shape == (0,)
 
 
-def test_numbers_of_the_bias() -> None:
-    n_eff = theory.effective_count(count=64, spatial=16, correlation=0.9)
-
-    assert 1 + theory.running_variance_bias(n_eff, 64) == pytest.approx(0.786, abs=5e-4)
-    assert theory.running_variance_bias(64, 64) == pytest.approx(0)
-
-
-def test_only_images_count_where_their_positions_are_alike() -> None:
-    assert theory.effective_count(64, 16, 1.0) == 4
-    assert theory.effective_count(64, 1, 0.5) == 64
-
-
-def test_numbers_of_the_noise() -> None:
-    of_full_batches = theory.epoch_noise(np.array([0.1, 0.7]), 0, 1)
-    of_long_epochs = theory.epoch_noise(0.1, 0, 10**6)
-
-    assert theory.epoch_noise(0.1, 0, 20) == pytest.approx(0.0135, abs=5e-5)
-    assert theory.ema_noise(0.1) == pytest.approx(0.0526, abs=5e-5)
-    assert of_full_batches == pytest.approx(0, abs=1e-15)
-    assert of_long_epochs == pytest.approx(theory.ema_noise(0.1), rel=1e-4)
-    plain_average = theory.ema_noise_debiased(1e-6, 50)
-    assert plain_average == pytest.approx(1 / 50, rel=1e-3)
+def test_limits() -> None:
+    assert theory.optimal_momentum(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])).tolist() == [1, 0, 1]
+    assert theory.optimal_momentum(1e-12, 1.0) == pytest.approx(1e-6, rel=1e-5)
+    assert theory.epoch_noise(np.array([0.1, 0.7]), 0, 1) == pytest.approx(0, abs=1e-15)
+    assert theory.epoch_noise(0.1, 0, 10**6) == pytest.approx(theory.ema_noise(0.1), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +249,6 @@ def test_numbers_of_the_noise() -> None:
           for m in (0.0, 1.1, math.nan, np.array([0.5, 0.0]))),
         (lambda: theory.random_walk_gap(-0.1, 1, 1.0, 1.0, 1.0), "momentum: found -0.1"),
         (lambda: theory.epoch_noise(0.1, 11, 10), "position: found 11; allowed is 0 to steps_per_epoch"),
-        (lambda: theory.effective_count(64, 16, -0.5), r"correlation: found -0\.5"),
         (lambda: theory.local_level(np.zeros((2, 3))), r"series: found shape \(2, 3\)"),
         (lambda: theory.local_level([1.0, 2.0, math.nan]), "series: found 1 NaN"),
     ],

@@ -31,7 +31,7 @@ from bnlab.doctor.scoring import score_by_labels, score_by_metric
 from bnlab.doctor.thresholds import EXPLAINS_ALL
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Apply, Undo
 from bnlab.exact.task import watched
-from bnlab.layers import Values, get_running_buffers
+from bnlab.layers import get_running_buffers
 from bnlab.statistics import Statistics
 
 _SHORT = 0.1  # of the best gain: what a smaller undo may leave
@@ -321,12 +321,10 @@ def _judge_by_gap(examination: Examination, batches: Sequence[Any], apply: Apply
     """Measure the gap that each batch leaves under an undo: −Σ log(1 + gap) over layers, float64 [2, batches]."""
     task = examination.make_task(list(batches))
 
-    def take(name: str, values: Values) -> None:
-        given = task.reader.measure(values.x)
+    def take(name: str, x: Tensor) -> None:
+        given = task.reader.measure(x)
         layer = task.layers[name]
         mean, var = get_running_buffers(layer)
-        if values.channels is not None:
-            mean, var = mean[values.channels], var[values.channels]
         mean, var = mean.to(given.mean), var.to(given.mean)
         sigma = (given.var + layer.eps).sqrt()
         z = (mean - given.mean) / sigma

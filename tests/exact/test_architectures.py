@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab import Statistics, population_statistics
-from bnlab.vision import torchvision
+from bnlab import population_statistics
 from tests import references
-from tests.helpers import images, unchanged
+from tests.helpers import images, measure_difference, torchvision, unchanged
 
 slow = pytest.mark.slow
 # float32 against float64: every operation rounds by 2⁻²⁴, which up to 60 layers that divide by their σ amplify.
@@ -51,18 +50,6 @@ def build(name: str) -> nn.Module:
     return make_lively(make(num_classes=10, **options))
 
 
-def find_difference(a: Statistics, b: Any) -> float:
-    """The largest of the means in σ and of the variances relative, with σ² = var + eps, by which a layer divides."""
-    assert list(a) == list(b)
-    worst = 0.0
-    for name, eps in a.eps.items():
-        scale = b[name].var + eps
-        mean = (a[name].mean - b[name].mean).abs() / scale.sqrt()
-        var = (a[name].var - b[name].var).abs() / scale
-        worst = max(worst, float(mean.max()), float(var.max()))
-    return worst
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_breadth_first_equals_its_twins(name: str) -> None:
     model = build(name)
@@ -77,9 +64,10 @@ def test_breadth_first_equals_its_twins(name: str) -> None:
     wide = copy.deepcopy(model).double()
     small = [batch.double() for batch in batches]
     twin = population_statistics(wide, small, strategy="layerwise")
-    assert find_difference(population_statistics(wide, small), twin) <= TWIN
-    assert find_difference(found, twin) <= FLOAT32
-    assert find_difference(twin, references.full_batch_population(wide, torch.cat(small))) <= TWIN
+    assert measure_difference(population_statistics(wide, small), twin, twin.eps) <= TWIN
+    assert measure_difference(found, twin, twin.eps) <= FLOAT32
+    full_batch = references.full_batch_population(wide, torch.cat(small))
+    assert measure_difference(twin, full_batch, twin.eps) <= TWIN
 
 
 def test_half_of_the_memory_gives_the_same() -> None:
@@ -91,7 +79,7 @@ def test_half_of_the_memory_gives_the_same() -> None:
 
     half = whole.cost.peak_bytes // 2
     found = population_statistics(model, batches, memory=half)
-    assert find_difference(found, whole) <= TWIN
+    assert measure_difference(found, whole, whole.eps) <= TWIN
     assert found.cost is not None
     layer_by_layer = len(batches) * (len(found) + 1)
     assert whole.cost.forwards < found.cost.forwards <= layer_by_layer
@@ -105,4 +93,5 @@ def test_timm_overrides_the_forward_of_its_norms() -> None:
     wide = copy.deepcopy(model).double()
     small = [batch.double() for batch in batches]
 
-    assert find_difference(found, population_statistics(wide, small, strategy="layerwise")) <= FLOAT32
+    twin = population_statistics(wide, small, strategy="layerwise")
+    assert measure_difference(found, twin, twin.eps) <= FLOAT32

@@ -4,60 +4,80 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import itertools
+import re
 import warnings
+from collections import UserDict
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import is_dataclass, replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnlab import Statistics, diagnose, gap, population_statistics, recalibrate, running_statistics, using
-from bnlab.batches import map_batch
-from bnlab.moments import Moments, compare_moments
+from bnlab import Statistics, gap, population_statistics, using
 from tests import references
-from tests.exact.zoo import conv, make_cases
-from tests.helpers import AddsItsCalls, images, plain, randomized, residual, run_two_ranks, unchanged
+from tests.exact.zoo import Case, Net, make_cases
+from tests.helpers import AddsItsCalls, images, measure_difference, plain, residual, unchanged
 
 CASES = make_cases()
-
-
-def find_difference(found: Statistics, expected: Any) -> float:
-    """The largest, of a mean in σ and of a variance relative."""
-    assert set(found) == set(expected)
-    moments = {name: Moments(m.count, m.mean, m.var) for name, m in expected.items()}
-    assert all(found[name].count == m.count for name, m in moments.items())
-    return max(max(compare_moments(m, found[name])) for name, m in moments.items())
+WAYS: list[dict[str, Any]] = [{}, {"strategy": "layerwise"}, {"upstream": "batch"}]
 
 
 def widen(batch: Any) -> Any:
-    return map_batch(lambda leaf: leaf.double() if isinstance(leaf, Tensor) else leaf, batch)
+    """Copy a batch in float64."""
+    if isinstance(batch, Tensor):
+        return batch.double() if batch.is_floating_point() else batch
+    if isinstance(batch, (dict, UserDict)):
+        return {key: widen(part) for key, part in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        parts = [widen(part) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if is_dataclass(batch):
+        return replace(batch, **widen(vars(batch)))  # type: ignore[type-var]
+    return batch
 
 
-def measure_in_float64(model: nn.Module, batches: list[Any], **options: Any) -> Statistics:
-    return population_statistics(copy.deepcopy(model).double(), widen(batches), strategy="layerwise", **options)
+def evaluate(model: nn.Module, statistics: Statistics, batches: list[Any], forward: Any = None) -> Any:
+    """What each layer is given in an ordinary evaluation under the statistics."""
+    with using(model, statistics), torch.no_grad():
+        return references.moments_of_inputs(model, list(statistics), batches, forward)
+
+
+def measure(case: Case, **options: Any) -> Statistics:
+    return population_statistics(case.model, case.batches, forward=case.forward, **options)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_breadth_first_equals_the_layerwise_twin_in_float64(name: str) -> None:
+def test_each_model_is_measured_as_layer_by_layer_in_float64(name: str) -> None:
+    """An ordinary evaluation gives each layer what was measured; the model comes back as it was."""
     case = CASES[name]
-    twin = measure_in_float64(case.model, case.batches, forward=case.forward)
-    with unchanged(case.model), warnings.catch_warnings(record=True) as told:
+    wide = replace(case, model=copy.deepcopy(case.model).double(), batches=widen(case.batches))
+    twin = measure(wide, strategy="layerwise")
+    with unchanged(case.model), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = population_statistics(case.model, case.batches, forward=case.forward)
+        found = measure(case)
 
-    messages = [str(warning.message) for warning in told]
+    messages = [str(warning.message) for warning in caught]
     assert all(case.warns in message for message in messages)
     assert bool(messages) == bool(case.warns)
+    assert found.check is not None
+    assert found.check.is_exact
     # Single images of a few pixels have variances of a few values; autocast computes in bfloat16.
     tolerance = 0.05 if name == "autocast" else 1e-5
-    assert find_difference(found, twin) <= tolerance
+    assert measure_difference(found, twin) <= tolerance
     assert found.unseen == twin.unseen
+    assert found.cost is not None
+    assert case.images in (None, found.cost.images)
+    if name not in ("autocast", "data parallel"):
+        assert measure_difference(twin, evaluate(wide.model, twin, wide.batches, case.forward)) <= 1e-5
+
+
+def test_layers_that_no_data_reach_are_named() -> None:
+    assert measure(CASES["not reached"]).unseen == ("unused",)
+    assert measure(CASES["buffers in use"]).unseen == ("b",)
 
 
 @pytest.mark.parametrize("name", ["sequential", "residual", "branches", "concatenation", "features", "depthwise"])
@@ -65,150 +85,104 @@ def test_float64_equals_a_full_batch_forward(name: str) -> None:
     case = CASES[name]
     found = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches))
 
-    assert find_difference(found, references.full_batch_population(case.model, torch.cat(case.batches))) <= 1e-9
+    assert measure_difference(found, references.full_batch_population(case.model, torch.cat(case.batches))) <= 1e-9
     assert found.cost is not None
     assert found.cost.forwards == found.cost.batches == len(case.batches)
 
     pooled = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches), upstream="batch")
-    assert find_difference(pooled, references.batch_upstream_population(case.model, case.batches)) <= 1e-9
+    assert measure_difference(pooled, references.batch_upstream_population(case.model, case.batches)) <= 1e-9
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("autocast", "data parallel")])
-def test_an_ordinary_evaluation_gives_each_layer_what_was_measured(name: str) -> None:
-    case = CASES[name]
-    model = copy.deepcopy(case.model).double()
-    batches = widen(case.batches)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = population_statistics(model, batches, forward=case.forward)
-    with using(model, found), torch.no_grad():
-        seen = references.moments_of_inputs(model, list(found), batches, case.forward)
-
-    assert find_difference(found, seen) <= 1e-5
+OF_ROUTES = ["by content", "domains", "exits", "routes"]
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.5, marks=pytest.mark.slow), 0.1])
-@pytest.mark.parametrize("name", ["residual", "branches", "siamese", "by content", "several sizes", "in a loop"])
-def test_less_memory_gives_the_same(name: str, share: float) -> None:
-    case = CASES[name]
-    batches = [batch for batch in case.batches for _ in range(8)]
-    whole = population_statistics(case.model, batches)
+@pytest.mark.parametrize("share", [1, 2])
+@pytest.mark.parametrize("name", ["residual", "branches", "siamese", "several sizes", "in a loop", *OF_ROUTES])
+def test_less_memory_gives_the_same(name: str, share: int) -> None:
+    """Memory for one forward, and for about two."""
+    case = replace(CASES[name], batches=[batch for batch in CASES[name].batches for _ in range(3)])
+    whole = measure(case)
+    with pytest.raises(ValueError, match="bytes, memory= allows") as refused:
+        measure(case, memory=1)
+    needed = re.findall(r"needs ([\d,]+) bytes", str(refused.value))[0]
+    limit = share * int(needed.replace(",", ""))
 
-    assert whole.cost is not None
+    found = measure(case, memory=limit)
 
-    alone = population_statistics(case.model, batches[-1:]).cost.peak_bytes  # type: ignore[union-attr]
-    limit = max(int(whole.cost.peak_bytes * share), 2 * alone)
-    found = population_statistics(case.model, batches, memory=limit)
-    assert find_difference(found, whole) <= 1e-5
-    assert found.cost is not None
+    assert found.unseen == whole.unseen
+    assert measure_difference(found, whole) <= 1e-5
+    assert whole.cost is not None and found.cost is not None
     assert found.cost.peak_bytes <= limit
-
-    layer_by_layer = len(batches) * (len(found) + 1)
+    layer_by_layer = len(case.batches) * (len(found) + 1)
     assert whole.cost.forwards < found.cost.forwards <= found.cost.passes * layer_by_layer
 
 
+# -- layers that depend on themselves ---------------------------------------------------------------------------------
+
+
 def test_shared_layers_settle_in_as_many_passes_as_there_are_layers_and_two() -> None:
-    found = population_statistics(CASES["siamese"].model, CASES["siamese"].batches)
+    found = measure(CASES["siamese"])
     assert found.cost is not None
     assert 2 < found.cost.passes <= len(found) + 2
 
 
-class Feedback(nn.Module):
-    """A larger mean makes the next one smaller by more than that: plain iteration does not settle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(1, affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(6 * self.norm(x))
-
-
-class Switch(nn.Module):
-    """A positive running mean makes the mean negative, and a negative one positive: there is no fixed point."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(1, affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x - 5 * torch.sign(self.norm.get_buffer("running_mean") - 0.1))
-
-
 def test_damping_finds_what_plain_iteration_does_not() -> None:
-    model = Feedback().double()
-    first = torch.randn(64, 1).double() + 1
-    second = torch.randn(64, 1).double() + 1
-    data = [first, second]
+    """A larger mean makes the next one smaller by more than that."""
+    model = Net(lambda net, x: net.norm(6 * net.norm(x)), norm=nn.BatchNorm1d(1, affine=False)).double()
+    data = [torch.randn(64, 1).double() + 1, torch.randn(64, 1).double() + 1]
     found = population_statistics(model, data)
-    with using(model, found), torch.no_grad():
-        seen = references.moments_of_inputs(model, list(found), data, None)
 
     assert found.cost is not None
     assert found.cost.passes > 5
-    assert find_difference(found, seen) <= 1e-5
+    assert measure_difference(found, evaluate(model, found, data)) <= 1e-5
 
 
 def test_what_never_settles_is_refused() -> None:
+    """A positive mean makes the next one negative, and a negative one positive."""
+
+    def switch(net: Any, x: Tensor) -> Tensor:
+        return net.norm(x + 10 * torch.sign(net.norm(torch.zeros_like(x))))
+
     with pytest.raises(ValueError, match=r"do not settle; measure the others"):
-        population_statistics(Switch(), [torch.randn(64, 1), torch.randn(64, 1)])
+        population_statistics(Net(switch, norm=nn.BatchNorm1d(1, affine=False)), [torch.randn(64, 1)] * 2)
 
 
-def list_shared(call: Callable[..., Any], other: Callable[..., Any]) -> list[str]:
-    """The keywords that both take, in the order of the first."""
-    return [name for name in inspect.signature(call).parameters if name in inspect.signature(other).parameters]
+def test_a_model_that_changes_its_route_with_every_call_ends() -> None:
+    calls = itertools.count()
+    model = Net(lambda net, x: net.b(net.b(x)) if next(calls) % 2 else x, b=nn.BatchNorm2d(3))
+    with warnings.catch_warnings(), contextlib.suppress(ValueError):
+        warnings.simplefilter("ignore")
+        population_statistics(model, images(8))
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.combinations((population_statistics, diagnose, recalibrate), 2))
-def test_keywords_that_calls_share_come_in_one_order(one: Callable[..., Any], other: Callable[..., Any]) -> None:
-    shared = list_shared(one, other)
-    assert {"forward", "inputs", "max_images", "progress"} <= {*shared}
-    assert shared == list_shared(other, one)
+class Quantized(nn.Module):
+    """Weights that are rounded with their own norm folded in."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 3, 3, 3))
+        self.bn = nn.BatchNorm2d(8)
+        self.levels = levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (self.bn.get_buffer("running_var") + 1e-5).rsqrt()[:, None, None, None]
+        step = (self.weight * scale).abs().max() / self.levels
+        return self.bn(nn.functional.conv2d(x, (self.weight * scale / step).round() * step / scale))
 
 
-@pytest.mark.parametrize("sigma", [0.01, 10.0])
-@pytest.mark.parametrize("offset", [1e3, 1e5])
-def test_far_from_zero(offset: float, sigma: float) -> None:
-    data = [batch * sigma + offset for batch in images(8, 8, 5)]
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    expected = references.merge(widen(data))
-    for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}, {"memory": "50KB"}):
-        found = population_statistics(model, data, **options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+def test_a_layer_whose_buffers_are_part_of_its_input_is_not_called_exact(strategy: str) -> None:
+    torch.manual_seed(0)
+    model = Quantized(7)
+    model.bn.get_buffer("running_var").copy_(27 * torch.linspace(0.3, 3, 8))
+    with pytest.warns(RuntimeWarning, match="observers of quantization can be disabled"):
+        found = population_statistics(model, [torch.randn(32, 3, 8, 8) for _ in range(8)], strategy=strategy)
 
-        assert max(compare_moments(Moments(*expected), found["0"])) <= 1e-4
-
-
-def test_some_layers_are_measured_under_the_buffers_of_others() -> None:
-    model = residual().double()
-    data = widen(images(8, 5))
-    found = population_statistics(model, data, layers=["4.bn2"])
-    seen = references.moments_of_inputs(model.eval(), ["4.bn2"], data, None)
-
-    assert list(found) == ["4.bn2"]
-    assert find_difference(found, seen) <= 1e-12
+    assert found.check is not None
+    assert not found.check.is_exact
 
 
-def test_forwards_that_write_into_their_batch_write_into_a_copy() -> None:
-    data = [torch.randn(8, 3) for _ in range(3)]
-    before = copy.deepcopy(data)
-    population_statistics(nn.Sequential(nn.BatchNorm1d(3)), data, forward=lambda model, batch: model(batch.mul_(2)))
-
-    assert all(torch.equal(batch, value) for batch, value in zip(data, before, strict=True))
-
-
-def test_a_loader_draws_no_number_of_the_callers() -> None:
-    model = plain()
-    data = TensorDataset(torch.cat(images(8, 8, 5)))
-    loader = DataLoader(data, batch_size=9, shuffle=True)
-    for options in ({}, {"upstream": "batch"}, {"max_images": "auto", "tolerance": 1.0}):
-        with unchanged(model):
-            population_statistics(model, loader, **options)
-
-
-def test_measuring_again_gives_the_same_to_the_bit() -> None:
-    first, second = (population_statistics(residual(), images(8, 8, 5)) for _ in range(2))
-    assert all(torch.equal(first[name].mean, second[name].mean) for name in first)
-    assert all(torch.equal(first[name].var, second[name].var) for name in first)
+# -- the check, and what forwards share -------------------------------------------------------------------------------
 
 
 def test_a_check_that_fails_says_where_and_by_how_much() -> None:
@@ -219,7 +193,6 @@ def test_a_check_that_fails_says_where_and_by_how_much() -> None:
     assert found.check is not None
     assert not found.check.held
     assert found.check.held_layer_by_layer
-    assert found.check.is_exact
     assert found.check.layer == "c.1"
     assert found.check.off > 0.01
     assert "check failed at c.1, measured layer by layer" in repr(found)
@@ -231,25 +204,11 @@ def test_statistics_that_fail_their_check_layer_by_layer_too_are_not_called_exac
         found = population_statistics(nn.Sequential(AddsItsCalls(), nn.BatchNorm2d(3)), images(8, 8), strategy=strategy)
 
     assert found.check is not None
-    assert not found.check.held
     assert not found.check.is_exact
     assert "check failed at 1, so not exact" in repr(found)
 
 
-class Scaled(nn.Module):
-    """A part of the input that a batch sets for its forward, as the width of a slimmable network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
-        self.scale = 1.0
-        self.scales = [1.0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x) * self.scale * self.scales[0])
-
-
-@pytest.mark.parametrize("scales", [(1.0, 0.25, 1.0), (0.5, 1.0, 1.0), (1.0, 1.0, 0.25, 1.0)])
+@pytest.mark.parametrize("scales", [(1.0, 0.25, 1.0), (1.0, 1.0, 0.25, 1.0, 1.0)])
 @pytest.mark.parametrize("in_a_list", [False, True])
 def test_state_that_differs_from_batch_to_batch(scales: tuple[float, ...], in_a_list: bool) -> None:
     """An attribute is each forward's own; what it cannot have alone is noticed, and measured the slow way."""
@@ -262,36 +221,83 @@ def test_state_that_differs_from_batch_to_batch(scales: tuple[float, ...], in_a_
             model.scale = scale
         model(x)
 
+    def build() -> Any:
+        model: Any = Net(lambda n, x: n.b(n.a(x) * n.scale * n.scales[0]), a=nn.BatchNorm1d(4), b=nn.BatchNorm1d(4))
+        model.scale = 1.0
+        model.scales = [1.0]
+        return model
+
     batches = [*zip((x.flatten(1)[:, :4] for x in images(*[64] * len(scales))), scales, strict=True)]
-    expected = population_statistics(Scaled(), batches, forward=run, strategy="layerwise")
+    expected = population_statistics(build(), batches, forward=run, strategy="layerwise")
     noticed = pytest.warns(RuntimeWarning, match="keeps state between its layers")
     with noticed if in_a_list else contextlib.nullcontext():
-        found = population_statistics(Scaled(), batches, forward=run)
+        found = population_statistics(build(), batches, forward=run)
 
     assert gap(expected, found)["var_gap"].max() < 1e-6
 
 
-def test_a_forward_that_raises_leaves_the_model_as_it_was() -> None:
+def half() -> Any:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "settings", [[half], [torch.enable_grad], [half, torch.enable_grad], [torch.enable_grad, half]]
+)
+def test_grad_and_autocast_inside_of_a_forward_begin_each_batch_once(settings: list[Callable[[], Any]]) -> None:
+    """Larger batches under these settings wait for one without."""
+
+    def forward(model: nn.Module, batch: Tensor) -> None:
+        with contextlib.ExitStack() as stack:
+            for setting in settings if len(batch) == 8 else ():
+                stack.enter_context(setting())
+            before = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
+            model(batch)
+            assert before == (torch.is_autocast_enabled("cpu"), torch.is_grad_enabled())
+
+    data = images(8, 5, 8, 5)
     model = residual()
-    calls = [0]
+    with unchanged(model):
+        found = population_statistics(model, data, forward=forward)
+
+    assert found.cost is not None
+    assert found.cost.forwards == found.cost.batches == 4
+    slow = population_statistics(model, data, forward=forward, strategy="layerwise")
+    assert measure_difference(found, slow) < 1e-4
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_teacher_that_is_moved_in_the_forward_comes_back(in_place: bool) -> None:
+    """As of MoCo and BYOL."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        moved = net.teacher.weight * 0.999 + net.student.weight.detach() * 0.001
+        if in_place:
+            net.teacher.weight.data.copy_(moved)
+        else:
+            net.teacher.weight.data = moved
+        return net.norm(net.teacher(x))
+
+    teacher = nn.Linear(2, 2).requires_grad_(False)
+    model = Net(run, student=nn.Linear(2, 2), teacher=teacher, norm=nn.BatchNorm1d(2))
+    data = [torch.randn(8, 2)] * 3
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        population_statistics(model, data)
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_forward_that_raises_leaves_the_model_as_it_was(options: dict[str, Any]) -> None:
+    model = residual()
+    calls = itertools.count(1)
 
     def fail(model: nn.Module, batch: Tensor) -> None:
-        model(batch)
-        calls[0] += 1
-        if calls[0] > 3:
-            raise KeyError("mine")
+        with half(), torch.enable_grad():
+            model(batch)
+            if next(calls) > 3:
+                raise KeyError("mine")
 
-    for options in ({}, {"strategy": "layerwise"}, {"upstream": "batch"}):
-        calls[0] = 0
-        with unchanged(model), pytest.raises(KeyError, match="mine"):
-            population_statistics(model, images(8, 8, 5, 8), forward=fail, **options)  # type: ignore[arg-type]
-
-
-def test_a_caller_s_random_numbers_go_on() -> None:
-    torch.manual_seed(0)
-    np.random.seed(0)
-    with unchanged(model := plain().train()):
-        population_statistics(model, images(8, 5))
+    with unchanged(model), pytest.raises(KeyError, match="mine"):
+        population_statistics(model, images(8, 8, 5, 8), forward=fail, **options)
 
 
 def test_gradients_are_not_touched() -> None:
@@ -304,133 +310,14 @@ def test_gradients_are_not_touched() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_max_images_stops_after_the_batch_that_reaches_it() -> None:
-    read = []
-
-    def loader() -> Any:
-        for batch in images(4, 4, 4, 4):
-            read.append(len(batch))
-            yield batch
-
-    found = population_statistics(plain(), loader(), max_images=6)
-
-    assert read == [4, 4]
-    assert found.cost is not None
-    assert found.cost.images == 8
+@pytest.mark.parametrize("options", [{}, {"upstream": "batch"}, {"max_images": "auto", "tolerance": 1.0}])
+def test_a_loader_draws_no_number_of_the_callers(options: dict[str, Any]) -> None:
+    model = plain().train()
+    loader = DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)
+    with unchanged(model):
+        population_statistics(model, loader, **options)
 
 
-def test_standard_errors_are_those_of_the_images() -> None:
-    model = randomized(nn.Sequential(nn.BatchNorm2d(3), conv(3, 4)))
-    data = images(9, 9, 6)
-    for upstream in ("population", "batch"):
-        found = population_statistics(model, data, upstream=upstream, standard_errors=True, images=len)
-        assert found.standard_errors is not None
-        mean, var = references.sampling_errors(torch.cat(data))
-        torch.testing.assert_close(found.standard_errors["0"][0], mean, rtol=1e-5, atol=0)
-        torch.testing.assert_close(found.standard_errors["0"][1], var, rtol=1e-4, atol=0)
-
-
-def test_auto_reads_until_the_errors_are_within_the_tolerance() -> None:
-    data = images(*[64] * 64)
-    found = population_statistics(plain(), data, max_images="auto", tolerance=0.1, images=len)
-
-    assert found.cost is not None
-    assert found.cost.images in (256, 512, 1024, 2048)
-    assert found.standard_errors
-
-    everything = population_statistics(plain(), data[:5], max_images="auto", tolerance=1e-9, images=len)
-    assert everything.cost is not None
-    assert everything.cost.images == 320
-
-
-def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
-    run_two_ranks(
-        """
-import warnings
-from bnlab import population_statistics
-from bnlab.moments import compare_moments
-from tests.exact.zoo import make_cases
-from tests.helpers import images, residual
-data = images(8, 8, 5, 7)
-group = dist.group.WORLD
-for share in (data[rank::2], data if rank else []):
-    for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}, {"standard_errors": True}):
-        whole = population_statistics(residual(), data, **options)
-        found = population_statistics(residual(), share, group=group, **options)
-        assert list(found) == list(whole)
-        assert max(max(compare_moments(whole[n], found[n])) for n in whole) < 1e-6
-case = make_cases()["features in a hook"]
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    whole = population_statistics(case.model, case.batches)
-    found = population_statistics(case.model, case.batches[rank::2], group=group)
-assert max(max(compare_moments(whole[n], found[n])) for n in whole) < 1e-6
-try:
-    population_statistics(residual(), [data[0] * (float("nan") if rank else 1)], group=group)
-    raise SystemExit("not refused")
-except ValueError as error:
-    assert "NaN" in str(error)
-""",
-        tmp_path,
-    )
-
-
-def test_what_is_refused_and_how() -> None:
-    model = plain()
-    data = images(8, 5)
-    scripted = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3)))
-    for arguments, options, error, message in (
-        ((nn.Linear(3, 3), data), {}, ValueError, "no BatchNorm layer with running statistics in Linear"),
-        ((nn.InstanceNorm2d(3), data), {}, ValueError, r"1 InstanceNorm2d skipped"),
-        (("model", data), {}, TypeError, "expected a torch.nn.Module"),
-        ((scripted, data), {}, ValueError, "TorchScript"),
-        ((nn.LazyBatchNorm2d(), data), {}, ValueError, "not built yet"),
-        ((plain().to("meta"), data), {}, ValueError, "meta device"),
-        ((model, []), {}, ValueError, "batches is empty"),
-        ((model, data[0]), {}, TypeError, "pass an iterable of batches"),
-        ((model, data), {"layers": ["2"]}, ValueError, "no BatchNorm layer"),
-        ((model, data), {"layers": []}, ValueError, "layers is empty"),
-        ((model, data), {"upstream": "both"}, ValueError, "choose 'population' or 'batch'"),
-        ((model, data), {"max_images": 0}, ValueError, "pass at least 1"),
-        ((model, data), {"max_images": "auto"}, ValueError, "tolerance=None"),
-        ((model, data), {"memory": "some"}, ValueError, "4GiB"),
-        ((model, data), {"memory": 1000}, ValueError, "pass smaller batches or raise memory="),
-        ((model, data), {"device": "nowhere"}, ValueError, "cannot be used here"),
-        ((model, data), {"forward": 3}, TypeError, "pass a function of model and batch"),
-        ((model, data), {"group": 3}, TypeError, "pass a process group"),
-        ((model, [data[0], data[1] * np.inf]), {}, ValueError, "NaN or infinite values"),
-        ((model, [data[0], data[1] * np.nan]), {"upstream": "batch"}, ValueError, "NaN or infinite values"),
-        ((model, [data[0], data[1][:, :2]]), {}, RuntimeError, "expected input"),
-        ((nn.BatchNorm2d(4), data), {}, ValueError, "expects 4 channels"),
-        ((model, [data[0], data[0][:0]]), {}, ValueError, "leave empty batches out"),
-        ((nn.BatchNorm1d(3), [torch.randn(1, 3)]), {}, ValueError, "one value per channel"),
-        ((nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2), {"upstream": "batch"}, ValueError, "use larger batches"),
-    ):
-        same = unchanged(model) if arguments[0] is model else contextlib.nullcontext()
-        with same, pytest.raises(error, match=message):
-            population_statistics(*arguments, **options)
-
-
-def test_norms_that_somebody_has_written_are_named() -> None:
-    class OwnNorm(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("running_mean", torch.zeros(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x - self.get_buffer("running_mean").view(-1, 1, 1)
-
-    with pytest.warns(RuntimeWarning, match="'0' keep running statistics"):
-        population_statistics(nn.Sequential(OwnNorm(), nn.BatchNorm2d(3)), images(8, 5))
-    with pytest.raises(ValueError, match="1 OwnNorm skipped"):
-        population_statistics(OwnNorm(), images(8))
-
-
-def test_writing_the_result_makes_the_network_consistent() -> None:
-    model = residual()
-    data = images(8, 8, 5)
-    exact = population_statistics(model, data)
-    exact.write_to(model)
-
-    assert find_difference(population_statistics(model, data), exact) <= 1e-6
-    assert torch.equal(running_statistics(model)["1"].mean, exact["1"].mean.float().double())
+def test_measuring_again_gives_the_same_to_the_bit() -> None:
+    first, second = (population_statistics(residual(), images(8, 8, 5)) for _ in range(2))
+    assert measure_difference(first, second) == 0

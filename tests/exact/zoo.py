@@ -18,12 +18,13 @@ from tests.helpers import images, plain, randomized, residual
 
 @dataclass
 class Case:
-    """A model, its batches, how it is called, and a word of the warning that is expected."""
+    """A model, its batches, how it is called, a word of the warning that is expected, and how many images there are."""
 
     model: nn.Module
     batches: list[Any]
     forward: Callable[[nn.Module, Any], Any] | None = None
     warns: str = ""
+    images: int | None = None
 
 
 class Net(nn.Module):
@@ -66,6 +67,12 @@ class Pair(NamedTuple):
     scale: Tensor
 
 
+@dataclass(frozen=True)
+class Batch:
+    x: Tensor
+    y: Tensor
+
+
 def _skip_connection(net: Any, x: Tensor) -> Tensor:
     net.skip = net.a(x)  # state between layers
     y = net.b(net.skip)
@@ -105,8 +112,9 @@ def _loop(net: Any, x: Tensor) -> Tensor:
 
 def _by_content(net: Any, x: Tensor) -> Tensor:
     """Dark batches go past a part, and meet the others in another order."""
+    is_dark = x.mean() < 0.3
     x = net.first(x)
-    return net.a(net.b(x)) if x.mean() < 0.9 else net.b(net.a(net.c(x)))
+    return net.a(net.b(x)) if is_dark else net.b(net.a(net.c(x)))
 
 
 def _under_autocast(net: Any, x: Tensor) -> Tensor:
@@ -128,7 +136,155 @@ def _inference_mode(net: Any, x: Tensor) -> Any:
         return net.a(x)
 
 
+def _move_a_queue(net: Any, x: Tensor) -> None:
+    """The queue's place moves with each batch; a few images leave a place where all do not fit."""
+    rows = net.a(x.repeat_interleave(2, 0)).mean((2, 3))[::2]
+    place = int(net.place)
+    net.queue[place : place + len(x)] = rows
+    net.place[0] = (place + len(x)) % 32
+
+
+def _make_queue() -> nn.Module:
+    net = Net(_move_a_queue, a=OwnForward(3))
+    net.register_buffer("queue", torch.zeros(32, 3))
+    net.register_buffer("place", torch.zeros(1, dtype=torch.long))
+    return net
+
+
+def _observe(net: Any, x: Tensor) -> Tensor:
+    """As observers of quantization: a buffer gets its size in the first forward."""
+    if not net.least.numel():
+        net.least.resize_(3)
+    net.least.copy_(x.amin((0, 2, 3)))
+    return net.a(x)
+
+
+def _make_observed() -> nn.Module:
+    net = Net(_observe, a=plain())
+    net.register_buffer("least", torch.tensor([]))
+    return net
+
+
+def _use_buffers(net: Any, x: Tensor) -> Tensor:
+    """Normalize with slices of a layer's buffers, without a call of the layer."""
+    y = net.a(x)
+    return F.batch_norm(y, net.b.running_mean[:4], net.b.running_var[:4])
+
+
+def _choose_by_pixel(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x) if x[0, 0, 0, 0] > 0 else net.b(x)
+    return net.c(y * x)
+
+
+def _leave_early(net: Any, x: Tensor) -> Tensor:
+    """Small batches do without a block."""
+    x = net.a(x)
+    if len(x) > 6:
+        x = net.b(x)
+    return net.c(x)
+
+
+def _choose_by_kind(net: Any, x: Tensor, kind: Tensor) -> list[Tensor]:
+    return [norm(x[kind == number]) for number, norm in enumerate((net.a, net.b))]
+
+
+def _send(net: Any, nodes: Tensor, edges: Tensor) -> Tensor:
+    assert int(edges.max()) < len(nodes)
+    return net.b(net.a(nodes)[edges[0]])
+
+
+def _recur(net: Any, x: Tensor) -> Tensor:
+    """One layer for all time steps."""
+    state = x.new_zeros(len(x), 8)
+    for step in range(x.shape[1]):
+        state = torch.tanh(net.a(x[:, step]) + net.c(net.b(state)))
+    return state
+
+
+class Domains(nn.Module):
+    """A layer for each domain, which is set beside the forward."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for _ in "ab")
+        self.domain = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[self.domain](x)
+
+
+def _set_domain(model: nn.Module, batch: Any) -> Any:
+    for module in model.modules():
+        if isinstance(module, Domains):
+            module.domain = batch[1]
+    return model(batch[0])
+
+
+def _call_with_all(model: nn.Module, batch: Any) -> Any:
+    return model(*batch)
+
+
+def _write_into_object(model: nn.Module, batch: Batch) -> Any:
+    return model(batch.x.sub_(1))
+
+
+def _call_with_views(model: nn.Module, batch: Any) -> list[Any]:
+    return [model(view) for view in batch[0]]
+
+
+AVERAGED = {name: 1.5 * value.detach() for name, value in plain().named_parameters()}
+
+
+def _call_with_averaged(model: nn.Module, batch: Tensor) -> Any:
+    """With a moving average of the weights, say."""
+    weights = {name: value.to(batch.dtype) for name, value in AVERAGED.items()}
+    return functional_call(model, weights, (batch,))
+
+
+def make_cases_of_batches() -> dict[str, Case]:
+    """Batches of other kinds than images, and those that take a way of their own through the model."""
+    torch.manual_seed(0)
+    data = images(8, 8, 5)
+    kinds = [(torch.randn(50, 3), (torch.rand(50) < share).long()) for share in (0.3, 0.0, 0.1)]
+    graphs = [(torch.randn(100, 3), torch.randint(0, 100, (2, 300))) for _ in range(3)]
+    pictures = [([torch.randn(3, 9, 9) for _ in range(8)], None) for _ in range(4)]
+    views = [([torch.randn(16, 3, 10), torch.randn(16, 3, 10)], torch.zeros(16)) for _ in range(4)]
+    routed = images(2, 2, 2, 2, 2)
+    for index, batch in enumerate(routed):
+        batch[0, 0, 0, 0] = -1.0 if index in (0, 3) else 1.0
+    domains = nn.Sequential(nn.Conv2d(3, 8, 3), Domains(8), nn.ReLU(), nn.Conv2d(8, 8, 3), Domains(8))
+    set_for_each = [(torch.randn(16, 3, 10, 10) + 4 * domain, domain) for domain in (0, 0, 1, 0, 1, 1, 0)]
+    norms = {name: nn.BatchNorm2d(3) for name in "abc"}
+    rows = Net(_choose_by_kind, a=nn.BatchNorm1d(3), b=nn.BatchNorm1d(3))
+    recurrent = Net(_recur, a=nn.Linear(3, 8), b=nn.Linear(8, 8), c=nn.BatchNorm1d(8))
+    return {
+        "rows of kinds": Case(rows, kinds, _call_with_all, images=150),
+        "graphs": Case(Net(_send, a=nn.Linear(3, 4), b=nn.BatchNorm1d(4)), graphs, _call_with_all, images=300),
+        "lists of images": Case(
+            Net(lambda n, x: [n.a(image[None]) for image in x], a=nn.BatchNorm2d(3)), pictures, images=32
+        ),
+        "objects": Case(plain(), [Batch(x, torch.zeros(len(x))) for x in data], _write_into_object, images=21),
+        "two views": Case(nn.Sequential(nn.BatchNorm1d(3)), views, _call_with_views, images=64),
+        "frames far from zero": Case(
+            Net(lambda n, x: n.a(x.flatten(0, 1)), a=nn.BatchNorm2d(3)),
+            [torch.randn(8, 5, 3, 8, 8) + 30_000 for _ in range(3)],
+        ),
+        "averaged weights": Case(plain(), data, _call_with_averaged),
+        "queue": Case(_make_queue(), [torch.randn(32, 3, 4, 4)] * 2, images=64),
+        "observed": Case(_make_observed(), data),
+        "buffers in use": Case(Net(_use_buffers, a=conv(3, 4), b=nn.BatchNorm2d(8)), data),
+        "routes": Case(Net(_choose_by_pixel, **norms), routed),
+        "exits": Case(Net(_leave_early, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4)), images(8, 4, 8, 4, 4)),
+        "domains": Case(randomized(domains), set_for_each, _set_domain),
+        "recurrent": Case(recurrent, [torch.randn(32, 6, 3) for _ in range(4)]),
+    }
+
+
 def make_cases() -> dict[str, Case]:
+    return {**make_cases_of_models(), **make_cases_of_batches()}
+
+
+def make_cases_of_models() -> dict[str, Case]:
     data = images(8, 8, 5)
     squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1), nn.Sigmoid())
     text = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4))

@@ -1,7 +1,8 @@
 """python -m tests.faults.plant [--all] [NAME ...]: plant faults in a copy of the checkout, one by one, and run tests.
 
-`harness.yaml` lists the faults. A fault is caught if one of its test files fails, or with `--all` any test of the
-harness and of the experiments. Exit code 1: a fault was missed that is not marked so, or could not be planted.
+`library.yaml` and `harness.yaml` list the faults; NAME is a list or a fault. A fault is caught if one of its
+test files fails, or with `--all` any test beside them. Exit code 1: a fault was missed that is not marked so, or it
+could not be planted.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-LIST = Path(__file__).with_name("harness.yaml")
-ALL_TESTS = ("tests/harness", "tests/experiments")
+LISTS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 _SECONDS = 600  # of the processor, that a process of a test file may take
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)  # as pytest sums up at the end
 
@@ -60,30 +60,33 @@ class Fault:
         return text.replace(self.before, self.after)
 
 
-def read_faults() -> list[Fault]:
-    """Read the list of faults."""
-    entries = yaml.safe_load(LIST.read_text(encoding="utf-8"))
-    return [Fault(**entry) for entry in entries]
+def read_faults(names: Sequence[str] = tuple(LISTS)) -> list[Fault]:
+    """Read the faults of some lists."""
+    faults: list[Fault] = []
+    for name in names:
+        entries = yaml.safe_load(LISTS[name].read_text(encoding="utf-8"))
+        faults += [Fault(**entry) for entry in entries]
+    return faults
 
 
 def main() -> int:
     """Plant the faults that the command line names, or all; the exit code."""
-    faults = read_faults()
-    known = [fault.name for fault in faults]
+    by_name = {fault.name: [fault] for fault in read_faults()}
+    by_name |= {name: read_faults([name]) for name in LISTS}
     parser = argparse.ArgumentParser(prog="python -m tests.faults.plant", description="Plant faults, and run tests.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="faults of harness.yaml; default: all")
-    parser.add_argument("--all", action="store_true", help=f"where no test fails, run all of {' and '.join(ALL_TESTS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"faults, or {' and '.join(LISTS)}; default: all")
+    parser.add_argument("--all", action="store_true", help="where no test fails, run those beside them")
     given = parser.parse_args()
-    for name in given.names:
-        if name not in known:
-            parser.error(f"{name}: there is no such fault in {LIST.name}")
+    chosen: list[Fault] = []
+    for name in given.names or LISTS:
+        if name not in by_name:
+            parser.error(f"{name}: there is no such fault")
+        chosen += by_name[name]
 
-    chosen = [fault for fault in faults if fault.name in (given.names or known)]
     with tempfile.TemporaryDirectory(prefix="bnlab-faults-") as folder:
         copy = Path(folder)
         copy_checkout(copy)
-        further = list_tests(copy) if given.all else []
-        return plant_all(chosen, copy, further)
+        return plant_all(chosen, copy, given.all)
 
 
 def copy_checkout(copy: Path) -> None:
@@ -97,20 +100,21 @@ def copy_checkout(copy: Path) -> None:
             shutil.copy(source, target)
 
 
-def list_tests(copy: Path) -> list[str]:
-    """List all test files of the harness and of the experiments."""
-    files: list[str] = []
-    for folder in ALL_TESTS:
-        paths = sorted((copy / folder).rglob("test_*.py"))
-        files += [str(path.relative_to(copy)) for path in paths]
-    return files
+def list_tests(fault: Fault, copy: Path, is_all: bool) -> list[str]:
+    """List the test files that are likely to catch a fault; with `is_all` those that lie beside them too."""
+    files = list(fault.tests)
+    if is_all:
+        for test in fault.tests:
+            beside = sorted((copy / test).parent.glob("test_*.py"))
+            files += [str(path.relative_to(copy)) for path in beside]
+    return list(dict.fromkeys(files))
 
 
-def plant_all(faults: Sequence[Fault], copy: Path, further: Sequence[str]) -> int:
+def plant_all(faults: Sequence[Fault], copy: Path, is_all: bool) -> int:
     """Plant faults one after the other, and print what becomes of each; the exit code."""
     counts: Counter[str] = Counter()
     for fault in faults:
-        state, words = try_fault(fault, copy, further)
+        state, words = try_fault(fault, copy, is_all)
         print(f"{state}  {fault.name}{words}", flush=True)
         if state == "missed" and fault.missed:
             state = "missed as known"
@@ -120,7 +124,7 @@ def plant_all(faults: Sequence[Fault], copy: Path, further: Sequence[str]) -> in
     return 1 if counts["missed"] or counts["refused"] else 0
 
 
-def try_fault(fault: Fault, copy: Path, further: Sequence[str]) -> tuple[str, str]:
+def try_fault(fault: Fault, copy: Path, is_all: bool) -> tuple[str, str]:
     """Plant a fault for each test file, until one fails: caught, missed or refused, with further words on it."""
     path = copy / fault.file
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -129,7 +133,7 @@ def try_fault(fault: Fault, copy: Path, further: Sequence[str]) -> tuple[str, st
     except ValueError as error:
         return "refused", f": {error}"
 
-    for test in dict.fromkeys([*fault.tests, *further]):
+    for test in list_tests(fault, copy, is_all):
         broken = find_broken(test, copy)
         if broken:
             return "refused", f": {broken} fails without any fault"

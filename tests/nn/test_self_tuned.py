@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +30,11 @@ def make() -> nn.Sequential:
 
 
 def make_plain() -> nn.Sequential:
-    return without_dropout(plain())
+    return without_dropout(plain(width=3))
 
 
 def draw(steps: int, seed: int = 0) -> list[Tensor]:
-    return images(*[6] * steps, seed=seed)
+    return images(*[6] * steps, side=4, seed=seed)
 
 
 def make_trained(steps: int) -> nn.Sequential:
@@ -46,11 +47,13 @@ def is_equal(one: nn.Module, other: nn.Module) -> bool:
     mine = one.state_dict()
     others = other.state_dict()
     same = [torch.equal(value, others[key]) for key, value in mine.items() if "num_batches" not in key]
-    return all(same) and momenta(one, errors=True).equals(momenta(other, errors=True))
+    return all(same) and momenta(one).equals(momenta(other))
 
 
-@pytest.mark.parametrize("look", [nn.Module.eval, nn.Module.state_dict, momenta])
-@pytest.mark.parametrize("steps", [1, 2, 3, 63, 64, 65, 130])
+LOOKS = itertools.cycle([nn.Module.eval, nn.Module.state_dict, momenta])
+
+
+@pytest.mark.parametrize(("steps", "look"), [*zip([1, 2, 3, 63, 64, 65, 130], LOOKS, strict=False)])
 def test_it_holds_what_a_replay_gives_and_trains_as_torch_does(steps: int, look: Any) -> None:
     model = make()
     twin = make_plain()
@@ -114,9 +117,10 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["state dict", *COPIES])
-@pytest.mark.parametrize("steps", [0, 1, 64, 100])
-def test_a_copy_goes_on_with_the_averages_by_itself(steps: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "steps"), [("state dict", 0), ("state dict", 1), ("state dict", 64), *((name, 100) for name in COPIES)]
+)
+def test_a_copy_goes_on_with_the_averages_by_itself(name: str, steps: int) -> None:
     model = make_trained(steps)
     other: nn.Module
     if name == "state dict":
@@ -159,14 +163,6 @@ def assert_begins_from_its_buffers(model: nn.Module) -> None:
         torch.testing.assert_close(moments.mean, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_that_was_converted_twice_loads_its_averages() -> None:
-    model = make_trained(10)
-    twin = SelfTuned.convert(SelfTuned.revert(make()))
-    twin.load_state_dict(model.state_dict())
-
-    assert (momenta(twin)["batches"] == 10).all()
-
-
 def test_buffers_that_are_not_finite_are_forgotten() -> None:
     layer = nn.BatchNorm1d(3)
 
@@ -189,7 +185,7 @@ def test_buffers_that_are_not_finite_are_forgotten() -> None:
 MEASUREMENTS: dict[str, Callable[[nn.Module], Tensor]] = {
     "population_statistics": lambda model: population_statistics(model, draw(2), layers=["4"])["4"].mean,
     "record_frozen": lambda model: record_frozen(model, draw(2)).layers["4"].moments,
-    "using": lambda model: look_within(using(model, running_statistics(plain())), model),
+    "using": lambda model: look_within(using(model, running_statistics(make_plain())), model),
     "apply_statistics": lambda model: look_within(apply_statistics(model, PseudoSamples(9)), model),
 }
 
@@ -204,9 +200,8 @@ def look_within(block: Any, model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
-@pytest.mark.parametrize("steps", [3, 100])
-def test_measurements_leave_the_averages_alone(steps: int, name: str) -> None:
-    model, expected = make_trained(steps), make_trained(steps)
+def test_measurements_leave_the_averages_alone(name: str) -> None:
+    model, expected = make_trained(67), make_trained(67)
     found = MEASUREMENTS[name](model)
 
     assert is_equal(model, expected)
@@ -225,7 +220,7 @@ LEFT_OUT: dict[str, Callable[[nn.Sequential], object]] = {
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-@pytest.mark.parametrize("steps", [0, 1, 63, 64])
+@pytest.mark.parametrize("steps", [1, 63])
 def test_what_is_left_out(steps: int, name: str) -> None:
     model, expected = make_trained(steps), make_trained(steps)
     LEFT_OUT[name](model)
@@ -235,9 +230,18 @@ def test_what_is_left_out(steps: int, name: str) -> None:
     assert is_equal(model, expected)
 
 
+def load_other_buffers(model: nn.Module) -> None:
+    """As of weights that are averaged, beside the averages of one of them."""
+    state = model.state_dict()
+    for place in (1, 4):
+        state[f"{place}.running_mean"] = state[f"{place}.running_mean"] + 1
+    model.load_state_dict(state)
+
+
 WRITES: dict[str, Callable[[nn.Sequential], object]] = {
     "load_state_dict": lambda model: model.load_state_dict(dict(make_trained(5).state_dict())),  # without metadata
-    "write_to": lambda model: running_statistics(plain()).write_to(model),
+    "load_state_dict, averaged": load_other_buffers,
+    "write_to": lambda model: running_statistics(make_plain()).write_to(model),
     "in evaluation": lambda model: [model.eval().get_buffer(f"{place}.running_mean").fill_(3.0) for place in (1, 4)],
     "update_bn": lambda model: update_bn(draw(3), model),
     "another type": lambda model: model.double()(draw(1)[0].double()) is model.float(),
@@ -245,20 +249,10 @@ WRITES: dict[str, Callable[[nn.Sequential], object]] = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-@pytest.mark.parametrize("steps", [3, 64])
-def test_averages_begin_again_from_what_something_else_writes(steps: int, name: str) -> None:
-    model = make_trained(steps)
+def test_averages_begin_again_from_what_something_else_writes(name: str) -> None:
+    model = make_trained(64)
     WRITES[name](model)
     assert_begins_from_its_buffers(model)
-
-
-def test_update_bn_gives_the_average_of_all_batches() -> None:
-    model = make_trained(30)
-    twin = make_plain()
-    twin.load_state_dict(model.state_dict())
-    for each in (model, twin):
-        update_bn(draw(40, seed=3), each)
-    assert_equal_statistics(running_statistics(model), running_statistics(twin), tolerance=0)
 
 
 def test_reset_running_stats_makes_it_new() -> None:
@@ -272,7 +266,7 @@ def test_reset_running_stats_makes_it_new() -> None:
     assert (layer.get_buffer("running_var") == 1).all()
     assert not layer.num_batches_tracked
 
-    x = torch.randn(8, 6, 4, 4)
+    x = torch.randn(8, 3, 4, 4)
     layer.train()(x)
     torch.testing.assert_close(layer.eval().running_mean, x.mean((0, 2, 3)))
 
@@ -330,7 +324,7 @@ def test_what_is_refused_and_how() -> None:
 
 def test_momenta() -> None:
     model = make_trained(30)
-    found, every = momenta(model), momenta(model, errors=True)
+    found = momenta(model)
 
     assert list(found) == ["layer", "depth", "statistic", "batches", "momentum", "memory"]
 
@@ -339,9 +333,4 @@ def test_momenta() -> None:
     assert (found["batches"] == 30).all()
     assert (found["memory"] == 1 / found["momentum"]).all()
 
-    best = every.loc[every.groupby(["depth", "statistic"])["error"].idxmin()]
-    assert best["momentum"].tolist() == found["momentum"].tolist()
-    assert best["chosen"].all()
-    assert len(every) == 4 * 50
-    assert list(every)[-2:] == ["error", "chosen"]
     assert found["momentum"].nunique() > 1

@@ -143,22 +143,6 @@ def test_two_networks_with_an_optimizer_each() -> None:
     assert get_steps(of_critic) == [[1, 2, 3, 3, 4, 5, 5, 6, 7]]
 
 
-def test_only_a_given_optimizer_counts() -> None:
-    model = plain()
-    given = torch.optim.SGD(model.parameters(), lr=0.01)
-    other = torch.optim.SGD(model.parameters(), lr=0.01)
-    with record(model, optimizer=given) as trace:
-        for x in images(4, 4):
-            for optimizer in (other, given):
-                model(x).sum().backward()
-                optimizer.step()
-
-    assert get_steps(trace) == [[1, 1, 2, 2]] * 2
-
-    with pytest.warns(UserWarning, match="no update by an optimizer was seen"), record(model, optimizer=given):
-        train(model, images(4, 4))
-
-
 def test_forwards_count_until_there_is_an_update() -> None:
     model = plain()
     (x, *_) = DATA
@@ -258,9 +242,9 @@ def test_buffers_that_something_else_writes_are_warned_of(name: str) -> None:
 
 
 def test_a_training_that_leaves_nothing_is_warned_of() -> None:
-    """In eval mode, and past a layer that has taken the place of a recorded one."""
+    """In eval mode, with and without an update, and past a layer that has taken the place of a recorded one."""
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    (x, *_) = (torch.randn(8, 4),)
+    x = torch.randn(8, 4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
     def update() -> None:
@@ -270,22 +254,12 @@ def test_a_training_that_leaves_nothing_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="nothing was recorded"), record(model):
         model.eval()
         update()
+    with pytest.warns(UserWarning, match="nothing was recorded: no batch-norm layer was called"), record(model):
+        model(x)
     with pytest.warns(UserWarning, match="the layers replaced"), record(model.train()):
         update()
         model[1] = nn.BatchNorm1d(4)
         update()
-
-
-def test_a_forward_in_eval_mode_that_leaves_nothing_is_warned_of() -> None:
-    model = plain().eval()
-    message = "nothing was recorded: no batch-norm layer was called in train mode"
-    with pytest.warns(UserWarning, match=message), record(model):
-        model(DATA[0])
-
-
-def test_a_block_without_a_forward_is_no_reason_to_warn() -> None:
-    with no_warning(), record(plain()):
-        pass
 
 
 def test_code_that_was_compiled_before_is_recorded_or_warned_of() -> None:
@@ -301,8 +275,13 @@ def test_code_that_was_compiled_before_is_recorded_or_warned_of() -> None:
     assert bool(said) != (get_steps(trace) == [[1, 2]] * 2)
 
 
-@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-@pytest.mark.parametrize("make", [plain, lambda: torch.nn.Sequential(OwnForward(3), plain())])
+@pytest.mark.parametrize(
+    ("make", "make_copy"),
+    [
+        (plain, lambda model: pickle.loads(pickle.dumps(model))),
+        (lambda: nn.Sequential(OwnForward(3), plain()), copy.deepcopy),
+    ],
+)
 def test_a_copy_made_inside_works_and_is_not_recorded(make: Callable[[], nn.Module], make_copy: Any) -> None:
     model, twin = without_dropout(make()), without_dropout(make())
     with no_warning(), record(model) as trace, record(model):
@@ -430,7 +409,8 @@ def test_what_is_refused_and_how() -> None:
         (nn.Linear(2, 2), {}, ValueError, "record: no BatchNorm layer with running statistics in Linear"),
         (plain(), {"step": -1}, ValueError, "record: step=-1; pass the number of updates so far"),
         (plain(), {"step": 1.5}, TypeError, r"record: step=1\.5; pass"),
-        (plain(), {"optimizer": 0.1}, TypeError, "record: optimizer is a float; pass a torch.optim.Optimizer, or None"),
+        (plain(), {"inputs": {"other": print}}, ValueError, "record: inputs has 'other', which is no layer here"),
+        (plain().to("meta"), {}, ValueError, "record: layer '1' is on the meta device, which holds no values"),
     ):
         with pytest.raises(error, match=message), record(given, **options):
             pass
@@ -455,8 +435,29 @@ def test_what_a_layer_normalizes_in_place_of_its_input() -> None:
     assert_equal_statistics(replayed, running_statistics(model))
     frozen = record_frozen(model, DATA[:1], inputs=inputs).layers["0"].moments[0]
     torch.testing.assert_close(frozen[0], DATA[0].square().mean((0, 2, 3)))
-    with (
-        pytest.raises(ValueError, match="record: inputs has 'other', which is no layer here"),
-        record(model, inputs={"other": inputs[Squaring]}),
-    ):
-        pass
+
+
+class Slim(nn.BatchNorm2d):
+    """It takes fewer channels than it has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return nn.functional.batch_norm(x, mean[:4], var[:4], training=self.training)
+
+
+def test_what_cannot_be_read_is_left_alone() -> None:
+    """Nothing is raised inside of a training."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Slim(8), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)).train()
+    bare = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="'1' were left to their own forward"), record(model) as trace:
+        train(model, DATA)
+    train(bare, DATA)
+
+    assert [len(layer) for layer in trace.layers.values()] == [0, len(DATA)]
+    for mine, other in zip(model.buffers(), bare.buffers(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_layer_that_averages_something_else_is_named() -> None:
+    with pytest.warns(UserWarning, match="are not the average of what was recorded"), record(model := Squaring(3)):
+        model(DATA[0])

@@ -1,0 +1,239 @@
+"""What exact statistics take, write, refuse and name."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bnlab import diagnose, population_statistics, recalibrate, running_statistics
+from tests import references
+from tests.exact.zoo import Net
+from tests.helpers import images, measure_difference, plain, residual, run_two_ranks, unchanged
+
+WAYS: list[dict[str, Any]] = [{}, {"strategy": "layerwise"}, {"upstream": "batch"}]
+
+
+CALLS = (population_statistics, diagnose, recalibrate)
+
+
+def list_shared(call: Callable[..., Any], other: Callable[..., Any]) -> list[str]:
+    """The keywords that both take, in the order of the first."""
+    return [name for name in inspect.signature(call).parameters if name in inspect.signature(other).parameters]
+
+
+@pytest.mark.parametrize(("one", "other"), [*itertools.combinations(CALLS, 2)])
+def test_keywords_that_calls_share_come_in_one_order(one: Callable[..., Any], other: Callable[..., Any]) -> None:
+    shared = list_shared(one, other)
+    assert {"forward", "inputs", "max_images", "progress"} <= {*shared}
+    assert shared == list_shared(other, one)
+
+
+@pytest.mark.parametrize("options", [*WAYS, {"memory": "50KB"}])
+@pytest.mark.parametrize(("offset", "sigma"), [(1e5, 0.01), (1e3, 10.0)])
+def test_far_from_zero(offset: float, sigma: float, options: dict[str, Any]) -> None:
+    data = [batch * sigma + offset for batch in images(8, 8, 5)]
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    found = population_statistics(model, data, **options)
+
+    assert measure_difference({"0": found["0"]}, {"0": references.merge(data)}) <= 1e-4
+
+
+def test_some_layers_are_measured_under_the_buffers_of_others() -> None:
+    model = residual().double()
+    data = [batch.double() for batch in images(8, 5)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = population_statistics(model, data, layers=["4.bn2"])
+
+    assert list(found) == ["4.bn2"]
+    assert measure_difference(found, references.moments_of_inputs(model.eval(), ["4.bn2"], data, None)) <= 1e-12
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(6, [4, 4]), (8, [4, 4]), (9, [4, 4, 4])])
+def test_max_images_stops_after_the_batch_that_reaches_it(wanted: int, expected: list[int]) -> None:
+    read = []
+
+    def load() -> Iterator[Tensor]:
+        for batch in images(4, 4, 4, 4):
+            read.append(len(batch))
+            yield batch
+
+    found = population_statistics(plain(), load(), max_images=wanted)
+
+    assert read == expected
+    assert found.cost is not None
+    assert found.cost.images == sum(expected)
+
+
+def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.exact.population.find_free_bytes", lambda device: 10_000)
+    (batch,) = images(8)
+    assert population_statistics(plain(), [batch])  # one batch may take more than half
+
+    with pytest.raises(ValueError, match=r"1 batch takes 6,144 bytes, more than half .* pass max_images="):
+        population_statistics(plain(), itertools.repeat(batch))
+
+
+def test_writing_the_result_makes_the_network_consistent() -> None:
+    model = residual()
+    data = images(8, 8, 5)
+    exact = population_statistics(model, data)
+    exact.write_to(model)
+
+    assert measure_difference(population_statistics(model, data), exact) <= 1e-6
+    assert torch.equal(running_statistics(model)["1"].mean, exact["1"].mean.float().double())
+
+
+def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
+    """Shares of other sizes, of other numbers, and none."""
+    run_two_ranks(
+        """
+import warnings
+from bnlab import population_statistics
+from tests.exact.zoo import make_cases
+from tests.helpers import images, measure_difference, residual
+warnings.simplefilter("ignore")
+data = images(8, 3, 5, 7)
+group = dist.group.WORLD
+for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}, {"standard_errors": True}, {"memory": "60KB"}):
+    whole = population_statistics(residual(), data, **options)
+    for share in (data[rank::2], data[1:] if rank else data[:1], data if rank else []):
+        found = population_statistics(residual(), share, group=group, **options)
+        assert list(found) == list(whole)
+        assert measure_difference(found, whole) < 1e-6
+        assert found.cost.images == sum(map(len, share))
+        for name, errors in (whole.standard_errors or {}).items():
+            torch.testing.assert_close(found.standard_errors[name], errors, rtol=1e-5, atol=0)
+case = make_cases()["features in a hook"]
+whole = population_statistics(case.model, case.batches)
+found = population_statistics(case.model, case.batches[rank::2], group=group)
+assert measure_difference(found, whole) < 1e-6
+try:
+    population_statistics(residual(), [data[0] * (float("nan") if rank else 1)], group=group)
+    raise SystemExit("not refused")
+except ValueError as error:
+    assert "NaN" in str(error)
+""",
+        tmp_path,
+    )
+
+
+# -- what is refused, and what is named -------------------------------------------------------------------------------
+
+FIRST, SECOND = DATA = images(8, 5)
+NAN = [FIRST, SECOND * np.nan]
+
+
+def replace_buffers(model: nn.Module, batch: Tensor) -> Any:
+    return functional_call(model, {name: buffer.clone() for name, buffer in model.named_buffers()}, (batch,))
+
+
+def hide_what_is_wrong(model: nn.Module, batch: Tensor) -> None:
+    try:
+        model(batch)
+    except BaseException as error:
+        raise RuntimeError("cleanup failed") from error
+
+
+def run_in_a_thread(net: Any, x: Tensor) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(net.a, x).result()
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "options", "error", "message"),
+    [
+        (nn.Linear(3, 3), DATA, {}, ValueError, "no BatchNorm layer with running statistics in Linear"),
+        (nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False)), DATA, {}, ValueError,
+         r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped; only [^;]* are read\)$"),
+        (nn.InstanceNorm2d(3, track_running_stats=True), DATA, {}, ValueError,
+         r"\(1 InstanceNorm2d skipped; .*; InstanceNorm with track_running_stats=True .* in eval mode, .* to False$"),
+        ("model", DATA, {}, TypeError, "expected a torch.nn.Module"),
+        (plain, DATA, {}, TypeError, "expected a torch.nn.Module, found function"),
+        (torch.jit.trace(plain().eval(), FIRST), DATA, {}, ValueError, "the model is TorchScript, whose layers cannot"),
+        (nn.LazyBatchNorm2d(), DATA, {}, ValueError, "is lazy and not built yet; run one forward pass first"),
+        (plain().to("meta"), DATA, {}, ValueError, "on the meta device, which holds no values; use model.to_empty"),
+        (nn.Sequential(nn.LazyConv2d(3, 3), nn.BatchNorm2d(3)), DATA, {}, ValueError, r"'0\.weight' is lazy and not"),
+        (plain(), [], {}, ValueError, "batches is empty"),
+        (plain(), FIRST, {}, TypeError, "pass an iterable of batches"),
+        (plain(), [{"image": FIRST}], {}, TypeError, r"is a dict .* forward=lambda model, batch: model\(\*\*batch\)"),
+        (plain(), DATA, {"layers": ["2"]}, ValueError, "layers has '2', which is no BatchNorm .* there are '1', '4'"),
+        (plain(), DATA, {"layers": []}, ValueError, "layers is empty; name at least one, or pass None for all"),
+        (plain(), DATA, {"upstream": "both"}, ValueError, "choose 'population' or 'batch'"),
+        (plain(), DATA, {"max_images": 0}, ValueError, "pass at least 1"),
+        (plain(), DATA, {"max_images": "auto"}, ValueError, "tolerance=None"),
+        (plain(), DATA, {"memory": "some"}, ValueError, "4GiB"),
+        (plain(), DATA, {"memory": 1000}, ValueError, "pass smaller batches or raise memory="),
+        (plain(), DATA, {"device": "nowhere"}, ValueError, "cannot be used here"),
+        (plain(), DATA, {"forward": 3}, TypeError, "pass a function of model and batch"),
+        (plain(), DATA, {"group": 3}, TypeError, "pass a process group"),
+        (plain(), NAN, {}, ValueError, "NaN or infinite values"),
+        (plain(), NAN, {"upstream": "batch"}, ValueError, "NaN or infinite values"),
+        (plain(), [NAN[1]] * 2, {"forward": hide_what_is_wrong}, ValueError, "NaN or infinite values"),
+        (nn.BatchNorm2d(3).half(), [FIRST.half() * np.inf], {}, ValueError, "float16 overflows beyond 65,504"),
+        (plain(), [FIRST, SECOND[:, :2]], {}, RuntimeError, "expected input"),
+        (nn.BatchNorm2d(4), DATA, {}, ValueError, "expects 4 channels"),
+        (plain(), [FIRST, FIRST[:0]], {}, ValueError, "leave empty batches out"),
+        (nn.BatchNorm1d(3), [torch.randn(1, 3)], {}, ValueError, "one value per channel"),
+        (nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2, {"upstream": "batch"}, ValueError, "use larger batches"),
+        (Net(run_in_a_thread, a=nn.BatchNorm2d(3)), DATA, {}, ValueError, "runs in another thread"),
+        *((plain(), DATA, {"forward": replace_buffers, **way}, ValueError, "give functional_call parameters only")
+          for way in WAYS),
+    ],
+)  # fmt: skip
+def test_what_is_refused_and_how(
+    model: Any, batches: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    is_built = isinstance(model, nn.Module) and "lazy" not in message and "meta" not in message
+    same = unchanged(model) if is_built else contextlib.nullcontext()
+    with same, warnings.catch_warnings(), pytest.raises(error, match=message):
+        warnings.simplefilter("ignore")
+        population_statistics(model, batches, **options)
+
+
+class OwnNorm(nn.Module):
+    """A norm with buffers of some names."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.register_buffer(name, torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def make_listed() -> nn.Module:
+    model = Net(lambda net, x: net.bn(net.norms[0](x)), bn=nn.BatchNorm2d(3))
+    model.norms = [nn.BatchNorm2d(3)]  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_mean")), "'1' keep running statistics"),
+        (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("stored_mean", "stored_var")), "'1' keep running statistics"),
+        (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_std")), "'1' keep running statistics"),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)), "'1' are batch norms without"),
+        (make_listed(), "'norms' hold batch norms in a plain list, .* ModuleList; they are not measured"),
+    ],
+)  # fmt: skip
+def test_norms_that_are_not_measured_are_named_once(model: nn.Module, message: str) -> None:
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        population_statistics(model, images(8, 5))
+    assert len(caught) == 1
+    with pytest.raises(ValueError, match="1 OwnNorm skipped"):
+        population_statistics(OwnNorm("running_mean"), images(8))
