@@ -1,40 +1,63 @@
-"""Measure everything, or the parts that are named, and write the tables: python -m benchmarks [PART ...]."""
+"""Measure everything, or the parts that are named, and write the tables: python -m benchmarks [PART ...] [--cuda].
+
+A part is a function of the device, which gives its sides to `timing.alternate` and compares them, a row each.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from benchmarks.timing import HEADING, THREADS
+from benchmarks.timing import HEADING
 from bnlab.memory import keep_freed_memory
 
-PARTS = (
-    *("start", "recording", "training", "sweep", "population", "large"),
-    *("shared", "moments", "replay", "scaling", "doctor"),
-)
+# The module of each part, and the threads that it computes with.
+PARTS = {
+    "start": ("commands", 2),
+    "recording": ("training", 1),
+    "training": ("training", 2),
+    "sweep": ("commands", 2),
+    "population": ("exact", 1),
+    "large": ("exact", 2),
+    "shared": ("exact", 2),
+    "replay": ("replay", 2),
+    "scaling": ("scaling", 2),
+    "doctor": ("doctor", 1),
+    "store": ("commands", 1),
+}
+_UNLESS_NAMED = ("store",)  # takes long
+_ON_CUDA = ("population", "recording", "doctor")
 _README = Path(__file__).with_name("README.md")
 _PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART")
+    parser.add_argument("--cuda", action="store_true", help=f"print {', '.join(_ON_CUDA)} of an accelerator instead")
+    arguments = parser.parse_args()
+
     keep_freed_memory()
-    for part in sys.argv[1:] or PARTS:
-        module = importlib.import_module(f"benchmarks.{part}")
-        threads = getattr(module, "THREADS", THREADS)
+    usual = _ON_CUDA if arguments.cuda else [part for part in PARTS if part not in _UNLESS_NAMED]
+    for part in arguments.parts or usual:
+        name, threads = PARTS[part]
         torch.set_num_threads(threads)
+        module = importlib.import_module(f"benchmarks.{name}")
+        measure = getattr(module, f"measure_{part}")
 
         lines = [HEADING]
-        for result in module.measure():
+        for result in measure("cuda" if arguments.cuda else "cpu"):
             lines.append(result.write_row())
             print(lines[-1], flush=True)
-        table = "\n".join(lines)
-        _replace_section(part, f"{_describe_machine(module.ROUNDS, threads)}\n\n{table}")
+        if not arguments.cuda:
+            table = "\n".join(lines)
+            _replace_section(part, f"{_describe_machine(module.ROUNDS, threads)}\n\n{table}")
 
 
 def _replace_section(part: str, text: str) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import build_resnet, draw_images, evaluate
-from benchmarks.timing import THREADS, Result, Timed, time_once
+from benchmarks.timing import Result, Timed, time_once
 from bnlab import population_statistics
 from bnlab.gaps import gap
 from bnlab.harness.reporting import drawing
@@ -34,7 +35,7 @@ _IMAGES = [(20, images, order, 1.0) for images in (512, 1024) for order in ORDER
 _MEMORY = [(20, 1024, "breadth", 1 / share) for share in (2, 4, 8, 12)]
 
 
-def measure() -> Iterator[Result]:
+def measure_scaling(device: str) -> Iterator[Result]:
     _measure(*_DEPTHS[0], seed=0)  # the first call of a process takes longer
     rows = []
     for seed in range(ROUNDS):
@@ -44,9 +45,11 @@ def measure() -> Iterator[Result]:
     _keep(frame)
 
     cases = frame.groupby(["depth", "images", "memory", "strategy"], sort=False)
-    medians = cases.median(numeric_only=True)
-    for row in medians.reset_index().to_dict("records"):
-        yield _describe(row)
+    for row in cases.median(numeric_only=True).reset_index().to_dict("records"):
+        side = row["strategy"]
+        what = f"resnet-{row['depth']}, {row['images']:,} images, {row['memory']:.2g} of the memory"
+        timed = Timed(what, {side: row["seconds"], "one forward": row["forward_seconds"]})
+        yield timed.compare(side, "one forward", note=f"{row['layers']:.0f} layers, {row['passes']:.3g} passes")
 
 
 def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> dict[str, Any]:
@@ -90,24 +93,6 @@ def _count_bytes(images: int, order: str) -> int:
     return live.peak
 
 
-def _describe(row: dict[Any, Any]) -> Result:
-    what = f"resnet-{row['depth']}, {row['images']:,} images"
-    memory = row["memory"]
-    if memory < 1:
-        parts = round(1 / memory)
-        what = f"{what}, 1/{parts} of the memory"
-
-    note = f"{row['layers']:.0f} layers, {row['passes']:.3g} passes"
-    peak = row["peak_bytes"]
-    if not math.isnan(peak):
-        mebibytes = peak / 2**20
-        note = f"{note}, {mebibytes:.0f} MiB"
-
-    side = row["strategy"]
-    timed = Timed(what, {side: row["seconds"], "one forward": row["forward_seconds"]})
-    return timed.compare(side, "one forward", note=note)
-
-
 def _keep(frame: pd.DataFrame) -> None:
     """Write tables and figures of the experiment `passes`, in place of those among the reference results."""
     versions = {name: version(name) for name in ("bnlab", "numpy", "pandas", "torch")}
@@ -119,7 +104,7 @@ def _keep(frame: pd.DataFrame) -> None:
         batch_size=BATCH,
         versions=json.dumps(versions),
         device=platform.machine(),
-        threads=THREADS,
+        threads=torch.get_num_threads(),
     )
     tables = {"runs": runs, "passes": frame.drop(columns=["seed", "depth"])}
     shutil.rmtree(REFERENCE, ignore_errors=True)

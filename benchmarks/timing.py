@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-THREADS = 2  # unless a part has its own
 HEADING = """\
 | what | side | seconds | against | seconds | ratio | at most | note |
 |---|---|--:|---|--:|--:|--:|---|"""

@@ -1,4 +1,4 @@
-"""The harness's training, which records all moments and can be continued, against a plain loop with the same recipe."""
+"""Training with recording and with layers that choose their momentum, and the harness's own, against a plain loop."""
 
 from __future__ import annotations
 
@@ -6,23 +6,97 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.networks import build_resnet
+from benchmarks.networks import build_imagenet_resnet, build_resnet
 from benchmarks.timing import Result, alternate
+from bnlab import record
+from bnlab.estimators import EMA
 from bnlab.harness.artifacts.data import OwnData, augment
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.models import Resnet
+from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.updates import lr_factor
+from bnlab.nn import SelfTuned
+from bnlab.recording.trace import MomentTrace, replay_bank
 
-ROUNDS = 3
+ROUNDS = 7
 _BATCH, _STEPS, _SHIFT = 128, 80, 4
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network and how it is trained; what recording and self-tuning should cost at most."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+    batch: int
+    steps: int
+    recording: float
+    tuning: float
+
+    def run(self, model: nn.Module) -> None:
+        device = next(model.parameters()).device
+        images = torch.randn(self.batch, *self.shape, device=device).contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(10, (self.batch,), device=device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+
+def build_cnn(size: int) -> nn.Module:
+    return build_model(Cnn(), channels=1, image_size=size, classes=10, seed=0)
+
+
+_TRAININGS = {
+    "cpu": (
+        Training("cnn 32-64-128, 32×32", partial(build_cnn, 32), (1, 32, 32), 128, 40, 1.03, 1.02),
+        Training("the demo's cnn, 8×8", partial(build_cnn, 8), (1, 8, 8), 32, 270, 1.03, 1.02),
+        Training("resnet-20, 32×32", build_resnet, (3, 32, 32), 64, 40, 1.01, 1.01),
+    ),
+    "cuda": (
+        Training("resnet-50, 224×224", partial(build_imagenet_resnet, 50), (3, 224, 224), 128, 20, 1.01, 1.02),
+        Training("resnet-20, 32×32", build_resnet, (3, 32, 32), 128, 100, 1.05, 1.15),
+    ),
+}
+
+
+def measure_recording(device: str) -> Iterator[Result]:
+    """Compare a training loop with and without recording, with self-tuned layers, and with a replay of 64 momenta."""
+    for training in _TRAININGS[device]:
+        yield from _compare(training, device)
+
+
+def _compare(training: Training, device: str) -> Iterator[Result]:
+    model = training.build().to(device).train()
+    self_tuned = SelfTuned.convert(training.build().to(device)).train()
+    bank = [EMA(momentum=(i + 1) / 64) for i in range(64)]
+    traces: list[MomentTrace] = []
+
+    def train_recorded() -> None:
+        with record(model) as trace:
+            training.run(model)
+        traces[:] = [trace]
+
+    sides: dict[str, Callable[[], object]] = {
+        "plain": lambda: training.run(model),
+        "recording": train_recorded,
+        "self-tuned": lambda: training.run(self_tuned),
+        "replay of 64 momenta": lambda: replay_bank(traces[0], bank, [training.steps]),
+    }
+    timed = alternate(f"{training.steps} steps of {training.name}, batch {training.batch}", ROUNDS, sides)
+    yield timed.compare("recording", "plain", training.recording)
+    yield timed.compare("self-tuned", "plain", training.tuning)
+    yield timed.compare("replay of 64 momenta", "plain", 0.02, "after the training")
 
 
 def make_images() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -39,7 +113,8 @@ def make_images() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return train, test
 
 
-def measure() -> Iterator[Result]:
+def measure_training(device: str) -> Iterator[Result]:
+    """Compare the harness's training, which records all moments and can be continued, with a plain loop."""
     data = OwnData(name="benchmarks.training.make_images", shift=_SHIFT, flip=True)
     config = Config(data=data, model=Resnet(), batch_size=_BATCH, steps=_STEPS, threads=torch.get_num_threads())
     sides: dict[str, Callable[[], object]] = {

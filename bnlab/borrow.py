@@ -28,7 +28,8 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     global _depth
     with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
         modules = list(model.modules())
-        undo.callback(_give_back_modes, modules, [module.training for module in modules])
+        for module in modules:
+            undo.callback(setattr, module, "training", module.training)
         undo.callback(_give_back_tensors, _list_tensors(modules))
         merging = [module for module in modules if type(module).train is not nn.Module.train]
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
@@ -96,11 +97,6 @@ def _give_back_tensors(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None
             setattr(module, name, tensor)
 
 
-def _give_back_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
-    for module, mode in zip(modules, modes, strict=True):
-        module.training = mode
-
-
 @contextlib.contextmanager
 def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """The model is borrowed, its forwards take no gradients, and its layers' hooks run also where it is compiled."""
@@ -116,10 +112,10 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     """
     parameters = [] if model is None else model.parameters()
     devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.is_cuda])
-    own, numpys = random.getstate(), np.random.get_state()
+    state, numpys = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        random.setstate(own)
+        random.setstate(state)
         np.random.set_state(numpys)

@@ -84,15 +84,15 @@ def decompose(
     Returns:
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
         terms. Layers that no batch reaches (an auxiliary head, say) are left out: `frame.attrs["unseen"]` lists them.
-        noise and lag are NaN in a layer that was in eval mode for the whole window.
+        noise and lag are of these last steps, also where a layer is not called in each of them, and NaN where it was in
+        eval mode in all.
 
     Raises:
         TypeError, ValueError: as `population_statistics`; no trace, an empty one or another model's; or `batches` is
             an iterator, which can be read once.
 
     Warns:
-        RuntimeWarning: those last steps hold less than 99% of the EMA's weight in layers that are not called in each.
-            Or `weights` gives the model's own tensors.
+        RuntimeWarning: `weights` gives the model's own tensors.
 
     >>> import copy
     >>> from bnlab import record
@@ -122,7 +122,6 @@ def decompose(
     e, d = replay_bank(trace, running, [last])[:, 0]
 
     ages = min(window(momentum), last - trace.first_step)
-    _warn_of_the_uncovered(trace, last, ages, momentum)
     calls = [_count_calls(layer, last, ages) for layer in trace.layers.values()]
     shares = [_weigh_ages(of_layer, momentum, every) for of_layer in calls]
 
@@ -260,28 +259,6 @@ def _count_calls(layer: LayerTrace, last: int, ages: int) -> NDArray[np.int64]:
     start = bisect_right(layer.steps, last - ages)
     newest = np.array(layer.steps[start:], dtype=np.int64)
     return np.bincount(last - newest, minlength=ages)
-
-
-def _warn_of_the_uncovered(trace: MomentTrace, last: int, ages: int, momentum: float) -> None:
-    """Warn of layers where much of the average's weight is older than the steps `last` − `ages` + 1 to `last`."""
-    kept = 1 - momentum
-    uncovered = {}
-    for name, layer in trace.layers.items():
-        calls = int(_count_calls(layer, last, ages).sum())
-        if not calls:
-            continue
-        share = (1 - kept**calls) / (1 - kept ** len(layer))
-        if share < COVERED - 1e-9:
-            uncovered[name] = share
-    if not uncovered:
-        return
-
-    # Rounded to the nearest it may be the share that is asked for.
-    least = math.floor(1e4 * min(uncovered.values())) / 1e4
-    warn(
-        f"decompose: the last {ages} steps hold {least} of the average's weight in {join_names(uncovered)}, which are "
-        "not called in each; there noise and lag are of these steps only"
-    )
 
 
 def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[int, float]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GAP_COLUMNS = ("mean_gap", "var_gap", "kl")
 
 
-def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = False) -> pd.DataFrame:
+def gap(reference: Statistics, estimate: Statistics) -> pd.DataFrame:
     """Measure how far `estimate` is from `reference`, layer by layer.
 
     Layers that one side has and that no data reached on the other (its `unseen`; an auxiliary head, say) are left out:
@@ -28,8 +28,6 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
     Args:
         reference: usually exact statistics.
         estimate: statistics of the same layers, such as running ones.
-        per_channel: a row for each layer and channel instead, with a column `channel` (from 0) after `channels`. Mean
-            and variance gap are signed then, positive where the estimate is larger.
 
     Returns:
         A row for each layer of the reference, in the order of depth, with these columns (r is the reference, e the
@@ -69,15 +67,10 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
     flat_estimate = layout.flatten(estimate)
     weights = {**estimate.weights, **reference.weights}
 
-    if per_channel:
-        keys = layout.channel_frame()
-        gaps = channel_gaps(layout, flat_reference, flat_estimate)
-        output_gaps = _compute_output_gaps(layout, flat_reference, flat_estimate, weights)
-    else:
-        depths = range(1, len(layout.names) + 1)
-        keys = pd.DataFrame({"layer": layout.names, "depth": depths, "channels": layout.channels})
-        gaps = layer_gaps(layout, flat_reference, flat_estimate)
-        output_gaps = layer_output_gaps(layout, flat_reference, flat_estimate, weights)
+    depths = range(1, len(layout.names) + 1)
+    keys = pd.DataFrame({"layer": layout.names, "depth": depths, "channels": layout.channels})
+    gaps = layer_gaps(layout, flat_reference, flat_estimate)
+    output_gaps = layer_output_gaps(layout, flat_reference, flat_estimate, weights)
 
     columns = dict(zip(GAP_COLUMNS, gaps.numpy(), strict=True))
     frame = keys.assign(**columns, output_gap=output_gaps.numpy())
@@ -183,43 +176,18 @@ def layer_output_gaps(layout: Layout, reference: Tensor, estimate: Tensor, weigh
     Returns:
         float64 [..., layers].
     """
-    output_gaps = _compute_output_gaps(layout, reference, estimate, weights)
-    return layout.layer_means(output_gaps.square()).sqrt()
-
-
-def _compute_output_gaps(
-    layout: Layout, reference: Tensor, estimate: Tensor, weights_by_layer: Mapping[str, Tensor]
-) -> Tensor:
-    """Compute how far each channel's output is off for inputs with the reference's moments, [..., channels]."""
-    weights = _flatten_weights(layout, weights_by_layer)
+    flat_weights = _flatten_weights(layout, weights)
     mean_r, var_r = reference
     mean_e, var_e = estimate.unbind(-2)
     deviation_r = (var_r + layout.channel_eps).sqrt()
     deviation_e = (var_e + layout.channel_eps).sqrt()
-    off = torch.hypot(mean_e - mean_r, deviation_r - deviation_e)
-    return torch.where(weights == 0, 0.0, weights * off / deviation_e)
+    off = torch.hypot(mean_e - mean_r, deviation_r - deviation_e)  # for inputs with the reference's moments
+    output_gaps = torch.where(flat_weights == 0, 0.0, flat_weights * off / deviation_e)
+    return layout.layer_means(output_gaps.square()).sqrt()
 
 
 def layer_gaps(layout: Layout, reference: Tensor, estimate: Tensor) -> Tensor:
     """Compute `GAP_COLUMNS` as float64 [3, ..., layers] of flat statistics [..., 2, channels] from [2, channels]."""
-    difference, var_r, log_ratio, kl = _compare(layout, reference, estimate)
-    terms = torch.stack((difference.square() / var_r, log_ratio.square(), kl))
-    means = layout.layer_means(terms)
-    return torch.cat((means[:2].sqrt(), means[2:]))
-
-
-def channel_gaps(layout: Layout, reference: Tensor, estimate: Tensor) -> Tensor:
-    """Compute `GAP_COLUMNS` of each channel, the first two signed: float64 [3, ..., channels]; see `layer_gaps`."""
-    difference, var_r, log_ratio, kl = _compare(layout, reference, estimate)
-    return torch.stack((difference / var_r.sqrt(), log_ratio, kl))
-
-
-def _compare(layout: Layout, reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compare each channel.
-
-    Returns:
-        the difference of the means, the reference's variance + eps, the log ratio of both variances + eps, and KL.
-    """
     mean_r, var_r = reference
     mean_e, var_e = estimate.unbind(-2)
     var_r = var_r + layout.channel_eps
@@ -229,4 +197,5 @@ def _compare(layout: Layout, reference: Tensor, estimate: Tensor) -> tuple[Tenso
     difference = mean_e - mean_r
     log_ratio = torch.log(var_e / var_r)
     kl = 0.5 * (log_ratio + (var_r + difference.square()) / var_e - 1)
-    return difference, var_r, log_ratio, kl
+    means = layout.layer_means(torch.stack((difference.square() / var_r, log_ratio.square(), kl)))
+    return torch.cat((means[:2].sqrt(), means[2:]))

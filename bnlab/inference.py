@@ -20,7 +20,6 @@ from bnlab.arguments import require_count, require_number
 from bnlab.borrow import borrowed
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_input
 from bnlab.names import Look, Named, list_named
-from bnlab.warn import warn
 
 __all__ = [
     "EvalNorm",
@@ -33,11 +32,6 @@ __all__ = [
 ]
 
 _CALLER = "inference.apply_statistics"
-_FORMER = {
-    "Rule": "TestTimeStatistics",
-    "apply_rule": "apply_statistics",
-    "list_rules": "list_test_time_statistics",
-}
 
 
 @dataclass(frozen=True)
@@ -315,12 +309,3 @@ def _compute_statistics(kind: TestTimeStatistics, layer: BatchNorm, x: Tensor) -
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(like.dtype)
-
-
-def __getattr__(name: str) -> object:
-    """Find what had another name in earlier versions, with a warning."""
-    if name not in _FORMER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warn(f"bnlab.inference.{name} is called {_FORMER[name]} now")
-    renamed: object = globals()[_FORMER[name]]
-    return renamed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,13 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None:
-            _require_built(name, module.running_mean, caller)
+            if is_lazy(module.running_mean):
+                raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
+            if module.running_mean.is_meta:
+                raise ValueError(
+                    f"{caller}: layer {name!r} is on the meta device, which holds no values; use model.to_empty and "
+                    "load its weights first"
+                )
             known[name] = module
         elif isinstance(module, BatchNorm):
             skipped[f"{type(module).__name__} without running statistics"] += 1
@@ -69,21 +75,21 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
 
     if not known:
         message = f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
-        raise ValueError(message + _tell_skipped(model, skipped))
+        raise ValueError(message + _describe_skipped(model, skipped))
     if layers is None:
         return known
     return _select(known, layers, caller)
 
 
-def _tell_skipped(model: nn.Module, skipped: Counter[str]) -> str:
-    """Say which norms are not read, and what instance norms do with averages; empty where nothing was skipped."""
+def _describe_skipped(model: nn.Module, skipped: Counter[str]) -> str:
+    """Describe which norms are not read, and what instance norms do with averages; empty where nothing was skipped."""
     if not skipped:
         return ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-    told = f" ({kinds} skipped; only subclasses of torch's batch norm are read)"
+    text = f" ({kinds} skipped; only subclasses of torch's batch norm are read)"
     if any(isinstance(module, _INSTANCE_NORMS) and _keeps_statistics(module) for module in model.modules()):
-        told += _TRACKED
-    return told
+        text += _TRACKED
+    return text
 
 
 _STATISTIC_NAME = re.compile(
@@ -92,17 +98,17 @@ _STATISTIC_NAME = re.compile(
 
 
 def warn_of_others(model: nn.Module, caller: str) -> None:
-    """Name what is not measured: norms of other classes, batch norms without statistics, and those in plain lists."""
+    """Warn of norms that are not measured: of other classes, without statistics, and in plain lists."""
     others = find_others(model)
     without = [
         name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.running_mean is None
     ]
-    hidden = _find_hidden(model)
     parts = []
     if others:
         parts.append(f"{join_names(others)} keep running statistics and are no batch norm of torch's")
     if without:
         parts.append(f"{join_names(without)} are batch norms without running statistics")
+    hidden = _find_hidden(model)
     if hidden:
         parts.append(f"{join_names(hidden)} hold batch norms in a plain list, which belong in a ModuleList")
     if parts:
@@ -141,23 +147,6 @@ def _is_constant(module: nn.Module) -> bool:
 
 def _keeps_statistics(module: nn.Module) -> bool:
     return any(_STATISTIC_NAME.search(name) for name, _ in module.named_buffers(recurse=False))
-
-
-def require_parameters(model: nn.Module, caller: str) -> None:
-    """ValueError if parameters are not built yet, as those of lazy layers before their first forward."""
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(f"{caller}: parameter {name!r} is lazy and not built yet; run one forward pass first")
-
-
-def _require_built(name: str, buffer: Tensor, caller: str) -> None:
-    if is_lazy(buffer):
-        raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
-    if buffer.is_meta:
-        raise ValueError(
-            f"{caller}: layer {name!r} is on the meta device, which holds no values; use model.to_empty and load its "
-            "weights first"
-        )
 
 
 def _select(known: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:
@@ -252,7 +241,7 @@ def require_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
 # -- what a layer normalizes -----------------------------------------------------------------------------------------
 
 Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
-"""Called with a layer and the arguments of its call; returns the values that it normalizes, or (values, channels)."""
+"""Called with a layer and the arguments of its call; returns the values that it normalizes, [M, C] or [N, C, ...]."""
 
 
 class OtherInput(ValueError):
@@ -264,20 +253,8 @@ class OtherInput(ValueError):
         super().__init__(f"{caller}: {found}; say what it normalizes: {function}")
 
 
-class Values(NamedTuple):
-    """Values that a layer normalizes in one call.
-
-    Attributes:
-        x: [N, C, ...].
-        channels: int64 [C], numbers of the layer's channels that `x` is of; None: all of them.
-    """
-
-    x: Tensor
-    channels: Tensor | None
-
-
 class Inputs:
-    """Finds what the layers of a model normalize.
+    """Says what the layers of a model normalize.
 
     Args:
         layers: the layers, by name.
@@ -286,13 +263,11 @@ class Inputs:
 
     Attributes:
         extracts: name of each layer of which the caller says what it normalizes → the function that does.
-        channels: name of each layer that was called → the channels that it was given; None: all of them.
     """
 
     def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
         self._caller = caller
         self.extracts: dict[str, Extract] = {}
-        self.channels: dict[str, Tensor | None] = {}
         if given is None:
             return
         if not isinstance(given, Mapping) or not all(callable(extract) for extract in given.values()):
@@ -307,62 +282,14 @@ class Inputs:
                 raise ValueError(f"{caller}: inputs has {key!r}, which is no layer here; there are {known}")
             self.extracts |= dict.fromkeys(names, extract)
 
-    def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
-        """Find what a layer normalizes in one call; None if it gets no rows, ValueError if it cannot be normalized."""
+    def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Select what a layer normalizes in one call, [N, C, ...]; None if it gets no rows."""
         extract = self.extracts.get(name)
-        returned = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
-        x = returned
-        channels = None
-        if extract is not None and isinstance(returned, tuple):
-            if len(returned) != 2:
-                raise ValueError(
-                    f"{self._caller}: inputs= for layer {name!r} returned {len(returned)} values; return the values "
-                    "that it normalizes, or (values, channels)"
-                )
-            x, channels = returned
-
+        x = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
         if isinstance(x, Tensor) and x.numel() == 0:
             return None
-        if channels is None:
-            require_input(name, layer, x, self._caller)
-        else:
-            channels = self._find_channels(name, layer, x, channels)
-        self.set_channels(name, channels)
-        return Values(x, channels)
-
-    def set_channels(self, name: str, channels: Tensor | None) -> None:
-        """Keep which channels a layer is given; ValueError if they differ from those of an earlier call."""
-        before = self.channels.setdefault(name, channels)
-        is_same = before is channels
-        if before is not None and channels is not None:
-            is_same = torch.equal(before, channels)
-        if not is_same:
-            raise ValueError(
-                f"{self._caller}: layer {name!r} is given other channels in another call; "
-                "measure the others: name them in layers= of population_statistics or recalibrate"
-            )
-
-    def select_channels(self, name: str, values: Tensor) -> Tensor:
-        """Select from `values`, one for each channel of a layer, those of the channels that the layer was given."""
-        channels = self.channels.get(name)
-        return values if channels is None else values[channels.to(values.device)]
-
-    def _find_channels(self, name: str, layer: BatchNorm, x: Any, channels: Any) -> Tensor:
-        """Check channels that the caller has given in any form that indexes a tensor; int64 [C]."""
-        known = torch.arange(layer.num_features)
-        try:
-            chosen = known[channels.cpu() if isinstance(channels, Tensor) else channels].reshape(-1)
-        except (IndexError, TypeError) as error:
-            raise ValueError(f"{self._caller}: inputs= for layer {name!r} gives no channels of it: {error}") from error
-        if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != len(chosen):
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"{self._caller}: inputs= for layer {name!r} gives values {shape} and {len(chosen)} channels; "
-                "pass values [M, C] or [N, C, ...] with as many channels"
-            )
-        if len(chosen.unique()) < len(chosen):
-            raise ValueError(f"{self._caller}: inputs= for layer {name!r} gives a channel twice")
-        return chosen
+        require_input(name, layer, x, self._caller)
+        return x  # type: ignore[no-any-return]
 
 
 def has_own_forward(layer: BatchNorm) -> bool:

@@ -99,13 +99,6 @@ class LiveBytes(TorchFunctionMode):
         self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
         self._tensors: dict[int, weakref.ref[Tensor]] = {}
 
-    def follow(self, values: Any) -> None:
-        """Count the tensors in `values` too, as long as they are alive."""
-        for tensor in list_tensors(values):
-            if tensor.layout == torch.strided:
-                self._tensors[id(tensor)] = weakref.ref(tensor)
-        self.peak = max(self.peak, self.now())
-
     def now(self) -> int:
         """Count the bytes that are alive; views of one memory count once."""
         alive: dict[int, weakref.ref[Tensor]] = {}
@@ -124,7 +117,10 @@ class LiveBytes(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        self.follow(result)
+        for tensor in list_tensors(result):
+            if tensor.layout == torch.strided:
+                self._tensors[id(tensor)] = weakref.ref(tensor)
+        self.peak = max(self.peak, self.now())
         return result
 
 
@@ -159,12 +155,10 @@ class Budget:
         limit: bytes that may be held.
 
     Attributes:
-        batches: the number of batches.
         peak: the most bytes that were needed at once, according to the profile.
     """
 
     def __init__(self, sizes: Sequence[int], profile: Profile | None, limit: int) -> None:
-        self.batches = len(sizes)
         self._sizes = sizes
         self._limit = limit
         self._held: dict[int, float] = {}
@@ -188,12 +182,12 @@ class Budget:
             return False
 
         most_of_all = max(self._waiting.values(), default=0.0)
-        own = self._sizes[index] * self._waiting.get(layer, most_of_all)
-        needed = self._running + own + sum(self._held.values())
+        size = self._sizes[index] * self._waiting.get(layer, most_of_all)
+        needed = self._running + size + sum(self._held.values())
         if needed > self._limit:
             return False
 
-        self._held[index] = own
+        self._held[index] = size
         self.peak = max(self.peak, int(needed))
         return True
 

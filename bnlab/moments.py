@@ -97,15 +97,11 @@ def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = N
         scale: [C], the variance that both are relative to; default the reference's.
     """
     var = reference.var if scale is None else scale
-    mean_off = _compute_largest(other.mean - reference.mean, var.sqrt())
-    var_off = _compute_largest(other.var - reference.var, var)
+    differences = torch.stack((other.mean - reference.mean, other.var - reference.var))
+    ratios = differences.abs() / torch.stack((var.sqrt(), var))
+    ratios = ratios.where(differences != 0, 0.0).nan_to_num(torch.inf, torch.inf)
+    mean_off, var_off = ratios.amax(1).tolist()
     return mean_off, var_off
-
-
-def _compute_largest(differences: Tensor, scale: Tensor) -> float:
-    """The largest difference in a unit; 0 of nothing in nothing, inf of what is not finite."""
-    ratios = (differences.abs() / scale).where(differences != 0, 0.0)
-    return float(ratios.nan_to_num(torch.inf, torch.inf).max())
 
 
 def fetch(pooled: Iterable[Pooled]) -> list[Moments]:

@@ -22,20 +22,8 @@ _HEIGHT = 512
 _LONG = 4096  # pixels of an image in one float32 sum
 
 
-class GroupMoments(NamedTuple):
-    """R groups of `size` values: mean and variance (ddof 0) of each, R·C values, channels innermost."""
-
-    size: int
-    mean: Tensor
-    var: Tensor
-
-
-class GroupSums(NamedTuple):
-    """R groups of `size` values: Σx and the root of Σx² of each, R·C values, channels innermost."""
-
-    size: int
-    total: Tensor
-    norm: Tensor
+Groups = tuple[int, Tensor, Tensor]
+"""Groups of so many values each: mean and variance (ddof 0) of each, R·C values, channels innermost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,80 +36,71 @@ class Pooled:
 
 
 class Partial(NamedTuple):
-    """Groups of values as they come out of one read of an activation, not yet in float64.
+    """Groups of values as they come out of one read of an activation.
 
     Attributes:
         channels: C.
         blocks: groups of one size each.
-        shift: [C], what has been taken off the values.
+        how: "sums" of float32 values and of their squares; "moments" by torch's routine, which adds float32 values up
+            one after the other; "exact" otherwise, as of values from which a shift near their mean was taken off.
     """
 
     channels: int
-    blocks: Sequence[GroupMoments | GroupSums]
-    shift: Tensor | None = None
+    blocks: Sequence[Groups]
+    how: str
 
     @staticmethod
     def of(pooled: Pooled) -> Partial:
         """One group."""
-        return Partial(len(pooled.mean), [GroupMoments(pooled.count, pooled.mean, pooled.var)])
+        return Partial(len(pooled.mean), [(pooled.count, pooled.mean, pooled.var)], "exact")
 
     def select_channels(self, channels: Tensor) -> Partial:
         """Select some channels; the values of the groups are exact as they are."""
-        blocks = [
-            GroupMoments(count, mean[:, channels].flatten(), var[:, channels].flatten())
-            for count, mean, var in self.groups()
-        ]
-        return Partial(len(channels), blocks)
-
-    def groups(self) -> list[tuple[int, Tensor, Tensor]]:
-        """Values in each group, mean and variance [R, C] of R groups of that size, float64 on the CPU."""
-        return _join_groups([self])
+        blocks = []
+        for size, mean, var in _join_groups([self]):
+            blocks.append((size, mean[:, channels].flatten(), var[:, channels].flatten()))
+        return Partial(len(channels), blocks, "exact")
 
 
-def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None, *, by_image: bool = False) -> Partial:
+def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None) -> Partial:
     """Read `x` [N, C, ...] once; with `shift`, read `channels` of `x − shift`, which is exact near the mean.
 
-    The groups are what is fastest in this memory layout, or the images (rows in their order).
+    The groups are what is fastest in this memory layout.
     """
+    if x.device.type == "mps":  # which has no float64
+        x = x.cpu()
     wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
     if shift is not None:
-        return _read_shifted(wide, shift, channels, by_image)
-    if not by_image and wide.device.type == "cpu" and _has_channels_innermost(wide):
-        return Partial(x.shape[1], _read_pixels(wide))
+        return _read_shifted(wide, shift, channels)
+    is_innermost = wide.movedim(1, -1).is_contiguous()  # the channels, in memory
+    if wide.device.type == "cpu" and is_innermost:
+        return Partial(x.shape[1], _read_pixels(wide), "moments")
 
     images = wide.reshape(*wide.shape[:2], -1)
-    exact = None
-    if images.shape[2] > _LONG:  # what a float32 sum of squares loses grows with the length of the rows
-        exact = torch.float64
-        images = _move_from_mps(images)
-    total = images.sum(dim=2, dtype=exact)
-    norm = torch.linalg.vector_norm(images, dim=2, dtype=exact)
-    return Partial(x.shape[1], [GroupSums(images.shape[2], total.flatten(), norm.flatten())])
+    size = images.shape[2]
+    exact = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
+    total = images.sum(dim=2, dtype=exact).flatten().double()
+    norm = torch.linalg.vector_norm(images, dim=2, dtype=exact).flatten().double()
+    mean = total / size
+    var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
+    return Partial(x.shape[1], [(size, mean, var)], "sums")
 
 
-def _read_shifted(wide: Tensor, shift: Tensor, channels: Tensor | None, by_image: bool) -> Partial:
+def _read_shifted(wide: Tensor, shift: Tensor, channels: Tensor | None) -> Partial:
     """Read `wide − shift`; if a shift is NaN (see `pool_exactly`), in float64, with 0 in the place of NaN."""
     if not shift.isfinite().all():
         shift = shift.nan_to_num(0.0)
-        wide = _move_from_mps(wide).double()
+        wide = wide.double()
     known = shift.to(wide.device, wide.dtype)
     chosen = wide if channels is None else wide.index_select(1, channels.to(wide.device))
-    near = chosen - known.view(-1, *[1] * (wide.dim() - 2))
-    return read(near, by_image=by_image)._replace(shift=known)
+    near = read(chosen - known.view(-1, *[1] * (wide.dim() - 2)))
+    blocks = []
+    for size, mean, var in near.blocks:
+        blocks.append((size, (mean.view(-1, near.channels) + known.double()).flatten(), var))
+    return Partial(near.channels, blocks, "exact")
 
 
-def _move_from_mps(x: Tensor) -> Tensor:
-    """Move `x` to the CPU if it is on MPS, which has no float64; its type stays."""
-    return x.cpu() if x.device.type == "mps" else x
-
-
-def _has_channels_innermost(x: Tensor) -> bool:
-    if x.dim() == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    return x.movedim(1, -1).is_contiguous()
-
-
-def _read_pixels(x: Tensor) -> list[GroupMoments]:
+def _read_pixels(x: Tensor) -> list[Groups]:
     """Pixels side by side make up to `_HEIGHT` rows, or more; the pixels that are left over, a block of their own."""
     channels = x.shape[1]
     pixels = x.numel() // channels
@@ -137,18 +116,13 @@ def _read_pixels(x: Tensor) -> list[GroupMoments]:
         # Shape [1, width, rows, 1] with the width innermost is channels_last whatever the sizes are.
         image = x.as_strided((1, width, height, 1), (height * width, 1, width, width), offset)
         mean, var = torch.batch_norm_update_stats(image, None, None, 0.0)
-        blocks.append(GroupMoments(height, mean, var))
+        blocks.append((height, mean, var))
         offset += height * width
     return blocks
 
 
-def pool(parts: Sequence[Partial]) -> Pooled:
-    """Merge all groups of all parts at once: within-group variance plus the variance of the group means."""
-    return _merge(_join_groups(parts))
-
-
 def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor], Sequence[Partial]]) -> Pooled:
-    """Merge all parts, and read again the channels for which the plain read was too coarse.
+    """Merge all groups of all parts, and read again the channels for which the plain read was too coarse.
 
     Far from 0 a sum of squares, and any float32 mean, loses digits.
 
@@ -157,7 +131,7 @@ def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor]
         read_again: `read_again(shift, channels)` reads some channels minus their mean `shift`. A shift of NaN asks for
             a read in float64 without a shift: the sums of that channel have overflown, so that its mean is not known.
     """
-    pooled = pool(parts)
+    pooled = _merge(_join_groups(parts))
     has_overflowed = ~(pooled.mean + pooled.var).isfinite()  # or the values are not finite: the second read shows which
     is_far_from_zero = pooled.mean.square() > _bound_mean(parts) ** 2 * pooled.var
     is_coarse = is_far_from_zero | has_overflowed
@@ -166,7 +140,7 @@ def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor]
 
     channels = is_coarse.nonzero().flatten()
     shift = pooled.mean.where(~has_overflowed, torch.nan)
-    exact = pool(read_again(shift[channels], channels))
+    exact = _merge(_join_groups(read_again(shift[channels], channels)))
     mean = pooled.mean.index_copy(0, channels, exact.mean)
     var = pooled.var.index_copy(0, channels, exact.var)
     return Pooled(pooled.count, mean, var)
@@ -178,56 +152,43 @@ def _bound_mean(parts: Sequence[Partial]) -> float:
     Exact enough is an error below 2e-6 of σ in the mean, and of the variance in the variance. With u = 2⁻²⁴, the
     rounding of float32:
 
-    - `GroupSums`: a sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The bound is 2.
-    - `GroupMoments`: torch's routine adds up to n = 512 values one after the other, and rounds the sum each time. The
+    - "sums": a sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The bound is 2.
+    - "moments": torch's routine adds up to n = 512 values one after the other, and rounds the sum each time. The
       root mean square of the mean's error is sqrt(n)·u/3 of |μ|, the largest error four times that. Over g groups the
       errors average out, so that the bound grows with sqrt(g), up to 16.
-    - Values from which a shift was taken off are near 0 anyway: there is no bound.
+    - "exact": there is no bound.
     """
-    if all(part.shift is not None for part in parts):
+    how = {part.how for part in parts}
+    if how == {"exact"}:
         return math.inf
-    blocks = [block for part in parts for block in part.blocks]
-    if any(isinstance(block, GroupSums) for block in blocks):
+    if "sums" in how:
         return 2.0
-    groups = sum(block[1].numel() for block in blocks) / parts[0].channels
+    groups = sum(block[1].numel() for part in parts for block in part.blocks) / parts[0].channels
     return min(16.0, math.sqrt(groups))
 
 
-class _Kind(NamedTuple):
-    """Properties in which blocks have to agree to be joined."""
-
-    size: int
-    is_sums: bool
-    shift: int
-    device: torch.device
-
-
-def _join_groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
-    """Groups of one size and kind together, so that there are few operations on small tensors; float64 on the CPU."""
-    kinds: dict[_Kind, tuple[Partial, list[Tensor], list[Tensor]]] = {}
+def _join_groups(parts: Sequence[Partial]) -> list[Groups]:
+    """Groups of one size together, so that there are few operations on small tensors: [R, C], float64 on the CPU."""
+    kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for part in parts:
-        for block in part.blocks:
-            size, first, second = block
-            kind = _Kind(size, isinstance(block, GroupSums), id(part.shift), first.device)
-            _, firsts, seconds = kinds.setdefault(kind, (part, [], []))
-            firsts.append(first)
-            seconds.append(second)
+        for size, mean, var in part.blocks:
+            means, variances = kinds.setdefault((size, mean.dtype, mean.device), ([], []))
+            means.append(mean)
+            variances.append(var)
 
     joined = []
-    for kind, (part, firsts, seconds) in kinds.items():
-        values = torch.cat([*firsts, *seconds]).view(2, -1, part.channels)
+    for (size, *_), (means, variances) in kinds.items():
+        values = torch.cat([*means, *variances]).view(2, -1, parts[0].channels)
         mean, var = values.cpu().double()
-        if kind.is_sums:
-            mean /= kind.size
-            var.square_().div_(kind.size).sub_(mean.square()).clamp_(min=0)
-        if part.shift is not None:
-            mean += part.shift.cpu().double()
-        joined.append((kind.size, mean, var))
+        joined.append((size, mean, var))
     return joined
 
 
 def _merge(groups: Sequence[tuple[int, Tensor, Tensor]]) -> Pooled:
-    """Merge groups of `count` values each, with means and variances float64 [R, C]; the tensors are written into."""
+    """Merge groups of `count` values each, with means and variances float64 [R, C]; the tensors are written into.
+
+    The variance is that within groups and that of their means.
+    """
     total = sum(count * len(means) for count, means, _ in groups)
 
     # About a group's mean first: the weighted sum of small differences, not the difference of large sums.

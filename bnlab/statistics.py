@@ -61,14 +61,11 @@ class Statistics(Mapping[str, Moments]):
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._moments = dict(moments)
-        _require_moments(self._moments, eps)
-        self.eps = {name: float(eps[name]) for name in self._moments}
-        self.unseen = tuple(unseen)
-
         known = weights or {}
         self.weights = {name: weight for name, weight in known.items() if name in self._moments}
-        _require_weights(self.weights, self._moments)
-
+        _require_layers(self._moments, eps, self.weights)
+        self.eps = {name: float(eps[name]) for name in self._moments}
+        self.unseen = tuple(unseen)
         self.cost: Cost | None = None
         self.check: Check | None = None
         self.standard_errors: dict[str, tuple[Tensor, Tensor]] | None = None
@@ -181,27 +178,18 @@ class Statistics(Mapping[str, Moments]):
         return Statistics(moments, eps, unseen, weights)
 
 
-def _require_moments(moments: Mapping[str, Moments], eps: Mapping[str, float]) -> None:
+def _require_layers(moments: Mapping[str, Moments], eps: Mapping[str, float], weights: Mapping[str, Tensor]) -> None:
     if not moments:
         raise ValueError("Statistics: no layers; pass moments of at least one")
     for name, value in moments.items():
         if not isinstance(value, Moments):
             raise TypeError(f"Statistics: layer {name!r} has a {type(value).__name__}; pass Moments")
-        if not _are_rows(value.mean, value.var):
+        are_tensors = isinstance(value.mean, Tensor) and isinstance(value.var, Tensor)
+        if not are_tensors or value.mean.dim() != 1 or value.mean.shape != value.var.shape:
             raise ValueError(f"Statistics: mean and var of layer {name!r} are no tensors of one length [C]")
         if name not in eps:
             raise ValueError(f"Statistics: layer {name!r} has no eps; pass that of the layer")
-
-
-def _are_rows(mean: object, var: object) -> bool:
-    if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
-        return False
-    return mean.dim() == 1 and mean.shape == var.shape
-
-
-def _require_weights(weights: Mapping[str, Tensor], moments: Mapping[str, Moments]) -> None:
-    for name, weight in weights.items():
-        if weight.shape != moments[name].mean.shape:
+        if name in weights and weights[name].shape != value.mean.shape:
             raise ValueError(f"Statistics: layer {name!r} has a weight of other channels than its mean")
 
 

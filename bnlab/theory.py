@@ -13,16 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "LocalLevel",
-    "effective_count",
-    "ema_lag",
     "ema_noise",
-    "ema_noise_debiased",
     "epoch_noise",
     "local_level",
     "optimal_momentum",
     "random_walk_error",
     "random_walk_gap",
-    "running_variance_bias",
     "start_residue",
 ]
 
@@ -51,31 +47,6 @@ def ema_noise(momentum: Values, variance: Values = 1.0) -> Values:
     """
     _require_momentum(momentum)
     return variance * momentum / (2 - momentum)
-
-
-def ema_noise_debiased(momentum: Values, t: Values, variance: Values = 1.0) -> Values:
-    """Compute the variance v*m/(2-m) * (1+(1-m)^t)/(1-(1-m)^t) of the EMA with its start divided out.
-
-    `t` is 1 or more; the variance falls from v at 1 to `ema_noise`. The division is Adam's bias correction (Kingma &
-    Ba 2015); assumptions as in `ema_noise`.
-
-    >>> ema_noise_debiased(0.5, 1)
-    1.0
-    """
-    residue = start_residue(momentum, t)
-    return ema_noise(momentum, variance) * (1 + residue) / (1 - residue)
-
-
-def ema_lag(momentum: Values) -> Values:
-    """Compute the mean age (1-m)/m of the EMA: how many steps it trails the last statistic recorded on a steady ramp.
-
-    PyTorch records before the optimizer steps: the weights after it are one step on, 1/m ahead of the EMA.
-
-    >>> ema_lag(0.25)
-    3.0
-    """
-    _require_momentum(momentum)
-    return (1 - momentum) / momentum
 
 
 def random_walk_error(momentum: Values, drift: Values, noise: Values) -> Values:
@@ -161,34 +132,6 @@ def epoch_noise(
 
     independent = ema_noise(momentum, variance)
     return independent + variance * (smaller - shared)
-
-
-def effective_count(count: Values, spatial: Values, correlation: Values) -> Values:
-    """Compute how many independent values determine the mean as well as `count` = n: n/(1+(S-1)*correlation).
-
-    Any two of an image's S = `spatial` positions have this correlation, images are independent (the design
-    effect of Kish 1965).
-
-    >>> round(effective_count(count=64, spatial=16, correlation=0.9), 3)
-    4.414
-    """
-    inflation = 1 + (spatial - 1) * correlation
-    is_possible = np.less_equal(correlation, 1) & np.greater(inflation, 0)
-    _require("correlation", correlation, is_possible, "above -1/(spatial-1), up to 1")
-    return count / inflation
-
-
-def running_variance_bias(n_eff: Values, count: Values) -> Values:
-    """Compute the relative bias (1-1/n_eff)*n/(n-1) - 1 of torch's running variance from batches of n = `count` values.
-
-    A batch's variance of ddof 0 is low by 1/n_eff, see `effective_count`: deviations from the batch's own mean leave
-    out its variance. Zero for independent values only; about -1/B where the positions of each of B images are alike.
-
-    >>> n_eff = effective_count(count=64, spatial=16, correlation=0.9)
-    >>> round(running_variance_bias(n_eff, count=64), 3)
-    -0.214
-    """
-    return (1 - 1 / n_eff) * count / (count - 1) - 1
 
 
 NO_NOISE = 1e4

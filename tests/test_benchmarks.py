@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+import importlib
 
-from benchmarks import scale
+import pytest
+
+from benchmarks.__main__ import PARTS
 from benchmarks.doctor_networks import Training, measure_cost, train_network
 from benchmarks.doctor_rates import Outcome, write_page, write_share
-from benchmarks.networks import build_resnet
 from benchmarks.timing import HEADING, Result
-from bnlab import population_statistics
 from bnlab.harness.artifacts.data import OwnData
 
 
@@ -66,26 +65,15 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     assert write_share([]) == "0 of 0"
 
 
-@pytest.mark.parametrize("memory", [2_000_000, 3_000_000, 5_000_000])
-def test_the_model_of_exact_statistics_knows_how_many_forwards_are_begun(memory: int) -> None:
-    model = build_resnet()
-    expected = scale.compute_cost(scale.describe(model, 32), images=32, batch=4, memory=memory).begun
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_has_its_function(part: str) -> None:
+    name, _ = PARTS[part]
+    if name == "exact":
+        pytest.importorskip("fvcore")
+    module = importlib.import_module(f"benchmarks.{name}")
 
-    cost = population_statistics(model, list(torch.randn(32, 3, 32, 32).split(4)), memory=memory).cost
-
-    assert cost is not None
-    assert 1 < expected < 20
-    assert cost.forwards == pytest.approx(expected * cost.batches)
-
-
-@pytest.mark.parametrize("name", list(scale.TABLES))
-def test_the_page_on_scale_has_what_its_model_says(name: str) -> None:
-    page = scale.PAGE.read_text(encoding="utf-8")
-
-    lines = list(scale.TABLES[name]())
-
-    assert len(lines) > 4
-    assert scale.replace_table(page, name, lines) == page, "run: python -m benchmarks.scale"
+    assert callable(getattr(module, f"measure_{part}"))
+    assert module.ROUNDS > 0
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 import bnlab
 from bnlab.doctor import list_causes
@@ -140,6 +142,17 @@ def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.Monk
     assert diagnosis.findings["code"][0] == "BN399"
     healthy = make_healthy()
     assert bnlab.diagnose(healthy.model, healthy.batches, causes=[module.OtherEps()], progress=False).trials.empty
+
+
+def test_the_kind_of_layer_that_is_added_as_an_example_is_measured() -> None:
+    blocks = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1::2]
+    (example,) = [block.removeprefix("python\n") for block in blocks if "test_logarithms.py" in block]
+    names: dict[str, Any] = {}
+    exec(example, names)
+
+    names["test_logarithms_are_measured"]()
+    with pytest.raises(ValueError, match=r"\(LogNorm\) does not average the moments of its input .* inputs=\{LogNorm:"):
+        bnlab.population_statistics(names["LogNorm"](3), [torch.rand(50, 3) + 0.1])
 
 
 def test_a_code_that_the_gallery_shows_has_its_example() -> None:

@@ -3,9 +3,6 @@
 import gc
 import math
 import re
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -394,38 +391,6 @@ def test_estimators_whose_channels_differ_are_the_same_beside_others() -> None:
 
     for estimator, states in zip(bank, together, strict=True):
         assert torch.equal(states, fold([estimator], uneven, [7, 20])[0])
-
-
-FORMER = {
-    "Oracle()": [2.3333, 6.0],
-    "Polynomial(alpha=1.0)": [2.0, 5.0],
-    "FastThenSlow(momentum=0.75, alpha=1.0)": [2.5, 6.5],
-    "AdaptiveGain(momentum=0.75, kappa=0.5)": [2.3333, 6.0],
-    "DeviationEMA(momentum=0.5)": [1.75, 2.25],
-    "DelaggedEMA(momentum=0.5)": [2.7778, 7.7143],
-}
-"""Mean and variance after the two batches of the docstrings."""
-
-
-def test_former_estimators_warn_and_work() -> None:
-    """(In another process: once imported they are listed with the others.)"""
-    code = """
-        import sys, warnings
-        import bnlab.estimators
-        from bnlab.estimators.example import after
-
-        for text in sys.argv[1:]:
-            name, _, parameters = text.partition("(")
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                cls = getattr(bnlab.estimators, name)
-            estimator = eval(f"cls({parameters}")
-            print(len(caught), after(estimator, 2)[0])
-    """
-    command = [sys.executable, "-c", textwrap.dedent(code), *FORMER]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-
-    assert done.stdout.splitlines() == [f"1 {pair}" for pair in FORMER.values()]
 
 
 # Names

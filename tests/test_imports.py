@@ -47,9 +47,9 @@ STAGES = (
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
-    "nn": "averages self_tuned readers",
+    "nn": "averages self_tuned",
     "recording": "trace steps recorders block frozen",
-    "exact": "task probe walk samples measurement standard_errors population",
+    "exact": "task probe walk samples measurement population",
     "doctor": "words thresholds scores scatter undoing observing images matching history examination probe "
     "case lag patient cause families causes catalogue scoring experiment trials findings verdict conclusion picture "
     "page diagnosis examine diagnose undo recalibration recalibrate gallery",

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from bnlab import inference
 from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, TestBatch, TestTimeStatistics, apply_statistics
 from tests import references
 from tests.helpers import images, plain, randomized, residual, unchanged
@@ -249,12 +248,3 @@ def test_derivatives_forwards_and_in_transforms(kind: TestTimeStatistics) -> Non
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(dual, found)
     torch.testing.assert_close(mapped, alone)
-
-
-@pytest.mark.parametrize("name", ["Rule", "apply_rule", "list_rules"])
-def test_former_names_warn_and_work(name: str) -> None:
-    with pytest.warns(RuntimeWarning, match=f"bnlab.inference.{name} is called (\\w+) now") as caught:
-        found = getattr(inference, name)
-
-    now = str(caught[0].message).split()[-2]
-    assert found is getattr(inference, now)

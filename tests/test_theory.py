@@ -33,7 +33,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-# Weights, noise, lag
+# Weights and noise
 
 
 @pytest.mark.parametrize("momentum", [0.01, 0.1, 0.5, 1.0])
@@ -62,21 +62,7 @@ def test_noise_of_independent_batches(momentum: float, rng: np.random.Generator)
     assert_average(averages[-1] ** 2, long_run)
     for t in (1, 3, 10):
         residue = theory.start_residue(momentum, t)
-        average = averages[t - 1]
-        debiased = average / (1 - residue)
-        expected = theory.ema_noise_debiased(momentum, t, 2.0)
-        assert_average(average**2, long_run * (1 - residue**2))
-        assert_average(debiased**2, expected)
-
-
-@pytest.mark.parametrize("momentum", [0.05, 0.5, 1.0])
-def test_lag_on_a_ramp(momentum: float) -> None:
-    ramp = np.arange(0.0, 300.0, 0.3)
-
-    estimate = ema(ramp, momentum)[-1]
-
-    assert ramp[-1] - estimate == pytest.approx(0.3 * theory.ema_lag(momentum))
-    assert ramp[-1] + 0.3 - estimate == pytest.approx(0.3 / momentum)
+        assert_average(averages[t - 1] ** 2, long_run * (1 - residue**2))
 
 
 # Random walk
@@ -169,28 +155,6 @@ def test_noise_within_an_epoch(momentum: float, full: int, last: float) -> None:
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-# Bias of the running variance
-
-
-def correlated_batches(batches: int, images: int, spatial: int, correlation: float, rng: np.random.Generator) -> Array:
-    """[batches, values] of variance 1; the positions of an image share a part of their value."""
-    shared = math.sqrt(correlation) * rng.normal(size=(batches, images, 1))
-    own = math.sqrt(1 - correlation) * rng.normal(size=(batches, images, spatial))
-    return (shared + own).reshape(batches, images * spatial)
-
-
-@pytest.mark.parametrize(("images", "spatial", "correlation"), [(4, 16, 0.9), (8, 4, 0.3), (4, 1, 0.0)])
-def test_bias_of_batch_and_running_variance(
-    images: int, spatial: int, correlation: float, rng: np.random.Generator
-) -> None:
-    n = images * spatial
-    x = correlated_batches(50_000, images, spatial, correlation, rng)
-    n_eff = theory.effective_count(n, spatial, correlation)
-    assert_average(x.mean(axis=1) ** 2, 1 / n_eff)
-    assert_average(x.var(axis=1), 1 - 1 / n_eff)
-    assert_average(x.var(axis=1, ddof=1), 1 + theory.running_variance_bias(n_eff, n))
-
-
 # Local level
 
 
@@ -274,11 +238,8 @@ def test_local_level_of_channels_that_never_change(rng: np.random.Generator) -> 
 def test_limits() -> None:
     assert theory.optimal_momentum(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])).tolist() == [1, 0, 1]
     assert theory.optimal_momentum(1e-12, 1.0) == pytest.approx(1e-6, rel=1e-5)
-    assert theory.running_variance_bias(64, 64) == pytest.approx(0)
-    assert theory.effective_count(64, 16, 1.0) == 4
     assert theory.epoch_noise(np.array([0.1, 0.7]), 0, 1) == pytest.approx(0, abs=1e-15)
     assert theory.epoch_noise(0.1, 0, 10**6) == pytest.approx(theory.ema_noise(0.1), rel=1e-4)
-    assert theory.ema_noise_debiased(1e-6, 50) == pytest.approx(1 / 50, rel=1e-3)  # a plain average
 
 
 @pytest.mark.parametrize(
@@ -288,7 +249,6 @@ def test_limits() -> None:
           for m in (0.0, 1.1, math.nan, np.array([0.5, 0.0]))),
         (lambda: theory.random_walk_gap(-0.1, 1, 1.0, 1.0, 1.0), "momentum: found -0.1"),
         (lambda: theory.epoch_noise(0.1, 11, 10), "position: found 11; allowed is 0 to steps_per_epoch"),
-        (lambda: theory.effective_count(64, 16, -0.5), r"correlation: found -0\.5"),
         (lambda: theory.local_level(np.zeros((2, 3))), r"series: found shape \(2, 3\)"),
         (lambda: theory.local_level([1.0, 2.0, math.nan]), "series: found 1 NaN"),
     ],

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.batches import Forward, ImageCounter, call, copy_batch, find_device, map_batch
+from bnlab.batches import Forward, call, copy_batch, count_images, find_device, map_batch
 from bnlab.borrow import keep_random_state, measured
 from bnlab.exact.population import Source, population_statistics
 from bnlab.exact.task import Ranks, Task, watched
-from bnlab.layers import BatchNorm, Extract, Inputs, Values, batch_norm_layers, get_running_buffers, unwrap_parallel
+from bnlab.layers import BatchNorm, Extract, Inputs, batch_norm_layers, get_running_buffers, unwrap_parallel
 from bnlab.reading import choose_reader
 from bnlab.statistics import Statistics, using
 
@@ -84,7 +84,7 @@ class Examination:
 
         def read() -> None:
             with keep_random_state():
-                Source(batches, ImageCounter(None, self.caller), self.caller).read(data, max_images)
+                Source(batches, count_images, self.caller).read(data, max_images)
             if not data:
                 advice = "pass at least one batch (an iterator is used up once read)"
                 raise ValueError(f"{self.caller}: batches is empty; {advice}")
@@ -116,8 +116,8 @@ class Examination:
         task = self.make_task(data)
         parts: dict[str, list[Any]] = {}
 
-        def take(name: str, values: Values) -> None:
-            parts.setdefault(name, []).append(task.reader.measure(values.x))
+        def take(name: str, x: Tensor) -> None:
+            parts.setdefault(name, []).append(task.reader.measure(x))
 
         with using(self.model, given), measured(task.model), watched(task, task.layers, take):
             task.run_all()
@@ -125,7 +125,7 @@ class Examination:
         pooled = {}
         eps = {}
         for name, calls in parts.items():
-            pooled[name] = task.merge(name, task.reader.pool(calls, []))
+            pooled[name] = task.ranks.merge(task.reader.pool(calls, []))
             eps[name] = self.layers[name].eps
         moments = task.fetch(pooled)
         return Statistics(moments, eps)

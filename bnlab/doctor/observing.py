@@ -15,7 +15,6 @@ from bnlab.borrow import measured
 from bnlab.doctor.scatter import Scatter
 from bnlab.doctor.undoing import normalize_each_batch
 from bnlab.exact.task import Task, watched
-from bnlab.layers import Values
 from bnlab.moments import Moments
 
 MOST_CALLS = 8  # calls of one layer in a forward that are told apart
@@ -101,7 +100,7 @@ class View:
     """What all layers were given in a pass under each batch's own statistics.
 
     Attributes:
-        layers: by name; layers that no batch has reached, or that are given some of their channels, are not there.
+        layers: by name; layers that no batch has reached are not there.
         batches: number of batches.
         batch_size: images in a batch, on average.
     """
@@ -130,19 +129,17 @@ def observe_batches(
     numbers: dict[str, int] = {}
     size = 0
 
-    def note(name: str, values: Values) -> None:
+    def note(name: str, x: Tensor) -> None:
         number = numbers.get(name, 0)
         numbers[name] = number + 1
-        pooled = task.reader.measure(values.x)
+        pooled = task.reader.measure(x)
         moments = Moments(pooled.count, pooled.mean, pooled.var)  # on the device, which nobody waits for
-        if values.channels is not None:
-            return
         if name not in watches:
             watches[name] = _Watch(moments.mean)
         watch = watches[name]
         watch.add_call(number, moments)
-        if len(values.x) == size:
-            watch.add_images(values.x)
+        if len(x) == size:
+            watch.add_images(x)
 
     with measured(task.model), ExitStack() as stack:
         normalize_each_batch(task.layers)(task.model, stack)

@@ -19,7 +19,6 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.undoing import Change, change_images
 from bnlab.exact.task import watched
-from bnlab.layers import Values
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics
 
@@ -133,9 +132,8 @@ class Patient:
         layer = self.case.layers[self.first]
         parts = []
 
-        def take(_: str, values: Values) -> None:
-            if values.channels is None:  # all of them
-                parts.append(task.reader.measure(values.x))
+        def take(_: str, x: Tensor) -> None:
+            parts.append(task.reader.measure(x))
             raise _LayerReached
 
         with measured(task.model), ExitStack() as stack, watched(task, {self.first: layer}, take):

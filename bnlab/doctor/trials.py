@@ -26,7 +26,7 @@ from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import Evaluate, find_labels, measure_likelihood, read_values, score_batch
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Undo
 from bnlab.exact.task import watched
-from bnlab.layers import Values, get_running_buffers
+from bnlab.layers import get_running_buffers
 from bnlab.statistics import Statistics
 
 MOST_IMAGES = 1000  # that undos are judged by
@@ -242,12 +242,10 @@ def _judge_by_gap(examination: Examination, batches: Sequence[Any], undo: Undo |
     left: list[Tensor] = []
     task = examination.make_task(list(batches))
 
-    def take(name: str, values: Values) -> None:
-        given = task.reader.measure(values.x)
+    def take(name: str, x: Tensor) -> None:
+        given = task.reader.measure(x)
         layer = task.layers[name]
         mean, var = get_running_buffers(layer)
-        if values.channels is not None:
-            mean, var = mean[values.channels], var[values.channels]
         mean, var = mean.to(given.mean), var.to(given.mean)
         sigma = (given.var + layer.eps).sqrt()
         z = (mean - given.mean) / sigma

@@ -3,7 +3,7 @@
 Each is a fold `state ← state + gain·(x − state)` over the batches' values x; a class says which gains, and, where it
 averages something other than mean and unbiased variance, which values. A new one is a subclass of `Estimator` with
 `gains`; `list_estimators` has it by its `name`, and a sweep imports it where it is written as `package.module.Class`.
-All modules of this folder but `former` are imported, so that the estimators of a new one are known by their names.
+All modules of this folder are imported, so that the estimators of a new one are known by their names.
 
 In the examples a stream of two batches is averaged: mean 1 and unbiased variance 2, then 3 and 8, two values each,
 after a start at 0 and 1. `after(estimator, 1, 2)` gives mean and variance after one batch and after two.
@@ -11,7 +11,6 @@ after a start at 0 and 1. `after(estimator, 1, 2)` gives mean and variance after
 
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
 
 from bnlab.estimators.adaptive import Kalman
 from bnlab.estimators.averages import (
@@ -28,9 +27,6 @@ from bnlab.estimators.exponential import EMA, BiasedEMA, DebiasedEMA, PooledEMA
 from bnlab.estimators.folding import fold
 from bnlab.estimators.names import list_estimators, parse
 from bnlab.estimators.predictive import Predictive
-from bnlab.warn import warn
-
-_FORMER = ("AdaptiveGain", "DelaggedEMA", "DeviationEMA", "FastThenSlow", "Oracle", "Polynomial")
 
 __all__ = [
     "EMA",
@@ -55,13 +51,4 @@ __all__ = [
 ]
 
 for _module in iter_modules(__path__):
-    if _module.name != "former":
-        import_module(f"{__name__}.{_module.name}")
-
-
-def __getattr__(name: str) -> Any:
-    """Find an estimator that the next version leaves out, with a warning."""
-    if name not in _FORMER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warn(f"bnlab.estimators.{name} is left out of the next version; copy it from bnlab/estimators/former.py to keep it")
-    return getattr(import_module(f"{__name__}.former"), name)
+    import_module(f"{__name__}.{_module.name}")

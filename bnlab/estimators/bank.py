@@ -6,7 +6,6 @@ A `Bank` is the state between two blocks of batches. `Bank.forecast` scores all 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -52,19 +51,6 @@ class Bank:
             eps=eps,
             layers=layers,
         )
-
-    @property
-    def errors(self) -> Tensor:
-        """[momenta, 2·layers], the mean of the squared errors that the scores remember; NaN before the third batch."""
-        if self.count <= _ALIKE:
-            return self.scores * math.nan
-
-        # The newest error has weight 1, the one before it the last discount, and so on.
-        discounts = _list_discounts(_ALIKE + 1, self.count)
-        latest_first = discounts.flip(0)
-        older = latest_first.cumprod(0)
-        total = 1 + float(older.sum())
-        return self.scores / total
 
     @property
     def room(self) -> int:

@@ -1,7 +1,7 @@
 """Exact statistics of a model's data: see how a forward runs, walk until nothing changes, and check the result.
 
-Most networks need one walk. Layers that depend on themselves are called several times, or have their own buffers in
-their input: their statistics are a fixed point, and a walk to which they are given measures them again.
+Most networks need one walk. The statistics of layers that are called several times in a forward depend on themselves:
+they are a fixed point, and a walk to which they are given measures them again.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from bnlab.batches import count_bytes
 from bnlab.borrow import measured
-from bnlab.exact.samples import check_walk, choose_noted, find_self_dependent, prepare
+from bnlab.exact.samples import check_walk, choose_noted, prepare
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.exact.walk import Walk
-from bnlab.layers import Values, join_names
+from bnlab.layers import join_names
 from bnlab.memory import Budget
-from bnlab.moments import Moments, compare_moments
+from bnlab.moments import Moments, compare_moments, fetch
 from bnlab.provenance import Check, Cost
 from bnlab.reading import Pooled
+from bnlab.statistics import Statistics
 from bnlab.warn import warn
 
 Progress = Callable[[], object]
@@ -102,19 +106,10 @@ def _run_alone(task: Task, failed_batch: int | None) -> None:
 
 
 def _settle_and_check(task: Task, budget: Budget, cost: Cost, progress: Progress) -> tuple[Walk, Check | None]:
-    """Walk and check; once more if the check fails because of layers that depend on themselves."""
-    walk = _settle(task, budget, cost, progress, {})
+    walk = _settle(task, budget, cost, progress)
     cost.peak_bytes = max(cost.peak_bytes, budget.peak)
     task.fetch(walk.statistics)  # raises if moments are not finite, which the check would blame on the model
-    check = check_walk(task, walk)
-    if check is None or check.held:
-        return walk, check
-
-    dependent = _find_dependent(task, walk)
-    if dependent:
-        walk = _settle(task, budget, cost, _do_nothing, dependent)
-        check = check_walk(task, walk)
-    return walk, check
+    return walk, check_walk(task, walk)
 
 
 def _describe_difference(check: Check) -> str:
@@ -123,74 +118,13 @@ def _describe_difference(check: Check) -> str:
     return f"gives layer {check.layer!r} another input (by {check.off:.2%} of σ or of the variance)"
 
 
-def _find_dependent(task: Task, walk: Walk) -> dict[str, Moments]:
-    """Find layers that depend on themselves, and what their buffers held: it may be the statistics that are sought."""
-    own = task.ranks.run_together(lambda: find_self_dependent(task, walk) if task.data else [])
-    names = [name for rank_names in task.ranks.gather(own) for name in rank_names]
-    return {name: task.read_former(name) for name in names}
-
-
-def _settle(
-    task: Task,
-    budget: Budget,
-    cost: Cost,
-    progress: Progress,
-    dependent: Mapping[str, Moments],
-) -> Walk:
-    """Walk until the statistics that self-dependent layers were given are those that the walk measures.
-
-    Without such layers one walk is enough. With some, each walk is given what the walk before has measured. If that
-    does not settle, it is given a value between what was given before and what was measured.
-
-    Args:
-        task, budget: see `Walk`.
-        cost: its passes and forwards are counted up.
-        progress: called whenever a layer is finished in the first pass.
-        dependent: layers that are known to depend on themselves, with statistics to begin from.
-
-    Raises:
-        ValueError: there seems to be no fixed point.
-
-    Warns:
-        RuntimeWarning: a small remainder is left.
-    """
-    noted = choose_noted(task)
-    given = dependent
-    search = _Search()
-    restarts = 0
-    while True:
-        walk = Walk(task, budget, given, noted).go(progress)
-        cost.forwards += walk.forwards
-        cost.passes += 1
-        progress = _do_nothing
-
-        names = set().union(given, *task.ranks.gather(walk.revisited))
-        measured = task.fetch({name: pooled for name, pooled in walk.statistics.items() if name in names})
-        if given.keys() != measured.keys():  # the walk has shown that further layers depend on themselves
-            restarts += 1
-            if restarts > len(task.layers) + _PLAIN_TRIALS:
-                raise ValueError(_describe_failure(measured))
-            given = measured
-            search = _Search()
-            continue
-
-        differences = [max(compare_moments(given[name], measured[name])) for name in measured]
-        remainder = max(differences, default=0.0)
-        if remainder < _SETTLED:
-            return walk
-        next_given = search.choose_next(_Trial(remainder, given, measured, walk))
-        if next_given is None:
-            return _take_remainder(task, search.best)
-        given = next_given
-
-
 @dataclass
 class _Trial:
-    """One walk of the search.
+    """One walk of the search for a fixed point.
 
     Attributes:
         remainder: the largest difference between `given` and `measured`.
-        given: statistics of self-dependent layers that were given to the walk.
+        given: statistics of layers that are called several times, which the walk was given.
         measured: what the walk has measured of these layers.
         walk: the walk.
     """
@@ -211,48 +145,82 @@ class _Trial:
         return mixed
 
 
-@dataclass
-class _Search:
-    """The search for a fixed point: with whole steps first, then with smaller ones."""
+def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
+    """Walk until the statistics that layers called several times were given are those that the walk measures.
 
+    Without such layers one walk is enough. With some, each walk is given what the walk before has measured. If that
+    does not settle, changes are damped: a walk is given a value between what was given before and what was measured,
+    and the damping grows whenever the remainder does.
+
+    Args:
+        task, budget: see `Walk`.
+        cost: its passes and forwards are counted up.
+        progress: called whenever a layer is finished in the first pass.
+
+    Raises:
+        ValueError: there seems to be no fixed point.
+
+    Warns:
+        RuntimeWarning: a small remainder is left.
+    """
+    noted = choose_noted(task)
+    given: dict[str, Moments] = {}
     best: _Trial | None = None
-    _damping: float = 1.0
-    _trials: int = 0
-    _since_best: int = 0
+    damping = 1.0
+    trials = 0
+    since_best = 0
+    for _ in range(_MOST_TRIALS):
+        walk = Walk(task, budget, given, noted).go(progress)
+        cost.forwards += walk.forwards
+        cost.passes += 1
+        progress = _do_nothing
 
-    def choose_next(self, trial: _Trial) -> dict[str, Moments] | None:
-        """Choose what to give to the next walk; None if the search is given up."""
-        self._trials += 1
-        self._since_best += 1
-        if self.best is None or trial.remainder < self.best.remainder:
-            self.best = trial
-            self._since_best = 0
+        names = set().union(given, *task.ranks.gather(walk.revisited))
+        measured = task.fetch({name: walk.statistics[name] for name in walk.statistics if name in names})
+        if given.keys() != measured.keys():  # the walk has shown further layers that are called several times
+            given = measured
+            best = None
+            trials = 0
+            continue
 
-        if self._damping == 1.0:
-            if self._trials < len(trial.measured) + _PLAIN_TRIALS:
-                return trial.mix(1.0)
-            self._damping = _DAMPING
-            return self.best.mix(self._damping)
+        remainder = max((max(compare_moments(given[name], measured[name])) for name in measured), default=0.0)
+        trial = _Trial(remainder, given, measured, walk)
+        if remainder < _SETTLED:
+            return walk
+        trials += 1
+        since_best += 1
+        if best is None or remainder < best.remainder:
+            best = trial
+            since_best = 0
 
-        has_grown = trial.remainder > 1.5 * self.best.remainder
-        if has_grown and self._damping > _LEAST_DAMPING:  # go back to the best, and on with smaller steps
-            self._damping = max(_LEAST_DAMPING, self._damping / 2)
-            return self.best.mix(self._damping)
-        if self._since_best > _PATIENCE or self._trials > _MOST_TRIALS:
-            return None
-        return trial.mix(self._damping)
+        plain_trials = len(measured) + _PLAIN_TRIALS
+        if trials < plain_trials:
+            given = trial.mix(1.0)
+        elif trials == plain_trials:
+            damping = _DAMPING
+            given = best.mix(damping)
+        elif remainder > 1.5 * best.remainder and damping > _LEAST_DAMPING:
+            damping = max(_LEAST_DAMPING, damping / 2)
+            given = best.mix(damping)
+        elif since_best > _PATIENCE:
+            break
+        else:
+            given = trial.mix(damping)
+    return _take_remainder(task, best, given)
 
 
-def _take_remainder(task: Task, best: _Trial | None) -> Walk:
+def _take_remainder(task: Task, best: _Trial | None, names: Collection[str]) -> Walk:
     """Take the walk with the smallest remainder, and as its statistics those that were given to it.
 
     Warns of the remainder, or raises ValueError if it is large.
     """
-    assert best is not None  # there was a trial
-    if best.remainder > _SMALL:
-        raise ValueError(_describe_failure(best.measured))
+    if best is None or best.remainder > _SMALL:
+        raise ValueError(
+            f"{CALLER}: the statistics of {join_names(names)}, which are called several times, do not settle; measure "
+            "the others: name them in layers= of population_statistics or recalibrate"
+        )
     warn(
-        f"{CALLER}: the statistics of {join_names(best.measured)} depend on themselves and do not settle fully: an "
+        f"{CALLER}: the statistics of {join_names(names)}, which are called several times, do not settle fully: an "
         f"evaluation under them gives others, by {best.remainder:.2%} of σ or of the variance"
     )
     for name, moments in best.given.items():  # all other layers were measured under these
@@ -262,25 +230,17 @@ def _take_remainder(task: Task, best: _Trial | None) -> Walk:
     return best.walk
 
 
-def _describe_failure(names: Collection[str]) -> str:
-    return (
-        f"{CALLER}: the statistics of {join_names(names)}, which depend on themselves (called several times, or part "
-        "of their own input), do not settle; measure the others: name them in layers= of population_statistics or "
-        "recalibrate"
-    )
-
-
 def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Moments], Cost]:
     """Measure each layer while all of them normalize with their batch's statistics, and pool the batches' moments."""
     parts: dict[str, list[Any]] = {}  # of each layer the moments of its calls, as the reader has them
 
-    def take(name: str, values: Values) -> None:
-        if values.x.numel() == values.x.shape[1]:
+    def take(name: str, x: Tensor) -> None:
+        if x.numel() == x.shape[1]:
             raise ValueError(
                 f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
                 "with; use larger batches or upstream='population'"
             )
-        parts.setdefault(name, []).append(task.reader.measure(values.x))
+        parts.setdefault(name, []).append(task.reader.measure(x))
 
     with measured(task.model):
         task.ranks.run_together(lambda: prepare(task))
@@ -290,12 +250,71 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
             task.ranks.run_together(task.run_all)
 
     pooled = {}
-    names = dict.fromkeys(name for own in task.ranks.gather(list(parts)) for name in own)
+    names = dict.fromkeys(name for of_rank in task.ranks.gather(list(parts)) for name in of_rank)
     for name in names:
-        own = task.reader.pool(parts[name], []) if name in parts else None
-        pooled[name] = task.merge(name, own)
+        of_rank = task.reader.pool(parts[name], []) if name in parts else None
+        pooled[name] = task.ranks.merge(of_rank)
         progress()
 
     batches = len(task.data)
     cost = Cost(images=0, batches=batches, forwards=batches, input_bytes=count_bytes(task.data))
     return task.fetch(pooled), cost
+
+
+def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Estimate standard errors of each layer's mean and variance, float64 [C] each, with batches as independent units.
+
+    One pass of ordinary forwards under the statistics. These are taken as they are: the errors do not contain those of
+    earlier layers. A batch contributes its share in the difference from the statistics of all; of B batches the squared
+    error is B/(B−1) times the sum of the squared contributions, NaN for fewer than two.
+    """
+    squares = {name: torch.zeros(2, len(moments.mean), dtype=torch.float64) for name, moments in statistics.items()}
+    batches = dict.fromkeys(statistics, 0)
+    parts: dict[str, list[Any]] = {}
+
+    def take(name: str, x: Tensor) -> None:
+        parts.setdefault(name, []).append(task.reader.measure(x))
+
+    def run_all() -> None:
+        for batch in task.data:
+            parts.clear()
+            task.evaluate(batch)
+            pooled = {name: task.reader.pool(calls, []) for name, calls in parts.items()}
+            for name, moments in zip(pooled, fetch(pooled.values()), strict=True):
+                squares[name] += _compute_contribution(moments, statistics[name]).square()
+                batches[name] += 1
+
+    with measured(task.model):
+        for name, moments in statistics.items():
+            task.write(name, moments)
+            task.layers[name].training = upstream == "batch"
+        with watched(task, {name: task.layers[name] for name in statistics}, take):
+            task.ranks.run_together(run_all)
+
+    of_ranks = task.ranks.gather((squares, batches))
+    errors = {}
+    for name in statistics:
+        total = sum(rank_squares[name] for rank_squares, _ in of_ranks)
+        count = sum(rank_batches[name] for _, rank_batches in of_ranks)
+        scale = count / (count - 1) if count > 1 else math.nan
+        mean, var = (total * scale).sqrt()
+        errors[name] = (mean, var)
+    return errors
+
+
+def _compute_contribution(batch: Moments, whole: Moments) -> Tensor:
+    """Compute what a batch contributes to the mean and variance of the whole, beyond its share of them: [2, C]."""
+    offset = batch.mean - whole.mean
+    second_moment = batch.var + offset.square()
+    return torch.stack((offset, second_moment - whole.var)) * (batch.count / whole.count)
+
+
+def compute_worst_error(errors: Mapping[str, tuple[Tensor, Tensor]], statistics: Statistics) -> float:
+    """Compute the largest relative standard error of a layer, root mean square over its channels; inf if not known."""
+    worst = 0.0
+    for name, (of_mean, of_var) in errors.items():
+        var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)  # a dead channel has no error
+        for relative in (of_mean / var.sqrt(), of_var / var):
+            root_mean_square = float(relative.square().mean().sqrt())
+            worst = max(worst, math.inf if math.isnan(root_mean_square) else root_mean_square)
+    return worst

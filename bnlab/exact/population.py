@@ -18,32 +18,30 @@ from bnlab.arguments import require_count, require_number
 from bnlab.batches import (
     CountImages,
     Forward,
-    ImageCounter,
     call,
+    check_counter,
     find_device,
     list_tensors,
     require_batches,
     require_forward,
 )
 from bnlab.borrow import keep_random_state
-from bnlab.exact.measurement import measure_exactly, measure_under_batches
-from bnlab.exact.standard_errors import LEAST_BATCHES, compute_worst_error, measure_errors
+from bnlab.exact.measurement import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
 from bnlab.exact.task import CALLER, Ranks, Task
 from bnlab.layers import (
     Extract,
     Inputs,
     batch_norm_layers,
     join_names,
-    require_parameters,
     unwrap_parallel,
     warn_of_others,
 )
 from bnlab.memory import find_free_bytes, memory_limit
 from bnlab.reading import choose_reader
 from bnlab.statistics import Statistics, read_weights
-from bnlab.warn import warn
 
 _FIRST_IMAGES = 256  # max_images="auto" begins with so many
+_LEAST_BATCHES = 8  # and with so many batches: of fewer one cannot see how they scatter
 
 
 def population_statistics(
@@ -84,14 +82,14 @@ def population_statistics(
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
             may give `functional_call` other parameters, but no buffers.
         inputs: name or class of a layer → `function(layer, args, kwargs)`, which returns what a layer with a forward of
-            its own normalizes: values [M, C] or [N, C, ...], or (values, numbers of their channels).
-        images: `images(batch)` says how many images a batch has, each an equal block of rows, or gives an id for each
-            row; default each row of the first tensor is an image.
+            its own normalizes: values [M, C] or [N, C, ...].
+        images: `images(batch)` says how many images a batch has; default the rows of its first tensor.
         max_images: stop after the batch that completes so many images. "auto": read 256 images, then twice as many
             again and again, until the standard errors of every layer are within `tolerance`.
         tolerance: for "auto", the largest standard error of a layer: of the mean in σ, of the variance relative, root
             mean square over channels.
-        standard_errors: compute `.standard_errors` too, with images as independent units; takes one more pass.
+        standard_errors: compute `.standard_errors` too, from how batches scatter; takes one more pass. Batches count as
+            independent: shuffle.
         group: a torch.distributed process group; every rank gives its share of the data, and gets the whole result.
         device: where batches are moved to; default the model's.
         memory: limit for live activations, bytes or "4GiB"; default 40% of what is free. Batches that do not fit are
@@ -124,61 +122,54 @@ def population_statistics(
     require_batches(batches, CALLER)
     require_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER)
-    require_parameters(model, CALLER)
     warn_of_others(model, CALLER)
     extracts = Inputs(targets, inputs, CALLER)
-    counter = ImageCounter(images, CALLER)
+    count = check_counter(images, CALLER)
     device = find_device(model, device, CALLER)
     limit = memory_limit(memory, device)
     ranks = Ranks(group, CALLER)
     reader = choose_reader(device, ranks.is_alone)
     task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, extracts, reader)
-
-    measure = partial(_measure, task, counter, upstream, strategy, limit, progress)
+    measure = partial(_measure, task, count, upstream, strategy, limit, progress)
 
     with keep_random_state(model):  # loaders draw their seeds
-        source = Source(batches, counter, CALLER)
+        source = Source(batches, count, CALLER)
         if max_images == "auto":
-            return _measure_until_exact(task, counter, source, measure, upstream, tolerance or 0.0)
+            return _measure_until_exact(task, count, source, measure, upstream, tolerance or 0.0)
         ranks.run_together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
         statistics = measure()
         if standard_errors:
-            statistics.standard_errors, warnings = measure_errors(task, counter, statistics, upstream)
-            for text in warnings:
-                warn(text)
+            statistics.standard_errors = measure_errors(task, statistics, upstream)
         return statistics
 
 
 def _measure_until_exact(
     task: Task,
-    counter: ImageCounter,
+    count: Callable[[Any], int],
     source: Source,
     measure: Callable[[], Statistics],
     upstream: str,
     tolerance: float,
 ) -> Statistics:
     """Read and measure more and more batches, until the standard errors are within `tolerance` or there are no more."""
-    least_batches = 1 if counter.is_given else LEAST_BATCHES
     wanted = _FIRST_IMAGES
     batches_before: int | None = None
     while True:
-        read = partial(source.read, task.data, wanted, least_batches)
+        read = partial(source.read, task.data, wanted, _LEAST_BATCHES)
         is_exhausted = all(task.ranks.gather(task.ranks.run_together(read)))
         batches = sum(task.ranks.gather(len(task.data)))
         if batches != batches_before:  # else the last read ended exactly with the last batch
             statistics = measure()
-            statistics.standard_errors, warnings = measure_errors(task, counter, statistics, upstream)
-        if is_exhausted or compute_worst_error(statistics) <= tolerance:
-            for text in warnings:
-                warn(text)
+            statistics.standard_errors = measure_errors(task, statistics, upstream)
+        if is_exhausted or compute_worst_error(statistics.standard_errors or {}, statistics) <= tolerance:
             return statistics
 
         batches_before = batches
-        wanted = 2 * max(wanted, sum(map(counter.count, task.data)))
+        wanted = 2 * max(wanted, sum(map(count, task.data)))
 
 
 def _measure(
-    task: Task, counter: ImageCounter, upstream: str, strategy: str, limit: int, progress: bool | None
+    task: Task, count: Callable[[Any], int], upstream: str, strategy: str, limit: int, progress: bool | None
 ) -> Statistics:
     """Measure the batches that have been read."""
     from tqdm import tqdm
@@ -196,10 +187,10 @@ def _measure(
     if not moments:
         raise ValueError(f"{CALLER}: the data reached none of the layers {join_names(task.layers)}")
 
-    eps = {name: task.layers[name].eps for name in moments}
+    eps = dict(zip(moments, [task.layers[name].eps for name in moments], strict=True))
     unseen = [name for name in task.layers if name not in moments]
     statistics = Statistics(moments, eps, unseen, read_weights(task.layers))
-    cost.images = sum(map(counter.count, task.data))
+    cost.images = sum(map(count, task.data))
     statistics.cost = cost
     statistics.check = check
     return statistics
@@ -224,13 +215,13 @@ class Source:
 
     Args:
         batches: what the caller gave.
-        counter: counts the images of a batch.
+        count: counts the images of a batch.
         caller: the public call, for messages.
     """
 
-    def __init__(self, batches: Iterable[Any], counter: ImageCounter, caller: str) -> None:
+    def __init__(self, batches: Iterable[Any], count: Callable[[Any], int], caller: str) -> None:
         self._batches = iter(batches)
-        self._counter = counter
+        self._count = count
         self._caller = caller
         self._free: dict[torch.device, int] = {}  # bytes, when a device's first batch was read
         self._bytes = Counter[torch.device]()  # of all batches so far
@@ -249,10 +240,10 @@ class Source:
         Raises:
             ValueError: a batch has no images, or those before it take more than half of the memory that was free.
         """
-        images = sum(map(self._counter.count, data))
+        images = sum(map(self._count, data))
         for batch in self._batches:
             self._require_memory(len(data))
-            count = self._counter.count(batch)
+            count = self._count(batch)
             if count < 1:
                 raise ValueError(f"{self._caller}: a batch has no images; leave empty batches out")
             data.append(batch)

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bnlab.batches import count_bytes, count_images, list_tensors, take_images
@@ -19,9 +18,9 @@ from bnlab.borrow import borrowed
 from bnlab.exact.probe import require_inputs_normalized
 from bnlab.exact.task import Task, watched
 from bnlab.exact.walk import Note, Walk
-from bnlab.layers import Values, has_own_forward
+from bnlab.layers import has_own_forward
 from bnlab.memory import LiveBytes, Profile
-from bnlab.moments import Moments, compare_moments, fetch
+from bnlab.moments import compare_moments, fetch
 from bnlab.provenance import Check
 from bnlab.reading import Pooled
 
@@ -49,7 +48,16 @@ def prepare(task: Task) -> Profile:
         return Profile({}, 0.0)
 
     first = task.data[0]
-    profile = _choose_layout(task, first)
+    is_cpu = task.device.type == "cpu"  # where channels that are innermost are faster
+    all_images = count_images(first)
+    profile = None
+    for channels_last, sample_size in ((is_cpu, _SAMPLE_SIZE), (is_cpu, all_images)):
+        with contextlib.suppress(Exception):  # what is wrong with the model itself, the last one raises too
+            profile = _profile_forward(task, first, channels_last, sample_size)
+            break
+    if profile is None:
+        profile = _profile_forward(task, first, False, all_images)
+
     unknown = {}
     for name, layer in task.layers.items():
         if has_own_forward(layer) and name not in task.inputs.extracts:
@@ -60,17 +68,6 @@ def prepare(task: Task) -> Profile:
     return profile
 
 
-def _choose_layout(task: Task, batch: Any) -> Profile:
-    """Set the task's layout and sample size to the first with which the model runs, the fastest first."""
-    is_cpu = task.device.type == "cpu"  # where channels that are innermost are faster
-    all_images = count_images(batch)
-    attempts = [(is_cpu, _SAMPLE_SIZE), (is_cpu, all_images)]
-    for channels_last, sample_size in attempts:
-        with contextlib.suppress(Exception):  # what is wrong with the model itself, the last one raises too
-            return _profile_forward(task, batch, channels_last, sample_size)
-    return _profile_forward(task, batch, False, all_images)
-
-
 def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: int) -> Profile:
     """Set the task's layout and sample size, and find how much memory a forward of so many images holds."""
     task.channels_last = channels_last
@@ -79,7 +76,7 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     live = LiveBytes([*task.model.parameters(), *task.model.buffers()])
     calls: list[tuple[str, int]] = []
 
-    def note(name: str, values: Values) -> None:
+    def note(name: str, x: Tensor) -> None:
         task.require_own_buffers(name)
         calls.append((name, live.now()))
 
@@ -93,17 +90,15 @@ def choose_noted(task: Task) -> Collection[int]:
     if not task.data:
         return ()
     noted = {0, len(task.data) // 2}
-    usual = _list_shapes(task.data[0])
+    usual = None
     for index, batch in enumerate(task.data):
-        if _list_shapes(batch) != usual:
+        shapes = [tensor.shape[1:] for tensor in list_tensors(batch)]
+        if usual is None:
+            usual = shapes
+        elif shapes != usual:
             noted.add(index)
             break
     return noted
-
-
-def _list_shapes(batch: Any) -> list[torch.Size]:
-    """List the shapes of a batch's tensors, without the number of images."""
-    return [tensor.shape[1:] for tensor in list_tensors(batch)]
 
 
 def check_walk(task: Task, walk: Walk) -> Check | None:
@@ -112,26 +107,19 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     Returns:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
-    scales = _read_scales(task, walk)
+    fetched = fetch(walk.statistics.values())
+    scales = dict(zip(walk.statistics, [moments.var for moments in fetched], strict=True))
     noted = [batch for batch in walk.batches if batch.notes is not None]
-    own = task.ranks.run_together(
+    of_rank = task.ranks.run_together(
         lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
     )
     checks: list[Check] = []
-    for rank_checks in task.ranks.gather(own):
+    for rank_checks in task.ranks.gather(of_rank):
         checks += rank_checks
     failed = [check for check in checks if not check.held]
     if failed:
         return failed[0]
     return max(checks, key=lambda check: check.off, default=None)
-
-
-def _read_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
-    """Read the variance of each layer's measured channels, which differences are relative to."""
-    scales = {}
-    for name, moments in zip(walk.statistics, fetch(walk.statistics.values()), strict=True):
-        scales[name] = task.inputs.select_channels(name, moments.var)
-    return scales
 
 
 def _check_batch(task: Task, scales: Mapping[str, Tensor], index: int, notes: Sequence[Note]) -> Check:
@@ -152,69 +140,25 @@ def _compare(
     task: Task, scales: Mapping[str, Tensor], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
 ) -> Check:
     """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
-    with borrowed(task.model):  # takes back what a sample leaves in the model, such as a queue's place
-        names, measured = _record_calls(task, batch)
+    names: list[str] = []
+    pooled: list[Pooled] = []
+
+    def note(name: str, x: Tensor) -> None:
+        names.append(name)
+        pooled.append(task.reader.measure(x))
+
+    # Takes back what a sample leaves in the model, such as a queue's place.
+    with borrowed(task.model), watched(task, task.layers, note):
+        task.evaluate(batch)
     for name, expected_name in zip_longest(names, expected_names):
         if name != expected_name:
             return Check(False, expected_name or name, math.inf)
 
     worst = 0.0
     failed = None
-    for name, own, noted in zip(names, measured, fetch(expected), strict=True):
-        off = max(compare_moments(noted, own, scales[name]))
+    for name, measured, noted in zip(names, fetch(pooled), fetch(expected), strict=True):
+        off = max(compare_moments(noted, measured, scales[name]))
         worst = max(worst, off)
         if off > SAME and failed is None:
             failed = name
     return Check(failed is None, failed, worst)
-
-
-def _record_calls(task: Task, batch: Any) -> tuple[list[str], list[Moments]]:
-    """Evaluate a batch, and list the calls of layers in their order: names, and moments of what each was given."""
-    names: list[str] = []
-    pooled: list[Pooled] = []
-
-    def note(name: str, values: Values) -> None:
-        names.append(name)
-        pooled.append(task.reader.measure(values.x))
-
-    with watched(task, task.layers, note):
-        task.evaluate(batch)
-    return names, fetch(pooled)
-
-
-def find_self_dependent(task: Task, walk: Walk) -> list[str]:
-    """Find layers whose own statistics change what they are given, as weights that are rounded with the norm folded in.
-
-    For each layer a sample is evaluated under the result, but with the layer's former statistics. None are found if two
-    evaluations differ anyway, as in a model that draws random numbers.
-    """
-    sample = take_images(task.data[0], task.sample_size)
-    scales = _read_scales(task, walk)
-    dependent = []
-    with borrowed(task.model):
-        before = _record_first_calls(task, sample)
-        again = _record_first_calls(task, sample)
-        if not before.keys() <= scales.keys():
-            return []
-        if any(_differ(before[name], again.get(name), scales[name]) for name in before):
-            return []
-
-        for name in before:
-            task.write(name, task.read_former(name))
-            after = _record_first_calls(task, sample)
-            task.write(name, walk.statistics[name])
-            if _differ(before[name], after.get(name), scales[name]):
-                dependent.append(name)
-    return dependent
-
-
-def _record_first_calls(task: Task, batch: Any) -> dict[str, Moments]:
-    """Evaluate a batch, and read the moments of what each layer was given in its first call."""
-    first: dict[str, Moments] = {}
-    for name, moments in zip(*_record_calls(task, batch), strict=True):
-        first.setdefault(name, moments)
-    return first
-
-
-def _differ(one: Moments, other: Moments | None, scale: Tensor) -> bool:
-    return other is None or max(compare_moments(one, other, scale)) > SAME

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnlab.batches import Forward, copy_batch
-from bnlab.layers import BatchNorm, Inputs, Values, get_running_buffers
+from bnlab.layers import BatchNorm, Inputs, get_running_buffers
 from bnlab.moments import Moments, fetch
 from bnlab.reading import Pooled, Reader
 
@@ -53,11 +53,7 @@ class Task:
     float16_layers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._running: dict[str, tuple[Tensor, Tensor]] = {}
-        self._former: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            self._running[name] = get_running_buffers(layer)
-            self._former[name] = torch.stack(self._running[name]).detach()
+        self._running = dict(zip(self.layers, map(get_running_buffers, self.layers.values()), strict=True))
 
     def run_all(self) -> None:
         """Run the forward of each batch."""
@@ -74,14 +70,6 @@ class Task:
         mean.data.copy_(moments.mean)  # .data: a backward pass still to come may have saved the buffer
         var.data.copy_(moments.var)
 
-    def read_former(self, name: str) -> Moments:
-        """Return what a layer's buffers held before anything was measured.
-
-        They have no count: 2 stands for it, the least that has a variance.
-        """
-        mean, var = self._former[name].cpu().double()
-        return Moments(2, mean, var)
-
     def require_own_buffers(self, name: str) -> None:
         """Raise ValueError if a forward has put other buffers in the place of a layer's: these would not be written."""
         buffers = get_running_buffers(self.layers[name])
@@ -91,33 +79,6 @@ class Task:
                 "model, and give functional_call parameters only"
             )
 
-    def merge(self, name: str, own: Pooled | None) -> Pooled:
-        """Merge a layer's moments of all ranks; ValueError if ranks have measured other channels of it.
-
-        Channels that were not measured keep what the buffers held.
-
-        Args:
-            name: the layer.
-            own: moments of this rank's data; None if it has none. At least one rank has some.
-        """
-        if not self.ranks.is_alone:
-            self._share_channels()
-        pooled = self.ranks.merge(own)
-        channels = self.inputs.channels.get(name)
-        if channels is None:
-            return pooled
-
-        former = self.read_former(name)
-        numbers = channels.to(pooled.mean.device)
-        mean = former.mean.to(pooled.mean).index_copy(0, numbers, pooled.mean)
-        var = former.var.to(pooled.var).index_copy(0, numbers, pooled.var)
-        return Pooled(pooled.count, mean, var)
-
-    def _share_channels(self) -> None:
-        for channels in self.ranks.gather(self.inputs.channels):
-            for name, chosen in channels.items():
-                self.inputs.set_channels(name, chosen)
-
     def fetch(self, pooled: Mapping[str, Pooled]) -> dict[str, Moments]:
         """Bring the moments of layers to the CPU; ValueError if a layer cannot normalize with its own."""
         statistics = dict(zip(pooled, fetch(pooled.values()), strict=True))
@@ -126,39 +87,37 @@ class Task:
         return statistics
 
     def require_usable(self, name: str, moments: Moments | Pooled) -> None:
-        """Raise ValueError unless a layer can normalize with `moments` of all of its channels."""
+        """Raise ValueError unless a layer can normalize with `moments`."""
         if moments.count < 2:
             raise ValueError(
                 f"{CALLER}: layer {name!r} got one value per channel, which has no variance; pass more images"
             )
-        mean = self.inputs.select_channels(name, moments.mean)
-        var = self.inputs.select_channels(name, moments.var)
-        if not (mean + var).isfinite().all():
+        if not (moments.mean + moments.var).isfinite().all():
             advice = "look at data and weights"
             if name in self.float16_layers:
                 advice = "float16 overflows beyond 65,504: use bfloat16 or float32"
             raise ValueError(f"{CALLER}: the input of layer {name!r} has NaN or infinite values; {advice}")
         dtype = get_running_buffers(self.layers[name])[1].dtype
-        if var.max() > torch.finfo(dtype).max:
+        if moments.var.max() > torch.finfo(dtype).max:
             raise ValueError(
                 f"{CALLER}: the variance of layer {name!r} is beyond {dtype}; scale the data, or use float64"
             )
 
 
 @contextlib.contextmanager
-def watched(task: Task, layers: Layers, look: Callable[[str, Values], object]) -> Iterator[None]:
+def watched(task: Task, layers: Layers, look: Callable[[str, Tensor], object]) -> Iterator[None]:
     """Watch layers in the block: before a layer's forward, call `look` with its name and what it normalizes.
 
     Calls without rows, as of a layer for a kind of node that a batch has none of, are passed over.
     """
 
     def hook(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        values = task.inputs.select(name, layers[name], args, kwargs)
-        if values is None:
+        x = task.inputs.select(name, layers[name], args, kwargs)
+        if x is None:
             return
-        if values.x.dtype == torch.float16:
+        if x.dtype == torch.float16:
             task.float16_layers.add(name)
-        look(name, values)
+        look(name, x)
 
     with contextlib.ExitStack() as undo:
         for name, layer in layers.items():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from greenlet import greenlet
 from torch import Tensor, nn
 
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
-from bnlab.layers import Values
 from bnlab.memory import Budget
 from bnlab.moments import Moments
 from bnlab.reading import Pooled
@@ -45,8 +43,7 @@ class _Batch:
     Attributes:
         index: its number.
         walker: its interrupted forward; None while it does not wait.
-        settings: grad mode and autocast, as its latest forward has left them.
-        attributes: what its interrupted forward has set in modules.
+        state: what its interrupted forward has set, see `ForwardState`.
         layer: the layer that it has come to last; None at the end of the network.
         x: what this layer was given to normalize; None while the batch does not wait.
         moments: of `x`, as the task's reader has them.
@@ -54,6 +51,7 @@ class _Batch:
             forward that was begun again passes each of them once without a stop.
         given_calls: the calls of layers with given statistics in its latest forward, and the moments of each.
         notes: the calls in its latest forward; None if they are not noted.
+        measured_notes: the call of each layer by which the batch was measured there.
     """
 
     def __init__(self, index: int, is_noted: bool) -> None:
@@ -62,14 +60,14 @@ class _Batch:
         self.layer: str | None = None
         self.moments: Any = None
         self.is_ahead: dict[str, bool] = {}
+        self.measured_notes: dict[str, Note] = {}
         self.forget()
 
     def forget(self) -> None:
         """Forget the latest forward: another one begins at the input."""
         self.walker: greenlet | None = None
         self.x: Tensor | None = None
-        self.settings: ForwardSettings | None = None
-        self.attributes: list[Any] | None = None
+        self.state: tuple[Any, ...] | None = None
         self.is_ahead = dict.fromkeys(self.is_ahead, True)
         self.given_calls: list[tuple[str, Any]] = []
         self.notes: list[Note] | None = [] if self.is_noted else None
@@ -97,7 +95,7 @@ class Walk:
         self._budget = budget
         self._given = given
         self._current = _Batch(-1, False)  # the one whose forward runs
-        self._attributes = ModuleAttributes(task.model)
+        self._state = ForwardState(task.model, task.device)
         self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
@@ -131,22 +129,22 @@ class Walk:
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------
 
-    def _visit(self, name: str, values: Values) -> None:
+    def _visit(self, name: str, x: Tensor) -> None:
         """Decide what the current batch's forward does at a layer; called by the layer's hook."""
         batch = self._current
         if name in self._given:  # it has statistics: read the values, and go on
-            batch.given_calls.append((name, self._measure(name, values.x, stays=False)))
+            batch.given_calls.append((name, self._measure(name, x, stays=False)))
         elif batch.is_ahead.get(name):  # measured in an earlier forward of this batch: pass it
             batch.is_ahead[name] = False
             if batch.notes is not None:
-                self._measure(name, values.x, stays=False)
+                batch.notes.append(batch.measured_notes[name])
         elif name in self.statistics:  # finished, and called once more: it will have to be given
             self.revisited.add(name)
         else:
             parent = greenlet.getcurrent().parent
             if parent is None:
                 raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
-            parent.switch(name, values.x)  # returns when this forward goes on
+            parent.switch(name, x)  # returns when this forward goes on
 
     def _measure(self, name: str, x: Tensor, stays: bool) -> Any:
         """Read what a layer normalizes, and note the call; `stays`: the values are kept, and can be read again."""
@@ -203,19 +201,18 @@ class Walk:
         if may_wait:
             batch.walker = walker
             batch.x = x
-            batch.attributes = self._attributes.read()
         else:
             _end(walker)
         batch.moments = self._measure(layer, x, stays=may_wait)
         batch.is_ahead[layer] = False
+        if batch.notes is not None:
+            batch.measured_notes[layer] = batch.notes[-1]
 
     def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
         """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
-        outside = ForwardSettings.read(self._task.device)
-        if batch.settings is not None:
-            batch.settings.restore()
-        if batch.attributes is not None:
-            self._attributes.restore(batch.attributes)
+        outside = self._state.read()
+        if batch.state is not None:
+            self._state.restore(batch.state)
         try:
             return walker.switch(*args)
         except Exception as error:
@@ -225,8 +222,8 @@ class Walk:
             reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
             raise InterleavingError(reason, batch.index) from error
         finally:
-            batch.settings = ForwardSettings.read(self._task.device)
-            outside.restore()
+            batch.state = self._state.read()
+            self._state.restore(outside, with_attributes=False)
 
     def _choose_next(self) -> str | None:
         """Choose the layer to finish next; None when all batches have come to the end.
@@ -236,8 +233,8 @@ class Walk:
         """
         waiting = [batch.layer for batch in self.batches if batch.walker is not None]
         others = [batch.layer for batch in self.batches if batch.layer is not None]
-        own = next(iter([*waiting, *others]), None)
-        proposals: list[str | None] = self._task.ranks.gather(own)
+        proposal = next(iter([*waiting, *others]), None)
+        proposals: list[str | None] = self._task.ranks.gather(proposal)
         return next((proposal for proposal in proposals if proposal is not None), None)
 
     def _list_batches(self, name: str) -> tuple[list[_Batch], list[_Batch]]:
@@ -254,9 +251,9 @@ class Walk:
             return None
         return self._task.reader.pool(parts, [batch.x for batch in waiting if batch.x is not None])
 
-    def _finish(self, name: str, own: Pooled | None) -> None:
+    def _finish(self, name: str, of_rank: Pooled | None) -> None:
         """Make a layer's statistics of this rank's moments and those of the others."""
-        moments = self._task.merge(name, own)
+        moments = self._task.ranks.merge(of_rank)
         if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
             self._task.require_usable(name, moments)
         self.statistics[name] = moments
@@ -278,34 +275,47 @@ def _end(walker: greenlet | None) -> None:
 # -- what a forward may have changed when it is interrupted -----------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ForwardSettings:
-    """Grad mode and autocast of one forward: read when it is interrupted, restored when it goes on.
+class ForwardState:
+    """Reads what a forward has set where it is interrupted, and sets it before it goes on.
 
-    Attributes:
-        grad: whether gradients are recorded.
-        autocast: for each kind of device its name, whether autocast is on, and to which type it casts.
-        caches: whether autocast keeps the weights that it has cast.
+    That is grad mode, autocast, and attributes of modules that may differ between the forwards of batches, such as the
+    domain that each sets. The attributes are those that modules have when this is made, after a forward. Torch's own
+    layers have none that is set for a batch, and are many.
+
+    Args:
+        model: the model.
+        device: where its forwards run, which may turn autocast on there and on the CPU.
     """
 
-    grad: bool
-    autocast: tuple[tuple[str, bool, torch.dtype], ...]
-    caches: bool
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._kinds = tuple(dict.fromkeys(("cpu", "cuda", device.type)))
+        of_every_module = vars(nn.Module()).keys()
+        self._places: list[tuple[dict[str, Any], str]] = []
+        for module in model.modules():
+            if type(module).__module__.startswith("torch.nn."):
+                continue
+            attributes = vars(module)
+            names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
+            self._places += [(attributes, name) for name in names]
 
-    @staticmethod
-    def read(device: torch.device) -> ForwardSettings:
-        """Read what is set now, for the kinds of devices for which a forward on `device` may turn autocast on."""
-        kinds = dict.fromkeys(("cpu", "cuda", device.type))
-        autocast = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-        return ForwardSettings(torch.is_grad_enabled(), autocast, torch.is_autocast_cache_enabled())
+    def read(self) -> tuple[Any, ...]:
+        """Read what is set now."""
+        autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self._kinds]
+        attributes = [attributes.get(name) for attributes, name in self._places]
+        return torch.is_grad_enabled(), autocast, torch.is_autocast_cache_enabled(), attributes
 
-    def restore(self) -> None:
-        """Set what was read."""
-        torch.set_grad_enabled(self.grad)
-        for kind, is_on, dtype in self.autocast:
+    def restore(self, state: tuple[Any, ...], with_attributes: bool = True) -> None:
+        """Set what was read; without attributes only what is not the model's."""
+        grad, autocast, caches, values = state
+        torch.set_grad_enabled(grad)
+        for kind, is_on, dtype in autocast:
             torch.set_autocast_enabled(kind, is_on)
             torch.set_autocast_dtype(kind, dtype)
-        torch.set_autocast_cache_enabled(self.caches)
+        torch.set_autocast_cache_enabled(caches)
+
+        for (attributes, name), value in zip(self._places, values, strict=True):
+            if with_attributes and attributes.get(name) is not value:
+                attributes[name] = value
 
 
 def read_fixed_settings() -> tuple[Any, ...]:
@@ -322,31 +332,3 @@ def read_fixed_settings() -> tuple[Any, ...]:
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
     )
-
-
-class ModuleAttributes:
-    """Attributes of modules that may differ between the forwards of batches, such as the domain that each sets.
-
-    They are those that modules have when this is made, after a forward. Torch's own layers have none that is set for a
-    batch, and are many.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        of_every_module = vars(nn.Module()).keys()
-        self._places: list[tuple[dict[str, Any], str]] = []
-        for module in model.modules():
-            if type(module).__module__.startswith("torch.nn."):
-                continue
-            attributes = vars(module)
-            names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
-            self._places += [(attributes, name) for name in names]
-
-    def read(self) -> list[Any]:
-        """Read what a forward has set when it is interrupted."""
-        return [attributes.get(name) for attributes, name in self._places]
-
-    def restore(self, values: list[Any]) -> None:
-        """Set what was read of a forward, before it goes on."""
-        for (attributes, name), value in zip(self._places, values, strict=True):
-            if attributes.get(name) is not value:
-                attributes[name] = value

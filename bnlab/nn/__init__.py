@@ -1,6 +1,5 @@
 """Batch norm that chooses its momentum itself."""
 
-from bnlab.nn.readers import momenta
-from bnlab.nn.self_tuned import SelfTuned
+from bnlab.nn.self_tuned import SelfTuned, momenta
 
 __all__ = ["SelfTuned", "momenta"]

@@ -26,7 +26,7 @@ class Averages:
     Attributes:
         bank: the averages after the last full block.
         shown: [2, C], what the buffers held when they were read last.
-        is_behind: whether there are batches that the buffers do not show yet.
+        has_pending: whether there are batches that the buffers do not show yet.
     """
 
     @torch.inference_mode(False)
@@ -36,7 +36,7 @@ class Averages:
         eps_by_channel = torch.full_like(wide[0], eps)
         self.bank = Bank.begin(wide, updates, eps_by_channel, (wide.shape[1],))
         self.shown = start.clone()
-        self.is_behind = False
+        self.has_pending = False
         self._recent = set[float]()  # fingerprints of the batches of the last full block
         self._keep(start.new_empty(0, *start.shape))
 
@@ -67,7 +67,7 @@ class Averages:
     def take(self) -> bool:
         """Count the batch that has been written into its place; return whether the bank has taken a block with it."""
         self._waiting += 1
-        self.is_behind = True
+        self.has_pending = True
         if self._waiting < self.bank.room:
             return False
 
@@ -106,7 +106,7 @@ class Averages:
 
     def settle(self) -> Tensor | None:
         """Compute the running mean and variance [2, C] after all batches so far; None before the first."""
-        self.is_behind = False
+        self.has_pending = False
         bank = self.advance()
         return bank.state() if bank.count else None
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.borrow import count_loans
+from bnlab.estimators.bank import MOMENTA
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_module
 from bnlab.nn.averages import Averages
 from bnlab.warn import warn
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _KEY = "bnlab.nn.SelfTuned/2"  # in a state dict's metadata
 
@@ -102,7 +107,7 @@ class SelfTuned(BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if self.training and self.track_running_stats and input.dim() in self.dims and not count_loans():
             return _train(self, input)
-        if self.averages is not None and self.averages.is_behind:
+        if self.averages is not None and self.averages.has_pending:
             self.settle()
         return super().forward(input)  # type: ignore[safe-super]
 
@@ -131,7 +136,7 @@ class SelfTuned(BatchNorm):
             self.averages = None
             return
 
-        state = averages.settle() if averages.is_behind else None
+        state = averages.settle() if averages.has_pending else None
         if state is not None:
             mean, var = get_running_buffers(self)
             mean.data.copy_(state[0])
@@ -233,6 +238,47 @@ def list_self_tuned(model: nn.Module, caller: str) -> dict[str, SelfTuned]:
     if not layers:
         raise ValueError(f"{caller}: the model has no self-tuned layer; use SelfTuned.convert(model)")
     return layers
+
+
+def momenta(model: nn.Module) -> pd.DataFrame:
+    """List the momentum that each self-tuned layer of `model` has chosen for its mean and for its variance.
+
+    Returns:
+        A row for each layer and statistic, in the model's order, with these columns.
+
+        - layer, depth (from 1), statistic ("mean" or "var");
+        - batches: how many the averages are of, since they began; 0 before the first one, and where something else has
+          written the buffers since (`load_state_dict`, `update_bn`, averaged weights);
+        - momentum: the chosen one; before the third batch the smallest, before the first NaN;
+        - memory: 1/momentum, about how many of the latest batches it averages; never more than `batches` in effect.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: the model has no self-tuned layer.
+
+    >>> import torch
+    >>> from bnlab.nn import SelfTuned
+    >>> model = SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(1)))
+    >>> for batch in torch.arange(24.0).reshape(6, 4, 1):  # the mean moves fast, the variance stays
+    ...     output = model(batch)
+    >>> momenta(model)[["layer", "statistic", "batches", "momentum"]].round(3)
+      layer statistic  batches  momentum
+    0     0      mean        6     1.000
+    1     0       var        6     0.001
+    """
+    import pandas as pd
+
+    rows = []
+    for depth, (name, layer) in enumerate(list_self_tuned(model, "momenta").items(), start=1):
+        layer.settle()
+        bank = None if layer.averages is None else layer.averages.advance()
+        batches = 0 if bank is None else bank.count
+        for number, statistic in enumerate(("mean", "var")):
+            momentum = math.nan
+            if bank is not None and batches:
+                momentum = float(MOMENTA[bank.chosen[number, 0]])
+            rows.append((name, depth, statistic, batches, momentum, 1 / momentum))
+    return pd.DataFrame(rows, columns=["layer", "depth", "statistic", "batches", "momentum", "memory"])
 
 
 # Hooks of state dicts, which stay on layers that have been reverted.

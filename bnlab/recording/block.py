@@ -29,7 +29,6 @@ def record(
     model: nn.Module,
     *,
     step: int = 0,
-    optimizer: torch.optim.Optimizer | None = None,
     inputs: Mapping[Any, Extract] | None = None,
 ) -> Iterator[MomentTrace]:
     """Record the moments of every batch that `model` is trained on inside the block, one entry for each layer call.
@@ -48,11 +47,10 @@ def record(
     Args:
         model: any module with batch-norm layers that keep running statistics.
         step: the step that the model has reached when recording begins.
-        optimizer: the only optimizer whose updates count as steps; None: each that updates a parameter of the model.
         inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
 
     Raises:
-        TypeError: `model` is no module, `optimizer` no torch optimizer, or `inputs` no mapping to functions.
+        TypeError: `model` is no module, or `inputs` no mapping to functions.
         ValueError: `step` is not a number from 0 on, or no batch-norm layer has running statistics.
 
     Warns:
@@ -70,15 +68,13 @@ def record(
     """
     layers = batch_norm_layers(model, caller="record")
     require_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"record: optimizer is a {type(optimizer).__name__}; pass a torch.optim.Optimizer, or None")
 
     shelf = Shelf()
     entries = {
         name: LayerTrace(read_buffers(layer), count_batches(layer), layer.eps, shelf) for name, layer in layers.items()
     }
     trace = MomentTrace(entries, int(step))
-    counter = StepCounter(trace, model, optimizer)
+    counter = StepCounter(trace, model)
     extracts = Inputs(layers, inputs, "record").extracts
     recorders = {
         name: make_recorder(layer, entries[name], counter, extracts.get(name)) for name, layer in layers.items()

@@ -28,24 +28,24 @@ Place = tuple[Tensor, Tensor]
 class RecordingCall:
     """A function in the place of a layer's forward, or of a hook, for the time of a block.
 
-    Copies and pickles, which outlive the block, have the function `own` instead.
+    Copies and pickles, which outlive the block, have the function `layer_forward` instead.
 
     Attributes:
         replaced: the forward that somebody had set on the layer before; see `find_replaced_forward`.
     """
 
     def __init__(
-        self, call: Callable[..., Any], own: Callable[..., Any], replaced: Callable[..., Any] | None = None
+        self, call: Callable[..., Any], layer_forward: Callable[..., Any], replaced: Callable[..., Any] | None = None
     ) -> None:
         self._call = torch.compiler.disable(call)
-        self._own = own
+        self._layer_forward = layer_forward
         self.replaced = replaced
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial, (self._own,)
+        return functools.partial, (self._layer_forward,)
 
 
 class Recorder(ABC):
@@ -55,7 +55,7 @@ class Recorder(ABC):
         layer: the layer.
         entries: its part of the trace.
         counter: counts the steps.
-        own: the layer's own forward.
+        layer_forward: the layer's own forward.
         missed: number of calls that have left no entry, and that torch may have counted in `num_batches_tracked`.
         is_left: whether the layer was left to its own forward, because its input cannot be read.
         averages_by_itself: whether the layer averages in another way than its momentum says.
@@ -72,7 +72,7 @@ class Recorder(ABC):
         self.is_left = False
         self.may_not_count = layer.num_batches_tracked is None
         self._given: Callable[..., Any] | None = vars(layer).get("forward")
-        self.own = self._given or types.MethodType(type(layer).forward, layer)
+        self.layer_forward = self._given or types.MethodType(type(layer).forward, layer)
 
     def attach(self, undo: contextlib.ExitStack) -> None:
         """Take the place of the layer's forward until `undo` is closed."""
@@ -81,18 +81,18 @@ class Recorder(ABC):
         else:
             undo.callback(setattr, self.layer, "forward", self._given)
         replaced = find_replaced_forward(self.layer)
-        self.layer.forward = RecordingCall(self.call, self.own, replaced)  # type: ignore[method-assign]
+        self.layer.forward = RecordingCall(self.call, self.layer_forward, replaced)  # type: ignore[method-assign]
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer's forward, as it is in the block."""
         layer = self.layer
         is_training = layer.training and layer.track_running_stats and count_loans() == self.counter.loans
         if not is_training or self.is_left:
-            return self.own(*args, **kwargs)
+            return self.layer_forward(*args, **kwargs)
         x = get_input(args, kwargs)
         if isinstance(x, Tensor) and not x.numel():  # torch counts a batch of no images, and averages nothing
             self.missed += 1
-            return self.own(*args, **kwargs)
+            return self.layer_forward(*args, **kwargs)
         return self.run(*args, **kwargs)
 
     @abstractmethod
@@ -170,7 +170,7 @@ class TorchRecorder(Recorder):
         try:
             layer.running_mean, layer.running_var = place
             layer.momentum = 1.0
-            output: Tensor = self.own(input)
+            output: Tensor = self.layer_forward(input)
         finally:
             layer.running_mean, layer.running_var = mean, var
             layer.momentum = momentum
@@ -196,7 +196,7 @@ class SelfTunedRecorder(TorchRecorder):
             return super().run(input)
         layer: Any = self.layer
         layer.latest = None
-        output: Tensor = self.own(input)
+        output: Tensor = self.layer_forward(input)
         if layer.latest is not None:
             for place, value in zip(self.next_place(), layer.latest, strict=True):
                 place.copy_(value)
@@ -229,7 +229,7 @@ class OwnForwardRecorder(Recorder):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         before = get_running_buffers(self.layer)[1].clone()
         try:
-            output = self.own(*args, **kwargs)
+            output = self.layer_forward(*args, **kwargs)
         except BaseException:
             if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has averaged before it failed
                 self._read(args, kwargs)

@@ -18,7 +18,6 @@ class StepCounter:
     Args:
         trace: the trace whose `last_step` is counted up.
         model: the model that is recorded.
-        optimizer: the only one whose updates count; None: each that updates a parameter of the model.
 
     Attributes:
         loans: how many measurements ran when the block began. Forwards in others are no training.
@@ -26,11 +25,10 @@ class StepCounter:
         has_seen_forward: whether there was a forward of the model as a whole, in train or in eval mode.
     """
 
-    def __init__(self, trace: MomentTrace, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    def __init__(self, trace: MomentTrace, model: nn.Module) -> None:
         self._trace = trace
-        self._optimizer = optimizer
         self._parameters = {id(parameter) for parameter in model.parameters()}
-        self._counts_updates = optimizer is not None
+        self._counts_updates = False
         self._is_open = False
         self.loans = count_loans()
         self.has_counted = False
@@ -56,13 +54,9 @@ class StepCounter:
         return self._trace.last_step
 
     def end_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Count an update if it is the model's; the hook after a step of any optimizer."""
-        if self._optimizer is not None:
-            is_ours = optimizer is self._optimizer
-        else:
-            updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-            is_ours = not self._parameters.isdisjoint(updated)
-        if is_ours:
+        """Count an update if it is of one of the model's parameters; the hook after a step of any optimizer."""
+        updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+        if not self._parameters.isdisjoint(updated):
             self.end_step()
 
     def end_step(self) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks.doctor_report_classifiers import overfit_a_regression
 from bnlab import diagnose
 from bnlab.doctor import Cause, Signs, Undo, list_causes
 from bnlab.doctor.case import Case
@@ -252,10 +252,45 @@ def test_each_cause_looks_and_proposes_of_itself() -> None:
 # Small batches, and a training that went wrong
 
 
-def test_two_batches_that_were_learnt_by_heart_are_named_by_their_images() -> None:
-    given = overfit_a_regression()
+class Molecules(nn.Module):
+    """Nodes are encoded one by one and added up, then batch norm, then a head that predicts a number."""
 
-    diagnosis = diagnose(given.model, given.batches, progress=False)
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.norm = nn.BatchNorm1d(width)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.encode(x).sum(1))).squeeze(1)
+
+
+def overfit_a_regression() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Two batches of 50 digits are learnt by heart in 100 epochs."""
+    data = load_digits()
+    rows = torch.tensor(data.images[:100], dtype=torch.float32) / 8 - 1
+    labels = torch.tensor(data.target[:100]).float()
+    targets = (labels - labels.mean()) / labels.std()
+    batches = list(zip(rows.split(50), targets.split(50), strict=True))
+
+    torch.manual_seed(2)
+    model = Molecules()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    for epoch in range(100):
+        rate = 1e-4 + min(epoch / 2, 1) * 9e-4 * 0.1 ** (max(epoch - 2, 0) / 98)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for inputs, wanted in batches:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs), wanted).backward()
+            optimizer.step()
+    return model.eval(), batches
+
+
+def test_two_batches_that_were_learnt_by_heart_are_named_by_their_images() -> None:
+    model, batches = overfit_a_regression()
+
+    diagnosis = diagnose(model, batches, progress=False)
 
     first = diagnosis.faults[0]
     assert (diagnosis.verdict, first.cause.code) == ("batches", "BN203"), str(diagnosis)

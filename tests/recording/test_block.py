@@ -143,22 +143,6 @@ def test_two_networks_with_an_optimizer_each() -> None:
     assert get_steps(of_critic) == [[1, 2, 3, 3, 4, 5, 5, 6, 7]]
 
 
-def test_only_a_given_optimizer_counts() -> None:
-    model = plain()
-    given = torch.optim.SGD(model.parameters(), lr=0.01)
-    other = torch.optim.SGD(model.parameters(), lr=0.01)
-    with record(model, optimizer=given) as trace:
-        for x in images(4, 4):
-            for optimizer in (other, given):
-                model(x).sum().backward()
-                optimizer.step()
-
-    assert get_steps(trace) == [[1, 1, 2, 2]] * 2
-
-    with pytest.warns(UserWarning, match="no update by an optimizer was seen"), record(model, optimizer=given):
-        train(model, images(4, 4))
-
-
 def test_forwards_count_until_there_is_an_update() -> None:
     model = plain()
     (x, *_) = DATA
@@ -427,7 +411,6 @@ def test_what_is_refused_and_how() -> None:
         (plain(), {"step": 1.5}, TypeError, r"record: step=1\.5; pass"),
         (plain(), {"inputs": {"other": print}}, ValueError, "record: inputs has 'other', which is no layer here"),
         (plain().to("meta"), {}, ValueError, "record: layer '1' is on the meta device, which holds no values"),
-        (plain(), {"optimizer": 0.1}, TypeError, "record: optimizer is a float; pass a torch.optim.Optimizer, or None"),
     ):
         with pytest.raises(error, match=message), record(given, **options):
             pass

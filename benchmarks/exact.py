@@ -1,0 +1,166 @@
+"""Exact population statistics against one-pass tools and one plain forward, on a CPU or an accelerator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import Tensor, nn
+
+from benchmarks.networks import LAYOUTS, build_imagenet_resnet, build_resnet, draw_images, evaluate, warm_up
+from benchmarks.timing import Result, Timed, alternate, time_once
+from bnlab import Statistics, population_statistics, running_statistics
+from bnlab.moments import compare_moments
+from bnlab.provenance import Cost
+
+ROUNDS = 5
+_MOST_IN_DOUBLE = 10_000  # images; more take too long in float64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the images that it is measured on.
+
+    Attributes:
+        name: for the table.
+        build: makes the network, with weights as they are drawn.
+        size, images, batch: height and width of an image, how many there are, and how many in a batch.
+        limit: what the ratio of exact statistics to fvcore's should be at most.
+        layout: in memory.
+        is_half: whether the forward computes in bfloat16 by autocast.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    size: int
+    images: int = 1000
+    batch: int = 64
+    limit: float | None = None
+    layout: str = "channels_last"
+    is_half: bool = False
+
+    @property
+    def words(self) -> str:
+        precision = ", bfloat16" if self.is_half else ""
+        return f"{self.name}, {self.size}×{self.size}, {self.layout}{precision}, {self.images:,} images"
+
+    def prepare(self, device: str) -> tuple[nn.Module, list[Tensor]]:
+        """Build the network, with running statistics that are not 0 and 1, and draw its batches."""
+        images = draw_images(self.images, self.size, LAYOUTS[self.layout]).to(device)
+        model = self.build().to(device).to(memory_format=LAYOUTS[self.layout])  # type: ignore[call-overload]
+        model = warm_up(model, images[: self.batch])
+        if self.is_half:
+            model = HalfPrecision(model, device).eval()
+        return model, list(images.split(self.batch))
+
+
+class HalfPrecision(nn.Module):
+    """A network that computes its forward in bfloat16."""
+
+    def __init__(self, model: nn.Module, device: str) -> None:
+        super().__init__()
+        self.model = model
+        self.device = device
+
+    def forward(self, batch: Tensor) -> Any:
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.model(batch)
+
+
+class Siamese(nn.Module):
+    """One network for an image and its mirror image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(x), self.network(x.flip(-1) / 2)
+
+
+def measure_population(device: str) -> Iterator[Result]:
+    """Compare with one-pass tools, where all batches may wait."""
+    for case in _list_cases(device):
+        yield from _compare(case, device)
+
+
+def _list_cases(device: str) -> Iterator[Case]:
+    if device != "cpu":
+        for layout in LAYOUTS:
+            for is_half in (False, True):
+                large = partial(build_imagenet_resnet, 50)
+                yield Case("resnet-50", large, 224, 2048, 128, 1.3, layout, is_half)
+                yield Case("resnet-20", build_resnet, 32, 8192, 512, 1.5, layout, is_half)
+        return
+
+    for depth in (20, 56, 110):
+        yield Case(f"resnet-{depth}", partial(build_resnet, depth), 32, limit=1.15)
+        yield Case(f"resnet-{depth}", partial(build_resnet, depth), 32, limit=0.85, layout="contiguous")
+    for layout in LAYOUTS:
+        yield Case("resnet-18", partial(build_imagenet_resnet, 18), 64, limit=1.05, layout=layout)
+
+
+def measure_shared(device: str) -> Iterator[Result]:
+    """Compare where layers are called twice in a forward."""
+    yield from _compare(Case("Siamese resnet-18", lambda: Siamese(build_imagenet_resnet(18)), 32, 256, 32), device)
+
+
+def measure_large(device: str) -> Iterator[Result]:
+    """Compare where memory is short: 45,000 images, one round, at a limit with which not all batches may wait."""
+    yield from _compare(Case("resnet-20", build_resnet, 32, 15_000, 500), device)
+
+    case = Case("resnet-20", build_resnet, 32, 45_000, 500)
+    model, batches = case.prepare(device)
+    costs: list[Cost | None] = []
+    sides: dict[str, Callable[[], object]] = {
+        "exact": lambda: costs.append(population_statistics(model, batches, memory="4GiB").cost),
+        "layer by layer": lambda: costs.append(population_statistics(model, batches, strategy="layerwise").cost),
+        "one forward": lambda: evaluate(model, batches),
+    }
+    timed = Timed(f"{case.words}, 4 GiB", {name: time_once(run) for name, run in sides.items()})
+    notes = [_describe_cost(cost) for cost in costs]
+    yield timed.compare("exact", "one forward", note=f"one round; {notes[0]}")
+    yield timed.compare("layer by layer", "one forward", note=f"one round; {notes[1]}")
+
+
+def _compare(case: Case, device: str) -> Iterator[Result]:
+    model, batches = case.prepare(device)
+    of_fvcore = copy.deepcopy(model).train()
+    of_torch = copy.deepcopy(model).train()
+    sides: dict[str, Callable[[], object]] = {
+        "exact": lambda: population_statistics(model, batches),
+        "fvcore": lambda: update_bn_stats(of_fvcore, batches, len(batches), progress=None),
+        "update_bn": lambda: torch.optim.swa_utils.update_bn(batches, of_torch),
+        "one forward": lambda: evaluate(model, batches),
+    }
+    timed = alternate(case.words, ROUNDS, sides)
+
+    measured = population_statistics(model, batches)
+    notes = {"exact": "", "fvcore": "", "update_bn": ""}
+    if not case.is_half and case.images <= _MOST_IN_DOUBLE:
+        # Tests hold float64 to a forward pass of all images.
+        reference = population_statistics(copy.deepcopy(model).double(), [batch.double() for batch in batches])
+        notes["exact"] = f", error {_describe_error(reference, measured)}"
+        notes["fvcore"] = f"fvcore's error {_describe_error(reference, running_statistics(of_fvcore))}"
+        notes["update_bn"] = f"torch's error {_describe_error(reference, running_statistics(of_torch))}"
+    yield timed.compare("exact", "one forward", note=_describe_cost(measured.cost) + notes["exact"])
+    yield timed.compare("exact", "fvcore", case.limit, notes["fvcore"])
+    yield timed.compare("exact", "update_bn", note=notes["update_bn"])
+
+
+def _describe_cost(cost: Cost | None) -> str:
+    assert cost is not None
+    megabytes = cost.peak_bytes / 1e6
+    return f"{cost.forwards / cost.batches:.2f} forwards a batch, {cost.passes} passes, {megabytes:,.0f} MB"
+
+
+def _describe_error(reference: Statistics, measured: Statistics) -> str:
+    """Describe the largest error over layers and channels: of the mean in σ, of the variance relative."""
+    errors = [compare_moments(moments, measured[name]) for name, moments in reference.items()]
+    of_mean, of_variance = (max(column) for column in zip(*errors, strict=True))
+    return f"{of_mean:.0e} σ, {of_variance:.0e} var"
