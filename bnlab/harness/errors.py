@@ -21,10 +21,6 @@ class UserError(ValueError):
     """A user's mistake: what was found and what to do, in one or two lines; shown without a traceback."""
 
 
-class OtherImages(UserError):
-    """There are images, but they are not those of the network."""
-
-
 class NoRows(UserError):
     """Nothing of what is asked for has been measured: it is to be swept."""
 

@@ -32,8 +32,8 @@ CASES = {
     "seed=0,1": "seed=0,1: several values are swept with -m",
     "hydra/launcher=nonsense": "hydra/launcher=nonsense: must be one of basic, joblib",
     # choices
-    "data=mnits": "data=mnits: did you mean mnist?",
-    "data=nothing": "data=nothing: must be one of cifar10, cifar100, digits",
+    "data=cifar": "data=cifar: did you mean cifar10?",
+    "data=nothing": "data=nothing: must be one of cifar10, digits, glyphs",
     "model=resnt": "model=resnt: did you mean resnet?",
     "model=torchvision model.name=resnet81": "model.name=resnet81: did you mean resnet18?",
     "norm=goup": "norm=goup: did you mean group?",
@@ -45,7 +45,7 @@ CASES = {
     "order=shufled": "order=shufled: did you mean shuffled?",
     "estimator=EMMA": "estimator=EMMA: did you mean ema?",
     "model.name=resnet18": "model.name=resnet18: choose by model=, from cnn, plain, mlp, resnet, torchvision",
-    "data.flip=true": "data.flip=true: this data has no flip; data=cifar10, data=cifar100, data=fashion_mnist has",
+    "data.flip=true": "data.flip=true: this data has no flip; data=cifar10 has",
     "norm=none model=torchvision": "norm=none: resnet18 has normalization of its own",
     "norm=instance model=mlp": "norm=instance: a unit of model=mlp has one value",
     "norm=group norm.groups=5": "norm.groups=5: must divide model.width=32",
@@ -75,7 +75,7 @@ CASES = {
     "model=resnet model.depth=9": "model.depth=9: a resnet has 6n+2 layers",
     # folders
     "data=cifar10 data.copies=true data.root=nowhere": "nowhere/train is missing; set data.root to the folder that has",
-    "data=mnist data.root=nowhere": "nowhere/MNIST/raw/train-images-idx3-ubyte is missing; set data.download=true",
+    "data=cifar10 data.root=nowhere": "nowhere/cifar-10-batches-py/data_batch_1 is missing; set data.download=true",
     "--config-dir nowhere": "--config-dir=nowhere: is no folder",
     "--foo": "--foo: no such option",
     "name=../x": "name=../x: must be letters, digits, _ . -",

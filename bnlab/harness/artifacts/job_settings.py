@@ -11,7 +11,7 @@ from typing import Any
 from bnlab.files import digest
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS
 from bnlab.harness.artifacts.data import Data, Digits
-from bnlab.harness.artifacts.models import Cnn, Model, Torchvision, list_norm_widths
+from bnlab.harness.artifacts.models import Cnn, Layered, Model, Torchvision
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
@@ -117,10 +117,8 @@ class Config:
     log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
 
     def __post_init__(self) -> None:
-        self.norm = self.norm.place(self._list_norm_widths)
-
-    def _list_norm_widths(self) -> list[int]:
-        return list_norm_widths(self.model, self.data.find_size().pixels)
+        if isinstance(self.model, Layered):
+            self.norm = self.norm.place(self.model.width)
 
     @property
     def folder(self) -> Path:

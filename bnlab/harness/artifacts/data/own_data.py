@@ -30,7 +30,7 @@ from bnlab.harness.artifacts.data.pixels import (
     shuffle,
 )
 from bnlab.harness.components import setting
-from bnlab.harness.errors import OtherImages, UserError, where_raised
+from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import Own, call_own, digest_of_source, import_object, own
 
 _EXPECTED = (
@@ -61,9 +61,6 @@ class OwnData(Own, Data):
         settings = super().identify()
         return {key: value for key, value in settings.items() if key not in self.arguments}
 
-    def locate(self) -> dict[str, Any]:
-        return self.arguments
-
     def find_content(self) -> str:
         return self._describe().content
 
@@ -76,9 +73,8 @@ class OwnData(Own, Data):
     def read(self) -> Parts:
         parts = read_own(self.name, self._list_arguments())
         if self.content and parts.content != self.content:
-            given = "".join(f", data.{name}={value}" for name, value in self.arguments.items())
-            raise OtherImages(
-                f"data={self.name}{given}: gives other images or labels than those that this network is named by; "
+            raise UserError(
+                f"data={self.name}: gives other images or labels than those that this network is named by; "
                 "give it those, or sweep again: these train a network of their own (a function has to give the same "
                 "images whenever it is called)"
             )
