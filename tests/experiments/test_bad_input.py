@@ -61,6 +61,7 @@ CASES = {
     "-m batch_size=1,32": "batch_size=1: must be 2 to 1,295",
     "norm=ghost norm.batch_size=32 batch_size=31": "norm.batch_size=32: must be 2 to 31 (a part of the batch)",
     "-m seed=0,1 data=digits,digit": "data=digit: did you mean digits?",
+    "data.content=0123456789": "there is no setting data.content",
     "data.images=2000": "data.images=2000: must be 10 to 1,438",
     "data=glyphs data.images=3": "data.images=3: must be 10 or more",
     "data.images=10 batch_size=20 norm=ghost": "batch_size=20: must be 2 to 9",

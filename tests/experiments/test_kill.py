@@ -179,17 +179,35 @@ def refuse_files(number: int, written: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "fsync", refuse)
 
 
-@pytest.mark.parametrize("written", [0, 9])
-def test_a_folder_that_cannot_be_written(
-    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    refuse_files(errno.EROFS, written, monkeypatch)
+REFUSALS = {
+    errno.EROFS: r"\S*: cannot be written \(Read-only file system\); choose another folder",
+    errno.ENOSPC: "/.*: No space left on device; what was there is whole, and the same command continues once",
+}
 
-    sweep_small(tmp_path, "measurements=gaps", expect=2)
+
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("written", [0, 5, 9])
+def test_files_that_the_system_refuses(
+    number: int,
+    written: int,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """End the sweep and are named; once they can be written, the same command continues."""
+    with monkeypatch.context() as patched:
+        refuse_files(number, written, patched)
+        sweep_small(tmp_path, "measurements=gaps", expect=2)
 
     said = capsys.readouterr().err
-    assert re.match(rf"error: {tmp_path}\S*: cannot be written \(Read-only file system\); choose another folder", said)
-    assert "continues" not in said
+    assert re.match(f"error: {tmp_path}{REFUSALS[number]}", said)
+    assert ("continues" in said) == (number == errno.ENOSPC)
+    assert not list(tmp_path.rglob(".*.part"))
+    assert not list(tmp_path.rglob("failures/*"))
+
+    sweep_small(tmp_path, "measurements=gaps")
+    assert_same(find_network(tmp_path), whole)
 
 
 def test_too_little_memory_is_said_before_torch_crashes(tmp_path: Path) -> None:
@@ -202,22 +220,3 @@ def test_too_little_memory_is_said_before_torch_crashes(tmp_path: Path) -> None:
     assert "the shell allows 1.2 GB (ulimit -v)" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "r").exists()
-
-
-@pytest.mark.parametrize("written", [0, 5, 9])
-def test_full_disk(
-    whole: Path, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Ends the sweep and names the file; the same command continues."""
-    with monkeypatch.context() as patched:
-        refuse_files(errno.ENOSPC, written, patched)
-        sweep_small(tmp_path, "measurements=gaps", expect=2)
-
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path}/")
-    assert ": No space left on device; what was there is whole, and the same command continues once" in said
-    assert not list(tmp_path.rglob(".*.part"))
-    assert not list(tmp_path.rglob("failures/*"))
-
-    sweep_small(tmp_path, "measurements=gaps")
-    assert_same(find_network(tmp_path), whole)

@@ -164,7 +164,8 @@ def _read_parts(parts: Any, name: str) -> Parts:
     train_part, test_part, *further = parts
     train = _read_twice(train_part, f"{name}: the training part")
     test = _read_twice(test_part, f"{name}: the test part")
-    _require_alike(train, test, name)
+    _require_kind(test[0], train[0], f"{name}: the test part")
+    _require_same_classes(train[1], test[1], name)
     _require_same_names(train_part, test_part, name)
 
     augmented = None
@@ -194,17 +195,16 @@ def _spread(count: int) -> list[int]:
     return list(range(0, count, distance))
 
 
-def _require_alike(train: Pixels, test: Pixels, name: str) -> None:
-    images, labels = train
-    test_images, test_labels = test
+def _require_kind(images: Tensor, train: Tensor, where: str) -> None:
     kind = describe_images(images)
-    test_kind = describe_images(test_images)
-    if kind != test_kind:
+    expected = describe_images(train)
+    if kind != expected:
         raise UserError(
-            f"{name}: the training part has images {kind}, the test part {test_kind}; both need the same type, "
-            "channels and size"
+            f"{where} has images {kind}, the training part {expected}; both need the same type, channels and size"
         )
 
+
+def _require_same_classes(labels: Tensor, test_labels: Tensor, name: str) -> None:
     classes = set(labels.tolist())
     empty = set(range(max(classes))) - classes
     if empty:
@@ -254,11 +254,7 @@ def _make_drawer(items: Any, train: Pixels, where: str) -> Draw:
     some = _spread(len(labels))
     drawn, drawn_labels = draw(some, 0)
     again, _ = draw(some, 0)
-    if describe_images(drawn) != describe_images(images):
-        raise UserError(
-            f"{where} has images {describe_images(drawn)}, the training part {describe_images(images)}; both need the "
-            "same type, channels and size"
-        )
+    _require_kind(drawn, images, where)
     if not torch.equal(drawn_labels, labels[some]):
         raise UserError(f"{where} has other labels than the training part; item i has to be item i of it, transformed")
     if not torch.equal(drawn, again):
