@@ -52,7 +52,7 @@ CASES = {
     "norm=none measurements=drift": "measurements=drift: measures nothing of a network with norm=none",
     "norm=none measurements=[drift]": "measurements=drift: measures nothing",
     "norm=none measurements=[drift,gaps]": "measurements=[drift,gaps]: measures nothing",
-    "order=random": "order=random: must be one of shuffled, replacement, sorted, blocks, blocks:16",
+    "order=random": "order=random: must be one of shuffled, sorted, blocks:16",
     "shifts=fog:1": "shifts=fog:1: must be one of none, blur:1",
     "estimator=foo": "estimator=foo: must be one of averaged, ",
     "device=foo": "device=foo: not available here",

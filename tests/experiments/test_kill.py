@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import re
 import signal
 import subprocess
@@ -14,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
-from tests.experiments.commands import ROOT, Call, run, start
+from tests.experiments.commands import ROOT, Call, start
 from tests.harness.kills import assert_same, signals_at
 from tests.helpers import find_network, sweep_small
 
@@ -69,25 +67,6 @@ def test_killed_and_continued_is_bit_for_bit_the_same(file: int, whole: Path, tm
 
     sweep_small(tmp_path, "measurements=gaps")
     assert_same(find_network(tmp_path), whole)
-
-
-@pytest.mark.slow
-def test_command_killed_at_random_times(tmp_path: Path) -> None:
-    words = ("-m", "batch_size=16,64", "seed=0,1", "epochs=8", "estimator=[ema,exact]", "accuracy_at=all")
-    run("sweep", *words, f"results={tmp_path}/whole")
-    generator = random.Random(0)
-    for _ in range(12):
-        process = start("sweep", *words, f"results={tmp_path}/killed")
-        time.sleep(generator.uniform(2, 8))
-        process.kill()
-        process.communicate()
-    run("sweep", *words, f"results={tmp_path}/killed")
-    networks = sorted((tmp_path / "whole").glob("runs/*/seed_[01]"))
-    assert len(networks) == 4
-    for network in networks:
-        assert_same(tmp_path / "killed" / network.relative_to(tmp_path / "whole"), network)
-    for name in ("gaps", "evaluations"):
-        assert_frame_equal(load("adhoc", tmp_path / "killed")[name], load("adhoc", tmp_path / "whole")[name])
 
 
 def wait_for_training(results: Path, process: subprocess.Popen[str]) -> Path:

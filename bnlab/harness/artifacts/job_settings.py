@@ -42,8 +42,8 @@ class Config:
     steps: int | None = setting(None, "length of the training in updates, instead of epochs", at_least=1)
     order: str = setting(
         "shuffled",
-        "of the images in an epoch: shuffled; replacement, drawn with replacement; sorted, class after class; blocks, "
-        "class after class with the classes in random order; blocks:16, blocks of 16 images of a class in random order",
+        "of the images in an epoch: shuffled; sorted, class after class; blocks:16, blocks of 16 images of a class in "
+        "random order",
     )
     last_batch: str = setting(
         "keep",

@@ -35,19 +35,13 @@ class Seeds:
         return Seeds(*seeds.tolist())
 
 
-ORDERS = ("shuffled", "replacement", "sorted", "blocks")  # and blocks:16, see `Batches`
+ORDERS = ("shuffled", "sorted", "blocks:16")  # or of another number of images
 
 
 def check_order(order: str) -> None:
     """Raise UserError unless there is such an order."""
-    if order not in ORDERS and block_size(order) is None:
-        raise UserError(f"order={order}: {suggest(order, [*ORDERS, 'blocks:16'])}")
-
-
-def block_size(order: str) -> int | None:
-    """Read 16 from `blocks:16`; None from other orders."""
-    match = re.fullmatch(r"blocks:([1-9]\d*)", order)
-    return int(match[1]) if match else None
+    if order not in ORDERS and not re.fullmatch(r"blocks:[1-9]\d*", order):
+        raise UserError(f"order={order}: {suggest(order, ORDERS)}")
 
 
 @dataclass(frozen=True)
@@ -57,10 +51,8 @@ class Batches:
     Each epoch's order and each step's augmentation have seeds of their own, so that training can go on from any step
     without a random state to restore.
 
-    Orders of an epoch's N images: `shuffled`; `replacement`: N images that are drawn, so that some are missing;
-    `sorted`: class after class by their numbers, shuffled within each; `blocks`: the same with the classes in an order
-    that is drawn for each epoch; `blocks:16`: blocks of 16 images of a class, the last one of the rest, in an order
-    that is drawn.
+    Orders of an epoch's images: `shuffled`; `sorted`: class after class by their numbers, shuffled within each;
+    `blocks:16`: blocks of 16 images of a class, the last one of the rest, in an order that is drawn.
     """
 
     split: Split
@@ -86,8 +78,6 @@ class Batches:
         """Draw the order of the epoch's images, int64 [N] on the CPU."""
         generator = torch.Generator().manual_seed(self.seeds.order + epoch)
         count = len(self.split.labels)
-        if self.order == "replacement":
-            return torch.randint(count, (count,), generator=generator)
         shuffled = torch.randperm(count, generator=generator)
         if self.order == "shuffled":
             return shuffled
@@ -98,7 +88,7 @@ class Batches:
         if self.order == "sorted":
             return by_class
 
-        size = block_size(self.order) or count  # without a size: each class is one block
+        size = int(self.order.removeprefix("blocks:"))
         blocks = _number_blocks(labels[by_class], size)
         rank_of_block = torch.randperm(int(blocks[-1]) + 1, generator=generator)
         by_rank = rank_of_block[blocks].argsort(stable=True)

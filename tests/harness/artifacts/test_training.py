@@ -48,31 +48,17 @@ def test_order_depends_on_the_seed_alone() -> None:
     assert not torch.equal(order, batches.epoch_order(1))
 
 
-def test_an_epoch_drawn_with_replacement() -> None:
-    """As many images, each with probability 1/N at each place: a share (1 − 1/N)^N is missing."""
-    batches = Batches(split(500), 8, Seeds.of(0), order="replacement")
-    missing = sum(500 - len(batches.epoch_order(epoch).unique()) for epoch in range(20)) / (20 * 500)
-    deviation = (0.233 * 0.768 / 10_000) ** 0.5  # at most: places of one epoch are negatively correlated
+def test_classes_one_after_the_other() -> None:
+    batches = Batches(split(53), 8, Seeds.of(0), order="sorted")
 
-    assert missing == pytest.approx((1 - 1 / 500) ** 500, abs=4 * deviation)
-
-
-@pytest.mark.parametrize("order", ["sorted", "blocks"])
-def test_classes_one_after_the_other(order: str) -> None:
-    batches = Batches(split(53), 8, Seeds.of(0), order=order)
-
-    epochs = [batches.epoch_order(epoch) for epoch in range(50)]
-
-    first_classes = set()
     orders_of_class_0 = set()
-    for images in epochs:
+    for epoch in range(50):
+        images = batches.epoch_order(epoch)
         assert sorted(images.tolist()) == list(range(53))
         labels = batches.split.labels[images]
-        assert len(labels.unique_consecutive()) == 10
-        first_classes.add(int(labels[0]))
+        assert labels.tolist() == sorted(labels.tolist())
         orders_of_class_0.add(tuple(images[labels == 0].tolist()))
 
-    assert first_classes == ({0} if order == "sorted" else set(range(10)))
     assert len(orders_of_class_0) > 40
 
 
@@ -91,7 +77,7 @@ def test_blocks_of_so_many_images(size: int) -> None:
         assert sum(run % size > 0 for run in runs) <= 10
 
 
-@pytest.mark.parametrize("order", [*ORDERS, "blocks:3"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_the_same_batches_from_any_step(order: str) -> None:
     batches = Batches(split(21), 4, Seeds.of(3), shift=2, flip=True, order=order)
     whole = list(islice(batches.from_step(0), 12))
