@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness import load, load_images, load_model
+from bnlab.harness import load, load_images
+from tests.harness.kills import load_at
 from tests.helpers import find_network, sweep_small
 
 STEPS = 12
@@ -41,11 +42,6 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     results = tmp_path_factory.mktemp(request.param)
     sweep_small(results, *WORDS, f"averaging={request.param}")
     return request.param, results
-
-
-def load_at(results: Path, step: int, statistics: str = "running") -> nn.Module:
-    run = load("adhoc", results)["runs"]["run"][0]
-    return load_model("adhoc", run, step=step, statistics=statistics, results=results)
 
 
 def average_by_hand(kind: str, checkpoints: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import bnlab
-from bnlab.harness import load, load_images, load_model
-from tests.harness.kills import read_trace
+from bnlab.harness import load, load_images
+from tests.harness.kills import load_at, read_trace
 from tests.helpers import find_network, plan_network, rise_and_fall, sweep_small
 
 STEPS, FROZEN = 10, 5
@@ -25,11 +25,6 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     results = tmp_path_factory.mktemp(request.param)
     sweep_small(results, *WORDS, f"freeze_with={request.param}")
     return request.param, results
-
-
-def load_at(results: Path, step: int, statistics: str = "running") -> nn.Module:
-    run = load("adhoc", results)["runs"]["run"][0]
-    return load_model("adhoc", run, step=step, statistics=statistics, results=results)
 
 
 def test_a_loop_by_hand_gives_the_same_network(whole: tuple[str, Path]) -> None:
