@@ -81,8 +81,9 @@ def _describe_momenta(config: Config, model: nn.Module, subjects: Iterable[Subje
 
     missing = []
     for layer in model.modules():
-        chooses_itself = type(layer).forward not in TORCH_FORWARDS and not has_own_forward(layer)  # as bnlab's do
-        if not isinstance(layer, BatchNorm) or chooses_itself:
+        if not isinstance(layer, BatchNorm):
+            continue
+        if type(layer).forward not in TORCH_FORWARDS and not has_own_forward(layer):  # of bnlab, without a fixed one
             continue
         if layer.momentum is None:
             is_measured = any(subject.estimator == "cumulative" for subject in averages)

@@ -361,22 +361,6 @@ def sweep_folders(write: Write, call: Call, tmp_path: Path) -> Callable[..., str
     return sweep
 
 
-def test_other_images_are_another_network(sweep_folders: Callable[..., str], tmp_path: Path) -> None:
-    """Two folders of which one is inverted; `folder` is a column, whatever it is called."""
-    write_folder(tmp_path / "photos")
-    write_folder(tmp_path / "inverted", lambda images: 255 - images)
-
-    said = sweep_folders(f"data.folder={tmp_path}/photos,{tmp_path}/inverted")
-
-    assert said.startswith("2 jobs on 2 networks, none trained yet")
-    tables = load("adhoc", tmp_path / "r")
-    runs = tables["runs"]
-    assert sorted(runs["data.folder"]) == [f"{tmp_path}/inverted", f"{tmp_path}/photos"]
-    assert runs["data.content"].nunique() == 2
-    accuracy = tables["evaluations"].query("estimator == 'exact'")["accuracy"]
-    assert (accuracy > 0.9).all()
-
-
 def test_a_moved_folder_trains_nothing_again(sweep_folders: Callable[..., str], tmp_path: Path) -> None:
     """Nor do other words in the function's file; the network is loaded from where its images are now."""
     write_folder(tmp_path / "photos")

@@ -131,8 +131,8 @@ class Config:
             return self.steps
         return self.epochs * steps_per_epoch(self.data.count_training(), self.batch_size, self.last_batch)
 
-    def find_freezing_step(self) -> int | None:
-        """Find the step from which on batch norm is frozen; None: it never is."""
+    def compute_freezing_step(self) -> int | None:
+        """Compute the step from which on batch norm is frozen; None: it never is."""
         if self.freeze_at is None:
             return None
         return max(1, round(self.freeze_at * self.count_steps()))

@@ -108,7 +108,7 @@ class Run:
     @cached_property
     def frozen_from(self) -> int | None:
         """The step from which on batch norm is in eval mode, with the statistics of that step; None: it never is."""
-        return self.config.find_freezing_step()
+        return self.config.compute_freezing_step()
 
     @property
     def wanted(self) -> list[int]:
@@ -195,9 +195,8 @@ class Run:
 
     def list_kept(self) -> list[int]:
         """List the steps of which checkpoints were kept when it finished, also of files that are gone."""
-        status = self.status or {"status": "unfinished"}
-        last = [status["step"]] if status["status"] == "finished" else []
-        return status.get("checkpoints", last)  # type: ignore[no-any-return]  # which earlier versions do not say
+        status = self.status
+        return status["checkpoints"] if status else []
 
     @property
     def status(self) -> dict[str, Any] | None:
