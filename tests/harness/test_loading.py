@@ -49,6 +49,8 @@ def test_exact_statistics_give_the_accuracy_of_the_table(swept: tuple[str, Path]
         hits = model(images).argmax(1) == labels
     table = load("g", results)["evaluations"].query("estimator == 'exact' and step == 40")
     assert hits.double().mean().item() == table["accuracy"].item()
+    sizes = [len(load_images("g", run, split=split, results=results)[1]) for split in ("train", "val", "test")]
+    assert sizes == [360, 40, 359]
 
 
 def test_another_average_is_replayed(swept: tuple[str, Path]) -> None:
