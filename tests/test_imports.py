@@ -43,7 +43,7 @@ STAGES = (
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help setting_columns job_words", "config", "trial", "jobs costs", "planning loading"),
+    *("help setting_columns", "config", "trial", "jobs", "planning loading"),
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {

@@ -27,12 +27,12 @@ class Component:
     has_any_name: ClassVar[bool] = False  # it stands for many choices, such as a user's import paths
     is_own: ClassVar[bool] = False
     unread: ClassVar[tuple[str, ...]] = ()  # settings that no network is trained with
-    storage: ClassVar[tuple[str, ...]] = ()  # those of them that say where its files are and how they come there
+    storage: ClassVar[tuple[str, ...]] = ()  # settings that say where its files are and how they come there
     name: str = "???"
 
     def identify(self) -> dict[str, Any]:
         """Collect what names the networks that are made with it: its name, and settings that are not the default."""
-        keys = [each.name for each in fields(self) if each.name not in self.unread]
+        keys = [each.name for each in fields(self) if each.name not in (*self.unread, *self.storage)]
         return {"name": self.name, **leave_off_defaults(self, keys)}
 
 

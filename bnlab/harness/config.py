@@ -111,7 +111,7 @@ def _check_steps(config: Config, steps: int) -> None:
 def _check_freezing(config: Config, steps: int) -> None:
     if config.freeze_at is None:
         return
-    if not 0 < config.freeze_at < 1 or config.find_freezing_step() == steps:
+    if not 0 < config.freeze_at < 1 or config.compute_freezing_step() == steps:
         raise UserError(f"freeze_at={config.freeze_at}: must be a share of the {steps:,} steps that leaves some")
     if not config.norm.is_plain:
         raise UserError(f"freeze_at={config.freeze_at}: norm={config.norm.name} cannot be frozen; use norm=batch")

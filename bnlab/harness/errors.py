@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import os
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -13,16 +11,9 @@ from pathlib import Path
 # Whose lines tell a user nothing about their own code: bnlab, the standard library and what is installed.
 _OTHERS = (Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-
 
 class UserError(ValueError):
     """A user's mistake: what was found and what to do, in one or two lines; shown without a traceback."""
-
-
-class OtherImages(UserError):
-    """There are images, but they are not those of the network."""
 
 
 class NoRows(UserError):
@@ -58,18 +49,8 @@ def find_close(name: object, known: Iterable[str]) -> str | None:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Say which file or folder the system refused, and what to do; that a sweep can continue only where it can."""
-    if error.errno in _FULL:
-        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return f"{reason}; what was there is whole, and the same command continues once there is room"
-    if error.errno not in _REFUSED or error.filename is None:
-        return f"{error}; what is finished is kept"
-
-    path = Path(error.filename)
-    if os.path.isfile(path) and not os.access(path, os.R_OK):
-        return f"{path}: cannot be read ({error.strerror})"
-    folder = next(each for each in (path, *path.parents) if os.path.isdir(each))
-    return f"{folder}: cannot be written ({error.strerror}); choose another folder, as by results=FOLDER"
+    """Say which file or folder the system refused, and that nothing is lost."""
+    return f"{error}; what is finished is kept"
 
 
 def where_raised(error: BaseException) -> str:
@@ -84,11 +65,8 @@ def list_own_lines(error: BaseException) -> list[tuple[Path, int | None]]:
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno))
-    return [(Path(name), line) for name, line in frames if not name.startswith("<") and not _is_of_others(Path(name))]
-
-
-def _is_of_others(path: Path) -> bool:
-    return any(path.is_relative_to(folder) for folder in _OTHERS)
+    paths = [(Path(name), line) for name, line in frames if not name.startswith("<")]
+    return [(path, line) for path, line in paths if not any(path.is_relative_to(folder) for folder in _OTHERS)]
 
 
 def _shorten(path: Path) -> Path:

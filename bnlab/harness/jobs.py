@@ -29,7 +29,7 @@ from bnlab.harness.own import digest_of_own
 from bnlab.harness.progress import State, remove_state, say, say_problem, write_state
 from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
 from bnlab.harness.setting_columns import describe_runs
-from bnlab.harness.trial import describe_momenta, has_own_layers, try_training
+from bnlab.harness.trial import try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
 
@@ -92,18 +92,17 @@ def prepare(configs: list[Config]) -> None:
 def try_all(configs: list[Config]) -> None:
     """Let each estimator average a short stream, and each kind of network that is not trained yet make an update.
 
-    With layers of the user's own, those that are trained too: it is said again what their rows are not of. UserError
-    for whatever fails.
+    UserError for whatever fails.
     """
     subjects = list(dict.fromkeys(subject for config in configs for subject in find_subjects(config)))
     try_estimators(subjects)
     kinds: dict[tuple[Any, ...], Run] = {}
     for run in map(Run, configs):
         config = run.config
-        if not run.finished or has_own_layers(config):
+        if not run.finished:
             kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
 
-    notes = [describe_momenta(run.config, try_training(run), subjects) for run in kinds.values()]
+    notes = [try_training(run, subjects) for run in kinds.values()]
     for note in dict.fromkeys(notes):
         if note:
             say_problem(note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ import yaml
 from torch import Tensor, nn
 
 from bnlab.files import Unreadable, reading
-from bnlab.harness.artifacts.data import Dataset
 from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import require_one_of
-from bnlab.harness.errors import OtherImages, UserError
-from bnlab.harness.job_words import write_command
+from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import load
@@ -75,7 +72,7 @@ def load_images(name: str, run: str, *, split: str = "test", results: str | Path
     torch.Size([1, 8, 8])
     """
     require_one_of("split", split, ("train", "val", "test"))
-    dataset = read_images(open_run(_find_run(name, run, results), results))
+    dataset = open_run(_find_run(name, run, results), results).dataset
     chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
     return chosen.images, chosen.labels
 
@@ -85,55 +82,28 @@ def open_run(run: str, results: str | Path = "results") -> Run:
     path = Path(results) / "runs" / run / "config.yaml"
     if not path.exists():
         raise UserError(f"{run}: there is no {path}; the network was removed, or lies elsewhere: results=FOLDER")
+    with reading(path):
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        with reading(path):
-            values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-            config = restore_config(values)
-        opened = Run(replace(config, results=str(results)))
+        opened = Run(replace(restore_config(values), results=str(results)))
         has_changed = opened.id != run
-    except (Unreadable, UserError) as error:
-        missing = error.__cause__ if isinstance(error, Unreadable) else error
-        if not isinstance(missing, UserError):
-            raise
-        raise UserError(f"{run}: cannot be built without what it was made of; {missing}") from error
+    except UserError as error:
+        raise UserError(f"{run}: cannot be built without what it was made of; {error}") from error
     if has_changed:
         raise UserError(f"{run}: the code of its model or data has changed since; sweep it again")
     return opened
 
 
-def read_images(run: Run) -> Dataset:
-    """Read the images of a network; UserError if they are not there any more, or others."""
-    try:
-        return run.dataset
-    except OtherImages:  # which says what to do
-        raise
-    except UserError as error:
-        moved = f"once {run.id} is swept with the folder in which they are now, nothing is trained again"
-        raise UserError(f"{error}\n  were its images moved? {moved}") from error
-
-
 def build_network(run: Run, step: int | None = None, statistics: str = "running") -> nn.Module:
     """Build a network of a step and these statistics, see `load_model`."""
-    try:
-        return _build(run, step, statistics)
-    except Unreadable as error:
-        remove = ["bnlab", "runs", "rm", run.id]
-        if run.config.results != "results":
-            remove.append(f"results={run.config.results}")
-        raise UserError(f"{error}; to train it again: {shlex.join(remove)}; {write_command(run.config)}") from error
-
-
-def _build(run: Run, step: int | None, statistics: str) -> nn.Module:
     kept = {*run.list_kept(), *run.list_checkpoints()}
-    if not kept:
-        raise UserError(f"{run.id}: has no checkpoint; to train it again: {write_command(run.config)}")
-    wanted = max(kept) if step is None else step
+    wanted = max(kept, default=0) if step is None else step
     if wanted not in kept:
         raise UserError(f"{run.id}: has no step {wanted}; there are {', '.join(map(str, sorted(kept)))}")
-    if not run.checkpoint(wanted).exists():
-        raise UserError(f"{run.checkpoint(wanted)}: is missing; to train it again: {write_command(run.config)}")
-    read_images(run)
-    model = run.model_at(wanted).eval()
+    try:
+        model = run.model_at(wanted).eval()
+    except Unreadable as error:
+        raise UserError(f"{error}; to train it again: bnlab runs rm {run.id}, then the sweep that made it") from error
     if statistics == "running":
         return model
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from typing import Any, NamedTuple
 
 from bnlab.files import Unreadable
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import format_seconds, record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import train
-from bnlab.harness.costs import Cost, describe_kind, find_costs
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process, try_all
 from bnlab.harness.measurements.subjects import find_subjects, try_estimators
 from bnlab.harness.updates import ADVICE, count_last
 
 _WARM_UP = 5  # updates of a trial that are not timed
 _SECONDS = 1.0  # that the others take
+
+
+class Cost(NamedTuple):
+    """Of an update: seconds, and bytes of batch moments. Bytes of a checkpoint."""
+
+    update: float
+    moments: float
+    checkpoint: float
 
 
 def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
@@ -67,10 +74,9 @@ def _count(number: int, noun: str) -> str:
 
 
 def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterable[str]:
-    """Describe a sweep, with `waiting` jobs that are not done, by the times of networks that are there.
+    """Describe a sweep, with `waiting` jobs that are not done, by a short trial of each kind of network.
 
-    Each kind of network of which there is none is tried for a short time. Nothing is written; UserError for what would
-    stop the sweep.
+    Nothing is written; UserError for what would stop the sweep.
     """
     first, *small_batches = outline(configs, waiting)
     yield first
@@ -80,18 +86,15 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
 
     try_estimators(subject for config in waiting for subject in find_subjects(config))
     untrained = _list_untrained(waiting)
-    costs = find_costs(Path(configs[0].results))
-    kinds = {run: describe_kind(run) for run in untrained}  # before a trial sets the threads of this process
-    unknown = {kind: run for run, kind in kinds.items() if kind not in costs}
-    if unknown:
-        yield f"trial      of {_count(len(unknown), 'kind')} of network of which none is there, a second or two each"
-        try_all([run.config for run in unknown.values()])
-        for kind, run in unknown.items():
-            costs[kind] = _try_updates(run)
-
+    try_all([run.config for run in untrained])
+    costs: dict[tuple[Any, ...], Cost] = {}
     seconds = disk = 0.0
     for run, needed in untrained.items():
-        cost = costs[kinds[run]]
+        config = run.config
+        kind = (config.data, config.model, config.norm, config.inputs, config.batch_size)
+        if kind not in costs:
+            costs[kind] = _try_updates(run)
+        cost = costs[kind]
         seconds += run.steps * cost.update
         disk += run.steps * cost.moments + len({*needed, run.steps}) * cost.checkpoint
 

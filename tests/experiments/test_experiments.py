@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bnlab.harness.artifacts.data.published import Cifar10
+from bnlab.harness.artifacts.data.cifar10 import Cifar10
 from bnlab.lab.compose import plan_jobs
 from tests.experiments.commands import ROOT, Call
 from tests.helpers import write_copies
@@ -49,8 +49,7 @@ def test_it_is_swept_and_reported(
     name: str, tmp_path: Path, call: Call, copies: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four steps of one seed on few images, in a network of a quarter of the width, of each of its files."""
-    size = Cifar10.origin.size._replace(available=150, test=30)
-    monkeypatch.setattr(Cifar10, "origin", Cifar10.origin._replace(size=size))
+    monkeypatch.setattr(Cifar10, "size", Cifar10.size._replace(available=150, test=30))
     results = f"results={tmp_path}"
     report = ""
     for file in (file for file, content in FILES.items() if content["name"] == name):

@@ -12,8 +12,10 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
+from torch import nn
 
 from bnlab import MomentTrace
+from bnlab.harness import load, load_model
 from bnlab.harness.artifacts import producing
 from tests.helpers import same_traces
 
@@ -70,3 +72,9 @@ def assert_same(found: Any, expected: Any) -> None:
 def read_trace(folder: Path) -> MomentTrace:
     """The trace of a network's whole training."""
     return MomentTrace.join([MomentTrace.load(path) for path in sorted(folder.glob("trace/*.safetensors"))])
+
+
+def load_at(results: Path, step: int, statistics: str = "running") -> nn.Module:
+    """The only network in a folder of results, after so many updates."""
+    (run,) = load("adhoc", results)["runs"]["run"]
+    return load_model("adhoc", run, step=step, statistics=statistics, results=results)

@@ -9,7 +9,6 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -22,10 +21,10 @@ from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError
 
-Amount = float | Fraction  # the documentation writes a fraction as one
 STRENGTHS = (1, 2, 3)
 _WIDTH = 116  # of the documentation
 _PLANE = (1, 2)  # the dimensions of height and width
+_VERSION = "1"  # another one where the same strength gives other images, so that they are measured again
 _REACH = 3  # standard deviations, beyond which the weights of a blur are 0
 
 
@@ -38,13 +37,8 @@ class Corruption:
     """
 
     apply: Callable[[Tensor, float, torch.Generator], Tensor]
-    amounts: tuple[Amount, Amount, Amount]  # of strength 1, 2 and 3
-    words: str  # for the documentation, which writes the amounts for {amounts}
-    version: int = 1  # raised when the same strength gives other images, so that they are measured again
-
-    def amount_of(self, strength: int) -> float:
-        """Return the amount of a strength from 1 to 3."""
-        return float(self.amounts[strength - 1])
+    amounts: tuple[float, float, float]  # of strength 1, 2 and 3
+    words: str  # for the documentation
 
 
 def blur(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
@@ -110,29 +104,29 @@ def translate(image: Tensor, amount: float, generator: torch.Generator) -> Tenso
 CORRUPTIONS = {
     "blur": Corruption(
         blur,
-        (Fraction(1, 32), Fraction(2, 32), Fraction(3, 32)),
-        "means of neighbouring pixels with Gaussian weights, whose standard deviation is {amounts} of the width; "
-        "pixels outside of the image are those of its edge",
+        (1 / 32, 2 / 32, 3 / 32),
+        "means of neighbouring pixels with Gaussian weights, whose standard deviation is 1/32, 1/16, 3/32 of the "
+        "width; pixels outside of the image are those of its edge",
     ),
     "contrast": Corruption(
         lower_contrast,
         (0.5, 0.3, 0.15),
-        "less contrast: of each pixel's difference to the mean of its channel {amounts} is left",
+        "less contrast: of each pixel's difference to the mean of its channel 0.5, 0.3, 0.15 is left",
     ),
     "noise": Corruption(
         add_noise,
         (0.1, 0.2, 0.3),
-        "normal noise on each pixel, with a standard deviation of {amounts} of the range",
+        "normal noise on each pixel, with a standard deviation of 0.1, 0.2, 0.3 of the range",
     ),
     "occlusion": Corruption(
         occlude,
-        (Fraction(1, 4), Fraction(3, 8), Fraction(1, 2)),
-        "a square of 0 anywhere within the image, with a side of {amounts} of the width in whole pixels",
+        (1 / 4, 3 / 8, 1 / 2),
+        "a square of 0 anywhere within the image, with a side of 1/4, 3/8, 1/2 of the width in whole pixels",
     ),
     "translation": Corruption(
         translate,
-        (Fraction(1, 8), Fraction(2, 8), Fraction(3, 8)),
-        "a move up, down, left or right by {amounts} of the width in whole pixels; pixels that come in are 0",
+        (1 / 8, 2 / 8, 3 / 8),
+        "a move up, down, left or right by 1/8, 1/4, 3/8 of the width in whole pixels; pixels that come in are 0",
     ),
 }
 """By name: `shifts=noise:1` is the one called noise, of strength 1."""
@@ -148,9 +142,7 @@ def describe_corruptions() -> str:
     """Write what each corruption does, a Markdown list."""
     items = []
     for name, corruption in CORRUPTIONS.items():
-        amounts = ", ".join(str(amount) for amount in corruption.amounts)
-        words = corruption.words.format(amounts=amounts)
-        items.append(textwrap.fill(f"- `{name}`: {words}", _WIDTH, subsequent_indent="  "))
+        items.append(textwrap.fill(f"- `{name}`: {corruption.words}", _WIDTH, subsequent_indent="  "))
     return "\n".join(items)
 
 
@@ -182,10 +174,9 @@ def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Spli
 
 def digest_of_shifted(dataset: Dataset, config: Data, split: str, shift: str) -> str:
     """Digest what `shift_images` gives; of a corruption by what it is made of, without corrupting any image."""
-    corruption = find_corruption(shift)
-    if corruption is None:
+    if find_corruption(shift) is None:
         return shift_images(dataset, config, split, shift).digest
-    return digest(dataset.images_of(split).digest, shift, str(corruption.version), digits=16)
+    return digest(dataset.images_of(split).digest, shift, _VERSION, digits=16)
 
 
 @lru_cache(maxsize=1)
@@ -197,7 +188,7 @@ def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
     """
     name, _, strength = shift.partition(":")
     corruption = CORRUPTIONS[name]
-    amount = corruption.amount_of(int(strength))
+    amount = corruption.amounts[int(strength) - 1]
     mean = torch.tensor(dataset.mean).view(-1, 1, 1)
     std = torch.tensor(dataset.std).view(-1, 1, 1)
 

@@ -11,7 +11,7 @@ from typing import Any
 from bnlab.files import digest
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS
 from bnlab.harness.artifacts.data import Data, Digits
-from bnlab.harness.artifacts.models import Cnn, Model, Torchvision, list_norm_widths
+from bnlab.harness.artifacts.models import Cnn, Layered, Model, Torchvision
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
@@ -42,8 +42,8 @@ class Config:
     steps: int | None = setting(None, "length of the training in updates, instead of epochs", at_least=1)
     order: str = setting(
         "shuffled",
-        "of the images in an epoch: shuffled; replacement, drawn with replacement; sorted, class after class; blocks, "
-        "class after class with the classes in random order; blocks:16, blocks of 16 images of a class in random order",
+        "of the images in an epoch: shuffled; sorted, class after class; blocks:16, blocks of 16 images of a class in "
+        "random order",
     )
     last_batch: str = setting(
         "keep",
@@ -117,10 +117,8 @@ class Config:
     log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
 
     def __post_init__(self) -> None:
-        self.norm = self.norm.place(self._list_norm_widths)
-
-    def _list_norm_widths(self) -> list[int]:
-        return list_norm_widths(self.model, self.data.find_size().pixels)
+        if isinstance(self.model, Layered):
+            self.norm = self.norm.place(self.model.width)
 
     @property
     def folder(self) -> Path:
@@ -133,8 +131,8 @@ class Config:
             return self.steps
         return self.epochs * steps_per_epoch(self.data.count_training(), self.batch_size, self.last_batch)
 
-    def find_freezing_step(self) -> int | None:
-        """Find the step from which on batch norm is frozen; None: it never is."""
+    def compute_freezing_step(self) -> int | None:
+        """Compute the step from which on batch norm is frozen; None: it never is."""
         if self.freeze_at is None:
             return None
         return max(1, round(self.freeze_at * self.count_steps()))

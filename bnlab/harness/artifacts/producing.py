@@ -92,7 +92,7 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
             (run.folder / "status.json").unlink(missing_ok=True)
             kept = {*list_checkpoints(run), *run.list_checkpoints(), *lost, run.steps}
             _train(run, kept)
-        _write_where_images_are(run)
+        _write_settings(run)
 
 
 def _train(run: Run, kept: set[int]) -> None:
@@ -144,7 +144,6 @@ def _train_part(
                 reporter.report(step, progress.loss)
                 is_due = time.monotonic() - began >= STATE_SECONDS
                 if step < run.steps and (is_due or step == run.frozen_from):
-                    progress.read_log()
                     status = "unfinished"
                     break  # statistics that no batch has may be written now, which is not to be recorded
                 _finish_update(run, progress, kept, live)
@@ -168,10 +167,8 @@ def _finish_update(run: Run, progress: TrainingState, kept: set[int], live: Live
     """Change the network as its settings say, and keep its weights where they are wanted."""
     freeze_and_average(run, progress)
     if progress.step in kept:
-        progress.read_log()  # no weights of a network that has diverged
         run.save_checkpoint(progress.step, progress.measured)
     if live is not None and progress.step in run.wanted and run.has_trace:
-        progress.read_log()
         live.write_gap(progress)
 
 
@@ -183,11 +180,8 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
         seconds = _restore_state(run, progress)
         say(f"{run.id}: continuing from step {progress.step} of {run.steps}", run.config.quiet)
     else:
-        settings = asdict(run.config)
-        if not run.config.data.content:
-            del settings["data"]["content"]
+        _write_settings(run)
         environment = describe_environment(run.device) | {"images": run.dataset.trained_on}
-        write_text(run.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         write_text(run.folder / "environment.json", json.dumps(environment, indent=1))
 
     for path in run.folder.glob("trace/*.safetensors"):
@@ -197,17 +191,12 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
     return seconds
 
 
-def _write_where_images_are(run: Run) -> None:
-    """Write into the run's settings where its images are now, so that it is loaded with them after they were moved."""
-    now = json.loads(json.dumps(run.config.data.locate()))  # with lists, as YAML has them
-    if not now:
-        return
-    path = run.folder / "config.yaml"
-    with reading(path):
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        before = settings["data"]
-    if before | now != before:
-        write_text(path, yaml.safe_dump(settings | {"data": before | now}, sort_keys=False))
+def _write_settings(run: Run) -> None:
+    """Write the settings of the latest job, which say where the network's images are now."""
+    settings = asdict(run.config)
+    if not run.config.data.content:
+        del settings["data"]["content"]
+    write_text(run.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
 
 def start_training(run: Run) -> TrainingState:
@@ -244,7 +233,6 @@ def record_moments(run: Run, progress: TrainingState) -> contextlib.AbstractCont
 def freeze_and_average(run: Run, progress: TrainingState) -> None:
     """After an update, freeze batch norm if that is its step, and take the weights into their average."""
     if progress.step == run.frozen_from:
-        progress.read_log()  # a network that has diverged has no statistics
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
             batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))

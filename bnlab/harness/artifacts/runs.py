@@ -32,7 +32,7 @@ from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
 from bnlab.harness.artifacts.job_settings import Config, as_list, list_steps, network_hash
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.training import Batches, Seeds
-from bnlab.harness.errors import OtherImages, UserError
+from bnlab.harness.errors import UserError
 from bnlab.harness.own import import_object
 from bnlab.layers import Extract, batch_norm_layers, has_own_forward
 from bnlab.memory import memory_limit
@@ -65,10 +65,8 @@ class Run:
         """Raise UserError unless the network, which has been trained or begun, has been so on these images."""
         known = self.environment.get("images", dataset.trained_on)
         if known != dataset.trained_on:
-            data = self.config.data
-            where = "".join(f", data.{name}={value}" for name, value in data.locate().items())
-            raise OtherImages(
-                f"data={data.name}{where}: has other training images than those that {self.id} was trained on; "
+            raise UserError(
+                f"data={self.config.data.name}: has other training images than those that {self.id} was trained on; "
                 "give it those, or sweep these into another results=FOLDER"
             )
 
@@ -110,7 +108,7 @@ class Run:
     @cached_property
     def frozen_from(self) -> int | None:
         """The step from which on batch norm is in eval mode, with the statistics of that step; None: it never is."""
-        return self.config.find_freezing_step()
+        return self.config.compute_freezing_step()
 
     @property
     def wanted(self) -> list[int]:
@@ -197,9 +195,8 @@ class Run:
 
     def list_kept(self) -> list[int]:
         """List the steps of which checkpoints were kept when it finished, also of files that are gone."""
-        status = self.status or {"status": "unfinished"}
-        last = [status["step"]] if status["status"] == "finished" else []
-        return status.get("checkpoints", last)  # type: ignore[no-any-return]  # which earlier versions do not say
+        status = self.status
+        return status["checkpoints"] if status else []
 
     @property
     def status(self) -> dict[str, Any] | None:

@@ -18,11 +18,6 @@ from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.updates import lr_factor, steps_per_epoch
 
-# Reading a loss waits until its device has computed it. A CPU has when a call returns; an accelerator computes behind
-# the program, which would stand still at each update.
-_UPDATES_BETWEEN_READINGS = {"cpu": 1}  # by type of device
-_ON_AN_ACCELERATOR = 50  # of any other type
-
 
 @dataclass(frozen=True)
 class Seeds:
@@ -40,19 +35,13 @@ class Seeds:
         return Seeds(*seeds.tolist())
 
 
-ORDERS = ("shuffled", "replacement", "sorted", "blocks")  # and blocks:16, see `Batches`
+ORDERS = ("shuffled", "sorted", "blocks:16")  # or of another number of images
 
 
 def check_order(order: str) -> None:
     """Raise UserError unless there is such an order."""
-    if order not in ORDERS and block_size(order) is None:
-        raise UserError(f"order={order}: {suggest(order, [*ORDERS, 'blocks:16'])}")
-
-
-def block_size(order: str) -> int | None:
-    """Read 16 from `blocks:16`; None from other orders."""
-    match = re.fullmatch(r"blocks:([1-9]\d*)", order)
-    return int(match[1]) if match else None
+    if order not in ORDERS and not re.fullmatch(r"blocks:[1-9]\d*", order):
+        raise UserError(f"order={order}: {suggest(order, ORDERS)}")
 
 
 @dataclass(frozen=True)
@@ -62,10 +51,8 @@ class Batches:
     Each epoch's order and each step's augmentation have seeds of their own, so that training can go on from any step
     without a random state to restore.
 
-    Orders of an epoch's N images: `shuffled`; `replacement`: N images that are drawn, so that some are missing;
-    `sorted`: class after class by their numbers, shuffled within each; `blocks`: the same with the classes in an order
-    that is drawn for each epoch; `blocks:16`: blocks of 16 images of a class, the last one of the rest, in an order
-    that is drawn.
+    Orders of an epoch's images: `shuffled`; `sorted`: class after class by their numbers, shuffled within each;
+    `blocks:16`: blocks of 16 images of a class, the last one of the rest, in an order that is drawn.
     """
 
     split: Split
@@ -91,8 +78,6 @@ class Batches:
         """Draw the order of the epoch's images, int64 [N] on the CPU."""
         generator = torch.Generator().manual_seed(self.seeds.order + epoch)
         count = len(self.split.labels)
-        if self.order == "replacement":
-            return torch.randint(count, (count,), generator=generator)
         shuffled = torch.randperm(count, generator=generator)
         if self.order == "shuffled":
             return shuffled
@@ -103,7 +88,7 @@ class Batches:
         if self.order == "sorted":
             return by_class
 
-        size = block_size(self.order) or count  # without a size: each class is one block
+        size = int(self.order.removeprefix("blocks:"))
         blocks = _number_blocks(labels[by_class], size)
         rank_of_block = torch.randperm(int(blocks[-1]) + 1, generator=generator)
         by_rank = rank_of_block[blocks].argsort(stable=True)
@@ -149,19 +134,17 @@ class Diverged(Exception):
 
 @dataclass
 class TrainingState:
-    """The state of training after an update. `step` counts the updates that are made, `log` has those that are read."""
+    """The state of training after an update. `step` counts the updates that are made."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int
     log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and accuracy before it
     average: AveragedModel | None = None  # of weights and buffers
-    # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
-    _unread: list[Tensor] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
-        """The loss of the last update that has been read; NaN before the first."""
+        """The loss of the last update; NaN before the first."""
         return self.log[-1][1] if self.log else math.nan
 
     @property
@@ -171,32 +154,13 @@ class TrainingState:
             return self.model
         return self.average.module
 
-    def add_update(self, loss: Tensor, accuracy: Tensor, is_finite: Tensor) -> None:
-        """Count an update that was made; its results, a number each, stay on their device until they are read."""
+    def add_update(self, loss: float, accuracy: float, is_finite: float) -> None:
+        """Count an update; Diverged, with the number of updates before it as `step`, where it is not finite."""
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} on the weights of step {self.step}")
+        self.require_finite(is_finite)
         self.step += 1
-        results = torch.stack((loss.double(), accuracy, is_finite.double()))
-        self._unread.append(results)
-        most = _UPDATES_BETWEEN_READINGS.get(loss.device.type, _ON_AN_ACCELERATOR)
-        if len(self._unread) >= most:
-            self.read_log()
-
-    def read_log(self) -> None:
-        """Read the results of all updates made so far; waits until the device has computed them.
-
-        Diverged where those of an update are not finite: `step` is the number of updates before it, `log` has these.
-        """
-        if not self._unread:
-            return
-        results = torch.stack(self._unread).tolist()
-        self._unread.clear()
-
-        self.step -= len(results)  # and each of them again once it is seen to be finite
-        for loss, accuracy, is_finite in results:
-            if not math.isfinite(loss):
-                raise Diverged(f"the loss is {loss} on the weights of step {self.step}")
-            self.require_finite(is_finite)
-            self.step += 1
-            self.log.append((self.step, loss, accuracy))
+        self.log.append((self.step, loss, accuracy))
 
     def require_finite(self, is_finite: float | Tensor) -> None:
         """Raise Diverged, for a divergence that the loss need not show, unless this is true."""
@@ -209,9 +173,8 @@ def train(
 ) -> Iterator[int]:
     """Train from `progress.step` on, in place, and yield after each update the number of updates made.
 
-    The model's layers are trained in the mode that they are in, which the caller may change between two updates. On an
-    accelerator nothing here waits for the loss of an update: who writes something reads the log first. The schedule is
-    one of `steps` updates, also where training stops at `until`.
+    The model's layers are trained in the mode that they are in, which the caller may change between two updates. The
+    schedule is one of `steps` updates, also where training stops at `until`.
 
     Raises:
         Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates
@@ -232,11 +195,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-        try:
-            logits = progress.model(images)
-        except Exception:
-            progress.read_log()  # a model may refuse weights that are not finite
-            raise
+        logits = progress.model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -244,15 +203,15 @@ def train(
         optimizer.step()
 
         is_right = logits.detach().argmax(1) == labels
-        progress.add_update(loss.detach(), is_right.double().mean(), is_finite)
+        results = torch.stack((loss.detach().double(), is_right.double().mean(), is_finite.double()))
+        progress.add_update(*results.tolist())  # which waits for the device once
         if progress.step == end:
-            progress.read_log()
             # No further batch would show non-finite weights of the last update.
             progress.require_finite(_are_finite(state.values()))
         yield progress.step
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Find out whether all numbers are finite; a truth value on their device, for which nothing waits."""
+    """Find out whether all numbers are finite; a truth value on their device."""
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
     return torch.stack(sums).isfinite().all()

@@ -12,7 +12,7 @@ from bnlab.harness.components import COMPONENTS, Component, discover, list_modul
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import import_object
 
-if TYPE_CHECKING:  # `sweep --help` does not wait for these
+if TYPE_CHECKING:  # mistakes are answered before these are imported
     import pandas as pd
 
     from bnlab.harness.artifacts.runs import Run
@@ -69,41 +69,29 @@ def find_measurement(name: str) -> Measurement:
         require_one_of("measurements", name, [*list_names(), "package.module.Class"])
         discover(_TABLES)
         known: dict[str, Measurement] = COMPONENTS[Measurement.group]
-        if name not in known:
-            raise UserError(f"measurements={name}: no class of {_TABLES}.{name} has @component and name = {name!r}")
         return known[name]
+
+    from bnlab.harness.schema import Table  # here: mistakes are answered before it is imported
 
     cls = import_object("measurements", name)
     if not (isinstance(cls, type) and issubclass(cls, Measurement)):
         raise UserError(f"measurements={name}: is no class below bnlab.harness.measurements.Measurement")
-    fault = _find_fault(cls)
-    if fault:
-        raise UserError(f"measurements={name}: {fault}")
+    if cls.name == Component.name or not isinstance(getattr(cls, "table", None), Table) or not _measures(cls):
+        raise UserError(
+            f"measurements={name}: needs a name, a table with run and step in its key, and a method that gives its "
+            'rows; write name = "...", table = Table(about, key=common("run step ..."), others=...) and '
+            "measure(self, run, subjects, steps) into the class"
+        )
+    if cls.name in ("runs", *list_names()) or not re.fullmatch(r"\w+", cls.name):
+        raise UserError(f"measurements={name}: give it another name than {cls.name!r}, of letters, digits and _")
     try:
         return cls(name=cls.name)  # also without @dataclass
     except Exception as error:  # a user's class may raise anything
         raise UserError(f"measurements={name}: {where_raised(error)}") from error
 
 
-def _find_fault(cls: type[Measurement]) -> str:
-    """Find what a class lacks that measures a table; empty: nothing."""
-    from bnlab.harness.schema import Table  # here: `sweep --help` does not wait for it
-
-    if cls.name == Component.name:
-        return 'has no name of its table; write name = "..." into the class'
-    if cls.name in ("runs", *list_names()):
-        return f"bnlab has a table {cls.name}; give it another name"
-    if not re.fullmatch(r"\w+", cls.name):
-        return f"its name {cls.name!r} is to be that of a file; write letters, digits and _"
-    table = getattr(cls, "table", None)
-    if not isinstance(table, Table):
-        return "does not say its columns; write table = bnlab.harness.schema.Table(...) into the class"
-    lacking = [column for column in ("run", "step") if column not in table.key]
-    if lacking:
-        return f'its table has no {" and no ".join(lacking)} in its key; write key=common("run step ...")'
-    if cls.measure is Measurement.measure:
-        return "has no method measure(self, run, subjects, steps), which gives the rows"
-    return ""
+def _measures(cls: type[Measurement]) -> bool:
+    return cls.measure is not Measurement.measure and {"run", "step"} <= {*cls.table.key}
 
 
 def list_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Averages of weights and buffers: by hand in float64, killed and continued, predicting under each statistics."""
+"""Averages of weights and buffers: by hand in float64, predicting under each statistics."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness import load, load_images, load_model
-from tests.harness.kills import assert_same, interrupted_at
+from bnlab.harness import load, load_images
+from tests.harness.kills import load_at
 from tests.helpers import find_network, sweep_small
 
 STEPS = 12
@@ -42,11 +42,6 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     results = tmp_path_factory.mktemp(request.param)
     sweep_small(results, *WORDS, f"averaging={request.param}")
     return request.param, results
-
-
-def load_at(results: Path, step: int, statistics: str = "running") -> nn.Module:
-    run = load("adhoc", results)["runs"]["run"][0]
-    return load_model("adhoc", run, step=step, statistics=statistics, results=results)
 
 
 def average_by_hand(kind: str, checkpoints: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -107,15 +102,3 @@ def test_the_average_under_each_statistics(whole: tuple[str, Path], plain: Path)
     assert (exact["mean_gap"] == 0).all()
     assert {"stale", "averaged"} <= set(gaps["estimator"])
     assert (run["averaging"], run["freeze_at"], run["freeze_with"]) == (kind, 1.0, "none")
-
-
-@pytest.mark.parametrize("kills", [(8,), (1, 9, 11)])
-def test_killed_and_continued_is_bit_for_bit_the_same(
-    whole: tuple[str, Path], kills: tuple[int, ...], tmp_path: Path
-) -> None:
-    kind, results = whole
-    for kill in kills:
-        with interrupted_at(kill):
-            sweep_small(tmp_path, *WORDS, f"averaging={kind}", expect=130)
-    sweep_small(tmp_path, *WORDS, f"averaging={kind}")
-    assert_same(find_network(tmp_path), find_network(results))

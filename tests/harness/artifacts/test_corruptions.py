@@ -39,7 +39,7 @@ def draw(seed: int = 0) -> torch.Generator:
 def test_a_corruption_is_its_twin(name: str, strength: int, channels: int, size: int) -> None:
     image = torch.rand(channels, size, size, generator=draw(size))
     corruption = CORRUPTIONS[name]
-    amount = corruption.amount_of(strength)
+    amount = corruption.amounts[strength - 1]
     for seed in range(1 if name == "blur" else 8):  # the twin of blur is slow, and draws nothing
         before = image.clone()
 

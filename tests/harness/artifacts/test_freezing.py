@@ -1,4 +1,4 @@
-"""Batch norm in eval mode from a step on: by hand, killed and continued, and what the tables say of it."""
+"""Batch norm in eval mode from a step on: by hand, and what the tables say of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import bnlab
-from bnlab.harness import load, load_images, load_model
-from tests.harness.kills import assert_same, interrupted_at, read_trace
+from bnlab.harness import load, load_images
+from tests.harness.kills import load_at, read_trace
 from tests.helpers import find_network, plan_network, rise_and_fall, sweep_small
 
 STEPS, FROZEN = 10, 5
@@ -25,11 +25,6 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     results = tmp_path_factory.mktemp(request.param)
     sweep_small(results, *WORDS, f"freeze_with={request.param}")
     return request.param, results
-
-
-def load_at(results: Path, step: int, statistics: str = "running") -> nn.Module:
-    run = load("adhoc", results)["runs"]["run"][0]
-    return load_model("adhoc", run, step=step, statistics=statistics, results=results)
 
 
 def test_a_loop_by_hand_gives_the_same_network(whole: tuple[str, Path]) -> None:
@@ -87,15 +82,3 @@ def test_ema_is_what_the_network_holds(whole: tuple[str, Path]) -> None:
     shown = 1280 if kind == "ema" else 1295
     assert frame["stat_images"].xs("ema").to_dict() == {4: 1024, 5: shown, 7: shown, 10: shown}
     assert (run["freeze_at"], run["freeze_with"]) == (0.5, kind)
-
-
-@pytest.mark.parametrize("kills", [(4,), (5,), (4, 5, 8)])
-def test_killed_and_continued_is_bit_for_bit_the_same(
-    whole: tuple[str, Path], kills: tuple[int, ...], tmp_path: Path
-) -> None:
-    kind, results = whole
-    for kill in kills:
-        with interrupted_at(kill):
-            sweep_small(tmp_path, *WORDS, f"freeze_with={kind}", expect=130)
-    sweep_small(tmp_path, *WORDS, f"freeze_with={kind}")
-    assert_same(find_network(tmp_path), find_network(results))

@@ -45,7 +45,7 @@ def test_resnet20_is_that_of_the_paper() -> None:
     assert with_weights[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("config", [*SMALL, Torchvision(), Torchvision("googlenet")], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [*SMALL, Torchvision()], ids=lambda config: config.name)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_network_trains_on_grey_and_on_colour(config: Model, channels: int) -> None:
     model = build(config, channels, image_size=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet, build_model
-from bnlab.harness.artifacts.norms import Batch, Group, Instance, Layer, Norm, NormBuilder
-from bnlab.harness.artifacts.norms.gain_control import ImageGain
-from bnlab.harness.artifacts.norms.ghost import Ghost
-from bnlab.harness.artifacts.norms.renorm import BatchRenorm, Renorm
+from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.components import COMPONENTS
 from tests import references as ref
 
 IMAGES = (7, 4, 3, 5)
 ROWS = (7, 4)
+
+
+def choose(name: str, **settings: Any) -> Norm:
+    """Choose a norm by name, with other settings than the usual ones."""
+    return replace(COMPONENTS["norm"][name], **settings)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -37,7 +40,7 @@ def build(config: Norm, channels: int = 4, of_images: bool = True, steps: int = 
 
 
 def test_gain_control() -> None:
-    layer = build(ImageGain())
+    layer = build(choose("gain_control"))
     x = draw(*IMAGES)
     expected = ref.control_gain(x, layer.share, layer.gain, layer.shift)
     for mode in (True, False):
@@ -52,7 +55,7 @@ def test_gain_control() -> None:
 def test_a_ghost_norm_normalizes_each_part_in_training_and_all_by_its_averages_after_it(
     images: int, count: int
 ) -> None:
-    layer = build(Ghost(batch_size=4))
+    layer = build(choose("ghost", batch_size=4))
     x = draw(images, 4, 3, 5).requires_grad_()
     parts = ref.split_ghosts(x, 4)
     weight = layer.norm.weight
@@ -84,7 +87,7 @@ class TwoNorms(nn.Sequential):
         super().__init__(build(config, 3), conv, nn.ReLU(), build(config, 4))
 
 
-PLAIN = TwoNorms(Batch())
+PLAIN = TwoNorms(choose("batch"))
 BATCHES = [draw(9, 3, 5, 5, seed=1), draw(8, 3, 5, 5, seed=2), draw(3, 3, 5, 5, seed=3)]
 PARTS = [part for batch in BATCHES for part in ref.split_ghosts(batch, 4)]
 
@@ -97,7 +100,7 @@ def compare(found: Any, expected: Any) -> None:
         torch.testing.assert_close(mine.var, theirs.var, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("norm", "batches"), [(Ghost(batch_size=4), PARTS), (Renorm(), BATCHES)])
+@pytest.mark.parametrize(("norm", "batches"), [(choose("ghost", batch_size=4), PARTS), (choose("renorm"), BATCHES)])
 def test_statistics_of_frozen_weights_are_those_of_the_batch_norm_inside(norm: Norm, batches: list[Tensor]) -> None:
     model = TwoNorms(norm)
     compare(bnlab.population_statistics(model, BATCHES), ref.full_batch_population(PLAIN, torch.cat(BATCHES)))
@@ -110,8 +113,8 @@ def test_statistics_of_frozen_weights_are_those_of_the_batch_norm_inside(norm: N
 def test_batch_renorm(of_images: bool, r_max: float, d_max: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values, gradients and averages of four batches, each channel's r and d by a loop."""
     limits = tuple(torch.tensor(value, dtype=torch.float64) for value in (r_max, d_max))
-    monkeypatch.setattr(BatchRenorm, "limits", lambda _: limits)
-    layer = build(Renorm(momentum=0.3), of_images=of_images)
+    layer = build(choose("renorm", momentum=0.3), of_images=of_images)
+    monkeypatch.setattr(layer, "limits", lambda: limits)
     weight, bias = layer.norm.weight, layer.norm.bias
     batches = [draw(*(IMAGES if of_images else ROWS), seed=seed) for seed in range(4)]
     running = torch.zeros(4).double(), torch.ones(4).double()
@@ -136,7 +139,7 @@ def test_batch_renorm(of_images: bool, r_max: float, d_max: float, monkeypatch: 
 
 
 def test_the_limits_of_batch_renorm_rise_at_the_shares_of_the_paper() -> None:
-    layer = build(Renorm(), steps=260)
+    layer = build(choose("renorm"), steps=260)
     assert layer.norm.momentum == 0.01
     for update in range(100):
         limits = tuple(float(limit) for limit in layer.limits())
@@ -145,7 +148,9 @@ def test_the_limits_of_batch_renorm_rise_at_the_shares_of_the_paper() -> None:
         layer(draw(3, 4, 1, 1))
 
 
-@pytest.mark.parametrize(("norm", "groups"), [(Group(groups=2), 2), (Layer(), 1), (Instance(), 4)])
+@pytest.mark.parametrize(
+    ("norm", "groups"), [(choose("group", groups=2), 2), (choose("layer"), 1), (choose("instance"), 4)]
+)
 def test_norms_of_each_image(norm: Norm, groups: int) -> None:
     layer = build(norm)
     x = draw(*IMAGES)
@@ -202,10 +207,10 @@ def test_every_second_norm(network: Model, kinds: str) -> None:
     inputs = {"channels": 1, "image_size": 8, "classes": 10}
     known = {nn.BatchNorm1d: "b", nn.BatchNorm2d: "b", nn.GroupNorm: "g"}
 
-    model = build_model(network, Ghost(groups=4, every_second="group"), **inputs, seed=0)
+    model = build_model(network, choose("ghost", groups=4, every_second="group"), **inputs, seed=0)
 
     layers = [module for module in model.modules() if type(module) in known]
     assert "".join(known[type(layer)] for layer in layers) == kinds
     assert all(layer.num_groups == 4 for layer in layers if isinstance(layer, nn.GroupNorm))
-    usual = build_model(network, Ghost(), **inputs, seed=0)
+    usual = build_model(network, choose("ghost"), **inputs, seed=0)
     assert all(map(torch.equal, model.parameters(), usual.parameters())), "both norms start at 1 and 0"

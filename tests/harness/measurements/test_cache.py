@@ -18,8 +18,6 @@ from pandas.testing import assert_frame_equal
 from bnlab import estimators
 from bnlab.harness import jobs, load
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.models import Torchvision
-from bnlab.harness.artifacts.optimizers import Sgd
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
@@ -222,16 +220,3 @@ def test_every_estimator_of_ours_stands_the_trial() -> None:
     ours = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
     try_estimators(parse_subjects(ours, [0.01, 1.0], "train"))
     assert len(ours) >= 13
-
-
-def test_a_network_is_tried_before_anything_is_trained(tmp_path: Path) -> None:
-    """One update on two images. Divergence is a result."""
-    digits = Config(batch_size=16, steps=2, evaluate_at="final", results=str(tmp_path))
-    too_deep = replace(digits, model=Torchvision("squeezenet1_0"))
-    diverging = replace(digits, optimizer=Sgd(lr=1e18))
-    with pytest.raises(UserError, match=r"model=squeezenet1_0: cannot (take|be trained)"):
-        prepare([digits, too_deep])
-    prepare([diverging])
-
-    assert not (tmp_path / "runs").exists()
-    assert not Run(digits).finished

@@ -1,4 +1,4 @@
-"""Networks with each norm: they train and go on, and what a network has no rows of says so and is left out."""
+"""Networks with each norm: they train, and what a network has no rows of says so and is left out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bnlab.estimators import EMA
 from bnlab.harness import load, load_model
 from bnlab.harness.artifacts.job_settings import GROUPS
 from bnlab.lab.catalogue import list_measurements
-from tests.harness.kills import assert_same, interrupted_at, read_trace
+from tests.harness.kills import read_trace
 from tests.helpers import find_network, sweep_small
 
 OWN = {"ghost": ["norm.batch_size=16"], "renorm": ["momentum=0.01"]}
 
 
-def sweep_with(norm: str, results: Path, *words: str, expect: int = 0) -> None:
+def sweep_with(norm: str, results: Path, *words: str) -> None:
     """`bnlab sweep` of a small network with a norm, of all digits."""
     fixed = ["data.images=null", "batch_size=64", "steps=null", *OWN.get(norm, [])]
-    sweep_small(results, *fixed, f"norm={norm}", *words, expect=expect)
+    sweep_small(results, *fixed, f"norm={norm}", *words)
 
 
 @pytest.mark.parametrize("model", ["model.depth=3 model.width=16", "model=mlp model.depth=2 model.width=64"])
@@ -49,16 +49,6 @@ def test_it_trains(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert row["norm"] == "none"
     assert row["status"] == "finished"
     assert tables["runs"]["norm_batch_size"].isna().all()
-
-
-@pytest.mark.parametrize("norm", GROUPS["norm"])
-def test_every_norm_continues(norm: str, tmp_path: Path) -> None:
-    words = ["epochs=1", "evaluate_at=[5,20]", "measurements=[log]"]
-    sweep_with(norm, tmp_path / "whole", *words)
-    with interrupted_at(10):
-        sweep_with(norm, tmp_path / "broken", *words, expect=130)
-    sweep_with(norm, tmp_path / "broken", *words)
-    assert_same(find_network(tmp_path / "broken"), find_network(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("norm", GROUPS["norm"])

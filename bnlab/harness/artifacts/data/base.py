@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -65,10 +65,6 @@ class Data(Component):
         A job has it as `content` once it is planned.
         """
         return ""
-
-    def locate(self) -> dict[str, Any]:
-        """Collect the settings that say where its images are, which may move."""
-        return {name: getattr(self, name) for name in self.storage}
 
     def find_size(self) -> Size:
         """Find out how large it is; only a data set of the user's own is read for it."""

@@ -176,17 +176,10 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: boo
 
     # Three indices that broadcast to [N, H, W].
     which = torch.arange(n, device=images.device).view(n, 1, 1)
-    rows = _send(rows, images.device).view(n, height, 1)
-    columns = _send(columns, images.device).view(n, 1, width)
+    rows = rows.to(images.device).view(n, height, 1)
+    columns = columns.to(images.device).view(n, 1, width)
 
     padded = F.pad(images, [shift] * 4)
     # The slice between index tensors moves the channels to the end: the result is channels_last.
     augmented = padded[which, :, rows, columns]
     return augmented.permute(0, 3, 1, 2)
-
-
-def _send(numbers: Tensor, device: torch.device) -> Tensor:
-    """Send numbers to a device without waiting for it."""
-    if device.type == "cuda":
-        numbers = numbers.pin_memory()
-    return numbers.to(device, non_blocking=True)

@@ -30,7 +30,7 @@ from bnlab.harness.artifacts.data.pixels import (
     shuffle,
 )
 from bnlab.harness.components import setting
-from bnlab.harness.errors import OtherImages, UserError, where_raised
+from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import Own, call_own, digest_of_source, import_object, own
 
 _EXPECTED = (
@@ -61,9 +61,6 @@ class OwnData(Own, Data):
         settings = super().identify()
         return {key: value for key, value in settings.items() if key not in self.arguments}
 
-    def locate(self) -> dict[str, Any]:
-        return self.arguments
-
     def find_content(self) -> str:
         return self._describe().content
 
@@ -76,9 +73,8 @@ class OwnData(Own, Data):
     def read(self) -> Parts:
         parts = read_own(self.name, self._list_arguments())
         if self.content and parts.content != self.content:
-            given = "".join(f", data.{name}={value}" for name, value in self.arguments.items())
-            raise OtherImages(
-                f"data={self.name}{given}: gives other images or labels than those that this network is named by; "
+            raise UserError(
+                f"data={self.name}: gives other images or labels than those that this network is named by; "
                 "give it those, or sweep again: these train a network of their own (a function has to give the same "
                 "images whenever it is called)"
             )
@@ -168,7 +164,8 @@ def _read_parts(parts: Any, name: str) -> Parts:
     train_part, test_part, *further = parts
     train = _read_twice(train_part, f"{name}: the training part")
     test = _read_twice(test_part, f"{name}: the test part")
-    _require_alike(train, test, name)
+    _require_kind(test[0], train[0], f"{name}: the test part")
+    _require_same_classes(train[1], test[1], name)
     _require_same_names(train_part, test_part, name)
 
     augmented = None
@@ -198,17 +195,16 @@ def _spread(count: int) -> list[int]:
     return list(range(0, count, distance))
 
 
-def _require_alike(train: Pixels, test: Pixels, name: str) -> None:
-    images, labels = train
-    test_images, test_labels = test
+def _require_kind(images: Tensor, train: Tensor, where: str) -> None:
     kind = describe_images(images)
-    test_kind = describe_images(test_images)
-    if kind != test_kind:
+    expected = describe_images(train)
+    if kind != expected:
         raise UserError(
-            f"{name}: the training part has images {kind}, the test part {test_kind}; both need the same type, "
-            "channels and size"
+            f"{where} has images {kind}, the training part {expected}; both need the same type, channels and size"
         )
 
+
+def _require_same_classes(labels: Tensor, test_labels: Tensor, name: str) -> None:
     classes = set(labels.tolist())
     empty = set(range(max(classes))) - classes
     if empty:
@@ -258,11 +254,7 @@ def _make_drawer(items: Any, train: Pixels, where: str) -> Draw:
     some = _spread(len(labels))
     drawn, drawn_labels = draw(some, 0)
     again, _ = draw(some, 0)
-    if describe_images(drawn) != describe_images(images):
-        raise UserError(
-            f"{where} has images {describe_images(drawn)}, the training part {describe_images(images)}; both need the "
-            "same type, channels and size"
-        )
+    _require_kind(drawn, images, where)
     if not torch.equal(drawn_labels, labels[some]):
         raise UserError(f"{where} has other labels than the training part; item i has to be item i of it, transformed")
     if not torch.equal(drawn, again):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder, Site
+from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
 from bnlab.harness.components import COMPONENTS, Component
 from bnlab.harness.errors import UserError
 
@@ -29,8 +28,7 @@ class Model(Component):
 
     Attributes:
         has_maps: whether its norms are given maps of images, [N, C, H, W]; otherwise units, [N, C].
-        is_layered: whether it is `Layered`: its norm can be chosen, and it can be built on torch's device `meta`,
-            where parameters are counted without memory.
+        is_layered: whether it is `Layered`: its norm can be chosen.
     """
 
     group: ClassVar[str] = "model"
@@ -46,26 +44,6 @@ class Model(Component):
     def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         """Build the network, in any mode and layout; its weights are drawn from torch's global generator."""
         raise NotImplementedError
-
-
-@cache
-def list_norm_widths(model: Model, image_size: int) -> list[int]:
-    """List the channels of a layered network's norms, each number once; nothing of the network is allocated."""
-    noted = _NotedPlaces()
-    with torch.device("meta"):
-        model.build(InputShape(1, image_size, classes=1), NormBuilder(noted, of_images=model.has_maps, steps=1))
-    return list(dict.fromkeys(noted.widths))
-
-
-@dataclass
-class _NotedPlaces(Norm):
-    """A norm that does nothing but note how many channels it is built for."""
-
-    widths: list[int] = field(default_factory=list)
-
-    def build(self, site: Site) -> nn.Module:
-        self.widths.append(site.channels)
-        return nn.Identity()
 
 
 def list_layered() -> dict[str, Model]:

@@ -27,14 +27,9 @@ class OwnModel(Own, Model):
         if not isinstance(model, nn.Module):
             raise UserError(f"model={self.name}: has to give a torch.nn.Module, found a {type(model).__name__}")
 
-        lazy = {}  # layers that take their sizes from the first images
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if is_lazy(tensor):
-                layer, _, _ = name.rpartition(".")
-                lazy[layer] = f"{layer} ({type(model.get_submodule(layer)).__name__})"
-        if lazy:
+        if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
             raise UserError(
-                f"model={self.name}: {', '.join(lazy.values())} have no sizes yet; give them, or return the model "
-                "after model.eval()(torch.zeros(1, channels, image_size, image_size))"
+                f"model={self.name}: has lazy layers, which have no sizes yet; give them, or return the model after "
+                "model.eval()(torch.zeros(1, channels, image_size, image_size))"
             )
         return model

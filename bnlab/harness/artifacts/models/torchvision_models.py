@@ -26,12 +26,7 @@ class Torchvision(Model):
         super().check(norm)
 
     def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
-        # With auxiliary heads these two return a tuple in train mode.
-        has_heads = self.name in ("googlenet", "inception_v3")
-        single_output = {"aux_logits": False, "init_weights": True} if has_heads else {}
-        model: nn.Module = torchvision().models.get_model(
-            self.name, weights=None, num_classes=inputs.classes, **single_output
-        )
+        model: nn.Module = torchvision().models.get_model(self.name, weights=None, num_classes=inputs.classes)
         if inputs.channels == 1:
             _take_gray_images(model)
         return model

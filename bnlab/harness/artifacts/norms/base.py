@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -67,8 +66,8 @@ class Norm(Component):
         """Return the running average that the network reads while it is trained, if there is one."""
         return None
 
-    def place(self, list_widths: Callable[[], Sequence[int]]) -> Self:
-        """Place it in a network: `list_widths` lists the channels of its norms, if this is asked for."""
+    def place(self, channels: int) -> Self:
+        """Place it in a network whose first norm has so many channels."""
         return self
 
     def build(self, site: Site) -> nn.Module:

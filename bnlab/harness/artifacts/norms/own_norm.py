@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Self
@@ -21,23 +20,23 @@ from bnlab.layers import BatchNorm
 class OwnNorm(Own, Norm):
     """The user's own: `name` is the import path of a class or function that makes a module for so many channels.
 
-    What it is shows in the layers that it makes for its places in a network, see `place`.
+    What it is shows in the layer that it makes for the first place in a network.
     """
 
     given: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._list_widths: Callable[[], Sequence[int]] = list  # before it has a place in a network: none
+        self._channels = 0  # before it has a place in a network
 
-    def place(self, list_widths: Callable[[], Sequence[int]]) -> Self:
+    def place(self, channels: int) -> Self:
         placed = replace(self)  # another network may have the same norm
-        placed._list_widths = list_widths
+        placed._channels = channels
         return placed
 
     @property
     def uses_batch(self) -> bool:  # type: ignore[override]
-        return any(_holds_batch_norm(self, channels) for channels in self._list_widths())
+        return self._channels > 0 and _holds_batch_norm(self, self._channels)
 
     @property
     def takes_batch_whole(self) -> bool:  # type: ignore[override]

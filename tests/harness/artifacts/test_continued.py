@@ -1,0 +1,36 @@
+"""Trainings that are killed and go on are bit for bit those that were not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bnlab.harness.artifacts.job_settings import GROUPS
+from tests.harness.kills import assert_same, interrupted_at
+from tests.helpers import find_network, sweep_small
+
+SWEEP = ("data.images=null", "batch_size=64", "steps=12", "evaluate_at=[5,12]", "accuracy_at=all",
+         "measurements=evaluations")  # fmt: skip
+OF_NORMS = {"ghost": "norm.batch_size=16", "renorm": "momentum=0.01"}
+CASES = {  # further words, and the updates after which the training is killed
+    **{norm: (f"norm={norm} {OF_NORMS.get(norm, '')}", (8,)) for norm in GROUPS["norm"]},
+    "weights averaged from 75% on": ("averaging=swa", (1, 9, 11)),
+    "weights averaged exponentially": ("averaging=ema", (8,)),
+    "frozen with its averages": ("freeze_at=0.5", (5, 6, 9)),
+    "frozen with exact statistics": ("freeze_at=0.5 freeze_with=exact", (5, 6, 9)),
+    "two moments of each weight": ("optimizer=adamw data.shift=1 order=blocks:4", (7,)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_and_continued(case: str, tmp_path: Path) -> None:
+    words, kills = CASES[case]
+    sweep_small(tmp_path / "whole", *SWEEP, *words.split())
+
+    for kill in kills:
+        with interrupted_at(kill):
+            sweep_small(tmp_path / "killed", *SWEEP, *words.split(), expect=130)
+    sweep_small(tmp_path / "killed", *SWEEP, *words.split())
+
+    assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
