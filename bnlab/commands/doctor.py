@@ -1,13 +1,17 @@
-"""`bnlab doctor`: what is wrong with a model's batch-norm statistics, what it costs, and what to do."""
+"""`bnlab doctor` and `bnlab explain`: what is wrong with a model's batch norms, what it costs, what codes mean."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from torch import nn
+from tqdm import tqdm
 
 import bnlab
 from bnlab.commands.images import ImageFolder, add_image_arguments
@@ -22,8 +26,7 @@ from bnlab.commands.loading import (
     load_model,
 )
 from bnlab.commands.packages import is_packaged
-from bnlab.commands.progress import Progress
-from bnlab.doctor.catalogue import ALIASES, list_causes
+from bnlab.doctor.catalogue import ALIASES, explain, list_causes
 from bnlab.doctor.cause import SEVERITIES, Severity
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.history import read_state_file
@@ -46,8 +49,8 @@ _OPTIONS = {
 """Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to `commands`, the subparsers of `bnlab`."""
+def add_parsers(commands: Any) -> None:
+    """Add both commands to `commands`, the subparsers of `bnlab`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor", help="what is wrong with a model's batch norms, what it costs, what to do", description=_ABOUT
     )
@@ -79,6 +82,12 @@ def add_parser(commands: Any) -> None:
     add_image_arguments(parser)
     parser.set_defaults(run=run)
 
+    explaining: argparse.ArgumentParser = commands.add_parser(
+        "explain", help="what a code of the doctor's means, how it is told, and what to do"
+    )
+    explaining.add_argument("code", nargs="?", help="such as BN102; all codes are listed without one")
+    explaining.set_defaults(run=run_explain)
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the diagnosis; 1 if it is as severe as `--fail-on` says, else 0."""
@@ -103,6 +112,16 @@ def run(arguments: argparse.Namespace) -> int:
     line = SEVERITIES.index(arguments.fail_on)
     is_severe = [severity is not None and SEVERITIES.index(severity) >= line for severity in severities]
     return int(any(is_severe))
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """Print what a code means, or all codes; 0."""
+    if arguments.code is None:
+        for cause in list_causes():
+            print(f"{cause.code}  {cause.title}")
+    else:
+        print(explain(arguments.code))
+    return 0
 
 
 def _require_arguments(arguments: argparse.Namespace) -> None:
@@ -153,13 +172,12 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     forward = find_optional(arguments.forward)
     evaluate = find_optional(arguments.evaluate)
 
-    progress = Progress()
-    with collecting_warnings(), hinting_at_forward(forward), progress.counting_runs(model):
+    with collecting_warnings(), hinting_at_forward(forward), _counting_runs(model):
         diagnosis = bnlab.diagnose(
             model,
-            progress.count_read(batches),
+            batches,
             evaluate=evaluate,
-            training_batches=progress.count_read(training),
+            training_batches=training,
             before=before,
             forward=forward,
             expected=arguments.expected,
@@ -170,6 +188,21 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     notes = [*diagnosis.notes, *_describe_origins(arguments, batches)]
     left_out = [dataclasses.replace(skipped, wanted=_name_options(skipped.wanted)) for skipped in diagnosis.left_out]
     return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
+
+
+@contextlib.contextmanager
+def _counting_runs(model: nn.Module) -> Iterator[None]:
+    """Show on a terminal how many batches the model was run with inside the block."""
+    with tqdm(desc="batches run", leave=False, disable=None) as bar:
+
+        def count(*_: object) -> None:
+            bar.update()
+
+        handle = model.register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _name_options(text: str) -> str:

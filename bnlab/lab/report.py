@@ -200,10 +200,7 @@ def _report_sweep(name: str, results: Path) -> int:
     except NoRows as error:
         raise UserError(f"{name}: {error}") from error
 
-    for note in overview.notes:
-        print(textwrap.fill(note, 110))
-    for words, values in overview.swept.items():
-        print(f"  {words}: {values}")
+    print(textwrap.fill(overview.networks, 110))
     print(f"\n{overview.table.head(_ROWS).to_string(index=False)}")
     more = len(overview.table) - _ROWS
     if more > 0:

@@ -137,7 +137,7 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import find_failure, list_waiting
     from bnlab.harness.reporting import tables
-    from bnlab.harness.reporting.selection import OVERVIEWED
+    from bnlab.harness.reporting.frames import OVERVIEWED
 
     first = planned[0]
     found = tables.write_tables(first.folder, first.csv)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -129,6 +129,7 @@ def test_the_best_momentum_on_average() -> None:
 values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8).filter(lambda x: np.std(x) > 1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(values, min_size=1, max_size=4))
 def test_intervals_are_those_of_scipy(samples: list[list[float]]) -> None:
     records = []
