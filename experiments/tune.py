@@ -54,9 +54,8 @@ def _tune(words: list[str]) -> int:
     from bnlab.harness.planning import plan
     from bnlab.harness.reporting.tables import write_tables
     from bnlab.lab.compose import Job, Launcher
-    from bnlab.lab.counting import NetworkCount
     from bnlab.lab.launch import run_jobs
-    from bnlab.lab.watching import Display
+    from bnlab.lab.watching import Display, NetworkCount
 
     is_again = "again=true" in words
     cells = _list_cells([word for word in words if word != "again=true"])
@@ -93,7 +92,7 @@ def _tune(words: list[str]) -> int:
         attempted |= names
         prepare(missing)
         with Display(first.quiet) as display:
-            display.show(NetworkCount(missing, display.announce).describe)
+            display.show(NetworkCount(missing).describe)
             run_jobs([Job(config, heading="") for config in missing], Launcher("joblib", {"n_jobs": -1}))
         write_tables(folder)
 

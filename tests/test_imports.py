@@ -53,7 +53,7 @@ FOLDERS = {
     "doctor": "words thresholds scores scatter undoing observing images matching history examination probe "
     "case lag patient cause families causes catalogue scoring experiment trials findings verdict conclusion picture "
     "page diagnosis examine diagnose undo recalibration recalibrate gallery",
-    "lab": "command catalogue watching compose counting launch sweep report runs",
+    "lab": "command catalogue watching compose launch sweep report runs",
     "doctor.gallery": "patterns network specimen averages forwards populations weights",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",

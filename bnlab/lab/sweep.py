@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING
 from bnlab.harness.progress import say
 from bnlab.lab.catalogue import CONF, list_files, list_questions
 from bnlab.lab.command import require_memory, run_command
-from bnlab.lab.watching import Display
+from bnlab.lab.watching import Display, NetworkCount
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
     from bnlab.lab.compose import Job, Launcher
 
-_HYDRA_OPTIONS = ("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
-
 
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
+    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun", "--config-dir"))
 
 
 def _read_help() -> str:
@@ -43,11 +41,6 @@ def _sweep(words: list[str]) -> int:
     if "--config-dir" in words[:-1]:  # and the folder as a word of its own
         at = words.index("--config-dir")
         words = [*words[:at], f"--config-dir={words[at + 1]}", *words[at + 2 :]]
-    if any(word.partition("=")[0] in _HYDRA_OPTIONS for word in words):
-        from bnlab.lab.compose import print_with_hydra
-
-        print_with_hydra(words)
-        return 0
     with Display(quiet="quiet=true" in words) as display:
         return _plan_and_run(words, display)
 
@@ -91,7 +84,6 @@ def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: 
     """Run the jobs that are waiting, and leave the command that does it."""
     from bnlab.files import write_text
     from bnlab.harness.jobs import prepare
-    from bnlab.lab.counting import NetworkCount
     from bnlab.lab.launch import run_jobs
 
     display.begin("reading data, and trying an update of each kind of network")
@@ -100,8 +92,7 @@ def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: 
     command = shlex.join(["bnlab", "sweep", *ordered])
     write_text(configs[0].folder / "command.txt", f"{command}\n")  # for the pages of reports
 
-    count = NetworkCount([job.config for job in jobs], display.announce)
-    display.show(count.describe)
+    display.show(NetworkCount([job.config for job in jobs]).describe)
     run_jobs(jobs, launcher)
 
 
