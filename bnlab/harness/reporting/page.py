@@ -54,13 +54,13 @@ class AddedSeeds:
 def write_experiment(outcome: Outcome, devices: str = "") -> str:
     """Write the README.md of an experiment's results, with Markdown on the devices that have trained its networks."""
     numbers = [number for number in outcome.experiment.bears_on if not number.startswith("F")]
-    return _render("experiment.md", outcome=outcome, numbers=numbers, reading=READING, devices=devices)
+    return render("experiment.md", outcome=outcome, numbers=numbers, reading=READING, devices=devices)
 
 
 def write_question(outcome: Outcome, folder: Path) -> str:
     """Write the same as one HTML page; the folder has the figures."""
     page = _convert(write_experiment(outcome), folder, set())
-    return _render("page.html", title=f"bnlab: {outcome.experiment.name}", parts=[("", page)])
+    return render("page.html", title=f"bnlab: {outcome.experiment.name}", parts=[("", page)])
 
 
 def write_answers(
@@ -89,7 +89,7 @@ def write_answers(
         for name, figure in experiment.figures.items():
             figures[experiment.name, name] = figure
 
-    answers = _render(
+    answers = render(
         "answers.md",
         first=fill_paragraphs(catalogue.first, outcomes),
         index=fill_paragraphs(catalogue.index, outcomes),
@@ -98,7 +98,7 @@ def write_answers(
         bearing=bearing,
         figures=figures,
     )
-    page = _render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
+    page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
 
     shown: set[Path] = set()
     parts = [("", _convert(answers, results, shown))]
@@ -107,14 +107,14 @@ def write_answers(
         html = _convert(write_experiment(outcome), results / name, shown)
         parts.append((f"{name}: {outcome.experiment.question}", html))
     parts.append(("", _convert(page, results, shown)))
-    report = _render("page.html", title="bnlab: answers", parts=parts)
+    report = render("page.html", title="bnlab: answers", parts=parts)
     return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page, "report.html": report}
 
 
 def write_overview(overview: Overview, folder: Path, command: str) -> str:
     """Write a page on a sweep without a question: its results lie in the folder, and the command continues it."""
-    page = _render("overview.md", overview=overview, folder=folder, command=command)
-    return _render("page.html", title=f"bnlab: {folder.name}", parts=[("", _convert(page, folder, set()))])
+    page = render("overview.md", overview=overview, folder=folder, command=command)
+    return render("page.html", title=f"bnlab: {folder.name}", parts=[("", _convert(page, folder, set()))])
 
 
 def _link_headings(page: str) -> str:
@@ -147,7 +147,7 @@ def _convert(page: str, folder: Path, shown: set[Path]) -> Markup:
     return Markup(html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
 
-def _render(name: str, **values: object) -> str:
+def render(name: str, **values: object) -> str:
     """Fill in a template; in HTML what is filled in is shown as it is written."""
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(
