@@ -14,16 +14,15 @@ from torch import nn
 from tqdm import tqdm
 
 import bnlab
-from bnlab.commands.images import ImageFolder, add_image_arguments
+from bnlab.commands.images import ImageFolder
 from bnlab.commands.loading import (
-    add_batches,
-    add_measuring_arguments,
-    add_model,
+    add_model_arguments,
     collecting_warnings,
     find_optional,
     hinting_at_forward,
     load_batches,
     load_model,
+    name_options,
 )
 from bnlab.commands.packages import is_packaged
 from bnlab.doctor.catalogue import ALIASES, explain, list_causes
@@ -40,13 +39,6 @@ _ABOUT = (
 )
 _WITH_BATCHES = ("forward", "evaluate", "training", "expected", "worth", "max_images")
 """Arguments that say nothing without batches."""
-_OPTIONS = {
-    "before=": "--before",
-    "evaluate=": "--evaluate",
-    "training_batches=": "--training",
-    "expected=": "--expected",
-}
-"""Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
 
 
 def add_parsers(commands: Any) -> None:
@@ -54,9 +46,7 @@ def add_parsers(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor", help="what is wrong with a model's batch norms, what it costs, what to do", description=_ABOUT
     )
-    add_model(parser, nargs="?")
-    add_batches(parser, nargs="?")
-    add_measuring_arguments(parser)
+    add_model_arguments(parser, nargs="?")
     parser.add_argument(
         "--evaluate", help="package.module:function of the model, that returns a value for each image, higher is better"
     )
@@ -79,7 +69,6 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument(
         "--demo", action="store_true", help="train a small network in a second, spoil it in five ways, and ask"
     )
-    add_image_arguments(parser)
     parser.set_defaults(run=run)
 
     explaining: argparse.ArgumentParser = commands.add_parser(
@@ -104,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif diagnosis.judged is not None:
         severities.append(_grade_verdict(diagnosis.judged))
 
-    print(diagnosis.to_json() if arguments.json else _name_options(str(diagnosis)))
+    print(diagnosis.to_json() if arguments.json else name_options(str(diagnosis)))
     if arguments.html is not None:
         diagnosis.to_html(arguments.html)
         print(f"page: {arguments.html}", file=sys.stderr)
@@ -186,7 +175,7 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
             progress=False,
         )
     notes = [*diagnosis.notes, *_describe_origins(arguments, batches)]
-    left_out = [dataclasses.replace(skipped, wanted=_name_options(skipped.wanted)) for skipped in diagnosis.left_out]
+    left_out = [dataclasses.replace(skipped, wanted=name_options(skipped.wanted)) for skipped in diagnosis.left_out]
     return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
 
 
@@ -203,13 +192,6 @@ def _counting_runs(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             handle.remove()
-
-
-def _name_options(text: str) -> str:
-    """Name the command's options in the place of the arguments that give the same."""
-    for argument, option in _OPTIONS.items():
-        text = text.replace(argument, option)
-    return text
 
 
 def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[str]:
