@@ -21,7 +21,6 @@ from bnlab.commands.images import add_image_arguments, find_images
 from bnlab.commands.packages import is_packaged, make_packaged
 from bnlab.doctor.history import read_state_file
 
-
 _OPTIONS = {
     "before=": "--before",
     "evaluate=": "--evaluate",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bnlab.harness.progress import say
 from bnlab.lab.catalogue import CONF, list_files, list_questions
-from bnlab.lab.command import require_memory, run_command
+from bnlab.lab.command import run_command
 from bnlab.lab.watching import Display, NetworkCount
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ def _read_help() -> str:
 
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
-    require_memory()
     if "--config-dir" in words[:-1]:  # and the folder as a word of its own
         at = words.index("--config-dir")
         words = [*words[:at], f"--config-dir={words[at + 1]}", *words[at + 2 :]]
@@ -150,30 +149,20 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
     for name in sorted(missing):
         say(f"not finished: {name}, whose job was ended from outside; the same command continues")
     measured = [name for name, frame in found.items() if name != "runs" and len(frame)]
-    questions = _list_swept_questions(first, words)
-    if not questions:
+    report = _name_report(first, words)
+    if not report[0].startswith("experiment="):
         measured = [name for name in measured if name in OVERVIEWED]
     if measured:
-        display.print(f"next: bnlab report {shlex.join(_name_report(first, words, questions))}")
+        display.print(f"next: bnlab report {shlex.join(report)}")
     return 1 if failed or missing else 0
 
 
-def _list_swept_questions(config: Config, words: list[str]) -> list[str]:
-    """List the questions that have the name of the tables or of the experiment."""
-    return [name for name in (config.name, *_list_experiments(words)) if name in list_questions()]
-
-
-def _list_experiments(words: list[str]) -> list[str]:
-    return [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
-
-
-def _name_report(config: Config, words: list[str], questions: list[str]) -> list[str]:
-    """Name the report of the tables in words: of the question that was swept, if there is one of its name."""
-    experiments = _list_experiments(words)
-    report = []
-    if experiments and questions:
-        report.append(f"experiment={questions[0]}")
-    if f"experiment={config.name}" not in report:
+def _name_report(config: Config, words: list[str]) -> list[str]:
+    """Name the report of the tables in words: of the question that was swept, if there is one, and of its name."""
+    experiments = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
+    questions = [name for name in (config.name, *experiments) if name in list_questions()]
+    report = [f"experiment={name}" for name in questions[:1]]
+    if config.name not in questions[:1]:
         report.append(f"name={config.name}")
     if config.results != "results":
         report.append(f"results={config.results}")
