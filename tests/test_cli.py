@@ -130,10 +130,10 @@ def test_a_model_that_is_called_otherwise(folder: Path, command: str) -> None:
     assert "--forward package.module:function of model and batch" in done.stderr
     assert "Traceback" not in done.stderr
 
-    done = call_bnlab(folder, *words, "--forward", "mine:call_two")
-    assert done.returncode < 2, done.stderr
     done = call_bnlab(folder, *words, "--forward", "mine:nowhere")
     assert "mine:nowhere: cannot be imported" in done.stderr
+    done = call_bnlab(folder, *words, "--forward", "mine:call_two")
+    assert done.returncode < 2, done.stderr
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors", "wrapped.pt"])

@@ -61,7 +61,7 @@ def test_new_weights_and_the_way_back(folder: Path) -> None:
         (["mine:stale", "mine:unlabelled", "--evaluate", "mine:evaluate"], "Score: 50.0% before, 100.0% after"),
         (["mine:stale", "mine:labelled", "--statistic", "precise"], "Accuracy: 50.0% before, 100.0% after"),
         (["mine:stale", "mine:labelled", "max_images=60"], "Accuracy: 50.0% before, 100.0% after"),
-        (["mine:two", "mine:unlabelled", "--forward", "mine:call_two"], "not judged"),
+        (["mine:two", "mine:images", "--forward", "mine:call_two"], "not judged"),
     ],
 )
 def test_the_metric_is_told(folder: Path, words: list[str], line: str) -> None:
