@@ -27,7 +27,7 @@ without either     figures, verdicts and pages of all questions that have result
                    results=results/reference
 
 A page is report.html, in the folder of the results. Without either word there is a README.md beside it, too, and
-where questions of bnlab's own have results, ANSWERS.md, HYPOTHESES.md and a report.html with all of them.
+where questions of bnlab's own have results, ANSWERS.md and HYPOTHESES.md.
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
 _ROWS = 12  # as many rows of a table are printed

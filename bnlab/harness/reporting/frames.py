@@ -247,23 +247,14 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     columns = re.findall(r"\{([^{}]+)\}", name)
     require_columns(frame, columns)
-    keys = []
-    for column in columns:
-        values = frame[column]
-        if not pd.api.types.is_numeric_dtype(values):
-            values, _ = pd.factorize(values)
-        keys.append(values)
-    order = np.lexsort(keys[::-1])
-    ordered = frame.iloc[order]
 
+    def rank(values: pd.Series) -> Any:
+        return values if pd.api.types.is_numeric_dtype(values) else pd.factorize(values)[0]
+
+    ordered = frame.sort_values(columns, key=rank, kind="stable")
     template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
-    number = ordered.groupby(columns, dropna=False, sort=False).ngroup()
-    is_first = ~number.duplicated().to_numpy()
-    firsts = ordered[is_first]
-    cells = [firsts[column] for column in columns]
-    names = [template.format(*row) for row in zip(*cells, strict=True)]
-    panels = [names[place] for place in number]
-    return ordered.assign(panel=panels)
+    cells = [ordered[column] for column in columns]
+    return ordered.assign(panel=[template.format(*row) for row in zip(*cells, strict=True)])
 
 
 def paired(

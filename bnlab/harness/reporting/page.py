@@ -59,18 +59,17 @@ def write_experiment(outcome: Outcome, devices: str = "") -> str:
 
 def write_question(outcome: Outcome, folder: Path) -> str:
     """Write the same as one HTML page; the folder has the figures."""
-    page = _convert(write_experiment(outcome), folder, set())
-    return render("page.html", title=f"bnlab: {outcome.experiment.name}", parts=[("", page)])
+    page = _convert(write_experiment(outcome), folder)
+    return render("page.html", title=f"bnlab: {outcome.experiment.name}", html=page)
 
 
 def write_answers(
-    catalogue: Catalogue, outcomes: Sequence[Outcome], results: Path, added_seeds: AddedSeeds | None = None
+    catalogue: Catalogue, outcomes: Sequence[Outcome], added_seeds: AddedSeeds | None = None
 ) -> dict[str, str]:
-    """Write what the experiments say on each question and each hypothesis; `results` has the figures.
+    """Write what the experiments say on each question and each hypothesis.
 
     Returns:
-        ANSWERS.md and HYPOTHESES.md, which link to the page of each experiment beside them, and report.html with all
-        of them.
+        ANSWERS.md and HYPOTHESES.md, which link to the page of each experiment beside them.
     """
     questions = {number: fill_prose(text, outcomes) for number, text in catalogue.questions.items()}
     hypotheses = {}
@@ -99,22 +98,13 @@ def write_answers(
         figures=figures,
     )
     page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
-
-    shown: set[Path] = set()
-    parts = [("", _convert(answers, results, shown))]
-    for outcome in outcomes:
-        name = outcome.experiment.name
-        html = _convert(write_experiment(outcome), results / name, shown)
-        parts.append((f"{name}: {outcome.experiment.question}", html))
-    parts.append(("", _convert(page, results, shown)))
-    report = render("page.html", title="bnlab: answers", parts=parts)
-    return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page, "report.html": report}
+    return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page}
 
 
 def write_overview(overview: Overview, folder: Path, command: str) -> str:
     """Write a page on a sweep without a question: its results lie in the folder, and the command continues it."""
     page = render("overview.md", overview=overview, folder=folder, command=command)
-    return render("page.html", title=f"bnlab: {folder.name}", parts=[("", _convert(page, folder, set()))])
+    return render("page.html", title=f"bnlab: {folder.name}", html=_convert(page, folder))
 
 
 def _link_headings(page: str) -> str:
@@ -125,24 +115,19 @@ def _link_headings(page: str) -> str:
     return page
 
 
-def _convert(page: str, folder: Path, shown: set[Path]) -> Markup:
-    """Convert Markdown to HTML that holds the images of its folder, each once, and whose links stay inside of it."""
+def _convert(page: str, folder: Path) -> Markup:
+    """Convert Markdown to HTML that holds the images of its folder, and whose links stay inside of it."""
 
     def embed(match: re.Match[str]) -> str:
         path = folder / match[1]
         if not path.exists():
             return ""
-        if path in shown:
-            return f"Figure “{match[2]}”: see above."
-        shown.add(path)
         image = base64.b64encode(path.read_bytes()).decode()
         return f'<img onclick="enlarge(this)" src="data:image/png;base64,{image}" alt="{match[2]}">'
 
     html = _MARKDOWN.render(page)
     html = re.sub(r'<img src="([^"]*)" alt="([^"]*)" />', embed, html)
-    html = re.sub(r'href="(\w+)(/README)?\.md"', r'href="#\1"', html)
     html = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", html)  # to a file that may not be there
-    html = re.sub(r"<h([12])>(\w+)", r'<h\1 id="\2">\2', html)  # of an experiment its name, of a question its number
     html = re.sub(r"<td>(holds|fails|undecided|one seed|not|cannot)\b", r'<td class="\1">\1', html)
     return Markup(html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
