@@ -5,8 +5,10 @@ Every command takes settings as key=value, `--help`, and no other options but th
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from bnlab.harness.errors import UserError, describe_os_error
 
@@ -45,3 +47,11 @@ def run_command(
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def write_command(command: str, word: str, results: Path) -> str:
+    """Write a bnlab command as it is typed, with one word and, unless it is the default, the folder of results."""
+    words = ["bnlab", command, word]
+    if results != Path("results"):
+        words.append(f"results={results}")
+    return shlex.join(words)

@@ -336,12 +336,15 @@ def test_ratios_are_averaged_geometrically_over_the_layers_behind_the_first() ->
 def test_a_minimum_is_that_of_a_parabola_of_logarithms_or_the_end_of_the_sweep() -> None:
     """log y = (log x − log 0.2)², at uneven steps, and two sweeps that are lowest at an end."""
     x = np.array([0.01, 0.03, 0.1, 0.25, 0.5, 1.0])
-    parabola = pd.DataFrame({"by": 0, "x": x, "y": np.exp((np.log(x) - np.log(0.2)) ** 2)})
-    ends = pd.DataFrame({"by": [1, 1, 1, 2, 2, 2], "x": [0.1, 0.5, 1.0] * 2, "y": [3.0, 2.0, 1.0, 1.0, 1.0, 1.0]})
+    distances = np.log(x) - np.log(0.2)
+    parabola = pd.DataFrame({"by": 0, "x": x, "y": np.exp(distances**2)})
+    falling = pd.DataFrame({"by": 1, "x": x, "y": 1 / x})
+    level = pd.DataFrame({"by": 2, "x": x, "y": 1.0})
 
-    found = locate_minimum(pd.concat([parabola, ends]), "x", "y", ["by"])
+    found = locate_minimum(pd.concat([parabola, falling, level]), "x", "y", ["by"])
 
-    assert found["x"].tolist() == pytest.approx([0.2, 1.0, 0.1])
+    places = found["x"].tolist()
+    assert places == pytest.approx([0.2, 1.0, 0.01])
     assert found["at_end"].tolist() == [False, True, True]
 
 
