@@ -1,12 +1,16 @@
 """Tidy tables of an experiment, put together from what its jobs asked for when they are read.
 
 results/<experiment>/requests/, columns.parquet   what was asked for, see `bnlab.harness.requests`
-results/<experiment>/tables/<table>.parquet   one row for each key, as a sweep leaves them for other programs
+results/<experiment>/tables/<table>.parquet   one row for each key, as a sweep leaves them
+results/<experiment>/tables/made_from.json   the requests whose rows these files hold: they are read while there are no
+                                             others
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock
 
-from bnlab.files import Unreadable, set_aside, write_whole
+from bnlab.files import Unreadable, reading, set_aside, write_text, write_whole
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_request
 from bnlab.harness.run_table import RUNS
@@ -50,7 +54,11 @@ def load(name: str, results: str | Path = "results") -> LoadedTables:
     """
     folder = Path(results) / name
     if (folder / "requests").is_dir():
-        return LoadedTables({name: frame for name, (frame, _) in _put_together(folder).items()})
+        current = _read_current(folder)
+        if current is None:
+            together, _ = _put_together(folder)
+            current = {name: frame for name, (frame, _) in together.items()}
+        return LoadedTables(current)
     if (folder / "tables").is_dir():
         return LoadedTables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})
     where = [] if str(results) == "results" else [f"results={results}"]
@@ -62,41 +70,74 @@ def load(name: str, results: str | Path = "results") -> LoadedTables:
 
 
 def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
-    """Put every table together and write it; safe while other sweeps measure."""
+    """Put every table together and write it, unless that was done; safe while other sweeps measure."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tables.lock"):
-        tables = _put_together(folder)
+        current = _read_current(folder)
+        if current is not None and not csv:
+            return current
+
+        record = folder / "tables" / "made_from.json"
+        record.unlink(missing_ok=True)  # until it comes back, nobody trusts files of which some are newer
+        stamps = _read_stamps(folder)  # first: a request that comes in the meantime is not among them
+        tables, is_whole = _put_together(folder)
         for name, (frame, schema) in tables.items():
             path = folder / "tables" / f"{name}.parquet"
             write_frame(path, frame, schema)
             as_csv = path.with_suffix(".csv")
             if csv or as_csv.exists():  # an earlier one would be of other rows
                 write_whole(as_csv, partial(frame.to_csv, index=False))
+        if is_whole:
+            write_text(record, json.dumps({"tables": list(tables), "requests": stamps}))
     return {name: frame for name, (frame, _) in tables.items()}
 
 
-def _put_together(folder: Path) -> dict[str, tuple[pd.DataFrame, pa.Schema]]:
+def _read_current(folder: Path) -> dict[str, pd.DataFrame] | None:
+    """Read the tables that were written; None if they do not hold all that was asked for, or a file fails."""
+    record = folder / "tables" / "made_from.json"
+    try:
+        with reading(record):
+            written = json.loads(record.read_text(encoding="utf-8"))
+        if written["requests"] == _read_stamps(folder):
+            return {name: read_frame(folder / "tables" / f"{name}.parquet") for name in written["tables"]}
+    except Unreadable:  # or there is none
+        pass
+    return None
+
+
+def _read_stamps(folder: Path) -> dict[str, int]:
+    """Read when each request of an experiment was written, in ns since 1970."""
+    if not (folder / "requests").is_dir():
+        return {}
+    with os.scandir(folder / "requests") as entries:
+        return {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".json")}
+
+
+def _put_together(folder: Path) -> tuple[dict[str, tuple[pd.DataFrame, pa.Schema]], bool]:
     """Put all tables together: of each network and estimator the rows of the newest origin, one for each key.
 
-    Files that cannot be read are named and set aside.
+    Files that cannot be read are named and set aside. Returns the tables with their schemas, and whether all rows that
+    were asked for were there.
     """
     requests = _read_requests(folder)
     if not requests:
-        return {}
+        return {}, False
     columns = RUNS.schema
     with contextlib.suppress(Unreadable):  # not written by an earlier version, or a job by itself
         columns = read_schema(columns_path(folder))
     newest = {request.run: request.row for request in requests}
     tables = {"runs": _finish(pd.DataFrame(list(newest.values())), columns)}
 
+    is_whole = True
     for name in dict.fromkeys(name for request in requests for name in request.selections):
-        parts = _read_parts(folder.parent, name, requests)
+        parts, has_all = _read_parts(folder.parent, name, requests)
+        is_whole = is_whole and has_all
         if parts:
             selections = [request.selections.get(name, Selection()) for request in requests]
             whole = pa.concat_tables(parts)
             rows = _select_newest(whole.to_pandas(), selections, read_key(whole.schema))
             tables[name] = _finish(rows, whole.drop_columns([ORIGIN, _REQUEST]).schema)
-    return tables
+    return tables, is_whole
 
 
 def _finish(rows: pd.DataFrame, schema: pa.Schema) -> tuple[pd.DataFrame, pa.Schema]:
@@ -118,8 +159,8 @@ def _read_requests(folder: Path) -> list[Request]:
     return sorted(requests, key=lambda request: request.written)
 
 
-def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> list[pa.Table]:
-    """Read the files with rows of a table, in the order of requests; name the networks that lack some."""
+def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[list[pa.Table], bool]:
+    """Read the files with rows of a table, in the order of requests; name networks that lack some: were all there?"""
     schema = None
     parts = []
     incomplete = set[str]()
@@ -142,7 +183,7 @@ def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> list[p
     if incomplete:
         networks = ", ".join(sorted(incomplete))
         print(f"{name}: rows of {networks} are missing; run the sweep again to measure them again", file=sys.stderr)
-    return parts
+    return parts, not incomplete
 
 
 def _select_newest(rows: pd.DataFrame, selections: Iterable[Selection], key: list[str]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,48 @@ def test_load(tmp_path: Path) -> None:
         reference["drift"]
     for name in written:
         assert_frame_equal(reference[name], written[name])
+
+
+def change_nothing(folder: Path) -> None:
+    """Leave the requests as they are."""
+
+
+def add_network(folder: Path) -> None:
+    write(folder, "job", rows([0.1, 0.3], 2.0, run="c/seed_0"))
+
+
+def remove_request(folder: Path) -> None:
+    next((folder / "requests").glob("b-*")).unlink()
+
+
+def damage_table(folder: Path) -> None:
+    (folder / "tables" / "gaps.parquet").write_bytes(b"")
+
+
+@pytest.mark.parametrize("change", [change_nothing, add_network, remove_request, damage_table])
+def test_they_are_as_those_that_are_put_together(change: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    write(folder, "job", rows([0.1, 0.2], 1.0))
+    write(folder, "job", rows([0.1], 1.0, run="b/seed_0"))
+    tables.write_tables(folder)
+    change(folder)
+
+    found = assemble(folder)
+
+    (folder / "tables" / "made_from.json").unlink()
+    expected = assemble(folder)
+    assert found.keys() == expected.keys()
+    for name, frame in expected.items():
+        assert_frame_equal(found[name], frame)
+
+
+def test_written_tables_are_read_unless_rows_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x", "job", rows([0.1], 1.0))
+    tables.write_tables(tmp_path / "x")
+    path.unlink()
+    assert assemble(tmp_path / "x")["gaps"]["mean_gap"].tolist() == [1.0]
+
+    write(tmp_path / "x", "job", rows([0.1], 2.0, run="b/seed_0"))
+    for _ in range(2):
+        tables.write_tables(tmp_path / "x")
+        assert "rows of a/seed_0 are missing" in capsys.readouterr().err
