@@ -425,9 +425,14 @@ def test_panels_take_several_rows(panels: int, grid: tuple[int, int]) -> None:
 def test_files_are_the_same_each_time_and_one_for_papers_has_no_title(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    titles = []
+    saved: list[Drawn] = []
     save = Drawn.savefig
-    monkeypatch.setattr(Drawn, "savefig", lambda drawn, *of, **words: titles.append(drawn) or save(drawn, *of, **words))
+
+    def save_and_keep(drawn: Drawn, *of: Any, **words: Any) -> None:
+        saved.append(drawn)
+        save(drawn, *of, **words)
+
+    monkeypatch.setattr(Drawn, "savefig", save_and_keep)
     figure = Figure("A title", "Read it so.", lambda tables: MOMENTA, Curves("momentum", "estimator", GAP))
     files = []
     for folder in (tmp_path / "a", tmp_path / "b"):
@@ -436,7 +441,7 @@ def test_files_are_the_same_each_time_and_one_for_papers_has_no_title(
         files.append((path.read_bytes(), path.with_suffix(".pdf").read_bytes()))
 
     assert files[0] == files[1]
-    assert {drawn.get_suptitle() for drawn in titles} == {""}
+    assert {drawn.get_suptitle() for drawn in saved} == {""}
     assert Image.open(path).mode == "P"
 
     drawing.write("gap", figure, TABLES, tmp_path / "c", pdf=False)
