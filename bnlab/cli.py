@@ -16,8 +16,8 @@ _DESCRIPTION = (
     "Batch norm's running averages against exact statistics: of your own model (doctor, gap, recalibrate, undo), and "
     "of small networks that are trained for it (sweep, report, runs). bnlab COMMAND --help says more."
 )
-_OF_A_MODEL = ("doctor", "explain", "gap", "recalibrate", "undo")
-"""Commands for a model of the caller's own, modules of `bnlab.commands`."""
+_OF_A_MODEL = ("doctor", "gap", "recalibrate")
+"""Modules of `bnlab.commands`, with the commands for a model of the caller's own."""
 _OF_SWEEPS = {
     "sweep": "train the networks that are missing, measure them, write tables",
     "report": "draw figures of a sweep, or the figures and verdicts of a question",
@@ -67,7 +67,7 @@ def _make_parser() -> argparse.ArgumentParser:
     for name, purpose in _OF_SWEEPS.items():
         commands.add_parser(name, help=purpose)
     for name in _OF_A_MODEL:
-        importlib.import_module(f"bnlab.commands.{name}").add_parser(commands)
+        importlib.import_module(f"bnlab.commands.{name}").add_parsers(commands)
     return parser
 
 

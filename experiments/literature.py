@@ -2,27 +2,25 @@
 
 The text stands in `experiments/literature.md`: papers, and below each what it found, with lines `they`, `here`, a
 judgement with its reason, and `would tell`, an experiment that is declared and has no results yet. `here` quotes claims
-with the verdicts that the judgement rests on, as answers do; where a verdict is another one, no page is written.
+of results/reference with the verdicts that the judgement rests on, as answers do; where a verdict is another one, no
+page is written.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bnlab.lab.catalogue import REFERENCE
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, find_outcome
+from bnlab.harness.reporting.page import render
+from bnlab.harness.reporting.tables import load
+from bnlab.lab.catalogue import REFERENCE, find_experiment
 from bnlab.lab.command import run_command
 
-if TYPE_CHECKING:
-    from bnlab.harness.reporting.outcome import Outcome
-
-USAGE = """usage: python -m experiments.literature
-
-Writes docs/literature.md from experiments/literature.md and the claims of results/reference."""
 PAGE = Path(__file__).parents[1] / "docs" / "literature.md"
 TEXT = Path(__file__).with_name("literature.md")
 JUDGEMENTS = {  # with the words that count them
@@ -64,23 +62,26 @@ class Finding:
         return list(dict.fromkeys(_QUOTE.findall(self.lines.get("here", ""))))
 
 
+@dataclass(frozen=True)
+class Paper:
+    """A paper with its findings: title, source in Markdown."""
+
+    title: str
+    source: str
+    findings: list[Finding]
+
+
 def main() -> int:
     """Write the page; exit 2 where a quoted verdict has changed."""
-    return run_command(_write_page, sys.argv[1:], USAGE)
+    return run_command(_write, sys.argv[1:], usage=str(__doc__))
 
 
-def _write_page(words: list[str]) -> int:
-    from bnlab.harness.errors import UserError
-    from bnlab.harness.reporting.outcome import find_outcome
-    from bnlab.harness.reporting.tables import load
-    from bnlab.lab.catalogue import find_experiment
-
+def _write(words: list[str]) -> int:
     if words:
         raise UserError(f"{words[0]}: there is nothing to set")
     quotes = [quote for finding in list_findings() for quote in finding.list_quotes()]
     names = sorted({experiment for _, experiment, _ in quotes})
     outcomes = [find_outcome(find_experiment(name), load(name, REFERENCE)) for name in names]
-    PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(write_page(outcomes), encoding="utf-8")
     print(PAGE)
     return 0
@@ -88,8 +89,19 @@ def _write_page(words: list[str]) -> int:
 
 def list_findings() -> list[Finding]:
     """List the findings of all papers, and what we expected."""
-    parts = TEXT.read_text(encoding="utf-8").split("\n## ")
-    return [_read_finding(text) for part in parts for text in part.split("\n### ")[1:]]
+    _, papers = _read_text()
+    return [finding for paper in papers for finding in paper.findings]
+
+
+def _read_text() -> tuple[str, list[Paper]]:
+    """Read the introduction, and the papers: a heading, the source, and findings below headings of their own."""
+    introduction, *parts = TEXT.read_text(encoding="utf-8").split("\n## ")
+    papers = []
+    for part in parts:
+        about, *texts = part.split("\n### ")
+        title, _, source = about.partition("\n")
+        papers.append(Paper(title, source.strip(), [_read_finding(text) for text in texts]))
+    return introduction.strip(), papers
 
 
 def _read_finding(text: str) -> Finding:
@@ -101,19 +113,26 @@ def _read_finding(text: str) -> Finding:
 
 def write_page(outcomes: Sequence[Outcome]) -> str:
     """Write the page in Markdown; UserError where a quoted verdict is another one."""
-    introduction, *papers = TEXT.read_text(encoding="utf-8").split("\n## ")
-    findings = list_findings()
+    introduction, papers = _read_text()
+    findings = [finding for paper in papers for finding in paper.findings]
+    of_papers = [finding for finding in findings if "expected" not in finding.lines]
+    expected = [finding for finding in findings if "expected" in finding.lines]
     counts = (
-        f"Of {_count([each for each in findings if 'expected' not in each.lines], 'findings of papers and practice')}. "
-        f"Of {_count([each for each in findings if 'expected' in each.lines], 'expectations of our own')}."
+        f"Of {_count(of_papers, 'findings of papers and practice')}. Of {_count(expected, 'expectations of our own')}."
     )
-    parts = [introduction.strip().replace("{counts}", counts), "\n".join(_write_overview(findings))]
-    for paper in papers:
-        about, *texts = paper.split("\n### ")
-        title, _, source = about.partition("\n")
-        parts += [f"## {title}", source.strip()]
-        parts += ["\n".join(_write_finding(_read_finding(text), outcomes)) for text in texts]
-    return "\n\n".join(parts) + "\n"
+
+    shown = {}
+    claims = {}
+    for finding in findings:
+        filled = fill_paragraphs(finding.lines.get("here", ""), outcomes)
+        if "here" in finding.lines and not filled:
+            found = f"{finding.number}: a quoted claim has another verdict"
+            raise UserError(f"{found}; judge again, in experiments/{TEXT.name}")
+        shown[finding.number] = "".join(filled)
+        claims[finding.number] = _list_claims(finding, outcomes)
+    introduction = introduction.replace("{counts}", counts)
+    values = {"introduction": introduction, "papers": papers, "findings": findings, "shown": shown, "claims": claims}
+    return render("literature.md", judgements=list(JUDGEMENTS), **values)
 
 
 def _count(findings: Sequence[Finding], of: str) -> str:
@@ -123,56 +142,19 @@ def _count(findings: Sequence[Finding], of: str) -> str:
     return f"{len(judged)} {of} {', '.join(counts)}"
 
 
-def _write_overview(findings: Sequence[Finding]) -> Iterator[str]:
-    """Write a row for each judgement, with the numbers of its findings, and a line for each contradiction."""
-    yield "| judgement | findings |"
-    yield "|---|---|"
-    for judgement in JUDGEMENTS:
-        numbers = [finding.number for finding in findings if finding.judgement == judgement]
-        yield f"| **{judgement}** | {', '.join(numbers)} |"
-
-    yield ""
-    yield "We find the opposite of these, so far:"
-    yield ""
-    for finding in findings:
-        if finding.judgement == "contradicts":
-            would_tell = finding.lines.get("would tell")
-            told = f" (`{would_tell}` would tell)" if would_tell else ""
-            yield f"- {finding.number}. {finding.title}{told}"
-
-
-def _write_finding(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Write a table of two columns, which a phone can show; UserError where a quoted verdict is another one."""
-    from bnlab.harness.errors import UserError
-    from bnlab.harness.reporting.outcome import fill_paragraphs
-
-    yield f"| {finding.number} | **{finding.title}** |"
-    yield "|---|---|"
-    for word, text in finding.lines.items():
-        if word == "here":
-            filled = fill_paragraphs(text, outcomes)
-            if not filled:
-                found = f"{finding.number}: a quoted claim has another verdict"
-                raise UserError(f"{found}; judge again, in experiments/{TEXT.name}")
-            yield f"| here | {filled[0]} |"
-            yield f"| claims | {'; '.join(_write_claims(finding, outcomes))} |"
-        elif word == "would tell":
-            yield f"| would tell | `{text}`: declared, with claims, and not measured yet |"
-        else:
-            yield f"| **{word}** | {text} |" if word in JUDGEMENTS else f"| {word} | {text} |"
-
-
-def _write_claims(finding: Finding, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Name the quoted claims of each experiment with their verdicts, its data and its seeds."""
+def _list_claims(finding: Finding, outcomes: Iterable[Outcome]) -> list[str]:
+    """List the quoted claims of each experiment with their verdicts, its data and its seeds."""
     bases = {outcome.experiment.name: outcome.basis for outcome in outcomes}
     verdicts: dict[str, dict[str, list[str]]] = {}
     for verdict, name, claim in finding.list_quotes():
         claims = verdicts.setdefault(name, {})
         claims.setdefault(claim, []).append(f"*{verdict}*")
 
+    listed = []
     for name, claims in verdicts.items():
         quoted = [f"`{claim}` {' and '.join(found)}" for claim, found in claims.items()]
-        yield f"[{name}]({_LINK.format(name)}) ({bases[name]}): {', '.join(quoted)}"
+        listed.append(f"[{name}]({_LINK.format(name)}) ({bases[name]}): {', '.join(quoted)}")
+    return listed
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
 
     if any(is_shipped(outcome.experiment.name) for outcome in outcomes):
         added_seeds = describe_added_seeds(outcomes, results) if is_reference else None
-        pages |= write_answers(read_catalogue(), outcomes, results, added_seeds)
+        pages |= write_answers(read_catalogue(), outcomes, added_seeds)
     for name, page in pages.items():
         path = results / name
         path.write_text(adapt_links(page, results), encoding="utf-8")

@@ -6,13 +6,22 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from bnlab.lab.catalogue import REFERENCE
+from joblib import cpu_count
+
+from bnlab.harness.artifacts.job_settings import Config
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.errors import UserError
+from bnlab.harness.jobs import list_waiting, prepare
+from bnlab.harness.planning import plan
+from bnlab.harness.reporting.tables import load, write_tables
+from bnlab.lab.catalogue import REFERENCE, find_experiment, list_questions
 from bnlab.lab.command import run_command
-
-if TYPE_CHECKING:
-    from bnlab.harness.artifacts.job_settings import Config
+from bnlab.lab.compose import Job, Launcher, plan_jobs
+from bnlab.lab.launch import run_jobs
+from bnlab.lab.watching import Display, NetworkCount
+from experiments.tuning import FIRST_RATES, TUNING_SEEDS, pick_rate, validate
 
 USAGE = """usage: python -m experiments.tune experiment=NAME [key=value ...]
 
@@ -21,7 +30,6 @@ factor of four apart, until the best one by validation under exact statistics li
 experiment's own seeds at that rate. Networks in results/reference count as trained.
 
 dry_run=true                 print what each cell lacks and how long that trains
-again=true                   ignore results/reference
 batch_size=4                 restrict the cells by a setting
 experiment=ground_onecycle   tune one sweep of a question"""
 
@@ -47,25 +55,14 @@ def main() -> int:
 
 def _tune(words: list[str]) -> int:
     """Train what the cells lack, or print what that is; the exit code."""
-    from joblib import cpu_count
 
-    from bnlab.harness.artifacts.runs import Run
-    from bnlab.harness.jobs import prepare
-    from bnlab.harness.planning import plan
-    from bnlab.harness.reporting.tables import write_tables
-    from bnlab.lab.compose import Job, Launcher
-    from bnlab.lab.counting import NetworkCount
-    from bnlab.lab.launch import run_jobs
-    from bnlab.lab.watching import Display
-
-    is_again = "again=true" in words
-    cells = _list_cells([word for word in words if word != "again=true"])
+    cells = _list_cells(words)
     first = cells[0][0]
     folder = Path(first.results) / first.name
 
     attempted: set[str] = set()
     while True:
-        committed, validated = _read_trained(folder, is_again)
+        committed, validated = _read_trained(folder)
         lacks = [list_lacking(cell, committed, validated) for cell in cells]
         for cell, lack in zip(cells, lacks, strict=True):
             if lack.jobs or first.dry_run:
@@ -93,17 +90,13 @@ def _tune(words: list[str]) -> int:
         attempted |= names
         prepare(missing)
         with Display(first.quiet) as display:
-            display.show(NetworkCount(missing, display.announce).describe)
+            display.show(NetworkCount(missing).describe)
             run_jobs([Job(config, heading="") for config in missing], Launcher("joblib", {"n_jobs": -1}))
         write_tables(folder)
 
 
 def _list_cells(words: list[str]) -> list[list[Config]]:
     """List the cells of the sweeps that the words name: of each the jobs that test it, one a seed, at any rate."""
-    from bnlab.harness.errors import UserError
-    from bnlab.lab.catalogue import find_experiment, list_questions
-    from bnlab.lab.compose import plan_jobs
-
     names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     others = [word for word in words if not word.startswith("experiment=")]
     if len(names) != 1:
@@ -128,23 +121,16 @@ def _describe_cell(cell: Sequence[Config]) -> str:
     return f"{norm}, batch size {config.batch_size}, {config.optimizer.schedule}, {config.steps} updates"
 
 
-def _read_trained(folder: Path, is_again: bool) -> tuple[set[str], dict[str, float]]:
-    """Read what has been trained of an experiment, in its folder of results and, unless again, in the committed one.
+def _read_trained(folder: Path) -> tuple[set[str], dict[str, float]]:
+    """Read what has been trained of an experiment, in its folder of results and in the committed one.
 
     Returns:
         The names of the networks in results/reference; by network of a tuning seed, there or here, its validation
         accuracy under exact statistics, 0 to 1.
     """
-    from bnlab.harness.errors import UserError
-    from bnlab.harness.reporting.tables import load
-    from experiments.tuning import validate
-
     committed: set[str] = set()
     validated: dict[str, float] = {}
-    folders = [REFERENCE, folder.parent]
-    if is_again:  # without tables that were committed, in the folder into which all is measured again
-        folders = [folder.parent] if (folder / "requests").is_dir() else []
-    for results in folders:
+    for results in (REFERENCE, folder.parent):
         try:
             tables = load(folder.name, results)
         except UserError:  # nothing has been measured there
@@ -161,10 +147,6 @@ def _read_trained(folder: Path, is_again: bool) -> tuple[set[str], dict[str, flo
 
 def list_lacking(cell: Sequence[Config], committed: Collection[str], validated: Mapping[str, float]) -> Lack:
     """List what a cell lacks: one of the first rates, a rate beyond the edge, or seeds at the best rate."""
-    from bnlab.harness.artifacts.runs import Run
-    from bnlab.harness.jobs import list_waiting
-    from experiments.tuning import FIRST_RATES, pick_rate
-
     rates = list(FIRST_RATES)
     while True:
         jobs = [job for rate in rates for job in list_tuning(cell, rate)]
@@ -191,7 +173,6 @@ def list_lacking(cell: Sequence[Config], committed: Collection[str], validated: 
 
 def list_tuning(cell: Sequence[Config], rate: float) -> list[Config]:
     """List the jobs that validate a rate: measured at their end alone, under exact statistics and one average."""
-    from experiments.tuning import TUNING_SEEDS
 
     (first,) = _set_rate(cell[:1], rate)
     light = replace(

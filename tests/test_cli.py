@@ -1,4 +1,4 @@
-"""`bnlab gap package.module:model package.module:batches`, as a user types it."""
+"""What all commands for a model have in common, as a user types it: names, weights, mistakes; and `bnlab gap`."""
 
 from __future__ import annotations
 
@@ -12,73 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.commands.running import Done, call_bnlab
-
-MODULE = """
-import torch
-from torch import nn
-
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
-
-def batches():
-    return [torch.randn(8, 1, 8, 8) + 3 for _ in range(3)]
-
-def nothing():
-    return []
-
-def plain():
-    return nn.Linear(2, 2)
-
-def broken():
-    raise ValueError("of the function's own")
-
-class Breaking(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(1)
-
-    def forward(self, x):
-        return self.bn(x) @ torch.zeros(3, 3)
-
-class Own(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(1))
-
-    def forward(self, x):
-        return x - self.running_mean
-
-def partly():
-    return nn.Sequential(nn.BatchNorm2d(1), Own())
-
-def deep(layers):
-    return model()
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(1)
-
-    def forward(self, x, scale):
-        return self.bn(x * scale)
-
-def two():
-    return Two()
-
-def call_two(model, batch):
-    return model(batch, 2.0)
-
-net = model()
-number = 5
-"""
+from tests.commands.running import Done, call_bnlab, copy_module
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "mine.py").write_text(MODULE)
-    return tmp_path
+    return copy_module(tmp_path)
 
 
 def run_bnlab(folder: Path, *words: str) -> Done:
@@ -88,18 +27,18 @@ def run_bnlab(folder: Path, *words: str) -> Done:
 
 
 def test_the_table(folder: Path) -> None:
-    done = run_bnlab(folder, "gap", "mine:model", "mine:batches")
+    done = run_bnlab(folder, "gap", "mine:spoiled", "mine:batches")
 
     assert done.returncode == 0, done.stderr
 
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["layer", "depth", "channels", "mean_gap", "var_gap", "kl", "output_gap"]
     assert [line.split()[:3] for line in lines[1:3]] == [["1", "1", "4"], ["4", "2", "2"]]
-    assert float(lines[1].split()[3]) > 0.1  # 0 and 1 against images around 3
-    assert "24 images, 864 values per channel" in done.stdout
+    assert float(lines[1].split()[3]) < 0.1 < float(lines[2].split()[3])
+    assert "256 images, 9,216 values per channel" in done.stdout
 
-    for words in (("--max-images", "8"), ("max_images=8",)):
-        assert "288 values" in call_bnlab(folder, "gap", "mine:model", "mine:batches", *words).stdout
+    for words in (("--max-images", "64"), ("max_images=64",)):
+        assert "2,304 values" in call_bnlab(folder, "gap", "mine:model", "mine:batches", *words).stdout
 
 
 def test_warnings_are_one_line(folder: Path) -> None:
@@ -111,27 +50,69 @@ def test_warnings_are_one_line(folder: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+# The words of a command line, and what its message says
+MISTAKES = {
+    # words
+    "": "the following arguments are required: command",
+    "nonsense": "invalid choice: 'nonsense'",
+    "gap mine:model": "required: batches",
+    "gap mine:model mine:batches max_images=x": "invalid int value: 'x'",
+    "gap mine:model mine:batches --most 3": "unrecognized arguments: --most 3",
+    "gap mine:model mine:batches --max-images 0": "max_images=0",
+    "doctor": "name a model, package.module:function; or see what the doctor does: bnlab doctor --demo",
+    "doctor mine:model --evaluate mine:values": "--evaluate is about batches, and none are given",
+    "doctor mine:model --worth 1": "--worth is about batches, and none are given",
+    "doctor mine:model max_images=3": "--max-images is about batches, and none are given",
+    "doctor mine:model mine:batches --worth 0": "worth=0.0; pass a positive difference of scores",
+    "doctor mine:model --select BN7": "--select BN7: no code begins so; bnlab explain lists them",
+    "doctor mine:model --html nowhere/page.html": "--html nowhere/page.html: is a folder, or lies in none",
+    "doctor mine:model --html .": "--html .: is a folder",
+    "doctor mine:model --fail-on never": "invalid choice: 'never'",
+    "explain BN000": "'BN000' is no code; there are",
+    # models
+    "gap mine:plain mine:batches": "no BatchNorm layer",
+    "gap mine:modle mine:batches": "mine:modle: cannot be imported",
+    "gap nowhere:model mine:batches": "No module named 'nowhere'",
+    "gap mine mine:batches": "mine: write package.module:function",
+    "gap ./mine:model mine:batches": "./mine:model: write package.module:function",
+    "gap :model mine:batches": ":model: write package.module:function",
+    "gap mine:number mine:batches": "mine:number is a int; name a function without arguments",
+    "gap mine:net mine:batches": "mine:net is a Sequential; name a function without arguments",
+    "gap mine:deep mine:batches": "mine:deep takes arguments (missing a required argument: 'layers')",
+    "doctor mine:text": "doctor: expected a torch.nn.Module, found str",
+    "doctor mine:scripted mine:batches": "doctor: the model is TorchScript, whose layers cannot be watched; pass",
+    "doctor torchvision:resnet19": "torchvision has no such model; is it resnet",
+    # batches and files
+    "gap mine:model mine:nothing": "batches is empty",
+    "doctor mine:model nowhere": "nowhere: no such folder; name a folder of images, or write package.module:function",
+    "doctor mine:model mine:one": "doctor: mine:one is a Tensor; pass an iterable of batches",
+    "doctor mine:model mine:one_labelled": "mine:one_labelled is one batch of images and labels; pass a list",
+    "doctor mine:model mine:missing": "error: FileNotFoundError: photo.png",
+    "doctor mine:model --weights nowhere.pt": "--weights nowhere.pt: no such file",
+    "doctor mine:model --before nowhere.pt": "--before nowhere.pt: no such file",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_are_one_line_and_status_2(folder: Path, line: str) -> None:
+    done = call_bnlab(folder, *line.split())
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert MISTAKES[line] in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("model", "message"),
     [
-        (("mine:model", "mine:nothing"), "batches is empty"),
-        (("mine:plain", "mine:batches"), "no BatchNorm layer"),
-        (("mine:modle", "mine:batches"), "mine:modle: cannot be imported"),
-        (("nowhere:model", "mine:batches"), "No module named 'nowhere'"),
-        (("mine", "mine:batches"), "mine: write package.module:function"),
-        (("mine:broken", "mine:batches"), "error: ValueError: of the function's own\n  at "),
-        (("mine:Breaking", "mine:batches"), "error: RuntimeError: "),
-        (("mine:Breaking", "mine:batches"), "return self.bn(x) @ torch.zeros(3, 3)"),
-        (("mine:number", "mine:batches"), "mine:number is a int; name a function without arguments"),
-        (("mine:net", "mine:batches"), "mine:net is a Sequential; name a function without arguments"),
-        (("mine:deep", "mine:batches"), "mine:deep takes arguments (missing a required argument: 'layers')"),
-        (("./mine:model", "mine:batches"), "./mine:model: write package.module:function"),
-        ((":model", "mine:batches"), ":model: write package.module:function"),
-        (("mine:model", "mine:batches", "--max-images", "0"), "max_images=0"),
+        ("mine:broken", "error: ValueError: of the function's own\n  at "),
+        ("mine:Breaking", "return self.bn(x) @ torch.zeros(3, 3)"),
     ],
 )
-def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
-    done = call_bnlab(folder, "gap", *words)
+def test_errors_of_the_users_code_have_their_line(folder: Path, model: str, message: str) -> None:
+    done = call_bnlab(folder, "gap", model, "mine:images")
 
     assert done.returncode == 2
     assert message in done.stderr
@@ -139,21 +120,20 @@ def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
     assert len(done.stderr.strip().splitlines()) <= 3
 
 
-def test_a_model_that_is_called_otherwise(folder: Path) -> None:
-    done = call_bnlab(folder, "gap", "mine:two", "mine:batches")
+@pytest.mark.parametrize("command", ["gap", "doctor", "recalibrate --out new.safetensors"])
+def test_a_model_that_is_called_otherwise(folder: Path, command: str) -> None:
+    words = [*command.split(), "mine:two", "mine:images"]
 
+    done = call_bnlab(folder, *words)
     assert done.returncode == 2
     assert "missing 1 required positional argument: 'scale'" in done.stderr
-    assert "--forward package.module:function" in done.stderr
+    assert "--forward package.module:function of model and batch" in done.stderr
     assert "Traceback" not in done.stderr
 
-    done = call_bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:call_two")
-    assert done.returncode == 0
-    assert "24 images" in done.stdout
-
-    done = call_bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:nowhere")
-    assert done.returncode == 2
+    done = call_bnlab(folder, *words, "--forward", "mine:nowhere")
     assert "mine:nowhere: cannot be imported" in done.stderr
+    done = call_bnlab(folder, *words, "--forward", "mine:call_two")
+    assert done.returncode < 2, done.stderr
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors", "wrapped.pt"])
@@ -248,25 +228,7 @@ def test_code_in_a_file_is_refused_without_advice_to_run_it(
 
 
 def test_help_and_version(folder: Path) -> None:
-    assert "gap" in run_bnlab(folder, "--help").stdout
-    assert run_bnlab(folder, "--version").stdout.startswith("bnlab 0.")
-    assert "max_images=N" in run_bnlab(folder, "gap", "--help").stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), "the following arguments are required: command"),
-        (("nonsense",), "invalid choice: 'nonsense'"),
-        (("gap", "mine:model"), "required: batches"),
-        (("gap", "mine:model", "mine:batches", "max_images=x"), "invalid int value: 'x'"),
-        (("gap", "mine:model", "mine:batches", "--most", "3"), "unrecognized arguments: --most 3"),
-    ],
-)
-def test_mistakes_in_words_are_one_line(folder: Path, words: tuple[str, ...], message: str) -> None:
-    done = call_bnlab(folder, *words)
-
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    for words, shown in (("--help", "recalibrate"), ("--version", "bnlab 0."), ("gap --help", "max_images=N")):
+        done = call_bnlab(folder, *words.split())
+        assert done.returncode == 0
+        assert shown in done.stdout

@@ -52,12 +52,11 @@ FOLDERS = {
     "exact": "task probe walk samples measurement population",
     "doctor": "thresholds scores words undoing observing history examination probe case lag patient cause causes "
     "catalogue scoring experiment findings verdict page diagnosis examine diagnose undo recalibrate gallery",
-    "lab": "command catalogue watching compose counting launch sweep report runs",
+    "lab": "command catalogue watching compose launch sweep report runs",
     "doctor.gallery": "patterns network specimen faults table",
-    "commands": "packages images progress loading saving explain demo doctor gap recalibrate undo",
+    "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
-    "harness.reporting": "wording means layers selection frames style plots verdicts experiment drawing outcome "
-    "overview page tables",
+    "harness.reporting": "wording means frames style plots verdicts experiment drawing outcome overview page tables",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import bnlab
+from bnlab.commands.loading import name_options
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.findings import Finding
 from bnlab.doctor.gallery import FAULTS, Fault, Healthy, make_healthy
-from bnlab.doctor.words import tell_score
 
 CHOSEN = (
     "never updated",
@@ -47,25 +46,4 @@ def _diagnose(fault: Fault, healthy: Healthy) -> Diagnosis:
 
 def _show(title: str, diagnosis: Diagnosis) -> None:
     print(textwrap.fill(title, 100, subsequent_indent="   "))
-    for line in _summarize(diagnosis):
-        print(textwrap.fill(line, 100, initial_indent="   ", subsequent_indent="   "))
-    print(flush=True)
-
-
-def _summarize(diagnosis: Diagnosis) -> Iterator[str]:
-    """Write the verdict with its scores in a line, and a line or two for each finding above a note."""
-    case = diagnosis.case
-    assert case.evidence is not None and case.evidence.scores is not None and diagnosis.judged is not None
-    scores = case.evidence.scores
-    running = tell_score(scores.mean("running"), scores)
-    exact = tell_score(scores.mean("exact"), scores)
-    yield f"{diagnosis.judged.word.capitalize()}: {running} under running averages, {exact} under exact statistics."
-    for finding in diagnosis.faults:
-        if finding.severity != "note":
-            yield from _tell_finding(finding)
-
-
-def _tell_finding(finding: Finding) -> Iterator[str]:
-    cause = finding.cause
-    yield f"{cause.code} {finding.severity}: {cause.title} ({finding.evidence})."
-    yield cause.remedy
+    print(textwrap.indent(name_options(str(diagnosis)), "   "), end="\n\n", flush=True)

@@ -1,29 +1,31 @@
-"""`bnlab doctor`: what is wrong with a model's batch-norm statistics, what it costs, and what to do."""
+"""`bnlab doctor` and `bnlab explain`: what is wrong with a model's batch norms, what it costs, what codes mean."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from tqdm import tqdm
+
 import bnlab
-from bnlab.commands.images import ImageFolder, add_image_arguments
+from bnlab.commands.images import ImageFolder
 from bnlab.commands.loading import (
-    add_batches,
-    add_measuring_arguments,
-    add_model,
+    add_model_arguments,
     collecting_warnings,
     find_optional,
     hinting_at_forward,
     load_batches,
     load_model,
+    name_options,
 )
 from bnlab.commands.packages import is_packaged
-from bnlab.commands.progress import Progress
-from bnlab.doctor.catalogue import ALIASES, list_causes
+from bnlab.doctor.catalogue import ALIASES, explain, list_causes
 from bnlab.doctor.cause import SEVERITIES, Severity
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.history import read_state_file
@@ -37,23 +39,14 @@ _ABOUT = (
 )
 _WITH_BATCHES = ("forward", "evaluate", "training", "expected", "worth", "max_images")
 """Arguments that say nothing without batches."""
-_OPTIONS = {
-    "before=": "--before",
-    "evaluate=": "--evaluate",
-    "training_batches=": "--training",
-    "expected=": "--expected",
-}
-"""Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to `commands`, the subparsers of `bnlab`."""
+def add_parsers(commands: Any) -> None:
+    """Add both commands to `commands`, the subparsers of `bnlab`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor", help="what is wrong with a model's batch norms, what it costs, what to do", description=_ABOUT
     )
-    add_model(parser, nargs="?")
-    add_batches(parser, nargs="?")
-    add_measuring_arguments(parser)
+    add_model_arguments(parser, nargs="?")
     parser.add_argument(
         "--evaluate", help="package.module:function of the model, that returns a value for each image, higher is better"
     )
@@ -76,8 +69,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--demo", action="store_true", help="train a small network in a second, spoil it in five ways, and ask"
     )
-    add_image_arguments(parser)
     parser.set_defaults(run=run)
+
+    explaining: argparse.ArgumentParser = commands.add_parser(
+        "explain", help="what a code of the doctor's means, how it is told, and what to do"
+    )
+    explaining.add_argument("code", nargs="?", help="such as BN102; all codes are listed without one")
+    explaining.set_defaults(run=run_explain)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif diagnosis.judged is not None:
         severities.append(_grade_verdict(diagnosis.judged))
 
-    print(diagnosis.to_json() if arguments.json else _name_options(str(diagnosis)))
+    print(diagnosis.to_json() if arguments.json else name_options(str(diagnosis)))
     if arguments.html is not None:
         diagnosis.to_html(arguments.html)
         print(f"page: {arguments.html}", file=sys.stderr)
@@ -103,6 +101,16 @@ def run(arguments: argparse.Namespace) -> int:
     line = SEVERITIES.index(arguments.fail_on)
     is_severe = [severity is not None and SEVERITIES.index(severity) >= line for severity in severities]
     return int(any(is_severe))
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """Print what a code means, or all codes; 0."""
+    if arguments.code is None:
+        for cause in list_causes():
+            print(f"{cause.code}  {cause.title}")
+    else:
+        print(explain(arguments.code))
+    return 0
 
 
 def _require_arguments(arguments: argparse.Namespace) -> None:
@@ -153,13 +161,12 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     forward = find_optional(arguments.forward)
     evaluate = find_optional(arguments.evaluate)
 
-    progress = Progress()
-    with collecting_warnings(), hinting_at_forward(forward), progress.counting_runs(model):
+    with collecting_warnings(), hinting_at_forward(forward), _counting_runs(model):
         diagnosis = bnlab.diagnose(
             model,
-            progress.count_read(batches),
+            batches,
             evaluate=evaluate,
-            training_batches=progress.count_read(training),
+            training_batches=training,
             before=before,
             forward=forward,
             expected=arguments.expected,
@@ -168,15 +175,23 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
             progress=False,
         )
     notes = [*diagnosis.notes, *_describe_origins(arguments, batches)]
-    left_out = [dataclasses.replace(skipped, wanted=_name_options(skipped.wanted)) for skipped in diagnosis.left_out]
+    left_out = [dataclasses.replace(skipped, wanted=name_options(skipped.wanted)) for skipped in diagnosis.left_out]
     return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
 
 
-def _name_options(text: str) -> str:
-    """Name the command's options in the place of the arguments that give the same."""
-    for argument, option in _OPTIONS.items():
-        text = text.replace(argument, option)
-    return text
+@contextlib.contextmanager
+def _counting_runs(model: nn.Module) -> Iterator[None]:
+    """Show on a terminal how many batches the model was run with inside the block."""
+    with tqdm(desc="batches run", leave=False, disable=None) as bar:
+
+        def count(*_: object) -> None:
+            bar.update()
+
+        handle = model.register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[str]:

@@ -17,7 +17,7 @@ from bnlab.commands.loading import (
 )
 
 
-def add_parser(commands: Any) -> None:
+def add_parsers(commands: Any) -> None:
     """Add the command to `commands`, the subparsers of `bnlab`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "gap", help="per layer, the gap of the running statistics from exact population statistics"

@@ -21,34 +21,26 @@ from bnlab.commands.images import add_image_arguments, find_images
 from bnlab.commands.packages import is_packaged, make_packaged
 from bnlab.doctor.history import read_state_file
 
+_OPTIONS = {
+    "before=": "--before",
+    "evaluate=": "--evaluate",
+    "training_batches=": "--training",
+    "expected=": "--expected",
+}
+"""Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what commands that measure a model on batches take: both, `--forward`, `--weights` and `--max-images`."""
-    add_model(parser)
-    add_batches(parser)
-    add_measuring_arguments(parser)
-    add_image_arguments(parser)
 
-
-def add_model(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
-    """Add the model, which may be left out if `nargs` is "?"."""
+def add_model_arguments(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
+    """Add what commands that measure a model on batches take; model and batches may be left out if `nargs` is "?"."""
     parser.add_argument(
         "model", nargs=nargs, help="package.module:function that returns the model; or torchvision:NAME, timm:NAME"
     )
-
-
-def add_batches(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
-    """Add the batches, which may be left out if `nargs` is "?"."""
     parser.add_argument(
         "batches",
         nargs=nargs,
         help="package.module:function that returns an iterable of batches, e.g. a DataLoader of (images, labels); or "
         "a folder of images",
     )
-
-
-def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--forward`, `--weights` and `--max-images`."""
     parser.add_argument(
         "--forward",
         help="package.module:function of model and batch; default model(batch), or model(batch[0]) of a tuple",
@@ -57,6 +49,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-images", type=int, help="or max_images=N: stop after the batch with which so many have been read"
     )
+    add_image_arguments(parser)
 
 
 def load_model(name: str, weights: str | None) -> Any:
@@ -123,6 +116,13 @@ def find_function(name: str) -> Any:
 def find_optional(name: str | None) -> Any:
     """Import the function of this name; None without a name."""
     return None if name is None else find_function(name)
+
+
+def name_options(text: str) -> str:
+    """Name the command's options in the place of the arguments that give the same."""
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 @contextlib.contextmanager

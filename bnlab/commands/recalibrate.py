@@ -1,4 +1,4 @@
-"""`bnlab recalibrate`: a new file of weights with new running statistics, if these gain anything, and an undo file."""
+"""`bnlab recalibrate` and `bnlab undo`: files of weights with new running statistics, and with the old ones again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 import bnlab
 from bnlab.commands.images import ImageFolder
@@ -17,11 +19,12 @@ from bnlab.commands.loading import (
     load_batches,
     load_model,
 )
-from bnlab.commands.saving import require_new, save_state
+from bnlab.doctor.undo import undo_from_file
+from bnlab.storage import save_tensors
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to `commands`, the subparsers of `bnlab`."""
+def add_parsers(commands: Any) -> None:
+    """Add both commands to `commands`, the subparsers of `bnlab`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "recalibrate",
         help="write weights with new running statistics, if these gain anything",
@@ -41,12 +44,21 @@ def add_parser(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
 
+    undoing: argparse.ArgumentParser = commands.add_parser(
+        "undo", help="write weights with the running statistics from before a recalibration"
+    )
+    undoing.add_argument("model", help="package.module:function that returns the model")
+    undoing.add_argument("undo_file", help="what bnlab recalibrate has written beside the weights")
+    undoing.add_argument("--weights", required=True, help="what bnlab recalibrate has written: NEW.safetensors")
+    undoing.add_argument("--out", required=True, help="OLD.safetensors, for the weights with the old statistics")
+    undoing.set_defaults(run=run_undo)
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Recalibrate the model and write it; 1 where that gains nothing."""
     out = Path(arguments.out)
     undo = out.with_suffix(".undo.safetensors")
-    require_new(out, undo)
+    _require_new(out, undo)
     model = load_model(arguments.model, arguments.weights)
     batches = load_batches(arguments.batches, arguments, "recalibrate")
     training = load_batches(arguments.training, arguments, "recalibrate")
@@ -72,6 +84,34 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
 
     recalibration.save_undo(undo)
-    save_state(model, out)
+    _save_state(model, out)
     print(f"Wrote {out}. To undo it: bnlab undo {arguments.model} {undo} --weights {out} --out OLD.safetensors")
     return 0
+
+
+def run_undo(arguments: argparse.Namespace) -> int:
+    """Put the old statistics back and write the model; 0."""
+    out = Path(arguments.out)
+    undo_file = Path(arguments.undo_file)
+    _require_new(out)
+    if not undo_file.is_file():
+        raise ValueError(f"{undo_file}: no such file; name what bnlab recalibrate has written beside the weights")
+    model = load_model(arguments.model, arguments.weights)
+    layers = undo_from_file(model, undo_file)
+    _save_state(model, out)
+    print(f"Wrote {out}, with the old statistics of {len(layers)} batch-norm layers.")
+    return 0
+
+
+def _require_new(*paths: Path) -> None:
+    """Raise ValueError if one of these files exists already, or is not called `.safetensors`."""
+    for path in paths:
+        if path.suffix != ".safetensors":
+            raise ValueError(f"--out {path}: weights are written as safetensors; name a file such as new.safetensors")
+        if path.exists():
+            raise ValueError(f"--out {path}: this file exists already; name a new one")
+
+
+def _save_state(model: nn.Module, path: Path) -> None:
+    """Write the model's state dict."""
+    save_tensors(path, model.state_dict(), "pt", {})  # a format that other readers of safetensors know

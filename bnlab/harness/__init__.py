@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnlab.harness.loading import load_images, load_model
-    from bnlab.harness.reporting.layers import average_gap
+    from bnlab.harness.reporting.means import average_gap
     from bnlab.harness.reporting.tables import load
 
 __all__ = ["average_gap", "load", "load_images", "load_model"]
 _MODULES = {
-    "average_gap": "reporting.layers",
+    "average_gap": "reporting.means",
     "load": "reporting.tables",
     "load_images": "loading",
     "load_model": "loading",

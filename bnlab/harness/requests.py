@@ -42,12 +42,6 @@ def request_path(folder: Path, run: str, settings: str) -> Path:
     return folder.joinpath("requests", f"{run.replace('/', '-')}-{digest(settings, digits=10)}.json")
 
 
-def find_run(name: str) -> str:
-    """The network that a request is about, by the name of its file."""
-    run, _, _ = name.rpartition("-")
-    return run.replace("-", "/", 1)
-
-
 def columns_path(folder: Path) -> Path:
     """Where a sweep leaves what the columns of the table `runs` are."""
     return folder / "columns.parquet"

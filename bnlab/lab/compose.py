@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -306,12 +303,3 @@ def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str
 def _list_keys(choice: Component) -> list[str]:
     """List what can be set of a choice of a group."""
     return ["name", *(attribute.name for attribute, _ in list_settings(choice))]
-
-
-def print_with_hydra(words: Sequence[str]) -> None:
-    """Let Hydra print what its own options ask for, such as `--info` or `--cfg job`."""
-    register()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to the caller
-    sys.argv = [sys.argv[0], *_search_folders(words)]
-    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    main(lambda composed: None)()

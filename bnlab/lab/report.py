@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
 from bnlab.lab.catalogue import REFERENCE, find_experiment, list_questions, write_pages
-from bnlab.lab.command import run_command
+from bnlab.lab.command import run_command, write_command
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.experiment import Figure, Tables
@@ -27,7 +26,7 @@ without either     figures, verdicts and pages of all questions that have result
                    results=results/reference
 
 A page is report.html, in the folder of the results. Without either word there is a README.md beside it, too, and
-where questions of bnlab's own have results, ANSWERS.md, HYPOTHESES.md and a report.html with all of them.
+where questions of bnlab's own have results, ANSWERS.md and HYPOTHESES.md.
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
 _ROWS = 12  # as many rows of a table are printed
@@ -56,11 +55,10 @@ def _report(words: list[str]) -> int:
     if not experiment and name not in list_questions():
         return _report_sweep(name, results)
     if experiment and experiment not in list_questions() and (results / experiment).is_dir():
-        command = _write_command("report", f"name={experiment}", results)
+        command = write_command("report", f"name={experiment}", results)
         raise UserError(f"{experiment} is a sweep and no question; its figures: {command}")
 
     _, failures = _report_question(experiment or name, name, results)
-    _print_reading()
     return int(failures > 0)
 
 
@@ -74,7 +72,7 @@ def _report_all(results: Path) -> int:
     questions = [name for name in measured if name in list_questions()]
     for name in measured:
         if name not in questions:
-            command = _write_command("report", f"name={name}", results)
+            command = write_command("report", f"name={name}", results)
             print(f"{name} has no question; its figures: {command}", file=sys.stderr)
     if not questions:
         return 2
@@ -92,15 +90,8 @@ def _report_all(results: Path) -> int:
         failures += failed
     if not outcomes:
         raise UserError(f"no question can be answered from {results}/")
-    _print_reading()
     write_pages(outcomes, results)
     return 1 if failures else 0
-
-
-def _print_reading() -> None:
-    from bnlab.harness.reporting.outcome import READING
-
-    print(textwrap.fill(READING.replace("*", ""), 110))
 
 
 def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome, int]:
@@ -123,7 +114,7 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
         # The committed results are measured in a reader's own folder.
         folder = Path("results") if results.resolve() == REFERENCE else results
         sweeps = question.sweeps or (question.name,)
-        commands = [_write_command("sweep", f"experiment={sweep}", folder) for sweep in sweeps]
+        commands = [write_command("sweep", f"experiment={sweep}", folder) for sweep in sweeps]
         question = replace(question, command="\n".join(commands))
     outcome = find_outcome(question, tables)
     unscored = outcome.frame[outcome.frame["verdict"] == CANNOT_BE_SCORED]
@@ -200,10 +191,7 @@ def _report_sweep(name: str, results: Path) -> int:
     except NoRows as error:
         raise UserError(f"{name}: {error}") from error
 
-    for note in overview.notes:
-        print(textwrap.fill(note, 110))
-    for words, values in overview.swept.items():
-        print(f"  {words}: {values}")
+    print(textwrap.fill(overview.networks, 110))
     print(f"\n{overview.table.head(_ROWS).to_string(index=False)}")
     more = len(overview.table) - _ROWS
     if more > 0:
@@ -216,11 +204,3 @@ def _report_sweep(name: str, results: Path) -> int:
     words = command.read_text(encoding="utf-8").strip() if command.exists() else ""
     _write_page(folder, write_overview(replace(overview, figures=drawn), folder, words))
     return 1 if failed else 0
-
-
-def _write_command(command: str, word: str, results: Path) -> str:
-    """Write a bnlab command as it is typed, with one word and, unless it is the default, the folder of results."""
-    words = ["bnlab", command, word]
-    if str(results) != "results":
-        words.append(f"results={results}")
-    return shlex.join(words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import safe_open
 
 from bnlab.files import Unreadable, reading
 from bnlab.harness.errors import UserError
-from bnlab.lab.command import run_command
+from bnlab.lab.command import run_command, write_command
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
        bnlab runs show RUN      one of them: settings, environment, files
@@ -62,7 +61,7 @@ def _list(results: Path) -> None:
 
     folders = _list_folders(results)
     if not folders:
-        command = shlex.join(["bnlab", "sweep", "experiment=quickstart", *_say_where(results)])
+        command = write_command("sweep", "experiment=quickstart", results)
         print(f"no networks in {results}/runs; train some: {command}")
         return
     rows = []
@@ -197,13 +196,8 @@ def _find(results: Path, run: str) -> Path:
         return folders[names[0]]
 
     networks = f"{len(names)} networks, such as {names[0]}," if names else "no network"
-    command = shlex.join(["bnlab", "runs", "list", *_say_where(results)])
+    command = write_command("runs", "list", results)
     raise UserError(f"{run}: names {networks} in {results}/runs; {command} shows them")
-
-
-def _say_where(results: Path) -> list[str]:
-    """Write the word that a command needs to find this folder, if it needs one."""
-    return [] if results == Path("results") else [f"results={results}"]
 
 
 def _list_folders(results: Path) -> list[Path]:

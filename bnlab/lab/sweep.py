@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING
 
 from bnlab.harness.progress import say
 from bnlab.lab.catalogue import CONF, list_files, list_questions
-from bnlab.lab.command import require_memory, run_command
-from bnlab.lab.watching import Display
+from bnlab.lab.command import run_command
+from bnlab.lab.watching import Display, NetworkCount
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
     from bnlab.lab.compose import Job, Launcher
 
-_HYDRA_OPTIONS = ("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
-
 
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
+    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun", "--config-dir"))
 
 
 def _read_help() -> str:
@@ -39,15 +37,9 @@ def _read_help() -> str:
 
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
-    require_memory()
     if "--config-dir" in words[:-1]:  # and the folder as a word of its own
         at = words.index("--config-dir")
         words = [*words[:at], f"--config-dir={words[at + 1]}", *words[at + 2 :]]
-    if any(word.partition("=")[0] in _HYDRA_OPTIONS for word in words):
-        from bnlab.lab.compose import print_with_hydra
-
-        print_with_hydra(words)
-        return 0
     with Display(quiet="quiet=true" in words) as display:
         return _plan_and_run(words, display)
 
@@ -91,7 +83,6 @@ def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: 
     """Run the jobs that are waiting, and leave the command that does it."""
     from bnlab.files import write_text
     from bnlab.harness.jobs import prepare
-    from bnlab.lab.counting import NetworkCount
     from bnlab.lab.launch import run_jobs
 
     display.begin("reading data, and trying an update of each kind of network")
@@ -100,8 +91,7 @@ def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: 
     command = shlex.join(["bnlab", "sweep", *ordered])
     write_text(configs[0].folder / "command.txt", f"{command}\n")  # for the pages of reports
 
-    count = NetworkCount([job.config for job in jobs], display.announce)
-    display.show(count.describe)
+    display.show(NetworkCount([job.config for job in jobs]).describe)
     run_jobs(jobs, launcher)
 
 
@@ -137,7 +127,7 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import find_failure, list_waiting
     from bnlab.harness.reporting import tables
-    from bnlab.harness.reporting.selection import OVERVIEWED
+    from bnlab.harness.reporting.frames import OVERVIEWED
 
     first = planned[0]
     found = tables.write_tables(first.folder, first.csv)
@@ -159,30 +149,20 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
     for name in sorted(missing):
         say(f"not finished: {name}, whose job was ended from outside; the same command continues")
     measured = [name for name, frame in found.items() if name != "runs" and len(frame)]
-    questions = _list_swept_questions(first, words)
-    if not questions:
+    report = _name_report(first, words)
+    if not report[0].startswith("experiment="):
         measured = [name for name in measured if name in OVERVIEWED]
     if measured:
-        display.print(f"next: bnlab report {shlex.join(_name_report(first, words, questions))}")
+        display.print(f"next: bnlab report {shlex.join(report)}")
     return 1 if failed or missing else 0
 
 
-def _list_swept_questions(config: Config, words: list[str]) -> list[str]:
-    """List the questions that have the name of the tables or of the experiment."""
-    return [name for name in (config.name, *_list_experiments(words)) if name in list_questions()]
-
-
-def _list_experiments(words: list[str]) -> list[str]:
-    return [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
-
-
-def _name_report(config: Config, words: list[str], questions: list[str]) -> list[str]:
-    """Name the report of the tables in words: of the question that was swept, if there is one of its name."""
-    experiments = _list_experiments(words)
-    report = []
-    if experiments and questions:
-        report.append(f"experiment={questions[0]}")
-    if f"experiment={config.name}" not in report:
+def _name_report(config: Config, words: list[str]) -> list[str]:
+    """Name the report of the tables in words: of the question that was swept, if there is one, and of its name."""
+    experiments = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
+    questions = [name for name in (config.name, *experiments) if name in list_questions()]
+    report = [f"experiment={name}" for name in questions[:1]]
+    if config.name not in questions[:1]:
         report.append(f"name={config.name}")
     if config.results != "results":
         report.append(f"results={config.results}")

@@ -8,12 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from bnlab.harness.progress import CLEAR, is_terminal, say
+from bnlab.harness.progress import CLEAR, is_terminal, read_state, say
+
+if TYPE_CHECKING:
+    from bnlab.harness.artifacts.job_settings import Config
 
 _PAUSE = 0.5  # seconds between two looks
+_SPARING = 50  # times as long as looking takes, it is not looked again: it takes little from training
 _SILENCE = 4.0  # seconds without a line; then one, and the next after twice the time
 _LONGEST_SILENCE = 60.0
+_SOON = 2.0  # seconds at the beginning and the end without a time that is left
 
 
 class Display:
@@ -38,7 +44,7 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
-        self._clear()
+        self._draw("")
 
     def begin(self, phase: str) -> None:
         """Say from now on that the sweep is in this phase."""
@@ -47,10 +53,6 @@ class Display:
     def show(self, describe: Callable[[], str]) -> None:
         """Show from now on what `describe` returns; it is asked again and again."""
         self._describe = describe
-        self.announce()
-
-    def announce(self) -> None:
-        """Take note that there is news, which is said soon."""
         self._silence = _SILENCE
 
     def print(self, *lines: str) -> None:
@@ -60,22 +62,59 @@ class Display:
         self._since = time.monotonic()
 
     def _watch(self) -> None:
-        while not self._ended.wait(_PAUSE):
-            if self.quiet:
-                continue
+        pause = _PAUSE
+        while not self._ended.wait(pause):
+            began = time.monotonic()
             line = self._describe()
-            if is_terminal(sys.stdout):
-                self._draw(line)
-            elif line and time.monotonic() - self._since >= self._silence:
+            ended = time.monotonic()
+            pause = max(_PAUSE, _SPARING * (ended - began))
+            self._draw(line)
+            if line and not is_terminal(sys.stdout) and ended - self._since >= self._silence:
                 self.print(line)
                 self._silence = min(2 * self._silence, _LONGEST_SILENCE)
 
     def _draw(self, line: str) -> None:
-        width = shutil.get_terminal_size().columns
-        sys.stdout.write(CLEAR + line[: width - 1])
-        sys.stdout.flush()
-
-    def _clear(self) -> None:
+        """Draw the living line in place of what was there, if this is a terminal."""
         if is_terminal(sys.stdout) and not self.quiet:
-            sys.stdout.write(CLEAR)
+            width = shutil.get_terminal_size().columns
+            sys.stdout.write(CLEAR + line[: width - 1])
             sys.stdout.flush()
+
+
+class NetworkCount:
+    """Counts the networks of jobs that are waiting, from what their processes have written."""
+
+    def __init__(self, waiting: list[Config]) -> None:
+        from bnlab.harness.artifacts.runs import Run  # with torch
+
+        self._waiting = waiting
+        self._total = len({Run(config).id for config in waiting})
+        self._started = time.monotonic()
+
+    def describe(self) -> str:
+        """Write the line: networks that are done, the time that is left, and those that are trained or measured now."""
+        from bnlab.harness.artifacts.runs import Run
+        from bnlab.harness.jobs import find_failure, list_waiting
+
+        self._waiting = [config for config in list_waiting(self._waiting) if not find_failure(Run(config)).exists()]
+        left = {Run(config).id: Run(config) for config in self._waiting}
+        states = {name: read_state(run.folder) for name, run in left.items()}
+        current = {name: state for name, state in states.items() if state is not None}
+
+        done = self._total - len(left)
+        share = (done + sum(state.share for state in current.values())) / self._total
+        words = [f"{done:,} of {self._total:,} networks{self._describe_time(share)}"]
+        words += [f"{name} {state.words}" for name, state in current.items()]
+        if not share and not current:
+            words.append("starting")
+        return " · ".join(words)
+
+    def _describe_time(self, share: float) -> str:
+        """Say how long the rest of the sweep takes if it goes on as it has; nothing where the rest is measuring."""
+        from bnlab.harness.artifacts.producing import format_seconds
+
+        passed = time.monotonic() - self._started
+        if not share or passed < _SOON:
+            return ""
+        left = passed / share * (1 - share)
+        return "" if left < _SOON else f", about {format_seconds(left)} left"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,10 @@ def call_bnlab(folder: Path, *words: str) -> Done:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        code = cli.main()
+        try:
+            code = cli.main()
+        except SystemExit as end:  # of argparse, which has printed its help
+            code = int(end.code or 0)
 
     sys.path[:] = path
     for name in own & set(sys.modules):
@@ -36,3 +40,9 @@ def call_bnlab(folder: Path, *words: str) -> Done:
     sys.modules.update(others)
     importlib.invalidate_caches()
     return Done(words, code, out.getvalue(), err.getvalue())
+
+
+def copy_module(folder: Path) -> Path:
+    """Copy the module `mine` into a folder, and return the folder."""
+    shutil.copy(Path(__file__).with_name("mine.py"), folder)
+    return folder

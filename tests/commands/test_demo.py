@@ -13,8 +13,8 @@ from tests.commands.running import call_bnlab
 
 
 def list_parts(printed: str) -> list[str]:
-    """The paragraphs that are numbered."""
-    return [part for part in printed.split("\n\n") if re.match(r"\d\. ", part)]
+    """The parts that are numbered."""
+    return [part for part in re.split(r"^(?=\d\. |Next$)", printed, flags=re.MULTILINE) if part[0].isdigit()]
 
 
 def test_a_fault_is_told_after_the_healthy_network(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,10 +22,10 @@ def test_a_fault_is_told_after_the_healthy_network(capsys: pytest.CaptureFixture
 
     healthy, spoiled = list_parts(capsys.readouterr().out)
     assert healthy.splitlines()[0] == "0. As it was trained"
-    assert healthy.splitlines()[1].startswith("   Healthy: ")
-    assert "BN" not in healthy
+    assert healthy.splitlines()[1].startswith("   Healthy averages")
+    assert not re.search(r"^   BN\d", healthy, re.MULTILINE)
     assert spoiled.startswith("1. Never updated. ")
-    assert "   Averages: " in spoiled
+    assert "   The averages are at fault" in spoiled
     assert "   BN002 error: " in spoiled
 
 

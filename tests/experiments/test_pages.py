@@ -96,10 +96,11 @@ def test_each_share_of_the_seeds_decides_for_itself() -> None:
 
 
 def test_the_extended_experiments_are_those_that_got_fifteen_seeds_later() -> None:
-    seeds = {path.parts[-3]: {*pd.read_parquet(path)["seed"]} for path in REFERENCE.glob("*/tables/runs.parquet")}
+    seeds = {}
+    for path in REFERENCE.glob("*/tables/runs.parquet"):
+        seeds[path.parts[-3]] = {*pd.read_parquet(path)["seed"]}
     of_fifteen = {name for name, of in seeds.items() if of == {*range(15)}}
 
     begun_with_fifteen = {path.stem for path in EXPERIMENTS.glob("*.yaml") if "seed: range(15)" in path.read_text()}
-
     in_part = {*FROM_THE_START} - {*EXTENDED}  # its other part has five seeds still
     assert of_fifteen - begun_with_fifteen - in_part == {*EXTENDED}

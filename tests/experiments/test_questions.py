@@ -13,6 +13,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Experiment, Tables, find_conditions
 from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome
+from bnlab.harness.reporting.page import write_experiment
 from bnlab.harness.reporting.verdicts import NOT_MEASURED
 from bnlab.harness.reporting.wording import say_mean, say_numbers
 from bnlab.lab.catalogue import find_experiment, list_questions
@@ -75,6 +76,22 @@ def test_every_claim_is_measured(name: str) -> None:
         assert {*claim.bears_on} <= {*experiment.bears_on}
     assert {*found["claim"]} == {*experiment.claims}
     assert not found["verdict"].eq(NOT_MEASURED).any()
+
+
+def list_verdicts(page: str) -> list[str]:
+    """List the rows of a page's tables, and the sentences of its claims."""
+    return [line for line in page.splitlines() if line.startswith(("| ", "**"))]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "predictive")) for name in MEASURED]
+)
+def test_its_page_has_the_verdicts_that_the_tables_give(name: str) -> None:
+    committed = (REFERENCE / name / "README.md").read_text(encoding="utf-8")
+    page, _, _ = committed.partition("**Trained on a CPU and on a GPU.**")
+
+    expected = list_verdicts(write_experiment(outcome_of(name)))
+    assert list_verdicts(page) == expected, "run: bnlab report results=results/reference"
 
 
 @cache

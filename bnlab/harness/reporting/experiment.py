@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, where_raised
-from bnlab.harness.reporting.frames import Score
+from bnlab.harness.reporting.frames import Score, Tables, put_in_order
 from bnlab.harness.reporting.means import MEASURES, NUMBERS
 from bnlab.harness.reporting.plots import Plot
-from bnlab.harness.reporting.selection import Tables, put_in_order
 from bnlab.harness.reporting.verdicts import (
     CANNOT_BE_SCORED,
     NOT_MEASURED,

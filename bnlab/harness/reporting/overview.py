@@ -1,4 +1,4 @@
-"""An overview of any sweep, without a question: notes, figures, and a table of means, by what was varied.
+"""An overview of any sweep, without a question: figures and a table of means, by what was varied.
 
 In a figure the momentum is across where an estimator has several, else the first setting with numbers; words stand one
 below the other. Colours tell estimators apart or, where there is one, the next setting. All other settings make panels.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.frames import OtherThan, interval, select
-from bnlab.harness.reporting.layers import average_gap
+from bnlab.harness.reporting.frames import OVERVIEWED, OtherThan, Tables, interval, select
+from bnlab.harness.reporting.means import average_gap
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
-from bnlab.harness.reporting.selection import OVERVIEWED, Tables
 from bnlab.harness.reporting.style import AXES, axis_of
 from bnlab.harness.reporting.wording import (
     describe_networks,
@@ -27,11 +25,8 @@ from bnlab.harness.reporting.wording import (
     name_value,
     write_value,
 )
-from bnlab.harness.updates import ADVICE, count_last, count_training
 
 _PANELS = 12  # the most that are drawn
-_LINES = 6  # the most of a panel, else estimators have panels of their own
-_MOMENTA = 5  # the most of an estimator that are lines
 
 
 @dataclass(frozen=True)
@@ -39,14 +34,12 @@ class Overview:
     """What is shown of a sweep.
 
     Attributes:
-        notes: sentences on its networks.
-        swept: what was varied → its values.
+        networks: sentences on its networks: how many, what was varied, what they share.
         figures: by the names of their files.
         table: a row for each condition at the last step, in words.
     """
 
-    notes: list[str]
-    swept: dict[str, str]
+    networks: str
     figures: dict[str, Figure]
     table: pd.DataFrame
 
@@ -103,12 +96,7 @@ def make_overview(tables: Tables) -> Overview:
     figures: dict[str, Figure] = {}
     for measure in measures:
         figures |= _declare_figures(measure)
-    swept = {_name_setting(column): list_values(runs[column]) for column in [*settings, "seed"]}
-    sources = pd.concat([measure.frame[["estimator", "momentum"]] for measure in measures])
-    if sources["momentum"].notna().any():
-        swept["momentum"] = list_values(sources["momentum"])
-    swept["statistics"] = ", ".join(map(estimator_label, sources["estimator"].unique()))
-    return Overview(_write_notes(runs, settings), swept, figures, _write_table(measures))
+    return Overview(describe_networks(runs), figures, _write_table(measures))
 
 
 def _find_varied(runs: pd.DataFrame) -> list[str]:
@@ -179,12 +167,6 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
         means["line"] = _name_rows(means, lines)
     else:
         means["line"] = _name_rows(means, [*lines, "estimator"])
-    if across == "epoch" and not lines:
-        means, of_momenta = _choose_momenta(means)
-        caption += of_momenta
-        means = _separate_estimators(means).sort_values(measure.settings, kind="stable")
-        if "estimators" in means:
-            panels_by = [*panels_by, "estimators"]
     means["panel"] = _name_rows(means, panels_by)
 
     panels = means["panel"].unique()
@@ -199,35 +181,6 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
         plot = Curves(across, by, measure.axis, across=axis)
     title = f"{measure.name.capitalize()} {when}"
     return Figure(title, caption.strip(), lambda tables: means, plot)
-
-
-def _choose_momenta(means: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Choose momenta of which lines can be told apart, the smallest and the largest among them; say how many."""
-    momenta = np.sort(means["momentum"].dropna().unique())
-    if len(momenta) <= _MOMENTA:
-        return means, ""
-    places = np.linspace(0, len(momenta) - 1, _MOMENTA).round().astype(int)
-    is_drawn = means["momentum"].isna() | means["momentum"].isin(momenta[places])
-    return means[is_drawn], f" {_MOMENTA} of {len(momenta)} momenta are drawn; the table has all."
-
-
-def _separate_estimators(means: pd.DataFrame) -> pd.DataFrame:
-    """Give estimators panels of their own, `estimators`, where the lines of a single one could not be told apart.
-
-    Those that have several momenta have one each, the others one together; exact statistics are in all of them.
-    """
-    statistics = means[["estimator", "momentum"]].drop_duplicates()
-    if len(statistics) <= _LINES:
-        return means
-    counts = statistics["estimator"].value_counts()
-    others = [name for name in statistics["estimator"].unique() if counts[name] == 1 and name != "exact"]
-
-    panels = {estimator_label(name): [name] for name in statistics["estimator"].unique() if counts[name] > 1}
-    for start in range(0, len(others), _LINES):
-        words = f"other estimators ({start // _LINES + 1})" if len(others) > _LINES else "other estimators"
-        panels[words] = others[start : start + _LINES]
-    parts = [select(means, estimator=(*names, "exact")).assign(estimators=words) for words, names in panels.items()]
-    return pd.concat(parts, ignore_index=True)
 
 
 def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
@@ -269,26 +222,6 @@ def _name_rows(frame: pd.DataFrame, columns: list[str]) -> list[str]:
                 words.append(name_value(column, write_value(row[column])))
         names.append(", ".join(words))
     return names
-
-
-def _write_notes(runs: pd.DataFrame, settings: list[str]) -> list[str]:
-    """Write sentences on the networks: what they share, which have diverged, and how small their last batches were."""
-    notes = [describe_networks(runs)]
-    diverged = _name_rows(runs[runs["status"] == "diverged"], settings)
-    if any(diverged):
-        notes.append(f"Diverged: {'; '.join(dict.fromkeys(diverged))}.")
-
-    columns = ["batch_size", "data.images", "steps", "norm_batch_size"]
-    read = runs.reindex(columns=[*columns, "last_batch"])  # tables of earlier versions lack some
-    kept = read[read["last_batch"] != "drop"].dropna(subset=columns)
-    sizes = {}
-    for size, images, steps, _, _ in kept.sort_values(columns).itertuples(index=False):
-        left = count_last(count_training(int(images)), size, steps)
-        if left is not None:
-            sizes[f"{left:,} images of {size:,}"] = left
-    if sizes:
-        notes.append(f"The last batch of an epoch had {', '.join(sizes)}, {ADVICE}.")
-    return notes
 
 
 def _write_table(measures: list[_Measure]) -> pd.DataFrame:

@@ -54,23 +54,22 @@ class AddedSeeds:
 def write_experiment(outcome: Outcome, devices: str = "") -> str:
     """Write the README.md of an experiment's results, with Markdown on the devices that have trained its networks."""
     numbers = [number for number in outcome.experiment.bears_on if not number.startswith("F")]
-    return _render("experiment.md", outcome=outcome, numbers=numbers, reading=READING, devices=devices)
+    return render("experiment.md", outcome=outcome, numbers=numbers, reading=READING, devices=devices)
 
 
 def write_question(outcome: Outcome, folder: Path) -> str:
     """Write the same as one HTML page; the folder has the figures."""
-    page = _convert(write_experiment(outcome), folder, set())
-    return _render("page.html", title=f"bnlab: {outcome.experiment.name}", parts=[("", page)])
+    page = _convert(write_experiment(outcome), folder)
+    return render("page.html", title=f"bnlab: {outcome.experiment.name}", html=page)
 
 
 def write_answers(
-    catalogue: Catalogue, outcomes: Sequence[Outcome], results: Path, added_seeds: AddedSeeds | None = None
+    catalogue: Catalogue, outcomes: Sequence[Outcome], added_seeds: AddedSeeds | None = None
 ) -> dict[str, str]:
-    """Write what the experiments say on each question and each hypothesis; `results` has the figures.
+    """Write what the experiments say on each question and each hypothesis.
 
     Returns:
-        ANSWERS.md and HYPOTHESES.md, which link to the page of each experiment beside them, and report.html with all
-        of them.
+        ANSWERS.md and HYPOTHESES.md, which link to the page of each experiment beside them.
     """
     questions = {number: fill_prose(text, outcomes) for number, text in catalogue.questions.items()}
     hypotheses = {}
@@ -89,7 +88,7 @@ def write_answers(
         for name, figure in experiment.figures.items():
             figures[experiment.name, name] = figure
 
-    answers = _render(
+    answers = render(
         "answers.md",
         first=fill_paragraphs(catalogue.first, outcomes),
         index=fill_paragraphs(catalogue.index, outcomes),
@@ -98,23 +97,14 @@ def write_answers(
         bearing=bearing,
         figures=figures,
     )
-    page = _render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
-
-    shown: set[Path] = set()
-    parts = [("", _convert(answers, results, shown))]
-    for outcome in outcomes:
-        name = outcome.experiment.name
-        html = _convert(write_experiment(outcome), results / name, shown)
-        parts.append((f"{name}: {outcome.experiment.question}", html))
-    parts.append(("", _convert(page, results, shown)))
-    report = _render("page.html", title="bnlab: answers", parts=parts)
-    return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page, "report.html": report}
+    page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
+    return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page}
 
 
 def write_overview(overview: Overview, folder: Path, command: str) -> str:
     """Write a page on a sweep without a question: its results lie in the folder, and the command continues it."""
-    page = _render("overview.md", overview=overview, folder=folder, command=command)
-    return _render("page.html", title=f"bnlab: {folder.name}", parts=[("", _convert(page, folder, set()))])
+    page = render("overview.md", overview=overview, folder=folder, command=command)
+    return render("page.html", title=f"bnlab: {folder.name}", html=_convert(page, folder))
 
 
 def _link_headings(page: str) -> str:
@@ -125,29 +115,24 @@ def _link_headings(page: str) -> str:
     return page
 
 
-def _convert(page: str, folder: Path, shown: set[Path]) -> Markup:
-    """Convert Markdown to HTML that holds the images of its folder, each once, and whose links stay inside of it."""
+def _convert(page: str, folder: Path) -> Markup:
+    """Convert Markdown to HTML that holds the images of its folder, and whose links stay inside of it."""
 
     def embed(match: re.Match[str]) -> str:
         path = folder / match[1]
         if not path.exists():
             return ""
-        if path in shown:
-            return f"Figure “{match[2]}”: see above."
-        shown.add(path)
         image = base64.b64encode(path.read_bytes()).decode()
         return f'<img onclick="enlarge(this)" src="data:image/png;base64,{image}" alt="{match[2]}">'
 
     html = _MARKDOWN.render(page)
     html = re.sub(r'<img src="([^"]*)" alt="([^"]*)" />', embed, html)
-    html = re.sub(r'href="(\w+)(/README)?\.md"', r'href="#\1"', html)
     html = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", html)  # to a file that may not be there
-    html = re.sub(r"<h([12])>(\w+)", r'<h\1 id="\2">\2', html)  # of an experiment its name, of a question its number
     html = re.sub(r"<td>(holds|fails|undecided|one seed|not|cannot)\b", r'<td class="\1">\1', html)
     return Markup(html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>"))
 
 
-def _render(name: str, **values: object) -> str:
+def render(name: str, **values: object) -> str:
     """Fill in a template; in HTML what is filled in is shown as it is written."""
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -36,7 +36,6 @@ from bnlab.harness.reporting.frames import (
     select,
     share_name,
 )
-from bnlab.harness.reporting.wording import name_value
 from tests.harness.reporting.planted import plant
 
 TABLES = plant()
@@ -69,12 +68,6 @@ def test_networks_are_not_mixed(setting: dict[str, Any], message: str) -> None:
     runs = TABLES["runs"].assign(**({"seed": 0} | setting))
     with pytest.raises(UserError, match=message):
         rows({**TABLES, "runs": runs}, "gaps", by=() if setting else ("batch_size",))
-
-
-def test_conditions_say_settings_in_words() -> None:
-    assert name_value("optimizer.lr", 0.1) == "learning rate 0.1"
-    assert name_value("norm", "ghost") == "norm ghost"
-    assert name_value("optimizer.schedule", "step") == "schedule step"
 
 
 def test_what_is_not_there_is_said() -> None:
@@ -129,6 +122,7 @@ def test_the_best_momentum_on_average() -> None:
 values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8).filter(lambda x: np.std(x) > 1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(values, min_size=1, max_size=4))
 def test_intervals_are_those_of_scipy(samples: list[list[float]]) -> None:
     records = []
@@ -197,22 +191,14 @@ def test_a_difference_of_accuracies_may_be_below_none() -> None:
         assert found["low"] < 0
 
 
-def test_own_accuracies_in_percent_stay_as_they_are() -> None:
-    frame = pd.DataFrame({"seed": [0, 1], "accuracy": [90.0, 92.0]})
+def test_own_accuracies_in_percent_stay_and_one_seed_has_no_interval() -> None:
+    (percent,) = interval(pd.DataFrame({"seed": [0, 1], "accuracy": [90.0, 92.0]}), "accuracy", ()).to_dict("records")
+    assert percent["low"] < percent["mean"] == 91 < percent["high"]
 
-    (found,) = interval(frame, "accuracy", ()).to_dict("records")
-
-    assert found["low"] < found["mean"] == 91 < found["high"]
-
-
-def test_missing_values_are_left_out_and_one_seed_has_no_interval() -> None:
-    frame = pd.DataFrame({"seed": [0, 1], "x": [2.0, np.nan]})
-
-    (found,) = interval(frame, "x", ()).to_dict("records")
-
-    assert found["mean"] == 2
-    assert found["n"] == 1
-    assert np.isnan(found["low"])
+    (one,) = interval(pd.DataFrame({"seed": [0, 1], "x": [2.0, np.nan]}), "x", ()).to_dict("records")
+    assert one["mean"] == 2
+    assert one["n"] == 1
+    assert np.isnan(one["low"])
 
 
 def test_one_seed_has_one_row() -> None:
@@ -227,42 +213,27 @@ def test_other_seeds_are_all_but_ones_own() -> None:
     assert other_seeds(frame[:1], ["x"], ["by"]).empty
 
 
-def test_pairs_of_estimators() -> None:
-    frame = rows(TABLES, "evaluations", 1.0, batch_size=4)
-
-    lost = paired(frame, "accuracy")
-
-    slow = select(lost, momentum=0.1)
-    assert len(lost) == 6
-    assert lost["estimator"].eq("ema").all()
-    assert slow["accuracy"].tolist() == pytest.approx([-0.02, -0.03, -0.04])
-
-
-def test_pairs_of_layers() -> None:
-    frame = rows(TABLES, "gaps", 1.0)
-
-    times = paired(frame, "mean_gap", 1, along="depth", ratio=True)
-
-    assert times["layer"].eq("10").all()
-    assert times["mean_gap"].eq(4).all()
+LOST = [-0.02, -0.01, -0.03, -0.01, -0.04, -0.01]
+PAIRS: list[tuple[str, dict[str, Any], Any, dict[str, Any], dict[str, Any], list[float]]] = [
+    # table, rows, reference, options; what is left, and its values
+    ("evaluations", {"batch_size": 4}, "exact", {}, {"estimator": "ema"}, LOST),
+    ("gaps", {}, 1, {"along": "depth", "ratio": True}, {"layer": "10"}, [4.0] * 12),
+    ("gaps", {}, 4, {"along": "batch_size", "matching": ("seed",)}, {"batch_size": 32}, [0.0] * 12),
+    ("gaps", {"at": (0.5, 1)}, EARLY, {"along": "panel"}, {"panel": LATE}, [0.0] * 24),
+]
 
 
-def test_pairs_of_networks() -> None:
-    frame = rows(TABLES, "gaps", 1.0)
+@pytest.mark.parametrize(("table", "wanted", "against", "options", "left", "values"), PAIRS)
+def test_pairs(
+    table: str, wanted: dict[str, Any], against: Any, options: dict[str, Any], left: dict[str, Any], values: list[float]
+) -> None:
+    frame = rows(TABLES, table, **{"at": 1.0, **wanted})
+    column = "accuracy" if table == "evaluations" else "mean_gap"
 
-    sizes = paired(frame, "mean_gap", 4, along="batch_size", matching=("seed",))
+    found = paired(frame, column, against, **options)
 
-    assert sizes["batch_size"].eq(32).all()
-    assert sizes["mean_gap"].eq(0).all()
-
-
-def test_pairs_of_panels() -> None:
-    frame = rows(TABLES, "gaps", (0.5, 1))
-
-    later = paired(frame, "mean_gap", EARLY, along="panel")
-
-    assert later["panel"].eq(LATE).all()
-    assert later["mean_gap"].eq(0).all()
+    assert len(select(found, **left)) == len(found)
+    assert found.sort_values(["seed", "momentum"])[column].tolist() == pytest.approx(values)
 
 
 def test_pairs_with_several_populations_take_that_of_training() -> None:
@@ -353,14 +324,7 @@ def test_the_layer_with_the_largest_gap_is_named_by_most_networks() -> None:
     assert found["run"].to_list() == ["a", "b", "c"]
     assert found["gap"].to_list() == [3.0, 5.0, 8.0]
     assert set(found["largest"]) == {"2 (2 of 3)"}
-
-
-def test_a_layer_that_is_named_by_all_networks_is_named_alone() -> None:
-    frame = layers(a=[1.0, 3.0, 2.0], b=[1.0, 5.0, 4.0])
-
-    found = find_largest_gap(frame, "gap", ["size"])
-
-    assert set(found["largest"]) == {"2"}
+    assert set(find_largest_gap(select(frame, run=("a", "b")), "gap", ["size"])["largest"]) == {"2"}
 
 
 def test_ratios_are_averaged_geometrically_over_the_layers_behind_the_first() -> None:
@@ -369,18 +333,19 @@ def test_ratios_are_averaged_geometrically_over_the_layers_behind_the_first() ->
     assert found["mean"].tolist() == pytest.approx([4.0])
 
 
-def test_the_minimum_of_a_parabola_of_logarithms_is_found_between_the_steps() -> None:
-    """log y = (log x − log 0.2)², at uneven steps."""
+def test_a_minimum_is_that_of_a_parabola_of_logarithms_or_the_end_of_the_sweep() -> None:
+    """log y = (log x − log 0.2)², at uneven steps, and two sweeps that are lowest at an end."""
     x = np.array([0.01, 0.03, 0.1, 0.25, 0.5, 1.0])
-    frame = pd.DataFrame({"by": "a", "x": x, "y": np.exp((np.log(x) - np.log(0.2)) ** 2)})
-    found = locate_minimum(frame, "x", "y", ["by"])
-    assert found["x"].tolist() == pytest.approx([0.2]) and not found["at_end"].any()
+    distances = np.log(x) - np.log(0.2)
+    parabola = pd.DataFrame({"by": 0, "x": x, "y": np.exp(distances**2)})
+    falling = pd.DataFrame({"by": 1, "x": x, "y": 1 / x})
+    level = pd.DataFrame({"by": 2, "x": x, "y": 1.0})
 
+    found = locate_minimum(pd.concat([parabola, falling, level]), "x", "y", ["by"])
 
-def test_a_minimum_at_the_end_of_the_sweep_is_that_end() -> None:
-    frame = pd.DataFrame({"by": [1, 1, 1, 2, 2, 2], "x": [0.1, 0.5, 1.0] * 2, "y": [3.0, 2.0, 1.0, 1.0, 1.0, 1.0]})
-    found = locate_minimum(frame, "x", "y", ["by"])
-    assert found["x"].tolist() == pytest.approx([1.0, 0.1]) and found["at_end"].all()
+    places = found["x"].tolist()
+    assert places == pytest.approx([0.2, 1.0, 0.01])
+    assert found["at_end"].tolist() == [False, True, True]
 
 
 def test_what_has_to_match_is_matched_always() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,21 @@ from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome
-from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment
+from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_question
 from bnlab.harness.reporting.plots import GAP, Forest
 from bnlab.harness.reporting.wording import describe_networks, format_number
 from tests.harness.reporting.planted import plant
+
+COST = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1)
+COST_AT_4 = score(
+    "evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1, batch_size=4
+)
+DRAWN = Figure("Title", "Caption", COST, Forest("batch_size", GAP))
+
+
+def declare(**parts: Any) -> Experiment:
+    """An experiment `trial` on what a running average costs."""
+    return Experiment(**{"bears_on": ("Q1",), "figures": {"cost": DRAWN}, "claims": {}, "name": "trial", **parts})
 
 
 def rate(**means: tuple[str, float]) -> pd.DataFrame:
@@ -137,38 +149,21 @@ def test_a_point_of_a_figure_is_quoted_where_it_is_drawn(text: str, filled: str)
 
 
 def test_a_figure_is_read_from_the_tables() -> None:
-    cost = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1)
-    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
-    experiment = Experiment(bears_on=(), figures={"cost": figure}, claims={}, name="trial")
-
     quote = '{{ drawn("trial.cost", "batch size 4", unit="points") }}'
 
-    assert fill_paragraphs(quote, [find_outcome(experiment, plant())]) == ["3.0 points [0.5, 5.5]"]
+    assert fill_paragraphs(quote, [find_outcome(declare(), plant())]) == ["3.0 points [0.5, 5.5]"]
     assert fill_prose(f"# Is it so?\n\n{quote}", []).quoted == {"trial"}
 
 
-def test_links_to_files_that_a_report_has_not_are_left_out_of_it() -> None:
-    first = "[Several GPUs](../../docs/howto/distributed.md), [gap](gap/README.md), [torch](https://pytorch.org)."
+def test_an_answer_has_question_paragraphs_figure_and_knows_what_it_quotes() -> None:
+    quotes = 'Yes{{ holds("e.large", shown=False) }}{{ undecided("trial.costs", shown=False) }}.'
 
-    page = write_answers(Catalogue({}, {}, first, "", ""), [], Path())["report.html"]
-
-    assert 'Several GPUs, <a href="#gap">gap</a>, <a href="https://pytorch.org">torch</a>.' in page
-
-
-def test_an_answer_has_question_paragraphs_and_figure() -> None:
-    template = "# Is it so?\n\nYes.\n\nLook.\n\n![](trial/cost)\n"
-
-    prose = fill_prose(template, [])
+    prose = fill_prose(f"# Is it so?\n\nYes.\n\nLook.\n{quotes}\n\n![](trial/cost)\n", [])
 
     assert prose.question == "Is it so?"
     assert prose.paragraphs == ["Yes.", "Look."]
     assert prose.figure == ("trial", "cost")
-
-
-def test_an_answer_knows_what_it_quotes() -> None:
-    template = '# Is it so?\n\nYes{{ holds("e.large") }}{{ undecided("trial.costs", shown=False) }}.'
-
-    assert fill_prose(template, []).quoted == {"e", "trial"}
+    assert prose.quoted == {"e", "trial"}
 
 
 def test_tables_and_lists_keep_their_lines_and_lose_those_that_are_untrue() -> None:
@@ -182,13 +177,12 @@ def test_tables_and_lists_keep_their_lines_and_lose_those_that_are_untrue() -> N
 
 
 def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
-    cost = score(
-        "evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1, batch_size=4
+    experiment = declare(
+        bears_on=("Q1", "H1"),
+        question="What is <it>?",
+        source="A paper; `code`.",
+        claims={"costs": Claim("It costs.", COST_AT_4, above(0.0, "points", "a reason"))},
     )
-    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
-    experiment = Experiment(bears_on=("Q1", "H1"), figures={"cost": figure}, name="trial", question="What is <it>?",
-                            claims={"costs": Claim("It costs.", cost, above(0.0, "points", "a reason"))},
-                            source="A paper; `code`.")  # fmt: skip
     questions = {
         "Q1": '# What?\n\nIt *costs* {{ holds("trial.costs", "batch size 4") }}.\n\n![](trial/cost)',
         "Q2": "# Else?",
@@ -200,7 +194,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
 
     (tmp_path / "trial" / "figures").mkdir(parents=True)
     (tmp_path / "trial" / "figures" / "cost.png").write_bytes(b"image")
-    pages = write_answers(catalogue, answers, tmp_path)
+    pages = write_answers(catalogue, answers)
     text = pages["ANSWERS.md"]
     lines = [
         "## Q1. What?",
@@ -224,70 +218,46 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own
     assert "![Title](figures/cost.png)\n\nCaption\n" in own
 
-    page = pages["report.html"]
+    page = write_question(answers[0], tmp_path / "trial")
     assert "What is &lt;it&gt;?" in page
     assert "<code>code</code>" in page
-    assert page.count("base64,aW1hZ2U=") == 1, "in the answer, and not again in the experiment"
+    assert page.count("base64,aW1hZ2U=") == 1
     assert '<td class="undecided">undecided' in page or '<td class="holds">holds' in page
-    assert '<a href="#Q1">Why?</a>' in page
-    assert '<h2 id="Q1">Q1. What?</h2>' in page
-    assert '<a href="#trial">trial</a>' in page
-    assert '<h1 id="trial">trial</h1>' in page
+
+
+MARGINS = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, "points", "another")}
+"""Of two claims on a planted cost the first holds, and the second fails."""
 
 
 @pytest.mark.parametrize(
-    ("claims", "title"),
+    ("claims", "fails", "title"),
     [
-        ({"costs": ()}, "It costs"),
-        ({"costs": ("batch size 4",)}, "It costs"),
-        ({"costs": ("batch size 32",)}, "Title"),
-        ({"costs": (), "costs_much": ()}, "Title"),
-        ({"no_such_claim": ()}, "Title"),
+        ({"costs": ()}, {}, "It costs"),
+        ({"costs": ("batch size 4",)}, {}, "It costs"),
+        ({"costs": ("batch size 32",)}, {}, "Title"),
+        ({"costs": (), "costs_much": ()}, {}, "Title"),
+        ({"no_such_claim": ()}, {}, "Title"),
+        ({"costs": ()}, {"costs_much": ()}, "It costs"),
+        ({"costs": ()}, {"costs_much": ("batch size 4",)}, "It costs"),
+        ({"costs": ()}, {"costs": ()}, "Title"),
+        ({"costs": ()}, {"costs_much": (), "no_such_claim": ()}, "Title"),
     ],
 )
-def test_a_finding_is_the_title_where_all_its_claims_hold(claims: dict[str, tuple[str, ...]], title: str) -> None:
-    check_title(Finding("It costs", claims), title)
+def test_a_finding_is_the_title_where_its_claims_hold_and_fail(claims: Any, fails: Any, title: str) -> None:
+    stated = {name: Claim("It costs.", COST_AT_4, margin) for name, margin in MARGINS.items()}
+    figure = replace(DRAWN, score=COST_AT_4, finding=Finding("It costs", claims, fails))
 
-
-@pytest.mark.parametrize(
-    ("fails", "title"),
-    [
-        ({"costs_much": ()}, "It costs"),
-        ({"costs_much": ("batch size 4",)}, "It costs"),
-        ({"costs": ()}, "Title"),
-        ({"costs_much": (), "no_such_claim": ()}, "Title"),
-    ],
-)
-def test_a_finding_may_rest_on_claims_that_fail(fails: dict[str, tuple[str, ...]], title: str) -> None:
-    check_title(Finding("It costs", {"costs": ()}, fails), title)
-
-
-def check_title(finding: Finding, title: str) -> None:
-    """Of two claims on a planted cost the first holds, and the second fails."""
-    cost = score(
-        "evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1, batch_size=4
-    )
-    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP), finding)
-    margins = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, "points", "a reason")}
-    stated = {name: Claim("It costs.", cost, margin) for name, margin in margins.items()}
-    experiment = Experiment(bears_on=("Q1",), figures={"cost": figure}, claims=stated, name="trial")
-
-    outcome = find_outcome(experiment, plant())
+    outcome = find_outcome(declare(figures={"cost": figure}, claims=stated), plant())
 
     assert outcome.frame["verdict"].tolist() == ["holds", "fails"]
     assert outcome.experiment.figures["cost"].title == title
 
 
 def test_a_page_has_its_figures_first_and_a_table_once_for_claims_on_the_same_numbers() -> None:
-    cost = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1)
-    other = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, batch_size=4)
-    margins = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, "points", "another")}
-    claims = {name: Claim(f"It {name}.", cost, margin) for name, margin in margins.items()}
-    claims["third"] = Claim("Of one batch size.", other, margins["costs"])
-    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
-    experiment = Experiment(bears_on=("Q1",), figures={"cost": figure}, claims=claims, name="trial")
+    claims = {name: Claim(f"It {name}.", COST, margin) for name, margin in MARGINS.items()}
+    claims["third"] = Claim("Of one batch size.", COST_AT_4, MARGINS["costs"])
 
-    page = write_experiment(find_outcome(experiment, plant()))
+    page = write_experiment(find_outcome(declare(claims=claims), plant()))
 
     assert page.index("![Title]") < page.index("| condition |")
     assert page.count("| condition |") == 2
@@ -297,25 +267,19 @@ def test_a_page_has_its_figures_first_and_a_table_once_for_claims_on_the_same_nu
     assert "| condition | effect (points) | n | verdict |\n|---|---|--:|---|\n" in page
 
 
-def test_html_in_prose_and_in_claims_is_shown_as_it_is_written(tmp_path: Path) -> None:
-    questions = {
-        "Q1": "# What of <b>this</b>?\n\n**Bold**, *italic*, `x < y` <script>alert(1)</script> & more_than_one_word."
-    }
-    page = write_answers(Catalogue(questions, {}, "First.", "", ""), [], tmp_path)["report.html"]
+def test_html_in_prose_is_shown_as_it_is_written_and_links_stay_inside(tmp_path: Path) -> None:
+    source = "**Bold**, *italic*, `x < y` <script>alert(1)</script> & more_than_one_word. [Several](../../docs/x.md)."
+    page = write_question(find_outcome(declare(source=source), plant()), tmp_path)
 
     assert "<strong>Bold</strong>, <em>italic</em>, <code>x &lt; y</code> &lt;script&gt;" in page
-    assert "&amp; more_than_one_word" in page
-    assert "What of &lt;b&gt;this&lt;/b&gt;?" in page
+    assert "&amp; more_than_one_word. Several." in page
 
 
 def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
     def fail(tables: object) -> pd.DataFrame:
         raise KeyError("a | b")
 
-    claim = Claim("It costs.", fail, above(0.0, "points", "a reason"))
-    experiment = Experiment(bears_on=("Q1",), figures={}, claims={"costs": claim}, name="trial")
-
-    found = find_outcome(experiment, plant())
+    found = find_outcome(declare(figures={}, claims={"costs": Claim("It costs.", fail, MARGINS["costs"])}), plant())
 
     assert found.basis == "digits"
     assert found.frame["said"].str.startswith("cannot be scored (").all()

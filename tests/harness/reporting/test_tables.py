@@ -209,12 +209,6 @@ def test_load(tmp_path: Path) -> None:
         assert_frame_equal(reference[name], written[name])
 
 
-def load_anew(folder: Path) -> dict[str, pd.DataFrame]:
-    """Load the tables without what was written."""
-    (folder / "tables" / "made_from.json").unlink()
-    return dict(tables.load(folder.name, folder.parent))
-
-
 def change_nothing(folder: Path) -> None:
     """Leave the requests as they are."""
 
@@ -223,48 +217,38 @@ def add_network(folder: Path) -> None:
     write(folder, "job", rows([0.1, 0.3], 2.0, run="c/seed_0"))
 
 
-def measure_again(folder: Path) -> None:
-    write(folder, "again", rows([0.2], 3.0, origin="newer"))
-
-
 def remove_request(folder: Path) -> None:
     next((folder / "requests").glob("b-*")).unlink()
 
 
-@pytest.mark.parametrize("change", [change_nothing, add_network, measure_again, remove_request])
-def test_they_are_as_those_that_are_put_together_anew(change: Callable[[Path], None], tmp_path: Path) -> None:
+def damage_table(folder: Path) -> None:
+    (folder / "tables" / "gaps.parquet").write_bytes(b"")
+
+
+@pytest.mark.parametrize("change", [change_nothing, add_network, remove_request, damage_table])
+def test_they_are_as_those_that_are_put_together(change: Callable[[Path], None], tmp_path: Path) -> None:
     folder = tmp_path / "x"
     write(folder, "job", rows([0.1, 0.2], 1.0))
     write(folder, "job", rows([0.1], 1.0, run="b/seed_0"))
     tables.write_tables(folder)
     change(folder)
 
-    found = tables.load("x", tmp_path)
+    found = assemble(folder)
 
-    expected = load_anew(folder)
+    (folder / "tables" / "made_from.json").unlink()
+    expected = assemble(folder)
     assert found.keys() == expected.keys()
     for name, frame in expected.items():
         assert_frame_equal(found[name], frame)
 
 
-def test_files_with_rows_are_read_once(tmp_path: Path) -> None:
-    old = write(tmp_path / "x", "job", rows([0.1], 1.0))
+def test_written_tables_are_read_unless_rows_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x", "job", rows([0.1], 1.0))
     tables.write_tables(tmp_path / "x")
-    old.write_bytes(b"")
+    path.unlink()
+    assert assemble(tmp_path / "x")["gaps"]["mean_gap"].tolist() == [1.0]
+
     write(tmp_path / "x", "job", rows([0.1], 2.0, run="b/seed_0"))
-
-    found = tables.load("x", tmp_path)["gaps"]
-
-    assert found["mean_gap"].tolist() == [1.0, 2.0]
-    assert old.exists()
-
-
-def test_rows_that_are_gone_are_named_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "x", "kept", rows([0.1], 1.0))
-    write(tmp_path / "x", "gone", rows([0.2], 1.0, run="b/seed_1")).unlink()
-    tables.write_tables(tmp_path / "x")
-    capsys.readouterr()
-
-    tables.load("x", tmp_path)
-
-    assert "rows of b/seed_1 are missing" in capsys.readouterr().err
+    for _ in range(2):
+        tables.write_tables(tmp_path / "x")
+        assert "rows of a/seed_0 are missing" in capsys.readouterr().err

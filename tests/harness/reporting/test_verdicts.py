@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -50,6 +50,7 @@ def decide_by_scipy(values: list[float], margin: Margin) -> str:
     return "fails" if len(finite) * smallest <= 0.025 else "undecided"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-3, 3), min_size=2, max_size=6).filter(lambda x: np.std(x) > 1e-3),
     st.sampled_from([above(1.0), above(0.0), below(-1.0), below(2.5), within(-1.0, 1.5), within(1.8, 2.3)]),
@@ -61,12 +62,6 @@ def test_verdicts_are_those_of_scipys_tests_also_of_logarithms(values: list[floa
     assert verdicts(score({"a": np.exp(values).tolist()}, geometric=True), positive) == verdicts(
         score({"a": values}), margin
     )
-
-
-def test_what_is_geometric_is_above_any_negative_bound() -> None:
-    frame = score({"positive": [1.0, 2.0]}, geometric=True)
-
-    assert verdicts(frame, above(-1.0)) == ["holds"]
 
 
 def test_conditions_are_corrected_in_order_of_their_p_values() -> None:
@@ -108,12 +103,6 @@ def test_holm_decides_over_the_conditions_of_a_claim() -> None:
     first, second = beside.to_numpy().tolist()
     assert first == ["undecided", ""]
     assert second == ["undecided", "holds by itself"]
-
-
-def test_a_condition_of_one_seed_corrects_no_other() -> None:
-    frame = score({"a": [1.0], "b": [0.7, 1.0, 1.5]})
-
-    assert verdicts(frame, above(0.0)) == ["one seed", "holds"]
 
 
 def test_a_claim_that_wants_all_conditions_is_corrected_where_it_fails_only() -> None:
@@ -160,15 +149,16 @@ def test_zeros_are_equal_also_in_logarithms() -> None:
     zeros = score({"a": [0.0, 0.0, 0.0], "b": [1e-9, 1e-9, 1e-9]}, geometric=True)
     assert verdicts(zeros, below(0.2)) == ["holds", "holds"]
     assert verdicts(score({"a": [0.0, 1e-17, -1e-17]}), above(-1.0)) == ["holds"]
+    assert verdicts(score({"positive": [1.0, 2.0]}, geometric=True), above(-1.0)) == ["holds"]
 
 
 def test_what_is_not_tested_has_no_part_in_the_correction() -> None:
     values = [0.7, 1.0, 1.5]
-    counted = score({"count": [3.0, 3.0], "none": [-1.0, -1.0], "b": values})
+    counted = score({"count": [3.0, 3.0], "none": [-1.0, -1.0], "one": [1.0], "b": values})
     found = judge(counted, above(0.0))
 
-    assert found["verdict"].tolist() == ["holds", "fails", "holds"]
-    assert found["note"].tolist() == ["the same for all seeds, not tested"] * 2 + [""]
+    assert found["verdict"].tolist() == ["holds", "fails", "one seed", "holds"]
+    assert found["note"].tolist() == ["the same for all seeds, not tested"] * 2 + ["", ""]
 
 
 def test_errors_are_as_rare_as_promised() -> None:
