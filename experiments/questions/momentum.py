@@ -19,7 +19,7 @@ from bnlab.harness.reporting.frames import (
     score,
     select,
 )
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
+from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Curves
 from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, find_gaps
 
 SHARES = EARLY, _, LATE = (0.2, 0.55, 1.0)  # of the training
@@ -95,11 +95,11 @@ EXPERIMENT = Experiment(
             Finding("At the end of training the gap is a U over the momentum: lag on the left, noise on the right",
                     {"gap_is_u_shaped": ("at the end of training",)})),
         "accuracy": Figure(
-            "Test accuracy against the momentum",
-            "Compare a curve with its dashed line: the same networks under running averages for every momentum, and "
-            "under exact statistics (dashed).",
-            score("evaluations", "accuracy", POINT, at=SHARES, scale=100, estimator=("ema", "exact")),
-            Curves("momentum", "batch_size", ACCURACY, level="exact statistics", mark=PYTORCH),
+            "Accuracy lost under running averages, against the momentum",
+            "Read up from a momentum: test accuracy of the same network under exact statistics minus that under the "
+            "running average. The vertical axis is linear up to 0.3 points and logarithmic beyond.",
+            score("evaluations", "accuracy", POINT, at=SHARES, against="exact", scale=-100, estimator="ema"),
+            Curves("momentum", "batch_size", LOST_OF_ANY_SIZE, mark=PYTORCH),
             Finding("At the end, a momentum of 0.9, which is 0.1 in the other convention, costs accuracy",
                     {"mistake_costs_late": ()})),
     },

@@ -39,7 +39,7 @@ EXPERIMENT = Experiment(
     bears_on=("Q12", "Q19"),
     command="python -m benchmarks scaling",
     figures={"depth": Figure(
-        "Time of exact statistics by depth",
+        "Time of exact statistics over that of one forward, by depth",
         "Read up from a depth: seconds over those of one plain forward of the same 256 random images, 32×32, on two "
         "cores. About two passes need memory for the activations between two layers; a pass for each layer does not.",
         score(find_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),

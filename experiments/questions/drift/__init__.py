@@ -4,6 +4,8 @@ Older statistics are said to be less relevant, because the weights have moved si
 standardized images have mean 0 under any weights, but for edges. Traces are of two channels of each layer.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -23,7 +25,7 @@ from bnlab.harness.reporting.frames import (
     share_name,
 )
 from bnlab.harness.reporting.plots import Axis, Curves, Stacked
-from experiments.margins import EACH, OVER_TIME
+from experiments.margins import EACH
 from experiments.questions.drift.plots import Stream, Zone
 
 BATCHES = 120  # of the made stream
@@ -39,12 +41,12 @@ LEAST_SEEN = 0.01  # of a bar
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
 
 
-def find_speeds(tables: Tables) -> pd.DataFrame:
+def find_speeds(tables: Tables, at: Sequence[float] = (MIDDLE, END)) -> pd.DataFrame:
     """Find how far means move in a step, `speed`, and in ten over how far those of batches scatter, `stale`.
 
     Ten steps are the memory of momentum 0.1.
     """
-    frame = rows(tables, "drift", (MIDDLE, END), depth=OtherThan(1), batch_size=(16, 64, 256))
+    frame = rows(tables, "drift", at, depth=OtherThan(1), batch_size=(16, 64, 256))
     drift = frame["mean_drift"]
     noise = frame["mean_noise"]
     frame["speed"] = drift**0.5
@@ -141,14 +143,15 @@ EXPERIMENT = Experiment(
                    (Axis("batches so far"), Axis("mean of a channel")),
                    (Zone(0, 38, "START\nit begins at 0"), Zone(38, 80, "LAG\nit follows late"),
                     Zone(80, 121, "NOISE\nbatches differ")))),
-        "traces": Figure(
-            "Means of single batches, and averages of them",
-            "Follow one channel of the second layer of one network, over training, in the units of the layer's input. "
-            "Exact means were measured at eight checkpoints.",
-            score("traces", "mean", OVER_TIME, depth=2, channel=0, seed=0, batch_size=(4, 256)),
-            Curves("epoch", "estimator", Axis("mean of a channel"), across=Axis("epoch", log=True)),
-            Finding("Population means move over training, and running averages have to follow",
-                    {"population_moves": ()})),
+        "speeds": Figure(
+            "How far means move in an update",
+            "Follow a line over training: how far a channel's mean moves in one update, in its standard deviations; "
+            "geometric mean over the layers behind the first. {schedule}",
+            score(lambda tables: find_speeds(tables, ()).assign(panel=""), "speed", ("panel", "batch_size", "epoch"),
+                  **RATIO_OVER_LAYERS),
+            Curves("epoch", "batch_size", Axis("move of a mean in an update (σ)", log=True), across=Axis("epoch")),
+            Finding("Means move over four times as fast in mid-training as in the last tenth",
+                    {"follows_the_learning_rate": ()})),
         "terms": Figure(
             "What the gap of the running mean is made of",
             "Read the height of a colour as its share of the squared distance from the exact mean, over layers but "

@@ -238,11 +238,11 @@ EXPERIMENT = Experiment(
             Curves("updates", "estimator", Axis("test accuracy (%)"), across=Axis("updates"))),
         "map": Figure(
             "Points of accuracy lost under running averages",
-            "Read a cell as the points of test accuracy that a network loses in eval mode: under exact statistics "
-            "minus under PyTorch's running averages (momentum 0.1), of the same weights. Left, one training at a "
+            "Read a cell as the points of test accuracy that a network loses in eval mode, bold where the 95% interval "
+            "leaves out 0: under exact statistics minus under PyTorch's running averages (momentum 0.1), of the same "
+            "weights. Left, one training at a "
             "constant learning rate is measured after so many updates; right, each cell is a one-cycle training of "
-            "that length, at its end. Bold: the 95% interval leaves out 0. Hatched: the network has little to lose "
-            "yet.",
+            "that length, at its end. Hatched: the network has little to lose yet.",
             score(find_lost, "accuracy", ("panel", "batch_size", "updates", "hollow"), scale=-100, updates=BOTH,
                   **PYTORCH),
             Cells("updates", "batch_size", ("number of updates", "batch size"),
@@ -258,8 +258,9 @@ EXPERIMENT = Experiment(
             Curves("images", "batch_size", LOST_OF_ANY_SIZE, across=IMAGES)),
         "best_momentum": Figure(
             "The best momentum, by the number of updates",
-            "Read up from a number of updates: the momentum, of 0.003 to 0.9, of the running average with the lowest "
-            f"test loss. {HOLLOW}",
+            "Read up from a number of updates the momentum, of 0.003 to 0.9, of the running average with the lowest "
+            "test loss; circles are hollow, without a band, where exact accuracy is below 50%, so that little can be "
+            "lost.",
             score(find_best_momenta, "momentum", ("panel", "batch_size", "updates", "hollow"), geometric=True),
             Curves("updates", "batch_size", BEST, across=UPDATES)),
         "accuracy": Figure(

@@ -144,7 +144,7 @@ def test_a_figure_is_read_from_the_tables() -> None:
     quote = '{{ drawn("trial.cost", "batch size 4", unit="points") }}'
 
     assert fill_paragraphs(quote, [find_outcome(experiment, plant())]) == ["3.0 points [0.5, 5.5]"]
-    assert fill_prose(f"# Is it so?\n\n{quote}", []).quoted == {"trial"}
+    assert fill_prose(f"# Is it so?\n\n{quote}", []).quoted == ("trial",)
 
 
 def test_links_to_files_that_a_report_has_not_are_left_out_of_it() -> None:
@@ -168,7 +168,7 @@ def test_an_answer_has_question_paragraphs_and_figure() -> None:
 def test_an_answer_knows_what_it_quotes() -> None:
     template = '# Is it so?\n\nYes{{ holds("e.large") }}{{ undecided("trial.costs", shown=False) }}.'
 
-    assert fill_prose(template, []).quoted == {"e", "trial"}
+    assert fill_prose(template, []).quoted == ("e", "trial")
 
 
 def test_tables_and_lists_keep_their_lines_and_lose_those_that_are_untrue() -> None:
