@@ -6,15 +6,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import (
-    FIRST,
-    find_largest_gap,
-    gap_over_layers,
-    lowest,
-    name_panels,
-    rows,
-    select,
-)
+from bnlab.harness.reporting.frames import FIRST, find_largest_gap, gap_over_layers, lowest, name_panels, rows, select
 
 # Columns by which rows are averaged or paired
 EACH = ("panel", "batch_size")

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import find_parameter, name_panels, paired, put_in_order, rows, score
-from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from bnlab.harness.reporting.frames import find_parameter, paired, rows, score
+from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
 
 SIZE = "norm.batch_size"  # images that are normalized together
@@ -27,7 +27,6 @@ PARTS: dict[str, Any] = {
     "estimator": "exact",
 }  # compared with other parts, from the same seed
 EMA: dict[str, Any] = {"against": "exact", "estimator": "ema", "momentum": 0.1}
-NAMES = {"exact": "exact statistics", "ema": "running averages", TEST_BATCH: "test batches of two"}
 BY_A_POINT, AS_GOOD = ("points gained", A_POINT), ("points gained", AS_ACCURATE)
 
 
@@ -46,15 +45,6 @@ def score_gain(*sizes: int, **compared: Any) -> Score:
     """Score the points that are gained in parts of these sizes, against other parts or other statistics."""
     wanted = {**compared, SIZE: sizes}
     return score(find_accuracies, "accuracy", (SIZE,), scale=100, **wanted)
-
-
-def find_by_batch(tables: Tables) -> pd.DataFrame:
-    """Find accuracies after training in parts of 2 by what is predicted with, in panels by batch size."""
-    frame = rows(tables, "evaluations", 1.0, ("batch_size",), estimator=tuple(NAMES), momentum=(0.1, None), **TWO)
-    frame["line"] = frame["estimator"].map(NAMES)
-    differing = ["estimator", "momentum", "statistics_split"]  # between lines
-    named = name_panels(frame, "batches of {batch_size}")
-    return put_in_order(named.drop(columns=differing), "line", NAMES.values())
 
 
 def find_leads(tables: Tables) -> pd.DataFrame:
@@ -76,14 +66,6 @@ EXPERIMENT = Experiment(
             Curves(SIZE, "estimator", Axis("test accuracy (%)")),
             Finding("Training in parts of 2 images costs accuracy, under exact statistics too",
                     {"tiny_parts_are_not_rescued": ()})),
-        "steps": Figure(
-            "Accuracy after training in parts of two images, by the size of the batch",
-            "Compare the batch sizes: test accuracy after four epochs; batches of 32 make eight times as many updates "
-            "as those of 256.",
-            score(find_by_batch, "accuracy", ("panel", "line"), scale=100),
-            Forest("line", Axis("test accuracy (%)")),
-            Finding("With eight times as many updates exact statistics are less far ahead of test batches of two "
-                    "images", {"the_lead_shrinks": ()})),
     },
     claims={
         "thirty_two_is_best": Claim(

@@ -81,12 +81,6 @@ def find_lost_more(tables: Tables) -> pd.DataFrame:
     return paired(lost, "accuracy", FULL, along="remainder", matching=SAME)
 
 
-def find_share_lost_more(tables: Tables) -> pd.DataFrame:
-    """Divide by the accuracy under exact statistics, and subtract that share in networks of full batches."""
-    kept = paired(find_accuracies(tables), "accuracy", ratio=True)
-    return paired(kept, "accuracy", FULL, along="remainder", matching=SAME)
-
-
 def subtract_plain_average(tables: Tables) -> pd.DataFrame:
     """Subtract the accuracy under the plain average from that under the one weighted by batch size."""
     frame = find_accuracies(tables)
@@ -129,13 +123,6 @@ EXPERIMENT = Experiment(
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
             Finding("The update of a small last batch harms the weights, at a constant rate", {"weights_lose": ()})),
-        "statistics": Figure(
-            "What all statistics lose around a last batch of 1/32",
-            "Read from left to right through the last batch, at 0: test accuracy of the same network under exact "
-            "statistics minus that under others. The last full batch leaves the small one out.",
-            score(lambda tables: name_schedule_panels(find_lost_by_averages(tables)), "accuracy",
-                  ("panel", "estimator", "momentum", "since"), scale=-100, remainder="1/32"),
-            Curves("since", "estimator", LOST, across=SINCE)),
     },
     claims={
         "weights_lose": Claim(
@@ -177,11 +164,6 @@ EXPERIMENT = Experiment(
             "weights over a point (asked when seen).",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
                   **CONSTANT), above(1.0, "points", A_POINT)),
-        "averages_lose_a_larger_share": Claim(
-            "At a constant rate, right after a last batch of at most 1/6, running averages lose a larger share of the "
-            "accuracy under exact statistics than right after a full one (asked when seen).",
-            score(find_share_lost_more, "accuracy", CELL, scale=-1, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA, **CONSTANT), above(0.0, "of exact accuracy", "at 0 it is the same share")),
         "weighing_gains": Claim(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
             "gains over a point against the plain one.",

@@ -8,17 +8,7 @@ import pandas as pd
 
 from bnlab import theory
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
-from bnlab.harness.reporting.frames import (
-    BEHIND,
-    RATIO_OVER_LAYERS,
-    gap_over_layers,
-    locate_minimum,
-    lowest,
-    other_seeds,
-    rows,
-    score,
-    select,
-)
+from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, locate_minimum, lowest, other_seeds, rows, score
 from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Curves
 from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, find_gaps
 
@@ -63,13 +53,6 @@ def predict_momenta(tables: Tables) -> pd.DataFrame:
         grid["mean_level"].to_numpy(),
     )
     return lowest(grid, "mean_gap", LAYER)
-
-
-def find_best(tables: Tables) -> pd.DataFrame:
-    """Find for each network `best`, the momentum with the smallest gap behind the first layer at the end."""
-    gaps = gap_over_layers(rows(tables, "gaps", LATE, estimator="ema"), "mean_gap")
-    lowest_gaps = lowest(select(gaps, layers=BEHIND), "mean_gap", NETWORK)
-    return lowest_gaps.rename(columns={"momentum": "best"})
 
 
 def find_ends(tables: Tables) -> pd.DataFrame:
@@ -118,16 +101,6 @@ EXPERIMENT = Experiment(
         "mistake_costs_late": Claim(
             "At the end of training a momentum of 0.9, which is 0.1 in the other convention, costs accuracy.",
             score("evaluations", "accuracy", EACH, at=LATE, **MISTAKE), above(0.0, "points", AS_ACCURATE), ("Q4",)),
-        "mistake_costs_against_exact": Claim(
-            "At the end of training a momentum of 0.9 costs accuracy against exact statistics (asked when seen).",
-            score("evaluations", "accuracy", EACH, at=LATE, **{**COST_OF_EMA, "momentum": (0.9, None)}),
-            above(0.0, "points", AS_ACCURATE), ("Q4",)),
-        "larger_batches_take_larger_ones": Claim(
-            "At the end of training the best momentum behind the first layer is over twice that at batch 16 (asked "
-            "when seen).",
-            score(find_best, "best", ("batch_size",), against=16, along="batch_size", matching=("seed",),
-                  ratio=True, geometric=True),
-            above(2.0, "times", "the sweep's momenta are up to 2.5 times apart"), ("Q4", "Q10")),
         "mistake_gains_early": Claim(
             "Early at a large batch a momentum of 0.9, which is 0.1 in the other convention, gains accuracy.",
             score("evaluations", "accuracy", EACH, at=EARLY, batch_size=256, **MISTAKE),

@@ -10,11 +10,10 @@ networks of four epochs with batch norm or a momentum of 0.01, which are the sam
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above
-from bnlab.harness.reporting.frames import interval, name_panels, paired, put_in_order, rows, score
+from bnlab.harness.reporting.frames import interval, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
 from bnlab.harness.reporting.wording import estimator_label
 from experiments.margins import COST_OF_EMA
@@ -27,8 +26,6 @@ SLOW, FAST = 0.01, 0.1  # momenta of renorm's averages
 MOMENTUM = "norm.momentum"
 FOUR_EPOCHS: dict[str, Any] = {"epochs": SHORT, MOMENTUM: (SLOW, None)}  # the networks of all orders
 BLOCKS: dict[str, Any] = {"order": "blocks:16"}
-BATCH = "batch norm"
-RENORM = {SLOW: "renorm, momentum 0.01", FAST: "renorm, momentum 0.1"}
 EACH = ("epochs", MOMENTUM)
 WARMED_UP: dict[str, Any] = {"epochs": LONG, MOMENTUM: SLOW}
 QUICK: dict[str, Any] = {"epochs": SHORT, MOMENTUM: FAST}
@@ -56,17 +53,6 @@ def score_accuracies(tables: Tables) -> pd.DataFrame:
     return put_in_order(ordered, "panel", ["batch norm"])
 
 
-def find_renorm(tables: Tables) -> pd.DataFrame:
-    """Find accuracies under exact statistics in blocks of 16, at the end, in panels by length of the training."""
-    frame = rows(tables, "evaluations", 1.0, ("norm", *EACH), estimator="exact", **BLOCKS)
-    frame["epochs"] = frame["epochs"].astype(int)
-    is_batch = frame["norm"] == "batch"
-    frame["line"] = np.where(is_batch, BATCH, frame[MOMENTUM].map(RENORM))
-    named = name_panels(frame, "after {epochs} epochs")
-    lines = (BATCH, *RENORM.values())
-    return put_in_order(named, "line", lines)
-
-
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Find what renorm gains in blocks of 16 against batch norm of the same seed and length, under exact statistics."""
     settings = ("norm", *EACH)
@@ -86,14 +72,6 @@ EXPERIMENT = Experiment(
             score_accuracies, Forest("rule", ACCURACY, series="line"),
             Finding("Networks that see images of a class together lose much, under exact statistics too",
                     {"nothing_rescues": ()})),
-        "renorm": Figure(
-            "Accuracy of batch renorm where 16 images of a class come together",
-            "Compare the points of a line: test accuracy at the end under exact statistics. Momentum: of the averages "
-            "that renorm trains with.",
-            score(find_renorm, "accuracy", ("panel", "line"), scale=100),
-            Forest("line", ACCURACY),
-            Finding("After four epochs renorm helps with images of a class together, if its averages forget their "
-                    "start", {"short_memory_rescues": (), "the_start_is_to_blame": ()})),
     },
     claims={
         "running_average_costs": Claim(

@@ -4,7 +4,7 @@ Wu & He 2018 (group norm), Ioffe 2017 (renormalization), Ruff 2017 (gain control
 batches and with a one-cycle schedule; the rate of each norm and batch size is picked by validation on seeds 100 to 102
 and tested on seeds 103 to 109. Batches of 128 see 32 times the images of batches of 4. All claims were written before
 their first number; an earlier experiment with three rates has shown that group norm does not win in batches of 4. In
-all claims networks that collapsed are left out; a figure counts them, and another one shows means with them.
+all claims networks that collapsed are left out; the figure shows means with them too.
 """
 
 import numpy as np
@@ -98,13 +98,6 @@ EXPERIMENT = Experiment(
             "its kind.",
             score(find_with_and_without, "accuracy", ("panel", "line"), scale=100),
             Forest("line", Axis("test accuracy (%)"))),
-        "collapses": Figure(
-            "Collapses by norm, each at its own learning rate",
-            "Compare the norms: the share of networks whose accuracy is below half of the median of their norm and "
-            "batch size, or that diverged.",
-            score(lambda tables: name_panels(find_accuracies(tables), "batch size {batch_size}"), "is_collapsed",
-                  ("panel", "line")),
-            Forest("line", Axis("share of networks that collapse"))),
         "rates": Figure(
             "Learning rates are picked by these accuracies",
             "Find the highest point of a line: validation accuracy at the end, seeds 100 to 102, under exact "

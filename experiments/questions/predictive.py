@@ -22,15 +22,13 @@ from bnlab.harness.reporting.frames import (
     select,
 )
 from bnlab.harness.reporting.plots import TIMES_THE_BEST, Curves
-from experiments.margins import A_POINT, AS_ACCURATE, AS_NEAR, FLAT, OVER_TIME, SIX_IMAGES
+from experiments.margins import A_POINT, AS_NEAR, FLAT, OVER_TIME, SIX_IMAGES
 
 SHARES = (0.03, 0.1, 0.55, 1.0)  # of the training
 NETWORK = ("data", "model", "batch_size", "optimizer.schedule")
 EACH = ("model", "panel", "batch_size", "optimizer.schedule")
 CHARACTERS: dict[str, Any] = {"data": "glyphs", "model": "cnn"}
-CONSTANT: dict[str, Any] = {"optimizer.schedule": "constant"}
 ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
-RESTORED = " (dropped once when its numbers were known, and restored)"
 NARROWED = "narrowed to the layers behind the first when results were known"
 
 
@@ -75,23 +73,6 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     return paired(chosen, "accuracy", against="ema")
 
 
-def find_early(tables: Tables) -> pd.DataFrame:
-    """Find what predictive momentum gains against each other one after a tenth of training, at batch 256."""
-    frame = rows(tables, "evaluations", 0.1, NETWORK, estimator=("ema", "predictive"), batch_size=256)
-    is_step = frame["optimizer.schedule"] == "step"
-    others = frame[~is_step]  # a step schedule is still constant then
-    gains = paired(others, "accuracy", against="predictive")
-    gains["accuracy"] = -gains["accuracy"]
-    return gains
-
-
-def find_constant_end(tables: Tables) -> pd.DataFrame:
-    """Find accuracies at the end at a constant rate and batch 256, minus those under exact statistics."""
-    wanted = {"batch_size": 256, **CONSTANT, **CHARACTERS}
-    frame = rows(tables, "evaluations", 1.0, NETWORK, **wanted)
-    return paired(frame, "accuracy")
-
-
 def find_losses(tables: Tables) -> pd.DataFrame:
     """Find the accuracy that the forecast gains against the fixed momentum with the highest mean over seeds."""
     wanted = {"estimator": ("ema", "predictive"), **ONE_CYCLE, **CHARACTERS}
@@ -110,12 +91,11 @@ def make_claims(
     reason: str,
     all_layers: str,
     seen: str = "",
-    restored: str = "",
     **networks: Any,
 ) -> dict[str, Claim]:
     """Make the claims on what the forecasts' choice is worth in `networks`, which `where` names.
 
-    Over all layers, as it was asked first, `near_the_best` is `all_layers`; `seen` and `restored` say what was known.
+    Over all layers, as it was asked first, `near_the_best` is `all_layers`; `seen` says what was known.
     """
     wanted = {"estimator": "predictive", **networks}
     return {
@@ -129,11 +109,6 @@ def make_claims(
             f"each layer and step ({NARROWED}; over all layers {all_layers}).",
             score(find_times(), "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer", "epoch"),
                   geometric=True, depth=OtherThan(1), **wanted), below(1.25, "times", FLAT), ("Q10", "H12", "H14")),
-        f"better_early{end}": Claim(
-            f"{where} early at a large batch predictive momentum is over 5 points more accurate than "
-            f"PyTorch's{restored}.",
-            score(find_early, "accuracy", ("data", "model", "optimizer.schedule"), scale=100, momentum=0.1, **networks),
-            above(5.0, "points", "what nobody would give away"), ("Q6",)),
         f"late_where_the_rate_ends{end}": Claim(
             f"{where} at the end of a one-cycle schedule, where the learning rate falls to 0, predictive momentum is "
             "late: behind the first layer its gap is more than a quarter larger than that of the best fixed "
@@ -163,7 +138,7 @@ EXPERIMENT = Experiment(
         **make_claims("", "On characters", 0.3, SIX_IMAGES,
                       "1.460 [1.396, 1.526], 1.455 [1.386, 1.528] and 1.413 [1.341, 1.489] times at 16, 64 and 256 "
                       "with a one-cycle schedule, see `near_the_best_over_all_layers`",
-                      seen="asked when seen; ", restored=RESTORED, **CHARACTERS),
+                      seen="asked when seen; ", **CHARACTERS),
         "near_the_best_over_all_layers": Claim(
             "On characters, over all layers, as it was asked first, the gap of predictive momentum is about that of "
             "the best fixed one of each layer and step.",
@@ -171,31 +146,14 @@ EXPERIMENT = Experiment(
                   geometric=True, estimator="predictive", **CHARACTERS),
             below(1.25, "times", FLAT), ("Q10", "H12", "H14")),
         **make_claims("_digits", "On digits", 1.0, "4 of 359 test images", "the same lines hold", data="digits"),
-        **make_claims("_resnet", "In a resnet on characters", 1.0, A_POINT, "the same lines hold", restored=RESTORED,
-                      data="glyphs", model="resnet"),
-        "last_batch_costs_at_a_constant_rate": Claim(
-            "On characters, at the end at a constant learning rate and a large batch, even the last batch's moments "
-            "alone cost over a point against exact statistics (asked when seen).",
-            score(find_constant_end, "accuracy", ("batch_size", "estimator", "momentum"), scale=-100, momentum=1.0),
-            above(1.0, "points", A_POINT), ("Q10",)),
+        **make_claims("_resnet", "In a resnet on characters", 1.0, A_POINT, "the same lines hold", data="glyphs",
+                      model="resnet"),
         "last_batch_is_farther": Claim(
             "On characters, over a training with a one-cycle schedule, the gap of the last batch alone is larger than "
             "that of predictive momentum at each batch size (asked when seen).",
             score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, geometric=True,
                   average=("epoch", "layer"), depth=OtherThan(1), estimator="ema", momentum=1.0, **ONE_CYCLE,
                   **CHARACTERS), above(1.0, "times", AS_NEAR), ("H14",)),
-        "constant_rate_costs_on_digits": Claim(
-            "On digits, at the end at a constant learning rate and a large batch, PyTorch's momentum costs over a "
-            "point (asked when seen).",
-            score(lambda tables: paired(rows(tables, "evaluations", 1.0, NETWORK, batch_size=256, data="digits",
-                                             **CONSTANT), "accuracy"),
-                  "accuracy", ("model",), scale=-100, estimator="ema", momentum=0.1),
-            above(1.0, "points", A_POINT), ("Q6",)),
-        "better_early_than_last_batch": Claim(
-            "On digits early at a large batch predictive momentum is more accurate than the last batch's moments "
-            "(asked when seen).",
-            score(find_early, "accuracy", ("model", "optimizer.schedule"), scale=100, momentum=1.0, data="digits"),
-            above(0.0, "points", AS_ACCURATE), ("Q6",)),
         "nearer_than_others": Claim(
             "On average over batch sizes, layers behind the first and steps, any fixed momentum and Kalman's filter "
             f"have a larger gap ({NARROWED}; over all layers all lines hold).",

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above
 from bnlab.harness.reporting.frames import name_panels, paired, put_in_order, rows, score, select
-from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from bnlab.harness.reporting.plots import Axis, Forest
 from bnlab.names import EstimatorName
-from experiments.margins import A_POINT, AS_ACCURATE, AS_NEAR
+from experiments.margins import A_POINT, AS_ACCURATE
 
 NAMES = {
     "ema": "running averages",
@@ -25,7 +25,6 @@ NAMES = {
 RUNNING, EXACT, EVAL_NORM, WEIGHING = NAMES.values()
 NETWORKS = {"none": "never frozen", "ema": "frozen with running averages", "exact": "frozen with exact statistics"}
 FROZEN = NETWORKS["ema"]
-DISCREPANCIES = {"tid_mean": "of the mean (σ)", "tid_std": "of the deviation (relative)"}
 BETTER = above(0.0, "points gained", AS_ACCURATE)
 
 
@@ -47,13 +46,6 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     return put_in_order(named, "line", (EXACT, EVAL_NORM, WEIGHING))
 
 
-def find_gains_by_freezing(tables: Tables) -> pd.DataFrame:
-    """Find what networks gain by freezing for the last fifth, under running averages and under exact statistics."""
-    accuracies = select(find_accuracies(tables), line=(RUNNING, EXACT))
-    gains = paired(accuracies, "accuracy", "none", along="freeze_with", matching=("seed", "batch_size", "line"))
-    return name_panels(gains, "batch size {batch_size}")
-
-
 def find_repairs(tables: Tables) -> pd.DataFrame:
     """Find accuracies of networks that were frozen with running averages, and under EvalNorm of those never frozen.
 
@@ -64,19 +56,6 @@ def find_repairs(tables: Tables) -> pd.DataFrame:
     corrected = select(accuracies, freeze_with="none", line=EVAL_NORM)
     both = pd.concat([frozen, corrected], ignore_index=True)
     return both.drop(columns=["freeze_with", "freeze_at", "training"], errors="ignore")
-
-
-def find_discrepancies(tables: Tables) -> pd.DataFrame:
-    """Find the discrepancies by layer of exact statistics, of networks that were never frozen."""
-    settings = ("batch_size", "freeze_with")
-    gaps = rows(tables, "gaps", 1.0, settings, estimator="exact", freeze_with="none")
-
-    frames = []
-    for column, words in DISCREPANCIES.items():
-        distance = gaps[column]
-        frames.append(gaps.assign(distance=distance, kind=words))
-    both = pd.concat(frames, ignore_index=True)
-    return name_panels(both, "{kind}")
 
 
 def score_gain(line: str, against: str, **wanted: Any) -> Score:
@@ -121,21 +100,6 @@ EXPERIMENT = Experiment(
             Forest("line", Axis("points gained"), mark=(0.0, "as accurate")),
             Finding("EvalNorm is more accurate than running averages, most so after batches of 2",
                     {"eval_norm_beats_running_averages": ()})),
-        "freezing": Figure(
-            "Accuracy gained by freezing batch norm for the last fifth",
-            "Compare with 0, networks that were never frozen, under the same kind of statistics.",
-            score(find_gains_by_freezing, "accuracy", ("panel", "training", "line"), scale=100),
-            Forest("training", Axis("points gained"), mark=(0.0, "as accurate"), series="line"),
-            Finding("In batches of 2 and 4, batch norm that is frozen for the last fifth gains accuracy",
-                    {"freezing_helps": ()})),
-        "discrepancy": Figure(
-            "How far exact statistics are from those of single training batches, by layer",
-            "Compare the layers: distance from the mean of a batch, in its standard deviations, and from its standard "
-            "deviation; averaged over batches.",
-            score(find_discrepancies, "distance", ("panel", "depth", "batch_size")),
-            Curves("depth", "batch_size", Axis("distance from single batches")),
-            Finding("Exact means are over twice as far from those of single batches of 2 as of 16",
-                    {"discrepancy_is_noise_of_batches": ()})),
     },
     claims={
         "eval_norm_beats_running_averages": Claim(
@@ -154,9 +118,6 @@ EXPERIMENT = Experiment(
             "In batches of 2 and 4 networks that were frozen for the last fifth are more accurate, each under its own "
             "statistics.",
             score_freezing(RUNNING), BETTER, ("Q11", "F3")),
-        "freezing_helps_exact_statistics_too": Claim(
-            "In batches of 2 and 4 they are more accurate under exact statistics as well.",
-            score_freezing(EXACT), BETTER, ("F3",)),
         "freezing_beats_eval_norm": Claim(
             "Networks that were frozen for the last fifth, under their running averages, are more accurate than "
             "networks that were never frozen under EvalNorm (asked when seen).",
@@ -167,15 +128,5 @@ EXPERIMENT = Experiment(
             score("gaps", "tid_mean", ("depth",), at=1.0, against=16, along="batch_size", matching=("seed",),
                   ratio=True, geometric=True, batch_size=2, estimator="exact", freeze_with="none"),
             above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8"), ("F11", "H3")),
-        "better_statistics_do_not_reduce_it": Claim(
-            "Running means are about as far from those of single batches as exact ones are, in every layer.",
-            score("gaps", "tid_mean", ("batch_size", "depth"), at=1.0, against="exact", ratio=True, geometric=True,
-                  estimator="ema", freeze_with="none"),
-            within(0.9, 1.1, "times", "a tenth is not seen in a figure"), ("F11",)),
-        "deviations_differ_more_in_later_layers": Claim(
-            "The discrepancy of the standard deviation is larger in the last layer than in the first.",
-            score("gaps", "tid_std", ("batch_size",), at=1.0, against=1, along="depth", ratio=True, geometric=True,
-                  depth=3, estimator="exact", freeze_with="none"),
-            above(1.0, "times", AS_NEAR), ("F11", "H7")),
     },
 )  # fmt: skip

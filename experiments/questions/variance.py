@@ -115,9 +115,5 @@ EXPERIMENT = Experiment(
             "On frozen weights at tiny batches, pooling batches gains accuracy against averaging their variances.",
             score("evaluations", "accuracy", EACH, at=1.0, against="update_bn", scale=100, estimator="precise",
                   batch_size=(2, 4)), above(0.0, "points gained", AS_ACCURATE), ("Q3", "Q9", "H6")),
-        "weights_cost_nothing": Claim(
-            "Whether a smaller last batch counts less does not change accuracy, to 0.3 points.",
-            score("evaluations", "accuracy", EACH, at=1.0, against="update_bn", scale=100, estimator="swa",
-                  batch_size=(16, 64)), SAME, ("Q9",)),
     },
 )  # fmt: skip

@@ -7,15 +7,14 @@ their first number.
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
-from bnlab.harness.reporting.frames import name_panels, put_in_order, rows, score
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
+from bnlab.harness.reporting.frames import put_in_order, rows, score
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT
 
 NAMES = {"batch": "batch norm", "group": "group norm", "instance": "instance norm", "gain_control": "gain control"}
 ALONE = ("group", "instance", "gain_control")  # norms of each image
 GAINED = ("points gained", A_POINT)
-MEBIBYTE = 2**20
 
 
 def name_norms(frame: pd.DataFrame) -> pd.DataFrame:
@@ -54,15 +53,6 @@ EXPERIMENT = Experiment(
             Forest("line", Axis("test accuracy (%)"), series="batch_size"),
             Finding("Norms of each image do at least as well on one image at a time as in batches of 32",
                     {"one_image_is_enough": ()})),
-        "memory": Figure(
-            "Memory of an update by norm, of one image and of 32",
-            "Compare the two panels, batches of one and of 32: activations that are kept for the backward pass, "
-            "weights, gradients and momentum.",
-            score(lambda tables: name_panels(find_memory(tables), "batch size {images}"), "step_bytes",
-                  ("panel", "line"), scale=1 / MEBIBYTE),
-            Forest("line", Axis("memory of an update (MiB)")),
-            Finding("An update on one image takes less than a tenth of the memory of one on 32",
-                    {"an_update_takes_a_tenth": (), "it_is_the_batch_that_saves": ()})),
     },
     claims={
         "one_image_is_enough": Claim(
@@ -76,21 +66,11 @@ EXPERIMENT = Experiment(
             score(find_accuracies, "accuracy", ("norm",), scale=100, against="batch", along="norm",
                   matching=("seed", "batch_size"), batch_size=32),
             above(-1.0, *GAINED), ("Q18", "F5")),
-        "gain_control_keeps_up_with_group_norm": Claim(
-            "On one image at a time gain control is less than a point worse than group norm.",
-            score(find_accuracies, "accuracy", ("norm",), scale=100, against="group", along="norm",
-                  matching=("seed", "batch_size"), batch_size=1, norm="gain_control"),
-            above(-1.0, *GAINED), ("Q18",)),
         "an_update_takes_a_tenth": Claim(
             "An update on one image takes less than a tenth of the memory of one on 32, activations and weights "
             "together.",
             score(find_memory, "step_bytes", ("norm",), against=32, along="images", ratio=True, matching=("run",),
                   images=1),
             below(0.1, "times", "a tenth decides which device is large enough"), ("Q18",)),
-        "it_is_the_batch_that_saves": Claim(
-            "At 32 images the activations that norms of each image keep are those of batch norm, to a tenth.",
-            score(find_memory, "saved_bytes", ("norm",), against="batch", along="norm", ratio=True,
-                  matching=("seed", "images"), images=32),
-            within(0.9, 1.1, "times", "a tenth is less than what the next batch size changes"), ("Q18",)),
     },
 )  # fmt: skip

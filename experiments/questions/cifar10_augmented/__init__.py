@@ -21,8 +21,8 @@ from bnlab.harness.reporting.frames import (
     select,
     share_name,
 )
-from bnlab.harness.reporting.plots import GAP, TIMES_THE_BEST, Axis, Curves, Forest
-from experiments.margins import ALL_LAYERS, EACH, OVER_TIME, PYTORCH
+from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest
+from experiments.margins import ALL_LAYERS, EACH, PYTORCH
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
@@ -97,15 +97,6 @@ EXPERIMENT = Experiment(
             Forest("name", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="line"),
             Finding("Statistics of augmented images are more accurate than those of plain ones, in batches of 32 and "
                     "1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
-        "predictive": Figure(
-            "The gap of self-tuned momentum to augmented images over training, on CIFAR-10",
-            "Compare with 1: gap of the mean over the smallest of six fixed momenta in that layer at that step, known "
-            "in hindsight only; geometric mean over the layers behind the first.",
-            score(lambda tables: over_best(rows(tables, "augmented_gaps"), "mean_gap"), "mean_gap", OVER_TIME,
-                  estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
-            Curves("epoch", "estimator", TIMES_THE_BEST),
-            Finding("Self-tuned momentum is as near as the best fixed one until the rate falls to 0, on CIFAR-10",
-                    {"predictive_is_near_before_the_end": (), "predictive_is_late_at_the_end": ()})),
     },
     claims={
         "u_comes_back": Claim(

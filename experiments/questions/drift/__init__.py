@@ -76,16 +76,6 @@ def find_distances(tables: Tables) -> pd.DataFrame:
     return gap_over_layers(distances, "distance")
 
 
-def find_moves(tables: Tables) -> pd.DataFrame:
-    """Find how far exact means move between a tenth and the end of training, in standard deviations, over layers."""
-    exact = rows(tables, "traces", (EARLY, END), estimator="exact", batch_size=(4, 256))
-    changes = paired(exact, "mean", share_name(EARLY), along="panel")
-    distance = changes["mean"].abs()
-    deviation = changes["var"] ** 0.5
-    changes["moved"] = distance / deviation
-    return gap_over_layers(changes, "moved")
-
-
 def find_parts(tables: Tables) -> pd.DataFrame:
     """Average the same shares, in panels by batch size; `when` is the share of the training in words.
 
@@ -167,20 +157,11 @@ EXPERIMENT = Experiment(
             score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch",
                   layers=BEHIND),
             above(1.0, "times", "at 1 averaging gains nothing"), bears_on=("Q1",)),
-        "population_moves": Claim(
-            "Population means behind the first layer move between a tenth and the end of training, by more than 0.1 "
-            "standard deviations (narrowed to the layers behind the first after its numbers were known).",
-            score(find_moves, "moved", ("batch_size",), layers=BEHIND),
-            above(0.1, "σ", "the mean of 100 independent values is off by as much"), bears_on=("Q1", "Q7")),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
                   panel=share_name(MIDDLE), **RATIO_OVER_LAYERS),
             above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes"), ("Q7",)),
-        "deeper_is_faster": Claim(
-            "In the middle of training the means of the third layer move faster than those of the second.",
-            score(find_speeds, "speed", ("batch_size",), against=2, along="depth", ratio=True,
-                  panel=share_name(MIDDLE), **RATIO_OVER_LAYERS), above(1.0, "times", "at 1 both move alike"), ("Q7",)),
         "memory_holds_late": Claim(
             "In the last tenth of training population means move less in ten steps than means of batches scatter.",
             score(find_speeds, "stale", ("batch_size",), panel=share_name(END), **RATIO_OVER_LAYERS),

@@ -275,11 +275,6 @@ EXPERIMENT = Experiment(
             "diverged counts with that of chance.",
             score(find_validated, "accuracy", ("panel", "batch_size", RATE), scale=100),
             Curves(RATE, "batch_size", VALIDATED, across=RATES)),
-        "rates_running": Figure(
-            "Under running averages these rates would have been picked",
-            "Find the highest point of a line, now under running averages of momentum 0.1.",
-            score(find_validated, "running", ("panel", "batch_size", RATE), scale=100),
-            Curves(RATE, "batch_size", VALIDATED, across=RATES)),
     },
     claims={
         "larger_batches_do_not_lose_more": Claim(
