@@ -1,12 +1,21 @@
 """What several questions share: columns that rows are grouped by, reasons for margins, and frames for figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import FIRST, find_largest_gap, gap_over_layers, lowest, name_panels, rows, select
+from bnlab.harness.reporting.frames import (
+    FIRST,
+    find_largest_gap,
+    gap_over_layers,
+    lowest,
+    name_panels,
+    put_in_order,
+    rows,
+    select,
+)
 
 # Columns by which rows are averaged or paired
 EACH = ("panel", "batch_size")
@@ -29,6 +38,17 @@ ALL_LAYERS = (
     "means stay near 0, so that it has noise and hardly any lag."
 )
 """A sentence for captions of figures of `find_gaps`."""
+
+
+def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line: str = "line") -> pd.DataFrame:
+    """Name the values of a column, in the order of `names`; rows with another value are left out.
+
+    Lines differ by their names alone: columns that tell estimators apart are dropped.
+    """
+    named = frame.assign(**{line: frame[column].map(names)})
+    named = named[named[line].notna()]
+    told_apart = named.drop(columns=["estimator", "momentum", "statistics_split"], errors="ignore")
+    return put_in_order(told_apart, line, names.values())
 
 
 def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:

@@ -6,9 +6,9 @@ Validation during training uses running averages; at a constant learning rate th
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
-from bnlab.harness.reporting.frames import name_panels, put_in_order, score, select
+from bnlab.harness.reporting.frames import name_panels, score
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import A_POINT, find_picks
+from experiments.margins import A_POINT, find_picks, name_lines
 
 MOST = "more than half are most; of two batch sizes, six networks each that agree are the fewest that decide it"
 MARGIN = "12 or 13 of 2,500 test images: the standard error where accuracy is near 95%; comparisons are paired"
@@ -22,9 +22,8 @@ PICKED_BY = {
 
 def find_named_picks(tables: Tables) -> pd.DataFrame:
     """Find the picks of all but exact statistics, in panels by batch size; the line is how they were picked."""
-    picks = select(find_picks(tables), estimator=list(PICKED_BY))
-    named = picks.assign(line=picks["estimator"].map(PICKED_BY)).drop(columns=["estimator", "momentum", "step"])
-    return put_in_order(name_panels(named, "batch size {batch_size}"), "line", PICKED_BY.values())
+    named = name_lines(find_picks(tables), "estimator", PICKED_BY)
+    return name_panels(named.drop(columns="step"), "batch size {batch_size}")
 
 
 EXPERIMENT = Experiment(

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above
-from bnlab.harness.reporting.frames import interval, paired, put_in_order, rows, score
+from bnlab.harness.reporting.frames import paired, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
 from bnlab.harness.reporting.wording import estimator_label
-from experiments.margins import COST_OF_EMA
+from experiments.margins import COST_OF_EMA, name_lines
 
 SHUFFLED, *IN_ORDER = ORDERS = ("shuffled", "blocks:16", "sorted")
 NORMS = {"batch": "batch norm", "renorm": "batch renorm"}
@@ -36,21 +36,10 @@ MUCH = (5.0, "points", "more than anyone would give away")
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end of training, in panels by norm; `rule` is the estimator, `line` the order in words."""
     frame = rows(tables, "evaluations", 1.0, ("order", "norm"), **FOUR_EPOCHS)
-    estimators = frame.pop("estimator")
-    momenta = frame.pop("momentum")
-    pairs = zip(estimators, momenta, strict=True)
+    pairs = zip(frame["estimator"], frame["momentum"], strict=True)
     frame["rule"] = [estimator_label(estimator, momentum) for estimator, momentum in pairs]
-    frame["line"] = frame["order"].map(WORDS)
-    frame["panel"] = frame["norm"].map(NORMS)
-    return frame
-
-
-def score_accuracies(tables: Tables) -> pd.DataFrame:
-    """Average them over seeds, batch norm and shuffled images first."""
-    accuracies = find_accuracies(tables)
-    means = interval(accuracies, "accuracy", ("panel", "rule", "line"), scale=100)
-    ordered = put_in_order(means, "line", WORDS.values())
-    return put_in_order(ordered, "panel", ["batch norm"])
+    named = name_lines(frame, "order", WORDS)
+    return name_lines(named, "norm", NORMS, line="panel")
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -69,7 +58,8 @@ EXPERIMENT = Experiment(
             "Accuracy where images of a class come together",
             "Compare the orders of training images: shuffled, in blocks of 16 of a class, or class after class "
             "(sorted).",
-            score_accuracies, Forest("rule", ACCURACY, series="line"),
+            score(find_accuracies, "accuracy", ("panel", "rule", "line"), scale=100),
+            Forest("rule", ACCURACY, series="line"),
             Finding("Networks that see images of a class together lose much, under exact statistics too",
                     {"nothing_rescues": ()})),
     },

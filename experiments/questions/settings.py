@@ -21,7 +21,7 @@ from bnlab.harness.reporting.frames import (
     share_name,
 )
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import A_POINT, AS_NEAR
+from experiments.margins import A_POINT, AS_NEAR, name_lines
 
 SHARES = _, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
 USUAL: dict[str, Any] = {
@@ -56,19 +56,6 @@ def name_changes(settings: dict[Any, Any]) -> str:
     return ", ".join(changes) or "usual"
 
 
-def score_cost(*shares: float) -> Score:
-    """Score the points that PyTorch's running average loses against exact statistics of the same network."""
-    panels = [share_name(share) for share in shares]
-    return score(
-        lambda tables: find_changes(tables, "evaluations"),
-        "accuracy",
-        ("panel", "setting"),
-        against="exact",
-        scale=-100,
-        panel=panels,
-    )
-
-
 def score_times(setting: str, against: str, share: float) -> Score:
     """Score the running average's gap under one setting over that under the other, behind the first layer."""
     return score(
@@ -91,12 +78,10 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     frame = select(find_changes(tables, "evaluations"), panel=[share_name(MIDDLE), share_name(LATE)])
     names = frame["setting"].replace("usual", SAID_USUAL).str.replace("adamw", "AdamW")
     shorter = names.str.replace("training images", "images")
-    named = frame.assign(setting=shorter, line=frame["estimator"].map(STATISTICS))
-    differing = ["estimator", "momentum", "statistics_split"]  # between lines
-    at_end = select(named, panel=share_name(LATE), estimator="exact")
+    named = name_lines(frame.assign(setting=shorter), "estimator", STATISTICS)
+    at_end = select(named, panel=share_name(LATE), line=STATISTICS["exact"])
     means = at_end.groupby("setting")["accuracy"].mean().sort_values(ascending=False)
-    ordered = put_in_order(named.drop(columns=differing), "line", STATISTICS.values())
-    return put_in_order(ordered, "setting", means.index)
+    return put_in_order(named, "setting", means.index)
 
 
 def find_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
@@ -142,7 +127,8 @@ EXPERIMENT = Experiment(
             above(0.9, "share", "of the pairs; who picks by them would be misled once in ten"), ("Q11",)),
         "harmless_late": Claim(
             "At the end of training PyTorch's running average costs less than a point, whichever setting is changed.",
-            score_cost(LATE), LITTLE),
+            score(partial(find_changes, table="evaluations"), "accuracy", ("panel", "setting"), against="exact",
+                  scale=-100, panel=share_name(LATE)), LITTLE),
         "constant_rate_costs_late": Claim(
             "At the end the EMA's gap behind the first layer is over twice as large at a constant learning rate as at "
             "one that falls to 0 (narrowed to the layers behind the first after its numbers were known).",

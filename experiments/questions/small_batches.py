@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above
-from bnlab.harness.reporting.frames import name_panels, paired, put_in_order, rows, score, select
+from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
 from bnlab.names import EstimatorName
-from experiments.margins import A_POINT, AS_ACCURATE
+from experiments.margins import A_POINT, AS_ACCURATE, name_lines
 
 NAMES = {
     "ema": "running averages",
@@ -23,27 +23,22 @@ NAMES = {
     "example_weighing": "example weighing (0.1)",
 }
 RUNNING, EXACT, EVAL_NORM, WEIGHING = NAMES.values()
-NETWORKS = {"none": "never frozen", "ema": "frozen with running averages", "exact": "frozen with exact statistics"}
-FROZEN = NETWORKS["ema"]
+FROZEN = "frozen with running averages"
 BETTER = above(0.0, "points gained", AS_ACCURATE)
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Find accuracies at the end; the line is what is predicted with, `training` says if batch norm was frozen."""
+    """Find accuracies at the end; the line is what is predicted with, `freeze_with` says if batch norm was frozen."""
     frame = rows(tables, "evaluations", 1.0, ("batch_size", "freeze_with"))
-    kinds = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
-    frame["line"] = kinds.map(NAMES)
-    frame["training"] = frame["freeze_with"].map(NETWORKS)
-    differing = ["estimator", "momentum", "statistics_split"]  # between lines
-    return frame.drop(columns=differing)
+    frame["kind"] = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
+    return name_lines(frame, "kind", NAMES)
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Find what each kind of statistics gains over running averages, on networks that were never frozen."""
     unfrozen = select(find_accuracies(tables), freeze_with="none")
     gains = paired(unfrozen, "accuracy", RUNNING, along="line", matching=("seed", "batch_size"))
-    named = name_panels(gains, "batch size {batch_size}")
-    return put_in_order(named, "line", (EXACT, EVAL_NORM, WEIGHING))
+    return name_panels(gains, "batch size {batch_size}")
 
 
 def find_repairs(tables: Tables) -> pd.DataFrame:
@@ -55,7 +50,7 @@ def find_repairs(tables: Tables) -> pd.DataFrame:
     frozen = select(accuracies, freeze_with="ema", line=RUNNING).assign(line=FROZEN)
     corrected = select(accuracies, freeze_with="none", line=EVAL_NORM)
     both = pd.concat([frozen, corrected], ignore_index=True)
-    return both.drop(columns=["freeze_with", "freeze_at", "training"], errors="ignore")
+    return both.drop(columns=["freeze_with", "freeze_at"], errors="ignore")
 
 
 def score_gain(line: str, against: str, **wanted: Any) -> Score:
@@ -70,21 +65,6 @@ def score_gain(line: str, against: str, **wanted: Any) -> Score:
         freeze_with="none",
         line=line,
         **wanted,
-    )
-
-
-def score_freezing(line: str) -> Score:
-    """Score the points that networks gain which were frozen for the last fifth, in batches of 2 and 4."""
-    return score(
-        find_accuracies,
-        "accuracy",
-        ("batch_size", "freeze_with"),
-        scale=100,
-        against="none",
-        along="freeze_with",
-        matching=("seed", "batch_size", "line"),
-        line=line,
-        batch_size=(2, 4),
     )
 
 
@@ -117,7 +97,9 @@ EXPERIMENT = Experiment(
         "freezing_helps": Claim(
             "In batches of 2 and 4 networks that were frozen for the last fifth are more accurate, each under its own "
             "statistics.",
-            score_freezing(RUNNING), BETTER, ("Q11", "F3")),
+            score(find_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
+                  along="freeze_with", matching=("seed", "batch_size", "line"), line=RUNNING, batch_size=(2, 4)),
+            BETTER, ("Q11", "F3")),
         "freezing_beats_eval_norm": Claim(
             "Networks that were frozen for the last fifth, under their running averages, are more accurate than "
             "networks that were never frozen under EvalNorm (asked when seen).",

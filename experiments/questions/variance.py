@@ -9,7 +9,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, put_in_order, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
-from experiments.margins import AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, SIX_IMAGES
+from experiments.margins import AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, SIX_IMAGES, name_lines
 
 CORRECTION = "m/(m−1) alone: with over without"
 SAME = within(-0.3, 0.3, "points", SIX_IMAGES)
@@ -39,8 +39,7 @@ def find_first_layer(tables: Tables) -> pd.DataFrame:
     `shortfall` is the share of the exact variance that they lack.
     """
     frame = rows(tables, "gaps", 1.0, estimator=list(FROZEN), depth=1)
-    named = frame.assign(line=frame["estimator"].map(FROZEN), panel="", shortfall=1 - frame["var_ratio"])
-    return named.drop(columns=["estimator", "momentum"])
+    return name_lines(frame.assign(panel="", shortfall=1 - frame["var_ratio"]), "estimator", FROZEN)
 
 
 def score_correction() -> Score:

@@ -8,34 +8,19 @@ their first number.
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
-from bnlab.harness.reporting.frames import put_in_order, rows, score
+from bnlab.harness.reporting.frames import rows, score
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import A_POINT
+from experiments.margins import A_POINT, name_lines
 
 NAMES = {"batch": "batch norm", "group": "group norm", "instance": "instance norm", "gain_control": "gain control"}
 ALONE = ("group", "instance", "gain_control")  # norms of each image
 GAINED = ("points gained", A_POINT)
 
 
-def name_norms(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the norm in words as the line, in the order of `NAMES`."""
-    named = frame.assign(line=frame["norm"].map(NAMES))
-    names = tuple(NAMES.values())
-    return put_in_order(named, "line", names)
-
-
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find test accuracies at the end of training; batch norm is evaluated under exact statistics."""
     frame = rows(tables, "evaluations", 1.0, ("norm", "batch_size"), estimator=("none", "exact"))
-    frame = name_norms(frame)
-    differing = ["estimator", "momentum", "statistics_split"]  # between norms
-    return frame.drop(columns=differing)
-
-
-def find_memory(tables: Tables) -> pd.DataFrame:
-    """Find the memory of an update, of networks that were trained in batches of 32: it depends on the norm alone."""
-    frame = rows(tables, "training_memory", 1.0, ("norm", "batch_size"), batch_size=32)
-    return name_norms(frame)
+    return name_lines(frame, "norm", NAMES)
 
 
 EXPERIMENT = Experiment(
@@ -69,8 +54,8 @@ EXPERIMENT = Experiment(
         "an_update_takes_a_tenth": Claim(
             "An update on one image takes less than a tenth of the memory of one on 32, activations and weights "
             "together.",
-            score(find_memory, "step_bytes", ("norm",), against=32, along="images", ratio=True, matching=("run",),
-                  images=1),
+            score("training_memory", "step_bytes", ("norm",), at=1.0, against=32, along="images", ratio=True,
+                  matching=("run",), batch_size=32, images=1),
             below(0.1, "times", "a tenth decides which device is large enough"), ("Q18",)),
     },
 )  # fmt: skip

@@ -51,10 +51,10 @@ def find_remedies(tables: Tables) -> pd.DataFrame:
     losses = find_losses(tables)
     of_images = "exact, of " + losses["images"].astype(str) + " images"
     kinds = of_images.mask(losses["statistics"] == "stale", OLD).mask(losses["statistics"] == "precise", ONE_PASS)
-    of_kinds = losses.assign(name=losses["line"], line=kinds)
-    is_drawn = of_kinds["line"].isin([OLD, *OF_FEW]) | (of_kinds["is_all"] & (of_kinds["line"] == ONE_PASS))
+    is_drawn = kinds.isin([OLD, *OF_FEW]) | (losses["is_all"] & (kinds == ONE_PASS))
+    of_kinds = losses.assign(name=losses["line"], line=kinds)[is_drawn]
 
-    named = name_panels(of_kinds[is_drawn], "batch size {batch_size}")
+    named = name_panels(of_kinds, "batch size {batch_size}")
     ordered = put_in_order(named, "line", (OLD, *OF_FEW, ONE_PASS))
     return put_in_order(ordered, "name", NAMES.values())
 

@@ -22,12 +22,13 @@ from bnlab.harness.reporting.frames import (
     share_name,
 )
 from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest
-from experiments.margins import ALL_LAYERS, EACH, PYTORCH
+from experiments.margins import ALL_LAYERS, EACH, PYTORCH, name_lines
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
 AUGMENTED = "to the images as training sees them"
 REFERENCES = {PLAIN: "gaps", AUGMENTED: "augmented_gaps"}  # by the name of a line, its table
+LINES = {"ema": "running averages", "exact": "exact, of augmented images"}
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
 
 
@@ -56,9 +57,7 @@ def find_times(tables: Tables) -> pd.DataFrame:
 def find_gains_over_plain(tables: Tables, *shares: float) -> pd.DataFrame:
     """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented."""
     tested = rows(tables, "evaluations", shares, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
-    gains = paired(tested, "accuracy")
-    gains["line"] = gains["estimator"].map({"ema": "running averages", "exact": "exact, of augmented images"})
-    return gains
+    return paired(tested, "accuracy")
 
 
 def find_against_augmented(tables: Tables) -> pd.DataFrame:
@@ -68,9 +67,9 @@ def find_against_augmented(tables: Tables) -> pd.DataFrame:
 
 def find_lines(tables: Tables) -> pd.DataFrame:
     """Find what is gained at the end against exact statistics of the images as they are; `name` is the batch size."""
-    gains = find_gains_over_plain(tables, END).drop(columns=["estimator", "momentum", "statistics_split"])
+    gains = name_lines(find_gains_over_plain(tables, END), "estimator", LINES)
     names = "batches of " + gains["batch_size"].astype(str)
-    return gains.sort_values("batch_size", kind="stable").assign(name=names, panel="")
+    return gains.assign(name=names, panel="").sort_values("batch_size", kind="stable")
 
 
 EXPERIMENT = Experiment(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.signal import lfilter
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
 from bnlab.harness.reporting.frames import (
@@ -15,29 +16,18 @@ from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
     gap_over_layers,
-    interval,
     name_panels,
     paired,
-    put_in_order,
     rows,
     score,
     select,
     share_name,
 )
-from bnlab.harness.reporting.plots import Axis, Curves, Stacked
+from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import EACH
 from experiments.questions.drift.plots import Stream, Zone
 
 BATCHES = 120  # of the made stream
-TERMS = {
-    "start": "start (at 0)",
-    "lag": "lag (of the weights)",
-    "noise": "noise (of batches)",
-    "upstream": "upstream (layers before)",
-    "data": "data (augmentation)",
-    "weighting": "weighting (small batches)",
-}
-LEAST_SEEN = 0.01  # of a bar
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
 
 
@@ -76,24 +66,6 @@ def find_distances(tables: Tables) -> pd.DataFrame:
     return gap_over_layers(distances, "distance")
 
 
-def find_parts(tables: Tables) -> pd.DataFrame:
-    """Average the same shares, in panels by batch size; `when` is the share of the training in words.
-
-    Terms that are below a hundredth everywhere are left out: their bars could not be seen.
-    """
-    frame = find_terms(tables)
-    words = {share_name(PEAK): "after 20%", share_name(END): "at the end"}
-    shares = frame["panel"].str.split(", ").str[-1]
-    frame["when"] = shares.map(words)
-
-    named = name_panels(frame, "batch size {batch_size}")
-    ordered = put_in_order(named, "when", words.values())
-    parts = interval(ordered, "share", ("panel", "when", "term"), average="layer")
-    parts["line"] = parts["term"].map(TERMS)
-    largest = parts["mean"].abs().groupby(parts["term"]).transform("max")
-    return put_in_order(parts[largest >= LEAST_SEEN], "term", TERMS)
-
-
 def make_stream(tables: Tables) -> pd.DataFrame:
     """Compute a running average of made batches, whose mean moves half-way; no table is read."""
     step = np.arange(1, BATCHES + 1)
@@ -104,12 +76,7 @@ def make_stream(tables: Tables) -> pd.DataFrame:
     noise = generator.normal(0.0, 0.35, BATCHES)
     batches = truth + noise
 
-    averages = []
-    average = 0.0
-    for batch in batches:
-        average = 0.9 * average + 0.1 * batch
-        averages.append(average)
-
+    averages = lfilter([0.1], [1.0, -0.9], batches)
     series = {"single batch": batches, "exact": truth, "running average": averages}
     frames = []
     for name, values in series.items():
@@ -142,13 +109,6 @@ EXPERIMENT = Experiment(
             Curves("epoch", "batch_size", Axis("move of a mean in an update (σ)", log=True), across=Axis("epoch")),
             Finding("Means move over four times as fast in mid-training as in the last tenth",
                     {"follows_the_learning_rate": ()})),
-        "terms": Figure(
-            "What the gap of the running mean is made of",
-            "Read the height of a colour as its share of the squared distance from the exact mean, over layers but "
-            "the first, at momentum 0.1. Parts that are below 1% everywhere are not drawn: the start, small last "
-            "batches, and augmentation, of which there is none here.",
-            find_parts, Stacked("when", "line", Axis("share of the squared gap"), Axis("")),
-            Finding("At a high learning rate and a large batch, most of the gap is lag", {"lag_early": ()})),
     },
     claims={
         "batches_scatter": Claim(

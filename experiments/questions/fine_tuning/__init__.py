@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below
-from bnlab.harness.reporting.frames import name_panels, paired, put_in_order, rows, score, select
+from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import A_POINT, AS_ACCURATE
+from experiments.margins import A_POINT, AS_ACCURATE, name_lines
 
 MODES = {
     "train": "train mode",
@@ -21,7 +21,6 @@ MODES = {
     "eval_exact": "eval mode, statistics of new images",
 }
 TRAIN, OLD, NEW = MODES.values()
-AFTER = {"held": "", "recalibrated": ", recalibrated"}
 ENDINGS = {"held": "as tuning left it", "recalibrated": "recalibrated"}
 TUNING = ("tuning_batch", "tuning_rate", "tuning_steps")
 LONG: dict[str, Any] = {"tuning_steps": 500, "tuning_rate": 0.01}
@@ -30,36 +29,34 @@ GAINED = ("points gained", A_POINT)
 
 
 def find_tuned(tables: Tables) -> pd.DataFrame:
-    """Find all rows; `way` is the mode in words, `line` says too if statistics were taken again."""
+    """Find all rows; `way` is the mode in words."""
     frame = rows(tables, "fine_tuning", 1.0)
-    endings = frame["statistics"].map(AFTER)
-    frame["way"] = frame["mode"].map(MODES)
-    frame["line"] = frame["way"] + endings
-    return name_panels(frame, "batches of {tuning_batch}, learning rate {tuning_rate}")
+    return frame.assign(way=frame["mode"].map(MODES))
 
 
 def find_ends(tables: Tables) -> pd.DataFrame:
     """Find the rows after the last update in train mode and in eval mode with old statistics.
 
-    They are in panels by mode and rate; `name` is the batch size; the line says if statistics were taken again.
+    They are in panels by mode and rate, see `name_batches`.
     """
     ends = select(find_tuned(tables), tuning_steps=500, way=(OLD, TRAIN))
-    names = "batches of " + ends["tuning_batch"].astype(str)
     modes = ends["way"].str.split(", ").str[0]
-    frame = ends.assign(name=names, line=ends["statistics"].map(ENDINGS), mode=modes)
-    named = name_panels(frame, "{mode}, learning rate {tuning_rate}")
-    ordered = named.sort_values(["mode", "tuning_rate", "tuning_batch"], kind="stable")
-    return put_in_order(ordered, "line", ENDINGS.values())
+    named = name_panels(ends.assign(mode=modes), "{mode}, learning rate {tuning_rate}")
+    return name_batches(named.sort_values(["mode", "tuning_rate"], kind="stable"))
+
+
+def name_batches(frame: pd.DataFrame) -> pd.DataFrame:
+    """Name rows by batch size, the smallest first; the line says if statistics were taken again."""
+    names = "batches of " + frame["tuning_batch"].astype(str)
+    ordered = frame.assign(name=names).sort_values("tuning_batch", kind="stable")
+    return name_lines(ordered, "statistics", ENDINGS)
 
 
 def find_leads(tables: Tables) -> pd.DataFrame:
-    """Find what train mode gains over eval mode at the small rate; `name` is the batch size."""
+    """Find what train mode gains over eval mode at the small rate, see `name_batches`."""
     ends = select(find_tuned(tables), way=(OLD, TRAIN), **SMALL_RATE)
     leads = paired(ends, "new_accuracy", OLD, along="way", matching=("run", "statistics", *TUNING))
-    names = "batches of " + leads["tuning_batch"].astype(str)
-    named = leads.assign(name=names, line=leads["statistics"].map(ENDINGS), panel="")
-    ordered = named.sort_values("tuning_batch", kind="stable")
-    return put_in_order(ordered, "line", ENDINGS.values())
+    return name_batches(leads.assign(panel=""))
 
 
 def score_against(reference: str, value: str = "new_accuracy", **wanted: Any) -> Score:

@@ -28,7 +28,7 @@ from bnlab.harness.reporting.frames import (
     score,
     select,
 )
-from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Axis, Curves
+from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, SIX_IMAGES
 from experiments.questions.ground.plots import Cells
 from experiments.tuning import RATE, RATES, VALIDATED, find_collapses, select_tested, validate
@@ -223,7 +223,6 @@ def find_share_of_hits(tables: Tables) -> pd.DataFrame:
 
 
 BOTH = (36, 144, 560, 2250)  # updates after which both schedules were measured
-HOLLOW = "Hollow circles, without a band: exact accuracy is below 50% there, so that little can be lost."
 
 EXPERIMENT = Experiment(
     bears_on=("Q2", "Q4", "Q8", "Q10", "Q11", "Q14", "H2"),
@@ -250,12 +249,6 @@ EXPERIMENT = Experiment(
             Finding("Where the learning rate falls over 560 updates or more, running averages lose less than half a "
                     "point in batches of 16 and more",
                     {"harmless_at_the_end": ("batch size 16", "batch size 64", "batch size 256")})),
-        "map_by_images": Figure(
-            "Points lost under running averages, by the number of images seen",
-            "Read across how many images a network has seen: updates times batch size, all that were measured. The "
-            f"vertical axis is linear up to 0.3 points and logarithmic beyond; below 0 is a gain. {HOLLOW}",
-            score(find_lost, "accuracy", ("panel", "batch_size", "images", "hollow"), scale=-100, **PYTORCH),
-            Curves("images", "batch_size", LOST_OF_ANY_SIZE, across=IMAGES)),
         "best_momentum": Figure(
             "The best momentum, by the number of updates",
             "Read up from a number of updates the momentum, of 0.003 to 0.9, of the running average with the lowest "
@@ -263,12 +256,6 @@ EXPERIMENT = Experiment(
             "lost.",
             score(find_best_momenta, "momentum", ("panel", "batch_size", "updates", "hollow"), geometric=True),
             Curves("updates", "batch_size", BEST, across=UPDATES)),
-        "accuracy": Figure(
-            "Accuracy under exact statistics, by the number of updates",
-            "Read up from a number of updates: accuracies at learning rates that are tuned for each batch size and "
-            "length (at a constant rate for 2,250 updates).",
-            score(find_rows, "accuracy", ("panel", "batch_size", "updates"), scale=100, estimator="exact"),
-            Curves("updates", "batch_size", Axis("test accuracy (%)"), across=UPDATES)),
         "rates": Figure(
             "Learning rates are picked by these accuracies, under exact statistics",
             "Find the highest point of a line: validation accuracy at the end, seeds 100 to 102; a network that "
