@@ -45,13 +45,18 @@ LITTLE = below(0.3, "points", SIX_IMAGES)
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find test accuracies with the size of the last batch as a share of a full one, and when they were measured."""
     frame = rows(tables, "evaluations", by=SETTINGS)
-    sizes = zip(frame["batch_size"], frame["data.images"], strict=True)
-    remainder = [SHARES[size][count_training(images) % size] for size, images in sizes]
-    since = frame["step"] - frame["batch_size"].map(LAST_BATCH_AT)
+    remainders = []
+    for size, images in zip(frame["batch_size"], frame["data.images"], strict=True):
+        left = count_training(images) % size
+        remainders.append(SHARES[size][left])
+    frame["remainder"] = remainders
+
+    frame["since"] = frame["step"] - frame["batch_size"].map(LAST_BATCH_AT)
+    times = frame["since"].map(_name_time)
     is_last = frame["step"] == frame["steps"]
-    when = since.map(_name_time).mask(is_last, END)
+    frame["when"] = times.mask(is_last, END)
     # Rows are compared across the sizes of the last batch, which the panels of `rows` tell apart.
-    return frame.assign(remainder=remainder, since=since, when=when, panel="")
+    return frame.assign(panel="")
 
 
 def _name_time(updates: int) -> str:

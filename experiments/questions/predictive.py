@@ -67,9 +67,12 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     on average over seeds. The schedule `step` is `constant` until its first step.
     """
     frame = rows(tables, "evaluations", SHARES, NETWORK, momentum=(0.1, None))
-    of_exact = frame["accuracy"].where(frame["estimator"] == "exact")
-    means = of_exact.groupby([frame[column] for column in ("data", *EACH)]).transform("mean")
-    chosen = frame[means >= 0.2].query("`optimizer.schedule` != 'step' or step > steps / 2")
+    is_exact = frame["estimator"] == "exact"
+    frame["exact"] = frame["accuracy"].where(is_exact)
+    cells = frame.groupby(["data", *EACH])
+    means = cells["exact"].transform("mean")
+    learned = frame[means >= 0.2]
+    chosen = learned.query("`optimizer.schedule` != 'step' or step > steps / 2")
     return paired(chosen, "accuracy", against="ema")
 
 

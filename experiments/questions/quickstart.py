@@ -53,10 +53,11 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     The line is when, and early there is one without the start, too; exact ones are levels of it, without a momentum.
     """
     frame = rows(tables, "evaluations", SHARES, estimator=("ema", "ema_debiased", "exact"))
-    is_early = frame["panel"] == share_name(EARLY)
-    has_start = frame["estimator"] != "ema_debiased"
-    lines = frame["panel"].mask(~has_start, f"{share_name(EARLY)}, without the start")
-    drawn = frame.assign(line=lines)[is_early | has_start]
+    early = share_name(EARLY)
+    is_early = frame["panel"] == early
+    is_debiased = frame["estimator"] == "ema_debiased"
+    frame["line"] = frame["panel"].mask(is_debiased, f"{early}, without the start")
+    drawn = frame[is_early | ~is_debiased]
     return name_panels(drawn, "batch size {batch_size}")
 
 

@@ -31,7 +31,11 @@ USUAL: dict[str, Any] = {
     "optimizer.weight_decay": 5e-4,
     "data.shift": 0,
 }
-SAID_USUAL = "one-cycle SGD, learning rate 0.1, weight decay 0.0005"
+SHORTER = {
+    "usual": "one-cycle SGD, learning rate 0.1, weight decay 0.0005",
+    "adamw": "AdamW",
+    "training images": "images",
+}
 WORDS = ("{}", "learning rate {:g}", "{} schedule", "weight decay {:g}", "training images shifted by up to {:g} pixels")
 STATISTICS = {"exact": "exact statistics", "ema": "running averages"}
 LITTLE = within(-1.0, 1.0, "points", A_POINT)
@@ -75,13 +79,15 @@ def score_times(setting: str, against: str, share: float) -> Score:
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies in mid-training and at the end; the line is the statistics, the best setting comes first."""
-    frame = select(find_changes(tables, "evaluations"), panel=[share_name(MIDDLE), share_name(LATE)])
-    names = frame["setting"].replace("usual", SAID_USUAL).str.replace("adamw", "AdamW")
-    shorter = names.str.replace("training images", "images")
-    named = name_lines(frame.assign(setting=shorter), "estimator", STATISTICS)
-    at_end = select(named, panel=share_name(LATE), line=STATISTICS["exact"])
-    means = at_end.groupby("setting")["accuracy"].mean().sort_values(ascending=False)
-    return put_in_order(named, "setting", means.index)
+    shares = [share_name(MIDDLE), share_name(LATE)]
+    frame = select(find_changes(tables, "evaluations"), panel=shares)
+    frame["setting"] = frame["setting"].replace(SHORTER, regex=True)
+
+    at_end = select(frame, panel=share_name(LATE), estimator="exact")
+    means = at_end.groupby("setting")["accuracy"].mean()
+    best_first = means.sort_values(ascending=False).index
+    named = name_lines(frame, "estimator", STATISTICS)
+    return put_in_order(named, "setting", best_first)
 
 
 def find_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
@@ -90,15 +96,13 @@ def find_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
     Only pairs of networks of one seed count whose exact accuracies differ by over a point.
     """
     frame = select(find_changes(tables, "evaluations"), **wanted)
-    keys = ["seed", "panel", "setting"]
-    exact = select(frame, estimator="exact")[[*keys, "accuracy"]]
-    running = select(frame, estimator="ema")[[*keys, "accuracy"]]
-    both = exact.merge(running, on=keys, suffixes=("_exact", "_running"))
+    both = frame.pivot(index=["panel", "seed", "setting"], columns="estimator", values="accuracy")
+    settings = both.reset_index()
+    pairs = settings.merge(settings, on=["panel", "seed"], suffixes=("", "_of_other"))
 
-    pairs = both.merge(both, on=["seed", "panel"], suffixes=("", "_of_other"))
-    difference = pairs["accuracy_exact"] - pairs["accuracy_exact_of_other"]
-    difference_running = pairs["accuracy_running"] - pairs["accuracy_running_of_other"]
-    decided = pairs.assign(alike=difference_running > 0)[difference > 0.01]
+    gained = pairs["exact"] - pairs["exact_of_other"]
+    pairs["alike"] = pairs["ema"] > pairs["ema_of_other"]
+    decided = pairs[gained > 0.01]
     return average(decided, "alike", ["panel", "seed"])
 
 

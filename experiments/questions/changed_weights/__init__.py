@@ -12,7 +12,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
 from bnlab.harness.reporting.frames import name_panels, put_in_order, rows, score, select
 from bnlab.harness.reporting.plots import LOST, LOST_OF_ANY_SIZE, Forest
-from experiments.margins import A_POINT, SIX_IMAGES
+from experiments.margins import A_POINT, SIX_IMAGES, name_lines
 
 NAMES = {
     "none": "unchanged",
@@ -21,15 +21,18 @@ NAMES = {
     "rounded:8": "rounded to 8 bits",
     "rounded:4": "rounded to 4 bits",
 }
-OLD, ONE_PASS = "old running averages", "one pass over all images"
-OF_FEW = ("exact, of 32 images", "exact, of 512 images")
+REMEDIES = {
+    "stale:0": "old running averages",
+    "exact:32": "exact, of 32 images",
+    "exact:512": "exact, of 512 images",
+    "precise:0": "one pass over all images",
+}
 _, AVERAGED, PRUNED, EIGHT_BITS, FOUR_BITS = NAMES.values()
 EACH = ("batch_size", "line")
 LITTLE = within(-0.3, 0.3, "points lost", SIX_IMAGES)
 # What is averaged of two networks that were trained apart.
 AVERAGES = {"none": "one network", "apart": "averaged as they are", "matched": "averaged after matching"}
 ONE, APART, MATCHED = AVERAGES.values()
-OF_AVERAGES = {"exact": "exact statistics", "precise": "precise statistics", "stale": "running averages"}
 BRANCHES, TRAINED_APART = "two branches of one training", "two networks trained apart, matched"
 WRECKED = "ten points are seen without any test"
 
@@ -48,26 +51,24 @@ def find_remedies(tables: Tables) -> pd.DataFrame:
 
     `name` is the change, and the line is what the statistics are of.
     """
-    losses = find_losses(tables)
-    of_images = "exact, of " + losses["images"].astype(str) + " images"
-    kinds = of_images.mask(losses["statistics"] == "stale", OLD).mask(losses["statistics"] == "precise", ONE_PASS)
-    is_drawn = kinds.isin([OLD, *OF_FEW]) | (losses["is_all"] & (kinds == ONE_PASS))
-    of_kinds = losses.assign(name=losses["line"], line=kinds)[is_drawn]
+    frame = find_losses(tables)
+    frame["name"] = frame["line"]
+    is_one_pass = (frame["statistics"] == "precise") & frame["is_all"]
+    frame["images"] = frame["images"].mask(is_one_pass, 0)
+    frame["kind"] = frame["statistics"] + ":" + frame["images"].astype(str)
 
-    named = name_panels(of_kinds, "batch size {batch_size}")
-    ordered = put_in_order(named, "line", (OLD, *OF_FEW, ONE_PASS))
-    return put_in_order(ordered, "name", NAMES.values())
+    drawn = name_lines(frame, "kind", REMEDIES)
+    named = name_panels(drawn, "batch size {batch_size}")
+    return put_in_order(named, "name", NAMES.values())
 
 
 def find_matched(tables: Tables) -> pd.DataFrame:
     """Find averages of networks that were trained apart, at the end, under stale statistics and those of all images."""
     frame = rows(tables, "matched_weights", 1.0)
     most = frame.groupby("run")["images"].transform("max")
-    is_whole = frame["images"].isin([0]) | (frame["images"] == most)
-    frame = frame[is_whole].copy()
-    frame["line"] = frame["change"].map(AVERAGES)
-    frame["kind"] = frame["statistics"].map(OF_AVERAGES)
-    return name_panels(frame, "batch size {batch_size}, {kind}")
+    is_of_all = frame["images"] == most
+    is_stale = frame["images"] == 0
+    return name_lines(frame[is_of_all | is_stale], "change", AVERAGES)
 
 
 def find_merged(tables: Tables) -> pd.DataFrame:

@@ -11,23 +11,10 @@ and 0.1 tied to five digits, and the smaller was taken, at which running average
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from sklearn.isotonic import IsotonicRegression
 
-from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
-from bnlab.harness.reporting.frames import (
-    BEHIND,
-    average,
-    gap_over_layers,
-    lowest,
-    name_panels,
-    paired,
-    rows,
-    score,
-    select,
-)
+from bnlab.harness.reporting.frames import lowest, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, SIX_IMAGES
 from experiments.questions.ground.plots import Cells
@@ -43,14 +30,8 @@ PYTORCH: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 ALIKE = 0.05  # difference of exact accuracies up to which batch sizes are compared
 PAIRS = ((4, 16), (16, 64), (64, 256))
 UPDATES = Axis("updates", log=True)
-IMAGES = Axis("images seen", log=True)
 BEST = Axis("momentum with the lowest test loss", log=True)
 LEARNED = 0.5  # exact accuracy, on average over seeds, from which on a network has something to lose
-MEASURES = ("mean_gap", "kl", "output_gap")
-LARGEST_FACTOR = 1.5  # between predicted and lost points
-LARGEST_ERROR = 0.3  # points
-LEAST_LOST = 1.0  # points, in cases that a measure is chosen by
-CASE = ("run", "step", "estimator", "momentum")
 
 
 def find_rows(tables: Tables) -> pd.DataFrame:
@@ -60,18 +41,22 @@ def find_rows(tables: Tables) -> pd.DataFrame:
     """
     tested = select_tested(tables, CELL)
     frame = rows(tested, "evaluations", by=(*CELL, RATE), split="test")
-    is_read = (frame[SCHEDULE] == CONSTANT) | (frame["step"] == frame["steps"])
-    read = frame[is_read]
-    named = read.assign(updates=read["step"], panel=read[SCHEDULE].map(NAMES))
-    return named.merge(find_exact(tested), on=["run", "step"])
+    frame["updates"] = frame["step"]
+    frame["panel"] = frame[SCHEDULE].map(NAMES)
+
+    is_constant = frame[SCHEDULE] == CONSTANT
+    is_at_end = frame["step"] == frame["steps"]
+    read = frame[is_constant | is_at_end]
+    exact = find_exact(tested)
+    return read.merge(exact, on=["run", "step"])
 
 
 def find_lost(tables: Tables) -> pd.DataFrame:
     """Subtract the accuracy under exact statistics of the same weights: a share, negative where statistics lose."""
     frame = find_rows(tables)
     lost = paired(frame, "accuracy")
-    images = lost["updates"] * lost["batch_size"]
-    return lost[~lost["is_collapsed"]].assign(images=images, hollow=~lost["is_learned"])
+    lost["hollow"] = ~lost["is_learned"]
+    return lost[~lost["is_collapsed"]]
 
 
 def find_training(tables: Tables) -> pd.DataFrame:
@@ -84,8 +69,7 @@ def find_training(tables: Tables) -> pd.DataFrame:
 
 def find_learned(tables: Tables) -> pd.DataFrame:
     """Find the same of running averages with momentum 0.1, where a network has something to lose."""
-    lost = select(find_lost(tables), **PYTORCH)
-    return lost[lost["is_learned"]]
+    return select(find_lost(tables), is_learned=True, **PYTORCH)
 
 
 def find_best_momenta(tables: Tables) -> pd.DataFrame:
@@ -105,34 +89,34 @@ def find_larger_against_smaller(tables: Tables) -> pd.DataFrame:
     pairs = []
     for small, large in PAIRS:
         both = select(lost, batch_size=(small, large))
-        means = both.groupby([SCHEDULE, "updates", "batch_size"])["exact_mean"].first().unstack("batch_size")
-        if set(means) != {small, large}:
-            continue
-        is_alike = (means[small] - means[large]).abs() <= ALIKE
-        alike = means[is_alike].index
-        places = pd.MultiIndex.from_frame(both[[SCHEDULE, "updates"]])
-        compared = both[places.isin(alike)]
-        seeds = {*select(compared, batch_size=small)["seed"]} & {*select(compared, batch_size=large)["seed"]}
-        compared = select(compared, seed=seeds)
+        by_place = both.groupby([SCHEDULE, "updates"])
+        has_both = by_place["batch_size"].transform("nunique") == 2
+        lowest_accuracy = by_place["exact_mean"].transform("min")
+        highest_accuracy = by_place["exact_mean"].transform("max")
+        is_alike = highest_accuracy - lowest_accuracy <= ALIKE
+        compared = both[has_both & is_alike]
+
+        sizes_of_seed = compared.groupby("seed")["batch_size"].transform("nunique")
+        compared = compared[sizes_of_seed == 2]
         if compared.empty:
             continue
         more = paired(compared, "accuracy", small, along="batch_size", matching=("seed", SCHEDULE, "updates"))
         count = more.groupby(SCHEDULE)["updates"].transform("nunique")
-        words = f"{large} against {small}, lengths compared: " + count.astype(str)
-        pairs.append(more.assign(line=words))
+        more["line"] = f"{large} against {small}, lengths compared: " + count.astype(str)
+        pairs.append(more)
     return pd.concat(pairs) if pairs else lost.iloc[:0].assign(line="")
 
 
 def find_fall_of_momentum(tables: Tables) -> pd.DataFrame:
     """Find the best momentum after 2,250 updates over that after 144, where both have learned."""
-    best = find_best_momenta(tables)
-    learned = best[best["is_learned"]]
-    ends = select(learned, updates=(144, 2250))
-    count = ends.groupby(["batch_size", SCHEDULE])["updates"].transform("nunique")
+    ends = select(find_best_momenta(tables), updates=(144, 2250), is_learned=True)
+    cells = ends.groupby(["batch_size", SCHEDULE])
+    count = cells["updates"].transform("nunique")
+    both = ends[count == 2]
     # Without the columns in which both ends would have to agree.
-    both = ends[count == 2].drop(columns=["step", "panel"])
-    values = both.rename(columns={"momentum": "best"})
-    return paired(values, "best", 144, along="updates", matching=("seed", "batch_size", SCHEDULE), ratio=True)
+    values = both.drop(columns=["step", "panel"]).rename(columns={"momentum": "best"})
+    matching = ("seed", "batch_size", SCHEDULE)
+    return paired(values, "best", 144, along="updates", matching=matching, ratio=True)
 
 
 def find_validated(tables: Tables) -> pd.DataFrame:
@@ -147,79 +131,15 @@ def find_exact(tested: Tables) -> pd.DataFrame:
     `is_collapsed` says whether the network's accuracy is below half of the median.
     """
     measured = select(tested["evaluations"], split="test", estimator="exact", statistics_split="train")
-    exact = measured.merge(tested["runs"][["run", *CELL]], on="run")
+    runs = tested["runs"][["run", *CELL]]
+    exact = measured.merge(runs, on="run")
+
     place = [*CELL, "step"]
-    means = exact.groupby(place)["accuracy"].transform("mean")
-    exact = exact.assign(exact_mean=means, is_learned=means > LEARNED, is_collapsed=find_collapses(exact, place))
+    by_place = exact.groupby(place)
+    exact["exact_mean"] = by_place["accuracy"].transform("mean")
+    exact["is_learned"] = exact["exact_mean"] > LEARNED
+    exact["is_collapsed"] = find_collapses(exact, place)
     return exact[["run", "step", "exact_mean", "is_learned", "is_collapsed"]]
-
-
-def find_cases(tables: Tables) -> pd.DataFrame:
-    """Find the points that each network loses under each estimator at each step, with its gaps behind the first layer.
-
-    Only where exact accuracy is above 50% on average over seeds; collapsed networks are left out.
-    """
-    tested = select_tested(tables, CELL)
-    runs = tested["runs"][["run", "seed", *CELL]]
-    on_test = select(tested["evaluations"], split="test").merge(runs, on="run")
-
-    lost = paired(on_test, "accuracy").drop(columns="statistics_split")
-    lost["lost"] = -100 * lost["accuracy"]
-    cases = lost.merge(find_exact(tested), on=["run", "step"])
-    for measure in MEASURES:
-        over_layers = average(tested["gaps"][tested["gaps"]["depth"] > 1], measure, CASE)
-        if measure != "kl":
-            over_layers = select(gap_over_layers(tested["gaps"], measure), layers=BEHIND)
-        cases = cases.merge(over_layers[[*CASE, measure]], on=list(CASE))
-    is_short = (cases[SCHEDULE] == ONE_CYCLE) & (cases["steps"] == 560)
-    cases["is_held_out"] = is_short | (cases["batch_size"] == 16)
-    return cases[cases["is_learned"] & ~cases["is_collapsed"]]
-
-
-def predict_lost(fitted: pd.DataFrame, cases: pd.DataFrame, measure: str) -> np.ndarray:
-    """Predict the points that cases lose: by the monotone curve over the logarithm of a gap that fits others best."""
-    curve = IsotonicRegression(out_of_bounds="clip").fit(np.log(fitted[measure]), fitted["lost"])
-    points: np.ndarray = curve.predict(np.log(cases[measure]))
-    return points
-
-
-def choose_measure(cases: pd.DataFrame) -> str:
-    """Choose the measure whose curve predicts left-out batch sizes best: the smallest median factor of what is lost."""
-    errors = {}
-    for measure in MEASURES:
-        factors = []
-        for size, left_out in cases.groupby("batch_size"):
-            others = cases[cases["batch_size"] != size]
-            costly = left_out[left_out["lost"] > LEAST_LOST]
-            if others.empty or costly.empty:
-                continue
-            predicted = predict_lost(others, costly, measure)
-            ratio = np.maximum(predicted, 0.01) / costly["lost"]
-            factors.append(np.abs(np.log(ratio)))
-        errors[measure] = float(np.median(np.concatenate(factors))) if factors else np.inf
-    return min(errors, key=lambda measure: errors[measure])
-
-
-def find_share_of_hits(tables: Tables) -> pd.DataFrame:
-    """Find for each seed the share of held-out cases that the curve predicts to a factor of 1.5 or to 0.3 points.
-
-    Cases count that lose over 0.3 points, or that are predicted to: of all others any curve near 0 would be right.
-    """
-    cases = find_cases(tables)
-    fitted = cases[~cases["is_held_out"]]
-    tested = cases[cases["is_held_out"]]
-    if fitted["batch_size"].nunique() < 2 or tested.empty:
-        raise NoRows("the measure is chosen by left-out batch sizes: two are needed to fit on, and one to test on")
-
-    measure = choose_measure(fitted)
-    predicted = predict_lost(fitted, tested, measure)
-    lost = tested["lost"]
-    is_near = (predicted - lost).abs() <= LARGEST_ERROR
-    is_alike = (lost > 0) & lost.between(predicted / LARGEST_FACTOR, predicted * LARGEST_FACTOR)
-    is_seen = (lost > LARGEST_ERROR) | (predicted > LARGEST_ERROR)
-
-    judged = tested.assign(hits=(is_near | is_alike).astype(float))[is_seen]
-    return average(judged, "hits", ["seed", "batch_size", SCHEDULE])
 
 
 BOTH = (36, 144, 560, 2250)  # updates after which both schedules were measured
@@ -287,11 +207,5 @@ EXPERIMENT = Experiment(
             "The best momentum is at most half as large after 2,250 updates as after 144.",
             score(find_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True),
             below(0.5, "times", "momenta are a factor of three apart")),
-        "one_curve": Claim(
-            "What a network loses follows from its gap: one monotone curve, chosen and fitted without batches of 16 "
-            "and without one-cycle schedules of 560 updates, is within a factor of 1.5 or 0.3 points in nine of ten "
-            "cases of these that lose over 0.3 points or are predicted to.",
-            score(find_share_of_hits, "hits", ("batch_size", SCHEDULE)),
-            above(0.9, "of the cases", "as good as one reads a number off a curve")),
     },
 )  # fmt: skip

@@ -116,11 +116,16 @@ def _measure_noise(stream: Stream, averages: list[Estimator], batches: int, full
     level, mean_var = stream.batches.mean(0)
     var = mean_var + stream.eps
 
-    positions = range(_BEFORE * batches + 1, len(stream) + 1)
+    first = _BEFORE * batches + 1
+    positions = range(first, len(stream) + 1)
     estimates = fold(averages, stream, positions)
-    squares = (estimates[:, :, 0] - level).square() / var
-    noise = squares.unflatten(1, (EPOCHS, batches)).mean(1)
+    errors = estimates[:, :, 0] - level
+    squares = errors.square() / var
+    by_epoch = squares.unflatten(1, (EPOCHS, batches))
+    noise = by_epoch.mean(1)
 
-    means = stream.batches[:, 0].unflatten(0, (-1, batches))
-    variances = means[:, :full].var(dim=1, correction=1)  # of batches that are drawn with replacement
+    means = stream.batches[:, 0]
+    means_by_epoch = means.unflatten(0, (-1, batches))
+    full_ones = means_by_epoch[:, :full]
+    variances = full_ones.var(dim=1, correction=1)  # of batches that are drawn with replacement
     return noise, variances.mean(0) / var
