@@ -15,8 +15,8 @@ import bnlab.harness.reporting.frames as frames
 import experiments.margins as margins
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, over_best, paired, rows, select, share_name
-from bnlab.harness.reporting.plots import GAP, LOST, Curves
-from experiments.margins import A_POINT, ALL_LAYERS, COST_OF_EMA, EACH, OVER_TIME, PYTORCH, find_gaps, find_largest
+from bnlab.harness.reporting.plots import LOST, Curves
+from experiments.margins import A_POINT, COST_OF_EMA, EACH, OVER_TIME, find_largest
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
@@ -59,16 +59,6 @@ EXPERIMENT = Experiment(
 # an hour and a half on two cores of an AMD EPYC, 64 minutes of it training; 25 to 92 MB on disk a network
 # then the other sweeps of conf/experiment/cifar10.yaml, with the same words on data""",
     figures={
-        "gap": Figure(
-            "The gap of the running mean against the momentum, on CIFAR-10",
-            f"Read up from a momentum how far off the running average is, in standard "
-            f"deviations. {ALL_LAYERS} {{schedule}}",
-            score(lambda tables: find_gaps(tables, SHARES[1:], estimator="ema"), "mean_gap", (*EACH, "momentum"),
-                  geometric=True),
-            Curves("momentum", "batch_size", GAP, mark=PYTORCH),
-            Finding("Before the end of training a small momentum has a far larger gap, on CIFAR-10",
-                    {"gap_is_u_shaped": ("after 10% of training, momentum 0.003",
-                                         "after 50% of training, momentum 0.003")})),
         "training": Figure(
             "What running averages cost over training, on CIFAR-10",
             "Read up from an epoch: test accuracy of the same network under exact statistics minus that under "
@@ -85,47 +75,44 @@ EXPERIMENT = Experiment(
             "they are farthest (near it is not, see `tolerance`).",
             score(partial(find_largest, at=END, value="mean_gap", by=EACH, **AS_THEY_ARE), "mean_gap",
                   (*EACH, "largest"), geometric=True),
-            below(0.1, "σ", "in all means of glyphs' networks it costs 4 to 9 points"), ("Q8",)),
+            below(0.1, "σ", "in all means of glyphs' networks it costs 4 to 9 points")),
         "harmless_late": Claim(
             "At the end of training PyTorch's momentum costs or gains less than 0.3 points.",
-            score("evaluations", "accuracy", EACH, at=END, split="test", **COST_OF_EMA), SAME,
-            ("Q2", "Q8", "Q11", "Q14", "H2")),
+            score("evaluations", "accuracy", EACH, at=END, split="test", **COST_OF_EMA), SAME),
         "costs_half_way": Claim(
             "Half-way, where the learning rate is high, PyTorch's momentum costs over a point.",
-            score("evaluations", "accuracy", EACH, at=HALF, split="test", **COST_OF_EMA), COSTLY, ("Q2", "Q11", "H2")),
+            score("evaluations", "accuracy", EACH, at=HALF, split="test", **COST_OF_EMA), COSTLY),
         "start_costs_first": Claim(
             "After a fiftieth of training, at batch 1024, the start at 0 and 1 alone costs over a point.",
             score(find_gains, "accuracy", EACH, scale=100, estimator="ema_debiased", panel=share_name(START),
-                  batch_size=1024), COSTLY, ("Q2", "H8")),
+                  batch_size=1024), COSTLY),
         "lag_costs_early": Claim(
             "After a tenth of training PyTorch's momentum costs over a point without its start, by lag and noise.",
             score("evaluations", "accuracy", EACH, at=EARLY, split="test",
-                  **{**COST_OF_EMA, "estimator": "ema_debiased"}), COSTLY, ("Q2", "H2")),
+                  **{**COST_OF_EMA, "estimator": "ema_debiased"}), COSTLY),
         "gap_is_u_shaped": Claim(
             "Momenta of 0.003 and of 1 have a larger gap behind the first layer than the best between them (at the "
             "end: asked later; narrowed to the layers behind the first after its numbers were known).",
             score(find_times, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
-                  panel=[*map(share_name, SHARES[1:])], **RATIO_OVER_LAYERS),
-            above(1.25, "times", margins.FLAT), ("Q6", "Q10", "H1")),
+                  panel=[*map(share_name, SHARES[1:])], **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum is about that of the best fixed one "
             "of each layer and step (narrowed to the layers behind the first after its numbers were known).",
             score(find_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
-                  depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT), ("Q10", "H12")),
+                  depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "thousand_images_suffice": Claim(
             "At the end exact statistics of 1,000 images lose or gain less than 0.3 points against those of all.",
-            score("evaluations", "accuracy", EACH, estimator="exact(images=1000)", **LOSS), SAME, ("Q14", "H4")),
+            score("evaluations", "accuracy", EACH, estimator="exact(images=1000)", **LOSS), SAME),
         "precise_is_as_accurate": Claim(
             "At the end precise statistics of 10,000 images are as accurate as exact ones of all, to 0.3 points.",
-            score("evaluations", "accuracy", EACH, estimator="precise(images=10000)", **LOSS), SAME, ("Q9", "H4")),
+            score("evaluations", "accuracy", EACH, estimator="precise(images=10000)", **LOSS), SAME),
         "averaged_weights_lose": Claim(
             "At the end averaged weights lose over a point under the trained network's running averages.",
-            frames.score("evaluations", "accuracy", ("averaging",), estimator="stale", **AVERAGED), COSTLY,
-            ("Q11", "H9")),
+            frames.score("evaluations", "accuracy", ("averaging",), estimator="stale", **AVERAGED), COSTLY),
         "averaging_gains": Claim(
             "At the end, under exact statistics, averaged weights are more accurate than those training ended with.",
             frames.score("evaluations", "accuracy", ("averaging",), against="none", along="averaging",
                          matching=("seed",), scale=100, estimator="exact", batch_size=128, **TESTED),
-            above(0.0, "points gained", "at 0 averaging gains nothing"), ("Q11", "H9")),
+            above(0.0, "points gained", "at 0 averaging gains nothing")),
     },
 )  # fmt: skip

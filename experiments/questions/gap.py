@@ -89,67 +89,64 @@ EXPERIMENT = Experiment(
         "population_wins_when_tiny": Claim(
             "At the end of training, at a tiny batch, PyTorch's momentum costs accuracy (dropped once when its numbers "
             "were known, and restored).",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=4, **COST),
-            above(0.0, "points", AS_ACCURATE), ("Q11",)),
+            score("evaluations", "accuracy", EACH, at=1.0, batch_size=4, **COST), above(0.0, "points", AS_ACCURATE)),
         "nothing_at_adequate_batch": Claim(
             "At the end of training, at moderate batches, PyTorch's momentum costs less than 0.3 points of accuracy "
             "(the tiny batch of 4 was added when seen).",
             score("evaluations", "accuracy", EACH, at=1.0, batch_size=(4, 16, 64, 256), **COST),
-            within(-0.3, 0.3, "points", SIX_IMAGES), ("Q2", "Q8", "Q11", "Q14", "Q16", "H2")),
+            within(-0.3, 0.3, "points", SIX_IMAGES)),
         **{f"{kind}s_are_near_late": Claim(
             f"At the end of training PyTorch's running {kind}s are nearer to exact ones than 0.1 {unit}, in the layer "
             "where they are farthest (asked when seen; near it is not, see `tolerance`).",
             score(partial(find_largest, at=1.0, value=gap, by=EACH), gap, LARGEST, geometric=True),
-            below(0.1, unit, f"in all {kind}s at once such an error costs {cost}"), ("Q8",))
+            below(0.1, unit, f"in all {kind}s at once such an error costs {cost}"))
             for kind, gap, unit, cost in KINDS},
         "means_are_close_late": Claim(
             "At the end of training PyTorch's running means are nearer to exact ones than 0.03 σ, in the layer where "
             "they are farthest (asked when seen).",
             score(partial(find_largest, at=1.0, value="mean_gap", by=EACH), "mean_gap", LARGEST, geometric=True),
-            below(0.03, "σ", "an error of 0.05 in all means costs 0.9 to 2.4 points, and its square counts"), ("Q8",)),
+            below(0.03, "σ", "an error of 0.05 in all means costs 0.9 to 2.4 points, and its square counts")),
         "costs_early": Claim(
             "After a fifth of training PyTorch's momentum costs over a point, at tiny and moderate batches too (asked "
             "when seen).",
             score("evaluations", "accuracy", EACH, at=0.2, batch_size=(4, 16, 64), **COST),
-            above(1.0, "points", A_POINT), ("Q2", "Q11", "H2")),
+            above(1.0, "points", A_POINT)),
         "lag_costs_when_huge": Claim(
             "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=1024, **COST),
-            above(0.3, "points", SIX_IMAGES), ("Q8", "Q11", "Q16", "H2")),
+            score("evaluations", "accuracy", EACH, at=1.0, batch_size=1024, **COST), above(0.3, "points", SIX_IMAGES)),
         "large_momentum_mends_it": Claim(
             "At a huge batch, with few steps, a momentum of 0.9 costs less than 0.3 points (asked when seen).",
             score("evaluations", "accuracy", EACH, at=1.0, batch_size=1024, **{**COST, "momentum": 0.9}),
-            within(-0.3, 0.3, "points", SIX_IMAGES), ("Q4", "Q11")),
+            within(-0.3, 0.3, "points", SIX_IMAGES)),
         "ema_adds_early": Claim(
             "Early at a huge batch the EMA's mean is much farther from those of single batches than the exact mean is "
             "(narrowed to the layers behind the first after its numbers were known).",
             score("gaps", "tid_mean", EACH, at=0.1, against="exact", ratio=True, estimator="ema", momentum=0.1,
-                  batch_size=1024, **RATIO_OVER_LAYERS), above(1.25, "times", HARDLY_SEEN), ("Q8",)),
+                  batch_size=1024, **RATIO_OVER_LAYERS), above(1.25, "times", HARDLY_SEEN)),
         "ema_is_pessimistic_early": Claim(
             "Early at a huge batch PyTorch's running average costs accuracy (dropped once when its numbers were known, "
             "and restored).",
-            score("evaluations", "accuracy", EACH, at=EARLY, batch_size=1024, **COST),
-            above(1.0, "points", A_POINT), ("Q2", "Q11", "Q14", "H2")),
+            score("evaluations", "accuracy", EACH, at=EARLY, batch_size=1024, **COST), above(1.0, "points", A_POINT)),
         "last_batch_beats_ema_early": Claim(
             "Early at a huge batch the last batch's moments alone gain accuracy against the EMA (dropped once when its "
             "numbers were known, and restored).",
             score("evaluations", "accuracy", EACH, at=EARLY, batch_size=1024,
-                  **{**COST, "against": "last_batch"}), above(0.0, "points gained", AS_ACCURATE), ("H11",)),
+                  **{**COST, "against": "last_batch"}), above(0.0, "points gained", AS_ACCURATE)),
         "ema_is_pessimistic": Claim(
             "In the middle of training PyTorch's running average costs accuracy (asked when seen).",
             score("evaluations", "accuracy", EACH, at=MIDDLE, batch_size=(64, 1024), **COST),
-            above(1.0, "points", A_POINT), ("Q2", "Q11", "Q14", "H2")),
+            above(1.0, "points", A_POINT)),
         "cumulative_costs": Claim(
             "At a moderate batch the average of all batches costs accuracy.",
             score("evaluations", "accuracy", EACH, at=(EARLY, MIDDLE, LATE), against="exact", scale=-100,
-                  estimator="cumulative", batch_size=64, split="test"), above(1.0, "points", A_POINT), ("Q5",)),
+                  estimator="cumulative", batch_size=64, split="test"), above(1.0, "points", A_POINT)),
         "lags_early": Claim(
             "Early the moving average of the mini-batches' accuracy is below the network's on training images.",
             score(find_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
-                  panel=share_name(EARLY)), below(-1.0, "points", A_POINT), ("Q2",)),
+                  panel=share_name(EARLY)), below(-1.0, "points", A_POINT)),
         "agrees_late": Claim(
             "At the end of training the moving average of the mini-batches' accuracy is the network's, to a point.",
             score(find_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
-                  panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance makes half a point"), ("Q2",)),
+                  panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance makes half a point")),
     },
 )  # fmt: skip

@@ -21,7 +21,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
-from bnlab.harness.reporting.plots import LOST, Axis, Curves
+from bnlab.harness.reporting.plots import Axis, Curves
 from bnlab.harness.updates import count_training
 from experiments.margins import A_POINT, AS_ACCURATE, SIX_IMAGES
 
@@ -109,16 +109,6 @@ EXPERIMENT = Experiment(
     sweeps=("last_batch", "last_batch_64"),
     columns=("accuracy",),
     figures={
-        "averages": Figure(
-            "What running averages lose around a small last batch",
-            "Read from left to right through the last batch, at 0: test accuracy of the same network under exact "
-            "statistics minus that under the running average of momentum 0.1. Lines: the size of the last batch of "
-            "the epoch, as a share of a full one.",
-            score(lambda tables: name_schedule_panels(find_lost_by_averages(tables)), "accuracy",
-                  ("panel", "remainder", "since"), scale=-100, **EMA),
-            Curves("since", "remainder", LOST, across=SINCE),
-            Finding("Right after a small last batch running averages lose over a point more, at a constant rate",
-                    {"averages_lose": ()})),
         "weights": Figure(
             "What the update of a small last batch does to the weights",
             "Read from left to right through the last batch, at 0: test accuracy under exact statistics of networks "
@@ -134,7 +124,7 @@ EXPERIMENT = Experiment(
             "At a constant rate the update of a last batch of at most 1/6 costs the weights over a point, right after "
             "it.",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **CONSTANT), above(1.0, "points", A_POINT), ("Q11",)),
+                  **CONSTANT), above(1.0, "points", A_POINT)),
         "averages_lose": Claim(
             "At a constant rate running averages lose over a point more right after a last batch of at most 1/6 than "
             "right after a full one.",
@@ -143,7 +133,7 @@ EXPERIMENT = Experiment(
         "weights_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule a last batch of at most 1/6 costs the weights less than 0.3 points.",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  **ONE_CYCLE), LITTLE, ("Q11",)),
+                  **ONE_CYCLE), LITTLE),
         "averages_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule running averages lose less than 0.3 points more after a last batch of "
             "at most 1/6 than after a full one.",
@@ -173,6 +163,6 @@ EXPERIMENT = Experiment(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
             "gains over a point against the plain one.",
             score(subtract_plain_average, "accuracy", CELL, scale=100, remainder=SMALL, when=RIGHT_AFTER,
-                  **CONSTANT), above(1.0, "points gained", A_POINT), ("Q9",)),
+                  **CONSTANT), above(1.0, "points gained", A_POINT)),
     },
 )  # fmt: skip

@@ -41,7 +41,7 @@ EXPERIMENT = Experiment(
         "last_is_not_best": Claim(
             "At a constant learning rate the last checkpoint has a lower test accuracy than exact statistics' pick.",
             score(find_picks, "cost", ("batch_size",), scale=100, estimator="last"),
-            above(0.0, "points lost", "at 0 there is nothing to select"), ("Q17",)),
+            above(0.0, "points lost", "at 0 there is nothing to select")),
         "ema_shows_less": Claim(
             "Over training the EMA shows a lower validation accuracy than exact statistics.",
             score("evaluations", "accuracy", ("batch_size",), against="exact", average="step", scale=-100, split="val",
@@ -49,14 +49,13 @@ EXPERIMENT = Experiment(
         "ema_costs_at_the_end": Claim(
             "At the last checkpoint, at a constant learning rate, the EMA costs over a point (asked when seen).",
             score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, split="test",
-                  estimator="ema"), above(1.0, "points", A_POINT), ("Q17",)),
+                  estimator="ema"), above(1.0, "points", A_POINT)),
         "ema_picks_as_well": Claim(
             "The pick under the EMA has the test accuracy of that under exact statistics, to half a point.",
             score(find_picks, "cost", ("batch_size",), scale=100, estimator="ema"),
             within(-0.5, 0.5, "points", MARGIN)),
         "ema_picks_the_same": Claim(
             "In most networks the EMA picks the checkpoint that exact statistics pick.",
-            score(find_picks, "same", ("batch_size",), estimator="ema"), above(0.5, "of the networks", MOST),
-            ("Q17",)),
+            score(find_picks, "same", ("batch_size",), estimator="ema"), above(0.5, "of the networks", MOST)),
     },
 )  # fmt: skip

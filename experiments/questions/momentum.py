@@ -92,29 +92,29 @@ EXPERIMENT = Experiment(
             "best between them for each layer (narrowed to the layers behind the first after its numbers were known).",
             score(find_ends, "mean_gap", POINT, against=0.0, along="momentum", matching=("batch_size", "seed"),
                   ratio=True, **RATIO_OVER_LAYERS),
-            above(1.25, "times", "the smallest of many gaps is a little smaller by chance"), ("Q6", "Q10", "H1")),
+            above(1.25, "times", "the smallest of many gaps is a little smaller by chance")),
         "plain_average_is_farther": Claim(
             "Behind the first layer the average of all batches has a larger gap than PyTorch's running average "
             "(narrowed to the layers behind the first after its numbers were known).",
             score(lambda tables: rows(tables, "gaps", SHARES, momentum=(0.1, None)), "mean_gap", EACH, against="ema",
-                  ratio=True, estimator="cumulative", **RATIO_OVER_LAYERS), above(1.0, "times", AS_NEAR), ("Q5",)),
+                  ratio=True, estimator="cumulative", **RATIO_OVER_LAYERS), above(1.0, "times", AS_NEAR)),
         "mistake_costs_late": Claim(
             "At the end of training a momentum of 0.9, which is 0.1 in the other convention, costs accuracy.",
-            score("evaluations", "accuracy", EACH, at=LATE, **MISTAKE), above(0.0, "points", AS_ACCURATE), ("Q4",)),
+            score("evaluations", "accuracy", EACH, at=LATE, **MISTAKE), above(0.0, "points", AS_ACCURATE)),
         "mistake_gains_early": Claim(
             "Early at a large batch a momentum of 0.9, which is 0.1 in the other convention, gains accuracy.",
             score("evaluations", "accuracy", EACH, at=EARLY, batch_size=256, **MISTAKE),
-            below(0.0, "points lost", AS_ACCURATE), ("Q4",)),
+            below(0.0, "points lost", AS_ACCURATE)),
         "theory_knows_momentum": Claim(
             "Theory's momentum, from noise and drift of other seeds, is within a factor of 2 of the best one (not the "
             "hypothesis's 1.5, which is below), over layers where one of them is below 1 (narrowed to the layers "
             "behind the first after its numbers were known).",
             score(find_factors, "factor", EACH, **RATIO_OVER_LAYERS),
-            below(2.0, "times", "the sweep's momenta are up to 2.5 times apart"), ("Q10", "H13")),
+            below(2.0, "times", "the sweep's momenta are up to 2.5 times apart")),
         "theory_is_right_to_a_half": Claim(
             "Theory's momentum is within a factor of 1.5 of the best one, as the hypothesis has it, over the same "
             "layers (asked when seen).",
             score(find_factors, "factor", EACH, **RATIO_OVER_LAYERS),
-            below(1.5, "times", "the best one is found between the sweep's momenta by a parabola"), ("Q10", "H13")),
+            below(1.5, "times", "the best one is found between the sweep's momenta by a parabola")),
     },
 )  # fmt: skip

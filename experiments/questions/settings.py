@@ -123,12 +123,12 @@ EXPERIMENT = Experiment(
             "Running averages put two settings in the order of exact statistics, in over nine of ten pairs that differ "
             "by over a point under these (asked when the costs below were seen, and before the order was looked at).",
             score(find_order, "alike", ("panel",)),
-            above(0.9, "share", "of the pairs; who picks by them would be misled once in ten"), ("Q11",)),
+            above(0.9, "share", "of the pairs; who picks by them would be misled once in ten")),
         "order_is_kept_at_falling_rates": Claim(
             "They do so at the end among settings whose learning rate falls (asked when seen).",
             score(partial(find_order, setting=OtherThan("constant schedule")), "alike", ("panel",),
                   panel=share_name(LATE)),
-            above(0.9, "share", "of the pairs; who picks by them would be misled once in ten"), ("Q11",)),
+            above(0.9, "share", "of the pairs; who picks by them would be misled once in ten")),
         "harmless_late": Claim(
             "At the end of training PyTorch's running average costs less than a point, whichever setting is changed.",
             score(partial(find_changes, table="evaluations"), "accuracy", ("panel", "setting"), against="exact",
@@ -145,6 +145,6 @@ EXPERIMENT = Experiment(
         "freezing_changes_little": Claim(
             "Batch norm that is frozen for the last fifth of training changes the final accuracy by less than a point.",
             score("evaluations", "accuracy", ("batch_size", "freeze_with"), at=LATE, against="none", scale=100,
-                  along="freeze_with", matching=("seed", "batch_size"), estimator="ema", **USUAL), LITTLE, ("Q11",)),
+                  along="freeze_with", matching=("seed", "batch_size"), estimator="ema", **USUAL), LITTLE),
     },
 )  # fmt: skip

@@ -84,31 +84,31 @@ EXPERIMENT = Experiment(
     claims={
         "eval_norm_beats_running_averages": Claim(
             "EvalNorm is more accurate than PyTorch's running averages.",
-            score_gain(EVAL_NORM, RUNNING), BETTER, ("Q13", "F8")),
+            score_gain(EVAL_NORM, RUNNING), BETTER),
         "eval_norm_beats_exact_statistics": Claim(
             "EvalNorm is more accurate than exact statistics.",
-            score_gain(EVAL_NORM, EXACT), BETTER, ("Q13", "F8")),
+            score_gain(EVAL_NORM, EXACT), BETTER),
         "example_weighing_gains": Claim(
             "Exact statistics in which the example itself has a tenth are more accurate than exact ones alone.",
-            score_gain(WEIGHING, EXACT), BETTER, ("Q13", "F9")),
+            score_gain(WEIGHING, EXACT), BETTER),
         "exact_statistics_gain_in_batches_of_two": Claim(
             "In batches of 2 exact statistics are over a point more accurate than running averages.",
-            score_gain(EXACT, RUNNING, batch_size=2), above(1.0, "points gained", A_POINT), ("Q11", "F3")),
+            score_gain(EXACT, RUNNING, batch_size=2), above(1.0, "points gained", A_POINT)),
         "freezing_helps": Claim(
             "In batches of 2 and 4 networks that were frozen for the last fifth are more accurate, each under its own "
             "statistics.",
             score(find_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
                   along="freeze_with", matching=("seed", "batch_size", "line"), line=RUNNING, batch_size=(2, 4)),
-            BETTER, ("Q11", "F3")),
+            BETTER),
         "freezing_beats_eval_norm": Claim(
             "Networks that were frozen for the last fifth, under their running averages, are more accurate than "
             "networks that were never frozen under EvalNorm (asked when seen).",
             score(find_repairs, "accuracy", ("batch_size",), scale=100, against=EVAL_NORM, along="line",
-                  matching=("seed", "batch_size"), line=FROZEN), BETTER, ("Q13", "F3", "F8")),
+                  matching=("seed", "batch_size"), line=FROZEN), BETTER),
         "discrepancy_is_noise_of_batches": Claim(
             "Exact means are over twice as far from those of single batches of 2 as of 16, in every layer.",
             score("gaps", "tid_mean", ("depth",), at=1.0, against=16, along="batch_size", matching=("seed",),
                   ratio=True, geometric=True, batch_size=2, estimator="exact", freeze_with="none"),
-            above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8"), ("F11", "H3")),
+            above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8")),
     },
 )  # fmt: skip

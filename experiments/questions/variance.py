@@ -91,28 +91,26 @@ EXPERIMENT = Experiment(
             "On frozen weights, in the first layer, the average of the batches' variances is smaller than the exact "
             "variance, by over 1% in batches of 2 and 4 (asked when seen).",
             score(find_first_layer, "shortfall", ("batch_size",), line=AVERAGED, batch_size=(2, 4)),
-            above(0.01, "share", "1% is seen in a figure; for pooled batches it is 0"), ("Q9",)),
+            above(0.01, "share", "1% is seen in a figure; for pooled batches it is 0")),
         "correction_is_small": Claim(
             "The correction n/(n−1) changes the running variance by less than 2%, behind the first layer (narrowed to "
             "the layers behind the first after its numbers were known).",
-            score_correction(),
-            within(1.0 / 1.02, 1.02, "times", "2% is little against a loss of up to 1/B"), ("Q3",)),
+            score_correction(), within(1.0 / 1.02, 1.02, "times", "2% is little against a loss of up to 1/B")),
         "correction_costs_nothing": Claim(
             "Accuracy under the EMA is the same with the correction n/(n−1) and without it, to 0.3 points.",
-            score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"),
-            SAME, ("Q3",)),
+            score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"), SAME),
         "tiny_batches_cost": Claim(
             "At the end of training PyTorch's momentum costs less than 0.3 points at batches of 2 and 4 (asked when "
             "seen).",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=(2, 4), **COST_OF_EMA), SAME, ("H2",)),
+            score("evaluations", "accuracy", EACH, at=1.0, batch_size=(2, 4), **COST_OF_EMA), SAME),
         "pooled_is_nearer_when_frozen": Claim(
             "On frozen weights at tiny batches pooled variances are nearer to the exact ones behind the first layer.",
             score("gaps", "var_gap", (*EACH, "depth"), at=1.0, against="update_bn", ratio=True, geometric=True,
                   estimator="precise", batch_size=(2, 4), depth=OtherThan(1)),
-            below(1.0, "times", f"{AS_NEAR}; in the first layer pooling is exact"), ("Q3", "Q9", "H6")),
+            below(1.0, "times", f"{AS_NEAR}; in the first layer pooling is exact")),
         "pooling_gains": Claim(
             "On frozen weights at tiny batches, pooling batches gains accuracy against averaging their variances.",
             score("evaluations", "accuracy", EACH, at=1.0, against="update_bn", scale=100, estimator="precise",
-                  batch_size=(2, 4)), above(0.0, "points gained", AS_ACCURATE), ("Q3", "Q9", "H6")),
+                  batch_size=(2, 4)), above(0.0, "points gained", AS_ACCURATE)),
     },
 )  # fmt: skip

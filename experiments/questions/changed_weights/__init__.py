@@ -108,38 +108,36 @@ EXPERIMENT = Experiment(
             "Under the mean of their running averages two averaged networks lose over a point against exact "
             "statistics.",
             score(find_losses, "accuracy_lost", EACH, scale=100, line=AVERAGED, statistics="stale"),
-            above(1.0, "points lost", A_POINT), ("Q11", "F15", "H9")),
+            above(1.0, "points lost", A_POINT)),
         "pruned_networks_do_not": Claim(
             "Under stale statistics networks whose smallest third of weights is 0 lose less than a point.",
             score(find_losses, "accuracy_lost", EACH, scale=100, line=PRUNED, statistics="stale"),
-            within(-1.0, 1.0, "points lost", A_POINT), ("Q11",)),
+            within(-1.0, 1.0, "points lost", A_POINT)),
         "eight_bits_do_not": Claim(
             "Under stale statistics networks that are rounded to 8 bits lose less than 0.3 points.",
-            score(find_losses, "accuracy_lost", EACH, scale=100, line=EIGHT_BITS, statistics="stale"),
-            LITTLE, ("Q11",)),
+            score(find_losses, "accuracy_lost", EACH, scale=100, line=EIGHT_BITS, statistics="stale"), LITTLE),
         "four_bits_need_new_ones": Claim(
             "Under stale statistics networks that are rounded to 4 bits lose over 0.3 points.",
             score(find_losses, "accuracy_lost", EACH, scale=100, line=FOUR_BITS, statistics="stale"),
-            above(0.3, "points lost", SIX_IMAGES), ("Q11",)),
+            above(0.3, "points lost", SIX_IMAGES)),
         "one_pass_is_enough": Claim(
             "Statistics of all training images in one pass lose less than 0.3 points against those that are taken "
             "layer by layer, whatever was changed.",
-            score(find_losses, "accuracy_lost", EACH, scale=100, statistics="precise", is_all=True),
-            LITTLE, ("Q11", "F15")),
+            score(find_losses, "accuracy_lost", EACH, scale=100, statistics="precise", is_all=True), LITTLE),
         "matched_averages_need_new_ones": Claim(
             "Under the mean of their running averages two matched and averaged networks lose over ten points against "
             "exact statistics.",
             score(find_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
-            above(10.0, "points lost", WRECKED), ("Q11", "F15", "H9")),
+            above(10.0, "points lost", WRECKED)),
         "new_ones_do_not_repair_all": Claim(
             "Under exact statistics the matched average is over a point worse than one of the two networks.",
             score(find_matched, "accuracy", EACH, scale=-100, against=ONE, along="line",
                   matching=("run", "statistics"), line=(ONE, MATCHED), statistics="exact"),
-            above(1.0, "points", A_POINT), ("H9",)),
+            above(1.0, "points", A_POINT)),
         "matching_is_needed": Claim(
             "Under exact statistics the average is over ten points better after matching than without.",
             score(find_matched, "accuracy", EACH, scale=100, against=APART, along="line",
                   matching=("run", "statistics"), line=(APART, MATCHED), statistics="exact"),
-            above(10.0, "points", WRECKED), ("H9",)),
+            above(10.0, "points", WRECKED)),
     },
 )  # fmt: skip

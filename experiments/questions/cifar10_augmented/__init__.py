@@ -12,8 +12,6 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Findin
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
-    gap_over_layers,
-    name_panels,
     over_best,
     paired,
     rows,
@@ -21,8 +19,8 @@ from bnlab.harness.reporting.frames import (
     select,
     share_name,
 )
-from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest
-from experiments.margins import ALL_LAYERS, EACH, PYTORCH, name_lines
+from bnlab.harness.reporting.plots import Axis, Forest
+from experiments.margins import EACH, name_lines
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
@@ -39,13 +37,6 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
         gaps = rows(tables, table, SHARES[1:], estimator=("ema", "predictive"))
         frames.append(gaps.assign(line=line))
     return pd.concat(frames, ignore_index=True)
-
-
-def find_curves(tables: Tables) -> pd.DataFrame:
-    """Average the gaps of each momentum at the end over layers, in a panel for each batch size."""
-    ends = select(find_gaps(tables), panel=share_name(END), estimator="ema")
-    averaged = gap_over_layers(ends, "mean_gap")
-    return name_panels(averaged, "{layers}, batch size {batch_size}")
 
 
 def find_times(tables: Tables) -> pd.DataFrame:
@@ -80,14 +71,6 @@ EXPERIMENT = Experiment(
 # three to four hours on two cores of an AMD EPYC; seven minutes on an NVIDIA H200, where these rows were made, with
 # hydra/launcher=joblib hydra.launcher.n_jobs=15, and once more with 5, as the device's memory was full""",
     figures={
-        "gap": Figure(
-            "The gap of the running mean at the end, to both populations, on CIFAR-10",
-            f"Read up from a momentum how far off the running average is, in standard "
-            f"deviations. {ALL_LAYERS} {{schedule}}",
-            score(find_curves, "mean_gap", ("panel", "line", "momentum"), geometric=True),
-            Curves("momentum", "line", GAP, mark=PYTORCH),
-            Finding("Running means estimate the images as training sees them, and a momentum between 0.003 and 1 does "
-                    "so best, on CIFAR-10", {"nearer_to_augmented": (), "u_comes_back": ()})),
         "accuracy": Figure(
             "Accuracy gained by statistics of augmented images, at the end of training, on CIFAR-10",
             "Compare with 0, exact statistics of plain training images, of the same networks. Exact statistics of "
@@ -102,8 +85,7 @@ EXPERIMENT = Experiment(
             "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap behind the "
             "first layer than the best between them.",
             score(find_times, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
-                  panel=share_name(END), **RATIO_OVER_LAYERS),
-            above(1.25, "times", margins.FLAT)),
+                  panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "nearer_to_augmented": Claim(
             "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
             "images as they are: at most half as far, behind the first layer.",
@@ -114,20 +96,17 @@ EXPERIMENT = Experiment(
             "At the end of the schedule predictive momentum is late: its gap to augmented images behind the first "
             "layer is over a quarter larger than that of the best fixed momentum.",
             score(find_times, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
-                  **RATIO_OVER_LAYERS),
-            above(1.25, "times", margins.FLAT)),
+                  **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum to augmented images is about that "
             "of the best fixed one of each layer and step.",
             score(find_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
-                  depth=OtherThan(1), estimator="predictive"),
-            below(1.25, "times", margins.FLAT)),
+                  depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "predictive_is_near_before_the_end": Claim(
             "Before the end of training that gap is about that of the best fixed one (asked when seen).",
             score(lambda tables: over_best(rows(tables, "augmented_gaps", SHARES[:-1]), "mean_gap"), "mean_gap",
                   ("batch_size",), average=("layer", "panel"), geometric=True, depth=OtherThan(1),
-                  estimator="predictive"),
-            below(1.25, "times", margins.FLAT)),
+                  estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images are more accurate than those of the images as they are.",
             score(lambda tables: find_gains_over_plain(tables, END), "accuracy", EACH, scale=100, estimator="exact"),

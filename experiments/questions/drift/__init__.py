@@ -115,21 +115,19 @@ EXPERIMENT = Experiment(
             "In batches of 4, behind the first layer, the mean of a single batch is farther from the population mean "
             "than the EMA (narrowed to the layers behind the first after its numbers were known).",
             score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch",
-                  layers=BEHIND),
-            above(1.0, "times", "at 1 averaging gains nothing"), bears_on=("Q1",)),
+                  layers=BEHIND), above(1.0, "times", "at 1 averaging gains nothing")),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
                   panel=share_name(MIDDLE), **RATIO_OVER_LAYERS),
-            above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes"), ("Q7",)),
+            above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes")),
         "memory_holds_late": Claim(
             "In the last tenth of training population means move less in ten steps than means of batches scatter.",
             score(find_speeds, "stale", ("batch_size",), panel=share_name(END), **RATIO_OVER_LAYERS),
-            below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise"), ("Q7",)),
+            below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise")),
         "lag_early": Claim(
             "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",
             score(find_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,
-                  panel=f"batch size 256, {share_name(PEAK)}"),
-            above(0.5, "share", "more than half is most"), bears_on=("Q7", "Q8")),
+                  panel=f"batch size 256, {share_name(PEAK)}"), above(0.5, "share", "more than half is most")),
     },
 )  # fmt: skip
