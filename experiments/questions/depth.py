@@ -53,8 +53,10 @@ def find_growth(tables: Tables) -> pd.DataFrame:
     """Divide the gap over the layers of a network's second half by that of its first."""
     gaps = find_gaps(tables)
     everywhere = select(gaps, line=EVERYWHERE)
-    halves = everywhere.groupby("half", sort=False)
-    averaged = [gap_over_layers(half, "mean_gap") for _, half in halves]
+    averaged = []
+    for _, half in everywhere.groupby("half", sort=False):
+        over_layers = gap_over_layers(half, "mean_gap")
+        averaged.append(over_layers)
     both = pd.concat(averaged)
     return paired(both, "mean_gap", "first", along="half", ratio=True)
 

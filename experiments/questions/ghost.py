@@ -37,7 +37,8 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     is_test_batch = images.notna()
     has_size = images == frame[SIZE]
 
-    frame["estimator"] = frame["estimator"].mask(is_test_batch, "test_batch")
+    estimators = frame["estimator"]
+    frame["estimator"] = estimators.mask(is_test_batch, "test_batch")
     return frame[~is_test_batch | has_size]
 
 

@@ -51,9 +51,11 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
         remainders.append(SHARES[size][left])
     frame["remainder"] = remainders
 
-    frame["since"] = frame["step"] - frame["batch_size"].map(LAST_BATCH_AT)
-    times = frame["since"].map(_name_time)
-    is_last = frame["step"] == frame["steps"]
+    step = frame["step"]
+    since = step - frame["batch_size"].map(LAST_BATCH_AT)
+    times = since.map(_name_time)
+    is_last = step == frame["steps"]
+    frame["since"] = since
     frame["when"] = times.mask(is_last, END)
     # Rows are compared across the sizes of the last batch, which the panels of `rows` tell apart.
     return frame.assign(panel="")

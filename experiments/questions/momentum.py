@@ -58,11 +58,13 @@ def predict_momenta(tables: Tables) -> pd.DataFrame:
 def find_ends(tables: Tables) -> pd.DataFrame:
     """Find each layer's gaps at both ends of the sweep; as that of momentum 0 the smallest one between them."""
     gaps = rows(tables, "gaps", SHARES, estimator="ema")
-    is_end = gaps["momentum"].isin((0.001, 1.0))
+    momenta = gaps["momentum"]
+    is_end = momenta.isin((0.001, 1.0))
     ends = gaps[is_end]
     between = gaps[~is_end]
     best = lowest(between, "mean_gap", LAYER)
-    return pd.concat([ends, best.assign(momentum=0.0)])
+    best["momentum"] = 0.0
+    return pd.concat([ends, best])
 
 
 EXPERIMENT = Experiment(

@@ -36,8 +36,11 @@ MUCH = (5.0, "points", "more than anyone would give away")
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end of training, in panels by norm; `rule` is the estimator, `line` the order in words."""
     frame = rows(tables, "evaluations", 1.0, ("order", "norm"), **FOUR_EPOCHS)
-    pairs = zip(frame["estimator"], frame["momentum"], strict=True)
-    frame["rule"] = [estimator_label(estimator, momentum) for estimator, momentum in pairs]
+    rules = []
+    for estimator, momentum in zip(frame["estimator"], frame["momentum"], strict=True):
+        rule = estimator_label(estimator, momentum)
+        rules.append(rule)
+    frame["rule"] = rules
     named = name_lines(frame, "order", WORDS)
     return name_lines(named, "norm", NORMS, line="panel")
 

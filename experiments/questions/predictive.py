@@ -68,9 +68,11 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     """
     frame = rows(tables, "evaluations", SHARES, NETWORK, momentum=(0.1, None))
     is_exact = frame["estimator"] == "exact"
-    frame["exact"] = frame["accuracy"].where(is_exact)
+    accuracies = frame["accuracy"]
+    frame["exact"] = accuracies.where(is_exact)
     cells = frame.groupby(["data", *EACH])
-    means = cells["exact"].transform("mean")
+    of_exact = cells["exact"]
+    means = of_exact.transform("mean")
     learned = frame[means >= 0.2]
     chosen = learned.query("`optimizer.schedule` != 'step' or step > steps / 2")
     return paired(chosen, "accuracy", against="ema")

@@ -96,12 +96,14 @@ def find_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
     Only pairs of networks of one seed count whose exact accuracies differ by over a point.
     """
     frame = select(find_changes(tables, "evaluations"), **wanted)
-    both = frame.pivot(index=["panel", "seed", "setting"], columns="estimator", values="accuracy")
+    keys = ["panel", "seed"]
+    both = frame.pivot(index=[*keys, "setting"], columns="estimator", values="accuracy")
     settings = both.reset_index()
-    pairs = settings.merge(settings, on=["panel", "seed"], suffixes=("", "_of_other"))
+    pairs = settings.merge(settings, on=keys, suffixes=("", "_of_other"))
 
     gained = pairs["exact"] - pairs["exact_of_other"]
-    pairs["alike"] = pairs["ema"] > pairs["ema_of_other"]
+    gained_by_running = pairs["ema"] - pairs["ema_of_other"]
+    pairs["alike"] = gained_by_running > 0
     decided = pairs[gained > 0.01]
     return average(decided, "alike", ["panel", "seed"])
 

@@ -40,9 +40,11 @@ WRECKED = "ten points are seen without any test"
 def find_losses(tables: Tables) -> pd.DataFrame:
     """Find all rows at the end of training; the line is what was done to the weights, `is_all` tells samples apart."""
     frame = rows(tables, "changed_weights", 1.0)
-    most = frame.groupby("run")["images"].transform("max")
+    networks = frame.groupby("run")
+    most = networks["images"].transform("max")
+    changes = frame["change"]
     frame["is_all"] = frame["images"] == most
-    frame["line"] = frame["change"].map(NAMES)
+    frame["line"] = changes.map(NAMES)
     return frame
 
 

@@ -35,7 +35,8 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
     frames = []
     for line, table in REFERENCES.items():
         gaps = rows(tables, table, SHARES[1:], estimator=("ema", "predictive"))
-        frames.append(gaps.assign(line=line))
+        named = gaps.assign(line=line)
+        frames.append(named)
     return pd.concat(frames, ignore_index=True)
 
 

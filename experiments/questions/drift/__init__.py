@@ -39,8 +39,10 @@ def find_speeds(tables: Tables, at: Sequence[float] = (MIDDLE, END)) -> pd.DataF
     frame = rows(tables, "drift", at, depth=OtherThan(1), batch_size=(16, 64, 256))
     drift = frame["mean_drift"]
     noise = frame["mean_noise"]
+    drift_in_ten = 10 * drift
+    ratio = drift_in_ten / noise
     frame["speed"] = drift**0.5
-    frame["stale"] = (10 * drift / noise) ** 0.5
+    frame["stale"] = ratio**0.5
     return frame
 
 

@@ -26,6 +26,7 @@ CONSTANT, ONE_CYCLE = "constant", "onecycle"
 AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: CONSTANT}
 OF_ONE_CYCLE: dict[str, Any] = {SCHEDULE: ONE_CYCLE}
 NAMES = {CONSTANT: "constant rate, mid-training", ONE_CYCLE: "falling rate, at the end"}
+EXACT_ON_TEST: dict[str, Any] = {"split": "test", "estimator": "exact", "statistics_split": "train"}
 PYTORCH: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 ALIKE = 0.05  # difference of exact accuracies up to which batch sizes are compared
 PAIRS = ((4, 16), (16, 64), (64, 256))
@@ -40,12 +41,15 @@ def find_rows(tables: Tables) -> pd.DataFrame:
     They come with `updates` and the columns of `find_exact`.
     """
     tested = select_tested(tables, CELL)
-    frame = rows(tested, "evaluations", by=(*CELL, RATE), split="test")
-    frame["updates"] = frame["step"]
-    frame["panel"] = frame[SCHEDULE].map(NAMES)
+    settings = (*CELL, RATE)
+    frame = rows(tested, "evaluations", by=settings, split="test")
+    schedule = frame[SCHEDULE]
+    updates = frame["step"]
+    frame["updates"] = updates
+    frame["panel"] = schedule.map(NAMES)
 
-    is_constant = frame[SCHEDULE] == CONSTANT
-    is_at_end = frame["step"] == frame["steps"]
+    is_constant = schedule == CONSTANT
+    is_at_end = updates == frame["steps"]
     read = frame[is_constant | is_at_end]
     exact = find_exact(tested)
     return read.merge(exact, on=["run", "step"])
@@ -90,18 +94,22 @@ def find_larger_against_smaller(tables: Tables) -> pd.DataFrame:
     for small, large in PAIRS:
         both = select(lost, batch_size=(small, large))
         by_place = both.groupby([SCHEDULE, "updates"])
-        has_both = by_place["batch_size"].transform("nunique") == 2
-        lowest_accuracy = by_place["exact_mean"].transform("min")
-        highest_accuracy = by_place["exact_mean"].transform("max")
+        accuracies = by_place["exact_mean"]
+        lowest_accuracy = accuracies.transform("min")
+        highest_accuracy = accuracies.transform("max")
+        sizes = by_place["batch_size"].transform("nunique")
         is_alike = highest_accuracy - lowest_accuracy <= ALIKE
-        compared = both[has_both & is_alike]
+        alike = both[is_alike & (sizes == 2)]
 
-        sizes_of_seed = compared.groupby("seed")["batch_size"].transform("nunique")
-        compared = compared[sizes_of_seed == 2]
+        by_seed = alike.groupby("seed")
+        sizes_of_seed = by_seed["batch_size"].transform("nunique")
+        compared = alike[sizes_of_seed == 2]
         if compared.empty:
             continue
-        more = paired(compared, "accuracy", small, along="batch_size", matching=("seed", SCHEDULE, "updates"))
-        count = more.groupby(SCHEDULE)["updates"].transform("nunique")
+        matching = ("seed", SCHEDULE, "updates")
+        more = paired(compared, "accuracy", small, along="batch_size", matching=matching)
+        by_schedule = more.groupby(SCHEDULE)
+        count = by_schedule["updates"].transform("nunique")
         more["line"] = f"{large} against {small}, lengths compared: " + count.astype(str)
         pairs.append(more)
     return pd.concat(pairs) if pairs else lost.iloc[:0].assign(line="")
@@ -109,14 +117,16 @@ def find_larger_against_smaller(tables: Tables) -> pd.DataFrame:
 
 def find_fall_of_momentum(tables: Tables) -> pd.DataFrame:
     """Find the best momentum after 2,250 updates over that after 144, where both have learned."""
-    ends = select(find_best_momenta(tables), updates=(144, 2250), is_learned=True)
+    best = find_best_momenta(tables)
+    ends = select(best, updates=(144, 2250), is_learned=True)
     cells = ends.groupby(["batch_size", SCHEDULE])
     count = cells["updates"].transform("nunique")
     both = ends[count == 2]
     # Without the columns in which both ends would have to agree.
-    values = both.drop(columns=["step", "panel"]).rename(columns={"momentum": "best"})
+    free = both.drop(columns=["step", "panel"])
+    free["best"] = free.pop("momentum")
     matching = ("seed", "batch_size", SCHEDULE)
-    return paired(values, "best", 144, along="updates", matching=matching, ratio=True)
+    return paired(free, "best", 144, along="updates", matching=matching, ratio=True)
 
 
 def find_validated(tables: Tables) -> pd.DataFrame:
@@ -130,14 +140,17 @@ def find_exact(tested: Tables) -> pd.DataFrame:
 
     `is_collapsed` says whether the network's accuracy is below half of the median.
     """
-    measured = select(tested["evaluations"], split="test", estimator="exact", statistics_split="train")
-    runs = tested["runs"][["run", *CELL]]
-    exact = measured.merge(runs, on="run")
+    evaluations = tested["evaluations"]
+    runs = tested["runs"]
+    measured = select(evaluations, **EXACT_ON_TEST)
+    cells = runs[["run", *CELL]]
+    exact = measured.merge(cells, on="run")
 
     place = [*CELL, "step"]
     by_place = exact.groupby(place)
-    exact["exact_mean"] = by_place["accuracy"].transform("mean")
-    exact["is_learned"] = exact["exact_mean"] > LEARNED
+    means = by_place["accuracy"].transform("mean")
+    exact["exact_mean"] = means
+    exact["is_learned"] = means > LEARNED
     exact["is_collapsed"] = find_collapses(exact, place)
     return exact[["run", "step", "exact_mean", "is_learned", "is_collapsed"]]
 

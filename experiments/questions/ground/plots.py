@@ -20,6 +20,7 @@ _SMALL, _LARGE = 0.3, 30.0  # points: where colours begin to show, and where the
 _DARKEST = 0.7  # of the colours; black numbers are read on it
 _GREY = "#767676"
 _LINES_OF_A_CELL = 2.3
+_CENTERED: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 11.5}
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,14 @@ class Cells(Plot):
     def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
         """Draw the rows of each panel, see `Plot.draw`."""
         require_one_row(frame, ["panel", self.by, self.x])
-        columns = sorted(frame[self.x].unique())
-        names = sorted(frame[self.by].unique())
+        across_values = frame[self.x]
+        upward_values = frame[self.by]
+        columns = sorted(across_values.unique())
+        names = sorted(upward_values.unique())
         across, upward = self.labels
         for ax, here in split_panels(frame, axes):
-            cells = here.sort_values("hollow").to_dict("records")
-            for cell in cells:
+            cells = here.sort_values("hollow")
+            for cell in cells.to_dict("records"):
                 column = columns.index(cell[self.x])
                 row = names.index(cell[self.by])
                 self._draw_cell(ax, column, row, cell)
@@ -61,12 +64,14 @@ class Cells(Plot):
             ax.set_xticks(range(len(columns)), words_across)
             ax.set_yticks(range(len(names)), words_upward)
             ax.set(xlabel=across, ylabel=upward)
-            ax.set_xlim(-0.5, len(columns) - 0.5)
-            ax.set_ylim(len(names) - 0.5, -0.5)
+            right = len(columns) - 0.5
+            bottom = len(names) - 0.5
+            ax.set_xlim(-0.5, right)
+            ax.set_ylim(bottom, -0.5)
             ax.tick_params(length=0)
             ax.grid(visible=False)
-            for side in ("left", "bottom"):
-                ax.spines[side].set_visible(False)
+            sides = ax.spines[["left", "bottom"]]
+            sides.set_visible(False)
 
     def _draw_cell(self, ax: Axes, column: int, row: int, values: Mapping[Any, Any]) -> None:
         """Draw one cell with its number."""
@@ -74,10 +79,13 @@ class Cells(Plot):
         lost = max(mean, 0.0)
         share = np.log1p(lost / _SMALL) / np.log1p(_LARGE / _SMALL)
         darkness = _DARKEST * min(share, 1.0)
-        cell = Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, linewidth=0)
+        corner = (column - 0.47, row - 0.46)
+        cell = Rectangle(corner, 0.94, 0.92, linewidth=0)
 
-        number = f"{mean:.1f}".replace("-0.0", "0.0")
-        text = ax.text(column, row, number.replace("-", "−"), ha="center", va="center", fontsize=11.5)
+        number = f"{mean:.1f}"
+        number = number.replace("-0.0", "0.0")
+        number = number.replace("-", "−")
+        text = ax.text(column, row, number, **_CENTERED)
         is_certain = values["low"] > 0 or values["high"] < 0
         if is_certain:
             text.set_fontweight("bold")

@@ -93,9 +93,11 @@ class WithinEpoch(OfAverages):
 def _record(run: Run, step: int) -> Stream:
     """Record the batch moments of whole epochs, with layers that normalize with their batch."""
     per_epoch = run.batches.per_epoch
+    epochs = _BEFORE + EPOCHS
     next_epoch = math.ceil(step / per_epoch)
-    from_there = run.batches.from_step(next_epoch * per_epoch)
-    drawn = islice(from_there, (_BEFORE + EPOCHS) * per_epoch)
+    start = next_epoch * per_epoch
+    from_there = run.batches.from_step(start)
+    drawn = islice(from_there, epochs * per_epoch)
     model = run.model_at(step)
     trace = record_frozen(model, (images for images, _ in drawn), inputs=run.inputs_of(model))
     ((_, stream),) = trace.streams()
