@@ -28,8 +28,10 @@ EXTENDED = (
 FROM_THE_START = {
     "ghost": ("batches_win_after_many_updates", "the_lead_shrinks", "running_averages_fail"),
     "non_iid": ("long_warmup_rescues", "short_memory_rescues", "the_start_is_to_blame"),
+    "settings": ("order_is_kept", "order_is_kept_at_falling_rates"),
+    "variance": ("averaged_variances_are_too_small",),
 }
-"""Claims of experiments in two parts, of which one had five seeds first and this one had fifteen from the start."""
+"""Claims that never had five seeds: of a part of an experiment that had fifteen from the start, or asked after that."""
 
 
 def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSeeds:

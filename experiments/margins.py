@@ -1,6 +1,6 @@
 """What several questions share: columns that rows are grouped by, reasons for margins, and frames for figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from bnlab.harness.reporting.frames import (
     gap_over_layers,
     lowest,
     name_panels,
+    put_in_order,
     rows,
     select,
 )
@@ -37,6 +38,17 @@ ALL_LAYERS = (
     "means stay near 0, so that it has noise and hardly any lag."
 )
 """A sentence for captions of figures of `find_gaps`."""
+
+
+def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line: str = "line") -> pd.DataFrame:
+    """Name the values of a column, in the order of `names`; rows with another value are left out.
+
+    Lines differ by their names alone: columns that tell estimators apart are dropped.
+    """
+    named = frame.assign(**{line: frame[column].map(names)})
+    named = named[named[line].notna()]
+    told_apart = named.drop(columns=["estimator", "momentum", "statistics_split"], errors="ignore")
+    return put_in_order(told_apart, line, names.values())
 
 
 def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import find_parameter, name_panels, paired, put_in_order, rows, score
-from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from bnlab.harness.reporting.frames import find_parameter, paired, rows, score
+from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
 
 SIZE = "norm.batch_size"  # images that are normalized together
@@ -27,7 +27,6 @@ PARTS: dict[str, Any] = {
     "estimator": "exact",
 }  # compared with other parts, from the same seed
 EMA: dict[str, Any] = {"against": "exact", "estimator": "ema", "momentum": 0.1}
-NAMES = {"exact": "exact statistics", "ema": "running averages", TEST_BATCH: "test batches of two"}
 BY_A_POINT, AS_GOOD = ("points gained", A_POINT), ("points gained", AS_ACCURATE)
 
 
@@ -38,7 +37,8 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     is_test_batch = images.notna()
     has_size = images == frame[SIZE]
 
-    frame["estimator"] = frame["estimator"].mask(is_test_batch, "test_batch")
+    estimators = frame["estimator"]
+    frame["estimator"] = estimators.mask(is_test_batch, "test_batch")
     return frame[~is_test_batch | has_size]
 
 
@@ -46,15 +46,6 @@ def score_gain(*sizes: int, **compared: Any) -> Score:
     """Score the points that are gained in parts of these sizes, against other parts or other statistics."""
     wanted = {**compared, SIZE: sizes}
     return score(find_accuracies, "accuracy", (SIZE,), scale=100, **wanted)
-
-
-def find_by_batch(tables: Tables) -> pd.DataFrame:
-    """Find accuracies after training in parts of 2 by what is predicted with, in panels by batch size."""
-    frame = rows(tables, "evaluations", 1.0, ("batch_size",), estimator=tuple(NAMES), momentum=(0.1, None), **TWO)
-    frame["line"] = frame["estimator"].map(NAMES)
-    differing = ["estimator", "momentum", "statistics_split"]  # between lines
-    named = name_panels(frame, "batches of {batch_size}")
-    return put_in_order(named.drop(columns=differing), "line", NAMES.values())
 
 
 def find_leads(tables: Tables) -> pd.DataFrame:
@@ -76,46 +67,40 @@ EXPERIMENT = Experiment(
             Curves(SIZE, "estimator", Axis("test accuracy (%)")),
             Finding("Training in parts of 2 images costs accuracy, under exact statistics too",
                     {"tiny_parts_are_not_rescued": ()})),
-        "steps": Figure(
-            "Accuracy after training in parts of two images, by the size of the batch",
-            "Compare the batch sizes: test accuracy after four epochs; batches of 32 make eight times as many updates "
-            "as those of 256.",
-            score(find_by_batch, "accuracy", ("panel", "line"), scale=100),
-            Forest("line", Axis("test accuracy (%)")),
-            Finding("With eight times as many updates exact statistics are less far ahead of test batches of two "
-                    "images", {"the_lead_shrinks": ()})),
     },
     claims={
         "thirty_two_is_best": Claim(
             "Under exact statistics networks trained in smaller or larger parts are less accurate than in parts of 32.",
-            score_gain(2, 8, 256, against=32, **PARTS), below(0.0, *AS_GOOD), ("F10", "H10")),
+            score_gain(2, 8, 256, against=32, **PARTS), below(0.0, *AS_GOOD)),
         "tiny_parts_are_not_rescued": Claim(
             "Under exact statistics, training in parts of 2 images is more than a point worse than in whole batches.",
-            score_gain(2, against=256, **PARTS), below(-1.0, *BY_A_POINT), ("H5",)),
-        "running_averages_fail_when_tiny": Claim("In parts of 2 PyTorch's running average costs more than a point.",
-                                                 score_gain(2, **EMA), below(-1.0, *BY_A_POINT), ("F3",)),
-        "running_averages_serve_when_large": Claim("In parts of 32 PyTorch's running average costs less than a point.",
-                                                   score_gain(32, **EMA), within(-1.0, 1.0, *BY_A_POINT), ("F3",)),
+            score_gain(2, against=256, **PARTS), below(-1.0, *BY_A_POINT)),
+        "running_averages_fail_when_tiny": Claim(
+            "In parts of 2 PyTorch's running average costs more than a point.",
+            score_gain(2, **EMA), below(-1.0, *BY_A_POINT)),
+        "running_averages_serve_when_large": Claim(
+            "In parts of 32 PyTorch's running average costs less than a point.",
+            score_gain(32, **EMA), within(-1.0, 1.0, *BY_A_POINT)),
         "population_wins_when_large": Claim(
             "Trained in parts of 32 or whole batches, networks are better under exact than test batches' statistics.",
-            score_gain(32, 256, against="test_batch", estimator="exact"), above(0.0, *AS_GOOD), ("F3", "H3")),
+            score_gain(32, 256, against="test_batch", estimator="exact"), above(0.0, *AS_GOOD)),
         "batches_win_when_tiny": Claim(
             "Trained in parts of 2 images, networks are worse under exact statistics than those of test batches of 2.",
-            score_gain(2, against="test_batch", estimator="exact"), below(0.0, *AS_GOOD), ("F3", "H3")),
+            score_gain(2, against="test_batch", estimator="exact"), below(0.0, *AS_GOOD)),
         "batches_win_after_many_updates": Claim(
             "Trained in batches of 32 that are normalized in parts of 2, networks are less accurate under exact "
             "statistics than under those of test batches of 2.",
             score(find_leads, "accuracy", ("batch_size",), scale=100, estimator="exact", batch_size=MANY_UPDATES),
-            below(0.0, *AS_GOOD), ("F3", "H3")),
+            below(0.0, *AS_GOOD)),
         "the_lead_shrinks": Claim(
             "What exact statistics gain against test batches of 2 is more than a point less in batches of 32 than of "
             "256.",
             score(find_leads, "accuracy", ("batch_size",), against=FEW_UPDATES, along="batch_size", matching=("seed",),
-                  scale=100, estimator="exact", batch_size=MANY_UPDATES), below(-1.0, *BY_A_POINT), ("F3", "H3")),
+                  scale=100, estimator="exact", batch_size=MANY_UPDATES), below(-1.0, *BY_A_POINT)),
         "running_averages_fail": Claim(
             "In batches of 32 that are normalized in parts of 2 PyTorch's running average costs more than a point "
             "against exact statistics.",
             score("evaluations", "accuracy", ("batch_size",), at=1.0, scale=100, batch_size=MANY_UPDATES, **EMA, **TWO),
-            below(-1.0, *BY_A_POINT), ("F3",)),
+            below(-1.0, *BY_A_POINT)),
     },
 )  # fmt: skip

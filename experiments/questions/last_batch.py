@@ -21,7 +21,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
-from bnlab.harness.reporting.plots import LOST, Axis, Curves
+from bnlab.harness.reporting.plots import Axis, Curves
 from bnlab.harness.updates import count_training
 from experiments.margins import A_POINT, AS_ACCURATE, SIX_IMAGES
 
@@ -45,13 +45,20 @@ LITTLE = below(0.3, "points", SIX_IMAGES)
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find test accuracies with the size of the last batch as a share of a full one, and when they were measured."""
     frame = rows(tables, "evaluations", by=SETTINGS)
-    sizes = zip(frame["batch_size"], frame["data.images"], strict=True)
-    remainder = [SHARES[size][count_training(images) % size] for size, images in sizes]
-    since = frame["step"] - frame["batch_size"].map(LAST_BATCH_AT)
-    is_last = frame["step"] == frame["steps"]
-    when = since.map(_name_time).mask(is_last, END)
+    remainders = []
+    for size, images in zip(frame["batch_size"], frame["data.images"], strict=True):
+        left = count_training(images) % size
+        remainders.append(SHARES[size][left])
+    frame["remainder"] = remainders
+
+    step = frame["step"]
+    since = step - frame["batch_size"].map(LAST_BATCH_AT)
+    times = since.map(_name_time)
+    is_last = step == frame["steps"]
+    frame["since"] = since
+    frame["when"] = times.mask(is_last, END)
     # Rows are compared across the sizes of the last batch, which the panels of `rows` tell apart.
-    return frame.assign(remainder=remainder, since=since, when=when, panel="")
+    return frame.assign(panel="")
 
 
 def _name_time(updates: int) -> str:
@@ -81,12 +88,6 @@ def find_lost_more(tables: Tables) -> pd.DataFrame:
     return paired(lost, "accuracy", FULL, along="remainder", matching=SAME)
 
 
-def find_share_lost_more(tables: Tables) -> pd.DataFrame:
-    """Divide by the accuracy under exact statistics, and subtract that share in networks of full batches."""
-    kept = paired(find_accuracies(tables), "accuracy", ratio=True)
-    return paired(kept, "accuracy", FULL, along="remainder", matching=SAME)
-
-
 def subtract_plain_average(tables: Tables) -> pd.DataFrame:
     """Subtract the accuracy under the plain average from that under the one weighted by batch size."""
     frame = find_accuracies(tables)
@@ -110,16 +111,6 @@ EXPERIMENT = Experiment(
     sweeps=("last_batch", "last_batch_64"),
     columns=("accuracy",),
     figures={
-        "averages": Figure(
-            "What running averages lose around a small last batch",
-            "Read from left to right through the last batch, at 0: test accuracy of the same network under exact "
-            "statistics minus that under the running average of momentum 0.1. Lines: the size of the last batch of "
-            "the epoch, as a share of a full one.",
-            score(lambda tables: name_schedule_panels(find_lost_by_averages(tables)), "accuracy",
-                  ("panel", "remainder", "since"), scale=-100, **EMA),
-            Curves("since", "remainder", LOST, across=SINCE),
-            Finding("Right after a small last batch running averages lose over a point more, at a constant rate",
-                    {"averages_lose": ()})),
         "weights": Figure(
             "What the update of a small last batch does to the weights",
             "Read from left to right through the last batch, at 0: test accuracy under exact statistics of networks "
@@ -129,20 +120,13 @@ EXPERIMENT = Experiment(
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
             Finding("The update of a small last batch harms the weights, at a constant rate", {"weights_lose": ()})),
-        "statistics": Figure(
-            "What all statistics lose around a last batch of 1/32",
-            "Read from left to right through the last batch, at 0: test accuracy of the same network under exact "
-            "statistics minus that under others. The last full batch leaves the small one out.",
-            score(lambda tables: name_schedule_panels(find_lost_by_averages(tables)), "accuracy",
-                  ("panel", "estimator", "momentum", "since"), scale=-100, remainder="1/32"),
-            Curves("since", "estimator", LOST, across=SINCE)),
     },
     claims={
         "weights_lose": Claim(
             "At a constant rate the update of a last batch of at most 1/6 costs the weights over a point, right after "
             "it.",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **CONSTANT), above(1.0, "points", A_POINT), ("Q11",)),
+                  **CONSTANT), above(1.0, "points", A_POINT)),
         "averages_lose": Claim(
             "At a constant rate running averages lose over a point more right after a last batch of at most 1/6 than "
             "right after a full one.",
@@ -151,7 +135,7 @@ EXPERIMENT = Experiment(
         "weights_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule a last batch of at most 1/6 costs the weights less than 0.3 points.",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  **ONE_CYCLE), LITTLE, ("Q11",)),
+                  **ONE_CYCLE), LITTLE),
         "averages_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule running averages lose less than 0.3 points more after a last batch of "
             "at most 1/6 than after a full one.",
@@ -177,15 +161,10 @@ EXPERIMENT = Experiment(
             "weights over a point (asked when seen).",
             score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
                   **CONSTANT), above(1.0, "points", A_POINT)),
-        "averages_lose_a_larger_share": Claim(
-            "At a constant rate, right after a last batch of at most 1/6, running averages lose a larger share of the "
-            "accuracy under exact statistics than right after a full one (asked when seen).",
-            score(find_share_lost_more, "accuracy", CELL, scale=-1, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA, **CONSTANT), above(0.0, "of exact accuracy", "at 0 it is the same share")),
         "weighing_gains": Claim(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
             "gains over a point against the plain one.",
             score(subtract_plain_average, "accuracy", CELL, scale=100, remainder=SMALL, when=RIGHT_AFTER,
-                  **CONSTANT), above(1.0, "points gained", A_POINT), ("Q9",)),
+                  **CONSTANT), above(1.0, "points gained", A_POINT)),
     },
 )  # fmt: skip

@@ -8,18 +8,8 @@ import pandas as pd
 
 from bnlab import theory
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
-from bnlab.harness.reporting.frames import (
-    BEHIND,
-    RATIO_OVER_LAYERS,
-    gap_over_layers,
-    locate_minimum,
-    lowest,
-    other_seeds,
-    rows,
-    score,
-    select,
-)
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
+from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, locate_minimum, lowest, other_seeds, rows, score
+from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Curves
 from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, find_gaps
 
 SHARES = EARLY, _, LATE = (0.2, 0.55, 1.0)  # of the training
@@ -65,21 +55,16 @@ def predict_momenta(tables: Tables) -> pd.DataFrame:
     return lowest(grid, "mean_gap", LAYER)
 
 
-def find_best(tables: Tables) -> pd.DataFrame:
-    """Find for each network `best`, the momentum with the smallest gap behind the first layer at the end."""
-    gaps = gap_over_layers(rows(tables, "gaps", LATE, estimator="ema"), "mean_gap")
-    lowest_gaps = lowest(select(gaps, layers=BEHIND), "mean_gap", NETWORK)
-    return lowest_gaps.rename(columns={"momentum": "best"})
-
-
 def find_ends(tables: Tables) -> pd.DataFrame:
     """Find each layer's gaps at both ends of the sweep; as that of momentum 0 the smallest one between them."""
     gaps = rows(tables, "gaps", SHARES, estimator="ema")
-    is_end = gaps["momentum"].isin((0.001, 1.0))
+    momenta = gaps["momentum"]
+    is_end = momenta.isin((0.001, 1.0))
     ends = gaps[is_end]
     between = gaps[~is_end]
     best = lowest(between, "mean_gap", LAYER)
-    return pd.concat([ends, best.assign(momentum=0.0)])
+    best["momentum"] = 0.0
+    return pd.concat([ends, best])
 
 
 EXPERIMENT = Experiment(
@@ -95,11 +80,11 @@ EXPERIMENT = Experiment(
             Finding("At the end of training the gap is a U over the momentum: lag on the left, noise on the right",
                     {"gap_is_u_shaped": ("at the end of training",)})),
         "accuracy": Figure(
-            "Test accuracy against the momentum",
-            "Compare a curve with its dashed line: the same networks under running averages for every momentum, and "
-            "under exact statistics (dashed).",
-            score("evaluations", "accuracy", POINT, at=SHARES, scale=100, estimator=("ema", "exact")),
-            Curves("momentum", "batch_size", ACCURACY, level="exact statistics", mark=PYTORCH),
+            "Accuracy lost under running averages, against the momentum",
+            "Read up from a momentum: test accuracy of the same network under exact statistics minus that under the "
+            "running average. The vertical axis is linear up to 0.3 points and logarithmic beyond.",
+            score("evaluations", "accuracy", POINT, at=SHARES, against="exact", scale=-100, estimator="ema"),
+            Curves("momentum", "batch_size", LOST_OF_ANY_SIZE, mark=PYTORCH),
             Finding("At the end, a momentum of 0.9, which is 0.1 in the other convention, costs accuracy",
                     {"mistake_costs_late": ()})),
     },
@@ -109,39 +94,29 @@ EXPERIMENT = Experiment(
             "best between them for each layer (narrowed to the layers behind the first after its numbers were known).",
             score(find_ends, "mean_gap", POINT, against=0.0, along="momentum", matching=("batch_size", "seed"),
                   ratio=True, **RATIO_OVER_LAYERS),
-            above(1.25, "times", "the smallest of many gaps is a little smaller by chance"), ("Q6", "Q10", "H1")),
+            above(1.25, "times", "the smallest of many gaps is a little smaller by chance")),
         "plain_average_is_farther": Claim(
             "Behind the first layer the average of all batches has a larger gap than PyTorch's running average "
             "(narrowed to the layers behind the first after its numbers were known).",
             score(lambda tables: rows(tables, "gaps", SHARES, momentum=(0.1, None)), "mean_gap", EACH, against="ema",
-                  ratio=True, estimator="cumulative", **RATIO_OVER_LAYERS), above(1.0, "times", AS_NEAR), ("Q5",)),
+                  ratio=True, estimator="cumulative", **RATIO_OVER_LAYERS), above(1.0, "times", AS_NEAR)),
         "mistake_costs_late": Claim(
             "At the end of training a momentum of 0.9, which is 0.1 in the other convention, costs accuracy.",
-            score("evaluations", "accuracy", EACH, at=LATE, **MISTAKE), above(0.0, "points", AS_ACCURATE), ("Q4",)),
-        "mistake_costs_against_exact": Claim(
-            "At the end of training a momentum of 0.9 costs accuracy against exact statistics (asked when seen).",
-            score("evaluations", "accuracy", EACH, at=LATE, **{**COST_OF_EMA, "momentum": (0.9, None)}),
-            above(0.0, "points", AS_ACCURATE), ("Q4",)),
-        "larger_batches_take_larger_ones": Claim(
-            "At the end of training the best momentum behind the first layer is over twice that at batch 16 (asked "
-            "when seen).",
-            score(find_best, "best", ("batch_size",), against=16, along="batch_size", matching=("seed",),
-                  ratio=True, geometric=True),
-            above(2.0, "times", "the sweep's momenta are up to 2.5 times apart"), ("Q4", "Q10")),
+            score("evaluations", "accuracy", EACH, at=LATE, **MISTAKE), above(0.0, "points", AS_ACCURATE)),
         "mistake_gains_early": Claim(
             "Early at a large batch a momentum of 0.9, which is 0.1 in the other convention, gains accuracy.",
             score("evaluations", "accuracy", EACH, at=EARLY, batch_size=256, **MISTAKE),
-            below(0.0, "points lost", AS_ACCURATE), ("Q4",)),
+            below(0.0, "points lost", AS_ACCURATE)),
         "theory_knows_momentum": Claim(
             "Theory's momentum, from noise and drift of other seeds, is within a factor of 2 of the best one (not the "
             "hypothesis's 1.5, which is below), over layers where one of them is below 1 (narrowed to the layers "
             "behind the first after its numbers were known).",
             score(find_factors, "factor", EACH, **RATIO_OVER_LAYERS),
-            below(2.0, "times", "the sweep's momenta are up to 2.5 times apart"), ("Q10", "H13")),
+            below(2.0, "times", "the sweep's momenta are up to 2.5 times apart")),
         "theory_is_right_to_a_half": Claim(
             "Theory's momentum is within a factor of 1.5 of the best one, as the hypothesis has it, over the same "
             "layers (asked when seen).",
             score(find_factors, "factor", EACH, **RATIO_OVER_LAYERS),
-            below(1.5, "times", "the best one is found between the sweep's momenta by a parabola"), ("Q10", "H13")),
+            below(1.5, "times", "the best one is found between the sweep's momenta by a parabola")),
     },
 )  # fmt: skip

@@ -10,14 +10,13 @@ networks of four epochs with batch norm or a momentum of 0.01, which are the sam
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above
-from bnlab.harness.reporting.frames import interval, name_panels, paired, put_in_order, rows, score
+from bnlab.harness.reporting.frames import paired, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
 from bnlab.harness.reporting.wording import estimator_label
-from experiments.margins import COST_OF_EMA
+from experiments.margins import COST_OF_EMA, name_lines
 
 SHUFFLED, *IN_ORDER = ORDERS = ("shuffled", "blocks:16", "sorted")
 NORMS = {"batch": "batch norm", "renorm": "batch renorm"}
@@ -27,8 +26,6 @@ SLOW, FAST = 0.01, 0.1  # momenta of renorm's averages
 MOMENTUM = "norm.momentum"
 FOUR_EPOCHS: dict[str, Any] = {"epochs": SHORT, MOMENTUM: (SLOW, None)}  # the networks of all orders
 BLOCKS: dict[str, Any] = {"order": "blocks:16"}
-BATCH = "batch norm"
-RENORM = {SLOW: "renorm, momentum 0.01", FAST: "renorm, momentum 0.1"}
 EACH = ("epochs", MOMENTUM)
 WARMED_UP: dict[str, Any] = {"epochs": LONG, MOMENTUM: SLOW}
 QUICK: dict[str, Any] = {"epochs": SHORT, MOMENTUM: FAST}
@@ -39,32 +36,13 @@ MUCH = (5.0, "points", "more than anyone would give away")
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end of training, in panels by norm; `rule` is the estimator, `line` the order in words."""
     frame = rows(tables, "evaluations", 1.0, ("order", "norm"), **FOUR_EPOCHS)
-    estimators = frame.pop("estimator")
-    momenta = frame.pop("momentum")
-    pairs = zip(estimators, momenta, strict=True)
-    frame["rule"] = [estimator_label(estimator, momentum) for estimator, momentum in pairs]
-    frame["line"] = frame["order"].map(WORDS)
-    frame["panel"] = frame["norm"].map(NORMS)
-    return frame
-
-
-def score_accuracies(tables: Tables) -> pd.DataFrame:
-    """Average them over seeds, batch norm and shuffled images first."""
-    accuracies = find_accuracies(tables)
-    means = interval(accuracies, "accuracy", ("panel", "rule", "line"), scale=100)
-    ordered = put_in_order(means, "line", WORDS.values())
-    return put_in_order(ordered, "panel", ["batch norm"])
-
-
-def find_renorm(tables: Tables) -> pd.DataFrame:
-    """Find accuracies under exact statistics in blocks of 16, at the end, in panels by length of the training."""
-    frame = rows(tables, "evaluations", 1.0, ("norm", *EACH), estimator="exact", **BLOCKS)
-    frame["epochs"] = frame["epochs"].astype(int)
-    is_batch = frame["norm"] == "batch"
-    frame["line"] = np.where(is_batch, BATCH, frame[MOMENTUM].map(RENORM))
-    named = name_panels(frame, "after {epochs} epochs")
-    lines = (BATCH, *RENORM.values())
-    return put_in_order(named, "line", lines)
+    rules = []
+    for estimator, momentum in zip(frame["estimator"], frame["momentum"], strict=True):
+        rule = estimator_label(estimator, momentum)
+        rules.append(rule)
+    frame["rule"] = rules
+    named = name_lines(frame, "order", WORDS)
+    return name_lines(named, "norm", NORMS, line="panel")
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -83,33 +61,24 @@ EXPERIMENT = Experiment(
             "Accuracy where images of a class come together",
             "Compare the orders of training images: shuffled, in blocks of 16 of a class, or class after class "
             "(sorted).",
-            score_accuracies, Forest("rule", ACCURACY, series="line"),
+            score(find_accuracies, "accuracy", ("panel", "rule", "line"), scale=100),
+            Forest("rule", ACCURACY, series="line"),
             Finding("Networks that see images of a class together lose much, under exact statistics too",
                     {"nothing_rescues": ()})),
-        "renorm": Figure(
-            "Accuracy of batch renorm where 16 images of a class come together",
-            "Compare the points of a line: test accuracy at the end under exact statistics. Momentum: of the averages "
-            "that renorm trains with.",
-            score(find_renorm, "accuracy", ("panel", "line"), scale=100),
-            Forest("line", ACCURACY),
-            Finding("After four epochs renorm helps with images of a class together, if its averages forget their "
-                    "start", {"short_memory_rescues": (), "the_start_is_to_blame": ()})),
     },
     claims={
         "running_average_costs": Claim(
             "Where images of a class come together PyTorch's average, which remembers the last ones, costs much.",
             score("evaluations", "accuracy", ("order",), at=1.0, norm="batch", order=IN_ORDER, **COST_OF_EMA,
-                  **FOUR_EPOCHS),
-            above(*MUCH), ("Q15", "F21")),
+                  **FOUR_EPOCHS), above(*MUCH)),
         "long_average_costs": Claim(
             "In blocks of 16 images of a class a momentum of 0.01 costs much (asked when seen).",
             score("evaluations", "accuracy", ("order",), at=1.0, norm="batch", order="blocks:16",
-                  **{**COST_OF_EMA, "momentum": 0.01}, **FOUR_EPOCHS), above(*MUCH), ("Q15",)),
+                  **{**COST_OF_EMA, "momentum": 0.01}, **FOUR_EPOCHS), above(*MUCH)),
         "nothing_rescues": Claim(
             "Networks that saw images of a class together lose much against shuffled ones, under exact statistics too.",
             score("evaluations", "accuracy", ("order",), at=1.0, against=SHUFFLED, along="order", matching=("seed",),
-                  scale=-100, norm="batch", estimator="exact", order=IN_ORDER, **FOUR_EPOCHS),
-            above(*MUCH), ("Q15", "F21")),
+                  scale=-100, norm="batch", estimator="exact", order=IN_ORDER, **FOUR_EPOCHS), above(*MUCH)),
         "renorm_rescues_blocks": Claim(
             "In blocks of 16 images of a class renormalization gains more than 5 points against batch norm.",
             score("evaluations", "accuracy", ("order", "norm"), at=1.0, against="batch", along="norm", scale=100,
@@ -118,15 +87,15 @@ EXPERIMENT = Experiment(
         "long_warmup_rescues": Claim(
             "After 16 epochs renorm with a momentum of 0.01 gains more than 5 points against batch norm after 16 "
             "epochs, both under exact statistics, which are kind to batch norm.",
-            score(find_gains, "accuracy", EACH, scale=100, **WARMED_UP), HALF_OF_THE_PAPER, ("F13",)),
+            score(find_gains, "accuracy", EACH, scale=100, **WARMED_UP), HALF_OF_THE_PAPER),
         "short_memory_rescues": Claim(
             "After 4 epochs renorm with a momentum of 0.1 gains more than 5 points against batch norm, both under "
             "exact statistics.",
-            score(find_gains, "accuracy", EACH, scale=100, **QUICK), HALF_OF_THE_PAPER, ("F13",)),
+            score(find_gains, "accuracy", EACH, scale=100, **QUICK), HALF_OF_THE_PAPER),
         "the_start_is_to_blame": Claim(
             "After 4 epochs renorm with a momentum of 0.1 is more than 5 points better than with 0.01, under exact "
             "statistics.",
             score("evaluations", "accuracy", EACH, at=1.0, against=SLOW, along=MOMENTUM, matching=("seed", "epochs"),
-                  scale=100, norm="renorm", estimator="exact", epochs=SHORT, **BLOCKS), HALF_OF_THE_PAPER, ("F13",)),
+                  scale=100, norm="renorm", estimator="exact", epochs=SHORT, **BLOCKS), HALF_OF_THE_PAPER),
     },
 )  # fmt: skip

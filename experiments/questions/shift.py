@@ -9,16 +9,17 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below
 from bnlab.harness.reporting.frames import find_parameter, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
-from experiments.margins import A_POINT, AS_ACCURATE
+from experiments.margins import A_POINT, AS_ACCURATE, name_lines
 
 KINDS, FONTS = ("contrast", "noise", "blur", "translation", "occlusion"), "fonts:stix_cm"
 ALONE = "exact, of training images"
 SHIFTS = ("none", FONTS, *(f"{kind}:{strength}" for kind in KINDS for strength in (1, 3)))
 # Images in a test batch and pseudo-samples beside them → what is drawn.
 DRAWN = {
-    (4, 0): "4 test images",
-    (4, 16): "4 test images, 16 pseudo-samples",
-    (256, 0): "256 test images",
+    "0 and 0": ALONE,
+    "4 and 0": "4 test images",
+    "4 and 16": "4 test images, 16 pseudo-samples",
+    "256 and 0": "256 test images",
 }
 STRONG = tuple(f"{kind}:3" for kind in KINDS)
 
@@ -44,17 +45,14 @@ def find_predictions(tables: Tables) -> pd.DataFrame:
 def find_drawn(tables: Tables) -> pd.DataFrame:
     """Find the accuracies under four of these statistics, in panels by strength; `name` is the kind of shift."""
     frame = find_predictions(tables)
-    lines = []
-    for images, pseudo_samples in zip(frame["images"], frame["pseudo_samples"], strict=True):
-        lines.append(DRAWN.get((images, pseudo_samples)))
-    alone = frame["line"] == ALONE
-    frame = frame.assign(line=pd.Series(lines, frame.index).mask(alone, ALONE))
+    images = frame["images"].fillna(0).astype(int).astype(str)
+    frame["kind"] = images + " and " + frame["pseudo_samples"].astype(str)
 
     is_strong = frame["shift"].isin(STRONG)
-    panels = is_strong.map({False: "none or weak", True: "strong"})
-    names = frame["words"].str.split(", ").str[0]
-    named = frame[frame["line"].notna()].assign(panel=panels, name=names)
-    return put_in_order(named, "line", (ALONE, *DRAWN.values()))
+    frame["panel"] = is_strong.map({False: "none or weak", True: "strong"})
+    words = frame["words"].str.split(", ")
+    frame["name"] = words.str[0]
+    return name_lines(frame, "kind", DRAWN)
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, within
-from bnlab.harness.reporting.frames import name_panels, paired, put_in_order, rows, score, select
-from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above
+from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
+from bnlab.harness.reporting.plots import Axis, Forest
 from bnlab.names import EstimatorName
-from experiments.margins import A_POINT, AS_ACCURATE, AS_NEAR
+from experiments.margins import A_POINT, AS_ACCURATE, name_lines
 
 NAMES = {
     "ema": "running averages",
@@ -23,34 +23,21 @@ NAMES = {
     "example_weighing": "example weighing (0.1)",
 }
 RUNNING, EXACT, EVAL_NORM, WEIGHING = NAMES.values()
-NETWORKS = {"none": "never frozen", "ema": "frozen with running averages", "exact": "frozen with exact statistics"}
-FROZEN = NETWORKS["ema"]
-DISCREPANCIES = {"tid_mean": "of the mean (σ)", "tid_std": "of the deviation (relative)"}
+FROZEN = "frozen with running averages"
 BETTER = above(0.0, "points gained", AS_ACCURATE)
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
-    """Find accuracies at the end; the line is what is predicted with, `training` says if batch norm was frozen."""
+    """Find accuracies at the end; the line is what is predicted with, `freeze_with` says if batch norm was frozen."""
     frame = rows(tables, "evaluations", 1.0, ("batch_size", "freeze_with"))
-    kinds = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
-    frame["line"] = kinds.map(NAMES)
-    frame["training"] = frame["freeze_with"].map(NETWORKS)
-    differing = ["estimator", "momentum", "statistics_split"]  # between lines
-    return frame.drop(columns=differing)
+    frame["kind"] = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
+    return name_lines(frame, "kind", NAMES)
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Find what each kind of statistics gains over running averages, on networks that were never frozen."""
     unfrozen = select(find_accuracies(tables), freeze_with="none")
     gains = paired(unfrozen, "accuracy", RUNNING, along="line", matching=("seed", "batch_size"))
-    named = name_panels(gains, "batch size {batch_size}")
-    return put_in_order(named, "line", (EXACT, EVAL_NORM, WEIGHING))
-
-
-def find_gains_by_freezing(tables: Tables) -> pd.DataFrame:
-    """Find what networks gain by freezing for the last fifth, under running averages and under exact statistics."""
-    accuracies = select(find_accuracies(tables), line=(RUNNING, EXACT))
-    gains = paired(accuracies, "accuracy", "none", along="freeze_with", matching=("seed", "batch_size", "line"))
     return name_panels(gains, "batch size {batch_size}")
 
 
@@ -63,20 +50,7 @@ def find_repairs(tables: Tables) -> pd.DataFrame:
     frozen = select(accuracies, freeze_with="ema", line=RUNNING).assign(line=FROZEN)
     corrected = select(accuracies, freeze_with="none", line=EVAL_NORM)
     both = pd.concat([frozen, corrected], ignore_index=True)
-    return both.drop(columns=["freeze_with", "freeze_at", "training"], errors="ignore")
-
-
-def find_discrepancies(tables: Tables) -> pd.DataFrame:
-    """Find the discrepancies by layer of exact statistics, of networks that were never frozen."""
-    settings = ("batch_size", "freeze_with")
-    gaps = rows(tables, "gaps", 1.0, settings, estimator="exact", freeze_with="none")
-
-    frames = []
-    for column, words in DISCREPANCIES.items():
-        distance = gaps[column]
-        frames.append(gaps.assign(distance=distance, kind=words))
-    both = pd.concat(frames, ignore_index=True)
-    return name_panels(both, "{kind}")
+    return both.drop(columns=["freeze_with", "freeze_at"], errors="ignore")
 
 
 def score_gain(line: str, against: str, **wanted: Any) -> Score:
@@ -94,21 +68,6 @@ def score_gain(line: str, against: str, **wanted: Any) -> Score:
     )
 
 
-def score_freezing(line: str) -> Score:
-    """Score the points that networks gain which were frozen for the last fifth, in batches of 2 and 4."""
-    return score(
-        find_accuracies,
-        "accuracy",
-        ("batch_size", "freeze_with"),
-        scale=100,
-        against="none",
-        along="freeze_with",
-        matching=("seed", "batch_size", "line"),
-        line=line,
-        batch_size=(2, 4),
-    )
-
-
 EXPERIMENT = Experiment(
     bears_on=("Q11", "Q13", "F3", "F8", "F9", "F11", "H3", "H7"),
     columns=("accuracy", "tid_mean", "tid_std"),
@@ -121,61 +80,35 @@ EXPERIMENT = Experiment(
             Forest("line", Axis("points gained"), mark=(0.0, "as accurate")),
             Finding("EvalNorm is more accurate than running averages, most so after batches of 2",
                     {"eval_norm_beats_running_averages": ()})),
-        "freezing": Figure(
-            "Accuracy gained by freezing batch norm for the last fifth",
-            "Compare with 0, networks that were never frozen, under the same kind of statistics.",
-            score(find_gains_by_freezing, "accuracy", ("panel", "training", "line"), scale=100),
-            Forest("training", Axis("points gained"), mark=(0.0, "as accurate"), series="line"),
-            Finding("In batches of 2 and 4, batch norm that is frozen for the last fifth gains accuracy",
-                    {"freezing_helps": ()})),
-        "discrepancy": Figure(
-            "How far exact statistics are from those of single training batches, by layer",
-            "Compare the layers: distance from the mean of a batch, in its standard deviations, and from its standard "
-            "deviation; averaged over batches.",
-            score(find_discrepancies, "distance", ("panel", "depth", "batch_size")),
-            Curves("depth", "batch_size", Axis("distance from single batches")),
-            Finding("Exact means are over twice as far from those of single batches of 2 as of 16",
-                    {"discrepancy_is_noise_of_batches": ()})),
     },
     claims={
         "eval_norm_beats_running_averages": Claim(
             "EvalNorm is more accurate than PyTorch's running averages.",
-            score_gain(EVAL_NORM, RUNNING), BETTER, ("Q13", "F8")),
+            score_gain(EVAL_NORM, RUNNING), BETTER),
         "eval_norm_beats_exact_statistics": Claim(
             "EvalNorm is more accurate than exact statistics.",
-            score_gain(EVAL_NORM, EXACT), BETTER, ("Q13", "F8")),
+            score_gain(EVAL_NORM, EXACT), BETTER),
         "example_weighing_gains": Claim(
             "Exact statistics in which the example itself has a tenth are more accurate than exact ones alone.",
-            score_gain(WEIGHING, EXACT), BETTER, ("Q13", "F9")),
+            score_gain(WEIGHING, EXACT), BETTER),
         "exact_statistics_gain_in_batches_of_two": Claim(
             "In batches of 2 exact statistics are over a point more accurate than running averages.",
-            score_gain(EXACT, RUNNING, batch_size=2), above(1.0, "points gained", A_POINT), ("Q11", "F3")),
+            score_gain(EXACT, RUNNING, batch_size=2), above(1.0, "points gained", A_POINT)),
         "freezing_helps": Claim(
             "In batches of 2 and 4 networks that were frozen for the last fifth are more accurate, each under its own "
             "statistics.",
-            score_freezing(RUNNING), BETTER, ("Q11", "F3")),
-        "freezing_helps_exact_statistics_too": Claim(
-            "In batches of 2 and 4 they are more accurate under exact statistics as well.",
-            score_freezing(EXACT), BETTER, ("F3",)),
+            score(find_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
+                  along="freeze_with", matching=("seed", "batch_size", "line"), line=RUNNING, batch_size=(2, 4)),
+            BETTER),
         "freezing_beats_eval_norm": Claim(
             "Networks that were frozen for the last fifth, under their running averages, are more accurate than "
             "networks that were never frozen under EvalNorm (asked when seen).",
             score(find_repairs, "accuracy", ("batch_size",), scale=100, against=EVAL_NORM, along="line",
-                  matching=("seed", "batch_size"), line=FROZEN), BETTER, ("Q13", "F3", "F8")),
+                  matching=("seed", "batch_size"), line=FROZEN), BETTER),
         "discrepancy_is_noise_of_batches": Claim(
             "Exact means are over twice as far from those of single batches of 2 as of 16, in every layer.",
             score("gaps", "tid_mean", ("depth",), at=1.0, against=16, along="batch_size", matching=("seed",),
                   ratio=True, geometric=True, batch_size=2, estimator="exact", freeze_with="none"),
-            above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8"), ("F11", "H3")),
-        "better_statistics_do_not_reduce_it": Claim(
-            "Running means are about as far from those of single batches as exact ones are, in every layer.",
-            score("gaps", "tid_mean", ("batch_size", "depth"), at=1.0, against="exact", ratio=True, geometric=True,
-                  estimator="ema", freeze_with="none"),
-            within(0.9, 1.1, "times", "a tenth is not seen in a figure"), ("F11",)),
-        "deviations_differ_more_in_later_layers": Claim(
-            "The discrepancy of the standard deviation is larger in the last layer than in the first.",
-            score("gaps", "tid_std", ("batch_size",), at=1.0, against=1, along="depth", ratio=True, geometric=True,
-                  depth=3, estimator="exact", freeze_with="none"),
-            above(1.0, "times", AS_NEAR), ("F11", "H7")),
+            above(2.0, "times", "noise that falls with the root of the batch size makes it 2.8")),
     },
 )  # fmt: skip

@@ -8,8 +8,8 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, put_in_order, rows, score
-from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, SIX_IMAGES
+from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from experiments.margins import AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, SIX_IMAGES, name_lines
 
 CORRECTION = "m/(m−1) alone: with over without"
 SAME = within(-0.3, 0.3, "points", SIX_IMAGES)
@@ -22,6 +22,8 @@ NAMES = {
     "swa": "SWA's update",
     "precise": "precise BN (pooled)",
 }
+AVERAGED = "average of variances"
+FROZEN = {"update_bn": AVERAGED, "precise": "pooled batches"}
 
 
 def find_ratios(tables: Tables) -> pd.DataFrame:
@@ -29,6 +31,15 @@ def find_ratios(tables: Tables) -> pd.DataFrame:
     frame = rows(tables, "gaps", 1.0, estimator=list(NAMES))
     frame["rule"] = frame["estimator"].map(NAMES)
     return put_in_order(frame, "estimator", NAMES)
+
+
+def find_first_layer(tables: Tables) -> pd.DataFrame:
+    """Find variances over exact ones in the first layer on frozen weights; the line is how batches were averaged.
+
+    `shortfall` is the share of the exact variance that they lack.
+    """
+    frame = rows(tables, "gaps", 1.0, estimator=list(FROZEN), depth=1)
+    return name_lines(frame.assign(panel="", shortfall=1 - frame["var_ratio"]), "estimator", FROZEN)
 
 
 def score_correction() -> Score:
@@ -54,7 +65,8 @@ def score_ratios() -> Score:
 EXPERIMENT = Experiment(
     bears_on=("F19", "Q3", "Q9", "H2", "H6"),
     columns=("accuracy", "var_gap", "var_ratio"),
-    figures={"ratio": Figure(
+    figures={
+        "ratio": Figure(
         "What the correction changes in variances, and how near they are to the exact ones",
         "Compare the first line, the running variance with the correction over that without it, with the others, "
         "which are variances over the exact one of the population. m is the number of values that a batch has in a "
@@ -64,33 +76,41 @@ EXPERIMENT = Experiment(
         score_ratios(),
         Forest("rule", Axis("ratio of variances"), mark=(1.0, "equal"), series="batch_size"),
         Finding("The correction m/(m−1) changes running variances by less than 2%",
-                {"correction_is_small": ()}))},
+                {"correction_is_small": ()})),
+        "averaged": Figure(
+            "The average of batches' variances, and the variance of pooled batches",
+            "Compare with 100%, the exact variance: on frozen weights, over all batches of an epoch, the average of "
+            "the batches' variances (each with m/(m−1)), and the variance of the pooled batches.",
+            score(find_first_layer, "var_ratio", ("panel", "line", "batch_size"), scale=100),
+            Curves("batch_size", "line", Axis("variance / exact one, first layer (%)")),
+            Finding("The average of batches' variances is too small, by over 1% in batches of 2 and 4",
+                    {"averaged_variances_are_too_small": ()})),
+    },
     claims={
+        "averaged_variances_are_too_small": Claim(
+            "On frozen weights, in the first layer, the average of the batches' variances is smaller than the exact "
+            "variance, by over 1% in batches of 2 and 4 (asked when seen).",
+            score(find_first_layer, "shortfall", ("batch_size",), line=AVERAGED, batch_size=(2, 4)),
+            above(0.01, "share", "1% is seen in a figure; for pooled batches it is 0")),
         "correction_is_small": Claim(
             "The correction n/(n−1) changes the running variance by less than 2%, behind the first layer (narrowed to "
             "the layers behind the first after its numbers were known).",
-            score_correction(),
-            within(1.0 / 1.02, 1.02, "times", "2% is little against a loss of up to 1/B"), ("Q3",)),
+            score_correction(), within(1.0 / 1.02, 1.02, "times", "2% is little against a loss of up to 1/B")),
         "correction_costs_nothing": Claim(
             "Accuracy under the EMA is the same with the correction n/(n−1) and without it, to 0.3 points.",
-            score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"),
-            SAME, ("Q3",)),
+            score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"), SAME),
         "tiny_batches_cost": Claim(
             "At the end of training PyTorch's momentum costs less than 0.3 points at batches of 2 and 4 (asked when "
             "seen).",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=(2, 4), **COST_OF_EMA), SAME, ("H2",)),
+            score("evaluations", "accuracy", EACH, at=1.0, batch_size=(2, 4), **COST_OF_EMA), SAME),
         "pooled_is_nearer_when_frozen": Claim(
             "On frozen weights at tiny batches pooled variances are nearer to the exact ones behind the first layer.",
             score("gaps", "var_gap", (*EACH, "depth"), at=1.0, against="update_bn", ratio=True, geometric=True,
                   estimator="precise", batch_size=(2, 4), depth=OtherThan(1)),
-            below(1.0, "times", f"{AS_NEAR}; in the first layer pooling is exact"), ("Q3", "Q9", "H6")),
+            below(1.0, "times", f"{AS_NEAR}; in the first layer pooling is exact")),
         "pooling_gains": Claim(
             "On frozen weights at tiny batches, pooling batches gains accuracy against averaging their variances.",
             score("evaluations", "accuracy", EACH, at=1.0, against="update_bn", scale=100, estimator="precise",
-                  batch_size=(2, 4)), above(0.0, "points gained", AS_ACCURATE), ("Q3", "Q9", "H6")),
-        "weights_cost_nothing": Claim(
-            "Whether a smaller last batch counts less does not change accuracy, to 0.3 points.",
-            score("evaluations", "accuracy", EACH, at=1.0, against="update_bn", scale=100, estimator="swa",
-                  batch_size=(16, 64)), SAME, ("Q9",)),
+                  batch_size=(2, 4)), above(0.0, "points gained", AS_ACCURATE)),
     },
 )  # fmt: skip

@@ -73,7 +73,6 @@ def test_every_claim_is_measured(name: str) -> None:
         assert claim.text.endswith(".")
         assert claim.margin.unit
         assert claim.margin.reason
-        assert {*claim.bears_on} <= {*experiment.bears_on}
     assert {*found["claim"]} == {*experiment.claims}
     assert not found["verdict"].eq(NOT_MEASURED).any()
 
@@ -170,8 +169,8 @@ def test_conclusions_quote_claims_that_bear_on_the_hypothesis(number: str) -> No
     assert quoted
     for name, claim in quoted:
         experiment = find_experiment(name)
-        bears_on = experiment.claims[claim].bears_on or experiment.bears_on
-        assert number in bears_on, f"{name}.{claim}"
+        assert claim in experiment.claims
+        assert number in experiment.bears_on, name
 
 
 def list_numbers(text: str) -> tuple[list[str], list[str]]:

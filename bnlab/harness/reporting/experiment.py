@@ -73,13 +73,11 @@ class Claim:
         text: a sentence.
         score: tables to the rows of `frames.interval`; each row is a condition.
         margin: `above(b, unit, reason)`, `below(b, ...)` or `within(a, b, ...)`.
-        bears_on: which of the experiment's questions and hypotheses; empty: all.
     """
 
     text: str
     score: Score
     margin: Margin
-    bears_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,13 +118,13 @@ class Prose:
         question: as one would ask it.
         paragraphs: the answer in Markdown.
         figure: the names of experiment and figure; empty without one.
-        quoted: the names of the experiments that the template quotes.
+        quoted: the names of the experiments that the template quotes, in order.
     """
 
     question: str
     paragraphs: list[str]
     figure: tuple[str, str]
-    quoted: frozenset[str]
+    quoted: tuple[str, ...]
 
 
 class UntrueQuote(Exception):
@@ -141,7 +141,7 @@ def fill_prose(template: str, outcomes: Sequence[Outcome]) -> Prose:
     figure = ("", "")
     if image:
         figure = (image[1], image[2])
-    quoted = frozenset(_QUOTED.findall(rest))
+    quoted = tuple(dict.fromkeys(_QUOTED.findall(rest)))
     return Prose(question, paragraphs, figure, quoted)
 
 

@@ -82,18 +82,20 @@ def write_answers(
     for outcome in outcomes:
         experiment = outcome.experiment
         for number, bearing_on_it in bearing.items():
-            is_quoted = number in questions and experiment.name in questions[number].quoted
-            if is_quoted or number in experiment.bears_on:
+            if number in experiment.bears_on:
                 bearing_on_it.append(outcome)
         for name, figure in experiment.figures.items():
             figures[experiment.name, name] = figure
 
+    known = {outcome.experiment.name: outcome for outcome in outcomes}
+    quoted = {number: [known[name] for name in prose.quoted if name in known] for number, prose in questions.items()}
     answers = render(
         "answers.md",
         first=fill_paragraphs(catalogue.first, outcomes),
         index=fill_paragraphs(catalogue.index, outcomes),
         last=fill_paragraphs(catalogue.last, outcomes),
         questions=questions,
+        quoted=quoted,
         bearing=bearing,
         figures=figures,
     )

@@ -39,8 +39,7 @@ class TrainingMemory(Measurement):
                 "what the forward pass keeps for the backward pass, the images among it, each piece of memory once; "
                 "without weights and buffers"
             ),
-            "weight_bytes": integer("parameters, their gradients, and as much for each number of the optimizer"),
-            "step_bytes": integer("both together"),
+            "step_bytes": integer("the same with parameters, their gradients, and the optimizer's numbers"),
         },
     )
 
@@ -60,14 +59,7 @@ class TrainingMemory(Measurement):
             saved = count_saved_bytes(model, batch, train.labels[:images].clone())
             weights = sum(parameter.nbytes for parameter in model.parameters())
             kept = weights * (2 + run.config.optimizer.moments)
-            row = {
-                "step": step,
-                "images": images,
-                "saved_bytes": saved,
-                "weight_bytes": kept,
-                "step_bytes": saved + kept,
-            }
-            rows.append(row)
+            rows.append({"step": step, "images": images, "saved_bytes": saved, "step_bytes": saved + kept})
         return pd.DataFrame(rows)
 
 

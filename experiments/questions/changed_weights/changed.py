@@ -68,7 +68,6 @@ class ChangedWeights(Measurement):
             **common("epoch"),
             "accuracy": real("share of test images that are predicted right"),
             "accuracy_lost": real("the same under exact statistics of all images of the changed weights, minus that"),
-            "loss": real("cross-entropy of test images, in nats"),
             "mean_gap": real(
                 "as in `gaps`, to exact statistics of all images of the changed weights; root mean square over the "
                 "layers behind the first"
@@ -178,7 +177,6 @@ def _measure_model(run: Run, step: int, model: nn.Module) -> Iterator[dict[str, 
             "images": images,
             "accuracy": scores["accuracy"],
             "accuracy_lost": expected - scores["accuracy"],
-            "loss": scores["loss"],
             "mean_gap": gaps["mean_gap"],
             "var_gap": gaps["var_gap"],
         }

@@ -12,8 +12,6 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Findin
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
-    gap_over_layers,
-    name_panels,
     over_best,
     paired,
     rows,
@@ -21,14 +19,14 @@ from bnlab.harness.reporting.frames import (
     select,
     share_name,
 )
-from bnlab.harness.reporting.plots import GAP, TIMES_THE_BEST, Axis, Curves
-from experiments.margins import ALL_LAYERS, EACH, OVER_TIME, PYTORCH
+from bnlab.harness.reporting.plots import Axis, Forest
+from experiments.margins import EACH, name_lines
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
 AUGMENTED = "to the images as training sees them"
 REFERENCES = {PLAIN: "gaps", AUGMENTED: "augmented_gaps"}  # by the name of a line, its table
-LOST = Axis("accuracy lost against exact statistics of plain images (points)", linear=0.3)
+LINES = {"ema": "running averages", "exact": "exact, of augmented images"}
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
 
 
@@ -37,15 +35,9 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
     frames = []
     for line, table in REFERENCES.items():
         gaps = rows(tables, table, SHARES[1:], estimator=("ema", "predictive"))
-        frames.append(gaps.assign(line=line))
+        named = gaps.assign(line=line)
+        frames.append(named)
     return pd.concat(frames, ignore_index=True)
-
-
-def find_curves(tables: Tables) -> pd.DataFrame:
-    """Average the gaps of each momentum at the end over layers, in a panel for each batch size."""
-    ends = select(find_gaps(tables), panel=share_name(END), estimator="ema")
-    averaged = gap_over_layers(ends, "mean_gap")
-    return name_panels(averaged, "{layers}, batch size {batch_size}")
 
 
 def find_times(tables: Tables) -> pd.DataFrame:
@@ -57,9 +49,7 @@ def find_times(tables: Tables) -> pd.DataFrame:
 def find_gains_over_plain(tables: Tables, *shares: float) -> pd.DataFrame:
     """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented."""
     tested = rows(tables, "evaluations", shares, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
-    gains = paired(tested, "accuracy")
-    gains["line"] = gains["estimator"].map({"ema": "running averages", "exact": "exact, of augmented images"})
-    return gains
+    return paired(tested, "accuracy")
 
 
 def find_against_augmented(tables: Tables) -> pd.DataFrame:
@@ -68,9 +58,10 @@ def find_against_augmented(tables: Tables) -> pd.DataFrame:
 
 
 def find_lines(tables: Tables) -> pd.DataFrame:
-    """Find the accuracies over training, minus those with exact statistics of the images as they are."""
-    gains = find_gains_over_plain(tables, *SHARES)
-    return name_panels(gains, "batch size {batch_size}")
+    """Find what is gained at the end against exact statistics of the images as they are; `name` is the batch size."""
+    gains = name_lines(find_gains_over_plain(tables, END), "estimator", LINES)
+    names = "batches of " + gains["batch_size"].astype(str)
+    return gains.assign(name=names, panel="").sort_values("batch_size", kind="stable")
 
 
 EXPERIMENT = Experiment(
@@ -81,40 +72,21 @@ EXPERIMENT = Experiment(
 # three to four hours on two cores of an AMD EPYC; seven minutes on an NVIDIA H200, where these rows were made, with
 # hydra/launcher=joblib hydra.launcher.n_jobs=15, and once more with 5, as the device's memory was full""",
     figures={
-        "gap": Figure(
-            "The gap of the running mean at the end, to both populations, on CIFAR-10",
-            f"Read up from a momentum how far off the running average is, in standard "
-            f"deviations. {ALL_LAYERS} {{schedule}}",
-            score(find_curves, "mean_gap", ("panel", "line", "momentum"), geometric=True),
-            Curves("momentum", "line", GAP, mark=PYTORCH),
-            Finding("Running means estimate the images as training sees them, and a momentum between 0.003 and 1 does "
-                    "so best, on CIFAR-10", {"nearer_to_augmented": (), "u_comes_back": ()})),
         "accuracy": Figure(
-            "Accuracy lost under running averages and under statistics of augmented images, on CIFAR-10",
-            "Compare the two lines at one epoch. 0 is the test accuracy of the same network under exact statistics of "
-            "the images as they are; below 0 is a gain. The vertical axis is linear up to 0.3 points on both sides of "
-            "0, and logarithmic beyond. {schedule}",
-            score(find_lines, "accuracy", ("panel", "line", "epoch"), scale=-100),
-            Curves("epoch", "line", LOST),
-            Finding("At the end running averages are as accurate as exact statistics of augmented images, on CIFAR-10",
-                    {"as_accurate_as_augmented": ()})),
-        "predictive": Figure(
-            "The gap of self-tuned momentum to augmented images over training, on CIFAR-10",
-            "Compare with 1: gap of the mean over the smallest of six fixed momenta in that layer at that step, known "
-            "in hindsight only; geometric mean over the layers behind the first.",
-            score(lambda tables: over_best(rows(tables, "augmented_gaps"), "mean_gap"), "mean_gap", OVER_TIME,
-                  estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
-            Curves("epoch", "estimator", TIMES_THE_BEST),
-            Finding("Self-tuned momentum is as near as the best fixed one until the rate falls to 0, on CIFAR-10",
-                    {"predictive_is_near_before_the_end": (), "predictive_is_late_at_the_end": ()})),
+            "Accuracy gained by statistics of augmented images, at the end of training, on CIFAR-10",
+            "Compare with 0, exact statistics of plain training images, of the same networks. Exact statistics of "
+            "augmented images are of all training images, each shifted and mirrored as in training.",
+            score(find_lines, "accuracy", ("panel", "name", "line"), scale=100),
+            Forest("name", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="line"),
+            Finding("Statistics of augmented images are more accurate than those of plain ones, in batches of 32 and "
+                    "1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
     },
     claims={
         "u_comes_back": Claim(
             "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap behind the "
             "first layer than the best between them.",
             score(find_times, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
-                  panel=share_name(END), **RATIO_OVER_LAYERS),
-            above(1.25, "times", margins.FLAT)),
+                  panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "nearer_to_augmented": Claim(
             "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
             "images as they are: at most half as far, behind the first layer.",
@@ -125,20 +97,17 @@ EXPERIMENT = Experiment(
             "At the end of the schedule predictive momentum is late: its gap to augmented images behind the first "
             "layer is over a quarter larger than that of the best fixed momentum.",
             score(find_times, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
-                  **RATIO_OVER_LAYERS),
-            above(1.25, "times", margins.FLAT)),
+                  **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum to augmented images is about that "
             "of the best fixed one of each layer and step.",
             score(find_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
-                  depth=OtherThan(1), estimator="predictive"),
-            below(1.25, "times", margins.FLAT)),
+                  depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "predictive_is_near_before_the_end": Claim(
             "Before the end of training that gap is about that of the best fixed one (asked when seen).",
             score(lambda tables: over_best(rows(tables, "augmented_gaps", SHARES[:-1]), "mean_gap"), "mean_gap",
                   ("batch_size",), average=("layer", "panel"), geometric=True, depth=OtherThan(1),
-                  estimator="predictive"),
-            below(1.25, "times", margins.FLAT)),
+                  estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images are more accurate than those of the images as they are.",
             score(lambda tables: find_gains_over_plain(tables, END), "accuracy", EACH, scale=100, estimator="exact"),

@@ -4,8 +4,11 @@ Older statistics are said to be less relevant, because the weights have moved si
 standardized images have mean 0 under any weights, but for edges. Traces are of two channels of each layer.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from scipy.signal import lfilter
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
 from bnlab.harness.reporting.frames import (
@@ -13,42 +16,33 @@ from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
     gap_over_layers,
-    interval,
     name_panels,
     paired,
-    put_in_order,
     rows,
     score,
     select,
     share_name,
 )
-from bnlab.harness.reporting.plots import Axis, Curves, Stacked
-from experiments.margins import EACH, OVER_TIME
+from bnlab.harness.reporting.plots import Axis, Curves
+from experiments.margins import EACH
 from experiments.questions.drift.plots import Stream, Zone
 
 BATCHES = 120  # of the made stream
-TERMS = {
-    "start": "start (at 0)",
-    "lag": "lag (of the weights)",
-    "noise": "noise (of batches)",
-    "upstream": "upstream (layers before)",
-    "data": "data (augmentation)",
-    "weighting": "weighting (small batches)",
-}
-LEAST_SEEN = 0.01  # of a bar
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
 
 
-def find_speeds(tables: Tables) -> pd.DataFrame:
+def find_speeds(tables: Tables, at: Sequence[float] = (MIDDLE, END)) -> pd.DataFrame:
     """Find how far means move in a step, `speed`, and in ten over how far those of batches scatter, `stale`.
 
     Ten steps are the memory of momentum 0.1.
     """
-    frame = rows(tables, "drift", (MIDDLE, END), depth=OtherThan(1), batch_size=(16, 64, 256))
+    frame = rows(tables, "drift", at, depth=OtherThan(1), batch_size=(16, 64, 256))
     drift = frame["mean_drift"]
     noise = frame["mean_noise"]
+    drift_in_ten = 10 * drift
+    ratio = drift_in_ten / noise
     frame["speed"] = drift**0.5
-    frame["stale"] = (10 * drift / noise) ** 0.5
+    frame["stale"] = ratio**0.5
     return frame
 
 
@@ -74,34 +68,6 @@ def find_distances(tables: Tables) -> pd.DataFrame:
     return gap_over_layers(distances, "distance")
 
 
-def find_moves(tables: Tables) -> pd.DataFrame:
-    """Find how far exact means move between a tenth and the end of training, in standard deviations, over layers."""
-    exact = rows(tables, "traces", (EARLY, END), estimator="exact", batch_size=(4, 256))
-    changes = paired(exact, "mean", share_name(EARLY), along="panel")
-    distance = changes["mean"].abs()
-    deviation = changes["var"] ** 0.5
-    changes["moved"] = distance / deviation
-    return gap_over_layers(changes, "moved")
-
-
-def find_parts(tables: Tables) -> pd.DataFrame:
-    """Average the same shares, in panels by batch size; `when` is the share of the training in words.
-
-    Terms that are below a hundredth everywhere are left out: their bars could not be seen.
-    """
-    frame = find_terms(tables)
-    words = {share_name(PEAK): "after 20%", share_name(END): "at the end"}
-    shares = frame["panel"].str.split(", ").str[-1]
-    frame["when"] = shares.map(words)
-
-    named = name_panels(frame, "batch size {batch_size}")
-    ordered = put_in_order(named, "when", words.values())
-    parts = interval(ordered, "share", ("panel", "when", "term"), average="layer")
-    parts["line"] = parts["term"].map(TERMS)
-    largest = parts["mean"].abs().groupby(parts["term"]).transform("max")
-    return put_in_order(parts[largest >= LEAST_SEEN], "term", TERMS)
-
-
 def make_stream(tables: Tables) -> pd.DataFrame:
     """Compute a running average of made batches, whose mean moves half-way; no table is read."""
     step = np.arange(1, BATCHES + 1)
@@ -112,12 +78,7 @@ def make_stream(tables: Tables) -> pd.DataFrame:
     noise = generator.normal(0.0, 0.35, BATCHES)
     batches = truth + noise
 
-    averages = []
-    average = 0.0
-    for batch in batches:
-        average = 0.9 * average + 0.1 * batch
-        averages.append(average)
-
+    averages = lfilter([0.1], [1.0, -0.9], batches)
     series = {"single batch": batches, "exact": truth, "running average": averages}
     frames = []
     for name, values in series.items():
@@ -141,51 +102,34 @@ EXPERIMENT = Experiment(
                    (Axis("batches so far"), Axis("mean of a channel")),
                    (Zone(0, 38, "START\nit begins at 0"), Zone(38, 80, "LAG\nit follows late"),
                     Zone(80, 121, "NOISE\nbatches differ")))),
-        "traces": Figure(
-            "Means of single batches, and averages of them",
-            "Follow one channel of the second layer of one network, over training, in the units of the layer's input. "
-            "Exact means were measured at eight checkpoints.",
-            score("traces", "mean", OVER_TIME, depth=2, channel=0, seed=0, batch_size=(4, 256)),
-            Curves("epoch", "estimator", Axis("mean of a channel"), across=Axis("epoch", log=True)),
-            Finding("Population means move over training, and running averages have to follow",
-                    {"population_moves": ()})),
-        "terms": Figure(
-            "What the gap of the running mean is made of",
-            "Read the height of a colour as its share of the squared distance from the exact mean, over layers but "
-            "the first, at momentum 0.1. Parts that are below 1% everywhere are not drawn: the start, small last "
-            "batches, and augmentation, of which there is none here.",
-            find_parts, Stacked("when", "line", Axis("share of the squared gap"), Axis("")),
-            Finding("At a high learning rate and a large batch, most of the gap is lag", {"lag_early": ()})),
+        "speeds": Figure(
+            "How far means move in an update",
+            "Follow a line over training: how far a channel's mean moves in one update, in its standard deviations; "
+            "geometric mean over the layers behind the first. {schedule}",
+            score(lambda tables: find_speeds(tables, ()).assign(panel=""), "speed", ("panel", "batch_size", "epoch"),
+                  **RATIO_OVER_LAYERS),
+            Curves("epoch", "batch_size", Axis("move of a mean in an update (σ)", log=True), across=Axis("epoch")),
+            Finding("Means move over four times as fast in mid-training as in the last tenth",
+                    {"follows_the_learning_rate": ()})),
     },
     claims={
         "batches_scatter": Claim(
             "In batches of 4, behind the first layer, the mean of a single batch is farther from the population mean "
             "than the EMA (narrowed to the layers behind the first after its numbers were known).",
             score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch",
-                  layers=BEHIND),
-            above(1.0, "times", "at 1 averaging gains nothing"), bears_on=("Q1",)),
-        "population_moves": Claim(
-            "Population means behind the first layer move between a tenth and the end of training, by more than 0.1 "
-            "standard deviations (narrowed to the layers behind the first after its numbers were known).",
-            score(find_moves, "moved", ("batch_size",), layers=BEHIND),
-            above(0.1, "σ", "the mean of 100 independent values is off by as much"), bears_on=("Q1", "Q7")),
+                  layers=BEHIND), above(1.0, "times", "at 1 averaging gains nothing")),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
                   panel=share_name(MIDDLE), **RATIO_OVER_LAYERS),
-            above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes"), ("Q7",)),
-        "deeper_is_faster": Claim(
-            "In the middle of training the means of the third layer move faster than those of the second.",
-            score(find_speeds, "speed", ("batch_size",), against=2, along="depth", ratio=True,
-                  panel=share_name(MIDDLE), **RATIO_OVER_LAYERS), above(1.0, "times", "at 1 both move alike"), ("Q7",)),
+            above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes")),
         "memory_holds_late": Claim(
             "In the last tenth of training population means move less in ten steps than means of batches scatter.",
             score(find_speeds, "stale", ("batch_size",), panel=share_name(END), **RATIO_OVER_LAYERS),
-            below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise"), ("Q7",)),
+            below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise")),
         "lag_early": Claim(
             "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",
             score(find_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,
-                  panel=f"batch size 256, {share_name(PEAK)}"),
-            above(0.5, "share", "more than half is most"), bears_on=("Q7", "Q8")),
+                  panel=f"batch size 256, {share_name(PEAK)}"), above(0.5, "share", "more than half is most")),
     },
 )  # fmt: skip

@@ -51,7 +51,6 @@ class Decomposition(Measurement):
             "contribution": real(
                 "mean over channels of the term times the gap, in variances of the layer, or (var) in their squares"
             ),
-            "square": real("mean over channels of the term's square, in the same unit"),
         },
     )
 
@@ -110,7 +109,6 @@ def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:
         for term in TERMS:
             values = part[["layer", "depth"]].copy()
             values["contribution"] = part[term] * part["gap"] / unit
-            values["square"] = part[term] ** 2 / unit
 
             by_layer = values.groupby(["layer", "depth"], sort=False)
             means = by_layer.mean()

@@ -13,7 +13,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from experiments.questions.streams.replaying import OfAverages, replay_means, shift_last, stream_until
+from experiments.questions.streams.replaying import OfAverages, replay_means, stream_until
 
 _LAST = (1, 4, 16, 64)  # batches
 
@@ -37,9 +37,6 @@ class LastBatches(OfAverages):
         },
         others={
             **common("epoch depth"),
-            "followed": real(
-                "where their means are a standard deviation higher: the share by which the average is, over channels"
-            ),
             "moved": real(
                 "where they are the batches before them: the average's change, in standard deviations, root mean "
                 "square over channels"
@@ -64,13 +61,10 @@ class LastBatches(OfAverages):
         for last in _LAST:
             if 2 * last > len(stream):
                 break
-            shifted = replay_means(subjects, shift_last(stream, last, deviation))
-            followed = (shifted - plain) / deviation
             repeated = replay_means(subjects, _repeat_before(stream, last))
             moved = (repeated - plain) / deviation
             values = {
                 "last": last,
-                "followed": layout.layer_means(followed),
                 "moved": layout.layer_means(moved.square()).sqrt(),
             }
             frames.append(tabulate(subjects, steps, values, layer=layout.names))

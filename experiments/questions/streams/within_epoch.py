@@ -93,9 +93,11 @@ class WithinEpoch(OfAverages):
 def _record(run: Run, step: int) -> Stream:
     """Record the batch moments of whole epochs, with layers that normalize with their batch."""
     per_epoch = run.batches.per_epoch
+    epochs = _BEFORE + EPOCHS
     next_epoch = math.ceil(step / per_epoch)
-    from_there = run.batches.from_step(next_epoch * per_epoch)
-    drawn = islice(from_there, (_BEFORE + EPOCHS) * per_epoch)
+    start = next_epoch * per_epoch
+    from_there = run.batches.from_step(start)
+    drawn = islice(from_there, epochs * per_epoch)
     model = run.model_at(step)
     trace = record_frozen(model, (images for images, _ in drawn), inputs=run.inputs_of(model))
     ((_, stream),) = trace.streams()
@@ -116,11 +118,16 @@ def _measure_noise(stream: Stream, averages: list[Estimator], batches: int, full
     level, mean_var = stream.batches.mean(0)
     var = mean_var + stream.eps
 
-    positions = range(_BEFORE * batches + 1, len(stream) + 1)
+    first = _BEFORE * batches + 1
+    positions = range(first, len(stream) + 1)
     estimates = fold(averages, stream, positions)
-    squares = (estimates[:, :, 0] - level).square() / var
-    noise = squares.unflatten(1, (EPOCHS, batches)).mean(1)
+    errors = estimates[:, :, 0] - level
+    squares = errors.square() / var
+    by_epoch = squares.unflatten(1, (EPOCHS, batches))
+    noise = by_epoch.mean(1)
 
-    means = stream.batches[:, 0].unflatten(0, (-1, batches))
-    variances = means[:, :full].var(dim=1, correction=1)  # of batches that are drawn with replacement
+    means = stream.batches[:, 0]
+    means_by_epoch = means.unflatten(0, (-1, batches))
+    full_ones = means_by_epoch[:, :full]
+    variances = full_ones.var(dim=1, correction=1)  # of batches that are drawn with replacement
     return noise, variances.mean(0) / var

@@ -6,8 +6,8 @@ They need not be close to the true values, it is said, as long as the results ar
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, name_panels, rows, score
-from bnlab.harness.reporting.plots import LOST, Curves, Forest
+from bnlab.harness.reporting.frames import name_panels, rows, score
+from bnlab.harness.reporting.plots import LOST, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
 
 
@@ -15,15 +15,6 @@ def find_doses(tables: Tables) -> pd.DataFrame:
     """Find the accuracy lost under each error in all layers at once, in panels by batch size."""
     frame = rows(tables, "doses", layer="all")
     return name_panels(frame, "batch size {batch_size}")
-
-
-def find_layers(tables: Tables) -> pd.DataFrame:
-    """Find the accuracy lost under an error in one layer, in panels by batch size and error; `where` is the layer."""
-    frame = rows(tables, "doses", layer=OtherThan("all"))
-    frame = frame.sort_values("depth", kind="stable")
-    depths = frame["depth"].astype(str)
-    frame["where"] = "layer " + depths
-    return name_panels(frame, "batch size {batch_size}, error {dose}")
 
 
 EXPERIMENT = Experiment(
@@ -37,14 +28,6 @@ EXPERIMENT = Experiment(
             score(find_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100), Curves("dose", "moment", LOST),
             Finding("An error of 0.1 σ in all means already costs more than a point of accuracy", {},
                     {"small_errors_are_harmless": ("means",)})),
-        "layers": Figure(
-            "What an error in the statistics of one layer costs",
-            "Compare the layers: errors of 0.4 and 1.6 standard deviations in every mean of one layer, up or down by "
-            "chance, or as much in the logarithm of every variance.",
-            score(find_layers, "accuracy_lost", ("panel", "where", "moment"), scale=100),
-            Forest("where", LOST, series="moment"),
-            Finding("An error of 0.4 σ in the means costs more in layers before the last",
-                    {"earlier_layers_cost_more": ()})),
     },
     claims={
         "small_errors_are_harmless": Claim(
@@ -55,11 +38,6 @@ EXPERIMENT = Experiment(
             "An error of 0.8 standard deviations in all means costs more than ten points of accuracy.",
             score("doses", "accuracy_lost", ("batch_size", "moment"), scale=100, layer="all", moment="mean", dose=0.8),
             above(10.0, "points", "ten times what counts")),
-        "first_layer_costs_more": Claim(
-            "An error of 1.6 standard deviations in the means of one layer costs more in the first than in the last "
-            "(dropped once when its numbers were known, and restored).",
-            score("doses", "accuracy_lost", ("batch_size",), against=3, along="depth", scale=100, dose=1.6,
-                  moment="mean", depth=1), above(0.0, "points", AS_ACCURATE)),
         "earlier_layers_cost_more": Claim(
             "An error of 0.4 standard deviations in the means of one layer costs more before the last, the third "
             "(asked when seen).",

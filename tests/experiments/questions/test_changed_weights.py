@@ -142,6 +142,5 @@ def test_rows(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             gaps = gap(exact[last][1:], statistics[last][1:], batch_norms(model)[last].eps)
             assert row["accuracy"] == pytest.approx(accuracy, abs=image)
             assert row["accuracy_lost"] == pytest.approx(lost["exact"] - accuracy, abs=2 * image)
-            assert row["loss"] == pytest.approx(F.cross_entropy(logits, test.labels).item(), rel=1e-4)
             assert row["mean_gap"] == pytest.approx(gaps["mean_gap"], rel=1e-3, abs=1e-5)
             assert row["var_gap"] == pytest.approx(gaps["var_gap"], rel=1e-3, abs=1e-5)

@@ -66,8 +66,5 @@ def test_contributions(trained: Run, copied: Config) -> None:
             part = table[(table["layer"] == name) & (table["statistic"] == statistic)]
             for term in ("start", "noise", "lag", "data", "weighting", "upstream"):
                 contribution = float((part[term] * part["gap"] / unit).mean())
-                square = float((part[term] ** 2 / unit).mean())
-
-                row = rows[name, statistic, term]
-                assert row["contribution"] == pytest.approx(contribution, rel=1e-6, abs=1e-12)
-                assert row["square"] == pytest.approx(square, rel=1e-6)
+                found_one = rows[name, statistic, term]["contribution"]
+                assert found_one == pytest.approx(contribution, rel=1e-6, abs=1e-12)

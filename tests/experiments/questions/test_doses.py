@@ -45,10 +45,6 @@ def predict(run: Run, layer: str, moment: str, dose: float) -> torch.Tensor:
     return wide(run.dataset.test.images.double())
 
 
-def compute_share(true: torch.Tensor) -> float:
-    return float(true.double().mean())
-
-
 def test_doses(trained: Run, copied: Config) -> None:
     run = trained
     found = measure(copied, "experiments.questions.tolerance.measurement.Doses", evaluate_at=[1, 20])
@@ -60,17 +56,12 @@ def test_doses(trained: Run, copied: Config) -> None:
     labels = run.dataset.test.labels
     image = 1.5 / len(labels)  # one image may lie on the border
     exact = predict(run, "all", "mean", 0)
-    before = compute_share(exact.argmax(1) == labels)
+    before = float((exact.argmax(1) == labels).double().mean())
     for row in found.to_dict("records"):
         logits = predict(run, row["layer"], row["moment"], row["dose"])
-        accuracy = compute_share(logits.argmax(1) == labels)
-        disagreement = compute_share(logits.argmax(1) != exact.argmax(1))
-        logit_gap = float((logits - exact).norm() / exact.norm())
+        accuracy = float((logits.argmax(1) == labels).double().mean())
 
-        assert row["accuracy"] == pytest.approx(accuracy, abs=image)
         assert row["accuracy_lost"] == pytest.approx(before - accuracy, abs=image)
-        assert row["disagreement"] == pytest.approx(disagreement, abs=image)
-        assert row["logit_gap"] == pytest.approx(logit_gap, rel=1e-3)
 
 
 def test_a_dose_is_a_gap(trained: Run) -> None:

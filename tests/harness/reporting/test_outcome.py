@@ -152,7 +152,7 @@ def test_a_figure_is_read_from_the_tables() -> None:
     quote = '{{ drawn("trial.cost", "batch size 4", unit="points") }}'
 
     assert fill_paragraphs(quote, [find_outcome(declare(), plant())]) == ["3.0 points [0.5, 5.5]"]
-    assert fill_prose(f"# Is it so?\n\n{quote}", []).quoted == {"trial"}
+    assert fill_prose(f"# Is it so?\n\n{quote}", []).quoted == ("trial",)
 
 
 def test_an_answer_has_question_paragraphs_figure_and_knows_what_it_quotes() -> None:
@@ -163,7 +163,7 @@ def test_an_answer_has_question_paragraphs_figure_and_knows_what_it_quotes() -> 
     assert prose.question == "Is it so?"
     assert prose.paragraphs == ["Yes.", "Look."]
     assert prose.figure == ("trial", "cost")
-    assert prose.quoted == {"e", "trial"}
+    assert prose.quoted == ("e", "trial")
 
 
 def test_tables_and_lists_keep_their_lines_and_lose_those_that_are_untrue() -> None:
