@@ -146,12 +146,13 @@ def ddp(lightning: Any) -> Iterator[Any]:
 def test_lightning_validates_and_saves_exactly_and_trains_as_without(
     lightning: Any, ddp: Any, make_module: Any, make_trainer: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    if "strategy" in options:
-        options = {"strategy": ddp, "devices": 1}
+    is_distributed = "strategy" in options
     plain = make_module(make_network())
-    make_trainer(**options).fit(plain, LOADER, HELD_OUT_LOADER)
+    make_trainer(**({} if is_distributed else options)).fit(plain, LOADER, HELD_OUT_LOADER)
     module = make_module(make_network())
     checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}")
+    if is_distributed:
+        options = {"strategy": ddp, "devices": 1}
     trainer = make_trainer(make_lightning_callback(LOADER), checkpoints, **options)
 
     trainer.fit(module, LOADER, HELD_OUT_LOADER)

@@ -172,19 +172,6 @@ def test_layers_that_no_batch_reaches_are_left_out() -> None:
     assert_adds_up(table)
 
 
-def test_layers_whose_weight_is_not_in_the_last_steps_are_named() -> None:
-    model = plain().train()
-    batches = images(8, 6, 8, 5)
-    with record(model) as trace:
-        for step in range(60):
-            model[4].train(step % 5 == 0)
-            model(batches[step % 4])
-    weights = copy.deepcopy(model.state_dict())
-    # 8 of the 12 batches of the layer, (1 − 0.9⁸)/(1 − 0.9¹²) of its average's weight.
-    with pytest.warns(RuntimeWarning, match=r"the last 44 steps hold 0\.7936 of the average's weight in '4', "):
-        decompose(model, trace, lambda _: weights, batches, momentum=0.1)
-
-
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"weights": lambda step: {"0.weight": torch.zeros(3)}}, r"weights\(2\) is no state dict .* and 9 more missing"),
     ({"weights": lambda step: 5}, r"weights\(2\) is no state dict of the model \(type int\)"),

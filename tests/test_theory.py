@@ -33,7 +33,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-# Weights, noise, lag
+# Weights and noise
 
 
 @pytest.mark.parametrize("momentum", [0.01, 0.1, 0.5, 1.0])

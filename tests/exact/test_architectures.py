@@ -1,4 +1,4 @@
-"""Exact statistics of architectures as they come, against the layerwise twin and the full batch in float64."""
+"""Exact statistics of architectures as they come, against the full batch in float64."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_breadth_first_equals_its_twins(name: str) -> None:
+def test_breadth_first_equals_its_twin(name: str) -> None:
     model = build(name)
     batches = images(6, 6, 4, side=64)
     with unchanged(model):
@@ -63,11 +63,9 @@ def test_breadth_first_equals_its_twins(name: str) -> None:
 
     wide = copy.deepcopy(model).double()
     small = [batch.double() for batch in batches]
-    twin = population_statistics(wide, small, strategy="layerwise")
-    assert measure_difference(population_statistics(wide, small), twin, twin.eps) <= TWIN
-    assert measure_difference(found, twin, twin.eps) <= FLOAT32
-    full_batch = references.full_batch_population(wide, torch.cat(small))
-    assert measure_difference(twin, full_batch, twin.eps) <= TWIN
+    twin = references.full_batch_population(wide, torch.cat(small))
+    assert measure_difference(found, twin, found.eps) <= FLOAT32
+    assert measure_difference(population_statistics(wide, small), twin, found.eps) <= TWIN
 
 
 def test_half_of_the_memory_gives_the_same() -> None:
@@ -90,8 +88,5 @@ def test_timm_overrides_the_forward_of_its_norms() -> None:
     model = make_lively(timm.create_model("regnety_002", num_classes=10))
     batches = images(4, 4, side=64)
     found = population_statistics(model, batches)
-    wide = copy.deepcopy(model).double()
-    small = [batch.double() for batch in batches]
-
-    twin = population_statistics(wide, small, strategy="layerwise")
-    assert measure_difference(found, twin, twin.eps) <= FLOAT32
+    twin = references.full_batch_population(model, torch.cat(batches))
+    assert measure_difference(found, twin, found.eps) <= FLOAT32

@@ -208,11 +208,6 @@ def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
     assert found.standard_errors is not None
 
 
-def test_a_layer_that_takes_fewer_channels_is_refused() -> None:
-    with pytest.raises(ValueError, match="expects 8 channels"):
-        population_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), Slim(8)), images(8, 8, 5))
-
-
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [

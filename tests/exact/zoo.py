@@ -276,7 +276,7 @@ def make_cases_of_batches() -> dict[str, Case]:
         "routes": Case(Net(_choose_by_pixel, **norms), routed),
         "exits": Case(Net(_leave_early, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4)), images(8, 4, 8, 4, 4)),
         "domains": Case(randomized(domains), set_for_each, _set_domain),
-        "recurrent": Case(recurrent, [torch.randn(32, 6, 3) for _ in range(4)]),
+        "recurrent": Case(recurrent, [torch.randn(16, 4, 3) for _ in range(3)]),
     }
 
 
