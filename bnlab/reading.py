@@ -8,7 +8,7 @@ that nobody waits for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -87,7 +87,7 @@ def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None)
 
 
 def _read_shifted(wide: Tensor, shift: Tensor, channels: Tensor | None) -> Partial:
-    """Read `wide − shift`; if a shift is NaN (see `pool_exactly`), in float64, with 0 in the place of NaN."""
+    """Read `wide − shift`; if a shift is NaN, in float64, with 0 in the place of NaN."""
     if not shift.isfinite().all():
         shift = shift.nan_to_num(0.0)
         wide = wide.double()
@@ -119,31 +119,6 @@ def _read_pixels(x: Tensor) -> list[Groups]:
         blocks.append((height, mean, var))
         offset += height * width
     return blocks
-
-
-def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor], Sequence[Partial]]) -> Pooled:
-    """Merge all groups of all parts, and read again the channels for which the plain read was too coarse.
-
-    Far from 0 a sum of squares, and any float32 mean, loses digits.
-
-    Args:
-        parts: plain reads.
-        read_again: `read_again(shift, channels)` reads some channels minus their mean `shift`. A shift of NaN asks for
-            a read in float64 without a shift: the sums of that channel have overflown, so that its mean is not known.
-    """
-    pooled = _merge(_join_groups(parts))
-    has_overflowed = ~(pooled.mean + pooled.var).isfinite()  # or the values are not finite: the second read shows which
-    is_far_from_zero = pooled.mean.square() > _bound_mean(parts) ** 2 * pooled.var
-    is_coarse = is_far_from_zero | has_overflowed
-    if not is_coarse.any():
-        return pooled
-
-    channels = is_coarse.nonzero().flatten()
-    shift = pooled.mean.where(~has_overflowed, torch.nan)
-    exact = _merge(_join_groups(read_again(shift[channels], channels)))
-    mean = pooled.mean.index_copy(0, channels, exact.mean)
-    var = pooled.var.index_copy(0, channels, exact.var)
-    return Pooled(pooled.count, mean, var)
 
 
 def _bound_mean(parts: Sequence[Partial]) -> float:
@@ -249,20 +224,29 @@ class Reader:
         return self.pool([read(x)], [x])
 
     def pool(self, parts: Sequence[Any], kept: Sequence[Tensor]) -> Pooled:
-        """Merge what was read of one layer.
+        """Merge what was read of one layer; channels for which a plain read was too coarse are read again.
 
         Args:
             parts: what `read` has returned, then what `measure` has.
             kept: the values that were given to `read`, in the same order.
         """
         partials = [Partial.of(part) if isinstance(part, Pooled) else part for part in parts]
-        exact = partials[len(kept) :]
+        pooled = _merge(_join_groups(partials))
+        has_overflowed = ~(pooled.mean + pooled.var).isfinite()  # or values are not finite: the second read shows which
+        is_far_from_zero = pooled.mean.square() > _bound_mean(partials) ** 2 * pooled.var
+        is_coarse = is_far_from_zero | has_overflowed
+        if not is_coarse.any():
+            return pooled
 
-        def read_again(shift: Tensor, channels: Tensor) -> list[Partial]:
-            again = [read(x, shift, channels) for x in kept]
-            return again + [part.select_channels(channels) for part in exact]
-
-        return pool_exactly(partials, read_again)
+        # Far from 0 a sum of squares, and any float32 mean, loses digits. Where sums have overflown, no mean is known.
+        channels = is_coarse.nonzero().flatten()
+        shift = pooled.mean.where(~has_overflowed, torch.nan)[channels]
+        again = [read(x, shift, channels) for x in kept]
+        again += [part.select_channels(channels) for part in partials[len(kept) :]]
+        exact = _merge(_join_groups(again))
+        mean = pooled.mean.index_copy(0, channels, exact.mean)
+        var = pooled.var.index_copy(0, channels, exact.var)
+        return Pooled(pooled.count, mean, var)
 
 
 class DeviceReader(Reader):

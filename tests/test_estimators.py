@@ -128,11 +128,8 @@ def test_every_prefix_against_the_twin(
     data = batches(count, *scale, seed)
     stream = stream_of(data, updates)
     found = fold([estimator], stream, range(count + 1))[0]
-    gain = estimator.gains(stream)
 
     assert torch.equal(found[0], START)
-    assert gain.dtype == torch.float64
-    assert ((gain >= 0) & (gain <= 1 + 1e-15)).all()
 
     if count:
         expected = torch.stack([torch.stack(tuple(pair)) for pair in TWINS[estimator.name](estimator, data, updates)])
@@ -332,7 +329,6 @@ def test_predictive_leaves_out_what_is_not_finite(when: int, updates: int, bad: 
     first = 2 if when == 0 else 1  # before its first batch a layer has its start, which the twin does not know
     torch.testing.assert_close(found[first:], expected[first - 1 :], rtol=1e-11, atol=1e-12)
     assert found.isfinite().all()
-    assert (Predictive().gains(stream)[when, :, 1:] == 0).all()
 
     momenta = Predictive().momenta(stream)  # what is given out is the average with that momentum
     assert momenta.shape == (150, 2, 2)
@@ -351,7 +347,6 @@ def test_predictive_without_variance_and_eps() -> None:
     found = fold([Predictive()], replace(stream, eps=torch.zeros(3).double()), range(81))[0]
 
     assert found.isfinite().all()
-    assert Predictive().gains(stream).isfinite().all()
     torch.testing.assert_close(found[1:, :, 2], stream.batches[:, :, 2], rtol=1e-12, atol=0)
 
 

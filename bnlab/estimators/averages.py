@@ -91,17 +91,6 @@ class Window(Estimator):
     def __post_init__(self) -> None:
         require_count(self.k, f"window: k={self.k!r}; it counts batches and is 1 or more")
 
-    def gains(self, stream: Stream) -> Tensor:
-        weights = self._weigh(stream)
-        missing = min(stream.updates, self.k)
-        warm = weights[:1].expand(missing, -1)
-        weights_so_far = torch.cat((warm, weights))
-        total = weights_so_far.cumsum(0)
-
-        left = total[: -self.k].clone()
-        total[self.k :] -= left
-        return weights / total[missing:]
-
     def _weigh(self, stream: Stream) -> Tensor:
         """Return the weight of each batch inside the window: [T, C]."""
         return stream.counts if self.pooled else torch.ones_like(stream.counts)

@@ -107,12 +107,6 @@ class Block:
     def __len__(self) -> int:
         return self.series.shape[1]
 
-    @property
-    def chosen_gains(self) -> Tensor:
-        """[n, 2, layers], the weight of each batch in the average that is chosen after it."""
-        chosen = self.gains[1:].gather(1, self.choices.flatten(1))
-        return chosen.view_as(self.choices)
-
     def state(self, taken: int) -> Tensor:
         """Compute the chosen mean and variance after `taken` ≥ 1 of the batches, [2, C]."""
         momenta, index = self.choices[taken - 1].unique(return_inverse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,12 +81,12 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Estimator(Named, ABC):
+class Estimator(Named):
     """`state ← state + gain·(value − state)` for each batch, from the state `begin`; `read` gives mean and variance.
 
-    Subclasses are frozen dataclasses whose fields are their parameters. They need a `name` and `gains`; the other
-    methods have defaults, with which mean and unbiased variance are averaged. One with a field `momentum` is measured
-    with each momentum of a sweep. `look` is how figures show it.
+    Subclasses are frozen dataclasses whose fields are their parameters. They need a `name` and `gains`, or `direct`;
+    the other methods have defaults, with which mean and unbiased variance are averaged. One with a field `momentum` is
+    measured with each momentum of a sweep. `look` is how figures show it.
 
     >>> from bnlab.estimators import fold
     >>> @dataclass(frozen=True)
@@ -103,9 +102,9 @@ class Estimator(Named, ABC):
     [0.0, 1.0, 2.414]
     """
 
-    @abstractmethod
     def gains(self, stream: Stream) -> Tensor:
         """Compute the gain of each batch, in [0, 1]: float64 [T], or [T, C] or [T, 2, C] where channels differ."""
+        raise NotImplementedError(f"{self.label} has no gains; `direct` computes it")
 
     def values(self, stream: Stream) -> Tensor:
         """Return the values that are averaged, [T, 2, C].

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from typing import Any
 
 from bnlab.estimators.base import Estimator
@@ -54,6 +53,7 @@ def import_estimator(path: str) -> type[Estimator]:
         raise ValueError(f"cannot be imported ({error})") from error
 
     is_estimator = isinstance(cls, type) and issubclass(cls, Estimator)
-    if not is_estimator or not hasattr(cls, "name") or inspect.isabstract(cls):
+    has_gains = is_estimator and (cls.gains is not Estimator.gains or cls.direct is not Estimator.direct)
+    if not has_gains or not hasattr(cls, "name"):
         raise ValueError("is no subclass of bnlab.estimators.Estimator that has gains and a name")
     return cls

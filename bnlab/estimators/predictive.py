@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.estimators.bank import MOMENTA, Bank, Block, by_channel
+from bnlab.estimators.bank import MOMENTA, Bank, Block
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.names import Look
@@ -44,16 +44,6 @@ class Predictive(Estimator):
 
     name: ClassVar[str] = "predictive"
     look: ClassVar[Look] = Look("self-tuned momentum", "purple")
-
-    def gains(self, stream: Stream) -> Tensor:
-        """Compute the chosen momentum's weight of the newest batch; a new choice makes the result jump besides."""
-        gains = torch.zeros_like(stream.batches)
-        for part in _split(stream):
-            for block in part.blocks():
-                first = block.bank.count
-                rows = part.rows[first : first + len(block)]
-                gains[rows, :, part.channels] = by_channel(block.chosen_gains, part.stream.layers)
-        return gains
 
     def momenta(self, stream: Stream) -> Tensor:
         """List the momenta chosen for mean and variance after each batch: [T, 2, layers], NaN before the first."""

@@ -11,7 +11,6 @@ import contextlib
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -52,11 +51,11 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
         if name in asked:
             return
         asked.add(name)
-        result = probe(layers[name], args, kwargs)
-        if result is None:
+        off = probe(layers[name], args, kwargs)
+        if off is None:
             unclear.append(name)
-        elif not result.is_input:
-            raise _refuse_other_input(name, layers[name], result)
+        elif off > 0:
+            raise _refuse_other_input(name, layers[name], off)
 
     with contextlib.ExitStack() as undo:
         for name, layer in layers.items():
@@ -69,13 +68,13 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
         )
 
 
-def _refuse_other_input(name: str, layer: BatchNorm, result: ProbeResult) -> OtherInput:
+def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:
     """Describe what a layer averages in place of its input, and how `inputs=` says what that is."""
     kind = type(layer).__name__
-    if math.isinf(result.off):
+    if math.isinf(off):
         difference = "averages other channels than those of its input"
     else:
-        difference = f"does not average the moments of its input (they differ by {result.off:.2g} σ)"
+        difference = f"does not average the moments of its input (they differ by {off:.2g} σ)"
 
     key = kind
     if find_replaced_forward(layer) is not None:  # set on this layer, not by its class
@@ -83,22 +82,11 @@ def _refuse_other_input(name: str, layer: BatchNorm, result: ProbeResult) -> Oth
     return OtherInput(CALLER, f"layer {name!r} ({kind}) {difference}", key)
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """Result of asking what a layer averages in one call.
+def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    """Find how far what a layer averages in this call is from the mean and variance of its input.
 
-    Attributes:
-        is_input: whether it averages its input's mean and variance, with either divisor, up to rounding.
-        off: the largest difference from these, of a mean in σ or of a variance, relative; inf if other channels are
-            averaged than those of the input.
-    """
-
-    is_input: bool
-    off: float
-
-
-def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProbeResult | None:
-    """Find what a layer averages in this call; None if it averages nothing, or it cannot be found.
+    The largest difference, of a mean in σ or of a variance, relative: 0 if it is rounding, with either divisor; inf if
+    other channels are averaged than those of the input; None if nothing is averaged, or it cannot be found.
 
     Copies of the layer are called, in float64, and with the same random numbers. A layer on which somebody has set a
     forward is called itself, and restored.
@@ -120,16 +108,14 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pr
         return None
     smallest_momentum = float(torch.minimum(momentum.abs(), momentum_of_var.abs()).min())
     if smallest_momentum < _NOTHING or x.dim() < 2 or x.shape[1] != len(momentum):  # only some channels are averaged
-        return ProbeResult(is_input=False, off=math.inf)
+        return math.inf
 
     averaged_mean = mean_a / momentum
     averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
     return _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum)
 
 
-def _compare_with_input(
-    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, momentum: float
-) -> ProbeResult:
+def _compare_with_input(x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, momentum: float) -> float:
     """Compare what a layer averages with the moments of its input.
 
     Args:
@@ -153,8 +139,7 @@ def _compare_with_input(
     size_of_mean = (size + mean.abs() + deviation) / deviation
     size_of_var = (size**2 + mean.square() + biased) / biased
     is_input = (off_mean <= rounding * size_of_mean) & (off_var <= rounding * size_of_var)
-    largest = float(torch.maximum(off_mean, off_var).max())
-    return ProbeResult(is_input=bool(is_input.all()), off=largest)
+    return 0.0 if is_input.all() else float(torch.maximum(off_mean, off_var).max())
 
 
 def _average(
