@@ -47,7 +47,7 @@ class Patient:
 
     make: Callable[[float], Given]
     strengths: Sequence[float]
-    verdicts: Sequence[str]
+    verdicts: tuple[str, ...]
     codes: tuple[str, ...]
     says: str
 
@@ -303,7 +303,8 @@ def add_faults(**said: str) -> None:
     for words, phrase in said.items():
         fault = FAULTS[words.replace("_", " ")]
         strengths = fault.strengths or (1.0,)
-        PATIENTS[fault.name] = Patient(partial(break_digits, fault), strengths, fault.verdicts, (fault.code,), phrase)
+        verdicts = tuple(fault.verdicts)
+        PATIENTS[fault.name] = Patient(partial(break_digits, fault), strengths, verdicts, (fault.code,), phrase)
 
 
 def break_digits(fault: Fault, strength: float) -> Given:
