@@ -126,8 +126,12 @@ class Cause(ABC):
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         """Return which share of the layers' gap it explains, by what it predicts or by its traces: 1 all, 0 nothing."""
+        return max(case.explain(self.predict(case), layers), self.weigh_traces(case, layers))
+
+    def weigh_traces(self, case: Case, layers: Sequence[str]) -> float:
+        """Return which share of the layers has its traces."""
         traced = {*layers} & {*self.list_layers(case)}
-        return max(case.explain(self.predict(case), layers), len(traced) / len(layers))
+        return len(traced) / len(layers)
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         """Write the numbers that show it, where it explains the averages of layers."""

@@ -28,8 +28,8 @@ from bnlab.doctor.examination import Examination
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import Difference, Evaluate
 from bnlab.doctor.scoring import score_by_labels, score_by_metric
-from bnlab.doctor.thresholds import EXPLAINS_ALL
-from bnlab.doctor.undoing import EACH_BATCH, EXACT, Apply, Undo
+from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL
+from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Apply, Undo
 from bnlab.exact.task import watched
 from bnlab.layers import get_running_buffers
 from bnlab.statistics import Statistics
@@ -192,9 +192,15 @@ def _does_training_fail(case: Case, trial: Trial, unchanged: Tensor) -> bool:
 
 
 def _name_cause(trial: Trial, causes: Iterable[Cause], case: Case) -> Trial:
-    """Name the cause of an undo that several share: the one that explains most."""
-    sharing = [cause for cause in causes if trial.undo.shared in cause.undone_by]
-    cause = max(sharing, key=lambda cause: cause.weigh(case, trial.undo.layers), default=trial.cause)
+    """Name the cause of an undo that several share: the one that explains most.
+
+    Where images and averages may be scaled alike, traces alone say that it is the averages.
+    """
+    undo = trial.undo
+    sharing = [cause for cause in causes if undo.shared in cause.undone_by]
+    if undo.shared == RESCALED:
+        sharing = [cause for cause in sharing if cause.weigh_traces(case, undo.layers) > EXPLAINED]
+    cause = max(sharing, key=lambda cause: cause.weigh(case, undo.layers), default=trial.cause)
     return replace(trial, cause=cause, is_proposed=cause is trial.cause)
 
 

@@ -38,14 +38,13 @@ def probe_predictions(examination: Examination, data: Sequence[Any]) -> tuple[fl
         if not twice <= DIFFERENT:
             return twice, math.nan
         try:
-            return twice, _compare_alone(examination.run, data)
+            return twice, _compare_alone(examination.run, batch)
         except Exception:  # a model that takes no single images may raise anything
             return twice, math.nan
 
 
-def _compare_alone(run: Callable[[Any], Any], data: Sequence[Any]) -> float:
+def _compare_alone(run: Callable[[Any], Any], batch: Any) -> float:
     """Measure how predictions of images alone differ from those of the same images in a batch."""
-    batch = _join_images(data)
     images = count_images(batch)
     if images < 2 or count_images(take_images(batch, 1)) != 1:
         return math.nan
@@ -58,21 +57,6 @@ def _compare_alone(run: Callable[[Any], Any], data: Sequence[Any]) -> float:
         image = _pick(batch, number)
         outputs.append(_find_output(run(image)))
     return _measure_difference(torch.cat(outputs), together[: len(outputs)])
-
-
-def _join_images(data: Sequence[Any]) -> Any:
-    """Join images of the first batches to a batch of at most 16."""
-    parts: list[Any] = []
-    missing = _IMAGES
-    for batch in data:
-        parts.append(take_images(batch, missing))
-        missing -= count_images(parts[-1])
-        if missing <= 0:
-            break
-    if len(parts) == 1:
-        return parts[0]
-    columns = zip(*(list_tensors(part, depth=0) for part in parts), strict=True)
-    return map_batch(lambda leaf: torch.cat(next(columns)) if isinstance(leaf, Tensor) else leaf, parts[0])
 
 
 def _pick(batch: Any, number: int) -> Any:

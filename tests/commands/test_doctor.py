@@ -114,7 +114,7 @@ def test_weights_and_an_earlier_checkpoint_come_from_files(folder: Path) -> None
     report = json.loads(done.stdout)
     assert before["layers"][0]["updates"] == 0
     assert report["layers"][0]["updates"] == 1
-    assert "--before, an earlier checkpoint" in {row["wanted"] for row in before["skipped"]}
+    assert any("--before, an earlier checkpoint" in row["wanted"] for row in before["skipped"])
     assert not any("--before" in row["wanted"] for row in report["skipped"])
 
 

@@ -47,7 +47,7 @@ class Patient:
 
     make: Callable[[float], Given]
     strengths: Sequence[float]
-    verdicts: Sequence[str]
+    verdicts: tuple[str, ...]
     codes: tuple[str, ...]
     says: str
 
@@ -263,6 +263,18 @@ def bring_back_weights(spread: float) -> Given:
     return Given(model)
 
 
+@patient("a bias that a fusion has lost", "network", "BN302")
+def lose_bias(_: float) -> Given:
+    """Running means are those without the biases of the convolutions."""
+    model = digits.make_healthy()
+    for place, layer in zip(("0", "3", "6"), digits.list_norms(model), strict=True):
+        bias = model.get_submodule(place).get_parameter("bias").data
+        mean, var = get_running_buffers(layer)
+        mean.sub_(bias)
+        bias.copy_(var.sqrt() * draw(len(bias)))
+    return Given(model)
+
+
 # Mode and batches
 
 
@@ -291,7 +303,8 @@ def add_faults(**said: str) -> None:
     for words, phrase in said.items():
         fault = FAULTS[words.replace("_", " ")]
         strengths = fault.strengths or (1.0,)
-        PATIENTS[fault.name] = Patient(partial(break_digits, fault), strengths, fault.verdicts, (fault.code,), phrase)
+        verdicts = tuple(fault.verdicts)
+        PATIENTS[fault.name] = Patient(partial(break_digits, fault), strengths, verdicts, (fault.code,), phrase)
 
 
 def break_digits(fault: Fault, strength: float) -> Given:

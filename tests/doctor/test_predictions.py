@@ -95,9 +95,8 @@ ROWS: list[Row] = [
     ("dropout and a cache", lambda: nn.Sequential(KeepsSize(), Wrapped(drop)), BATCHES, TWICE),
     ("noise", lambda: Wrapped(torch.clone, add_noise(1.0)), BATCHES, TWICE),
     ("hardly any noise", lambda: Wrapped(torch.clone, add_noise(0.003)), BATCHES, None),
-    ("a mean over the batch, of 1", lambda: Wrapped(torch.clone, divide_batch), make_batches(48, 1), ALONE),
-    ("a mean over the batch, of 3", lambda: Wrapped(torch.clone, divide_batch), make_batches(16, 3), ALONE),
-    ("a mean over the batch, of 16", lambda: Wrapped(torch.clone, divide_batch), make_batches(3, 16), ALONE),
+    ("a mean over three images", lambda: Wrapped(torch.clone, divide_batch), make_batches(16, 3), ALONE),
+    ("a mean over the batch", lambda: Wrapped(torch.clone, divide_batch), make_batches(3, 16), ALONE),
     ("one large image", lambda: Wrapped(torch.clone, divide_batch), enlarge_last(), ALONE),
     ("no image alone", lambda: Wrapped(torch.clone, divide_several), BATCHES, None),
     (

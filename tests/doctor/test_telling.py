@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bnlab import diagnose, population_statistics
 from bnlab.doctor.case import Case
@@ -17,6 +18,7 @@ from bnlab.doctor.findings import Finding
 from bnlab.doctor.scores import Difference
 from bnlab.doctor.verdict import Verdict
 from bnlab.layers import get_running_buffers
+from tests.doctor import digits
 from tests.doctor.causes import Planted
 from tests.doctor.networks import build_cnn, get_norm, make_batches, make_healthy, train
 
@@ -127,3 +129,74 @@ def test_a_metric_of_the_callers_is_not_asked_for_the_training_batches() -> None
     diagnosis = diagnose(make_healthy(), batches, evaluate=evaluate, training_batches=batches, progress=False)
 
     assert json.loads(diagnosis.to_json())["training_score"] is None
+
+
+# What training batches rule out, networks at chance, averages that are off and harmless
+
+
+def darken(images: Tensor) -> Tensor:
+    return 0.3 * images
+
+
+def test_images_are_ruled_out_where_the_training_batches_fail_as_well() -> None:
+    mixed = []
+    for images, labels in digits.make_training_batches():
+        mixed += [(images, labels), (darken(images), labels)]
+    model = digits.build()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for _ in range(5):
+        for images, labels in mixed:  # each kind by its own statistics, which no single set of averages replaces
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    batches = digits.make_batches()
+
+    without = diagnose(model.eval(), batches, progress=False)
+    diagnosis = diagnose(model, batches, training_batches=mixed, progress=False)
+
+    assert without.verdict in ("images", "averages or images")
+    assert diagnosis.verdict not in ("images", "averages or images")
+    assert "The images are not at fault: the training batches fail as well." in " ".join(str(diagnosis).split())
+
+
+def test_images_stay_at_fault_where_the_training_batches_do_well() -> None:
+    diagnosis = diagnose(
+        digits.make_healthy(),
+        digits.make_batches(darken),
+        training_batches=digits.make_training_batches(),
+        progress=False,
+    )
+
+    assert diagnosis.verdict == "images"
+    assert diagnosis.faults[0].cause.code == "BN209"
+
+
+def test_at_chance_a_cause_without_data_is_printed_and_nothing_is_called_healthy() -> None:
+    model = digits.build().eval()
+    digits.fit(model, rate=0.02, keep_mode=True)  # averages stay 0 and 1
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for images, labels in digits.make_batches():
+        drawn = torch.randint(digits.CLASSES, labels.shape, generator=generator)
+        is_kept = torch.rand(labels.shape, generator=generator) < 0.07
+        batches.append((images, torch.where(is_kept, labels, drawn)))
+
+    diagnosis = diagnose(model, batches, progress=False)
+
+    assert diagnosis.verdict == "undecided"
+    assert diagnosis.findings["code"].iloc[0] == "BN002"
+    assert diagnosis.findings["severity"].iloc[0] == "warning"
+    assert "Near chance under any statistics" in str(diagnosis)
+    assert not diagnosis.is_healthy
+
+
+def test_averages_that_are_off_and_harmless_ask_for_what_would_tell_why() -> None:
+    model = digits.make_healthy()
+    mean, var = get_running_buffers(digits.list_norms(model)[2])
+    mean[0] += 0.3 * var[0].sqrt()
+
+    diagnosis = diagnose(model, digits.make_batches(), progress=False)
+
+    assert diagnosis.verdict == "healthy"
+    assert "Pass that network as before=." in str(diagnosis)
+    assert "before=" not in str(diagnose(digits.make_healthy(), digits.make_batches(), progress=False))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.thresholds import MOMENTUM_IS_LARGE
-from bnlab.doctor.undoing import EXACT
+from bnlab.doctor.undoing import EXACT, RESCALED
 from bnlab.doctor.words import count_things
 from bnlab.nn.self_tuned import SelfTuned
 
@@ -30,7 +30,7 @@ class OddMomentum(Cause):
         "The averages are little more than the last batch, or have not moved: momentum is the weight of the new one."
     )
     remedy = "Set momentum to one minus it, or to 0.1, and recalibrate."
-    undone_by = (EXACT,)
+    undone_by = (EXACT, RESCALED)
     severity = "warning"
 
     def list_layers(self, case: Case) -> Sequence[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.cause import Cause, Severity, Signs
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.undoing import EXACT, RESCALED, Undo, write_averages
 from bnlab.doctor.words import count_things
@@ -38,10 +38,13 @@ class MovedAlone(Cause):
 
     def look(self, case: Case) -> Signs | None:
         updated = _list_updated(case)
-        training = case.select(lambda name: case.is_frozen(name) and case.layers[name].training)
+        frozen = case.select(case.is_frozen)
+        training = [name for name in frozen if case.layers[name].training]
         layers = case.select(lambda name: name in updated or name in training)
-        is_severe = bool(training) or (case.evidence is None and _is_untrained(case))
-        return Signs.of(layers, self.describe(case, layers), "warning" if is_severe else "note")
+
+        costs_are_unknown = case.evidence is None and _is_untrained(case)
+        severity: Severity = "warning" if training or costs_are_unknown else "note"
+        return Signs.of(layers, self.describe(case, layers), severity)
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.patient import Answer, Patient
-from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, SCALE_SHOWS
+from bnlab.doctor.thresholds import EXPLAINS_ALL, SCALE_SHOWS
 from bnlab.doctor.undoing import RESCALED, Change, Undo, change_images
 from bnlab.doctor.words import tell_number
 
@@ -37,7 +36,6 @@ class OtherInput(Cause):
         "not recalibrate before."
     )
     kind = "images"
-    undone_by = (RESCALED,)
     needs = ("data",)
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
@@ -54,9 +52,6 @@ class OtherInput(Cause):
             explains = patient.explain_first(change)
             if explains > EXPLAINS_ALL:
                 yield Undo(told, (patient.first,), degrees, change_images(change), RESCALED, explains, variant)
-
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        return EXPLAINED
 
 
 def _are_as_in_training(patient: Patient) -> bool:

@@ -26,9 +26,9 @@ class OutlyingImage(Cause):
     undone_by = (EXACT, RESCALED)
     needs = ("training",)
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+    def list_layers(self, case: Case) -> Sequence[str]:
         _, ratio = case.outlier or (0, 0.0)
-        return 1.0 if ratio > OUTLYING else 0.0
+        return [*case.layers] if ratio > OUTLYING else []
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         number, ratio = case.outlier or (0, 0.0)

@@ -12,7 +12,7 @@ from torch.nn.utils import fuse_conv_bn_eval, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
+from bnlab.doctor.gallery.network import build_network, train
 from bnlab.doctor.gallery.patterns import CLASSES, SIZE
 from bnlab.doctor.gallery.specimen import (
     Batches,
@@ -178,27 +178,6 @@ def dropout_in_eval_mode(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
     model.head = Wrapped(model.head, lambda head, features: head(F.dropout(features)))
     return healthy.show(model)
-
-
-def mean_over_the_batch(healthy: Healthy) -> Specimen:
-    def subtract_mean(network: nn.Module, images: Tensor) -> Tensor:
-        logits = network(images)
-        return logits - logits.mean(0)
-
-    model = Wrapped(healthy.copy_model(), subtract_mean).eval()
-    batches = []
-    for images, labels in healthy.batches[: 512 // BATCH_SIZE]:
-        batches += split(images, labels, 8)
-    return Specimen(model, batches, healthy.accuracy)
-
-
-def observer_in_eval_mode(healthy: Healthy) -> Specimen:
-    def observe(network: Any, images: Tensor) -> Tensor:
-        return network(images / network.scale.mul_(1.02))
-
-    network = healthy.copy_model()
-    network.register_buffer("scale", torch.ones(()))
-    return healthy.show(Wrapped(network, observe))
 
 
 class OtherNorm(nn.Module):
