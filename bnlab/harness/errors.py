@@ -65,8 +65,12 @@ def list_own_lines(error: BaseException) -> list[tuple[Path, int | None]]:
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno))
-    paths = [(Path(name), line) for name, line in frames if not name.startswith("<")]
-    return [(path, line) for path, line in paths if not any(path.is_relative_to(folder) for folder in _OTHERS)]
+    lines = []
+    for name, line in frames:
+        is_of_others = any(Path(name).is_relative_to(folder) for folder in _OTHERS)
+        if not name.startswith("<") and not is_of_others:
+            lines.append((Path(name), line))
+    return lines
 
 
 def _shorten(path: Path) -> Path:
