@@ -144,6 +144,7 @@ def _train_part(
                 reporter.report(step, progress.loss)
                 is_due = time.monotonic() - began >= STATE_SECONDS
                 if step < run.steps and (is_due or step == run.frozen_from):
+                    progress.read_log()
                     status = "unfinished"
                     break  # statistics that no batch has may be written now, which is not to be recorded
                 _finish_update(run, progress, kept, live)
@@ -167,8 +168,10 @@ def _finish_update(run: Run, progress: TrainingState, kept: set[int], live: Live
     """Change the network as its settings say, and keep its weights where they are wanted."""
     freeze_and_average(run, progress)
     if progress.step in kept:
+        progress.read_log()  # no weights of a network that has diverged
         run.save_checkpoint(progress.step, progress.measured)
     if live is not None and progress.step in run.wanted and run.has_trace:
+        progress.read_log()
         live.write_gap(progress)
 
 
@@ -233,6 +236,7 @@ def record_moments(run: Run, progress: TrainingState) -> contextlib.AbstractCont
 def freeze_and_average(run: Run, progress: TrainingState) -> None:
     """After an update, freeze batch norm if that is its step, and take the weights into their average."""
     if progress.step == run.frozen_from:
+        progress.read_log()  # a network that has diverged has no statistics
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
             batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))

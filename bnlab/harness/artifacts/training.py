@@ -18,6 +18,11 @@ from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.updates import lr_factor, steps_per_epoch
 
+# Reading a loss waits until its device has computed it. A CPU has when a call returns; an accelerator computes behind
+# the program, which would stand still at each update.
+_UPDATES_BETWEEN_READINGS = {"cpu": 1}  # by type of device
+_ON_AN_ACCELERATOR = 50  # of any other type
+
 
 @dataclass(frozen=True)
 class Seeds:
@@ -134,17 +139,19 @@ class Diverged(Exception):
 
 @dataclass
 class TrainingState:
-    """The state of training after an update. `step` counts the updates that are made."""
+    """The state of training after an update. `step` counts the updates that are made, `log` has those that are read."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int
     log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and accuracy before it
     average: AveragedModel | None = None  # of weights and buffers
+    # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
+    _unread: list[Tensor] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
-        """The loss of the last update; NaN before the first."""
+        """The loss of the last update that has been read; NaN before the first."""
         return self.log[-1][1] if self.log else math.nan
 
     @property
@@ -154,13 +161,32 @@ class TrainingState:
             return self.model
         return self.average.module
 
-    def add_update(self, loss: float, accuracy: float, is_finite: float) -> None:
-        """Count an update; Diverged, with the number of updates before it as `step`, where it is not finite."""
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss} on the weights of step {self.step}")
-        self.require_finite(is_finite)
+    def add_update(self, loss: Tensor, accuracy: Tensor, is_finite: Tensor) -> None:
+        """Count an update that was made; its results, a number each, stay on their device until they are read."""
         self.step += 1
-        self.log.append((self.step, loss, accuracy))
+        results = torch.stack((loss.double(), accuracy, is_finite.double()))
+        self._unread.append(results)
+        most = _UPDATES_BETWEEN_READINGS.get(loss.device.type, _ON_AN_ACCELERATOR)
+        if len(self._unread) >= most:
+            self.read_log()
+
+    def read_log(self) -> None:
+        """Read the results of all updates made so far; waits until the device has computed them.
+
+        Diverged where those of an update are not finite: `step` is the number of updates before it, `log` has these.
+        """
+        if not self._unread:
+            return
+        results = torch.stack(self._unread).tolist()
+        self._unread.clear()
+
+        self.step -= len(results)  # and each of them again once it is seen to be finite
+        for loss, accuracy, is_finite in results:
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} on the weights of step {self.step}")
+            self.require_finite(is_finite)
+            self.step += 1
+            self.log.append((self.step, loss, accuracy))
 
     def require_finite(self, is_finite: float | Tensor) -> None:
         """Raise Diverged, for a divergence that the loss need not show, unless this is true."""
@@ -173,8 +199,9 @@ def train(
 ) -> Iterator[int]:
     """Train from `progress.step` on, in place, and yield after each update the number of updates made.
 
-    The model's layers are trained in the mode that they are in, which the caller may change between two updates. The
-    schedule is one of `steps` updates, also where training stops at `until`.
+    The model's layers are trained in the mode that they are in, which the caller may change between two updates. On an
+    accelerator nothing here waits for the loss of an update: who writes something reads the log first. The schedule is
+    one of `steps` updates, also where training stops at `until`.
 
     Raises:
         Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates
@@ -195,7 +222,11 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-        logits = progress.model(images)
+        try:
+            logits = progress.model(images)
+        except Exception:
+            progress.read_log()  # a model may refuse weights that are not finite
+            raise
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -203,15 +234,15 @@ def train(
         optimizer.step()
 
         is_right = logits.detach().argmax(1) == labels
-        results = torch.stack((loss.detach().double(), is_right.double().mean(), is_finite.double()))
-        progress.add_update(*results.tolist())  # which waits for the device once
+        progress.add_update(loss.detach(), is_right.double().mean(), is_finite)
         if progress.step == end:
+            progress.read_log()
             # No further batch would show non-finite weights of the last update.
             progress.require_finite(_are_finite(state.values()))
         yield progress.step
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Find out whether all numbers are finite; a truth value on their device."""
+    """Find out whether all numbers are finite; a truth value on their device, for which nothing waits."""
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
     return torch.stack(sums).isfinite().all()

@@ -12,6 +12,7 @@ from bnlab.harness.artifacts import training
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds, TrainingState
 from tests.helpers import plain, plan_network, rise_and_fall, without_dropout
+from tests.waits import Waits
 
 
 def split(images: int) -> Split:
@@ -123,6 +124,11 @@ class Trial:
         return training.train(self.progress, self.batches, self.settings, steps)
 
 
+def read_late(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let losses be read after so many updates, as on an accelerator."""
+    monkeypatch.setattr(training, "_UPDATES_BETWEEN_READINGS", {"cpu": updates})
+
+
 def test_a_loop_by_hand_gives_the_same_weights() -> None:
     trial = Trial("optimizer.lr=0.05", "optimizer.label_smoothing=0.1")
     twin = Trial("optimizer.lr=0.05").progress
@@ -140,14 +146,18 @@ def test_a_loop_by_hand_gives_the_same_weights() -> None:
 
 
 @pytest.mark.parametrize(("lr", "steps"), [("1e8", 50), ("1e38", 50), ("inf", 1)])
-def test_divergence_is_noticed(lr: str, steps: int) -> None:
-    """In the last update too, whose weights no further batch sees."""
-    trial = Trial(f"optimizer.lr={lr}", "optimizer.schedule=constant")
+def test_divergence_is_noticed(lr: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last update too, whose weights no further batch sees; where losses are read late, at the same update."""
+    ends = []
+    for between_readings in (1, 20):
+        read_late(between_readings, monkeypatch)
+        trial = Trial(f"optimizer.lr={lr}", "optimizer.schedule=constant")
+        with pytest.raises(Diverged) as caught:
+            list(trial.train(steps))
+        ends.append((str(caught.value), trial.progress.step, trial.progress.log))
 
-    with pytest.raises(Diverged):
-        list(trial.train(steps))
-
-    assert trial.progress.step == len(trial.progress.log) < 50
+    assert ends[0] == ends[1]
+    assert ends[0][1] < 50
 
 
 def test_a_variance_that_is_not_finite_is_noticed_at_once() -> None:
@@ -161,3 +171,44 @@ def test_a_variance_that_is_not_finite_is_noticed_at_once() -> None:
         list(trial.train(6))
 
     assert trial.progress.log == []
+
+
+def test_updates_do_not_wait_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Trial("optimizer.lr=0.05")
+    list(expected.train(20))
+    read_late(50, monkeypatch)
+
+    trial = Trial("optimizer.lr=0.05")
+    with Waits() as waits:
+        waits_at = [sum(waits.counts.values()) for _ in trial.train(20)]
+
+    assert waits_at[:-1] == [0] * 19  # all are read after the last
+    assert trial.progress.log == expected.progress.log
+    assert [step for step, _, _ in trial.progress.log] == list(range(1, 21))
+
+
+class Watchful(torch.nn.Module):
+    """A network that refuses weights that are not finite, as a user's own may."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not all(weights.isfinite().all() for weights in self.parameters()):
+            raise ValueError("weights are not finite")
+        logits: torch.Tensor = self.model(images)
+        return logits
+
+
+@pytest.mark.parametrize("between_readings", [1, 50])
+def test_a_model_that_raises_once_training_has_diverged(between_readings: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diverged, as where each loss is read at once."""
+    read_late(between_readings, monkeypatch)
+    trial = Trial("optimizer.lr=1e30", "optimizer.schedule=constant")
+    trial.progress.model = Watchful(trial.progress.model)
+
+    with pytest.raises(Diverged):
+        list(trial.train(50))
+
+    assert trial.progress.step == len(trial.progress.log) < 50
