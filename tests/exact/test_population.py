@@ -177,8 +177,9 @@ def test_a_model_that_changes_its_route_with_every_call_ends() -> None:
 
 def test_a_check_that_fails_says_where_and_by_how_much() -> None:
     case = CASES["features in a hook"]
-    with pytest.warns(RuntimeWarning, match="another input"):
+    with pytest.warns(RuntimeWarning, match="another input") as caught:
         found = population_statistics(case.model, case.batches[:2])
+    assert {warning.filename for warning in caught} == {__file__}  # the line that called
 
     assert found.check is not None
     assert not found.check.held
