@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,30 +129,19 @@ def make_trainer(lightning: Any, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture
-def ddp(lightning: Any) -> Iterator[Any]:
-    """One process of DistributedDataParallel."""
-    yield lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 @slow
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}, {"strategy": "ddp"}],
+    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}],
     ids=lambda options: "".join(options) or "plain",
 )
 def test_lightning_validates_and_saves_exactly_and_trains_as_without(
-    lightning: Any, ddp: Any, make_module: Any, make_trainer: Any, options: dict[str, Any], tmp_path: Path
+    lightning: Any, make_module: Any, make_trainer: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    is_distributed = "strategy" in options
     plain = make_module(make_network())
-    make_trainer(**({} if is_distributed else options)).fit(plain, LOADER, HELD_OUT_LOADER)
+    make_trainer(**options).fit(plain, LOADER, HELD_OUT_LOADER)
     module = make_module(make_network())
     checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}")
-    if is_distributed:
-        options = {"strategy": ddp, "devices": 1}
     trainer = make_trainer(make_lightning_callback(LOADER), checkpoints, **options)
 
     trainer.fit(module, LOADER, HELD_OUT_LOADER)
@@ -170,6 +159,22 @@ def test_lightning_validates_and_saves_exactly_and_trains_as_without(
     for state in saved:
         network = {name.removeprefix("network."): value for name, value in state.items()}
         assert any(are_equal(validated, network) for validated in module.states)
+
+
+@slow
+def test_lightning_in_one_process_of_ddp(lightning: Any, make_module: Any, make_trainer: Any) -> None:
+    strategy = lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
+    module = make_module(make_network())
+    try:
+        trainer = make_trainer(make_lightning_callback(IMAGES), strategy=strategy, devices=1)
+        trainer.fit(module, LOADER, HELD_OUT_LOADER)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    for state in module.states:
+        assert_exact(state, module.network)
+    assert are_equal(copy_state(module.network), module.running)
 
 
 @slow

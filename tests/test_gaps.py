@@ -84,8 +84,9 @@ def test_values_that_are_not_finite_or_negative_are_named() -> None:
     bad = statistics([0.0, math.nan, 0.0], [1.0, 1.0, -2.0])
     with pytest.warns(
         RuntimeWarning, match=r"layer 'bn' has NaN or infinite values in channel 1; .* variance in channel 2"
-    ):
+    ) as caught:
         gap(statistics([0.0] * 3, [1.0] * 3), bad)
+    assert caught[0].filename == __file__
 
 
 def test_against_the_twin_in_any_order() -> None:

@@ -77,6 +77,14 @@ def test_max_images_stops_after_the_batch_that_reaches_it(wanted: int, expected:
     assert found.cost.images == sum(expected)
 
 
+def test_forwards_that_write_into_their_batch_write_into_a_copy() -> None:
+    data = [torch.randn(8, 3) for _ in range(3)]
+    before = [batch.clone() for batch in data]
+    population_statistics(nn.Sequential(nn.BatchNorm1d(3)), data, forward=lambda model, batch: model(batch.mul_(2)))
+
+    assert all(map(torch.equal, data, before))
+
+
 def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnlab.exact.population.find_free_bytes", lambda device: 10_000)
     (batch,) = images(8)

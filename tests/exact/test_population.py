@@ -75,6 +75,15 @@ def test_each_model_is_measured_as_layer_by_layer_in_float64(name: str) -> None:
         assert measure_difference(twin, evaluate(wide.model, twin, wide.batches, case.forward)) <= 1e-5
 
 
+def test_what_was_compiled_before_shows_its_layers() -> None:
+    compiled: Any = torch.compile(residual().eval(), backend="eager")
+    (x,) = images(8)
+    with torch.no_grad():
+        compiled(x)
+
+    assert len(population_statistics(compiled, [x])) == 7
+
+
 def test_layers_that_no_data_reach_are_named() -> None:
     assert measure(CASES["not reached"]).unseen == ("unused",)
     assert measure(CASES["buffers in use"]).unseen == ("b",)
@@ -177,8 +186,9 @@ def test_a_model_that_changes_its_route_with_every_call_ends() -> None:
 
 def test_a_check_that_fails_says_where_and_by_how_much() -> None:
     case = CASES["features in a hook"]
-    with pytest.warns(RuntimeWarning, match="another input"):
+    with pytest.warns(RuntimeWarning, match="another input") as caught:
         found = population_statistics(case.model, case.batches[:2])
+    assert {warning.filename for warning in caught} == {__file__}  # the line that called
 
     assert found.check is not None
     assert not found.check.held

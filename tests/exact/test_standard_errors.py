@@ -104,7 +104,7 @@ def measure_until(model: nn.Module, data: list[Tensor], tolerance: float, **opti
 def test_auto_stops_as_soon_as_the_errors_of_means_and_variances_are_within_the_tolerance() -> None:
     """Of n independent values the error of the mean is σ/√n, that of the variance σ²·√(2/n)."""
     generator = torch.Generator().manual_seed(0)
-    data = [5 * torch.randn(8, 30, generator=generator) for _ in range(512)]
+    data = [0.2 * torch.randn(8, 30, generator=generator) for _ in range(512)]
     model = nn.Sequential(nn.BatchNorm1d(30))
 
     _, cost = measure_until(model, data, 0.1)

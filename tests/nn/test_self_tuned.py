@@ -306,10 +306,11 @@ def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
 
 
 def test_what_is_refused_and_how() -> None:
-    with pytest.warns(UserWarning, match="SelfTuned.convert: '1' are not of torch's own classes, and keep"):
+    with pytest.warns(UserWarning, match="SelfTuned.convert: '1' are not of torch's own classes, and keep") as caught:
         model = nn.Sequential(nn.BatchNorm2d(3), OwnForward(3))
         SelfTuned.convert(model)
 
+    assert caught[0].filename == __file__
     assert isinstance(model[0], SelfTuned)
     assert type(model[1]) is OwnForward
 
