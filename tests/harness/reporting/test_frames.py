@@ -51,6 +51,9 @@ def test_rows_of_shares_of_the_training() -> None:
     assert rows(TABLES, "gaps", 0.3).empty, "the nearest step is not near"
     assert rows(TABLES, "gaps", 1.0)["panel"].eq("at the end of training").all()
 
+    long = {**TABLES, "runs": TABLES["runs"].assign(steps=640)}
+    assert set(rows(long, "gaps", 7.5 / 640)["step"]) == {10}, "of 5 and 10, which are equally near, the later one"
+
 
 def test_rows_of_all_steps_have_a_panel_for_each_setting() -> None:
     panels = rows(TABLES, "gaps")["panel"].unique().tolist()
