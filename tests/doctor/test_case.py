@@ -160,6 +160,16 @@ def test_what_is_predicted_explains_its_share_of_the_gap() -> None:
     assert case.explain({"0": away}, ["0"]) < 0
 
 
+def test_a_layer_that_is_not_predicted_counts_as_not_explained() -> None:
+    """Of two layers with gaps g and h, h is left: 1 − h / sqrt(g² + h²)."""
+    case = make_gap()
+    first, second = (case.measure_distance(name, case.data.exact) for name in ("0", "1"))
+
+    explained = case.explain({"0": case.buffers["0"]}, ["0", "1"])
+
+    assert explained == pytest.approx(1 - second / math.hypot(first, second))
+
+
 def test_noise_of_the_averages_is_no_gap() -> None:
     """Averages of 100 batches of momentum .1 are off by their noise; one more σ is more than that."""
     layer = make_layer(100, 8)

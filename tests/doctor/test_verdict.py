@@ -169,7 +169,8 @@ def test_averages_that_leave_the_score_low_say_where_else_to_look() -> None:
 
 
 @pytest.mark.parametrize(
-    ("training", "batch", "word"), [(True, 700, "mode"), (True, 899, "healthy"), (False, 700, "healthy")]
+    ("training", "batch", "word"),
+    [(True, 700, "mode"), (True, 897, "healthy"), (False, 700, "healthy")],  # of 3 images nobody can be sure
 )
 def test_the_mode_is_at_fault_where_it_costs_something(training: bool, batch: int, word: str) -> None:
     verdict = conclude(make_scores(running=900, exact=900, batch=batch), case=make_case(training=training))
