@@ -13,7 +13,7 @@ import pytest
 
 from bnlab.harness.reporting.experiment import decide, find_conditions
 from bnlab.lab.catalogue import find_experiment
-from experiments.questions import ground
+from experiments.questions import norms_tuned
 from experiments.tuning import RATE, TUNING_SEEDS, find_collapses, pick_rate, select_tested
 
 TESTED = (103, 104, 105)
@@ -234,8 +234,8 @@ def test_claims_hold_where_they_are_planted(name: str) -> None:
 
 
 def test_collapses_are_counted() -> None:
-    (figure,) = [f for name, f in find_experiment("norms_tuned").figures.items() if name == "collapses"]
-    shares = figure.score(plant_norms()).set_index(["line", "panel"])["mean"]
+    accuracies = norms_tuned.find_accuracies(plant_norms())
+    shares = accuracies.groupby(["line", "batch_size"])["is_collapsed"].mean()
     collapsed = shares[shares > 0]
 
     assert {line for line, _ in collapsed.index} == {
@@ -248,17 +248,11 @@ def test_collapses_are_counted() -> None:
     assert {*collapsed} == {0.25}
 
 
-def test_the_curve_is_of_the_measure_that_points_follow_from() -> None:
-    cases = ground.find_cases(plant_ground())
-    assert ground.choose_measure(cases[~cases["is_held_out"]]) == "mean_gap"
-
-
 def test_a_network_near_chance_is_no_case() -> None:
     tables = plant_ground()
     rows = tables["evaluations"]
     is_of_four = rows["run"].str.contains("'batch_size': 4,") & (rows["split"] == "test")
     tables["evaluations"] = rows.assign(accuracy=rows["accuracy"].mask(is_of_four, rows["accuracy"] - 0.6))
 
-    assert 4 not in {*ground.find_cases(tables)["batch_size"]}
     verdicts = decide(find_experiment("ground"), tables)
     assert not verdicts["condition"].str.contains(r"batch size 4\b").any()
