@@ -95,7 +95,7 @@ def claim_nearness(where: str, over_all_layers: str, **networks: Any) -> Claim:
     Over all layers, as it was asked first, the claim is `over_all_layers`.
     """
     by = ("model", "batch_size", "optimizer.schedule")
-    mean = {"average": ("layer", "epoch"), "geometric": True}
+    mean: dict[str, Any] = {"average": ("layer", "epoch"), "geometric": True}
     return Claim(
         f"{where}, behind the first layer, the gap of predictive momentum is about that of the best fixed one of "
         f"each layer and step ({NARROWED}; over all layers {over_all_layers}).",

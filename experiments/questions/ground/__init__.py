@@ -164,8 +164,8 @@ EXPERIMENT = Experiment(
     figures={
         "training": Figure(
             "The same weights under three kinds of statistics, over training",
-            "Under running averages of momentum 0.1, under exact statistics, and under the statistics of the last "
-            "batch alone. Only the statistics differ: the three lines belong to the same networks.",
+            "Compare the lines, test accuracies of the same networks: under running averages of momentum 0.1, under "
+            "exact statistics, and under the statistics of the last batch alone.",
             score(find_training, "accuracy", ("panel", "estimator", "updates"), scale=100, momentum=(0.1, None)),
             Curves("updates", "estimator", Axis("test accuracy (%)"), across=Axis("updates"))),
         "map": Figure(
