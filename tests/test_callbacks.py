@@ -275,12 +275,12 @@ def test_a_checkpoint_takes_the_statistics_of_its_evaluation(stub: StubTrainer) 
     assert are_equal(*stub.states)
 
     stub.state = SimpleNamespace(global_step=0)
-    stub.model[0].weight.data.mul_(2)
+    stub.model.get_parameter("0.weight").data.mul_(2)
     stub.evaluate()
 
     assert len(stub.logged) == 2
     assert_exact(stub.states[-1], stub.model)
-    assert torch.equal(stub.model[1].running_mean, before["1.running_mean"])
+    assert torch.equal(stub.model.get_buffer("1.running_mean"), before["1.running_mean"])
 
 
 def test_averages_come_back_after_an_exception(stub: StubTrainer) -> None:

@@ -24,7 +24,7 @@ def make_statistics(channels: int) -> Statistics:
 @pytest.mark.parametrize(("kind", "other"), [(Statistics, MomentTrace), (MomentTrace, Statistics)])
 def test_files_that_are_of_another_kind_or_damaged_are_named(kind: Any, other: Any, tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "x.safetensors"
-    made = {Statistics: make_statistics(5), MomentTrace: MomentTrace({})}
+    made: dict[Any, Any] = {Statistics: make_statistics(5), MomentTrace: MomentTrace({})}
     with pytest.raises(FileNotFoundError, match=r"x\.safetensors"):
         kind.load(path)
     made[other].save(path)

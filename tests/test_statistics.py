@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -170,13 +171,17 @@ def test_bad_input(model: nn.Module, statistics: Statistics, error: type[Excepti
         pass
 
 
+NOTHING: Any = {}
+ONE: Any = 1
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: running_statistics({}), TypeError, r"running_statistics: expected a torch\.nn\.Module, found dict"),
-        (lambda: using(plain(), {}).__enter__(), TypeError, "using: statistics is a dict"),
+        (lambda: running_statistics(NOTHING), TypeError, r"running_statistics: expected a torch\.nn\.Module, found dict"),
+        (lambda: using(plain(), NOTHING).__enter__(), TypeError, "using: statistics is a dict"),
         (lambda: Statistics({}, {}), ValueError, "no layers"),
-        (lambda: Statistics({"0": 1}, {"0": 1e-5}), TypeError, "layer '0' has a int; pass Moments"),
+        (lambda: Statistics({"0": ONE}, {"0": 1e-5}), TypeError, "layer '0' has a int; pass Moments"),
         (lambda: Statistics({"0": Moments(8, torch.zeros(2), torch.ones(2, 1))}, {}), ValueError, "are no tensors"),
         (lambda: Statistics({"0": Moments(8, torch.zeros(2), torch.ones(2))}, {}), ValueError, "'0' has no eps"),
     ],
