@@ -178,7 +178,7 @@ ONE: Any = 1
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: running_statistics(NOTHING), TypeError, r"running_statistics: expected a torch\.nn\.Module, found dict"),
+        (lambda: running_statistics(NOTHING), TypeError, "running_statistics: expected a torch.nn.Module, found dict"),
         (lambda: using(plain(), NOTHING).__enter__(), TypeError, "using: statistics is a dict"),
         (lambda: Statistics({}, {}), ValueError, "no layers"),
         (lambda: Statistics({"0": ONE}, {"0": 1e-5}), TypeError, "layer '0' has a int; pass Moments"),
