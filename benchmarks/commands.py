@@ -27,17 +27,17 @@ import pandas as pd
 import yaml
 
 from benchmarks.timing import Result, Timed, alternate, time_once
+from bnlab.common.files import write_text
 from bnlab.estimators import list_estimators
-from bnlab.files import write_text
 from bnlab.harness.artifacts.data import Glyphs
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.jobs import execute, prepare
+from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.measurements import find_measurement
 from bnlab.harness.requests import find_rows
 from bnlab.harness.schema import read_frame, write_rows
-from bnlab.lab.compose import plan_jobs
 
 ROUNDS = 3
 _BNLAB = ("-m", "bnlab")

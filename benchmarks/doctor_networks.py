@@ -23,7 +23,7 @@ from bnlab.doctor.scores import Difference, Scores
 from bnlab.estimators import DebiasedEMA
 from bnlab.harness.artifacts.data.drawing import glyphs
 from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision, build_model
-from bnlab.layers import BatchNorm
+from bnlab.model.layers import BatchNorm
 
 _CLASSES = 10
 _TRAINING_IMAGES = 4096

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from benchmarks.networks import LAYOUTS, build_imagenet_resnet, build_resnet, draw_images, evaluate, warm_up
 from benchmarks.timing import Result, Timed, alternate, time_once
 from bnlab import Statistics, population_statistics, running_statistics
-from bnlab.moments import compare_moments
-from bnlab.provenance import Cost
+from bnlab.statistics.moments import compare_moments
+from bnlab.statistics.provenance import Cost
 
 ROUNDS = 5
 _MOST_IN_DOUBLE = 10_000  # images; more take too long in float64

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from bnlab.common.vision import torchvision
 from bnlab.harness.artifacts.models import Resnet, build_model
-from bnlab.vision import torchvision
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 

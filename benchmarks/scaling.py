@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from benchmarks.networks import build_resnet, draw_images, evaluate
 from benchmarks.timing import Result, Timed, time_once
 from bnlab import population_statistics
-from bnlab.gaps import gap
+from bnlab.gaps.gap import gap
+from bnlab.harness.lab.catalogue import find_experiment
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.outcome import find_outcome
-from bnlab.lab.catalogue import find_experiment
 from bnlab.memory import LiveBytes
 
 REFERENCE = Path(__file__).parents[1] / "results/reference/passes"

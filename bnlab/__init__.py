@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnlab import callbacks, doctor, estimators, inference, memory, nn, theory
-    from bnlab.decomposition import decompose
     from bnlab.doctor.diagnose import assert_healthy, diagnose
     from bnlab.doctor.recalibrate import recalibrate
     from bnlab.exact.population import population_statistics
-    from bnlab.gaps import gap
-    from bnlab.moments import Moments
+    from bnlab.gaps.decomposition import decompose
+    from bnlab.gaps.gap import gap
     from bnlab.recording.block import record
     from bnlab.recording.frozen import record_frozen
     from bnlab.recording.trace import MomentTrace, replay
-    from bnlab.statistics import Statistics, running_statistics, using
+    from bnlab.statistics.moments import Moments
+    from bnlab.statistics.network import Statistics, running_statistics, using
 
 __version__ = "0.1.0"
 
@@ -47,13 +47,13 @@ __all__ = [
 
 # No module has the name of something else that is public: importing it would put itself in that one's place.
 _MODULES = {
-    "decompose": "decomposition",
+    "decompose": "gaps.decomposition",
     **dict.fromkeys(("assert_healthy", "diagnose"), "doctor.diagnose"),
     "recalibrate": "doctor.recalibrate",
     "population_statistics": "exact.population",
-    "gap": "gaps",
-    "Moments": "moments",
-    **dict.fromkeys(("Statistics", "running_statistics", "using"), "statistics"),
+    "gap": "gaps.gap",
+    "Moments": "statistics.moments",
+    **dict.fromkeys(("Statistics", "running_statistics", "using"), "statistics.network"),
     "record": "recording.block",
     "record_frozen": "recording.frozen",
     **dict.fromkeys(("MomentTrace", "replay"), "recording.trace"),

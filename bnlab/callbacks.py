@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.batches import require_batches
 from bnlab.doctor.recalibrate import recalibrate
 from bnlab.doctor.undo import Undo, write_statistics
-from bnlab.layers import batch_norm_layers
-from bnlab.statistics import Statistics
-from bnlab.warn import warn
+from bnlab.model.batches import require_batches
+from bnlab.model.layers import batch_norm_layers
+from bnlab.model.warn import warn
+from bnlab.statistics.network import Statistics
 
 __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
 _SECONDS = "recalibration_seconds"  # what the time is called in logs

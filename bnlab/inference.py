@@ -16,10 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.arguments import require_count, require_number
-from bnlab.borrow import borrowed
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_input
-from bnlab.names import Look, Named, list_named
+from bnlab.common.names import Look, Named, list_named
+from bnlab.model.arguments import require_count, require_number
+from bnlab.model.borrow import borrowed
+from bnlab.model.layers import (
+    TORCH_FORWARDS,
+    BatchNorm,
+    batch_norm_layers,
+    get_running_buffers,
+    join_names,
+    require_input,
+)
 
 __all__ = [
     "EvalNorm",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bnlab.batches import list_tensors
+from bnlab.model.batches import list_tensors
 
 __all__ = ["keep_freed_memory"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.help import write_help
+from bnlab.harness.lab.catalogue import CONF, list_files, list_measurements
 from bnlab.harness.setting_columns import describe_runs
-from bnlab.lab.catalogue import CONF, list_files, list_measurements
 
 README = Path(__file__).parents[1] / "results" / "README.md"
 HELP = CONF / "help.txt"

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.lab.catalogue import REFERENCE, find_experiment
+from bnlab.harness.lab.command import run_command
 from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, find_outcome
 from bnlab.harness.reporting.page import render
 from bnlab.harness.reporting.tables import load
-from bnlab.lab.catalogue import REFERENCE, find_experiment
-from bnlab.lab.command import run_command
 
 PAGE = Path(__file__).parents[1] / "docs" / "literature.md"
 TEXT = Path(__file__).with_name("literature.md")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from bnlab.harness.lab.catalogue import REFERENCE, is_shipped
 from bnlab.harness.reporting.frames import average, interval
 from bnlab.harness.reporting.outcome import Outcome
 from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment
 from bnlab.harness.reporting.tables import load
 from bnlab.harness.reporting.wording import format_number
-from bnlab.lab.catalogue import REFERENCE, is_shipped
 from experiments.holdout import describe_added_seeds
 
 FIGURES = tuple(f"F{number}" for number in range(1, 22))

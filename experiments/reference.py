@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow as pa
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_measurements, list_questions
+from bnlab.harness.lab.command import run_command
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
-from bnlab.lab.catalogue import REFERENCE, find_experiment, list_measurements, list_questions
-from bnlab.lab.command import run_command
 
 
 def main() -> int:

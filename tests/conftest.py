@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True)
 def _no_words_after_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command prints in this process does not depend on how long it takes."""
-    monkeypatch.setattr("bnlab.lab.watching._SILENCE", math.inf)
+    monkeypatch.setattr("bnlab.harness.lab.watching._SILENCE", math.inf)
 
 
 @pytest.fixture

@@ -23,14 +23,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bnlab import MomentTrace, Statistics
+from bnlab.common.vision import torchvision
 from bnlab.harness import load
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.jobs import execute
+from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.measurements import find_measurement
-from bnlab.lab.compose import plan_jobs
-from bnlab.vision import torchvision
 
 torch.set_num_threads(1)  # the tensors are small
 
@@ -302,7 +302,7 @@ def sweep_small(results: Path, *words: str, expect: int = 0) -> None:
     """`bnlab sweep` of that network in this process, with further words or other values."""
     given = {word.partition("=")[0] for word in words}
     small = [f"{key}={value}" for key, value in SMALL.items() if not given & {key, key.partition(".")[0]}]
-    code = importlib.import_module("bnlab.lab.sweep").main([*small, *words, f"results={results}"])
+    code = importlib.import_module("bnlab.harness.lab.sweep").main([*small, *words, f"results={results}"])
     assert code == expect
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics, recalibrate, record
-from bnlab.borrow import borrowed
 from bnlab.harness import load
+from bnlab.model.borrow import borrowed
 from bnlab.nn import SelfTuned
 from tests.conftest import small_config
 from tests.doctor.networks import make_batches, make_healthy, reset

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from bnlab import Moments, MomentTrace, Statistics
-from bnlab.files import Unreadable, reading, set_aside
+from bnlab.common.files import Unreadable, reading, set_aside
 
 
 def make_statistics(channels: int) -> Statistics:

@@ -14,21 +14,16 @@ import pytest
 import bnlab
 
 PACKAGE = Path(bnlab.__file__).parent
-HARNESS, LAB, QUESTIONS = PACKAGE / "harness", PACKAGE / "lab", PACKAGE.parent / "experiments" / "questions"
-COMMANDS = sorted(LAB.rglob("*.py"))
-LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if not {HARNESS, LAB} & {*path.parents})
+HARNESS, QUESTIONS = PACKAGE / "harness", PACKAGE.parent / "experiments" / "questions"
+LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.parents)
 # Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
-    "warn names vision",
-    "arguments batches borrow provenance files layers reading theory",
-    "moments",
-    "memory storage estimators",
-    "statistics nn",
-    "layout",
-    "gaps inference recording exact",
-    "decomposition doctor",
-    "commands callbacks",
-    "cli",
+    "model common theory",
+    "statistics estimators inference memory",
+    "exact recording nn",
+    "gaps doctor",
+    "callbacks",
+    "commands",
     "__main__",
 )
 # Of bnlab/harness/: data flows from one to the next.
@@ -44,15 +39,20 @@ STAGES = (
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
     *("help setting_columns", "config", "trial", "jobs", "planning loading"),
+    "lab",  # the commands sweep, report, runs
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
+    "model": "warn arguments batches borrow reading layers",
+    "common": "files storage names vision",
+    "statistics": "moments provenance network layout",
+    "gaps": "gap decomposition",
     "nn": "averages self_tuned",
     "recording": "trace steps recorders block frozen",
     "exact": "task probe walk samples measurement population",
     "doctor": "thresholds scores words undoing observing history examination probe case lag patient cause causes "
     "catalogue scoring experiment findings verdict page diagnosis examine diagnose undo recalibrate gallery",
-    "lab": "command catalogue watching compose launch sweep report runs",
+    "harness.lab": "command catalogue watching compose launch sweep report runs",
     "doctor.gallery": "patterns network specimen faults table",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
@@ -68,7 +68,7 @@ COMPONENTS = {
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
     *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
-    *("bnlab.files", "bnlab.names"),
+    *("bnlab.common.files", "bnlab.common.names"),
     *(f"bnlab.harness.{name}" for name in ("errors", "schema", "updates", "run_table", "requests", "reporting")),
 }
 SHARED = {f"experiments.{name}" for name in ("margins", "tuning")}  # by several questions
@@ -106,9 +106,8 @@ def test_imports_go_downwards(path: Path) -> None:
     floor, own = number(floors), path.relative_to(root).parts[0].removesuffix(".py")
     assert own in floor or own == "__init__", f"give {own} a floor here and in the design"
     for name in imports(path):
-        known = {"experiments", *(() if own == "config" else ("hydra", "omegaconf"))}
-        assert name.partition(".")[0] not in known, "only bnlab.lab and harness.config see Hydra"
-        assert not name.startswith("bnlab.lab"), "commands are found by name"
+        known = {"experiments", *(() if own in ("config", "lab") else ("hydra", "omegaconf"))}
+        assert name.partition(".")[0] not in known, "only bnlab.harness.lab and harness.config see Hydra"
         if in_library:
             assert name.partition(".")[0] not in {"matplotlib", "torchvision"}, name
             assert not name.startswith("bnlab.harness"), "the library does not know the harness"
@@ -188,7 +187,7 @@ def loaded_by(*modules: str, call: str = "None") -> set[str]:
 
 def test_nobody_waits_for_what_is_not_used() -> None:
     assert not {"torch", "pandas", "matplotlib"} & loaded_by("bnlab")
-    found = loaded_by("bnlab.callbacks", "bnlab.exact.population", "bnlab.recording.block", "bnlab.cli")
+    found = loaded_by("bnlab.callbacks", "bnlab.exact.population", "bnlab.recording.block", "bnlab.__main__")
     assert "torch" in found
     assert not {"lightning", "pytorch_lightning", "transformers"} & found
     assert not {"pandas", "hydra", "omegaconf", "matplotlib", "torchvision", "pyarrow", "sklearn"} & found
@@ -196,16 +195,18 @@ def test_nobody_waits_for_what_is_not_used() -> None:
     modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
     found = loaded_by(*(name.removesuffix(".__init__") for name in modules))
     assert "pyarrow" in found and not {"torch", "torchvision", "hydra", "omegaconf"} & found
-    found = loaded_by("bnlab.lab.sweep", call="bnlab.lab.sweep.main(['--help'])")
+    found = loaded_by("bnlab.harness.lab.sweep", call="bnlab.harness.lab.sweep.main(['--help'])")
     assert not {"torch", "hydra", "omegaconf", "pandas"} & found
-    found = loaded_by("bnlab.lab.compose")  # so that mistakes are answered soon
+    found = loaded_by("bnlab.harness.lab.compose")  # so that mistakes are answered soon
     assert "hydra" in found and not {"pandas", "pyarrow", "matplotlib", "sympy"} & found  # sympy: torch's compiler
 
 
 def test_reading_tables_does_not_wait_for_torch() -> None:
     reference = PACKAGE.parent / "results" / "reference"
 
-    found = loaded_by("bnlab.harness", "bnlab.names", call=f"bnlab.harness.load('quickstart', {str(reference)!r})")
+    found = loaded_by(
+        "bnlab.harness", "bnlab.common.names", call=f"bnlab.harness.load('quickstart', {str(reference)!r})"
+    )
 
     assert "pyarrow" in found
     assert not {"torch", "matplotlib"} & found
@@ -225,7 +226,7 @@ def test_what_is_imported_is_declared() -> None:
     assert imported(LIBRARY) == declared(base)
     everything = [path for folder in OURS for path in (PACKAGE.parent / folder).rglob("*.py")]
     assert imported(everything) <= declared(base, *extras.values())
-    harness = [*HARNESS.rglob("*.py"), *COMMANDS, *(PACKAGE.parent / "experiments").rglob("*.py")]
+    harness = [*HARNESS.rglob("*.py"), *(PACKAGE.parent / "experiments").rglob("*.py")]
     assert imported(harness) <= declared(base, extras["harness"])
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnlab import Moments, population_statistics
-from bnlab.reading import read_on_device
+from bnlab.model.reading import read_on_device
 from tests import references
 from tests.helpers import assert_moments
 

@@ -22,7 +22,7 @@ from bnlab.harness.statistic_kinds import list_statistics
 NEW = """
 from dataclasses import dataclass
 from bnlab.estimators.base import Estimator
-from bnlab.names import Look
+from bnlab.common.names import Look
 
 @dataclass(frozen=True)
 class Halving(Estimator):
@@ -95,7 +95,7 @@ def test_an_estimator_is_found_by_its_file(tmp_path: Path) -> None:
     shutil.copytree(package / "estimators", copied / "estimators")
     (copied / "estimators" / "halving.py").write_text(NEW)
     code = (
-        "from bnlab.estimators import list_estimators; from bnlab.names import find_look;"
+        "from bnlab.estimators import list_estimators; from bnlab.common.names import find_look;"
         "halving = list_estimators()['halving']; print(halving.__module__, find_look(halving).words, sep=': ')"
     )
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from bnlab import population_statistics, record
 from bnlab.exact.walk import Walk
+from bnlab.model.reading import DeviceReader
 from bnlab.nn import SelfTuned
-from bnlab.reading import DeviceReader
 from tests.helpers import images, measure_difference, plain, residual
 from tests.waits import Waits
 

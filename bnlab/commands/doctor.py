@@ -30,7 +30,7 @@ from bnlab.doctor.cause import SEVERITIES, Severity
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.history import read_state_file
 from bnlab.doctor.verdict import Verdict
-from bnlab.layers import require_watchable
+from bnlab.model.layers import require_watchable
 
 _ABOUT = (
     "What is wrong with a model's batch-norm statistics, what it costs, and what to do. Without batches in "

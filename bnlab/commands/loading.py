@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from bnlab.batches import require_batches
 from bnlab.commands.images import add_image_arguments, find_images
 from bnlab.commands.packages import is_packaged, make_packaged
 from bnlab.doctor.history import read_state_file
+from bnlab.model.batches import require_batches
 
 _OPTIONS = {
     "before=": "--before",

@@ -7,7 +7,7 @@ import importlib
 import warnings
 from typing import Any
 
-from bnlab.vision import torchvision
+from bnlab.common.vision import torchvision
 
 
 def is_packaged(words: str) -> bool:

@@ -19,8 +19,8 @@ from bnlab.commands.loading import (
     load_batches,
     load_model,
 )
+from bnlab.common.storage import save_tensors
 from bnlab.doctor.undo import undo_from_file
-from bnlab.storage import save_tensors
 
 
 def add_parsers(commands: Any) -> None:

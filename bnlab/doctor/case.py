@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from bnlab.doctor.examination import Evidence
 from bnlab.doctor.history import History
 from bnlab.doctor.observing import LayerView, View
-from bnlab.layers import BatchNorm
-from bnlab.nn.self_tuned import SelfTuned
+from bnlab.model.layers import AveragesByItself, BatchNorm
 from bnlab.recording.trace import MomentTrace
-from bnlab.statistics import Statistics, read_buffers
+from bnlab.statistics.network import Statistics, read_buffers
 
 _FITS = 0.03  # σ: averages that are no farther off fit
 _NOISY = 2.0  # times its standard deviation, which noise often is
@@ -103,7 +102,7 @@ class Case:
         layer = self.layers[name]
         updates = self.count_updates(name)
         momentum = layer.momentum
-        if not updates or momentum == 0 or isinstance(layer, SelfTuned):
+        if not updates or momentum == 0 or isinstance(layer, AveragesByItself):
             return None
         if momentum is None:  # the mean of all batches, the first of which replaces the start
             return 0.0

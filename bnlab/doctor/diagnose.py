@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import require_count, require_number
-from bnlab.batches import Forward, require_batches, require_forward
 from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
@@ -23,7 +21,17 @@ from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
 from bnlab.doctor.verdict import conclude
 from bnlab.exact.task import Ranks
-from bnlab.layers import BatchNorm, Extract, batch_norm_layers, find_constant, find_others, join_names, require_module
+from bnlab.model.arguments import require_count, require_number
+from bnlab.model.batches import Forward, require_batches, require_forward
+from bnlab.model.layers import (
+    BatchNorm,
+    Extract,
+    batch_norm_layers,
+    find_constant,
+    find_others,
+    join_names,
+    require_module,
+)
 from bnlab.recording.trace import MomentTrace
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.batches import Forward, call, copy_batch, count_images, find_device, map_batch
-from bnlab.borrow import keep_random_state, measured
 from bnlab.doctor.observing import View
 from bnlab.doctor.scores import Scores
 from bnlab.exact.population import Source, population_statistics
 from bnlab.exact.task import Ranks, Task, watched
-from bnlab.layers import BatchNorm, Extract, Inputs, batch_norm_layers, get_running_buffers, unwrap_parallel
-from bnlab.reading import choose_reader
-from bnlab.statistics import Statistics, using
+from bnlab.model.batches import Forward, call, copy_batch, count_images, find_device, map_batch
+from bnlab.model.borrow import keep_random_state, measured
+from bnlab.model.layers import BatchNorm, Extract, Inputs, batch_norm_layers, get_running_buffers, unwrap_parallel
+from bnlab.model.reading import choose_reader
+from bnlab.statistics.network import Statistics, using
 
 CALLER = "diagnose"
 

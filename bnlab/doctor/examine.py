@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from bnlab.batches import count_images, list_tensors, take_images
-from bnlab.borrow import measured
 from bnlab.doctor.case import Case
 from bnlab.doctor.examination import Evidence, Examination
 from bnlab.doctor.observing import View, observe_batches
@@ -23,7 +21,9 @@ from bnlab.doctor.probe import find_unread, probe_predictions
 from bnlab.doctor.scores import Evaluate, describe_misfit, find_labels, score_batch
 from bnlab.doctor.scoring import add_own_statistics, score
 from bnlab.exact.population import population_statistics
-from bnlab.statistics import Statistics
+from bnlab.model.batches import count_images, list_tensors, take_images
+from bnlab.model.borrow import measured
+from bnlab.statistics.network import Statistics
 
 _FEW = 16  # images whose forward shows the order of modules
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)

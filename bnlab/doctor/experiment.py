@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.batches import count_images, map_batch, take_images
-from bnlab.borrow import measured
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.examination import Examination
@@ -31,8 +29,10 @@ from bnlab.doctor.scoring import score_by_labels, score_by_metric
 from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Apply, Undo
 from bnlab.exact.task import watched
-from bnlab.layers import get_running_buffers
-from bnlab.statistics import Statistics
+from bnlab.model.batches import count_images, map_batch, take_images
+from bnlab.model.borrow import measured
+from bnlab.model.layers import get_running_buffers
+from bnlab.statistics.network import Statistics
 
 _SHORT = 0.1  # of the best gain: what a smaller undo may leave
 MOST_IMAGES = 1000  # that undos are judged by

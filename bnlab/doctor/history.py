@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bnlab.layers import BatchNorm, join_names, strip_wrappers
-from bnlab.statistics import read_buffers
+from bnlab.model.layers import BatchNorm, join_names, strip_wrappers
+from bnlab.statistics.network import read_buffers
 
 _ORIGINAL = "_orig"  # what torch.nn.utils.prune adds to the name of a tensor, and to that of its mask
 _MASK = "_mask"

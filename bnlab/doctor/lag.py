@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.case import Case
-from bnlab.layers import match_names
+from bnlab.model.layers import match_names
 
 _MOST_SPANS = 5  # memories of an average between two checkpoints, within which their difference shows the drift
 _FEW = 10  # batches at most, whose mean stands for the statistics of the latest weights

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.batches import count_images
-from bnlab.borrow import measured
 from bnlab.doctor.undoing import normalize_each_batch
 from bnlab.exact.task import Task, watched
-from bnlab.moments import Moments
+from bnlab.model.batches import count_images
+from bnlab.model.borrow import measured
+from bnlab.statistics.moments import Moments
 
 MOST_CALLS = 8  # calls of one layer in a forward that are told apart
 

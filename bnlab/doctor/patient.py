@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.batches import list_tensors, take_images
-from bnlab.borrow import measured
 from bnlab.doctor.case import Case
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.undoing import Change, change_images
 from bnlab.exact.task import watched
-from bnlab.moments import Moments
-from bnlab.statistics import Statistics
+from bnlab.model.batches import list_tensors, take_images
+from bnlab.model.borrow import measured
+from bnlab.statistics.moments import Moments
+from bnlab.statistics.network import Statistics
 
 _FEW = 8  # images whose first layer shows how it answers to a change of them
 _MOST_COLOURS = 8  # of which each gets a shift of its own

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.batches import count_images, list_tensors, map_batch, take_images
-from bnlab.borrow import measured
 from bnlab.doctor.examination import Examination
-from bnlab.layers import BatchNorm, get_running_buffers
+from bnlab.model.batches import count_images, list_tensors, map_batch, take_images
+from bnlab.model.borrow import measured
+from bnlab.model.layers import BatchNorm, get_running_buffers
 
 DIFFERENT = 0.02  # of the outputs' spread; rounding in TF32 or bfloat16, at 2⁻⁸ = .004 a value, makes less
 _IMAGES = 16

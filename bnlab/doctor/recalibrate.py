@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.batches import Forward, count_images, require_batches, require_forward
 from bnlab.doctor.case import Case, has_bad_values, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
@@ -24,9 +23,10 @@ from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import Undo, write_statistics
 from bnlab.doctor.words import count_things, tell_gain, tell_score
 from bnlab.exact.population import require_amount
-from bnlab.layers import Extract, batch_norm_layers, join_names, match_names, strip_wrappers
-from bnlab.provenance import Check
-from bnlab.statistics import Statistics
+from bnlab.model.batches import Forward, count_images, require_batches, require_forward
+from bnlab.model.layers import Extract, batch_norm_layers, join_names, match_names, strip_wrappers
+from bnlab.statistics.network import Statistics
+from bnlab.statistics.provenance import Check
 
 CALLER = "recalibrate"
 _ALL_FROZEN = (

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.borrow import measured
 from bnlab.doctor.case import has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.scores import (
@@ -24,7 +23,8 @@ from bnlab.doctor.scores import (
     score_constants,
 )
 from bnlab.doctor.undoing import Apply, normalize_each_batch
-from bnlab.statistics import Statistics, using
+from bnlab.model.borrow import measured
+from bnlab.statistics.network import Statistics, using
 
 
 def score(

@@ -10,13 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bnlab.common.files import digest
+from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.doctor.history import name_tensor
-from bnlab.files import digest
-from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_module, strip_wrappers
+from bnlab.model.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    get_running_buffers,
+    join_names,
+    require_module,
+    strip_wrappers,
+)
 from bnlab.nn.averages import Averages
 from bnlab.nn.self_tuned import SelfTuned
-from bnlab.statistics import Statistics, read_buffers
-from bnlab.storage import load_tensors, save_tensors
+from bnlab.statistics.network import Statistics, read_buffers
 
 CALLER = "undo_from_file"
 _FORMAT = "bnlab.Undo/1"

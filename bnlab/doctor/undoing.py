@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.batches import map_batch
-from bnlab.layers import BatchNorm, get_running_buffers
-from bnlab.moments import Moments
+from bnlab.model.batches import map_batch
+from bnlab.model.layers import BatchNorm, get_running_buffers
+from bnlab.statistics.moments import Moments
 
 Kind = Literal["averages", "images", "network", "mode", "batches"]
 EXACT = "exact statistics"

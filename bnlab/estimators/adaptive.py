@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bnlab.common.names import Look
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
-from bnlab.names import Look
 from bnlab.theory import NO_NOISE, local_level
 
 _FIRST = 16  # batches before the first fit

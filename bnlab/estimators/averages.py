@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.arguments import require_count
+from bnlab.common.names import Look
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.estimators.exponential import EMA, PooledEMA
-from bnlab.names import Look
+from bnlab.model.arguments import require_count
 
 
 @dataclass(frozen=True)

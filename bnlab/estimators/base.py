@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bnlab.arguments import require_number
-from bnlab.names import Named
+from bnlab.common.names import Named
+from bnlab.model.arguments import require_number
 
 _TORCH_EPS = torch.tensor(1e-5, dtype=torch.float64, device="cpu")
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.arguments import require_number
+from bnlab.common.names import Look
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
-from bnlab.names import Look
+from bnlab.model.arguments import require_number
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from bnlab.common.names import EstimatorName, list_named, read_parameters
 from bnlab.estimators.base import Estimator
-from bnlab.names import EstimatorName, list_named, read_parameters
 
 
 def list_estimators() -> dict[str, type[Estimator]]:

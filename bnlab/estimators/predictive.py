@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bnlab.common.names import Look
 from bnlab.estimators.bank import MOMENTA, Bank, Block
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
-from bnlab.names import Look
 
 
 @dataclass(frozen=True)

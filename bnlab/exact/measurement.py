@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.batches import count_bytes
-from bnlab.borrow import measured
 from bnlab.exact.samples import check_walk, choose_noted, prepare
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.exact.walk import Walk
-from bnlab.layers import join_names
 from bnlab.memory import Budget
-from bnlab.moments import Moments, compare_moments, fetch
-from bnlab.provenance import Check, Cost
-from bnlab.reading import Pooled
-from bnlab.statistics import Statistics
-from bnlab.warn import warn
+from bnlab.model.batches import count_bytes
+from bnlab.model.borrow import measured
+from bnlab.model.layers import join_names
+from bnlab.model.reading import Pooled
+from bnlab.model.warn import warn
+from bnlab.statistics.moments import Moments, compare_moments, fetch
+from bnlab.statistics.network import Statistics
+from bnlab.statistics.provenance import Check, Cost
 
 Progress = Callable[[], object]
 

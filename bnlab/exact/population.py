@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.arguments import require_count, require_number
-from bnlab.batches import (
+from bnlab.exact.measurement import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
+from bnlab.exact.task import CALLER, Ranks, Task
+from bnlab.memory import find_free_bytes, memory_limit
+from bnlab.model.arguments import require_count, require_number
+from bnlab.model.batches import (
     CountImages,
     Forward,
     call,
@@ -25,10 +28,8 @@ from bnlab.batches import (
     require_batches,
     require_forward,
 )
-from bnlab.borrow import keep_random_state
-from bnlab.exact.measurement import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
-from bnlab.exact.task import CALLER, Ranks, Task
-from bnlab.layers import (
+from bnlab.model.borrow import keep_random_state
+from bnlab.model.layers import (
     Extract,
     Inputs,
     batch_norm_layers,
@@ -36,9 +37,8 @@ from bnlab.layers import (
     unwrap_parallel,
     warn_of_others,
 )
-from bnlab.memory import find_free_bytes, memory_limit
-from bnlab.reading import choose_reader
-from bnlab.statistics import Statistics, read_weights
+from bnlab.model.reading import choose_reader
+from bnlab.statistics.network import Statistics, read_weights
 
 _FIRST_IMAGES = 256  # max_images="auto" begins with so many
 _LEAST_BATCHES = 8  # and with so many batches: of fewer one cannot see how they scatter
@@ -98,8 +98,8 @@ def population_statistics(
 
     Returns:
         `Statistics` with counts. Its `unseen` lists layers that no batch has reached, its `cost` and `check` are
-        explained by `Cost` and `Check` of `bnlab.provenance`, its `standard_errors` are layer → (of the mean, of the
-        variance), float64 [C].
+        explained by `Cost` and `Check` of `bnlab.statistics.provenance`, its `standard_errors` are layer → (of the
+        mean, of the variance), float64 [C].
 
     Raises:
         TypeError, ValueError: an argument is wrong, or a layer cannot be measured; the message says which and why.

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.batches import map_batch
-from bnlab.borrow import borrowed
 from bnlab.exact.task import CALLER, Task
-from bnlab.layers import (
+from bnlab.model.batches import map_batch
+from bnlab.model.borrow import borrowed
+from bnlab.model.layers import (
     BatchNorm,
     OtherInput,
     find_replaced_forward,
@@ -28,7 +28,7 @@ from bnlab.layers import (
     get_running_buffers,
     join_names,
 )
-from bnlab.warn import warn
+from bnlab.model.warn import warn
 
 _STARTS = ((0.0, 1.0), (1.0, 2.0))  # mean and variance, in units of the input's size, so that no digits are lost
 _ROUNDING = 64  # how many roundings of float32 a layer may make

@@ -13,16 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-from bnlab.batches import count_bytes, count_images, list_tensors, take_images
-from bnlab.borrow import borrowed
 from bnlab.exact.probe import require_inputs_normalized
 from bnlab.exact.task import Task, watched
 from bnlab.exact.walk import Note, Walk
-from bnlab.layers import has_own_forward
 from bnlab.memory import LiveBytes, Profile
-from bnlab.moments import compare_moments, fetch
-from bnlab.provenance import Check
-from bnlab.reading import Pooled
+from bnlab.model.batches import count_bytes, count_images, list_tensors, take_images
+from bnlab.model.borrow import borrowed
+from bnlab.model.layers import has_own_forward
+from bnlab.model.reading import Pooled
+from bnlab.statistics.moments import compare_moments, fetch
+from bnlab.statistics.provenance import Check
 
 _SAMPLE_SIZE = 4  # images of a batch that are evaluated in place of all
 

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bnlab.batches import Forward, copy_batch
-from bnlab.layers import BatchNorm, Inputs, get_running_buffers
-from bnlab.moments import Moments, fetch
-from bnlab.reading import Pooled, Reader
+from bnlab.model.batches import Forward, copy_batch
+from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers
+from bnlab.model.reading import Pooled, Reader
+from bnlab.statistics.moments import Moments, fetch
 
 CALLER = "population_statistics"
 Layers = Mapping[str, BatchNorm]

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.memory import Budget
-from bnlab.moments import Moments
-from bnlab.reading import Pooled
+from bnlab.model.reading import Pooled
+from bnlab.statistics.moments import Moments
 
 _SIMPLE = (bool, int, float, str, tuple, Tensor, type(None))  # types of what a forward sets for its batch
 

@@ -9,13 +9,13 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from bnlab.common.names import Named, list_named
 from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.measurements import list_names
 from bnlab.harness.statistic_kinds import Measured, OfAveraging
 from bnlab.inference import TestTimeStatistics
-from bnlab.names import Named, list_named
 
 _HEAD = """\
 Train what is missing, measure, write tables.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bnlab.files import Unreadable, set_aside, write_text
+from bnlab.common.files import Unreadable, set_aside, write_text
 from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings, network
 from bnlab.harness.artifacts.producing import ensure_trained

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from bnlab.files import Unreadable, reading
+from bnlab.common.files import Unreadable, reading
 from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import require_one_of

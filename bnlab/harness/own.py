@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
-from bnlab.files import digest
+from bnlab.common.files import digest
 from bnlab.harness.components import Component
 from bnlab.harness.errors import UserError, where_raised
 
@@ -99,7 +99,7 @@ def import_object(key: str, path: str) -> Any:
 
 def _mend_torchvision() -> bool:
     """Import torchvision where its compiled operators do not load; False if that has been done before."""
-    from bnlab.vision import torchvision  # here: reports do not wait for torch
+    from bnlab.common.vision import torchvision  # here: reports do not wait for torch
 
     is_first = not torchvision.cache_info().currsize
     torchvision()

@@ -1,7 +1,8 @@
 """What processes of a sweep say while they train: lines, and for each network a file on how far it has come.
 
 Several processes may share a terminal. The command that was started draws one line at its end, which lives, from the
-files (`bnlab.lab.watching`); what others say is written at once, in place of that line, which is drawn again below.
+files (`bnlab.harness.lab.watching`); what others say is written at once, in place of that line, which is drawn again
+below.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bnlab.files import Unreadable, digest, reading, write_text
+from bnlab.common.files import Unreadable, digest, reading, write_text
 
 
 @dataclass(frozen=True)

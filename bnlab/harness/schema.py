@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bnlab.files import reading, write_whole
+from bnlab.common.files import reading, write_whole
 
 _KEY, _MEANING, _OPEN = b"key", b"meaning", b"is_open"  # names in the metadata of files
 ORIGIN = "origin"

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 import bnlab
+from bnlab.common.names import Look, Named, find_look, list_named
 from bnlab.estimators import EMA, Cumulative, Estimator, WeightedCumulative
 from bnlab.inference import TestTimeStatistics
-from bnlab.layers import Extract
-from bnlab.names import Look, Named, find_look, list_named
-from bnlab.statistics import Statistics
+from bnlab.model.layers import Extract
+from bnlab.statistics.network import Statistics
 
 Given = Mapping[Any, Extract] | None
 

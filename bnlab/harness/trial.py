@@ -15,7 +15,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Diverged, train
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, has_own_forward
+from bnlab.model.layers import TORCH_FORWARDS, BatchNorm, has_own_forward
 
 _REMEDY = (
     "let them average in train mode, by their momentum; of what is not their input name a function that gives it, from "

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.borrow import count_loans
 from bnlab.estimators.bank import MOMENTA
-from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_module
+from bnlab.model.borrow import count_loans
+from bnlab.model.layers import (
+    AveragesByItself,
+    BatchNorm,
+    batch_norm_layers,
+    get_running_buffers,
+    join_names,
+    require_module,
+)
+from bnlab.model.warn import warn
 from bnlab.nn.averages import Averages
-from bnlab.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 _KEY = "bnlab.nn.SelfTuned/2"  # in a state dict's metadata
 
 
-class SelfTuned(BatchNorm):
+class SelfTuned(AveragesByItself):
     """Batch norm whose running mean and variance choose their own momentum. `SelfTuned.convert` makes these layers.
 
     While the weights move fast, averages must forget fast; towards the end they should be of many batches. Each layer
@@ -60,7 +67,6 @@ class SelfTuned(BatchNorm):
 
     dims: tuple[int, ...]  # numbers of dimensions of its input; torch's own forward refuses others
     averages: Averages | None  # None: new ones begin from the buffers with the next batch
-    latest: tuple[Tensor, Tensor] | None  # mean and unbiased variance [C] of the batch that was averaged last
     loaded: dict[str, Any] | None  # the averages in the state dict that is loaded now
 
     def __init__(self, *_: object, **__: object) -> None:

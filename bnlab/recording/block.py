@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from bnlab.arguments import require_number
-from bnlab.layers import Extract, Inputs, batch_norm_layers, join_names
+from bnlab.model.arguments import require_number
+from bnlab.model.layers import Extract, Inputs, batch_norm_layers, join_names
+from bnlab.model.warn import warn
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import LayerTrace, MomentTrace, Shelf
-from bnlab.statistics import read_buffers
-from bnlab.warn import warn
+from bnlab.statistics.network import read_buffers
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.batches import Forward, call, copy_batch, find_device, require_batches, require_forward
-from bnlab.borrow import measured
-from bnlab.layers import Extract, batch_norm_layers, warn_of_others
+from bnlab.model.batches import Forward, call, copy_batch, find_device, require_batches, require_forward
+from bnlab.model.borrow import measured
+from bnlab.model.layers import Extract, batch_norm_layers, warn_of_others
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 

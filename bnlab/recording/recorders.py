@@ -16,8 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.borrow import count_loans
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, Extract, find_replaced_forward, get_input, get_running_buffers
+from bnlab.model.borrow import count_loans
+from bnlab.model.layers import (
+    TORCH_FORWARDS,
+    AveragesByItself,
+    BatchNorm,
+    Extract,
+    find_replaced_forward,
+    get_input,
+    get_running_buffers,
+)
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
 
@@ -186,8 +194,8 @@ class TorchRecorder(Recorder):
         self.add(input, weight)
 
 
-class SelfTunedRecorder(TorchRecorder):
-    """Recorder of a self-tuned layer, which has the batch's moments in a place of its own, and averages by itself."""
+class OwnAveragesRecorder(TorchRecorder):
+    """Recorder of a layer that averages by itself, and has the batch's moments in a place of its own."""
 
     averages_by_itself = True
 
@@ -263,15 +271,13 @@ def make_recorder(
     layer: BatchNorm, entries: LayerTrace, counter: StepCounter, extract: Extract | None = None
 ) -> Recorder:
     """Make the recorder for a layer, according to its forward; `extract` says what it normalizes if not its input."""
-    from bnlab.nn.self_tuned import SelfTuned  # here: its decorator imports torch's compiler, which takes a second
-
     forward = type(layer).forward
     if extract is not None or "forward" in vars(layer):
         return OwnForwardRecorder(layer, entries, counter, extract)
     if forward in TORCH_FORWARDS:
         return TorchRecorder(layer, entries, counter)
-    if forward is SelfTuned.forward:
-        return SelfTunedRecorder(layer, entries, counter)
+    if isinstance(layer, AveragesByItself):
+        return OwnAveragesRecorder(layer, entries, counter)
     return OwnForwardRecorder(layer, entries, counter)
 
 

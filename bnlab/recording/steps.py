@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bnlab.borrow import count_loans
+from bnlab.model.borrow import count_loans
 from bnlab.recording.trace import MomentTrace
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bnlab.arguments import require_number
+from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.estimators import Estimator, Stream, fold
-from bnlab.layout import Layout
-from bnlab.statistics import Statistics
-from bnlab.storage import load_tensors, save_tensors
+from bnlab.model.arguments import require_number
+from bnlab.statistics.layout import Layout
+from bnlab.statistics.network import Statistics
 
 _FORMAT = "bnlab.MomentTrace/1"
 _CHUNK = 256  # entries of one layer that are allocated at a time

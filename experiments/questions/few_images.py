@@ -6,10 +6,10 @@ Wu & Johnson 2021: 1,000 to 10,000 images are enough for population statistics. 
 
 import pandas as pd
 
+from bnlab.common.names import EstimatorName
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
 from bnlab.harness.reporting.frames import OtherThan, find_parameter, name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Curves
-from bnlab.names import EstimatorName
 from experiments.margins import A_POINT, SIX_IMAGES
 
 EACH, TRAINING, TEST = ("batch_size",), "of training images", "of test images"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from bnlab.common.names import EstimatorName
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
-from bnlab.names import EstimatorName
 from experiments.margins import A_POINT, AS_ACCURATE, name_lines
 
 NAMES = {

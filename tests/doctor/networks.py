@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bnlab import diagnose, population_statistics
 from bnlab.doctor.findings import Finding
-from bnlab.layers import BatchNorm
+from bnlab.model.layers import BatchNorm
 
 Batch = tuple[Tensor, Tensor]
 CLASSES = 4

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.doctor.gallery import FAULTS, Fault, Healthy
-from bnlab.layers import get_running_buffers
+from bnlab.model.layers import get_running_buffers
 from bnlab.recording.trace import MomentTrace
 from tests.doctor import digits
 from tests.doctor.digits import Batches

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.layers import get_running_buffers
+from bnlab.model.layers import get_running_buffers
 
 Batch = tuple[Tensor, Tensor]
 CLASSES = 4

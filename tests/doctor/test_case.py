@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics
 from bnlab.doctor.case import Case
-from bnlab.layers import get_running_buffers
+from bnlab.model.layers import get_running_buffers
 
 CHANNELS = 300
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import diagnose
-from bnlab.layers import get_running_buffers
+from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
 from tests.doctor.networks import Batch, get_norm, list_images, make_batches, make_exact, make_healthy
 from tests.helpers import unchanged

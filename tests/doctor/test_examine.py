@@ -12,8 +12,8 @@ from bnlab import diagnose, population_statistics, recalibrate
 from bnlab.doctor import examination, examine
 from bnlab.doctor.case import Case
 from bnlab.exact import population
-from bnlab.layers import batch_norm_layers
-from bnlab.reading import DeviceReader
+from bnlab.model.layers import batch_norm_layers
+from bnlab.model.reading import DeviceReader
 from tests.doctor.networks import list_images, make_batches, make_exact, make_healthy
 from tests.waits import Waits
 

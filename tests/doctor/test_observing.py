@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.batches import Forward
 from bnlab.doctor.examination import Examination
 from bnlab.doctor.observing import View, observe_batches
-from bnlab.layers import batch_norm_layers
+from bnlab.model.batches import Forward
+from bnlab.model.layers import batch_norm_layers
 from tests.helpers import images, plain, unchanged
 
 

@@ -14,7 +14,7 @@ import bnlab
 from bnlab.doctor import Undo
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.undoing import Kind, change_images
-from bnlab.layers import get_running_buffers
+from bnlab.model.layers import get_running_buffers
 from tests.doctor import networks
 from tests.doctor.causes import Planted
 from tests.doctor.two_values import draw, make_classifier, make_two_layers, score_images

@@ -21,7 +21,7 @@ from bnlab import diagnose, population_statistics, record
 from bnlab.doctor.causes.bn001 import compute_stall
 from bnlab.doctor.causes.bn401 import RanksDiffer
 from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.layers import get_running_buffers
+from bnlab.model.layers import get_running_buffers
 from bnlab.nn import SelfTuned
 from tests.doctor.points import Batch, get_buffers, list_codes, make_batches, make_healthy, make_net, take_steps, train
 from tests.helpers import run_two_ranks, with_momentum

@@ -17,7 +17,7 @@ from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.findings import Finding
 from bnlab.doctor.scores import Difference
 from bnlab.doctor.verdict import Verdict
-from bnlab.layers import get_running_buffers
+from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
 from tests.doctor.causes import Planted
 from tests.doctor.networks import build_cnn, get_norm, make_batches, make_healthy, train

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.borrow import measured
 from bnlab.doctor.undoing import (
     change_images,
     normalize_each_batch,
@@ -19,7 +18,8 @@ from bnlab.doctor.undoing import (
     write_averages,
     write_weights,
 )
-from bnlab.layers import batch_norm_layers
+from bnlab.model.borrow import measured
+from bnlab.model.layers import batch_norm_layers
 from tests.helpers import images, plain, unchanged
 
 Apply = Callable[[nn.Module, ExitStack], object]

@@ -38,7 +38,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
     def called(line: str, *words: str) -> Called:
         command, *others = line.split(" ")
-        code = importlib.import_module(f"bnlab.lab.{command}").main([*others, *words])
+        code = importlib.import_module(f"bnlab.harness.lab.{command}").main([*others, *words])
         return Called(code, *capsys.readouterr())
 
     return called

@@ -10,7 +10,7 @@ from types import FrameType
 import pytest
 from submitit.core.utils import UncompletedJobError
 
-from bnlab.lab.launch import watch_time_limit
+from bnlab.harness.lab.launch import watch_time_limit
 from tests.harness.kills import signals_at
 from tests.helpers import sweep_small
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bnlab.harness.artifacts.data.cifar10 import Cifar10
-from bnlab.lab.compose import plan_jobs
+from bnlab.harness.lab.compose import plan_jobs
 from tests.experiments.commands import ROOT, Call
 from tests.helpers import write_copies
 

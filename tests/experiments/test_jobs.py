@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from bnlab.harness import load
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute
-from bnlab.lab.compose import plan_jobs
+from bnlab.harness.lab.compose import plan_jobs
 from tests.experiments.commands import ROOT, Call
 
 

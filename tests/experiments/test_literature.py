@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.lab.catalogue import find_experiment, list_questions
 from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs
-from bnlab.lab.catalogue import find_experiment, list_questions
 from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_findings, write_page
 from experiments.pages import FIGURES
 from tests.experiments.test_questions import find_outcomes

@@ -146,7 +146,7 @@ def test_the_help_names_the_experiments_of_the_folder(bnlab: Call) -> None:
 )
 def test_in_the_folder_of_another_clone(words: str, code: int, said: str, tmp_path: Path) -> None:
     """Commands are of the clone that is installed, and none of the other one's files is at fault."""
-    for name in ("bnlab/lab/__init__.py", "bnlab/__init__.py", "experiments/__init__.py"):
+    for name in ("bnlab/harness/lab/__init__.py", "bnlab/__init__.py", "experiments/__init__.py"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("raise ImportError('of the other clone')")

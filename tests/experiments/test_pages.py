@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bnlab.harness.lab.catalogue import list_measurements
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
 from bnlab.harness.reporting.means import SHARES
 from bnlab.harness.schema import Column
-from bnlab.lab.catalogue import list_measurements
 from experiments.describe import HELP, README, describe_tables
 from experiments.holdout import EXTENDED, FROM_THE_START, count_changes, hold_out
 from experiments.pages import adapt_links, describe_devices

@@ -37,7 +37,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """To be written to by a command in this process, which shows at once what is new."""
     monkeypatch.setenv("COLUMNS", "70")
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("bnlab.lab.watching._PAUSE", 0.01)
+    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
     monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
     return Terminal()
 
@@ -90,8 +90,8 @@ def test_a_quiet_sweep_names_failures(call: Call, tmp_path: Path) -> None:
 def test_elsewhere_something_is_said_after_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bnlab.lab.watching._PAUSE", 0.01)
-    monkeypatch.setattr("bnlab.lab.watching._SILENCE", 0.05)
+    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
+    monkeypatch.setattr("bnlab.harness.lab.watching._SILENCE", 0.05)
     monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
 
     sweep_small(tmp_path, "-m", "seed=0,1", "steps=200", "measurements=gaps")

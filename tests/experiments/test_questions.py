@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.lab.catalogue import find_experiment, list_questions
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Experiment, Tables, find_conditions
 from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome
 from bnlab.harness.reporting.page import write_experiment
 from bnlab.harness.reporting.verdicts import NOT_MEASURED
 from bnlab.harness.reporting.wording import say_mean, say_numbers
-from bnlab.lab.catalogue import find_experiment, list_questions
 from bnlab.nn import SelfTuned
 from experiments.pages import FIGURES, read_catalogue
 

@@ -154,7 +154,7 @@ def test_joblib_may_run_jobs_in_the_process_of_the_sweep(
     """It does with one worker, and for one job; then nobody waits for another process to end."""
     short = ("steps=1", "batch_size=256", "measurements=evaluations", "hydra/launcher=joblib", f"results={tmp_path}")
     waiting: list[int] = []
-    monkeypatch.setattr("bnlab.lab.launch._end_with", waiting.append)
+    monkeypatch.setattr("bnlab.harness.lab.launch._end_with", waiting.append)
 
     done = call(f"sweep {words}", *short)
 

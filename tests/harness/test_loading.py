@@ -112,7 +112,7 @@ def test_what_is_lost_is_trained_again(
     with pytest.raises(UserError, match=rf"^{path}: .*; to train it again: bnlab runs rm {run}, then the sweep"):
         load_model("g", run, step=wanted, results=results)
     if spoil is damage:  # a sweep sees by itself that a file is gone
-        assert importlib.import_module("bnlab.lab.runs").main(["rm", run, f"results={results}"]) == 0
+        assert importlib.import_module("bnlab.harness.lab.runs").main(["rm", run, f"results={results}"]) == 0
     sweep_small(results, "name=g", "estimator=[ema,exact]")
 
     state = load_model("g", run, step=wanted, results=results).state_dict()

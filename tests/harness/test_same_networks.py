@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnlab.files import digest
+from bnlab.common.files import digest
 from bnlab.harness.artifacts.data import augment, load_dataset
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.training import Batches, Seeds, TrainingState, train
-from bnlab.lab.compose import plan_jobs
+from bnlab.harness.lab.compose import plan_jobs
 
 EXPECTED = Path(__file__).with_name("same_networks.json")
 WRITTEN: dict[str, str] = json.loads(EXPECTED.read_text())

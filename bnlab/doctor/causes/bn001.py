@@ -7,7 +7,7 @@ import torch
 from bnlab.doctor.case import Case, has_bad_values
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.examination import has_overflown
-from bnlab.layers import BatchNorm, get_running_buffers
+from bnlab.model.layers import BatchNorm, get_running_buffers
 
 
 class NotHeld(Cause):

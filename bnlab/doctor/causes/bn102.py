@@ -9,7 +9,7 @@ from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.thresholds import MOMENTUM_IS_LARGE
 from bnlab.doctor.undoing import EXACT, RESCALED
 from bnlab.doctor.words import count_things
-from bnlab.nn.self_tuned import SelfTuned
+from bnlab.model.layers import AveragesByItself
 
 
 class OddMomentum(Cause):
@@ -59,10 +59,10 @@ class OddMomentum(Cause):
 
 def _is_reversed(case: Case, name: str) -> bool:
     layer = case.layers[name]
-    return not isinstance(layer, SelfTuned) and (layer.momentum or 0) > MOMENTUM_IS_LARGE
+    return not isinstance(layer, AveragesByItself) and (layer.momentum or 0) > MOMENTUM_IS_LARGE
 
 
 def _is_zero(case: Case, name: str) -> bool:
     layer = case.layers[name]
-    is_set = layer.momentum == 0 and not isinstance(layer, SelfTuned)
+    is_set = layer.momentum == 0 and not isinstance(layer, AveragesByItself)
     return is_set and bool(case.count_updates(name)) and not case.is_frozen(name)

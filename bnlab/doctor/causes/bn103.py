@@ -9,7 +9,7 @@ import torch
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.thresholds import SAME_BATCH
-from bnlab.layers import match_names
+from bnlab.model.layers import match_names
 from bnlab.recording.trace import LayerTrace
 
 _ROUNDING = 1e-3

@@ -12,7 +12,7 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.undoing import Undo, pass_through, replace_forwards, write_averages
-from bnlab.layers import BatchNorm
+from bnlab.model.layers import BatchNorm
 
 _OFF = 0.1  # σ, or log ratio: an error of fusion is no less than that
 _AGREES = 0.5  # of how much weights and biases differ over channels

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
-from bnlab.borrow import measured
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.history import History
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import find_labels, score_batch
 from bnlab.doctor.undoing import Undo, write_averages, write_weights
+from bnlab.model.borrow import measured
 
 _SURE = 2.0  # standard errors
 

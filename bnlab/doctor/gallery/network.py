@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.borrow import keep_random_state
 from bnlab.doctor.gallery.patterns import CLASSES
+from bnlab.model.borrow import keep_random_state
 
 BATCH_SIZE = 64
 _WIDTHS = (8, 16, 16, 32)  # channels of each block

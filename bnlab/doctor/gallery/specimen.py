@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
 from bnlab.doctor.gallery.patterns import draw_patterns
-from bnlab.layers import get_running_buffers
+from bnlab.model.layers import get_running_buffers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 

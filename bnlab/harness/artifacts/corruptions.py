@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnlab.files import digest
+from bnlab.common.files import digest
 from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 import bnlab
-from bnlab.borrow import keep_random_state
-from bnlab.files import reading, write_text
+from bnlab.common.files import reading, write_text
+from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
-from bnlab.layers import batch_norm_layers
+from bnlab.model.borrow import keep_random_state
+from bnlab.model.layers import batch_norm_layers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
-from bnlab.storage import load_tensors, save_tensors
 
 STATE_SECONDS = 5.0  # between two saved states: a kill costs at most so much training
 _SWA_FROM = 0.75  # share of the training

@@ -25,7 +25,8 @@ from filelock import FileLock
 from joblib import cpu_count
 from torch import Tensor, nn
 
-from bnlab.files import digest, reading
+from bnlab.common.files import digest, reading
+from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
 from bnlab.harness.artifacts.corruptions import digest_of_shifted, shift_images
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
@@ -34,10 +35,9 @@ from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import import_object
-from bnlab.layers import Extract, batch_norm_layers, has_own_forward
 from bnlab.memory import memory_limit
+from bnlab.model.layers import Extract, batch_norm_layers, has_own_forward
 from bnlab.recording.trace import MomentTrace
-from bnlab.storage import load_tensors, save_tensors
 
 _CHECKPOINT = "bnlab.checkpoint/1"
 _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.files import Unreadable, digest
+from bnlab.common.files import Unreadable, digest
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import estimates

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 import bnlab
-from bnlab.files import digest
+from bnlab.common.files import digest
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.statistic_kinds import Exact, Measured
 from bnlab.inference import TestTimeStatistics
 from bnlab.recording.trace import replay_bank
-from bnlab.statistics import Statistics
+from bnlab.statistics.network import Statistics
 
 # A batch for exact statistics and evaluation: the result does not depend on it; this many 32×32 images fit a cache.
 IMAGES_AT_ONCE = 256

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bnlab.common.names import EstimatorName, Named, make_named, read_parameters
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.estimators.names import import_estimator
 from bnlab.harness.artifacts.job_settings import Config, as_list
@@ -16,7 +17,6 @@ from bnlab.harness.errors import UserError, suggest, where_raised
 from bnlab.harness.own import digest_of_own, import_object
 from bnlab.harness.statistic_kinds import Measured, Stale, list_statistics
 from bnlab.inference import TestTimeStatistics
-from bnlab.names import EstimatorName, Named, make_named, read_parameters
 
 _TRIAL = 8  # batches that running estimators are tried on
 _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it says otherwise

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bnlab.common.names import EstimatorName
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.means import (
     BEHIND,
@@ -33,7 +34,6 @@ from bnlab.harness.reporting.means import (
 )
 from bnlab.harness.reporting.wording import list_differences, name_row, name_value
 from bnlab.harness.run_table import RESULTS
-from bnlab.names import EstimatorName
 
 __all__ = [
     "BEHIND",

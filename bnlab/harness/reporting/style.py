@@ -24,8 +24,8 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from bnlab.common.names import Colour, EstimatorName, Line
 from bnlab.harness.reporting.wording import estimator_label, find_look, name_value
-from bnlab.names import Colour, EstimatorName, Line
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
 # family has one colour where it can. Momenta have others, see `find_colour`.

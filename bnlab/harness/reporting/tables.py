@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock
 
-from bnlab.files import Unreadable, reading, set_aside, write_text, write_whole
+from bnlab.common.files import Unreadable, reading, set_aside, write_text, write_whole
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_request
 from bnlab.harness.run_table import RUNS

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bnlab.common.names import EstimatorName, Look
 from bnlab.harness.run_table import DERIVED, RESULTS
-from bnlab.names import EstimatorName, Look
 
 # In conditions, in place of columns' names.
 _WORDS = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.gaps import GAP_COLUMNS, layer_gaps
+from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import TrainingState, train
@@ -21,8 +21,8 @@ from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact, Measured, Precise
-from bnlab.layout import Layout
-from bnlab.statistics import Statistics
+from bnlab.statistics.layout import Layout
+from bnlab.statistics.network import Statistics
 
 SAMPLES = (32, 128, 512, 2048)  # training images that statistics are of, beside all
 PRUNED = 1 / 3  # share of the weights

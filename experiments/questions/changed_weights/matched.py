@@ -22,7 +22,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table
-from bnlab.layers import BatchNorm
+from bnlab.model.layers import BatchNorm
 from experiments.questions.changed_weights.changed import ChangedWeights, average
 
 OTHER_START = 1000  # added to the seed

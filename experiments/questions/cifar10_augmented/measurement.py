@@ -8,7 +8,7 @@ from typing import ClassVar
 import pandas as pd
 import torch
 
-from bnlab.gaps import GAP_COLUMNS, layer_gaps
+from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import flat_statistics, frozen_statistics, tabulate

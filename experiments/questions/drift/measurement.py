@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from bnlab.decomposition import TERMS, decompose, window
+from bnlab.gaps.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement

@@ -21,8 +21,8 @@ from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.layers import batch_norm_layers
-from bnlab.statistics import Statistics
+from bnlab.model.layers import batch_norm_layers
+from bnlab.statistics.network import Statistics
 
 MODES = ("train", "eval", "eval_exact")
 BATCHES = (2, 4, 8, 32)

@@ -16,8 +16,8 @@ from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.layout import Layout
-from bnlab.statistics import Statistics
+from bnlab.statistics.layout import Layout
+from bnlab.statistics.network import Statistics
 
 _TOGETHER = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # doses of all layers at once
 _ALONE = (0.4, 1.6)  # of one layer alone

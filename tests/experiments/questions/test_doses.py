@@ -10,7 +10,7 @@ import torch
 from bnlab import Statistics, gap, population_statistics
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
-from bnlab.layout import Layout
+from bnlab.statistics.layout import Layout
 from experiments.questions.tolerance.measurement import disturb, draw_signs
 from tests.helpers import measure
 from tests.references import batch_norms, float64_copy

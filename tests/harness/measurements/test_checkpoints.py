@@ -9,7 +9,7 @@ import pytest
 
 from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
-from bnlab.lab.catalogue import list_measurements
+from bnlab.harness.lab.catalogue import list_measurements
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
 from tests.helpers import find_network, run_job

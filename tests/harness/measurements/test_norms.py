@@ -12,7 +12,7 @@ from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load, load_model
 from bnlab.harness.artifacts.job_settings import GROUPS
-from bnlab.lab.catalogue import list_measurements
+from bnlab.harness.lab.catalogue import list_measurements
 from tests.harness.kills import read_trace
 from tests.helpers import find_network, sweep_small
 

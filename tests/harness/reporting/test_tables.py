@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
-from bnlab.files import Unreadable
+from bnlab.common.files import Unreadable
 from bnlab.harness import schema
 from bnlab.harness.errors import NoRows, UserError
+from bnlab.harness.lab.catalogue import list_measurements
 from bnlab.harness.reporting import tables
 from bnlab.harness.requests import Request, Selection, find_rows, request_path, write_request
 from bnlab.harness.run_table import RUNS
-from bnlab.lab.catalogue import list_measurements
 
 SUBJECT = ("origin", "estimator", "momentum", "statistics_split", "split", "shift")
 TABLES = {"runs": RUNS, **{each.name: each.table for each in list_measurements().values()}}

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 
+from bnlab.common.vision import torchvision
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
 from bnlab.harness.artifacts.data.pixels import read_part, shuffle
 from bnlab.harness.components import component, setting
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.vision import torchvision
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _FOLDER = "cifar-10-batches-py"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnlab.files import digest
+from bnlab.common.files import digest
 from bnlab.harness.artifacts.data.base import Data, Draw
 from bnlab.harness.artifacts.data.pixels import digest_pixels, draw_order
 from bnlab.harness.errors import UserError
-from bnlab.moments import Moments
+from bnlab.statistics.moments import Moments
 
 
 @dataclass(frozen=True, eq=False)

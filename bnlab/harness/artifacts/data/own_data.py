@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnlab.borrow import keep_random_state
-from bnlab.files import digest
+from bnlab.common.files import digest
 from bnlab.harness.artifacts.data.base import Data, Draw, Parts, Size
 from bnlab.harness.artifacts.data.pixels import (
     Pixels,
@@ -32,6 +31,7 @@ from bnlab.harness.artifacts.data.pixels import (
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.own import Own, call_own, digest_of_source, import_object, own
+from bnlab.model.borrow import keep_random_state
 
 _EXPECTED = (
     "it has to give the training and the test part, each (images, labels), or a data set of such pairs; a third part "

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bnlab.files import digest
+from bnlab.common.files import digest
 from bnlab.harness.errors import UserError
 
 Pixels = tuple[Tensor, Tensor]

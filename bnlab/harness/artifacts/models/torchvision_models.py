@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import nn
 
+from bnlab.common.vision import torchvision
 from bnlab.harness.artifacts.models.base import InputShape, Model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.components import add_choice, require_one_of
-from bnlab.vision import torchvision
 
 
 @dataclass(unsafe_hash=True)

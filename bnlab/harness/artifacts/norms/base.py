@@ -9,7 +9,7 @@ from torch import nn
 
 from bnlab.estimators import EMA
 from bnlab.harness.components import Component, component, setting
-from bnlab.layers import BatchNorm
+from bnlab.model.layers import BatchNorm
 
 
 @dataclass(frozen=True)

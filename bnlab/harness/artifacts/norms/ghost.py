@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bnlab.harness.artifacts.norms.base import BatchStatistics, Site
 from bnlab.harness.components import component, require_within, setting
-from bnlab.layers import BatchNorm
+from bnlab.model.layers import BatchNorm
 
 
 @component

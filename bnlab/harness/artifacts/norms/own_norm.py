@@ -8,11 +8,11 @@ from typing import ClassVar, Self
 
 from torch import nn
 
-from bnlab.borrow import keep_random_state
 from bnlab.harness.artifacts.norms.base import Norm, Site
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, call_own, own
-from bnlab.layers import BatchNorm
+from bnlab.model.borrow import keep_random_state
+from bnlab.model.layers import BatchNorm
 
 
 @own

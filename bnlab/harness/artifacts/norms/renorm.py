@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.norms.base import BatchStatistics, Site
 from bnlab.harness.components import component, setting
-from bnlab.layers import BatchNorm, get_running_buffers
+from bnlab.model.layers import BatchNorm, get_running_buffers
 
 
 @component

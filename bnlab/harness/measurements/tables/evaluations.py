@@ -32,7 +32,7 @@ from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact, Measured, NoStatistics
 from bnlab.inference import TestTimeStatistics, apply_statistics
-from bnlab.statistics import Statistics, using
+from bnlab.statistics.network import Statistics, using
 
 _ECE_BINS = 15
 _NO_STATISTICS = Subject(NoStatistics(), NoStatistics.name)

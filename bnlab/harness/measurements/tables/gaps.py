@@ -10,8 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnlab.borrow import borrowed
-from bnlab.gaps import GAP_COLUMNS, layer_gaps, layer_output_gaps
+from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps, layer_output_gaps
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
@@ -19,8 +18,9 @@ from bnlab.harness.measurements.estimates import EXACT, flat_statistics, frozen_
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real
 from bnlab.inference import TestTimeStatistics
-from bnlab.layout import Layout
+from bnlab.model.borrow import borrowed
 from bnlab.recording.block import record
+from bnlab.statistics.layout import Layout
 
 _TID_BATCHES = 16  # that distances to single batches are averaged over, at most
 _TID_IMAGES = 2048  # in these batches, at most

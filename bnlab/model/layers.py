@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
 from torch.nn.parameter import is_lazy
 
-from bnlab.warn import warn
+from bnlab.model.warn import warn
 
 BatchNorm = _BatchNorm
 # These normalize the input that they are given, and do nothing with buffers and momentum but average it.
@@ -23,6 +23,16 @@ _TRACKED = (
     "averages of them in eval mode, which seldom is meant: set it to False"
 )
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
+
+
+class AveragesByItself(BatchNorm):
+    """Batch norm that averages in another way than its momentum says, and shows the moments that it has averaged.
+
+    Attributes:
+        latest: mean and unbiased variance [C] of the latest batch; None if it was not averaged.
+    """
+
+    latest: tuple[Tensor, Tensor] | None
 
 
 def require_module(model: object, caller: str) -> None:

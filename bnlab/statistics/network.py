@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bnlab.borrow import borrowed
-from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, match_names
-from bnlab.moments import Moments
-from bnlab.provenance import Check, Cost
-from bnlab.storage import load_tensors, save_tensors
+from bnlab.common.storage import load_tensors, save_tensors
+from bnlab.model.borrow import borrowed
+from bnlab.model.layers import BatchNorm, batch_norm_layers, get_running_buffers, match_names
+from bnlab.statistics.moments import Moments
+from bnlab.statistics.provenance import Check, Cost
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnlab.harness.lab.catalogue import CONF, list_files, list_questions
+from bnlab.harness.lab.command import run_command
+from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
-from bnlab.lab.catalogue import CONF, list_files, list_questions
-from bnlab.lab.command import run_command
-from bnlab.lab.watching import Display, NetworkCount
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
-    from bnlab.lab.compose import Job, Launcher
+    from bnlab.harness.lab.compose import Job, Launcher
 
 
 def main(words: list[str]) -> int:
@@ -48,7 +48,7 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     """Do what the words say, and show it; the exit code."""
     started = time.perf_counter()
     display.begin("importing torch")
-    from bnlab.lab.compose import plan_jobs
+    from bnlab.harness.lab.compose import plan_jobs
 
     display.begin("checking the settings")
     settings = [word for word in words if word not in ("-m", "--multirun")]
@@ -81,9 +81,9 @@ def _plan_and_run(words: list[str], display: Display) -> int:
 
 def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: list[str], display: Display) -> None:
     """Run the jobs that are waiting, and leave the command that does it."""
-    from bnlab.files import write_text
+    from bnlab.common.files import write_text
     from bnlab.harness.jobs import prepare
-    from bnlab.lab.launch import run_jobs
+    from bnlab.harness.lab.launch import run_jobs
 
     display.begin("reading data, and trying an update of each kind of network")
     prepare([replace(config, device="cpu") for config in configs] if launcher.is_cluster else configs)
@@ -100,7 +100,7 @@ def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher
     from joblib import cpu_count
 
     from bnlab.harness.artifacts.runs import Run
-    from bnlab.lab.compose import Launcher
+    from bnlab.harness.lab.compose import Launcher
 
     is_chosen = launcher.name != "basic" or any("hydra/launcher" in word for word in words)
     runs = [Run(config) for config in waiting]

@@ -26,8 +26,8 @@ from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.components import Component, list_settings
 from bnlab.harness.config import check, check_device, register
 from bnlab.harness.errors import UserError, find_close, suggest
+from bnlab.harness.lab.catalogue import CONF
 from bnlab.harness.own import KINDS, make_own
-from bnlab.lab.catalogue import CONF
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
@@ -117,7 +117,7 @@ def _search_folders(words: Sequence[str]) -> list[str]:
         folders.append(folder.resolve())
     here = Path("conf").resolve()
     if here.is_dir() and here != CONF:
-        if Path("bnlab", "lab").is_dir():
+        if Path("bnlab", "harness").is_dir():
             raise UserError(
                 f"the current folder is another clone of bnlab than {CONF.parent}, whose command this is; "
                 "python -m bnlab is the command of the clone here"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
-from bnlab.lab.catalogue import REFERENCE, find_experiment, list_questions, write_pages
-from bnlab.lab.command import run_command, write_command
+from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_questions, write_pages
+from bnlab.harness.lab.command import run_command, write_command
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.experiment import Figure, Tables

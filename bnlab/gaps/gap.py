@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bnlab.layers import match_names, strip_wrappers
-from bnlab.layout import Layout
-from bnlab.statistics import Statistics
-from bnlab.warn import warn
+from bnlab.model.layers import match_names, strip_wrappers
+from bnlab.model.warn import warn
+from bnlab.statistics.layout import Layout
+from bnlab.statistics.network import Statistics
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,8 +21,8 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from bnlab.harness.artifacts.job_settings import Config, restore_config
 from bnlab.harness.errors import TimeLimit, UserError, describe_os_error
 from bnlab.harness.jobs import attempt
+from bnlab.harness.lab.compose import Job, Launcher
 from bnlab.harness.progress import say_off_terminal, say_problem
-from bnlab.lab.compose import Job, Launcher
 
 _KEPT = "what is finished is kept"
 _QUEUE = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "stderr_to_stdout")

@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     from bnlab.harness.reporting.experiment import Experiment
     from bnlab.harness.reporting.outcome import Outcome
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 _IN_WHEEL = _PACKAGE / "conf"  # where a wheel has what lies beside the package in a clone
 
 CONF = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent / "conf"
 REFERENCE = _PACKAGE.parent / "results" / "reference"
 """The results that are committed, in a clone."""
-_SHIPPED = "experiments.questions"
+_SHIPPED = "experiments"  # the package of bnlab's own questions
 _OWN = "questions"
+
+
+def import_shipped() -> None:
+    """Import the package of bnlab's own questions, as long as a clone in the current folder cannot be found instead."""
+    importlib.import_module(_SHIPPED)
 
 
 def find_experiment(name: str) -> Experiment:
@@ -54,13 +59,13 @@ def is_shipped(name: str) -> bool:
 
 def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
     """Write the pages on all questions of a folder of results; the words on bnlab's own lie beside these."""
-    importlib.import_module("experiments.pages").write_pages(outcomes, results)
+    importlib.import_module(f"{_SHIPPED}.pages").write_pages(outcomes, results)
 
 
 def _find_modules() -> dict[str, str]:
     """Find the import path of each question's module; one of the user's takes the place of one of bnlab's."""
-    shipped = importlib.import_module(_SHIPPED)
-    packages = {_SHIPPED: list(shipped.__path__), _OWN: [_OWN]}
+    shipped = f"{_SHIPPED}.questions"
+    packages = {shipped: list(importlib.import_module(shipped).__path__), _OWN: [_OWN]}
     modules = {}
     for package, folders in packages.items():
         for module in pkgutil.iter_modules(folders):

@@ -12,9 +12,9 @@ import yaml
 from filelock import FileLock, Timeout
 from safetensors import safe_open
 
-from bnlab.files import Unreadable, reading
+from bnlab.common.files import Unreadable, reading
 from bnlab.harness.errors import UserError
-from bnlab.lab.command import run_command, write_command
+from bnlab.harness.lab.command import run_command, write_command
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
        bnlab runs show RUN      one of them: settings, environment, files

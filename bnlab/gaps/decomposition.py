@@ -14,19 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bnlab.arguments import require_count
-from bnlab.batches import Forward, require_batches, require_forward
-from bnlab.borrow import borrowed
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
-from bnlab.layers import batch_norm_layers, join_names
-from bnlab.layout import Layout
-from bnlab.moments import Moments
+from bnlab.model.arguments import require_count
+from bnlab.model.batches import Forward, require_batches, require_forward
+from bnlab.model.borrow import borrowed
+from bnlab.model.layers import batch_norm_layers, join_names
+from bnlab.model.warn import warn
 from bnlab.recording.frozen import record_frozen
 from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
-from bnlab.statistics import Statistics
-from bnlab.warn import warn
+from bnlab.statistics.layout import Layout
+from bnlab.statistics.moments import Moments
+from bnlab.statistics.network import Statistics
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnlab.reading import Pooled, Reader
+from bnlab.model.reading import Pooled, Reader
 
 
 @dataclass(frozen=True, eq=False)

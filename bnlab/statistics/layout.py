@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bnlab.moments import Moments
-from bnlab.statistics import Statistics, make_channel_frame
+from bnlab.statistics.moments import Moments
+from bnlab.statistics.network import Statistics, make_channel_frame
 
 if TYPE_CHECKING:
     import pandas as pd

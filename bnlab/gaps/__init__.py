@@ -1,0 +1,1 @@
+"""How far statistics are from a reference, and which part of that is start, lag and noise."""
