@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnlab import assert_healthy, diagnose
 from bnlab.doctor import Cause, Signs
@@ -247,19 +247,6 @@ def test_labels_of_positions_are_enough_for_a_verdict() -> None:
     scores = diagnosis.case.data.scores
     assert scores is not None and scores.commonest is not None
     assert scores.commonest < 0.6
-
-
-def test_layers_of_some_channels_are_measured_and_not_viewed() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(5)).eval()
-    batches = [torch.randn(8, 5, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
-
-    def take_first(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, list[int]]:
-        return args[0][:, :3], [0, 1, 2]
-
-    diagnosis = diagnose(model, batches, inputs={"0": take_first}, progress=False)
-
-    assert diagnosis.case.seen == ["0"]
-    assert math.isnan(diagnosis.table["noise"].item())
 
 
 @pytest.mark.parametrize(

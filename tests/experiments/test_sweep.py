@@ -61,8 +61,7 @@ def test_lists_and_sweeps_give_the_same_rows(results: Path, call: Call) -> None:
 def test_a_dry_run_writes_nothing(call: Call, tmp_path: Path) -> None:
     words = ("hydra/launcher=basic", "dry_run=true", f"results={tmp_path}/r")
     code, out, err = call("sweep", *SWEEP, *words)
-    assert code == 0 and not err and out.startswith("4 jobs on 4 networks, none trained yet\ntrial ")
-    assert re.search(r"\ntraining   about \d+ ", out)
+    assert code == 0 and not err and out.startswith("4 jobs on 4 networks, none trained yet\ntraining   about ")
     assert re.search(rf"\ndisk       about \d\d MB in {tmp_path}/r/runs\n", out)
     assert not (tmp_path / "r").exists()
 

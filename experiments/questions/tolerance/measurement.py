@@ -45,7 +45,8 @@ class Doses(Measurement):
         others={
             **common("epoch"),
             "depth": integer("as in `gaps`; 0 for all layers together"),
-            "accuracy_lost": real("accuracy on test images under exact statistics, minus that"),
+            "accuracy": real("share of test images that are predicted right"),
+            "accuracy_lost": real("the same under exact statistics, minus that"),
         },
     )
 
@@ -60,7 +61,7 @@ class Doses(Measurement):
         test = run.dataset.test
         model = run.model_at(step)
         statistics = frozen_statistics(run, step, EXACT)
-        accuracy = _measure_accuracy(model, test, statistics)
+        under_exact = _measure_accuracy(model, test, statistics)
 
         layout = Layout.of(statistics)
         values = layout.flatten(statistics)
@@ -70,9 +71,9 @@ class Doses(Measurement):
             doses = _TOGETHER if depth == 0 else _ALONE
             for moment, dose in product(("mean", "var"), doses):
                 disturbed = disturb(layout, values, signs, layer, moment, dose)
-                lost = accuracy - _measure_accuracy(model, test, layout.unflatten(disturbed))
+                accuracy = _measure_accuracy(model, test, layout.unflatten(disturbed))
                 place = {"step": step, "layer": layer, "moment": moment, "dose": dose, "depth": depth}
-                rows.append({**place, "accuracy_lost": lost})
+                rows.append({**place, "accuracy": accuracy, "accuracy_lost": under_exact - accuracy})
         return pd.DataFrame(rows)
 
 
