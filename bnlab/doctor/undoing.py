@@ -122,13 +122,26 @@ def change_images(change: Change) -> Apply:
     return apply
 
 
+def find_tensor(args: Any, kwargs: Any) -> Tensor | None:
+    """Find the first tensor of numbers among the arguments of a call, also within a pair or a list."""
+    found: list[Tensor] = []
+
+    def take(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            found.append(leaf)
+        return leaf
+
+    map_batch(take, [args, kwargs])
+    return found[0] if found else None
+
+
 def replace_forwards(layers: Iterable[nn.Module], forward: Callable[[Any, Tensor], Tensor]) -> Apply:
     """Undo by another output of layers, computed from their input."""
     chosen = list(layers)
 
     def replace_output(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        return forward(layer, x)
+        x = find_tensor(args, kwargs)
+        return output if x is None else forward(layer, x)
 
     def apply(model: nn.Module, stack: ExitStack) -> None:
         for layer in chosen:
@@ -153,8 +166,8 @@ def normalize_each_batch(layers: Layers) -> Apply:
     """Undo by normalizing with each batch's own statistics, where a batch has more than one value in a channel."""
 
     def choose_mode(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        layer.training = x.numel() > x.shape[1]
+        x = find_tensor(args, kwargs)
+        layer.training = x is None or x.dim() < 2 or x.numel() > x.shape[1]
 
     def apply(model: nn.Module, stack: ExitStack) -> None:
         for layer in layers.values():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.exact.task import CALLER, Task
-from bnlab.model.batches import map_batch
+from bnlab.model.batches import map_batch, take_images
 from bnlab.model.borrow import borrowed
 from bnlab.model.layers import (
     BatchNorm,
@@ -44,6 +44,18 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
     Warns:
         RuntimeWarning: layers that cannot be asked.
     """
+    unclear = _ask(task, layers, take_images(batch, task.sample_size))
+    if unclear:  # few images may be too few to train on: a mask can leave out all of their rows
+        unclear = _ask(task, {name: layers[name] for name in unclear}, batch)
+    if unclear:
+        warn(
+            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be called in it; they are "
+            "measured as if they normalized their input"
+        )
+
+
+def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> list[str]:
+    """Ask layers in an ordinary evaluation of a batch; list those that cannot be asked."""
     unclear: list[str] = []
     asked = set[str]()
 
@@ -61,11 +73,7 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
         for name, layer in layers.items():
             undo.callback(layer.register_forward_pre_hook(partial(ask, name), with_kwargs=True).remove)
         task.evaluate(batch)
-    if unclear:
-        warn(
-            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be called in it; they are "
-            "measured as if they normalized their input"
-        )
+    return unclear
 
 
 def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:

@@ -64,7 +64,7 @@ def prepare(task: Task) -> Profile:
             unknown[name] = layer
     if unknown:
         with borrowed(task.model):
-            require_inputs_normalized(task, unknown, take_images(first, task.sample_size))
+            require_inputs_normalized(task, unknown, first)
     return profile
 
 

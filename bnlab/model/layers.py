@@ -296,6 +296,9 @@ class Inputs:
         """Select what a layer normalizes in one call, [N, C, ...]; None if it gets no rows."""
         extract = self.extracts.get(name)
         x = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
+        if extract is None and isinstance(x, (list, tuple)):
+            kind = type(layer).__name__
+            raise OtherInput(self._caller, f"layer {name!r} ({kind}) is given a {type(x).__name__}", kind)
         if isinstance(x, Tensor) and x.numel() == 0:
             return None
         require_input(name, layer, x, self._caller)

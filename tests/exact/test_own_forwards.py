@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab import population_statistics, record
+from bnlab import diagnose, population_statistics, recalibrate, record
+from bnlab.model.layers import get_running_buffers
 from tests import references
 from tests.helpers import assert_moments, images, measure_difference, plain, unchanged
 
@@ -223,3 +224,57 @@ def test_what_inputs_may_be(inputs: Any, error: type[Exception], message: str) -
     model = plain()
     with unchanged(model), pytest.raises(error, match=message):
         population_statistics(model, images(8), inputs=inputs)
+
+
+class OfPair(nn.BatchNorm1d):
+    """It averages the rows that a mask keeps, of a pair (features, mask)."""
+
+    def forward(self, input: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+        features, keep = input
+        if self.training:
+            super().forward(features[keep])
+        mean, var = get_running_buffers(self)
+        return F.batch_norm(features, mean, var, eps=self.eps)
+
+
+class OfTwo(OfPair):
+    """The same with two arguments."""
+
+    def forward(self, features: Tensor, keep: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward((features, keep))
+
+
+class Net(nn.Module):
+    """A network with a batch norm of masked rows; the first rows of a batch are left out."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = torch.arange(len(x)) >= 5
+        features = x + 3 * keep[:, None]
+        output: Tensor = self.norm(features, keep) if isinstance(self.norm, OfTwo) else self.norm((features, keep))
+        return output
+
+
+def test_a_layer_that_averages_nothing_of_a_batchs_first_rows_is_asked_on_all_of_it() -> None:
+    with pytest.raises(ValueError, match="does not average the moments of its input"):
+        population_statistics(Net(OfTwo(3)), [torch.randn(32, 3)])
+
+
+def test_a_layer_of_a_pair_is_refused_by_name_or_measured_diagnosed_and_repaired() -> None:
+    torch.manual_seed(0)
+    model = Net(OfPair(3)).eval()
+    data = [torch.randn(32, 3) for _ in range(4)]
+    with pytest.raises(ValueError, match=r"is given a tuple; say what it normalizes: inputs=\{OfPair: "):
+        population_statistics(model, data)
+
+    inputs = {OfPair: lambda layer, args, kwargs: args[0][0][args[0][1]]}
+    kept = torch.cat([x[5:] for x in data]) + 3
+    assert_moments(population_statistics(model, data, inputs=inputs)["norm"], references.moments(kept))
+
+    labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in data]
+    assert diagnose(model, labelled, inputs=inputs, progress=False).skipped is not None
+    recalibrate(model, labelled, inputs=inputs, force=True, progress=False)
+    torch.testing.assert_close(model.norm.get_buffer("running_mean"), kept.mean(0), rtol=1e-4, atol=1e-5)
