@@ -97,10 +97,11 @@ def subtract_plain_average(tables: Tables) -> pd.DataFrame:
     return paired(both, "accuracy", "ema", along="estimator")
 
 
-def name_schedule_panels(frame: pd.DataFrame) -> pd.DataFrame:
-    """Name panels by schedule and batch size, and leave out the end, which is no number of updates later."""
-    during = frame[frame["when"] != END]
-    return name_panels(during, "{optimizer.schedule}, batch size {batch_size}")
+def name_size_panels(frame: pd.DataFrame) -> pd.DataFrame:
+    """Name panels by batch size, at a constant rate, and leave out the end, which is no number of updates later."""
+    constant = select(frame, **CONSTANT)
+    during = constant[constant["when"] != END]
+    return name_panels(during, "batch size {batch_size}")
 
 
 SINCE = Axis("updates since the small batch", linear=1.0)
@@ -113,10 +114,10 @@ EXPERIMENT = Experiment(
     figures={
         "weights": Figure(
             "What the update of a small last batch does to the weights",
-            "Read from left to right through the last batch, at 0: test accuracy under exact statistics of networks "
-            "trained in full batches alone, minus that of networks with a smaller last batch of the epoch; lines are "
-            "its size, as a share of a full one.",
-            score(lambda tables: name_schedule_panels(find_lost_in_weights(tables)), "accuracy",
+            "Read from left to right through the last batch, at 0 (the axis is stretched near it), at a constant "
+            "learning rate: test accuracy under exact statistics of networks trained in full batches alone, minus "
+            "that of networks with a smaller last batch of the epoch; lines are its size, as a share of a full one.",
+            score(lambda tables: name_size_panels(find_lost_in_weights(tables)), "accuracy",
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
             Finding("The update of a small last batch harms the weights, at a constant rate", {"weights_lose": ()})),

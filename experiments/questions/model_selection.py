@@ -15,8 +15,7 @@ MARGIN = "12 or 13 of 2,500 test images: the standard error where accuracy is ne
 
 PICKED_BY = {
     "ema": "picked under running averages",
-    "predictive": "picked under self-tuned momentum",
-    "last": "the last one",
+    "last": "the last one, not picked",
 }
 
 

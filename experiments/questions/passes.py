@@ -41,7 +41,8 @@ EXPERIMENT = Experiment(
     figures={"depth": Figure(
         "Time of exact statistics over that of one forward, by depth",
         "Read up from a depth: seconds over those of one plain forward of the same 256 random images, 32×32, on two "
-        "cores. About two passes need memory for the activations between two layers; a pass for each layer does not.",
+        "cores (of 512 images and more the ratio is lower). About two passes need memory for the activations between "
+        "two layers; a pass for each layer does not.",
         score(find_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),
         Curves("layers", "line", Axis("time / that of one forward", log=True)))},
     claims={

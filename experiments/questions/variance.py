@@ -17,10 +17,6 @@ SAME = within(-0.3, 0.3, "points", SIX_IMAGES)
 NAMES = {
     "ema": "running average",
     "ema_biased": "running average, without m/(m−1)",
-    "ema_pooled": "running average, batches pooled",
-    "update_bn": "update_bn",
-    "swa": "SWA's update",
-    "precise": "precise BN (pooled)",
 }
 AVERAGED = "average of variances"
 FROZEN = {"update_bn": AVERAGED, "precise": "pooled batches"}
@@ -69,10 +65,8 @@ EXPERIMENT = Experiment(
         "ratio": Figure(
         "What the correction changes in variances, and how near they are to the exact ones",
         "Compare the first line, the running variance with the correction over that without it, with the others, "
-        "which are variances over the exact one of the population. m is the number of values that a batch has in a "
-        "channel, images times pixels. Geometric mean over the layers behind the first. Update_bn, SWA's update "
-        "(batches weighed by their size) and precise BN are measured again on frozen weights; the others are running "
-        "averages with momentum 0.1.",
+        "which are running variances over the exact one. m is the number of values that a batch has in a channel, "
+        "images times pixels. Geometric mean over the layers behind the first; momentum 0.1.",
         score_ratios(),
         Forest("rule", Axis("ratio of variances"), mark=(1.0, "equal"), series="batch_size"),
         Finding("The correction m/(m−1) changes running variances by less than 2%",

@@ -56,7 +56,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
 
     text = (folder / "ANSWERS.md").read_text()
     page = (folder / "quickstart" / "report.html").read_text()
-    assert "on digits, after four updates of 256 images, that costs" in text
+    assert "lost after four updates of 256 images, that start costs" in text
     assert "In batches of 64, after 144 updates" not in text
 
     own = (folder / "quickstart" / "README.md").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -36,7 +36,8 @@ READING = (
 )
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
-_IN_PERCENT = ("share", "of the networks")
+_OF_NETWORKS = "of the networks"
+_IN_PERCENT = ("share", _OF_NETWORKS)
 _QUOTED = re.compile(r'(?:holds|fails|undecided|counted|drawn)\("(\w+)\.')
 _QUOTES = {"holds": "holds", "fails": "fails", "undecided": "undecided", "counted": NOT_TESTED}
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
@@ -57,6 +58,7 @@ class Outcome:
         networks: what was measured, and what was not varied.
         read_figure: gives the points of a figure by its name, with the column `where` as in `frame`; NoRows without
             any.
+        data: the names of the networks' data alone.
     """
 
     experiment: Experiment
@@ -64,6 +66,7 @@ class Outcome:
     basis: str
     networks: str
     read_figure: Callable[[str], pd.DataFrame] = field(default=_find_no_points, repr=False)
+    data: str = ""
 
     def list_claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
         """List the claims, each with the rows of `frame` on its conditions."""
@@ -92,13 +95,9 @@ def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     """Decide the claims of an experiment, and say what was measured."""
     runs = tables["runs"]
     frame = decide(experiment, tables)
-    basis = list_values(runs["data"])
-
+    data = list_values(runs["data"])
     is_scored = frame["verdict"] != CANNOT_BE_SCORED
-    counts = frame.loc[is_scored, "n"]
-    if len(counts):
-        outer = dict.fromkeys([str(counts.min()), str(counts.max())])
-        basis += f", n = {' to '.join(outer)}"
+    basis = say_basis(data, frame.loc[is_scored, "n"])
     networks = describe_networks(runs)
 
     @cache
@@ -107,7 +106,15 @@ def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
         where = pd.Series([say_where(row) for row in points.to_dict("records")], index=points.index, dtype=object)
         return points.assign(where=where)
 
-    return Outcome(state_findings(experiment, frame), frame, basis, networks, read_figure)
+    return Outcome(state_findings(experiment, frame), frame, basis, networks, read_figure, data)
+
+
+def say_basis(data: str, counts: Collection[int]) -> str:
+    """Name the data, and the smallest and largest of the numbers of seeds, as `glyphs, n = 5 to 15`."""
+    if not len(counts):
+        return data
+    outer = dict.fromkeys([str(min(counts)), str(max(counts))])
+    return f"{data}, n = {' to '.join(outer)}"
 
 
 @dataclass(frozen=True)
@@ -119,12 +126,14 @@ class Prose:
         paragraphs: the answer in Markdown.
         figure: the names of experiment and figure; empty without one.
         quoted: the names of the experiments that the template quotes, in order.
+        seeds: by experiment, of how many seeds each number is that was quoted.
     """
 
     question: str
     paragraphs: list[str]
     figure: tuple[str, str]
     quoted: tuple[str, ...]
+    seeds: Mapping[str, set[int]] = field(default_factory=dict)
 
 
 class UntrueQuote(Exception):
@@ -135,17 +144,20 @@ def fill_prose(template: str, outcomes: Sequence[Outcome]) -> Prose:
     """Fill in a template: `# Question?`, paragraphs, and where there is a figure `![](experiment/figure)`."""
     heading, _, rest = template.partition("\n")
     question = heading.removeprefix("# ")
-    paragraphs = fill_paragraphs(_IMAGE.sub("", rest), outcomes)
+    seeds: dict[str, set[int]] = {}
+    paragraphs = fill_paragraphs(_IMAGE.sub("", rest), outcomes, after_one=2, seeds=seeds)
 
     image = _IMAGE.search(rest)
     figure = ("", "")
     if image:
         figure = (image[1], image[2])
     quoted = tuple(dict.fromkeys(_QUOTED.findall(rest)))
-    return Prose(question, paragraphs, figure, quoted)
+    return Prose(question, paragraphs, figure, quoted, seeds)
 
 
-def fill_paragraphs(template: str, outcomes: Sequence[Outcome]) -> list[str]:
+def fill_paragraphs(
+    template: str, outcomes: Sequence[Outcome], after_one: int = 3, seeds: dict[str, set[int]] | None = None
+) -> list[str]:
     """Fill in paragraphs, between empty lines, of sentences, a line each; a sentence with an untrue quote is left out.
 
     The rows of a table and the items of a list are sentences too, and keep their lines.
@@ -153,17 +165,20 @@ def fill_paragraphs(template: str, outcomes: Sequence[Outcome]) -> list[str]:
     A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails`, `undecided` and `counted` (not tested). It
     gives mean and interval of the claim `cost` of the experiment `gap`, in the condition that has these words. Of
     several conditions, for which further words are given, or none for all, it gives the range of their means and the
-    outer bounds of their intervals; `counted` gives a count, as `3 of 3`. With `sign=-1` a gain is quoted as a cost.
+    outer bounds of their intervals; `counted` gives a count, as `3 of 3`, and so does what is a share of networks,
+    without its interval. With `sign=-1` a gain is quoted as a cost.
     With `interval=False` the mean stands alone, with two digits, and with `shown=False` the verdict is required and no
     number is given; only `undecided` always gives its estimate.
 
     `{{ drawn("gap.lost", "batch size 4, step 9", unit="points") }}` gives a point of a figure in the same way, without
-    a verdict; each number has two digits.
+    a verdict; each number has two digits. Other numbers with intervals have `after_one` of them where the first is 1,
+    see `wording.say_numbers`. To `seeds` is added, by experiment, of how many seeds each number is.
     """
     known = {outcome.experiment.name: outcome for outcome in outcomes}
+    counts = {} if seeds is None else seeds
     paragraphs = []
     for paragraph in template.strip().split("\n\n"):
-        filled = [_fill_sentence(line, known) for line in paragraph.splitlines()]
+        filled = [_fill_sentence(line, known, after_one, counts) for line in paragraph.splitlines()]
         sentences = [sentence for sentence in filled if sentence]
         if sentences:
             separator = "\n" if sentences[0].startswith(_LINE_STARTS) else " "
@@ -171,10 +186,10 @@ def fill_paragraphs(template: str, outcomes: Sequence[Outcome]) -> list[str]:
     return paragraphs
 
 
-def _fill_sentence(line: str, known: Mapping[str, Outcome]) -> str:
-    quotes: dict[str, Callable[..., str]] = {"drawn": partial(_quote_point, known)}
+def _fill_sentence(line: str, known: Mapping[str, Outcome], after_one: int, seeds: dict[str, set[int]]) -> str:
+    quotes: dict[str, Callable[..., str]] = {"drawn": partial(_quote_point, known, seeds)}
     for word, verdict in _QUOTES.items():
-        quotes[word] = partial(_quote_claim, known, verdict)
+        quotes[word] = partial(_quote_claim, known, seeds, verdict, after_one)
     try:
         return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
     except UntrueQuote:
@@ -183,7 +198,9 @@ def _fill_sentence(line: str, known: Mapping[str, Outcome]) -> str:
 
 def _quote_claim(
     known: Mapping[str, Outcome],
+    seeds: dict[str, set[int]],
     verdict: str,
+    after_one: int,
     claim: str,
     *conditions: str,
     sign: int = 1,
@@ -196,20 +213,27 @@ def _quote_claim(
     cells = find_conditions(known[experiment].frame, name, conditions)
     if {*cells["verdict"]} != {verdict}:
         raise UntrueQuote
+    seeds.setdefault(experiment, set()).update(cells["n"])
     if not shown:
         if verdict == "undecided":
             raise ValueError(f"{claim}: what is undecided is quoted with its estimate, without shown=False")
         return ""
-    if verdict == NOT_TESTED:
+    unit = known[experiment].experiment.claims[name].margin.unit
+    if verdict == NOT_TESTED or (unit == _OF_NETWORKS and not interval):
         ordered = cells.sort_values("mean")
         counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
         return " to ".join(dict.fromkeys(counts))
-    unit = known[experiment].experiment.claims[name].margin.unit
-    return _say_means(cells, unit, sign, interval)
+    return _say_means(cells, unit, sign, interval, after_one)
 
 
 def _quote_point(
-    known: Mapping[str, Outcome], figure: str, *conditions: str, unit: str, sign: int = 1, interval: bool = True
+    known: Mapping[str, Outcome],
+    seeds: dict[str, set[int]],
+    figure: str,
+    *conditions: str,
+    unit: str,
+    sign: int = 1,
+    interval: bool = True,
 ) -> str:
     experiment, _, name = figure.partition(".")
     if experiment not in known:
@@ -221,10 +245,11 @@ def _quote_point(
     chosen = choose_conditions(points, conditions)
     if chosen.empty or chosen["mean"].isna().any():
         raise UntrueQuote
+    seeds.setdefault(experiment, set()).update(chosen["n"])
     return _say_means(chosen, unit, sign, interval, after_one=2)
 
 
-def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, after_one: int = 3) -> str:
+def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, after_one: int) -> str:
     """Say mean, unit and interval, as `5.3 points [3.2, 7.5]`; of several cells the range and the outer bounds.
 
     Shares are said in percent, and of `points gained` only `points`. For `after_one` see `wording.say_numbers`.

@@ -13,7 +13,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bnlab.harness.reporting.outcome import READING, Outcome, fill_paragraphs, fill_prose
+from bnlab.harness.reporting.outcome import READING, Outcome, fill_paragraphs, fill_prose, say_basis
 from bnlab.harness.reporting.overview import Overview
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")  # HTML in it is shown as it is written
@@ -89,13 +89,19 @@ def write_answers(
 
     known = {outcome.experiment.name: outcome for outcome in outcomes}
     quoted = {number: [known[name] for name in prose.quoted if name in known] for number, prose in questions.items()}
+    bases = {}
+    for number, prose in questions.items():
+        for name in prose.quoted:
+            if name in known:
+                bases[number, name] = say_basis(known[name].data, prose.seeds.get(name, ()))
     answers = render(
         "answers.md",
-        first=fill_paragraphs(catalogue.first, outcomes),
+        first=fill_paragraphs(catalogue.first, outcomes, after_one=2),
         index=fill_paragraphs(catalogue.index, outcomes),
         last=fill_paragraphs(catalogue.last, outcomes),
         questions=questions,
         quoted=quoted,
+        bases=bases,
         bearing=bearing,
         figures=figures,
     )

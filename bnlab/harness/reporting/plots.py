@@ -27,7 +27,6 @@ __all__ = [
     "Curves",
     "Forest",
     "Plot",
-    "Stacked",
     "split_panels",
 ]
 
@@ -274,39 +273,3 @@ class Forest(Plot):
         column = frame[self.series]
         values = list(column.unique())
         return sorted(values) if pd.api.types.is_numeric_dtype(column) else values
-
-
-@dataclass(frozen=True)
-class Stacked(Plot):
-    """Parts on top of each other, in order of appearance; negative ones hang below 0.
-
-    Draws frames with the columns `x`, `by` and mean.
-
-    Attributes:
-        x: the column across, of which each value has a bar, in order of appearance.
-        by: the column that tells parts apart.
-        y: the axis of the parts.
-        across: how `x` is named.
-    """
-
-    x: str
-    by: str
-    y: Axis
-    across: Axis
-
-    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
-        """Draw the rows of each panel, see `Plot.draw`."""
-        named, looks = choose_looks(frame, self.by)
-        require_one_row(named, ["panel", "series", self.x])
-        words = list(frame[self.x].unique())
-        none = pd.Series(dtype=float)
-        bars: dict[str, Any] = {"stacked": True, "width": 0.6, "rot": 0, "legend": False}
-        for ax, here in split_panels(named, axes):
-            parts = here.pivot(index=self.x, columns="series", values="mean")
-            series = [name for name in looks if name in parts]
-            colours = [looks[name]["color"] for name in series]
-            chosen = parts.loc[words, series]
-            chosen.plot.bar(ax=ax, color=colours, **bars)
-            ax.grid(axis="x", visible=False)
-            set_axes(ax, self.across, self.y, none, words)
-            ax.set_xlim(-0.6, len(words) - 0.4)

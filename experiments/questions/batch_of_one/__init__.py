@@ -30,8 +30,8 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy": Figure(
             "Accuracy by norm, trained on one image at a time and in batches of 32",
-            "Compare the two points of a norm: test accuracy at the end of training in batches of 1 and of 32. Each "
-            "image is seen four times, so that batches of 1 make 32 times as many updates. Batch norm cannot train on "
+            "Compare the two points of a norm: test accuracy at the end of training in batches of 1 and of 32, where "
+            "batches of 1 make 32 times as many updates. Each image is seen four times. Batch norm cannot train on "
             "single images; its accuracy is that under exact statistics.",
             score(lambda tables: find_accuracies(tables).assign(panel=""), "accuracy",
                   ("panel", "line", "batch_size"), scale=100),

@@ -101,9 +101,8 @@ EXPERIMENT = Experiment(
             "other's most.",
             score(find_merged, "accuracy_lost", ("panel", "line"), scale=100),
             Forest("line", LOST),
-            Finding("Averaged statistics serve two branches of one training, and not two networks trained apart in "
-                    "batches of 256",
-                    {"matched_averages_need_new_ones": ("batch size 256",)}, {"averaged_networks_need_new_ones": ()})),
+            Finding("Averaged statistics serve two branches of one training, not two networks trained apart",
+                    {"matched_averages_lose_over_a_point": ()}, {"averaged_networks_need_new_ones": ()})),
     },
     claims={
         "averaged_networks_need_new_ones": Claim(
@@ -131,6 +130,10 @@ EXPERIMENT = Experiment(
             "exact statistics.",
             score(find_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
             above(10.0, "points lost", WRECKED)),
+        "matched_averages_lose_over_a_point": Claim(
+            "They lose over a point (asked when seen).",
+            score(find_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
+            above(1.0, "points lost", A_POINT)),
         "new_ones_do_not_repair_all": Claim(
             "Under exact statistics the matched average is over a point worse than one of the two networks.",
             score(find_matched, "accuracy", EACH, scale=-100, against=ONE, along="line",

@@ -78,8 +78,8 @@ EXPERIMENT = Experiment(
             "augmented images are of all training images, each shifted and mirrored as in training.",
             score(find_lines, "accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="line"),
-            Finding("Statistics of augmented images are more accurate than those of plain ones, in batches of 32 and "
-                    "1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
+            Finding("Networks are more accurate under statistics of augmented images than under those of plain ones, "
+                    "in batches of 32 and 1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
     },
     claims={
         "u_comes_back": Claim(

@@ -106,8 +106,8 @@ EXPERIMENT = Experiment(
             "How far means move in an update",
             "Follow a line over training: how far a channel's mean moves in one update, in its standard deviations; "
             "geometric mean over the layers behind the first. {schedule}",
-            score(lambda tables: find_speeds(tables, ()).assign(panel=""), "speed", ("panel", "batch_size", "epoch"),
-                  **RATIO_OVER_LAYERS),
+            score(lambda tables: find_speeds(tables, ()).assign(panel="").round({"epoch": 1}), "speed",
+                  ("panel", "batch_size", "epoch"), **RATIO_OVER_LAYERS),
             Curves("epoch", "batch_size", Axis("move of a mean in an update (σ)", log=True), across=Axis("epoch")),
             Finding("Means move over four times as fast in mid-training as in the last tenth",
                     {"follows_the_learning_rate": ()})),

@@ -19,6 +19,7 @@ FAR = {
     "rare": "added to one of all batches",
     "single": "added to one image",
 }
+OUTLIER = FAR["single"]
 
 
 def find_noise(tables: Tables) -> pd.DataFrame:
@@ -67,16 +68,14 @@ EXPERIMENT = Experiment(
             Finding("Within an epoch the errors of batches cancel; a small last batch undoes it",
                     {"small_batch_undoes_it": (), "theory_predicts_the_course": ()})),
         "sizes": Figure(
-            "Batches that are far from all others",
-            "Read up from what is added: so much to the last batch or the last ten, after which the new level is "
-            "true, to one batch that belongs to the data, or to one image alone; batches of 16. The average of all "
-            "batches has no error where the batch belongs to the data, and is not seen there.",
+            "An image that is far from all others",
+            "Read up from how much is added to one image, which is the last batch by itself, after batches of 16.",
             score(lambda found: name_panels(rows(found, "counterexamples", 1.0, batch_size=16).replace(FAR), "{case}"),
-                  "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=FAR.values(),
-                  estimator=("ema", "cumulative", "predictive", "last_batch"), momentum=(0.1, None)),
-            Curves("size", "estimator", Axis("distance from the true mean (σ)", (1e-4, 300), log=True)),
-            Finding("The running average's error grows in proportion to a jump or an outlier",
-                    {"error_is_unbounded": ("batch size 16",)})),
+                  "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=OUTLIER,
+                  estimator=("ema", "cumulative"), momentum=(0.1, None)),
+            Curves("size", "estimator", Axis("distance from the true mean (σ)", log=True)),
+            Finding("The running average's error grows in proportion to an outlier",
+                    {"error_is_unbounded": ("batch size 16, case single",)})),
     },
     claims={
         "one_batch_is_little": Claim(

@@ -13,7 +13,7 @@ import pytest
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above
 from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome
+from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome, say_basis
 from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_question
 from bnlab.harness.reporting.plots import GAP, Forest
 from bnlab.harness.reporting.wording import describe_networks, format_number
@@ -115,6 +115,18 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
 
     assert paragraphs == ["In 2 of 3."]
 
+    decided = replace(few, frame=rate(a=("holds", 2 / 3)).assign(n=3))
+    assert fill_paragraphs('In {{ holds("e.large", interval=False) }}.', [decided]) == ["In 2 of 3."]
+
+
+def test_an_answer_says_of_how_many_seeds_its_own_numbers_are() -> None:
+    outcome = find_outcome(declare(), plant())
+    prose = fill_prose('# Is it so?\n\n{{ drawn("trial.cost", "batch size 4", unit="points") }}', [outcome])
+
+    assert say_basis(outcome.data, prose.seeds["trial"]) == "digits, n = 3"
+    assert say_basis("digits", [7, 2, 5]) == "digits, n = 2 to 7"
+    assert say_basis("digits", []) == "digits"
+
 
 def test_an_undecided_claim_is_never_quoted_without_its_estimate() -> None:
     with pytest.raises(ValueError, match=r"e\.large: what is undecided is quoted with its estimate"):
@@ -126,7 +138,8 @@ def draw_map(name: str) -> pd.DataFrame:
     if name != "map":
         raise NoRows(f"figure {name}: nothing to draw")
     where = [("constant rate", "updates 9"), ("one-cycle, at the end", "updates 9"), ("one-cycle", "updates 9")]
-    return pd.DataFrame({"where": where, "mean": [12.8, 0.3, np.nan], "low": [6.7, 0.1, 0.0], "high": [18.8, 0.5, 1.0]})
+    means = {"mean": [12.8, 0.3, np.nan], "low": [6.7, 0.1, 0.0], "high": [18.8, 0.5, 1.0]}
+    return pd.DataFrame({"where": where, "n": 7, **means})
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot, Stacked, split_panels
+from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot, split_panels
 from bnlab.harness.reporting.style import choose_looks, find_colour
 from bnlab.harness.statistic_kinds import list_looks
 from tests.harness.reporting.planted import plant
@@ -198,20 +198,6 @@ def test_series_of_a_forest_share_a_name_and_numbers_are_in_order() -> None:
     below = heights[1.0, 2.0]
     assert (above < below).all(), "heights grow downwards"
     assert (np.round(above) == np.round(below)).all(), "both beside their name"
-
-
-def test_parts_are_stacked_and_negative_ones_hang_below() -> None:
-    parts = ["lag", "lag", "noise", "noise", "data", "data"]
-    frame = plant_rows(when=["early", "late"] * 3, line=parts, mean=[0.7, 0.2, 0.3, 0.9, 0.0, -0.1])
-
-    drawn = draw(Stacked("when", "line", Axis("share"), Axis("")), frame)
-
-    (ax,) = drawn.axes
-    assert list_names(drawn) == ["lag", "noise", "data"]
-    bars = {str(bars.get_label()): [(bar.get_y(), bar.get_height()) for bar in bars] for bars in ax.containers}
-    np.testing.assert_allclose(bars["noise"], [(0.7, 0.3), (0.2, 0.9)])
-    np.testing.assert_allclose(bars["data"], [(1.0, 0.0), (0.0, -0.1)])
-    assert list_words(ax.get_xticklabels()) == ["early", "late"]
 
 
 @dataclass(frozen=True)
