@@ -56,7 +56,10 @@ def assert_one_line_lives(sent: str, columns: int) -> list[str]:
     return shown
 
 
-def test_a_line_lives_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_line_lives_on_a_terminal(terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
+    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
+
     with contextlib.redirect_stdout(terminal):
         sweep_small(tmp_path, "-m", "seed=0,1", "steps=200", "measurements=gaps")
 
