@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run_bnlab(folder: Path, *words: str) -> Done:
     """Run the command as a user does, in a process of its own."""
-    command = [sys.executable, "-m", "bnlab.__main__", *words]
+    command = [sys.executable, "-m", "bnlab.cli", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 

@@ -8,7 +8,6 @@ import importlib
 import inspect
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,32 +143,3 @@ def collecting_warnings() -> Iterator[None]:
         yield
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
-
-
-def describe_error(error: Exception) -> str:
-    """Write our own message as it is; of what the caller's code raised also the type, our notes, and the line."""
-    trace = traceback.extract_tb(error.__traceback__)
-    # LiveBytes stands between the caller's code and torch.
-    frames = [frame for frame in trace if frame.name != "__torch_function__"]
-    package = Path(__file__).parents[1]
-    ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
-    foreign = frames[max(ours) + 1 :]
-    if not foreign:
-        return str(error)
-
-    lines = [_summarize(error)]
-    lines += getattr(error, "__notes__", [])
-    callers = [frame for frame in foreign if "site-packages" not in frame.filename]
-    if callers:
-        last = callers[-1]
-        lines.append(f"at {last.filename}:{last.lineno}: {last.line}")
-    return "\n  ".join(lines)
-
-
-def _summarize(error: Exception) -> str:
-    """Write an error's type and first line; of one that a loader's worker passed on the last, which says both."""
-    text = str(error).rstrip()
-    if "Original Traceback" in text:
-        return text.rpartition("\n")[2]
-    first_line = text.partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}"

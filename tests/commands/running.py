@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from bnlab import __main__ as cli
+from bnlab import cli
 
 Done = subprocess.CompletedProcess[str]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from bnlab import __main__ as cli
+from bnlab import cli
 from bnlab.harness import load
 from tests.experiments.commands import ROOT, Call, Called
 

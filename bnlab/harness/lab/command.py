@@ -5,12 +5,14 @@ Every command takes settings as key=value, `--help`, and no other options but th
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from bnlab.harness.errors import UserError, describe_os_error
+from bnlab.harness.lab.catalogue import import_shipped
 
 _LEAST_MEMORY = 1_600_000_000  # bytes of addresses
 
@@ -22,6 +24,11 @@ def run_command(
 
     The command imports what takes seconds by itself, so that Ctrl-C in that time is caught here too.
     """
+    # Before modules of the caller's own can be found: a clone in the current folder has a module of this name too.
+    import_shipped()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
     try:
         if {"-h", "--help"} & {*words}:
             print(usage)

@@ -1,0 +1,106 @@
+"""The command `bnlab`: on a caller's own model, and sweeps, from any folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import bnlab
+
+_DESCRIPTION = (
+    "Batch norm's running averages against exact statistics: of your own model (doctor, gap, recalibrate, undo), and "
+    "of small networks that are trained for it (sweep, report, runs). bnlab COMMAND --help says more."
+)
+_OF_A_MODEL = ("doctor", "gap", "recalibrate")
+"""Modules of `bnlab.commands`, with the commands for a model of the caller's own."""
+_OF_SWEEPS = {
+    "sweep": "train the networks that are missing, measure them, write tables",
+    "report": "draw figures of a sweep, or the figures and verdicts of a question",
+    "runs": "list, show, remove or export networks that have been trained",
+}
+"""Commands of sweeps, modules of `bnlab.harness.lab`, with what they are for."""
+
+
+def main() -> int:
+    """Run the command that the words name; 2 for a user's mistake, with one line that says what to do."""
+    if sys.argv[1:] and sys.argv[1] in _OF_SWEEPS:
+        return _run_lab(sys.argv[1], sys.argv[2:])
+
+    # Here: with torch, for which a sweep waits itself, so that Ctrl-C in that time ends it with a line.
+    from bnlab.memory import keep_freed_memory
+
+    keep_freed_memory()
+    try:
+        # `max_images=100` too, as Python and the commands of the harness write it.
+        words = [re.sub("^max_images=", "--max-images=", word) for word in sys.argv[1:]]
+        arguments = _make_parser().parse_args(words)
+        code: int = arguments.run(arguments)
+    except Exception as error:  # the caller's model and batches may raise anything
+        print(f"error: {_describe_error(error)}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _run_lab(command: str, words: list[str]) -> int:
+    """Run a command of sweeps."""
+    if importlib.util.find_spec("hydra") is None:
+        print(f"error: bnlab {command} needs more packages: pip install 'bnlab[harness]'", file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f"bnlab.harness.lab.{command}").main(words)
+    return code
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="bnlab", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"bnlab {bnlab.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, purpose in _OF_SWEEPS.items():
+        commands.add_parser(name, help=purpose)
+    for name in _OF_A_MODEL:
+        importlib.import_module(f"bnlab.commands.{name}").add_parsers(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise one line, where argparse prints its usage before it."""
+        raise ValueError(f"{message}; {self.prog} --help says how to call it")
+
+
+def _describe_error(error: Exception) -> str:
+    """Write our own message as it is; of what the caller's code raised also the type, our notes, and the line."""
+    trace = traceback.extract_tb(error.__traceback__)
+    # LiveBytes stands between the caller's code and torch.
+    frames = [frame for frame in trace if frame.name != "__torch_function__"]
+    package = Path(__file__).parent
+    ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
+    foreign = frames[max(ours) + 1 :]
+    if not foreign:
+        return str(error)
+
+    lines = [_summarize(error)]
+    lines += getattr(error, "__notes__", [])
+    callers = [frame for frame in foreign if "site-packages" not in frame.filename]
+    if callers:
+        last = callers[-1]
+        lines.append(f"at {last.filename}:{last.lineno}: {last.line}")
+    return "\n  ".join(lines)
+
+
+def _summarize(error: Exception) -> str:
+    """Write an error's type and first line; of one that a loader's worker passed on the last, which says both."""
+    text = str(error).rstrip()
+    if "Original Traceback" in text:
+        return text.rpartition("\n")[2]
+    first_line = text.partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
