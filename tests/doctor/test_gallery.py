@@ -102,23 +102,6 @@ def test_recalibration_refuses_to_hide_a_mistake_or_to_write_what_is_not_needed(
         assert FAULTS[name].code in recalibration.reason
 
 
-def test_nothing_above_a_note_is_found_on_the_healthy_network_with_all_its_history() -> None:
-    healthy = make_healthy()
-    history: dict[str, Any] = {
-        "training_batches": healthy.training_batches,
-        "before": healthy.before,
-        "trace": healthy.trace,
-    }
-
-    alone = bnlab.diagnose(healthy.model, healthy.batches, progress=False)
-    with_history = bnlab.diagnose(healthy.model, healthy.batches, progress=False, **history)
-
-    assert alone.verdict == "healthy"
-    assert len(str(alone).splitlines()) <= 3
-    assert with_history.is_healthy, str(with_history)
-    assert healthy.accuracy > 0.85
-
-
 def test_each_code_is_shown_or_says_why_not() -> None:
     shown = {fault.code for fault in FAULTS.values()}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from bnlab import diagnose, population_statistics
+from bnlab import diagnose
 from bnlab.doctor.case import Case
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.findings import Finding
@@ -20,7 +20,7 @@ from bnlab.doctor.verdict import Verdict
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
 from tests.doctor.causes import Planted
-from tests.doctor.networks import build_cnn, get_norm, make_batches, make_healthy, train
+from tests.doctor.networks import build_cnn, get_norm, make_batches, make_healthy
 
 GAIN = Difference(0.0, -0.004, 0.004, 1000)
 BEFORE = "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=."
@@ -98,17 +98,6 @@ def test_a_bad_model_whose_batch_norms_are_as_constructed_was_perhaps_not_loaded
 # The training batches
 
 
-def test_a_network_that_has_learnt_its_images_by_heart_does_not_generalize() -> None:
-    few = make_batches(1, seed=-1)
-    model = build_cnn()
-    train(model, few * 200, lr=0.1)
-    population_statistics(model, [images for images, _ in few], progress=False).write_to(model)
-
-    printed = " ".join(str(diagnose(model, make_batches(8), training_batches=few, progress=False)).split())
-
-    assert "On the training batches 100.0%, as the model is. The network does not generalize to these" in printed
-
-
 @pytest.mark.parametrize(("more", "is_told"), [(0.09, False), (0.11, True)])
 def test_a_tenth_more_in_training_is_told(case: Case, more: float, is_told: bool) -> None:
     assert case.evidence is not None and case.evidence.scores is not None
@@ -117,7 +106,8 @@ def test_a_tenth_more_in_training_is_told(case: Case, more: float, is_told: bool
 
     printed = " ".join(str(Diagnosis(replace(case, training_score=best + more), verdict, None, [], [])).split())
 
-    assert ("does not generalize" in printed) == is_told
+    told = f"On the training batches {best + more:.1%}, as the model is. The network does not generalize to these"
+    assert (told in printed) == is_told
 
 
 def test_a_metric_of_the_callers_is_not_asked_for_the_training_batches() -> None:
@@ -134,14 +124,10 @@ def test_a_metric_of_the_callers_is_not_asked_for_the_training_batches() -> None
 # What training batches rule out, networks at chance, averages that are off and harmless
 
 
-def darken(images: Tensor) -> Tensor:
-    return 0.3 * images
-
-
 def test_images_are_ruled_out_where_the_training_batches_fail_as_well() -> None:
     mixed = []
     for images, labels in digits.make_training_batches():
-        mixed += [(images, labels), (darken(images), labels)]
+        mixed += [(images, labels), (0.3 * images, labels)]
     model = digits.build()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     for _ in range(5):
@@ -157,18 +143,6 @@ def test_images_are_ruled_out_where_the_training_batches_fail_as_well() -> None:
     assert without.verdict in ("images", "averages or images")
     assert diagnosis.verdict not in ("images", "averages or images")
     assert "The images are not at fault: the training batches fail as well." in " ".join(str(diagnosis).split())
-
-
-def test_images_stay_at_fault_where_the_training_batches_do_well() -> None:
-    diagnosis = diagnose(
-        digits.make_healthy(),
-        digits.make_batches(darken),
-        training_batches=digits.make_training_batches(),
-        progress=False,
-    )
-
-    assert diagnosis.verdict == "images"
-    assert diagnosis.faults[0].cause.code == "BN209"
 
 
 def test_at_chance_a_cause_without_data_is_printed_and_nothing_is_called_healthy() -> None:

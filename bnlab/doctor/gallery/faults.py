@@ -99,8 +99,7 @@ def cast_to_bfloat16(model: Any) -> Any:
 
 
 def updated_twice_a_step(healthy: Healthy) -> Specimen:
-    network = healthy.copy_model()
-    model = Wrapped(network, lambda network, images: checkpoint(network, images, use_reentrant=False))
+    model = Wrapped(healthy.copy_model(), lambda network, images: checkpoint(network, images, use_reentrant=False))
     with record(model) as trace:
         train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
     return healthy.show(model, trace=trace)
@@ -158,12 +157,8 @@ def summary_in_train_mode(healthy: Healthy, times: float) -> Specimen:
 
 def sum_in_float16(mean: Tensor, var: Tensor) -> None:
     values = 2**16  # that are added in each channel
-
-    def round_sum(mean: Tensor) -> Tensor:
-        return (values * mean).half().float() / values
-
-    mean_square = round_sum(var + mean.square())
-    mean.copy_(round_sum(mean))
+    mean_square = (values * (var + mean.square())).half().float() / values
+    mean.copy_((values * mean).half().float() / values)
     var.copy_(mean_square - mean.square())
 
 
@@ -296,8 +291,7 @@ def eps_above_the_variance(healthy: Healthy) -> Specimen:
 
 def weights_pruned(healthy: Healthy, share: float) -> Specimen:
     model = healthy.copy_model()
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    for convolution in convolutions[-2:]:
+    for convolution in (model.conv3, model.conv4):
         convolution.weight.data = convolution.weight.data.contiguous()  # which torch's pruning asks for
         prune.l1_unstructured(convolution, "weight", share)
         prune.remove(convolution, "weight")
@@ -307,10 +301,8 @@ def weights_pruned(healthy: Healthy, share: float) -> Specimen:
 def two_networks_averaged(healthy: Healthy) -> Specimen:
     model = build_network(seed=1)
     train(model, healthy.images, healthy.labels, seed=1)
-    averaged = healthy.model.state_dict()
-    for name, value in model.state_dict().items():
-        averaged[name] = (averaged[name] + value) / 2
-    model.load_state_dict(averaged)
+    other = model.state_dict()
+    model.load_state_dict({name: (value + other[name]) / 2 for name, value in healthy.model.state_dict().items()})
     return healthy.show(model)
 
 
