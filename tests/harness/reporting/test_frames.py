@@ -19,15 +19,12 @@ from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
     average,
-    best_on_average,
     find_largest_gap,
     find_parameter,
     gap_over_layers,
     interval,
-    locate_minimum,
     lowest,
     name_panels,
-    other_seeds,
     over_best,
     paired,
     put_in_order,
@@ -117,11 +114,6 @@ def test_averages() -> None:
     np.testing.assert_allclose(geometric, [2.0, np.nan, 3.0])
 
 
-def test_the_best_momentum_on_average() -> None:
-    frame = rows(TABLES, "evaluations", 1.0, estimator="ema")
-    assert best_on_average(frame, "accuracy", ["batch_size"])["momentum"].unique().tolist() == [0.5]
-
-
 values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8).filter(lambda x: np.std(x) > 1e-6)
 
 
@@ -208,12 +200,6 @@ def test_one_seed_has_one_row() -> None:
     frame = rows(TABLES, "gaps", 1.0, layer="2")
     with pytest.raises(UserError, match=r"several rows of batch size 4, seed 0, which differ in momentum 0.1, 0.5;"):
         interval(frame, "mean_gap", ["batch_size"])
-
-
-def test_other_seeds_are_all_but_ones_own() -> None:
-    frame = pd.DataFrame({"by": 0, "seed": [0, 1, 2], "x": [1.0, 2.0, 6.0]})
-    assert other_seeds(frame, ["x"], ["by"])["x"].tolist() == [4.0, 3.5, 1.5]
-    assert other_seeds(frame[:1], ["x"], ["by"]).empty
 
 
 LOST = [-0.02, -0.01, -0.03, -0.01, -0.04, -0.01]
@@ -334,21 +320,6 @@ def test_ratios_are_averaged_geometrically_over_the_layers_behind_the_first() ->
     frame = layers(a=[100.0, 2.0, 8.0]).assign(seed=0)
     found = score(lambda tables: frame, "gap", ("size",), **RATIO_OVER_LAYERS)({})
     assert found["mean"].tolist() == pytest.approx([4.0])
-
-
-def test_a_minimum_is_that_of_a_parabola_of_logarithms_or_the_end_of_the_sweep() -> None:
-    """log y = (log x − log 0.2)², at uneven steps, and two sweeps that are lowest at an end."""
-    x = np.array([0.01, 0.03, 0.1, 0.25, 0.5, 1.0])
-    distances = np.log(x) - np.log(0.2)
-    parabola = pd.DataFrame({"by": 0, "x": x, "y": np.exp(distances**2)})
-    falling = pd.DataFrame({"by": 1, "x": x, "y": 1 / x})
-    level = pd.DataFrame({"by": 2, "x": x, "y": 1.0})
-
-    found = locate_minimum(pd.concat([parabola, falling, level]), "x", "y", ["by"])
-
-    places = found["x"].tolist()
-    assert places == pytest.approx([0.2, 1.0, 0.01])
-    assert found["at_end"].tolist() == [False, True, True]
 
 
 def test_what_has_to_match_is_matched_always() -> None:
