@@ -56,7 +56,8 @@ FOLDERS = {
     "doctor.gallery": "patterns network specimen faults table",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
-    "harness.reporting": "wording means frames style plots verdicts experiment drawing outcome overview page tables",
+    "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
+    "tables",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {

@@ -8,7 +8,8 @@ import pandas as pd
 
 from bnlab import theory
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
-from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, locate_minimum, lowest, other_seeds, rows, score
+from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, lowest, rows, score
+from bnlab.harness.reporting.means import require_one_row
 from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Curves
 from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, find_gaps
 
@@ -19,13 +20,40 @@ LAYER = (*NETWORK, "layer", "depth")
 MISTAKE = {**COST_OF_EMA, "momentum": 0.9, "along": "momentum", "against": 0.1}  # 0.1 in the other convention
 
 
+def locate_minimum(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Locate the momentum with the smallest gap of each layer, between those that were swept.
+
+    It is the vertex of the parabola through the smallest gap and its two neighbours, in logarithms. If the smallest gap
+    is the first or the last of the sweep, it is that end, and `at_end` says so.
+    """
+    require_one_row(gaps, [*LAYER, "momentum"])
+    ordered = gaps.dropna(subset="mean_gap").sort_values("momentum", kind="stable")
+
+    minima = []
+    for layer, sweep in ordered.groupby([*LAYER], sort=False):
+        momenta = np.log(sweep["momentum"].to_numpy(float))
+        measured = np.log(sweep["mean_gap"].to_numpy(float))
+        smallest = int(measured.argmin())
+        last = len(sweep) - 1
+        at_end = smallest in (0, last)
+        minimum = momenta[smallest]
+        if not at_end:
+            near = slice(smallest - 1, smallest + 2)
+            distances = momenta[near] - minimum
+            curvature, slope, _ = np.polyfit(distances, measured[near], 2)
+            minimum -= slope / (2 * curvature)
+        place = float(np.exp(minimum))
+        minima.append((*layer, place, at_end))
+    return pd.DataFrame(minima, columns=[*LAYER, "momentum", "at_end"])
+
+
 def find_factors(tables: Tables) -> pd.DataFrame:
     """Compute the factor by which theory, from the other seeds' batch moments, misses each layer's best momentum.
 
     The best momentum lies between those of the sweep, see `locate_minimum`; neighbours are up to 2.5 times apart.
     """
     gaps = rows(tables, "gaps", SHARES, estimator="ema")
-    measured = locate_minimum(gaps, "momentum", "mean_gap", LAYER)
+    measured = locate_minimum(gaps)
     predicted = predict_momenta(tables)
     both = measured.merge(predicted, on=[*LAYER], suffixes=("", "_predicted"))
     best = both["momentum"]
@@ -38,10 +66,21 @@ def find_factors(tables: Tables) -> pd.DataFrame:
     return both[~are_at_end]
 
 
+def average_other_seeds(frame: pd.DataFrame, values: tuple[str, ...], by: tuple[str, ...]) -> pd.DataFrame:
+    """Average columns over all other seeds of the same `by`, if there are any: what a prediction may know."""
+    keys = [*by, "seed"]
+    conditions = frame[keys].drop_duplicates()
+    pairs = conditions.merge(frame, on=[*by], suffixes=("", "_other"))
+    is_other = pairs["seed"] != pairs["seed_other"]
+    groups = pairs[is_other].groupby(keys, sort=False)
+    means = groups[[*values]].mean()
+    return means.reset_index()
+
+
 def predict_momenta(tables: Tables) -> pd.DataFrame:
     """Predict the momentum with the smallest gap of each layer, from the batch moments of the other seeds."""
     drift = rows(tables, "drift", SHARES)
-    layers = other_seeds(drift, ("step", *NOISE), (*EACH, "layer", "depth"))
+    layers = average_other_seeds(drift, ("step", *NOISE), (*EACH, "layer", "depth"))
     momenta = pd.DataFrame({"momentum": np.geomspace(1e-4, 1, 401)})
     grid = layers.merge(momenta, how="cross")
 

@@ -12,7 +12,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Findin
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
-    best_on_average,
+    average,
     name_panels,
     over_best,
     paired,
@@ -78,12 +78,20 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     return paired(chosen, "accuracy", against="ema")
 
 
+def find_best_on_average(frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
+    """Select the rows of the momentum that has the highest mean accuracy, one for each of `by`."""
+    keys = [*by, "momentum"]
+    means = average(frame, "accuracy", keys)
+    places = means.groupby([*by])["accuracy"].idxmax()
+    return frame.merge(means.loc[places, keys], on=keys)
+
+
 def find_losses(tables: Tables) -> pd.DataFrame:
     """Find the accuracy that the forecast gains against the fixed momentum with the highest mean over seeds."""
     wanted = {"estimator": ("ema", "predictive"), **ONE_CYCLE, **CHARACTERS}
     frame = rows(tables, "evaluations", SHARES[1:], **wanted)
     fixed = select(frame, estimator="ema")
-    best = best_on_average(fixed, "accuracy", ("panel", "batch_size"))
+    best = find_best_on_average(fixed, ("panel", "batch_size"))
     predictive = select(frame, estimator="predictive")
     both = pd.concat([best, predictive])
     return paired(both, "accuracy", against="ema")

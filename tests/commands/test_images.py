@@ -32,34 +32,31 @@ def list_images(folder: Path, *words: str) -> list[Tensor]:
     return [image for batch in batches for image in (batch if isinstance(batch, Tensor) else batch[0])]
 
 
-def test_images_are_resized_and_normalized(tmp_path: Path) -> None:
-    Image.new("RGB", (40, 20), (255, 0, 51)).save(tmp_path / "one.png")
-
-    (image,) = list_images(tmp_path, "--size", "8")
-
-    assert image.shape == (3, 8, 8)
-    mean = torch.tensor([0.485, 0.456, 0.406])
-    std = torch.tensor([0.229, 0.224, 0.225])
-    expected = (torch.tensor([1.0, 0.0, 0.2]) - mean) / std
-    torch.testing.assert_close(image, expected.view(3, 1, 1).expand(3, 8, 8))
+def paint(*colour: int) -> np.ndarray:
+    """Pixels of one colour, 20 high and 40 wide."""
+    return np.full((20, 40, 3), colour, dtype=np.uint8)
 
 
-def test_images_are_cropped_about_their_center_and_not_squeezed(tmp_path: Path) -> None:
-    pixels = np.zeros((4, 12), dtype=np.uint8)
-    pixels[:, 4:8] = 255  # the middle third, a square
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
+WIDE = np.zeros((4, 12), dtype=np.uint8)
+WIDE[:, 4:8] = 255  # the middle third, a square
+READ = {  # an image, what is typed, and the value of each channel
+    "resized and normalized": (
+        paint(255, 0, 51), "--size 8", [(1.0 - 0.485) / 0.229, (0.0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225],
+    ),
+    "cropped about the center, not squeezed": (WIDE, "--size 4 --mean 0 --std 1", [1.0]),
+    "one number of the mean means gray": (paint(51, 51, 51), "--size 4 --mean 0.1 --std 0.5", [0.2]),
+}  # fmt: skip
 
-    (image,) = list_images(tmp_path, "--size", "4", "--mean", "0", "--std", "1")
 
-    torch.testing.assert_close(image, torch.ones(1, 4, 4))
+@pytest.mark.parametrize("case", READ)
+def test_how_an_image_is_read(case: str, tmp_path: Path) -> None:
+    pixels, line, channels = READ[case]
+    Image.fromarray(pixels).save(tmp_path / "one.png")
 
+    (image,) = list_images(tmp_path, *line.split())
 
-def test_one_number_of_the_mean_means_gray(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 4), (51, 51, 51)).save(tmp_path / "one.png")
-
-    (image,) = list_images(tmp_path, "--size", "4", "--mean", "0.1", "--std", "0.5")
-
-    torch.testing.assert_close(image, torch.full((1, 4, 4), 0.2))
+    size = int(line.split()[1])
+    torch.testing.assert_close(image, torch.tensor(channels).view(-1, 1, 1).expand(-1, size, size))
 
 
 def test_subfolders_are_classes_and_labels_stay_with_their_images(tmp_path: Path) -> None:
@@ -102,37 +99,26 @@ def test_without_two_subfolders_there_are_no_labels(tmp_path: Path, names: list[
     assert batch.shape == (len(names), 3, 4, 4)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--mean", "0.5"), "--mean has 1 number(s), --std 3"),
-        (("--mean", "0,0", "--std", "1,1"), "--mean has 2 number(s), --std 2"),
-        (("--std", "1,1,0"), "--std 0.0: give positive numbers"),
-        (("--size", "0"), "--size 0: give at least 1"),
-        (("--batch-size", "-1"), "--batch-size -1: give at least 1"),
-    ],
-)
-def test_wrong_numbers_are_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    save_gray(tmp_path / "one.png", 9)
+REFUSED = [
+    # a file of the folder, what is typed, and what is said
+    ("one.png", "--mean 0.5", "--mean has 1 number(s), --std 3"),
+    ("one.png", "--mean 0,0 --std 1,1", "--mean has 2 number(s), --std 2"),
+    ("one.png", "--std 1,1,0", "--std 0.0: give positive numbers"),
+    ("one.png", "--size 0", "--size 0: give at least 1"),
+    ("one.png", "--batch-size -1", "--batch-size -1: give at least 1"),
+    ("notes.txt", "", "has no images; they end in .bmp, "),
+    ("broken.png", "", "broken.png: cannot be read as an image"),
+]
+
+
+@pytest.mark.parametrize(("file", "line", "message"), REFUSED)
+def test_what_is_refused(file: str, line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / file).touch()
 
     with pytest.raises(ValueError) as caught:
-        find_images(tmp_path, parse(*words))
+        list_images(tmp_path, *line.split())
 
     assert message in str(caught.value)
-
-
-def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-
-    with pytest.raises(ValueError, match=r"has no images; they end in \.bmp, "):
-        find_images(tmp_path, parse())
-
-
-def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"nothing")
-
-    with pytest.raises(ValueError, match=r"broken\.png: cannot be read as an image"):
-        list(find_images(tmp_path, parse()))
 
 
 def test_a_missing_pillow_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,47 +115,35 @@ def test_nothing_is_written_where_nothing_is_gained(folder: Path) -> None:
     assert "second.safetensors" in list_files(folder)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--out", "given.safetensors"], "--out given.safetensors: this file exists already; name a new one"),
-        (["--out", "other.safetensors"], "--out other.undo.safetensors: this file exists already"),
-        (["--out", "new.pt"], "--out new.pt: weights are written as safetensors"),
-        ([], "the following arguments are required: --out"),
-        (["--out", "new.safetensors", "--statistic", "median"], "invalid choice: 'median'"),
-        (["--out", "new.safetensors", "--evaluate", "mine:nowhere"], "mine:nowhere: cannot be imported"),
-        (["--out", "new.safetensors", "--training", "mine:one"], "mine:one is a Tensor; pass an iterable of batches"),
-        (["--out", "new.safetensors", "--max-images", "0"], "max_images=0"),
-    ],
-)
-def test_mistakes_write_nothing(folder: Path, words: list[str], message: str) -> None:
+RECALIBRATE = "recalibrate mine:stale mine:labelled"
+UNDO = "undo mine:stale first.undo.safetensors --out new.safetensors --weights given.safetensors"
+MISTAKES = {
+    RECALIBRATE: "the following arguments are required: --out",
+    f"{RECALIBRATE} --out given.safetensors": "--out given.safetensors: this file exists already; name a new one",
+    f"{RECALIBRATE} --out other.safetensors": "--out other.undo.safetensors: this file exists",
+    f"{RECALIBRATE} --out new.pt": "--out new.pt: weights are written as safetensors",
+    f"{RECALIBRATE} --out new.safetensors --statistic median": "invalid choice: 'median'",
+    f"{RECALIBRATE} --out new.safetensors --evaluate mine:nowhere": "mine:nowhere: cannot be imported",
+    f"{RECALIBRATE} --out new.safetensors --training mine:one": "mine:one is a Tensor; pass an iterable of batches",
+    f"{RECALIBRATE} --out new.safetensors --max-images 0": "max_images=0",
+    UNDO.replace("first.undo.safetensors", "nowhere"): "nowhere: no such file",
+    UNDO.replace("first.undo", "given"): "expected format 'bnlab.Undo/1'",
+    UNDO: "'1.weight' differs",
+    UNDO.replace("stale", "plain"): "is not of this model",
+    UNDO.partition(" --weights")[0]: "the following arguments are required: --weights",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_write_nothing(line: str, folder: Path) -> None:
+    call_bnlab(folder, *RECALIBRATE.split(), "--out", "first.safetensors")
     (folder / "other.undo.safetensors").touch()
+    before = list_files(folder)
 
-    done = call_bnlab(folder, "recalibrate", "mine:stale", "mine:labelled", *words)
+    done = call_bnlab(folder, *line.split())
 
     assert done.returncode == 2
-    assert message in done.stderr
+    assert MISTAKES[line] in done.stderr
     assert done.stderr.count("\n") == 1
-    assert list_files(folder) == {"other.undo.safetensors"}
+    assert list_files(folder) == before
     assert torch.equal(load_file(folder / "given.safetensors")["1.weight"], STATE["1.weight"])
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["mine:stale", "nowhere", "--weights", "given.safetensors"], "nowhere: no such file"),
-        (["mine:stale", "given.safetensors", "--weights", "given.safetensors"], "expected format 'bnlab.Undo/1'"),
-        (["mine:stale", "new.undo.safetensors", "--weights", "given.safetensors"], "'1.weight' differs"),
-        (["mine:plain", "new.undo.safetensors", "--weights", "given.safetensors"], "is not of this model"),
-        (["mine:stale", "new.undo.safetensors"], "the following arguments are required: --weights"),
-    ],
-)
-def test_what_cannot_be_undone(folder: Path, words: list[str], message: str) -> None:
-    call_bnlab(folder, "recalibrate", "mine:stale", "mine:labelled", "--out", "new.safetensors")
-
-    done = call_bnlab(folder, "undo", *words, "--out", "old.safetensors")
-
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "old.safetensors" not in list_files(folder)

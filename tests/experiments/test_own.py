@@ -210,7 +210,7 @@ def test_another_source_is_another_network(
 def test_another_source_of_a_measurement_is_measured_again(
     mine: None, write: Write, call: Call, tmp_path: Path
 ) -> None:
-    """With a column more, then with one less; networks are not trained again."""
+    """With a column more, then with one less and without a decorator; networks are not trained again."""
     sweep(call, tmp_path, MEASURED, "seed=0,1", "-m")
     first = load("adhoc", tmp_path)["largest_weights"]
 
@@ -221,7 +221,10 @@ def test_another_source_of_a_measurement_is_measured_again(
     assert list(some["largest"]) == list(first["largest"])
     assert list(some["half"].notna()) == [run.endswith("seed_0") for run in some["run"]]
 
-    write(MODULE.replace("item()", "item() + 1"))
+    undecorated = MODULE.replace("@dataclass\nclass Largest", "class Largest").replace(
+        'name: str = "largest', 'name = "largest'
+    )
+    write(undecorated.replace("table: ClassVar[Table]", "table").replace("item()", "item() + 1"))
     sweep(call, tmp_path, MEASURED, "seed=0,1", "-m")
     last = load("adhoc", tmp_path)["largest_weights"]
     assert list(last) == list(first)
@@ -362,66 +365,49 @@ def test_a_mistake_is_named_with_its_line(case: str, mine: None, write: Write, c
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "error"),
-    [
-        ("return torch.full", "return 1 / 0 if len(stream) > 8 else torch.full", "ZeroDivisionError"),
-        ("return torch.full", "return sys.exit(3) if len(stream) > 8 else torch.full", "SystemExit: 3"),
-        ("rows = []", "rows = [1 / 0]", "ZeroDivisionError"),
-    ],
-)
-def test_what_fails_in_the_end_leaves_all_else(
-    old: str, new: str, error: str, mine: None, write: Write, call: Call, tmp_path: Path
-) -> None:
-    """The job has failed; its line is named."""
+ROW = 'rows.append({"run": run.id, "step": step, "largest": largest})'
+OF_ROWS = "failed, largest_weights: "
+FAILURES = {
+    "estimator": ("return torch.full", "return 1 / 0 if len(stream) > 8 else torch.full", r"mine.py:\d+: ZeroDivision"),
+    "leaves": (
+        "return torch.full",
+        "return sys.exit(3) if len(stream) > 8 else torch.full",
+        r"mine.py:\d+: SystemExit: 3",
+    ),
+    "measurement": ("rows = []", "rows = [1 / 0]", rf"{OF_ROWS}.*mine.py:\d+: ZeroDivisionError"),
+    "twice": (ROW, f"{ROW}; {ROW}", rf"{OF_ROWS}two of its rows agree in the key: run=\w+/seed_0, step=9"),
+    "other step": ('"step": step', '"step": 1', f"{OF_ROWS}its rows have step 1, which was not asked for: 9 were"),
+    "lacking": (', "largest": largest', "", f"{OF_ROWS}its rows have no column largest"),
+    "unknown": (
+        '"largest": largest',
+        '"largest": largest, "half": 1',
+        f"{OF_ROWS}its rows have a column half, which its",
+    ),
+    "no frame": ("pd.DataFrame(rows)", "rows", rf"{OF_ROWS}measure\(\) has to give a pandas.DataFrame, found a list"),
+    "type": (
+        '"largest": largest',
+        '"largest": "much"',
+        f"{OF_ROWS}its rows have values .* of their column's type: .*larg",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_what_fails_in_the_end_leaves_all_else(case: str, mine: None, write: Write, call: Call, tmp_path: Path) -> None:
+    """The job has failed, which is said in two lines; other tables have their rows."""
+    old, new, message = FAILURES[case]
     write(MODULE.replace(old, new))
-    words = ("steps=9", "batch_size=256", MEASURED, "estimator=[mine.Half,ema]")
+    words = ("steps=9", "batch_size=256", "evaluate_at=final", MEASURED, "estimator=[mine.Half,ema]")
 
     code, out, err = call("sweep", *words, f"results={tmp_path}")
 
     assert code == 1
-    assert re.search(rf"mine.py:\d+: {error}", out + err)
+    assert re.search(message, err), err
+    assert err.count("\n") == 2
     assert "Traceback" not in out + err
     tables = load("adhoc", tmp_path)
     assert list(tables["runs"]["status"]) == ["failed"]
     assert "ema" in {*tables["gaps"]["estimator"]}
-
-
-ROW = 'rows.append({"run": run.id, "step": step, "largest": largest})'
-FAULTS = {
-    "twice": (ROW, f"{ROW}; {ROW}", r"two of its rows agree in the key: run=\w+/seed_0, step=4"),
-    "other step": ('"step": step', '"step": 1', "its rows have step 1, which was not asked for: 4 were"),
-    "lacking": (', "largest": largest', "", "its rows have no column largest"),
-    "unknown": ('"largest": largest', '"largest": largest, "half": 1', "its rows have a column half, which its table"),
-    "no frame": ("pd.DataFrame(rows)", "rows", r"measure\(\) has to give a pandas.DataFrame, found a list"),
-    "type": ('"largest": largest', '"largest": "much"', "its rows have values .* of their column's type: .*largest"),
-}
-
-
-@pytest.mark.parametrize("case", FAULTS)
-def test_rows_that_are_none_of_the_table_are_refused(
-    case: str, mine: None, write: Write, call: Call, tmp_path: Path
-) -> None:
-    """In one line that names the measurement; other tables have their rows."""
-    old, new, message = FAULTS[case]
-    write(MODULE.replace(old, new))
-
-    code, _, err = call("sweep", *SMALL, "measurements=[mine.Largest,gaps]", f"results={tmp_path}")
-
-    assert code == 1
-    assert re.search(f"failed, largest_weights: {message}", err), err
-    assert err.count("\n") == 2
-    assert len(load("adhoc", tmp_path)["gaps"])
-
-
-def test_a_measurement_needs_no_decorator(mine: None, write: Write, call: Call, tmp_path: Path) -> None:
-    text = MODULE.replace("@dataclass\nclass Largest", "class Largest")
-    text = text.replace('name: str = "largest', 'name = "largest')
-    write(text.replace("table: ClassVar[Table]", "table"))
-
-    sweep(call, tmp_path, MEASURED)
-
-    assert len(load("adhoc", tmp_path)["largest_weights"]) == 1
 
 
 def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:

@@ -3,34 +3,38 @@
 `rows` selects rows with their networks' settings, `paired` compares them with a reference, `interval` averages over
 seeds; `score` does one after the other. Every function raises UserError where a column is missing. Three more mistakes
 are refused: networks that an average would mix (`rows`), several rows of one seed (`interval`), and pairs of which one
-side has other seeds (`paired`). Means, also over layers, are defined in `means`.
+side has other seeds (`paired`). Means, also over layers, are defined in `means`,
+selections and their order in `selection`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bnlab.common.names import EstimatorName
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.means import (
     BEHIND,
     COMPARED,
     FIRST,
     average,
-    best_on_average,
     find_largest_gap,
     gap_over_layers,
     interval,
-    locate_minimum,
-    other_seeds,
     require_columns,
     require_one_row,
+)
+from bnlab.harness.reporting.selection import (
+    OtherThan,
+    find_parameter,
+    lowest,
+    name_panels,
+    put_in_order,
+    select,
+    share_name,
 )
 from bnlab.harness.reporting.wording import list_differences, name_row, name_value
 from bnlab.harness.run_table import RESULTS
@@ -43,15 +47,12 @@ __all__ = [
     "Score",
     "Tables",
     "average",
-    "best_on_average",
     "find_largest_gap",
     "find_parameter",
     "gap_over_layers",
     "interval",
-    "locate_minimum",
     "lowest",
     "name_panels",
-    "other_seeds",
     "over_best",
     "paired",
     "put_in_order",
@@ -77,14 +78,6 @@ _DIFFERING = {
     "depth": ("depth", "layer"),
     "batch_size": ("batch_size", "step"),
 }
-
-
-@dataclass(frozen=True)
-class OtherThan:
-    """All values but this one, or any of several, for `select`: `estimator=OtherThan("exact")`."""
-
-    value: Any
-
 
 RATIO_OVER_LAYERS: dict[str, Any] = {"depth": OtherThan(1), "average": "layer", "geometric": True}
 """In `score`: ratios that were taken layer by layer become their geometric mean over the layers behind the first."""
@@ -174,87 +167,6 @@ def _select_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
     latest = near.groupby("run")["step"].transform("max")  # of two steps that are equally near
     one = near[near["step"] == latest]
     return one.assign(panel=share_name(share))
-
-
-def share_name(share: float) -> str:
-    """Name the panel of a share of the training."""
-    return "at the end of training" if share == 1 else f"after {100 * share:.3g}% of training"
-
-
-def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """Select the rows that have the wanted values.
-
-    Args:
-        frame: any rows.
-        wanted: by column, a value, any of several, or all others (`OtherThan`); None is null.
-    """
-    require_columns(frame, wanted)
-    for column, value in wanted.items():
-        is_unwanted = isinstance(value, OtherThan)
-        values = value.value if is_unwanted else value
-        if not isinstance(values, Collection) or isinstance(values, str):
-            values = [values]
-
-        known = [each for each in values if each is not None]
-        is_found = frame[column].isin(known)
-        if len(known) < len(values):
-            is_found |= frame[column].isna()
-        frame = frame[~is_found if is_unwanted else is_found]
-    return frame
-
-
-def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
-    """Select the row with the smallest value for each of `by`, the first of several; NaN is left out."""
-    require_columns(frame, [value, *by])
-    measured = frame.reset_index(drop=True).dropna(subset=value)
-    groups = measured.groupby([*by], dropna=False, sort=False)
-    return measured.loc[groups[value].idxmin()]
-
-
-def put_in_order(frame: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:
-    """Put the rows in the order in which `values` has those of a column; rows with another value come last."""
-    require_columns(frame, [column])
-    places = {value: place for place, value in enumerate(values)}
-    return frame.sort_values(column, key=lambda cells: cells.map(places), kind="stable")
-
-
-def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
-    """Find a number in the names of the rows' estimators: of `window(k=20)`, `k` is 20.
-
-    Args:
-        frame: any rows with an estimator.
-        name: the parameter.
-        of: the estimator that it is a parameter of; any, by default.
-
-    Returns:
-        [rows]: NaN where the estimator has no such parameter, or it is no number.
-    """
-    require_columns(frame, ["estimator"])
-    values = []
-    for text in frame["estimator"]:
-        estimator = EstimatorName.parse(text)
-        is_wanted = of in ("", estimator.base)
-        values.append(estimator.parameters.get(name) if is_wanted else None)
-    found = pd.Series(values, frame.index, dtype=object)
-    numbers = pd.to_numeric(found, errors="coerce")
-    return numbers.astype(float)
-
-
-def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Add the name of their panel to the rows, such as `batch size {batch_size}, layer {depth}`.
-
-    They are sorted by what it names, the first before the second: numbers, and words in order of appearance.
-    """
-    columns = re.findall(r"\{([^{}]+)\}", name)
-    require_columns(frame, columns)
-
-    def rank(values: pd.Series) -> Any:
-        return values if pd.api.types.is_numeric_dtype(values) else pd.factorize(values)[0]
-
-    ordered = frame.sort_values(columns, key=rank, kind="stable")
-    template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
-    cells = [ordered[column] for column in columns]
-    return ordered.assign(panel=[template.format(*row) for row in zip(*cells, strict=True)])
 
 
 def paired(

@@ -156,17 +156,6 @@ def test_another_training_is_measured_again(copied: Path, tmp_path: Path, monkey
     assert_same_rows(copied, tmp_path / "alone")
 
 
-def test_a_training_that_diverges(tmp_path: Path) -> None:
-    """Rows before it are kept."""
-    sweep_small(tmp_path, "optimizer.lr=1e4", "optimizer.schedule=constant", "evaluate_at=[1,1.0]")
-
-    tables = load("adhoc", tmp_path)
-    (row,) = tables["runs"].to_dict("records")
-    assert row["status"] == "diverged"
-    assert row["last_step"] == len(pd.read_parquet(find_network(tmp_path) / "log.parquet")) < 40
-    assert set(tables["gaps"]["step"]) == {1}
-
-
 def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no luck")

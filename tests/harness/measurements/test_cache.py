@@ -19,7 +19,7 @@ from bnlab import estimators
 from bnlab.harness import jobs, load
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.errors import JobError, UserError
+from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
 from bnlab.harness.measurements import cache, estimates, find_measurement, list_names
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
@@ -191,21 +191,6 @@ def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]
     assert after["ema"]["mean_gap"].to_list() == before["ema"]["mean_gap"].to_list()
     assert set(after["halved"]["step"]) == {40}
     assert not set(after["halved"]["mean_gap"]) & set(before["halved"]["mean_gap"])
-
-
-def test_an_own_estimator_that_fails(copied: Config, module: Callable[..., list[str]]) -> None:
-    """Before training, if it fails on a short stream; else alone."""
-    sources = parse_subjects(module("1 / 0"), [0.1], "train")
-    with pytest.raises(UserError, match=r"fails on 8 batches: .*my_est.*\.py:10: ZeroDivisionError"):
-        try_estimators(sources)
-
-    later = module("1.0 if len(stream) < 9 else float(open('nowhere').read())")
-    settings = replace(copied, estimator=["ema", *later])
-    prepare([settings])
-    with pytest.raises(JobError, match=r"halved.*\.py:10: FileNotFoundError"):
-        execute(settings)
-
-    assert set(load("adhoc", copied.results)["gaps"]["estimator"]) == {"ema"}
 
 
 @pytest.mark.parametrize("name", ["exact", "stale", "test_batch", "ema"])

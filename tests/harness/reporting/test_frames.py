@@ -19,15 +19,12 @@ from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
     average,
-    best_on_average,
     find_largest_gap,
     find_parameter,
     gap_over_layers,
     interval,
-    locate_minimum,
     lowest,
     name_panels,
-    other_seeds,
     over_best,
     paired,
     put_in_order,
@@ -117,11 +114,6 @@ def test_averages() -> None:
     np.testing.assert_allclose(geometric, [2.0, np.nan, 3.0])
 
 
-def test_the_best_momentum_on_average() -> None:
-    frame = rows(TABLES, "evaluations", 1.0, estimator="ema")
-    assert best_on_average(frame, "accuracy", ["batch_size"])["momentum"].unique().tolist() == [0.5]
-
-
 values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8).filter(lambda x: np.std(x) > 1e-6)
 
 
@@ -152,35 +144,38 @@ def test_geometric_intervals_are_those_of_logarithms() -> None:
     (found,) = interval(frame, "mean_gap", (), average="layer", geometric=True).to_dict("records")
 
     wanted = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    assert found["mean"] == pytest.approx(np.exp(logs.mean()))
-    assert found["low"] == pytest.approx(np.exp(wanted.low))
-    assert found["high"] == pytest.approx(np.exp(wanted.high))
-    assert found["error"] == pytest.approx(stats.sem(logs))
-    assert found["log"]
-    assert not found["share"]
+    of_logs = [*np.log([found["mean"], found["low"], found["high"]]), found["error"]]
+    assert of_logs == pytest.approx([logs.mean(), wanted.low, wanted.high, stats.sem(logs)])
+    assert (found["log"], found["share"]) == (True, False)
 
 
-def test_an_interval_of_a_share_is_that_of_a_binomial() -> None:
-    frame = pd.DataFrame({"seed": range(5), "x": [True, True, True, True, False]})
+OF_FOUR_IN_FIVE = stats.binomtest(4, 5).proportion_ci(0.95)
+ENDS = [
+    # a column, its values in two or more seeds, a scale; the ends of the interval, or None where they are not cut
+    ("x", [True, True, True, True, False], 1, OF_FOUR_IN_FIVE.low, OF_FOUR_IN_FIVE.high),
+    ("accuracy", [0.9, 1.0], 1, None, 1.0),
+    ("accuracy", [0.0, 0.1], 100, 0.0, None),
+    ("accuracy", [0.5, 0.6], -100, -100.0, 0.0),
+    ("accuracy", [90.0, 92.0], 1, None, None),  # in percent, of a user's own
+    ("x", [2.0, np.nan], 1, np.nan, np.nan),
+]
 
-    (found,) = interval(frame, "x", ()).to_dict("records")
 
-    wanted = stats.binomtest(4, 5).proportion_ci(0.95)
-    assert found["share"]
-    assert found["low"] == pytest.approx(wanted.low)
-    assert found["high"] == pytest.approx(wanted.high)
+@pytest.mark.parametrize(("column", "values", "scale", "low", "high"), ENDS)
+def test_where_an_interval_ends(
+    column: str, values: list[float], scale: float, low: float | None, high: float | None
+) -> None:
+    """Shares of seeds are binomial, accuracies lie between none and all of the images, one seed has no interval."""
+    frame = pd.DataFrame({"seed": range(len(values)), column: values})
 
+    (found,) = interval(frame, column, (), scale=scale).to_dict("records")
 
-@pytest.mark.parametrize("scale", [1, 100, -100])
-def test_an_interval_of_accuracies_ends_at_none_and_all_of_the_images(scale: float) -> None:
-    frame = pd.DataFrame({"seed": [0, 1] * 3, "size": [1, 1, 2, 2, 3, 3], "accuracy": [0.9, 1.0, 0.0, 0.1, 0.5, 0.6]})
-
-    found = interval(frame, "accuracy", ["size"], scale=scale)
-
-    bounds = (found[["low", "high"]] / scale).to_numpy()
-    assert bounds.min() == 0
-    assert bounds.max() == 1
-    assert 0 <= found["low"].iloc[2] / scale <= 1
+    assert found["n"] == np.isfinite(np.array(values, float)).sum()
+    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    uncut = scale * np.nanmean(values) + abs(scale) * half * np.array([-1, 1])
+    ends = [uncut[0] if low is None else low, uncut[1] if high is None else high]
+    assert [found["low"], found["high"]] == pytest.approx(ends, nan_ok=True)
+    assert found["share"] == (values[0] is True)
 
 
 def test_a_difference_of_accuracies_may_be_below_none() -> None:
@@ -188,32 +183,15 @@ def test_a_difference_of_accuracies_may_be_below_none() -> None:
     frame = accuracies.melt(var_name="estimator", value_name="accuracy").assign(seed=[0, 1] * 2, run=["a", "b"] * 2)
 
     gains = paired(frame, "accuracy")
-    averaged = average(gains, "accuracy", ["seed"])
-    for rows_of_gains in (gains, averaged):
-        (found,) = interval(rows_of_gains, "accuracy", ()).to_dict("records")
-        assert found["low"] < 0
 
-
-def test_own_accuracies_in_percent_stay_and_one_seed_has_no_interval() -> None:
-    (percent,) = interval(pd.DataFrame({"seed": [0, 1], "accuracy": [90.0, 92.0]}), "accuracy", ()).to_dict("records")
-    assert percent["low"] < percent["mean"] == 91 < percent["high"]
-
-    (one,) = interval(pd.DataFrame({"seed": [0, 1], "x": [2.0, np.nan]}), "x", ()).to_dict("records")
-    assert one["mean"] == 2
-    assert one["n"] == 1
-    assert np.isnan(one["low"])
+    for compared in (gains, average(gains, "accuracy", ["seed"])):
+        assert interval(compared, "accuracy", ())["low"].item() < 0
 
 
 def test_one_seed_has_one_row() -> None:
     frame = rows(TABLES, "gaps", 1.0, layer="2")
     with pytest.raises(UserError, match=r"several rows of batch size 4, seed 0, which differ in momentum 0.1, 0.5;"):
         interval(frame, "mean_gap", ["batch_size"])
-
-
-def test_other_seeds_are_all_but_ones_own() -> None:
-    frame = pd.DataFrame({"by": 0, "seed": [0, 1, 2], "x": [1.0, 2.0, 6.0]})
-    assert other_seeds(frame, ["x"], ["by"])["x"].tolist() == [4.0, 3.5, 1.5]
-    assert other_seeds(frame[:1], ["x"], ["by"]).empty
 
 
 LOST = [-0.02, -0.01, -0.03, -0.01, -0.04, -0.01]
@@ -258,25 +236,25 @@ def test_times_the_best_momentum() -> None:
     assert found.groupby("momentum")["mean_gap"].unique().map(list).to_dict() == {0.1: [1.0], 0.5: [5.0]}
 
 
-def test_a_score_compares() -> None:
-    by = ("panel", "batch_size")
-    lost = score("evaluations", "accuracy", by, at=1.0, against="exact", scale=-100, estimator="ema", momentum=0.1)
-
-    found = lost(TABLES)
-
-    assert found["mean"].tolist() == pytest.approx([3.0, 3.0])
-
-
-def test_a_score_of_own_rows_averages() -> None:
-    by = ("panel", "batch_size")
-    own = score(lambda tables: rows(tables, "gaps", 1.0), "mean_gap", by, average=("layer", "momentum"), batch_size=4)
-    assert own(TABLES)["mean"].tolist() == pytest.approx([np.mean([1, 2, 4]) * 0.3 * 2.5])
+SCORES: list[tuple[Any, dict[str, Any], float]] = [
+    # a table or rows, what is asked of them, and each mean
+    ("evaluations", {"against": "exact", "scale": -100, "estimator": "ema", "momentum": 0.1}, 3.0),
+    (lambda tables: rows(tables, "gaps", 1.0), {"average": ("layer", "momentum"), "batch_size": 4},
+     np.mean([1, 2, 4]) * 0.3 * 2.5),
+    # what is compared is selected by all columns in which it differs from the reference
+    ("gaps", {"against": 1, "along": "depth", "ratio": True, "layer": "10", "average": "momentum"}, 4.0),
+]  # fmt: skip
 
 
-def test_a_score_selects_what_is_compared_by_all_columns_in_which_it_differs_from_the_reference() -> None:
-    deeper = score("gaps", "mean_gap", ("momentum",), at=1.0, against=1, along="depth", ratio=True, layer="10",
-                   average="batch_size")  # fmt: skip
-    assert deeper(TABLES)["mean"].tolist() == pytest.approx([4.0, 4.0])
+@pytest.mark.parametrize(("source", "asked", "mean"), SCORES)
+def test_a_score_selects_compares_and_averages(source: Any, asked: dict[str, Any], mean: float) -> None:
+    value = "accuracy" if source == "evaluations" else "mean_gap"
+    shares = {"at": 1.0} if isinstance(source, str) else {}
+
+    found = score(source, value, ("panel", "batch_size"), **shares, **asked)(TABLES)
+
+    assert len(found) == 2 - ("batch_size" in asked)
+    assert found["mean"].tolist() == pytest.approx([mean] * len(found))
 
 
 def layers(**gaps: list[float]) -> pd.DataFrame:
@@ -334,21 +312,6 @@ def test_ratios_are_averaged_geometrically_over_the_layers_behind_the_first() ->
     frame = layers(a=[100.0, 2.0, 8.0]).assign(seed=0)
     found = score(lambda tables: frame, "gap", ("size",), **RATIO_OVER_LAYERS)({})
     assert found["mean"].tolist() == pytest.approx([4.0])
-
-
-def test_a_minimum_is_that_of_a_parabola_of_logarithms_or_the_end_of_the_sweep() -> None:
-    """log y = (log x − log 0.2)², at uneven steps, and two sweeps that are lowest at an end."""
-    x = np.array([0.01, 0.03, 0.1, 0.25, 0.5, 1.0])
-    distances = np.log(x) - np.log(0.2)
-    parabola = pd.DataFrame({"by": 0, "x": x, "y": np.exp(distances**2)})
-    falling = pd.DataFrame({"by": 1, "x": x, "y": 1 / x})
-    level = pd.DataFrame({"by": 2, "x": x, "y": 1.0})
-
-    found = locate_minimum(pd.concat([parabola, falling, level]), "x", "y", ["by"])
-
-    places = found["x"].tolist()
-    assert places == pytest.approx([0.2, 1.0, 0.01])
-    assert found["at_end"].tolist() == [False, True, True]
 
 
 def test_what_has_to_match_is_matched_always() -> None:
