@@ -23,7 +23,7 @@ from bnlab import population_statistics
 from bnlab.gaps.gap import gap
 from bnlab.harness.lab.catalogue import find_experiment
 from bnlab.harness.reporting import drawing
-from bnlab.harness.reporting.outcome import find_outcome
+from bnlab.harness.reporting.outcome import decide_outcome
 from bnlab.memory import LiveBytes
 
 REFERENCE = Path(__file__).parents[1] / "results/reference/passes"
@@ -114,6 +114,6 @@ def _keep(frame: pd.DataFrame) -> None:
         table.to_parquet(folder / f"{name}.parquet", index=False, compression="zstd")
 
     matplotlib.use("Agg")
-    outcome = find_outcome(find_experiment("passes"), tables)
+    outcome = decide_outcome(find_experiment("passes"), tables)
     for name, figure in outcome.experiment.figures.items():
         drawing.write(name, figure, tables, REFERENCE / "figures", pdf=False)

@@ -54,7 +54,7 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
         ValueError: it cannot be read or is not positive.
     """
     if memory is None:
-        return int(_SHARE * find_free_bytes(device))
+        return int(_SHARE * read_free_bytes(device))
 
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(memory))
     unit = match[2].upper() if match else ""
@@ -67,7 +67,7 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
     return limit
 
 
-def find_free_bytes(device: torch.device) -> int:
+def read_free_bytes(device: torch.device) -> int:
     """Find the bytes that are free on a device, or in the memory of the machine."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for this process's tensors

@@ -17,7 +17,7 @@ from pathlib import Path
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.catalogue import REFERENCE, find_experiment
 from bnlab.harness.lab.command import run_command
-from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, find_outcome
+from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs
 from bnlab.harness.reporting.page import render
 from bnlab.harness.reporting.tables import load
 
@@ -81,7 +81,7 @@ def _write(words: list[str]) -> int:
         raise UserError(f"{words[0]}: there is nothing to set")
     quotes = [quote for finding in list_findings() for quote in finding.list_quotes()]
     names = sorted({experiment for _, experiment, _ in quotes})
-    outcomes = [find_outcome(find_experiment(name), load(name, REFERENCE)) for name in names]
+    outcomes = [decide_outcome(find_experiment(name), load(name, REFERENCE)) for name in names]
     PAGE.write_text(write_page(outcomes), encoding="utf-8")
     print(PAGE)
     return 0

@@ -8,13 +8,13 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import (
     FIRST,
-    find_largest_gap,
     gap_over_layers,
     lowest,
     name_panels,
     put_in_order,
     rows,
     select,
+    select_largest_gap,
 )
 
 # Columns by which rows are averaged or paired
@@ -37,7 +37,7 @@ ALL_LAYERS = (
     "Root mean square over the layers behind the first; the first beside it, whose input is standardized by hand: its "
     "means stay near 0, so that it has noise and hardly any lag."
 )
-"""A sentence for captions of figures of `find_gaps`."""
+"""A sentence for captions of figures of `compute_gaps`."""
 
 
 def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line: str = "line") -> pd.DataFrame:
@@ -51,7 +51,7 @@ def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line:
     return put_in_order(told_apart, line, names.values())
 
 
-def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:
+def compute_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:
     """Average the gaps of means over layers, see `gap_over_layers`, with a panel for each share of the training.
 
     At each share the panel of the layers behind the first comes before that of the first layer.
@@ -66,13 +66,13 @@ def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -
     return name_panels(behind_first, "{panel}, {layers}")
 
 
-def find_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:
-    """Find the largest gap of each network over its layers, see `find_largest_gap`, with PyTorch's running average."""
+def select_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:
+    """Select the largest gap of each network over its layers, see `select_largest_gap`, with PyTorch's average."""
     wanted = {"estimator": "ema", "momentum": 0.1, **wanted}
-    return find_largest_gap(rows(tables, "gaps", at, **wanted), value, by)
+    return select_largest_gap(rows(tables, "gaps", at, **wanted), value, by)
 
 
-def find_picks(tables: Tables) -> pd.DataFrame:
+def select_picks(tables: Tables) -> pd.DataFrame:
     """Find the checkpoint of each network that validation accuracy with each estimator picks.
 
     Returns:

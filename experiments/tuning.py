@@ -94,7 +94,7 @@ def select_tested(tables: Tables, cell: Sequence[str]) -> Tables:
     return {**selected, "runs": tested}
 
 
-def find_collapses(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+def select_collapses(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     """Find the rows whose accuracy is below half of the median of their group.
 
     Args:

@@ -199,4 +199,4 @@ def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[s
     if is_packaged(arguments.model) and arguments.weights is None:
         yield f"{arguments.model} has its initial weights; --weights FILE loads trained ones."
     if isinstance(batches, ImageFolder) and batches.classes:
-        yield batches.tell_classes()
+        yield batches.describe_classes()

@@ -73,7 +73,7 @@ class ImageFolder:
             images = torch.stack([self._read(path) for path in self.paths[chosen]])
             yield images if self.labels is None else (images, self.labels[chosen])
 
-    def tell_classes(self) -> str:
+    def describe_classes(self) -> str:
         """Say how subfolders are numbered, which the model must know."""
         return f"The {self.classes} subfolders are classes 0 to {self.classes - 1}, in alphabetical order."
 

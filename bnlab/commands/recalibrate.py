@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(recalibration)
     if isinstance(batches, ImageFolder) and batches.classes:
-        print(batches.tell_classes())
+        print(batches.describe_classes())
     if not recalibration.written:
         return 1
 

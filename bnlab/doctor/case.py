@@ -169,7 +169,7 @@ class Case:
         mean_gap, var_gap = self.measure_gap(name, reference)
         return math.hypot(mean_gap, var_gap / math.sqrt(2))
 
-    def is_off_surely(self, name: str) -> bool:
+    def clearly_differs(self, name: str) -> bool:
         """Return whether averages differ from exact ones by more than .03, and than the noise of either explains."""
         gap = self.measure_distance(name, self.data.exact)
         chance = max(self.estimate_expected_gap(name), self.estimate_sampling_error(name))

@@ -78,9 +78,9 @@ def describe_severity(cause: Cause) -> str:
     """Say how severe what a cause finds is, and whether recalibration refuses to cover it up."""
     article = "an" if cause.severity == "error" else "a"
     known = f"where that is not known, it is {article} {cause.severity}"
-    told = f"Its severity follows what undoing it brings back; {known}."
+    reported = f"Its severity follows what undoing it brings back; {known}."
     hides = cause.kind in HIDDEN and type(cause).propose is not Cause.propose
     refuses = (
         "bnlab.recalibrate refuses where undoing it brings back as much as new statistics do, which would cover it up."
     )
-    return f"{told} {refuses}" if hides else told
+    return f"{reported} {refuses}" if hides else reported

@@ -13,7 +13,7 @@ from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.examination import CALLER, Examination
-from bnlab.doctor.examine import add_training, examine, find_training_sizes
+from bnlab.doctor.examine import add_training, examine, read_training_sizes
 from bnlab.doctor.experiment import try_undos
 from bnlab.doctor.findings import choose_known
 from bnlab.doctor.history import compare_with, read_state
@@ -27,9 +27,9 @@ from bnlab.model.layers import (
     BatchNorm,
     Extract,
     batch_norm_layers,
-    find_constant,
-    find_others,
     join_names,
+    list_constant,
+    list_others,
     require_module,
 )
 from bnlab.recording.trace import MomentTrace
@@ -100,7 +100,7 @@ def diagnose(
         model,
         layers,
         tuple(without),
-        tuple(find_others(model)),
+        tuple(list_others(model)),
         buffers,
         history=history,
         trace=trace,
@@ -122,7 +122,7 @@ def diagnose(
             if evaluate is None:
                 case = replace(case, training_score=score_training(examination, training_data))
     if training_batches is not None:
-        case = replace(case, training_sizes=find_training_sizes(training_batches, training_data, max_images))
+        case = replace(case, training_sizes=read_training_sizes(training_batches, training_data, max_images))
 
     known, skipped = choose_known([*list_causes(), *causes], case)
     experiment = None
@@ -143,7 +143,7 @@ def _note_limits(case: Case) -> list[str]:
         notes.append(f"The batches did not reach {join_names(evidence.exact.unseen)}.")
     if case.history is not None and case.history.unmatched:
         notes.append(case.history.unmatched)
-    constant = find_constant(case.model)
+    constant = list_constant(case.model)
     if constant:
         notes.append(f"Not examined, as their statistics are constants: {join_names(constant)}.")
     return notes

@@ -15,7 +15,7 @@ from bnlab.doctor.experiment import Experiment
 from bnlab.doctor.findings import Finding, Skipped
 from bnlab.doctor.undoing import EXACT
 from bnlab.doctor.verdict import Verdict
-from bnlab.doctor.words import HEADLINES, KINDS, count_things, tell_score, tell_training
+from bnlab.doctor.words import HEADLINES, KINDS, count_things, describe_score, describe_training
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,12 +178,12 @@ class Diagnosis:
         return {kind: evidence.scores.mean(kind) for kind in evidence.scores.values}
 
     def __str__(self) -> str:
-        parts = [self._tell_verdict()]
+        parts = [self._describe_verdict()]
         if self.scores:
-            parts.append(self._tell_scores())
-            parts.append(self._tell_beginning())
-        parts += [_tell_finding(finding) for finding in self.faults if finding.severity != "note"]
-        parts.append(self._tell_rest())
+            parts.append(self._describe_scores())
+            parts.append(self._describe_beginning())
+        parts += [_describe_finding(finding) for finding in self.faults if finding.severity != "note"]
+        parts.append(self._describe_rest())
         return "\n".join(filter(None, parts))
 
     __repr__ = __str__
@@ -211,7 +211,7 @@ class Diagnosis:
             return "labels do not fit the outputs, so no verdict"
         return "no labels and no evaluate=, so no verdict"
 
-    def _tell_verdict(self) -> str:
+    def _describe_verdict(self) -> str:
         counted = count_things(len(self.case.layers), "batch norm")
         if self.judged is not None:
             return _wrap(f"{self.headline} ({counted}). {self.reason}")
@@ -220,27 +220,27 @@ class Diagnosis:
             return _wrap(f"{self.headline} in {without}: {self.reason}.")
         return f"{self.headline} in {counted} ({self.reason})."
 
-    def _tell_scores(self) -> str:
+    def _describe_scores(self) -> str:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
         scores = self.case.evidence.scores
-        told = [f"{tell_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
-        line = f"{scores.metric}: {', '.join(told)}."
+        reported = [f"{describe_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
+        line = f"{scores.metric}: {', '.join(reported)}."
         if self.case.training_score is None:
             return _wrap(line)
-        return _wrap(f"{line} {tell_training(self.case.training_score, scores)}")
+        return _wrap(f"{line} {describe_training(self.case.training_score, scores)}")
 
-    def _tell_beginning(self) -> str:
+    def _describe_beginning(self) -> str:
         """Say from which layer on, in order of the data, averages do not fit; "" where all do, or it is all of them."""
         names = self.case.seen
-        off = [name for name in names if self.case.is_off_surely(name)]
+        off = [name for name in names if self.case.clearly_differs(name)]
         if self.verdict in (None, "healthy", "undecided") or not off or off[0] == names[0]:
             return ""
         before = names[names.index(off[0]) - 1]
         between = list_between(self.case.model, before, off[0])
-        told = f"Averages fit up to {before}, and not from {off[0]} on"
-        return _wrap(f"{told}; between them: {', '.join(between)}." if between else f"{told}.")
+        reported = f"Averages fit up to {before}, and not from {off[0]} on"
+        return _wrap(f"{reported}; between them: {', '.join(between)}." if between else f"{reported}.")
 
-    def _tell_rest(self) -> str:
+    def _describe_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
         codes = [finding.cause.code for finding in self.faults if finding.severity == "note"]
         if self.verdict == "healthy" and self.case.expected is None:
@@ -310,7 +310,7 @@ def list_between(model: nn.Module, first: str, last: str) -> list[str]:
     return leaves[leaves.index(first) + 1 : leaves.index(last)][:5]
 
 
-def _tell_finding(finding: Finding) -> str:
+def _describe_finding(finding: Finding) -> str:
     """Write a finding: what and where, the evidence, what it means and what to do; a line for each thing to check."""
     where = _name_layers(finding.layers)
     head = f"{finding.cause.code} {finding.severity}: {finding.cause.title}{where}"

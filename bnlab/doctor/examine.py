@@ -79,7 +79,7 @@ def add_training(case: Case, examination: Examination, data: list[Any]) -> Case:
     return replace(case, training=exact, training_view=view, outlier=_find_outlier(data))
 
 
-def find_training_sizes(batches: Any, data: list[Any] | None, max_images: int | None) -> tuple[int, int] | None:
+def read_training_sizes(batches: Any, data: list[Any] | None, max_images: int | None) -> tuple[int, int] | None:
     """Find how many images are in the last training batch of an epoch, and in a full one: the smallest of the others.
 
     Args:

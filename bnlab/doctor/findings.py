@@ -69,11 +69,11 @@ def find_explained(trials: Iterable[Trial], experiment: Experiment, case: Case, 
         cause = trial.cause
         gain = experiment.measure_score(trial).value if experiment.has_labels else math.nan
         described = cause.describe(case, trial.undo.layers)
-        told = [trial.undo.words] if trial.is_proposed else []
+        reported = [trial.undo.words] if trial.is_proposed else []
         if trial.undo.shared and described:
-            told.append(described)
+            reported.append(described)
         severity: Severity = "warning" if math.isnan(gain) else grade_cost(gain, worth)
-        findings.setdefault(cause.code, Finding(cause, trial.undo.layers, ": ".join(told), severity, gain))
+        findings.setdefault(cause.code, Finding(cause, trial.undo.layers, ": ".join(reported), severity, gain))
     return list(findings.values())
 
 

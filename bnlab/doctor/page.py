@@ -12,7 +12,7 @@ from typing import Any
 from bnlab.doctor.findings import Finding
 from bnlab.doctor.scores import Scores
 from bnlab.doctor.verdict import ELSEWHERE
-from bnlab.doctor.words import KINDS, count_things, tell, tell_number, tell_score, tell_training
+from bnlab.doctor.words import KINDS, count_things, describe_number, describe_score, describe_training, tell
 
 _TONES = {"healthy": "good", "undecided": "open", "mode": "fair", "note": "open", "warning": "fair"}
 """Verdict or severity → its colour; that of all others is "bad"."""
@@ -65,13 +65,13 @@ def _write_scores(scores: Scores, training_score: float | None) -> Iterator[str]
     rows = []
     for kind in scores.values:
         gain = "" if kind == "running" else tell(scores.compare(kind, "running"), scores)
-        rows.append([KINDS[kind], tell_score(scores.mean(kind), scores), gain])
+        rows.append([KINDS[kind], describe_score(scores.mean(kind), scores), gain])
     yield _make_table(["predicting with", scores.metric, "gain [95%]"], rows, "scores")
     if scores.commonest is not None:
-        always = tell_score(scores.commonest, scores)
+        always = describe_score(scores.commonest, scores)
         yield f'<p class="soft small">Always naming the commonest class would score {always}.</p>'
     if training_score is not None:
-        yield f"<p>{escape(tell_training(training_score, scores))}</p>"
+        yield f"<p>{escape(describe_training(training_score, scores))}</p>"
 
 
 def _write_findings(findings: Sequence[Finding]) -> Iterator[str]:
@@ -101,9 +101,9 @@ def _write_trials(table: Any, scores: Scores | None) -> Iterator[str]:
     shown = table[(table.index < _MOST_TRIALS) | table["chosen"]]
     rows = []
     for row in shown.to_dict("records"):
-        low, gain, high = (tell_number(row[column], 2) for column in ("low", "likelihood_gain", "high"))
-        cells = [escape(row["undone"]), f"{gain} [{low}, {high}]", tell_number(row["degrees"])]
-        rows.append(cells if scores is None else [cells[0], tell_score(row["score"], scores), *cells[1:]])
+        low, gain, high = (describe_number(row[column], 2) for column in ("low", "likelihood_gain", "high"))
+        cells = [escape(row["undone"]), f"{gain} [{low}, {high}]", describe_number(row["degrees"])]
+        rows.append(cells if scores is None else [cells[0], describe_score(row["score"], scores), *cells[1:]])
 
     titles = ["undone", "gap taken away [95%]", "free numbers"]
     if scores is not None:
@@ -120,9 +120,9 @@ def _write_trials(table: Any, scores: Scores | None) -> Iterator[str]:
 def _write_layers(table: Any) -> Iterator[str]:
     """Write a table of the layers, with a bar for each gap, and without columns that are empty or say "eval" only."""
     columns = {}
-    for name, (title, tell_cell) in _COLUMNS.items():
+    for name, (title, describe_cell) in _COLUMNS.items():
         values = [*table[name]] if name in table else []
-        cells = [escape(tell_cell(value)) for value in values]
+        cells = [escape(describe_cell(value)) for value in values]
         if not {*cells} - {"", "eval"}:
             continue
         if name in _BARS:
@@ -144,36 +144,36 @@ def _draw_bar(gap: float, style: str) -> str:
     return f'<span class="bar {style}" style="width:{decades:.2f}em"></span>'
 
 
-def _tell_name(name: str) -> str:
+def _describe_name(name: str) -> str:
     return name or "the model"
 
 
-def _tell_gap(gap: float) -> str:
-    return "" if math.isnan(gap) else tell_number(gap)
+def _describe_gap(gap: float) -> str:
+    return "" if math.isnan(gap) else describe_number(gap)
 
 
-def _tell_updates(updates: float) -> str:
+def _describe_updates(updates: float) -> str:
     return "not counted" if math.isnan(updates) else f"{updates:,.0f}"
 
 
-def _tell_momentum(momentum: float | None) -> str:
-    return "cumulative" if momentum is None or math.isnan(momentum) else tell_number(momentum)
+def _describe_momentum(momentum: float | None) -> str:
+    return "cumulative" if momentum is None or math.isnan(momentum) else describe_number(momentum)
 
 
-def _tell_mode(is_training: bool) -> str:
+def _describe_mode(is_training: bool) -> str:
     return "train" if is_training else "eval"
 
 
 _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
-    "layer": ("layer", _tell_name),
+    "layer": ("layer", _describe_name),
     "codes": ("findings", str),
-    "mean_gap": ("mean off, σ", _tell_gap),
-    "var_gap": ("variance off, |log ratio|", _tell_gap),
-    "noise": ("noise ratio", _tell_gap),
-    "updates": ("updates", _tell_updates),
-    "momentum": ("momentum", _tell_momentum),
+    "mean_gap": ("mean off, σ", _describe_gap),
+    "var_gap": ("variance off, |log ratio|", _describe_gap),
+    "noise": ("noise ratio", _describe_gap),
+    "updates": ("updates", _describe_updates),
+    "momentum": ("momentum", _describe_momentum),
     "channels": ("channels", "{:,}".format),
-    "training": ("mode", _tell_mode),
+    "training": ("mode", _describe_mode),
 }
 """Columns of the table of layers, as the page calls and writes them; on a telephone the first ones are seen."""
 _BARS = {"mean_gap": "mean", "var_gap": "var"}

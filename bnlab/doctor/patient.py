@@ -66,7 +66,7 @@ class Patient:
     @cached_property
     def fits_first(self) -> bool:
         """Whether the first layer's averages fit these images, so that nothing was done to these."""
-        return not self.case.is_off_surely(self.first)
+        return not self.case.clearly_differs(self.first)
 
     @cached_property
     def answer(self) -> Answer | None:

@@ -21,7 +21,7 @@ from bnlab.doctor.probe import find_unread
 from bnlab.doctor.scores import Difference, Evaluate, Scores, find_labels, require_evaluate
 from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import Undo, write_statistics
-from bnlab.doctor.words import count_things, tell_gain, tell_score
+from bnlab.doctor.words import count_things, describe_gain, describe_score
 from bnlab.exact.population import require_amount
 from bnlab.model.batches import Forward, count_images, require_batches, require_forward
 from bnlab.model.layers import Extract, batch_norm_layers, join_names, match_names, strip_wrappers
@@ -114,10 +114,10 @@ class Recalibration:
             lines = [f"Recalibrated {count_things(len(self.layers), 'batch-norm layer')}: {self.reason}."]
         scores, gain = self.scores, self.gain
         if scores is not None and gain is not None:
-            before = tell_score(scores.mean("running"), scores)
-            after = tell_score(scores.mean("exact"), scores)
-            told = f"New statistics {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}."
-            lines.append(f"{scores.metric}: {before} before, {after} after. {told}")
+            before = describe_score(scores.mean("running"), scores)
+            after = describe_score(scores.mean("exact"), scores)
+            reported = f"New statistics {describe_gain(gain, scores)} on {count_things(gain.images, 'image')}."
+            lines.append(f"{scores.metric}: {before} before, {after} after. {reported}")
 
         left = []
         if self.frozen:
@@ -316,8 +316,8 @@ def _find_hidden(
     if not is_shown or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause
-    told = chosen[0].undo.words
-    return f"{cause.code}, {cause.title} ({told}); bnlab.doctor.explain({cause.code!r}) says what to do"
+    reported = chosen[0].undo.words
+    return f"{cause.code}, {cause.title} ({reported}); bnlab.doctor.explain({cause.code!r}) says what to do"
 
 
 def _judge(
@@ -340,5 +340,5 @@ def _judge(
 
     if check is None or is_exact:
         return is_wanted, reason
-    told = _NOT_EXACT.format(layer=check.layer)
-    return is_wanted, f"{reason}, although {told}" if is_wanted else f"{told}; {reason}"
+    reported = _NOT_EXACT.format(layer=check.layer)
+    return is_wanted, f"{reason}, although {reported}" if is_wanted else f"{reported}; {reason}"

@@ -201,8 +201,8 @@ def describe_misfit(output: Any, labels: Tensor) -> str:
         return f"{list(tensor.shape)} of {kind}"
 
     logits = _find_logits(output)
-    told = f"a {type(output).__name__}" if logits is None else describe(logits)
-    return f"Labels {describe(labels)} cannot be compared with outputs {told}: pass evaluate=."
+    reported = f"a {type(output).__name__}" if logits is None else describe(logits)
+    return f"Labels {describe(labels)} cannot be compared with outputs {reported}: pass evaluate=."
 
 
 def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:

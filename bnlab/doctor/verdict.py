@@ -25,7 +25,7 @@ from bnlab.doctor.findings import (
 from bnlab.doctor.lag import compare_with_drift
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Kind
-from bnlab.doctor.words import count_things, round_up, tell, tell_gain, tell_score
+from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
 
 Word = Literal["averages", "averages or images", "images", "network", "mode", "batches", "healthy", "undecided"]
 
@@ -68,15 +68,15 @@ def conclude(
     scores = None if case.evidence is None else case.evidence.scores
     if scores is None:
         explained = _explain_without_scores(case, experiment, causes)
-        return None, sort_findings([*explained, *_find_others(case, causes, explained)])
+        return None, sort_findings([*explained, *_list_others(case, causes, explained)])
 
     if case.expected is not None and case.expected > 1 and scores.are_shares:
         raise ValueError(f"{CALLER}: expected={case.expected!r}, but scores are shares here; pass one between 0 and 1")
-    least = find_worth(scores, worth)
+    least = compute_worth(scores, worth)
     judged = judge(case, scores, experiment, least)
     is_poor = is_near_chance(scores) and not case.is_as_constructed
     explained = _explain(case, judged, experiment, causes, least, is_poor)
-    others = _find_others(case, causes, explained)
+    others = _list_others(case, causes, explained)
     if judged.word == "mode":
         others = [_add_cost_of_mode(finding, scores, least) for finding in others]
     findings = sort_findings([*explained, *others])
@@ -115,7 +115,7 @@ def _explain_without_scores(case: Case, experiment: Experiment | None, causes: S
     return find_harmless(causes, case, is_known=False)
 
 
-def _find_others(case: Case, causes: Sequence[Cause], explained: Sequence[Finding]) -> list[Finding]:
+def _list_others(case: Case, causes: Sequence[Cause], explained: Sequence[Finding]) -> list[Finding]:
     return find_signs(causes, case, [finding.cause.code for finding in explained])
 
 
@@ -146,7 +146,7 @@ def _let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool
     return judged
 
 
-def find_worth(scores: Scores, worth: float | None) -> float:
+def compute_worth(scores: Scores, worth: float | None) -> float:
     """Find the smallest difference that matters: the caller's; half a point of shares; else by the metric's spread."""
     if worth is not None:
         return worth
@@ -171,7 +171,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
     if not math.isfinite(gain.value):
         return _judge_not_finite(scores, gain)
     if _is_mode(case, scores, worth) and not case.is_as_constructed:
-        return Verdict("mode", _tell_mode(case, scores), gain)
+        return Verdict("mode", _describe_mode(case, scores), gain)
 
     best = None if experiment is None else experiment.best
     if experiment is not None and best is not None:
@@ -181,7 +181,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
 
     reached = scores.best
     if _is_bad(reached, scores, case.expected):
-        sentence = _tell_bad(reached, scores, case.expected)
+        sentence = _describe_bad(reached, scores, case.expected)
         if case.is_as_constructed:
             sentence = f"{sentence} {_AS_CONSTRUCTED}"
         return Verdict("network", sentence, gain)
@@ -189,8 +189,8 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
     if experiment is not None and best is not None:
         high = max(high, experiment.measure_score(best).high)
     if high > _SURE * worth:
-        return Verdict("undecided", _tell_undecided(gain, scores, worth), gain)
-    sentence = f"Exact statistics of {count_things(gain.images, 'image')} {tell_gain(gain, scores)}."
+        return Verdict("undecided", _describe_undecided(gain, scores, worth), gain)
+    sentence = f"Exact statistics of {count_things(gain.images, 'image')} {describe_gain(gain, scores)}."
     has_learnt_with_them = not any(case.is_initial(name) for name in case.seen)
     if gain.high < -worth and has_learnt_with_them:
         sentence = f"{sentence} {_CONSTANTS}"
@@ -204,11 +204,11 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
     others = {_find_kind(trial) for trial in rivals} - kinds
     if not others:  # the fault is in the same place either way
         rivals = []
-    sentence = _tell_trials([*chosen, *rivals], experiment, scores)
+    sentence = _describe_trials([*chosen, *rivals], experiment, scores)
     if others:
-        told = " or ".join(sorted(kinds | others))
+        reported = " or ".join(sorted(kinds | others))
         needed = round_up(4 * experiment.as_is.shape[1])
-        sentence = f"{sentence} Too few images to tell these apart ({told}); about {needed:,} would."
+        sentence = f"{sentence} Too few images to tell these apart ({reported}); about {needed:,} would."
         return Verdict("undecided", sentence, gain, chosen=[*chosen, *rivals])
 
     word: Word = "averages"
@@ -220,7 +220,7 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
     if word == "averages" and is_unexplained and _may_be_images(case, chosen):
         word = "averages or images"
         sentence = f"{sentence} {_FIRST_OFF}"
-    return Verdict(word, sentence + _tell_low(scores, case.expected), gain, chosen=chosen)
+    return Verdict(word, sentence + _describe_low(scores, case.expected), gain, chosen=chosen)
 
 
 def _find_kind(trial: Trial) -> Kind:
@@ -237,14 +237,16 @@ def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
     drift = compare_with_drift(case, case.seen)
     if drift is not None and drift.is_lag:
         return False
-    return replaces_first and case.is_off_surely(first) and not case.remembers_start(first)
+    return replaces_first and case.clearly_differs(first) and not case.remembers_start(first)
 
 
 def _judge_not_finite(scores: Scores, gain: Difference) -> Verdict:
     """Judge scores of which some are NaN or infinite."""
     exact = scores.mean("exact")
     if math.isfinite(exact):
-        sentence = f"Scores under running averages are not finite. Exact statistics reach {tell_score(exact, scores)}."
+        sentence = (
+            f"Scores under running averages are not finite. Exact statistics reach {describe_score(exact, scores)}."
+        )
         return Verdict("averages", sentence, gain)
     return Verdict("network", "Scores under exact statistics are not finite.", gain)
 
@@ -257,25 +259,25 @@ def _is_mode(case: Case, scores: Scores, worth: float) -> bool:
     return scores.compare("running", "batch").low > worth
 
 
-def _tell_mode(case: Case, scores: Scores) -> str:
+def _describe_mode(case: Case, scores: Scores) -> str:
     training = case.select(lambda name: case.layers[name].training)
     where = "All are" if len(training) == len(case.layers) else f"{len(training)} are"
-    now = tell_score(scores.mean("batch"), scores)
-    in_eval = tell_score(scores.mean("running"), scores)
+    now = describe_score(scores.mean("batch"), scores)
+    in_eval = describe_score(scores.mean("running"), scores)
     return (
         f"{where} in train mode, where {scores.metric.lower()} is {now}; in eval mode it is {in_eval}. Call "
         "model.eval()."
     )
 
 
-def _tell_trials(trials: Sequence[Trial], experiment: Experiment, scores: Scores) -> str:
+def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Scores) -> str:
     """Write what undoing the causes brings back."""
     first = trials[0]
     gain = experiment.measure_score(first)
     causes = dict.fromkeys(trial.cause for trial in trials)
     undone = " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
-    before = tell_score(float(experiment.as_is[0].mean()), scores)
-    after = tell_score(float(first.values[0].mean()), scores)
+    before = describe_score(float(experiment.as_is[0].mean()), scores)
+    after = describe_score(float(first.values[0].mean()), scores)
     counted = count_things(gain.images, "image")
     return (
         f"Undoing {undone} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
@@ -297,25 +299,25 @@ def _is_bad(score: float, scores: Scores, expected: float | None) -> bool:
     return score <= scores.commonest or math.isclose(score, scores.commonest)  # they are added up in another order
 
 
-def _tell_bad(reached: float, scores: Scores, expected: float | None) -> str:
+def _describe_bad(reached: float, scores: Scores, expected: float | None) -> str:
     if expected is not None:
-        bar = f"{tell_score(expected, scores)} is expected"
+        bar = f"{describe_score(expected, scores)} is expected"
     else:
         assert scores.commonest is not None
-        bar = f"always naming the commonest class scores {tell_score(scores.commonest, scores)}"
-    return f"Nothing that was tried brings it above {tell_score(reached, scores)}, where {bar}."
+        bar = f"always naming the commonest class scores {describe_score(scores.commonest, scores)}"
+    return f"Nothing that was tried brings it above {describe_score(reached, scores)}, where {bar}."
 
 
-def _tell_low(scores: Scores, expected: float | None) -> str:
+def _describe_low(scores: Scores, expected: float | None) -> str:
     """Say where else to look if the best statistics leave the score below what is expected; empty where not."""
     best = scores.best
     if expected is None or best >= expected:
         return ""
-    return f" If {tell_score(best, scores)}, the best under any statistics, is too low, look also at {ELSEWHERE}."
+    return f" If {describe_score(best, scores)}, the best under any statistics, is too low, look also at {ELSEWHERE}."
 
 
-def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:
-    told = f"Exact statistics {tell_gain(gain, scores)} on {count_things(gain.images, 'image')}"
+def _describe_undecided(gain: Difference, scores: Scores, worth: float) -> str:
+    reported = f"Exact statistics {describe_gain(gain, scores)} on {count_things(gain.images, 'image')}"
     half = (gain.high - gain.low) / 2
     wanted = "more images"
     if math.isfinite(half):
@@ -323,4 +325,4 @@ def _tell_undecided(gain: Difference, scores: Scores, worth: float) -> str:
         power = 1 if is_unchanged else 2  # intervals of images that do not change fall with their number
         needed = gain.images * (half / worth) ** power
         wanted = f"about {round_up(needed):,} images"
-    return f"{told}: too few images to tell; {wanted} would."
+    return f"{reported}: too few images to tell; {wanted} would."

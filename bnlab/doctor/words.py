@@ -29,11 +29,11 @@ def count_things(count: int, thing: str) -> str:
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
-def tell_number(value: float, digits: int = 3) -> str:
+def describe_number(value: float, digits: int = 3) -> str:
     """Write a number with so many significant digits and no exponent where it is large: "0.0312", "1.3", "1,340"."""
-    told = f"{value:z.{digits}g}"
-    is_large = math.isfinite(value) and abs(float(told)) >= 10**digits
-    return f"{float(told):,.0f}" if is_large else told
+    reported = f"{value:z.{digits}g}"
+    is_large = math.isfinite(value) and abs(float(reported)) >= 10**digits
+    return f"{float(reported):,.0f}" if is_large else reported
 
 
 def round_up(count: float) -> int:
@@ -42,7 +42,7 @@ def round_up(count: float) -> int:
     return math.ceil(count / unit) * unit
 
 
-def tell_gain(gain: Difference, scores: Scores) -> str:
+def describe_gain(gain: Difference, scores: Scores) -> str:
     """Write a gain with its interval, or, where it is negative, a loss: "lose 0.2 points [-0.3, 0.7]"."""
     if not _tell_difference(gain.value, scores).startswith("-"):
         return f"gain {tell(gain, scores)}"
@@ -59,21 +59,21 @@ def tell(difference: Difference, scores: Scores) -> str:
 
 def _tell_difference(value: float, scores: Scores) -> str:
     """Write a difference of scores: points with one decimal, or three significant digits."""
-    return f"{100 * value:z.1f}" if scores.are_shares else tell_number(value)
+    return f"{100 * value:z.1f}" if scores.are_shares else describe_number(value)
 
 
-def tell_score(value: float, scores: Scores) -> str:
+def describe_score(value: float, scores: Scores) -> str:
     """Write a mean score, in percent where scores are shares."""
     return f"{100 * value:.1f}%" if scores.are_shares else f"{value:.4g}"
 
 
-def tell_training(on_training: float, scores: Scores) -> str:
+def describe_training(on_training: float, scores: Scores) -> str:
     """Say how the training batches score as the model is, and what it means if that is much more than these do."""
-    told = f"On the training batches {tell_score(on_training, scores)}, as the model is."
+    reported = f"On the training batches {describe_score(on_training, scores)}, as the model is."
     best = scores.best
     if on_training - best > _LOST_ON_NEW_IMAGES:
-        told = (
-            f"{told} The network does not generalize to these images: they differ from the training images, or those "
-            "were too few."
+        reported = (
+            f"{reported} The network does not generalize to these images: they differ from the training images, or "
+            "those were too few."
         )
-    return told
+    return reported

@@ -16,7 +16,7 @@ from torch import nn
 
 from bnlab.exact.measurement import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
 from bnlab.exact.task import CALLER, Ranks, Task
-from bnlab.memory import find_free_bytes, memory_limit
+from bnlab.memory import memory_limit, read_free_bytes
 from bnlab.model.arguments import require_count, require_number
 from bnlab.model.batches import (
     CountImages,
@@ -250,7 +250,7 @@ class Source:
             images += count
             for tensor in list_tensors(batch):
                 if tensor.device not in self._free:
-                    self._free[tensor.device] = find_free_bytes(tensor.device)
+                    self._free[tensor.device] = read_free_bytes(tensor.device)
                 self._bytes[tensor.device] += tensor.nbytes
             if wanted is not None and images >= wanted and len(data) >= least_batches:
                 return False

@@ -20,7 +20,7 @@ from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.components import check_settings, require_within
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import Measurement, find_measurement
-from bnlab.harness.measurements.subjects import find_subjects
+from bnlab.harness.measurements.subjects import list_subjects
 from bnlab.harness.statistic_kinds import Measured
 
 
@@ -74,7 +74,7 @@ def _check_statistics(config: Config, images: int) -> None:
     if config.freeze_at is not None:
         own = EMA(MOMENTUM)
         key = "freeze_at"
-    for subject in find_subjects(config):
+    for subject in list_subjects(config):
         if own and subject.average not in (None, own):
             raise UserError(
                 f"estimator={subject.estimator}, momentum={subject.momentum}: a network with {key} reads its running "

@@ -24,7 +24,7 @@ from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.estimates import VERSION
-from bnlab.harness.measurements.subjects import find_subjects, try_estimators
+from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.progress import State, remove_state, say, say_problem, write_state
 from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
@@ -68,7 +68,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     data = asdict(config.data)
     del data["content"]  # which the name of the network tells
     measured = [
-        [[s.estimator, s.momentum, s.split, s.code] for s in find_subjects(config)],
+        [[s.estimator, s.momentum, s.split, s.code] for s in list_subjects(config)],
         [config.population, config.evaluate_at, config.accuracy_at, data, run.predictions],
         [[each.name for each in measurements], VERSION, sorted(failed), config.population_images],
     ]
@@ -94,7 +94,7 @@ def try_all(configs: list[Config]) -> None:
 
     UserError for whatever fails.
     """
-    subjects = list(dict.fromkeys(subject for config in configs for subject in find_subjects(config)))
+    subjects = list(dict.fromkeys(subject for config in configs for subject in list_subjects(config)))
     try_estimators(subjects)
     kinds: dict[tuple[Any, ...], Run] = {}
     for run in map(Run, configs):
@@ -110,7 +110,7 @@ def try_all(configs: list[Config]) -> None:
 
 def list_needed_checkpoints(run: Run) -> list[int]:
     """List the steps whose checkpoints the measurements of the run's configuration read."""
-    subjects = find_subjects(run.config)
+    subjects = list_subjects(run.config)
     steps: set[int] = set()
     for measurement in find_measurements(run.config):
         if measurement.covers(run.config.norm):
@@ -180,7 +180,7 @@ def _train_and_measure(run: Run) -> None:
         reason = f"{_describe_norm(run.config)}, so not measured: {', '.join(left_out)}"
         say(f"{run.id}: {reason}", run.config.quiet)
 
-    subjects = find_subjects(run.config)
+    subjects = list_subjects(run.config)
     failed = Failures()
     selections = {}
     for measurement in chosen:

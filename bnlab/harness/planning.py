@@ -13,7 +13,7 @@ from bnlab.harness.artifacts.producing import format_seconds, record_moments, st
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process, try_all
-from bnlab.harness.measurements.subjects import find_subjects, try_estimators
+from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.updates import ADVICE, count_last
 
 _WARM_UP = 5  # updates of a trial that are not timed
@@ -84,7 +84,7 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
         yield "nothing is left to be measured"
         return
 
-    try_estimators(subject for config in waiting for subject in find_subjects(config))
+    try_estimators(subject for config in waiting for subject in list_subjects(config))
     untrained = _list_untrained(waiting)
     try_all([run.config for run in untrained])
     costs: dict[tuple[Any, ...], Cost] = {}

@@ -109,7 +109,7 @@ _STATISTIC_NAME = re.compile(
 
 def warn_of_others(model: nn.Module, caller: str) -> None:
     """Warn of norms that are not measured: of other classes, without statistics, and in plain lists."""
-    others = find_others(model)
+    others = list_others(model)
     without = [
         name for name, module in model.named_modules() if isinstance(module, BatchNorm) and module.running_mean is None
     ]
@@ -125,12 +125,12 @@ def warn_of_others(model: nn.Module, caller: str) -> None:
         warn(f"{caller}: {'; '.join(parts)}; they are not measured")
 
 
-def find_others(model: nn.Module) -> list[str]:
+def list_others(model: nn.Module) -> list[str]:
     """List the norms of other classes that keep running statistics; not constant ("Frozen") ones, no instance norms."""
     return [name for name, module in model.named_modules() if _is_other(module) and not _is_constant(module)]
 
 
-def find_constant(model: nn.Module) -> list[str]:
+def list_constant(model: nn.Module) -> list[str]:
     """List the norms of other classes whose statistics are constants, as torchvision's FrozenBatchNorm2d."""
     return [name for name, module in model.named_modules() if _is_other(module) and _is_constant(module)]
 

@@ -6,7 +6,7 @@ from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import BEHIND, gap_over_layers, over_best, rows, select
 
 
-def find_falls(tables: Tables) -> pd.DataFrame:
+def compute_falls(tables: Tables) -> pd.DataFrame:
     """Sum how much test accuracy falls between neighbouring checkpoints of a network, with exact and running averages.
 
     A curve that never falls has 0. Two checkpoints that are far apart hide what happens between them.
@@ -20,7 +20,7 @@ def find_falls(tables: Tables) -> pd.DataFrame:
     return last.assign(panel="")
 
 
-def find_times_over_best(tables: Tables) -> pd.DataFrame:
+def compute_times_over_best(tables: Tables) -> pd.DataFrame:
     """Divide each momentum's gap of the mean at the end, behind the first layer, by that of a network's best one."""
     gaps = gap_over_layers(rows(tables, "gaps", 1.0, estimator="ema"), "mean_gap")
     return over_best(select(gaps, layers=BEHIND), "mean_gap")

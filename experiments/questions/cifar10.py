@@ -16,7 +16,7 @@ import experiments.margins as margins
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, over_best, paired, rows, select, share_name
 from bnlab.harness.reporting.plots import LOST, Curves
-from experiments.margins import A_POINT, COST_OF_EMA, EACH, OVER_TIME, find_largest
+from experiments.margins import A_POINT, COST_OF_EMA, EACH, OVER_TIME, select_largest
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
@@ -38,13 +38,13 @@ def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Sco
     return compute_unaveraged
 
 
-def find_times(tables: Tables) -> pd.DataFrame:
+def compute_times(tables: Tables) -> pd.DataFrame:
     """Divide each gap by that of the best fixed momentum of the layer and step, which is known in hindsight."""
     gaps = rows(tables, "gaps", SHARES)
     return over_best(gaps, "mean_gap")
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
+def compute_gains(tables: Tables) -> pd.DataFrame:
     """Test accuracy minus that under PyTorch's momentum in the same network."""
     frame = rows(tables, "evaluations", SHARES, split="test", momentum=(0.1, None))
     return paired(frame, "accuracy", against="ema")
@@ -73,7 +73,7 @@ EXPERIMENT = Experiment(
         "means_are_near_late": Claim(
             "At the end of training PyTorch's running means are nearer to exact ones than 0.1 σ, in the layer where "
             "they are farthest (near it is not, see `tolerance`).",
-            score(partial(find_largest, at=END, value="mean_gap", by=EACH, **AS_THEY_ARE), "mean_gap",
+            score(partial(select_largest, at=END, value="mean_gap", by=EACH, **AS_THEY_ARE), "mean_gap",
                   (*EACH, "largest"), geometric=True),
             below(0.1, "σ", "in all means of glyphs' networks it costs 4 to 9 points")),
         "harmless_late": Claim(
@@ -84,7 +84,7 @@ EXPERIMENT = Experiment(
             score("evaluations", "accuracy", EACH, at=HALF, split="test", **COST_OF_EMA), COSTLY),
         "start_costs_first": Claim(
             "After a fiftieth of training, at batch 1024, the start at 0 and 1 alone costs over a point.",
-            score(find_gains, "accuracy", EACH, scale=100, estimator="ema_debiased", panel=share_name(START),
+            score(compute_gains, "accuracy", EACH, scale=100, estimator="ema_debiased", panel=share_name(START),
                   batch_size=1024), COSTLY),
         "lag_costs_early": Claim(
             "After a tenth of training PyTorch's momentum costs over a point without its start, by lag and noise.",
@@ -93,12 +93,12 @@ EXPERIMENT = Experiment(
         "gap_is_u_shaped": Claim(
             "Momenta of 0.003 and of 1 have a larger gap behind the first layer than the best between them (at the "
             "end: asked later; narrowed to the layers behind the first after its numbers were known).",
-            score(find_times, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
+            score(compute_times, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=[*map(share_name, SHARES[1:])], **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum is about that of the best fixed one "
             "of each layer and step (narrowed to the layers behind the first after its numbers were known).",
-            score(find_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
+            score(compute_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "thousand_images_suffice": Claim(
             "At the end exact statistics of 1,000 images lose or gain less than 0.3 points against those of all.",

@@ -16,7 +16,7 @@ EVERYWHERE, RULES = NORMS["none"], {"ema": "running averages", "precise": "preci
 EACH = ("panel", "network")
 
 
-def find_gaps(tables: Tables) -> pd.DataFrame:
+def compute_gaps(tables: Tables) -> pd.DataFrame:
     """Find gaps behind the first layer.
 
     `line` is the norms in words, `depth` a layer's place where batch norm is everywhere, `half` that of its network.
@@ -49,9 +49,9 @@ def number_layers(tables: Tables) -> pd.DataFrame:
     return frame.drop(columns="depth").merge(places)
 
 
-def find_growth(tables: Tables) -> pd.DataFrame:
+def compute_growth(tables: Tables) -> pd.DataFrame:
     """Divide the gap over the layers of a network's second half by that of its first."""
-    gaps = find_gaps(tables)
+    gaps = compute_gaps(tables)
     everywhere = select(gaps, line=EVERYWHERE)
     averaged = []
     for _, half in everywhere.groupby("half", sort=False):
@@ -74,17 +74,17 @@ EXPERIMENT = Experiment(
         f"The gap of {words} by layer",
         "Read from left to right, from the second layer on, in batches of {batch_size}; beside group norms the others "
         "keep their numbers.",
-        score(lambda tables: name_panels(find_gaps(tables), "{network}, {panel}"), "mean_gap",
+        score(lambda tables: name_panels(compute_gaps(tables), "{network}, {panel}"), "mean_gap",
               ("panel", "line", "depth"), geometric=True, estimator=rule),
         Curves("depth", "line", GAP), FINDINGS[rule]) for rule, words in RULES.items()},
     claims={
         **{f"{rule}_grows": Claim(
             f"With batch norm everywhere the gap of {words} is larger in the network's second half than in its first.",
-            score(find_growth, "mean_gap", EACH, geometric=True, estimator=rule),
+            score(compute_growth, "mean_gap", EACH, geometric=True, estimator=rule),
             above(1.0, "times", "at 1 it does not grow")) for rule, words in RULES.items()},
         **{f"{rule}_is_blocked": Claim(
             f"With every second norm a group norm, the gap of {words} in batch norms of the second half is smaller.",
-            score(find_gaps, "mean_gap", EACH, against=EVERYWHERE, along="line", matching=("seed", "network"),
+            score(compute_gaps, "mean_gap", EACH, against=EVERYWHERE, along="line", matching=("seed", "network"),
                   ratio=True, average="layer", geometric=True, estimator=rule, half="second"),
             below(1.0, "times", "at 1 they block nothing")) for rule, words in RULES.items()},
     },

@@ -16,7 +16,7 @@ EACH, TRAINING, TEST = ("batch_size",), "of training images", "of test images"
 SAMPLES = {"exact": TRAINING, "test_batch": TEST, "pseudo_samples": f"{TEST}, 16 pseudo-samples"}
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
+def compute_gains(tables: Tables) -> pd.DataFrame:
     """Find accuracies minus those under exact statistics of all training images; of no sample `images` is 0."""
     frame = rows(tables, "evaluations", 1.0, split=("test", "val"))
     gains = paired(frame, "accuracy")
@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
         "Read up from the number of images that statistics are of: a sample of the training images, or the test images "
         "that are predicted together. Exact statistics are of all training images. The vertical axis is linear up to "
         "0.3 points, and logarithmic above.",
-        score(find_gains, "accuracy", ("panel", "sample", "images"), scale=-100, split="test",
+        score(compute_gains, "accuracy", ("panel", "sample", "images"), scale=-100, split="test",
               images=OtherThan(0), sample=(TRAINING, TEST)), Curves("images", "sample", LOST_OF_ANY_SIZE),
         Finding("After batches of 16, statistics of 512 images lose less than 0.3 points; those of two test images "
                 "lose much",
@@ -51,23 +51,23 @@ EXPERIMENT = Experiment(
     claims={
         "hundreds_nearly_suffice": Claim(
             "Exact statistics of 512 training images give the accuracy of those of all, to 0.3 points.",
-            score(find_gains, "accuracy", EACH, scale=-100, split="test", sample=TRAINING, images=512),
+            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TRAINING, images=512),
             within(-0.3, 0.3, "points", SIX_IMAGES)),
         "tiny_test_batches_cost": Claim(
             "Statistics of two test images cost accuracy against exact ones of the training split.",
-            score(find_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=2),
+            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=2),
             above(1.0, "points", A_POINT)),
         "large_test_batches_cost_nothing": Claim(
             "Statistics of 512 test images cost less than 0.3 points against exact ones of the training split.",
-            score(find_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=512),
+            score(compute_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=512),
             within(-0.3, 0.3, "points", SIX_IMAGES)),
         "validation_serves": Claim(
             "On test images, statistics of the validation split give the accuracy of exact ones of the training split.",
-            score(find_gains, "accuracy", EACH, scale=100, split="test", statistics_split="val"),
+            score(compute_gains, "accuracy", EACH, scale=100, split="test", statistics_split="val"),
             within(-0.3, 0.3, "points gained", SIX_IMAGES)),
         "validation_leaks_nothing": Claim(
             "Statistics of the validation split gain no more on validation images than on test images, to 0.3 points.",
-            score(find_gains, "accuracy", EACH, against="test", along="split", scale=100, statistics_split="val"),
+            score(compute_gains, "accuracy", EACH, against="test", along="split", scale=100, statistics_split="val"),
             within(-0.3, 0.3, "points more", "three of 1,000 validation images")),
     },
 )  # fmt: skip

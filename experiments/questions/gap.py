@@ -22,7 +22,7 @@ from experiments.margins import (
     HARDLY_SEEN,
     OVER_TIME,
     SIX_IMAGES,
-    find_largest,
+    select_largest,
 )
 
 EARLY, MIDDLE, LATE = 0.1, 0.55, 1.0  # of the training
@@ -34,7 +34,7 @@ LARGEST = (*EACH, "largest")
 KINDS = (("mean", "mean_gap", "σ", "4 to 9 points"), ("variance", "var_gap", "in logarithm", "0.7 to 3 points"))
 
 
-def find_training(tables: Tables) -> pd.DataFrame:
+def select_training(tables: Tables) -> pd.DataFrame:
     """Find accuracies on training images; those that a progress bar would show are one more estimator."""
     measured = rows(tables, "evaluations", (EARLY, LATE), split="train", estimator=("ema", "exact"))
     exact = select(measured, estimator="exact")
@@ -98,13 +98,13 @@ EXPERIMENT = Experiment(
         **{f"{kind}s_are_near_late": Claim(
             f"At the end of training PyTorch's running {kind}s are nearer to exact ones than 0.1 {unit}, in the layer "
             "where they are farthest (asked when seen; near it is not, see `tolerance`).",
-            score(partial(find_largest, at=1.0, value=gap, by=EACH), gap, LARGEST, geometric=True),
+            score(partial(select_largest, at=1.0, value=gap, by=EACH), gap, LARGEST, geometric=True),
             below(0.1, unit, f"in all {kind}s at once such an error costs {cost}"))
             for kind, gap, unit, cost in KINDS},
         "means_are_close_late": Claim(
             "At the end of training PyTorch's running means are nearer to exact ones than 0.03 σ, in the layer where "
             "they are farthest (asked when seen).",
-            score(partial(find_largest, at=1.0, value="mean_gap", by=EACH), "mean_gap", LARGEST, geometric=True),
+            score(partial(select_largest, at=1.0, value="mean_gap", by=EACH), "mean_gap", LARGEST, geometric=True),
             below(0.03, "σ", "an error of 0.05 in all means costs 0.9 to 2.4 points, and its square counts")),
         "costs_early": Claim(
             "After a fifth of training PyTorch's momentum costs over a point, at tiny and moderate batches too (asked "
@@ -142,11 +142,11 @@ EXPERIMENT = Experiment(
                   estimator="cumulative", batch_size=64, split="test"), above(1.0, "points", A_POINT)),
         "lags_early": Claim(
             "Early the moving average of the mini-batches' accuracy is below the network's on training images.",
-            score(find_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
+            score(select_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
                   panel=share_name(EARLY)), below(-1.0, "points", A_POINT)),
         "agrees_late": Claim(
             "At the end of training the moving average of the mini-batches' accuracy is the network's, to a point.",
-            score(find_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
+            score(select_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
                   panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance makes half a point")),
     },
 )  # fmt: skip

@@ -30,7 +30,7 @@ EMA: dict[str, Any] = {"against": "exact", "estimator": "ema", "momentum": 0.1}
 BY_A_POINT, AS_GOOD = ("points gained", A_POINT), ("points gained", AS_ACCURATE)
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end of training; of test batches those with as many images as are normalized together."""
     frame = rows(tables, "evaluations", 1.0, (SIZE,), **FIVE)
     images = find_parameter(frame, "n", "test_batch")
@@ -45,10 +45,10 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 def score_gain(*sizes: int, **compared: Any) -> Score:
     """Score the points that are gained in parts of these sizes, against other parts or other statistics."""
     wanted = {**compared, SIZE: sizes}
-    return score(find_accuracies, "accuracy", (SIZE,), scale=100, **wanted)
+    return score(select_accuracies, "accuracy", (SIZE,), scale=100, **wanted)
 
 
-def find_leads(tables: Tables) -> pd.DataFrame:
+def compute_leads(tables: Tables) -> pd.DataFrame:
     """Find what exact statistics gain against those of test batches of two, after training in parts of 2."""
     frame = rows(tables, "evaluations", 1.0, estimator=("exact", TEST_BATCH), **TWO)
     return paired(frame, "accuracy", TEST_BATCH)
@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
             "Accuracy by the number of images that are normalized together",
             "Read up from the size of the parts: test accuracy after training in batches of 256; test batches have as "
             "many images as the parts.",
-            score(find_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100),
+            score(select_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100),
             Curves(SIZE, "estimator", Axis("test accuracy (%)")),
             Finding("Training in parts of 2 images costs accuracy, under exact statistics too",
                     {"tiny_parts_are_not_rescued": ()})),
@@ -90,12 +90,13 @@ EXPERIMENT = Experiment(
         "batches_win_after_many_updates": Claim(
             "Trained in batches of 32 that are normalized in parts of 2, networks are less accurate under exact "
             "statistics than under those of test batches of 2.",
-            score(find_leads, "accuracy", ("batch_size",), scale=100, estimator="exact", batch_size=MANY_UPDATES),
+            score(compute_leads, "accuracy", ("batch_size",), scale=100, estimator="exact", batch_size=MANY_UPDATES),
             below(0.0, *AS_GOOD)),
         "the_lead_shrinks": Claim(
             "What exact statistics gain against test batches of 2 is more than a point less in batches of 32 than of "
             "256.",
-            score(find_leads, "accuracy", ("batch_size",), against=FEW_UPDATES, along="batch_size", matching=("seed",),
+            score(compute_leads, "accuracy", ("batch_size",), against=FEW_UPDATES, along="batch_size",
+                  matching=("seed",),
                   scale=100, estimator="exact", batch_size=MANY_UPDATES), below(-1.0, *BY_A_POINT)),
         "running_averages_fail": Claim(
             "In batches of 32 that are normalized in parts of 2 PyTorch's running average costs more than a point "

@@ -42,7 +42,7 @@ WEIGHTED: dict[str, Any] = {"estimator": "ema_weighted", "momentum": 0.1}
 LITTLE = below(0.3, "points", SIX_IMAGES)
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find test accuracies with the size of the last batch as a share of a full one, and when they were measured."""
     frame = rows(tables, "evaluations", by=SETTINGS)
     remainders = []
@@ -71,26 +71,26 @@ def _name_time(updates: int) -> str:
     return f"{updates} {unit} later"
 
 
-def find_lost_in_weights(tables: Tables) -> pd.DataFrame:
+def compute_lost_in_weights(tables: Tables) -> pd.DataFrame:
     """Subtract the exact accuracy of networks of full batches: a share, negative where a small batch harms weights."""
-    exact = select(find_accuracies(tables), estimator="exact")
+    exact = select(select_accuracies(tables), estimator="exact")
     return paired(exact, "accuracy", FULL, along="remainder", matching=SAME)
 
 
-def find_lost_by_averages(tables: Tables) -> pd.DataFrame:
+def compute_lost_by_averages(tables: Tables) -> pd.DataFrame:
     """Subtract the accuracy under exact statistics of the same weights: a share, negative where statistics lose."""
-    return paired(find_accuracies(tables), "accuracy")
+    return paired(select_accuracies(tables), "accuracy")
 
 
-def find_lost_more(tables: Tables) -> pd.DataFrame:
+def compute_lost_more(tables: Tables) -> pd.DataFrame:
     """Subtract what the same statistics lose in networks of full batches: negative where they lose more."""
-    lost = find_lost_by_averages(tables)
+    lost = compute_lost_by_averages(tables)
     return paired(lost, "accuracy", FULL, along="remainder", matching=SAME)
 
 
 def subtract_plain_average(tables: Tables) -> pd.DataFrame:
     """Subtract the accuracy under the plain average from that under the one weighted by batch size."""
-    frame = find_accuracies(tables)
+    frame = select_accuracies(tables)
     plain = select(frame, **EMA)
     weighted = select(frame, **WEIGHTED)
     both = pd.concat([plain, weighted])
@@ -117,7 +117,7 @@ EXPERIMENT = Experiment(
             "Read from left to right through the last batch, at 0 (the axis is stretched near it), at a constant "
             "learning rate: test accuracy under exact statistics of networks trained in full batches alone, minus "
             "that of networks with a smaller last batch of the epoch; lines are its size, as a share of a full one.",
-            score(lambda tables: name_size_panels(find_lost_in_weights(tables)), "accuracy",
+            score(lambda tables: name_size_panels(compute_lost_in_weights(tables)), "accuracy",
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
             Finding("The update of a small last batch harms the weights, at a constant rate", {"weights_lose": ()})),
@@ -126,41 +126,41 @@ EXPERIMENT = Experiment(
         "weights_lose": Claim(
             "At a constant rate the update of a last batch of at most 1/6 costs the weights over a point, right after "
             "it.",
-            score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
+            score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
                   **CONSTANT), above(1.0, "points", A_POINT)),
         "averages_lose": Claim(
             "At a constant rate running averages lose over a point more right after a last batch of at most 1/6 than "
             "right after a full one.",
-            score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
+            score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
                   **EMA, **CONSTANT), above(1.0, "points", A_POINT)),
         "weights_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule a last batch of at most 1/6 costs the weights less than 0.3 points.",
-            score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
+            score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
                   **ONE_CYCLE), LITTLE),
         "averages_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule running averages lose less than 0.3 points more after a last batch of "
             "at most 1/6 than after a full one.",
-            score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
+            score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
                   **EMA, **ONE_CYCLE), LITTLE),
         "it_is_forgotten": Claim(
             "At a constant rate, 30 updates later, running averages lose as much as without the small batch, to a "
             "point.",
-            score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=THIRTY_LATER,
+            score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=THIRTY_LATER,
                   **EMA, **CONSTANT), within(-1.0, 1.0, "points", A_POINT)),
         "slow_averages_lose_less": Claim(
             "At a constant rate, with momentum 0.01, running averages lose less than a point more right after a last "
             "batch of at most 1/6 than right after a full one.",
-            score(find_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
+            score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
                   **EMA_SLOW, **CONSTANT), below(1.0, "points", A_POINT)),
         "half_a_batch_harms": Claim(
             "At a constant rate the update of a last batch of half a full one costs the weights too, right after it "
             "(asked when seen).",
-            score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder="1/2", when=RIGHT_AFTER,
+            score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder="1/2", when=RIGHT_AFTER,
                   **CONSTANT), above(0.0, "points", AS_ACCURATE)),
         "weights_lose_at_the_end": Claim(
             "At the end of a constant rate, right after the last small batch, a last batch of at most 1/6 costs the "
             "weights over a point (asked when seen).",
-            score(find_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
+            score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
                   **CONSTANT), above(1.0, "points", A_POINT)),
         "weighing_gains": Claim(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "

@@ -8,7 +8,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
 from bnlab.harness.reporting.frames import name_panels, score
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import A_POINT, find_picks, name_lines
+from experiments.margins import A_POINT, name_lines, select_picks
 
 MOST = "more than half are most; of two batch sizes, six networks each that agree are the fewest that decide it"
 MARGIN = "12 or 13 of 2,500 test images: the standard error where accuracy is near 95%; comparisons are paired"
@@ -19,9 +19,9 @@ PICKED_BY = {
 }
 
 
-def find_named_picks(tables: Tables) -> pd.DataFrame:
+def select_named_picks(tables: Tables) -> pd.DataFrame:
     """Find the picks of all but exact statistics, in panels by batch size; the line is how they were picked."""
-    named = name_lines(find_picks(tables), "estimator", PICKED_BY)
+    named = name_lines(select_picks(tables), "estimator", PICKED_BY)
     return name_panels(named.drop(columns="step"), "batch size {batch_size}")
 
 
@@ -32,14 +32,14 @@ EXPERIMENT = Experiment(
         "What a checkpoint loses that is picked by validation accuracy",
         "Compare with 0, the checkpoint of eight that exact statistics pick: how much less accurate on test images "
         "other picks are, all under exact statistics.",
-        score(find_named_picks, "cost", ("panel", "line"), scale=100),
+        score(select_named_picks, "cost", ("panel", "line"), scale=100),
         Forest("line", Axis("test accuracy lost (points)"), mark=(0.0, "as good")),
         Finding("In batches of 16 running averages pick a checkpoint that is as good, to half a point",
                 {"ema_picks_as_well": ("batch size 16",)}))},
     claims={
         "last_is_not_best": Claim(
             "At a constant learning rate the last checkpoint has a lower test accuracy than exact statistics' pick.",
-            score(find_picks, "cost", ("batch_size",), scale=100, estimator="last"),
+            score(select_picks, "cost", ("batch_size",), scale=100, estimator="last"),
             above(0.0, "points lost", "at 0 there is nothing to select")),
         "ema_shows_less": Claim(
             "Over training the EMA shows a lower validation accuracy than exact statistics.",
@@ -51,10 +51,10 @@ EXPERIMENT = Experiment(
                   estimator="ema"), above(1.0, "points", A_POINT)),
         "ema_picks_as_well": Claim(
             "The pick under the EMA has the test accuracy of that under exact statistics, to half a point.",
-            score(find_picks, "cost", ("batch_size",), scale=100, estimator="ema"),
+            score(select_picks, "cost", ("batch_size",), scale=100, estimator="ema"),
             within(-0.5, 0.5, "points", MARGIN)),
         "ema_picks_the_same": Claim(
             "In most networks the EMA picks the checkpoint that exact statistics pick.",
-            score(find_picks, "same", ("batch_size",), estimator="ema"), above(0.5, "of the networks", MOST)),
+            score(select_picks, "same", ("batch_size",), estimator="ema"), above(0.5, "of the networks", MOST)),
     },
 )  # fmt: skip

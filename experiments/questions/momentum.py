@@ -11,7 +11,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Findin
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, lowest, rows, score
 from bnlab.harness.reporting.means import require_one_row
 from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Curves
-from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, find_gaps
+from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, PYTORCH, compute_gaps
 
 SHARES = EARLY, _, LATE = (0.2, 0.55, 1.0)  # of the training
 POINT, NETWORK, NOISE = (*EACH, "momentum"), (*EACH, "seed"), ("mean_drift", "mean_noise", "mean_level")
@@ -47,7 +47,7 @@ def locate_minimum(gaps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(minima, columns=[*LAYER, "momentum", "at_end"])
 
 
-def find_factors(tables: Tables) -> pd.DataFrame:
+def compute_factors(tables: Tables) -> pd.DataFrame:
     """Compute the factor by which theory, from the other seeds' batch moments, misses each layer's best momentum.
 
     The best momentum lies between those of the sweep, see `locate_minimum`; neighbours are up to 2.5 times apart.
@@ -94,7 +94,7 @@ def predict_momenta(tables: Tables) -> pd.DataFrame:
     return lowest(grid, "mean_gap", LAYER)
 
 
-def find_ends(tables: Tables) -> pd.DataFrame:
+def select_ends(tables: Tables) -> pd.DataFrame:
     """Find each layer's gaps at both ends of the sweep; as that of momentum 0 the smallest one between them."""
     gaps = rows(tables, "gaps", SHARES, estimator="ema")
     momenta = gaps["momentum"]
@@ -114,7 +114,7 @@ EXPERIMENT = Experiment(
             "Gap against the momentum",
             "Compare the two ends of a curve, of running averages: lag on the left, noise of single batches on the "
             f"right. {ALL_LAYERS}",
-            score(lambda tables: find_gaps(tables, SHARES, estimator="ema"), "mean_gap", POINT, geometric=True),
+            score(lambda tables: compute_gaps(tables, SHARES, estimator="ema"), "mean_gap", POINT, geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH),
             Finding("At the end of training the gap is a U over the momentum: lag on the left, noise on the right",
                     {"gap_is_u_shaped": ("at the end of training",)})),
@@ -132,7 +132,7 @@ EXPERIMENT = Experiment(
         "gap_is_u_shaped": Claim(
             "With a momentum of 0.001, and with one of 1, the gaps behind the first layer are larger than with the "
             "best between them for each layer (narrowed to the layers behind the first after its numbers were known).",
-            score(find_ends, "mean_gap", POINT, against=0.0, along="momentum", matching=("batch_size", "seed"),
+            score(select_ends, "mean_gap", POINT, against=0.0, along="momentum", matching=("batch_size", "seed"),
                   ratio=True, **RATIO_OVER_LAYERS),
             above(1.25, "times", "the smallest of many gaps is a little smaller by chance")),
         "plain_average_is_farther": Claim(
@@ -151,12 +151,12 @@ EXPERIMENT = Experiment(
             "Theory's momentum, from noise and drift of other seeds, is within a factor of 2 of the best one (not the "
             "hypothesis's 1.5, which is below), over layers where one of them is below 1 (narrowed to the layers "
             "behind the first after its numbers were known).",
-            score(find_factors, "factor", EACH, **RATIO_OVER_LAYERS),
+            score(compute_factors, "factor", EACH, **RATIO_OVER_LAYERS),
             below(2.0, "times", "the sweep's momenta are up to 2.5 times apart")),
         "theory_is_right_to_a_half": Claim(
             "Theory's momentum is within a factor of 1.5 of the best one, as the hypothesis has it, over the same "
             "layers (asked when seen).",
-            score(find_factors, "factor", EACH, **RATIO_OVER_LAYERS),
+            score(compute_factors, "factor", EACH, **RATIO_OVER_LAYERS),
             below(1.5, "times", "the best one is found between the sweep's momenta by a parabola")),
     },
 )  # fmt: skip

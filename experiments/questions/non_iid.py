@@ -33,7 +33,7 @@ HALF_OF_THE_PAPER = above(5.0, "points gained", "half of what its paper reports 
 MUCH = (5.0, "points", "more than anyone would give away")
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end of training, in panels by norm; `rule` is the estimator, `line` the order in words."""
     frame = rows(tables, "evaluations", 1.0, ("order", "norm"), **FOUR_EPOCHS)
     rules = []
@@ -45,7 +45,7 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     return name_lines(named, "norm", NORMS, line="panel")
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
+def compute_gains(tables: Tables) -> pd.DataFrame:
     """Find what renorm gains in blocks of 16 against batch norm of the same seed and length, under exact statistics."""
     settings = ("norm", *EACH)
     frame = rows(tables, "evaluations", 1.0, settings, estimator="exact", **BLOCKS)
@@ -61,7 +61,7 @@ EXPERIMENT = Experiment(
             "Accuracy where images of a class come together",
             "Compare the orders of training images: shuffled, in blocks of 16 of a class, or class after class "
             "(sorted).",
-            score(find_accuracies, "accuracy", ("panel", "rule", "line"), scale=100),
+            score(select_accuracies, "accuracy", ("panel", "rule", "line"), scale=100),
             Forest("rule", ACCURACY, series="line"),
             Finding("Networks that see images of a class together lose much, under exact statistics too",
                     {"nothing_rescues": ()})),
@@ -87,11 +87,11 @@ EXPERIMENT = Experiment(
         "long_warmup_rescues": Claim(
             "After 16 epochs renorm with a momentum of 0.01 gains more than 5 points against batch norm after 16 "
             "epochs, both under exact statistics, which are kind to batch norm.",
-            score(find_gains, "accuracy", EACH, scale=100, **WARMED_UP), HALF_OF_THE_PAPER),
+            score(compute_gains, "accuracy", EACH, scale=100, **WARMED_UP), HALF_OF_THE_PAPER),
         "short_memory_rescues": Claim(
             "After 4 epochs renorm with a momentum of 0.1 gains more than 5 points against batch norm, both under "
             "exact statistics.",
-            score(find_gains, "accuracy", EACH, scale=100, **QUICK), HALF_OF_THE_PAPER),
+            score(compute_gains, "accuracy", EACH, scale=100, **QUICK), HALF_OF_THE_PAPER),
         "the_start_is_to_blame": Claim(
             "After 4 epochs renorm with a momentum of 0.1 is more than 5 points better than with 0.01, under exact "
             "statistics.",

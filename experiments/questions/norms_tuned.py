@@ -14,7 +14,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
 from experiments.margins import A_POINT, AS_ACCURATE
-from experiments.tuning import RATE, RATES, VALIDATED, find_collapses, select_tested, validate
+from experiments.tuning import RATE, RATES, VALIDATED, select_collapses, select_tested, validate
 
 CELL = ("norm", "norm.momentum", "batch_size")
 EACH = ("line", "batch_size")
@@ -25,7 +25,7 @@ RENORMS = ("batch renorm 0.01", "batch renorm 0.1")
 ALL, KEPT = "all networks", "without collapses"
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find test accuracies at the end, each norm at its best rate; the line is the norm, and if statistics are exact.
 
     `is_collapsed` says whether a network's accuracy is below half of the median of its line and batch size. A network
@@ -35,7 +35,7 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     frame = rows(tested, "evaluations", 1.0, (*CELL, RATE), split="test", estimator=("ema", "none", "exact"))
     frame["line"] = _name_norms(frame) + np.where(frame["estimator"] == "exact", ", exact statistics", "")
     measured = frame[["run", "seed", "line", "batch_size", "norm", "step", "panel", "accuracy"]]
-    measured = measured.assign(is_collapsed=find_collapses(measured, EACH))
+    measured = measured.assign(is_collapsed=select_collapses(measured, EACH))
 
     runs = tested["runs"]
     diverged = runs[runs["status"] == "diverged"]
@@ -56,24 +56,24 @@ def _name_norms(frame: pd.DataFrame) -> pd.Series:
     return named
 
 
-def find_with_and_without(tables: Tables) -> pd.DataFrame:
+def select_with_and_without(tables: Tables) -> pd.DataFrame:
     """Find the accuracies of all networks, and of those that have not collapsed."""
-    frame = find_accuracies(tables)
+    frame = select_accuracies(tables)
     kept = frame[~frame["is_collapsed"]]
     both = pd.concat([frame.assign(which=ALL), kept.assign(which=KEPT)])
     return name_panels(both, "batch size {batch_size}, {which}")
 
 
-def find_validated(tables: Tables) -> pd.DataFrame:
+def select_validated(tables: Tables) -> pd.DataFrame:
     """Find validation accuracies of the tuning seeds at their end, in panels by batch size."""
     validated = validate(tables)
     named = validated.assign(line=_name_norms(validated))
     return name_panels(named, "batch size {batch_size}")
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
+def compute_gains(tables: Tables) -> pd.DataFrame:
     """Find accuracies minus those of batch norm of the same seed, under both of its statistics, without collapses."""
-    frame = find_accuracies(tables)
+    frame = select_accuracies(tables)
     both = []
     for name in (BATCH, EXACT):
         reference = frame[(frame["line"] == name) & ~frame["is_collapsed"]]
@@ -96,36 +96,36 @@ EXPERIMENT = Experiment(
             "Compare the norms at one batch size: test accuracy at the end, under running averages (momentum 0.1; "
             "batch renorm: its own) where nothing else is said. A collapse is an accuracy below half of the median of "
             "its kind.",
-            score(find_with_and_without, "accuracy", ("panel", "line"), scale=100),
+            score(select_with_and_without, "accuracy", ("panel", "line"), scale=100),
             Forest("line", Axis("test accuracy (%)"))),
         "rates": Figure(
             "Learning rates are picked by these accuracies",
             "Find the highest point of a line: validation accuracy at the end, seeds 100 to 102, under exact "
             "statistics where a norm has them; a network that diverged counts with that of chance.",
-            score(find_validated, "accuracy", ("panel", "line", RATE), scale=100),
+            score(select_validated, "accuracy", ("panel", "line", RATE), scale=100),
             Curves(RATE, "line", VALIDATED, across=RATES)),
     },
     claims={
         "group_norm_wins_when_small": Claim(
             "In batches of 4 group norm is more accurate than batch norm (known not to be so at the best of three "
             "rates).",
-            score(find_gains, "accuracy", EACH, scale=100, gainer=GROUP, batch_size=4),
+            score(compute_gains, "accuracy", EACH, scale=100, gainer=GROUP, batch_size=4),
             above(0.0, "points gained", AS_ACCURATE)),
         "batch_norm_wins_when_moderate": Claim(
             "In batches of 32 and 128 group norm is less accurate than batch norm.",
-            score(find_gains, "accuracy", EACH, scale=100, gainer=GROUP, batch_size=(32, 128)),
+            score(compute_gains, "accuracy", EACH, scale=100, gainer=GROUP, batch_size=(32, 128)),
             below(0.0, "points gained", AS_ACCURATE)),
         "renorm_wins_when_small": Claim(
             "In batches of 4 batch renorm is more accurate than batch norm, both under running averages.",
-            score(find_gains, "accuracy", ("gainer", "batch_size"), scale=100, gainer=RENORMS, batch_size=4,
+            score(compute_gains, "accuracy", ("gainer", "batch_size"), scale=100, gainer=RENORMS, batch_size=4,
                   line=f"against {BATCH}"), above(0.0, "points gained", AS_ACCURATE)),
         "renorm_keeps_up_when_moderate": Claim(
             "In batches of 32 and 128 batch renorm is less than a point less accurate than batch norm, both under "
             "running averages.",
-            score(find_gains, "accuracy", ("gainer", "batch_size"), scale=100, gainer=RENORMS, batch_size=(32, 128),
+            score(compute_gains, "accuracy", ("gainer", "batch_size"), scale=100, gainer=RENORMS, batch_size=(32, 128),
                   line=f"against {BATCH}"), above(-1.0, "points gained", A_POINT)),
         "gain_control_keeps_up": Claim(
             "Gain control is less than a point less accurate than batch norm.",
-            score(find_gains, "accuracy", EACH, scale=100, gainer=GAIN), above(-1.0, "points gained", A_POINT)),
+            score(compute_gains, "accuracy", EACH, scale=100, gainer=GAIN), above(-1.0, "points gained", A_POINT)),
     },
 )  # fmt: skip

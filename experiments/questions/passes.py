@@ -19,7 +19,7 @@ STRATEGIES = {"breadth": "all layers in about two passes", "layerwise": "a pass 
 TWO = below(2.0, "times", "a second pass over the data would take as long as the first")
 
 
-def find_costs(tables: Tables) -> pd.DataFrame:
+def compute_costs(tables: Tables) -> pd.DataFrame:
     """Find three ratios of each measurement.
 
     `times`: time over one forward's; `of_layers`: forwards over layers; `shortage`: memory needed over allowed.
@@ -43,30 +43,30 @@ EXPERIMENT = Experiment(
         "Read up from a depth: seconds over those of one plain forward of the same 256 random images, 32×32, on two "
         "cores (of 512 images and more the ratio is lower). About two passes need memory for the activations between "
         "two layers; a pass for each layer does not.",
-        score(find_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),
+        score(compute_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),
         Curves("layers", "line", Axis("time / that of one forward", log=True)))},
     claims={
         "one_pass_is_enough": Claim(
             "Breadth first, the exact statistics of all layers take less time than two forwards.",
-            score(find_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS), TWO),
+            score(compute_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS), TWO),
         "images_cost_no_more": Claim(
             "From 256 images to four times as many, exact statistics breadth first take less time than two forwards.",
-            score(find_costs, "times", ("images",), geometric=True, strategy="breadth", **SIZES), TWO),
+            score(compute_costs, "times", ("images",), geometric=True, strategy="breadth", **SIZES), TWO),
         "memory_is_the_price": Claim(
             "Breadth first, exact statistics of four times the images need more than twice the memory.",
-            score(find_costs, "peak_bytes", ("strategy",), strategy="breadth", **GROWTH),
+            score(compute_costs, "peak_bytes", ("strategy",), strategy="breadth", **GROWTH),
             above(2.0, "times", "the activations between two layers of all images are kept")),
         "layer_by_layer_is_small": Claim(
             "Layer by layer, exact statistics of four times the images need no more memory, to a quarter.",
-            score(find_costs, "peak_bytes", ("strategy",), strategy="layerwise", **GROWTH),
+            score(compute_costs, "peak_bytes", ("strategy",), strategy="layerwise", **GROWTH),
             below(1.25, "times", "only one batch is alive at once")),
         "less_memory_is_enough": Claim(
             "With an eighth of its memory or less breadth first begins fewer forwards per batch than there are layers.",
-            score(find_costs, "of_layers", ("shortage",), shortage=(8, 12)),
+            score(compute_costs, "of_layers", ("shortage",), shortage=(8, 12)),
             below(1.0, "× layers", "as many as evaluating and setting one layer after the other takes")),
         "both_agree": Claim(
             "Breadth first and layer by layer give the same statistics, but for float32's rounding.",
-            score(find_costs, "difference", ("model.depth",), strategy="layerwise", **DEPTHS),
+            score(compute_costs, "difference", ("model.depth",), strategy="layerwise", **DEPTHS),
             below(1e-4, "σ", "a hundred times float32's rounding, through 55 layers")),
     },
 )  # fmt: skip

@@ -32,7 +32,7 @@ ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
 NARROWED = "narrowed to the layers behind the first when results were known"
 
 
-def find_times(*shares: float) -> Score:
+def compute_times(*shares: float) -> Score:
     """Make the function that divides gaps by that of the best fixed momentum, which is known in hindsight only."""
 
     def divide(tables: Tables) -> pd.DataFrame:
@@ -42,9 +42,9 @@ def find_times(*shares: float) -> Score:
     return divide
 
 
-def find_drawn(tables: Tables) -> pd.DataFrame:
+def select_drawn(tables: Tables) -> pd.DataFrame:
     """Select the networks that are drawn, in panels by model, data and batch size, in words."""
-    divide = find_times()
+    divide = compute_times()
     frame = divide(tables)
     is_large = frame["batch_size"] == 256
     is_cnn = frame["model"] == "cnn"
@@ -60,7 +60,7 @@ def find_drawn(tables: Tables) -> pd.DataFrame:
     return put_in_order(named, "kind", ["CNN on characters"])
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
+def compute_gains(tables: Tables) -> pd.DataFrame:
     """Find accuracies minus those under PyTorch's momentum in the same network.
 
     Left out are networks near chance, where no statistics are better than others: exact ones have less than 20% there,
@@ -86,7 +86,7 @@ def find_best_on_average(frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFra
     return frame.merge(means.loc[places, keys], on=keys)
 
 
-def find_losses(tables: Tables) -> pd.DataFrame:
+def compute_losses(tables: Tables) -> pd.DataFrame:
     """Find the accuracy that the forecast gains against the fixed momentum with the highest mean over seeds."""
     wanted = {"estimator": ("ema", "predictive"), **ONE_CYCLE, **CHARACTERS}
     frame = rows(tables, "evaluations", SHARES[1:], **wanted)
@@ -107,7 +107,7 @@ def claim_nearness(where: str, over_all_layers: str, **networks: Any) -> Claim:
     return Claim(
         f"{where}, behind the first layer, the gap of predictive momentum is about that of the best fixed one of "
         f"each layer and step ({NARROWED}; over all layers {over_all_layers}).",
-        score(find_times(), "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
+        score(compute_times(), "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
         below(1.25, "times", FLAT),
     )
 
@@ -121,7 +121,7 @@ EXPERIMENT = Experiment(
         "Compare with 1: gap of the mean over the smallest of any fixed momentum in that layer at that step, known in "
         "hindsight only; geometric mean over the layers behind the first. The learning rate rises for a fifth of "
         "training and falls to 0 at the end.",
-        score(find_drawn, "mean_gap", OVER_TIME, momentum=(0.01, 0.1, None),
+        score(select_drawn, "mean_gap", OVER_TIME, momentum=(0.01, 0.1, None),
               estimator=("ema", "cumulative", "predictive"), **ONE_CYCLE, **RATIO_OVER_LAYERS),
         Curves("epoch", "estimator", TIMES_THE_BEST),
         Finding("Self-tuned momentum is about as near as the best fixed one, and late at the end (CNN on characters)",
@@ -132,7 +132,7 @@ EXPERIMENT = Experiment(
         "never_worse": Claim(
             "On characters predictive momentum never loses 0.3 points or more against PyTorch's (lines near chance "
             "were left out, and each is tested by itself, since this was seen).",
-            score(find_gains, "accuracy", EACH, scale=100, estimator="predictive", **CHARACTERS),
+            score(compute_gains, "accuracy", EACH, scale=100, estimator="predictive", **CHARACTERS),
             Margin(-0.3, math.inf, "points", SIX_IMAGES, together=True)),
         "near_the_best": claim_nearness(
             "On characters", "1.460 [1.396, 1.526], 1.455 [1.386, 1.528] and 1.413 [1.341, 1.489] times at 16, 64 and "
@@ -141,12 +141,13 @@ EXPERIMENT = Experiment(
             "On characters at the end of a one-cycle schedule, where the learning rate falls to 0, predictive momentum "
             "is late: behind the first layer its gap is more than a quarter larger than that of the best fixed one "
             f"(asked when seen; {NARROWED}).",
-            score(find_times(1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
+            score(compute_times(1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
                   **CHARACTERS), above(1.25, "times", FLAT)),
         "near_the_best_over_all_layers": Claim(
             "On characters, over all layers, as it was asked first, the gap of predictive momentum is about that of "
             "the best fixed one of each layer and step.",
-            score(find_times(), "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer", "epoch"),
+            score(compute_times(), "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer",
+                  "epoch"),
                   geometric=True, estimator="predictive", **CHARACTERS), below(1.25, "times", FLAT)),
         "near_the_best_digits": claim_nearness("On digits", "the same lines hold", data="digits"),
         "near_the_best_resnet": claim_nearness("In a resnet on characters", "the same lines hold", data="glyphs",
@@ -165,6 +166,7 @@ EXPERIMENT = Experiment(
                   **ONE_CYCLE, **CHARACTERS), above(1.0, "times", AS_NEAR)),
         "as_accurate": Claim(
             "On characters it is less than 0.3 points below the fixed one that is best at that step and batch size.",
-            score(find_losses, "accuracy", ("panel", "batch_size"), scale=-100), below(0.3, "points lost", SIX_IMAGES)),
+            score(compute_losses, "accuracy", ("panel", "batch_size"), scale=-100), below(0.3, "points lost",
+                  SIX_IMAGES)),
     },
 )  # fmt: skip

@@ -29,24 +29,24 @@ from experiments.margins import (
     FLAT,
     OVER_TIME,
     PYTORCH,
-    find_gaps,
+    compute_gaps,
 )
 
 SHARES = EARLY, LATE = (0.1, 1.0)  # of the training
 
 
-def find_default(tables: Tables) -> pd.DataFrame:
+def select_default(tables: Tables) -> pd.DataFrame:
     """Find accuracies early, under PyTorch's momentum."""
     return rows(tables, "evaluations", EARLY, momentum=(0.1, None))
 
 
-def find_averages(tables: Tables) -> pd.DataFrame:
+def select_averages(tables: Tables) -> pd.DataFrame:
     """Find the gaps over layers of all estimators, at all measured steps; of the EMAs those with PyTorch's momentum."""
     gaps = rows(tables, "gaps", estimator=OtherThan("exact"), momentum=(0.1, None))
     return gap_over_layers(gaps, "mean_gap")
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies early and late under any momentum, and exact, in panels by batch size.
 
     The line is when, and early there is one without the start, too; exact ones are levels of it, without a momentum.
@@ -68,7 +68,7 @@ EXPERIMENT = Experiment(
             "What start and lag cost",
             "Read up from a momentum: the same networks under running averages with it. Up to the line without the "
             "start, 0 and 1, is what the start costs; up to exact statistics (dashed) what lag and noise cost.",
-            score(find_accuracies, "accuracy", ("panel", "line", "momentum"), scale=100),
+            score(select_accuracies, "accuracy", ("panel", "line", "momentum"), scale=100),
             Curves("momentum", "line", ACCURACY, level="exact statistics", mark=PYTORCH),
             Finding("Early in training, running averages cost accuracy in batches of 32 and more",
                     {"default_costs_early": ("batch size 32", "batch size 256")})),
@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
             "How far the running mean is from the population mean",
             "Read up from a momentum, in standard deviations. Small momenta average many batches: little noise, but "
             f"they lag behind the weights and long keep their start of 0. {ALL_LAYERS} {{schedule}}",
-            score(lambda tables: find_gaps(tables, SHARES, estimator="ema"), "mean_gap", (*EACH, "momentum"),
+            score(lambda tables: compute_gaps(tables, SHARES, estimator="ema"), "mean_gap", (*EACH, "momentum"),
                   geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
         "estimators": Figure(
@@ -84,7 +84,7 @@ EXPERIMENT = Experiment(
             "Compare the curves at one epoch: root mean square over the layers behind the first (in the first, "
             "precise BN is exact). Precise BN alone is measured again, on the training set. Kalman and predictive "
             "momentum choose theirs; that of running averages is PyTorch's. {schedule}",
-            score(find_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
+            score(select_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
             Curves("epoch", "estimator", GAP),
             Finding("Over training, self-tuned momentum is nearer to exact statistics than PyTorch's",
                     {"predictive_is_nearer": ()})),
@@ -96,7 +96,7 @@ EXPERIMENT = Experiment(
         "start_costs_early": Claim(
             "Without the weight of its start at 0 and 1, PyTorch's running average is more accurate there (asked when "
             "seen).",
-            score(find_default, "accuracy", EACH, against="ema_debiased", scale=-100, estimator="ema"),
+            score(select_default, "accuracy", EACH, against="ema_debiased", scale=-100, estimator="ema"),
             above(1.0, "points", A_POINT)),
         "lag_costs_early": Claim(
             "Without its start, PyTorch's momentum still costs accuracy after a tenth of training (asked when seen).",
@@ -105,7 +105,7 @@ EXPERIMENT = Experiment(
         "last_batch_beats_ema_early": Claim(
             "After a tenth of training, the last batch's moments alone gain accuracy against PyTorch's momentum (asked "
             "when seen).",
-            score(find_default, "accuracy", EACH, against="ema", scale=100, estimator="last_batch"),
+            score(select_default, "accuracy", EACH, against="ema", scale=100, estimator="last_batch"),
             above(0.0, "points gained", AS_ACCURATE)),
         "last_batch_is_farther_early": Claim(
             "After a tenth of training the last batch alone has a larger gap behind the first layer than the best "

@@ -41,7 +41,7 @@ STATISTICS = {"exact": "exact statistics", "ema": "running averages"}
 LITTLE = within(-1.0, 1.0, "points", A_POINT)
 
 
-def find_changes(tables: Tables, table: str) -> pd.DataFrame:
+def select_changes(tables: Tables, table: str) -> pd.DataFrame:
     """Find rows of networks that are not frozen; `setting` is what differs from the usual training, in words."""
     settings = list(USUAL)
     frame = rows(tables, table, SHARES, settings, batch_size=256, freeze_with="none")
@@ -63,7 +63,7 @@ def name_changes(settings: dict[Any, Any]) -> str:
 def score_times(setting: str, against: str, share: float) -> Score:
     """Score the running average's gap under one setting over that under the other, behind the first layer."""
     return score(
-        lambda tables: find_changes(tables, "gaps"),
+        lambda tables: select_changes(tables, "gaps"),
         "mean_gap",
         ("setting",),
         against=against,
@@ -77,10 +77,10 @@ def score_times(setting: str, against: str, share: float) -> Score:
     )
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies in mid-training and at the end; the line is the statistics, the best setting comes first."""
     shares = [share_name(MIDDLE), share_name(LATE)]
-    frame = select(find_changes(tables, "evaluations"), panel=shares)
+    frame = select(select_changes(tables, "evaluations"), panel=shares)
     frame["setting"] = frame["setting"].replace(SHORTER, regex=True)
 
     at_end = select(frame, panel=share_name(LATE), estimator="exact")
@@ -90,12 +90,12 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     return put_in_order(named, "setting", best_first)
 
 
-def find_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
+def count_kept_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
     """Find the share of pairs of settings that running averages put in the order of exact statistics, for each seed.
 
     Only pairs of networks of one seed count whose exact accuracies differ by over a point.
     """
-    frame = select(find_changes(tables, "evaluations"), **wanted)
+    frame = select(select_changes(tables, "evaluations"), **wanted)
     keys = ["panel", "seed"]
     both = frame.pivot(index=[*keys, "setting"], columns="estimator", values="accuracy")
     settings = both.reset_index()
@@ -116,7 +116,7 @@ EXPERIMENT = Experiment(
         "Configurations under exact statistics and under running averages",
         "Compare the order of the configurations under exact statistics with that under running averages: test "
         "accuracy after training in batches of 256. Each differs from one-cycle SGD in what it names.",
-        score(find_accuracies, "accuracy", ("panel", "setting", "line"), scale=100),
+        score(select_accuracies, "accuracy", ("panel", "setting", "line"), scale=100),
         Forest("setting", Axis("test accuracy (%)"), series="line"),
         Finding("At the end, running averages keep the order of configurations, but for a constant rate",
                 {"order_is_kept_at_falling_rates": ()}, {"harmless_late": ("setting constant schedule",)}))},
@@ -124,16 +124,16 @@ EXPERIMENT = Experiment(
         "order_is_kept": Claim(
             "Running averages put two settings in the order of exact statistics, in over nine of ten pairs that differ "
             "by over a point under these (asked when the costs below were seen, and before the order was looked at).",
-            score(find_order, "alike", ("panel",)),
+            score(count_kept_order, "alike", ("panel",)),
             above(0.9, "share", "of the pairs; who picks by them would be misled once in ten")),
         "order_is_kept_at_falling_rates": Claim(
             "They do so at the end among settings whose learning rate falls (asked when seen).",
-            score(partial(find_order, setting=OtherThan("constant schedule")), "alike", ("panel",),
+            score(partial(count_kept_order, setting=OtherThan("constant schedule")), "alike", ("panel",),
                   panel=share_name(LATE)),
             above(0.9, "share", "of the pairs; who picks by them would be misled once in ten")),
         "harmless_late": Claim(
             "At the end of training PyTorch's running average costs less than a point, whichever setting is changed.",
-            score(partial(find_changes, table="evaluations"), "accuracy", ("panel", "setting"), against="exact",
+            score(partial(select_changes, table="evaluations"), "accuracy", ("panel", "setting"), against="exact",
                   scale=-100, panel=share_name(LATE)), LITTLE),
         "constant_rate_costs_late": Claim(
             "At the end the EMA's gap behind the first layer is over twice as large at a constant learning rate as at "

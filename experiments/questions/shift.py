@@ -24,7 +24,7 @@ DRAWN = {
 STRONG = tuple(f"{kind}:3" for kind in KINDS)
 
 
-def find_predictions(tables: Tables) -> pd.DataFrame:
+def select_predictions(tables: Tables) -> pd.DataFrame:
     """Find the rows in order of their shifts; `images` are in a test batch, with so many `pseudo_samples`."""
     frame = rows(tables, "evaluations", by=(), shift=SHIFTS)
     of_test_batch = find_parameter(frame, "n", "test_batch")
@@ -42,9 +42,9 @@ def find_predictions(tables: Tables) -> pd.DataFrame:
     return put_in_order(in_order, "shift", SHIFTS)
 
 
-def find_drawn(tables: Tables) -> pd.DataFrame:
+def select_drawn(tables: Tables) -> pd.DataFrame:
     """Find the accuracies under four of these statistics, in panels by strength; `name` is the kind of shift."""
-    frame = find_predictions(tables)
+    frame = select_predictions(tables)
     images = frame["images"].fillna(0).astype(int).astype(str)
     frame["kind"] = images + " and " + frame["pseudo_samples"].astype(str)
 
@@ -55,9 +55,9 @@ def find_drawn(tables: Tables) -> pd.DataFrame:
     return name_lines(frame, "kind", DRAWN)
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
+def compute_gains(tables: Tables) -> pd.DataFrame:
     """Find the predictions' accuracies minus those under exact statistics of the training split."""
-    predictions = find_predictions(tables)
+    predictions = select_predictions(tables)
     return paired(predictions, "accuracy")
 
 
@@ -78,7 +78,7 @@ def say_shift(shift: str) -> str:
 
 def score_gain(shift: str | tuple[str, ...], images: int = 256, pseudo: int = 0) -> Score:
     """Score the points that test images, mixed with pseudo-samples, gain against exact statistics of training."""
-    return score(find_gains, "accuracy", ("shift",), scale=100, shift=shift, images=images, pseudo_samples=pseudo)
+    return score(compute_gains, "accuracy", ("shift",), scale=100, shift=shift, images=images, pseudo_samples=pseudo)
 
 
 EXPERIMENT = Experiment(
@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
         "Compare the points beside a kind of shift: the same networks under statistics of training images and of test "
         "images. Corruptions are weak (strength 1) or strong (3). As pseudo-samples exact statistics count as 16 "
         "further images.",
-        score(find_drawn, "accuracy", ("panel", "name", "line"), scale=100),
+        score(select_drawn, "accuracy", ("panel", "name", "line"), scale=100),
         Forest("name", ACCURACY, series="line"),
         Finding("Under strong corruptions, statistics of 256 test images gain accuracy", {"many_images_gain": ()}))},
     claims={

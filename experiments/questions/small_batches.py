@@ -27,26 +27,26 @@ FROZEN = "frozen with running averages"
 BETTER = above(0.0, "points gained", AS_ACCURATE)
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end; the line is what is predicted with, `freeze_with` says if batch norm was frozen."""
     frame = rows(tables, "evaluations", 1.0, ("batch_size", "freeze_with"))
     frame["kind"] = frame["estimator"].map(lambda name: EstimatorName.parse(name).base)
     return name_lines(frame, "kind", NAMES)
 
 
-def find_gains(tables: Tables) -> pd.DataFrame:
+def compute_gains(tables: Tables) -> pd.DataFrame:
     """Find what each kind of statistics gains over running averages, on networks that were never frozen."""
-    unfrozen = select(find_accuracies(tables), freeze_with="none")
+    unfrozen = select(select_accuracies(tables), freeze_with="none")
     gains = paired(unfrozen, "accuracy", RUNNING, along="line", matching=("seed", "batch_size"))
     return name_panels(gains, "batch size {batch_size}")
 
 
-def find_repairs(tables: Tables) -> pd.DataFrame:
+def compute_repairs(tables: Tables) -> pd.DataFrame:
     """Find accuracies of networks that were frozen with running averages, and under EvalNorm of those never frozen.
 
     The line is the repair.
     """
-    accuracies = find_accuracies(tables)
+    accuracies = select_accuracies(tables)
     frozen = select(accuracies, freeze_with="ema", line=RUNNING).assign(line=FROZEN)
     corrected = select(accuracies, freeze_with="none", line=EVAL_NORM)
     both = pd.concat([frozen, corrected], ignore_index=True)
@@ -56,7 +56,7 @@ def find_repairs(tables: Tables) -> pd.DataFrame:
 def score_gain(line: str, against: str, **wanted: Any) -> Score:
     """Score the points that one kind of statistics gains over another, on networks that were never frozen."""
     return score(
-        find_accuracies,
+        select_accuracies,
         "accuracy",
         ("batch_size",),
         scale=100,
@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
             "Accuracy gained over running averages, by what is predicted with",
             "Compare with 0, running averages, of networks that were never frozen. EvalNorm weighs each example as a "
             "batch of the training size does.",
-            score(find_gains, "accuracy", ("panel", "line"), scale=100),
+            score(compute_gains, "accuracy", ("panel", "line"), scale=100),
             Forest("line", Axis("points gained"), mark=(0.0, "as accurate")),
             Finding("EvalNorm is more accurate than running averages, most so after batches of 2",
                     {"eval_norm_beats_running_averages": ()})),
@@ -97,13 +97,13 @@ EXPERIMENT = Experiment(
         "freezing_helps": Claim(
             "In batches of 2 and 4 networks that were frozen for the last fifth are more accurate, each under its own "
             "statistics.",
-            score(find_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
+            score(select_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
                   along="freeze_with", matching=("seed", "batch_size", "line"), line=RUNNING, batch_size=(2, 4)),
             BETTER),
         "freezing_beats_eval_norm": Claim(
             "Networks that were frozen for the last fifth, under their running averages, are more accurate than "
             "networks that were never frozen under EvalNorm (asked when seen).",
-            score(find_repairs, "accuracy", ("batch_size",), scale=100, against=EVAL_NORM, along="line",
+            score(compute_repairs, "accuracy", ("batch_size",), scale=100, against=EVAL_NORM, along="line",
                   matching=("seed", "batch_size"), line=FROZEN), BETTER),
         "discrepancy_is_noise_of_batches": Claim(
             "Exact means are over twice as far from those of single batches of 2 as of 16, in every layer.",

@@ -22,14 +22,14 @@ AVERAGED = "average of variances"
 FROZEN = {"update_bn": AVERAGED, "precise": "pooled batches"}
 
 
-def find_ratios(tables: Tables) -> pd.DataFrame:
+def compute_ratios(tables: Tables) -> pd.DataFrame:
     """Find variances over exact ones at the end of training; `rule` says how they were averaged."""
     frame = rows(tables, "gaps", 1.0, estimator=list(NAMES))
     frame["rule"] = frame["estimator"].map(NAMES)
     return put_in_order(frame, "estimator", NAMES)
 
 
-def find_first_layer(tables: Tables) -> pd.DataFrame:
+def select_first_layer(tables: Tables) -> pd.DataFrame:
     """Find variances over exact ones in the first layer on frozen weights; the line is how batches were averaged.
 
     `shortfall` is the share of the exact variance that they lack.
@@ -47,7 +47,7 @@ def score_correction() -> Score:
 
 def score_ratios() -> Score:
     """Score the ratios in one panel, in the order of their names, below what the correction changes."""
-    compute = score(find_ratios, "var_ratio", (*EACH, "rule"), **RATIO_OVER_LAYERS)
+    compute = score(compute_ratios, "var_ratio", (*EACH, "rule"), **RATIO_OVER_LAYERS)
     compute_correction = score_correction()
 
     def compute_in_order(tables: Tables) -> pd.DataFrame:
@@ -75,7 +75,7 @@ EXPERIMENT = Experiment(
             "The average of batches' variances, and the variance of pooled batches",
             "Compare with 100%, the exact variance: on frozen weights, over all batches of an epoch, the average of "
             "the batches' variances (each with m/(m−1)), and the variance of the pooled batches.",
-            score(find_first_layer, "var_ratio", ("panel", "line", "batch_size"), scale=100),
+            score(select_first_layer, "var_ratio", ("panel", "line", "batch_size"), scale=100),
             Curves("batch_size", "line", Axis("variance / exact one, first layer (%)")),
             Finding("The average of batches' variances is too small, by over 1% in batches of 2 and 4",
                     {"averaged_variances_are_too_small": ()})),
@@ -84,7 +84,7 @@ EXPERIMENT = Experiment(
         "averaged_variances_are_too_small": Claim(
             "On frozen weights, in the first layer, the average of the batches' variances is smaller than the exact "
             "variance, by over 1% in batches of 2 and 4 (asked when seen).",
-            score(find_first_layer, "shortfall", ("batch_size",), line=AVERAGED, batch_size=(2, 4)),
+            score(select_first_layer, "shortfall", ("batch_size",), line=AVERAGED, batch_size=(2, 4)),
             above(0.01, "share", "1% is seen in a figure; for pooled batches it is 0")),
         "correction_is_small": Claim(
             "The correction n/(n−1) changes the running variance by less than 2%, behind the first layer (narrowed to "

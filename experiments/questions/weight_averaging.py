@@ -20,7 +20,7 @@ STATISTICS = {
 EACH, AVERAGED = ("averaging",), ("swa", "ema")
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find accuracies at the end of training; `name` is how weights were averaged, the line is their statistics.
 
     Statistics in one pass are left out, since they agree with exact ones, and so are averaged buffers of weights that
@@ -32,7 +32,7 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     return name_lines(named, "averaging", WORDS, line="name")
 
 
-def find_losses(tables: Tables) -> pd.DataFrame:
+def compute_losses(tables: Tables) -> pd.DataFrame:
     """Find accuracies under the trained network's averages minus those under exact statistics of the same weights."""
     frame = rows(tables, "evaluations", 1.0, EACH, estimator=("stale", "exact"))
     return paired(frame, "accuracy")
@@ -47,7 +47,7 @@ EXPERIMENT = Experiment(
             "Compare the points beside a name: the same weights under different statistics. SWA averages from 75% of "
             "training on, the EMA keeps 0.99. Precise statistics, of one pass, lie on the exact ones and are not "
             "drawn.",
-            score(find_accuracies, "accuracy", ("panel", "name", "line"), scale=100),
+            score(select_accuracies, "accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("test accuracy (%)"), series="line"),
             Finding("Averaged weights lose accuracy under the trained network's running averages: an EMA over a point",
                     {"stale_statistics_cost": ("weights averaged by ema",)})),
@@ -55,10 +55,11 @@ EXPERIMENT = Experiment(
     claims={
         "stale_statistics_cost": Claim(
             "Under the trained network's running averages averaged weights lose over a point against exact statistics.",
-            score(find_losses, "accuracy", EACH, scale=-100, averaging=AVERAGED), above(1.0, "points lost", A_POINT)),
+            score(compute_losses, "accuracy", EACH, scale=-100, averaging=AVERAGED), above(1.0, "points lost",
+                  A_POINT)),
         "stale_statistics_cost_more": Claim(
             "There averaged weights lose more than the trained ones do (asked when the other numbers were known).",
-            score(find_losses, "accuracy", EACH, scale=-100, against="none", along="averaging", matching=("seed",)),
+            score(compute_losses, "accuracy", EACH, scale=-100, against="none", along="averaging", matching=("seed",)),
             above(0.0, "points more", "at 0 averaging adds nothing to what running averages cost anyway")),
         "averaged_buffers_are_enough": Claim(
             "Averaged weights are as accurate under averaged buffers as under exact statistics.",

@@ -45,8 +45,8 @@ def test_new_weights_and_the_way_back(folder: Path) -> None:
     kept = ("0.weight", "0.bias", "0.num_batches_tracked", "1.weight")
     assert all(torch.equal(new[name], STATE[name]) for name in kept)
 
-    told = done.stdout.splitlines()[-1].partition("bnlab undo ")[2]
-    undone = call_bnlab(folder, "undo", *told.split())
+    reported = done.stdout.splitlines()[-1].partition("bnlab undo ")[2]
+    undone = call_bnlab(folder, "undo", *reported.split())
 
     assert undone.returncode == 0, undone.stderr
     old = load_file(folder / "OLD.safetensors")

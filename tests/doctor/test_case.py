@@ -83,7 +83,7 @@ def test_averages_are_off_by_more_than_noise_explains(sigmas: float, is_off: boo
     layer = make_layer(100, 64)
     layer.get_buffer("running_mean").add_(sigmas)
 
-    assert make_case(layer, make_rows(40, 64, seed=1)).is_off_surely("") == is_off
+    assert make_case(layer, make_rows(40, 64, seed=1)).clearly_differs("") == is_off
 
 
 # The start

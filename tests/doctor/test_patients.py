@@ -188,8 +188,8 @@ def test_the_scale_and_the_shift_of_what_is_no_image_are_told() -> None:
 
 def read_numbers(diagnosis: Diagnosis) -> list[float]:
     """Read the scale and the shifts that a finding tells."""
-    told = diagnosis.faults[0].evidence.partition("where x are")[0]
-    return [float(number) for number in re.findall(r"[-+]?[\d.]+", told)]
+    reported = diagnosis.faults[0].evidence.partition("where x are")[0]
+    return [float(number) for number in re.findall(r"[-+]?[\d.]+", reported)]
 
 
 class Squares(nn.Module):

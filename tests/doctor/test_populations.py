@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 
 from bnlab import diagnose
-from bnlab.doctor.causes.bn202 import find_chance
+from bnlab.doctor.causes.bn202 import compute_chance
 from tests.doctor import digits
 from tests.doctor.networks import (
     Batch,
@@ -46,15 +46,15 @@ def test_by_how_much_variances_of_batches_differ_is_told() -> None:
     finding = find("BN202", nn.Sequential(nn.BatchNorm1d(3)).eval(), batches)
 
     assert finding is not None
-    told = re.fullmatch(r"batch variances vary .* times as much as shuffled ones, by (\d+)%", finding.evidence)
-    assert told is not None
-    assert int(told[1]) == pytest.approx(100 * 3 / 5 * (24 / 23) ** 0.5, abs=3)
+    reported = re.fullmatch(r"batch variances vary .* times as much as shuffled ones, by (\d+)%", finding.evidence)
+    assert reported is not None
+    assert int(reported[1]) == pytest.approx(100 * 3 / 5 * (24 / 23) ** 0.5, abs=3)
 
 
 @pytest.mark.parametrize("freedom", [1, 3, 10, 100])
 def test_chance_is_that_of_four_standard_deviations(freedom: int) -> None:
     """3.2e-5, up to the approximation of Wilson & Hilferty, which is worst for one degree of freedom."""
-    assert 1e-5 < chi2.sf(find_chance(freedom) * freedom, freedom) < 1e-4
+    assert 1e-5 < chi2.sf(compute_chance(freedom) * freedom, freedom) < 1e-4
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 64), (3, 8), (30, 4), (5, 50), (2, 8), (10, 8)])
@@ -97,16 +97,16 @@ class Pair(nn.Module):
     ],
 )
 def test_two_domains_through_one_layer_are_seen_without_labels(
-    change: Callable[[Tensor], Tensor], told: str | None, images: list[Tensor]
+    change: Callable[[Tensor], Tensor], reported: str | None, images: list[Tensor]
 ) -> None:
     pairs = [torch.stack((batch, change(batch)), 1) for batch in images[:8]]
 
     finding = find("BN204", Pair(make_healthy()), pairs)
 
-    assert (finding is None) == (told is None)
-    if finding is not None and told is not None:
+    assert (finding is None) == (reported is None)
+    if finding is not None and reported is not None:
         assert finding.layers[0] == "network.1"
-        assert told in finding.evidence
+        assert reported in finding.evidence
 
 
 # Channels

@@ -127,15 +127,15 @@ ROWS: list[Row] = [
 @pytest.mark.filterwarnings("ignore:.*another input:RuntimeWarning", "ignore:.*without running:RuntimeWarning")
 @pytest.mark.parametrize(("name", "make", "batches", "told"), ROWS, ids=[row[0] for row in ROWS])
 def test_predictions_are_random_or_depend_on_the_batch(
-    name: str, make: Callable[[], nn.Module], batches: list[Any], told: str | None
+    name: str, make: Callable[[], nn.Module], batches: list[Any], reported: str | None
 ) -> None:
     diagnosis = diagnose(make().eval(), batches, progress=False)
 
     found = [finding for finding in diagnosis.faults if finding.cause.code == "BN211"]
-    assert len(found) == (told is not None), str(diagnosis)
-    if told is not None:
-        assert found[0].evidence.startswith(told)
-        expected = (("1.1",), "error") if told == OTHER_INPUT else (("",), "warning")
+    assert len(found) == (reported is not None), str(diagnosis)
+    if reported is not None:
+        assert found[0].evidence.startswith(reported)
+        expected = (("1.1",), "error") if reported == OTHER_INPUT else (("",), "warning")
         assert (found[0].layers, found[0].severity) == expected
 
 

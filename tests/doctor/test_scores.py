@@ -158,10 +158,10 @@ def test_a_network_that_has_lost_all_foreground_is_not_healthy() -> None:
 @pytest.mark.parametrize(
     ("output", "told"), [(LOGITS[:, 0], "outputs [3] of float32"), ({"out": LOGITS}, "outputs a dict")]
 )
-def test_labels_that_do_not_fit_are_described(output: Any, told: str) -> None:
+def test_labels_that_do_not_fit_are_described(output: Any, reported: str) -> None:
     misfit = describe_misfit(output, LABELS)
 
-    assert misfit == f"Labels [3] of int64 cannot be compared with {told}: pass evaluate=."
+    assert misfit == f"Labels [3] of int64 cannot be compared with {reported}: pass evaluate=."
 
 
 def compare(running: list[float], exact: list[float], are_shares: bool = True) -> Any:

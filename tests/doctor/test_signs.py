@@ -231,7 +231,7 @@ CHANGED: dict[str, tuple[Callable[[nn.Module], None], bool, list[str], str]] = {
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_an_earlier_checkpoint_shows_what_moved_alone(name: str) -> None:
-    change, is_frozen, codes, told = CHANGED[name]
+    change, is_frozen, codes, reported = CHANGED[name]
     model = make_healthy()
     if is_frozen:
         freeze_first(model)
@@ -244,7 +244,7 @@ def test_an_earlier_checkpoint_shows_what_moved_alone(name: str) -> None:
     for code in codes:
         severity, layers, evidence = tell(diagnosis, code)
         assert layers == (("1",) if is_frozen else BOTH)
-        assert evidence.startswith(told)
+        assert evidence.startswith(reported)
         assert severity == ("note" if is_frozen else "warning")
 
 
@@ -287,7 +287,7 @@ def accumulate_gradients(model: nn.Module, batches: list[Batch]) -> None:
     ],
 )
 def test_several_updates_a_step_are_of_the_same_batch_or_not(
-    fit: Callable[[nn.Module, list[Batch]], None], severity: str, told: str
+    fit: Callable[[nn.Module, list[Batch]], None], severity: str, reported: str
 ) -> None:
     model = make_net()
     with record(model) as trace:
@@ -296,7 +296,7 @@ def test_several_updates_a_step_are_of_the_same_batch_or_not(
     found, _, evidence = tell(diagnose(model, trace=trace), "BN103")
 
     assert found == severity
-    assert evidence.startswith(told)
+    assert evidence.startswith(reported)
 
 
 def make_loader(images: int, **settings: Any) -> DataLoader[Any]:

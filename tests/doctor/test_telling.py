@@ -106,8 +106,8 @@ def test_a_tenth_more_in_training_is_told(case: Case, more: float, is_told: bool
 
     printed = " ".join(str(Diagnosis(replace(case, training_score=best + more), verdict, None, [], [])).split())
 
-    told = f"On the training batches {best + more:.1%}, as the model is. The network does not generalize to these"
-    assert (told in printed) == is_told
+    reported = f"On the training batches {best + more:.1%}, as the model is. The network does not generalize to these"
+    assert (reported in printed) == is_told
 
 
 def test_a_metric_of_the_callers_is_not_asked_for_the_training_batches() -> None:

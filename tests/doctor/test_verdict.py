@@ -16,8 +16,8 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.experiment import Experiment, Trial
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.doctor.undoing import EACH_BATCH, Kind
-from bnlab.doctor.verdict import WORTH, Verdict, find_worth, judge
-from bnlab.doctor.words import tell_gain
+from bnlab.doctor.verdict import WORTH, Verdict, compute_worth, judge
+from bnlab.doctor.words import describe_gain
 from tests.doctor.causes import Planted
 
 IMAGES = 1000
@@ -189,9 +189,9 @@ def test_what_matters_is_half_a_point_of_shares_and_a_hundredth_of_the_spread_of
     shares = Scores({"running": values / 100, "exact": values / 100}, are_shares=True)
     others = Scores({"running": values, "exact": values}, are_shares=False)
 
-    assert find_worth(shares, None) == 0.005
-    assert find_worth(others, None) == pytest.approx(0.9)
-    assert find_worth(shares, 0.2) == find_worth(others, 0.2) == 0.2
+    assert compute_worth(shares, None) == 0.005
+    assert compute_worth(others, None) == pytest.approx(0.9)
+    assert compute_worth(shares, 0.2) == compute_worth(others, 0.2) == 0.2
 
 
 @pytest.mark.parametrize(
@@ -204,6 +204,6 @@ def test_what_matters_is_half_a_point_of_shares_and_a_hundredth_of_the_spread_of
     ],
 )
 def test_a_gain_is_told_with_one_decimal_or_three_digits(
-    ends: tuple[float, float, float], are_shares: bool, told: str
+    ends: tuple[float, float, float], are_shares: bool, reported: str
 ) -> None:
-    assert tell_gain(Difference(*ends, 1000), Scores({}, are_shares)) == told
+    assert describe_gain(Difference(*ends, 1000), Scores({}, are_shares)) == reported

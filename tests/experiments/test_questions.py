@@ -13,7 +13,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.lab.catalogue import find_experiment, list_questions
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Experiment, Tables, find_conditions
-from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome
+from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs, fill_prose
 from bnlab.harness.reporting.page import write_experiment
 from bnlab.harness.reporting.verdicts import NOT_MEASURED
 from bnlab.harness.reporting.wording import say_mean, say_numbers
@@ -48,7 +48,7 @@ def load(name: str) -> tuple[Experiment, Tables]:
 
 @cache
 def outcome_of(name: str) -> Outcome:
-    return find_outcome(*load(name))
+    return decide_outcome(*load(name))
 
 
 # Those of `predictive` take a third of a minute.

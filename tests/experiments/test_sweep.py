@@ -116,7 +116,7 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(call: Call, tmp_path: 
 def test_what_to_do_next(call: Call, results: Path) -> None:
     """The command of the question's report, under the name that was swept; none where no report could be made."""
     words = ("batch_size=256", "steps=1", "hydra/launcher=basic", "seed=0", "evaluate_at=final")
-    for line, told in (
+    for line, reported in (
         ("name=g measurements=log", ""),
         ("name=g measurements=evaluations", "name=g"),
         ("experiment=quickstart measurements=evaluations", "experiment=quickstart"),
@@ -125,7 +125,11 @@ def test_what_to_do_next(call: Call, results: Path) -> None:
         done = call(f"sweep {line}", *words, f"results={results}")
         assert done.code == 0, done.err
         last = done.out.splitlines()[-1]
-        assert last.removeprefix("next: ") == f"bnlab report {told} results={results}" if told else "next:" not in last
+        assert (
+            last.removeprefix("next: ") == f"bnlab report {reported} results={results}"
+            if reported
+            else "next:" not in last
+        )
 
 
 @pytest.mark.parametrize("words", ["-m seed=0,1 hydra.launcher.n_jobs=1", "seed=0"])

@@ -14,7 +14,7 @@ import pytest
 from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
 from experiments.tune import list_lacking, list_tuning
-from experiments.tuning import RATE, TUNING_SEEDS, find_collapses, pick_rate, select_tested
+from experiments.tuning import RATE, TUNING_SEEDS, pick_rate, select_collapses, select_tested
 from tests.experiments.commands import run
 from tests.helpers import plan_network
 
@@ -110,7 +110,7 @@ def test_a_rate_that_lacks_a_seed_is_not_picked_and_a_diverged_network_counts_as
 
 def test_a_collapse_is_below_half_of_the_median() -> None:
     frame = pd.DataFrame({"line": ["a"] * 4 + ["b"] * 2, "accuracy": [0.9, 0.8, 0.9, 0.3, 0.2, 0.21]})
-    assert find_collapses(frame, ["line"]).tolist() == [False, False, False, True, False, False]
+    assert select_collapses(frame, ["line"]).tolist() == [False, False, False, True, False, False]
 
 
 NETWORKS = [plan_network("steps=10", f"seed={seed}", "optimizer.lr_scaling=none").config for seed in (103, 104)]

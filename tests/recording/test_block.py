@@ -231,8 +231,8 @@ WRITES: dict[str, Callable[[nn.Sequential], Any]] = {
 @pytest.mark.parametrize("name", WRITES)
 def test_buffers_that_something_else_writes_are_warned_of(name: str) -> None:
     model = plain()
-    told = "running buffers of '1', '4' are not the average"
-    with pytest.warns(UserWarning, match=told) as said, record(model):
+    reported = "running buffers of '1', '4' are not the average"
+    with pytest.warns(UserWarning, match=reported) as said, record(model):
         train(model, DATA[:3])
         WRITES[name](model)
         train(model, DATA[3:])

@@ -41,9 +41,9 @@ class NotHeld(Cause):
             return None
         worst = max((case.layers[name] for name in rounded), key=compute_stall)
         kind = str(_find_type(worst)).removeprefix("torch.")
-        told = f"{kind}: an average may stop {100 * compute_stall(worst):.2g}% short of its goal"
+        reported = f"{kind}: an average may stop {100 * compute_stall(worst):.2g}% short of its goal"
         is_training = any(case.layers[name].training for name in rounded)
-        return Signs.of(rounded, told, "warning" if is_training else "note")
+        return Signs.of(rounded, reported, "warning" if is_training else "note")
 
 
 def _describe_spoiled(case: Case, layers: list[str]) -> str:
@@ -55,8 +55,8 @@ def _describe_spoiled(case: Case, layers: list[str]) -> str:
         "not finite": int((~buffers.isfinite().all(0)).sum()),
         "negative": int((buffers[1] < 0).sum()),
     }
-    told = " and ".join(f"{what} in {count}" for what, count in counts.items() if count)
-    return f"{told} of {buffers.shape[1]} channels of {first!r}, the first in depth"
+    reported = " and ".join(f"{what} in {count}" for what, count in counts.items() if count)
+    return f"{reported} of {buffers.shape[1]} channels of {first!r}, the first in depth"
 
 
 def _find_type(layer: BatchNorm) -> torch.dtype:

@@ -56,16 +56,16 @@ class NeverUpdated(Cause):
         averages = {}
         for name in patient.exact:
             starts = _list_starts(case, name)
-            if len(starts) == 1 and case.is_off_surely(name):
+            if len(starts) == 1 and case.clearly_differs(name):
                 filled = patient.read_exact(name)
                 kept = 0 if starts[0].startswith("variance") else 1
                 filled[kept] = case.buffers[name][kept]
                 averages[name] = filled
         if averages:
-            told = self.describe(case, list(averages))
+            reported = self.describe(case, list(averages))
             degrees = sum(values.shape[1] for values in averages.values())
             apply = write_averages(case.layers, averages)
-            yield Undo(told, tuple(averages), degrees, apply, explains=patient.explain(averages))
+            yield Undo(reported, tuple(averages), degrees, apply, explains=patient.explain(averages))
 
 
 def _list_starts(case: Case, name: str) -> list[str]:

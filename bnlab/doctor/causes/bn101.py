@@ -43,10 +43,10 @@ class OnItsWay(Cause):
         for name, weight in weights.items():
             if name in patient.exact and not case.is_initial(name):
                 averages[name] = _take_out_start(case.buffers[name], weight)
-        if any(case.is_off_surely(name) for name in averages):
-            told = self.describe(case, list(weights))
+        if any(case.clearly_differs(name) for name in averages):
+            reported = self.describe(case, list(weights))
             apply = write_averages(case.layers, averages)
-            yield Undo(told, tuple(averages), 0, apply, explains=patient.explain(averages))
+            yield Undo(reported, tuple(averages), 0, apply, explains=patient.explain(averages))
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
         weights = _list_weights(case)

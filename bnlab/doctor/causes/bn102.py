@@ -50,9 +50,9 @@ class OddMomentum(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         momenta = {case.layers[name].momentum for name in layers if _is_reversed(case, name)}
-        told = [f"momentum {value:g}, a memory of {(2 - value) / value:.1f} batches" for value in momenta if value]
-        if told:
-            return "; ".join(sorted(told))
+        reported = [f"momentum {value:g}, a memory of {(2 - value) / value:.1f} batches" for value in momenta if value]
+        if reported:
+            return "; ".join(sorted(reported))
         counts = [case.count_updates(name) or 0 for name in layers if _is_zero(case, name)]
         return f"{count_things(max(counts, default=0), 'update')} of momentum 0"
 

@@ -44,14 +44,14 @@ class SeveralUpdates(Cause):
         if not several:
             return None
         calls = max(len(entries) / len(set(entries.steps)) for entries in several.values())
-        told = f"{calls:.3g} updates a step"
+        reported = f"{calls:.3g} updates a step"
         distances = [_compare_calls(entries) for entries in several.values()]
         near = [distance for distance in distances if distance < SAME_BATCH]
         if 2 * len(near) < len(several):
-            return Signs.of(several, f"{told}, of different batches", "note")
+            return Signs.of(several, f"{reported}, of different batches", "note")
         farthest = max(near)
         how = "" if farthest < _ROUNDING else f" at other weights ({farthest:.0%} of the way to another batch)"
-        return Signs.of(several, f"{told}, of the same batch{how}", "warning")
+        return Signs.of(several, f"{reported}, of the same batch{how}", "warning")
 
 
 def _compare_calls(entries: LayerTrace) -> float:

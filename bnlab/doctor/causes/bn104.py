@@ -68,16 +68,16 @@ class MovedAlone(Cause):
         return case.select(may_have_moved)
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        told = []
+        reported = []
         training = [name for name in layers if case.layers[name].training]
         if training:
-            told.append(f"{count_things(len(training), 'frozen layer')} in train mode")
+            reported.append(f"{count_things(len(training), 'frozen layer')} in train mode")
         updates = max((_count_updates(case, name) for name in layers), default=0)
         if updates > 0:
-            told.append(f"{count_things(updates, 'update')} since the earlier checkpoint")
+            reported.append(f"{count_things(updates, 'update')} since the earlier checkpoint")
         if case.history is not None and _is_untrained(case):
-            told.append(f"{count_things(case.history.parameters, 'tensor')} of weights stayed the same")
-        return "; ".join(told) or "frozen weights do not move, so other images passed in train()"
+            reported.append(f"{count_things(case.history.parameters, 'tensor')} of weights stayed the same")
+        return "; ".join(reported) or "frozen weights do not move, so other images passed in train()"
 
 
 def _is_untrained(case: Case) -> bool:

@@ -10,7 +10,7 @@ from bnlab.doctor.lag import compare_with_drift
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.thresholds import EXPLAINED
 from bnlab.doctor.undoing import EXACT, Undo, write_averages
-from bnlab.doctor.words import tell_number
+from bnlab.doctor.words import describe_number
 
 
 class OtherWeights(Cause):
@@ -41,7 +41,7 @@ class OtherWeights(Cause):
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
         names = [name for name in patient.exact if name in case.layers]
-        if not case.is_costly and not any(case.is_off_surely(name) for name in names):
+        if not case.is_costly and not any(case.clearly_differs(name) for name in names):
             return
         by_gap = sorted(names, key=lambda name: case.measure_distance(name, patient.exact), reverse=True)
         count = 1
@@ -59,13 +59,13 @@ class OtherWeights(Cause):
         drift = compare_with_drift(case, layers)
         ratios = sorted(case.noise_ratio(name) for name in layers)
         middle = ratios[len(ratios) // 2]
-        told = [] if drift is None else [drift.tell()]
+        reported = [] if drift is None else [drift.tell()]
         if middle == middle:  # it is NaN where batches are too few
-            told.append(f"{tell_number(middle, 2)} times farther off than chance explains")
+            reported.append(f"{describe_number(middle, 2)} times farther off than chance explains")
         else:
             gap = max(case.measure_distance(name, case.reference) for name in layers if name in case.reference)
-            told.append(f"off by up to {gap:.2g} σ; too few batches to tell chance")
-        return "; ".join(told)
+            reported.append(f"off by up to {gap:.2g} σ; too few batches to tell chance")
+        return "; ".join(reported)
 
 
 def _name(layers: Sequence[str], names: Sequence[str]) -> str:

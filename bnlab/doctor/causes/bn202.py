@@ -46,8 +46,8 @@ class UnlikeBatches(Cause):
                 unlike[name] = max(found)
         if not unlike:
             return None
-        _, told = max(unlike.values())
-        return Signs.of(unlike, told)
+        _, reported = max(unlike.values())
+        return Signs.of(unlike, reported)
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         # A test loader may be sorted where training shuffled: then its order says nothing of the averages.
@@ -68,16 +68,16 @@ def _compare_batches(view: LayerView | None) -> list[tuple[float, str]]:
     if view is None or len(view.calls) > 1 or view.image_means.count < 2:
         return []
     found = []
-    most = max(_RATIO, find_chance(view.batch_means.count - 1))
+    most = max(_RATIO, compute_chance(view.batch_means.count - 1))
     ratio, share = _compare(view.batch_means, view.image_means, view.pooled.var)
     if ratio > most and share > _SHARE:
-        told = f"batch means vary {ratio:.1f} times as much as shuffled ones, {share:.0%} of the variance"
-        found.append((ratio, told))
+        reported = f"batch means vary {ratio:.1f} times as much as shuffled ones, {share:.0%} of the variance"
+        found.append((ratio, reported))
 
     ratio, share = _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square())
     if ratio > most and share > _SPREAD**2:
-        told = f"batch variances vary {ratio:.1f} times as much as shuffled ones, by {math.sqrt(share):.0%}"
-        found.append((ratio, told))
+        reported = f"batch variances vary {ratio:.1f} times as much as shuffled ones, by {math.sqrt(share):.0%}"
+        found.append((ratio, reported))
     return found
 
 
@@ -89,7 +89,7 @@ def _compare(batches: Scatter, images: Scatter, scale: Tensor) -> tuple[float, f
     return float(ratio), float(share)
 
 
-def find_chance(freedom: int) -> float:
+def compute_chance(freedom: int) -> float:
     """Find how large a mean of squares with so many degrees of freedom hardly ever gets (Wilson & Hilferty 1931)."""
     if freedom < 1:
         return math.inf

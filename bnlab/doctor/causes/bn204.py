@@ -48,8 +48,8 @@ class SeveralPopulations(Cause):
         calls = {name: views[name].calls for name in patient.exact if name in views}
         several = {name: moments for name, moments in calls.items() if len(moments) > 1}
         degrees = sum(2 * case.layers[name].num_features * len(moments) for name, moments in several.items())
-        told = "the statistics of each call by itself"
-        yield Undo(told, tuple(several), degrees, write_each_call(case.layers, several))
+        reported = "the statistics of each call by itself"
+        yield Undo(reported, tuple(several), degrees, write_each_call(case.layers, several))
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         return 1.0 if self.look(case) else 0.0
@@ -64,15 +64,15 @@ class SeveralPopulations(Cause):
         several = [name for name in called if views[name].image_means.count > 1]  # whose rows are images
         unlike: dict[str, tuple[float, str]] = {}
         for name in several:
-            are_unlike, share, told = _compare_calls(views[name])
+            are_unlike, share, reported = _compare_calls(views[name])
             if are_unlike or case.is_batch_better:
-                unlike[name] = share, told
+                unlike[name] = share, reported
         if not unlike:
             return None
-        _, told = max(unlike.values())
+        _, reported = max(unlike.values())
         # Layers behind are named too: each call's own statistics have made what these are given alike.
         behind = dropwhile(lambda name: name not in unlike, several)
-        return Signs.of(behind, told)
+        return Signs.of(behind, reported)
 
 
 def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
@@ -99,5 +99,5 @@ def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
     most_share = max(_SHARE, 20 * by_chance)
     most_ratio = max(_LOG_RATIO, 8 / math.sqrt(images))
     times = f"variances differ {math.exp(log_ratio):.1f}-fold"
-    told = f"{number} calls a forward: their means make up {share:.0%} of the variance, their {times}"
-    return share > most_share or log_ratio > most_ratio, share, told
+    reported = f"{number} calls a forward: their means make up {share:.0%} of the variance, their {times}"
+    return share > most_share or log_ratio > most_ratio, share, reported

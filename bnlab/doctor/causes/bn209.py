@@ -12,7 +12,7 @@ from bnlab.doctor.cause import Cause
 from bnlab.doctor.patient import Answer, Patient
 from bnlab.doctor.thresholds import EXPLAINS_ALL, SCALE_SHOWS
 from bnlab.doctor.undoing import RESCALED, Change, Undo, change_images
-from bnlab.doctor.words import tell_number
+from bnlab.doctor.words import describe_number
 
 _ROUNDS = 3
 
@@ -48,10 +48,10 @@ class OtherInput(Cause):
             changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), variant))
         if answer.colours == 3:
             changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), ""))
-        for told, degrees, change, variant in changes:
+        for reported, degrees, change, variant in changes:
             explains = patient.explain_first(change)
             if explains > EXPLAINS_ALL:
-                yield Undo(told, (patient.first,), degrees, change_images(change), RESCALED, explains, variant)
+                yield Undo(reported, (patient.first,), degrees, change_images(change), RESCALED, explains, variant)
 
 
 def _are_as_in_training(patient: Patient) -> bool:
@@ -108,7 +108,7 @@ def _undo(scale: float, shift: Tensor) -> Change:
 
 def _describe(scale: float, shift: Tensor) -> str:
     """Write images in terms of x, those of training."""
-    shifts = [tell_number(value, 2) for value in shift.tolist()]
+    shifts = [describe_number(value, 2) for value in shift.tolist()]
     signed = [value if value.startswith("-") else f"+{value}" for value in shifts]
     each = signed[0] if len(signed) == 1 else f"({', '.join(signed)})"
-    return f"the images are {tell_number(scale)}·x {each}, where x are those that the averages are of"
+    return f"the images are {describe_number(scale)}·x {each}, where x are those that the averages are of"

@@ -40,10 +40,10 @@ class UnsteadyPredictions(Cause):
             return Signs.of([""], f"two runs of the same batch differ by {data.twice:.2g} of the outputs' spread")
         check = data.exact.check
         if check is not None and not check.is_exact and check.off > _LEAST and check.layer is not None:
-            told = f"another input, by {check.off:.2g} of σ or of the variance"
+            reported = f"another input, by {check.off:.2g} of σ or of the variance"
             if math.isinf(check.off):
-                told = "calls in another order, or values that cannot be compared"
-            return Signs.of([check.layer], f"an evaluation gives {check.layer!r} {told}", "error")
+                reported = "calls in another order, or values that cannot be compared"
+            return Signs.of([check.layer], f"an evaluation gives {check.layer!r} {reported}", "error")
         is_explained = bool(case.without or data.unread)
         if data.alone > DIFFERENT and not is_explained:
             return Signs.of([""], f"images alone and in a batch differ by {data.alone:.2g} of the outputs' spread")

@@ -10,7 +10,7 @@ from bnlab.doctor.cause import Cause
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.thresholds import EXPLAINS_ALL, FACTOR_SHOWS
 from bnlab.doctor.undoing import Undo, write_averages
-from bnlab.doctor.words import tell_number
+from bnlab.doctor.words import describe_number
 
 
 class Multiplied(Cause):
@@ -37,5 +37,5 @@ class Multiplied(Cause):
         averages = {name: case.buffers[name] / factor for name in names}
         explains = patient.explain(averages)
         if explains >= EXPLAINS_ALL:
-            told = f"means and variances are {tell_number(factor)} times what they should be"
-            yield Undo(told, tuple(names), 1, write_averages(case.layers, averages), explains=explains)
+            reported = f"means and variances are {describe_number(factor)} times what they should be"
+            yield Undo(reported, tuple(names), 1, write_averages(case.layers, averages), explains=explains)

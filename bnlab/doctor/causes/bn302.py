@@ -40,12 +40,12 @@ class FoldedTwice(Cause):
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
-        off = [name for name in patient.exact if case.is_off_surely(name)]
+        off = [name for name in patient.exact if case.clearly_differs(name)]
         folded = [name for name in off if _is_folded(case, name)]
         if folded:
-            told = "exact means and variances are the layer's own biases and squared weights"
+            reported = "exact means and variances are the layer's own biases and squared weights"
             layers = [case.layers[name] for name in folded]
-            yield Undo(told, tuple(folded), 0, replace_forwards(layers, pass_through))
+            yield Undo(reported, tuple(folded), 0, replace_forwards(layers, pass_through))
 
         shifts = {name: _find_lost_bias(case, name) for name in off}
         averages = {}
@@ -53,8 +53,8 @@ class FoldedTwice(Cause):
             if shift is not None:
                 averages[name] = case.buffers[name] + torch.stack((shift, torch.zeros_like(shift)))
         if averages:
-            told = "running means are off by the bias of the layer before, variances are right"
-            yield Undo(told, tuple(averages), 0, write_averages(case.layers, averages))
+            reported = "running means are off by the bias of the layer before, variances are right"
+            yield Undo(reported, tuple(averages), 0, write_averages(case.layers, averages))
 
 
 def _is_folded(case: Case, name: str) -> bool:

@@ -29,7 +29,7 @@ class UnusedWeights(Cause):
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
         names = [name for name in patient.exact if name in case.layers]
-        fitting = list(takewhile(lambda name: not case.is_off_surely(name), names))
+        fitting = list(takewhile(lambda name: not case.clearly_differs(name), names))
         if not 0 < len(fitting) < len(names):
             return
         weights = {name: case.layers[name].weight for name in names}
@@ -42,6 +42,6 @@ class UnusedWeights(Cause):
 
 def _set_to_one(patient: Patient, names: Sequence[str]) -> Undo:
     weights = [patient.case.layers[name].weight for name in names]
-    told = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
+    reported = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
     apply = write_weights((weight, torch.ones_like(weight)) for weight in weights)
-    return Undo(told, tuple(names), len(names), apply)
+    return Undo(reported, tuple(names), len(names), apply)

@@ -52,8 +52,8 @@ class WentWrongSince(Cause):
             write_buffers(model, stack)
 
         degrees = sum(parameter.numel() for parameter in parameters.values())
-        told = f"with the weights and averages of before=, of which {len(history.moved):,} tensors have moved"
-        undo = Undo(told, tuple(case.layers), degrees, apply)
+        reported = f"with the weights and averages of before=, of which {len(history.moved):,} tensors have moved"
+        undo = Undo(reported, tuple(case.layers), degrees, apply)
         if _is_better(patient, undo):
             yield undo
 

@@ -29,7 +29,7 @@ class RanksDiffer(Cause):
         ranks = case.ranks
         assert ranks is not None
         spreads = {
-            name: _find_spread(torch.stack([rank[name] for rank in ranks]), layer.eps)
+            name: _compute_spread(torch.stack([rank[name] for rank in ranks]), layer.eps)
             for name, layer in case.layers.items()
         }
         layers = [name for name, spread in spreads.items() if spread > 0.01]
@@ -40,7 +40,7 @@ class RanksDiffer(Cause):
         return Signs.of(layers, evidence, "warning" if spreads[worst] > 0.1 else "note")
 
 
-def _find_spread(buffers: Tensor, eps: float) -> float:
+def _compute_spread(buffers: Tensor, eps: float) -> float:
     """Find how far ranks' buffers [ranks, 2, C] are apart in a channel: means in σ, variances relative."""
     var = buffers[:, 1].mean(0) + eps
     distance = buffers.amax(0) - buffers.amin(0)

@@ -27,8 +27,8 @@ class NormalizesByBatch(Cause):
     def look(self, case: Case) -> Signs | None:
         training = case.select(lambda name: case.layers[name].training)
         if training and not case.model.training:
-            told = f"{len(training)} of {len(case.layers)} in train mode, in a model in eval mode"
-            return Signs.of(training, told, "warning")
+            reported = f"{len(training)} of {len(case.layers)} in train mode, in a model in eval mode"
+            return Signs.of(training, reported, "warning")
 
         trained = [name for name in training if not case.is_initial(name)]
         notes = []

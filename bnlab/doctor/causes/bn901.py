@@ -23,10 +23,10 @@ class NotCovered(Cause):
         unseen = () if case.evidence is None else case.evidence.exact.unseen
         warnings = () if case.evidence is None else case.evidence.warnings
         outside = [text for text in warnings if "F.batch_norm" in text]
-        told = []
+        reported = []
         if case.uncovered:
-            told.append(f"{len(case.uncovered)} of another class than torch's")
+            reported.append(f"{len(case.uncovered)} of another class than torch's")
         if unseen:
-            told.append(f"{len(unseen)} reached by no batch")
+            reported.append(f"{len(unseen)} reached by no batch")
         names = [*case.uncovered, *unseen, *([""] if outside else [])]
-        return Signs.of(names, "; ".join([*told, *outside]))
+        return Signs.of(names, "; ".join([*reported, *outside]))

@@ -100,7 +100,7 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
     The tables are those of the sweep with this name; NoRows where nothing of it has been measured. Returns the outcome,
     and how many figures and claims failed.
     """
-    from bnlab.harness.reporting.outcome import find_outcome
+    from bnlab.harness.reporting.outcome import decide_outcome
     from bnlab.harness.reporting.page import write_question
     from bnlab.harness.reporting.tables import load
     from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
@@ -116,7 +116,7 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
         sweeps = question.sweeps or (question.name,)
         commands = [write_command("sweep", f"experiment={sweep}", folder) for sweep in sweeps]
         question = replace(question, command="\n".join(commands))
-    outcome = find_outcome(question, tables)
+    outcome = decide_outcome(question, tables)
     unscored = outcome.frame[outcome.frame["verdict"] == CANNOT_BE_SCORED]
     for row in unscored.to_dict("records"):
         print(f"claim {row['claim']} of {experiment} cannot be scored: {row['note']}", file=sys.stderr)

@@ -55,7 +55,7 @@ class Subject:
         return digest_of_own(type(self.statistic))
 
 
-def find_subjects(config: Config) -> list[Subject]:
+def list_subjects(config: Config) -> list[Subject]:
     """List every estimator of a job with every momentum, each once."""
     populations = as_list(config.population)
     return parse_subjects(as_list(config.estimator), as_list(config.momentum), *populations)

@@ -21,11 +21,11 @@ from bnlab.harness.reporting.means import (
     COMPARED,
     FIRST,
     average,
-    find_largest_gap,
     gap_over_layers,
     interval,
     require_columns,
     require_one_row,
+    select_largest_gap,
 )
 from bnlab.harness.reporting.selection import (
     OtherThan,
@@ -47,7 +47,6 @@ __all__ = [
     "Score",
     "Tables",
     "average",
-    "find_largest_gap",
     "find_parameter",
     "gap_over_layers",
     "interval",
@@ -59,6 +58,7 @@ __all__ = [
     "rows",
     "score",
     "select",
+    "select_largest_gap",
     "share_name",
 ]
 

@@ -8,7 +8,7 @@ layers would hide that the others do. Therefore:
   (`gap_over_layers`); where one number is wanted, it is the former (`average_gap`);
 - a ratio is taken layer by layer, and averaged geometrically over the layers behind the first
   (`frames.RATIO_OVER_LAYERS`);
-- a claim that a gap is small is about the layer with the largest one (`find_largest_gap`).
+- a claim that a gap is small is about the layer with the largest one (`select_largest_gap`).
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     return one_for_each.drop(columns=["depth", "layer"], errors="ignore")
 
 
-def find_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
+def select_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     """Find the layer with the largest gap of each network, step and estimator, the first layer included.
 
     Args:

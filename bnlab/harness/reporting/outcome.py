@@ -91,7 +91,7 @@ class Outcome:
         return list(tables.values())
 
 
-def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
+def decide_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     """Decide the claims of an experiment, and say what was measured."""
     runs = tables["runs"]
     frame = decide(experiment, tables)

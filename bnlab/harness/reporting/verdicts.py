@@ -102,7 +102,7 @@ def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
     p = np.full((len(rows), 2), np.nan)  # what is not tested has no part in the correction
     for place, row in enumerate(rows):
         if untested[place] is None:
-            p[place] = find_p_values(row, margin)
+            p[place] = compute_p_values(row, margin)
     holds, fails = p.T
     corrected_holds = holds
     if not margin.together:
@@ -132,8 +132,8 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
         return verdict, ""
 
     if row.get("share"):
-        of_none = find_p_values({**row, "mean": 0.0}, margin)
-        of_all = find_p_values({**row, "mean": 1.0}, margin)
+        of_none = compute_p_values({**row, "mean": 0.0}, margin)
+        of_all = compute_p_values({**row, "mean": 1.0}, margin)
         return None if min(*of_none, *of_all) <= LEVEL else (NOT_TESTED, "")
 
     mean = row["mean"]
@@ -152,7 +152,7 @@ def _are_equal(mean: float, bound: float) -> bool:
     return bool(np.isclose(mean, bound, rtol=1e-12, atol=1e-12))
 
 
-def find_p_values(row: Mapping[Any, Any], margin: Margin) -> tuple[float, float]:
+def compute_p_values(row: Mapping[Any, Any], margin: Margin) -> tuple[float, float]:
     """Test that the margin holds of a row of several seeds, and that the opposite does.
 
     Student's t of the mean against each bound, of logarithms where those of the score are; of a share of the seeds

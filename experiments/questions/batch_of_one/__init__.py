@@ -17,7 +17,7 @@ ALONE = ("group", "instance", "gain_control")  # norms of each image
 GAINED = ("points gained", A_POINT)
 
 
-def find_accuracies(tables: Tables) -> pd.DataFrame:
+def select_accuracies(tables: Tables) -> pd.DataFrame:
     """Find test accuracies at the end of training; batch norm is evaluated under exact statistics."""
     frame = rows(tables, "evaluations", 1.0, ("norm", "batch_size"), estimator=("none", "exact"))
     return name_lines(frame, "norm", NAMES)
@@ -33,7 +33,7 @@ EXPERIMENT = Experiment(
             "Compare the two points of a norm: test accuracy at the end of training in batches of 1 and of 32, where "
             "batches of 1 make 32 times as many updates. Each image is seen four times. Batch norm cannot train on "
             "single images; its accuracy is that under exact statistics.",
-            score(lambda tables: find_accuracies(tables).assign(panel=""), "accuracy",
+            score(lambda tables: select_accuracies(tables).assign(panel=""), "accuracy",
                   ("panel", "line", "batch_size"), scale=100),
             Forest("line", Axis("test accuracy (%)"), series="batch_size"),
             Finding("Norms of each image do at least as well on one image at a time as in batches of 32",
@@ -43,11 +43,11 @@ EXPERIMENT = Experiment(
         "one_image_is_enough": Claim(
             "Networks that were trained on one image at a time are less than a point worse than those with the same "
             "norm in batches of 32.",
-            score(find_accuracies, "accuracy", ("norm",), scale=100, against=32, along="batch_size",
+            score(select_accuracies, "accuracy", ("norm",), scale=100, against=32, along="batch_size",
                   matching=("seed", "norm"), batch_size=1, norm=ALONE), above(-1.0, *GAINED)),
         "batch_norm_is_not_missed": Claim(
             "In batches of 32 norms of each image are less than a point worse than batch norm.",
-            score(find_accuracies, "accuracy", ("norm",), scale=100, against="batch", along="norm",
+            score(select_accuracies, "accuracy", ("norm",), scale=100, against="batch", along="norm",
                   matching=("seed", "batch_size"), batch_size=32), above(-1.0, *GAINED)),
         "an_update_takes_a_tenth": Claim(
             "An update on one image takes less than a tenth of the memory of one on 32, activations and weights "

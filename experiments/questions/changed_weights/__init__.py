@@ -37,7 +37,7 @@ BRANCHES, TRAINED_APART = "two branches of one training", "two networks trained 
 WRECKED = "ten points are seen without any test"
 
 
-def find_losses(tables: Tables) -> pd.DataFrame:
+def compute_losses(tables: Tables) -> pd.DataFrame:
     """Find all rows at the end of training; the line is what was done to the weights, `is_all` tells samples apart."""
     frame = rows(tables, "changed_weights", 1.0)
     networks = frame.groupby("run")
@@ -48,12 +48,12 @@ def find_losses(tables: Tables) -> pd.DataFrame:
     return frame
 
 
-def find_remedies(tables: Tables) -> pd.DataFrame:
+def compute_remedies(tables: Tables) -> pd.DataFrame:
     """Find what each change loses under old statistics, under those of few images, and under those of one pass.
 
     `name` is the change, and the line is what the statistics are of.
     """
-    frame = find_losses(tables)
+    frame = compute_losses(tables)
     frame["name"] = frame["line"]
     is_one_pass = (frame["statistics"] == "precise") & frame["is_all"]
     frame["images"] = frame["images"].mask(is_one_pass, 0)
@@ -64,7 +64,7 @@ def find_remedies(tables: Tables) -> pd.DataFrame:
     return put_in_order(named, "name", NAMES.values())
 
 
-def find_matched(tables: Tables) -> pd.DataFrame:
+def select_matched(tables: Tables) -> pd.DataFrame:
     """Find averages of networks that were trained apart, at the end, under stale statistics and those of all images."""
     frame = rows(tables, "matched_weights", 1.0)
     most = frame.groupby("run")["images"].transform("max")
@@ -73,10 +73,10 @@ def find_matched(tables: Tables) -> pd.DataFrame:
     return name_lines(frame[is_of_all | is_stale], "change", AVERAGES)
 
 
-def find_merged(tables: Tables) -> pd.DataFrame:
+def select_merged(tables: Tables) -> pd.DataFrame:
     """Find what two branches and two matched networks lose under their averaged statistics, once they are averaged."""
-    branches = select(find_losses(tables), line=AVERAGED, statistics="stale").assign(line=BRANCHES)
-    apart = select(find_matched(tables), line=MATCHED, statistics="stale").assign(line=TRAINED_APART)
+    branches = select(compute_losses(tables), line=AVERAGED, statistics="stale").assign(line=BRANCHES)
+    apart = select(select_matched(tables), line=MATCHED, statistics="stale").assign(line=TRAINED_APART)
     return name_panels(pd.concat([branches, apart]), "batch size {batch_size}")
 
 
@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
             "What changed weights lose, by the statistics that they predict with",
             "Compare the points beside a change: points of test accuracy lost against exact statistics of all training "
             "images. The axis is linear up to 0.3 points and logarithmic beyond.",
-            score(find_remedies, "accuracy_lost", ("panel", "name", "line"), scale=100),
+            score(compute_remedies, "accuracy_lost", ("panel", "name", "line"), scale=100),
             Forest("name", LOST_OF_ANY_SIZE, series="line"),
             Finding("Weights of 4 bits need new statistics, and one pass is as good",
                     {"four_bits_need_new_ones": (), "one_pass_is_enough": ()})),
@@ -99,7 +99,7 @@ EXPERIMENT = Experiment(
             "merged weights. Branches: the second network goes on from the first one's checkpoint half-way. Networks "
             "trained apart are matched first: the channels of one are put in the order in which they resemble the "
             "other's most.",
-            score(find_merged, "accuracy_lost", ("panel", "line"), scale=100),
+            score(select_merged, "accuracy_lost", ("panel", "line"), scale=100),
             Forest("line", LOST),
             Finding("Averaged statistics serve two branches of one training, not two networks trained apart",
                     {"matched_averages_lose_over_a_point": ()}, {"averaged_networks_need_new_ones": ()})),
@@ -108,40 +108,40 @@ EXPERIMENT = Experiment(
         "averaged_networks_need_new_ones": Claim(
             "Under the mean of their running averages two averaged networks lose over a point against exact "
             "statistics.",
-            score(find_losses, "accuracy_lost", EACH, scale=100, line=AVERAGED, statistics="stale"),
+            score(compute_losses, "accuracy_lost", EACH, scale=100, line=AVERAGED, statistics="stale"),
             above(1.0, "points lost", A_POINT)),
         "pruned_networks_do_not": Claim(
             "Under stale statistics networks whose smallest third of weights is 0 lose less than a point.",
-            score(find_losses, "accuracy_lost", EACH, scale=100, line=PRUNED, statistics="stale"),
+            score(compute_losses, "accuracy_lost", EACH, scale=100, line=PRUNED, statistics="stale"),
             within(-1.0, 1.0, "points lost", A_POINT)),
         "eight_bits_do_not": Claim(
             "Under stale statistics networks that are rounded to 8 bits lose less than 0.3 points.",
-            score(find_losses, "accuracy_lost", EACH, scale=100, line=EIGHT_BITS, statistics="stale"), LITTLE),
+            score(compute_losses, "accuracy_lost", EACH, scale=100, line=EIGHT_BITS, statistics="stale"), LITTLE),
         "four_bits_need_new_ones": Claim(
             "Under stale statistics networks that are rounded to 4 bits lose over 0.3 points.",
-            score(find_losses, "accuracy_lost", EACH, scale=100, line=FOUR_BITS, statistics="stale"),
+            score(compute_losses, "accuracy_lost", EACH, scale=100, line=FOUR_BITS, statistics="stale"),
             above(0.3, "points lost", SIX_IMAGES)),
         "one_pass_is_enough": Claim(
             "Statistics of all training images in one pass lose less than 0.3 points against those that are taken "
             "layer by layer, whatever was changed.",
-            score(find_losses, "accuracy_lost", EACH, scale=100, statistics="precise", is_all=True), LITTLE),
+            score(compute_losses, "accuracy_lost", EACH, scale=100, statistics="precise", is_all=True), LITTLE),
         "matched_averages_need_new_ones": Claim(
             "Under the mean of their running averages two matched and averaged networks lose over ten points against "
             "exact statistics.",
-            score(find_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
+            score(select_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
             above(10.0, "points lost", WRECKED)),
         "matched_averages_lose_over_a_point": Claim(
             "They lose over a point (asked when seen).",
-            score(find_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
+            score(select_matched, "accuracy_lost", EACH, scale=100, line=MATCHED, statistics="stale"),
             above(1.0, "points lost", A_POINT)),
         "new_ones_do_not_repair_all": Claim(
             "Under exact statistics the matched average is over a point worse than one of the two networks.",
-            score(find_matched, "accuracy", EACH, scale=-100, against=ONE, along="line",
+            score(select_matched, "accuracy", EACH, scale=-100, against=ONE, along="line",
                   matching=("run", "statistics"), line=(ONE, MATCHED), statistics="exact"),
             above(1.0, "points", A_POINT)),
         "matching_is_needed": Claim(
             "Under exact statistics the average is over ten points better after matching than without.",
-            score(find_matched, "accuracy", EACH, scale=100, against=APART, along="line",
+            score(select_matched, "accuracy", EACH, scale=100, against=APART, along="line",
                   matching=("run", "statistics"), line=(APART, MATCHED), statistics="exact"),
             above(10.0, "points", WRECKED)),
     },

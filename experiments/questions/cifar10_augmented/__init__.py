@@ -30,7 +30,7 @@ LINES = {"ema": "running averages", "exact": "exact, of augmented images"}
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
 
 
-def find_gaps(tables: Tables) -> pd.DataFrame:
+def compute_gaps(tables: Tables) -> pd.DataFrame:
     """Find the gaps of running means to both references."""
     frames = []
     for line, table in REFERENCES.items():
@@ -40,26 +40,26 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def find_times(tables: Tables) -> pd.DataFrame:
+def compute_times(tables: Tables) -> pd.DataFrame:
     """Divide each gap to augmented images by that of the best fixed momentum of the layer and step."""
     gaps = rows(tables, "augmented_gaps", SHARES, estimator=("ema", "predictive"))
     return over_best(gaps, "mean_gap")
 
 
-def find_gains_over_plain(tables: Tables, *shares: float) -> pd.DataFrame:
+def compute_gains_over_plain(tables: Tables, *shares: float) -> pd.DataFrame:
     """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented."""
     tested = rows(tables, "evaluations", shares, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
     return paired(tested, "accuracy")
 
 
-def find_against_augmented(tables: Tables) -> pd.DataFrame:
+def compute_against_augmented(tables: Tables) -> pd.DataFrame:
     """Subtract from the test accuracy under PyTorch's momentum that under exact statistics of augmented images."""
-    return paired(find_gains_over_plain(tables, END), "accuracy")
+    return paired(compute_gains_over_plain(tables, END), "accuracy")
 
 
-def find_lines(tables: Tables) -> pd.DataFrame:
+def select_lines(tables: Tables) -> pd.DataFrame:
     """Find what is gained at the end against exact statistics of the images as they are; `name` is the batch size."""
-    gains = name_lines(find_gains_over_plain(tables, END), "estimator", LINES)
+    gains = name_lines(compute_gains_over_plain(tables, END), "estimator", LINES)
     names = "batches of " + gains["batch_size"].astype(str)
     return gains.assign(name=names, panel="").sort_values("batch_size", kind="stable")
 
@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
             "Accuracy gained by statistics of augmented images, at the end of training, on CIFAR-10",
             "Compare with 0, exact statistics of plain training images, of the same networks. Exact statistics of "
             "augmented images are of all training images, each shifted and mirrored as in training.",
-            score(find_lines, "accuracy", ("panel", "name", "line"), scale=100),
+            score(select_lines, "accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="line"),
             Finding("Networks are more accurate under statistics of augmented images than under those of plain ones, "
                     "in batches of 32 and 1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
@@ -85,23 +85,23 @@ EXPERIMENT = Experiment(
         "u_comes_back": Claim(
             "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap behind the "
             "first layer than the best between them.",
-            score(find_times, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
+            score(compute_times, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "nearer_to_augmented": Claim(
             "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
             "images as they are: at most half as far, behind the first layer.",
-            score(lambda tables: select(find_gaps(tables), panel=share_name(END), estimator="ema", momentum=0.1),
+            score(lambda tables: select(compute_gaps(tables), panel=share_name(END), estimator="ema", momentum=0.1),
                   "mean_gap", ("batch_size",), against=PLAIN, along="line", ratio=True, **RATIO_OVER_LAYERS),
             below(0.5, "times", "a gap that is halved is seen in any figure")),
         "predictive_is_late_at_the_end": Claim(
             "At the end of the schedule predictive momentum is late: its gap to augmented images behind the first "
             "layer is over a quarter larger than that of the best fixed momentum.",
-            score(find_times, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
+            score(compute_times, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
                   **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum to augmented images is about that "
             "of the best fixed one of each layer and step.",
-            score(find_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
+            score(compute_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "predictive_is_near_before_the_end": Claim(
             "Before the end of training that gap is about that of the best fixed one (asked when seen).",
@@ -110,11 +110,11 @@ EXPERIMENT = Experiment(
                   estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images are more accurate than those of the images as they are.",
-            score(lambda tables: find_gains_over_plain(tables, END), "accuracy", EACH, scale=100, estimator="exact"),
+            score(lambda tables: compute_gains_over_plain(tables, END), "accuracy", EACH, scale=100, estimator="exact"),
             above(0.0, "points gained", margins.AS_ACCURATE)),
         "as_accurate_as_augmented": Claim(
             "At the end PyTorch's running averages are as accurate as exact statistics of augmented images, to 0.3 "
             "points.",
-            score(find_against_augmented, "accuracy", EACH, scale=100), SAME),
+            score(compute_against_augmented, "accuracy", EACH, scale=100), SAME),
     },
 )  # fmt: skip

@@ -31,7 +31,7 @@ BATCHES = 120  # of the made stream
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
 
 
-def find_speeds(tables: Tables, at: Sequence[float] = (MIDDLE, END)) -> pd.DataFrame:
+def compute_speeds(tables: Tables, at: Sequence[float] = (MIDDLE, END)) -> pd.DataFrame:
     """Find how far means move in a step, `speed`, and in ten over how far those of batches scatter, `stale`.
 
     Ten steps are the memory of momentum 0.1.
@@ -46,7 +46,7 @@ def find_speeds(tables: Tables, at: Sequence[float] = (MIDDLE, END)) -> pd.DataF
     return frame
 
 
-def find_terms(tables: Tables) -> pd.DataFrame:
+def compute_terms(tables: Tables) -> pd.DataFrame:
     """Find the share of each term in the squared gap of the mean, of each layer but the first."""
     frame = rows(tables, "decomposition", (PEAK, END), statistic="mean", depth=OtherThan(1))
     layers = frame.groupby(["run", "step", "layer"])
@@ -55,7 +55,7 @@ def find_terms(tables: Tables) -> pd.DataFrame:
     return name_panels(frame, "batch size {batch_size}, {panel}")
 
 
-def find_distances(tables: Tables) -> pd.DataFrame:
+def compute_distances(tables: Tables) -> pd.DataFrame:
     """Find how far a single batch of 4 and the EMA are from the exact mean, in standard deviations, over layers."""
     frame = rows(tables, "traces", (EARLY, END), batch_size=4)
     keys = ["run", "step", "layer", "channel"]
@@ -106,7 +106,7 @@ EXPERIMENT = Experiment(
             "How far means move in an update",
             "Follow a line over training: how far a channel's mean moves in one update, in its standard deviations; "
             "geometric mean over the layers behind the first. {schedule}",
-            score(lambda tables: find_speeds(tables, ()).assign(panel="").round({"epoch": 1}), "speed",
+            score(lambda tables: compute_speeds(tables, ()).assign(panel="").round({"epoch": 1}), "speed",
                   ("panel", "batch_size", "epoch"), **RATIO_OVER_LAYERS),
             Curves("epoch", "batch_size", Axis("move of a mean in an update (σ)", log=True), across=Axis("epoch")),
             Finding("Means move over four times as fast in mid-training as in the last tenth",
@@ -116,20 +116,21 @@ EXPERIMENT = Experiment(
         "batches_scatter": Claim(
             "In batches of 4, behind the first layer, the mean of a single batch is farther from the population mean "
             "than the EMA (narrowed to the layers behind the first after its numbers were known).",
-            score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch",
+            score(compute_distances, "distance", EACH, against="ema", ratio=True, geometric=True,
+                  estimator="last_batch",
                   layers=BEHIND), above(1.0, "times", "at 1 averaging gains nothing")),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
-            score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
+            score(compute_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
                   panel=share_name(MIDDLE), **RATIO_OVER_LAYERS),
             above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes")),
         "memory_holds_late": Claim(
             "In the last tenth of training population means move less in ten steps than means of batches scatter.",
-            score(find_speeds, "stale", ("batch_size",), panel=share_name(END), **RATIO_OVER_LAYERS),
+            score(compute_speeds, "stale", ("batch_size",), panel=share_name(END), **RATIO_OVER_LAYERS),
             below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise")),
         "lag_early": Claim(
             "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",
-            score(find_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,
+            score(compute_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,
                   panel=f"batch size 256, {share_name(PEAK)}"), above(0.5, "share", "more than half is most")),
     },
 )  # fmt: skip

@@ -28,18 +28,18 @@ SMALL_RATE: dict[str, Any] = {"tuning_steps": 500, "tuning_rate": 0.001}
 GAINED = ("points gained", A_POINT)
 
 
-def find_tuned(tables: Tables) -> pd.DataFrame:
+def select_tuned(tables: Tables) -> pd.DataFrame:
     """Find all rows; `way` is the mode in words."""
     frame = rows(tables, "fine_tuning", 1.0)
     return frame.assign(way=frame["mode"].map(MODES))
 
 
-def find_ends(tables: Tables) -> pd.DataFrame:
+def select_ends(tables: Tables) -> pd.DataFrame:
     """Find the rows after the last update in train mode and in eval mode with old statistics.
 
     They are in panels by mode and rate, see `name_batches`.
     """
-    ends = select(find_tuned(tables), tuning_steps=500, way=(OLD, TRAIN))
+    ends = select(select_tuned(tables), tuning_steps=500, way=(OLD, TRAIN))
     modes = ends["way"].str.split(", ").str[0]
     named = name_panels(ends.assign(mode=modes), "{mode}, learning rate {tuning_rate}")
     return name_batches(named.sort_values(["mode", "tuning_rate"], kind="stable"))
@@ -52,9 +52,9 @@ def name_batches(frame: pd.DataFrame) -> pd.DataFrame:
     return name_lines(ordered, "statistics", ENDINGS)
 
 
-def find_leads(tables: Tables) -> pd.DataFrame:
+def compute_leads(tables: Tables) -> pd.DataFrame:
     """Find what train mode gains over eval mode at the small rate, see `name_batches`."""
-    ends = select(find_tuned(tables), way=(OLD, TRAIN), **SMALL_RATE)
+    ends = select(select_tuned(tables), way=(OLD, TRAIN), **SMALL_RATE)
     leads = paired(ends, "new_accuracy", OLD, along="way", matching=("run", "statistics", *TUNING))
     return name_batches(leads.assign(panel=""))
 
@@ -64,7 +64,7 @@ def score_against(reference: str, value: str = "new_accuracy", **wanted: Any) ->
     by = ("tuning_batch", "tuning_rate")
     wanted = {"statistics": "held", **wanted}
     matching = ("run", "statistics", *TUNING)
-    return score(find_tuned, value, by, scale=100, against=reference, along="way", matching=matching, **wanted)
+    return score(select_tuned, value, by, scale=100, against=reference, along="way", matching=matching, **wanted)
 
 
 def score_recalibration(**wanted: Any) -> Score:
@@ -73,7 +73,7 @@ def score_recalibration(**wanted: Any) -> Score:
     wanted = {"statistics": "recalibrated", **wanted}
     matching = ("run", "way", *TUNING)
     return score(
-        find_tuned, "new_accuracy", by, scale=100, against="held", along="statistics", matching=matching, **wanted
+        select_tuned, "new_accuracy", by, scale=100, against="held", along="statistics", matching=matching, **wanted
     )
 
 
@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
         "new": Figure(
             "Accuracy in the new fonts after 500 updates, by the mode of batch norm",
             f"Compare the two points of a line: the same weights before and after they get {AGAIN}",
-            score(find_ends, "new_accuracy", ("panel", "name", "line"), scale=100),
+            score(select_ends, "new_accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("accuracy in new fonts (%)"), series="line"),
             Finding("After tuning in eval mode recalibration helps at a small learning rate, and costs at a large one",
                     {"recalibration_helps_eval_mode": ()}, {"recalibration_helps_in_eval_mode_too": ()})),
@@ -98,7 +98,7 @@ EXPERIMENT = Experiment(
             "Compare with 0, networks that were tuned in eval mode, with frozen running averages: how much more "
             "accurate those are that were tuned in train mode, after 500 updates at a learning rate of 0.001; as "
             "tuning left both, and with exact statistics of the 256 new images for both.",
-            score(find_leads, "new_accuracy", ("panel", "name", "line"), scale=100),
+            score(compute_leads, "new_accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("points that train mode gains"), mark=(0.0, "eval mode"), series="line"),
             Finding("At a small learning rate, train mode reads new fonts better than eval mode in batches of 8 and 32",
                     {"train_mode_is_better_at_a_small_rate": ("tuning batch 8", "tuning batch 32")})),
@@ -116,7 +116,7 @@ EXPERIMENT = Experiment(
             score_recalibration(way=OLD, **LONG), above(0.0, "points gained", AS_ACCURATE)),
         "eval_mode_learns": Claim(
             "In eval mode with old statistics 500 updates gain over a point in the new fonts, in batches of any size.",
-            score(find_tuned, "gained", ("tuning_batch",), scale=100, way=OLD, statistics="held", **LONG),
+            score(select_tuned, "gained", ("tuning_batch",), scale=100, way=OLD, statistics="held", **LONG),
             above(1.0, *GAINED)),
         "train_mode_is_better_at_a_small_rate": Claim(
             "After 500 updates at a rate of 0.001 train mode is better in the new fonts than eval mode with old "
@@ -136,7 +136,7 @@ EXPERIMENT = Experiment(
         "tuning_gains_at_a_small_rate": Claim(
             "After 500 updates at a rate of 0.001 in train mode a recalibrated network is better in the new fonts than "
             "before the first update (asked when seen).",
-            score(find_tuned, "gained", ("tuning_batch",), scale=100, way=TRAIN, statistics="recalibrated",
+            score(select_tuned, "gained", ("tuning_batch",), scale=100, way=TRAIN, statistics="recalibrated",
                   **SMALL_RATE), above(0.0, "points gained", AS_ACCURATE)),
     },
 )  # fmt: skip

@@ -18,7 +18,7 @@ from bnlab.harness.reporting.frames import lowest, name_panels, paired, rows, sc
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, SIX_IMAGES
 from experiments.questions.ground.plots import Cells
-from experiments.tuning import RATE, RATES, VALIDATED, find_collapses, select_tested, validate
+from experiments.tuning import RATE, RATES, VALIDATED, select_collapses, select_tested, validate
 
 SCHEDULE = "optimizer.schedule"
 CELL = ("batch_size", SCHEDULE, "steps")
@@ -38,7 +38,7 @@ LEARNED = 0.5  # exact accuracy, on average over seeds, from which on a network 
 def find_rows(tables: Tables) -> pd.DataFrame:
     """Find test accuracies at the best rate: at a constant rate at all steps, of one-cycle schedules at the end.
 
-    They come with `updates` and the columns of `find_exact`.
+    They come with `updates` and the columns of `select_exact`.
     """
     tested = select_tested(tables, CELL)
     settings = (*CELL, RATE)
@@ -51,11 +51,11 @@ def find_rows(tables: Tables) -> pd.DataFrame:
     is_constant = schedule == CONSTANT
     is_at_end = updates == frame["steps"]
     read = frame[is_constant | is_at_end]
-    exact = find_exact(tested)
+    exact = select_exact(tested)
     return read.merge(exact, on=["run", "step"])
 
 
-def find_lost(tables: Tables) -> pd.DataFrame:
+def compute_lost(tables: Tables) -> pd.DataFrame:
     """Subtract the accuracy under exact statistics of the same weights: a share, negative where statistics lose."""
     frame = find_rows(tables)
     lost = paired(frame, "accuracy")
@@ -63,7 +63,7 @@ def find_lost(tables: Tables) -> pd.DataFrame:
     return lost[~lost["is_collapsed"]]
 
 
-def find_training(tables: Tables) -> pd.DataFrame:
+def select_training(tables: Tables) -> pd.DataFrame:
     """Find test accuracies during one-cycle schedules of 560 updates in batches of 64, at the best rate."""
     tested = select_tested(tables, CELL)
     frame = rows(tested, "evaluations", by=CELL, split="test")
@@ -71,25 +71,25 @@ def find_training(tables: Tables) -> pd.DataFrame:
     return during.assign(updates=during["step"], panel="batches of 64, one-cycle, 560 updates")
 
 
-def find_learned(tables: Tables) -> pd.DataFrame:
+def select_learned(tables: Tables) -> pd.DataFrame:
     """Find the same of running averages with momentum 0.1, where a network has something to lose."""
-    return select(find_lost(tables), is_learned=True, **PYTORCH)
+    return select(compute_lost(tables), is_learned=True, **PYTORCH)
 
 
-def find_best_momenta(tables: Tables) -> pd.DataFrame:
+def select_best_momenta(tables: Tables) -> pd.DataFrame:
     """Find the momentum whose running average has the lowest test loss, for each network and number of updates."""
     frame = select(find_rows(tables), estimator="ema")
     best = lowest(frame, "loss", ["run", "step"])
     return best.assign(hollow=~best["is_learned"])
 
 
-def find_larger_against_smaller(tables: Tables) -> pd.DataFrame:
+def compute_larger_against_smaller(tables: Tables) -> pd.DataFrame:
     """Find how much more is lost at a batch size than at a quarter of it, at equal numbers of updates.
 
     Only where both have learned and their exact accuracies are within five points; the line says for how many numbers
     of updates that is so.
     """
-    lost = find_learned(tables)
+    lost = select_learned(tables)
     pairs = []
     for small, large in PAIRS:
         both = select(lost, batch_size=(small, large))
@@ -115,9 +115,9 @@ def find_larger_against_smaller(tables: Tables) -> pd.DataFrame:
     return pd.concat(pairs) if pairs else lost.iloc[:0].assign(line="")
 
 
-def find_fall_of_momentum(tables: Tables) -> pd.DataFrame:
+def compute_fall_of_momentum(tables: Tables) -> pd.DataFrame:
     """Find the best momentum after 2,250 updates over that after 144, where both have learned."""
-    best = find_best_momenta(tables)
+    best = select_best_momenta(tables)
     ends = select(best, updates=(144, 2250), is_learned=True)
     cells = ends.groupby(["batch_size", SCHEDULE])
     count = cells["updates"].transform("nunique")
@@ -129,13 +129,13 @@ def find_fall_of_momentum(tables: Tables) -> pd.DataFrame:
     return paired(free, "best", 144, along="updates", matching=matching, ratio=True)
 
 
-def find_validated(tables: Tables) -> pd.DataFrame:
+def select_validated(tables: Tables) -> pd.DataFrame:
     """Find validation accuracies of the tuning seeds at their end, in panels by schedule and length."""
     validated = validate(tables).sort_values([SCHEDULE, "steps"])
     return name_panels(validated, f"{{{SCHEDULE}}}, {{steps}} updates")
 
 
-def find_exact(tested: Tables) -> pd.DataFrame:
+def select_exact(tested: Tables) -> pd.DataFrame:
     """Find the exact test accuracy of each network and step, its mean over seeds, and if that is above 50%.
 
     `is_collapsed` says whether the network's accuracy is below half of the median.
@@ -151,7 +151,7 @@ def find_exact(tested: Tables) -> pd.DataFrame:
     means = by_place["accuracy"].transform("mean")
     exact["exact_mean"] = means
     exact["is_learned"] = means > LEARNED
-    exact["is_collapsed"] = find_collapses(exact, place)
+    exact["is_collapsed"] = select_collapses(exact, place)
     return exact[["run", "step", "exact_mean", "is_learned", "is_collapsed"]]
 
 
@@ -168,7 +168,7 @@ EXPERIMENT = Experiment(
             "falls over 560 updates (a constant rate is another case): under running averages of momentum 0.1, under "
             "exact statistics, and under the statistics of the last batch alone; bands are over networks, and within "
             "a network the differences are steadier.",
-            score(find_training, "accuracy", ("panel", "estimator", "updates"), scale=100, momentum=(0.1, None)),
+            score(select_training, "accuracy", ("panel", "estimator", "updates"), scale=100, momentum=(0.1, None)),
             Curves("updates", "estimator", Axis("test accuracy (%)"), across=Axis("updates"))),
         "map": Figure(
             "Points of accuracy lost under running averages",
@@ -177,7 +177,7 @@ EXPERIMENT = Experiment(
             "weights. Left, one training at a "
             "constant learning rate is measured after so many updates; right, each cell is a one-cycle training of "
             "that length, at its end. Hatched: the network has little to lose yet.",
-            score(find_lost, "accuracy", ("panel", "batch_size", "updates", "hollow"), scale=-100, updates=BOTH,
+            score(compute_lost, "accuracy", ("panel", "batch_size", "updates", "hollow"), scale=-100, updates=BOTH,
                   **PYTORCH),
             Cells("updates", "batch_size", ("number of updates", "batch size"),
                   "points of accuracy lost under running averages", "the same where exact accuracy is below 50%"),
@@ -189,7 +189,7 @@ EXPERIMENT = Experiment(
             "Read up from a number of updates the momentum, of 0.003 to 0.9, of the running average with the lowest "
             "test loss; circles are hollow, without a band, where exact accuracy is below 50%, so that little can be "
             "lost.",
-            score(find_best_momenta, "momentum", ("panel", "batch_size", "updates", "hollow"), geometric=True),
+            score(select_best_momenta, "momentum", ("panel", "batch_size", "updates", "hollow"), geometric=True),
             Curves("updates", "batch_size", BEST, across=UPDATES),
             Finding("Where the learning rate falls, the best momentum falls with the number of updates, in batches "
                     "of 64 and 256", {"the_best_momentum_is_smaller": ()})),
@@ -197,37 +197,37 @@ EXPERIMENT = Experiment(
             "Learning rates are picked by these accuracies, under exact statistics",
             "Find the highest point of a line: validation accuracy at the end, seeds 100 to 102; a network that "
             "diverged counts with that of chance.",
-            score(find_validated, "accuracy", ("panel", "batch_size", RATE), scale=100),
+            score(select_validated, "accuracy", ("panel", "batch_size", RATE), scale=100),
             Curves(RATE, "batch_size", VALIDATED, across=RATES)),
     },
     claims={
         "larger_batches_do_not_lose_more": Claim(
             "At equal numbers of updates, where exact accuracies are within five points, running averages do not lose "
             "over 0.3 points more at four times the batch size.",
-            score(find_larger_against_smaller, "accuracy", ("line", SCHEDULE), average="updates", scale=-100),
+            score(compute_larger_against_smaller, "accuracy", ("line", SCHEDULE), average="updates", scale=-100),
             below(0.3, "points", SIX_IMAGES)),
         "harmless_at_the_end": Claim(
             "From 560 updates of a one-cycle schedule on, running averages lose less than half a point at the end "
             "(known of 560 updates, from an earlier experiment at one rate).",
-            score(find_learned, "accuracy", ("batch_size", "updates"), scale=-100, updates=(560, 2250),
+            score(select_learned, "accuracy", ("batch_size", "updates"), scale=-100, updates=(560, 2250),
                   **OF_ONE_CYCLE), below(0.5, "points", "half of a point that decides")),
         "constant_rates_keep_costing": Claim(
             "At a constant rate running averages still lose over a point after 2,250 updates.",
-            score(find_learned, "accuracy", ("batch_size",), scale=-100, updates=2250, **AT_CONSTANT_RATE),
+            score(select_learned, "accuracy", ("batch_size",), scale=-100, updates=2250, **AT_CONSTANT_RATE),
             above(1.0, "points", A_POINT)),
         "long_memories_cost_after_few_updates": Claim(
             "With momentum 0.01 running averages lose over five points after 144 updates of a one-cycle schedule.",
-            score(lambda tables: find_lost(tables).query("is_learned"), "accuracy", ("batch_size",), scale=-100,
+            score(lambda tables: compute_lost(tables).query("is_learned"), "accuracy", ("batch_size",), scale=-100,
                   updates=144, estimator="ema", momentum=0.01, **OF_ONE_CYCLE),
             above(5.0, "points", "0.99 to the power of 144 is a quarter: that much of 0 and 1 is left")),
         "the_best_momentum_falls": Claim(
             "The best momentum is at most half as large after 2,250 updates as after 144.",
-            score(find_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True),
+            score(compute_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True),
             below(0.5, "times", "momenta are a factor of three apart")),
         "the_best_momentum_is_smaller": Claim(
             "At the end of one-cycle schedules the best momentum is smaller after 2,250 updates than after 144 (asked "
             "when seen).",
-            score(find_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True, **OF_ONE_CYCLE),
+            score(compute_fall_of_momentum, "best", ("batch_size", SCHEDULE), geometric=True, **OF_ONE_CYCLE),
             below(1.0, "times", "at 1 the number of updates does not matter")),
     },
 )  # fmt: skip

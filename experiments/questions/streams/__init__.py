@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnlab import theory
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
-from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, find_largest_gap, name_panels, rows, score
+from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, name_panels, rows, score, select_largest_gap
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import AS_NEAR
 
@@ -22,7 +22,7 @@ FAR = {
 OUTLIER = FAR["single"]
 
 
-def find_noise(tables: Tables) -> pd.DataFrame:
+def compute_noise(tables: Tables) -> pd.DataFrame:
     """Divide the EMA's variance by that of independent batches (`course`) and by that which theory has (`times`)."""
     frame = rows(tables, "within_epoch", 1.0)
     momentum = frame["momentum"].to_numpy(float)
@@ -39,18 +39,18 @@ def find_noise(tables: Tables) -> pd.DataFrame:
     return frame
 
 
-def find_courses(tables: Tables) -> pd.DataFrame:
+def compute_courses(tables: Tables) -> pd.DataFrame:
     """Find the noise over that of independent batches, as measured and as theory has it, in panels by last batch."""
-    frame = name_panels(find_noise(tables), "last batch {last_batch}")
+    frame = name_panels(compute_noise(tables), "last batch {last_batch}")
     measured = frame.assign(line="measured")
     expected = frame.assign(line="theory", course=frame["expected"])
     return pd.concat([measured, expected])
 
 
-def find_last_batch(tables: Tables) -> pd.DataFrame:
+def compute_effect_of_last_batch(tables: Tables) -> pd.DataFrame:
     """Find how far the last batch moves PyTorch's running average, in the layer where it is moved most."""
     moved = rows(tables, "last_batches", 1.0, estimator="ema", momentum=0.1, last=1, batch_size=(16, 256))
-    return find_largest_gap(moved, "moved", ("batch_size",))
+    return select_largest_gap(moved, "moved", ("batch_size",))
 
 
 EXPERIMENT = Experiment(
@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
             "Compare with 1, independent batches. Frozen weights, 24 epochs in orders of their own: mean square error "
             "of the EMA over that for independent batches, geometric mean over layers. Kept: the images that fill no "
             "batch are a small last one, with the weight of any other.",
-            score(find_courses, "course", ("panel", "position", "line"), average="layer", geometric=True),
+            score(compute_courses, "course", ("panel", "position", "line"), average="layer", geometric=True),
             Curves("position", "line", Axis("variance / that of independent batches", (0.0, 1.7))),
             Finding("Within an epoch the errors of batches cancel; a small last batch undoes it",
                     {"small_batch_undoes_it": (), "theory_predicts_the_course": ()})),
@@ -80,18 +80,19 @@ EXPERIMENT = Experiment(
     claims={
         "one_batch_is_little": Claim(
             "The last batch alone does not move PyTorch's running average by much, in the layer where it does most.",
-            score(find_last_batch, "moved", ("batch_size", "largest"), geometric=True),
+            score(compute_effect_of_last_batch, "moved", ("batch_size", "largest"), geometric=True),
             below(0.1, "σ", "the mean of 100 values is off by as much")),
         "small_batch_undoes_it": Claim(
             "A small last batch, kept, makes the mean's variance larger at the end of an epoch, by half and more "
             "(narrowed to the layers behind the first after its numbers were known).",
-            score(lambda tables: find_noise(tables).query("position == batches"), "noise", CONDITION, against="dropped",
+            score(lambda tables: compute_noise(tables).query("position == batches"), "noise", CONDITION,
+                  against="dropped",
                   along="last_batch", ratio=True, **RATIO_OVER_LAYERS),
             above(1.5, "times", "theory has 3 for 40 images after batches of 256")),
         "theory_predicts_the_course": Claim(
             "Theory predicts the variance of the running mean behind the first layer within a quarter, on average over "
             "an epoch's batches (narrowed to the layers behind the first after its numbers were known).",
-            score(find_noise, "times", CONDITION, average=("layer", "position"), geometric=True,
+            score(compute_noise, "times", CONDITION, average=("layer", "position"), geometric=True,
                   depth=OtherThan(1)), within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance")),
         "error_is_unbounded": Claim(
             "The error of PyTorch's running average grows in proportion to the size of a jump or outlier.",

@@ -13,7 +13,7 @@ from experiments.margins import A_POINT, AS_ACCURATE
 DRAWN = (0.05, 0.1, 0.2, 0.4, 0.8)  # of errors; larger ones are in the tables
 
 
-def find_doses(tables: Tables) -> pd.DataFrame:
+def compute_doses(tables: Tables) -> pd.DataFrame:
     """Find the accuracy lost under each error in all layers at once, in panels by batch size."""
     frame = rows(tables, "doses", layer="all")
     return name_panels(frame, "batch size {batch_size}")
@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
             "What an error in the statistics of all layers costs",
             "Read up from the size of an error: in every mean, up or down by chance, or in the logarithm of every "
             "variance, of all layers at once.",
-            score(find_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100, dose=DRAWN),
+            score(compute_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100, dose=DRAWN),
             Curves("dose", "moment", LOST),
             Finding("An error of 0.1 σ in all means already costs more than a point of accuracy", {},
                     {"small_errors_are_harmless": ("means",)})),

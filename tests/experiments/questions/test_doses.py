@@ -16,7 +16,7 @@ from tests.helpers import measure
 from tests.references import batch_norms, float64_copy
 
 
-def find_exact(run: Run) -> Statistics:
+def select_exact(run: Run) -> Statistics:
     """Measure exact statistics after 20 steps."""
     return population_statistics(run.model_at(20), [run.dataset.train.images])
 
@@ -24,7 +24,7 @@ def find_exact(run: Run) -> Statistics:
 @torch.no_grad()
 def predict(run: Run, layer: str, moment: str, dose: float) -> torch.Tensor:
     """Logits of the test images after 20 steps."""
-    exact = find_exact(run)
+    exact = select_exact(run)
     wide = float64_copy(run.model_at(20))
     signs = draw_signs(run, Layout.of(exact)).tolist()
     place = 0
@@ -49,7 +49,7 @@ def test_doses(trained: Run, copied: Config) -> None:
     run = trained
     found = measure(copied, "experiments.questions.tolerance.measurement.Doses", evaluate_at=[1, 20])
     assert set(found["step"]) == {20}, "the final one"
-    layers = list(find_exact(run))
+    layers = list(select_exact(run))
     assert found.groupby("layer")["depth"].first().to_dict() == {"all": 0, layers[0]: 1, layers[1]: 2}
     assert found.groupby("layer")["dose"].nunique().to_dict() == {"all": 7, **dict.fromkeys(layers, 2)}
 
@@ -67,7 +67,7 @@ def test_doses(trained: Run, copied: Config) -> None:
 def test_a_dose_is_a_gap(trained: Run) -> None:
     """Of the mean exactly; of the variance but for eps. Other layers stay as they are."""
     run = trained
-    exact = find_exact(run)
+    exact = select_exact(run)
     layout = Layout.of(exact)
     layer = list(exact)[1]
     values = layout.flatten(exact)

@@ -21,7 +21,7 @@ NAMES = ["ema", "window(k=5,pooled=False)", "cumulative", "kalman(per=layer)", "
 TABLE = "experiments.questions.streams.last_batches.LastBatches"
 
 
-def find_exact(run: Run) -> Statistics:
+def select_exact(run: Run) -> Statistics:
     """Measure exact statistics at the final step."""
     return population_statistics(run.model_at(STEP), run.dataset.train.images.split(256))
 
@@ -48,7 +48,7 @@ def test_every_average_on_a_trace_with_other_entries(trained: Run, copied: Confi
     found = found.set_index(["estimator", "last", "layer"]).sort_index()
     assert set(found.index.unique("estimator")) == {*NAMES}, "running averages alone"
 
-    exact = find_exact(trained)
+    exact = select_exact(trained)
     for last in (1, 4, 16):
         with_earlier = repeat_before(trained, last)
         for estimator in NAMES:

@@ -23,7 +23,7 @@ from tests.references import float64_copy
 LAST = 40
 
 
-def find_exact(run: Run, step: int = LAST) -> Statistics:
+def select_exact(run: Run, step: int = LAST) -> Statistics:
     """Measure exact statistics of all training images."""
     return population_statistics(run.model_at(step), run.dataset.train.images.split(256))
 
@@ -99,7 +99,7 @@ def test_predictions_of_a_split(split: str, trained: Run, copied: Config) -> Non
     labels = getattr(trained.dataset, split).labels
     if split == "train":
         images, labels = images[:359], labels[:359]  # as many as test has
-    logits = predict(trained, images, find_exact(trained))
+    logits = predict(trained, images, select_exact(trained))
 
     assert found["split"] == split
     assert found["shift"] == "none"
@@ -139,7 +139,7 @@ def test_predictions_under_a_shift(trained: Run, copied: Config) -> None:
 
     images = trained.images_of("test", "contrast:3").images.double()
     labels = trained.dataset.test.labels
-    exact = predict(trained, images, find_exact(trained))
+    exact = predict(trained, images, select_exact(trained))
     in_train_mode = float64_copy(trained.model_at(LAST)).train()  # no dropout in this network
     with torch.no_grad():
         batch = torch.cat([in_train_mode(images[part]) for part in in_batches(len(labels), 50)])

@@ -19,7 +19,6 @@ from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
     average,
-    find_largest_gap,
     find_parameter,
     gap_over_layers,
     interval,
@@ -31,6 +30,7 @@ from bnlab.harness.reporting.frames import (
     rows,
     score,
     select,
+    select_largest_gap,
     share_name,
 )
 from tests.harness.reporting.planted import plant
@@ -236,7 +236,7 @@ def test_times_the_best_momentum() -> None:
     assert found.groupby("momentum")["mean_gap"].unique().map(list).to_dict() == {0.1: [1.0], 0.5: [5.0]}
 
 
-SCORES: list[tuple[Any, dict[str, Any], float]] = [
+SCORES: list[tuple[Any, dict[str, Any], Any]] = [
     # a table or rows, what is asked of them, and each mean
     ("evaluations", {"against": "exact", "scale": -100, "estimator": "ema", "momentum": 0.1}, 3.0),
     (lambda tables: rows(tables, "gaps", 1.0), {"average": ("layer", "momentum"), "batch_size": 4},
@@ -249,7 +249,7 @@ SCORES: list[tuple[Any, dict[str, Any], float]] = [
 @pytest.mark.parametrize(("source", "asked", "mean"), SCORES)
 def test_a_score_selects_compares_and_averages(source: Any, asked: dict[str, Any], mean: float) -> None:
     value = "accuracy" if source == "evaluations" else "mean_gap"
-    shares = {"at": 1.0} if isinstance(source, str) else {}
+    shares: dict[str, Any] = {"at": 1.0} if isinstance(source, str) else {}
 
     found = score(source, value, ("panel", "batch_size"), **shares, **asked)(TABLES)
 
@@ -300,12 +300,12 @@ def test_a_gap_over_layers_keeps_estimators_apart_and_refuses_what_it_cannot_tel
 def test_the_layer_with_the_largest_gap_is_named_by_most_networks() -> None:
     frame = layers(a=[1.0, 3.0, 2.0], b=[1.0, 5.0, 4.0], c=[1.0, 1.5, 8.0])
 
-    found = find_largest_gap(frame, "gap", ["size"])
+    found = select_largest_gap(frame, "gap", ["size"])
 
     assert found["run"].to_list() == ["a", "b", "c"]
     assert found["gap"].to_list() == [3.0, 5.0, 8.0]
     assert set(found["largest"]) == {"2 (2 of 3)"}
-    assert set(find_largest_gap(select(frame, run=("a", "b")), "gap", ["size"])["largest"]) == {"2"}
+    assert set(select_largest_gap(select(frame, run=("a", "b")), "gap", ["size"])["largest"]) == {"2"}
 
 
 def test_ratios_are_averaged_geometrically_over_the_layers_behind_the_first() -> None:

@@ -13,7 +13,7 @@ import pytest
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above
 from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs, fill_prose, find_outcome, say_basis
+from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs, fill_prose, say_basis
 from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_question
 from bnlab.harness.reporting.plots import GAP, Forest
 from bnlab.harness.reporting.wording import describe_networks, format_number
@@ -120,7 +120,7 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
 
 
 def test_an_answer_says_of_how_many_seeds_its_own_numbers_are() -> None:
-    outcome = find_outcome(declare(), plant())
+    outcome = decide_outcome(declare(), plant())
     prose = fill_prose('# Is it so?\n\n{{ drawn("trial.cost", "batch size 4", unit="points") }}', [outcome])
 
     assert say_basis(outcome.data, prose.seeds["trial"]) == "digits, n = 3"
@@ -164,7 +164,7 @@ def test_a_point_of_a_figure_is_quoted_where_it_is_drawn(text: str, filled: str)
 def test_a_figure_is_read_from_the_tables() -> None:
     quote = '{{ drawn("trial.cost", "batch size 4", unit="points") }}'
 
-    assert fill_paragraphs(quote, [find_outcome(declare(), plant())]) == ["3.0 points [0.5, 5.5]"]
+    assert fill_paragraphs(quote, [decide_outcome(declare(), plant())]) == ["3.0 points [0.5, 5.5]"]
     assert fill_prose(f"# Is it so?\n\n{quote}", []).quoted == ("trial",)
 
 
@@ -203,7 +203,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     conclusion = 'Yes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
     first = "First, [else](#Q2).\n\n| a | b |\n|---|---|\n| 1 | 2 |"
     catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, "[Why?](#Q1)", "Last.")
-    answers = [find_outcome(experiment, plant())]
+    answers = [decide_outcome(experiment, plant())]
 
     (tmp_path / "trial" / "figures").mkdir(parents=True)
     (tmp_path / "trial" / "figures" / "cost.png").write_bytes(b"image")
@@ -260,7 +260,7 @@ def test_a_finding_is_the_title_where_its_claims_hold_and_fail(claims: Any, fail
     stated = {name: Claim("It costs.", COST_AT_4, margin) for name, margin in MARGINS.items()}
     figure = replace(DRAWN, score=COST_AT_4, finding=Finding("It costs", claims, fails))
 
-    outcome = find_outcome(declare(figures={"cost": figure}, claims=stated), plant())
+    outcome = decide_outcome(declare(figures={"cost": figure}, claims=stated), plant())
 
     assert outcome.frame["verdict"].tolist() == ["holds", "fails"]
     assert outcome.experiment.figures["cost"].title == title
@@ -270,7 +270,7 @@ def test_a_page_has_its_figures_first_and_a_table_once_for_claims_on_the_same_nu
     claims = {name: Claim(f"It {name}.", COST, margin) for name, margin in MARGINS.items()}
     claims["third"] = Claim("Of one batch size.", COST_AT_4, MARGINS["costs"])
 
-    page = write_experiment(find_outcome(declare(claims=claims), plant()))
+    page = write_experiment(decide_outcome(declare(claims=claims), plant()))
 
     assert page.index("![Title]") < page.index("| condition |")
     assert page.count("| condition |") == 2
@@ -282,7 +282,7 @@ def test_a_page_has_its_figures_first_and_a_table_once_for_claims_on_the_same_nu
 
 def test_html_in_prose_is_shown_as_it_is_written_and_links_stay_inside(tmp_path: Path) -> None:
     source = "**Bold**, *italic*, `x < y` <script>alert(1)</script> & more_than_one_word. [Several](../../docs/x.md)."
-    page = write_question(find_outcome(declare(source=source), plant()), tmp_path)
+    page = write_question(decide_outcome(declare(source=source), plant()), tmp_path)
 
     assert "<strong>Bold</strong>, <em>italic</em>, <code>x &lt; y</code> &lt;script&gt;" in page
     assert "&amp; more_than_one_word. Several." in page
@@ -292,7 +292,7 @@ def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
     def fail(tables: object) -> pd.DataFrame:
         raise KeyError("a | b")
 
-    found = find_outcome(declare(figures={}, claims={"costs": Claim("It costs.", fail, MARGINS["costs"])}), plant())
+    found = decide_outcome(declare(figures={}, claims={"costs": Claim("It costs.", fail, MARGINS["costs"])}), plant())
 
     assert found.basis == "digits"
     assert found.frame["said"].str.startswith("cannot be scored (").all()
