@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from bnlab import diagnose
+from bnlab import diagnose, population_statistics
 from bnlab.doctor.causes.bn202 import compute_chance
 from tests.doctor import digits
 from tests.doctor.networks import (
@@ -89,7 +89,7 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (lambda images: images + 3, "2 calls a forward: their means make up"),
         (lambda images: 0.3 * images, "-fold"),
@@ -122,3 +122,12 @@ def test_a_dead_channel_is_a_note_whatever_other_faults_cost(batches: list[Batch
     assert finding is not None
     assert (finding.layers, finding.severity) == (("5",), "note")
     assert finding.evidence == "of 8 channels 1 have a variance below 10 eps, 1 below 100 eps"
+
+
+def test_channels_may_be_dominated_by_eps(images: list[Tensor]) -> None:
+    model = make_healthy()
+    assert find("BN301", model, images) is None
+
+    get_norm(model, "5").eps = float(population_statistics(model, images, progress=False)["5"].var.min()) / 50
+
+    assert find("BN301", model, images) is not None

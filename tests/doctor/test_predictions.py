@@ -125,7 +125,7 @@ ROWS: list[Row] = [
 
 
 @pytest.mark.filterwarnings("ignore:.*another input:RuntimeWarning", "ignore:.*without running:RuntimeWarning")
-@pytest.mark.parametrize(("name", "make", "batches", "told"), ROWS, ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(("name", "make", "batches", "reported"), ROWS, ids=[row[0] for row in ROWS])
 def test_predictions_are_random_or_depend_on_the_batch(
     name: str, make: Callable[[], nn.Module], batches: list[Any], reported: str | None
 ) -> None:

@@ -156,7 +156,7 @@ def test_a_network_that_has_lost_all_foreground_is_not_healthy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "told"), [(LOGITS[:, 0], "outputs [3] of float32"), ({"out": LOGITS}, "outputs a dict")]
+    ("output", "reported"), [(LOGITS[:, 0], "outputs [3] of float32"), ({"out": LOGITS}, "outputs a dict")]
 )
 def test_labels_that_do_not_fit_are_described(output: Any, reported: str) -> None:
     misfit = describe_misfit(output, LABELS)

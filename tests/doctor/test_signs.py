@@ -280,7 +280,7 @@ def accumulate_gradients(model: nn.Module, batches: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fit", "severity", "told"),
+    ("fit", "severity", "reported"),
     [
         (train_sharpness_aware, "warning", "2 updates a step, of the same batch at other weights ("),
         (accumulate_gradients, "note", "3 updates a step, of different batches"),

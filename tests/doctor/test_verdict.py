@@ -195,7 +195,7 @@ def test_what_matters_is_half_a_point_of_shares_and_a_hundredth_of_the_spread_of
 
 
 @pytest.mark.parametrize(
-    ("ends", "are_shares", "told"),
+    ("ends", "are_shares", "reported"),
     [
         ((-0.00168, -0.0049, 0.0016), True, "lose 0.2 points [-0.2, 0.5]"),
         ((-0.0004, -0.0049, 0.0041), True, "gain 0.0 points [-0.5, 0.4]"),
