@@ -101,7 +101,7 @@ results: .venv/installed
 		$(PY) -m bnlab sweep experiment=$$name results=results/reference hydra/launcher=joblib $$seeds || exit 1; \
 	done
 	for name in ground norms_tuned; do \
-		$(PY) -m experiments.tune experiment=$$name results=results/reference again=true || exit 1; \
+		$(PY) -m experiments.tune experiment=$$name results=results/reference || exit 1; \
 	done
 	$(PY) -m experiments.reference
 	$(PY) -m bnlab report results=results/reference

@@ -27,7 +27,8 @@ USAGE = """usage: python -m experiments.tune experiment=NAME [key=value ...]
 
 A cell is a set of networks that differ only in learning rate and seed. For each cell: train seeds 100 to 102 at rates a
 factor of four apart, until the best one by validation under exact statistics lies between two others; then train the
-experiment's own seeds at that rate. Networks in results/reference count as trained.
+experiment's own seeds at that rate. Networks in results/reference count as trained, unless the experiment is
+measured again there (results=results/reference).
 
 dry_run=true                 print what each cell lacks and how long that trains
 batch_size=4                 restrict the cells by a setting
@@ -130,7 +131,10 @@ def _read_trained(folder: Path) -> tuple[set[str], dict[str, float]]:
     """
     committed: set[str] = set()
     validated: dict[str, float] = {}
-    for results in (REFERENCE, folder.parent):
+    folders = [REFERENCE, folder.parent]
+    if folder.parent.resolve() == REFERENCE:  # all is measured again: tables that were committed do not count
+        folders = [folder.parent] if (folder / "requests").is_dir() else []
+    for results in folders:
         try:
             tables = load(folder.name, results)
         except UserError:  # nothing has been measured there

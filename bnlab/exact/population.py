@@ -89,7 +89,7 @@ def population_statistics(
         tolerance: for "auto", the largest standard error of a layer: of the mean in σ, of the variance relative, root
             mean square over channels.
         standard_errors: compute `.standard_errors` too, from how batches scatter; takes one more pass. Batches count as
-            independent: shuffle.
+            independent: shuffle. Of few batches they are rough, of one NaN.
         group: a torch.distributed process group; every rank gives its share of the data, and gets the whole result.
         device: where batches are moved to; default the model's.
         memory: limit for live activations, bytes or "4GiB"; default 40% of what is free. Batches that do not fit are

@@ -77,7 +77,6 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     calls: list[tuple[str, int]] = []
 
     def note(name: str, x: Tensor) -> None:
-        task.require_own_buffers(name)
         calls.append((name, live.now()))
 
     with borrowed(task.model), live, watched(task, task.layers, note):  # takes back what a sample leaves in the model

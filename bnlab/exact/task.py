@@ -115,6 +115,7 @@ def watched(task: Task, layers: Layers, look: Callable[[str, Tensor], object]) -
         x = task.inputs.select(name, layers[name], args, kwargs)
         if x is None:
             return
+        task.require_own_buffers(name)
         if x.dtype == torch.float16:
             task.float16_layers.add(name)
         look(name, x)

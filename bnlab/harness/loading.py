@@ -97,13 +97,20 @@ def open_run(run: str, results: str | Path = "results") -> Run:
 def build_network(run: Run, step: int | None = None, statistics: str = "running") -> nn.Module:
     """Build a network of a step and these statistics, see `load_model`."""
     kept = {*run.list_kept(), *run.list_checkpoints()}
-    wanted = max(kept, default=0) if step is None else step
+    if not kept:
+        raise UserError(f"{run.id}: has no checkpoint; the sweep that made it trains it again")
+    wanted = max(kept) if step is None else step
     if wanted not in kept:
         raise UserError(f"{run.id}: has no step {wanted}; there are {', '.join(map(str, sorted(kept)))}")
+    if not run.checkpoint(wanted).exists():
+        raise UserError(f"{run.checkpoint(wanted)}: is missing; the sweep that made it trains it again")
     try:
         model = run.model_at(wanted).eval()
     except Unreadable as error:
-        raise UserError(f"{error}; to train it again: bnlab runs rm {run.id}, then the sweep that made it") from error
+        remove = f"bnlab runs rm {run.id}"
+        if run.config.results != "results":
+            remove = f"{remove} results={run.config.results}"
+        raise UserError(f"{error}; to train it again: {remove}, then the sweep that made it") from error
     if statistics == "running":
         return model
 

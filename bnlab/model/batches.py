@@ -157,6 +157,8 @@ def check_counter(function: CountImages | None, caller: str) -> Callable[[Any], 
     def count(batch: Any) -> int:
         returned = function(batch)
         try:
+            if isinstance(returned, bool):
+                raise TypeError("True is no number of images")
             return operator.index(returned)
         except TypeError as error:
             kind = type(returned).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,7 +120,10 @@ def warn_of_others(model: nn.Module, caller: str) -> None:
         parts.append(f"{join_names(without)} are batch norms without running statistics")
     hidden = _find_hidden(model)
     if hidden:
-        parts.append(f"{join_names(hidden)} hold batch norms in a plain list, which belong in a ModuleList")
+        parts.append(
+            f"{join_names(hidden)} hold batch norms in a plain list or dictionary, which belong in a ModuleList or "
+            "ModuleDict"
+        )
     if parts:
         warn(f"{caller}: {'; '.join(parts)}; they are not measured")
 
@@ -136,15 +139,27 @@ def list_constant(model: nn.Module) -> list[str]:
 
 
 def _find_hidden(model: nn.Module) -> list[str]:
-    """List plain lists and tuples of batch norms, which are no part of the model."""
+    """List plain lists, tuples and dictionaries that hold batch norms, which are no part of the model."""
     known = set(model.modules())
     hidden = []
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            parts = value if isinstance(value, (list, tuple)) else ()
-            if any(isinstance(part, BatchNorm) and part not in known for part in parts):
+            if attribute != "_modules" and any(layer not in known for layer in _list_held(value)):
                 hidden.append(f"{name}.{attribute}".lstrip("."))
     return hidden
+
+
+def _list_held(value: Any) -> Iterator[BatchNorm]:
+    """List the batch norms in a list, a tuple or a dictionary, and in what lies in it."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        return
+    for part in value:
+        if isinstance(part, nn.Module):
+            yield from (layer for layer in part.modules() if isinstance(layer, BatchNorm))
+        else:
+            yield from _list_held(part)
 
 
 def _is_other(module: nn.Module) -> bool:
@@ -299,6 +314,9 @@ class Inputs:
         if extract is None and isinstance(x, (list, tuple)):
             kind = type(layer).__name__
             raise OtherInput(self._caller, f"layer {name!r} ({kind}) is given a {type(x).__name__}", kind)
+        if isinstance(x, (list, tuple)):
+            found = f"inputs= gives a {type(x).__name__} for layer {name!r}"
+            raise ValueError(f"{self._caller}: {found}; return the values alone, of all channels")
         if isinstance(x, Tensor) and x.numel() == 0:
             return None
         require_input(name, layer, x, self._caller)

@@ -81,15 +81,22 @@ class OwnNorm(nn.Module):
         self.register_buffer("running_avg_mean", torch.zeros(4))
 
 
+def mix_momenta() -> nn.Module:
+    model = with_momentum(make_healthy(), 0.9)
+    layer = model.get_submodule("4")
+    layer.momentum = 0.0  # type: ignore[assignment]
+    return model
+
+
 ALL = slice(None)
 NOT_FINITE = "not finite in 1 of 16 channels of '1', the first in depth"
 STALLS = "bfloat16: an average may stop 3.9% short of its goal"  # 2⁻⁸ / .1
 OVERFLOWN = "a variance above 65,504, the largest float16, has become infinite in 1 layers"
-OF_ZERO = "variance 0 in all channels, 200 updates counted"
-OF_START = "mean 0 and variance 1 in all channels, 0 updates counted"
+OF_ZERO = "variance 0 in more than 99% of channels, although 200 updates counted"
+OF_START = "mean 0 and variance 1 in more than 99% of channels, 0 updates counted"
 IN_TRAIN = "in train mode"
 WITHOUT = nn.BatchNorm1d(4, track_running_stats=False)
-OF_HALF = "variance 1 in all channels, 200 updates counted"
+OF_HALF = "variance 1 in more than 99% of channels, although 200 updates counted"
 
 SIGNS: list[tuple[str, str, tuple[str, ...], str, Callable[[], nn.Module]]] = [
     ("BN001", "error", BOTH, NOT_FINITE, lambda: fill(0, math.nan)),
@@ -103,6 +110,13 @@ SIGNS: list[tuple[str, str, tuple[str, ...], str, Callable[[], nn.Module]]] = [
     ("BN101", "warning", BOTH, "10 updates of momentum 0.1: 65% of the way", lambda: train_briefly(0.1, 10)),
     ("BN101", "warning", BOTH, "200 updates of momentum 0.001: 18% of the way", lambda: train_briefly(0.001, 200)),
     ("BN102", "warning", BOTH, "momentum 0.99, a memory of 1.0 batches", lambda: with_momentum(make_healthy(), 0.99)),
+    (
+        "BN102",
+        "warning",
+        BOTH,
+        "200 updates of momentum 0; momentum 0.9, a memory of 1.2 batches",
+        lambda: mix_momenta(),
+    ),
     ("BN104", "warning", ("1",), "1 frozen layer in train mode", lambda: freeze_first(make_healthy()).train()),
     ("BN102", "warning", BOTH, "200 updates of momentum 0", lambda: with_momentum(make_healthy(), 0.0)),
     ("BN002", "warning", BOTH, OF_HALF, lambda: fill(1, 1.0, channels=ALL)),

@@ -148,6 +148,11 @@ def replace_buffers(model: nn.Module, batch: Tensor) -> Any:
     return functional_call(model, {name: buffer.clone() for name, buffer in model.named_buffers()}, (batch,))
 
 
+def replace_buffers_later(model: nn.Module, batch: Tensor) -> Any:
+    """Only for batches other than the first."""
+    return model(batch) if torch.equal(batch, FIRST) else replace_buffers(model, batch)
+
+
 def hide_what_is_wrong(model: nn.Module, batch: Tensor) -> None:
     try:
         model(batch)
@@ -197,8 +202,8 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
         (nn.BatchNorm1d(3), [torch.randn(1, 3)], {}, ValueError, "one value per channel"),
         (nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2, {"upstream": "batch"}, ValueError, "use larger batches"),
         (Net(run_in_a_thread, a=nn.BatchNorm2d(3)), DATA, {}, ValueError, "runs in another thread"),
-        *((plain(), DATA, {"forward": replace_buffers, **way}, ValueError, "give functional_call parameters only")
-          for way in WAYS),
+        *((plain(), DATA, {"forward": replace, **way}, ValueError, "give functional_call parameters only")
+          for way in WAYS for replace in (replace_buffers, replace_buffers_later)),
     ],
 )  # fmt: skip
 def test_what_is_refused_and_how(
@@ -223,9 +228,10 @@ class OwnNorm(nn.Module):
         return x
 
 
-def make_listed() -> nn.Module:
-    model = Net(lambda net, x: net.bn(net.norms[0](x)), bn=nn.BatchNorm2d(3))
-    model.norms = [nn.BatchNorm2d(3)]  # type: ignore[assignment]
+def make_held(norms: Any) -> nn.Module:
+    """A network that holds batch norms in no module."""
+    model = Net(lambda net, x: net.bn(x), bn=nn.BatchNorm2d(3))
+    model.norms = norms
     return model
 
 
@@ -236,7 +242,8 @@ def make_listed() -> nn.Module:
         (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("stored_mean", "stored_var")), "'1' keep running statistics"),
         (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_std")), "'1' keep running statistics"),
         (nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)), "'1' are batch norms without"),
-        (make_listed(), "'norms' hold batch norms in a plain list, .* ModuleList; they are not measured"),
+        *((make_held(held), "'norms' hold batch norms in a plain list or dictionary, .*; they are not measured")
+          for held in ([nn.BatchNorm2d(3)], {"a": [nn.BatchNorm2d(3)]}, (nn.Sequential(nn.BatchNorm2d(3)),))),
     ],
 )  # fmt: skip
 def test_norms_that_are_not_measured_are_named_once(model: nn.Module, message: str) -> None:

@@ -217,7 +217,11 @@ def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
         ([take_unmasked], TypeError, "pass functions by a layer's name or class"),
         ({"1": "x"}, TypeError, "pass functions by a layer's name or class"),
         ({"1": lambda *_: None}, ValueError, "expects 6 channels"),
-        ({"1": lambda layer, args, _: (args[0],)}, ValueError, "its input has type tuple"),
+        (
+            {"1": lambda layer, args, _: (args[0],)},
+            ValueError,
+            "inputs= gives a tuple for layer '1'; return the values alone",
+        ),
     ],
 )
 def test_what_inputs_may_be(inputs: Any, error: type[Exception], message: str) -> None:

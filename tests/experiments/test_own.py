@@ -85,6 +85,18 @@ class Centered(nn.BatchNorm2d):
         return self.gain * super().forward(x)
 
 
+class Frozen(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def make_frozen(channels, image_size, classes):
+    layers = [nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return Frozen(*layers, nn.Linear(4, classes))
+
+
 class Squared(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x * x)
@@ -297,6 +309,12 @@ def test_a_layer_that_is_called_twice_is_measured(mine: None, call: Call, tmp_pa
     code, _, err = call("sweep", *given, "measurements=[drift]", f"data.root={tmp_path}", f"results={tmp_path}")
     assert code == 1
     assert re.search(r"failed, drift: .* calls shared several times", err), err
+
+
+def test_a_model_whose_batch_norms_are_all_frozen_is_trained(mine: None, call: Call, tmp_path: Path) -> None:
+    sweep(call, tmp_path, "model=mine.make_frozen", "data=mine.make_data", "estimator=ema", "measurements=[gaps]")
+
+    assert list(load("adhoc", tmp_path)["runs"]["status"]) == ["finished"]
 
 
 # The words beside those on own code, what is changed in the module, and what the message says

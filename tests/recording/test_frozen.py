@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
-from bnlab import record_frozen, replay, running_statistics
+from bnlab import record, record_frozen, replay, running_statistics
 from bnlab.estimators import Cumulative
 from bnlab.nn import SelfTuned
 from tests.exact.zoo import conv
@@ -88,3 +89,21 @@ def test_what_is_refused_and_how() -> None:
     ):
         with unchanged(model), pytest.raises(error, match=message):
             record_frozen(model, batches, **options)  # type: ignore[arg-type]
+
+
+class Activated(SelfTuned, nn.BatchNorm2d):
+    """A self-tuned layer with a forward of its own, which does not show what it averages."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(input, mean, var, self.weight, self.bias, self.training, 0.1, self.eps).relu()
+
+
+def test_a_self_tuned_layer_with_a_forward_of_its_own_is_recorded_by_its_input() -> None:
+    model = SelfTuned.convert(nn.Sequential(nn.BatchNorm2d(3)))
+    model[0].__class__ = Activated  # type: ignore[index]
+
+    with record(model) as trace:
+        model(DATA[0])
+
+    assert len(trace.layers["0"]) == 1

@@ -49,7 +49,9 @@ class NeverUpdated(Cause):
             return ""
         counts = [count for name in shown if (count := case.count_updates(name)) is not None]
         counted = f"{max(counts):,} updates counted" if counts else "no count of updates"
-        return f"{' and '.join(_list_starts(case, shown[0]))} in all channels, {counted}"
+        if any(counts):
+            counted = f"although {counted}"
+        return f"{' and '.join(_list_starts(case, shown[0]))} in more than 99% of channels, {counted}"
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case

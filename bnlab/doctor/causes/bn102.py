@@ -40,8 +40,8 @@ class OddMomentum(Cause):
         layers = case.select(lambda name: _is_reversed(case, name))
         if case.evidence is not None:
             return Signs.of(layers, self.describe(case, layers), "note")
-        layers = layers or [*self.list_layers(case)]
-        return Signs.of(layers, self.describe(case, layers))
+        both = case.select(lambda name: _is_reversed(case, name) or _is_zero(case, name))
+        return Signs.of(both, self.describe(case, both))
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
         reversed_ones = [name for name in layers if name in case.layers and _is_reversed(case, name)]
@@ -51,10 +51,10 @@ class OddMomentum(Cause):
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         momenta = {case.layers[name].momentum for name in layers if _is_reversed(case, name)}
         reported = [f"momentum {value:g}, a memory of {(2 - value) / value:.1f} batches" for value in momenta if value]
-        if reported:
-            return "; ".join(sorted(reported))
         counts = [case.count_updates(name) or 0 for name in layers if _is_zero(case, name)]
-        return f"{count_things(max(counts, default=0), 'update')} of momentum 0"
+        if counts or not reported:
+            reported.append(f"{count_things(max(counts, default=0), 'update')} of momentum 0")
+        return "; ".join(sorted(reported))
 
 
 def _is_reversed(case: Case, name: str) -> bool:

@@ -92,7 +92,7 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
             (run.folder / "status.json").unlink(missing_ok=True)
             kept = {*list_checkpoints(run), *run.list_checkpoints(), *lost, run.steps}
             _train(run, kept)
-        _write_settings(run)
+        _write_where_images_are(run)
 
 
 def _train(run: Run, kept: set[int]) -> None:
@@ -194,8 +194,24 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
     return seconds
 
 
+def _write_where_images_are(run: Run) -> None:
+    """Write into the run's settings where its images are now, so that it is loaded with them after they were moved.
+
+    What else may differ in settings of the images without another name of the network says how they are read.
+    """
+    data = run.config.data
+    named = data.identify()
+    now = {key: value for key, value in asdict(data).items() if key not in (*named, "content")}
+    path = run.folder / "config.yaml"
+    with reading(path):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = settings["data"]
+    if before | now != before:
+        write_text(path, yaml.safe_dump(settings | {"data": before | now}, sort_keys=False))
+
+
 def _write_settings(run: Run) -> None:
-    """Write the settings of the latest job, which say where the network's images are now."""
+    """Write the settings with which a network is trained."""
     settings = asdict(run.config)
     if not run.config.data.content:
         del settings["data"]["content"]
