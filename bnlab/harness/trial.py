@@ -39,7 +39,10 @@ def try_training(run: Run, subjects: Iterable[Subject]) -> str:
             raise ValueError(f"found {logits.shape} of two images, not logits [2, {classes}]")
 
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "record: the running buffers")  # are not averages of what is recorded
+            warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
+            warnings.filterwarnings(
+                "ignore", "record: nothing was recorded: no batch-norm layer was called"
+            )  # all frozen
             with record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
                 next(train(progress, run.batches, config.optimizer, run.steps, until=1))
     except UserError:
