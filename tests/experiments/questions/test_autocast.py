@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bnlab import Statistics, population_statistics
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.reporting.frames import select
 from tests.helpers import measure
 from tests.references import batch_norms, gap, inputs_of, merge
 
@@ -50,11 +51,12 @@ def test_autocast(trained: Run, copied: Config) -> None:
     assert gaps["bfloat16"] == pytest.approx(expected, rel=0.1)
     assert 1e-4 < expected < 0.1
 
-    row = found.set_index(["measured_in", "predicted_in"]).loc[("bfloat16", "bfloat16")]
+    rows = select(found, measured_in="bfloat16", predicted_in="bfloat16")
+    accuracy = rows["accuracy"].item()
     test = trained.dataset.test
     logits = predict_in_bfloat16(model, test.images)
     is_right = logits.argmax(1) == test.labels
     best = logits.topk(2).values
     is_close = best[:, 0] - best[:, 1] <= 2**-7 * best[:, 0].abs()  # each is rounded by up to 2⁻⁸ of itself
     assert is_close.double().mean() < 0.05
-    assert row["accuracy"] == pytest.approx(float(is_right.double().mean()), abs=float(is_close.double().mean()))
+    assert accuracy == pytest.approx(float(is_right.double().mean()), abs=float(is_close.double().mean()))
