@@ -26,7 +26,7 @@ from bnlab.doctor.examination import Examination
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import Difference, Evaluate
 from bnlab.doctor.scoring import score_by_labels, score_by_metric
-from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL
+from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, LEFT_BY_SMALLER
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Apply, Undo
 from bnlab.exact.task import watched
 from bnlab.model.batches import count_images, map_batch, take_images
@@ -34,7 +34,6 @@ from bnlab.model.borrow import measured
 from bnlab.model.layers import get_running_buffers
 from bnlab.statistics.network import Statistics
 
-_SHORT = 0.1  # of the best gain: what a smaller undo may leave
 MOST_IMAGES = 1000  # that undos are judged by
 _MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one with nothing undone
 
@@ -117,12 +116,12 @@ class Experiment:
         perhaps: list[Trial] = []
         for trial in self.trials:
             of_score = bound(best.values[0] - trial.values[0])
-            if of_score.low > _SHORT * score_gain:
+            if of_score.low > LEFT_BY_SMALLER * score_gain:
                 continue  # the likelihood of a label ends at its bound, where the score still falls
             shortfall = bound(best.values[1] - trial.values[1], len(self.trials))
-            if shortfall.high <= _SHORT * gain:
+            if shortfall.high <= LEFT_BY_SMALLER * gain:
                 enough.append(trial)
-            elif shortfall.value <= _SHORT * gain:
+            elif shortfall.value <= LEFT_BY_SMALLER * gain:
                 fits = trial.undo.explains > EXPLAINS_ALL
                 (enough if fits else perhaps).append(trial)
         enough = enough or [best]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.examination import Examination
+from bnlab.doctor.thresholds import NOT_AFFINE
 from bnlab.doctor.undoing import Change, change_images
 from bnlab.exact.task import watched
 from bnlab.model.batches import list_tensors, take_images
@@ -24,7 +25,6 @@ from bnlab.statistics.network import Statistics
 
 _FEW = 8  # images whose first layer shows how it answers to a change of them
 _MOST_COLOURS = 8  # of which each gets a shift of its own
-_ROUNDING = 1e-2  # of an answer: float32 and half precision make less
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Patient:
         slopes = torch.stack([mean - as_is for mean in more])
         again = twice - as_is
         size = slopes[0].abs().max()
-        if not size > 0 or float((again - 2 * slopes[0]).abs().max()) > _ROUNDING * float(size):
+        if not size > 0 or float((again - 2 * slopes[0]).abs().max()) > NOT_AFFINE * float(size):
             return None  # it does not answer affinely, or not at all: what is called goes past the model
         return Answer(at_zero, slopes, colours)
 

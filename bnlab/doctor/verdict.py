@@ -24,6 +24,7 @@ from bnlab.doctor.findings import (
 )
 from bnlab.doctor.lag import compare_with_drift
 from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.thresholds import NEAR_CHANCE, SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Kind
 from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
 
@@ -32,14 +33,10 @@ Word = Literal["averages", "averages or images", "images", "network", "mode", "b
 ELSEWHERE = "labels, their order, preprocessing, loaded weights"
 """What to look at where a score is too low and nothing that was tried brings it back."""
 
-WORTH = 0.005  # half a point: what a difference of shares must exceed to matter
-_SURE = 4  # of a healthy model, the interval excludes that so many times WORTH would be gained
-_OF_SPREAD = 0.01  # of a metric's range over images, without its tails: what matters where scores are no shares
 _CONSTANTS = "It was trained with its averages as constants, so do not recalibrate."
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
 _BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
 _FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
-_NEAR_CHANCE = 0.1  # of what there is to gain over always naming the commonest label
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def compute_worth(scores: Scores, worth: float | None) -> float:
     if scores.are_shares:
         return WORTH
     low, high = scores.values["exact"].nan_to_num().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
-    return max(_OF_SPREAD * float(high - low), 1e-12)
+    return max(WORTH_OF_SPREAD * float(high - low), 1e-12)
 
 
 def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: float) -> Verdict:
@@ -188,7 +185,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
     high = gain.high
     if experiment is not None and best is not None:
         high = max(high, experiment.measure_score(best).high)
-    if high > _SURE * worth:
+    if high > SURELY_HEALTHY * worth:
         return Verdict("undecided", _describe_undecided(gain, scores, worth), gain)
     sentence = f"Exact statistics of {count_things(gain.images, 'image')} {describe_gain(gain, scores)}."
     has_learnt_with_them = not any(case.is_initial(name) for name in case.seen)
@@ -288,7 +285,7 @@ def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Sc
 def is_near_chance(scores: Scores) -> bool:
     """Return whether hardly anything is gained over always naming the commonest label, under any statistics."""
     commonest = scores.commonest
-    return commonest is not None and scores.best < commonest + _NEAR_CHANCE * (1 - commonest)
+    return commonest is not None and scores.best < commonest + NEAR_CHANCE * (1 - commonest)
 
 
 def _is_bad(score: float, scores: Scores, expected: float | None) -> bool:

@@ -15,8 +15,9 @@ from bnlab.doctor import Cause, Undo
 from bnlab.doctor.case import Case
 from bnlab.doctor.experiment import Experiment, Trial
 from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.thresholds import WORTH
 from bnlab.doctor.undoing import EACH_BATCH, Kind
-from bnlab.doctor.verdict import WORTH, Verdict, compute_worth, judge
+from bnlab.doctor.verdict import Verdict, compute_worth, judge
 from bnlab.doctor.words import describe_gain
 from tests.doctor.causes import Planted
 

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.patient import Patient
+from bnlab.doctor.thresholds import FOLDED_AGREES, FUSION_SHOWS, IS_LOST_BIAS
 from bnlab.doctor.undoing import Undo, pass_through, replace_forwards, write_averages
 from bnlab.model.layers import BatchNorm
 
-_OFF = 0.1  # σ, or log ratio: an error of fusion is no less than that
-_AGREES = 0.5  # of how much weights and biases differ over channels
-_IS_BIAS = 0.25  # of the bias before the layer
 _LINEAR = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     nn.Linear,
@@ -73,14 +71,14 @@ def _is_folded(case: Case, name: str) -> bool:
     # Weights and biases that are nearly the same in all channels would fit by chance.
     own = torch.stack((bias / weight, weight.log()))
     spread = own - own.mean(1, keepdim=True)
-    return _average_size(off) < _AGREES * _average_size(spread)
+    return _average_size(off) < FOLDED_AGREES * _average_size(spread)
 
 
 def _find_lost_bias(case: Case, name: str) -> Tensor | None:
     """Find what a running mean lacks [C], where that is the bias of the layer before, to either side."""
     bias = _find_bias_before(case.model, case.layers[name])
     _, var_gap = case.measure_gap(name)
-    if bias is None or var_gap > _OFF:
+    if bias is None or var_gap > FUSION_SHOWS:
         return None
     exact = case.data.exact
     scaled = bias / (exact[name].var + exact.eps[name]).sqrt()
@@ -89,7 +87,7 @@ def _find_lost_bias(case: Case, name: str) -> Tensor | None:
     gaps = case.mean_gaps(name)
     off_above = _average_size(gaps - scaled)
     off_below = _average_size(gaps + scaled)
-    if size <= _OFF or min(off_above, off_below) >= _IS_BIAS * size:
+    if size <= FUSION_SHOWS or min(off_above, off_below) >= IS_LOST_BIAS * size:
         return None
     return -bias if off_above < off_below else bias
 
