@@ -20,7 +20,8 @@ from bnlab.doctor.cause import Severity
 from bnlab.doctor.findings import Finding, grade_cost, sort_findings
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.undoing import EXACT, write_averages
-from tests.doctor import digits, points
+from bnlab.model.layers import get_running_buffers
+from tests.doctor import digits
 from tests.doctor.causes import Planted
 from tests.doctor.patients import PATIENTS, Given, rescale
 from tests.helpers import unchanged
@@ -298,30 +299,26 @@ def test_two_batches_that_were_learnt_by_heart_are_named_by_their_images() -> No
     assert "larger" in first.cause.remedy and "more images" in first.cause.remedy
 
 
-def train_too_fast(model: nn.Sequential) -> None:
-    points.train(model, points.make_batches(20, size=4, seed=4), lr=0.2, falls=False)
-
-
 def train_and_shift_averages(model: nn.Sequential) -> None:
-    points.train(model, points.make_batches(20, seed=3), lr=0.001)
-    for name in ("1", "4"):
-        mean, var = points.get_buffers(model, name)
-        mean.add_(var.sqrt() * torch.randn(16, generator=torch.Generator().manual_seed(0)))
+    digits.fit(model, steps=20, rate=0.001)
+    for norm in digits.list_norms(model):
+        mean, var = get_running_buffers(norm)
+        mean.add_(var.sqrt() * torch.randn(len(mean), generator=torch.Generator().manual_seed(0)))
 
 
-def add_a_layer(model: nn.Sequential) -> None:
-    train_too_fast(model)
-    head = nn.Linear(4, 4)
+def train_too_fast_and_add_a_layer(model: nn.Sequential) -> None:
+    digits.fit(model, steps=20, rate=3.0, is_constant=True)
+    head = nn.Linear(10, 10)
     nn.init.eye_(head.weight)
     model.append(head)
 
 
-@pytest.mark.parametrize("change", [train_and_shift_averages, add_a_layer])
+@pytest.mark.parametrize("change", [train_and_shift_averages, train_too_fast_and_add_a_layer])
 def test_weights_of_before_are_not_tried_where_averages_do_as_well_or_layers_are_new(change: Any) -> None:
-    before = points.make_healthy()
+    before = digits.make_healthy()
     model = copy.deepcopy(before)
     change(model)
 
-    diagnosis = diagnose(model.eval(), points.make_batches(32, seed=1), before=before, progress=False)
+    diagnosis = diagnose(model.eval(), digits.make_batches(), before=before, progress=False)
 
     assert "BN305" not in diagnosis.trials["code"].tolist()
