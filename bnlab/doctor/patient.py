@@ -100,9 +100,14 @@ class Patient:
         moments = self.exact[name]
         return torch.stack((moments.mean, moments.var))
 
-    def measure_first(self, change: Change | None = None) -> Moments | None:
+    def measure_first(self, change: Change) -> Moments | None:
         """Measure what the first layer is given of these images, changed; None where it is not reached."""
         return self._measure_first(self.data, change)
+
+    @cached_property
+    def first_as_is(self) -> Moments | None:
+        """What the first layer is given of these images, as they are; None where it is not reached."""
+        return self._measure_first(self.data, None)
 
     def explain(self, averages: Mapping[str, Tensor]) -> float:
         """Measure which share of the gap of layers is gone with other averages [2, C]: 1 all, 0 none."""
@@ -116,7 +121,7 @@ class Patient:
 
     def explain_first(self, change: Change) -> float:
         """Measure which share of the first layer's gap is gone on images that are changed: 1 all, 0 none."""
-        now = self.measure_first()
+        now = self.first_as_is
         changed = self.measure_first(change)
         if now is None or changed is None:
             return 0.0

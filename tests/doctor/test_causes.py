@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -98,6 +99,34 @@ def test_a_cause_whose_undo_does_not_help_is_tried_and_not_named() -> None:
     tried = diagnosis.trials.set_index("code").loc["OWN0"]
     assert tried["likelihood_gain"] == 0 and not tried["chosen"]
     assert "OWN0" not in [finding.cause.code for finding in diagnosis.faults]
+
+
+class ProposesTwo(Tripled):
+    """Proposes two undos, in another order from each half."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.calls = 0
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        (helps,) = super().propose(patient)
+        nothing = Undo("nothing", ("1",), 0, lambda model, stack: None)
+        undos = [replace(undo, name=name) for undo, name in zip((helps, nothing), self.names, strict=True)]
+        self.calls += 1
+        yield from undos if self.calls % 2 else reversed(undos)
+
+
+def test_several_undos_of_a_cause_are_judged_by_their_names() -> None:
+    model = digits.make_healthy()
+    model.get_submodule("10").get_parameter("bias").data[0] += 1000
+    batches = digits.make_batches()
+
+    trials = diagnose(model, batches, causes=[ProposesTwo("one", "other")], progress=False).trials
+    with pytest.raises(ValueError, match="OWN1 proposes several undos of one name"):
+        diagnose(model, batches, causes=[ProposesTwo("", "")], progress=False)
+
+    gains = trials[trials["code"] == "OWN1"].set_index("undone")["gain"]
+    assert gains["1,000 was added to a bias"] > 0.8 and gains["nothing"] == 0
 
 
 class Remembers(Planted):

@@ -43,7 +43,7 @@ class FoldedTwice(Cause):
         if folded:
             reported = "exact means and variances are the layer's own biases and squared weights"
             layers = [case.layers[name] for name in folded]
-            yield Undo(reported, tuple(folded), 0, replace_forwards(layers, pass_through))
+            yield Undo(reported, tuple(folded), 0, replace_forwards(layers, pass_through), name="folded")
 
         shifts = {name: _find_lost_bias(case, name) for name in off}
         averages = {}
@@ -52,7 +52,7 @@ class FoldedTwice(Cause):
                 averages[name] = case.buffers[name] + torch.stack((shift, torch.zeros_like(shift)))
         if averages:
             reported = "running means are off by the bias of the layer before, variances are right"
-            yield Undo(reported, tuple(averages), 0, write_averages(case.layers, averages))
+            yield Undo(reported, tuple(averages), 0, write_averages(case.layers, averages), name="bias")
 
 
 def _is_folded(case: Case, name: str) -> bool:
