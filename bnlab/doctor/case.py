@@ -32,8 +32,6 @@ class Case:
         evidence: measured on the data.
         training: exact statistics of the training batches.
         training_view: what the layers saw of the training batches, batch by batch.
-        outlier: the training image of the largest standard deviation: its number, from 0, and how many times the median
-            image's that is; None where batches are no images.
         history: changes since an earlier checkpoint.
         trace: a recording of the training.
         ranks: running statistics of all processes.
@@ -50,7 +48,6 @@ class Case:
     evidence: Evidence | None = None
     training: Statistics | None = None
     training_view: View | None = None
-    outlier: tuple[int, float] | None = None
     history: History | None = None
     trace: MomentTrace | None = None
     ranks: Sequence[Mapping[str, Tensor]] | None = None

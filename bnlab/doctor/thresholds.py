@@ -46,7 +46,6 @@ MOMENTUM_IS_LARGE = 0.5  # a memory of fewer than three batches; torchvision's n
 FEW_VALUES = 50  # in a channel of a batch: the variance is low by 2% and noisy
 SMALL_LAST_BATCH = 0.5  # of a full one; `last_batch`: 1/32 halves the accuracy, what 1/2 does is undecided
 SAME_BATCH = 0.5  # distance of calls in a step over that between steps; sharpness-aware training: .01 to .2
-OUTLYING = 10.0  # standard deviations of an image over the median one's; healthy: 1.6, specimen: 34
 BATCHES_LIKELY = 4.0  # standard deviations of a normal distribution, which shuffled batches reach once in 30,000 times
 BATCHES_RATIO = 2.0  # of the variance between batches over that of shuffled ones; healthy: 0.8 to 1.2, sorted: 39
 BATCHES_SHARE = 0.02  # of a layer's variance, between the means of batches; healthy: .003 at most, sorted: .13
