@@ -77,6 +77,4 @@ NOT_AFFINE = 1e-2  # of an answer to a change of the images: float32 and half pr
 DEAD = 10.0  # eps, of a variance: eps makes 5% of the output's scale; healthy: 10,000 and more
 WEAK = 100.0  # eps, of a variance: eps makes 0.5%
 WEAK_SHARE = 0.05  # of a layer's channels; by convention
-FUSION_SHOWS = 0.1  # σ, or log ratio: an error of fusion is no less than that; digits without a bias: .9
 FOLDED_AGREES = 0.5  # of how much weights and biases differ over channels; healthy: 3 and more, folded twice: .1
-IS_LOST_BIAS = 0.25  # of the bias before the layer; digits: 1.0, without the bias: .01
