@@ -222,7 +222,9 @@ def recalibrate(
         most_training = most if tolerance is None else sum(map(count_images, data))
         case = add_training(case, examination, examination.read(training_batches, most_training))
     own_hidden = ranks.run_together(lambda: _find_hidden(case, examination, data, statistics, scores, evaluate))
-    hidden = next(filter(None, ranks.gather(own_hidden)), None)
+    found = ranks.gather(own_hidden)
+    # A mistake is in every process. Where one alone finds it, its images differ from those of the others.
+    hidden = found[0] if all(found) else None
     has_labels = any(ranks.gather(any(find_labels(batch) is not None for batch in data)))
 
     is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, statistics.check)

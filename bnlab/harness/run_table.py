@@ -10,7 +10,17 @@ A row for each network. A setting is called as on the command line, `optimizer.l
 choices do. The arguments of a model, a norm or a data set of your own are columns too, as `model.dropout`, behind
 these, and so is the digest of its source, as `model.source`, or of its images and labels, `data.content`."""
 
-TRAINED_WITH = ("batch_size", "epochs", "steps", "order", "last_batch", "freeze_at", "freeze_with", "averaging")
+TRAINED_WITH = (
+    "batch_size",
+    "epochs",
+    "steps",
+    "order",
+    "last_batch",
+    "freeze_at",
+    "freeze_with",
+    "precision",
+    "averaging",
+)
 """The settings without a group that change what is trained, other than the seed."""
 
 DERIVED = {

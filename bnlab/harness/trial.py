@@ -12,7 +12,7 @@ from torch import nn
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import Diverged, train
+from bnlab.harness.artifacts.training import Diverged, compute_logits, train
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.model.layers import TORCH_FORWARDS, BatchNorm, has_own_forward
@@ -34,7 +34,7 @@ def try_training(run: Run, subjects: Iterable[Subject]) -> str:
     try:
         progress = start_training(run)
         _require_statistics(config, progress.model)
-        logits = progress.model(images)
+        logits = compute_logits(progress.model, images, config.precision)
         if logits.shape != (2, classes):
             raise ValueError(f"found {logits.shape} of two images, not logits [2, {classes}]")
 

@@ -30,8 +30,8 @@ EXPERIMENT = Experiment(
     columns=("accuracy",),
     figures={"picks": Figure(
         "What a checkpoint loses that is picked by validation accuracy",
-        "Compare with 0, the checkpoint of eight that exact statistics pick: how much less accurate on test images "
-        "other picks are, all under exact statistics.",
+        "Read a point as the test accuracy that a pick loses against the checkpoint, of eight of the same training, "
+        "that is best by validation under exact statistics (0); both are tested under exact statistics.",
         score(select_named_picks, "cost", ("panel", "line"), scale=100),
         Forest("line", Axis("test accuracy lost (points)"), mark=(0.0, "as good")),
         Finding("In batches of 16 running averages pick a checkpoint that is as good, to half a point",

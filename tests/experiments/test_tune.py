@@ -13,9 +13,8 @@ import pytest
 
 from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
-from experiments.tune import list_lacking, list_tuning
+from experiments.tune import list_lacking, list_tuning, main
 from experiments.tuning import RATE, TUNING_SEEDS, pick_rate, select_collapses, select_tested
-from tests.experiments.commands import run
 from tests.helpers import plan_network
 
 RATES = (0.025, 0.1, 0.4)
@@ -157,14 +156,17 @@ def test_what_is_there_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_a_cell_is_completed(tmp_path: Path) -> None:
+def test_a_cell_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tiny networks; a second call trains nothing."""
     words = ["experiment=ground_onecycle", "batch_size=8", "steps=40", "data.images=400", "seed=103,104"]
     words.append(f"results={tmp_path}")
 
-    first = run("tune", *words)
-    second = run("tune", *words)
+    monkeypatch.setattr("sys.argv", ["tune", *words])
 
-    assert "at the best rate" in first.stdout
-    assert "nothing is missing" in second.stdout
+    assert main() == 0
+    assert "at the best rate" in capsys.readouterr().out
+    assert main() == 0
+    assert "nothing is missing" in capsys.readouterr().out
     assert {*load("ground", tmp_path)["runs"]["seed"]} == {100, 101, 102, 103, 104}

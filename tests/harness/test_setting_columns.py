@@ -57,6 +57,7 @@ def test_the_settings_without_a_group_are_those_that_name_a_network() -> None:
         "last_batch": "drop",
         "freeze_at": "0.5",
         "freeze_with": "exact",
+        "precision": "bfloat16",
         "averaging": "swa",
     }
     assert {*changed} == {*TRAINED_WITH}

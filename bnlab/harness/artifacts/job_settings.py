@@ -59,6 +59,12 @@ class Config:
     freeze_with: str = setting(
         "ema", "those statistics: ema, the network's own running averages, or exact", choices=("ema", "exact")
     )
+    precision: str = setting(
+        "float32",
+        "of forward passes in training: float32; bfloat16, by autocast, where weights and running averages stay "
+        "float32, as does all that is measured",
+        choices=("float32", "bfloat16"),
+    )
     averaging: str = setting(
         "none",
         "of the weights that are measured: none; swa, from 75% of the training on; ema, with decay 0.99; estimators of "
@@ -157,7 +163,7 @@ def network(config: Config) -> dict[str, Any]:
         settings["epochs"] = config.epochs
     else:
         settings["steps"] = config.steps
-    keys = ["order", "last_batch", "averaging"]
+    keys = ["order", "last_batch", "precision", "averaging"]
     if config.freeze_at is not None:
         keys += ["freeze_at", "freeze_with"]
     settings |= leave_off_defaults(config, keys)

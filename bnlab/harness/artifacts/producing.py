@@ -224,7 +224,7 @@ def start_training(run: Run) -> TrainingState:
     model = run.new_model()
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
     average = None if run.config.averaging == "none" else _begin_average(run.config.averaging, model)
-    return TrainingState(model, optimizer, step=0, average=average)
+    return TrainingState(model, optimizer, step=0, average=average, precision=run.config.precision)
 
 
 def _begin_average(kind: str, model: nn.Module) -> AveragedModel:

@@ -146,6 +146,7 @@ class TrainingState:
     step: int
     log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and accuracy before it
     average: AveragedModel | None = None  # of weights and buffers
+    precision: str = "float32"  # of forward passes; or bfloat16
     # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
     _unread: list[Tensor] = field(default_factory=list)
 
@@ -194,6 +195,16 @@ class TrainingState:
             raise Diverged(f"weights or batch statistics are not finite at step {self.step}")
 
 
+def compute_logits(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """Compute logits in a precision of `Config.precision`: of bfloat16 under autocast, and then in float32."""
+    if precision == "float32":
+        logits = model(images)
+    else:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits = model(images).float()
+    return logits
+
+
 def train(
     progress: TrainingState, batches: Batches, config: Optimizer, steps: int, until: int | None = None
 ) -> Iterator[int]:
@@ -223,7 +234,7 @@ def train(
             group["lr"] = group["peak_lr"] * factor
 
         try:
-            logits = progress.model(images)
+            logits = compute_logits(progress.model, images, progress.precision)
         except Exception:
             progress.read_log()  # a model may refuse weights that are not finite
             raise

@@ -38,7 +38,7 @@ _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
 _OF_NETWORKS = "of the networks"
 _IN_PERCENT = ("share", _OF_NETWORKS)
-_QUOTED = re.compile(r'(?:holds|fails|undecided|counted|drawn)\("(\w+)\.')
+_QUOTED = re.compile(r'(?:holds|fails|undecided|counted|estimated|drawn)\("(\w+)\.')
 _QUOTES = {"holds": "holds", "fails": "fails", "undecided": "undecided", "counted": NOT_TESTED}
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
 
@@ -170,6 +170,9 @@ def fill_paragraphs(
     With `interval=False` the mean stands alone, with two digits, and with `shown=False` the verdict is required and no
     number is given; only `undecided` always gives its estimate.
 
+    `{{ estimated("gap.cost", "batch size 4") }}` gives mean and interval whatever the verdict, for a sentence that
+    does not say whether the claim's limit is passed.
+
     `{{ drawn("gap.lost", "batch size 4, step 9", unit="points") }}` gives a point of a figure in the same way, without
     a verdict; each number has two digits. Other numbers with intervals have `after_one` of them where the first is 1,
     see `wording.say_numbers`. To `seeds` is added, by experiment, of how many seeds each number is.
@@ -190,6 +193,7 @@ def _fill_sentence(line: str, known: Mapping[str, Outcome], after_one: int, seed
     quotes: dict[str, Callable[..., str]] = {"drawn": partial(_quote_point, known, seeds)}
     for word, verdict in _QUOTES.items():
         quotes[word] = partial(_quote_claim, known, seeds, verdict, after_one)
+    quotes["estimated"] = partial(_quote_estimate, known, seeds, after_one)
     try:
         return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
     except UntrueQuote:
@@ -207,23 +211,60 @@ def _quote_claim(
     shown: bool = True,
     interval: bool = True,
 ) -> str:
-    experiment, _, name = claim.partition(".")
-    if experiment not in known:
-        raise UntrueQuote
-    cells = find_conditions(known[experiment].frame, name, conditions)
+    cells = _find_cells(known, claim, conditions)
     if {*cells["verdict"]} != {verdict}:
         raise UntrueQuote
-    seeds.setdefault(experiment, set()).update(cells["n"])
+    _add_seeds(seeds, claim, cells)
     if not shown:
         if verdict == "undecided":
             raise ValueError(f"{claim}: what is undecided is quoted with its estimate, without shown=False")
         return ""
-    unit = known[experiment].experiment.claims[name].margin.unit
+    unit = _find_unit(known, claim)
     if verdict == NOT_TESTED or (unit == _OF_NETWORKS and not interval):
-        ordered = cells.sort_values("mean")
-        counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
-        return " to ".join(dict.fromkeys(counts))
+        return _say_counts(cells)
     return _say_means(cells, unit, sign, interval, after_one)
+
+
+def _quote_estimate(
+    known: Mapping[str, Outcome],
+    seeds: dict[str, set[int]],
+    after_one: int,
+    claim: str,
+    *conditions: str,
+    sign: int = 1,
+) -> str:
+    cells = _find_cells(known, claim, conditions)
+    if cells.empty or cells["mean"].isna().any():
+        raise UntrueQuote
+    _add_seeds(seeds, claim, cells)
+    unit = _find_unit(known, claim)
+    if unit == _OF_NETWORKS:
+        return _say_counts(cells)
+    return _say_means(cells, unit, sign, True, after_one)
+
+
+def _find_cells(known: Mapping[str, Outcome], claim: str, conditions: Sequence[str]) -> pd.DataFrame:
+    experiment, _, name = claim.partition(".")
+    if experiment not in known:
+        raise UntrueQuote
+    return find_conditions(known[experiment].frame, name, conditions)
+
+
+def _add_seeds(seeds: dict[str, set[int]], claim: str, cells: pd.DataFrame) -> None:
+    experiment, _, _ = claim.partition(".")
+    seeds.setdefault(experiment, set()).update(cells["n"])
+
+
+def _find_unit(known: Mapping[str, Outcome], claim: str) -> str:
+    experiment, _, name = claim.partition(".")
+    return known[experiment].experiment.claims[name].margin.unit
+
+
+def _say_counts(cells: pd.DataFrame) -> str:
+    """Say shares of networks as counts, as `2 of 3`, the smallest and the largest."""
+    ordered = cells.sort_values("mean")
+    counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
+    return " to ".join(dict.fromkeys(counts))
 
 
 def _quote_point(

@@ -127,7 +127,7 @@ def train_second(run: Run, step: int) -> nn.Module:
     batches = replace(first, seeds=seeds)
     with torch.random.fork_rng():
         torch.manual_seed(seed_by(f"{run.id} second").initial_seed())  # of dropout and the like
-        progress = TrainingState(model, optimizer, step=start)
+        progress = TrainingState(model, optimizer, step=start, precision=run.config.precision)
         for _ in train(progress, batches, run.config.optimizer, run.steps, until=step):
             pass
     return model

@@ -20,6 +20,7 @@ CASES = {  # further words, and the updates after which the training is killed
     "frozen with its averages": ("freeze_at=0.5", (5, 6, 9)),
     "frozen with exact statistics": ("freeze_at=0.5 freeze_with=exact", (5, 6, 9)),
     "two moments of each weight": ("optimizer=adamw data.shift=1 order=blocks:4", (7,)),
+    "in bfloat16": ("precision=bfloat16", (8,)),
 }
 
 

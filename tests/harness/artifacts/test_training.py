@@ -129,8 +129,10 @@ def read_late(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_UPDATES_BETWEEN_READINGS", {"cpu": updates})
 
 
-def test_a_loop_by_hand_gives_the_same_weights() -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_loop_by_hand_gives_the_same_weights(precision: str) -> None:
     trial = Trial("optimizer.lr=0.05", "optimizer.label_smoothing=0.1")
+    trial.progress.precision = precision
     twin = Trial("optimizer.lr=0.05").progress
 
     rates = [trial.progress.optimizer.param_groups[0]["lr"] for _ in trial.train(6)]
@@ -139,7 +141,9 @@ def test_a_loop_by_hand_gives_the_same_weights() -> None:
         twin.optimizer.param_groups[0]["lr"] = rates[step]
         assert rates[step] == pytest.approx(0.05 * rise_and_fall(step, 6))
         twin.optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(twin.model(images), labels, label_smoothing=0.1).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = twin.model(images)
+        torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=0.1).backward()
         twin.optimizer.step()
     state = trial.progress.model.state_dict()
     assert all(map(torch.equal, state.values(), twin.model.state_dict().values()))

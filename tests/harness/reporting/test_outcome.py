@@ -119,6 +119,20 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
     assert fill_paragraphs('In {{ holds("e.large", interval=False) }}.', [decided]) == ["In 2 of 3."]
 
 
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ('{{ estimated("e.large", "batch size 4") }}', "0.20 points [-0.30, 0.70]"),
+        ('{{ estimated("e.large", "batch size 16", sign=-1) }}', "-0.40 points [-0.90, 0.10]"),
+        ('{{ estimated("e.large") }}', "0.20 to 0.60 points [-0.30, 1.10]"),
+        ('{{ estimated("e.large", "batch size 1") }}', ""),
+        ('{{ estimated("other.large") }}', ""),
+    ],
+)
+def test_an_estimate_is_quoted_with_its_interval_whatever_the_verdict(text: str, filled: str) -> None:
+    assert "".join(fill_paragraphs(text, [answer()])) == filled
+
+
 def test_an_answer_says_of_how_many_seeds_its_own_numbers_are() -> None:
     outcome = decide_outcome(declare(), plant())
     prose = fill_prose('# Is it so?\n\n{{ drawn("trial.cost", "batch size 4", unit="points") }}', [outcome])

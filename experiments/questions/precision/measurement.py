@@ -1,0 +1,76 @@
+"""Table `autocast`: exact statistics measured in bfloat16, and predictions made in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from bnlab import gap, population_statistics, using
+from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.training import compute_logits
+from bnlab.harness.measurements import Measurement
+from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE
+from bnlab.harness.measurements.tables.evaluations import score_logits
+from bnlab.harness.schema import Table, common, real, text
+
+PRECISIONS = ("float32", "bfloat16")
+
+_ABOUT = """\
+Exact statistics of the network at the end of training, from forward passes in float32 and in bfloat16 (autocast), and
+how it predicts with either of them, in either precision."""
+
+
+@dataclass(unsafe_hash=True)
+class Autocast(Measurement):
+    """Table `autocast`."""
+
+    at_last_step: ClassVar[bool] = True
+    name: str = "autocast"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run step"),
+            "measured_in": text("float32 or bfloat16: the forward passes of which the exact statistics are"),
+            "predicted_in": text("float32 or bfloat16: the forward passes that predict"),
+        },
+        others={
+            **common("epoch"),
+            "largest_gap": real(
+                "of those statistics to the ones measured in float32, `mean_gap` of the layer where it is largest"
+            ),
+            "accuracy": real("share of test images that are predicted right"),
+        },
+    )
+
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
+        """Measure statistics of the training split in both precisions, and predict the test split in both."""
+        (step,) = steps
+        model = run.model_at(step)
+        images = run.dataset.train.images.split(IMAGES_AT_ONCE)
+        forwards = {precision: partial(compute_logits, precision=precision) for precision in PRECISIONS}
+        reference = population_statistics(model, images, forward=forwards["float32"])
+
+        rows = []
+        for measured_in in PRECISIONS:
+            statistics = population_statistics(model, images, forward=forwards[measured_in])
+            largest = float(gap(reference, statistics)["mean_gap"].max())
+            with using(model, statistics):
+                for predicted_in in PRECISIONS:
+                    accuracy = measure_accuracy(model, run.dataset.test, forwards[predicted_in])
+                    place = {"step": step, "measured_in": measured_in, "predicted_in": predicted_in}
+                    rows.append({**place, "largest_gap": largest, "accuracy": accuracy})
+        return pd.DataFrame(rows)
+
+
+def measure_accuracy(model: nn.Module, test: Split, forward: Callable[[nn.Module, Tensor], Tensor]) -> float:
+    """Measure the share of images that the model, with the statistics that it has, predicts right."""
+    with torch.no_grad():
+        logits = [forward(model, part) for part in test.images.split(IMAGES_AT_ONCE)]
+    return score_logits(torch.cat(logits).double(), test.labels)["accuracy"]
