@@ -20,7 +20,7 @@ from bnlab.harness import load
 from bnlab.model.borrow import borrowed
 from bnlab.nn import SelfTuned
 from tests.conftest import small_config
-from tests.doctor.networks import make_batches, make_healthy, reset
+from tests.doctor.digits import draw_batches, make_healthy, reset
 from tests.harness.kills import assert_same, killed_at
 from tests.helpers import Run, images, measure_difference, plain, residual, run_job, train, train_network
 
@@ -158,7 +158,7 @@ def test_a_borrowed_model_is_given_back_without_waiting() -> None:
 
 def test_a_diagnosis_says_on_a_gpu_what_it_says_on_the_cpu_and_its_repair_can_be_undone() -> None:
     model = reset(make_healthy())
-    batches = make_batches(8)
+    batches = draw_batches(8)
     expected = diagnose(model, batches)
 
     moved = copy.deepcopy(model).cuda()

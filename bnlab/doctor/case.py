@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from bnlab.doctor.examination import Evidence
 from bnlab.doctor.history import History
 from bnlab.doctor.observing import LayerView, View
+from bnlab.doctor.thresholds import CHANCE, FARTHEST, FEWEST_BATCHES, FITS, NEARLY_ALL, NOISY, START_REMEMBERED
 from bnlab.model.layers import AveragesByItself, BatchNorm
 from bnlab.recording.trace import MomentTrace
 from bnlab.statistics.network import Statistics, read_buffers
-
-_FITS = 0.03  # σ: averages that are no farther off fit
-_NOISY = 2.0  # times its standard deviation, which noise often is
-_LARGEST = 10.0  # σ: averages that are farther off are no worse
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,6 @@ class Case:
         evidence: measured on the data.
         training: exact statistics of the training batches.
         training_view: what the layers saw of the training batches, batch by batch.
-        outlier: the training image of the largest standard deviation: its number, from 0, and how many times the median
-            image's that is; None where batches are no images.
         history: changes since an earlier checkpoint.
         trace: a recording of the training.
         ranks: running statistics of all processes.
@@ -53,7 +48,6 @@ class Case:
     evidence: Evidence | None = None
     training: Statistics | None = None
     training_view: View | None = None
-    outlier: tuple[int, float] | None = None
     history: History | None = None
     trace: MomentTrace | None = None
     ranks: Sequence[Mapping[str, Tensor]] | None = None
@@ -111,7 +105,7 @@ class Case:
     def is_initial(self, name: str) -> bool:
         """Return whether more than 99% of a layer's channels hold mean 0 and variance 1, where averages start."""
         mean, var = self.buffers[name]
-        return float(((mean == 0) & (var == 1)).double().mean()) > 0.99
+        return float(((mean == 0) & (var == 1)).double().mean()) > NEARLY_ALL
 
     def is_frozen(self, name: str) -> bool:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
@@ -173,7 +167,7 @@ class Case:
         """Return whether averages differ from exact ones by more than .03, and than the noise of either explains."""
         gap = self.measure_distance(name, self.data.exact)
         chance = max(self.estimate_expected_gap(name), self.estimate_sampling_error(name))
-        return not gap <= max(_FITS, 3 * chance)
+        return not gap <= max(FITS, CHANCE * chance)
 
     def explain(self, predicted: Mapping[str, Tensor], layers: Sequence[str], *, with_noise: bool = False) -> float:
         """Return which share of the layers' gap is explained by averages [2, C] that are predicted: 1 all, 0 nothing.
@@ -192,7 +186,7 @@ class Case:
             gap = self._measure_squares(name, exact[name])
             left = self._measure_squares(name, predicted[name]) if name in predicted else gap
             if with_noise and name in predicted:
-                left = max(0.0, left - _NOISY**2 * self._expect_squares(name))
+                left = max(0.0, left - NOISY**2 * self._expect_squares(name))
             before += gap
             after += left
         return 1 - math.sqrt(after / before) if before > 0 else 0.0
@@ -200,7 +194,7 @@ class Case:
     def _expect_squares(self, name: str) -> float:
         """Sum the squares of the distance that noise lets expect, as `_measure_squares`; 0 where it is not known."""
         view = self.find_view(name)
-        if view is None or self.layers[name].momentum == 0 or view.batch_means.count < 3:
+        if view is None or self.layers[name].momentum == 0 or view.batch_means.count < FEWEST_BATCHES:
             return 0.0
         scale = self.data.exact[name].var + self.data.exact.eps[name]
         of_mean = view.batch_means.var / scale
@@ -219,7 +213,7 @@ class Case:
         mean, var = self.buffers[name]
         of_mean = (mean - predicted[0]) / sigma
         of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)
-        both = torch.stack((of_mean, of_var)).nan_to_num(nan=_LARGEST).clamp(-_LARGEST, _LARGEST)
+        both = torch.stack((of_mean, of_var)).nan_to_num(nan=FARTHEST).clamp(-FARTHEST, FARTHEST)
         return float(both.square().sum())
 
     @cached_property
@@ -264,7 +258,7 @@ class Case:
         if view is None or self.layers[name].momentum == 0:
             return None
         means = view.batch_means
-        if means.count < 3:
+        if means.count < FEWEST_BATCHES:
             return None
 
         share = self._noise_share(name) + 1 / means.count
@@ -274,7 +268,7 @@ class Case:
     def remembers_start(self, name: str) -> bool:
         """Return whether a layer's averages hold more than 1% of the 0 and 1 that they started from."""
         weight = self.start_weight(name)
-        return self.is_initial(name) if weight is None else weight > 0.01
+        return self.is_initial(name) if weight is None else weight > START_REMEMBERED
 
     def estimate_expected_gap(self, name: str) -> float:
         """Estimate how large noise alone makes the mean's gap, in σ, root mean square over channels; 0 if not known."""

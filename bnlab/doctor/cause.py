@@ -110,9 +110,8 @@ class Cause(ABC):
     def propose(self, patient: Patient) -> Iterable[Undo]:
         """Propose how it would be undone, from a part of the images; nothing where its signs are not there.
 
-        It is called for each half of the images. Undos of as many degrees are put together by their order, so propose
-        the same ones from either half, or name their `variant`. Conditions that may hold in one half only are better
-        read from `patient.case`, which knows all images.
+        It is called for each half of the images, and what one half alone proposes is not tried: conditions are better
+        read from `patient.case`, which knows all images. Several undos need names that differ.
         """
         return ()
 

@@ -21,7 +21,7 @@ from bnlab.doctor.probe import find_unread, probe_predictions
 from bnlab.doctor.scores import Evaluate, describe_misfit, find_labels, score_batch
 from bnlab.doctor.scoring import add_own_statistics, score
 from bnlab.exact.population import population_statistics
-from bnlab.model.batches import count_images, list_tensors, take_images
+from bnlab.model.batches import count_images, take_images
 from bnlab.model.borrow import measured
 from bnlab.statistics.network import Statistics
 
@@ -76,7 +76,7 @@ def add_training(case: Case, examination: Examination, data: list[Any]) -> Case:
     """Add to a case what the training batches show."""
     exact = examination.measure(data)
     view = examination.ranks.run_together(lambda: observe_batches(examination.make_task(data)))
-    return replace(case, training=exact, training_view=view, outlier=_find_outlier(data))
+    return replace(case, training=exact, training_view=view)
 
 
 def read_training_sizes(batches: Any, data: list[Any] | None, max_images: int | None) -> tuple[int, int] | None:
@@ -153,18 +153,3 @@ def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: An
 
     behind = dropwhile(lambda name: name not in names, called)
     return any(name in examination.layers for name in behind)
-
-
-def _find_outlier(data: Sequence[Any]) -> tuple[int, float] | None:
-    """Find the image of the largest standard deviation, see `Case.outlier`."""
-    parts = []
-    for batch in data:
-        images = next(list_tensors(batch), None)
-        if images is None or images.dim() < 3 or not images.is_floating_point():
-            return None
-        values = images.detach().flatten(1).double()
-        parts.append(values.std(1, correction=0))
-
-    sigmas = torch.cat(parts).cpu()
-    largest = int(sigmas.argmax())
-    return largest, float(sigmas[largest] / sigmas.median())

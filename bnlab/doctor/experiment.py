@@ -9,7 +9,7 @@ but a tenth of what the best one does.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.examination import Examination
+from bnlab.doctor.examination import CALLER, Examination
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import Difference, Evaluate
 from bnlab.doctor.scoring import score_by_labels, score_by_metric
-from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL
+from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, LEFT_BY_SMALLER
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Apply, Undo
 from bnlab.exact.task import watched
 from bnlab.model.batches import count_images, map_batch, take_images
@@ -34,7 +34,6 @@ from bnlab.model.borrow import measured
 from bnlab.model.layers import get_running_buffers
 from bnlab.statistics.network import Statistics
 
-_SHORT = 0.1  # of the best gain: what a smaller undo may leave
 MOST_IMAGES = 1000  # that undos are judged by
 _MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one with nothing undone
 
@@ -94,6 +93,11 @@ class Experiment:
         """Measure what an undo brings back of the score."""
         return bound(trial.values[0] - self.as_is[0])
 
+    def gains(self, worth: float) -> bool:
+        """Return whether the best undo surely brings back some likelihood, and more of the score than so much."""
+        best = self.best
+        return best is not None and self.measure_gain(best).low > 0 and self.measure_score(best).value > worth
+
     def choose_shown(self) -> list[Trial]:
         """Choose the smallest undos where the best surely brings back some likelihood, however little; else none."""
         best = self.best
@@ -117,12 +121,12 @@ class Experiment:
         perhaps: list[Trial] = []
         for trial in self.trials:
             of_score = bound(best.values[0] - trial.values[0])
-            if of_score.low > _SHORT * score_gain:
+            if of_score.low > LEFT_BY_SMALLER * score_gain:
                 continue  # the likelihood of a label ends at its bound, where the score still falls
             shortfall = bound(best.values[1] - trial.values[1], len(self.trials))
-            if shortfall.high <= _SHORT * gain:
+            if shortfall.high <= LEFT_BY_SMALLER * gain:
                 enough.append(trial)
-            elif shortfall.value <= _SHORT * gain:
+            elif shortfall.value <= LEFT_BY_SMALLER * gain:
                 fits = trial.undo.explains > EXPLAINS_ALL
                 (enough if fits else perhaps).append(trial)
         enough = enough or [best]
@@ -238,19 +242,15 @@ def _try_all(
 ) -> list[Trial]:
     """Try what causes propose from one half of the images on the other, and the other way round; add to the notes.
 
-    Only what both halves propose is a trial: the first undo of a cause with so many degrees, of one variant, is the
-    same as the first one from the other half, the second as the second.
+    Only what both halves propose is a trial: undos of a cause that have the same name.
     """
-    undos: dict[tuple[str, float, str, int], tuple[Cause, Undo]] = {}
-    values: defaultdict[tuple[str, float, str, int], list[Tensor]] = defaultdict(list)
+    undos: dict[tuple[str, str], tuple[Cause, Undo]] = {}
+    values: defaultdict[tuple[str, str], list[Tensor]] = defaultdict(list)
     calls = 0
     for patient, judging in halves:
-        numbers: Counter[tuple[str, float, str]] = Counter()
         for cause in causes:
             for undo in _list_proposals(cause, patient, has_labels):
-                kind = (cause.code, undo.degrees, undo.variant)
-                key = (*kind, numbers[kind])
-                numbers[kind] += 1
+                key = (cause.code, undo.name)
                 if calls >= most:
                     notes.add(_TOO_MANY)
                     continue
@@ -268,6 +268,9 @@ def _try_all(
 def _list_proposals(cause: Cause, patient: Patient, has_labels: bool) -> list[Undo]:
     """List what a cause proposes; without labels nothing that leaves no gap by construction."""
     proposed = list(cause.propose(patient))
+    names = {undo.name for undo in proposed}
+    if len(names) < len(proposed):
+        raise ValueError(f"{CALLER}: {cause.code} proposes several undos of one name; give each a name of its own")
     return [undo for undo in proposed if has_labels or undo.shared not in (EXACT, EACH_BATCH)]
 
 

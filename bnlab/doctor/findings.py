@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause, Severity
 from bnlab.doctor.experiment import Experiment, Trial
-from bnlab.doctor.thresholds import LEAST_OF_GAP, VISIBLE
+from bnlab.doctor.thresholds import COSTS_ARE_ERRORS, LEAST_OF_GAP, VISIBLE
 from bnlab.doctor.undoing import EXACT
-
-_ERROR = 10  # times the smallest difference that matters: what costs more is an error
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
 
 def grade_cost(cost: float, worth: float) -> Severity:
     """Say how severe a measured cost is: an error above ten times `worth`, which is five points of half a point."""
-    if cost > _ERROR * worth:
+    if cost > COSTS_ARE_ERRORS * worth:
         return "error"
     return "warning" if cost > worth else "note"
 

@@ -42,8 +42,7 @@ class History:
     Attributes:
         layers: by name; layers that it does not have are not there.
         moved: earlier values of the parameters that differ, by name.
-        kept: share of the values of parameters with two or more axes that are bit for bit the same.
-        distance: relative change of those, ‖now − then‖ / ‖then‖.
+        distance: relative change of the parameters with two or more axes, ‖now − then‖ / ‖then‖.
         parameters: number of parameters that both have.
         added: names of parameters that the earlier checkpoint has not, as those of adapters.
         unmatched: sentences on layers that one of both lacks, and on names that differ; "" if nothing is special.
@@ -51,7 +50,6 @@ class History:
 
     layers: Mapping[str, LayerChange]
     moved: Mapping[str, Tensor]
-    kept: float
     distance: float
     parameters: int
     added: tuple[str, ...] = ()
@@ -119,23 +117,17 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     pairs = {name: (now[plain].detach(), then[plain].detach()) for name, plain in names.items() if plain in then}
     added = tuple(name for name in names if name not in pairs)
     moved = {}
-    values = 0
-    same = 0
     square = 0.0
     square_then = 0.0
     for name, pair in pairs.items():
         value, earlier = (tensor.cpu() for tensor in pair)
-        is_same = value == earlier
-        if not bool(is_same.all()):
+        if not bool((value == earlier).all()):
             moved[name] = earlier
         if value.dim() > 1:
-            values += value.numel()
-            same += int(is_same.sum())
             square += float((value.double() - earlier.double()).square().sum())
             square_then += float(earlier.double().square().sum())
-    kept = same / values if values else 1.0
     distance = math.sqrt(square / square_then) if square_then else 0.0
-    return History(changes, moved, kept, distance, len(pairs), added, unmatched)
+    return History(changes, moved, distance, len(pairs), added, unmatched)
 
 
 def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) -> LayerChange | None:

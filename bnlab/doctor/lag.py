@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.thresholds import LAG_COSINE, LAG_RATIO, LAG_SPANS
 from bnlab.model.layers import match_names
 
-_MOST_SPANS = 5  # memories of an average between two checkpoints, within which their difference shows the drift
 _FEW = 10  # batches at most, whose mean stands for the statistics of the latest weights
 
 
@@ -30,7 +30,7 @@ class Drift:
 
     @property
     def is_lag(self) -> bool:
-        return self.cosine > 0.5 and self.ratio < 2
+        return self.cosine > LAG_COSINE and self.ratio < LAG_RATIO
 
     def tell(self) -> str:
         word = "a lag" if self.is_lag else "more than a lag"
@@ -75,7 +75,7 @@ def _predict_lag(case: Case, name: str) -> Tensor | None:
     if change is None:
         return None
     spans = (change.updates or 0) * (momentum or 0)
-    if not 0 < spans <= _MOST_SPANS:
+    if not 0 < spans <= LAG_SPANS:
         return None
     # The average moves in an update by m times what it lags.
     return (change.buffers.double() - case.buffers[name]) / spans

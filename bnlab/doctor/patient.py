@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.examination import Examination
+from bnlab.doctor.thresholds import NOT_AFFINE
 from bnlab.doctor.undoing import Change, change_images
 from bnlab.exact.task import watched
 from bnlab.model.batches import list_tensors, take_images
@@ -24,7 +25,6 @@ from bnlab.statistics.network import Statistics
 
 _FEW = 8  # images whose first layer shows how it answers to a change of them
 _MOST_COLOURS = 8  # of which each gets a shift of its own
-_ROUNDING = 1e-2  # of an answer: float32 and half precision make less
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Patient:
         slopes = torch.stack([mean - as_is for mean in more])
         again = twice - as_is
         size = slopes[0].abs().max()
-        if not size > 0 or float((again - 2 * slopes[0]).abs().max()) > _ROUNDING * float(size):
+        if not size > 0 or float((again - 2 * slopes[0]).abs().max()) > NOT_AFFINE * float(size):
             return None  # it does not answer affinely, or not at all: what is called goes past the model
         return Answer(at_zero, slopes, colours)
 
@@ -100,9 +100,14 @@ class Patient:
         moments = self.exact[name]
         return torch.stack((moments.mean, moments.var))
 
-    def measure_first(self, change: Change | None = None) -> Moments | None:
+    def measure_first(self, change: Change) -> Moments | None:
         """Measure what the first layer is given of these images, changed; None where it is not reached."""
         return self._measure_first(self.data, change)
+
+    @cached_property
+    def first_as_is(self) -> Moments | None:
+        """What the first layer is given of these images, as they are; None where it is not reached."""
+        return self._measure_first(self.data, None)
 
     def explain(self, averages: Mapping[str, Tensor]) -> float:
         """Measure which share of the gap of layers is gone with other averages [2, C]: 1 all, 0 none."""
@@ -116,7 +121,7 @@ class Patient:
 
     def explain_first(self, change: Change) -> float:
         """Measure which share of the first layer's gap is gone on images that are changed: 1 all, 0 none."""
-        now = self.measure_first()
+        now = self.first_as_is
         changed = self.measure_first(change)
         if now is None or changed is None:
             return 0.0

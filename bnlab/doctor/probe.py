@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.examination import Examination
+from bnlab.doctor.thresholds import OUTPUTS_ROUNDED, PREDICTIONS_DIFFER
 from bnlab.model.batches import count_images, list_tensors, map_batch, take_images
 from bnlab.model.borrow import measured
 from bnlab.model.layers import BatchNorm, get_running_buffers
 
-DIFFERENT = 0.02  # of the outputs' spread; rounding in TF32 or bfloat16, at 2⁻⁸ = .004 a value, makes less
 _IMAGES = 16
 _FEW = 8  # images that layers are called on again
 _ALONE = 4  # images that are run alone
-_ROUNDED = 0.01  # of the outputs' size: a spread below it may be rounding
 
 
 def probe_predictions(examination: Examination, data: Sequence[Any]) -> tuple[float, float]:
@@ -35,7 +34,7 @@ def probe_predictions(examination: Examination, data: Sequence[Any]) -> tuple[fl
         are_unchanged = len(after) == len(before) and all(map(torch.equal, after, before))
         if twice != 0 and not are_unchanged:  # as by observers of quantization
             return math.nan, math.nan
-        if not twice <= DIFFERENT:
+        if not twice <= PREDICTIONS_DIFFER:
             return twice, math.nan
         try:
             return twice, _compare_alone(examination.run, batch)
@@ -81,7 +80,7 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
         return math.nan
     difference = (output - other).square().mean().sqrt()
     spread = other.std(correction=0)
-    size = _ROUNDED * other.square().mean().sqrt()
+    size = OUTPUTS_ROUNDED * other.square().mean().sqrt()
     scale = torch.hypot(spread, size)
     least = torch.finfo(torch.float64).tiny
     return float(difference / scale.clamp(min=least))

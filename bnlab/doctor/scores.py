@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.doctor.thresholds import LEAST_LIKELIHOOD
+
 _IGNORED = 255  # label of positions that do not count, as torchvision's and Pascal VOC's masks have it
 _MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
-_LEAST_LIKELIHOOD = -10.0  # of a label: one that is named surely and wrongly is no worse
 
 Evaluate = Callable[[nn.Module], Any]
 """Called with the model in eval mode; returns a value for each image, higher is better, always in the same order."""
@@ -189,7 +190,7 @@ def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
     if not bool((chosen < classes).all()):
         return None
     likelihoods = logits.double().log_softmax(1).gather(1, chosen).squeeze(1)
-    likelihoods = likelihoods.nan_to_num(nan=_LEAST_LIKELIHOOD).clamp(min=_LEAST_LIKELIHOOD)
+    likelihoods = likelihoods.nan_to_num(nan=LEAST_LIKELIHOOD).clamp(min=LEAST_LIKELIHOOD)
     return average_by_class(likelihoods, labels, classes)
 
 

@@ -41,8 +41,8 @@ class Undo:
         apply: undoes it in a model that is lent; what buffers do not hold goes back when the stack closes.
         shared: which of the undos that several causes share it is; "" if it is one cause's own.
         explains: which share of the gap of the layers that it is about is gone with it, without looking at scores.
-        variant: which of several undos of as many degrees it is, where its cause may propose one of them from one half
-            of the images and another from the other: only those of the same name are put together.
+        name: which of its cause's undos it is, where a cause proposes several: what is proposed from one half of the
+            images is judged together with what has the same name from the other.
 
     >>> undo = Undo("the channels are reversed", ("norm1",), 0, change_images(lambda images: images.flip(1)))
     >>> undo.degrees
@@ -55,7 +55,7 @@ class Undo:
     apply: Apply
     shared: str = ""
     explains: float = 0.0
-    variant: str = ""
+    name: str = ""
 
 
 def write_averages(layers: Layers, averages: Mapping[str, Tensor]) -> Apply:

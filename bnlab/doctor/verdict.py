@@ -24,6 +24,7 @@ from bnlab.doctor.findings import (
 )
 from bnlab.doctor.lag import compare_with_drift
 from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.thresholds import NEAR_CHANCE, SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Kind
 from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
 
@@ -32,14 +33,10 @@ Word = Literal["averages", "averages or images", "images", "network", "mode", "b
 ELSEWHERE = "labels, their order, preprocessing, loaded weights"
 """What to look at where a score is too low and nothing that was tried brings it back."""
 
-WORTH = 0.005  # half a point: what a difference of shares must exceed to matter
-_SURE = 4  # of a healthy model, the interval excludes that so many times WORTH would be gained
-_OF_SPREAD = 0.01  # of a metric's range over images, without its tails: what matters where scores are no shares
 _CONSTANTS = "It was trained with its averages as constants, so do not recalibrate."
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
 _BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
 _FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
-_NEAR_CHANCE = 0.1  # of what there is to gain over always naming the commonest label
 
 
 @dataclass(frozen=True)
@@ -153,11 +150,11 @@ def compute_worth(scores: Scores, worth: float | None) -> float:
     if scores.are_shares:
         return WORTH
     low, high = scores.values["exact"].nan_to_num().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
-    return max(_OF_SPREAD * float(high - low), 1e-12)
+    return max(WORTH_OF_SPREAD * float(high - low), 1e-12)
 
 
 def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: float) -> Verdict:
-    """Judge by what was tried.
+    """Judge by what was tried: the first condition that holds decides.
 
     Args:
         case: with what is expected of the model.
@@ -166,35 +163,24 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
         worth: the smallest difference of scores that matters.
     """
     gain = scores.compare("exact", "running")
+    word: Word
     if case.is_broken:
-        return Verdict("averages", _BROKEN, gain)
-    if not math.isfinite(gain.value):
-        return _judge_not_finite(scores, gain)
-    if _is_mode(case, scores, worth) and not case.is_as_constructed:
-        return Verdict("mode", _describe_mode(case, scores), gain)
-
-    best = None if experiment is None else experiment.best
-    if experiment is not None and best is not None:
-        score_gain = experiment.measure_score(best)
-        if experiment.measure_gain(best).low > 0 and score_gain.value > worth:
-            return _judge_experiment(case, scores, experiment, gain)
-
-    reached = scores.best
-    if _is_bad(reached, scores, case.expected):
-        sentence = _describe_bad(reached, scores, case.expected)
-        if case.is_as_constructed:
-            sentence = f"{sentence} {_AS_CONSTRUCTED}"
-        return Verdict("network", sentence, gain)
-    high = gain.high
-    if experiment is not None and best is not None:
-        high = max(high, experiment.measure_score(best).high)
-    if high > _SURE * worth:
-        return Verdict("undecided", _describe_undecided(gain, scores, worth), gain)
-    sentence = f"Exact statistics of {count_things(gain.images, 'image')} {describe_gain(gain, scores)}."
-    has_learnt_with_them = not any(case.is_initial(name) for name in case.seen)
-    if gain.high < -worth and has_learnt_with_them:
-        sentence = f"{sentence} {_CONSTANTS}"
-    return Verdict("healthy", sentence, gain)
+        word, sentence = "averages", _BROKEN
+    elif not math.isfinite(scores.mean("exact")):
+        word, sentence = "network", "Scores under exact statistics are not finite."
+    elif not math.isfinite(gain.value):
+        word, sentence = "averages", _describe_not_finite(scores)
+    elif _is_mode(case, scores, worth):
+        word, sentence = "mode", _describe_mode(case, scores)
+    elif experiment is not None and experiment.gains(worth):
+        return _judge_experiment(case, scores, experiment, gain)
+    elif _is_bad(scores, case.expected):
+        word, sentence = "network", _describe_bad(case, scores)
+    elif _find_most(gain, experiment) > SURELY_HEALTHY * worth:
+        word, sentence = "undecided", _describe_undecided(gain, scores, worth)
+    else:
+        word, sentence = "healthy", _describe_healthy(case, scores, gain, worth)
+    return Verdict(word, sentence, gain)
 
 
 def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: Difference) -> Verdict:
@@ -205,22 +191,23 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
     if not others:  # the fault is in the same place either way
         rivals = []
     sentence = _describe_trials([*chosen, *rivals], experiment, scores)
+    low = _describe_low(scores, case.expected)
+
+    word: Word
     if others:
         reported = " or ".join(sorted(kinds | others))
         needed = round_up(4 * experiment.as_is.shape[1])
-        sentence = f"{sentence} Too few images to tell these apart ({reported}); about {needed:,} would."
-        return Verdict("undecided", sentence, gain, chosen=[*chosen, *rivals])
-
-    word: Word = "averages"
-    if len(kinds) == 1:
-        (word,) = kinds
+        word, more = "undecided", f" Too few images to tell these apart ({reported}); about {needed:,} would."
     elif kinds == {"averages", "images"}:
-        word = "averages or images"
-    is_unexplained = all(trial.is_proposed and trial.undo.shared == EXACT for trial in chosen)
-    if word == "averages" and is_unexplained and _may_be_images(case, chosen):
-        word = "averages or images"
-        sentence = f"{sentence} {_FIRST_OFF}"
-    return Verdict(word, sentence + _describe_low(scores, case.expected), gain, chosen=chosen)
+        word, more = "averages or images", low
+    elif len(kinds) > 1:
+        word, more = "undecided", low
+    elif kinds == {"averages"} and _may_be_images(case, chosen):
+        word, more = "averages or images", f" {_FIRST_OFF}{low}"
+    else:
+        (word,) = kinds
+        more = low
+    return Verdict(word, sentence + more, gain, chosen=[*chosen, *rivals])
 
 
 def _find_kind(trial: Trial) -> Kind:
@@ -230,7 +217,8 @@ def _find_kind(trial: Trial) -> Kind:
 
 def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
     """Return whether other images may be why averages do not fit: exact ones replace those of the first layer too."""
-    if case.training is not None or not case.seen:
+    is_explained = any(not trial.is_proposed or trial.undo.shared != EXACT for trial in chosen)
+    if is_explained or case.training is not None or not case.seen:
         return False
     first = case.seen[0]
     replaces_first = all(first in trial.undo.layers for trial in chosen)
@@ -240,23 +228,24 @@ def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
     return replaces_first and case.clearly_differs(first) and not case.remembers_start(first)
 
 
-def _judge_not_finite(scores: Scores, gain: Difference) -> Verdict:
-    """Judge scores of which some are NaN or infinite."""
-    exact = scores.mean("exact")
-    if math.isfinite(exact):
-        sentence = (
-            f"Scores under running averages are not finite. Exact statistics reach {describe_score(exact, scores)}."
-        )
-        return Verdict("averages", sentence, gain)
-    return Verdict("network", "Scores under exact statistics are not finite.", gain)
+def _find_most(gain: Difference, experiment: Experiment | None) -> float:
+    """Find how much exact statistics, or the best undo, may gain at most."""
+    if experiment is None or experiment.best is None:
+        return gain.high
+    return max(gain.high, experiment.measure_score(experiment.best).high)
 
 
 def _is_mode(case: Case, scores: Scores, worth: float) -> bool:
     """Return whether most batch norms are in train mode, and eval mode scores better."""
     training = case.select(lambda name: case.layers[name].training)
-    if 2 * len(training) < len(case.layers) or not training or "batch" not in scores.values:
+    if case.is_as_constructed or 2 * len(training) < len(case.layers) or "batch" not in scores.values:
         return False
     return scores.compare("running", "batch").low > worth
+
+
+def _describe_not_finite(scores: Scores) -> str:
+    reached = describe_score(scores.mean("exact"), scores)
+    return f"Scores under running averages are not finite. Exact statistics reach {reached}."
 
 
 def _describe_mode(case: Case, scores: Scores) -> str:
@@ -288,10 +277,11 @@ def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Sc
 def is_near_chance(scores: Scores) -> bool:
     """Return whether hardly anything is gained over always naming the commonest label, under any statistics."""
     commonest = scores.commonest
-    return commonest is not None and scores.best < commonest + _NEAR_CHANCE * (1 - commonest)
+    return commonest is not None and scores.best < commonest + NEAR_CHANCE * (1 - commonest)
 
 
-def _is_bad(score: float, scores: Scores, expected: float | None) -> bool:
+def _is_bad(scores: Scores, expected: float | None) -> bool:
+    score = scores.best
     if expected is not None:
         return score < expected
     if scores.commonest is None:
@@ -299,13 +289,20 @@ def _is_bad(score: float, scores: Scores, expected: float | None) -> bool:
     return score <= scores.commonest or math.isclose(score, scores.commonest)  # they are added up in another order
 
 
-def _describe_bad(reached: float, scores: Scores, expected: float | None) -> str:
-    if expected is not None:
-        bar = f"{describe_score(expected, scores)} is expected"
+def _describe_bad(case: Case, scores: Scores) -> str:
+    if case.expected is not None:
+        bar = f"{describe_score(case.expected, scores)} is expected"
     else:
         assert scores.commonest is not None
         bar = f"always naming the commonest class scores {describe_score(scores.commonest, scores)}"
-    return f"Nothing that was tried brings it above {describe_score(reached, scores)}, where {bar}."
+    sentence = f"Nothing that was tried brings it above {describe_score(scores.best, scores)}, where {bar}."
+    return f"{sentence} {_AS_CONSTRUCTED}" if case.is_as_constructed else sentence
+
+
+def _describe_healthy(case: Case, scores: Scores, gain: Difference, worth: float) -> str:
+    sentence = f"Exact statistics of {count_things(gain.images, 'image')} {describe_gain(gain, scores)}."
+    has_learnt_with_them = not any(case.is_initial(name) for name in case.seen)
+    return f"{sentence} {_CONSTANTS}" if gain.high < -worth and has_learnt_with_them else sentence
 
 
 def _describe_low(scores: Scores, expected: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.thresholds import LOST_ON_NEW_IMAGES
 
 HEADLINES = {
     "averages": "The averages are at fault",
@@ -20,8 +21,6 @@ HEADLINES = {
 
 KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
 """Kinds of statistics that are scored, in words."""
-
-_LOST_ON_NEW_IMAGES = 0.1  # a network that generalizes well loses less
 
 
 def count_things(count: int, thing: str) -> str:
@@ -71,7 +70,7 @@ def describe_training(on_training: float, scores: Scores) -> str:
     """Say how the training batches score as the model is, and what it means if that is much more than these do."""
     reported = f"On the training batches {describe_score(on_training, scores)}, as the model is."
     best = scores.best
-    if on_training - best > _LOST_ON_NEW_IMAGES:
+    if on_training - best > LOST_ON_NEW_IMAGES:
         reported = (
             f"{reported} The network does not generalize to these images: they differ from the training images, or "
             "those were too few."

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from tests.doctor.networks import Batch, list_images, make_batches
+from tests.doctor.digits import Batches, draw_batches, list_images
 
 
 @pytest.fixture(scope="module")
-def batches() -> list[Batch]:
-    return make_batches(24)
+def batches() -> Batches:
+    return draw_batches(24)
 
 
 @pytest.fixture(scope="module")
-def images(batches: list[Batch]) -> list[Tensor]:
+def images(batches: Batches) -> list[Tensor]:
     return list_images(batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab import population_statistics
+from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.gallery.network import choose_images
 
 Batches = list[tuple[Any, Tensor]]
@@ -59,7 +61,20 @@ def make_training_batches(size: int = _BATCH_SIZE) -> Batches:
     return split(images, labels, size)
 
 
-def build(seed: int = 0, momentum: float = 0.1) -> nn.Sequential:
+def draw_batches(count: int, size: int = 32, seed: int = 1) -> Batches:
+    """Draw batches of test images, or of training images if the seed is below 0."""
+    training, its_labels, tested, labels = load_images()
+    images, labels = (training, its_labels) if seed < 0 else (tested, labels)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(abs(seed)))[: count * size]
+    return split(images[chosen], labels[chosen], size)
+
+
+def list_images(batches: Batches) -> list[Tensor]:
+    """Leave out the labels."""
+    return [images for images, _ in batches]
+
+
+def build(seed: int = 0, momentum: float | None = 0.1) -> nn.Sequential:
     """Build three blocks with the batch norms "1", "4" and "7", and a linear layer on all that they return."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
@@ -122,6 +137,32 @@ def _train(seed: int) -> nn.Sequential:
 def make_healthy(seed: int = 0) -> nn.Sequential:
     """Make a trained network of its own, in eval mode."""
     return copy.deepcopy(_train(seed))
+
+
+def make_exact(images: Sequence[Tensor]) -> nn.Sequential:
+    """Make a trained network whose buffers are the exact statistics of these images."""
+    model = make_healthy()
+    population_statistics(model, images, progress=False).write_to(model)
+    return model
+
+
+def reset(model: nn.Module) -> nn.Module:
+    """Put the averages of a network where they start."""
+    for norm in list_norms(model):
+        norm.reset_running_stats()
+    return model
+
+
+def get_norm(model: nn.Module, name: str) -> nn.BatchNorm2d:
+    """Return a batch norm."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.BatchNorm2d)
+    return layer
+
+
+def list_codes(diagnosis: Diagnosis) -> list[str]:
+    """List the codes of the findings."""
+    return [finding.cause.code for finding in diagnosis.faults]
 
 
 def list_norms(model: nn.Module) -> list[nn.BatchNorm2d]:

@@ -263,18 +263,6 @@ def bring_back_weights(spread: float) -> Given:
     return Given(model)
 
 
-@patient("a bias that a fusion has lost", "network", "BN302")
-def lose_bias(_: float) -> Given:
-    """Running means are those without the biases of the convolutions."""
-    model = digits.make_healthy()
-    for place, layer in zip(("0", "3", "6"), digits.list_norms(model), strict=True):
-        bias = model.get_submodule(place).get_parameter("bias").data
-        mean, var = get_running_buffers(layer)
-        mean.sub_(bias)
-        bias.copy_(var.sqrt() * draw(len(bias)))
-    return Given(model)
-
-
 # Mode and batches
 
 

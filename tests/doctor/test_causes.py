@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,8 @@ from bnlab.doctor.cause import Severity
 from bnlab.doctor.findings import Finding, grade_cost, sort_findings
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.undoing import EXACT, write_averages
-from tests.doctor import digits, points
+from bnlab.model.layers import get_running_buffers
+from tests.doctor import digits
 from tests.doctor.causes import Planted
 from tests.doctor.patients import PATIENTS, Given, rescale
 from tests.helpers import unchanged
@@ -97,6 +99,34 @@ def test_a_cause_whose_undo_does_not_help_is_tried_and_not_named() -> None:
     tried = diagnosis.trials.set_index("code").loc["OWN0"]
     assert tried["likelihood_gain"] == 0 and not tried["chosen"]
     assert "OWN0" not in [finding.cause.code for finding in diagnosis.faults]
+
+
+class ProposesTwo(Tripled):
+    """Proposes two undos, in another order from each half."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.calls = 0
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        (helps,) = super().propose(patient)
+        nothing = Undo("nothing", ("1",), 0, lambda model, stack: None)
+        undos = [replace(undo, name=name) for undo, name in zip((helps, nothing), self.names, strict=True)]
+        self.calls += 1
+        yield from undos if self.calls % 2 else reversed(undos)
+
+
+def test_several_undos_of_a_cause_are_judged_by_their_names() -> None:
+    model = digits.make_healthy()
+    model.get_submodule("10").get_parameter("bias").data[0] += 1000
+    batches = digits.make_batches()
+
+    trials = diagnose(model, batches, causes=[ProposesTwo("one", "other")], progress=False).trials
+    with pytest.raises(ValueError, match="OWN1 proposes several undos of one name"):
+        diagnose(model, batches, causes=[ProposesTwo("", "")], progress=False)
+
+    gains = trials[trials["code"] == "OWN1"].set_index("undone")["gain"]
+    assert gains["1,000 was added to a bias"] > 0.8 and gains["nothing"] == 0
 
 
 class Remembers(Planted):
@@ -298,30 +328,26 @@ def test_two_batches_that_were_learnt_by_heart_are_named_by_their_images() -> No
     assert "larger" in first.cause.remedy and "more images" in first.cause.remedy
 
 
-def train_too_fast(model: nn.Sequential) -> None:
-    points.train(model, points.make_batches(20, size=4, seed=4), lr=0.2, falls=False)
-
-
 def train_and_shift_averages(model: nn.Sequential) -> None:
-    points.train(model, points.make_batches(20, seed=3), lr=0.001)
-    for name in ("1", "4"):
-        mean, var = points.get_buffers(model, name)
-        mean.add_(var.sqrt() * torch.randn(16, generator=torch.Generator().manual_seed(0)))
+    digits.fit(model, steps=20, rate=0.001)
+    for norm in digits.list_norms(model):
+        mean, var = get_running_buffers(norm)
+        mean.add_(var.sqrt() * torch.randn(len(mean), generator=torch.Generator().manual_seed(0)))
 
 
-def add_a_layer(model: nn.Sequential) -> None:
-    train_too_fast(model)
-    head = nn.Linear(4, 4)
+def train_too_fast_and_add_a_layer(model: nn.Sequential) -> None:
+    digits.fit(model, steps=20, rate=3.0, is_constant=True)
+    head = nn.Linear(10, 10)
     nn.init.eye_(head.weight)
     model.append(head)
 
 
-@pytest.mark.parametrize("change", [train_and_shift_averages, add_a_layer])
+@pytest.mark.parametrize("change", [train_and_shift_averages, train_too_fast_and_add_a_layer])
 def test_weights_of_before_are_not_tried_where_averages_do_as_well_or_layers_are_new(change: Any) -> None:
-    before = points.make_healthy()
+    before = digits.make_healthy()
     model = copy.deepcopy(before)
     change(model)
 
-    diagnosis = diagnose(model.eval(), points.make_batches(32, seed=1), before=before, progress=False)
+    diagnosis = diagnose(model.eval(), digits.make_batches(), before=before, progress=False)
 
     assert "BN305" not in diagnosis.trials["code"].tolist()

@@ -17,13 +17,12 @@ from torch import nn
 from bnlab import assert_healthy, diagnose
 from bnlab.doctor import Cause, Signs
 from bnlab.doctor.case import Case
-from tests.doctor.networks import (
-    Batch,
-    build_cnn,
-    get_conv,
+from tests.doctor.digits import (
+    Batches,
+    build,
+    draw_batches,
     get_norm,
     list_images,
-    make_batches,
     make_exact,
     make_healthy,
 )
@@ -34,13 +33,14 @@ WITH_DATA = ["mean_gap", "var_gap", "noise"]
 
 
 @pytest.fixture(scope="module")
-def batches() -> list[Batch]:
-    return make_batches(16)
+def batches() -> Batches:
+    return draw_batches(16)
 
 
-def spoil(model: nn.Module) -> nn.Module:
-    """Put the averages of the last batch norm where they start."""
-    get_norm(model, "9").reset_running_stats()
+def make_spoiled() -> nn.Sequential:
+    """Put the averages of the first batch norm where they start."""
+    model = make_healthy(1)
+    get_norm(model, "1").reset_running_stats()
     return model
 
 
@@ -58,8 +58,8 @@ class Wide(Cause):
 # What it says
 
 
-def test_what_was_tried_is_a_table(batches: list[Batch]) -> None:
-    diagnosis = diagnose(spoil(make_healthy()), batches, progress=False)
+def test_what_was_tried_is_a_table(batches: Batches) -> None:
+    diagnosis = diagnose(make_spoiled(), batches, progress=False)
 
     trials = diagnosis.trials
     columns = ["code", "undone", "layers", "degrees", "score", "gain", "likelihood_gain", "low", "high", "chosen"]
@@ -67,23 +67,23 @@ def test_what_was_tried_is_a_table(batches: list[Batch]) -> None:
     assert trials["likelihood_gain"].is_monotonic_decreasing
     assert (trials["low"] <= trials["likelihood_gain"]).all() and (trials["likelihood_gain"] <= trials["high"]).all()
     (chosen,) = trials[trials["chosen"]].to_dict("records")
-    assert chosen["layers"] == diagnosis.faults[0].layers == ("9",)
+    assert chosen["layers"] == diagnosis.faults[0].layers == ("1",)
     assert chosen["gain"] == pytest.approx(diagnosis.faults[0].cost)
     assert chosen["score"] - chosen["gain"] == pytest.approx(diagnosis.scores["running"])  # of the same 512 images
-    assert diagnosis.table["codes"].tolist()[2] == "BN002"
+    assert diagnosis.table["codes"].tolist()[0] == "BN002"
     assert repr(diagnosis) == str(diagnosis)
     assert str(diagnosis).startswith("The averages are at fault (3 batch norms). ")
-    assert "\nBN002 error: never updated, in 9\n" in str(diagnosis)
+    assert "\nBN002 error: never updated, in 1\n" in str(diagnosis)
 
 
-def test_without_signs_nothing_is_tried(batches: list[Batch]) -> None:
+def test_without_signs_nothing_is_tried(batches: Batches) -> None:
     model = make_exact(list_images(batches))
 
     assert diagnose(model, batches, progress=False).trials.empty
     assert diagnose(model).trials.empty
 
 
-def test_columns_of_the_table(batches: list[Batch]) -> None:
+def test_columns_of_the_table(batches: Batches) -> None:
     model = make_healthy()
     without = diagnose(model).table
     diagnosis = diagnose(model, batches, progress=False)
@@ -91,14 +91,14 @@ def test_columns_of_the_table(batches: list[Batch]) -> None:
 
     assert list(without) == [*ALWAYS, "codes"]
     assert list(table) == [*ALWAYS, *WITH_DATA, "codes"]
-    assert table["layer"].tolist() == ["1", "5", "9"]
+    assert table["layer"].tolist() == ["1", "4", "7"]
     assert table["depth"].tolist() == [1, 2, 3]
-    assert table["updates"].tolist() == [120, 120, 120]
+    assert table["updates"].tolist() == [144, 144, 144]
     for row in table.to_dict("records"):
         assert (row["mean_gap"], row["var_gap"]) == diagnosis.case.measure_gap(row["layer"])
 
 
-def test_json_has_numbers_and_no_nan(batches: list[Batch]) -> None:
+def test_json_has_numbers_and_no_nan(batches: Batches) -> None:
     model = nn.ModuleDict({"network": make_healthy(), "unused": nn.BatchNorm2d(3)})  # whose measurements are NaN
     diagnosis = diagnose(model, batches, forward=lambda _, batch: model["network"](batch[0]), progress=False)
 
@@ -110,41 +110,41 @@ def test_json_has_numbers_and_no_nan(batches: list[Batch]) -> None:
     assert report["images"] == 512
     assert report["scores"].keys() == {"running", "exact", "batch"}
     assert report["gain"]["low"] <= report["gain"]["value"] <= report["gain"]["high"]
-    assert [layer["layer"] for layer in report["layers"]] == ["network.1", "network.5", "network.9", "unused"]
+    assert [layer["layer"] for layer in report["layers"]] == ["network.1", "network.4", "network.7", "unused"]
     assert report["layers"][3]["mean_gap"] is None
     assert report["notes"] == ["The batches did not reach 'unused'."]
     assert "BN207" in {skipped["code"] for skipped in report["skipped"]}
 
 
 def test_findings_and_skipped_rules_are_tables() -> None:
-    diagnosis = diagnose(build_cnn())
+    diagnosis = diagnose(build())
 
     findings = diagnosis.findings
     assert list(findings) == ["code", "layers", "severity", "cost", "evidence", "meaning", "remedy"]
     never = findings[findings["code"] == "BN002"].iloc[0]
-    assert never["layers"] == ("1", "5", "9")
+    assert never["layers"] == ("1", "4", "7")
     assert math.isnan(never["cost"])
     assert diagnosis.verdict is None
     assert list(diagnosis.skipped) == ["code", "title", "wanted"]
     assert isinstance(diagnosis.skipped, pd.DataFrame)
 
 
-def test_assert_healthy_raises_with_the_diagnosis(batches: list[Batch]) -> None:
+def test_assert_healthy_raises_with_the_diagnosis(batches: Batches) -> None:
     assert_healthy(make_healthy(), batches, progress=False)
     with pytest.raises(AssertionError, match="BN002 error: never updated"):
-        assert_healthy(spoil(make_healthy()), batches, progress=False)
+        assert_healthy(make_spoiled(), batches, progress=False)
 
 
 # What it leaves alone
 
 
-def test_a_model_comes_back_as_it_was_and_its_hooks_are_called(batches: list[Batch]) -> None:
-    model = spoil(make_healthy(dropout=0.2))
-    get_norm(model, "5").train()
-    get_conv(model, "0").weight.requires_grad_(False)
+def test_a_model_comes_back_as_it_was_and_its_hooks_are_called(batches: Batches) -> None:
+    model = nn.Sequential(*make_spoiled(), nn.Dropout(0.2)).eval()
+    get_norm(model, "4").train()
+    model.get_submodule("0").get_parameter("weight").requires_grad_(False)
     calls = []
     model.register_forward_hook(lambda module, args, output: calls.append(len(output)))
-    before = make_healthy(1, dropout=0.2)
+    before = make_healthy(2)
 
     with unchanged(model):
         diagnosis = diagnose(model, batches, training_batches=batches[:4], before=before, progress=False)
@@ -153,8 +153,8 @@ def test_a_model_comes_back_as_it_was_and_its_hooks_are_called(batches: list[Bat
     assert calls.count(32) >= 6 * len(batches)
 
 
-def test_a_model_whose_forward_fails_comes_back_as_it_was(batches: list[Batch]) -> None:
-    def fail_later(model: nn.Module, batch: Batch) -> Any:
+def test_a_model_whose_forward_fails_comes_back_as_it_was(batches: Batches) -> None:
+    def fail_later(model: nn.Module, batch: Any) -> Any:
         output = model(batch[0])
         if len(batch[0]) == 31:
             raise OSError("no more data")
@@ -169,7 +169,7 @@ def test_a_model_whose_forward_fails_comes_back_as_it_was(batches: list[Batch]) 
 # Which arguments it takes
 
 
-def test_labels_may_be_in_dictionaries(batches: list[Batch]) -> None:
+def test_labels_may_be_in_dictionaries(batches: Batches) -> None:
     dictionaries = [UserDict(pixels=images, labels=labels) for images, labels in batches]
 
     def forward(model: nn.Module, batch: Any) -> Any:
@@ -180,7 +180,7 @@ def test_labels_may_be_in_dictionaries(batches: list[Batch]) -> None:
     assert diagnosis.scores == diagnose(make_healthy(), batches, progress=False).scores
 
 
-def test_without_labels_there_is_no_verdict(batches: list[Batch]) -> None:
+def test_without_labels_there_is_no_verdict(batches: Batches) -> None:
     diagnosis = diagnose(make_healthy(), list_images(batches), progress=False)
 
     assert diagnosis.verdict is None
@@ -190,7 +190,7 @@ def test_without_labels_there_is_no_verdict(batches: list[Batch]) -> None:
     )
 
 
-def test_labels_of_one_class_do_not_make_a_model_bad(batches: list[Batch]) -> None:
+def test_labels_of_one_class_do_not_make_a_model_bad(batches: Batches) -> None:
     """Always naming it would score 100%, and nothing scores more."""
     images = torch.cat([images[labels == 1] for images, labels in batches])
     model = make_healthy()
@@ -202,7 +202,7 @@ def test_labels_of_one_class_do_not_make_a_model_bad(batches: list[Batch]) -> No
     assert diagnosis.judged.word != "network"
 
 
-def test_labels_that_do_not_fit_are_named(batches: list[Batch]) -> None:
+def test_labels_that_do_not_fit_are_named(batches: Batches) -> None:
     unfit = [(images, labels[:, None]) for images, labels in batches[:4]]
 
     diagnosis = diagnose(make_healthy(), unfit, progress=False)
@@ -210,10 +210,10 @@ def test_labels_that_do_not_fit_are_named(batches: list[Batch]) -> None:
     text = " ".join(str(diagnosis).split())
     assert diagnosis.verdict is None
     assert "(labels do not fit the outputs, so no verdict)" in text
-    assert "Labels [32, 1] of int64 cannot be compared with outputs [32, 4] of float32: pass evaluate=." in text
+    assert "Labels [32, 1] of int64 cannot be compared with outputs [32, 10] of float32: pass evaluate=." in text
 
 
-def test_a_model_without_running_averages_is_told_so(batches: list[Batch]) -> None:
+def test_a_model_without_running_averages_is_told_so(batches: Batches) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
 
     text = " ".join(str(diagnose(model, batches[:2], progress=False)).split())
@@ -224,7 +224,7 @@ def test_a_model_without_running_averages_is_told_so(batches: list[Batch]) -> No
     )
 
 
-def test_max_images_stops_early(batches: list[Batch]) -> None:
+def test_max_images_stops_early(batches: Batches) -> None:
     diagnosis = diagnose(make_healthy(), iter(batches), max_images=65, progress=False)
 
     assert json.loads(diagnosis.to_json())["images"] == 96  # the batch that completes 65 is the third
@@ -295,11 +295,11 @@ def test_what_has_no_batch_norm_is_refused(model: Any, error: type[Exception], m
         diagnose(model)
 
 
-def test_constant_norms_are_named(batches: list[Batch]) -> None:
+def test_constant_norms_are_named(batches: Batches) -> None:
     """By the name of their class, as torchvision's; a batch norm of torch's is examined whatever it is called."""
     constant: Any = type("FrozenNorm", (nn.Identity,), {})()
     constant.register_buffer("running_mean", torch.zeros(1))
-    own: Any = type("FrozenBatchNorm", (nn.BatchNorm1d,), {})(4)
+    own: Any = type("FrozenBatchNorm", (nn.BatchNorm1d,), {})(10)
 
     diagnosis = diagnose(nn.Sequential(constant, make_healthy(), own).eval(), batches, progress=False)
 

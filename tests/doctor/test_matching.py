@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from bnlab import diagnose
 from bnlab.doctor.history import History
-from tests.doctor.points import list_codes, make_healthy
+from tests.doctor.digits import list_codes, make_healthy
 
 
 def get_history(model: nn.Module, before: nn.Module) -> History:
@@ -26,7 +26,7 @@ def get_history(model: nn.Module, before: nn.Module) -> History:
 def update_once(model: nn.Sequential) -> nn.Sequential:
     """Let a forward in train mode update a copy of the model's averages."""
     updated = copy.deepcopy(model).train()
-    updated(torch.zeros(4, 8))
+    updated(torch.zeros(4, 3, 8, 8))
     return updated.eval()
 
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_is_matched_as_far_as_it_goes(name: str) -> None:
     assert diagnosis.notes == notes
     assert list_codes(diagnosis) == ([] if "without counts" in name else ["BN104"])
     assert diagnosis.case.history is not None
-    assert diagnosis.case.history.parameters == (6 if "less" in name else 8)
+    assert diagnosis.case.history.parameters == (12 if "less" in name else 14)
 
 
 def test_two_copies_of_the_model_are_not_guessed_from() -> None:
@@ -99,8 +99,10 @@ def test_pruned_weights_with_their_masks_have_moved() -> None:
     history = get_history(halve(model), model)
 
     assert tuple(history.moved) == ("3.weight_orig", "6.weight_orig")
-    # 128 values stay, and half of 256 and of 64.
-    assert history.kept == pytest.approx((128 + 128 + 32) / 448)
+    weights = [model.get_submodule(name).get_parameter("weight").detach() for name in ("0", "3", "6", "10")]
+    smallest = [weight.abs().flatten().sort().values[: weight.numel() // 2] for weight in weights[1:3]]
+    lost = torch.cat(smallest).norm() / torch.cat([weight.flatten() for weight in weights]).norm()
+    assert history.distance == pytest.approx(float(lost), rel=1e-5)
     assert history.unmatched == ""
 
 
@@ -110,4 +112,4 @@ def test_pruned_weights_are_the_same_with_their_masks_and_without() -> None:
 
     for now, before in ((with_masks, without), (without, with_masks)):
         history = get_history(now, before)
-        assert (history.parameters, history.moved, history.unmatched) == (8, {}, "")
+        assert (history.parameters, history.moved, history.unmatched) == (14, {}, "")

@@ -16,7 +16,7 @@ from bnlab.doctor import Cause, Signs
 from bnlab.doctor.case import Case
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.page import make_page
-from tests.doctor.points import make_batches, make_healthy
+from tests.doctor.digits import draw_batches, make_healthy
 
 
 class Odd(Cause):
@@ -49,27 +49,27 @@ def list_texts(page: Element, *elements: str) -> list[str]:
 
 
 def spoil(buffer: str, value: float) -> nn.Module:
-    """Make a healthy network, and set the first channels of a buffer."""
+    """Make a healthy network, and set the first sixteen channels of a buffer."""
     broken = make_healthy()
-    broken.get_buffer(buffer)[:8] = value
+    broken.get_buffer(buffer)[:16] = value
     return broken
 
 
 @pytest.fixture(scope="module")
 def diagnoses() -> dict[str, Diagnosis]:
-    """Diagnoses of all kinds; in "spoiled" half of the last layer's means are off."""
-    batches = make_batches(8, seed=1)
-    points = [points for points, _ in batches]
-    unfit = [(points, torch.zeros(len(points), 3, 5, dtype=torch.long)) for points, _ in batches]
-    untracked = nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False))
+    """Diagnoses of all kinds; in "spoiled" half of the second layer's means are off."""
+    batches = draw_batches(8)
+    images = [images for images, _ in batches]
+    unfit = [(images, torch.zeros(len(images), 3, 5, dtype=torch.long)) for images, _ in batches]
+    untracked = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))
     return {
         "spoiled": bnlab.diagnose(spoil("4.running_mean", 9.0), batches, causes=[Odd()]),
         "healthy": bnlab.diagnose(make_healthy(), batches),
         "expected": bnlab.diagnose(make_healthy(), batches, expected=0.5, training_batches=batches),
         "odd": bnlab.diagnose(make_healthy(), batches, causes=[Odd()]),
-        "no labels": bnlab.diagnose(make_healthy(), points),
+        "no labels": bnlab.diagnose(make_healthy(), images),
         "no data": bnlab.diagnose(make_healthy(), causes=[Wanting()]),
-        "not finite": bnlab.diagnose(spoil("1.running_var", math.nan), points),
+        "not finite": bnlab.diagnose(spoil("1.running_var", math.nan), images),
         "unfit": bnlab.diagnose(make_healthy(), unfit),
         "untracked": bnlab.diagnose(untracked, batches),
     }
@@ -160,7 +160,7 @@ def test_numbers_of_the_table_are_on_the_page(spoiled: Diagnosis, diagnoses: dic
     expected = []
     for row in spoiled.table.to_dict("records"):
         gaps = [f"{row[name]:.3g}" for name in ("mean_gap", "var_gap", "noise")]
-        expected += [row["layer"], row["codes"], *gaps, "200", "0.1", str(row["channels"])]
+        expected += [row["layer"], row["codes"], *gaps, "144", "0.1", str(row["channels"])]
     assert list_texts(parse(spoiled), "td")[-len(expected) :] == expected
 
     without_data = parse(diagnoses["no data"])
@@ -190,7 +190,7 @@ def test_bars_are_as_long_as_the_logarithm_of_the_gap(diagnoses: dict[str, Diagn
         gaps = spoiled.table[column].clip(1e-3, 10)
         expected = [math.log10(gap) + 3 for gap in gaps]
         assert list_bars(spoiled, style) == pytest.approx(expected, abs=0.01)
-    assert len(list_bars(diagnoses["not finite"], "var")) == 1
+    assert len(list_bars(diagnoses["not finite"], "var")) == 2
 
 
 def test_causes_that_could_not_be_looked_for_are_listed_with_what_they_need(diagnoses: dict[str, Diagnosis]) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import diagnose
-from tests.doctor.networks import Batch, make_batches, make_healthy
+from tests.doctor.digits import Batches, draw_batches, make_healthy
 from tests.helpers import AddsItsCalls
 
-BATCHES = make_batches(4, 16)
+BATCHES = draw_batches(4, 16)
 Change = Callable[[Tensor], Any]
 
 
@@ -56,7 +56,7 @@ def add_noise(size: float) -> Change:
     return lambda x: x + size * torch.randn_like(x)
 
 
-def enlarge_last() -> list[Batch]:
+def enlarge_last() -> Batches:
     """One large image changes what a network makes of the others."""
     images, labels = BATCHES[0]
     return [(torch.cat([images[:15], 50 * images[15:]]), labels)]
@@ -95,8 +95,8 @@ ROWS: list[Row] = [
     ("dropout and a cache", lambda: nn.Sequential(KeepsSize(), Wrapped(drop)), BATCHES, TWICE),
     ("noise", lambda: Wrapped(torch.clone, add_noise(1.0)), BATCHES, TWICE),
     ("hardly any noise", lambda: Wrapped(torch.clone, add_noise(0.003)), BATCHES, None),
-    ("a mean over three images", lambda: Wrapped(torch.clone, divide_batch), make_batches(16, 3), ALONE),
-    ("a mean over the batch", lambda: Wrapped(torch.clone, divide_batch), make_batches(3, 16), ALONE),
+    ("a mean over three images", lambda: Wrapped(torch.clone, divide_batch), draw_batches(16, 3, seed=3), ALONE),
+    ("a mean over the batch", lambda: Wrapped(torch.clone, divide_batch), draw_batches(3, 16), ALONE),
     ("one large image", lambda: Wrapped(torch.clone, divide_batch), enlarge_last(), ALONE),
     ("no image alone", lambda: Wrapped(torch.clone, divide_several), BATCHES, None),
     (
@@ -106,10 +106,10 @@ ROWS: list[Row] = [
         None,
     ),
     ("a mean of each image", lambda: Wrapped(torch.clone, divide_each), BATCHES, None),
-    ("no averages", lambda: Wrapped(nn.BatchNorm1d(4, track_running_stats=False)), BATCHES, None),  # BN402 tells
+    ("no averages", lambda: Wrapped(nn.BatchNorm1d(10, track_running_stats=False)), BATCHES, None),  # BN402 tells
     ("counted calls", lambda: nn.Sequential(AddsItsCalls(), make_healthy()), BATCHES, OTHER_INPUT),
     ("float32", make_healthy, BATCHES, None),
-    ("dropout", lambda: make_healthy(dropout=0.5), BATCHES, None),
+    ("dropout", lambda: nn.Sequential(nn.Dropout(0.5), make_healthy()), BATCHES, None),
     ("float64", lambda: make_healthy().double(), change_batches(Tensor.double), None),
     (
         "bfloat16",

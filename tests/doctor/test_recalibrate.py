@@ -15,7 +15,7 @@ from bnlab.doctor import Undo
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.undoing import Kind, change_images
 from bnlab.model.layers import get_running_buffers
-from tests.doctor import networks
+from tests.doctor import digits
 from tests.doctor.causes import Planted
 from tests.doctor.two_values import draw, make_classifier, make_two_layers, score_images
 from tests.helpers import AddsItsCalls, assert_equal_statistics, images, plain, train, unchanged, with_momentum
@@ -158,14 +158,14 @@ def test_a_mistake_is_not_hidden_as_wrong_averages_are(monkeypatch: pytest.Monke
 
 
 def test_training_batches_show_that_it_is_the_averages_scale_and_not_the_images() -> None:
-    model = networks.make_healthy()
-    mean, var = get_running_buffers(networks.get_norm(model, "1"))
+    model = digits.make_healthy()
+    mean, var = get_running_buffers(digits.get_norm(model, "1"))
     mean.mul_(10)
     var.mul_(100)
-    batches = networks.make_batches(8)
+    batches = digits.draw_batches(8)
 
     refused = bnlab.recalibrate(model, batches)
-    recalibration = bnlab.recalibrate(model, batches, training_batches=networks.make_batches(8, seed=-1))
+    recalibration = bnlab.recalibrate(model, batches, training_batches=digits.draw_batches(8, seed=-1))
 
     assert not refused.written
     assert refused.reason.startswith("it would hide a mistake: BN209, ")
@@ -174,20 +174,20 @@ def test_training_batches_show_that_it_is_the_averages_scale_and_not_the_images(
 
 
 def test_auto_reads_as_many_images_as_the_standard_errors_ask_for() -> None:
-    batches = networks.make_batches(40)
-    training_batches = iter(networks.make_batches(40, seed=-1))
-    expected = bnlab.population_statistics(networks.make_healthy(), batches, max_images="auto", tolerance=0.2)
+    batches = digits.draw_batches(24)
+    training_batches = iter(digits.draw_batches(24, seed=-1))
+    expected = bnlab.population_statistics(digits.make_healthy(), batches, max_images="auto", tolerance=0.2)
     assert expected.cost is not None and expected.cost.images == 256
     read = iter(batches)
 
     recalibration = bnlab.recalibrate(
-        networks.make_healthy(), read, training_batches=training_batches, max_images="auto", tolerance=0.2
+        digits.make_healthy(), read, training_batches=training_batches, max_images="auto", tolerance=0.2
     )
 
     assert recalibration.statistics is not None
     assert_equal_statistics(recalibration.statistics, expected)
     assert recalibration.gain is not None and recalibration.gain.images == 256
-    assert len(list(read)) == len(list(training_batches)) == 32  # batches of 32 images
+    assert len(list(read)) == len(list(training_batches)) == 16  # batches of 32 images
 
 
 def test_undo_is_bit_for_bit_also_after_an_exception() -> None:

@@ -22,10 +22,8 @@ from bnlab.doctor.causes.bn401 import RanksDiffer
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.model.layers import get_running_buffers
 from bnlab.nn import SelfTuned
-from tests.doctor.points import Batch, get_buffers, list_codes, make_batches, make_healthy, make_net, take_steps, train
+from tests.doctor.digits import NORMS, Batches, build, draw_batches, fit, get_norm, list_codes, list_norms, make_healthy
 from tests.helpers import run_two_ranks, with_momentum
-
-BOTH = ("1", "4")
 
 
 def tell(diagnosis: Diagnosis, code: str) -> tuple[str, tuple[str, ...], str]:
@@ -37,11 +35,11 @@ def tell(diagnosis: Diagnosis, code: str) -> tuple[str, tuple[str, ...], str]:
 # Of the model alone
 
 
-def fill(number: int, value: float, names: tuple[str, ...] = BOTH, channels: slice = slice(3, 4)) -> nn.Module:
+def fill(number: int, value: float, names: tuple[str, ...] = NORMS, channels: slice = slice(3, 4)) -> nn.Module:
     """Fill channels of the running means (0) or variances (1) of a healthy network."""
     model = make_healthy()
     for name in names:
-        get_buffers(model, name)[number][channels] = value
+        get_running_buffers(get_norm(model, name))[number][channels] = value
     return model
 
 
@@ -57,15 +55,15 @@ def train_layer(model: nn.Sequential, name: str, training: bool = True) -> nn.Se
 
 
 def train_briefly(momentum: float | None, steps: int) -> nn.Sequential:
-    model = make_net(momentum)
-    train(model, make_batches(steps))
-    return model.eval()
+    model = build(momentum=momentum)
+    fit(model, steps)
+    return model
 
 
 def set_counts(count: int) -> nn.Module:
     model = make_healthy()
-    for name in BOTH:
-        model.get_submodule(name).get_buffer("num_batches_tracked").fill_(count)
+    for norm in list_norms(model):
+        norm.get_buffer("num_batches_tracked").fill_(count)
     return model
 
 
@@ -92,45 +90,45 @@ ALL = slice(None)
 NOT_FINITE = "not finite in 1 of 16 channels of '1', the first in depth"
 STALLS = "bfloat16: an average may stop 3.9% short of its goal"  # 2⁻⁸ / .1
 OVERFLOWN = "a variance above 65,504, the largest float16, has become infinite in 1 layers"
-OF_ZERO = "variance 0 in more than 99% of channels, although 200 updates counted"
+OF_ZERO = "variance 0 in more than 99% of channels, although 144 updates counted"
 OF_START = "mean 0 and variance 1 in more than 99% of channels, 0 updates counted"
 IN_TRAIN = "in train mode"
 WITHOUT = nn.BatchNorm1d(4, track_running_stats=False)
-OF_HALF = "variance 1 in more than 99% of channels, although 200 updates counted"
+OF_HALF = "variance 1 in more than 99% of channels, although 144 updates counted"
 
 SIGNS: list[tuple[str, str, tuple[str, ...], str, Callable[[], nn.Module]]] = [
-    ("BN001", "error", BOTH, NOT_FINITE, lambda: fill(0, math.nan)),
-    ("BN001", "error", BOTH, NOT_FINITE, lambda: fill(1, math.inf)),
-    ("BN001", "error", BOTH, "negative in 1 of 16 channels of '1', the first in depth", lambda: fill(1, -0.1)),
-    ("BN002", "warning", BOTH, OF_START, make_net),
+    ("BN001", "error", NORMS, NOT_FINITE, lambda: fill(0, math.nan)),
+    ("BN001", "error", NORMS, NOT_FINITE, lambda: fill(1, math.inf)),
+    ("BN001", "error", NORMS, "negative in 1 of 16 channels of '1', the first in depth", lambda: fill(1, -0.1)),
+    ("BN002", "warning", NORMS, OF_START, build),
     ("BN002", "warning", ("4",), OF_ZERO, lambda: fill(1, 0.0, ("4",), ALL)),
-    ("BN001", "note", BOTH, STALLS, lambda: make_healthy().bfloat16()),
-    ("BN001", "warning", BOTH, STALLS, lambda: make_healthy().bfloat16().train()),
+    ("BN001", "note", NORMS, STALLS, lambda: make_healthy().bfloat16()),
+    ("BN001", "warning", NORMS, STALLS, lambda: make_healthy().bfloat16().train()),
     ("BN001", "error", ("4",), OVERFLOWN, lambda: fill(1, 1e5, ("4",)).half()),
-    ("BN101", "warning", BOTH, "10 updates of momentum 0.1: 65% of the way", lambda: train_briefly(0.1, 10)),
-    ("BN101", "warning", BOTH, "200 updates of momentum 0.001: 18% of the way", lambda: train_briefly(0.001, 200)),
-    ("BN102", "warning", BOTH, "momentum 0.99, a memory of 1.0 batches", lambda: with_momentum(make_healthy(), 0.99)),
+    ("BN101", "warning", NORMS, "10 updates of momentum 0.1: 65% of the way", lambda: train_briefly(0.1, 10)),
+    ("BN101", "warning", NORMS, "200 updates of momentum 0.001: 18% of the way", lambda: train_briefly(0.001, 200)),
+    ("BN102", "warning", NORMS, "momentum 0.99, a memory of 1.0 batches", lambda: with_momentum(make_healthy(), 0.99)),
     (
         "BN102",
         "warning",
-        BOTH,
-        "200 updates of momentum 0; momentum 0.9, a memory of 1.2 batches",
+        NORMS,
+        "144 updates of momentum 0; momentum 0.9, a memory of 1.2 batches",
         lambda: mix_momenta(),
     ),
     ("BN104", "warning", ("1",), "1 frozen layer in train mode", lambda: freeze_first(make_healthy()).train()),
-    ("BN102", "warning", BOTH, "200 updates of momentum 0", lambda: with_momentum(make_healthy(), 0.0)),
-    ("BN002", "warning", BOTH, OF_HALF, lambda: fill(1, 1.0, channels=ALL)),
+    ("BN102", "warning", NORMS, "144 updates of momentum 0", lambda: with_momentum(make_healthy(), 0.0)),
+    ("BN002", "warning", NORMS, OF_HALF, lambda: fill(1, 1.0, channels=ALL)),
     (
         "BN402",
         "warning",
         ("4",),
-        f"1 of 2 {IN_TRAIN}, in a model in eval mode",
+        f"1 of 3 {IN_TRAIN}, in a model in eval mode",
         lambda: train_layer(make_healthy(), "4"),
     ),
-    ("BN402", "note", BOTH, f"2 of 2 {IN_TRAIN}", lambda: make_healthy().train()),
-    ("BN402", "note", ("4",), f"1 of 2 {IN_TRAIN}", lambda: train_layer(make_healthy().train(), "1", False)),
-    ("BN402", "note", ("7",), "1 without running statistics", lambda: add(WITHOUT)),
-    ("BN901", "note", ("7",), "1 of another class than torch's", lambda: add(OwnNorm())),
+    ("BN402", "note", NORMS, f"3 of 3 {IN_TRAIN}", lambda: make_healthy().train()),
+    ("BN402", "note", ("4", "7"), f"2 of 3 {IN_TRAIN}", lambda: train_layer(make_healthy().train(), "1", False)),
+    ("BN402", "note", ("11",), "1 without running statistics", lambda: add(WITHOUT)),
+    ("BN901", "note", ("11",), "1 of another class than torch's", lambda: add(OwnNorm())),
 ]
 
 
@@ -157,14 +155,14 @@ QUIET: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "double precision in train mode": (lambda: make_healthy().double().train(), {"BN402"}),
     "all is frozen": (lambda: make_healthy().train().requires_grad_(False), {"BN402"}),
     "frozen and in eval mode": (lambda: freeze_first(make_healthy()), set()),
-    "new and in train mode": (lambda: make_net().train(), {"BN002"}),
+    "new and in train mode": (lambda: build().train(), {"BN002"}),
 }
 
 
 def _train_self_tuned() -> nn.Module:
-    model = SelfTuned.convert(make_net())
-    train(model, make_batches(10))
-    return model.eval()
+    model = SelfTuned.convert(build())
+    fit(model, steps=10)
+    return model
 
 
 @pytest.mark.parametrize("name", QUIET)
@@ -194,7 +192,7 @@ def forward_in_train_mode(model: nn.Module) -> None:
     model.train()
     with torch.no_grad():
         for _ in range(3):
-            model(torch.zeros(4, 8))
+            model(torch.zeros(4, 3, 8, 8))
 
 
 def change_weights(change: Callable[[Tensor], Tensor], is_recalibrated: bool = False) -> Callable[[nn.Module], None]:
@@ -205,7 +203,7 @@ def change_weights(change: Callable[[Tensor], Tensor], is_recalibrated: bool = F
             if parameter.dim() > 1:
                 parameter.data.copy_(change(parameter.data))
         if is_recalibrated:
-            population_statistics(model, make_batches(20, seed=7), progress=False).write_to(model)
+            population_statistics(model, draw_batches(20), progress=False).write_to(model)
 
     return apply
 
@@ -217,13 +215,13 @@ def move(weight: Tensor) -> Tensor:
 
 
 def train_on(model: nn.Module) -> None:
-    train(model, make_batches(4))
+    fit(model, steps=4)
 
 
 def train_frozen(model: nn.Module) -> None:
     model.train()
     model.get_submodule("1").eval()
-    take_steps(model, make_batches(4))
+    fit(model, steps=4, keep_mode=True)
 
 
 CHANGED: dict[str, tuple[Callable[[nn.Module], None], bool, list[str], str]] = {
@@ -231,7 +229,7 @@ CHANGED: dict[str, tuple[Callable[[nn.Module], None], bool, list[str], str]] = {
         forward_in_train_mode,
         False,
         ["BN104"],
-        "3 updates since the earlier checkpoint; 8 tensors",
+        "3 updates since the earlier checkpoint; 14 tensors",
     ),
     "moved": (change_weights(move), False, ["BN106"], "weights moved by "),
     "frozen and updated": (train_on, True, ["BN104"], "4 updates since the earlier checkpoint"),
@@ -257,7 +255,7 @@ def test_an_earlier_checkpoint_shows_what_moved_alone(name: str) -> None:
     assert list_codes(diagnosis) == codes
     for code in codes:
         severity, layers, evidence = tell(diagnosis, code)
-        assert layers == (("1",) if is_frozen else BOTH)
+        assert layers == (("1",) if is_frozen else NORMS)
         assert evidence.startswith(reported)
         assert severity == ("note" if is_frozen else "warning")
 
@@ -265,7 +263,7 @@ def test_an_earlier_checkpoint_shows_what_moved_alone(name: str) -> None:
 # Of a trace
 
 
-def train_sharpness_aware(model: nn.Module, batches: list[Batch], radius: float = 0.05) -> None:
+def train_sharpness_aware(model: nn.Module, batches: Batches, radius: float = 0.05) -> None:
     """Take each step by the gradient at weights that are moved uphill by a radius: two forwards of the same images."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -284,9 +282,9 @@ def train_sharpness_aware(model: nn.Module, batches: list[Batch], radius: float 
         optimizer.zero_grad()
 
 
-def accumulate_gradients(model: nn.Module, batches: list[Batch]) -> None:
+def accumulate_gradients(model: nn.Module, batches: Batches) -> None:
     """Take a step every three batches."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    optimizer = torch.optim.SGD(model.parameters(), 0.001)
     for number, (inputs, labels) in enumerate(batches, start=1):
         F.cross_entropy(model(inputs), labels).backward()
         if number % 3 == 0:
@@ -301,11 +299,11 @@ def accumulate_gradients(model: nn.Module, batches: list[Batch]) -> None:
     ],
 )
 def test_several_updates_a_step_are_of_the_same_batch_or_not(
-    fit: Callable[[nn.Module, list[Batch]], None], severity: str, reported: str
+    fit: Callable[[nn.Module, Batches], None], severity: str, reported: str
 ) -> None:
-    model = make_net()
+    model = build()
     with record(model) as trace:
-        fit(model, make_batches(12))
+        fit(model, draw_batches(12))
 
     found, _, evidence = tell(diagnose(model, trace=trace), "BN103")
 
@@ -315,7 +313,7 @@ def test_several_updates_a_step_are_of_the_same_batch_or_not(
 
 def make_loader(images: int, **settings: Any) -> DataLoader[Any]:
     """Make a loader of so many images in batches of 32."""
-    ((inputs, labels),) = make_batches(1, images)
+    ((inputs, labels),) = draw_batches(1, images)
     return DataLoader(TensorDataset(inputs, labels), batch_size=32, **settings)
 
 
@@ -323,14 +321,14 @@ def make_loader(images: int, **settings: Any) -> DataLoader[Any]:
     ("training", "is_small"),
     [
         (make_loader(72, shuffle=True), True),
-        (make_batches(2) + make_batches(1, 8), True),
+        (draw_batches(2) + draw_batches(1, 8), True),
         (make_loader(72, drop_last=True), False),
         (make_loader(84), False),  # 20 are left: more than half
-        (make_batches(1) + make_batches(2, 8), False),  # of many sizes
+        (draw_batches(1) + draw_batches(2, 8), False),  # of many sizes
     ],
 )
 def test_lengths_of_training_batches_show_a_small_last_one(training: Any, is_small: bool) -> None:
-    for data in (None, make_batches(20, seed=7)):
+    for data in (None, draw_batches(20)):
         diagnosis = diagnose(make_healthy(), data, training_batches=training, progress=False)
 
         assert ("BN110" in list_codes(diagnosis)) == is_small
@@ -340,9 +338,9 @@ def test_lengths_of_training_batches_show_a_small_last_one(training: Any, is_sma
 
 
 def test_training_batches_that_are_cut_short_do_not_tell_which_is_the_last() -> None:
-    batches = [*make_batches(2), *make_batches(1, 8), *make_batches(2)]
+    batches = [*draw_batches(2), *draw_batches(1, 8), *draw_batches(2)]
 
-    diagnosis = diagnose(make_healthy(), make_batches(20), training_batches=iter(batches), max_images=72)
+    diagnosis = diagnose(make_healthy(), draw_batches(20), training_batches=iter(batches), max_images=72)
 
     assert "BN110" not in list_codes(diagnosis)
 

@@ -20,7 +20,7 @@ from bnlab.doctor.verdict import Verdict
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
 from tests.doctor.causes import Planted
-from tests.doctor.networks import build_cnn, get_norm, make_batches, make_healthy
+from tests.doctor.digits import build, draw_batches, get_norm, make_healthy
 
 GAIN = Difference(0.0, -0.004, 0.004, 1000)
 BEFORE = "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=."
@@ -29,7 +29,7 @@ TRAINING = "Prepared otherwise than in training? Pass training_batches= to compa
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    return diagnose(make_healthy(), make_batches(4), progress=False).case
+    return diagnose(make_healthy(), draw_batches(4), progress=False).case
 
 
 def tell(case: Case, notes: int) -> str:
@@ -52,10 +52,10 @@ def test_any_number_of_notes_takes_one_line(count: int, notes: str, case: Case) 
 @pytest.mark.parametrize("given", ["nothing", "training_batches", "before", "labels"])
 def test_what_would_tell_most_is_asked_for_and_what_was_given_is_not(given: str) -> None:
     model = make_healthy()
-    mean, _ = get_running_buffers(get_norm(model, "5"))
+    mean, _ = get_running_buffers(get_norm(model, "4"))
     mean.add_(1)
-    batches = make_batches(8)
-    arguments: dict[str, Any] = {"training_batches": make_batches(8, seed=-1), "before": make_healthy(1)}
+    batches = draw_batches(8)
+    arguments: dict[str, Any] = {"training_batches": draw_batches(8, seed=-1), "before": make_healthy(1)}
     chosen = {given: arguments[given]} if given in arguments else {}
 
     text = " ".join(str(diagnose(model, None if given == "labels" else batches, progress=False, **chosen)).split())
@@ -80,13 +80,13 @@ def test_a_bad_model_whose_batch_norms_are_as_constructed_was_perhaps_not_loaded
     tensor: str | None, training: bool
 ) -> None:
     """A weight of 0 ends residual branches; a layer that has learnt anything is not as constructed."""
-    model = build_cnn()
+    model = build()
     with torch.no_grad():
-        get_norm(model, "9").weight.zero_()
+        get_norm(model, "7").weight.zero_()
         if tensor is not None:
-            getattr(get_norm(model, "5"), tensor).add_(2)
+            getattr(get_norm(model, "4"), tensor).add_(2)
 
-    text = " ".join(str(diagnose(model.train(training), make_batches(4), expected=1.0, progress=False)).split())
+    text = " ".join(str(diagnose(model.train(training), draw_batches(4), expected=1.0, progress=False)).split())
 
     advice = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
     assert (advice in text) == (tensor is None), text
@@ -111,7 +111,7 @@ def test_a_tenth_more_in_training_is_told(case: Case, more: float, is_told: bool
 
 
 def test_a_metric_of_the_callers_is_not_asked_for_the_training_batches() -> None:
-    batches = make_batches(4)
+    batches = draw_batches(4)
 
     def evaluate(network: nn.Module) -> torch.Tensor:
         return torch.cat([network(images).argmax(1) == labels for images, labels in batches])

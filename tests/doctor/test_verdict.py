@@ -15,8 +15,9 @@ from bnlab.doctor import Cause, Undo
 from bnlab.doctor.case import Case
 from bnlab.doctor.experiment import Experiment, Trial
 from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.thresholds import WORTH
 from bnlab.doctor.undoing import EACH_BATCH, Kind
-from bnlab.doctor.verdict import WORTH, Verdict, compute_worth, judge
+from bnlab.doctor.verdict import Verdict, compute_worth, judge
 from bnlab.doctor.words import describe_gain
 from tests.doctor.causes import Planted
 
@@ -71,6 +72,7 @@ def conclude(scores: Scores, experiment: Experiment | None = None, case: Case | 
         ([("averages", 64, 900), ("images", 2, 800)], "averages", "OWN0"),  # a third is left
         ([("averages", 0, 900), ("images", 2, 900)], "averages", "OWN0"),
         ([("averages", 2, 900), ("images", 2, 900)], "averages or images", "OWN0 (planted) or OWN1"),
+        ([("network", 2, 900), ("images", 2, 900)], "undecided", "OWN0 (planted) or OWN1"),
         ([("averages", 64, 900), ("images", 2, 875)], "undecided", "(averages or images); about 4,000 would."),
         ([("averages", 64, 900), ("averages", 2, 875)], "averages", "OWN0"),  # the same word for both
         ([("averages", 0, 606)], "averages", "0.6 points"),

@@ -9,9 +9,8 @@ from torch import Tensor
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.patient import Patient
+from bnlab.doctor.thresholds import NEARLY_ALL
 from bnlab.doctor.undoing import EXACT, Undo, write_averages
-
-_NEARLY_ALL = 0.99  # of a layer's channels
 
 
 class NeverUpdated(Cause):
@@ -76,4 +75,4 @@ def _list_starts(case: Case, name: str) -> list[str]:
         return []
     mean, var = case.buffers[name]
     is_start = {"mean 0": mean == 0, "variance 1": var == 1, "variance 0": var == 0}
-    return [words for words, channels in is_start.items() if float(channels.double().mean()) > _NEARLY_ALL]
+    return [words for words, channels in is_start.items() if float(channels.double().mean()) > NEARLY_ALL]

@@ -10,7 +10,7 @@ from torch import Tensor
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.patient import Patient
-from bnlab.doctor.thresholds import START_FORGOTTEN, START_SHOWS
+from bnlab.doctor.thresholds import START_FORGOTTEN, START_ROUNDED, START_SHOWS
 from bnlab.doctor.undoing import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
 
@@ -68,7 +68,7 @@ class OnItsWay(Cause):
             return None
         weights = _list_weights(case)
         # A variance is no smaller than what the start leaves of its 1, up to rounding.
-        refuted = {weight for name, weight in weights.items() if case.buffers[name][1].min() < 0.999 * weight}
+        refuted = {weight for name, weight in weights.items() if case.buffers[name][1].min() < START_ROUNDED * weight}
         believed = {name: weight for name, weight in weights.items() if weight not in refuted}
         layers = [name for name, weight in believed.items() if weight > START_SHOWS]
         return Signs.of(layers, self.describe(case, layers))

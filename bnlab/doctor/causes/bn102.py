@@ -50,7 +50,12 @@ class OddMomentum(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         momenta = {case.layers[name].momentum for name in layers if _is_reversed(case, name)}
-        reported = [f"momentum {value:g}, a memory of {(2 - value) / value:.1f} batches" for value in momenta if value]
+        reported = []
+        for value in momenta:
+            if value:
+                memory = (2 - value) / value
+                reported.append(f"momentum {value:g}, a memory of {memory:.1f} batches")
+
         counts = [case.count_updates(name) or 0 for name in layers if _is_zero(case, name)]
         if counts or not reported:
             reported.append(f"{count_things(max(counts, default=0), 'update')} of momentum 0")

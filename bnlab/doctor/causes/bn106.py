@@ -52,7 +52,7 @@ class WeightsMovedAlone(Cause):
         if history is None or not {*self.list_layers(case)} & {*layers}:
             shallow, deep = _compare_depths(case)
             return f"variance {shallow:.2f} of the running one in the first third of the layers, {deep:.2f} in the last"
-        moved = f"weights moved by {100 * history.distance:.2g}% ({100 * history.kept:.2g}% of them kept)"
+        moved = f"weights moved by {100 * history.distance:.2g}%"
         is_written = bool({*_list_written(case)} & {*layers})
         return f"{moved}, buffers written and no update counted" if is_written else f"{moved}, buffers the same"
 

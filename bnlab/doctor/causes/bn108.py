@@ -43,13 +43,14 @@ class OtherWeights(Cause):
         names = [name for name in patient.exact if name in case.layers]
         if not case.is_costly and not any(case.clearly_differs(name) for name in names):
             return
-        by_gap = sorted(names, key=lambda name: case.measure_distance(name, patient.exact), reverse=True)
+        by_gap = sorted(names, key=lambda name: case.measure_distance(name, case.data.exact), reverse=True)
         count = 1
         while count < 2 * len(names):
             layers = [name for name in names if name in by_gap[:count]]
             averages = {name: patient.read_exact(name) for name in layers}
             degrees = sum(values.numel() for values in averages.values())
-            yield Undo(_name(layers, names), tuple(layers), degrees, write_averages(case.layers, averages), EXACT)
+            apply = write_averages(case.layers, averages)
+            yield Undo(_describe(layers, names), tuple(layers), degrees, apply, EXACT, name=str(len(layers)))
             count *= 2
 
     def weigh(self, case: Case, layers: Sequence[str]) -> float:
@@ -68,7 +69,7 @@ class OtherWeights(Cause):
         return "; ".join(reported)
 
 
-def _name(layers: Sequence[str], names: Sequence[str]) -> str:
+def _describe(layers: Sequence[str], names: Sequence[str]) -> str:
     if len(layers) == len(names):
         return "exact statistics of all layers"
     return f"exact statistics of {', '.join(layers) if len(layers) <= 3 else f'{len(layers)} layers'}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-
-_SMALL = 0.5  # of a full batch, at most
+from bnlab.doctor.thresholds import SMALL_LAST_BATCH
 
 
 class SmallLastBatch(Cause):
@@ -32,7 +31,7 @@ class SmallLastBatch(Cause):
 
     def look(self, case: Case) -> Signs | None:
         last, full = case.training_sizes or (0, 0)
-        if not 0 < last <= _SMALL * full:
+        if not 0 < last <= SMALL_LAST_BATCH * full:
             return None
         evidence = f"the last batch of an epoch has {last:,} images of {full:,}"
         return Signs.of(case.layers, evidence, "warning" if case.is_costly else "note")

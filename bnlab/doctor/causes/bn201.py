@@ -13,7 +13,8 @@ from bnlab.doctor.undoing import EXACT
 class AverageNoise(Cause):
     """The running mean is about as far from the exact one as an average of so few batches always is.
 
-    Batches are taken to be as large as in training: pass training_batches= if they are not.
+    Batches are taken to be as large as in training: pass training_batches= if they are not. A training image of another
+    scale than the rest is such noise, too, if one of these batches had it.
     """
 
     code = "BN201"

@@ -10,12 +10,8 @@ from torch import Tensor
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.observing import LayerView, Scatter
+from bnlab.doctor.thresholds import BATCHES_LIKELY, BATCHES_RATIO, BATCHES_SHARE, BATCHES_SPREAD
 from bnlab.doctor.undoing import EACH_BATCH, EXACT
-
-_LIKELY = 4.0  # in standard deviations of a normal distribution: how far shuffled batches hardly ever get
-_RATIO = 2.0
-_SHARE = 0.02  # of a layer's variance, between the means of batches
-_SPREAD = 0.1  # standard deviation of the mean squares of batches, over their mean
 
 
 class UnlikeBatches(Cause):
@@ -68,14 +64,14 @@ def _compare_batches(view: LayerView | None) -> list[tuple[float, str]]:
     if view is None or len(view.calls) > 1 or view.image_means.count < 2:
         return []
     found = []
-    most = max(_RATIO, compute_chance(view.batch_means.count - 1))
+    most = max(BATCHES_RATIO, compute_chance(view.batch_means.count - 1))
     ratio, share = _compare(view.batch_means, view.image_means, view.pooled.var)
-    if ratio > most and share > _SHARE:
+    if ratio > most and share > BATCHES_SHARE:
         reported = f"batch means vary {ratio:.1f} times as much as shuffled ones, {share:.0%} of the variance"
         found.append((ratio, reported))
 
     ratio, share = _compare(view.batch_squares, view.image_squares, view.image_squares.mean.square())
-    if ratio > most and share > _SPREAD**2:
+    if ratio > most and share > BATCHES_SPREAD**2:
         reported = f"batch variances vary {ratio:.1f} times as much as shuffled ones, by {math.sqrt(share):.0%}"
         found.append((ratio, reported))
     return found
@@ -94,5 +90,5 @@ def compute_chance(freedom: int) -> float:
     if freedom < 1:
         return math.inf
     spread = 2 / (9 * freedom)
-    root = 1 - spread + _LIKELY * math.sqrt(spread)
+    root = 1 - spread + BATCHES_LIKELY * math.sqrt(spread)
     return root**3

@@ -12,10 +12,8 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.observing import LayerView
 from bnlab.doctor.patient import Patient
+from bnlab.doctor.thresholds import CALLS_RATIO, CALLS_RATIO_CHANCE, CALLS_SHARE, CALLS_SHARE_CHANCE
 from bnlab.doctor.undoing import EACH_BATCH, Undo, write_each_call
-
-_SHARE = 0.1  # of the variance, between calls
-_LOG_RATIO = 0.2  # of variances of calls: 0.1 above and 0.1 below
 
 
 class SeveralPopulations(Cause):
@@ -96,8 +94,8 @@ def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
 
     images = view.image_means.count / number
     by_chance = float((view.image_means.var / pooled.var).nanmean()) / images
-    most_share = max(_SHARE, 20 * by_chance)
-    most_ratio = max(_LOG_RATIO, 8 / math.sqrt(images))
+    most_share = max(CALLS_SHARE, CALLS_SHARE_CHANCE * by_chance)
+    most_ratio = max(CALLS_RATIO, CALLS_RATIO_CHANCE / math.sqrt(images))
     times = f"variances differ {math.exp(log_ratio):.1f}-fold"
     reported = f"{number} calls a forward: their means make up {share:.0%} of the variance, their {times}"
     return share > most_share or log_ratio > most_ratio, share, reported

@@ -13,6 +13,7 @@ from bnlab.doctor.patient import Answer, Patient
 from bnlab.doctor.thresholds import EXPLAINS_ALL, SCALE_SHOWS
 from bnlab.doctor.undoing import RESCALED, Change, Undo, change_images
 from bnlab.doctor.words import describe_number
+from bnlab.statistics.moments import Moments
 
 _ROUNDS = 3
 
@@ -44,14 +45,14 @@ class OtherInput(Cause):
             return
         changes: list[tuple[str, int, Change, str]] = []
         for scale, shift in _fit(patient, answer):
-            variant = "negative" if scale < 0 else ""
-            changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), variant))
+            name = f"{'negative' if scale < 0 else 'positive'}, shifts: {len(shift)}"
+            changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), name))
         if answer.colours == 3:
-            changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), ""))
-        for reported, degrees, change, variant in changes:
+            changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), "reversed"))
+        for reported, degrees, change, name in changes:
             explains = patient.explain_first(change)
             if explains > EXPLAINS_ALL:
-                yield Undo(reported, (patient.first,), degrees, change_images(change), RESCALED, explains, variant)
+                yield Undo(reported, (patient.first,), degrees, change_images(change), RESCALED, explains, name)
 
 
 def _are_as_in_training(patient: Patient) -> bool:
@@ -71,9 +72,12 @@ def _fit(patient: Patient, answer: Answer) -> Iterator[tuple[float, Tensor]]:
         for of_shift in slopes:
             scale = sign
             shift = torch.zeros(len(of_shift), dtype=torch.float64)
+            moments = _multiply(patient.first_as_is, sign, answer.at_zero)
             # The borders of padded images do not follow a shift, so that what is left is fitted again.
-            for _ in range(_ROUNDS):
-                left = _fit_once(patient, _undo(scale, shift), answer.at_zero, of_shift)
+            for number in range(_ROUNDS):
+                if number > 0:
+                    moments = patient.measure_first(_undo(scale, shift))
+                left = _fit_once(patient, moments, answer.at_zero, of_shift)
                 if left is None:
                     return
                 shift = shift + scale * left[1]
@@ -83,9 +87,20 @@ def _fit(patient: Patient, answer: Answer) -> Iterator[tuple[float, Tensor]]:
                 yield scale, shift
 
 
-def _fit_once(patient: Patient, change: Change, at_zero: Tensor, slopes: Tensor) -> tuple[float, Tensor] | None:
-    """Fit the scale and the shifts [K] that changed images still have; slopes [K, C]. None where nothing varies."""
-    moments = patient.measure_first(change)
+def _multiply(moments: Moments | None, sign: float, at_zero: Tensor) -> Moments | None:
+    """Compute what the first layer is given of images times 1 or −1, which it answers to affinely."""
+    if moments is None:
+        return None
+    return Moments(moments.count, at_zero + sign * (moments.mean - at_zero), moments.var)
+
+
+def _fit_once(
+    patient: Patient, moments: Moments | None, at_zero: Tensor, slopes: Tensor
+) -> tuple[float, Tensor] | None:
+    """Fit the scale and the shifts [K] that images still have, by what the first layer is given; slopes [K, C].
+
+    None where it is given nothing, or nothing varies.
+    """
     running_mean, running_var = patient.case.buffers[patient.first]
     eps = patient.case.layers[patient.first].eps
     if moments is None or not running_mean.isfinite().all():

@@ -6,9 +6,7 @@ import math
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.probe import DIFFERENT
-
-_LEAST = 0.01  # of σ or of the variance: rounding, and kernels that are not deterministic, make less
+from bnlab.doctor.thresholds import INPUT_DIFFERS, PREDICTIONS_DIFFER
 
 
 class UnsteadyPredictions(Cause):
@@ -36,15 +34,15 @@ class UnsteadyPredictions(Cause):
 
     def look(self, case: Case) -> Signs | None:
         data = case.data
-        if data.twice > DIFFERENT:
+        if data.twice > PREDICTIONS_DIFFER:
             return Signs.of([""], f"two runs of the same batch differ by {data.twice:.2g} of the outputs' spread")
         check = data.exact.check
-        if check is not None and not check.is_exact and check.off > _LEAST and check.layer is not None:
+        if check is not None and not check.is_exact and check.off > INPUT_DIFFERS and check.layer is not None:
             reported = f"another input, by {check.off:.2g} of σ or of the variance"
             if math.isinf(check.off):
                 reported = "calls in another order, or values that cannot be compared"
             return Signs.of([check.layer], f"an evaluation gives {check.layer!r} {reported}", "error")
         is_explained = bool(case.without or data.unread)
-        if data.alone > DIFFERENT and not is_explained:
+        if data.alone > PREDICTIONS_DIFFER and not is_explained:
             return Signs.of([""], f"images alone and in a batch differ by {data.alone:.2g} of the outputs' spread")
         return None

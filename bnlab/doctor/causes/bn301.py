@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-
-_DEAD = 10  # eps
-_WEAK = 100  # eps
-_SHARE = 0.05  # of a layer's channels
+from bnlab.doctor.thresholds import DEAD, WEAK, WEAK_SHARE
 
 
 class DeadChannels(Cause):
@@ -28,10 +25,10 @@ class DeadChannels(Cause):
         layers = []
         for name in case.seen:
             in_eps = exact[name].var / exact.eps[name]
-            is_weak = in_eps < _WEAK
-            if (in_eps < _DEAD).any() or is_weak.double().mean() > _SHARE:
+            is_weak = in_eps < WEAK
+            if (in_eps < DEAD).any() or is_weak.double().mean() > WEAK_SHARE:
                 layers.append(name)
-                dead += int((in_eps < _DEAD).sum())
+                dead += int((in_eps < DEAD).sum())
                 weak += int(is_weak.sum())
                 channels += len(in_eps)
         return Signs.of(layers, f"of {channels} channels {dead} have a variance below 10 eps, {weak} below 100 eps")

@@ -35,13 +35,13 @@ class UnusedWeights(Cause):
         weights = {name: case.layers[name].weight for name in names}
         scaled = [name for name, weight in weights.items() if weight is not None and not bool((weight == 1).all())]
         if fitting[-1] in scaled:
-            yield _set_to_one(patient, fitting[-1:])
+            yield _set_to_one(patient, fitting[-1:], "one")
         if len(scaled) > 1:
-            yield _set_to_one(patient, scaled)
+            yield _set_to_one(patient, scaled, "all")
 
 
-def _set_to_one(patient: Patient, names: Sequence[str]) -> Undo:
+def _set_to_one(patient: Patient, names: Sequence[str], name: str) -> Undo:
     weights = [patient.case.layers[name].weight for name in names]
     reported = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
     apply = write_weights((weight, torch.ones_like(weight)) for weight in weights)
-    return Undo(reported, tuple(names), len(names), apply)
+    return Undo(reported, tuple(names), len(names), apply, name=name)

@@ -14,10 +14,9 @@ from bnlab.doctor.cause import Cause
 from bnlab.doctor.history import History
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import find_labels, score_batch
+from bnlab.doctor.thresholds import SURELY_BETTER
 from bnlab.doctor.undoing import Undo, write_averages, write_weights
 from bnlab.model.borrow import measured
-
-_SURE = 2.0  # standard errors
 
 
 class WentWrongSince(Cause):
@@ -78,4 +77,4 @@ def _is_better(patient: Patient, undo: Undo) -> bool:
             parts.append(score_batch(patient.examination.run(batch), find_labels(batch)))
     values = torch.cat([part for part in parts if part is not None])
     error = float(values.std()) / math.sqrt(len(values))
-    return float(values.mean()) - _SURE * error > scores.best
+    return float(values.mean()) - SURELY_BETTER * error > scores.best

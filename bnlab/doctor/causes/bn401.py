@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.thresholds import RANKS_DIFFER, RANKS_DIFFER_MUCH
 
 
 class RanksDiffer(Cause):
@@ -32,12 +33,12 @@ class RanksDiffer(Cause):
             name: _compute_spread(torch.stack([rank[name] for rank in ranks]), layer.eps)
             for name, layer in case.layers.items()
         }
-        layers = [name for name, spread in spreads.items() if spread > 0.01]
+        layers = [name for name, spread in spreads.items() if spread > RANKS_DIFFER]
         if not layers:
             return None
         worst = max(layers, key=lambda name: spreads[name])
         evidence = f"up to {spreads[worst]:.2g} σ between {len(ranks)} ranks, in {worst!r}"
-        return Signs.of(layers, evidence, "warning" if spreads[worst] > 0.1 else "note")
+        return Signs.of(layers, evidence, "warning" if spreads[worst] > RANKS_DIFFER_MUCH else "note")
 
 
 def _compute_spread(buffers: Tensor, eps: float) -> float:

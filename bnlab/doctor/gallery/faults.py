@@ -277,12 +277,6 @@ def noisy_images(healthy: Healthy, sigma: float) -> Specimen:
     return change_images(add, has_training=True)(healthy)
 
 
-def enlarge_an_image(images: Tensor, labels: Tensor) -> Batches:
-    images = images.clone()
-    images[-100] *= 40
-    return split(images, labels)
-
-
 def eps_above_the_variance(healthy: Healthy) -> Specimen:
     model = build_network()
     train(model, healthy.images / 1000, healthy.labels)
@@ -345,5 +339,4 @@ sorted_batches = average_again(sort_by_class)
 brighter_images = change_images(lambda images, shift: images + shift, has_training=True)
 images_not_scaled = change_images(lambda images, scale: scale * images)
 channels_reversed = change_images(lambda images: images.flip(1))
-an_image_not_scaled = average_again(enlarge_an_image)
 dropout_before_batch_norm = train_further(add_dropout)
