@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.runs import Run
 from experiments.tune import list_lacking, list_tuning
 from experiments.tuning import RATE, TUNING_SEEDS, pick_rate, select_collapses, select_tested
 from tests.experiments.commands import run
-from tests.helpers import plan_network
+from tests.helpers import Run, plan_network
 
 RATES = (0.025, 0.1, 0.4)
 BEST = 0.1
