@@ -54,7 +54,7 @@ CASES = {
     "norm=none measurements=[drift,gaps]": "measurements=[drift,gaps]: measures nothing",
     "order=random": "order=random: must be one of shuffled, sorted, blocks:16",
     "shifts=fog:1": "shifts=fog:1: must be one of none, blur:1",
-    "estimator=foo": "estimator=foo: must be one of averaged, ",
+    "estimator=zzz": "estimator=zzz: must be one of averaged, ",
     "device=foo": "device=foo: not available here",
     # types and ranges
     "seed=0.5": "seed: Value '0.5' of type 'float' could not be converted to Integer",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.harness.lab.catalogue import CONF, list_files, list_questions
-from bnlab.harness.lab.command import run_command
+from bnlab.harness.lab.command import require_memory, run_command
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
 
@@ -37,6 +37,7 @@ def _read_help() -> str:
 
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
+    require_memory()
     with Display(quiet="quiet=true" in words) as display:
         return _plan_and_run(words, display)
 
