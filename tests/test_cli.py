@@ -100,7 +100,12 @@ def test_into_a_closed_pipe(folder: Path, words: list[str]) -> None:
     os.close(reading)
 
     done = subprocess.run(
-        [sys.executable, "-m", "bnlab.cli", *words], cwd=folder, stdout=writing, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "bnlab.cli", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # a short output is written at the end
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     os.close(writing)
 
