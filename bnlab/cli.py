@@ -29,8 +29,19 @@ _OF_SWEEPS = {
 
 def main() -> int:
     """Run the command that the words name; 2 for a user's mistake, with one line that says what to do."""
-    if sys.argv[1:] and sys.argv[1] in _OF_SWEEPS:
-        return _run_lab(sys.argv[1], sys.argv[2:])
+    try:
+        code = _run_command(sys.argv[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as by `| head`
+        sys.stdout = None  # type: ignore[assignment]  # it is not flushed at the end
+        return 0
+    return code
+
+
+def _run_command(words: list[str]) -> int:
+    if words and words[0] in _OF_SWEEPS:
+        return _run_lab(words[0], words[1:])
 
     # Here: with torch, for which a sweep waits itself, so that Ctrl-C in that time ends it with a line.
     from bnlab.memory import keep_freed_memory
@@ -38,9 +49,11 @@ def main() -> int:
     keep_freed_memory()
     try:
         # `max_images=100` too, as Python and the commands of the harness write it.
-        words = [re.sub("^max_images=", "--max-images=", word) for word in sys.argv[1:]]
+        words = [re.sub("^max_images=", "--max-images=", word) for word in words]
         arguments = _make_parser().parse_args(words)
         code: int = arguments.run(arguments)
+    except BrokenPipeError:
+        raise
     except Exception as error:  # the caller's model and batches may raise anything
         print(f"error: {_describe_error(error)}", file=sys.stderr)
         return 2

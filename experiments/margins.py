@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.reporting.experiment import Score, Tables, above, within
 from bnlab.harness.reporting.frames import (
     FIRST,
     gap_over_layers,
@@ -13,6 +13,7 @@ from bnlab.harness.reporting.frames import (
     name_panels,
     put_in_order,
     rows,
+    score,
     select,
     select_largest_gap,
 )
@@ -33,11 +34,21 @@ AS_ACCURATE = "at 0 both are as accurate"
 AS_NEAR = "at 1 both are as near"
 A_POINT = "a point is what decides between two networks of this size"
 
+# Margins that several claims have
+GAINS = above(0.0, "points gained", AS_ACCURATE)
+COSTS_A_POINT = above(1.0, "points", A_POINT)
+HARMLESS = within(-0.3, 0.3, "points", SIX_IMAGES)
+
 ALL_LAYERS = (
     "Root mean square over the layers behind the first; the first beside it, whose input is standardized by hand: its "
     "means stay near 0, so that it has noise and hardly any lag."
 )
 """A sentence for captions of figures of `compute_gaps`."""
+
+
+def score_cost(at: float, by: Sequence[str] = EACH, **wanted: Any) -> Score:
+    """Score the points of accuracy that PyTorch's running average loses, at a share of the training."""
+    return score("evaluations", "accuracy", by, at=at, **{**COST_OF_EMA, "split": "test", **wanted})
 
 
 def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line: str = "line") -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,24 @@ MISTAKES = {
     "doctor mine:model --weights nowhere.pt": "--weights nowhere.pt: no such file",
     "doctor mine:model --before nowhere.pt": "--before nowhere.pt: no such file",
 }
+
+
+@pytest.mark.parametrize("words", [["explain"], ["runs", "list"]])
+def test_into_a_closed_pipe(folder: Path, words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "bnlab.cli", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # a short output is written at the end
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("line", MISTAKES)

@@ -48,9 +48,14 @@ def find_close(name: object, known: Iterable[str]) -> str | None:
     return by_letters[close[0]] if close else None
 
 
-def describe_os_error(error: OSError) -> str:
-    """Say which file or folder the system refused, and that nothing is lost."""
-    return f"{error}; what is finished is kept"
+def find_network(beginning: str, names: Iterable[str], where: str) -> str:
+    """Find the one network that is called so, or whose name alone begins so; UserError unless there is one."""
+    known = list(names)
+    found = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
+    if len(found) == 1:
+        return found[0]
+    networks = f"{len(found)} networks, such as {found[0]}," if found else "no network"
+    raise UserError(f"{beginning}: names {networks} {where}")
 
 
 def where_raised(error: BaseException) -> str:

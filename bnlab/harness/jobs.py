@@ -78,34 +78,27 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
 
 
 def prepare(configs: list[Config]) -> None:
-    """Before the first job: find what would stop them (see `try_all`), and forget the failures of earlier sweeps."""
-    try_all(configs)
-    for config in configs:
-        config.folder.mkdir(parents=True, exist_ok=True)
-        find_failure(Run(config)).unlink(missing_ok=True)
-        remove_state(Run(config).folder)  # what a killed process has left
-    columns = describe_runs().schema  # for reports, which do not see the components
-    for folder in {config.folder for config in configs}:
-        schema.write_frame(columns_path(folder), schema.empty(columns), columns)
+    """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
 
-
-def try_all(configs: list[Config]) -> None:
-    """Let each estimator average a short stream, and each kind of network that is not trained yet make an update.
-
-    UserError for whatever fails.
+    UserError for an estimator that cannot average a short stream, or a kind of network that cannot make an update.
     """
-    subjects = list(dict.fromkeys(subject for config in configs for subject in list_subjects(config)))
-    try_estimators(subjects)
+    try_estimators(subject for config in configs for subject in list_subjects(config))
+    runs = [Run(config) for config in configs]
     kinds: dict[tuple[Any, ...], Run] = {}
-    for run in map(Run, configs):
+    for run in runs:
         config = run.config
         if not run.finished:
             kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
+    for run in kinds.values():
+        try_training(run)
 
-    notes = [try_training(run, subjects) for run in kinds.values()]
-    for note in dict.fromkeys(notes):
-        if note:
-            say_problem(note)
+    for run in runs:
+        run.config.folder.mkdir(parents=True, exist_ok=True)
+        find_failure(run).unlink(missing_ok=True)
+        remove_state(run.folder)  # what a killed process has left
+    columns = describe_runs().schema  # for reports, which do not see the components
+    for folder in {config.folder for config in configs}:
+        schema.write_frame(columns_path(folder), schema.empty(columns), columns)
 
 
 def list_needed_checkpoints(run: Run) -> list[int]:

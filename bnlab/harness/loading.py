@@ -13,7 +13,7 @@ from bnlab.common.files import Unreadable, reading
 from bnlab.harness.artifacts.job_settings import restore_config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import require_one_of
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import load
@@ -128,11 +128,5 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
 def _find_run(name: str, run: str, results: str | Path) -> str:
     """Find the full name of a sweep's network that is called so, or of the only one whose name begins so."""
     known = list(load(name, results)["runs"]["run"])
-    if run in known:
-        return run
-    matches = [each for each in known if each.startswith(run)]
-    if len(matches) == 1:
-        return matches[0]
-    found = f"{len(matches)} networks" if matches else "no network"
     some = ", ".join(known[:3])
-    raise UserError(f"{run}: names {found} of {name}; there are {some}, … (the table runs has all)")
+    return find_network(run, known, f"of {name}; there are {some}, … (the table runs has all)")

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from bnlab.common.files import Unreadable
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.producing import format_seconds, record_moments, start_training
+from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import train
-from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process, try_all
+from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
+from bnlab.harness.trial import Cost, try_training
 from bnlab.harness.updates import ADVICE, count_last
 
-_WARM_UP = 5  # updates of a trial that are not timed
-_SECONDS = 1.0  # that the others take
-
-
-class Cost(NamedTuple):
-    """Of an update: seconds, and bytes of batch moments. Bytes of a checkpoint."""
-
-    update: float
-    moments: float
-    checkpoint: float
+_SECONDS = 1.0  # of each trial
 
 
 def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
@@ -85,15 +74,14 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
         return
 
     try_estimators(subject for config in waiting for subject in list_subjects(config))
-    untrained = _list_untrained(waiting)
-    try_all([run.config for run in untrained])
     costs: dict[tuple[Any, ...], Cost] = {}
     seconds = disk = 0.0
-    for run, needed in untrained.items():
+    for run, needed in _list_untrained(waiting).items():
         config = run.config
         kind = (config.data, config.model, config.norm, config.inputs, config.batch_size)
         if kind not in costs:
-            costs[kind] = _try_updates(run)
+            prepare_process(config)
+            costs[kind] = try_training(run, _SECONDS)
         cost = costs[kind]
         seconds += run.steps * cost.update
         disk += run.steps * cost.moments + len({*needed, run.steps}) * cost.checkpoint
@@ -104,25 +92,3 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
     yield f"measuring  on top, at {checkpoints}; with many estimators and momenta it takes longer than training"
     yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"
     yield from small_batches
-
-
-def _try_updates(run: Run) -> Cost:
-    """Train for about a second, and measure what it costs."""
-    prepare_process(run.config)
-    optimizer = replace(run.config.optimizer, lr=0.0)  # cannot diverge
-    trial = Run(replace(run.config, optimizer=optimizer, averaging="none"))
-    trial.dataset = run.dataset
-    progress = start_training(trial)
-    started = time.perf_counter()
-    with record_moments(trial, progress) as trace:
-        for step in train(progress, trial.batches, optimizer, steps=10**9):
-            now = time.perf_counter()
-            if step <= _WARM_UP:
-                started = now
-            elif now - started >= _SECONDS:
-                break
-
-    layers = [] if trace is None else list(trace.layers.values())
-    moments = sum(layer.moments.nbytes for layer in layers) / progress.step
-    checkpoint = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
-    return Cost((now - started) / (step - _WARM_UP), moments, checkpoint)

@@ -1,11 +1,14 @@
-"""The trial of a network: one update before it is trained, and whether its own batch norms average what is recorded."""
+"""The trial of a network: an update before it is trained, or a second of them, and what its own batch norms average."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
 from torch import nn
 
@@ -14,25 +17,39 @@ from bnlab.harness.artifacts.producing import record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Diverged, compute_logits, train
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.measurements.subjects import Subject
-from bnlab.model.layers import TORCH_FORWARDS, BatchNorm, has_own_forward
+from bnlab.model.layers import BatchNorm
 
+_WARM_UP = 5  # updates that are not timed
 _REMEDY = (
     "let them average in train mode, by their momentum; of what is not their input name a function that gives it, from "
     "the layer, the arguments and the keyword arguments of its call: inputs=module.function"
 )
 
 
-def try_training(run: Run, subjects: Iterable[Subject]) -> str:
-    """Make the first update; UserError if the network cannot be built, take images, be trained or be measured.
+class Cost(NamedTuple):
+    """Of an update: seconds, and bytes of batch moments. Bytes of a checkpoint."""
+
+    update: float
+    moments: float
+    checkpoint: float
+
+
+def try_training(run: Run, seconds: float | None = None) -> Cost:
+    """Make an update, and more for so many seconds; its weights stay as they are.
+
+    UserError if the network cannot be built, take images, be trained or be measured.
 
     Returns:
-        Which averages of the user's own batch norms are not among those of `subjects`, in words; empty: none.
+        What an update costs; without `seconds` its time is NaN.
     """
     config = run.config
+    optimizer = replace(config.optimizer, lr=0.0)
+    trial = Run(replace(config, optimizer=optimizer, averaging="none"))
+    trial.dataset = run.dataset
+    update = math.nan
     images, classes = run.dataset.train.images[:2], run.dataset.classes
     try:
-        progress = start_training(run)
+        progress = start_training(trial)
         _require_statistics(config, progress.model)
         logits = compute_logits(progress.model, images, config.precision)
         if logits.shape != (2, classes):
@@ -43,8 +60,9 @@ def try_training(run: Run, subjects: Iterable[Subject]) -> str:
             warnings.filterwarnings(
                 "ignore", "record: nothing was recorded: no batch-norm layer was called"
             )  # all frozen
-            with record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
-                next(train(progress, run.batches, config.optimizer, run.steps, until=1))
+            with record_moments(trial, progress) as trace, contextlib.suppress(Diverged):  # which is a result
+                updates = train(progress, trial.batches, optimizer, steps=10**9)
+                update = _time_updates(updates, seconds)
     except UserError:
         raise
     except UserWarning as error:
@@ -55,7 +73,25 @@ def try_training(run: Run, subjects: Iterable[Subject]) -> str:
         raise UserError(
             f"model={config.model.name}: cannot be trained, {where_raised(error)}; it was given {given}"
         ) from error
-    return _describe_momenta(config, progress.model, subjects)
+
+    layers = [] if trace is None else list(trace.layers.values())
+    moments = sum(layer.moments.nbytes for layer in layers) / max(1, progress.step)
+    checkpoint = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
+    return Cost(update, moments, checkpoint)
+
+
+def _time_updates(updates: Iterator[int], seconds: float | None) -> float:
+    """Make an update, and more for so many seconds; the seconds that one takes, without the first ones."""
+    started = time.perf_counter()
+    for step in updates:
+        now = time.perf_counter()
+        if seconds is None:
+            break
+        if step <= _WARM_UP:
+            started = now
+        elif now - started >= seconds:
+            return (now - started) / (step - _WARM_UP)
+    return math.nan
 
 
 def _name_own(config: Config) -> str:
@@ -73,31 +109,3 @@ def _require_statistics(config: Config, model: nn.Module) -> None:
                 "mode depends on the images that are predicted together; let it keep them, and choose "
                 "estimator=test_batch for statistics of these images"
             )
-
-
-def _describe_momenta(config: Config, model: nn.Module, subjects: Iterable[Subject]) -> str:
-    """Say which momenta of the user's own batch norms a sweep does not measure, if it measures any; empty: none."""
-    averages = [subject for subject in subjects if subject.average is not None]
-    swept = [subject.momentum for subject in averages if subject.momentum is not None]
-    if not swept or not (config.norm.is_own or config.model.is_own):
-        return ""
-
-    missing = []
-    for layer in model.modules():
-        if not isinstance(layer, BatchNorm):
-            continue
-        if type(layer).forward not in TORCH_FORWARDS and not has_own_forward(layer):  # of bnlab, without a fixed one
-            continue
-        if layer.momentum is None:
-            is_measured = any(subject.estimator == "cumulative" for subject in averages)
-        else:
-            is_measured = any(math.isclose(layer.momentum, each, rel_tol=0.01) for each in swept)
-        if not is_measured:
-            missing.append(f"momentum={layer.momentum}")
-    if not missing:
-        return ""
-    measured = ", ".join(f"{momentum:g}" for momentum in dict.fromkeys(swept))
-    return (
-        f"{_name_own(config)}: averages with {' and '.join(dict.fromkeys(missing))} while it is trained, but rows are "
-        f"of momentum {measured}; add it to momentum=, or cumulative to estimator= for None"
-    )

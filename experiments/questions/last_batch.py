@@ -23,7 +23,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Findin
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from bnlab.harness.updates import count_training
-from experiments.margins import A_POINT, AS_ACCURATE, SIX_IMAGES
+from experiments.margins import A_POINT, AS_ACCURATE, COSTS_A_POINT, SIX_IMAGES
 
 SETTINGS = ("batch_size", "optimizer.schedule", "data.images")
 CELL = ("batch_size", "optimizer.schedule", "remainder", "when")
@@ -127,12 +127,12 @@ EXPERIMENT = Experiment(
             "At a constant rate the update of a last batch of at most 1/6 costs the weights over a point, right after "
             "it.",
             score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **CONSTANT), above(1.0, "points", A_POINT)),
+                  **CONSTANT), COSTS_A_POINT),
         "averages_lose": Claim(
             "At a constant rate running averages lose over a point more right after a last batch of at most 1/6 than "
             "right after a full one.",
             score(compute_lost_more, "accuracy", CELL, scale=-100, remainder=SMALL, when=RIGHT_AFTER,
-                  **EMA, **CONSTANT), above(1.0, "points", A_POINT)),
+                  **EMA, **CONSTANT), COSTS_A_POINT),
         "weights_keep_at_the_end": Claim(
             "At the end of a one-cycle schedule a last batch of at most 1/6 costs the weights less than 0.3 points.",
             score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
@@ -161,7 +161,7 @@ EXPERIMENT = Experiment(
             "At the end of a constant rate, right after the last small batch, a last batch of at most 1/6 costs the "
             "weights over a point (asked when seen).",
             score(compute_lost_in_weights, "accuracy", CELL, scale=-100, remainder=SMALL, when=END,
-                  **CONSTANT), above(1.0, "points", A_POINT)),
+                  **CONSTANT), COSTS_A_POINT),
         "weighing_gains": Claim(
             "At a constant rate, right after a last batch of at most 1/6, an average that is weighted by batch size "
             "gains over a point against the plain one.",

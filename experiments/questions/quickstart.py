@@ -22,14 +22,15 @@ from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
 from experiments.margins import (
     A_POINT,
     ALL_LAYERS,
-    AS_ACCURATE,
     AS_NEAR,
-    COST_OF_EMA,
+    COSTS_A_POINT,
     EACH,
     FLAT,
+    GAINS,
     OVER_TIME,
     PYTORCH,
     compute_gaps,
+    score_cost,
 )
 
 SHARES = EARLY, LATE = (0.1, 1.0)  # of the training
@@ -92,21 +93,19 @@ EXPERIMENT = Experiment(
     claims={
         "default_costs_early": Claim(
             "After a tenth of training, PyTorch's momentum costs accuracy (asked when seen).",
-            score("evaluations", "accuracy", EACH, at=EARLY, **COST_OF_EMA), above(1.0, "points", A_POINT)),
+            score_cost(EARLY), COSTS_A_POINT),
         "start_costs_early": Claim(
             "Without the weight of its start at 0 and 1, PyTorch's running average is more accurate there (asked when "
             "seen).",
             score(select_default, "accuracy", EACH, against="ema_debiased", scale=-100, estimator="ema"),
-            above(1.0, "points", A_POINT)),
+            COSTS_A_POINT),
         "lag_costs_early": Claim(
             "Without its start, PyTorch's momentum still costs accuracy after a tenth of training (asked when seen).",
-            score("evaluations", "accuracy", EACH, at=EARLY, **{**COST_OF_EMA, "estimator": "ema_debiased"}),
-            above(1.0, "points", A_POINT)),
+            score_cost(EARLY, estimator="ema_debiased"), COSTS_A_POINT),
         "last_batch_beats_ema_early": Claim(
             "After a tenth of training, the last batch's moments alone gain accuracy against PyTorch's momentum (asked "
             "when seen).",
-            score(select_default, "accuracy", EACH, against="ema", scale=100, estimator="last_batch"),
-            above(0.0, "points gained", AS_ACCURATE)),
+            score(select_default, "accuracy", EACH, against="ema", scale=100, estimator="last_batch"), GAINS),
         "last_batch_is_farther_early": Claim(
             "After a tenth of training the last batch alone has a larger gap behind the first layer than the best "
             "momentum (asked when seen).",
@@ -114,7 +113,7 @@ EXPERIMENT = Experiment(
                   momentum=1.0, **RATIO_OVER_LAYERS), above(1.25, "times", FLAT)),
         "default_is_harmless_late": Claim(
             "At the end of training PyTorch's momentum costs less than a point of accuracy (asked when seen).",
-            score("evaluations", "accuracy", EACH, at=LATE, **COST_OF_EMA), within(-1.0, 1.0, "points", A_POINT)),
+            score_cost(LATE), within(-1.0, 1.0, "points", A_POINT)),
         "predictive_is_nearer": Claim(
             "On average over the layers behind the first and all measured steps, PyTorch's gap is larger than that of "
             "predictive momentum (narrowed to the layers behind the first after its numbers were known; dropped once, "

@@ -14,7 +14,7 @@ from bnlab.common.names import EstimatorName
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import A_POINT, AS_ACCURATE, name_lines
+from experiments.margins import A_POINT, GAINS, name_lines
 
 NAMES = {
     "ema": "running averages",
@@ -24,7 +24,6 @@ NAMES = {
 }
 RUNNING, EXACT, EVAL_NORM, WEIGHING = NAMES.values()
 FROZEN = "frozen with running averages"
-BETTER = above(0.0, "points gained", AS_ACCURATE)
 
 
 def select_accuracies(tables: Tables) -> pd.DataFrame:
@@ -84,13 +83,13 @@ EXPERIMENT = Experiment(
     claims={
         "eval_norm_beats_running_averages": Claim(
             "EvalNorm is more accurate than PyTorch's running averages.",
-            score_gain(EVAL_NORM, RUNNING), BETTER),
+            score_gain(EVAL_NORM, RUNNING), GAINS),
         "eval_norm_beats_exact_statistics": Claim(
             "EvalNorm is more accurate than exact statistics.",
-            score_gain(EVAL_NORM, EXACT), BETTER),
+            score_gain(EVAL_NORM, EXACT), GAINS),
         "example_weighing_gains": Claim(
             "Exact statistics in which the example itself has a tenth are more accurate than exact ones alone.",
-            score_gain(WEIGHING, EXACT), BETTER),
+            score_gain(WEIGHING, EXACT), GAINS),
         "exact_statistics_gain_in_batches_of_two": Claim(
             "In batches of 2 exact statistics are over a point more accurate than running averages.",
             score_gain(EXACT, RUNNING, batch_size=2), above(1.0, "points gained", A_POINT)),
@@ -99,12 +98,12 @@ EXPERIMENT = Experiment(
             "statistics.",
             score(select_accuracies, "accuracy", ("batch_size", "freeze_with"), scale=100, against="none",
                   along="freeze_with", matching=("seed", "batch_size", "line"), line=RUNNING, batch_size=(2, 4)),
-            BETTER),
+            GAINS),
         "freezing_beats_eval_norm": Claim(
             "Networks that were frozen for the last fifth, under their running averages, are more accurate than "
             "networks that were never frozen under EvalNorm (asked when seen).",
             score(compute_repairs, "accuracy", ("batch_size",), scale=100, against=EVAL_NORM, along="line",
-                  matching=("seed", "batch_size"), line=FROZEN), BETTER),
+                  matching=("seed", "batch_size"), line=FROZEN), GAINS),
         "discrepancy_is_noise_of_batches": Claim(
             "Exact means are over twice as far from those of single batches of 2 as of 16, in every layer.",
             score("gaps", "tid_mean", ("depth",), at=1.0, against=16, along="batch_size", matching=("seed",),

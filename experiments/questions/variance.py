@@ -9,10 +9,9 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
-from experiments.margins import AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, SIX_IMAGES, name_lines
+from experiments.margins import AS_NEAR, EACH, GAINS, HARMLESS, name_lines, score_cost
 
 CORRECTION = "m/(m−1) alone: with over without"
-SAME = within(-0.3, 0.3, "points", SIX_IMAGES)
 
 NAMES = {
     "ema": "running average",
@@ -104,11 +103,11 @@ EXPERIMENT = Experiment(
             below(0.01, "share", "half of the 2% that were called little before")),
         "correction_costs_nothing": Claim(
             "Accuracy under the EMA is the same with the correction n/(n−1) and without it, to 0.3 points.",
-            score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"), SAME),
+            score("evaluations", "accuracy", EACH, at=1.0, against="ema_biased", scale=100, estimator="ema"), HARMLESS),
         "tiny_batches_cost": Claim(
             "At the end of training PyTorch's momentum costs less than 0.3 points at batches of 2 and 4 (asked when "
             "seen).",
-            score("evaluations", "accuracy", EACH, at=1.0, batch_size=(2, 4), **COST_OF_EMA), SAME),
+            score_cost(1.0, batch_size=(2, 4)), HARMLESS),
         "pooled_is_nearer_when_frozen": Claim(
             "On frozen weights at tiny batches pooled variances are nearer to the exact ones behind the first layer.",
             score("gaps", "var_gap", (*EACH, "depth"), at=1.0, against="update_bn", ratio=True, geometric=True,
@@ -117,6 +116,6 @@ EXPERIMENT = Experiment(
         "pooling_gains": Claim(
             "On frozen weights at tiny batches, pooling batches gains accuracy against averaging their variances.",
             score("evaluations", "accuracy", EACH, at=1.0, against="update_bn", scale=100, estimator="precise",
-                  batch_size=(2, 4)), above(0.0, "points gained", AS_ACCURATE)),
+                  batch_size=(2, 4)), GAINS),
     },
 )  # fmt: skip

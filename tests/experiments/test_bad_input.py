@@ -14,7 +14,7 @@ from tests.experiments.commands import Call, run
 CASES = {
     # overrides that are none
     "bath_size=4": "bath_size=4: there is no setting bath_size; did you mean batch_size?",
-    "+x=1": "+x=1: there is no setting to add",
+    "+x=1": "+x=1: settings are neither added nor left out",
     "=4": "=4: there is no setting",
     "batch_size": "batch_size: cannot be read; write key=value",
     "norm=null": "norm=null: is no choice",
@@ -22,7 +22,7 @@ CASES = {
     "hydra/launcher=joblib hydra.launcher.n_jobs=many": "hydra.launcher.n_jobs=many\n  Value 'many' of type 'str'",
     "-m hydra.verbose=true,false": "hydra.verbose=true,false: cannot be swept",
     "seed=${foo}": "seed: Interpolation key 'foo' not found",
-    "~batch_size": "~batch_size: nothing can be left out",
+    "~batch_size": "~batch_size: settings are neither added nor left out",
     "-m experiment=quickstart,momentum": "experiment=quickstart,momentum: each of them has a sweep of its own",
     "-m data=glob(*)": "data=glob(*): cannot be swept",
     "-m name=a,b": "name=a,b: cannot be swept; comma lists can, but not of name",
@@ -45,7 +45,7 @@ CASES = {
     "order=shufled": "order=shufled: did you mean shuffled?",
     "estimator=EMMA": "estimator=EMMA: did you mean ema?",
     "model.name=resnet18": "model.name=resnet18: choose by model=, from cnn, plain, mlp, resnet, torchvision",
-    "data.flip=true": "data.flip=true: this data has no flip; data=cifar10 has",
+    "data.flip=true": "data.flip=true: there is no setting data.flip",
     "norm=none model=torchvision": "norm=none: resnet18 has normalization of its own",
     "norm=instance model=mlp": "norm=instance: a unit of model=mlp has one value",
     "norm=group norm.groups=5": "norm.groups=5: must divide model.width=32",
@@ -54,7 +54,7 @@ CASES = {
     "norm=none measurements=[drift,gaps]": "measurements=[drift,gaps]: measures nothing",
     "order=random": "order=random: must be one of shuffled, sorted, blocks:16",
     "shifts=fog:1": "shifts=fog:1: must be one of none, blur:1",
-    "estimator=foo": "estimator=foo: must be one of averaged, ",
+    "estimator=zzz": "estimator=zzz: must be one of averaged, ",
     "device=foo": "device=foo: not available here",
     # types and ranges
     "seed=0.5": "seed: Value '0.5' of type 'float' could not be converted to Integer",
@@ -77,7 +77,6 @@ CASES = {
     # folders
     "data=cifar10 data.copies=true data.root=nowhere": "nowhere/train is missing; set data.root to the folder that has",
     "data=cifar10 data.root=nowhere": "nowhere/cifar-10-batches-py/data_batch_1 is missing; set data.download=true",
-    "--config-dir nowhere": "--config-dir=nowhere: is no folder",
     "--foo": "--foo: no such option",
     "name=../x": "name=../x: must be letters, digits, _ . -",
 }
@@ -85,16 +84,14 @@ CASES = {
 HEADER = "# @package _global_\n"
 FILES = {
     "unknown key": (f"{HEADER}bath_size: 3\n", "there is no setting bath_size; did you mean batch_size?"),
-    "unknown key of a group": (f"{HEADER}norm:\n  batch_size: 3\n", "this norm has no batch_size; norm=ghost has"),
+    "unknown key of a group": (
+        f"{HEADER}norm:\n  batch_size: 3\n",
+        "there is no setting norm.batch_size; did you mean",
+    ),
     "wrong type": (f"{HEADER}optimizer:\n  lr: high\n", "Value 'high'"),
     "bracket": (f"{HEADER}momentum: [0.1\nname: mine\n", 'mine.yaml", line 3'),
     "choice": (f"{HEADER}defaults:\n  - override /data: cifra\n", "data=cifra: did you mean cifar10?"),
-    "own choice": (
-        f"{HEADER}model: mine.make_model\n",
-        "In 'experiment/mine': model: mine.make_model is chosen among its defaults: as "
-        "- override /model: mine.make_model\n",
-    ),
-    "choice without defaults": (f"{HEADER}optimizer: adamw\n", "as - override /optimizer: adamw"),
+    "choice without defaults": (f"{HEADER}optimizer: adamw\n", "In 'experiment/mine'"),
     "no header": ("batch_size: 32\n", "begins with the line # @package _global_"),
 }
 
@@ -114,12 +111,14 @@ def test_a_mistake_on_the_command_line(line: str, call: Call, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_mistake_in_a_file(case: str, call: Call, tmp_path: Path) -> None:
+def test_a_mistake_in_a_file(case: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, message = FILES[case]
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(text)
 
-    done = call("sweep", f"--config-dir={tmp_path}", "experiment=mine", f"results={tmp_path}/r")
+    done = call("sweep", "experiment=mine", f"results={tmp_path}/r")
 
     assert done.code == 2
     assert message in done.err

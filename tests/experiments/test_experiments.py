@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from bnlab.harness.artifacts.data.cifar10 import Cifar10
-from bnlab.harness.lab.compose import plan_jobs
 from tests.experiments.commands import ROOT, Call
-from tests.helpers import write_copies
+from tests.helpers import plan_jobs, write_copies
 
 FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))}
 NAMES = sorted({content["name"] for content in FILES.values()})

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from bnlab.harness import load
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute
-from bnlab.harness.lab.compose import plan_jobs
 from tests.experiments.commands import ROOT, Call
+from tests.helpers import plan_jobs
 
 
 def test_jobs_come_in_hydras_order() -> None:

@@ -19,15 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bnlab.common.vision import torchvision
 from bnlab.harness import load, load_images, load_model
 from bnlab.harness.artifacts.data import OwnData, load_dataset
 from bnlab.harness.artifacts.data.own_data import forget_own
 from bnlab.harness.artifacts.job_settings import network_hash
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.compose import plan_jobs
 from tests.experiments.commands import Call, Write
+from tests.helpers import plan_jobs, torchvision
 
 TRAIN, TEST = 40, 12
 CASES = itertools.count()  # what has been read is kept by the arguments of its function

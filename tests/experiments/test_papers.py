@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import experiments.papers
+from bnlab.harness import load
 from bnlab.harness.lab.catalogue import REFERENCE, find_experiment
 from bnlab.harness.reporting.frames import OtherThan, score
-from bnlab.harness.reporting.tables import load
 
 FOLDER = Path(experiments.papers.__file__).parent
 PAPERS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.yaml"))}

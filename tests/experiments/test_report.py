@@ -56,8 +56,8 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
 
     text = (folder / "ANSWERS.md").read_text()
     page = (folder / "quickstart" / "report.html").read_text()
-    assert "lost after four updates of 256 images, that start costs" in text
-    assert "In batches of 64, after 144 updates" not in text
+    assert "points lost after four updates of 256 images, it costs" in text
+    assert "In batches of 64, at a constant learning rate" not in text
 
     own = (folder / "quickstart" / "README.md").read_text()
     assert f"bnlab sweep experiment=quickstart results={folder}" in own

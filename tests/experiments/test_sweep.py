@@ -88,17 +88,21 @@ def test_help() -> None:
     assert "data.images=null" in shown
 
 
-def test_an_experiment_that_lies_elsewhere_and_divergence(call: Call, tmp_path: Path) -> None:
+def test_an_experiment_that_lies_elsewhere_and_divergence(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network that diverges keeps its rows up to then, and the sweep goes on; folders may have a space."""
     folder = tmp_path / "my folder"
-    (folder / "experiment").mkdir(parents=True)
-    (folder / "experiment" / "mine.yaml").write_text(
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    (folder / "conf" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nname: mine\nbatch_size: 256\nsteps: 6\naccuracy_at: all\nestimator: exact\n"
         "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      optimizer.lr: 0.1,1e8\n"
     )
     results = tmp_path / "my results"
 
-    done = call("sweep --config-dir", str(folder), "experiment=mine", "hydra/launcher=basic", f"results={results}")
+    monkeypatch.chdir(folder)
+
+    done = call("sweep", "experiment=mine", "hydra/launcher=basic", f"results={results}")
 
     assert done.code == 0, done.err
     assert done.out.count("diverged: ") == 1

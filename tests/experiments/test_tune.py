@@ -12,10 +12,9 @@ import pandas as pd
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.runs import Run
 from experiments.tune import list_lacking, list_tuning, main
 from experiments.tuning import RATE, TUNING_SEEDS, pick_rate, select_collapses, select_tested
-from tests.helpers import plan_network
+from tests.helpers import Run, plan_network
 
 RATES = (0.025, 0.1, 0.4)
 BEST = 0.1

@@ -40,7 +40,7 @@ def test_networks_that_are_trained_at_a_time_share_the_time(
 ) -> None:
     """Three networks with 40 updates, of ten seconds each by this clock, take 400 seconds together."""
     clock = itertools.count(step=10)
-    monkeypatch.setattr("bnlab.harness.planning.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("bnlab.harness.trial.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
 
     sweep_small(tmp_path, "-m", "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "dry_run=true")

@@ -119,7 +119,6 @@ class Config:
     )
     dry_run: bool = setting(False, "only say how many networks, how long they train, and how much disk space they take")
     quiet: bool = setting(False, "print nothing but failures, and what dry_run says")
-    csv: bool = setting(False, "write tables as CSV too")
     log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bnlab.harness.errors import UserError, describe_os_error
+from bnlab.harness.errors import UserError
 from bnlab.harness.lab.catalogue import import_shipped
 
 _LEAST_MEMORY = 1_600_000_000  # bytes of addresses
@@ -42,11 +42,10 @@ def run_command(
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # as by `| head`
-        sys.stdout = None  # type: ignore[assignment]  # it is not flushed at the end
-        return 0
+    except BrokenPipeError:  # as by `| head`, see `bnlab.cli.main`
+        raise
     except OSError as error:
-        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        print(f"error: {error}; what is finished is kept", file=sys.stderr)
         return 2
     except MemoryError:
         print("error: out of memory; what is finished is kept", file=sys.stderr)

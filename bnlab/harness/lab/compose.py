@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
-from bnlab.harness.components import Component, list_settings
 from bnlab.harness.config import check, check_device, register
 from bnlab.harness.errors import UserError, find_close, suggest
 from bnlab.harness.lab.catalogue import CONF
@@ -33,7 +31,6 @@ _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may sa
 _FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
 _NEVER_SWEPT = ("name", "results")
 _UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
-_NO_CHOICE = re.compile(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)")  # what OmegaConf says
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -77,7 +74,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     With `multirun`, or where an experiment's file says so, comma lists are swept. `begin` is told what takes long.
     """
     register()
-    overrides = [_read_word(word) for word in _search_folders(words)]
+    overrides = [_read_word(word) for word in (*words, *_find_own_files())]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
         is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
@@ -105,33 +102,20 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     return Sweep(jobs, launched_by)
 
 
-def _search_folders(words: Sequence[str]) -> list[str]:
-    """Put a Hydra setting in place of `--config-dir`, with `conf/` here; UserError for a folder that cannot be used."""
-    options = [word for word in words if word.startswith("--config-dir")]
-    others = [word for word in words if word not in options]
-    folders = []
-    for option in options:
-        folder = Path(option.partition("=")[2])
-        if not folder.is_dir():
-            raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
-        folders.append(folder.resolve())
+def _find_own_files() -> list[str]:
+    """Find the folder `conf/` here, as a setting of Hydra's; UserError where its files hide those of bnlab's."""
     here = Path("conf").resolve()
-    if here.is_dir() and here != CONF:
-        if Path("bnlab", "harness").is_dir():
-            raise UserError(
-                f"the current folder is another clone of bnlab than {CONF.parent}, whose command this is; "
-                "python -m bnlab is the command of the clone here"
-            )
-        folders.append(here)
-
-    for folder in folders:
-        for path in sorted(folder.glob("experiment/*.yaml")):
-            if (CONF / "experiment" / path.name).exists():
-                raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
-    if not folders:
-        return others
-    quoted = [f"'{folder}'" for folder in dict.fromkeys(folders)]
-    return [*others, f"hydra.searchpath=[{','.join(quoted)}]"]
+    if not here.is_dir() or here == CONF:
+        return []
+    if Path("bnlab", "harness").is_dir():
+        raise UserError(
+            f"the current folder is another clone of bnlab than {CONF.parent}, whose command this is; "
+            "python -m bnlab is the command of the clone here"
+        )
+    for path in sorted(here.glob("experiment/*.yaml")):
+        if (CONF / "experiment" / path.name).exists():
+            raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
+    return [f"hydra.searchpath=['{here}']"]
 
 
 def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Override]]:
@@ -212,25 +196,9 @@ def _explain(error: Exception) -> str:
     if cause is None:
         return _first_line(error)
     reason = _first_line(cause)
-    choice = _explain_choice(reason)
-    if choice:
-        place, _, _ = _first_line(error).partition(f": {type(cause).__name__}")
-        return f"{place}: {choice}"
     if isinstance(cause, _UNKNOWN):
-        reason = _explain_unknown(str(cause.full_key))
+        reason = _explain_unknown(str(cause.full_key), asdict(Config()))
     return f"{_first_line(error)}\n  {reason}".strip()
-
-
-def _explain_choice(reason: str) -> str | None:
-    """Say how a file chooses a model, say, where it has `model: resnet`; None if this is not what went wrong."""
-    match = _NO_CHOICE.fullmatch(reason)
-    if match is None:
-        return None
-    chosen, value = match.groups()
-    for group, choices in GROUPS.items():
-        if chosen in {type(choice).__name__ for choice in choices.values()}:
-            return f"{group}: {value} is chosen among its defaults: as - override /{group}: {value}"
-    return None
 
 
 def _first_line(error: BaseException) -> str:
@@ -247,11 +215,8 @@ def _read_word(word: str) -> Override:
             f"{word}: cannot be read; write key=value, a list as key=[a,b], a value with brackets in quotes: "
             "'estimator=\"window(k=20)\"'"
         ) from error
-    if override.is_delete():
-        raise UserError(f"{word}: nothing can be left out; without a word on it a setting has its default, see --help")
-    is_added = override.is_add() or override.is_force_add()
-    if is_added and not override.is_hydra_override():
-        raise UserError(f"{word}: there is no setting to add; those that --help lists are set without +")
+    if override.is_delete() or (override.is_add() and not override.is_hydra_override()):
+        raise UserError(f"{word}: settings are neither added nor left out; write key=value, see --help")
     is_choice = override.is_sweep_override() or isinstance(override.value(), str | list)
     if override.get_key_element() in _FILES and not is_choice:
         raise UserError(f"{word}: is no choice; name one of those that --help lists, or leave the word out")
@@ -280,26 +245,13 @@ def _refuse_sweep(override: Override, multirun: bool) -> None:
         raise UserError(f"{word}: cannot be swept; comma lists can, but not of name, results and Hydra's settings")
 
 
-def _explain_unknown(key: str, composed: Mapping[Any, Any] | None = None) -> str:
-    """Say that there is no such setting: which choices of its group have it, or one that is called nearly so."""
+def _explain_unknown(key: str, settings: Mapping[Any, Any]) -> str:
+    """Say that there is no such setting, and which of these is called nearly so."""
     if key in _FILES:  # Hydra puts what a file says into its group
         return "a file of settings begins with the line # @package _global_"
-    group, _, setting = key.partition(".")
-    choices = GROUPS.get(group, {})
-    having = [f"{group}={name}" for name, choice in choices.items() if setting in _list_keys(choice)]
-    if having:
-        return f"this {group} has no {setting}; {', '.join(having)} has"
-
-    known = {*vars(Config()), *_FILES}
-    for choice in choices.values():
-        known |= {f"{group}.{name}" for name in _list_keys(choice)}
-    if composed and group in GROUPS:
-        known |= {f"{group}.{name}" for name in composed[group]}
-    close = find_close(key, sorted(known))
+    known = [*settings, *_FILES]
+    for group in GROUPS:
+        known += [f"{group}.{name}" for name in settings[group]]
+    close = find_close(key, known)
     hint = f"; did you mean {close}?" if close else ""
     return f"there is no setting {key}{hint}; --help lists them"
-
-
-def _list_keys(choice: Component) -> list[str]:
-    """List what can be set of a choice of a group."""
-    return ["name", *(attribute.name for attribute, _ in list_settings(choice))]

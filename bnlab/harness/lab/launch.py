@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from bnlab.harness.artifacts.job_settings import Config, restore_config
-from bnlab.harness.errors import TimeLimit, UserError, describe_os_error
+from bnlab.harness.errors import TimeLimit, UserError
 from bnlab.harness.jobs import attempt
 from bnlab.harness.lab.compose import Job, Launcher
 from bnlab.harness.progress import say_off_terminal, say_problem
@@ -52,7 +52,7 @@ def _run(config: Config, heading: str) -> None:
     except UserError as error:
         raise UserError(f"{error}\n  {_KEPT}") from error
     except OSError as error:
-        raise UserError(describe_os_error(error)) from error
+        raise UserError(f"{error}; {_KEPT}") from error
 
 
 def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 
 from bnlab.common.files import Unreadable, reading
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.lab.command import run_command, write_command
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
@@ -189,15 +189,9 @@ def _remove(folder: Path) -> None:
 
 def _find(results: Path, run: str) -> Path:
     """Find the folder of the one network whose name begins so."""
-
     folders = {_id(folder): folder for folder in _list_folders(results)}
-    names = [run] if run in folders else [name for name in folders if name.startswith(run)]
-    if len(names) == 1:
-        return folders[names[0]]
-
-    networks = f"{len(names)} networks, such as {names[0]}," if names else "no network"
     command = write_command("runs", "list", results)
-    raise UserError(f"{run}: names {networks} in {results}/runs; {command} shows them")
+    return folders[find_network(run, folders, f"in {results}/runs; {command} shows them")]
 
 
 def _list_folders(results: Path) -> list[Path]:

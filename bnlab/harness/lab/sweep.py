@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun", "--config-dir"))
+    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun"))
 
 
 def _read_help() -> str:
@@ -38,9 +38,6 @@ def _read_help() -> str:
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
     require_memory()
-    if "--config-dir" in words[:-1]:  # and the folder as a word of its own
-        at = words.index("--config-dir")
-        words = [*words[:at], f"--config-dir={words[at + 1]}", *words[at + 2 :]]
     with Display(quiet="quiet=true" in words) as display:
         return _plan_and_run(words, display)
 
@@ -131,7 +128,7 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
     from bnlab.harness.reporting.frames import OVERVIEWED
 
     first = planned[0]
-    found = tables.write_tables(first.folder, first.csv)
+    found = tables.write_tables(first.folder)
     display.print(f"done in {time.perf_counter() - started:.0f} s; {first.folder}/tables/")
     for name, frame in found.items():
         if len(frame):

@@ -14,14 +14,13 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 from filelock import FileLock
 
-from bnlab.common.files import Unreadable, reading, set_aside, write_text, write_whole
+from bnlab.common.files import Unreadable, reading, set_aside, write_text
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_request
 from bnlab.harness.run_table import RUNS
@@ -69,12 +68,12 @@ def load(name: str, results: str | Path = "results") -> LoadedTables:
     )
 
 
-def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
+def write_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Put every table together and write it, unless that was done; safe while other sweeps measure."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tables.lock"):
         current = _read_current(folder)
-        if current is not None and not csv:
+        if current is not None:
             return current
 
         record = folder / "tables" / "made_from.json"
@@ -82,11 +81,7 @@ def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
         stamps = _read_stamps(folder)  # first: a request that comes in the meantime is not among them
         tables, is_whole = _put_together(folder)
         for name, (frame, schema) in tables.items():
-            path = folder / "tables" / f"{name}.parquet"
-            write_frame(path, frame, schema)
-            as_csv = path.with_suffix(".csv")
-            if csv or as_csv.exists():  # an earlier one would be of other rows
-                write_whole(as_csv, partial(frame.to_csv, index=False))
+            write_frame(folder / "tables" / f"{name}.parquet", frame, schema)
         if is_whole:
             write_text(record, json.dumps({"tables": list(tables), "requests": stamps}))
     return {name: frame for name, (frame, _) in tables.items()}

@@ -11,11 +11,9 @@ from bnlab import gap, population_statistics, replay
 from bnlab.estimators import EMA
 from bnlab.harness import load
 from bnlab.harness.artifacts.data import augment
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.reporting.frames import select
 from tests.conftest import small_config
-from tests.helpers import measure, run_job, train_network
+from tests.helpers import Config, Run, measure, run_job, train_network
 
 TABLE = "experiments.questions.cifar10_augmented.measurement.AugmentedGaps"
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Seeds
 from bnlab.harness.measurements.estimates import in_batches
 from bnlab.harness.reporting.frames import select
 from experiments.questions.changed_weights import changed
 from experiments.questions.changed_weights.changed import ChangedWeights, train_second
-from tests.helpers import rise_and_fall
+from tests.helpers import Run, rise_and_fall
 from tests.references import batch_norms, batch_upstream_population, float64_copy, full_batch_population, gap
 
 STEP, START = 40, 20

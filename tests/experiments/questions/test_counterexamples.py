@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bnlab.estimators import EMA, Cumulative, Estimator, LastBatch, Predictive, Stream, WeightedCumulative, Window
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.subjects import Subject, parse_subjects
 from experiments.questions.streams.counterexamples import Counterexamples, construct, deviation, shuffle_last
 from experiments.questions.streams.replaying import replay_means, stream_until
+from tests.helpers import Run
 
 K, IMAGES, SIZE = 50, 16, 10.0
 SHARE = 1 / ((K - 1) * IMAGES + 1)  # of one image alone among all images

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bnlab import decompose, gap, population_statistics
+from bnlab import decompose, gap, population_statistics, replay
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import JobError
-from bnlab.recording.trace import replay
 from experiments.questions.drift.past import past_weights
 from tests.conftest import small_config
-from tests.helpers import measure
+from tests.helpers import Config, Run, measure
 
 
 def test_past_weights_are_those_of_the_training(trained: Run) -> None:

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from bnlab import Statistics, gap, population_statistics
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
 from bnlab.statistics.layout import Layout
 from experiments.questions.tolerance.measurement import disturb, draw_signs
-from tests.helpers import measure
+from tests.helpers import Config, Run, measure
 from tests.references import batch_norms, float64_copy
 
 

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.fine_tuning import measurement
 from experiments.questions.fine_tuning.measurement import MODES, FineTuning, TuningImages, find_new_fonts, tune
 from tests.conftest import small_config
-from tests.helpers import measure, train_network
+from tests.helpers import Run, measure, train_network
 from tests.references import batch_norms, float64_copy, full_batch_population
 
 STEP = 12

@@ -9,10 +9,8 @@ import pytest
 from bnlab import Statistics, population_statistics, replay
 from bnlab.estimators import parse
 from bnlab.harness import load
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
 from bnlab.recording.trace import LayerTrace, MomentTrace
-from tests.helpers import measure, run_job
+from tests.helpers import Config, Run, measure, run_job
 
 STEP = 40
 

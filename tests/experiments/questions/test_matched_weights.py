@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.harness.artifacts.runs import Run
 from experiments.questions.changed_weights import changed
 from experiments.questions.changed_weights.matched import (
     OTHER_START,
@@ -20,7 +19,7 @@ from experiments.questions.changed_weights.matched import (
     match_channels,
     train_apart,
 )
-from tests.helpers import train_network
+from tests.helpers import Run, train_network
 
 STEP = 40
 

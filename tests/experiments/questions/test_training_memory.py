@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
 from experiments.questions.batch_of_one.measurement import count_saved_bytes
 from tests.conftest import small_config
-from tests.helpers import measure
+from tests.helpers import Config, Run, measure
 
 TABLE = "experiments.questions.batch_of_one.measurement.TrainingMemory"
 REAL, LONG = 4, 8  # bytes of a number

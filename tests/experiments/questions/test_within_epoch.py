@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
-from tests.helpers import measure
+from tests.helpers import Config, Run, measure
 from tests.references import batch_norms, float64_copy, inputs_of, running_ema_debiased
 
 EPOCHS = 24

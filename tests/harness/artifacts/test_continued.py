@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.harness.artifacts.job_settings import GROUPS
+from bnlab.harness.components import COMPONENTS
 from tests.harness.kills import assert_same, interrupted_at
 from tests.helpers import find_network, sweep_small
 
@@ -14,7 +14,7 @@ SWEEP = ("data.images=null", "batch_size=64", "steps=12", "evaluate_at=[5,12]", 
          "measurements=evaluations")  # fmt: skip
 OF_NORMS = {"ghost": "norm.batch_size=16", "renorm": "momentum=0.01"}
 CASES = {  # further words, and the updates after which the training is killed
-    **{norm: (f"norm={norm} {OF_NORMS.get(norm, '')}", (8,)) for norm in GROUPS["norm"]},
+    **{norm: (f"norm={norm} {OF_NORMS.get(norm, '')}", (8,)) for norm in COMPONENTS["norm"]},
     "weights averaged from 75% on": ("averaging=swa", (1, 9, 11)),
     "weights averaged exponentially": ("averaging=ema", (8,)),
     "frozen with its averages": ("freeze_at=0.5", (5, 6, 9)),

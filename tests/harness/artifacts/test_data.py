@@ -16,14 +16,13 @@ from pandas.testing import assert_frame_equal
 from PIL import Image
 from torch import Tensor
 
-from bnlab.common.vision import torchvision
 from bnlab.harness import load, load_model
 from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.data import Data, Digits, Glyphs, augment, drawing, load_dataset
 from bnlab.harness.artifacts.data.cifar10 import Cifar10
 from bnlab.harness.errors import UserError
 from tests.harness.kills import interrupted_at
-from tests.helpers import sweep_small, write_copies
+from tests.helpers import sweep_small, torchvision, write_copies
 
 TRAIN, TEST = 40, 12
 

@@ -23,7 +23,7 @@ def test_defaults_are_left_off() -> None:
     [
         ("evaluate_at=[1] accuracy_at=all evaluate_on=[val,test] shifts=[none,noise:1]", ""),
         ("momentum=[0.5] estimator=exact population=val measurements=evaluations", ""),
-        ("device=cpu threads=1 results=x name=x csv=true dry_run=true seed=3", ""),
+        ("device=cpu threads=1 results=x name=x dry_run=true seed=3", ""),
         ("freeze_with=exact", ""),  # without freeze_at
         ("data=glyphs data.test_fonts=dejavu", "data=glyphs"),
     ],

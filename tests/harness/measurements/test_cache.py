@@ -17,13 +17,12 @@ from pandas.testing import assert_frame_equal
 
 from bnlab import estimators
 from bnlab.harness import jobs, load
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
 from bnlab.harness.measurements import cache, estimates, find_measurement, list_names
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
 from bnlab.harness.own import digest_of_source
+from tests.helpers import Config, Run
 
 MODULE = """
 from dataclasses import dataclass

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.lab.catalogue import list_measurements
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
-from tests.helpers import find_network, run_job
+from tests.helpers import Run, find_network, run_job
 
 NOT_OF_DIGITS = ("AugmentedGaps", "FineTuning")
 """Measurements that have no rows of images as they are, or of images without fonts."""

@@ -11,13 +11,11 @@ from torch import Tensor
 from bnlab import Statistics, gap, population_statistics, running_statistics, using
 from bnlab.estimators import list_estimators
 from bnlab.harness import load_model
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.estimates import draw_population, in_batches
 from bnlab.harness.measurements.subjects import Subject, parse_subjects
 from bnlab.harness.statistic_kinds import Exact
-from tests.helpers import measure
+from tests.helpers import Config, Run, measure
 from tests.references import float64_copy
 
 LAST = 40

@@ -11,7 +11,7 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load, load_model
-from bnlab.harness.artifacts.job_settings import GROUPS
+from bnlab.harness.components import COMPONENTS
 from bnlab.harness.lab.catalogue import list_measurements
 from tests.harness.kills import read_trace
 from tests.helpers import find_network, sweep_small
@@ -51,7 +51,7 @@ def test_it_trains(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert tables["runs"]["norm_batch_size"].isna().all()
 
 
-@pytest.mark.parametrize("norm", GROUPS["norm"])
+@pytest.mark.parametrize("norm", COMPONENTS["norm"])
 def test_every_norm_is_measured(norm: str, tmp_path: Path) -> None:
     sweep_with(norm, tmp_path, "epochs=1", "evaluate_at=[0.5,1.0]")
 

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import population_statistics
-from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
 from tests.conftest import small_config
-from tests.helpers import measure
+from tests.helpers import Config, Run, measure
 from tests.references import Moments, batch_norms, float64_copy, full_batch_population, gap, inputs_of, moments
 
 STEP = 20

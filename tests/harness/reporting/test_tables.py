@@ -182,17 +182,6 @@ def test_rows_that_are_gone_are_named(tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
-def test_tables_as_csv_stay_those_of_the_parts(tmp_path: Path) -> None:
-    """A sweep without csv=true left those of an earlier one beside the new tables."""
-    write(tmp_path, "old", rows([0.1], 1.0))
-    tables.write_tables(tmp_path)
-    assert not list(tmp_path.rglob("*.csv"))
-    tables.write_tables(tmp_path, csv=True)
-    write(tmp_path, "new", rows([0.2], 2.0))
-    tables.write_tables(tmp_path)
-    assert pd.read_csv(tmp_path / "tables" / "gaps.csv")["momentum"].tolist() == [0.1, 0.2]
-
-
 def test_load(tmp_path: Path) -> None:
     """From parts, from tables without networks, or not at all."""
     with pytest.raises(UserError, match=r"no results for 'x' in .*; run: bnlab sweep name=x res.*experiment=x"):
