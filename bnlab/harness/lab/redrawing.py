@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bnlab.harness.errors import UserError, suggest
-from bnlab.harness.lab.catalogue import find_experiment
+from bnlab.harness.lab.catalogue import find_experiment, list_questions
 from bnlab.harness.lab.papers import DeclaredFigure, DeclaredMargin, Number, Paper, make_declared
 from bnlab.harness.own import import_object
 from bnlab.harness.reporting import plots
@@ -28,9 +29,10 @@ from bnlab.harness.reporting.experiment import (
     find_conditions,
 )
 from bnlab.harness.reporting.frames import OtherThan, name_panels, put_in_order, score
-from bnlab.harness.reporting.outcome import READING, Outcome
+from bnlab.harness.reporting.outcome import READING, Outcome, decide_outcome
 from bnlab.harness.reporting.page import render
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from bnlab.harness.reporting.tables import load
 from bnlab.harness.reporting.wording import name_value
 
 THEIRS = "theirs"
@@ -53,6 +55,20 @@ def select_conditions(paper: Paper, outcome: Outcome) -> Outcome:
     """Select the verdicts in those conditions that the paper's claims mean."""
     meant = [find_conditions(outcome.frame, name, paper.claims[name].conditions) for name in outcome.experiment.claims]
     return replace(outcome, frame=pd.concat([outcome.frame[:0], *meant]))
+
+
+def decide_new_claims(paper: Paper, results: Path) -> Outcome:
+    """Decide the claims that no experiment has, as those of one experiment of the paper's name."""
+    claims: dict[str, Claim] = {}
+    parts = []
+    for experiment in make_experiments(paper):
+        new = {key: claim for key, claim in experiment.claims.items() if not paper.claims[key].of}
+        if new:
+            parts.append(decide_outcome(replace(experiment, claims=new), load(experiment.name, results)))
+            claims |= new
+    whole = Experiment(bears_on=(), figures={}, claims=claims, name=paper.name, question=paper.question)
+    basis = "; ".join(dict.fromkeys(part.basis for part in parts))
+    return Outcome(whole, pd.concat([part.frame for part in parts], ignore_index=True), basis, networks="")
 
 
 def write_paper(paper: Paper, outcomes: Sequence[Outcome], command: str) -> str:
@@ -78,7 +94,7 @@ def write_paper(paper: Paper, outcomes: Sequence[Outcome], command: str) -> str:
 
     missing = [name for name in paper.list_experiments() if name not in measured]
     values = {"figures": figures, "outcomes": outcomes, "verdicts": verdicts, "missing": missing, "command": command}
-    return render("paper.md", paper=paper, reading=READING, **values)
+    return render("paper.md", paper=paper, questions=list_questions(), reading=READING, **values)
 
 
 def _make_claim(paper: Paper, key: str) -> Claim:
