@@ -150,7 +150,10 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     plot = _make_plot(declared.plot, where)
     marks = _find_marks(paper, key)
     apart = [mark for mark in marks if not mark.span and not mark.beside]
-    printed = _make_printed_panel(declared, plot, apart) if apart else None
+    of_theirs = declared.theirs
+    if declared.score is None and isinstance(plot, Forest):
+        of_theirs = {"by": plot.by, "series": plot.series}
+    printed = _make_printed_panel(plot, apart, of_theirs) if apart else None
 
     sentences = [declared.caption]
     if marks:
@@ -163,9 +166,11 @@ def _make_figure(paper: Paper, key: str) -> Figure:
             raise UserError(f"{where}: it needs a score, or marks")
         return Figure(declared.title, caption, lambda tables: printed.frame, printed.plot)
 
-    if isinstance(plot, Forest) and plot.series in declared.names:
-        plot = replace(plot, series="words")
-    ours = _name_ours(declared, plot, [mark for mark in marks if mark.beside])
+    shown = "series" if isinstance(plot, Forest) else "by"
+    told_apart = getattr(plot, shown)
+    if told_apart in declared.names:
+        plot = replace(plot, **{shown: "words"})
+    ours = _name_ours(declared, plot.by, told_apart, [mark for mark in marks if mark.beside])
     spans = [_make_span(mark) for mark in marks if mark.span]
     return Figure(declared.title, caption, ours, plot, printed=printed, spans=spans)
 
@@ -201,8 +206,15 @@ def _make_span(mark: Number) -> Span:
     return Span(low, high, f"{THEIRS}: {numbers} {mark.unit} ({mark.where})")
 
 
-def _name_ours(declared: DeclaredFigure, plot: Curves | Forest, beside: Sequence[Number]) -> Score:
-    """Make the score of our panels: with names of values and panels, and printed numbers that share a panel."""
+def _name_ours(declared: DeclaredFigure, by: str, told_apart: str, beside: Sequence[Number]) -> Score:
+    """Make the score of our panels: with names of values and panels, and printed numbers that share a panel.
+
+    Args:
+        declared: the figure.
+        by: the column in which a printed number has what it is of.
+        told_apart: the column of which each value has a colour; if its values have names, these are the column `words`.
+        beside: the printed numbers.
+    """
     compute = _make_score(declared.score or {})
 
     def compute_named(tables: Tables) -> pd.DataFrame:
@@ -210,24 +222,27 @@ def _name_ours(declared: DeclaredFigure, plot: Curves | Forest, beside: Sequence
         for column, names in declared.names.items():
             frame = put_in_order(frame, column, names)
             frame[column] = frame[column].replace(dict(names))
-            if column == declared.plot.get("series"):
+            if column == told_apart:
                 frame["words"] = frame[column]
 
         if declared.panels:
-            words = [name_value(column, f"{{{column}}}") for column in declared.panels]
+            words = []
+            for column in declared.panels:
+                value = f"{{{column}}}"
+                words.append(value if column in declared.names else name_value(column, value))
             frame = name_panels(frame, ", ".join(words))
         elif declared.panels is not None or "panel" not in frame:
             frame["panel"] = ""
         if not beside:
             return frame
-        rows = _tabulate(beside).rename(columns={"series": plot.by})
+        rows = _tabulate(beside).rename(columns={"series": by})
         rows["panel"] = [mark.beside for mark in beside]
         return pd.concat([frame.assign(printed=False), rows], ignore_index=True)
 
     return compute_named
 
 
-def _make_printed_panel(declared: DeclaredFigure, plot: Curves | Forest, marks: Sequence[Number]) -> PrintedPanel:
+def _make_printed_panel(plot: Curves | Forest, marks: Sequence[Number], of_theirs: Mapping[str, str]) -> PrintedPanel:
     """Make the panel of printed numbers that have another task than ours: it has axes of its own."""
     frame = _tabulate(marks)
     axis = Axis(", ".join(dict.fromkeys(mark.unit for mark in marks)))
@@ -241,8 +256,8 @@ def _make_printed_panel(declared: DeclaredFigure, plot: Curves | Forest, marks: 
         lines = frame.assign(line=f"{THEIRS}: " + names, panel=title).rename(columns={"x": plot.x})
         return PrintedPanel(lines, replace(plot, by="line", y=axis))
 
-    names = frame[declared.theirs["by"]]
-    shapes = frame[declared.theirs["series"]]
+    names = frame[of_theirs["by"]]
+    shapes = frame[of_theirs["series"]]
     rows = frame.assign(name=names, line=f"{THEIRS}: " + shapes, panel=title)
     series = "line" if shapes.nunique() > 1 else ""
     return PrintedPanel(rows, Forest("name", axis, series=series))
