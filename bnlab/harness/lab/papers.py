@@ -60,7 +60,6 @@ class DeclaredFigure:
         score: arguments of `frames.score`; None: it draws printed numbers only.
         panels: columns that name our panels, if the score has no panel that serves.
         names: by column, words for its values, in the order in which they are drawn.
-        theirs: what a forest of printed numbers lists downwards (`by`) and tells apart by shapes (`series`).
     """
 
     title: str
@@ -71,7 +70,6 @@ class DeclaredFigure:
     score: Mapping[str, Any] | None = None
     panels: Sequence[str] | None = None
     names: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
-    theirs: Mapping[str, str] = field(default_factory=lambda: {"by": "series", "series": "panel"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,29 +72,21 @@ def decide_new_claims(paper: Paper, results: Path) -> Outcome:
 
 
 def write_paper(paper: Paper, outcomes: Sequence[Outcome], command: str) -> str:
-    """Write the README.md of a paper, in its file's order.
+    """Write the README.md of a paper.
 
     Args:
-        paper: the paper.
+        paper: the paper, whose file has the order.
         outcomes: of those of its experiments that have been measured, with whole captions.
         command: what writes it again.
     """
-    measured = {outcome.experiment.name: outcome for outcome in outcomes}
-    figures = {}
-    for key, figure in paper.figures.items():
-        if figure.experiment in measured and key in measured[figure.experiment].experiment.figures:
-            figures[key] = measured[figure.experiment].experiment.figures[key]
-
-    verdicts = []
-    for key, declared in paper.claims.items():
-        if declared.experiment in measured:
-            outcome = measured[declared.experiment]
-            rows = outcome.frame[outcome.frame["claim"] == key]
-            verdicts.append((declared, outcome.experiment.claims[key], rows.to_dict("records")))
-
-    missing = [name for name in paper.list_experiments() if name not in measured]
-    values = {"figures": figures, "outcomes": outcomes, "verdicts": verdicts, "missing": missing, "command": command}
-    return render("paper.md", paper=paper, questions=list_questions(), reading=READING, **values)
+    values: dict[str, Any] = {"figures": {}, "verdicts": {}}
+    for outcome in outcomes:
+        values["figures"] |= outcome.experiment.figures
+        values["verdicts"] |= zip(outcome.experiment.claims, outcome.list_claims(), strict=True)
+    measured = [outcome.experiment.name for outcome in outcomes]
+    values["missing"] = [name for name in paper.list_experiments() if name not in measured]
+    values |= {"outcomes": outcomes, "command": command, "questions": list_questions(), "reading": READING}
+    return render("paper.md", paper=paper, **values)
 
 
 def _make_claim(paper: Paper, key: str) -> Claim:
@@ -131,13 +123,10 @@ def _make_score(declared: Mapping[str, Any]) -> Score:
         elif isinstance(value, list):
             given[name] = tuple(value)
     source = given.pop("source")
-    if "." not in source:
-        return score(source, **given)
 
     def compute(tables: Tables) -> pd.DataFrame:
-        rows = import_object(
-            "source", source
-        )  # only now: of an experiment that is not measured yet it may not be there
+        # Imported only now: a function of an experiment that is not measured yet may not be there.
+        rows = import_object("source", source) if "." in source else source
         return score(rows, **given)(tables)
 
     return compute
@@ -150,10 +139,7 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     plot = _make_plot(declared.plot, where)
     marks = _find_marks(paper, key)
     apart = [mark for mark in marks if not mark.span and not mark.beside]
-    of_theirs = declared.theirs
-    if declared.score is None and isinstance(plot, Forest):
-        of_theirs = {"by": plot.by, "series": plot.series}
-    printed = _make_printed_panel(plot, apart, of_theirs) if apart else None
+    printed = _make_printed_panel(plot, apart) if apart else None
 
     sentences = [declared.caption]
     if marks:
@@ -166,12 +152,12 @@ def _make_figure(paper: Paper, key: str) -> Figure:
             raise UserError(f"{where}: it needs a score, or marks")
         return Figure(declared.title, caption, lambda tables: printed.frame, printed.plot)
 
-    shown = "series" if isinstance(plot, Forest) else "by"
-    told_apart = getattr(plot, shown)
+    told_apart = plot.series if isinstance(plot, Forest) else plot.by
     if told_apart in declared.names:
-        plot = replace(plot, **{shown: "words"})
-    ours = _name_ours(declared, plot.by, told_apart, [mark for mark in marks if mark.beside])
+        plot = replace(plot, series="words") if isinstance(plot, Forest) else replace(plot, by="words")
+    beside = [mark for mark in marks if mark.beside]
     spans = [_make_span(mark) for mark in marks if mark.span]
+    ours = _name_ours(declared, plot.by, told_apart, beside)
     return Figure(declared.title, caption, ours, plot, printed=printed, spans=spans)
 
 
@@ -209,11 +195,7 @@ def _make_span(mark: Number) -> Span:
 def _name_ours(declared: DeclaredFigure, by: str, told_apart: str, beside: Sequence[Number]) -> Score:
     """Make the score of our panels: with names of values and panels, and printed numbers that share a panel.
 
-    Args:
-        declared: the figure.
-        by: the column in which a printed number has what it is of.
-        told_apart: the column of which each value has a colour; if its values have names, these are the column `words`.
-        beside: the printed numbers.
+    Names of the column whose values have colours become the column `words`, which a legend shows as it is.
     """
     compute = _make_score(declared.score or {})
 
@@ -242,7 +224,7 @@ def _name_ours(declared: DeclaredFigure, by: str, told_apart: str, beside: Seque
     return compute_named
 
 
-def _make_printed_panel(plot: Curves | Forest, marks: Sequence[Number], of_theirs: Mapping[str, str]) -> PrintedPanel:
+def _make_printed_panel(plot: Curves | Forest, marks: Sequence[Number]) -> PrintedPanel:
     """Make the panel of printed numbers that have another task than ours: it has axes of its own."""
     frame = _tabulate(marks)
     axis = Axis(", ".join(dict.fromkeys(mark.unit for mark in marks)))
@@ -256,10 +238,10 @@ def _make_printed_panel(plot: Curves | Forest, marks: Sequence[Number], of_their
         lines = frame.assign(line=f"{THEIRS}: " + names, panel=title).rename(columns={"x": plot.x})
         return PrintedPanel(lines, replace(plot, by="line", y=axis))
 
-    names = frame[of_theirs["by"]]
-    shapes = frame[of_theirs["series"]]
-    rows = frame.assign(name=names, line=f"{THEIRS}: " + shapes, panel=title)
-    series = "line" if shapes.nunique() > 1 else ""
+    # What there is more of is listed downwards, and the other told apart by shapes.
+    by, other = ("panel", "series") if len(tasks) > frame["series"].nunique() else ("series", "panel")
+    rows = frame.assign(name=frame[by], line=f"{THEIRS}: " + frame[other], panel=title)
+    series = "line" if frame[other].nunique() > 1 else ""
     return PrintedPanel(rows, Forest("name", axis, series=series))
 
 

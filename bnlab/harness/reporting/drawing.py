@@ -49,52 +49,42 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    parts = {name: (figure, frame, _TALL)}
+    parts = {name: (figure, frame)}
     if figure.printed is not None:
-        plot = figure.printed.plot
-        theirs = figure.printed.frame
-        height = _LEAST if plot.count_lines(theirs) else _LOW
-        parts[f"{name}_theirs"] = (replace(figure, title="", plot=plot, spans=()), theirs, height)
+        below = replace(figure, title="", plot=figure.printed.plot, spans=())
+        parts[f"{name}_theirs"] = (below, figure.printed.frame)
     with plt.rc_context(RC):
-        image = _stack(_render(draw(*part)) for part in parts.values())
+        image = _render(parts.values())
         octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
         image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
         if pdf:
-            for stem, (part, of_part, height) in parts.items():
-                untitled = draw(replace(part, title=""), of_part, height)
+            for stem, (part, of_part) in parts.items():
+                untitled = draw(replace(part, title=""), of_part)
                 untitled.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
                 plt.close(untitled)
     return replace(figure, caption=_write_caption(figure, frame, tables))
 
 
-def _render(drawn: Drawn) -> Image.Image:
-    canvas = FigureCanvasAgg(drawn)
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    plt.close(drawn)
-    return image
+def _render(parts: Iterable[tuple[Figure, pd.DataFrame]]) -> Image.Image:
+    """Draw figures as one picture, below each other on white."""
+    pictures = []
+    for figure, frame in parts:
+        drawn = draw(figure, frame)
+        canvas = FigureCanvasAgg(drawn)
+        canvas.draw()
+        pictures.append(np.asarray(canvas.buffer_rgba())[..., :3])
+        plt.close(drawn)
+
+    width = max(picture.shape[1] for picture in pictures)
+    whole = []
+    for picture in pictures:
+        margin = width - picture.shape[1]
+        whole.append(np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=255))
+    return Image.fromarray(np.concatenate(whole))
 
 
-def _stack(images: Iterable[Image.Image]) -> Image.Image:
-    """Put images below each other, on white."""
-    parts = list(images)
-    width = max(part.width for part in parts)
-    whole = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
-    top = 0
-    for part in parts:
-        whole.paste(part, (0, top))
-        top += part.height
-    return whole
-
-
-def draw(figure: Figure, frame: pd.DataFrame, tall: float = _TALL) -> Drawn:
-    """Draw the rows of all panels, in order of appearance, with the labels that these share and one legend below.
-
-    Args:
-        figure: what is drawn.
-        frame: its rows.
-        tall: the height of a panel that is alone across, in inches, unless its words take more.
-    """
+def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
+    """Draw the rows of all panels, in order of appearance, with the labels that these share and one legend below."""
     panels = list(frame["panel"].unique())
     count = len(panels)
     columns = count if count in (1, 3) else 2  # no more than two of many: words stay legible on a telephone
@@ -102,7 +92,9 @@ def draw(figure: Figure, frame: pd.DataFrame, tall: float = _TALL) -> Drawn:
     lines = figure.plot.count_lines(frame)
     has_room = columns > 1 or lines > 0
     width = _WIDE if has_room else _NARROW
-    height = tall if columns == 1 else _LOW
+    height = _TALL if columns == 1 else _LOW
+    if "printed" in frame and frame["printed"].all():
+        height = _LEAST if lines else _LOW
     if rows > 3:
         height *= 0.75
     height = max(height, 0.5 + lines * _LINE)
