@@ -40,8 +40,8 @@ def declare(**changed: Any) -> dict[str, Any]:
         {name: planted, title: A paper, authors: Nobody, year: 2020, arxiv: "1234.5678", question: Is it so,
          read: [{what: abstract, source: abstract}], not_read: [], setting: [[task, theirs, ours]], differs: [all],
          printed: [
-           {id: kin, panel: kin, series: ema, unit: "% top-1", value: 55.0, sd: 1.0, where: Table 1, source: note},
-           {id: same, series: ema, unit: points, value: 3.0, beside: at the end of training, where: text, source: note},
+           {id: kin, panel: kin, series: ema, x: 8, unit: "% top-1", value: 55.0, sd: 1.0, where: 1, source: a},
+           {id: same, series: b, x: 8, unit: points, value: 3.0, beside: at the end of training, where: 1, source: a},
            {id: range, span: [2, 4], axis: images, unit: images, where: section 1, source: text}]}
     """)
     claim = {"text": "It gains a point.", "asked_when_seen": False, "margin": {"above": 1.0, "unit": "points"}}
@@ -63,19 +63,26 @@ def test_planted_tables_give_the_expected_verdict() -> None:
     assert [*decide_outcome(experiment, TABLES).frame["verdict"]] == ["fails"]
 
 
-def test_printed_numbers_are_grey_where_they_are_comparable_and_apart_where_not() -> None:
-    (experiment,) = make_experiments(make_paper(declare()))
+@pytest.mark.parametrize("kind", ["Forest", "Curves"])
+def test_printed_numbers_are_grey_where_they_are_comparable_and_apart_where_not(kind: str) -> None:
+    declared = declare()
+    if kind == "Curves":
+        declared["figures"]["drawn"]["score"]["by"] = ["panel", "estimator", "batch_size"]
+        declared["figures"]["drawn"]["plot"] |= {"kind": "Curves", "x": "batch_size"}
+    (experiment,) = make_experiments(make_paper(declared))
     figure: Figure = experiment.figures["drawn"]
     (ours,) = drawing.draw(figure, figure.score(TABLES)).axes
     grey = [line for line in ours.lines if len({*to_rgb(line.get_color())}) == 1]
-    assert [3.0] in [np.asarray(line.get_xdata()).tolist() for line in grey]
+    values = [line.get_xdata() if kind == "Forest" else line.get_ydata() for line in grey]
+    assert [3.0] in [np.asarray(value).tolist() for value in values]
     assert [patch.get_label() for patch in ours.patches] == ["theirs: 2 to 4 images (section 1)"]
 
     assert figure.printed is not None
     assert figure.printed.frame[["mean", "low", "high", "n"]].to_numpy().tolist() == [[55.0, 53.0, 57.0, 0]]
-    (theirs,) = drawing.draw(Figure("", "", figure.score, figure.printed.plot), figure.printed.frame).axes
-    assert theirs.get_xlabel() == "% top-1"
-    assert ours.get_xlim() != theirs.get_xlim()
+    below = drawing.draw(Figure("", "", figure.score, figure.printed.plot), figure.printed.frame)
+    (theirs,) = below.axes
+    assert "% top-1" in (theirs.get_xlabel(), below.get_supylabel())
+    assert ours.dataLim.bounds != theirs.dataLim.bounds
     plt.close("all")
 
 

@@ -157,7 +157,7 @@ def _make_figure(paper: Paper, key: str) -> Figure:
         plot = replace(plot, series="words") if isinstance(plot, Forest) else replace(plot, by="words")
     beside = [mark for mark in marks if mark.beside]
     spans = [_make_span(mark) for mark in marks if mark.span]
-    ours = _name_ours(declared, plot.by, told_apart, beside)
+    ours = _name_ours(declared, plot, told_apart, beside)
     return Figure(declared.title, caption, ours, plot, printed=printed, spans=spans)
 
 
@@ -192,7 +192,7 @@ def _make_span(mark: Number) -> Span:
     return Span(low, high, f"{THEIRS}: {numbers} {mark.unit} ({mark.where})")
 
 
-def _name_ours(declared: DeclaredFigure, by: str, told_apart: str, beside: Sequence[Number]) -> Score:
+def _name_ours(declared: DeclaredFigure, plot: Curves | Forest, told_apart: str, beside: Sequence[Number]) -> Score:
     """Make the score of our panels: with names of values and panels, and printed numbers that share a panel.
 
     Names of the column whose values have colours become the column `words`, which a legend shows as it is.
@@ -217,7 +217,10 @@ def _name_ours(declared: DeclaredFigure, by: str, told_apart: str, beside: Seque
             frame["panel"] = ""
         if not beside:
             return frame
-        rows = _tabulate(beside).rename(columns={"series": by})
+        columns = {"series": plot.by}
+        if isinstance(plot, Curves):
+            columns["x"] = plot.x
+        rows = _tabulate(beside).rename(columns=columns)
         rows["panel"] = [mark.beside for mark in beside]
         return pd.concat([frame.assign(printed=False), rows], ignore_index=True)
 
