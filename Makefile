@@ -105,6 +105,7 @@ results: .venv/installed
 	done
 	$(PY) -m experiments.reference
 	$(PY) -m bnlab report results=results/reference
+	$(PY) -m bnlab report paper=all results=results/reference
 	$(PY) -m experiments.literature
 
 # A warning is an error: a link that leads nowhere, a page that no table of contents has.

@@ -8,6 +8,6 @@ setup(
     package_data={
         "bnlab": ["py.typed", "doctor/page.html", "doctor/gallery/faults.csv", "harness/reporting/templates/*"],
         "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt"],
-        "experiments": ["answers/*.md", "papers/*.md", "papers/*.yaml", "*.md"],
+        "experiments": ["answers/*.md", "papers/*.yaml", "*.md"],
     },
 )

@@ -29,7 +29,9 @@ MODULES = (
     "bnlab.memory",
     "bnlab.harness",
 )
+_MADE = ("experiments", "papers", "doctor", "reference")  # folders of docs/ that hold nothing else
 _LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")  # to a file
+_FIGURE = re.compile(r"!\[(.*)\]\((figures/\S+)\)")
 _FENCED = re.compile(r"(```.*?```)", re.DOTALL)
 
 
@@ -44,6 +46,8 @@ def list_shown() -> dict[str, Path]:
     }
     for path in sorted(REFERENCE.glob("*/README.md")):
         shown[f"experiments/{path.parent.name}"] = path
+    for path in sorted(REFERENCE.glob("papers/*/README.md")):
+        shown[f"papers/{path.parent.name}"] = path
     for path in sorted(REFERENCE.glob("*.md")):  # what is said of all experiments together
         if path.name not in ("ANSWERS.md", "README.md"):
             shown[f"experiments/{path.stem.lower()}"] = path
@@ -70,6 +74,7 @@ def write_pages(docs: Path = DOCS) -> None:
     shown = list_shown()
     pages = {name: path.read_text(encoding="utf-8") for name, path in shown.items()}
     pages["experiments/index"] = _write_experiments(shown)
+    pages["gallery"] = write_gallery(shown)
     pages |= write_codes()
     for name in MODULES:
         pages[f"reference/{name}"] = _write_module(name)
@@ -79,7 +84,8 @@ def write_pages(docs: Path = DOCS) -> None:
         path.parent.mkdir(exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-    for path in [*docs.glob("experiments/*.md"), *docs.glob("doctor/*.md"), *docs.glob("reference/*.md")]:
+    of_earlier_builds = [path for folder in _MADE for path in docs.glob(f"{folder}/*.md")]
+    for path in of_earlier_builds:
         if str(path.relative_to(docs).with_suffix("")) not in pages:
             path.unlink()
 
@@ -100,6 +106,40 @@ def _write_experiments(shown: dict[str, Path]) -> str:
             about = f": {_read_question(path)}" if path.name == "README.md" else ""
             lines.append(f"- [{name}]({name}.md){about}")
     return "\n".join([*lines, "", *_write_contents(names), ""])
+
+
+def write_gallery(shown: dict[str, Path]) -> str:
+    """Write the page with a card for each figure: its picture, title and question, and the command that draws it."""
+    lines = [
+        "# Gallery",
+        "",
+        "All figures, each with its question and the command that draws it again from the tables.",
+    ]
+    headings = {"papers": "Papers, redrawn", "experiments": "Experiments"}
+    for folder, heading in headings.items():
+        lines += ["", f"## {heading}", "", "{.cards}"]
+        for page, path in shown.items():
+            if page.startswith(f"{folder}/"):
+                lines += _write_cards(page, path)
+    papers = [page for page in shown if page.startswith("papers/")]
+    return "\n".join([*lines, "", *_write_contents(papers), ""])
+
+
+def _write_cards(page: str, path: Path) -> Iterator[str]:
+    """Write the cards of a page's figures; pictures are loaded when they are scrolled to."""
+    folder, _, name = page.partition("/")
+    kind = folder.removesuffix("s")
+    text = path.read_text(encoding="utf-8")
+    heading = text.partition("\n")[0].removeprefix("# ")
+    for title, figure in _FIGURE.findall(text):
+        yield f"- ```{{image}} {os.path.relpath(path.parent / figure, DOCS)}"
+        yield f"  :alt: {title}"
+        yield f"  :target: {page}.html"
+        yield "  :loading: lazy"
+        yield "  ```"
+        yield f"\n  **[{title}]({page}.md)**"
+        yield f"\n  *{heading}*: {_read_question(path)}"
+        yield f"\n  `bnlab report {kind}={name} results=results/reference`"
 
 
 def _read_question(path: Path) -> str:

@@ -2,8 +2,8 @@
 
 The text stands in `experiments/literature.md`: papers, and below each what it found, with lines `they`, `here`, a
 judgement with its reason, and `would tell`, an experiment that is declared and has no results yet. `here` quotes claims
-of results/reference with the verdicts that the judgement rests on, as answers do; where a verdict is another one, no
-page is written.
+of results/reference, or those that a paper's page adds, with the verdicts that the judgement rests on, as answers do;
+where a verdict is another one, no page is written.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment
+from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers
 from bnlab.harness.lab.command import run_command
+from bnlab.harness.lab.papers import read_paper
+from bnlab.harness.lab.redrawing import decide_new_claims
 from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs
 from bnlab.harness.reporting.page import render
 from bnlab.harness.reporting.tables import load
@@ -81,10 +83,17 @@ def _write(words: list[str]) -> int:
         raise UserError(f"{words[0]}: there is nothing to set")
     quotes = [quote for finding in list_findings() for quote in finding.list_quotes()]
     names = sorted({experiment for _, experiment, _ in quotes})
-    outcomes = [decide_outcome(find_experiment(name), load(name, REFERENCE)) for name in names]
+    outcomes = [decide(name) for name in names]
     PAGE.write_text(write_page(outcomes), encoding="utf-8")
     print(PAGE)
     return 0
+
+
+def decide(name: str) -> Outcome:
+    """Decide the claims of an experiment, or those that the page of a paper adds."""
+    if name in list_papers():
+        return decide_new_claims(read_paper(name), REFERENCE)
+    return decide_outcome(find_experiment(name), load(name, REFERENCE))
 
 
 def list_findings() -> list[Finding]:
@@ -153,7 +162,8 @@ def _list_claims(finding: Finding, outcomes: Iterable[Outcome]) -> list[str]:
     listed = []
     for name, claims in verdicts.items():
         quoted = [f"`{claim}` {' and '.join(found)}" for claim, found in claims.items()]
-        listed.append(f"[{name}]({_LINK.format(name)}) ({bases[name]}): {', '.join(quoted)}")
+        folder = f"papers/{name}" if name in list_papers() else name
+        listed.append(f"[{name}]({_LINK.format(folder)}) ({bases[name]}): {', '.join(quoted)}")
     return listed
 
 

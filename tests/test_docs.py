@@ -51,8 +51,16 @@ def list_loaded(page: Path) -> str:
 
 def test_every_page_is_in_the_table_of_contents() -> None:
     written = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")} - {"index"}
-    made = {*list_shown(), "experiments/index", *write_codes(), *(f"reference/{module}" for module in MODULES)}
-    below_another = {page for page in {*written, *made} if re.fullmatch("(experiments|doctor)/(?!index).*", page)}
+    made = {
+        *list_shown(),
+        "experiments/index",
+        "gallery",
+        *write_codes(),
+        *(f"reference/{module}" for module in MODULES),
+    }
+    below_another = {
+        page for page in {*written, *made} if re.fullmatch("(experiments|doctor|papers)/(?!index).*", page)
+    }
 
     assert list_contents() == {*written, *made} - below_another
 
@@ -107,6 +115,20 @@ def test_pages_that_are_not_made_any_more_are_removed(tmp_path: Path) -> None:
 
     assert {path.read_text() for path in tmp_path.rglob("*.md")} == made
     assert (tmp_path / "experiments" / "gap.md").read_text() == list_shown()["experiments/gap"].read_text()
+
+
+def test_every_figure_has_a_card_with_its_question_and_its_command() -> None:
+    page = pages.write_gallery(list_shown())
+    figures = {*pages.REFERENCE.glob("*/figures/*.png"), *pages.REFERENCE.glob("papers/*/figures/*.png")}
+    cards = page.split("- ```{image} ")[1:]
+
+    assert {(DOCS / card.splitlines()[0]).resolve() for card in cards} == figures
+    assert len(cards) == len(figures)
+    questions = {path.parents[1]: pages._read_question(path.parents[1] / "README.md") for path in figures}
+    for path in figures:
+        (card,) = [card for card in cards if card.startswith(str(path.relative_to(ROOT).parent / path.name), 3)]
+        assert questions[path.parents[1]] in card
+        assert f"={path.parents[1].name} results=results/reference`" in card
 
 
 def test_each_code_has_a_page_that_says_what_the_cause_says() -> None:

@@ -4,7 +4,7 @@ var Scorer = {
   // [name of the page, title, anchor, description, score, file, kind]
   score: ([page, , , , score, , kind]) => {
     if (page === "answers" || page === "why") return score + 40;
-    if (page.startsWith("experiments/")) return score + 30;
+    if (page.startsWith("experiments/") || page.startsWith("papers/")) return score + 30;
     if (page.startsWith("howto/") || page === "literature") return score + 20;
     if (page === "changelog" || page === "contributing") return score - 20;
     return kind === "object" ? score - 10 : score;

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import BEHIND, gap_over_layers, over_best, rows, select
+from bnlab.harness.reporting.frames import BEHIND, gap_over_layers, name_panels, over_best, rows, select
 
 
 def compute_falls(tables: Tables) -> pd.DataFrame:
@@ -18,6 +18,23 @@ def compute_falls(tables: Tables) -> pd.DataFrame:
     totals = falls.groupby([curves["run"], curves["estimator"]]).transform("sum")
     last = curves.assign(falls=totals).drop_duplicates(["run", "estimator"], keep="last")
     return last.assign(panel="")
+
+
+def select_blocks(tables: Tables) -> pd.DataFrame:
+    """Find accuracies at the end where images come in blocks of a class; the line is the norm.
+
+    Renorm has its momentum beside it. Running averages are those that it trains with, and PyTorch's of batch norm.
+    """
+    settings = ("epochs", "norm", "norm.momentum")
+    frame = rows(tables, "evaluations", 1.0, settings, estimator=("ema", "exact"), order="blocks:16", split="test")
+    is_renorm = frame["norm"] == "renorm"
+    own = frame["norm.momentum"].where(is_renorm, 0.1)
+    has_own = frame["momentum"].isna() | (frame["momentum"] == own)
+
+    renorm = "batch renorm " + own.astype(str)
+    frame["line"] = renorm.where(is_renorm, "batch norm")
+    named = frame[has_own].astype({"epochs": int})
+    return name_panels(named, "{epochs} epochs")
 
 
 def compute_times_over_best(tables: Tables) -> pd.DataFrame:

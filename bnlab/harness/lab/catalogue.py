@@ -52,6 +52,12 @@ def list_questions() -> list[str]:
     return sorted(_find_modules())
 
 
+def list_papers() -> dict[str, Path]:
+    """List the files of all papers that are redrawn, by the papers' names."""
+    (folder,) = importlib.import_module(f"{_SHIPPED}.papers").__path__
+    return {path.stem: path for path in sorted(Path(folder).glob("*.yaml"))}
+
+
 def is_shipped(name: str) -> bool:
     """Find out if a question is one of bnlab's own, which its pages of answers are about."""
     return _find_modules().get(name, "").startswith(_SHIPPED)

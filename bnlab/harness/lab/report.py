@@ -1,4 +1,4 @@
-"""bnlab report: figures and verdicts, of one experiment or of all that have results."""
+"""bnlab report: figures and verdicts, of experiments, of any sweep, or of papers that are redrawn."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_questions, write_pages
+from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers, list_questions, write_pages
 from bnlab.harness.lab.command import run_command, write_command
 
 if TYPE_CHECKING:
-    from bnlab.harness.reporting.experiment import Figure, Tables
+    from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
     from bnlab.harness.reporting.outcome import Outcome
 
-USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [results=FOLDER]
+USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [results=FOLDER]
 
 experiment=NAME    figures and verdicts of a question, and its page (with name=NAME, of a sweep under another name)
 name=NAME          figures and a page of any sweep, by what was swept, without a question
+paper=NAME         a published paper beside what is found here, by the tables that are there, and its page; several with
+                   commas between them, or all
 without either     figures, verdicts and pages of all questions that have results; the committed ones:
                    results=results/reference
 
-A page is report.html, in the folder of the results. Without either word there is a README.md beside it, too, and
-where questions of bnlab's own have results, ANSWERS.md and HYPOTHESES.md.
+A page is report.html, in the folder of the results, of a paper in papers/NAME there. Of papers and without either word
+there is a README.md beside it, too, and where questions of bnlab's own have results, ANSWERS.md and HYPOTHESES.md.
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
 _ROWS = 12  # as many rows of a table are printed
@@ -43,11 +45,15 @@ def _report(words: list[str]) -> int:
     given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if key not in ("experiment", "name", "results") or not equals or key in given:
-            raise UserError(f"{word}: there are experiment=NAME, name=NAME and results=FOLDER")
+        if key not in ("experiment", "name", "paper", "results") or not equals or key in given:
+            raise UserError(f"{word}: there are experiment=NAME, name=NAME, paper=NAME and results=FOLDER")
         given[key] = value
 
-    results = Path(given.get("results", "results"))
+    results = Path(given.pop("results", "results"))
+    if "paper" in given:
+        if len(given) > 1:
+            raise UserError("paper= stands without experiment= and name=: its file names the experiments")
+        return _report_papers(given["paper"], results)
     experiment = given.get("experiment", "")
     name = given.get("name", experiment)  # of the tables
     if not name:
@@ -100,10 +106,8 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
     The tables are those of the sweep with this name; NoRows where nothing of it has been measured. Returns the outcome,
     and how many figures and claims failed.
     """
-    from bnlab.harness.reporting.outcome import decide_outcome
     from bnlab.harness.reporting.page import write_question
     from bnlab.harness.reporting.tables import load
-    from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
 
     question = find_experiment(experiment)
     tables = load(name, results)
@@ -116,19 +120,71 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
         sweeps = question.sweeps or (question.name,)
         commands = [write_command("sweep", f"experiment={sweep}", folder) for sweep in sweeps]
         question = replace(question, command="\n".join(commands))
-    outcome = decide_outcome(question, tables)
-    unscored = outcome.frame[outcome.frame["verdict"] == CANNOT_BE_SCORED]
-    for row in unscored.to_dict("records"):
-        print(f"claim {row['claim']} of {experiment} cannot be scored: {row['note']}", file=sys.stderr)
-
-    figures = outcome.experiment.figures
     folder = results / name
-    drawn, failed = _draw_figures(experiment, figures, tables, folder / "figures")
-    outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn))
+    outcome, failures = _decide_and_draw(question, tables, folder)
     lines = ["", f"{experiment}: {question.question}", *_describe(outcome), ""]
     print("\n".join(lines))
     _write_page(folder, write_question(outcome, folder))
+    return outcome, failures
+
+
+def _decide_and_draw(question: Experiment, tables: Tables, folder: Path) -> tuple[Outcome, int]:
+    """Decide the claims of a question and draw its figures; how many of both failed."""
+    from bnlab.harness.reporting.outcome import decide_outcome
+    from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
+
+    outcome = decide_outcome(question, tables)
+    unscored = outcome.frame[outcome.frame["verdict"] == CANNOT_BE_SCORED]
+    for row in unscored.to_dict("records"):
+        print(f"claim {row['claim']} of {question.name} cannot be scored: {row['note']}", file=sys.stderr)
+
+    drawn, failed = _draw_figures(question.name, outcome.experiment.figures, tables, folder / "figures")
+    outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn))
     return outcome, len(unscored) + failed
+
+
+def _report_papers(words: str, results: Path) -> int:
+    """Report on the papers of a list, or on all; the exit code. What has no tables is named on stderr."""
+    names = words.split(",") if words != "all" else list(list_papers())
+    failures = []
+    for name in names:
+        try:
+            failures.append(_report_paper(name, results))
+        except NoRows as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    return int(any(failures)) if failures else 2
+
+
+def _report_paper(name: str, results: Path) -> int:
+    """Draw a paper's figures, print the verdicts on its claims, write its page; how many of both failed."""
+    from bnlab.harness.lab.papers import read_paper
+    from bnlab.harness.lab.redrawing import make_experiments, select_conditions, write_paper
+    from bnlab.harness.reporting.page import write_html
+    from bnlab.harness.reporting.tables import load
+
+    paper = read_paper(name)
+    folder = results / "papers" / name
+    lines = ["", f"{name}: {paper.question}"]
+    outcomes: list[Outcome] = []
+    failures = 0
+    for experiment in make_experiments(paper):
+        try:
+            tables = load(experiment.name, results)
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        outcome, failed = _decide_and_draw(experiment, tables, folder)
+        outcomes.append(select_conditions(paper, outcome))
+        lines += _describe(outcomes[-1])
+        failures += failed
+    if not outcomes:
+        raise NoRows(f"nothing that {name} reads has been measured in {results}/")
+
+    page = write_paper(paper, outcomes, write_command("report", f"paper={name}", results))
+    print("\n".join([*lines, ""]))
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    _write_page(folder, write_html(name, page, folder))
+    return failures
 
 
 def _write_page(folder: Path, page: str) -> None:

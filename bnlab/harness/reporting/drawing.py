@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -19,13 +21,14 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.reporting.experiment import Figure, Tables
+from bnlab.harness.reporting.experiment import Figure, Span, Tables
 from bnlab.harness.reporting.style import RC, thin_labels, write_out_decades
 from bnlab.harness.updates import SCHEDULES
 
 # Inches.
 _NARROW, _WIDE = 4.2, 5.4  # a figure with one panel across; with several, or with names beside its panel
 _TALL, _LOW = 3.2, 2.35  # a panel that is alone across, and one among several
+_LEAST = 0.9  # a panel of printed numbers whose names take less
 _LINE = 0.2  # of words
 _LETTER = 0.081
 
@@ -33,7 +36,8 @@ _LETTER = 0.081
 def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = True) -> Figure:
     """Write a figure as a PNG of 256 colours for pages, and as a PDF for papers; the same table gives the same files.
 
-    The PDF has no title: a paper says in the caption what is drawn.
+    The PDF has no title: a paper says in the caption what is drawn. Numbers that a published paper prints stand below
+    ours, and have a PDF of their own.
 
     Returns the figure, whose caption says what is drawn of how many seeds; raises NoRows if there is nothing to draw.
     """
@@ -45,19 +49,38 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
+    parts = {name: (figure, frame)}
+    if figure.printed is not None:
+        below = replace(figure, title="", plot=figure.printed.plot, spans=())
+        parts[f"{name}_theirs"] = (below, figure.printed.frame)
     with plt.rc_context(RC):
+        image = _render(parts.values())
+        octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
+        image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
+        if pdf:
+            for stem, (part, of_part) in parts.items():
+                untitled = draw(replace(part, title=""), of_part)
+                untitled.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
+                plt.close(untitled)
+    return replace(figure, caption=_write_caption(figure, frame, tables))
+
+
+def _render(parts: Iterable[tuple[Figure, pd.DataFrame]]) -> Image.Image:
+    """Draw figures as one picture, below each other on white."""
+    pictures = []
+    for figure, frame in parts:
         drawn = draw(figure, frame)
         canvas = FigureCanvasAgg(drawn)
         canvas.draw()
-        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
-        image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
+        pictures.append(np.asarray(canvas.buffer_rgba())[..., :3])
         plt.close(drawn)
-        if pdf:
-            untitled = draw(replace(figure, title=""), frame)
-            untitled.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
-            plt.close(untitled)
-    return replace(figure, caption=_write_caption(figure, frame, tables))
+
+    width = max(picture.shape[1] for picture in pictures)
+    whole = []
+    for picture in pictures:
+        margin = width - picture.shape[1]
+        whole.append(np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=255))
+    return Image.fromarray(np.concatenate(whole))
 
 
 def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
@@ -70,6 +93,8 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
     has_room = columns > 1 or lines > 0
     width = _WIDE if has_room else _NARROW
     height = _TALL if columns == 1 else _LOW
+    if "printed" in frame and frame["printed"].all():
+        height = _LEAST if lines else _LOW
     if rows > 3:
         height *= 0.75
     height = max(height, 0.5 + lines * _LINE)
@@ -77,6 +102,8 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
     drawn, grid = plt.subplots(rows, columns, sharey=True, squeeze=False)
     axes = dict(zip(panels, grid.flat, strict=False))
     figure.plot.draw(frame, axes)
+    for ax in axes.values():
+        _draw_spans(ax, figure.spans)
     for ax in grid.flat[count:]:
         ax.set_axis_off()
 
@@ -119,6 +146,16 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
     return drawn
 
 
+def _draw_spans(ax: Axes, spans: Iterable[Span]) -> None:
+    """Draw stretches of the horizontal axis in grey; each line has dashes of its own."""
+    for place, span in enumerate(spans):
+        if span.low < span.high:
+            ax.axvspan(span.low, span.high, color="#999999", alpha=0.25, linewidth=0, label=span.words)
+        else:
+            style = ("--", ":", "-.")[place % 3]
+            ax.axvline(span.low, color="#777777", linewidth=1.2, linestyle=style, label=span.words)
+
+
 def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     """Say how to read the figure, with a sentence on what is drawn of how many seeds."""
     runs = tables["runs"]
@@ -130,6 +167,8 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     batch_size = ", ".join(map(str, sizes))
     sentences = [figure.caption.format(schedule=schedule, batch_size=batch_size)]
 
+    if "printed" in frame:
+        frame = frame[~frame["printed"].astype(bool)]
     fewest = frame["n"].min()
     most = frame["n"].max()
     has_intervals = bool(figure.plot.intervals) and frame["low"].notna().any()

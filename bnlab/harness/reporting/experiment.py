@@ -46,6 +46,28 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A stretch of the horizontal axis that a paper names, grey in all panels of ours; a line where its ends agree."""
+
+    low: float
+    high: float
+    words: str
+
+
+@dataclass(frozen=True)
+class PrintedPanel:
+    """Numbers that a paper prints, in a panel below ours that shares no axis with them.
+
+    Attributes:
+        frame: what the plot draws, with a column `printed` that is true, by which it is drawn in grey.
+        plot: what draws it, with axes of its own.
+    """
+
+    frame: pd.DataFrame
+    plot: Plot
+
+
+@dataclass(frozen=True)
 class Figure:
     """One figure of an experiment.
 
@@ -56,6 +78,7 @@ class Figure:
         score: tables to the frame that is drawn; its column `panel` tells the panels apart.
         plot: what draws its panels.
         finding: what is seen, its title in place of the other where the claims hold.
+        printed, spans: what a paper says beside it.
     """
 
     title: str
@@ -63,6 +86,8 @@ class Figure:
     score: Score
     plot: Plot
     finding: Finding | None = None
+    printed: PrintedPanel | None = None
+    spans: Sequence[Span] = ()
 
 
 @dataclass(frozen=True)

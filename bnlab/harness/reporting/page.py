@@ -59,8 +59,7 @@ def write_experiment(outcome: Outcome, devices: str = "") -> str:
 
 def write_question(outcome: Outcome, folder: Path) -> str:
     """Write the same as one HTML page; the folder has the figures."""
-    page = _convert(write_experiment(outcome), folder)
-    return render("page.html", title=f"bnlab: {outcome.experiment.name}", html=page)
+    return write_html(outcome.experiment.name, write_experiment(outcome), folder)
 
 
 def write_answers(
@@ -112,7 +111,12 @@ def write_answers(
 def write_overview(overview: Overview, folder: Path, command: str) -> str:
     """Write a page on a sweep without a question: its results lie in the folder, and the command continues it."""
     page = render("overview.md", overview=overview, folder=folder, command=command)
-    return render("page.html", title=f"bnlab: {folder.name}", html=_convert(page, folder))
+    return write_html(folder.name, page, folder)
+
+
+def write_html(name: str, page: str, folder: Path) -> str:
+    """Write a page of Markdown as one HTML page, with the figures of its folder."""
+    return render("page.html", title=f"bnlab: {name}", html=_convert(page, folder))
 
 
 def _link_headings(page: str) -> str:

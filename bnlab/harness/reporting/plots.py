@@ -38,6 +38,7 @@ LOST_OF_ANY_SIZE = replace(LOST, linear=0.3)  # up to what claims call harmless
 
 MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
 """How a line at a value that has a name looks."""
+_GREYS = ("#4d4d4d", "#8c8c8c", "#b3b3b3")  # of numbers that a paper prints
 _LEVEL: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
 _SPARSE = 4  # times fewer places than the longest series has
 _OPACITY, _CLEAR = 0.15, 4  # of a band; so many lie above each other before they are made fainter
@@ -100,7 +101,8 @@ class Curves(Plot):
     Rows without `x` are levels across the panel: dashed beside the line of their series, with its looks where that has
     no line. A series that was measured at far fewer places than the longest one of its panel is drawn as points, since
     what it does between them is not known. Broken lines lie above solid ones, so that both are seen where they agree.
-    Rows that a column `hollow` marks as true have a hollow circle and no band.
+    Rows that a column `hollow` marks as true have a hollow circle and no band; those that a column `printed` marks are
+    grey, as numbers of a paper.
 
     Attributes:
         x: the column across, numbers or words.
@@ -122,6 +124,10 @@ class Curves(Plot):
     def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
         """Draw the rows of each panel, see `Plot.draw`."""
         named, looks = choose_looks(frame, self.by, self.x)
+        if "printed" in named:
+            printed = named.loc[named["printed"].astype(bool), "series"].unique()
+            for place, name in enumerate(printed):
+                looks[name] = {"color": _GREYS[place % 3], "linestyle": "-", "marker": "os^Dv"[place % 5]}
         require_one_row(named, ["panel", "series", self.x])
         places = named[self.x]
         words: list[Any] = []
@@ -210,7 +216,8 @@ class Curves(Plot):
 class Forest(Plot):
     """Means with horizontal bars for their intervals, one below the other for each value of a column.
 
-    Draws frames with the columns `by`, mean, low and high.
+    Draws frames with the columns `by`, mean, low and high. Rows that a column `printed` marks as true are grey, as
+    numbers of a paper, and lie below the others of their name.
 
     Attributes:
         by: the column whose values are listed from top to bottom, in order of appearance.
@@ -227,10 +234,10 @@ class Forest(Plot):
 
     def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
         """Draw the rows of each panel, see `Plot.draw`; all panels have the same horizontal axis and names."""
-        keys = ["panel", self.by]
-        if self.series:
-            keys.append(self.series)
-        require_one_row(frame, keys)
+        if "printed" not in frame:
+            frame = frame.assign(printed=False)
+        column = self.series or "printed"
+        require_one_row(frame, ["panel", self.by, column])
         names = list(frame[self.by].unique())
         height_of_name = {name: height for height, name in enumerate(names)}
         series = self._list_series(frame)
@@ -242,16 +249,17 @@ class Forest(Plot):
             set_axes(ax, self.x, Axis(""), frame["mean"])  # of all panels: a shared axis has the same ticks in each
             _draw_mark(ax, self.mark)
             for place, value in enumerate(series):
-                rows = panel
-                label = None
+                rows = panel[panel[column] == value]
+                label = "theirs" if value and len(series) > 1 else None
                 if self.series:
-                    rows = panel[panel[self.series] == value]
                     label = name_value(self.series, value)
                 # Series lie around the height of their name, the first on top.
                 shift = 0.75 * (place - (len(series) - 1) / 2) / len(series)
                 heights = rows[self.by].map(height_of_name).astype(float) + shift
                 marker = "os^DvP"[place % 6]
                 colour = SERIES[(place + 1) % len(SERIES)]
+                if frame.loc[frame[column] == value, "printed"].all():
+                    colour = _GREYS[place % 3]
                 bars = _measure_bars(rows)
                 ax.errorbar(rows["mean"], heights, xerr=bars, fmt=marker, color=colour, capsize=2, label=label)
 
@@ -267,9 +275,10 @@ class Forest(Plot):
         return 1 + len(names) * (max(of_a_name, of_points) + 0.3)
 
     def _list_series(self, frame: pd.DataFrame) -> list[Any]:
-        """List the values that have a colour each: numbers, and words in order of appearance; one without a column."""
-        if not self.series:
-            return [None]
-        column = frame[self.series]
+        """List the values that have a colour each: numbers, and words in order of appearance.
+
+        Without a column these are whether numbers are printed ones.
+        """
+        column = frame.get(self.series or "printed", pd.Series(False, frame.index))
         values = list(column.unique())
         return sorted(values) if pd.api.types.is_numeric_dtype(column) else values

@@ -43,7 +43,7 @@ _TINY = 1e-5  # below it numbers are written as 1.2e-07
 
 
 def name_value(key: str, value: Any) -> str:
-    """Say a column with its value; of `line`, `panel`, `layers` and `estimators` the value says it all.
+    """Say a column with its value; of `line`, `words`, `panel`, `layers` and `estimators` the value says it all.
 
     >>> name_value("batch_size", 8), name_value("norm.batch_size", 8), name_value("depth", 2)
     ('batch size 8', 'parts of 8', 'layer 2')
@@ -51,7 +51,7 @@ def name_value(key: str, value: Any) -> str:
     if key == "moment":
         moments = {"mean": "means", "var": "variances"}
         return moments.get(value, str(value))
-    if key in ("line", "panel", "layers", "estimators"):
+    if key in ("line", "words", "panel", "layers", "estimators"):
         return str(value)
     words = _WORDS.get(key, key.replace("_", " "))
     return f"{words} {value}"

@@ -1,0 +1,186 @@
+"""Papers that are redrawn: what a file of experiments/papers declares. CONTRIBUTING.md says how one is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
+
+import yaml
+
+from bnlab.harness.errors import UserError, suggest
+from bnlab.harness.lab.catalogue import list_papers
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A number that a paper prints, or that follows from printed ones.
+
+    Attributes:
+        id: the name by which figures mark it.
+        where: table, figure, section or file.
+        source: what that was read in, such as "paper text" or "reading note".
+        unit: of the value; in a figure the label of its axis.
+        panel: task and network.
+        series: what has this value there.
+        x: its place on the horizontal axis.
+        value, sd: the number, and its standard deviation over the paper's runs.
+        span, axis: in place of a value a stretch of the horizontal axis, and what that axis shows.
+        beside: the panel of ours in which it is drawn, where unit and quantity are the same.
+        derived: how it follows from printed numbers.
+    """
+
+    id: str
+    where: str
+    source: str
+    unit: str
+    panel: str = ""
+    series: str = ""
+    x: float = math.nan
+    value: float = math.nan
+    sd: float = math.nan
+    span: Sequence[float] = ()
+    axis: str = ""
+    beside: str = ""
+    derived: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredFigure:
+    """A figure as its file declares it.
+
+    Attributes:
+        title, caption: see `experiment.Figure`; what grey means is added to the caption.
+        plot: `kind`, the name of a class of `plots`, and its settings.
+        marks: the printed numbers that it draws.
+        experiment: whose tables it reads; by default that of the paper's name.
+        score: arguments of `frames.score`; None: it draws printed numbers only.
+        panels: columns that name our panels, if the score has no panel that serves.
+        names: by column, words for its values, in the order in which they are drawn.
+    """
+
+    title: str
+    plot: Mapping[str, Any]
+    marks: Sequence[str]
+    caption: str = ""
+    experiment: str = ""
+    score: Mapping[str, Any] | None = None
+    panels: Sequence[str] | None = None
+    names: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredMargin:
+    """A margin as its file declares it: bounds of which one is missing, or both as `within`; see `verdicts.Margin`."""
+
+    above: float = -math.inf
+    below: float = math.inf
+    within: tuple[float, float] | None = None
+    unit: str = ""
+    reason: str = ""
+    together: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredClaim:
+    """A claim as its file declares it: one of an experiment (`of`), or a new one.
+
+    Attributes:
+        asked_when_seen: its numbers were known when it was written.
+        about: what of the paper it is on.
+        of: an existing claim, as `gap.costs_early`.
+        conditions: those of it that are meant, see `experiment.find_conditions`; none: all.
+        experiment, text, score, margin: of a new claim; see `DeclaredFigure` and `experiment.Claim`.
+        seen_in: where its numbers were seen.
+    """
+
+    asked_when_seen: bool
+    about: str = ""
+    of: str = ""
+    conditions: Sequence[str] = ()
+    experiment: str = ""
+    text: str = ""
+    score: Mapping[str, Any] | None = None
+    margin: Mapping[str, Any] | None = None
+    seen_in: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """A paper: what it asks and prints, and what is drawn and claimed of it here.
+
+    Attributes:
+        name: of its file and of its page.
+        title, authors, year, arxiv: of the paper, or of several.
+        question: a sentence or two.
+        read, not_read: what was read of it, with the source; what is known to be there and was not.
+        setting: rows of a setting, theirs, ours.
+        printed: its numbers.
+        figures, claims: by short names.
+        differs: sentences on what differs.
+        x: words before `Number.x` where numbers are listed; empty: they go without it.
+        status, keep, design, module: notes for those who measure; not shown.
+    """
+
+    name: str
+    title: str
+    authors: str
+    year: int
+    arxiv: str
+    question: str
+    read: Sequence[Mapping[str, str]]
+    not_read: Sequence[str]
+    setting: Sequence[Sequence[str]]
+    printed: Sequence[Number]
+    figures: Mapping[str, DeclaredFigure]
+    claims: Mapping[str, DeclaredClaim]
+    differs: Sequence[str]
+    x: str = ""
+    status: str = ""
+    keep: Sequence[str] = ()
+    design: Mapping[str, Any] | None = None
+    module: Mapping[str, Any] | None = None
+
+    def list_experiments(self) -> list[str]:
+        """List the experiments whose tables figures and claims read."""
+        names = [figure.experiment for figure in self.figures.values()]
+        names += [claim.experiment for claim in self.claims.values()]
+        return list(dict.fromkeys(names))
+
+
+def read_paper(name: str) -> Paper:
+    """Read a paper's file; UserError where there is none, or a key is unknown or missing."""
+    papers = list_papers()
+    if name not in papers:
+        raise UserError(f"no paper {name!r}: {suggest(name, papers)}")
+    return make_paper(yaml.safe_load(papers[name].read_text(encoding="utf-8")))
+
+
+def make_paper(declared: Mapping[str, Any]) -> Paper:
+    """Make a paper of what its file declares."""
+    name = declared.get("name", "paper")
+    printed = [make_declared(Number, number, f"{name}, printed") for number in declared.get("printed", [])]
+    figures = {}
+    for key, figure in declared.get("figures", {}).items():
+        figures[key] = make_declared(DeclaredFigure, {"experiment": name, **figure}, f"{name}, figure {key}")
+    claims = {}
+    for key, claim in declared.get("claims", {}).items():
+        experiment, _, _ = claim.get("of", name).partition(".")
+        claims[key] = make_declared(DeclaredClaim, {"experiment": experiment, **claim}, f"{name}, claim {key}")
+    return make_declared(Paper, {**declared, "printed": printed, "figures": figures, "claims": claims}, name)
+
+
+def make_declared(kind: type[T], declared: Mapping[str, Any], where: str) -> T:
+    """Make an object of a class of data; UserError for a key that it does not have, or one that is missing."""
+    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
+    for key in declared:
+        if key not in known:
+            raise UserError(f"{where}: no key {key!r}; {suggest(key, known)}")
+    for key, each in known.items():
+        has_default = each.default is not MISSING or each.default_factory is not MISSING
+        if key not in declared and not has_default:
+            raise UserError(f"{where}: {key} is missing")
+    return kind(**declared)

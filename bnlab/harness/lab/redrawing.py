@@ -1,0 +1,257 @@
+"""Redrawing a paper: figures of ours with its numbers in grey, the claims on it, and its page.
+
+Tables, verdicts and drawing are those of questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.errors import UserError, suggest
+from bnlab.harness.lab.catalogue import find_experiment, list_questions
+from bnlab.harness.lab.papers import DeclaredFigure, DeclaredMargin, Number, Paper, make_declared
+from bnlab.harness.own import import_object
+from bnlab.harness.reporting import plots
+from bnlab.harness.reporting.experiment import (
+    Claim,
+    Experiment,
+    Figure,
+    Margin,
+    PrintedPanel,
+    Score,
+    Span,
+    Tables,
+    find_conditions,
+)
+from bnlab.harness.reporting.frames import OtherThan, name_panels, put_in_order, score
+from bnlab.harness.reporting.outcome import READING, Outcome, decide_outcome
+from bnlab.harness.reporting.page import render
+from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from bnlab.harness.reporting.tables import load
+from bnlab.harness.reporting.wording import name_value
+
+THEIRS = "theirs"
+_GREY = "Grey: numbers that the paper prints, on its own task and networks."
+_GREY_BARS = "Grey intervals are two standard deviations over its runs to each side."
+
+
+def make_experiments(paper: Paper) -> list[Experiment]:
+    """Make an experiment of each one whose tables it reads: with its figures of them, and its claims by its names."""
+    experiments = []
+    for name in paper.list_experiments():
+        figures = {key: _make_figure(paper, key) for key, each in paper.figures.items() if each.experiment == name}
+        claims = {key: _make_claim(paper, key) for key, each in paper.claims.items() if each.experiment == name}
+        made = Experiment(bears_on=(), figures=figures, claims=claims, name=name, question=paper.question)
+        experiments.append(made)
+    return experiments
+
+
+def select_conditions(paper: Paper, outcome: Outcome) -> Outcome:
+    """Select the verdicts in those conditions that the paper's claims mean."""
+    meant = [find_conditions(outcome.frame, name, paper.claims[name].conditions) for name in outcome.experiment.claims]
+    return replace(outcome, frame=pd.concat([outcome.frame[:0], *meant]))
+
+
+def decide_new_claims(paper: Paper, results: Path) -> Outcome:
+    """Decide the claims that no experiment has, as those of one experiment of the paper's name."""
+    claims: dict[str, Claim] = {}
+    parts = []
+    for experiment in make_experiments(paper):
+        new = {key: claim for key, claim in experiment.claims.items() if not paper.claims[key].of}
+        if new:
+            parts.append(decide_outcome(replace(experiment, claims=new), load(experiment.name, results)))
+            claims |= new
+    whole = Experiment(bears_on=(), figures={}, claims=claims, name=paper.name, question=paper.question)
+    basis = "; ".join(dict.fromkeys(part.basis for part in parts))
+    return Outcome(whole, pd.concat([part.frame for part in parts], ignore_index=True), basis, networks="")
+
+
+def write_paper(paper: Paper, outcomes: Sequence[Outcome], command: str) -> str:
+    """Write the README.md of a paper.
+
+    Args:
+        paper: the paper, whose file has the order.
+        outcomes: of those of its experiments that have been measured, with whole captions.
+        command: what writes it again.
+    """
+    values: dict[str, Any] = {"figures": {}, "verdicts": {}}
+    for outcome in outcomes:
+        values["figures"] |= outcome.experiment.figures
+        values["verdicts"] |= zip(outcome.experiment.claims, outcome.list_claims(), strict=True)
+    measured = [outcome.experiment.name for outcome in outcomes]
+    values["missing"] = [name for name in paper.list_experiments() if name not in measured]
+    values |= {"outcomes": outcomes, "command": command, "questions": list_questions(), "reading": READING}
+    return render("paper.md", paper=paper, **values)
+
+
+def _make_claim(paper: Paper, key: str) -> Claim:
+    """Make a claim, or find the one of its experiment that it names."""
+    declared = paper.claims[key]
+    where = f"{paper.name}, claim {key}"
+    if declared.of:
+        _, _, name = declared.of.partition(".")
+        known = find_experiment(declared.experiment).claims
+        if name not in known:
+            raise UserError(f"{where}: no claim {declared.of!r}; {suggest(name, known)}")
+        return known[name]
+    if declared.score is None or declared.margin is None:
+        raise UserError(f"{where}: it needs of, or text, score and margin")
+    return Claim(declared.text, _make_score(declared.score), _make_margin(declared.margin, where))
+
+
+def _make_margin(declared: Mapping[str, Any], where: str) -> Margin:
+    """Make a margin; a reason in capitals is a constant of experiments/margins.py."""
+    given = make_declared(DeclaredMargin, declared, where)
+    low, high = given.within or (given.above, given.below)
+    reason = given.reason
+    if reason.isupper():
+        reason = import_object("reason", f"experiments.margins.{reason}")
+    return Margin(low, high, given.unit, reason, given.together)
+
+
+def _make_score(declared: Mapping[str, Any]) -> Score:
+    given = {}
+    for name, value in declared.items():
+        given[name] = value
+        if isinstance(value, Mapping):
+            given[name] = OtherThan(value["not"])
+        elif isinstance(value, list):
+            given[name] = tuple(value)
+    source = given.pop("source")
+
+    def compute(tables: Tables) -> pd.DataFrame:
+        # Imported only now: a function of an experiment that is not measured yet may not be there.
+        rows = import_object("source", source) if "." in source else source
+        return score(rows, **given)(tables)
+
+    return compute
+
+
+def _make_figure(paper: Paper, key: str) -> Figure:
+    """Make a figure of ours beside the printed numbers that it marks."""
+    declared = paper.figures[key]
+    where = f"{paper.name}, figure {key}"
+    plot = _make_plot(declared.plot, where)
+    marks = _find_marks(paper, key)
+    apart = [mark for mark in marks if not mark.span and not mark.beside]
+    printed = _make_printed_panel(plot, apart) if apart else None
+
+    sentences = [declared.caption]
+    if marks:
+        sentences.append(_GREY)
+    if any(mark.sd > 0 for mark in marks):
+        sentences.append(_GREY_BARS)
+    caption = " ".join(sentences).strip()
+    if declared.score is None:
+        if printed is None:
+            raise UserError(f"{where}: it needs a score, or marks")
+        return Figure(declared.title, caption, lambda tables: printed.frame, printed.plot)
+
+    told_apart = plot.series if isinstance(plot, Forest) else plot.by
+    if told_apart in declared.names:
+        plot = replace(plot, series="words") if isinstance(plot, Forest) else replace(plot, by="words")
+    beside = [mark for mark in marks if mark.beside]
+    spans = [_make_span(mark) for mark in marks if mark.span]
+    ours = _name_ours(declared, plot, told_apart, beside)
+    return Figure(declared.title, caption, ours, plot, printed=printed, spans=spans)
+
+
+def _find_marks(paper: Paper, key: str) -> list[Number]:
+    """Find the printed numbers that a figure marks."""
+    by_id = {number.id: number for number in paper.printed}
+    marks = []
+    for mark in paper.figures[key].marks:
+        if mark not in by_id:
+            raise UserError(f"{paper.name}, figure {key}: no printed number {mark!r}; {suggest(mark, by_id)}")
+        marks.append(by_id[mark])
+    return marks
+
+
+def _make_plot(declared: Mapping[str, Any], where: str) -> Curves | Forest:
+    kinds: dict[str, type[Curves] | type[Forest]] = {"Curves": Curves, "Forest": Forest}
+    given = dict(declared)
+    kind = given.pop("kind")
+    if kind not in kinds:
+        raise UserError(f"{where}: kind {kind!r}; {suggest(kind, kinds)}")
+    axis = given.pop("axis")
+    axis = getattr(plots, axis) if isinstance(axis, str) else make_declared(Axis, axis, where)
+    given["y" if kind == "Curves" else "x"] = axis
+    if "across" in given:
+        given["across"] = make_declared(Axis, given["across"], where)
+    return make_declared(kinds[kind], given, where)
+
+
+def _make_span(mark: Number) -> Span:
+    low, high = mark.span
+    numbers = " to ".join(f"{number:,g}" for number in dict.fromkeys(mark.span))
+    return Span(low, high, f"{THEIRS}: {numbers} {mark.unit} ({mark.where})")
+
+
+def _name_ours(declared: DeclaredFigure, plot: Curves | Forest, told_apart: str, beside: Sequence[Number]) -> Score:
+    """Make the score of our panels: with names of values and panels, and printed numbers that share a panel.
+
+    Names of the column whose values have colours become the column `words`, which a legend shows as it is.
+    """
+    compute = _make_score(declared.score or {})
+
+    def compute_named(tables: Tables) -> pd.DataFrame:
+        frame = compute(tables)
+        for column, names in declared.names.items():
+            frame = put_in_order(frame, column, names)
+            frame[column] = frame[column].replace(dict(names))
+            if column == told_apart:
+                frame["words"] = frame[column]
+
+        if declared.panels:
+            words = []
+            for column in declared.panels:
+                value = f"{{{column}}}"
+                words.append(value if column in declared.names else name_value(column, value))
+            frame = name_panels(frame, ", ".join(words))
+        elif declared.panels is not None or "panel" not in frame:
+            frame["panel"] = ""
+        if not beside:
+            return frame
+        columns = {"series": plot.by}
+        if isinstance(plot, Curves):
+            columns["x"] = plot.x
+        rows = _tabulate(beside).rename(columns=columns)
+        rows["panel"] = [mark.beside for mark in beside]
+        return pd.concat([frame.assign(printed=False), rows], ignore_index=True)
+
+    return compute_named
+
+
+def _make_printed_panel(plot: Curves | Forest, marks: Sequence[Number]) -> PrintedPanel:
+    """Make the panel of printed numbers that have another task than ours: it has axes of its own."""
+    frame = _tabulate(marks)
+    axis = Axis(", ".join(dict.fromkeys(mark.unit for mark in marks)))
+    tasks = frame["panel"].unique()
+    title = THEIRS
+    if len(tasks) == 1:
+        title = f"{THEIRS}: {tasks[0]}"
+
+    if isinstance(plot, Curves):
+        names = frame["series"] if len(tasks) == 1 else frame["panel"] + ", " + frame["series"]
+        lines = frame.assign(line=f"{THEIRS}: " + names, panel=title).rename(columns={"x": plot.x})
+        return PrintedPanel(lines, replace(plot, by="line", y=axis))
+
+    # What there is more of is listed downwards, and the other told apart by shapes.
+    by, other = ("panel", "series") if len(tasks) > frame["series"].nunique() else ("series", "panel")
+    rows = frame.assign(name=frame[by], line=f"{THEIRS}: " + frame[other], panel=title)
+    series = "line" if frame[other].nunique() > 1 else ""
+    return PrintedPanel(rows, Forest("name", axis, series=series))
+
+
+def _tabulate(marks: Sequence[Number]) -> pd.DataFrame:
+    """Put printed numbers into rows as those of `frames.interval`; their intervals are two standard deviations."""
+    columns = ("panel", "series", "x", "value", "sd")
+    frame = pd.DataFrame([{column: getattr(mark, column) for column in columns} for mark in marks])
+    half = 2 * frame.pop("sd")
+    mean = frame.pop("value")
+    return frame.assign(mean=mean, low=mean - half, high=mean + half, n=0, log=False, printed=True)
