@@ -133,11 +133,11 @@ def train_second(run: Run, step: int) -> nn.Module:
     return model
 
 
-def prune_smallest(model: nn.Module) -> nn.Module:
-    """Set the weights that are smallest in magnitude, of all layers together, to 0, in place; returns the model."""
+def prune_smallest(model: nn.Module, share: float = PRUNED) -> nn.Module:
+    """Set a share of the weights to 0 in place, the smallest in magnitude of all layers; returns the model."""
     weights = _list_weights(model)
     magnitudes = torch.cat([weight.abs().flatten() for weight in weights])
-    count = round(PRUNED * len(magnitudes))
+    count = round(share * len(magnitudes))
     largest, _ = magnitudes.kthvalue(count)
     for weight in weights:
         weight[weight.abs() <= largest] = 0
