@@ -42,9 +42,9 @@ EXPERIMENT = Experiment(
     figures={
         "fading": Figure(
             "Variance of the layers' outputs in merged and pruned networks",
-            "Compare with 1, the network itself under exact statistics, and follow a line from layer to layer. Matched: "
-            "two networks trained apart, averaged after matching. Pruned: 80% or 90% of the weights are 0. Old and new "
-            "statistics are of the same weights.",
+            "Compare with 1, the network itself under exact statistics, and follow a line from layer to layer. "
+            "Matched: two networks trained apart, averaged after matching. Pruned: 80% or 90% of the weights are 0. "
+            "Old and new statistics are of the same weights.",
             score(select_rows, "variance_ratio", ("panel", "change", "depth"), geometric=True, change=CHANGES),
             Curves("depth", "change", Axis("variance over that of the network", log=True))),
     },
