@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.gaps.gap import layer_gaps
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.measurements.tables.evaluations import compare_statistics
 from bnlab.harness.schema import Table, common, real, text
-from bnlab.harness.statistic_kinds import Exact
-from bnlab.statistics.layout import Layout
+from bnlab.statistics.network import Statistics
 
 WINDOWS = (0.0064, 0.0128, 0.0256, 0.051, 0.102, 0.2)
 IMAGES = 2048  # of the training split, that statistics are recomputed on
@@ -76,9 +74,10 @@ class AveragedWeights(Measurement):
                 model = run.model_at(step)
                 kept = bnlab.running_statistics(model)
                 model.load_state_dict(state)
-                candidates = {"kept": kept, "averaged": bnlab.running_statistics(model)}
-                for row in _measure_model(run, model, candidates):
-                    rows.append({"step": step, "window": window, **row})
+                candidates = [_recompute(run, model), kept, bnlab.running_statistics(model)]
+                compared = compare_statistics(model, run.dataset.test, candidates)
+                for name, values in zip(("recomputed", "kept", "averaged"), compared, strict=True):
+                    rows.append({"step": step, "window": window, "statistics": name, **values})
         return pd.DataFrame(rows)
 
 
@@ -103,26 +102,10 @@ def average_checkpoints(
             yield step, {0.0: newest, **averages}
 
 
-def _measure_model(run: Run, model: nn.Module, candidates: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Evaluate a network under these statistics, and under recomputed ones."""
+def _recompute(run: Run, model: nn.Module) -> Statistics:
+    """Measure exact statistics of training images that are drawn for each network."""
     images = run.dataset.train.images
     order = torch.randperm(len(images), generator=seed_by(f"{run.id} recomputed"))
     sample = images[order[:IMAGES].to(images.device)].contiguous(memory_format=torch.channels_last)
     batches = [sample[part] for part in in_batches(len(sample), IMAGES_AT_ONCE)]
-    recomputed = Exact().measure(model, batches, run.memory, run.inputs_of(model))
-    layout = Layout.of(recomputed)
-    reference = layout.flatten(recomputed)
-
-    test = run.dataset.test
-    expected = score_logits(predict(model, test, recomputed), test.labels)["accuracy"]
-    for name, statistics in {"recomputed": recomputed, **candidates}.items():
-        accuracy = score_logits(predict(model, test, statistics), test.labels)["accuracy"]
-        of_layers = layer_gaps(layout, reference, layout.flatten(statistics))
-        mean_gap, var_gap, _ = of_layers[:, 1:].square().mean(1).sqrt().tolist()
-        yield {
-            "statistics": name,
-            "accuracy": accuracy,
-            "accuracy_lost": expected - accuracy,
-            "mean_gap": mean_gap,
-            "var_gap": var_gap,
-        }
+    return bnlab.population_statistics(model, batches, memory=run.memory, inputs=run.inputs_of(model))

@@ -9,21 +9,18 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import bnlab
-from bnlab.gaps.gap import layer_gaps
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Batches, TrainingState, train
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
-from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.measurements.tables.evaluations import compare_statistics
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.harness.statistic_kinds import Exact
 from bnlab.model.layers import batch_norm_layers
-from bnlab.statistics.layout import Layout
 from bnlab.statistics.network import Statistics
 
 CLIENTS = 6
@@ -167,31 +164,11 @@ def average_models(models: Sequence[nn.Module]) -> None:
 
 def _measure_model(run: Run, model: nn.Module, local: Sequence[Statistics]) -> Iterator[dict[str, Any]]:
     """Evaluate averaged weights under exact, averaged and local statistics; of local ones the mean over clients."""
-    train_images = run.dataset.train.images
-    batches = [train_images[part] for part in in_batches(len(train_images), IMAGES_AT_ONCE)]
-    exact = Exact().measure(model, batches, run.memory, run.inputs_of(model))
-    kinds = {"exact": [exact], "averaged": [bnlab.running_statistics(model)], "local": local}
-
-    expected = _score(run, model, exact)
-    for kind, candidates in kinds.items():
-        accuracies = torch.tensor([_score(run, model, statistics) for statistics in candidates])
-        gaps = torch.stack([_measure_gap(exact, statistics) for statistics in candidates])
-        accuracy = accuracies.double().mean().item()
-        yield {
-            "statistics": kind,
-            "accuracy": accuracy,
-            "accuracy_lost": expected - accuracy,
-            "mean_gap": gaps.mean().item(),
-        }
-
-
-def _score(run: Run, model: nn.Module, statistics: Statistics) -> float:
-    logits = predict(model, run.dataset.test, statistics)
-    return score_logits(logits, run.dataset.test.labels)["accuracy"]
-
-
-def _measure_gap(exact: Statistics, statistics: Statistics) -> Tensor:
-    """Measure the gap of the mean, root mean square over the layers behind the first."""
-    layout = Layout.of(exact)
-    mean_gaps, *_ = layer_gaps(layout, layout.flatten(exact), layout.flatten(statistics))
-    return mean_gaps[1:].square().mean().sqrt()
+    images = run.dataset.train.images
+    batches = [images[part] for part in in_batches(len(images), IMAGES_AT_ONCE)]
+    exact = bnlab.population_statistics(model, batches, memory=run.memory, inputs=run.inputs_of(model))
+    candidates = [exact, bnlab.running_statistics(model), *local]
+    compared = pd.DataFrame(compare_statistics(model, run.dataset.test, candidates)).drop(columns="var_gap")
+    yield {"statistics": "exact", **compared.iloc[0]}
+    yield {"statistics": "averaged", **compared.iloc[1]}
+    yield {"statistics": "local", **compared[2:].mean()}
