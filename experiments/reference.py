@@ -73,10 +73,11 @@ def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     read = find_experiment(path.parts[-3]).columns
     measured = [str(column) for column in frame if column not in places and frame[column].dtype == "float64"]
     left_out = [column for column in measured if column not in read]
+    left_out += [column for column in frame if column not in table.columns]  # which are no longer measured
 
     shortened = frame.drop(columns=left_out)
     for column in measured:
-        if column in read:
+        if column in shortened:
             shortened[column] = frame[column].astype("float32").astype("float64")
     schema = table.schema
     kept = [schema.field(column) for column in shortened]
