@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
 from bnlab.harness.reporting.frames import name_panels, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, Axis, Curves
+from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import name_lines
 
 STATISTICS = {
@@ -17,13 +17,15 @@ STATISTICS = {
     "exact": "exact statistics",
 }
 MODES = {"batch": "batch norm throughout", "fixed": "fixed from half of training on"}
+STEPS = {1: "an average every update", 100: "every 100 updates"}
 
 
 def name_clients(tables: Tables) -> pd.DataFrame:
-    """Name the panels by classes and mode, and the lines by their statistics."""
+    """Name the panels by classes and mode, the rows by the updates between two averages, the lines by statistics."""
     frame = rows(tables, "clients", 1.0)
     named = frame.assign(words=frame["mode"].map(MODES))
-    return name_lines(name_panels(named, "{classes} classes a client, {words}"), "statistics", STATISTICS)
+    in_panels = name_panels(named, "{classes} classes a client, {words}")
+    return name_lines(name_lines(in_panels, "local_steps", STEPS, line="name"), "statistics", STATISTICS)
 
 
 EXPERIMENT = Experiment(
@@ -32,10 +34,10 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy": Figure(
             "Accuracy of weights that six clients average, by the updates between two averages",
-            "Compare the lines of a panel: the same averaged weights under different statistics. With 36 classes a "
+            "Compare the points beside a name: the same averaged weights under different statistics. With 36 classes a "
             "client has all of them.",
-            score(name_clients, "accuracy", ("panel", "line", "local_steps"), scale=100),
-            Curves("local_steps", "line", ACCURACY, across=Axis("updates between two averages", log=True))),
+            score(name_clients, "accuracy", ("panel", "name", "line"), scale=100),
+            Forest("name", Axis("test accuracy (%)"), series="line")),
     },
     claims={},
 )  # fmt: skip
