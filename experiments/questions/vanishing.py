@@ -48,7 +48,7 @@ def find_networks(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    bears_on=("Q11",),
+    bears_on=("Q35", "Q39"),
     columns=("accuracy", "accuracy_lost", "variance_ratio"),
     figures={
         "fading": Figure(

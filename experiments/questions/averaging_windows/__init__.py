@@ -42,7 +42,7 @@ def find_best_window(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    bears_on=("Q11",),
+    bears_on=("Q24",),
     columns=("accuracy", "accuracy_lost", "mean_gap", "var_gap"),
     figures={
         "windows": Figure(

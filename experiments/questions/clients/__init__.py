@@ -29,7 +29,7 @@ def name_clients(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    bears_on=("Q11",),
+    bears_on=("Q39",),
     columns=("accuracy", "accuracy_lost", "mean_gap"),
     figures={
         "accuracy": Figure(

@@ -48,7 +48,7 @@ def find_layers(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    bears_on=("Q11",),
+    bears_on=("Q35",),
     sweeps=("quantized", "quantized_full"),
     columns=("accuracy", "kl", "mean_gap", "var_gap"),
     figures={

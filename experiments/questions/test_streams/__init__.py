@@ -28,7 +28,7 @@ def name_streams(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    bears_on=("Q11",),
+    bears_on=("Q13",),
     columns=("accuracy",),
     figures={
         "accuracy": Figure(
