@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import TrainingState, train
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.measurements.tables.evaluations import compare_statistics
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact, Measured, Precise
-from bnlab.statistics.layout import Layout
 from bnlab.statistics.network import Statistics
 
 SAMPLES = (32, 128, 512, 2048)  # training images that statistics are of, beside all
@@ -133,11 +131,11 @@ def train_second(run: Run, step: int) -> nn.Module:
     return model
 
 
-def prune_smallest(model: nn.Module) -> nn.Module:
-    """Set the weights that are smallest in magnitude, of all layers together, to 0, in place; returns the model."""
+def prune_smallest(model: nn.Module, share: float = PRUNED) -> nn.Module:
+    """Set a share of the weights to 0 in place, the smallest in magnitude of all layers; returns the model."""
     weights = _list_weights(model)
     magnitudes = torch.cat([weight.abs().flatten() for weight in weights])
-    count = round(PRUNED * len(magnitudes))
+    count = round(share * len(magnitudes))
     largest, _ = magnitudes.kthvalue(count)
     for weight in weights:
         weight[weight.abs() <= largest] = 0
@@ -162,24 +160,10 @@ def _list_weights(model: nn.Module) -> list[Tensor]:
 
 def _measure_model(run: Run, step: int, model: nn.Module) -> Iterator[dict[str, Any]]:
     """Evaluate a network under all kinds of statistics: exact ones of all images come first, as the reference."""
-    test = run.dataset.test
     candidates = list(_list_candidates(run, step, model))
-    _, _, exact = candidates[0]
-    layout = Layout.of(exact)
-    expected = score_logits(predict(model, test, exact), test.labels)["accuracy"]
-    for kind, images, statistics in candidates:
-        scores = score_logits(predict(model, test, statistics), test.labels)
-        of_layers = layer_gaps(layout, layout.flatten(exact), layout.flatten(statistics))
-        behind_first = of_layers[:, 1:].square().mean(1).sqrt()  # NaN of a network with one layer
-        gaps = dict(zip(GAP_COLUMNS, behind_first.tolist(), strict=True))
-        yield {
-            "statistics": kind,
-            "images": images,
-            "accuracy": scores["accuracy"],
-            "accuracy_lost": expected - scores["accuracy"],
-            "mean_gap": gaps["mean_gap"],
-            "var_gap": gaps["var_gap"],
-        }
+    compared = compare_statistics(model, run.dataset.test, [statistics for *_, statistics in candidates])
+    for (kind, images, _), values in zip(candidates, compared, strict=True):
+        yield {"statistics": kind, "images": images, **values}
 
 
 def _list_candidates(run: Run, step: int, model: nn.Module) -> Iterator[tuple[str, int, Statistics]]:

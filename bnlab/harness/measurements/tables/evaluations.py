@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab.gaps.gap import layer_gaps
 from bnlab.harness.artifacts.corruptions import describe_corruptions
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.job_settings import as_list
@@ -32,6 +34,7 @@ from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact, Measured, NoStatistics
 from bnlab.inference import TestTimeStatistics, apply_statistics
+from bnlab.statistics.layout import Layout
 from bnlab.statistics.network import Statistics, using
 
 _ECE_BINS = 15
@@ -155,6 +158,26 @@ def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) ->
         scores["disagreement"] = (exact.argmax(1) != logits.argmax(1)).double().mean().item()
         scores["logit_gap"] = ((logits - exact).square().mean() / exact.square().mean()).sqrt().item()
     return scores
+
+
+def compare_statistics(model: nn.Module, split: Split, candidates: Sequence[Statistics]) -> list[dict[str, float]]:
+    """Evaluate frozen weights under several statistics, of which the first are the reference.
+
+    Returns:
+        For each `accuracy`; `accuracy_lost`, that under the reference minus it; and `mean_gap` and `var_gap` to the
+        reference as in the table `gaps`, root mean square over the layers behind the first (NaN without any).
+    """
+    layout = Layout.of(candidates[0])
+    reference = layout.flatten(candidates[0])
+    compared: list[dict[str, float]] = []
+    for statistics in candidates:
+        accuracy = score_logits(predict(model, split, statistics), split.labels)["accuracy"]
+        expected = compared[0]["accuracy"] if compared else accuracy
+        of_layers = layer_gaps(layout, reference, layout.flatten(statistics))
+        mean_gap, var_gap, _ = of_layers[:, 1:].square().mean(1).sqrt().tolist()
+        values = {"accuracy": accuracy, "accuracy_lost": expected - accuracy}
+        compared.append({**values, "mean_gap": mean_gap, "var_gap": var_gap})
+    return compared
 
 
 def count_images(run: Run, subject: Subject, step: int) -> int:

@@ -1,0 +1,111 @@
+"""Table `averaged_weights`: how averages of the weights predict, over windows of several lengths of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import bnlab
+from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements import Measurement
+from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
+from bnlab.harness.measurements.subjects import Subject
+from bnlab.harness.measurements.tables.evaluations import compare_statistics
+from bnlab.harness.schema import Table, common, real, text
+from bnlab.statistics.network import Statistics
+
+WINDOWS = (0.0064, 0.0128, 0.0256, 0.051, 0.102, 0.2)
+IMAGES = 2048  # of the training split, that statistics are recomputed on
+
+_ABOUT = """\
+How exponential averages of the weights of one training predict. After each update
+new = decay·old + (1 − decay)·weights, from the first update on, and likewise for the running averages, of momentum
+0.1."""
+
+
+@dataclass(unsafe_hash=True)
+class AveragedWeights(Measurement):
+    """Table `averaged_weights`."""
+
+    about_batches: ClassVar[bool] = True
+    name: str = "averaged_weights"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run step"),
+            "window": real(
+                "updates that the average reaches back, 1 / (1 - decay), at least one, as a share of all updates; 0 is "
+                "the trained network"
+            ),
+            "statistics": text(
+                "kept, the trained network's running averages; averaged, the average of these; recomputed, exact, of "
+                f"{IMAGES:,} training images that are drawn for each network"
+            ),
+        },
+        others={
+            **common("epoch"),
+            "accuracy": real("share of test images that are predicted right"),
+            "accuracy_lost": real("the same under recomputed statistics, minus that"),
+            "mean_gap": real(
+                "as in `gaps`, to recomputed statistics; root mean square over the layers behind the first"
+            ),
+            "var_gap": real("the same of the variance"),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return norm.is_plain
+
+    def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
+        """List all steps, each of which is averaged."""
+        return [*range(1, run.wanted[-1] + 1)] if run.wanted else []
+
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
+        """Average the checkpoints over every window: a row for each step, window and kind of statistics."""
+        rows = []
+        for step, averages in average_checkpoints(run, WINDOWS, steps):
+            for window, state in averages.items():
+                model = run.model_at(step)
+                kept = bnlab.running_statistics(model)
+                model.load_state_dict(state)
+                candidates = [_recompute(run, model), kept, bnlab.running_statistics(model)]
+                compared = compare_statistics(model, run.dataset.test, candidates)
+                for name, values in zip(("recomputed", "kept", "averaged"), compared, strict=True):
+                    rows.append({"step": step, "window": window, "statistics": name, **values})
+        return pd.DataFrame(rows)
+
+
+def average_checkpoints(
+    run: Run, windows: Sequence[float], steps: Sequence[int]
+) -> Iterator[tuple[int, Mapping[float, dict[str, Tensor]]]]:
+    """Average weights and buffers over several windows at once, and yield them at each of these steps.
+
+    Each comes with the state of the trained network, as window 0. The averages go on to grow in place.
+    """
+    averages: dict[float, dict[str, Tensor]] = {}
+    for step in range(1, max(steps) + 1):
+        newest = run.load_checkpoint(step)
+        for window in windows:
+            share = 1 / max(1.0, window * run.steps)
+            if step == 1:
+                averages[window] = {name: values.clone() for name, values in newest.items()}
+            for name, values in averages[window].items():
+                if values.is_floating_point():
+                    values.lerp_(newest[name], share)
+        if step in steps:
+            yield step, {0.0: newest, **averages}
+
+
+def _recompute(run: Run, model: nn.Module) -> Statistics:
+    """Measure exact statistics of training images that are drawn for each network."""
+    images = run.dataset.train.images
+    order = torch.randperm(len(images), generator=seed_by(f"{run.id} recomputed"))
+    sample = images[order[:IMAGES].to(images.device)].contiguous(memory_format=torch.channels_last)
+    batches = [sample[part] for part in in_batches(len(sample), IMAGES_AT_ONCE)]
+    return bnlab.population_statistics(model, batches, memory=run.memory, inputs=run.inputs_of(model))

@@ -1,0 +1,115 @@
+"""Table `vanishing`: how much the outputs of each layer vary in merged and pruned networks, under which statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import bnlab
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.subjects import Subject
+from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.schema import Table, common, integer, real, text
+from bnlab.harness.statistic_kinds import Exact
+from bnlab.model.layers import batch_norm_layers
+from bnlab.statistics.network import Statistics, using
+from experiments.questions.changed_weights.changed import measure_statistics, prune_smallest
+from experiments.questions.changed_weights.matched import IMAGES, MatchedWeights
+
+SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)
+
+_ABOUT = """\
+How much the outputs of each norm vary in merged and pruned networks, without training them further. `none`, `apart` and
+`matched` are the networks of `matched_weights`. In `pruned:0.9` nine in ten weights are 0, those that are smallest in
+magnitude of all layers together; other shares likewise."""
+
+
+@dataclass(unsafe_hash=True)
+class Vanishing(MatchedWeights):
+    """Table `vanishing`."""
+
+    name: str = "vanishing"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run step"),
+            "change": text("what is done to the weights, as above"),
+            "statistics": text(
+                "stale, the running averages that training ended with, those of two networks averaged as the weights "
+                "are; exact, of all training images"
+            ),
+            **common("layer"),
+        },
+        others={
+            **common("epoch depth"),
+            "layers": integer("norms of the network"),
+            "variance_ratio": real(
+                f"variance of the norm's outputs over {IMAGES} training images and their pixels, averaged over "
+                "channels, relative to that of the unchanged network under exact statistics"
+            ),
+            "accuracy": real("share of test images that are predicted right; the same in the rows of all layers"),
+            "accuracy_lost": real("the same of the unchanged network under exact statistics, minus that"),
+        },
+    )
+
+    def build_models(self, run: Run, step: int) -> Iterator[tuple[str, nn.Module]]:
+        """Build the network of a step, merged with one trained apart, and pruned; the unchanged one comes first."""
+        yield from super().build_models(run, step)
+        for share in SHARES:
+            yield f"pruned:{share}", prune_smallest(run.model_at(step), share)
+
+    def measure(self, run: Run, subjects: list[Subject | None], steps: list[int]) -> pd.DataFrame:
+        """Measure every changed network: a row for each kind of statistics and layer."""
+        (step,) = steps
+        frames = []
+        for change, model in self.build_models(run, step):
+            exact = measure_statistics(run, Exact(), model, run.dataset.train.images)
+            for name, statistics in (("exact", exact), ("stale", bnlab.running_statistics(model))):
+                frame = _measure_layers(run, model, statistics)
+                frames.append(frame.assign(change=change, statistics=name))
+
+        measured = pd.concat(frames, ignore_index=True)
+        unchanged = frames[0].set_index("layer")
+        variance = measured["layer"].map(unchanged["variance"])
+        return measured.assign(
+            step=step,
+            variance_ratio=measured.pop("variance") / variance,
+            accuracy_lost=unchanged["accuracy"].iloc[0] - measured["accuracy"],
+        )
+
+
+def _measure_layers(run: Run, model: nn.Module, statistics: Statistics) -> pd.DataFrame:
+    """Measure the variance of each norm's outputs and the accuracy of a network: a row for each layer."""
+    test = run.dataset.test
+    accuracy = score_logits(predict(model, test, statistics), test.labels)["accuracy"]
+    variances = measure_variances(model, statistics, run.dataset.train.images[:IMAGES])
+    rows: list[dict[str, Any]] = []
+    for depth, (layer, variance) in enumerate(variances.items(), start=1):
+        rows.append({"layer": layer, "depth": depth, "variance": variance})
+    return pd.DataFrame(rows).assign(layers=len(rows), accuracy=accuracy)
+
+
+@torch.no_grad()
+def measure_variances(model: nn.Module, statistics: Statistics, images: Tensor) -> dict[str, float]:
+    """Measure the variance (ddof 0) of each norm's outputs over images and pixels, averaged over channels, by layer."""
+    variances: dict[str, float] = {}
+
+    def hook_of(name: str) -> Any:
+        def read(layer: nn.Module, args: Any, outputs: Tensor) -> None:
+            of_channels = outputs.double().var((0, 2, 3), correction=0)
+            variances[name] = of_channels.mean().item()
+
+        return read
+
+    with using(model, statistics):
+        layers = batch_norm_layers(model, caller="vanishing")
+        handles = [layer.register_forward_hook(hook_of(name)) for name, layer in layers.items()]
+        model(images)
+        for handle in handles:
+            handle.remove()
+    return variances

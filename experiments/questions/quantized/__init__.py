@@ -1,0 +1,64 @@
+"""Do weights that oscillate between two integers in quantization-aware training leave running averages wrong?
+
+Nagel et al. 2022 say so of networks with depthwise convolutions, most at 3 bits, and measure the statistics again after
+training. The claims were written before any number; `bnlab report paper=quantized` decides them.
+"""
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
+from bnlab.harness.reporting.frames import average, paired, rows, score, select
+from bnlab.harness.reporting.plots import Axis, Curves
+
+NETWORKS = ("model.bits", "model.depthwise")
+KINDS = {True: "depthwise", False: "full convolutions"}
+
+
+def compute_losses(tables: Tables) -> pd.DataFrame:
+    """Compute accuracies minus those under exact statistics, at 55% of training and at its end.
+
+    The column `line` names a network, as "3 bits, depthwise".
+    """
+    frame = rows(tables, "evaluations", (0.55, 1.0), NETWORKS)
+    bits = frame["model.bits"].astype(str)
+    kinds = frame["model.depthwise"].map(KINDS)
+    return paired(frame.assign(line=bits + " bits, " + kinds), "accuracy")
+
+
+def find_added(tables: Tables) -> pd.DataFrame:
+    """Subtract what running averages lose at 8 bits from what they lose at 3, at the end; momentum 0.1."""
+    losses = select(compute_losses(tables), panel="at the end of training", estimator="ema", momentum=0.1)
+    added = paired(losses, "accuracy", 8, along="model.bits", matching=("seed", "model.depthwise"))
+    return select(added, **{"model.bits": 3})
+
+
+def find_layers(tables: Tables) -> pd.DataFrame:
+    """Average the divergence of running averages over the depthwise and over the pointwise layers of a network.
+
+    Geometric means at the end of training, momentum 0.1. The first layer is left out. The column `kind` is depthwise or
+    pointwise; layers of the two kinds alternate.
+    """
+    frame = rows(tables, "gaps", 1.0, NETWORKS, estimator="ema", momentum=0.1, **{"model.depthwise": True})
+    blocks = frame[frame["depth"] > 1]
+    is_depthwise = blocks["depth"] % 2 == 0
+    named = blocks.assign(
+        kind=is_depthwise.map({True: "depthwise", False: "pointwise"}), line=blocks["model.bits"].astype(str) + " bits"
+    )
+    return average(named, "kl", ["run", "seed", "step", "panel", "model.bits", "line", "kind"], geometric=True)
+
+
+EXPERIMENT = Experiment(
+    bears_on=("Q35",),
+    sweeps=("quantized", "quantized_full"),
+    columns=("accuracy", "kl", "mean_gap", "var_gap"),
+    figures={
+        "kl": Figure(
+            "Divergence of running averages from exact statistics, layer by layer and by bits",
+            "Compare the lines: the divergence at the end of training, with momentum 0.1 and depthwise convolutions. "
+            "Layer 1 keeps its precision. Layers 2, 4 and 6 are depthwise, 3, 5 and 7 pointwise.",
+            score("gaps", "kl", ("panel", "model.bits", "depth"), at=1.0, geometric=True, estimator="ema",
+                  momentum=0.1, **{"model.depthwise": True}),
+            Curves("depth", "model.bits", Axis("KL divergence (nats)", log=True))),
+    },
+    claims={},
+)  # fmt: skip

@@ -1,0 +1,146 @@
+"""Clients that average their weights, against plain loops in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.job_settings import Config
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.estimates import seed_by
+from bnlab.harness.reporting.frames import select
+from experiments.questions.clients import federated
+from experiments.questions.clients.federated import average_models, divide, train_clients
+from tests.helpers import measure, rise_and_fall
+from tests.references import batch_norms, float64_copy, full_batch_population
+
+TABLE = "experiments.questions.clients.federated.Clients"
+
+
+def count_classes(part: Split) -> list[int]:
+    return sorted({*part.labels.tolist()})
+
+
+def divide_all(classes_each: int) -> list[Split]:
+    """Divide six images of each of 36 classes; the value of an image's pixel is its number."""
+    labels = torch.arange(36).repeat(6)
+    images = torch.arange(216.0).view(216, 1, 1, 1)
+    return divide(Split(images, labels), 36, classes_each, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("classes_each", [36, 12, 6])
+def test_every_image_has_one_client(classes_each: int) -> None:
+    parts = divide_all(classes_each)
+
+    numbers = torch.cat([part.images.flatten() for part in parts])
+    assert sorted(numbers.tolist()) == list(range(216))
+    for part in parts:
+        assert torch.equal(part.labels, part.images.flatten().long() % 36)
+
+
+def test_clients_have_their_classes() -> None:
+    assert [count_classes(part) for part in divide_all(6)] == [list(range(6 * k, 6 * k + 6)) for k in range(6)]
+
+    expected = [sorted(label % 36 for label in range(6 * k, 6 * k + 12)) for k in range(6)]
+    assert [count_classes(part) for part in divide_all(12)] == expected
+    assert [len(part.labels) for part in divide_all(6)] == [36] * 6
+
+
+def test_models_are_averaged() -> None:
+    models = [nn.BatchNorm1d(1), nn.BatchNorm1d(1)]
+    for value, model in zip((1.0, 4.0), models, strict=True):
+        model.weight.data.fill_(value)
+        model.running_var.fill_(value)
+
+    average_models(models)
+
+    for model in models:
+        assert model.weight.item() == model.running_var.item() == 2.5
+
+
+def train_slowly(run: Run, parts: list[Split], local_steps: int, until: int, fixed: bool) -> nn.Module:
+    """Federated averaging in float64, one weight after the other; 40 updates is the length of the schedule."""
+    models = [float64_copy(run.new_model()).train() for _ in parts]
+    velocities = [[torch.zeros_like(weight) for weight in model.parameters()] for model in models]
+    for step in range(until):
+        rate = run.config.optimizer.peak_lr(32) * rise_and_fall(step, 40)
+        for k, (model, part) in enumerate(zip(models, parts, strict=True)):
+            per_epoch = -(-len(part.labels) // 32)
+            epoch, place = divmod(step, per_epoch)
+            generator = torch.Generator().manual_seed(run.batches.seeds.order + 1000 * (k + 1) + epoch)
+            chosen = torch.randperm(len(part.labels), generator=generator)[32 * place : 32 * place + 32]
+            loss = F.cross_entropy(model(part.images[chosen].double()), part.labels[chosen])
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            for weight, gradient, velocity in zip(model.parameters(), gradients, velocities[k], strict=True):
+                slope = gradient + 5e-4 * weight.detach()
+                velocity.mul_(0.9).add_(slope)
+                weight.data -= rate * (slope + 0.9 * velocity)
+
+        if (step + 1) % local_steps == 0 or step + 1 == until:
+            for tensors in zip(*(model.state_dict().values() for model in models), strict=True):
+                if tensors[0].is_floating_point():
+                    mean = sum(tensors) / len(tensors)
+                    for tensor in tensors:
+                        tensor.copy_(mean)
+            if fixed and step + 1 >= 20:
+                for model in models:
+                    for layer in batch_norms(model).values():
+                        layer.eval()
+    return models[0].eval()
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_weights_are_trained(fixed: bool, trained: Run) -> None:
+    """What float32 sums leave after 24 updates, relative to weights and buffers of about 0.1 to 1."""
+    parts = divide(trained.dataset.train, 10, 4, seed_by("parts"))
+
+    model, local = train_clients(trained, parts, 4, until=24, fixed=fixed)
+
+    expected = train_slowly(trained, parts, 4, 24, fixed)
+    for name, values in model.state_dict().items():
+        if values.is_floating_point():
+            torch.testing.assert_close(values.double(), expected.state_dict()[name], rtol=1e-2, atol=1e-3)
+    for name, layer in batch_norms(model).items():
+        means = torch.stack([statistics[name].mean for statistics in local])
+        torch.testing.assert_close(means.mean(0), layer.running_mean.double(), rtol=1e-5, atol=1e-6)
+        assert (means.std(0).max() == 0) == fixed
+
+
+def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(federated, "TRAININGS", ((4, "batch"),))
+    monkeypatch.setattr(federated, "LOCAL_STEPS", (8,))
+    run = Run(copied)
+    parts = divide(run.dataset.train, 10, 4, seed_by(f"{run.id} clients"))
+    model, local = train_clients(run, parts, 8, until=40, fixed=False)
+    image = 1.5 / len(run.dataset.test.labels)  # one image may lie on the border
+
+    frame = measure(copied, TABLE)
+
+    exact = full_batch_population(float64_copy(model), run.dataset.train.images)
+    candidates = {"exact": [exact], "averaged": [batch_norms(model)], "local": local}
+    accuracies = {}
+    for kind, statistics in candidates.items():
+        found = []
+        for each in statistics:
+            network = float64_copy(model).eval()
+            for name, layer in batch_norms(network).items():
+                if kind != "averaged":
+                    layer.running_mean = each[name].mean
+                    layer.running_var = each[name].var
+            with torch.no_grad():
+                is_right = network(run.dataset.test.images.double()).argmax(1) == run.dataset.test.labels
+            found.append(is_right.double().mean().item())
+        accuracies[kind] = sum(found) / len(found)
+
+    for kind, accuracy in accuracies.items():
+        row = select(frame, statistics=kind).iloc[0]
+        assert row["accuracy"] == pytest.approx(accuracy, abs=image)
+        assert row["accuracy_lost"] == pytest.approx(accuracies["exact"] - accuracy, abs=2 * image)
+    *_, last = exact  # the only layer behind the first
+    off = batch_norms(model)[last].running_mean.double() - exact[last].mean
+    deviation = (exact[last].var + batch_norms(model)[last].eps).sqrt()
+    expected = (off / deviation).square().mean().sqrt().item()
+    assert select(frame, statistics="averaged")["mean_gap"].item() == pytest.approx(expected, rel=1e-3)
