@@ -21,7 +21,7 @@ from bnlab.model.batches import count_bytes, count_images, list_tensors, take_im
 from bnlab.model.borrow import borrowed
 from bnlab.model.layers import has_own_forward
 from bnlab.model.reading import Pooled
-from bnlab.statistics.moments import compare_moments, fetch
+from bnlab.statistics.moments import Moments, compare_moments, fetch
 from bnlab.statistics.provenance import Check
 
 _SAMPLE_SIZE = 4  # images of a batch that are evaluated in place of all
@@ -100,14 +100,13 @@ def choose_noted(task: Task) -> Collection[int]:
     return noted
 
 
-def check_walk(task: Task, walk: Walk) -> Check | None:
-    """Compare what a walk has noted of some batches with ordinary evaluations of them under its result.
+def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Check | None:
+    """Compare what a walk has noted of some batches with ordinary evaluations of them under its result, `statistics`.
 
     Returns:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
-    fetched = fetch(walk.statistics.values())
-    scales = dict(zip(walk.statistics, [moments.var for moments in fetched], strict=True))
+    scales = {name: moments.var for name, moments in statistics.items()}
     noted = [batch for batch in walk.batches if batch.notes is not None]
     of_rank = task.ranks.run_together(
         lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
