@@ -60,7 +60,7 @@ def prepare(task: Task) -> Profile:
 
     unknown = {}
     for name, layer in task.layers.items():
-        if has_own_forward(layer) and name not in task.inputs.extracts:
+        if has_own_forward(layer):
             unknown[name] = layer
     if unknown:
         with borrowed(task.model):
