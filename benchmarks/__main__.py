@@ -24,6 +24,7 @@ PARTS = {
     "training": ("training", 2),
     "sweep": ("commands", 2),
     "population": ("exact", 1),
+    "visits": ("exact", 1),
     "large": ("exact", 2),
     "shared": ("exact", 2),
     "replay": ("replay", 2),
@@ -32,7 +33,7 @@ PARTS = {
     "store": ("commands", 1),
 }
 _UNLESS_NAMED = ("store",)  # takes long
-_ON_CUDA = ("population", "recording", "doctor")
+_ON_CUDA = ("visits", "population", "recording", "doctor")
 _README = Path(__file__).with_name("README.md")
 _PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
 

@@ -96,7 +96,9 @@ class LiveBytes(TorchFunctionMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.peak = 0
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._known = set[int]()
+        for tensor in known:
+            self._known.add(tensor.untyped_storage().data_ptr())
         self._tensors: dict[int, weakref.ref[Tensor]] = {}
 
     def now(self) -> int:

@@ -177,7 +177,11 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
         progress = _do_nothing
 
         names = set().union(given, *task.ranks.gather(walk.revisited))
-        measured = task.fetch({name: walk.statistics[name] for name in walk.statistics if name in names})
+        called_again = {}
+        for name, pooled in walk.statistics.items():
+            if name in names:
+                called_again[name] = pooled
+        measured = task.fetch(called_again)
         if given.keys() != measured.keys():  # the walk has shown further layers that are called several times
             given = measured
             best = None

@@ -2,8 +2,8 @@
 
 An average is new = (1 − m)·old + m·s, with s the statistic of the batch. From two starts a and b, new_a − new_b =
 (1 − m)(a − b) gives m, and then s. If s is the mean and variance of the layer's input, the layer normalizes its input.
-If not (masks, weights, a filter before), the moments of its input are not those that it needs, and `inputs=` has to give
-the values: then their mean is compared with s. Their variance is not, which a layer may take in groups.
+If not (masks, weights, a filter before), the moments of its input are not those that it needs, and `inputs=` has to
+give the values: then their mean is compared with s. Their variance is not, which a layer may take in groups.
 """
 
 from __future__ import annotations

@@ -106,10 +106,9 @@ def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Che
     Returns:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
-    scales = {name: moments.var for name, moments in statistics.items()}
     noted = [batch for batch in walk.batches if batch.notes is not None]
     of_rank = task.ranks.run_together(
-        lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
+        lambda: [_check_batch(task, statistics, batch.index, batch.notes or ()) for batch in noted]
     )
     checks: list[Check] = []
     for rank_checks in task.ranks.gather(of_rank):
@@ -120,7 +119,7 @@ def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Che
     return max(checks, key=lambda check: check.off, default=None)
 
 
-def _check_batch(task: Task, scales: Mapping[str, Tensor], index: int, notes: Sequence[Note]) -> Check:
+def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, notes: Sequence[Note]) -> Check:
     """Check a sample of a batch's images, and all of them if the sample shows a difference.
 
     The sample may show one where there is none: the first rows of a layer's input need not be of the first images.
@@ -128,14 +127,14 @@ def _check_batch(task: Task, scales: Mapping[str, Tensor], index: int, notes: Se
     batch = task.data[index]
     sample = take_images(batch, task.sample_size)
     names = [note.name for note in notes]
-    check = _compare(task, scales, sample, names, [note.sample_moments for note in notes])
+    check = _compare(task, statistics, sample, names, [note.sample_moments for note in notes])
     if check.held:
         return check
-    return _compare(task, scales, batch, names, [note.moments for note in notes])
+    return _compare(task, statistics, batch, names, [note.moments for note in notes])
 
 
 def _compare(
-    task: Task, scales: Mapping[str, Tensor], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
+    task: Task, statistics: Mapping[str, Moments], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
 ) -> Check:
     """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
     names: list[str] = []
@@ -155,7 +154,7 @@ def _compare(
     worst = 0.0
     failed = None
     for name, measured, noted in zip(names, fetch(pooled), fetch(expected), strict=True):
-        off = max(compare_moments(noted, measured, scales[name]))
+        off = max(compare_moments(noted, measured, statistics[name].var))
         worst = max(worst, off)
         if off > SAME and failed is None:
             failed = name

@@ -108,7 +108,7 @@ class Walk:
         """Take all batches through; `progress` is called whenever a layer is finished.
 
         Raises:
-            ValueError: a layer cannot have statistics.
+            ValueError: a layer runs in another thread.
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
@@ -119,7 +119,8 @@ class Walk:
                     self._task.write(name, moments)
                 run_together(partial(self._begin, self.batches))
                 while (layer := self._choose_next()) is not None:
-                    self._finish(layer, run_together(partial(self._pool, layer)))
+                    of_rank = run_together(partial(self._pool, layer))
+                    self.statistics[layer] = self._task.ranks.merge(of_rank)
                     self._task.write(layer, self.statistics[layer])
                     progress()
                     run_together(partial(self._continue, layer))
@@ -127,7 +128,8 @@ class Walk:
                     self._finish_given(name)
             finally:
                 for batch in self.batches:
-                    _end(batch.walker)
+                    if batch.walker is not None:
+                        _end(batch.walker)
         return self
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------
@@ -150,10 +152,12 @@ class Walk:
             parent.switch(name, x)  # returns when this forward goes on
 
     def _measure(self, name: str, x: Tensor, is_kept: bool) -> Any:
-        """Read what a layer normalizes, and note the call; `is_kept`: the values can be read again."""
+        """Read what a layer normalizes, and note the call; `is_kept`: it can be read again, and is not noted."""
         reader = self._task.reader
+        if is_kept:
+            return reader.read(x)
+        moments = reader.measure(x)
         notes = self._current.notes
-        moments = reader.read(x) if is_kept else reader.measure(x)
         if notes is not None:
             notes.append(Note(name, moments, reader.measure(x[: self._task.sample_size])))
         return moments
@@ -169,7 +173,7 @@ class Walk:
 
     def _continue(self, name: str) -> None:
         """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
-        here = self._list_batches(name)
+        here = [batch for batch in self.batches if batch.layer == name]
         not_waiting = [batch for batch in here if batch.walker is None]
         for batch in here:
             walker = batch.walker
@@ -239,16 +243,14 @@ class Walk:
         proposals: list[str | None] = self._task.ranks.gather(proposal)
         return next((proposal for proposal in proposals if proposal is not None), None)
 
-    def _list_batches(self, name: str) -> list[_Batch]:
-        """List the batches that have come to a layer."""
-        return [batch for batch in self.batches if batch.layer == name]
-
     def _pool(self, name: str) -> Pooled | None:
         """Pool the moments of this rank's batches at a layer; None if none is there."""
         kept = []
         read = []
         measured = []
-        for batch in self._list_batches(name):
+        for batch in self.batches:
+            if batch.layer != name:
+                continue
             if batch.x is None:
                 measured.append(batch.moments)
             else:
@@ -258,25 +260,18 @@ class Walk:
             return None
         return self._task.reader.pool([*read, *measured], kept)
 
-    def _finish(self, name: str, of_rank: Pooled | None) -> None:
-        """Make a layer's statistics of this rank's moments and those of the others."""
-        moments = self._task.ranks.merge(of_rank)
-        if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
-            self._task.require_usable(name, moments)
-        self.statistics[name] = moments
-
     def _finish_given(self, name: str) -> None:
         """Pool the moments of all calls of a layer with given statistics."""
         parts = [moments for batch in self.batches for layer, moments in batch.given_calls if layer == name]
         if any(self._task.ranks.gather(bool(parts))):
-            self._finish(name, self._task.reader.pool(parts, []) if parts else None)
+            of_rank = self._task.reader.pool(parts, []) if parts else None
+            self.statistics[name] = self._task.ranks.merge(of_rank)
 
 
-def _end(walker: greenlet | None) -> None:
+def _end(walker: greenlet) -> None:
     """End an interrupted forward, and pass over what it raises on its way out."""
-    if walker is not None:
-        with contextlib.suppress(Exception):
-            walker.throw()  # GreenletExit
+    with contextlib.suppress(Exception):
+        walker.throw()  # GreenletExit
 
 
 # -- what a forward may have changed when it is interrupted -----------------------------------------------------------
@@ -304,8 +299,8 @@ class ForwardState:
             attributes = vars(module)
             names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
             self._places += [(attributes, name) for name in names]
-        self._outside = self._read_settings()  # the caller's, between forwards
-        self._values = self._read_attributes()  # as they are now
+        # The caller's settings, between forwards, and the values of attributes as they are now.
+        self._outside, self._values = self._read()
 
     def enter(self, state: tuple[Any, Any] | None) -> None:
         """Set what `leave` has returned for a forward that goes on; None: it begins."""
@@ -322,19 +317,19 @@ class ForwardState:
 
     def leave(self) -> tuple[Any, Any]:
         """Return what a forward has set, and set the caller's settings again; attributes stay."""
-        settings = self._read_settings()
+        settings, values = self._read()
         if settings == self._outside:
             settings = self._outside
         else:
             self._set(self._outside)
-        values = self._read_attributes()
         if not all(map(operator.is_, values, self._values)):
             self._values = values
         return settings, self._values
 
-    def _read_settings(self) -> tuple[Any, ...]:
+    def _read(self) -> tuple[tuple[Any, ...], list[Any]]:
         autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self._kinds]
-        return torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast
+        settings = (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast)
+        return settings, [attributes.get(name) for attributes, name in self._places]
 
     def _set(self, settings: tuple[Any, ...]) -> None:
         grad, caches, autocast = settings
@@ -343,9 +338,6 @@ class ForwardState:
         for kind, is_on, dtype in autocast:
             torch.set_autocast_enabled(kind, is_on)
             torch.set_autocast_dtype(kind, dtype)
-
-    def _read_attributes(self) -> list[Any]:
-        return [attributes.get(name) for attributes, name in self._places]
 
 
 def read_fixed_settings() -> tuple[Any, ...]:

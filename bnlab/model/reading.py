@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,34 +50,12 @@ class Partial(NamedTuple):
     blocks: Sequence[Groups]
     how: str
 
-    @staticmethod
-    def of(pooled: Pooled) -> Partial:
-        """One group."""
-        return Partial(len(pooled.mean), [(pooled.count, pooled.mean, pooled.var)], "exact")
-
     def select_channels(self, channels: Tensor) -> Partial:
         """Select some channels; the values of the groups are exact as they are."""
         blocks = []
         for size, mean, var in _join_groups([self]):
             blocks.append((size, mean[:, channels].flatten(), var[:, channels].flatten()))
         return Partial(len(channels), blocks, "exact")
-
-
-def _read_groups(x: Tensor) -> Partial:
-    """Read `x` [N, C, ...] on the CPU, in the groups that are fastest in its memory layout."""
-    wide = _widen(x)
-    is_innermost = wide.movedim(1, -1).is_contiguous()  # the channels, in memory
-    if wide.device.type == "cpu" and is_innermost:
-        return Partial(x.shape[1], _read_pixels(wide), "moments")
-
-    images = wide.reshape(*wide.shape[:2], -1)
-    size = images.shape[2]
-    exact = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
-    total = images.sum(dim=2, dtype=exact).flatten().double()
-    norm = torch.linalg.vector_norm(images, dim=2, dtype=exact).flatten().double()
-    mean = total / size
-    var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
-    return Partial(x.shape[1], [(size, mean, var)], "sums")
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -108,19 +86,6 @@ def _read_pixels(x: Tensor) -> list[Groups]:
     return blocks
 
 
-def _read_on_device(x: Tensor) -> Partial:
-    """Read `x` [N, C, ...] as one group by one operation, which an accelerator does in parallel."""
-    x = x.detach()
-    count = x.numel() // x.shape[1]
-    if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
-        # It adds up float16 and bfloat16 in float32. With the channels innermost it is faster than `var_mean`.
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-    else:
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        var, mean = torch.var_mean(_widen(x), dims, correction=0)
-    return Partial(x.shape[1], [(count, mean, var)], "updates")
-
-
 def _bound_mean(parts: Sequence[Partial]) -> float:
     """Return how many standard deviations a mean may be away from 0, so that plain reads are exact enough.
 
@@ -137,8 +102,8 @@ def _bound_mean(parts: Sequence[Partial]) -> float:
       each of which rounds again. The largest error over channels was measured as 5u of |μ|, so that the bound is 8.
     - "exact": there is no bound.
     """
-    how = {part.how for part in parts}
-    if how == {"exact"}:
+    how = [part.how for part in parts if part.how != "exact"]
+    if not how:
         return math.inf
     if "sums" in how:
         return 2.0
@@ -170,7 +135,11 @@ def _merge(groups: Sequence[Groups]) -> Pooled:
     The variance is that within groups and that of their means. These are taken about one of them first: the weighted
     sum of small differences, not the difference of large sums.
     """
-    origin = groups[0][1][0]
+    size, means, variances = groups[0]
+    if len(groups) == len(means) == 1:
+        return Pooled(size, means[0], variances[0])
+
+    origin = means[0]
     kinds = []
     for size, means, variances in groups:
         offsets = means - origin
@@ -190,17 +159,26 @@ def _merge(groups: Sequence[Groups]) -> Pooled:
 
 
 class Reader:
-    """Reads the moments of what layers are given, on the CPU; channels far from 0 are read a second time.
-
-    Attributes:
-        is_immediate: whether moments can be looked at without waiting for a device.
-    """
-
-    is_immediate: ClassVar[bool] = True
+    """Reads the moments of what layers are given, on the CPU; channels far from 0 are read a second time."""
 
     def read(self, x: Tensor) -> Partial:
-        """Read `x` [N, C, ...], which is kept to be read again where this is coarse; return what `pool` takes."""
-        return _read_groups(x)
+        """Read `x` [N, C, ...], which is kept to be read again where this is coarse; return what `pool` takes.
+
+        The groups are those that are fastest in its memory layout.
+        """
+        wide = _widen(x)
+        is_innermost = wide.movedim(1, -1).is_contiguous()  # the channels, in memory
+        if wide.device.type == "cpu" and is_innermost:
+            return Partial(x.shape[1], _read_pixels(wide), "moments")
+
+        images = wide.reshape(*wide.shape[:2], -1)
+        size = images.shape[2]
+        exact = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
+        total = images.sum(dim=2, dtype=exact).flatten().double()
+        norm = torch.linalg.vector_norm(images, dim=2, dtype=exact).flatten().double()
+        mean = total / size
+        var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
+        return Partial(x.shape[1], [(size, mean, var)], "sums")
 
     def measure(self, x: Tensor) -> Pooled:
         """Compute the moments of `x` [N, C, ...]."""
@@ -213,7 +191,11 @@ class Reader:
             parts: what `read` has returned, then what `measure` has.
             kept: the values that were given to `read`, in the same order.
         """
-        partials = [Partial.of(part) if isinstance(part, Pooled) else part for part in parts]
+        partials = []
+        for part in parts:
+            if isinstance(part, Pooled):
+                part = Partial(len(part.mean), [(part.count, part.mean, part.var)], "exact")
+            partials.append(part)
         pooled = _merge(_join_groups(partials))
         bound = _bound_mean(partials)
         if bound == math.inf:
@@ -254,10 +236,17 @@ class Reader:
 class DeviceReader(Reader):
     """Reads on an accelerator and leaves the moments there."""
 
-    is_immediate = False
-
     def read(self, x: Tensor) -> Partial:
-        return _read_on_device(x)
+        """Read `x` [N, C, ...] as one group by one operation, which the accelerator does in parallel."""
+        x = x.detach()
+        count = x.numel() // x.shape[1]
+        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
+            # It adds up float16 and bfloat16 in float32. With the channels innermost it is faster than `var_mean`.
+            mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        else:
+            dims = [dim for dim in range(x.dim()) if dim != 1]
+            var, mean = torch.var_mean(_widen(x), dims, correction=0)
+        return Partial(x.shape[1], [(count, mean, var)], "updates")
 
     def measure(self, x: Tensor) -> Pooled:
         """Compute the moments of `x` [N, C, ...] without waiting: by a second read of all channels."""
