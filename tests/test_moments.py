@@ -47,7 +47,17 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "shape",
-    [(1021, 3), (7, 3000), (5, 3, 7), (37, 16, 7, 7), (3, 1, 5, 9), (4, 3, 1, 1), (2, 5, 3, 3, 3), (61, 3, 31, 31)],
+    [
+        (1021, 3),
+        (7, 3000),
+        (5, 3, 7),
+        (37, 16, 7, 7),
+        (3, 1, 5, 9),
+        (4, 3, 1, 1),
+        (2, 5, 3, 3, 3),
+        (61, 3, 31, 31),
+        (1, 2, 600, 600),
+    ],
 )
 def test_every_layout_and_shape(shape: tuple[int, ...], layout: str) -> None:
     x = LAYOUTS[layout](sample(*shape))
