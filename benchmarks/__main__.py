@@ -24,6 +24,7 @@ PARTS = {
     "training": ("training", 2),
     "sweep": ("commands", 2),
     "population": ("exact", 1),
+    "visits": ("exact", 1),
     "large": ("exact", 2),
     "shared": ("exact", 2),
     "replay": ("replay", 2),
@@ -33,7 +34,7 @@ PARTS = {
     "store": ("commands", 1),
 }
 _UNLESS_NAMED = ("store", "fleet")  # take long, or are about accelerators
-_ON_CUDA = ("population", "recording", "training", "doctor", "fleet")
+_ON_CUDA = ("visits", "population", "recording", "training", "doctor", "fleet")
 _README = Path(__file__).with_name("README.md")
 _PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,15 @@ import torch
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 
-from benchmarks.networks import LAYOUTS, build_imagenet_resnet, build_resnet, draw_images, evaluate, warm_up
+from benchmarks.networks import (
+    LAYOUTS,
+    build_imagenet_resnet,
+    build_narrow_resnet,
+    build_resnet,
+    draw_images,
+    evaluate,
+    warm_up,
+)
 from benchmarks.timing import Result, Timed, alternate, time_once
 from bnlab import Statistics, population_statistics, running_statistics
 from bnlab.statistics.moments import compare_moments
@@ -103,6 +112,30 @@ def _list_cases(device: str) -> Iterator[Case]:
         yield Case(f"resnet-{depth}", partial(build_resnet, depth), 32, limit=0.85, layout="contiguous")
     for layout in LAYOUTS:
         yield Case("resnet-18", partial(build_imagenet_resnet, 18), 64, limit=1.05, layout=layout)
+
+
+def measure_visits(device: str) -> Iterator[Result]:
+    """Measure the processor's time for one batch at one layer, beyond a plain forward: on tiny images.
+
+    Of many batches less few, so that what a call takes whatever the batches are does not count.
+    """
+    case = Case("resnet-50 of a quarter's width", build_narrow_resnet, 32, 96, 2)
+    model, batches = case.prepare(device)
+    few = batches[:16]
+    sides: dict[str, Callable[[], object]] = {
+        "exact, few": lambda: population_statistics(model, few),
+        "exact, many": lambda: population_statistics(model, batches),
+        "forward, few": lambda: evaluate(model, few),
+        "forward, many": lambda: evaluate(model, batches),
+    }
+    seconds = alternate(case.words, 2 * ROUNDS, sides, time.process_time).seconds
+
+    layers = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    visits = layers * (len(batches) - len(few))
+    exact = (seconds["exact, many"] - seconds["exact, few"]) / visits
+    forward = (seconds["forward, many"] - seconds["forward, few"]) / visits
+    note = f"the processor's time, beyond {1e6 * forward:.0f} µs of the forward"
+    yield Result(case.words, "a batch at a layer", exact - forward, "60 µs", 60e-6, 1.0, note)
 
 
 def measure_shared(device: str) -> Iterator[Result]:

@@ -24,6 +24,13 @@ def build_imagenet_resnet(depth: int) -> nn.Module:
     return model.eval()
 
 
+def build_narrow_resnet() -> nn.Module:
+    """Build torchvision's ResNet-50 with a quarter of the channels between its blocks' convolutions, in eval mode."""
+    resnet = torchvision().models.resnet
+    model: nn.Module = resnet.ResNet(resnet.Bottleneck, [3, 4, 6, 3], width_per_group=16)
+    return model.eval()
+
+
 def draw_images(count: int, size: int, layout: torch.memory_format = torch.channels_last, seed: int = 0) -> Tensor:
     images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
     return images.contiguous(memory_format=layout)

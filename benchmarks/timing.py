@@ -14,6 +14,7 @@ HEADING = """\
 |---|---|--:|---|--:|--:|--:|---|"""
 
 Sides = Mapping[str, Callable[[], object]]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,25 @@ class Timed:
         return Result(self.what, side, seconds, f"{against:g} s", against, limit, note)
 
 
-def alternate(what: str, rounds: int, sides: Sides) -> Timed:
-    """Time the sides; a round runs every side once, after a round that does not count."""
+def alternate(what: str, rounds: int, sides: Sides, clock: Clock = time.perf_counter) -> Timed:
+    """Time the sides by a clock; a round runs every side once, after a round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():
-            taken = time_once(run)
+            taken = time_once(run, clock)
             if number > 0:
                 seconds[name].append(taken)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return Timed(what, medians)
 
 
-def time_once(run: Callable[[], object]) -> float:
-    """Measure how many seconds one call takes, with the work that it gives to an accelerator."""
+def time_once(run: Callable[[], object], clock: Clock = time.perf_counter) -> float:
+    """Measure how many seconds one call takes by a clock, with the work that it gives to an accelerator."""
     _wait_for_device()
-    started = time.perf_counter()
+    started = clock()
     run()
     _wait_for_device()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _wait_for_device() -> None:

@@ -96,7 +96,9 @@ class LiveBytes(TorchFunctionMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.peak = 0
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._known = set[int]()
+        for tensor in known:
+            self._known.add(tensor.untyped_storage().data_ptr())
         self._tensors: dict[int, weakref.ref[Tensor]] = {}
 
     def now(self) -> int:
@@ -168,6 +170,7 @@ class Budget:
             self._running = 0
         else:
             self._waiting = profile.waiting
+            self._most = max(profile.waiting.values(), default=0.0)
             self._running = int(profile.running * max(sizes, default=0))
         self.peak = self._running
         if self._running > limit:
@@ -181,8 +184,7 @@ class Budget:
         if self._waiting is None:
             return False
 
-        most_of_all = max(self._waiting.values(), default=0.0)
-        size = self._sizes[index] * self._waiting.get(layer, most_of_all)
+        size = self._sizes[index] * self._waiting.get(layer, self._most)
         needed = self._running + size + sum(self._held.values())
         if needed > self._limit:
             return False

@@ -15,14 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.fleet import RECIPES, train_alone, train_captured
-from bnlab import diagnose, population_statistics, recalibrate, record
+from bnlab import Moments, diagnose, population_statistics, recalibrate, record
 from bnlab.harness import load
 from bnlab.model.borrow import borrowed
+from bnlab.model.reading import DeviceReader
 from bnlab.nn import SelfTuned
+from tests import references
 from tests.conftest import small_config
 from tests.doctor.digits import draw_batches, make_healthy, reset
 from tests.harness.kills import assert_same, killed_at
-from tests.helpers import Run, images, measure_difference, plain, residual, run_job, train, train_network
+from tests.helpers import (
+    Run,
+    assert_moments,
+    images,
+    measure_difference,
+    plain,
+    residual,
+    run_job,
+    train,
+    train_network,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -83,6 +95,24 @@ def test_statistics_are_those_of_float64_on_the_cpu(
     assert found.check is not None
     assert measure_difference(from_cpu, expected) < CLOSE * max(1.0, offset / 100)
     assert measure_difference(found, expected) < CLOSE * max(1.0, offset / 100)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mean", [0, 8, 16, 100, 10_000])
+def test_moments_are_those_of_float64_however_far_from_zero(
+    mean: float, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = mean + torch.randn(64, 64, 28, 28, generator=generator, dtype=torch.float64)
+    x = values.to(dtype).cuda().contiguous(memory_format=layout)
+    parts = x.split(16)
+    reader = DeviceReader()
+    expected = references.moments(x.cpu())
+
+    for found in (reader.measure(x), reader.pool([reader.read(part) for part in parts], parts)):
+        assert found.mean.is_cuda
+        assert_moments(Moments(found.count, found.mean.cpu(), found.var.cpu()), expected, CLOSE)
 
 
 def test_autocast_inside_of_a_forward_runs_each_batch_once() -> None:

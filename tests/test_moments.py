@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnlab import Moments, population_statistics
-from bnlab.model.reading import read_on_device
+from bnlab.model.reading import DeviceReader, Reader
 from tests import references
 from tests.helpers import assert_moments
 
@@ -47,7 +47,17 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "shape",
-    [(1021, 3), (7, 3000), (5, 3, 7), (37, 16, 7, 7), (3, 1, 5, 9), (4, 3, 1, 1), (2, 5, 3, 3, 3), (61, 3, 31, 31)],
+    [
+        (1021, 3),
+        (7, 3000),
+        (5, 3, 7),
+        (37, 16, 7, 7),
+        (3, 1, 5, 9),
+        (4, 3, 1, 1),
+        (2, 5, 3, 3, 3),
+        (61, 3, 31, 31),
+        (1, 2, 600, 600),
+    ],
 )
 def test_every_layout_and_shape(shape: tuple[int, ...], layout: str) -> None:
     x = LAYOUTS[layout](sample(*shape))
@@ -58,9 +68,30 @@ def test_every_layout_and_shape(shape: tuple[int, ...], layout: str) -> None:
 @pytest.mark.parametrize("shape", [(1021, 3), (37, 16, 7, 7), (2, 3, 80, 80)])
 @pytest.mark.parametrize("offset", [0.0, 1e5])
 def test_what_stays_on_a_device_is_as_exact(offset: float, shape: tuple[int, ...], layout: str) -> None:
-    """One read, without a second one where the mean is far from 0."""
     x = LAYOUTS[layout](sample(*shape)) + offset
-    assert_moments(read_on_device(x), references.moments(x))
+    expected = references.moments(x)
+    reader = DeviceReader()
+    parts = x.split(max(1, len(x) // 3))
+
+    assert_moments(reader.measure(x), expected)
+    assert_moments(reader.pool([reader.read(part) for part in parts], parts), expected)
+
+
+@pytest.mark.parametrize("reader", [Reader(), DeviceReader()])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mean", [0, 8, 16, 100, 10_000])
+def test_a_mean_of_many_sigma_costs_no_digits(mean: float, dtype: torch.dtype, layout: str, reader: Reader) -> None:
+    """A hundred-thousandth of σ, and of the variance: `_bound_mean` derives it. Values are taken as they are stored.
+
+    Each of these means is that of some channels, beside channels with a mean of 0.
+    """
+    x = sample(48, 6, 14, 14, mean=0, std=1)
+    x[:, ::2] += mean
+    x = LAYOUTS[layout](x.to(dtype))
+    parts = x.split(16)
+
+    assert_moments(reader.pool([reader.read(part) for part in parts], parts), references.moments(x), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

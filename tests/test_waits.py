@@ -27,7 +27,11 @@ def _on_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_on_device")
-def test_nobody_waits_between_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sizes", [(8, 8, 8, 5), (8, 8, 8, 8, 8, 5)])
+def test_a_program_waits_once_at_a_layer_whatever_the_batches_are(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which channels are to be read again is looked up once all batches are there."""
     waits = Waits()
     own_go = Walk.go
 
@@ -36,11 +40,20 @@ def test_nobody_waits_between_the_layers(monkeypatch: pytest.MonkeyPatch) -> Non
             return own_go(walk, progress)
 
     monkeypatch.setattr(Walk, "go", go)
-    found = population_statistics(residual(), images(8, 8, 5))
+    found = population_statistics(residual(), images(*sizes))
 
     monkeypatch.undo()
+    assert waits.counts == {"__bool__": len(found)}
+    assert measure_difference(found, population_statistics(residual(), images(*sizes))) < 1e-5
+
+
+@pytest.mark.usefixtures("_on_device")
+def test_what_is_measured_at_once_waits_for_nothing() -> None:
+    waits = Waits()
+    with waits:
+        DeviceReader().measure(images(8)[0] + 1000)
+
     assert not waits.counts
-    assert measure_difference(found, population_statistics(residual(), images(8, 8, 5))) < 1e-5
 
 
 @pytest.mark.usefixtures("_on_device")

@@ -64,9 +64,9 @@ def measure_exactly(
         if strategy == "breadth":
             budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit))
             try:
-                walk, failed_check = _settle_and_check(task, budget, cost, progress)
+                statistics, failed_check = _settle_and_check(task, budget, cost, progress)
                 if failed_check is None or failed_check.held:
-                    return task.fetch(walk.statistics), cost, failed_check
+                    return statistics, cost, failed_check
                 cause = "the model keeps state between its layers, or is random"
                 reason = f"an ordinary forward {_describe_difference(failed_check)}: {cause}"
             except InterleavingError as error:
@@ -79,13 +79,12 @@ def measure_exactly(
             progress = _do_nothing
 
     with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
-        walk, check = _settle_and_check(task, Budget(sizes, None, limit), cost, progress)
+        statistics, check = _settle_and_check(task, Budget(sizes, None, limit), cost, progress)
         if check is not None and not check.held:
             warn(
                 f"{CALLER}: an ordinary forward of one batch under the result {_describe_difference(check)}; where the "
                 "model is random (dropout, noise), draw it in the batches; observers of quantization can be disabled"
             )
-        statistics = task.fetch(walk.statistics)
     if failed_check is not None and check is not None and check.held:
         check = replace(failed_check, held_layer_by_layer=True)
     return statistics, cost, check or failed_check
@@ -105,11 +104,13 @@ def _run_alone(task: Task, failed_batch: int | None) -> None:
     task.ranks.run_together(run)
 
 
-def _settle_and_check(task: Task, budget: Budget, cost: Cost, progress: Progress) -> tuple[Walk, Check | None]:
+def _settle_and_check(
+    task: Task, budget: Budget, cost: Cost, progress: Progress
+) -> tuple[dict[str, Moments], Check | None]:
     walk = _settle(task, budget, cost, progress)
     cost.peak_bytes = max(cost.peak_bytes, budget.peak)
-    task.fetch(walk.statistics)  # raises if moments are not finite, which the check would blame on the model
-    return walk, check_walk(task, walk)
+    statistics = task.fetch(walk.statistics)  # raises if some are not finite, which the check would blame on the model
+    return statistics, check_walk(task, walk, statistics)
 
 
 def _describe_difference(check: Check) -> str:
@@ -176,7 +177,11 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
         progress = _do_nothing
 
         names = set().union(given, *task.ranks.gather(walk.revisited))
-        measured = task.fetch({name: walk.statistics[name] for name in walk.statistics if name in names})
+        called_again = {}
+        for name, pooled in walk.statistics.items():
+            if name in names:
+                called_again[name] = pooled
+        measured = task.fetch(called_again)
         if given.keys() != measured.keys():  # the walk has shown further layers that are called several times
             given = measured
             best = None

@@ -2,7 +2,8 @@
 
 An average is new = (1 − m)·old + m·s, with s the statistic of the batch. From two starts a and b, new_a − new_b =
 (1 − m)(a − b) gives m, and then s. If s is the mean and variance of the layer's input, the layer normalizes its input.
-If not (masks, weights, a filter before), the moments of its input are not those that it needs.
+If not (masks, weights, a filter before), the moments of its input are not those that it needs, and `inputs=` has to
+give the values: then their mean is compared with s. Their variance is not, which a layer may take in groups.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 
 def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> None:
-    """Require that layers with a forward of their own normalize their input: each is asked in its first call.
+    """Require that layers with a forward of their own normalize their input, or else what `inputs=` gives.
+
+    Each is asked in its first call. With `inputs=` a layer may also average all of its input, padding too, say, which
+    is not normalized: a doctor will say so.
 
     Raises:
-        ValueError: a layer averages something other than its input.
+        ValueError: a layer averages something other than its input, or than what `inputs=` gives.
 
     Warns:
         RuntimeWarning: layers that cannot be asked.
@@ -47,6 +51,7 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
     unclear = _ask(task, layers, take_images(batch, task.sample_size))
     if unclear:  # few images may be too few to train on: a mask can leave out all of their rows
         unclear = _ask(task, {name: layers[name] for name in unclear}, batch)
+    unclear = [name for name in unclear if name not in task.inputs.extracts]
     if unclear:
         warn(
             f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be called in it; they are "
@@ -64,10 +69,17 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> list[str]:
             return
         asked.add(name)
         off = probe(layers[name], args, kwargs)
+        if off == 0:
+            return
+        if name in task.inputs.extracts:
+            values = task.inputs.select(name, layers[name], args, kwargs)
+            off = None if values is None else probe(layers[name], args, kwargs, values)
+            if off is not None and 0 < off < math.inf:
+                raise _refuse_values(name, layers[name], off)
+        elif off is not None:
+            raise _refuse_other_input(name, layers[name], off)
         if off is None:
             unclear.append(name)
-        elif off > 0:
-            raise _refuse_other_input(name, layers[name], off)
 
     with contextlib.ExitStack() as undo:
         for name, layer in layers.items():
@@ -90,17 +102,28 @@ def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:
     return OtherInput(CALLER, f"layer {name!r} ({kind}) {difference}", key)
 
 
-def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+def _refuse_values(name: str, layer: BatchNorm, off: float) -> ValueError:
+    return ValueError(
+        f"{CALLER}: inputs= gives layer {name!r} ({type(layer).__name__}) values with another mean than that which it "
+        f"averages in train mode (they differ by {off:.2g} σ); return the values that it normalizes"
+    )
+
+
+def probe(
+    layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], values: Tensor | None = None
+) -> float | None:
     """Find how far what a layer averages in this call is from the mean and variance of its input.
 
     The largest difference, of a mean in σ or of a variance, relative: 0 if it is rounding, with either divisor; inf if
-    other channels are averaged than those of the input; None if nothing is averaged, or it cannot be found.
+    other channels are averaged than those of the input; None if nothing is averaged, or it cannot be found. With
+    `values` [N, C, ...] it is that of the mean from theirs.
 
     Copies of the layer are called, in float64, and with the same random numbers. A layer on which somebody has set a
     forward is called itself, and restored.
     """
     try:
-        x = get_input(args, kwargs).detach().double().cpu()
+        given = get_input(args, kwargs) if values is None else values
+        x = given.detach().double().cpu()
         size = float(x.square().mean().sqrt())
         if not math.isfinite(size):  # the layer is not to blame: `require_usable` says that the input is not finite
             return None
@@ -119,17 +142,21 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fl
         return math.inf
 
     averaged_mean = mean_a / momentum
-    averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
+    averaged_var = None
+    if values is None:
+        averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
     return _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum)
 
 
-def _compare_with_input(x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, momentum: float) -> float:
+def _compare_with_input(
+    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor | None, momentum: float
+) -> float:
     """Compare what a layer averages with the moments of its input.
 
     Args:
         x: the input, [N, C, ...].
         size: root mean square of the input.
-        averaged_mean, averaged_var: what the layer averages, [C].
+        averaged_mean, averaged_var: what the layer averages, [C]; None: the variance is not compared.
         momentum: the smallest of a channel.
     """
     dims = [dim for dim in range(x.dim()) if dim != 1]
@@ -140,7 +167,10 @@ def _compare_with_input(x: Tensor, size: float, averaged_mean: Tensor, averaged_
     deviation = biased.sqrt()
 
     off_mean = (averaged_mean - mean).abs() / deviation
-    off_var = torch.minimum((averaged_var - biased).abs(), (averaged_var - unbiased).abs()) / biased
+    if averaged_var is None:
+        off_var = torch.zeros_like(off_mean)
+    else:
+        off_var = torch.minimum((averaged_var - biased).abs(), (averaged_var - unbiased).abs()) / biased
 
     # A layer may compute in float32. What it averages was divided by the momentum, which magnifies its rounding.
     rounding = _ROUNDING * torch.finfo(torch.float32).eps / momentum

@@ -21,7 +21,7 @@ from bnlab.model.batches import count_bytes, count_images, list_tensors, take_im
 from bnlab.model.borrow import borrowed
 from bnlab.model.layers import has_own_forward
 from bnlab.model.reading import Pooled
-from bnlab.statistics.moments import compare_moments, fetch
+from bnlab.statistics.moments import Moments, compare_moments, fetch
 from bnlab.statistics.provenance import Check
 
 _SAMPLE_SIZE = 4  # images of a batch that are evaluated in place of all
@@ -60,7 +60,7 @@ def prepare(task: Task) -> Profile:
 
     unknown = {}
     for name, layer in task.layers.items():
-        if has_own_forward(layer) and name not in task.inputs.extracts:
+        if has_own_forward(layer):
             unknown[name] = layer
     if unknown:
         with borrowed(task.model):
@@ -100,17 +100,15 @@ def choose_noted(task: Task) -> Collection[int]:
     return noted
 
 
-def check_walk(task: Task, walk: Walk) -> Check | None:
-    """Compare what a walk has noted of some batches with ordinary evaluations of them under its result.
+def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Check | None:
+    """Compare what a walk has noted of some batches with ordinary evaluations of them under its result, `statistics`.
 
     Returns:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
-    fetched = fetch(walk.statistics.values())
-    scales = dict(zip(walk.statistics, [moments.var for moments in fetched], strict=True))
     noted = [batch for batch in walk.batches if batch.notes is not None]
     of_rank = task.ranks.run_together(
-        lambda: [_check_batch(task, scales, batch.index, batch.notes or ()) for batch in noted]
+        lambda: [_check_batch(task, statistics, batch.index, batch.notes or ()) for batch in noted]
     )
     checks: list[Check] = []
     for rank_checks in task.ranks.gather(of_rank):
@@ -121,7 +119,7 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     return max(checks, key=lambda check: check.off, default=None)
 
 
-def _check_batch(task: Task, scales: Mapping[str, Tensor], index: int, notes: Sequence[Note]) -> Check:
+def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, notes: Sequence[Note]) -> Check:
     """Check a sample of a batch's images, and all of them if the sample shows a difference.
 
     The sample may show one where there is none: the first rows of a layer's input need not be of the first images.
@@ -129,14 +127,14 @@ def _check_batch(task: Task, scales: Mapping[str, Tensor], index: int, notes: Se
     batch = task.data[index]
     sample = take_images(batch, task.sample_size)
     names = [note.name for note in notes]
-    check = _compare(task, scales, sample, names, [note.sample_moments for note in notes])
+    check = _compare(task, statistics, sample, names, [note.sample_moments for note in notes])
     if check.held:
         return check
-    return _compare(task, scales, batch, names, [note.moments for note in notes])
+    return _compare(task, statistics, batch, names, [note.moments for note in notes])
 
 
 def _compare(
-    task: Task, scales: Mapping[str, Tensor], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
+    task: Task, statistics: Mapping[str, Moments], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
 ) -> Check:
     """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
     names: list[str] = []
@@ -156,7 +154,7 @@ def _compare(
     worst = 0.0
     failed = None
     for name, measured, noted in zip(names, fetch(pooled), fetch(expected), strict=True):
-        off = max(compare_moments(noted, measured, scales[name]))
+        off = max(compare_moments(noted, measured, statistics[name].var))
         worst = max(worst, off)
         if off > SAME and failed is None:
             failed = name

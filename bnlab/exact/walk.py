@@ -9,6 +9,7 @@ and begun again at the input once the layer is finished. If no batch may wait, n
 from __future__ import annotations
 
 import contextlib
+import operator
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -43,9 +44,9 @@ class _Batch:
     Attributes:
         index: its number.
         walker: its interrupted forward; None while it does not wait.
-        state: what its interrupted forward has set, see `ForwardState`.
+        state: what its interrupted forward has set, see `ForwardState.leave`.
         layer: the layer that it has come to last; None at the end of the network.
-        x: what this layer was given to normalize; None while the batch does not wait.
+        x: what this layer was given to normalize, if it may have to be read again; else None.
         moments: of `x`, as the task's reader has them.
         is_ahead: for each layer that the batch has been measured at, whether its latest forward has yet to pass it. A
             forward that was begun again passes each of them once without a stop.
@@ -67,7 +68,7 @@ class _Batch:
         """Forget the latest forward: another one begins at the input."""
         self.walker: greenlet | None = None
         self.x: Tensor | None = None
-        self.state: tuple[Any, ...] | None = None
+        self.state: tuple[Any, Any] | None = None
         self.is_ahead = dict.fromkeys(self.is_ahead, True)
         self.given_calls: list[tuple[str, Any]] = []
         self.notes: list[Note] | None = [] if self.is_noted else None
@@ -96,6 +97,8 @@ class Walk:
         self._given = given
         self._current = _Batch(-1, False)  # the one whose forward runs
         self._state = ForwardState(task.model, task.device)
+        self._fixed_settings = read_fixed_settings()
+        self._reached = set[str]()  # layers that a batch has come to
         self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
@@ -105,7 +108,7 @@ class Walk:
         """Take all batches through; `progress` is called whenever a layer is finished.
 
         Raises:
-            ValueError: a layer cannot have statistics.
+            ValueError: a layer runs in another thread.
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
@@ -116,7 +119,8 @@ class Walk:
                     self._task.write(name, moments)
                 run_together(partial(self._begin, self.batches))
                 while (layer := self._choose_next()) is not None:
-                    self._finish(layer, run_together(partial(self._pool, layer)))
+                    of_rank = run_together(partial(self._pool, layer))
+                    self.statistics[layer] = self._task.ranks.merge(of_rank)
                     self._task.write(layer, self.statistics[layer])
                     progress()
                     run_together(partial(self._continue, layer))
@@ -124,7 +128,8 @@ class Walk:
                     self._finish_given(name)
             finally:
                 for batch in self.batches:
-                    _end(batch.walker)
+                    if batch.walker is not None:
+                        _end(batch.walker)
         return self
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------
@@ -133,7 +138,7 @@ class Walk:
         """Decide what the current batch's forward does at a layer; called by the layer's hook."""
         batch = self._current
         if name in self._given:  # it has statistics: read the values, and go on
-            batch.given_calls.append((name, self._measure(name, x, stays=False)))
+            batch.given_calls.append((name, self._measure(name, x, False)))
         elif batch.is_ahead.get(name):  # measured in an earlier forward of this batch: pass it
             batch.is_ahead[name] = False
             if batch.notes is not None:
@@ -146,15 +151,15 @@ class Walk:
                 raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
             parent.switch(name, x)  # returns when this forward goes on
 
-    def _measure(self, name: str, x: Tensor, stays: bool) -> Any:
-        """Read what a layer normalizes, and note the call; `stays`: the values are kept, and can be read again."""
+    def _measure(self, name: str, x: Tensor, is_kept: bool) -> Any:
+        """Read what a layer normalizes, and note the call; `is_kept`: it can be read again, and is not noted."""
         reader = self._task.reader
-        moments = reader.read(x) if stays else reader.measure(x)
+        if is_kept:
+            return reader.read(x)
+        moments = reader.measure(x)
         notes = self._current.notes
         if notes is not None:
-            pooled = reader.pool([moments], [x] if stays else [])
-            sample_moments = reader.measure(x[: self._task.sample_size])
-            notes.append(Note(name, pooled, sample_moments))
+            notes.append(Note(name, moments, reader.measure(x[: self._task.sample_size])))
         return moments
 
     # -- one layer after the other -----------------------------------------------------------------------------------
@@ -168,13 +173,15 @@ class Walk:
 
     def _continue(self, name: str) -> None:
         """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
-        waiting, not_waiting = self._list_batches(name)
-        for batch in waiting:
-            self._budget.release(batch.index)
+        here = [batch for batch in self.batches if batch.layer == name]
+        not_waiting = [batch for batch in here if batch.walker is None]
+        for batch in here:
             walker = batch.walker
-            batch.walker = None
-            batch.x = None
-            self._advance(batch, walker)
+            if walker is not None:
+                self._budget.release(batch.index)
+                batch.walker = None
+                batch.x = None
+                self._advance(batch, walker)
         self._begin(not_waiting)
 
     def _advance(self, batch: _Batch, walker: Any, *args: Any) -> None:
@@ -186,7 +193,6 @@ class Walk:
             args: what it is begun with; none where it was interrupted.
         """
         self._current = batch
-        fixed_settings = read_fixed_settings()
         stop = self._switch(batch, walker, *args)
         if walker.dead:
             batch.layer = None
@@ -195,24 +201,25 @@ class Walk:
         layer, x = stop
         batch.layer = layer
         may_wait = self._budget.admit(batch.index, layer)
-        if may_wait and read_fixed_settings() != fixed_settings:
-            _end(walker)
-            raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
+        if may_wait and layer not in self._reached:  # what one batch's forward does there, all do
+            self._reached.add(layer)
+            if read_fixed_settings() != self._fixed_settings:
+                _end(walker)
+                raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
         if may_wait:
             batch.walker = walker
-            batch.x = x
         else:
             _end(walker)
-        batch.moments = self._measure(layer, x, stays=may_wait)
+        is_kept = may_wait and batch.notes is None  # what is noted is measured at once
+        batch.x = x if is_kept else None
+        batch.moments = self._measure(layer, x, is_kept)
         batch.is_ahead[layer] = False
         if batch.notes is not None:
             batch.measured_notes[layer] = batch.notes[-1]
 
     def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
         """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
-        outside = self._state.read()
-        if batch.state is not None:
-            self._state.restore(batch.state)
+        self._state.enter(batch.state)
         try:
             return walker.switch(*args)
         except Exception as error:
@@ -222,8 +229,7 @@ class Walk:
             reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
             raise InterleavingError(reason, batch.index) from error
         finally:
-            batch.state = self._state.read()
-            self._state.restore(outside, with_attributes=False)
+            batch.state = self._state.leave()
 
     def _choose_next(self) -> str | None:
         """Choose the layer to finish next; None when all batches have come to the end.
@@ -237,50 +243,46 @@ class Walk:
         proposals: list[str | None] = self._task.ranks.gather(proposal)
         return next((proposal for proposal in proposals if proposal is not None), None)
 
-    def _list_batches(self, name: str) -> tuple[list[_Batch], list[_Batch]]:
-        """List the batches that have come to a layer: those that wait, and those that do not."""
-        here = [batch for batch in self.batches if batch.layer == name]
-        waiting = [batch for batch in here if batch.walker is not None]
-        return waiting, [batch for batch in here if batch.walker is None]
-
     def _pool(self, name: str) -> Pooled | None:
         """Pool the moments of this rank's batches at a layer; None if none is there."""
-        waiting, not_waiting = self._list_batches(name)
-        parts = [batch.moments for batch in (*waiting, *not_waiting)]
-        if not parts:
+        kept = []
+        read = []
+        measured = []
+        for batch in self.batches:
+            if batch.layer != name:
+                continue
+            if batch.x is None:
+                measured.append(batch.moments)
+            else:
+                kept.append(batch.x)
+                read.append(batch.moments)
+        if not read and not measured:
             return None
-        return self._task.reader.pool(parts, [batch.x for batch in waiting if batch.x is not None])
-
-    def _finish(self, name: str, of_rank: Pooled | None) -> None:
-        """Make a layer's statistics of this rank's moments and those of the others."""
-        moments = self._task.ranks.merge(of_rank)
-        if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
-            self._task.require_usable(name, moments)
-        self.statistics[name] = moments
+        return self._task.reader.pool([*read, *measured], kept)
 
     def _finish_given(self, name: str) -> None:
         """Pool the moments of all calls of a layer with given statistics."""
         parts = [moments for batch in self.batches for layer, moments in batch.given_calls if layer == name]
         if any(self._task.ranks.gather(bool(parts))):
-            self._finish(name, self._task.reader.pool(parts, []) if parts else None)
+            of_rank = self._task.reader.pool(parts, []) if parts else None
+            self.statistics[name] = self._task.ranks.merge(of_rank)
 
 
-def _end(walker: greenlet | None) -> None:
+def _end(walker: greenlet) -> None:
     """End an interrupted forward, and pass over what it raises on its way out."""
-    if walker is not None:
-        with contextlib.suppress(Exception):
-            walker.throw()  # GreenletExit
+    with contextlib.suppress(Exception):
+        walker.throw()  # GreenletExit
 
 
 # -- what a forward may have changed when it is interrupted -----------------------------------------------------------
 
 
 class ForwardState:
-    """Reads what a forward has set where it is interrupted, and sets it before it goes on.
+    """Keeps what a forward has set where it is interrupted, and sets it before it goes on.
 
     That is grad mode, autocast, and attributes of modules that may differ between the forwards of batches, such as the
     domain that each sets. The attributes are those that modules have when this is made, after a forward. Torch's own
-    layers have none that is set for a batch, and are many.
+    layers have none that is set for a batch, and are many. As long as forwards change nothing, nothing is set.
 
     Args:
         model: the model.
@@ -297,25 +299,45 @@ class ForwardState:
             attributes = vars(module)
             names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
             self._places += [(attributes, name) for name in names]
+        # The caller's settings, between forwards, and the values of attributes as they are now.
+        self._outside, self._values = self._read()
 
-    def read(self) -> tuple[Any, ...]:
-        """Read what is set now."""
+    def enter(self, state: tuple[Any, Any] | None) -> None:
+        """Set what `leave` has returned for a forward that goes on; None: it begins."""
+        if state is None:
+            return
+        settings, values = state
+        if settings is not self._outside:
+            self._set(settings)
+        if values is not self._values:
+            for (attributes, name), value in zip(self._places, values, strict=True):
+                if attributes.get(name) is not value:
+                    attributes[name] = value
+            self._values = values
+
+    def leave(self) -> tuple[Any, Any]:
+        """Return what a forward has set, and set the caller's settings again; attributes stay."""
+        settings, values = self._read()
+        if settings == self._outside:
+            settings = self._outside
+        else:
+            self._set(self._outside)
+        if not all(map(operator.is_, values, self._values)):
+            self._values = values
+        return settings, self._values
+
+    def _read(self) -> tuple[tuple[Any, ...], list[Any]]:
         autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self._kinds]
-        attributes = [attributes.get(name) for attributes, name in self._places]
-        return torch.is_grad_enabled(), autocast, torch.is_autocast_cache_enabled(), attributes
+        settings = (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast)
+        return settings, [attributes.get(name) for attributes, name in self._places]
 
-    def restore(self, state: tuple[Any, ...], with_attributes: bool = True) -> None:
-        """Set what was read; without attributes only what is not the model's."""
-        grad, autocast, caches, values = state
+    def _set(self, settings: tuple[Any, ...]) -> None:
+        grad, caches, autocast = settings
         torch.set_grad_enabled(grad)
+        torch.set_autocast_cache_enabled(caches)
         for kind, is_on, dtype in autocast:
             torch.set_autocast_enabled(kind, is_on)
             torch.set_autocast_dtype(kind, dtype)
-        torch.set_autocast_cache_enabled(caches)
-
-        for (attributes, name), value in zip(self._places, values, strict=True):
-            if with_attributes and attributes.get(name) is not value:
-                attributes[name] = value
 
 
 def read_fixed_settings() -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
 """Reading an activation once: the moments of its groups of values, and how all groups become one.
 
-On the CPU the values are read once, in their own precision and in the groups that are fastest in their memory layout,
-and a second time only where their mean is far from 0. On an accelerator the moments stay there (`read_on_device`), so
-that nobody waits for it.
+The values are read once, in their own precision, and a second time only where their mean is far from 0: once all
+batches of a layer have been read, a look at the pooled moments says which channels those are. On an accelerator that
+look is the one time in a layer that the program waits for the device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,17 +42,13 @@ class Partial(NamedTuple):
         channels: C.
         blocks: groups of one size each.
         how: "sums" of float32 values and of their squares; "moments" by torch's routine, which adds float32 values up
-            one after the other; "exact" otherwise, as of values from which a shift near their mean was taken off.
+            one after the other; "updates" of a running float32 mean by one value after the other, in many threads;
+            "exact" otherwise, as of values from which a shift near their mean was taken off.
     """
 
     channels: int
     blocks: Sequence[Groups]
     how: str
-
-    @staticmethod
-    def of(pooled: Pooled) -> Partial:
-        """One group."""
-        return Partial(len(pooled.mean), [(pooled.count, pooled.mean, pooled.var)], "exact")
 
     def select_channels(self, channels: Tensor) -> Partial:
         """Select some channels; the values of the groups are exact as they are."""
@@ -62,42 +58,11 @@ class Partial(NamedTuple):
         return Partial(len(channels), blocks, "exact")
 
 
-def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None) -> Partial:
-    """Read `x` [N, C, ...] once; with `shift`, read `channels` of `x − shift`, which is exact near the mean.
-
-    The groups are what is fastest in this memory layout.
-    """
-    if x.device.type == "mps":  # which has no float64
+def _widen(x: Tensor) -> Tensor:
+    """Convert values to at least float32, on a device that has float64."""
+    if x.device.type == "mps":  # which has none
         x = x.cpu()
-    wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
-    if shift is not None:
-        return _read_shifted(wide, shift, channels)
-    is_innermost = wide.movedim(1, -1).is_contiguous()  # the channels, in memory
-    if wide.device.type == "cpu" and is_innermost:
-        return Partial(x.shape[1], _read_pixels(wide), "moments")
-
-    images = wide.reshape(*wide.shape[:2], -1)
-    size = images.shape[2]
-    exact = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
-    total = images.sum(dim=2, dtype=exact).flatten().double()
-    norm = torch.linalg.vector_norm(images, dim=2, dtype=exact).flatten().double()
-    mean = total / size
-    var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
-    return Partial(x.shape[1], [(size, mean, var)], "sums")
-
-
-def _read_shifted(wide: Tensor, shift: Tensor, channels: Tensor | None) -> Partial:
-    """Read `wide − shift`; if a shift is NaN, in float64, with 0 in the place of NaN."""
-    if not shift.isfinite().all():
-        shift = shift.nan_to_num(0.0)
-        wide = wide.double()
-    known = shift.to(wide.device, wide.dtype)
-    chosen = wide if channels is None else wide.index_select(1, channels.to(wide.device))
-    near = read(chosen - known.view(-1, *[1] * (wide.dim() - 2)))
-    blocks = []
-    for size, mean, var in near.blocks:
-        blocks.append((size, (mean.view(-1, near.channels) + known.double()).flatten(), var))
-    return Partial(near.channels, blocks, "exact")
+    return x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
 
 
 def _read_pixels(x: Tensor) -> list[Groups]:
@@ -124,144 +89,170 @@ def _read_pixels(x: Tensor) -> list[Groups]:
 def _bound_mean(parts: Sequence[Partial]) -> float:
     """Return how many standard deviations a mean may be away from 0, so that plain reads are exact enough.
 
-    Exact enough is an error below 2e-6 of σ in the mean, and of the variance in the variance. With u = 2⁻²⁴, the
+    Exact enough is an error below 2.5e-6 of σ in the mean, and of the variance in the variance. With u = 2⁻²⁴, the
     rounding of float32:
 
     - "sums": a sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The bound is 2.
     - "moments": torch's routine adds up to n = 512 values one after the other, and rounds the sum each time. The
       root mean square of the mean's error is sqrt(n)·u/3 of |μ|, the largest error four times that. Over g groups the
       errors average out, so that the bound grows with sqrt(g), up to 16.
+    - "updates": step i of n rounds the mean by at most u·|μ|, of which the later updates leave i/n. So the mean of a
+      thread is off by sqrt(n)·u/3 of |μ|, root mean square, as a sum is. Its n values are a few thousand; but a channel
+      has hundreds of threads, whose errors average out to less than u, and they are merged in pairs, ten times or so,
+      each of which rounds again. The largest error over channels was measured as 5u of |μ|, so that the bound is 8.
     - "exact": there is no bound.
     """
-    how = {part.how for part in parts}
-    if how == {"exact"}:
+    how = [part.how for part in parts if part.how != "exact"]
+    if not how:
         return math.inf
     if "sums" in how:
         return 2.0
+    if "updates" in how:
+        return 8.0
     groups = sum(block[1].numel() for part in parts for block in part.blocks) / parts[0].channels
     return min(16.0, math.sqrt(groups))
 
 
 def _join_groups(parts: Sequence[Partial]) -> list[Groups]:
-    """Groups of one size together, so that there are few operations on small tensors: [R, C], float64 on the CPU."""
+    """Groups of one size together, so that there are few operations on small tensors: [R, C] each, in float64."""
     kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for part in parts:
         for size, mean, var in part.blocks:
-            means, variances = kinds.setdefault((size, mean.dtype, mean.device), ([], []))
+            means, variances = kinds.setdefault((size, mean.dtype), ([], []))
             means.append(mean)
             variances.append(var)
 
     joined = []
-    for (size, *_), (means, variances) in kinds.items():
-        values = torch.cat([*means, *variances]).view(2, -1, parts[0].channels)
-        mean, var = values.cpu().double()
+    for (size, _), (means, variances) in kinds.items():
+        mean, var = torch.cat([*means, *variances]).view(2, -1, parts[0].channels).double()
         joined.append((size, mean, var))
     return joined
 
 
-def _merge(groups: Sequence[tuple[int, Tensor, Tensor]]) -> Pooled:
-    """Merge groups of `count` values each, with means and variances float64 [R, C]; the tensors are written into.
+def _merge(groups: Sequence[Groups]) -> Pooled:
+    """Merge groups of one size or of several, with means and variances float64 [R, C].
 
-    The variance is that within groups and that of their means.
+    The variance is that within groups and that of their means. These are taken about one of them first: the weighted
+    sum of small differences, not the difference of large sums.
     """
-    total = sum(count * len(means) for count, means, _ in groups)
+    size, means, variances = groups[0]
+    if len(groups) == len(means) == 1:
+        return Pooled(size, means[0], variances[0])
 
-    # About a group's mean first: the weighted sum of small differences, not the difference of large sums.
-    origin = groups[0][1][0].clone()
-    mean = torch.zeros_like(origin)
-    for count, means, _ in groups:
-        mean += means.sub_(origin).sum(0) * (count / total)
+    origin = means[0]
+    kinds = []
+    for size, means, variances in groups:
+        offsets = means - origin
+        offset = offsets.mean(0)
+        between = offsets.sub_(offset).square_()
+        kinds.append((size * len(means), offset, between.add_(variances).mean(0)))
+    if len(kinds) == 1:
+        total, offset, var = kinds[0]
+        return Pooled(total, origin + offset, var)
 
-    var = torch.zeros_like(origin)
-    for count, means, variances in groups:
-        between = means.sub_(mean).square_()
-        var += variances.add_(between).sum(0) * (count / total)
-    return Pooled(total, origin.add_(mean), var)
-
-
-def read_on_device(x: Tensor) -> Pooled:
-    """Read `x` [N, C, ...] without waiting for its device; the result stays there, in float64.
-
-    The first image's mean is taken off, so that float32 keeps its digits however far from 0 the values are.
-    """
-    x = x.detach()
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    first = x[:1] if x.dtype == torch.float64 else x[:1].float()
-    shift = first.mean(dims, keepdim=True)
-
-    var, mean_off_shift = torch.var_mean(x - shift, dims, correction=0)
-    mean = mean_off_shift.double() + shift.flatten().double()
-    count = x.numel() // x.shape[1]
-    return Pooled(count, mean, var.double())
-
-
-def pool_on_device(parts: Sequence[Pooled]) -> Pooled:
-    """Merge reads of one layer where they are."""
-    groups = []
-    for size in dict.fromkeys(part.count for part in parts):
-        alike = [part for part in parts if part.count == size]
-        means = torch.stack([part.mean for part in alike])
-        variances = torch.stack([part.var for part in alike])
-        groups.append((size, means, variances))
-    return _merge(groups)
+    total = sum(count for count, _, _ in kinds)
+    mean = torch.stack([offset * (count / total) for count, offset, _ in kinds]).sum(0)
+    var = torch.zeros_like(mean)
+    for count, offset, within in kinds:
+        var += (offset - mean).square_().add_(within) * (count / total)
+    return Pooled(total, origin + mean, var)
 
 
 class Reader:
-    """Reads the moments of what layers are given, on the CPU; channels far from 0 are read a second time.
+    """Reads the moments of what layers are given, on the CPU; channels far from 0 are read a second time."""
 
-    Attributes:
-        is_immediate: whether moments can be looked at without waiting for a device.
-    """
+    def read(self, x: Tensor) -> Partial:
+        """Read `x` [N, C, ...], which is kept to be read again where this is coarse; return what `pool` takes.
 
-    is_immediate: ClassVar[bool] = True
+        The groups are those that are fastest in its memory layout.
+        """
+        wide = _widen(x)
+        is_innermost = wide.movedim(1, -1).is_contiguous()  # the channels, in memory
+        if wide.device.type == "cpu" and is_innermost:
+            return Partial(x.shape[1], _read_pixels(wide), "moments")
 
-    def read(self, x: Tensor) -> Any:
-        """Read `x` [N, C, ...], which is kept to be read again where this is coarse; return what `pool` takes."""
-        return read(x)
+        images = wide.reshape(*wide.shape[:2], -1)
+        size = images.shape[2]
+        exact = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
+        total = images.sum(dim=2, dtype=exact).flatten().double()
+        norm = torch.linalg.vector_norm(images, dim=2, dtype=exact).flatten().double()
+        mean = total / size
+        var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
+        return Partial(x.shape[1], [(size, mean, var)], "sums")
 
     def measure(self, x: Tensor) -> Pooled:
         """Compute the moments of `x` [N, C, ...]."""
-        return self.pool([read(x)], [x])
+        return self.pool([self.read(x)], [x])
 
-    def pool(self, parts: Sequence[Any], kept: Sequence[Tensor]) -> Pooled:
+    def pool(self, parts: Sequence[Partial | Pooled], kept: Sequence[Tensor]) -> Pooled:
         """Merge what was read of one layer; channels for which a plain read was too coarse are read again.
 
         Args:
             parts: what `read` has returned, then what `measure` has.
             kept: the values that were given to `read`, in the same order.
         """
-        partials = [Partial.of(part) if isinstance(part, Pooled) else part for part in parts]
+        partials = []
+        for part in parts:
+            if isinstance(part, Pooled):
+                part = Partial(len(part.mean), [(part.count, part.mean, part.var)], "exact")
+            partials.append(part)
         pooled = _merge(_join_groups(partials))
-        has_overflowed = ~(pooled.mean + pooled.var).isfinite()  # or values are not finite: the second read shows which
-        is_far_from_zero = pooled.mean.square() > _bound_mean(partials) ** 2 * pooled.var
-        is_coarse = is_far_from_zero | has_overflowed
-        if not is_coarse.any():
+        bound = _bound_mean(partials)
+        if bound == math.inf:
+            return pooled
+        # False where sums have overflown, too, or values are not finite: the second read shows which.
+        is_near_zero = pooled.mean.square() <= pooled.var * bound**2
+        is_fine = is_near_zero & (pooled.var < torch.inf)
+        if is_fine.all():
             return pooled
 
         # Far from 0 a sum of squares, and any float32 mean, loses digits. Where sums have overflown, no mean is known.
-        channels = is_coarse.nonzero().flatten()
-        shift = pooled.mean.where(~has_overflowed, torch.nan)[channels]
-        again = [read(x, shift, channels) for x in kept]
+        channels = (~is_fine).nonzero().flatten()
+        is_known = (pooled.mean + pooled.var).isfinite()
+        shift = pooled.mean.where(is_known, torch.nan)[channels]
+        again = [self._read_shifted(x, shift, channels) for x in kept]
         again += [part.select_channels(channels) for part in partials[len(kept) :]]
         exact = _merge(_join_groups(again))
         mean = pooled.mean.index_copy(0, channels, exact.mean)
         var = pooled.var.index_copy(0, channels, exact.var)
         return Pooled(pooled.count, mean, var)
 
+    def _read_shifted(self, x: Tensor, shift: Tensor, channels: Tensor | None = None) -> Partial:
+        """Read `channels` of `x − shift`; if a shift is NaN, in float64, with 0 in the place of NaN."""
+        wide = _widen(x)
+        if channels is not None:
+            wide = wide.index_select(1, channels.to(wide.device))
+            if not shift.isfinite().all():
+                shift = shift.nan_to_num(0.0)
+                wide = wide.double()
+        known = shift.to(wide.device, wide.dtype)
+        near = self.read(wide - known.view(-1, *[1] * (wide.dim() - 2)))
+        blocks = []
+        for size, mean, var in near.blocks:
+            blocks.append((size, (mean.view(-1, near.channels) + known.double()).flatten(), var.double()))
+        return Partial(near.channels, blocks, "exact")
+
 
 class DeviceReader(Reader):
-    """Reads on an accelerator and leaves the moments there; one read is exact."""
+    """Reads on an accelerator and leaves the moments there."""
 
-    is_immediate = False
-
-    def read(self, x: Tensor) -> Pooled:
-        return read_on_device(x)
+    def read(self, x: Tensor) -> Partial:
+        """Read `x` [N, C, ...] as one group by one operation, which the accelerator does in parallel."""
+        x = x.detach()
+        count = x.numel() // x.shape[1]
+        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
+            # It adds up float16 and bfloat16 in float32. With the channels innermost it is faster than `var_mean`.
+            mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        else:
+            dims = [dim for dim in range(x.dim()) if dim != 1]
+            var, mean = torch.var_mean(_widen(x), dims, correction=0)
+        return Partial(x.shape[1], [(count, mean, var)], "updates")
 
     def measure(self, x: Tensor) -> Pooled:
-        return read_on_device(x)
-
-    def pool(self, parts: Sequence[Pooled], kept: Sequence[Tensor]) -> Pooled:
-        return pool_on_device(parts)
+        """Compute the moments of `x` [N, C, ...] without waiting: by a second read of all channels."""
+        ((_, mean, _),) = self.read(x).blocks
+        ((count, exact_mean, exact_var),) = self._read_shifted(x, mean).blocks
+        return Pooled(count, exact_mean, exact_var)
 
 
 def choose_reader(device: torch.device, is_alone: bool) -> Reader:

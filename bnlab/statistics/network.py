@@ -61,8 +61,10 @@ class Statistics(Mapping[str, Moments]):
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._moments = dict(moments)
-        known = weights or {}
-        self.weights = {name: weight for name, weight in known.items() if name in self._moments}
+        self.weights: dict[str, Tensor] = {}
+        for name, weight in (weights or {}).items():
+            if name in self._moments:
+                self.weights[name] = weight
         _require_layers(self._moments, eps, self.weights)
         self.eps = {name: float(eps[name]) for name in self._moments}
         self.unseen = tuple(unseen)

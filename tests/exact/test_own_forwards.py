@@ -209,6 +209,54 @@ def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
     assert found.standard_errors is not None
 
 
+def take_halved(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> Tensor:
+    return take_unmasked(layer, args, kwargs) / 2
+
+
+def take_padded(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> Tensor:
+    return args[0]
+
+
+@pytest.mark.parametrize("wrong", [take_halved, take_padded])
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+def test_values_that_a_layer_does_not_average_are_refused_by_name(wrong: Any, upstream: str) -> None:
+    model = Masked(2)
+    with unchanged(model), pytest.raises(ValueError, match=r"inputs= gives layer '' \(Masked\) values with another"):
+        population_statistics(model, make_sequences(), forward=call, inputs={Masked: wrong}, upstream=upstream)
+
+
+class Ghost(nn.BatchNorm2d):
+    """It averages the mean and the variance of the halves of a batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            halves = torch.stack(input.chunk(2))
+            self.get_buffer("running_mean").lerp_(halves.mean((0, 1, 3, 4)), 0.1)
+            self.get_buffer("running_var").lerp_(halves.var((1, 3, 4)).mean(0), 0.1)
+        return input
+
+
+def test_a_ghost_batch_norm_is_measured_as_told() -> None:
+    """The mean of its groups is that of all values; their variance is not."""
+    data = images(8, 8)
+    inputs = {Ghost: lambda layer, args, kwargs: args[0]}
+    assert_moments(population_statistics(nn.Sequential(Ghost(3)), data, inputs=inputs)["0"], references.merge(data))
+
+
+class Padded(Masked):
+    """It averages padding too, which it does not normalize."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, torch.ones_like(mask) if self.training else mask)
+
+
+def test_a_layer_that_averages_its_padding_is_measured_without() -> None:
+    batches = make_sequences()
+    found = population_statistics(Padded(2), batches, forward=call, inputs={Padded: take_unmasked})
+    unmasked = torch.cat([x.transpose(1, 2)[mask] for x, mask in batches])
+    assert_moments(found[""], references.moments(unmasked))
+
+
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
