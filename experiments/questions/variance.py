@@ -71,8 +71,8 @@ EXPERIMENT = Experiment(
         "ratio": Figure(
         "What the correction changes in variances, and how near they are to the exact ones",
         "Compare the first line, the running variance with the correction over that without it, with the others, "
-        "which are running variances over the exact one. m is the number of values that a batch has in a channel, "
-        "images times pixels. Geometric mean over the layers behind the first; momentum 0.1.",
+        "which are running variances over the exact one; geometric mean over the layers behind the first. m is the "
+        "number of values that a batch has in a channel, images times pixels. Momentum 0.1.",
         score_ratios(),
         Forest("rule", Axis("ratio of variances"), mark=(1.0, "equal"), series="batch_size"),
         Finding("The correction m/(m−1) adds less than 1% to running variances",

@@ -31,8 +31,8 @@ EXPERIMENT = Experiment(
         "accuracy": Figure(
             "Accuracy by norm, trained on one image at a time and in batches of 32",
             "Compare the two points of a norm: test accuracy at the end of training in batches of 1 and of 32, where "
-            "batches of 1 make 32 times as many updates. Each image is seen four times. Batch norm cannot train on "
-            "single images; its accuracy is that under exact statistics.",
+            "batches of 1 make 32 times as many updates; one learning rate for all norms, not tuned. Each image is "
+            "seen four times. Batch norm cannot train on single images; its accuracy is that under exact statistics.",
             score(lambda tables: select_accuracies(tables).assign(panel=""), "accuracy",
                   ("panel", "line", "batch_size"), scale=100),
             Forest("line", Axis("test accuracy (%)"), series="batch_size"),
