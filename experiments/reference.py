@@ -73,7 +73,7 @@ def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     read = find_experiment(path.parts[-3]).columns
     measured = [str(column) for column in frame if column not in places and frame[column].dtype == "float64"]
     left_out = [column for column in measured if column not in read]
-    left_out += [column for column in frame if column not in table.columns]  # which are no longer measured
+    left_out += [str(column) for column in frame if column not in table.columns]  # which are no longer measured
 
     shortened = frame.drop(columns=left_out)
     for column in measured:

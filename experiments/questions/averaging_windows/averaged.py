@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -71,13 +71,8 @@ class AveragedWeights(Measurement):
         rows = []
         for step, averages in average_checkpoints(run, WINDOWS, steps):
             for window, state in averages.items():
-                model = run.model_at(step)
-                kept = bnlab.running_statistics(model)
-                model.load_state_dict(state)
-                candidates = [_recompute(run, model), kept, bnlab.running_statistics(model)]
-                compared = compare_statistics(model, run.dataset.test, candidates)
-                for name, values in zip(("recomputed", "kept", "averaged"), compared, strict=True):
-                    rows.append({"step": step, "window": window, "statistics": name, **values})
+                for row in _measure_average(run, step, state):
+                    rows.append({"step": step, "window": window, **row})
         return pd.DataFrame(rows)
 
 
@@ -88,24 +83,39 @@ def average_checkpoints(
 
     Each comes with the state of the trained network, as window 0. The averages go on to grow in place.
     """
-    averages: dict[float, dict[str, Tensor]] = {}
+    averages = {window: run.load_checkpoint(1) for window in windows}
     for step in range(1, max(steps) + 1):
         newest = run.load_checkpoint(step)
-        for window in windows:
-            share = 1 / max(1.0, window * run.steps)
-            if step == 1:
-                averages[window] = {name: values.clone() for name, values in newest.items()}
-            for name, values in averages[window].items():
+        for window, average in averages.items():
+            updates = max(1.0, window * run.steps)
+            for name, values in average.items():
                 if values.is_floating_point():
-                    values.lerp_(newest[name], share)
+                    values.lerp_(newest[name], 1 / updates)
         if step in steps:
             yield step, {0.0: newest, **averages}
+
+
+def _measure_average(run: Run, step: int, state: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    """Evaluate averaged weights under recomputed statistics, those of the trained network, and averaged ones."""
+    model = run.model_at(step)
+    kept = bnlab.running_statistics(model)
+
+    model.load_state_dict(state)
+    averaged = bnlab.running_statistics(model)
+    recomputed = _recompute(run, model)
+
+    names = ("recomputed", "kept", "averaged")
+    compared = compare_statistics(model, run.dataset.test, [recomputed, kept, averaged])
+    for name, values in zip(names, compared, strict=True):
+        yield {"statistics": name, **values}
 
 
 def _recompute(run: Run, model: nn.Module) -> Statistics:
     """Measure exact statistics of training images that are drawn for each network."""
     images = run.dataset.train.images
     order = torch.randperm(len(images), generator=seed_by(f"{run.id} recomputed"))
-    sample = images[order[:IMAGES].to(images.device)].contiguous(memory_format=torch.channels_last)
+    chosen = order[:IMAGES].to(images.device)
+    sample = images[chosen].contiguous(memory_format=torch.channels_last)
+
     batches = [sample[part] for part in in_batches(len(sample), IMAGES_AT_ONCE)]
     return bnlab.population_statistics(model, batches, memory=run.memory, inputs=run.inputs_of(model))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact
@@ -63,7 +62,7 @@ class Vanishing(MatchedWeights):
         for share in SHARES:
             yield f"pruned:{share}", prune_smallest(run.model_at(step), share)
 
-    def measure(self, run: Run, subjects: list[Subject | None], steps: list[int]) -> pd.DataFrame:
+    def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Measure every changed network: a row for each kind of statistics and layer."""
         (step,) = steps
         frames = []

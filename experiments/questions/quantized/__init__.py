@@ -9,6 +9,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
 from bnlab.harness.reporting.frames import average, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
+from experiments.margins import name_lines
 
 NETWORKS = ("model.bits", "model.depthwise")
 KINDS = {True: "depthwise", False: "full convolutions"}
@@ -32,19 +33,22 @@ def find_added(tables: Tables) -> pd.DataFrame:
     return select(added, **{"model.bits": 3})
 
 
-def find_layers(tables: Tables) -> pd.DataFrame:
-    """Average the divergence of running averages over the depthwise and over the pointwise layers of a network.
+def name_layers(tables: Tables) -> pd.DataFrame:
+    """Find the divergence in each layer of the depthwise networks, at the end, momentum 0.1; `line` is the bits.
 
-    Geometric means at the end of training, momentum 0.1. The first layer is left out. The column `kind` is depthwise or
-    pointwise; layers of the two kinds alternate.
+    The column `kind` is depthwise or pointwise: layers of the two kinds alternate behind the first.
     """
     frame = rows(tables, "gaps", 1.0, NETWORKS, estimator="ema", momentum=0.1, **{"model.depthwise": True})
-    blocks = frame[frame["depth"] > 1]
-    is_depthwise = blocks["depth"] % 2 == 0
-    named = blocks.assign(
-        kind=is_depthwise.map({True: "depthwise", False: "pointwise"}), line=blocks["model.bits"].astype(str) + " bits"
-    )
-    return average(named, "kl", ["run", "seed", "step", "panel", "model.bits", "line", "kind"], geometric=True)
+    is_depthwise = frame["depth"] % 2 == 0
+    named = frame.assign(kind=is_depthwise.map({True: "depthwise", False: "pointwise"}))
+    return name_lines(named, "model.bits", {3: "3 bits", 4: "4 bits", 8: "8 bits"})
+
+
+def find_layers(tables: Tables) -> pd.DataFrame:
+    """Average the divergence over the layers of a kind, geometrically; the first layer is left out."""
+    layers = name_layers(tables)
+    blocks = layers[layers["depth"] > 1]
+    return average(blocks, "kl", ["run", "seed", "step", "panel", "model.bits", "line", "kind"], geometric=True)
 
 
 EXPERIMENT = Experiment(
@@ -56,9 +60,8 @@ EXPERIMENT = Experiment(
             "Divergence of running averages from exact statistics, layer by layer and by bits",
             "Compare the lines: the divergence at the end of training, with momentum 0.1 and depthwise convolutions. "
             "Layer 1 keeps its precision. Layers 2, 4 and 6 are depthwise, 3, 5 and 7 pointwise.",
-            score("gaps", "kl", ("panel", "model.bits", "depth"), at=1.0, geometric=True, estimator="ema",
-                  momentum=0.1, **{"model.depthwise": True}),
-            Curves("depth", "model.bits", Axis("KL divergence (nats)", log=True))),
+            score(name_layers, "kl", ("panel", "line", "depth"), geometric=True),
+            Curves("depth", "line", Axis("KL divergence (nats)", log=True))),
     },
     claims={},
 )  # fmt: skip

@@ -102,7 +102,8 @@ def _predict_streams(run: Run, step: int, images: Split, sizes: Sequence[int]) -
 
 def arrange(images: Split, stream: str, rng: np.random.Generator) -> Split:
     """Put images into the order of a stream."""
-    order = torch.as_tensor(draw_order(images.labels.cpu().numpy(), stream, rng), device=images.labels.device)
+    labels = images.labels.cpu().numpy()
+    order = torch.as_tensor(draw_order(labels, stream, rng), device=images.labels.device)
     arranged = images.images[order].contiguous(memory_format=torch.channels_last)
     return Split(arranged, images.labels[order])
 

@@ -57,9 +57,9 @@ def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
                     layer.running_mean = exact[name].mean
                     layer.running_var = exact[name].var
                 elif statistics == "kept":
-                    layer.running_mean = kept[name].running_mean.double()
-                    layer.running_var = kept[name].running_var.double()
-                pair = (layer.running_mean, layer.running_var)
+                    layer.running_mean = kept[name].get_buffer("running_mean").double()
+                    layer.running_var = kept[name].get_buffer("running_var").double()
+                pair = (layer.get_buffer("running_mean"), layer.get_buffer("running_var"))
                 gaps[statistics] = gap(exact[name][1:], pair, layer.eps)  # the last layer's stays
             with torch.no_grad():
                 is_right = network(test.images.double()).argmax(1) == test.labels

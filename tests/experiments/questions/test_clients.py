@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -53,12 +55,12 @@ def test_models_are_averaged() -> None:
     models = [nn.BatchNorm1d(1), nn.BatchNorm1d(1)]
     for value, model in zip((1.0, 4.0), models, strict=True):
         model.weight.data.fill_(value)
-        model.running_var.fill_(value)
+        model.get_buffer("running_var").fill_(value)
 
     average_models(models)
 
     for model in models:
-        assert model.weight.item() == model.running_var.item() == 2.5
+        assert model.weight.item() == model.get_buffer("running_var").item() == 2.5
 
 
 def train_slowly(run: Run, parts: list[Split], local_steps: int, until: int, fixed: bool) -> nn.Module:
@@ -105,7 +107,7 @@ def test_weights_are_trained(fixed: bool, trained: Run) -> None:
             torch.testing.assert_close(values.double(), expected.state_dict()[name], rtol=1e-2, atol=1e-3)
     for name, layer in batch_norms(model).items():
         means = torch.stack([statistics[name].mean for statistics in local])
-        torch.testing.assert_close(means.mean(0), layer.running_mean.double(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(means.mean(0), layer.get_buffer("running_mean").double(), rtol=1e-5, atol=1e-6)
         assert (means.std(0).max() == 0) == fixed
 
 
@@ -120,7 +122,7 @@ def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = measure(copied, TABLE)
 
     exact = full_batch_population(float64_copy(model), run.dataset.train.images)
-    candidates = {"exact": [exact], "averaged": [batch_norms(model)], "local": local}
+    candidates: dict[str, list[Any]] = {"exact": [exact], "averaged": [batch_norms(model)], "local": local}
     accuracies = {}
     for kind, statistics in candidates.items():
         found = []
@@ -140,7 +142,7 @@ def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["accuracy"] == pytest.approx(accuracy, abs=image)
         assert row["accuracy_lost"] == pytest.approx(accuracies["exact"] - accuracy, abs=2 * image)
     *_, last = exact  # the only layer behind the first
-    off = batch_norms(model)[last].running_mean.double() - exact[last].mean
+    off = batch_norms(model)[last].get_buffer("running_mean").double() - exact[last].mean
     deviation = (exact[last].var + batch_norms(model)[last].eps).sqrt()
     expected = (off / deviation).square().mean().sqrt().item()
     assert select(frame, statistics="averaged")["mean_gap"].item() == pytest.approx(expected, rel=1e-3)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import groupby
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
@@ -95,12 +97,12 @@ def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
             assert row["accuracy"] == pytest.approx(right / len(order), abs=image)
 
 
-def mix(weight: float):  # type: ignore[no-untyped-def]
+def mix(weight: float) -> Callable[[nn.Module, tuple[Tensor]], None]:
     """Make a hook that mixes the moments of a layer's input into its buffers before they are used."""
 
-    def write(layer: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+    def write(layer: nn.Module, args: tuple[Tensor]) -> None:
         var, mean = torch.var_mean(args[0], (0, 2, 3), correction=0)
-        layer.running_mean = (1 - weight) * layer.running_mean + weight * mean
-        layer.running_var = (1 - weight) * layer.running_var + weight * var
+        layer.get_buffer("running_mean").lerp_(mean, weight)
+        layer.get_buffer("running_var").lerp_(var, weight)
 
     return write

@@ -19,15 +19,19 @@ TABLE = "experiments.questions.changed_weights.vanishing.Vanishing"
 
 def test_a_norm_with_its_own_statistics_puts_out_the_square_of_its_weight() -> None:
     """With eps = 0 the variance of channel c is weight[c]^2 times var(x) / var. Float32: 1e-7 an operation."""
-    images = 2 + 3 * torch.randn(50, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    norm = nn.BatchNorm2d(2, eps=0.0)
-    norm.weight.data = torch.tensor([1.0, 2.0])
-    model = nn.Sequential(norm)
-    exact = bnlab.population_statistics(model, [images])
-    assert measure_variances(model, exact, images)["0"] == pytest.approx((1 + 4) / 2, rel=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    images = 2 + 3 * torch.randn(50, 2, 4, 4, generator=generator)
+    model = nn.Sequential(nn.BatchNorm2d(2, eps=0.0))
+    model[0].weight.data = torch.tensor([1.0, 2.0])
 
-    twice = bnlab.Statistics({"0": bnlab.Moments(1, exact["0"].mean, 2 * exact["0"].var)}, eps={"0": 0.0})
-    assert measure_variances(model, twice, images)["0"] == pytest.approx((1 + 4) / 4, rel=1e-5)
+    exact = bnlab.population_statistics(model, [images])
+    found = measure_variances(model, exact, images)
+    assert found["0"] == pytest.approx((1 + 4) / 2, rel=1e-5)
+
+    mean, var = exact["0"].mean, exact["0"].var
+    twice = bnlab.Statistics({"0": bnlab.Moments(1, mean, 2 * var)}, eps={"0": 0.0})
+    found = measure_variances(model, twice, images)
+    assert found["0"] == pytest.approx((1 + 4) / 4, rel=1e-5)
 
 
 def test_rows(copied: Config) -> None:
