@@ -36,7 +36,7 @@ from bnlab.harness.reporting.tables import load
 from bnlab.harness.reporting.wording import name_value
 
 THEIRS = "theirs"
-_GREY = "Grey: numbers that the paper prints, on its own task and networks."
+_GREY = "Grey: their numbers, on their own task and networks, from the sources in the table below."
 _GREY_BARS = "Grey intervals are two standard deviations over its runs to each side."
 
 
