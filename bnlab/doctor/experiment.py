@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -25,13 +23,10 @@ from bnlab.doctor.cause import Cause
 from bnlab.doctor.examination import CALLER, Examination
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import Difference, Evaluate
-from bnlab.doctor.scoring import score_by_labels, score_by_metric
+from bnlab.doctor.scoring import Judge, choose_judge
 from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, LEFT_BY_SMALLER
-from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Apply, Undo
-from bnlab.exact.task import watched
+from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Undo
 from bnlab.model.batches import count_images, map_batch, take_images
-from bnlab.model.borrow import measured
-from bnlab.model.layers import get_running_buffers
 from bnlab.statistics.network import Statistics
 
 MOST_IMAGES = 1000  # that undos are judged by
@@ -41,9 +36,6 @@ _NO_ANSWER = "What is fed to the first layer does not follow a change of the ima
 _TOO_MANY = "Not all that may have gone wrong was tried: evaluate= is called twelve times at most."
 _TRAINING_FAILS = "The images are not at fault: the training batches fail as well."
 _NOT_REACHED = "evaluate= goes past the model's own forward, so that nothing could be undone to its images."
-
-Judge = Callable[[Sequence[Any], Apply | None], Tensor]
-"""Scores and likelihoods, float64 [2, N], of batches under an undo."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +160,7 @@ def try_undos(
     if evaluate is None:
         halves = _swap_halves(whole, split_halves(sample))
 
-    judge, has_labels = _choose_judge(examination, data, evaluate)
+    judge, has_labels = choose_judge(examination, data, evaluate)
     unchanged = torch.cat([judge(judging, None) for _, judging in halves], 1)
     notes: set[str] = set()
     most = math.inf if evaluate is None else _MOST_CALLS
@@ -304,49 +296,3 @@ def take_sample(data: Sequence[Any]) -> list[Any]:
         if missing <= 0:
             break
     return sample
-
-
-def _choose_judge(examination: Examination, data: Sequence[Any], evaluate: Evaluate | None) -> tuple[Judge, bool]:
-    """Choose by what undos are judged, and say whether by labels or a metric."""
-
-    def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Tensor:
-        assert evaluate is not None
-        values = score_by_metric(examination, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
-        return torch.stack((values, values))
-
-    def judge_by_labels(batches: Sequence[Any], apply: Apply | None) -> Tensor:
-        values = score_by_labels(examination, batches, apply, has_likelihoods=True)
-        assert values is not None
-        return values
-
-    if evaluate is not None:
-        return judge_by_metric, True
-    if score_by_labels(examination, [take_images(data[0], 2)]) is not None:
-        return judge_by_labels, True
-    return partial(_judge_by_gap, examination), False
-
-
-def _judge_by_gap(examination: Examination, batches: Sequence[Any], apply: Apply | None) -> Tensor:
-    """Measure the gap that each batch leaves under an undo: −Σ log(1 + gap) over layers, float64 [2, batches]."""
-    task = examination.make_task(list(batches))
-
-    def take(name: str, x: Tensor) -> None:
-        given = task.reader.measure(x)
-        layer = task.layers[name]
-        mean, var = get_running_buffers(layer)
-        mean, var = mean.to(given.mean), var.to(given.mean)
-        sigma = (given.var + layer.eps).sqrt()
-        z = (mean - given.mean) / sigma
-        ratio = ((var.clamp(min=0) + layer.eps).sqrt() / sigma).log()
-        gap = torch.hypot(z.square().mean().sqrt(), ratio.square().mean().sqrt())
-        gaps[-1] = gaps[-1] + gap.log1p()
-
-    gaps: list[Tensor] = []
-    with measured(task.model), ExitStack() as stack, watched(task, task.layers, take):
-        if apply is not None:
-            apply(task.model, stack)
-        for batch in task.data:
-            gaps.append(torch.zeros((), dtype=torch.float64, device=examination.device))
-            task.evaluate(batch)
-    values = -torch.stack(gaps).cpu()
-    return torch.stack((values, values))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,14 @@ from bnlab.doctor.scores import (
     score_constants,
 )
 from bnlab.doctor.undoing import Apply, normalize_each_batch
+from bnlab.exact.task import watched
+from bnlab.model.batches import take_images
 from bnlab.model.borrow import measured
+from bnlab.model.layers import get_running_buffers
 from bnlab.statistics.network import Statistics, using
+
+Judge = Callable[[Sequence[Any], Apply | None], Tensor]
+"""Scores and likelihoods, float64 [2, N], of batches under an undo."""
 
 
 def score(
@@ -161,3 +168,49 @@ def _score_constants(data: Iterable[Any]) -> Counter[int] | None:
     labels = [find_labels(batch) for batch in data]
     whole = [part for part in labels if part is not None and not part.is_floating_point()]
     return Counter(score_constants(whole)) if len(whole) == len(labels) else None
+
+
+def choose_judge(examination: Examination, data: Sequence[Any], evaluate: Evaluate | None) -> tuple[Judge, bool]:
+    """Choose by what undos are judged, and say whether by labels or a metric."""
+
+    def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Tensor:
+        assert evaluate is not None
+        values = score_by_metric(examination, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
+        return torch.stack((values, values))
+
+    def judge_by_labels(batches: Sequence[Any], apply: Apply | None) -> Tensor:
+        values = score_by_labels(examination, batches, apply, has_likelihoods=True)
+        assert values is not None
+        return values
+
+    if evaluate is not None:
+        return judge_by_metric, True
+    if score_by_labels(examination, [take_images(data[0], 2)]) is not None:
+        return judge_by_labels, True
+    return partial(_judge_by_gap, examination), False
+
+
+def _judge_by_gap(examination: Examination, batches: Sequence[Any], apply: Apply | None) -> Tensor:
+    """Measure the gap that each batch leaves under an undo: −Σ log(1 + gap) over layers, float64 [2, batches]."""
+    task = examination.make_task(list(batches))
+
+    def take(name: str, x: Tensor) -> None:
+        given = task.reader.measure(x)
+        layer = task.layers[name]
+        mean, var = get_running_buffers(layer)
+        mean, var = mean.to(given.mean), var.to(given.mean)
+        sigma = (given.var + layer.eps).sqrt()
+        z = (mean - given.mean) / sigma
+        ratio = ((var.clamp(min=0) + layer.eps).sqrt() / sigma).log()
+        gap = torch.hypot(z.square().mean().sqrt(), ratio.square().mean().sqrt())
+        gaps[-1] = gaps[-1] + gap.log1p()
+
+    gaps: list[Tensor] = []
+    with measured(task.model), ExitStack() as stack, watched(task, task.layers, take):
+        if apply is not None:
+            apply(task.model, stack)
+        for batch in task.data:
+            gaps.append(torch.zeros((), dtype=torch.float64, device=examination.device))
+            task.evaluate(batch)
+    values = -torch.stack(gaps).cpu()
+    return torch.stack((values, values))

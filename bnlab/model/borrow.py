@@ -1,14 +1,21 @@
-"""Lend a model to a measurement and take it back as it was: parameters, buffers, modes and random state."""
+"""Lend a model to a measurement and take it back as it was: parameters, buffers, modes and random state.
+
+Forwards that take turns are lent it too: each gets back what it had set when it was interrupted.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import operator
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_SIMPLE = (bool, int, float, str, tuple, Tensor, type(None))  # types of what a forward sets for its batch
 
 _depth = 0  # blocks of `borrowed` that run now
 
@@ -119,3 +126,82 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     finally:
         random.setstate(state)
         np.random.set_state(numpys)
+
+
+class ForwardState:
+    """Keeps what a forward has set where it is interrupted, and sets it before it goes on.
+
+    That is grad mode, autocast, and attributes of modules that may differ between the forwards of batches, such as the
+    domain that each sets. The attributes are those that modules have when this is made, after a forward. Torch's own
+    layers have none that is set for a batch, and are many. As long as forwards change nothing, nothing is set.
+
+    Args:
+        model: the model.
+        device: where its forwards run, which may turn autocast on there and on the CPU.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._kinds = tuple(dict.fromkeys(("cpu", "cuda", device.type)))
+        of_every_module = vars(nn.Module()).keys()
+        self._places: list[tuple[dict[str, Any], str]] = []
+        for module in model.modules():
+            if type(module).__module__.startswith("torch.nn."):
+                continue
+            attributes = vars(module)
+            names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
+            self._places += [(attributes, name) for name in names]
+        # The caller's settings, between forwards, and the values of attributes as they are now.
+        self._outside, self._values = self._read()
+
+    def enter(self, state: tuple[Any, Any] | None) -> None:
+        """Set what `leave` has returned for a forward that goes on; None: it begins."""
+        if state is None:
+            return
+        settings, values = state
+        if settings is not self._outside:
+            self._set(settings)
+        if values is not self._values:
+            for (attributes, name), value in zip(self._places, values, strict=True):
+                if attributes.get(name) is not value:
+                    attributes[name] = value
+            self._values = values
+
+    def leave(self) -> tuple[Any, Any]:
+        """Return what a forward has set, and set the caller's settings again; attributes stay."""
+        settings, values = self._read()
+        if settings == self._outside:
+            settings = self._outside
+        else:
+            self._set(self._outside)
+        if not all(map(operator.is_, values, self._values)):
+            self._values = values
+        return settings, self._values
+
+    def _read(self) -> tuple[tuple[Any, ...], list[Any]]:
+        autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in self._kinds]
+        settings = (torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast)
+        return settings, [attributes.get(name) for attributes, name in self._places]
+
+    def _set(self, settings: tuple[Any, ...]) -> None:
+        grad, caches, autocast = settings
+        torch.set_grad_enabled(grad)
+        torch.set_autocast_cache_enabled(caches)
+        for kind, is_on, dtype in autocast:
+            torch.set_autocast_enabled(kind, is_on)
+            torch.set_autocast_dtype(kind, dtype)
+
+
+def read_fixed_settings() -> tuple[Any, ...]:
+    """Read settings that a forward may change for a while, and that nobody can restore for it by public functions.
+
+    A forward that has changed one of them cannot wait: the others would run under it.
+    """
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.enabled,
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
