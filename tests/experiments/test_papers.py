@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,15 @@ def test_mistakes_of_the_command(words: str, message: str, call: Call) -> None:
     done = call(f"report {words}")
     assert done.code == 2
     assert message in done.err
+
+
+@pytest.mark.parametrize("text", ["name: [a", "- a list"])
+def test_a_file_that_declares_nothing_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    monkeypatch.setattr("bnlab.harness.lab.papers.list_papers", lambda: {"broken": path})
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: "):
+        read_paper("broken")
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -156,7 +156,14 @@ def read_paper(name: str) -> Paper:
     papers = list_papers()
     if name not in papers:
         raise UserError(f"no paper {name!r}: {suggest(name, papers)}")
-    return make_paper(yaml.safe_load(papers[name].read_text(encoding="utf-8")))
+    path = papers[name]
+    try:
+        declared = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(declared, Mapping):
+        raise UserError(f"{path}: holds no settings of a paper; CONTRIBUTING.md says how one is written")
+    return make_paper(declared)
 
 
 def make_paper(declared: Mapping[str, Any]) -> Paper:
