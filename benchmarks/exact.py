@@ -128,7 +128,7 @@ def measure_visits(device: str) -> Iterator[Result]:
         "forward, few": lambda: evaluate(model, few),
         "forward, many": lambda: evaluate(model, batches),
     }
-    seconds = alternate(case.words, 2 * ROUNDS, sides, time.process_time).seconds
+    seconds = alternate(case.words, ROUNDS, sides, time.process_time).seconds
 
     layers = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     visits = layers * (len(batches) - len(few))

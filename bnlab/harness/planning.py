@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,7 +88,10 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
         disk += run.steps * cost.moments + len({*needed, run.steps}) * cost.checkpoint
 
     measured = sum(len(_list_needed(Run(job))) for job in waiting)
-    yield f"training   about {format_seconds(seconds / processes)}, {_count(processes, 'network')} at a time"
+    length = f"about {format_seconds(seconds / processes)}"
+    if math.isnan(seconds):
+        length = "takes a time that is not known, as a loss is not finite in the first updates"
+    yield f"training   {length}, {_count(processes, 'network')} at a time"
     checkpoints = _count(measured, "checkpoint")
     yield f"measuring  on top, at {checkpoints}; with many estimators and momenta it takes longer than training"
     yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"

@@ -57,9 +57,8 @@ def try_training(run: Run, seconds: float | None = None) -> Cost:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
-            warnings.filterwarnings(
-                "ignore", "record: nothing was recorded: no batch-norm layer was called"
-            )  # all frozen
+            # Where all layers are frozen.
+            warnings.filterwarnings("ignore", "record: nothing was recorded: no batch-norm layer was called")
             with record_moments(trial, progress) as trace, contextlib.suppress(Diverged):  # which is a result
                 updates = train(progress, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)

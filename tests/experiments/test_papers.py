@@ -24,7 +24,6 @@ from bnlab.harness.reporting.tables import load
 from tests.experiments.commands import Call
 
 PAPERS = {name: read_paper(name) for name in list_papers()}
-MEASURED = [name for name, paper in PAPERS.items() if paper.status == "measured"]
 # Seeds 0, 1, 2 gain 2 points against the reference, give or take.
 GAINS = pd.DataFrame(
     {"run": list("abcabc"), "step": 9, "estimator": ["ema"] * 3 + ["exact"] * 3, "momentum": np.nan, "split": "test"}
@@ -99,6 +98,14 @@ def test_printed_numbers_are_grey_where_they_are_comparable_and_apart_where_not(
         (["figures", "drawn", "marks", 0], "kim", "planted, figure drawn: no printed number 'kim'; did you mean kin?"),
         (["claims", "gains"], {"of": "gap.x", "asked_when_seen": True}, "planted, claim gains: no claim 'gap.x'"),
         (["printed", 0], {"id": "a"}, "planted, printed: where is missing"),
+        (["printed", 0], 3, "planted, printed: 3 is no mapping"),
+        (["claims", "gains"], 3, "planted, claim gains: 3 is no mapping"),
+        (["claims", "gains", "margin"], {"unit": "points"}, "planted, claim gains: its margin needs above, below or"),
+        (["claims", "gains", "score"], {"value": "accuracy"}, "planted, claim gains: its score needs a source"),
+        (["figures", "drawn", "plot", "axis"], "LOSS", "axis='*bnlab.harness.reporting.plots.LOSS"),
+        (["figures", "drawn", "plot"], {"by": "a", "axis": "LOST"}, "planted, figure drawn: kind ''; must be one of"),
+        (["figures", "drawn"], {"of": "gap.x"}, "planted, figure drawn: no figure 'gap.x'"),
+        (["differs", 0], {"It differs": "much"}, "planted: put quotes around"),
     ],
 )
 def test_mistakes_in_a_file_are_named_in_a_line(path: list[Any], value: Any, message: str) -> None:
@@ -118,6 +125,7 @@ def test_mistakes_in_a_file_are_named_in_a_line(path: list[Any], value: Any, mes
         ("paper=iofe", "no paper 'iofe': did you mean ioffe?"),
         ("paper=ioffe results=nowhere", "nothing that ioffe reads has been measured in nowhere/"),
         ("paper=ioffe experiment=gap", "paper= stands without"),
+        ("paper=ioffe,", "no paper ''"),
     ],
 )
 def test_mistakes_of_the_command(words: str, message: str, call: Call) -> None:
@@ -143,7 +151,7 @@ def test_what_a_file_names_is_there(name: str) -> None:
         assert not claim.of or claim.of.partition(".")[2] in find_experiment(claim.experiment).claims
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", [*PAPERS])
 def test_the_committed_page_has_the_numbers_of_its_verdicts(name: str) -> None:
     page = (REFERENCE / "papers" / name / "README.md").read_text(encoding="utf-8")
     for experiment in make_experiments(PAPERS[name]):

@@ -62,7 +62,7 @@ class Config:
     precision: str = setting(
         "float32",
         "of forward passes in training: float32; bfloat16, by autocast, where weights and running averages stay "
-        "float32, as does all that is measured",
+        "float32, as does evaluation",
         choices=("float32", "bfloat16"),
     )
     averaging: str = setting(

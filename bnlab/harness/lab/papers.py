@@ -50,9 +50,10 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class DeclaredFigure:
-    """A figure as its file declares it.
+    """A figure as its file declares it: one of an experiment (`of`), or a new one.
 
     Attributes:
+        of: an existing figure, as `gap.layers`; of the rest `marks` alone is read then.
         title, caption: see `experiment.Figure`; what grey means is added to the caption.
         plot: `kind`, the name of a class of `plots`, and its settings.
         marks: the printed numbers that it draws.
@@ -62,9 +63,10 @@ class DeclaredFigure:
         names: by column, words for its values, in the order in which they are drawn.
     """
 
-    title: str
-    plot: Mapping[str, Any]
-    marks: Sequence[str]
+    of: str = ""
+    title: str = ""
+    plot: Mapping[str, Any] = field(default_factory=dict)
+    marks: Sequence[str] = ()
     caption: str = ""
     experiment: str = ""
     score: Mapping[str, Any] | None = None
@@ -122,7 +124,6 @@ class Paper:
         figures, claims: by short names.
         differs: sentences on what differs.
         x: words before `Number.x` where numbers are listed; empty: they go without it.
-        status, keep, design, module: notes for those who measure; not shown.
     """
 
     name: str
@@ -139,10 +140,6 @@ class Paper:
     claims: Mapping[str, DeclaredClaim]
     differs: Sequence[str]
     x: str = ""
-    status: str = ""
-    keep: Sequence[str] = ()
-    design: Mapping[str, Any] | None = None
-    module: Mapping[str, Any] | None = None
 
     def list_experiments(self) -> list[str]:
         """List the experiments whose tables figures and claims read."""
@@ -169,19 +166,31 @@ def read_paper(name: str) -> Paper:
 def make_paper(declared: Mapping[str, Any]) -> Paper:
     """Make a paper of what its file declares."""
     name = declared.get("name", "paper")
+    for sentence in (*declared.get("differs", ()), *declared.get("not_read", ())):
+        if not isinstance(sentence, str):
+            raise UserError(f"{name}: put quotes around {sentence}, which is no text for its colon")
     printed = [make_declared(Number, number, f"{name}, printed") for number in declared.get("printed", [])]
     figures = {}
     for key, figure in declared.get("figures", {}).items():
-        figures[key] = make_declared(DeclaredFigure, {"experiment": name, **figure}, f"{name}, figure {key}")
+        figures[key] = _make_part(DeclaredFigure, figure, name, f"{name}, figure {key}")
     claims = {}
     for key, claim in declared.get("claims", {}).items():
-        experiment, _, _ = claim.get("of", name).partition(".")
-        claims[key] = make_declared(DeclaredClaim, {"experiment": experiment, **claim}, f"{name}, claim {key}")
+        claims[key] = _make_part(DeclaredClaim, claim, name, f"{name}, claim {key}")
     return make_declared(Paper, {**declared, "printed": printed, "figures": figures, "claims": claims}, name)
 
 
-def make_declared(kind: type[T], declared: Mapping[str, Any], where: str) -> T:
+def _make_part(kind: type[T], declared: Any, paper: str, where: str) -> T:
+    """Make a figure or a claim, whose experiment is that of `of`, or of the paper's name."""
+    if not isinstance(declared, Mapping):
+        raise UserError(f"{where}: {declared!r} is no mapping")
+    experiment, _, _ = declared.get("of", paper).partition(".")
+    return make_declared(kind, {"experiment": experiment, **declared}, where)
+
+
+def make_declared(kind: type[T], declared: Any, where: str) -> T:
     """Make an object of a class of data; UserError for a key that it does not have, or one that is missing."""
+    if not isinstance(declared, Mapping):
+        raise UserError(f"{where}: {declared!r} is no mapping")
     known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
     for key in declared:
         if key not in known:

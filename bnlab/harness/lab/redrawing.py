@@ -5,6 +5,7 @@ Tables, verdicts and drawing are those of questions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +32,10 @@ from bnlab.harness.reporting.experiment import (
 from bnlab.harness.reporting.frames import OtherThan, name_panels, put_in_order, score
 from bnlab.harness.reporting.outcome import READING, Outcome, decide_outcome
 from bnlab.harness.reporting.page import render
-from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from bnlab.harness.reporting.plots import THEIRS, Axis, Curves, Forest
 from bnlab.harness.reporting.tables import load
 from bnlab.harness.reporting.wording import name_value
 
-THEIRS = "theirs"
 _GREY = "Grey: their numbers, on their own task and networks, from the sources in the table below."
 _GREY_BARS = "Grey intervals are two standard deviations over its runs to each side."
 
@@ -101,20 +101,24 @@ def _make_claim(paper: Paper, key: str) -> Claim:
         return known[name]
     if declared.score is None or declared.margin is None:
         raise UserError(f"{where}: it needs of, or text, score and margin")
-    return Claim(declared.text, _make_score(declared.score), _make_margin(declared.margin, where))
+    return Claim(declared.text, _make_score(declared.score, where), _make_margin(declared.margin, where))
 
 
 def _make_margin(declared: Mapping[str, Any], where: str) -> Margin:
     """Make a margin; a reason in capitals is a constant of experiments/margins.py."""
     given = make_declared(DeclaredMargin, declared, where)
     low, high = given.within or (given.above, given.below)
+    if low == -math.inf and high == math.inf:
+        raise UserError(f"{where}: its margin needs above, below or within")
     reason = given.reason
     if reason.isupper():
         reason = import_object("reason", f"experiments.margins.{reason}")
     return Margin(low, high, given.unit, reason, given.together)
 
 
-def _make_score(declared: Mapping[str, Any]) -> Score:
+def _make_score(declared: Mapping[str, Any], where: str) -> Score:
+    if "source" not in declared:
+        raise UserError(f"{where}: its score needs a source, a table or a function")
     given = {}
     for name, value in declared.items():
         given[name] = value
@@ -133,20 +137,26 @@ def _make_score(declared: Mapping[str, Any]) -> Score:
 
 
 def _make_figure(paper: Paper, key: str) -> Figure:
-    """Make a figure of ours beside the printed numbers that it marks."""
+    """Make a figure of ours, or find the one of its experiment that it names, beside the printed numbers it marks."""
     declared = paper.figures[key]
     where = f"{paper.name}, figure {key}"
-    plot = _make_plot(declared.plot, where)
+    known = None
+    if declared.of:
+        known, plot = _find_figure(declared, where)
+    else:
+        plot = _make_plot(declared.plot, where)
     marks = _find_marks(paper, key)
     apart = [mark for mark in marks if not mark.span and not mark.beside]
     printed = _make_printed_panel(plot, apart) if apart else None
 
-    sentences = [declared.caption]
+    sentences = [known.caption if known else declared.caption]
     if marks:
         sentences.append(_GREY)
     if any(mark.sd > 0 for mark in marks):
         sentences.append(_GREY_BARS)
     caption = " ".join(sentences).strip()
+    if known:
+        return replace(known, caption=caption, printed=printed)
     if declared.score is None:
         if printed is None:
             raise UserError(f"{where}: it needs a score, or marks")
@@ -157,8 +167,20 @@ def _make_figure(paper: Paper, key: str) -> Figure:
         plot = replace(plot, series="words") if isinstance(plot, Forest) else replace(plot, by="words")
     beside = [mark for mark in marks if mark.beside]
     spans = [_make_span(mark) for mark in marks if mark.span]
-    ours = _name_ours(declared, plot, told_apart, beside)
+    ours = _name_ours(declared, plot, told_apart, beside, where)
     return Figure(declared.title, caption, ours, plot, printed=printed, spans=spans)
+
+
+def _find_figure(declared: DeclaredFigure, where: str) -> tuple[Figure, Curves | Forest]:
+    """Find the figure of an experiment that is named, and its kind of plot, which has to know printed numbers."""
+    _, _, name = declared.of.partition(".")
+    known = find_experiment(declared.experiment).figures
+    if name not in known:
+        raise UserError(f"{where}: no figure {declared.of!r}; {suggest(name, known)}")
+    plot = known[name].plot
+    if not isinstance(plot, (Curves, Forest)):
+        raise UserError(f"{where}: {declared.of} is neither Curves nor Forest")
+    return known[name], plot
 
 
 def _find_marks(paper: Paper, key: str) -> list[Number]:
@@ -175,11 +197,14 @@ def _find_marks(paper: Paper, key: str) -> list[Number]:
 def _make_plot(declared: Mapping[str, Any], where: str) -> Curves | Forest:
     kinds: dict[str, type[Curves] | type[Forest]] = {"Curves": Curves, "Forest": Forest}
     given = dict(declared)
-    kind = given.pop("kind")
+    kind = given.pop("kind", "")
     if kind not in kinds:
         raise UserError(f"{where}: kind {kind!r}; {suggest(kind, kinds)}")
-    axis = given.pop("axis")
-    axis = getattr(plots, axis) if isinstance(axis, str) else make_declared(Axis, axis, where)
+    axis = given.pop("axis", {})
+    if isinstance(axis, str):
+        axis = import_object("axis", f"{plots.__name__}.{axis}")
+    else:
+        axis = make_declared(Axis, axis, where)
     given["y" if kind == "Curves" else "x"] = axis
     if "across" in given:
         given["across"] = make_declared(Axis, given["across"], where)
@@ -192,12 +217,14 @@ def _make_span(mark: Number) -> Span:
     return Span(low, high, f"{THEIRS}: {numbers} {mark.unit} ({mark.where})")
 
 
-def _name_ours(declared: DeclaredFigure, plot: Curves | Forest, told_apart: str, beside: Sequence[Number]) -> Score:
+def _name_ours(
+    declared: DeclaredFigure, plot: Curves | Forest, told_apart: str, beside: Sequence[Number], where: str
+) -> Score:
     """Make the score of our panels: with names of values and panels, and printed numbers that share a panel.
 
     Names of the column whose values have colours become the column `words`, which a legend shows as it is.
     """
-    compute = _make_score(declared.score or {})
+    compute = _make_score(declared.score or {}, where)
 
     def compute_named(tables: Tables) -> pd.DataFrame:
         frame = compute(tables)
@@ -217,6 +244,10 @@ def _name_ours(declared: DeclaredFigure, plot: Curves | Forest, told_apart: str,
             frame["panel"] = ""
         if not beside:
             return frame
+        panels = frame["panel"].unique()
+        for mark in beside:
+            if mark.beside not in panels:
+                raise UserError(f"{where}: {mark.id} has no panel {mark.beside!r}; {suggest(mark.beside, panels)}")
         columns = {"series": plot.by}
         if isinstance(plot, Curves):
             columns["x"] = plot.x

@@ -15,6 +15,7 @@ from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers,
 from bnlab.harness.lab.command import run_command, write_command
 
 if TYPE_CHECKING:
+    from bnlab.harness.lab.papers import Paper
     from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
     from bnlab.harness.reporting.outcome import Outcome
 
@@ -145,24 +146,26 @@ def _decide_and_draw(question: Experiment, tables: Tables, folder: Path) -> tupl
 
 def _report_papers(words: str, results: Path) -> int:
     """Report on the papers of a list, or on all; the exit code. What has no tables is named on stderr."""
+    from bnlab.harness.lab.papers import read_paper
+
     names = words.split(",") if words != "all" else list(list_papers())
+    papers = [read_paper(name) for name in dict.fromkeys(names)]
     failures = []
-    for name in names:
+    for paper in papers:
         try:
-            failures.append(_report_paper(name, results))
+            failures.append(_report_paper(paper, results))
         except NoRows as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
+            print(f"{paper.name} is left out: {error}", file=sys.stderr)
     return int(any(failures)) if failures else 2
 
 
-def _report_paper(name: str, results: Path) -> int:
+def _report_paper(paper: Paper, results: Path) -> int:
     """Draw a paper's figures, print the verdicts on its claims, write its page; how many of both failed."""
-    from bnlab.harness.lab.papers import read_paper
     from bnlab.harness.lab.redrawing import make_experiments, select_conditions, write_paper
     from bnlab.harness.reporting.page import write_html
     from bnlab.harness.reporting.tables import load
 
-    paper = read_paper(name)
+    name = paper.name
     folder = results / "papers" / name
     lines = ["", f"{name}: {paper.question}"]
     outcomes: list[Outcome] = []
@@ -182,6 +185,7 @@ def _report_paper(name: str, results: Path) -> int:
 
     page = write_paper(paper, outcomes, write_command("report", f"paper={name}", results))
     print("\n".join([*lines, ""]))
+    folder.mkdir(parents=True, exist_ok=True)  # where no figure could be drawn
     (folder / "README.md").write_text(page, encoding="utf-8")
     _write_page(folder, write_html(name, page, folder))
     return failures

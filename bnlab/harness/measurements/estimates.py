@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import bnlab
 from bnlab.common.files import digest
@@ -115,6 +115,13 @@ def in_batches(count: int, size: int) -> list[slice]:
     """Divide `count` images into batches; a last one alone, which has no variance, joins the batch before it."""
     starts = range(0, max(1, count - 1), size)
     return [slice(start, end) for start, end in pairwise([*starts, count])]
+
+
+def measure_statistics(run: Run, kind: Measured, model: nn.Module, images: Tensor) -> Statistics:
+    """Measure statistics of these images, in batches of the training size where that makes a difference."""
+    size = run.config.batch_size if kind.depends_on_batch_size else IMAGES_AT_ONCE
+    batches = [images[part] for part in in_batches(len(images), size)]
+    return kind.measure(model, batches, run.memory, run.inputs_of(model))
 
 
 def tabulate(

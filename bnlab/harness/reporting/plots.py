@@ -38,6 +38,8 @@ LOST_OF_ANY_SIZE = replace(LOST, linear=0.3)  # up to what claims call harmless
 
 MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
 """How a line at a value that has a name looks."""
+THEIRS = "theirs"
+"""In legends, of numbers that a paper prints."""
 _GREYS = ("#4d4d4d", "#8c8c8c", "#b3b3b3")  # of numbers that a paper prints
 _LEVEL: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
 _SPARSE = 4  # times fewer places than the longest series has
@@ -250,7 +252,7 @@ class Forest(Plot):
             _draw_mark(ax, self.mark)
             for place, value in enumerate(series):
                 rows = panel[panel[column] == value]
-                label = "theirs" if value and len(series) > 1 else None
+                label = THEIRS if value and len(series) > 1 else None
                 if self.series:
                     label = name_value(self.series, value)
                 # Series lie around the height of their name, the first on top.

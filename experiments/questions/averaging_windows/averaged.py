@@ -14,10 +14,11 @@ import bnlab
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
+from bnlab.harness.measurements.estimates import measure_statistics, seed_by
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.evaluations import compare_statistics
 from bnlab.harness.schema import Table, common, real, text
+from bnlab.harness.statistic_kinds import Exact
 from bnlab.statistics.network import Statistics
 
 WINDOWS = (0.0064, 0.0128, 0.0256, 0.051, 0.102, 0.2)
@@ -117,5 +118,4 @@ def _recompute(run: Run, model: nn.Module) -> Statistics:
     chosen = order[:IMAGES].to(images.device)
     sample = images[chosen].contiguous(memory_format=torch.channels_last)
 
-    batches = [sample[part] for part in in_batches(len(sample), IMAGES_AT_ONCE)]
-    return bnlab.population_statistics(model, batches, memory=run.memory, inputs=run.inputs_of(model))
+    return measure_statistics(run, Exact(), model, sample)

@@ -15,7 +15,7 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import TrainingState, train
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
+from bnlab.harness.measurements.estimates import measure_statistics, seed_by
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.evaluations import compare_statistics
 from bnlab.harness.schema import Table, common, integer, real, text
@@ -184,10 +184,3 @@ def _list_candidates(run: Run, step: int, model: nn.Module) -> Iterator[tuple[st
             sample = images[order[:count]].contiguous(memory_format=torch.channels_last)
             for kind in kinds:
                 yield kind.name, count, measure_statistics(run, kind, model, sample)
-
-
-def measure_statistics(run: Run, kind: Measured, model: nn.Module, images: Tensor) -> Statistics:
-    """Measure statistics of these images, in batches of the training size where that makes a difference."""
-    size = run.config.batch_size if kind.depends_on_batch_size else IMAGES_AT_ONCE
-    batches = [images[part] for part in in_batches(len(images), size)]
-    return kind.measure(model, batches, run.memory, run.inputs_of(model))

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.estimates import measure_statistics
 from bnlab.harness.measurements.tables.evaluations import predict, score_logits
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact
 from bnlab.model.layers import batch_norm_layers
 from bnlab.statistics.network import Statistics, using
-from experiments.questions.changed_weights.changed import measure_statistics, prune_smallest
+from experiments.questions.changed_weights.changed import prune_smallest
 from experiments.questions.changed_weights.matched import IMAGES, MatchedWeights
 
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)

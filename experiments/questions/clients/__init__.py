@@ -34,8 +34,8 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy": Figure(
             "Accuracy of weights that six clients average, by the updates between two averages",
-            "Compare the points beside a name: the same averaged weights under different statistics. With 36 classes a "
-            "client has all of them.",
+            "Compare the points beside a name: the same averaged weights under different statistics; those of one "
+            "client are a mean over clients, and fixed ones the same in all. With 36 classes a client has all of them.",
             score(name_clients, "accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("test accuracy (%)"), series="line")),
     },

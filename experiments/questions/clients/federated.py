@@ -17,9 +17,10 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Batches, TrainingState, train
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE, in_batches, seed_by
+from bnlab.harness.measurements.estimates import measure_statistics, seed_by
 from bnlab.harness.measurements.tables.evaluations import compare_statistics
 from bnlab.harness.schema import Table, common, integer, real, text
+from bnlab.harness.statistic_kinds import Exact
 from bnlab.model.layers import batch_norm_layers
 from bnlab.statistics.network import Statistics
 
@@ -143,7 +144,7 @@ def train_clients(
 def _start_client(run: Run) -> TrainingState:
     model = run.new_model()
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
-    return TrainingState(model, optimizer, step=0)
+    return TrainingState(model, optimizer, step=0, precision=run.config.precision)
 
 
 def _draw_batches(run: Run, part: Split, client: int) -> Batches:
@@ -164,9 +165,7 @@ def average_models(models: Sequence[nn.Module]) -> None:
 
 def _measure_model(run: Run, model: nn.Module, local: Sequence[Statistics]) -> Iterator[dict[str, Any]]:
     """Evaluate averaged weights under exact, averaged and local statistics; of local ones the mean over clients."""
-    images = run.dataset.train.images
-    batches = [images[part] for part in in_batches(len(images), IMAGES_AT_ONCE)]
-    exact = bnlab.population_statistics(model, batches, memory=run.memory, inputs=run.inputs_of(model))
+    exact = measure_statistics(run, Exact(), model, run.dataset.train.images)
     candidates = [exact, bnlab.running_statistics(model), *local]
     compared = pd.DataFrame(compare_statistics(model, run.dataset.test, candidates)).drop(columns="var_gap")
     yield {"statistics": "exact", **compared.iloc[0]}

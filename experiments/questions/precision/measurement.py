@@ -55,12 +55,15 @@ class Autocast(Measurement):
         model = run.model_at(step)
         images = run.dataset.train.images.split(IMAGES_AT_ONCE)
         forwards = {precision: partial(compute_logits, precision=precision) for precision in PRECISIONS}
-        reference = population_statistics(model, images, forward=forwards["float32"])
+        measured = {}
+        for precision, forward in forwards.items():
+            measured[precision] = population_statistics(
+                model, images, forward=forward, memory=run.memory, inputs=run.inputs_of(model)
+            )
 
         rows = []
-        for measured_in in PRECISIONS:
-            statistics = population_statistics(model, images, forward=forwards[measured_in])
-            largest = float(gap(reference, statistics)["mean_gap"].max())
+        for measured_in, statistics in measured.items():
+            largest = float(gap(measured["float32"], statistics)["mean_gap"].max())
             with using(model, statistics):
                 for predicted_in in PRECISIONS:
                     accuracy = measure_accuracy(model, run.dataset.test, forwards[predicted_in])

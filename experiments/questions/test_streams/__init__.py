@@ -37,7 +37,8 @@ EXPERIMENT = Experiment(
         "sizes": Figure(
             "Accuracy by the order of the test images and by how many are predicted at once",
             "Compare the panels: the same test images, shuffled, in portions of classes (Dirichlet 0.1), and sorted by "
-            "class. Running averages and exact statistics of the training images do not see the order.",
+            "class. Running averages and exact statistics of the training images do not see the order, and lie on "
+            "each other.",
             score(name_streams, "accuracy", ("panel", "line", "size"), scale=100, shift="none"),
             Curves("size", "line", ACCURACY, across=Axis("images in a test batch", log=True))),
         "shifts": Figure(
