@@ -222,9 +222,7 @@ def recalibrate(
         most_training = most if tolerance is None else sum(map(count_images, data))
         case = add_training(case, examination, examination.read(training_batches, most_training))
     own_hidden = ranks.run_together(lambda: _find_hidden(case, examination, data, statistics, scores, evaluate))
-    found = ranks.gather(own_hidden)
-    # A mistake is in every process. Where one alone finds it, its images differ from those of the others.
-    hidden = found[0] if all(found) else None
+    hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, data)))))
     has_labels = any(ranks.gather(any(find_labels(batch) is not None for batch in data)))
 
     is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, statistics.check)
@@ -320,6 +318,21 @@ def _find_hidden(
     cause = chosen[0].cause
     reported = chosen[0].undo.words
     return f"{cause.code}, {cause.title} ({reported}); bnlab.doctor.explain({cause.code!r}) says what to do"
+
+
+def _choose_hidden(found: Sequence[tuple[str | None, int]]) -> str | None:
+    """Choose the mistake that processes with more than half of the images have found, if there is one.
+
+    A mistake is in every process, but few images do not show it; and where images differ from process to process, one
+    alone finds its own to be unlike those that the averages are of.
+
+    Args:
+        found: by process the mistake, and the number of its images.
+    """
+    mistakes = [(mistake, images) for mistake, images in found if mistake is not None]
+    of_finders = sum(images for _, images in mistakes)
+    of_all = sum(images for _, images in found)
+    return mistakes[0][0] if 2 * of_finders > of_all else None
 
 
 def _judge(

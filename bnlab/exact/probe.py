@@ -33,6 +33,7 @@ from bnlab.model.warn import warn
 
 _STARTS = ((0.0, 1.0), (1.0, 2.0))  # mean and variance, in units of the input's size, so that no digits are lost
 _ROUNDING = 64  # how many roundings of float32 a layer may make
+_MOMENTUM = 0.1  # of the copies that are called: what is averaged is read off the better the larger it is
 _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 
@@ -186,6 +187,8 @@ def _average(
     """Call a layer once in train mode from a running mean and variance; what these are then, float64 on the CPU."""
     if find_replaced_forward(layer) is None:
         trial = copy.deepcopy(layer).double()
+        if isinstance(trial.momentum, float) and trial.momentum > 0:
+            trial.momentum = _MOMENTUM
         return _train_once(trial, map_batch(_widen, args), map_batch(_widen, kwargs), mean, var)
     with borrowed(layer):  # the forward that was set on this layer may be bound to it: a copy's would call the original
         return _train_once(layer, map_batch(_copy, args), map_batch(_copy, kwargs), mean, var)
@@ -198,6 +201,8 @@ def _train_once(
     running = get_running_buffers(layer)
     running[0].fill_(mean)
     running[1].fill_(var)
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.zero_()  # with momentum=None the weight of a batch is 1 over their number
     devices = {buffer.device for buffer in running if buffer.is_cuda}
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(0)

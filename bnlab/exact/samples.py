@@ -85,10 +85,16 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
 
 
 def choose_noted(task: Task) -> Collection[int]:
-    """Choose the batches that are checked: the first, one in the middle, and the first of another shape."""
+    """Choose the batches that are checked: the first, one in the middle, another one, and the first of another shape.
+
+    The number of the third is no multiple of 2 or 3: where two or three kinds of batches come in turn, it is not of the
+    first one's kind.
+    """
     if not task.data:
         return ()
     noted = {0, len(task.data) // 2}
+    others = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
+    noted.update(others[len(others) // 2 :][:1])
     usual = None
     for index, batch in enumerate(task.data):
         shapes = [tensor.shape[1:] for tensor in list_tensors(batch)]

@@ -9,6 +9,7 @@ and begun again at the input once the layer is finished. If no batch may wait, n
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -95,7 +96,6 @@ class Walk:
         self._current = _Batch(-1, False)  # the one whose forward runs
         self._state = ForwardState(task.model, task.device)
         self._fixed_settings = read_fixed_settings()
-        self._reached = set[str]()  # layers that a batch has come to
         self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
@@ -166,7 +166,9 @@ class Walk:
         for batch in batches:
             batch.forget()
             self.forwards += 1
-            self._advance(batch, greenlet(self._task.evaluate), self._task.data[batch.index])
+            walker = greenlet(self._task.evaluate)
+            walker.gr_context = contextvars.copy_context()  # what the caller has set holds in its forwards
+            self._advance(batch, walker, self._task.data[batch.index])
 
     def _continue(self, name: str) -> None:
         """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
@@ -198,11 +200,9 @@ class Walk:
         layer, x = stop
         batch.layer = layer
         may_wait = self._budget.admit(batch.index, layer)
-        if may_wait and layer not in self._reached:  # what one batch's forward does there, all do
-            self._reached.add(layer)
-            if read_fixed_settings() != self._fixed_settings:
-                _end(walker)
-                raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
+        if may_wait and read_fixed_settings() != self._fixed_settings:
+            _end(walker)
+            raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
         if may_wait:
             batch.walker = walker
         else:

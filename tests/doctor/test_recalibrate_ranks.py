@@ -33,7 +33,11 @@ def test_a_distributed_model_and_a_group_of_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_processes_judge_by_the_images_of_all(tmp_path: Path) -> None:
     script = """
+import warnings
+
 import bnlab
+import torch
+from tests.doctor import digits
 from tests.doctor.two_values import draw, make_classifier
 values, labels = draw(100)[0]
 own = slice(60 * rank, 60 + 60 * rank)
@@ -54,6 +58,12 @@ shared.undo()
 model[0].running_mean.fill_(100.5 - 101.5 * rank)  # costs nothing on the first rank, and half on the second
 shared = bnlab.recalibrate(model, [(values[own], labels[own])], group=dist.group.WORLD)
 assert shared.written, shared
+
+images, labels_of = (torch.cat(parts) for parts in zip(*digits.draw_batches(8), strict=True))
+share = slice(0, -2) if rank == 0 else slice(-2, None)  # two images do not show that all are scaled
+with warnings.catch_warnings(action="ignore"):
+    scaled = bnlab.recalibrate(digits.make_healthy(), [(4 * images[share], labels_of[share])], group=dist.group.WORLD)
+assert not scaled.written and "would hide a mistake" in scaled.reason, scaled
 
 try:
     bnlab.recalibrate(model, [] if rank else [values], group=dist.group.WORLD)

@@ -81,6 +81,30 @@ class Slim(nn.BatchNorm2d):
         return F.batch_norm(input, mean, var, None, None, self.training)
 
 
+class MaskedTorch(nn.BatchNorm1d):
+    """Of x [N, C, T] torch's own batch norm is given what a mask [N, T] leaves."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        normalized = torch.zeros_like(x.transpose(1, 2))
+        normalized[mask] = super().forward(x.transpose(1, 2)[mask])
+        return normalized.transpose(1, 2)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1e-5, None])
+def test_what_a_layer_averages_is_seen_however_little_a_batch_weighs(momentum: float | None) -> None:
+    """With momentum=None a batch weighs little after a long training."""
+    layer = MaskedTorch(4, momentum=momentum)
+    layer.get_buffer("num_batches_tracked").fill_(100_000)
+    model = nn.ModuleList([layer])
+    x = images(8, channels=4, side=5)[0].flatten(2)
+    mask = torch.arange(25) < 15
+    x[:, :, ~mask] = 0.0
+    data = [(x, mask.expand(8, 25))]
+
+    with unchanged(model), pytest.raises(ValueError, match="does not average the moments of its input"):
+        population_statistics(model, data, forward=lambda net, batch: net[0](*batch))
+
+
 class Masked(nn.BatchNorm1d):
     """Of x [N, C, T] it averages what a mask [N, T] leaves."""
 
