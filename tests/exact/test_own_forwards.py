@@ -102,7 +102,7 @@ def test_what_a_layer_averages_is_seen_however_little_a_batch_weighs(momentum: f
     data = [(x, mask.expand(8, 25))]
 
     with unchanged(model), pytest.raises(ValueError, match="does not average the moments of its input"):
-        population_statistics(model, data, forward=lambda net, batch: net[0](*batch))
+        population_statistics(model, data, forward=lambda net, batch: net.get_submodule("0")(*batch))
 
 
 class Masked(nn.BatchNorm1d):
