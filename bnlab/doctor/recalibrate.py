@@ -321,13 +321,9 @@ def _find_hidden(
 
 
 def _choose_hidden(found: Sequence[tuple[str | None, int]]) -> str | None:
-    """Choose the mistake that processes with more than half of the images have found, if there is one.
+    """Choose the mistake that processes with over half of the images have found; `found`: each one's, and its images.
 
-    A mistake is in every process, but few images do not show it; and where images differ from process to process, one
-    alone finds its own to be unlike those that the averages are of.
-
-    Args:
-        found: by process the mistake, and the number of its images.
+    Few images do not show it, and where processes have unlike images, one alone finds its own at fault.
     """
     mistakes = [(mistake, images) for mistake, images in found if mistake is not None]
     of_finders = sum(images for _, images in mistakes)
