@@ -109,6 +109,30 @@ def get_steps(trace: MomentTrace) -> list[list[int]]:
     return [layer.steps for layer in trace.layers.values()]
 
 
+def judge_within(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """Train on a batch, and judge it by the averages that have just taken it; small batches are refused then."""
+    trained = net.block(x)
+    if len(x) < 6:
+        raise ValueError("a small batch")
+    judged = net.block.eval()(x)
+    net.block.train()
+    return trained + judged
+
+
+def test_buffers_that_a_forward_reads_have_taken_its_batch() -> None:
+    bare = Net(judge_within, block=conv(3, 4))
+    recorded = copy.deepcopy(bare)
+    with record(recorded):
+        for x in DATA:
+            if len(x) < 6:
+                for net in (bare, recorded):
+                    with pytest.raises(ValueError, match="small"):
+                        net(x)
+            else:
+                torch.testing.assert_close(recorded(x), bare(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(recorded.state_dict(), bare.state_dict(), rtol=1e-6, atol=1e-6)
+
+
 def test_accumulated_gradients_are_of_one_step() -> None:
     model = plain()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
