@@ -259,7 +259,7 @@ class Forest(Plot):
                 shift = 0.75 * (place - (len(series) - 1) / 2) / len(series)
                 heights = rows[self.by].map(height_of_name).astype(float) + shift
                 marker = "os^DvP"[place % 6]
-                colour = SERIES[(place + 1) % len(SERIES)]
+                colour = SERIES[place % len(SERIES)] if self.series else SERIES[1]
                 if frame.loc[frame[column] == value, "printed"].all():
                     colour = _GREYS[place % 3]
                 bars = _measure_bars(rows)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
 from bnlab.harness.reporting.frames import name_panels, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, Axis, Curves
+from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import name_lines
 
 SETTINGS = ("batch_size", "optimizer.schedule")
@@ -50,7 +50,7 @@ EXPERIMENT = Experiment(
             "Compare the lines of a panel: the same averaged weights under different statistics. Averages are "
             "exponential, over each update.",
             score(name_windows, "accuracy", ("panel", "line", "window"), scale=100),
-            Curves("window", "line", ACCURACY, across=Axis("share of training that the average reaches back",
+            Curves("window", "line", Axis("test accuracy (%)", (20, 100)), across=Axis("share of training that the average reaches back",
                    log=True))),
     },
     claims={},
