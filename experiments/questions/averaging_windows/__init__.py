@@ -50,8 +50,8 @@ EXPERIMENT = Experiment(
             "Compare the lines of a panel: the same averaged weights under different statistics. Averages are "
             "exponential, over each update.",
             score(name_windows, "accuracy", ("panel", "line", "window"), scale=100),
-            Curves("window", "line", Axis("test accuracy (%)", (20, 100)), across=Axis("share of training that the average reaches back",
-                   log=True))),
+            Curves("window", "line", Axis("test accuracy (%)", (20, 100)),
+                   across=Axis("share of training that the average reaches back", log=True))),
     },
     claims={},
 )  # fmt: skip
