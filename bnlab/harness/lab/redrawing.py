@@ -214,7 +214,7 @@ def _make_plot(declared: Mapping[str, Any], where: str) -> Curves | Forest:
 def _make_span(mark: Number) -> Span:
     low, high = mark.span
     numbers = " to ".join(f"{number:,g}" for number in dict.fromkeys(mark.span))
-    return Span(low, high, f"{THEIRS}: {numbers} {mark.unit} ({mark.where})")
+    return Span(low, high, f"{THEIRS}: {numbers} {mark.unit}")
 
 
 def _name_ours(

@@ -1,4 +1,4 @@
-"""When does batch norm fail where clients with different classes average their weights, and is it enough to fix it?
+"""What do clients with different classes do to batch norm where they average weights, and does fixing it help?
 
 Zhong, Chen and Chao 2023 (FixBN) fix the statistics in a second stage of federated training. The claims were written
 before any number; `bnlab report paper=clients` decides them.
@@ -21,8 +21,12 @@ STEPS = {1: "an average every update", 100: "every 100 updates"}
 
 
 def name_clients(tables: Tables) -> pd.DataFrame:
-    """Name the panels by classes and mode, the rows by the updates between two averages, the lines by statistics."""
+    """Name the panels by classes and mode, the rows by the updates between two averages, the lines by statistics.
+
+    Fixed weights are left out under exact statistics, under which they were not trained.
+    """
     frame = rows(tables, "clients", 1.0)
+    frame = frame[(frame["mode"] != "fixed") | (frame["statistics"] != "exact")]
     named = frame.assign(words=frame["mode"].map(MODES))
     in_panels = name_panels(named, "{classes} classes a client, {words}")
     return name_lines(name_lines(in_panels, "local_steps", STEPS, line="name"), "statistics", STATISTICS)
