@@ -139,7 +139,7 @@ class ExampleWeighing(TestTimeStatistics):
 class EvalNorm(TestTimeStatistics):
     """Example weighing with α = 1/B: on average the moments of a training batch of B images with this example in it.
 
-    The variance is larger by (B−1)/B² of that of the images' means. Source: Singh & Shrivastava 2019, who also estimate weights.
+    The variance is larger by (B−1)/B² of that of the images' means. Source: Singh & Shrivastava 2019, who fit weights.
 
     >>> images, mean, var = torch.tensor([[[1.0]], [[5.0]]]), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
     >>> EvalNorm(batch_size=2).statistics(images, mean, var)[0].flatten().tolist()  # half source, half image

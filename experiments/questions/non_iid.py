@@ -29,7 +29,7 @@ BLOCKS: dict[str, Any] = {"order": "blocks:16"}
 EACH = ("epochs", MOMENTUM)
 WARMED_UP: dict[str, Any] = {"epochs": LONG, MOMENTUM: SLOW}
 QUICK: dict[str, Any] = {"epochs": SHORT, MOMENTUM: FAST}
-HALF_OF_THE_PAPER = above(5.0, "points gained", "half of what its paper is recalled to report for batches of like images")
+HALF_OF_THE_PAPER = above(5.0, "points gained", "half of what is recalled of its paper for batches of like images")
 MUCH = (5.0, "points", "more than anyone would give away")
 
 

@@ -75,7 +75,7 @@ def test_printed_numbers_are_grey_where_they_are_comparable_and_apart_where_not(
     grey = [line for line in ours.lines if len({*to_rgb(line.get_color())}) == 1]
     values = [line.get_xdata() if kind == "Forest" else line.get_ydata() for line in grey]
     assert [3.0] in [np.asarray(value).tolist() for value in values]
-    assert [patch.get_label() for patch in ours.patches] == ["theirs: 2 to 4 images (section 1)"]
+    assert [patch.get_label() for patch in ours.patches] == ["theirs: 2 to 4 images"]
 
     assert figure.printed is not None
     assert figure.printed.frame[["mean", "low", "high", "n"]].to_numpy().tolist() == [[55.0, 53.0, 57.0, 0]]
