@@ -132,7 +132,7 @@ def make_trainer(lightning: Any, tmp_path: Path) -> Callable[..., Any]:
 @slow
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}],
+    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}],
     ids=lambda options: "".join(options) or "plain",
 )
 def test_lightning_validates_and_saves_exactly_and_trains_as_without(
@@ -159,22 +159,6 @@ def test_lightning_validates_and_saves_exactly_and_trains_as_without(
     for state in saved:
         network = {name.removeprefix("network."): value for name, value in state.items()}
         assert any(are_equal(validated, network) for validated in module.states)
-
-
-@slow
-def test_lightning_in_one_process_of_ddp(lightning: Any, make_module: Any, make_trainer: Any) -> None:
-    strategy = lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
-    module = make_module(make_network())
-    try:
-        trainer = make_trainer(make_lightning_callback(IMAGES), strategy=strategy, devices=1)
-        trainer.fit(module, LOADER, HELD_OUT_LOADER)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-    for state in module.states:
-        assert_exact(state, module.network)
-    assert are_equal(copy_state(module.network), module.running)
 
 
 @slow

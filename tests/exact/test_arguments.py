@@ -141,7 +141,6 @@ except ValueError as error:
 # -- what is refused, and what is named -------------------------------------------------------------------------------
 
 FIRST, SECOND = DATA = images(8, 5)
-NAN = [FIRST, SECOND * np.nan]
 
 
 def replace_buffers(model: nn.Module, batch: Tensor) -> Any:
@@ -173,14 +172,10 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
          r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped; only [^;]* are read\)$"),
         (nn.InstanceNorm2d(3, track_running_stats=True), DATA, {}, ValueError,
          r"\(1 InstanceNorm2d skipped; .*; InstanceNorm with track_running_stats=True .* in eval mode, .* to False$"),
-        ("model", DATA, {}, TypeError, "expected a torch.nn.Module"),
-        (plain, DATA, {}, TypeError, "expected a torch.nn.Module, found function"),
         (torch.jit.trace(plain().eval(), FIRST), DATA, {}, ValueError, "the model is TorchScript, whose layers cannot"),
         (nn.LazyBatchNorm2d(), DATA, {}, ValueError, "is lazy and not built yet; run one forward pass first"),
         (plain().to("meta"), DATA, {}, ValueError, "on the meta device, which holds no values; use model.to_empty"),
         (nn.Sequential(nn.LazyConv2d(3, 3), nn.BatchNorm2d(3)), DATA, {}, ValueError, r"'0\.weight' is lazy and not"),
-        (plain(), [], {}, ValueError, "batches is empty"),
-        (plain(), FIRST, {}, TypeError, "pass an iterable of batches"),
         (plain(), [{"image": FIRST}], {}, TypeError, r"is a dict .* forward=lambda model, batch: model\(\*\*batch\)"),
         (plain(), DATA, {"layers": ["2"]}, ValueError, "layers has '2', which is no BatchNorm .* there are '1', '4'"),
         (plain(), DATA, {"layers": []}, ValueError, "layers is empty; name at least one, or pass None for all"),
@@ -190,14 +185,10 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
         (plain(), DATA, {"memory": "some"}, ValueError, "4GiB"),
         (plain(), DATA, {"memory": 1000}, ValueError, "pass smaller batches or raise memory="),
         (plain(), DATA, {"device": "nowhere"}, ValueError, "cannot be used here"),
-        (plain(), DATA, {"forward": 3}, TypeError, "pass a function of model and batch"),
         (plain(), DATA, {"group": 3}, TypeError, "pass a process group"),
-        (plain(), NAN, {}, ValueError, "NaN or infinite values"),
-        (plain(), NAN, {"upstream": "batch"}, ValueError, "NaN or infinite values"),
-        (plain(), [NAN[1]] * 2, {"forward": hide_what_is_wrong}, ValueError, "NaN or infinite values"),
+        (plain(), [SECOND * np.nan] * 2, {"forward": hide_what_is_wrong}, ValueError, "NaN or infinite values"),
         (nn.BatchNorm2d(3).half(), [FIRST.half() * np.inf], {}, ValueError, "float16 overflows beyond 65,504"),
         (plain(), [FIRST, SECOND[:, :2]], {}, RuntimeError, "expected input"),
-        (nn.BatchNorm2d(4), DATA, {}, ValueError, "expects 4 channels"),
         (plain(), [FIRST, FIRST[:0]], {}, ValueError, "leave empty batches out"),
         (nn.BatchNorm1d(3), [torch.randn(1, 3)], {}, ValueError, "one value per channel"),
         (nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2, {"upstream": "batch"}, ValueError, "use larger batches"),
@@ -240,7 +231,6 @@ def make_held(norms: Any) -> nn.Module:
     [
         (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_mean")), "'1' keep running statistics"),
         (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("stored_mean", "stored_var")), "'1' keep running statistics"),
-        (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_std")), "'1' keep running statistics"),
         (nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)), "'1' are batch norms without"),
         *((make_held(held), "'norms' hold batch norms in a plain list or dictionary, .*; they are not measured")
           for held in ([nn.BatchNorm2d(3)], {"a": [nn.BatchNorm2d(3)]}, (nn.Sequential(nn.BatchNorm2d(3)),))),
