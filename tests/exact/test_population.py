@@ -107,7 +107,7 @@ OF_ROUTES = ["domains", "exits", "routes"]
 
 
 @pytest.mark.parametrize("share", [1, 2])
-@pytest.mark.parametrize("name", ["residual", "branches", "siamese", "several sizes", "in a loop", *OF_ROUTES])
+@pytest.mark.parametrize("name", ["residual", "siamese", "several sizes", *OF_ROUTES])
 def test_less_memory_gives_the_same(name: str, share: int) -> None:
     """Memory for one forward, and for about two."""
     case = replace(CASES[name], batches=[batch for batch in CASES[name].batches for _ in range(3)])
