@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bnlab.common.names import Look, Named, list_named
 from bnlab.model.arguments import require_count, require_number
-from bnlab.model.borrow import borrowed
+from bnlab.model.borrow import borrowed, run_uncompiled
 from bnlab.model.layers import (
     TORCH_FORWARDS,
     BatchNorm,
@@ -228,8 +228,7 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
         raise TypeError(f"{_CALLER}: kind is a {type(kind).__name__}; pass e.g. TestBatch()")
     layers = batch_norm_layers(model, caller=_CALLER)
     _require_forwards(layers)
-    # Compiled code would not see the forwards.
-    with borrowed(model), torch.compiler.set_stance("force_eager"), contextlib.ExitStack() as stack:
+    with borrowed(model), run_uncompiled(), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             given = vars(layer).get("forward")
             if given is None:

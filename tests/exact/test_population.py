@@ -77,12 +77,13 @@ def test_each_model_is_measured_as_layer_by_layer_in_float64(name: str) -> None:
 
 
 def test_what_was_compiled_before_shows_its_layers() -> None:
-    compiled: Any = torch.compile(residual().eval(), backend="eager")
-    (x,) = images(8)
+    """Its few rows are all that is evaluated, so that no other shape makes torch compile again, with the hooks."""
+    compiled: Any = torch.compile(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval(), backend="eager")
+    x = torch.randn(4, 3)
     with torch.no_grad():
         compiled(x)
 
-    assert len(population_statistics(compiled, [x])) == 7
+    assert len(population_statistics(compiled, [x])) == 1
 
 
 def test_layers_that_no_data_reach_are_named() -> None:

@@ -83,7 +83,8 @@ def _kept_features(net: Any, x: Tensor) -> Tensor:
     return net.c(y + net.a.kept)
 
 
-def _make_kept_features() -> nn.Module:
+def make_kept_features() -> nn.Module:
+    """A network whose forward reads what a hook has kept, of whichever batch came last."""
     net = Net(_kept_features, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4))
     net.get_submodule("a").register_forward_hook(lambda module, args, output: setattr(module, "kept", output))
     return net
@@ -315,7 +316,7 @@ def make_cases_of_models() -> dict[str, Case]:
         "other weights": Case(Net(_other_weights, a=plain()), data, warns="layer by layer"),
         "compiled": Case(torch.compile(residual(), backend="eager"), data),  # type: ignore[arg-type]
         "state between layers": Case(Net(_skip_connection, a=conv(3, 4), b=conv(4, 4), c=conv(8, 4)), data),
-        "features in a hook": Case(_make_kept_features(), data, warns="layer by layer"),
+        "features in a hook": Case(make_kept_features(), data, warns="layer by layer"),
         "autocast": Case(Net(_under_autocast, a=plain()), data),
         "inference mode": Case(Net(_inference_mode, a=plain()), data, warns="setting of torch's"),
     }
