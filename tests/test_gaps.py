@@ -82,9 +82,7 @@ def test_channels_that_do_nothing_have_no_output_gap() -> None:
 
 def test_values_that_are_not_finite_or_negative_are_named() -> None:
     bad = statistics([0.0, math.nan, 0.0], [1.0, 1.0, -2.0])
-    with pytest.warns(
-        RuntimeWarning, match=r"layer 'bn' has NaN or infinite values in channel 1; .* variance in channel 2"
-    ) as caught:
+    with pytest.warns(RuntimeWarning, match="estimate: NaN, infinite values or negative variances in 'bn'") as caught:
         gap(statistics([0.0] * 3, [1.0] * 3), bad)
     assert caught[0].filename == __file__
 
