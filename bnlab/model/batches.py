@@ -11,8 +11,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
+
+from bnlab.model.arguments import require_values
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -199,17 +200,10 @@ def require_forward(forward: object, caller: str) -> None:
 def find_device(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
     """`device`, or where the model's first parameter is.
 
-    ValueError if this machine has no such device, or a parameter of the model has no values, as those of lazy layers
-    before their first forward.
+    ValueError if this machine has no such device, or a parameter of the model has no values.
     """
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(f"{caller}: parameter {name!r} is lazy and not built yet; run one forward pass first")
-        if parameter.is_meta:
-            raise ValueError(
-                f"{caller}: {name!r} is on the meta device, which holds no values; use model.to_empty and load its "
-                "weights first"
-            )
+        require_values(parameter, f"parameter {name!r}", caller)
     if device is None:
         return next((p.device for p in model.parameters()), torch.device("cpu"))
     try:

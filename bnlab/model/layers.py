@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
-from torch.nn.parameter import is_lazy
 
+from bnlab.model.arguments import require_values
 from bnlab.model.warn import warn
 
 BatchNorm = _BatchNorm
@@ -70,13 +70,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None:
-            if is_lazy(module.running_mean):
-                raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
-            if module.running_mean.is_meta:
-                raise ValueError(
-                    f"{caller}: layer {name!r} is on the meta device, which holds no values; use model.to_empty and "
-                    "load its weights first"
-                )
+            require_values(module.running_mean, f"layer {name!r}", caller)
             known[name] = module
         elif isinstance(module, BatchNorm):
             skipped[f"{type(module).__name__} without running statistics"] += 1
