@@ -101,7 +101,7 @@ PARAMETERS: dict[type[Estimator], list[dict[str, Any]]] = {
 
 
 def instances(cls: type[Estimator]) -> list[Estimator]:
-    momenta = [{"momentum": m} for m in (0.001, 0.1, 0.9, 1.0)] if "momentum" in cls.__dataclass_fields__ else [{}]
+    momenta = [{"momentum": m} for m in (0.001, 0.1, 1.0)] if "momentum" in cls.__dataclass_fields__ else [{}]
     return [cls(**own, **momentum) for own in PARAMETERS.get(cls, [{}]) for momentum in momenta]
 
 
@@ -157,17 +157,17 @@ def stepwise(estimator: Estimator, stream: Stream) -> Tensor:
 
 @each
 def test_blocks_agree_with_single_steps(estimator: Estimator) -> None:
-    stream = stream_of(batches(785), 7)
-    some = [700, 0, 1, 255, 256, 257, 512, 700, len(stream)]
+    stream = stream_of(batches(300), 7)
+    some = [280, 0, 1, 255, 256, 257, 280, len(stream)]
 
     (dense,) = fold([estimator], stream, range(len(stream) + 1))
     (sparse,) = fold([estimator], stream, some)
-    _, beside_others, _ = fold([EMA(0.3), estimator, PooledEMA(0.3)], stream, [700])
+    _, beside_others, _ = fold([EMA(0.3), estimator, PooledEMA(0.3)], stream, [280])
 
     if estimator.direct(stream, [0]) is None:
         torch.testing.assert_close(dense, stepwise(estimator, stream), rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(sparse, dense[some], rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(beside_others[0], dense[700], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(beside_others[0], dense[280], rtol=1e-11, atol=1e-12)
     assert fold([estimator], stream, []).shape == (1, 0, 2, CHANNELS)
 
 

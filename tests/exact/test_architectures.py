@@ -20,7 +20,7 @@ FLOAT32 = 1e-4
 TWIN = 1e-9  # two orders of summing in float64
 NAMES = [
     pytest.param("resnet18", marks=slow),
-    "mobilenet_v3_small",
+    pytest.param("mobilenet_v3_small", marks=slow),
     pytest.param("shufflenet_v2_x0_5", marks=slow),
     pytest.param("densenet121", marks=slow),
     pytest.param("efficientnet_b0", marks=slow),

@@ -310,7 +310,7 @@ def make_cases_of_models() -> dict[str, Case]:
         "writes its input": Case(Net(_in_place, a=plain()), data),
         "writes buffers": Case(_make_counting(), data),
         "not reached": Case(ignored, data),
-        "siamese": Case(Net(lambda n, x: n.a(x) - n.a(1 - 2 * x), a=residual()), data),
+        "siamese": Case(Net(lambda n, x: n.a(x) - n.a(1 - 2 * x), a=plain()), data),
         "in a loop": Case(Net(_loop, first=conv(3, 4), again=conv(4, 4)), data),
         "by content": Case(Net(_by_content, first=conv(3, 4), a=conv(4, 4), b=conv(4, 4), c=conv(4, 4)), data),
         "other weights": Case(Net(_other_weights, a=plain()), data, warns="layer by layer"),
