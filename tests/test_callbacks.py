@@ -192,17 +192,6 @@ def test_lightning_puts_averages_back_after_an_exception(make_module: Any, make_
         make_trainer(make_lightning_callback(IMAGES)).validate(make_module(network), HELD_OUT_LOADER)
 
 
-@slow
-def test_lightning_says_that_there_is_no_batch_norm_before_it_trains(make_module: Any, make_trainer: Any) -> None:
-    module = make_module(nn.Sequential(nn.Linear(4, 3)))
-    before = copy_state(module.network)
-
-    with pytest.raises(ValueError, match="make_lightning_callback: no BatchNorm layer"):
-        make_trainer(make_lightning_callback(IMAGES), num_sanity_val_steps=0).fit(module, LOADER, HELD_OUT_LOADER)
-
-    assert are_equal(copy_state(module.network), before)
-
-
 class StubTrainer:
     """What is known of a Trainer of Transformers; it keeps its model's state whenever that is evaluated or saved."""
 
@@ -371,17 +360,3 @@ def test_transformers_evaluates_and_saves_exactly_and_trains_as_without(
     for state in saved:
         network = {name.removeprefix("network."): value for name, value in state.items()}
         assert any(are_equal(evaluated, network) for evaluated in trainer.states)
-
-
-@slow
-@pytest.mark.parametrize("method", ["evaluate", "predict"])
-def test_transformers_evaluates_exactly_without_training(make_hugging_face: Any, method: str) -> None:
-    trainer = make_hugging_face(make_network())
-    before = copy_state(trainer.model)
-    recalibrate_in_transformers(trainer, IMAGES)
-
-    getattr(trainer, method)(list_examples(HELD_OUT))
-
-    (state,) = trainer.states
-    assert_exact(state, trainer.model.network)
-    assert are_equal(copy_state(trainer.model), before)

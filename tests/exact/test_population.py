@@ -175,14 +175,6 @@ def test_a_layer_whose_buffers_are_part_of_its_input_is_not_called_exact() -> No
     assert not found.check.is_exact
 
 
-def test_a_model_that_changes_its_route_with_every_call_ends() -> None:
-    calls = itertools.count()
-    model = Net(lambda net, x: net.b(net.b(x)) if next(calls) % 2 else x, b=nn.BatchNorm2d(3))
-    with warnings.catch_warnings(), contextlib.suppress(ValueError):
-        warnings.simplefilter("ignore")
-        population_statistics(model, images(8))
-
-
 # -- the check, and what forwards share -------------------------------------------------------------------------------
 
 
@@ -348,8 +340,3 @@ def test_a_loader_draws_no_number_of_the_callers(options: dict[str, Any]) -> Non
     loader = DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)
     with unchanged(model):
         population_statistics(model, loader, **options)
-
-
-def test_measuring_again_gives_the_same_to_the_bit() -> None:
-    first, second = (population_statistics(residual(), images(8, 8, 5)) for _ in range(2))
-    assert measure_difference(first, second) == 0
