@@ -51,20 +51,6 @@ def test_each_layers_eps_counts_and_weights_that_nobody_knows_give_no_output_gap
     assert math.isnan(row["output_gap"])
 
 
-def test_channels_that_do_nothing_have_no_output_gap() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
-    for name in ("0.weight", "1.weight"):
-        model.get_parameter(name).data[0] = 0
-    exact = population_statistics(model, [torch.randn(64, 3, 8, 8)])
-    exact.write_to(model)
-    model.get_buffer("1.running_mean")[0] = 0.05
-    model.get_buffer("1.running_var")[0] = 0.5
-    frame = gap(exact, running_statistics(model))
-
-    assert frame["mean_gap"].item() > 5
-    assert frame["output_gap"].item() == pytest.approx(0, abs=1e-6)
-
-
 def test_values_that_are_not_finite_or_negative_are_named() -> None:
     bad = statistics([0.0, math.nan, 0.0], [1.0, 1.0, -2.0])
     with pytest.warns(RuntimeWarning, match="estimate: NaN, infinite values or negative variances in 'bn'") as caught:

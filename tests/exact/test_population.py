@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import itertools
 import re
 import warnings
 from collections import UserDict
@@ -24,7 +23,6 @@ from tests.exact.zoo import Case, Net, make_cases
 from tests.helpers import AddsItsCalls, images, measure_difference, plain, residual, unchanged
 
 CASES = make_cases()
-WAYS: list[dict[str, Any]] = [{}, {"strategy": "layerwise"}, {"upstream": "batch"}]
 
 
 def widen(batch: Any) -> Any:
@@ -156,23 +154,6 @@ def test_what_never_settles_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"do not settle; measure the others"):
         population_statistics(Net(switch, norm=nn.BatchNorm1d(1, affine=False)), [torch.randn(64, 1)] * 2)
-
-
-def test_a_layer_whose_buffers_are_part_of_its_input_is_not_called_exact() -> None:
-    """As weights that are rounded with the norm folded in."""
-
-    def quantize(net: Any, x: Tensor) -> Tensor:
-        scale = (net.norm.running_var + 1e-5).rsqrt()[:, None, None, None]
-        step = (net.conv.weight * scale).abs().max() / 7
-        return net.norm(nn.functional.conv2d(x, (net.conv.weight * scale / step).round() * step / scale))
-
-    torch.manual_seed(0)
-    model = Net(quantize, conv=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8))
-    with pytest.warns(RuntimeWarning, match="observers of quantization can be disabled"):
-        found = population_statistics(model, images(*[32] * 4))
-
-    assert found.check is not None
-    assert not found.check.is_exact
 
 
 # -- the check, and what forwards share -------------------------------------------------------------------------------
@@ -307,21 +288,6 @@ def test_a_teacher_that_is_moved_in_the_forward_comes_back(in_place: bool) -> No
     with unchanged(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         population_statistics(model, data)
-
-
-@pytest.mark.parametrize("options", WAYS)
-def test_a_forward_that_raises_leaves_the_model_as_it_was(options: dict[str, Any]) -> None:
-    model = residual()
-    calls = itertools.count(1)
-
-    def fail(model: nn.Module, batch: Tensor) -> None:
-        with half(), torch.enable_grad():
-            model(batch)
-            if next(calls) > 3:
-                raise KeyError("mine")
-
-    with unchanged(model), pytest.raises(KeyError, match="mine"):
-        population_statistics(model, images(8, 8, 5, 8), forward=fail, **options)
 
 
 def test_gradients_are_not_touched() -> None:
