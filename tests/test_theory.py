@@ -194,7 +194,10 @@ def test_local_level_of_channels_that_never_change(rng: np.random.Generator) -> 
 
 
 def test_limits() -> None:
-    limits = theory.optimal_momentum(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0]))
+    drift = np.array([1.0, 0.0, 0.0])
+    noise = np.array([0.0, 1.0, 0.0])
+    limits = theory.optimal_momentum(drift, noise)
+
     np.testing.assert_array_equal(limits, [1, 0, 1])
     assert theory.optimal_momentum(1e-12, 1.0) == pytest.approx(1e-6, rel=1e-5)
     assert theory.epoch_noise(np.array([0.1, 0.7]), 0, 1) == pytest.approx(0, abs=1e-15)
