@@ -175,15 +175,6 @@ def assert_equal(a: Moments, b: Moments, mean: float) -> None:
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(batches_of_data)
-def test_merging_is_associative_and_commutative(batches: list[Tensor]) -> None:
-    mean = batches[0].mean().item()
-    a, b, c, *_ = map(Moments.of, batches)
-    assert_equal(a.merge(b), b.merge(a), mean)
-    assert_equal(a.merge(b).merge(c), a.merge(b.merge(c)), mean)
-
-
-@settings(max_examples=20, deadline=None, derandomize=True)
 @given(batches_of_data, st.integers(1, 20))
 def test_another_split_changes_nothing(batches: list[Tensor], size: int) -> None:
     mean = batches[0].mean().item()
