@@ -23,8 +23,8 @@ from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
     get_running_buffers,
-    is_of_own_kind,
     join_names,
+    overrides_forward,
     require_input,
 )
 
@@ -227,7 +227,7 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
     if not isinstance(kind, TestTimeStatistics):
         raise TypeError(f"{_CALLER}: kind is a {type(kind).__name__}; pass e.g. TestBatch()")
     layers = batch_norm_layers(model, caller=_CALLER)
-    own = [name for name, layer in layers.items() if is_of_own_kind(layer)]
+    own = [name for name, layer in layers.items() if overrides_forward(layer)]
     if own:
         raise ValueError(f"{_CALLER}: {join_names(own)}: with a forward of their own, which takes no other statistics")
     with borrowed(model), run_uncompiled(), contextlib.ExitStack() as stack:

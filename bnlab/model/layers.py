@@ -321,10 +321,10 @@ def has_own_forward(layer: BatchNorm) -> bool:
     """Return whether a layer may normalize something else than its input, as its forward is not torch's or bnlab's."""
     if find_replaced_forward(layer) is not None:
         return True
-    return is_of_own_kind(layer)
+    return overrides_forward(layer)
 
 
-def is_of_own_kind(layer: BatchNorm) -> bool:
+def overrides_forward(layer: BatchNorm) -> bool:
     """Return whether a layer's class has a forward that is neither torch's nor bnlab's."""
     kind = type(layer)
     return kind.forward not in TORCH_FORWARDS and not kind.__module__.startswith("bnlab.")
