@@ -146,7 +146,7 @@ CountImages = Callable[[Any], SupportsIndex]
 
 
 def check_counter(function: CountImages | None, caller: str) -> Callable[[Any], int]:
-    """Return the caller's function of how many images a batch has, with a check of what it returns.
+    """Return a function of how many images a batch has: the caller's, whose result is made an int.
 
     None: the rows of the batch's first tensor are the images, or the members of a list of images.
     """
@@ -154,18 +154,7 @@ def check_counter(function: CountImages | None, caller: str) -> Callable[[Any], 
         return count_images
     if not callable(function):
         raise TypeError(f"{caller}: images is a {type(function).__name__}; pass a function of a batch")
-
-    def count(batch: Any) -> int:
-        returned = function(batch)
-        try:
-            if isinstance(returned, bool):
-                raise TypeError("True is no number of images")
-            return operator.index(returned)
-        except TypeError as error:
-            kind = type(returned).__name__
-            raise TypeError(f"{caller}: images= returned a {kind}; return how many images a batch has") from error
-
-    return count
+    return lambda batch: operator.index(function(batch))
 
 
 # -- arguments of public calls ---------------------------------------------------------------------------------------

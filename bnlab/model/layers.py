@@ -18,10 +18,6 @@ BatchNorm = _BatchNorm
 # These normalize the input that they are given, and do nothing with buffers and momentum but average it.
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_TRACKED = (
-    "; InstanceNorm with track_running_stats=True normalizes each image by its own statistics in training and by "
-    "averages of them in eval mode, which seldom is meant: set it to False"
-)
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
 
 
@@ -79,21 +75,13 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
 
     if not known:
         message = f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
-        raise ValueError(message + _describe_skipped(model, skipped))
+        if skipped:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+            message += f" ({kinds} skipped; only subclasses of torch's batch norm are read)"
+        raise ValueError(message)
     if layers is None:
         return known
     return _select(known, layers, caller)
-
-
-def _describe_skipped(model: nn.Module, skipped: Counter[str]) -> str:
-    """Describe which norms are not read, and what instance norms do with averages; empty where nothing was skipped."""
-    if not skipped:
-        return ""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-    text = f" ({kinds} skipped; only subclasses of torch's batch norm are read)"
-    if any(isinstance(module, _INSTANCE_NORMS) and _keeps_statistics(module) for module in model.modules()):
-        text += _TRACKED
-    return text
 
 
 _STATISTIC_NAME = re.compile(
