@@ -165,7 +165,6 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
         (plain(), DATA, {"device": "nowhere"}, ValueError, "cannot be used here"),
         (plain(), DATA, {"group": 3}, TypeError, "pass a process group"),
         (plain(), [SECOND * np.nan] * 2, {"forward": hide_what_is_wrong}, ValueError, "NaN or infinite values"),
-        (nn.BatchNorm2d(3).half(), [FIRST.half() * np.inf], {}, ValueError, "float16 overflows beyond 65,504"),
         (plain(), [FIRST, SECOND[:, :2]], {}, RuntimeError, "expected input"),
         (plain(), [FIRST, FIRST[:0]], {}, ValueError, "leave empty batches out"),
         (nn.BatchNorm1d(3), [torch.randn(1, 3)], {}, ValueError, "one value per channel"),
