@@ -8,8 +8,6 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +35,7 @@ _STEPS = {8: 400, 16: 300, 32: 250, 64: 200, 128: 120, 256: 80}  # by batch size
 _MOMENTA = (0.01, 0.03, 0.1, 0.3)
 _SMALL = {"cnn": Cnn(depth=3, width=16), "resnet": Resnet(depth=8, width=8)}
 _TORCHVISION = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5")
-_TIMM = ("resnet10t", "lcnet_050")
-
-
-def list_architectures() -> list[str]:
-    """List the architectures: those of timm only where it is installed."""
-    timm = [f"timm {name}" for name in _TIMM] if find_spec("timm") else []
-    return ["patterns", "cnn", "patterns", "resnet", *(f"torchvision {name}" for name in _TORCHVISION), *timm]
+_ARCHITECTURES = ("patterns", "cnn", "patterns", "resnet", *(f"torchvision {name}" for name in _TORCHVISION))
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Training:
 
     Attributes:
         seed: of the settings, of the weights, and of the order of images.
-        architecture: one of `list_architectures`.
+        architecture: one of `_ARCHITECTURES`.
         momentum: of batch norm.
         batch_size: images in a batch.
         is_constant: whether the learning rate stays; else it rises and falls (one-cycle).
@@ -67,11 +59,10 @@ class Training:
     @staticmethod
     def choose(seed: int) -> Training:
         """Choose settings: architectures in turn, the rest by chance."""
-        architectures = list_architectures()
         chance = random.Random(seed)
         return Training(
             seed,
-            architectures[seed % len(architectures)],
+            _ARCHITECTURES[seed % len(_ARCHITECTURES)],
             chance.choice(_MOMENTA),
             chance.choice(list(_STEPS)),
             chance.random() < 0.5,
@@ -179,10 +170,6 @@ def _build(training: Training, images: Tensor) -> nn.Module:
     kind, _, name = training.architecture.partition(" ")
     if kind == "patterns":
         return build_network(training.seed)
-    if kind == "timm":
-        torch.manual_seed(training.seed)
-        created: nn.Module = import_module("timm").create_model(name, num_classes=_CLASSES, in_chans=1)
-        return created
     settings = Torchvision(name=name) if kind == "torchvision" else _SMALL[kind]
     _, channels, size, _ = images.shape
     return build_model(settings, channels=channels, image_size=size, classes=_CLASSES, seed=training.seed)

@@ -9,7 +9,6 @@ again after each network.
 
 from __future__ import annotations
 
-import argparse
 import math
 import platform
 import sys
@@ -30,7 +29,7 @@ from bnlab.doctor.gallery import FAULTS
 from bnlab.doctor.scores import Difference
 from bnlab.memory import keep_freed_memory
 
-FIRST, NETWORKS = 1000, 80
+_SEEDS = range(1000, 1080)
 _ROWS = Path(__file__).with_name("doctor_rates.csv")
 _NEAR_CHANCE = "near chance"
 _CODES = {"start": ("BN101",), "noise": ("BN201", "BN203"), "lag": ("BN108",)}
@@ -108,29 +107,23 @@ _NETWORKS = """\
 
 def main() -> None:
     """Train the networks, ask the doctor, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--first", type=int, default=FIRST, help="seed of the first network")
-    parser.add_argument("--networks", type=int, default=NETWORKS, help="how many; their seeds follow one another")
-    parser.add_argument("--rows", type=Path, default=_ROWS, help="what was found, from which a run continues")
-    arguments = parser.parse_args()
-
-    outcomes = read_outcomes(arguments.rows)
+    outcomes = read_outcomes()
     done = {outcome.seed for outcome in outcomes}
-    missing = [seed for seed in range(arguments.first, arguments.first + arguments.networks) if seed not in done]
+    missing = [seed for seed in _SEEDS if seed not in done]
     examine = delayed(examine_seed)
     for found in Parallel(n_jobs=-1, return_as="generator_unordered")(examine(seed) for seed in missing):
         outcomes += found
         outcomes.sort(key=lambda outcome: outcome.seed)
-        pd.DataFrame([asdict(outcome) for outcome in outcomes]).to_csv(arguments.rows, index=False)
-        arguments.rows.with_suffix(".md").write_text(write_page(outcomes))
+        pd.DataFrame([asdict(outcome) for outcome in outcomes]).to_csv(_ROWS, index=False)
+        _ROWS.with_suffix(".md").write_text(write_page(outcomes))
         print(f"seed {found[0].seed} is done", file=sys.stderr, flush=True)
 
 
-def read_outcomes(path: Path) -> list[Outcome]:
+def read_outcomes() -> list[Outcome]:
     """Read what was found before; nothing where there is no such file."""
-    if not path.exists():
+    if not _ROWS.exists():
         return []
-    rows = pd.read_csv(path, keep_default_na=False).to_dict("records")
+    rows = pd.read_csv(_ROWS, keep_default_na=False).to_dict("records")
     return [Outcome(**{str(key): value for key, value in row.items()}) for row in rows]
 
 

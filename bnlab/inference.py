@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 from bnlab.common.names import Look, Named, list_named
 from bnlab.model.arguments import require_count, require_number
-from bnlab.model.borrow import borrowed
+from bnlab.model.borrow import borrowed, run_uncompiled
 from bnlab.model.layers import (
-    TORCH_FORWARDS,
     BatchNorm,
     batch_norm_layers,
     get_running_buffers,
     join_names,
+    overrides_forward,
     require_input,
 )
 
@@ -227,9 +227,10 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
     if not isinstance(kind, TestTimeStatistics):
         raise TypeError(f"{_CALLER}: kind is a {type(kind).__name__}; pass e.g. TestBatch()")
     layers = batch_norm_layers(model, caller=_CALLER)
-    _require_forwards(layers)
-    # Compiled code would not see the forwards.
-    with borrowed(model), torch.compiler.set_stance("force_eager"), contextlib.ExitStack() as stack:
+    own = [name for name, layer in layers.items() if overrides_forward(layer)]
+    if own:
+        raise ValueError(f"{_CALLER}: {join_names(own)}: with a forward of their own, which takes no other statistics")
+    with borrowed(model), run_uncompiled(), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             given = vars(layer).get("forward")
             if given is None:
@@ -238,17 +239,6 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
                 stack.callback(setattr, layer, "forward", given)
             layer.forward = functools.partial(_normalize, kind, name, layer)  # type: ignore[method-assign]
         yield model
-
-
-def _require_forwards(layers: Mapping[str, BatchNorm]) -> None:
-    odd = []
-    for name, layer in layers.items():
-        cls = type(layer)
-        is_ours = cls.__module__.startswith("bnlab.")  # which normalize as torch's do
-        if cls.forward not in TORCH_FORWARDS and not is_ours:
-            odd.append(name)
-    if odd:
-        raise ValueError(f"{_CALLER}: {join_names(odd)}: with a forward of their own, which takes no other statistics")
 
 
 def _normalize(kind: TestTimeStatistics, name: str, layer: BatchNorm, input: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Slow, obvious float64 twins of the library, which imports nothing of it.
 
 Every function reads straight off its definition: the whole data at once, one plain loop over batches or
-channels. The tests hold the fast code to these; `test_references.py` holds these to values worked by hand.
+channels. The tests hold the fast code to these.
 
 Statistics are float64 tensors on the CPU with one entry per channel (axis 1). `var` has divisor n (ddof 0).
 """

@@ -7,21 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bnlab import (
     Moments,
-    MomentTrace,
-    Statistics,
     decompose,
     inference,
     population_statistics,
-    record,
     record_frozen,
-    replay,
     running_statistics,
     using,
 )
@@ -29,9 +24,10 @@ from bnlab.estimators import EMA, Window
 from tests.helpers import images, plain, residual, unchanged
 
 
-def _decompose(model: nn.Module, batches: Any, **more: Any) -> None:
-    traces: dict[type[nn.Module], MomentTrace] = {Breaking: TRACE_OF_BREAKING}
-    decompose(model, traces.get(type(model), TRACE), lambda step: copy.deepcopy(model.state_dict()), batches, **more)
+def _decompose(model: nn.Module, batches: Any, weights: Any = None) -> None:
+    trace = TRACE_OF_BREAKING if isinstance(model, Breaking) else TRACE
+    copies = (lambda step: copy.deepcopy(model.state_dict())) if weights is None else weights
+    decompose(model, trace, copies, batches)
 
 
 def _under_statistics(model: nn.Module, batches: Any) -> None:
@@ -111,9 +107,9 @@ def spoil(batch: Tensor) -> Tensor:
     return spoiled
 
 
-NO_LISTS: list[Any] = [5, None, "ab", {"images": 1}, torch.zeros(4, 3, 8, 8)]
 BATCHES: list[tuple[Any, str]] = [  # and what is said of them
-    *((batches, f"batches is a {type(batches).__name__}; pass an iterable") for batches in NO_LISTS),
+    (None, "batches is a NoneType; pass an iterable"),
+    (torch.zeros(4, 3, 8, 8), "batches is a Tensor; pass an iterable"),
     ([], "pass at least one batch"),
     ([*images(4), *map(spoil, images(4))], "layer '1'.* NaN or infinite values; look at data"),
     ([()], "a batch is an empty list or tuple"),
@@ -141,77 +137,42 @@ def test_what_a_first_layer_cannot_take(call: Callable[[Any, Any], object]) -> N
         call(model, [torch.zeros(4, 3, 8, 8, dtype=torch.int64)])
 
 
-@measuring
-def test_a_forward_that_is_no_function(call: Callable[..., object]) -> None:
-    model = residual().train()
-    with unchanged(model), pytest.raises(TypeError, match="forward is a int; pass a function of model and batch"):
-        call(model, images(4), forward=5)
-
-
 MODEL = residual()
 OTHER = plain()
 TRACE = record_frozen(MODEL, images(4, 4))
 
 
+def calling(function: Any, *arguments: Any, **keywords: Any) -> Callable[[], object]:
+    """A call with arguments of any type."""
+    return partial(function, *arguments, **keywords)
+
+
+def measure(**options: Any) -> Callable[[], object]:
+    return calling(population_statistics, MODEL, images(4), **options)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: population_statistics(MODEL, images(4), layers=5), TypeError, "layers=5; pass a list of layer names"),  # type: ignore[arg-type]
+        (measure(layers=5), TypeError, "layers=5; pass a list of layer names"),
+        (measure(layers=[["1"]]), ValueError, "layers has .'1'., which is no"),
+        (measure(max_images=True), TypeError, "max_images=True; pass at least 1"),
+        (measure(max_images="auto", tolerance="0.1"), TypeError, "tolerance='0.1'; pass a positive relative error"),
+        (measure(device="meta"), ValueError, "device='meta' holds no values"),
+        (calling(Moments.of, [1.0, 2.0]), TypeError, "Moments.of: found a list"),
+        (calling(Moments.empty(1).merge, 3), TypeError, "merge: found a int; pass Moments"),
         (
-            lambda: population_statistics(MODEL, images(4), layers="1"),
+            partial(_decompose, MODEL, images(4), weights={}),
             TypeError,
-            "layers='1'; pass a list of layer names",
+            "weights is a dict; pass a function of the step",
         ),
-        (
-            lambda: population_statistics(MODEL, images(4), max_images=True),
-            TypeError,
-            "max_images=True; pass at least 1",
-        ),
-        (lambda: population_statistics(MODEL, images(4), max_images=1.5), TypeError, "max_images=1.5; pass at least 1"),  # type: ignore[arg-type]
-        (
-            lambda: population_statistics(MODEL, images(4), max_images="auto", tolerance="0.1"),  # type: ignore[arg-type]
-            TypeError,
-            "tolerance='0.1'; pass a positive relative error",
-        ),
-        (lambda: population_statistics(MODEL, images(4), memory="9" * 400), ValueError, "pass bytes or a text such as"),
-        (lambda: population_statistics(MODEL, images(4), layers=[["1"]]), ValueError, "layers has .'1'., which is no"),  # type: ignore[list-item]
-        (lambda: population_statistics(MODEL, images(4), group="x"), TypeError, "group is a str; pass a process group"),
-        (
-            lambda: population_statistics(MODEL, images(4), device="foo"),
-            ValueError,
-            "device='foo' cannot be used here ",
-        ),
-        (lambda: population_statistics(MODEL, images(4), device=3.5), ValueError, "device=3.5 cannot be used here "),  # type: ignore[arg-type]
-        (lambda: population_statistics(MODEL, images(4), device="meta"), ValueError, "device='meta' holds no values"),
-        (
-            lambda: population_statistics(MODEL, np.zeros((4, 3, 8, 8))),
-            TypeError,
-            "batches is a ndarray; pass an iterable",
-        ),
-        (lambda: population_statistics(MODEL, MODEL), TypeError, "batches is a Sequential; pass an iterable"),
-        (lambda: Moments.of([1.0, 2.0]), TypeError, "Moments.of: found a list"),  # type: ignore[arg-type]
-        (lambda: Moments.empty(1).merge(3), TypeError, "merge: found a int; pass Moments"),  # type: ignore[arg-type]
-        (lambda: Statistics({"a": 3}, {"a": 1e-5}), TypeError, "layer 'a' has a int; pass Moments"),  # type: ignore[dict-item]
-        (lambda: decompose(MODEL, TRACE, {}, images(4)), TypeError, "weights is a dict; pass a function of the step"),  # type: ignore[arg-type]
-        (lambda: record(MODEL, step="a").__enter__(), TypeError, "record: step='a'; pass the number of updates so far"),  # type: ignore[arg-type]
-        (lambda: record(MODEL, step=-1).__enter__(), ValueError, "record: step=-1; pass the number of updates so far"),
-        (lambda: replay(TRACE, EMA(), 5), TypeError, "replay: steps is a int; pass a list of steps"),  # type: ignore[arg-type]
-        (lambda: replay(TRACE, EMA(), [1.5]), TypeError, "replay: step 1.5 is not one of the trace"),  # type: ignore[list-item]
-        (lambda: EMA("a"), TypeError, "momentum='a': it is the weight of the new batch"),  # type: ignore[arg-type]
-        (lambda: EMA(True), TypeError, "momentum=True: it is the weight of the new batch"),
-        (lambda: EMA(float("nan")), ValueError, "momentum=nan: it is the weight of the new batch"),
-        (lambda: EMA.from_decay("0.9"), TypeError, "decay='0.9': it is the weight of the old average"),  # type: ignore[arg-type]
-        (lambda: Window(k=2.5), TypeError, "window: k=2.5; it counts batches"),  # type: ignore[arg-type]
-        (lambda: inference.EvalNorm(batch_size=float("nan")), TypeError, "EvalNorm: batch_size=nan; it is 1 or more"),  # type: ignore[arg-type]
-        (lambda: inference.PseudoSamples(n="16"), TypeError, "PseudoSamples: n='16'; it counts images"),  # type: ignore[arg-type]
-        (lambda: Statistics({}, {}), ValueError, "Statistics: no layers; pass moments of at least one"),
-        (lambda: Statistics(running_statistics(MODEL), {}), ValueError, "Statistics: layer '1' has no eps"),
-        (lambda: decompose(MODEL, {}, MODEL.state_dict, images(4)), TypeError, "decompose: trace is a dict"),  # type: ignore[arg-type]
-        (
-            lambda: decompose(OTHER, TRACE, MODEL.state_dict, images(4)),  # type: ignore[arg-type]
-            ValueError,
-            "decompose: the trace has other layers or channels than the model",
-        ),
+        (calling(_decompose, OTHER, images(4)), ValueError, "the trace has other layers or channels than the model"),
+        (calling(EMA, True), TypeError, "momentum=True: it is the weight of the new batch"),
+        (calling(EMA, float("nan")), ValueError, "momentum=nan: it is the weight of the new batch"),
+        (calling(EMA.from_decay, "0.9"), TypeError, "decay='0.9': it is the weight of the old average"),
+        (calling(Window, k=2.5), TypeError, "window: k=2.5; it counts batches"),
+        (calling(inference.EvalNorm, float("nan")), TypeError, "EvalNorm: batch_size=nan; it is 1 or more"),
+        (calling(inference.PseudoSamples, n="16"), TypeError, "PseudoSamples: n='16'; it counts images"),
     ],
 )
 def test_arguments(call: Callable[[], object], error: type[Exception], message: str) -> None:
@@ -225,14 +186,12 @@ def test_arguments(call: Callable[[], object], error: type[Exception], message: 
     [
         (torch.zeros(4, 1, 8, 8), r"layer '0' expects 3 channels, its input has shape \(4, 1, 8, 8\)"),
         (torch.zeros(0, 3, 8, 8), "a batch of no images reached layer '0'"),
-        (torch.zeros(4, 3, 8, 8, dtype=torch.complex64), "the input of layer '0' is torch.complex64"),
         (torch.zeros(4, 3, 8, 8, dtype=torch.int64), "the input of layer '0' is torch.int64"),
-        (torch.zeros(3), r"layer '0' expects 3 channels, its input has shape \(3,\)"),
     ],
-    ids=["one channel", "empty", "complex", "integer", "one axis"],
+    ids=["one channel", "empty", "integer"],
 )
-@pytest.mark.parametrize("kind", [inference.TestBatch(), inference.PseudoSamples(n=0), inference.EvalNorm()])
-def test_inputs_at_inference(kind: inference.TestTimeStatistics, x: Tensor, message: str) -> None:
+def test_inputs_at_inference(x: Tensor, message: str) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3)).train()
-    with unchanged(model), pytest.raises(ValueError, match=message), inference.apply_statistics(model, kind):
+    block = inference.apply_statistics(model, inference.TestBatch())
+    with unchanged(model), pytest.raises(ValueError, match=message), block:
         model(x)

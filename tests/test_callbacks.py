@@ -132,7 +132,7 @@ def make_trainer(lightning: Any, tmp_path: Path) -> Callable[..., Any]:
 @slow
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}, {"num_sanity_val_steps": 0}],
+    [{}, {"accumulate_grad_batches": 4}, {"val_check_interval": 2}],
     ids=lambda options: "".join(options) or "plain",
 )
 def test_lightning_validates_and_saves_exactly_and_trains_as_without(
@@ -159,22 +159,6 @@ def test_lightning_validates_and_saves_exactly_and_trains_as_without(
     for state in saved:
         network = {name.removeprefix("network."): value for name, value in state.items()}
         assert any(are_equal(validated, network) for validated in module.states)
-
-
-@slow
-def test_lightning_in_one_process_of_ddp(lightning: Any, make_module: Any, make_trainer: Any) -> None:
-    strategy = lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
-    module = make_module(make_network())
-    try:
-        trainer = make_trainer(make_lightning_callback(IMAGES), strategy=strategy, devices=1)
-        trainer.fit(module, LOADER, HELD_OUT_LOADER)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-    for state in module.states:
-        assert_exact(state, module.network)
-    assert are_equal(copy_state(module.network), module.running)
 
 
 @slow
@@ -206,17 +190,6 @@ def test_lightning_puts_averages_back_after_an_exception(make_module: Any, make_
     network[1].requires_grad_(False)
     with pytest.warns(RuntimeWarning, match="running averages are evaluated.*all layers are frozen"):
         make_trainer(make_lightning_callback(IMAGES)).validate(make_module(network), HELD_OUT_LOADER)
-
-
-@slow
-def test_lightning_says_that_there_is_no_batch_norm_before_it_trains(make_module: Any, make_trainer: Any) -> None:
-    module = make_module(nn.Sequential(nn.Linear(4, 3)))
-    before = copy_state(module.network)
-
-    with pytest.raises(ValueError, match="make_lightning_callback: no BatchNorm layer"):
-        make_trainer(make_lightning_callback(IMAGES), num_sanity_val_steps=0).fit(module, LOADER, HELD_OUT_LOADER)
-
-    assert are_equal(copy_state(module.network), before)
 
 
 class StubTrainer:
@@ -387,17 +360,3 @@ def test_transformers_evaluates_and_saves_exactly_and_trains_as_without(
     for state in saved:
         network = {name.removeprefix("network."): value for name, value in state.items()}
         assert any(are_equal(evaluated, network) for evaluated in trainer.states)
-
-
-@slow
-@pytest.mark.parametrize("method", ["evaluate", "predict"])
-def test_transformers_evaluates_exactly_without_training(make_hugging_face: Any, method: str) -> None:
-    trainer = make_hugging_face(make_network())
-    before = copy_state(trainer.model)
-    recalibrate_in_transformers(trainer, IMAGES)
-
-    getattr(trainer, method)(list_examples(HELD_OUT))
-
-    (state,) = trainer.states
-    assert_exact(state, trainer.model.network)
-    assert are_equal(copy_state(trainer.model), before)

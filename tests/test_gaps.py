@@ -51,40 +51,9 @@ def test_each_layers_eps_counts_and_weights_that_nobody_knows_give_no_output_gap
     assert math.isnan(row["output_gap"])
 
 
-def test_the_output_gap_is_that_of_the_outputs() -> None:
-    """For inputs with just the reference's moments."""
-    layer = nn.BatchNorm1d(3).double().eval()
-    nn.init.normal_(layer.weight)
-    x = 2 * torch.randn(1000, 3).double() + torch.tensor([1.0, -1.0, 0.0])
-    exact = population_statistics(layer, [x])
-    with using(layer, exact):
-        expected = layer(x)
-    running = running_statistics(layer)
-    off = (layer(x) - expected).square().mean(0)
-
-    # The outputs of the reference are standardized up to eps, to which this is as near.
-    assert gap(exact, running)["output_gap"].item() == pytest.approx(off.mean().sqrt().item(), rel=1e-4)
-
-
-def test_channels_that_do_nothing_have_no_output_gap() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
-    for name in ("0.weight", "1.weight"):
-        model.get_parameter(name).data[0] = 0
-    exact = population_statistics(model, [torch.randn(64, 3, 8, 8)])
-    exact.write_to(model)
-    model.get_buffer("1.running_mean")[0] = 0.05
-    model.get_buffer("1.running_var")[0] = 0.5
-    frame = gap(exact, running_statistics(model))
-
-    assert frame["mean_gap"].item() > 5
-    assert frame["output_gap"].item() == pytest.approx(0, abs=1e-6)
-
-
 def test_values_that_are_not_finite_or_negative_are_named() -> None:
     bad = statistics([0.0, math.nan, 0.0], [1.0, 1.0, -2.0])
-    with pytest.warns(
-        RuntimeWarning, match=r"layer 'bn' has NaN or infinite values in channel 1; .* variance in channel 2"
-    ) as caught:
+    with pytest.warns(RuntimeWarning, match="estimate: NaN, infinite values or negative variances in 'bn'") as caught:
         gap(statistics([0.0] * 3, [1.0] * 3), bad)
     assert caught[0].filename == __file__
 
@@ -134,7 +103,6 @@ def test_a_bad_layer_does_not_reach_the_others() -> None:
     ("reference", "estimate", "error", "message"),
     [
         ({}, statistics([0], [1]), TypeError, "gap: reference is a dict; pass bnlab.Statistics"),
-        (statistics([0], [1]), None, TypeError, "gap: estimate is a NoneType"),
         (
             statistics([0], [1]),
             statistics([0], [1], name="other"),

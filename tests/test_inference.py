@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, TestBatch, TestTimeStatistics, apply_statistics
 from tests import references
@@ -110,9 +108,8 @@ def test_a_mean_far_above_the_deviation(kind: TestTimeStatistics) -> None:
 
 
 @each
-@pytest.mark.parametrize("network", [make_patched, residual])
-def test_the_model_comes_back(kind: TestTimeStatistics, network: Callable[[], nn.Module]) -> None:
-    model = network().train()
+def test_the_model_comes_back(kind: TestTimeStatistics) -> None:
+    model = make_patched().train()
     x = images(6)[0]
     with unchanged(model):
         with apply_statistics(model, kind) as lent, torch.no_grad():
@@ -150,13 +147,7 @@ def test_the_test_batch_is_train_mode() -> None:
 
 
 def test_what_is_refused() -> None:
-    model = plain()
-    with pytest.raises(TypeError, match=r"kind is a float; pass e\.g\. TestBatch\(\)"), apply_statistics(model, 0.1):  # type: ignore[arg-type]
-        pass
-    with (
-        pytest.raises(ValueError, match=r"inference\.apply_statistics: no BatchNorm"),
-        apply_statistics(nn.Linear(2, 2), TestBatch()),
-    ):
+    with pytest.raises(TypeError, match=r"kind is a float; pass e\.g\. TestBatch\(\)"), apply_statistics(plain(), 0.1):  # type: ignore[arg-type]
         pass
     layer = nn.BatchNorm1d(3)
     for n, kind in ((1, TestBatch()), (1, PseudoSamples(n=0)), (4, ExampleWeighing(weight=1)), (4, EvalNorm(1))):
@@ -169,37 +160,6 @@ def test_what_is_refused() -> None:
             ExampleWeighing(wrong)
     with pytest.raises(ValueError, match="batch_size=0; it is 1 or more"):
         EvalNorm(0)
-
-
-EQUALS = [
-    (ExampleWeighing(0.0), PseudoSamples(1e12)),  # the source alone
-    (EvalNorm(4), ExampleWeighing(0.25)),
-    (PseudoSamples(0.0, between=True), TestBatch()),
-]
-
-
-@pytest.mark.parametrize(("one", "other"), EQUALS)
-def test_kinds_that_are_the_same(one: TestTimeStatistics, other: TestTimeStatistics) -> None:
-    model = residual().eval()
-    (x,) = images(5)
-    plainly = model(x)
-    with apply_statistics(model, one):
-        found = model(x)
-    with apply_statistics(model, other):
-        torch.testing.assert_close(model(x), found, rtol=1e-5, atol=1e-5)
-    is_source = one == ExampleWeighing(0.0)
-    assert torch.allclose(found, plainly, rtol=1e-5, atol=1e-5) == is_source
-
-
-def test_one_image_is_predicted_alike_whoever_its_neighbours_are() -> None:
-    """To a batch of one, 3 pseudo-samples are a weight of 1/4."""
-    model = residual().eval()
-    (x,) = images(5)
-    with apply_statistics(model, PseudoSamples(3, between=True)):
-        found = model(x[:1])
-    with apply_statistics(model, EvalNorm(4)):
-        torch.testing.assert_close(model(x[:1]), found, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(model(x)[:1], found, rtol=1e-5, atol=1e-5)
 
 
 class OwnForward(nn.BatchNorm1d):
@@ -217,34 +177,16 @@ def test_layers_that_take_no_other_statistics() -> None:
             model[:1].train()(x)
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_that_are_made_inside_of_the_block_keep_the_rule(how: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_copy_that_is_made_inside_of_the_block_keeps_the_rule() -> None:
     """A worker that the model is sent to, say."""
     model = residual()
     (x,) = images(5)
     with unchanged(model), torch.no_grad(), apply_statistics(model, PseudoSamples(n=2)):
         expected = model(x)
-        other = how(model)
+        other = pickle.loads(pickle.dumps(model))
         torch.testing.assert_close(other(x), expected)
         for layer in other.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.reset_running_stats()  # the copy's own
         assert not torch.allclose(other(x), expected)
         assert torch.equal(model(x), expected)
-
-
-@each
-def test_derivatives_forwards_and_in_transforms(kind: TestTimeStatistics) -> None:
-    model = residual().double()
-    x = images(3)[0].double()
-    towards = x.cos()
-    with unchanged(model), apply_statistics(model, kind), torch.enable_grad():
-        found = torch.func.jvp(model, (x,), (towards,))[1]
-        with forward_ad.dual_level():
-            dual = forward_ad.unpack_dual(model(forward_ad.make_dual(x, towards))).tangent
-        mapped = torch.func.vmap(lambda image: model(image[None])[0])(x)
-        alone = torch.cat([model(image[None]) for image in x])
-        expected = (model(x + 1e-6 * towards) - model(x - 1e-6 * towards)) / 2e-6
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(dual, found)
-    torch.testing.assert_close(mapped, alone)

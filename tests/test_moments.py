@@ -94,15 +94,6 @@ def test_a_mean_of_many_sigma_costs_no_digits(mean: float, dtype: torch.dtype, l
     assert_moments(reader.pool([reader.read(part) for part in parts], parts), references.moments(x), 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("shape", [(33, 5), (9, 5, 6, 7)])
-def test_other_precisions_are_read_as_they_are(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x = sample(*shape, dtype=dtype)
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
-    for layout in ("contiguous", "channels_last"):
-        assert_moments(Moments.of(LAYOUTS[layout](x)), references.moments(x), tolerance)
-
-
 def measure_together(parts: Sequence[Tensor]) -> Moments:
     """The moments of all parts, as `population_statistics` pools them."""
     kinds = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}
@@ -111,9 +102,7 @@ def measure_together(parts: Sequence[Tensor]) -> Moments:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(
-    "shape", [(2000, 5), (256, 512), (1200, 1024), (33, 130, 9, 7), (64, 16, 8, 8), (4, 3, 300, 300)]
-)
+@pytest.mark.parametrize("shape", [(2000, 5), (256, 512), (33, 130, 9, 7), (4, 3, 100, 100)])
 @pytest.mark.parametrize(
     ("mean", "std", "tolerance"),
     [(1000, 0.01, 1e-5), (-1000, 0.1, 1e-5), (1e4, 1, 1e-5), (1.9, 1, 2e-6), (4, 1, 2e-6), (15.5, 1, 2e-6)],
@@ -186,15 +175,6 @@ def assert_equal(a: Moments, b: Moments, mean: float) -> None:
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(batches_of_data)
-def test_merging_is_associative_and_commutative(batches: list[Tensor]) -> None:
-    mean = batches[0].mean().item()
-    a, b, c, *_ = map(Moments.of, batches)
-    assert_equal(a.merge(b), b.merge(a), mean)
-    assert_equal(a.merge(b).merge(c), a.merge(b.merge(c)), mean)
-
-
-@settings(max_examples=20, deadline=None, derandomize=True)
 @given(batches_of_data, st.integers(1, 20))
 def test_another_split_changes_nothing(batches: list[Tensor], size: int) -> None:
     mean = batches[0].mean().item()
@@ -208,11 +188,6 @@ def test_another_split_changes_nothing(batches: list[Tensor], size: int) -> None
     assert_equal(of_batches, whole, mean)
     assert_equal(of_parts, whole, mean)
     assert_equal(measure_together(parts), whole, mean)
-
-
-def test_pooling_batches_of_another_shape_far_from_zero() -> None:
-    inputs = [sample(3, 4, 5, 5, mean=1000, std=0.01), sample(2, 4, 9, 7, mean=1000.02, std=0.01)]
-    assert_moments(measure_together(inputs), references.merge(inputs))
 
 
 def test_empty_is_neutral() -> None:

@@ -1,1 +1,1 @@
-"""Exact statistics: `population` has the public call, `breadth` the algorithm."""
+"""Exact statistics: `population` has the public call, `walk` the algorithm."""

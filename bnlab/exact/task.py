@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,7 +37,6 @@ class Task:
         reader: reads the moments of what they normalize.
         sample_size: how many of a batch's images are evaluated to profile and to check a forward.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
-        float16_layers: names of the layers that were given float16 values.
     """
 
     model: nn.Module
@@ -50,7 +49,6 @@ class Task:
     reader: Reader
     sample_size: int = sys.maxsize
     channels_last: bool = False
-    float16_layers: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._running = dict(zip(self.layers, map(get_running_buffers, self.layers.values()), strict=True))
@@ -93,10 +91,10 @@ class Task:
                 f"{CALLER}: layer {name!r} got one value per channel, which has no variance; pass more images"
             )
         if not (moments.mean + moments.var).isfinite().all():
-            advice = "look at data and weights"
-            if name in self.float16_layers:
-                advice = "float16 overflows beyond 65,504: use bfloat16 or float32"
-            raise ValueError(f"{CALLER}: the input of layer {name!r} has NaN or infinite values; {advice}")
+            raise ValueError(
+                f"{CALLER}: the input of layer {name!r} has NaN or infinite values; look at data and weights, and "
+                "whether it is float16, which overflows beyond 65,504"
+            )
         dtype = get_running_buffers(self.layers[name])[1].dtype
         if moments.var.max() > torch.finfo(dtype).max:
             raise ValueError(
@@ -116,8 +114,6 @@ def watched(task: Task, layers: Layers, look: Callable[[str, Tensor], object]) -
         if x is None:
             return
         task.require_own_buffers(name)
-        if x.dtype == torch.float16:
-            task.float16_layers.add(name)
         look(name, x)
 
     with contextlib.ExitStack() as undo:

@@ -232,17 +232,12 @@ def _describe_mismatch(present: Mapping[str, Tensor], weights: Mapping[str, Tens
     """Describe how weights differ from the tensors of a model; empty if they fit."""
     if not isinstance(weights, Mapping):
         return f"type {type(weights).__name__}"
-
-    missing = [name for name in present if not isinstance(weights.get(name), Tensor)]
-    if missing:
-        return f"{join_names(missing)} missing"
-
-    unknown = [name for name in weights if name not in present and not name.endswith("_extra_state")]
-    if unknown:
-        return f"the model has no {join_names(unknown)}"
-
-    reshaped = [name for name, tensor in present.items() if weights[name].shape != tensor.shape]
-    return f"other shapes in {join_names(reshaped)}" if reshaped else ""
+    other = []
+    for name, tensor in present.items():
+        given = weights.get(name)
+        if not isinstance(given, Tensor) or given.shape != tensor.shape:
+            other.append(name)
+    return f"{join_names(other)} missing or of another shape" if other else ""
 
 
 def _warn_of_present_weights(present: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:

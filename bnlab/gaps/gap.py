@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bnlab.model.layers import match_names, strip_wrappers
+from bnlab.model.layers import join_names, match_names, strip_wrappers
 from bnlab.model.warn import warn
 from bnlab.statistics.layout import Layout
 from bnlab.statistics.network import Statistics
@@ -124,35 +124,15 @@ def _list_unpaired(reference: Statistics, estimate: Statistics, pairs: Mapping[s
 
 
 def _warn_of_bad_values(statistics: Statistics, side: str) -> None:
-    """Name the channels with values that are not finite, and with negative variances."""
-    parts = []
+    """Name the layers with values that are not finite, or with negative variances."""
+    bad = []
     for name, moments in statistics.items():
-        nonfinite = ~(moments.mean.isfinite() & moments.var.isfinite())
-        negative = moments.var < 0
-        if nonfinite.any():
-            parts.append(f"layer {name!r} has NaN or infinite values in {_list_channels(nonfinite)}")
-        if negative.any():
-            parts.append(f"layer {name!r} has a negative variance in {_list_channels(negative)}")
-    if not parts:
-        return
-
-    text = "; ".join(parts[:4])
-    if len(parts) > 4:
-        text += f"; and {len(parts) - 4} more"
-    warn(f"gap: {side}: {text}; recalibrate, and look for the batch")
-
-
-def _list_channels(chosen: Tensor) -> str:
-    """Name up to five of the channels where `chosen` [C] is true."""
-    channels = chosen.nonzero().flatten().tolist()
-    if len(channels) == len(chosen):
-        return "all channels"
-
-    text = ", ".join(str(channel) for channel in channels[:5])
-    if len(channels) > 5:
-        text += f" and {len(channels) - 5} more"
-    noun = "channels" if len(channels) > 1 else "channel"
-    return f"{noun} {text}"
+        is_finite = moments.mean.isfinite() & moments.var.isfinite()
+        if not (is_finite & (moments.var >= 0)).all():
+            bad.append(name)
+    if bad:
+        names = join_names(bad)
+        warn(f"gap: {side}: NaN, infinite values or negative variances in {names}; recalibrate, and look for the batch")
 
 
 def _flatten_weights(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
+
+from bnlab.model.arguments import require_values
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -145,7 +146,7 @@ CountImages = Callable[[Any], SupportsIndex]
 
 
 def check_counter(function: CountImages | None, caller: str) -> Callable[[Any], int]:
-    """Return the caller's function of how many images a batch has, with a check of what it returns.
+    """Return a function of how many images a batch has: the caller's, whose result is made an int.
 
     None: the rows of the batch's first tensor are the images, or the members of a list of images.
     """
@@ -153,18 +154,7 @@ def check_counter(function: CountImages | None, caller: str) -> Callable[[Any], 
         return count_images
     if not callable(function):
         raise TypeError(f"{caller}: images is a {type(function).__name__}; pass a function of a batch")
-
-    def count(batch: Any) -> int:
-        returned = function(batch)
-        try:
-            if isinstance(returned, bool):
-                raise TypeError("True is no number of images")
-            return operator.index(returned)
-        except TypeError as error:
-            kind = type(returned).__name__
-            raise TypeError(f"{caller}: images= returned a {kind}; return how many images a batch has") from error
-
-    return count
+    return lambda batch: operator.index(function(batch))
 
 
 # -- arguments of public calls ---------------------------------------------------------------------------------------
@@ -199,17 +189,10 @@ def require_forward(forward: object, caller: str) -> None:
 def find_device(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
     """`device`, or where the model's first parameter is.
 
-    ValueError if this machine has no such device, or a parameter of the model has no values, as those of lazy layers
-    before their first forward.
+    ValueError if this machine has no such device, or a parameter of the model has no values.
     """
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(f"{caller}: parameter {name!r} is lazy and not built yet; run one forward pass first")
-        if parameter.is_meta:
-            raise ValueError(
-                f"{caller}: {name!r} is on the meta device, which holds no values; use model.to_empty and load its "
-                "weights first"
-            )
+        require_values(parameter, f"parameter {name!r}", caller)
     if device is None:
         return next((p.device for p in model.parameters()), torch.device("cpu"))
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -107,7 +108,20 @@ def _give_back_tensors(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None
 @contextlib.contextmanager
 def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """The model is borrowed, its forwards take no gradients, and its layers' hooks run also where it is compiled."""
-    with borrowed(model, training=training), torch.compiler.set_stance("force_eager"), torch.no_grad():
+    with borrowed(model, training=training), run_uncompiled(), torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
+def run_uncompiled() -> Iterator[None]:
+    """Let code that was compiled before the block run as it is written, because the compiled code sees no hooks.
+
+    Where nothing was compiled, torch's compiler is not imported, which takes longer than measuring a small model.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 

@@ -10,18 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
-from torch.nn.parameter import is_lazy
 
+from bnlab.model.arguments import require_values
 from bnlab.model.warn import warn
 
 BatchNorm = _BatchNorm
 # These normalize the input that they are given, and do nothing with buffers and momentum but average it.
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_TRACKED = (
-    "; InstanceNorm with track_running_stats=True normalizes each image by its own statistics in training and by "
-    "averages of them in eval mode, which seldom is meant: set it to False"
-)
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
 
 
@@ -70,13 +66,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None:
-            if is_lazy(module.running_mean):
-                raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
-            if module.running_mean.is_meta:
-                raise ValueError(
-                    f"{caller}: layer {name!r} is on the meta device, which holds no values; use model.to_empty and "
-                    "load its weights first"
-                )
+            require_values(module.running_mean, f"layer {name!r}", caller)
             known[name] = module
         elif isinstance(module, BatchNorm):
             skipped[f"{type(module).__name__} without running statistics"] += 1
@@ -85,21 +75,13 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
 
     if not known:
         message = f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
-        raise ValueError(message + _describe_skipped(model, skipped))
+        if skipped:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+            message += f" ({kinds} skipped; only subclasses of torch's batch norm are read)"
+        raise ValueError(message)
     if layers is None:
         return known
     return _select(known, layers, caller)
-
-
-def _describe_skipped(model: nn.Module, skipped: Counter[str]) -> str:
-    """Describe which norms are not read, and what instance norms do with averages; empty where nothing was skipped."""
-    if not skipped:
-        return ""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-    text = f" ({kinds} skipped; only subclasses of torch's batch norm are read)"
-    if any(isinstance(module, _INSTANCE_NORMS) and _keeps_statistics(module) for module in model.modules()):
-        text += _TRACKED
-    return text
 
 
 _STATISTIC_NAME = re.compile(
@@ -327,5 +309,10 @@ def has_own_forward(layer: BatchNorm) -> bool:
     """Return whether a layer may normalize something else than its input, as its forward is not torch's or bnlab's."""
     if find_replaced_forward(layer) is not None:
         return True
+    return overrides_forward(layer)
+
+
+def overrides_forward(layer: BatchNorm) -> bool:
+    """Return whether a layer's class has a forward that is neither torch's nor bnlab's."""
     kind = type(layer)
     return kind.forward not in TORCH_FORWARDS and not kind.__module__.startswith("bnlab.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _KEY = "bnlab.nn.SelfTuned/2"  # in a state dict's metadata
+_uncompiled: list[Callable[[SelfTuned, Tensor], Tensor]] = []  # `_train` without torch's compiler, once that is there
 
 
 class SelfTuned(AveragesByItself):
@@ -112,7 +114,10 @@ class SelfTuned(AveragesByItself):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and self.track_running_stats and input.dim() in self.dims and not count_loans():
-            return _train(self, input)
+            if torch.compiler.is_compiling() and not _uncompiled:
+                _uncompiled.append(torch.compiler.disable(_train))
+            train = _uncompiled[0] if _uncompiled else _train
+            return train(self, input)
         if self.averages is not None and self.averages.has_pending:
             self.settle()
         return super().forward(input)  # type: ignore[safe-super]
@@ -159,7 +164,6 @@ def _convert_layer(layer: BatchNorm) -> None:
     layer.register_load_state_dict_post_hook(_load_averages)
 
 
-@torch.compiler.disable
 def _train(layer: SelfTuned, input: Tensor) -> Tensor:
     layer.latest = None
     if layer.running_mean is None or layer.momentum is None or layer.momentum == 1:

@@ -29,7 +29,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome of an ordinary evaluation under the result, of two batches and of one of another shape.
+    """Outcome of an ordinary evaluation under the result, of up to three batches and of one of another shape.
 
     Attributes:
         held: whether all layers were given what the statistics were measured on.
@@ -47,7 +47,7 @@ class Check:
     def is_exact(self) -> bool:
         """Return whether the last check held.
 
-        It compares two or three batches, and does not see a remainder that was warned of, of layers that depend on
+        It compares a few batches, and does not see a remainder that was warned of, of layers that depend on
         themselves.
         """
         return self.held or self.held_layer_by_layer

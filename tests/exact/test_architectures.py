@@ -20,7 +20,7 @@ FLOAT32 = 1e-4
 TWIN = 1e-9  # two orders of summing in float64
 NAMES = [
     pytest.param("resnet18", marks=slow),
-    "mobilenet_v3_small",
+    pytest.param("mobilenet_v3_small", marks=slow),
     pytest.param("shufflenet_v2_x0_5", marks=slow),
     pytest.param("densenet121", marks=slow),
     pytest.param("efficientnet_b0", marks=slow),
@@ -53,7 +53,7 @@ def build(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", NAMES)
 def test_breadth_first_equals_its_twin(name: str) -> None:
     model = build(name)
-    batches = images(6, 6, 4, side=64)
+    batches = images(4, 3, side=64)
     with unchanged(model):
         found = population_statistics(model, batches)
 
@@ -66,21 +66,6 @@ def test_breadth_first_equals_its_twin(name: str) -> None:
     twin = references.full_batch_population(wide, torch.cat(small))
     assert measure_difference(found, twin, found.eps) <= FLOAT32
     assert measure_difference(population_statistics(wide, small), twin, found.eps) <= TWIN
-
-
-def test_half_of_the_memory_gives_the_same() -> None:
-    model = build("resnet18").double()
-    batches = [x.double() for x in images(6, 6, 6, 6, 4, side=32)]
-    whole = population_statistics(model, batches)
-
-    assert whole.cost is not None
-
-    half = whole.cost.peak_bytes // 2
-    found = population_statistics(model, batches, memory=half)
-    assert measure_difference(found, whole, whole.eps) <= TWIN
-    assert found.cost is not None
-    layer_by_layer = len(batches) * (len(found) + 1)
-    assert whole.cost.forwards < found.cost.forwards <= layer_by_layer
 
 
 def test_timm_overrides_the_forward_of_its_norms() -> None:

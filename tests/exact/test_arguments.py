@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bnlab import diagnose, population_statistics, recalibrate, running_statistics
+from bnlab import diagnose, population_statistics, recalibrate
 from tests import references
 from tests.exact.zoo import Net
 from tests.helpers import images, measure_difference, plain, residual, run_two_ranks, unchanged
@@ -38,16 +38,6 @@ def test_keywords_that_calls_share_come_in_one_order(one: Callable[..., Any], ot
     shared = list_shared(one, other)
     assert {"forward", "inputs", "max_images", "progress"} <= {*shared}
     assert shared == list_shared(other, one)
-
-
-@pytest.mark.parametrize("options", [*WAYS, {"memory": "50KB"}])
-@pytest.mark.parametrize(("offset", "sigma"), [(1e5, 0.01), (1e3, 10.0)])
-def test_far_from_zero(offset: float, sigma: float, options: dict[str, Any]) -> None:
-    data = [batch * sigma + offset for batch in images(8, 8, 5)]
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    found = population_statistics(model, data, **options)
-
-    assert measure_difference({"0": found["0"]}, {"0": references.merge(data)}) <= 1e-4
 
 
 def test_some_layers_are_measured_under_the_buffers_of_others() -> None:
@@ -94,39 +84,29 @@ def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
         population_statistics(plain(), itertools.repeat(batch))
 
 
-def test_writing_the_result_makes_the_network_consistent() -> None:
-    model = residual()
-    data = images(8, 8, 5)
-    exact = population_statistics(model, data)
-    exact.write_to(model)
-
-    assert measure_difference(population_statistics(model, data), exact) <= 1e-6
-    assert torch.equal(running_statistics(model)["1"].mean, exact["1"].mean.float().double())
-
-
 def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
     """Shares of other sizes, of other numbers, and none."""
     run_two_ranks(
         """
 import warnings
 from bnlab import population_statistics
-from tests.exact.zoo import make_cases
+from tests.exact.zoo import make_kept_features
 from tests.helpers import images, measure_difference, residual
 warnings.simplefilter("ignore")
 data = images(8, 3, 5, 7)
 group = dist.group.WORLD
 for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}, {"standard_errors": True}, {"memory": "60KB"}):
     whole = population_statistics(residual(), data, **options)
-    for share in (data[rank::2], data[1:] if rank else data[:1], data if rank else []):
+    for share in (data[1:] if rank else data[:1], data if rank else []):
         found = population_statistics(residual(), share, group=group, **options)
         assert list(found) == list(whole)
         assert measure_difference(found, whole) < 1e-6
         assert found.cost.images == sum(map(len, share))
         for name, errors in (whole.standard_errors or {}).items():
             torch.testing.assert_close(found.standard_errors[name], errors, rtol=1e-5, atol=0)
-case = make_cases()["features in a hook"]
-whole = population_statistics(case.model, case.batches)
-found = population_statistics(case.model, case.batches[rank::2], group=group)
+model = make_kept_features()
+whole = population_statistics(model, data)
+found = population_statistics(model, data[rank::2], group=group)
 assert measure_difference(found, whole) < 1e-6
 try:
     population_statistics(residual(), [data[0] * (float("nan") if rank else 1)], group=group)
@@ -141,7 +121,6 @@ except ValueError as error:
 # -- what is refused, and what is named -------------------------------------------------------------------------------
 
 FIRST, SECOND = DATA = images(8, 5)
-NAN = [FIRST, SECOND * np.nan]
 
 
 def replace_buffers(model: nn.Module, batch: Tensor) -> Any:
@@ -171,16 +150,10 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
         (nn.Linear(3, 3), DATA, {}, ValueError, "no BatchNorm layer with running statistics in Linear"),
         (nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False)), DATA, {}, ValueError,
          r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped; only [^;]* are read\)$"),
-        (nn.InstanceNorm2d(3, track_running_stats=True), DATA, {}, ValueError,
-         r"\(1 InstanceNorm2d skipped; .*; InstanceNorm with track_running_stats=True .* in eval mode, .* to False$"),
-        ("model", DATA, {}, TypeError, "expected a torch.nn.Module"),
-        (plain, DATA, {}, TypeError, "expected a torch.nn.Module, found function"),
         (torch.jit.trace(plain().eval(), FIRST), DATA, {}, ValueError, "the model is TorchScript, whose layers cannot"),
         (nn.LazyBatchNorm2d(), DATA, {}, ValueError, "is lazy and not built yet; run one forward pass first"),
         (plain().to("meta"), DATA, {}, ValueError, "on the meta device, which holds no values; use model.to_empty"),
         (nn.Sequential(nn.LazyConv2d(3, 3), nn.BatchNorm2d(3)), DATA, {}, ValueError, r"'0\.weight' is lazy and not"),
-        (plain(), [], {}, ValueError, "batches is empty"),
-        (plain(), FIRST, {}, TypeError, "pass an iterable of batches"),
         (plain(), [{"image": FIRST}], {}, TypeError, r"is a dict .* forward=lambda model, batch: model\(\*\*batch\)"),
         (plain(), DATA, {"layers": ["2"]}, ValueError, "layers has '2', which is no BatchNorm .* there are '1', '4'"),
         (plain(), DATA, {"layers": []}, ValueError, "layers is empty; name at least one, or pass None for all"),
@@ -190,14 +163,9 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
         (plain(), DATA, {"memory": "some"}, ValueError, "4GiB"),
         (plain(), DATA, {"memory": 1000}, ValueError, "pass smaller batches or raise memory="),
         (plain(), DATA, {"device": "nowhere"}, ValueError, "cannot be used here"),
-        (plain(), DATA, {"forward": 3}, TypeError, "pass a function of model and batch"),
         (plain(), DATA, {"group": 3}, TypeError, "pass a process group"),
-        (plain(), NAN, {}, ValueError, "NaN or infinite values"),
-        (plain(), NAN, {"upstream": "batch"}, ValueError, "NaN or infinite values"),
-        (plain(), [NAN[1]] * 2, {"forward": hide_what_is_wrong}, ValueError, "NaN or infinite values"),
-        (nn.BatchNorm2d(3).half(), [FIRST.half() * np.inf], {}, ValueError, "float16 overflows beyond 65,504"),
+        (plain(), [SECOND * np.nan] * 2, {"forward": hide_what_is_wrong}, ValueError, "NaN or infinite values"),
         (plain(), [FIRST, SECOND[:, :2]], {}, RuntimeError, "expected input"),
-        (nn.BatchNorm2d(4), DATA, {}, ValueError, "expects 4 channels"),
         (plain(), [FIRST, FIRST[:0]], {}, ValueError, "leave empty batches out"),
         (nn.BatchNorm1d(3), [torch.randn(1, 3)], {}, ValueError, "one value per channel"),
         (nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2, {"upstream": "batch"}, ValueError, "use larger batches"),
@@ -240,7 +208,6 @@ def make_held(norms: Any) -> nn.Module:
     [
         (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_mean")), "'1' keep running statistics"),
         (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("stored_mean", "stored_var")), "'1' keep running statistics"),
-        (nn.Sequential(nn.BatchNorm2d(3), OwnNorm("running_std")), "'1' keep running statistics"),
         (nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)), "'1' are batch norms without"),
         *((make_held(held), "'norms' hold batch norms in a plain list or dictionary, .*; they are not measured")
           for held in ([nn.BatchNorm2d(3)], {"a": [nn.BatchNorm2d(3)]}, (nn.Sequential(nn.BatchNorm2d(3)),))),

@@ -1,8 +1,7 @@
-"""python -m tests.faults.plant [--all] [NAME ...]: plant faults in a copy of the checkout, one by one, and run tests.
+"""python -m tests.faults.plant [NAME ...]: plant faults in a copy of the checkout, one by one, and run tests.
 
 `library.yaml` and `harness.yaml` list the faults; NAME is a list or a fault. A fault is caught if one of its
-test files fails, or with `--all` any test beside them. Exit code 1: a fault was missed that is not marked so, or it
-could not be planted.
+test files fails. Exit code 1: a fault was missed that is not marked so, or it could not be planted.
 """
 
 from __future__ import annotations
@@ -75,7 +74,6 @@ def main() -> int:
     by_name |= {name: read_faults([name]) for name in LISTS}
     parser = argparse.ArgumentParser(prog="python -m tests.faults.plant", description="Plant faults, and run tests.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"faults, or {' and '.join(LISTS)}; default: all")
-    parser.add_argument("--all", action="store_true", help="where no test fails, run those beside them")
     given = parser.parse_args()
     chosen: list[Fault] = []
     for name in given.names or LISTS:
@@ -86,7 +84,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bnlab-faults-") as folder:
         copy = Path(folder)
         copy_checkout(copy)
-        return plant_all(chosen, copy, given.all)
+        return plant_all(chosen, copy)
 
 
 def copy_checkout(copy: Path) -> None:
@@ -100,21 +98,11 @@ def copy_checkout(copy: Path) -> None:
             shutil.copy(source, target)
 
 
-def list_tests(fault: Fault, copy: Path, is_all: bool) -> list[str]:
-    """List the test files that are likely to catch a fault; with `is_all` those that lie beside them too."""
-    files = list(fault.tests)
-    if is_all:
-        for test in fault.tests:
-            beside = sorted((copy / test).parent.glob("test_*.py"))
-            files += [str(path.relative_to(copy)) for path in beside]
-    return list(dict.fromkeys(files))
-
-
-def plant_all(faults: Sequence[Fault], copy: Path, is_all: bool) -> int:
+def plant_all(faults: Sequence[Fault], copy: Path) -> int:
     """Plant faults one after the other, and print what becomes of each; the exit code."""
     counts: Counter[str] = Counter()
     for fault in faults:
-        state, words = try_fault(fault, copy, is_all)
+        state, words = try_fault(fault, copy)
         print(f"{state}  {fault.name}{words}", flush=True)
         if state == "missed" and fault.missed:
             state = "missed as known"
@@ -124,7 +112,7 @@ def plant_all(faults: Sequence[Fault], copy: Path, is_all: bool) -> int:
     return 1 if counts["missed"] or counts["refused"] else 0
 
 
-def try_fault(fault: Fault, copy: Path, is_all: bool) -> tuple[str, str]:
+def try_fault(fault: Fault, copy: Path) -> tuple[str, str]:
     """Plant a fault for each test file, until one fails: caught, missed or refused, with further words on it."""
     path = copy / fault.file
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -133,7 +121,7 @@ def try_fault(fault: Fault, copy: Path, is_all: bool) -> tuple[str, str]:
     except ValueError as error:
         return "refused", f": {error}"
 
-    for test in list_tests(fault, copy, is_all):
+    for test in fault.tests:
         broken = find_broken(test, copy)
         if broken:
             return "refused", f": {broken} fails without any fault"
