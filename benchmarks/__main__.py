@@ -30,10 +30,11 @@ PARTS = {
     "replay": ("replay", 2),
     "scaling": ("scaling", 2),
     "doctor": ("doctor", 1),
+    "fleet": ("fleet", 1),
     "store": ("commands", 1),
 }
-_UNLESS_NAMED = ("store",)  # takes long
-_ON_CUDA = ("visits", "population", "recording", "training", "doctor")
+_UNLESS_NAMED = ("store", "fleet")  # take long, or are about accelerators
+_ON_CUDA = ("visits", "population", "recording", "training", "doctor", "fleet")
 _README = Path(__file__).with_name("README.md")
 _PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks.__main__ import PARTS
 from benchmarks.doctor_networks import Training, measure_cost, train_network
 from benchmarks.doctor_rates import Outcome, write_page, write_share
+from benchmarks.fleet import RECIPES, choose_rate, train_alone, train_stacked
 from benchmarks.timing import HEADING, Result
 from bnlab.harness.artifacts.data import OwnData
 
@@ -27,6 +30,34 @@ def test_a_row_has_its_ratio_and_marks_what_is_above_the_limit(limit: float | No
 
     assert row == f"| training | bnlab | 3 | plain loop | 2 | 1.500 | {expected} | n = 1 |"
     assert row.count("|") == HEADING.splitlines()[0].count("|")
+
+
+def test_stacked_networks_are_those_that_are_trained_alone() -> None:
+    """To rounding: after more updates float32 sums in another order have grown apart."""
+    recipe = replace(RECIPES["cpu"][0], batch=8, steps=2)
+    alone = [train_alone(recipe, "cpu", seed) for seed in range(2)]
+
+    parameters, buffers = train_stacked(recipe, "cpu", networks=2)
+
+    for place, model in enumerate(alone):
+        stacked = {name: values[place] for name, values in (*parameters.items(), *buffers.items())}
+        for name, values in model.state_dict().items():
+            assert torch.allclose(stacked[name], values, rtol=1e-4, atol=1e-5), name
+
+
+def test_an_update_by_hand_is_that_of_torch() -> None:
+    recipe = replace(RECIPES["cpu"][0], batch=8, steps=2)
+    model, images, labels = recipe.draw(1, "cpu")
+    optimizer = torch.optim.SGD(model.parameters(), choose_rate(1), 0.9, weight_decay=5e-4, nesterov=True)
+    for step in range(recipe.steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images[step]), labels[step]).backward()
+        optimizer.step()
+
+    found = train_alone(recipe, "cpu", seed=1).state_dict()
+
+    for name, values in model.state_dict().items():
+        assert torch.allclose(found[name], values, rtol=1e-5, atol=1e-6), name
 
 
 def make_outcome(lost: float, first: str, fault: str = "") -> Outcome:
