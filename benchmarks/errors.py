@@ -1,0 +1,64 @@
+"""Errors of moments against float64 moments of the stored values: python -m benchmarks.errors [--cuda].
+
+A table for each way to read: what the CPU does, and what an accelerator does, on the CPU or with --cuda on one.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from benchmarks.networks import LAYOUTS
+from bnlab import Moments
+from bnlab.model.reading import DeviceReader, Reader
+from bnlab.statistics.moments import compare_moments
+
+_MEANS = (0, 4, 8, 16, 100, 10_000)  # in standard deviations
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SHAPE = (64, 64, 28, 28)
+_BATCHES = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cuda", action="store_true", help="read on an accelerator")
+    device = "cuda" if parser.parse_args().cuda else "cpu"
+    readers: dict[str, Reader] = {"as on an accelerator": DeviceReader()}
+    if device == "cpu":
+        readers = {"as on the CPU": Reader(), **readers}
+
+    columns = [(dtype, layout) for dtype in _DTYPES for layout in LAYOUTS]
+    names = [f"{str(dtype).removeprefix('torch.')}, {layout}" for dtype, layout in columns]
+    for words, reader in readers.items():
+        print(f"\nRead {words}, device {device}: errors of the mean in σ, and of the variance, relative.\n")
+        print(f"| mean, in σ | {' | '.join(names)} |")
+        print(f"|--:|{'--:|' * len(names)}")
+        for mean in _MEANS:
+            cells = [_measure_error(reader, mean, dtype, layout, device) for dtype, layout in columns]
+            print(f"| {mean:,} | {' | '.join(cells)} |", flush=True)
+
+
+def _measure_error(reader: Reader, mean: float, dtype: torch.dtype, layout: str, device: str) -> str:
+    """Read values in batches, as a walk does, and describe the largest error of a channel."""
+    generator = torch.Generator().manual_seed(0)
+    values = mean + torch.randn(_SHAPE, generator=generator, dtype=torch.float64)
+    x = values.to(dtype).to(device).contiguous(memory_format=LAYOUTS[layout])
+    parts = list(x.split(_SHAPE[0] // _BATCHES))
+    pooled = reader.pool([reader.read(part) for part in parts], parts)
+
+    measured = Moments(pooled.count, pooled.mean.cpu(), pooled.var.cpu())
+    of_mean, of_variance = compare_moments(_compute_in_float64(x), measured)
+    return f"{of_mean:.0e}, {of_variance:.0e}"
+
+
+def _compute_in_float64(x: Tensor) -> Moments:
+    channels = x.cpu().double().transpose(0, 1).flatten(1)
+    mean = channels.mean(1)
+    var = (channels - mean[:, None]).square().mean(1)
+    return Moments(channels.shape[1], mean, var)
+
+
+if __name__ == "__main__":
+    main()
