@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.decisions import compare_decisions
 from bnlab.doctor.examination import Evidence, Examination
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import find_unread, probe_predictions
@@ -32,7 +33,8 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
     """Measure statistics and scores of the data: four passes, and one more where layers follow dropout.
 
-    With `evaluate` two passes, and three calls of it. A few images are run twice and alone.
+    With `evaluate` two passes, and three calls of it; without labels predictions of at most 1,000 images are compared
+    instead of scores. A few images are run twice and alone.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -56,12 +58,14 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     scores = score(examination, data, exact, evaluate, own_values)
     if scores is not None and evaluate is not None:
         scores = add_own_statistics(scores, examination, evaluate)
+    decisions = compare_decisions(examination, data, exact) if scores is None else None
     twice, alone = probe_predictions(examination, data)
     return Evidence(
         exact,
         view,
         scores,
         images=sum(map(count_images, data)),
+        decisions=decisions,
         dropped=_measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
         twice=twice,

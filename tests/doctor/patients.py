@@ -174,6 +174,37 @@ def round_weights(levels: float) -> Given:
     return Given(model, arguments={"before": before})
 
 
+@patient("pruned weights", "averages/averages or images", "BN108/BN106", (0.7, 0.8, 0.9))
+def prune(share: float) -> Given:
+    """So many of the weights of convolutions are 0."""
+    model = digits.make_healthy()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            size = module.weight.detach().abs()
+            module.weight.data[size <= size.quantile(share)] = 0
+    return Given(model)
+
+
+@patient("another run's averages in one layer", "averages/averages or images", "BN108", (0, 1, 2))
+def take_averages_of_another_run(number: float) -> Given:
+    model = digits.make_healthy()
+    other = digits.list_norms(digits.make_healthy(1))[int(number)]
+    layer = digits.list_norms(model)[int(number)]
+    layer.load_state_dict({**layer.state_dict(), **dict(other.named_buffers())})
+    return Given(model)
+
+
+@patient("averages part of the way", "averages or images", "BN108/BN101", (0.1, 0.25, 0.4))
+def move_part_of_the_way(share: float) -> Given:
+    """From 0 and 1, so much of it, and counts do not tell."""
+    model = digits.make_healthy()
+    for layer in digits.list_norms(model):
+        mean, var = get_running_buffers(layer)
+        mean.mul_(share)
+        var.mul_(share).add_(1 - share)
+    return Given(model)
+
+
 @patient("constant rate, few steps", "averages/averages or images", "BN108/BN101", (0.1, 0.3))
 def lag_behind(rate: float) -> Given:
     """After 15 steps a fifth of the averages is of their start, too."""
