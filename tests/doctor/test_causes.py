@@ -257,6 +257,14 @@ def scale_images(factor: float) -> Given:
     return Given(digits.make_healthy(), digits.make_batches(partial(rescale, factor=factor)))
 
 
+def multiply_averages(factor: float) -> Given:
+    model = digits.make_healthy()
+    for layer in digits.list_norms(model):
+        for values in get_running_buffers(layer):
+            values.mul_(factor)
+    return Given(model)
+
+
 def return_features(share: float) -> Given:
     """Of pruned weights; features name no classes."""
     return Given(PATIENTS["pruned weights"].make(share).model.get_submodule("")[:-1])  # type: ignore[index]
@@ -265,7 +273,7 @@ def return_features(share: float) -> Given:
 @pytest.mark.parametrize(
     ("make", "strength", "verdict", "code", "says"),
     [
-        (PATIENTS["averages times a factor"].make, 4.0, "averages", "BN215", "takes most of the gap away"),
+        (multiply_averages, 4.0, "averages", "BN215", "takes most of the gap away"),
         (scale_images, 4.0, "images", "BN209", "takes most of the gap away"),
         (scale_images, 1.0, "healthy", "", "exact statistics name 0.4% of 1,000 images otherwise"),
         (PATIENTS["means of one layer broken"].make, 4.0, "undecided", "BN108", "Only labels tell"),

@@ -176,7 +176,7 @@ def test_interval_of_right_and_wrong_by_hand() -> None:
     """
     gain = compare([0, 0, 0, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1, 1, 1, 1, 1])
 
-    half = 1.96 * (17 / 33 / 12) ** 0.5
+    half = 1.959964 * (17 / 33 / 12) ** 0.5
     assert (gain.images, gain.value) == (10, pytest.approx(0.2))
     assert (gain.low, gain.high) == pytest.approx((2 / 12 - half, 2 / 12 + half))
 
@@ -186,7 +186,7 @@ def test_equal_predictions_prove_little() -> None:
     gain = compare([1.0] * 98, [1.0] * 98)
 
     assert gain.value == 0.0
-    assert (gain.low, gain.high) == pytest.approx((-gain.high, 1.96 * (2 / 99 / 100) ** 0.5))
+    assert (gain.low, gain.high) == pytest.approx((-gain.high, 1.959964 * (2 / 99 / 100) ** 0.5))
 
 
 def test_few_values() -> None:
