@@ -23,7 +23,7 @@ from bnlab.doctor.examination import CALLER, Examination
 from bnlab.doctor.patient import Patient
 from bnlab.doctor.scores import Difference, Evaluate, estimate_mean
 from bnlab.doctor.scoring import Judge, choose_judge
-from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, LEFT_BY_SMALLER
+from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Undo
 from bnlab.model.batches import count_images, map_batch, take_images
 from bnlab.statistics.network import Statistics
@@ -90,11 +90,18 @@ class Experiment:
         return best is not None and self.measure_gain(best).low > 0 and self.measure_score(best).value > worth
 
     def choose_shown(self) -> list[Trial]:
-        """Choose the smallest undos where the best surely brings back some likelihood, however little; else none."""
+        """Choose the smallest undos where the best surely brings back some likelihood, however little; else none.
+
+        Without labels they have to take away half of the gap.
+        """
         best = self.best
         if best is None or self.measure_gain(best).low <= 0:
             return []
-        return self.choose()[0]
+        chosen, _ = self.choose()
+        gap = -float(self.as_is[1].mean())
+        if self.has_labels or self.measure_gain(chosen[0]).value > LEAST_OF_GAP * gap:
+            return chosen
+        return []
 
     def choose(self) -> tuple[list[Trial], list[Trial]]:
         """Choose the smallest undos that bring back as much as the best.

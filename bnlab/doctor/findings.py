@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause, Severity
 from bnlab.doctor.experiment import Experiment, Trial
-from bnlab.doctor.thresholds import COSTS_ARE_ERRORS, LEAST_OF_GAP, VISIBLE
+from bnlab.doctor.thresholds import COSTS_ARE_ERRORS, VISIBLE
 from bnlab.doctor.undoing import EXACT
 
 
@@ -119,10 +119,3 @@ def grade_cost(cost: float, worth: float) -> Severity:
     if cost > COSTS_ARE_ERRORS * worth:
         return "error"
     return "warning" if cost > worth else "note"
-
-
-def fits_after(experiment: Experiment) -> bool:
-    """Return whether the best undo, judged without labels, surely takes away half of the gap."""
-    shown = experiment.choose_shown()
-    gap = -float(experiment.as_is[1].mean())
-    return bool(shown) and experiment.measure_gain(shown[0]).value > LEAST_OF_GAP * gap

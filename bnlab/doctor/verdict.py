@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -64,7 +64,7 @@ def conclude(
     if judged.word == "mode":
         others = [_add_cost_of_mode(finding, scores, least) for finding in others]
     findings = sort_findings([*explained, *others])
-    return _let_signs_speak(judged, findings, is_poor), findings
+    return let_signs_speak(judged, findings, is_poor), findings
 
 
 def _explain(
@@ -97,7 +97,7 @@ def _add_cost_of_mode(finding: Finding, scores: Scores, worth: float) -> Finding
     return replace(finding, cost=cost, severity=grade_cost(cost, worth))
 
 
-def _let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool) -> Verdict:
+def let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool) -> Verdict:
     """Call no network healthy whose forward shows a fault that no undo has to do with, or that is at chance with one.
 
     At chance under any statistics nothing shows what a fault costs.
@@ -171,16 +171,24 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
         reported = " or ".join(sorted(kinds | others))
         needed = round_up(4 * experiment.as_is.shape[1])
         word, more = "undecided", f" Too few images to tell these apart ({reported}); about {needed:,} would."
-    elif kinds == {"averages", "images"}:
-        word, more = "averages or images", low
-    elif len(kinds) > 1:
-        word, more = "undecided", low
     elif kinds == {"averages"} and _may_be_images(case, chosen):
         word, more = "averages or images", f" {_FIRST_OFF}{low}"
     else:
-        (word,) = kinds
-        more = low
+        word, more = name_place(kinds), low
     return Verdict(word, sentence + more, gain, chosen=[*chosen, *rivals])
+
+
+def name_place(kinds: Collection[Kind]) -> Word:
+    """Name where the fault is, by the kinds of undos of the same size."""
+    if {*kinds} == {"averages", "images"}:
+        return "averages or images"
+    return next(iter(kinds)) if len(kinds) == 1 else "undecided"
+
+
+def name_causes(trials: Iterable[Trial]) -> str:
+    """Name the causes that would be undone, each once."""
+    causes = dict.fromkeys(trial.cause for trial in trials)
+    return " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
 
 
 def find_kind(trial: Trial) -> Kind:
@@ -236,13 +244,11 @@ def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Sc
     """Write what undoing the causes brings back."""
     first = trials[0]
     gain = experiment.measure_score(first)
-    causes = dict.fromkeys(trial.cause for trial in trials)
-    undone = " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
     before = describe_score(float(experiment.as_is[0].mean()), scores)
     after = describe_score(float(first.values[0].mean()), scores)
     counted = count_things(gain.images, "image")
     return (
-        f"Undoing {undone} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
+        f"Undoing {name_causes(trials)} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
         f"{tell(gain, scores)}."
     )
 

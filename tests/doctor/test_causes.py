@@ -265,6 +265,10 @@ def multiply_averages(factor: float) -> Given:
     return Given(model)
 
 
+def forget_averages(_: float) -> Given:
+    return Given(digits.reset(digits.make_healthy()))
+
+
 def return_features(share: float) -> Given:
     """Of pruned weights; features name no classes."""
     return Given(PATIENTS["pruned weights"].make(share).model.get_submodule("")[:-1])  # type: ignore[index]
@@ -279,6 +283,7 @@ def return_features(share: float) -> Given:
         (PATIENTS["means of one layer broken"].make, 4.0, "undecided", "BN108", "Only labels tell"),
         (PATIENTS["another run's averages in one layer"].make, 1, "undecided", "BN108", "Only labels tell"),
         (PATIENTS["averages part of the way"].make, 0.4, "undecided", "BN108", "Only labels tell"),
+        (forget_averages, 0.0, "averages", "BN002", "BN002 (never updated) explains most of the gap"),
         (PATIENTS["pruned weights"].make, 0.7, "undecided", "BN108", "Only labels tell"),
         (PATIENTS["pruned weights"].make, 0.3, "healthy", "", "running averages cost 0.1 points"),
         (return_features, 0.7, "undecided", "BN108", "of their variance"),
