@@ -82,25 +82,6 @@ def test_a_cause_that_proposes_an_undo_is_named_and_decides_the_verdict() -> Non
     assert diagnosis.trials.set_index("code").loc["OWN1", "chosen"]
 
 
-class WorksLess(Tripled):
-    """Proposes something smaller that does not help."""
-
-    code = "OWN0"
-
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        yield Undo("nothing", ("1",), 0, lambda model, stack: None)
-
-
-def test_a_cause_whose_undo_does_not_help_is_tried_and_not_named() -> None:
-    given = PATIENTS["means of one layer broken"].make(3.0)
-
-    diagnosis = diagnose(given.model, given.batches, causes=[WorksLess()], progress=False)
-
-    tried = diagnosis.trials.set_index("code").loc["OWN0"]
-    assert tried["likelihood_gain"] == 0 and not tried["chosen"]
-    assert "OWN0" not in [finding.cause.code for finding in diagnosis.faults]
-
-
 class ProposesTwo(Tripled):
     """Proposes two undos, in another order from each half."""
 

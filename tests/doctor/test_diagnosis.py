@@ -231,25 +231,6 @@ def test_max_images_stops_early(batches: Batches) -> None:
     assert json.loads(diagnosis.to_json())["images"] == 96  # the batch that completes 65 is the third
 
 
-def test_labels_of_positions_are_enough_for_a_verdict() -> None:
-    """A pixel is of class 1 where it is above 0; the averages say that all are. Ignored positions are no label."""
-    model = nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Conv2d(1, 2, 1, bias=False)).eval()
-    model[1].weight.data = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
-    images = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    labels = (images[:, 0] > 0).long()
-    labels[:, :4] = 255
-    model.get_submodule("0").get_buffer("running_mean").fill_(-5)
-
-    diagnosis = diagnose(model, list(zip(images.split(8), labels.split(8), strict=True)), progress=False)
-
-    assert diagnosis.verdict in ("averages", "averages or images", "images")
-    assert diagnosis.scores["exact"] > 0.95
-    assert diagnosis.trials["gain"].max() > 0.4
-    scores = diagnosis.case.data.scores
-    assert scores is not None and scores.commonest is not None
-    assert scores.commonest < 0.6
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -138,7 +138,9 @@ def test_scores_and_likelihoods_of_positions_are_those_of_a_plain_loop(shape: tu
 
 
 def test_a_network_that_has_lost_all_foreground_is_not_healthy() -> None:
-    """It names class 0 everywhere, right in 98% of the pixels; images have one, two or three classes."""
+    """It names class 0 everywhere, right in 98% of the pixels; images have one, two or three classes, and pixels of
+    none, which are ignored.
+    """
     model: Any = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 3, 1))
     nn.init.zeros_(model[1].weight)
     model[1].bias.data = torch.tensor([1.0, 0.0, 0.0])
@@ -146,6 +148,7 @@ def test_a_network_that_has_lost_all_foreground_is_not_healthy() -> None:
     labels = torch.zeros(60, 8, 8).long()
     labels[20:, 0, 0] = 1
     labels[40:, 1, 1] = 2
+    labels[:, 7] = 255
     bnlab.recalibrate(model.eval(), [images])
 
     diagnosis = bnlab.diagnose(model, list(zip(images.split(20), labels.split(20), strict=True)), progress=False)
