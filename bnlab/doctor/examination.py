@@ -163,7 +163,7 @@ class Evidence:
         scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
         images: number of images.
         decisions: how predictions differ, where there are no scores; None where these cannot be compared either.
-        dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
+        dropped: pooled variance [C] of layers with dropout on, over that with dropout off; empty where there is none.
         plain: exact statistics without `inputs=`, where that was given.
         twice: how predictions of a few images differ between two runs of a batch, in units of the outputs' spread; NaN
             where outputs cannot be compared, or change together with buffers.

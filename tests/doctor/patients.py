@@ -145,7 +145,7 @@ def load_adapters(_: float) -> Given:
     model = copy.deepcopy(before).requires_grad_(False)
     for place in (0, 3, 6):
         model[place] = Adapted(model[place])  # type: ignore[arg-type]
-    digits.fit(model, steps=96, change=CHANGES["negative"])
+    digits.fit(model, steps=48, change=CHANGES["negative"])
     return _take_buffers(model, before)
 
 

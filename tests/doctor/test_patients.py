@@ -274,7 +274,8 @@ SLOW = [("digits", "one image each"), ("gallery", "one image each")]
 @pytest.mark.parametrize(("kind", "loader"), mark(HEALTHY_LOADED, set(HEALTHY_LOADED) - set(SLOW)))
 def test_a_healthy_network_is_healthy_under_any_loader(kind: str, loader: str) -> None:
     given = HEALTHY[kind]()
-    batches = list(LOADERS[loader](given.batches))
+    few = given.batches[:8]
+    batches = list(LOADERS[loader](few))
 
     with_labels = diagnose(given.model, iter(batches), progress=False)
     without = diagnose(given.model, (images for images, _ in batches), progress=False)
