@@ -84,11 +84,14 @@ def _describe(decisions: Decisions) -> str:
     """Say how predictions differ, and what that costs."""
     cost = decisions.cost
     counted = count_things(cost.images, "image")
-    points = f"{100 * cost.value:z.1f} points [{100 * cost.low:z.1f}, {100 * cost.high:z.1f}]"
+    value, low, high = (f"{100 * each:z.1f}" for each in (cost.value, cost.low, cost.high))
     if math.isnan(decisions.differing):
-        return f"Exact statistics change the outputs of {counted} by {points} of their variance, beyond chance."
+        return (
+            f"Without labels: exact statistics change the outputs of {counted} by {value}% [{low}, {high}] of their "
+            "variance, beyond chance."
+        )
     differing = f"{100 * decisions.differing:.1f}%"
     return (
         f"Without labels: exact statistics name {differing} of {counted} otherwise. If the network is right about how "
-        f"sure it is, running averages cost {points} of accuracy, beyond chance."
+        f"sure it is, running averages cost {value} points [{low}, {high}] of accuracy, beyond chance."
     )
