@@ -69,7 +69,8 @@ def compare_decisions(examination: Examination, data: Sequence[Any], exact: Stat
         if by_chance is None:  # nobody knows what chance explains
             cost = replace(cost, low=-math.inf, high=math.inf)
         else:
-            cost = _bound(costs - _list_costs(by_chance, has_classes))
+            beyond = estimate_mean(costs - _list_costs(by_chance, has_classes))
+            cost = replace(cost, value=max(0.0, beyond.value), low=beyond.low)
     return Decisions(cost, differing)
 
 

@@ -144,8 +144,8 @@ class Decisions:
     """How predictions under running averages differ from those under exact statistics, where there are no labels.
 
     Attributes:
-        cost: what the difference may cost, beyond what chance explains: in accuracy, if the network is right about how
-            sure it is; of outputs that name no classes, in shares of their variance.
+        cost: what the difference may cost: in accuracy, if the network is right about how sure it is; of outputs that
+            name no classes, in shares of their variance. Value and lower end are beyond what chance explains.
         differing: share of the images that are named otherwise; NaN where outputs name no classes.
     """
 

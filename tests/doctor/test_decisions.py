@@ -27,12 +27,17 @@ class Head(nn.Module):
         return self.answer(self.norm(x))
 
 
-def compare(answer: Any, mean: float, images: int = 1000) -> Decisions | None:
-    """Compare decisions on −1 and 1 in turn, whose exact mean is 0, with a running mean that is another one."""
+def compare(answer: Any, mean: float, images: int = 1000, offset: float = 0.0) -> Decisions | None:
+    """Compare decisions on −1 and 1 in turn, whose exact mean is 0, with a running mean that is another one.
+
+    An offset is added to every other batch, and taken from the others.
+    """
     model = Head(answer).eval()
     model.norm.get_buffer("running_mean").fill_(mean)
     values = torch.tensor([-1.0, 1.0]).repeat(images // 2)[:, None]
-    evidence = diagnose(model, list(values.split(max(1, images // 10))), progress=False).case.evidence
+    batches = values.split(max(1, images // 10))
+    shifted = [batch + (-offset if number % 2 else offset) for number, batch in enumerate(batches)]
+    evidence = diagnose(model, shifted, progress=False).case.evidence
     assert evidence is not None
     return evidence.decisions
 
@@ -62,6 +67,17 @@ def test_the_cost_of_other_averages_without_labels(answer: Any, mean: float, cos
     assert decisions is not None
     assert decisions.cost.value == pytest.approx(cost, abs=1e-6)
     assert decisions.differing == pytest.approx(differing, nan_ok=True)
+
+
+def test_what_halves_of_the_images_cost_beside_each_other_is_chance() -> None:
+    """Of 3 and 5, −5 and −3, a running mean of 4 takes the 3 for another class; so do exact means of either half, and
+    the −3 as well."""
+    decisions = compare(decide, 4.0, offset=4.0)
+
+    assert decisions is not None
+    assert decisions.differing == 0.25
+    assert decisions.cost.value == 0 and decisions.cost.low < 0
+    assert decisions.cost.high == pytest.approx(0.2, abs=0.03)  # a quarter of .9 − .1, and what few images may hide
 
 
 def test_few_images_and_outputs_without_a_row_for_each_image_do_not_tell() -> None:
