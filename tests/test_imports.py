@@ -51,7 +51,8 @@ FOLDERS = {
     "recording": "trace steps averaging recorders block frozen",
     "exact": "task probe walk samples measurement population",
     "doctor": "thresholds scores words undoing observing history examination probe case lag patient cause causes "
-    "catalogue scoring experiment findings verdict page diagnosis examine diagnose undo recalibrate gallery",
+    "catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
+    "recalibrate gallery",
     "harness.lab": "catalogue command watching compose launch sweep papers redrawing report runs",
     "doctor.gallery": "patterns network specimen faults table",
     "commands": "packages images loading demo doctor gap recalibrate",

@@ -19,7 +19,8 @@ from bnlab.doctor.findings import choose_known
 from bnlab.doctor.history import compare_with, read_state
 from bnlab.doctor.scores import Evaluate, require_evaluate
 from bnlab.doctor.scoring import score_training
-from bnlab.doctor.verdict import conclude
+from bnlab.doctor.unlabelled import conclude_unlabelled
+from bnlab.doctor.verdict import Verdict, conclude
 from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count, require_number
 from bnlab.model.batches import Forward, require_batches, require_forward
@@ -56,8 +57,9 @@ def diagnose(
 
     Without batches in milliseconds, from buffers, counts, momenta and modes alone. With batches, running averages are
     compared with exact statistics, and predictions under both and under each batch's own: four passes over the batches
-    (one more where layers follow dropout), and one forward of a sample for each layer where averages may cost
-    something. With `evaluate` two passes, and three calls of it. The model comes back as it was.
+    (one more where there is dropout), and one forward of a sample for each layer where averages may cost
+    something. With `evaluate` two passes, and three calls of it. Without labels the verdict goes by how predictions
+    under running averages and exact statistics differ. The model comes back as it was.
 
     Args:
         model: any module with batch norms.
@@ -128,7 +130,12 @@ def diagnose(
     experiment = None
     if examination is not None and not case.is_broken:
         experiment = try_undos(examination, case, data, known, evaluate)
-    judged, findings = conclude(case, experiment, known, worth)
+    judged: Verdict | None
+    scores = None if case.evidence is None else case.evidence.scores
+    if scores is None:
+        judged, findings = conclude_unlabelled(case, experiment, known, worth)
+    else:
+        judged, findings = conclude(case, scores, experiment, known, worth)
     notes = [*_note_limits(case), *(experiment.notes if experiment is not None else ())]
     return Diagnosis(case, judged, experiment, findings, skipped, notes)
 

@@ -33,6 +33,7 @@ _ASKED_OF = {
     "images": ("training",),
     "network": ("training",),
 }
+_LABELS = "Pass batches with labels: they tell what it costs."
 _WHICH_SCORE = "Which score should it reach? expected= lets the doctor judge."
 
 
@@ -58,7 +59,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str | None:
-        """Say where the fault is, see `Verdict.word`; None without labels or `evaluate`."""
+        """Say where the fault is, see `Verdict.word`; None without data, and where outputs are not comparable."""
         return None if self.judged is None else self.judged.word
 
     @property
@@ -209,7 +210,7 @@ class Diagnosis:
             return "without data"
         if self.case.evidence.misfit is not None:
             return "labels do not fit the outputs, so no verdict"
-        return "no labels and no evaluate=, so no verdict"
+        return "no labels, no evaluate=, and outputs that cannot be compared, so no verdict"
 
     def _describe_verdict(self) -> str:
         counted = count_things(len(self.case.layers), "batch norm")
@@ -243,7 +244,7 @@ class Diagnosis:
     def _describe_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
         codes = [finding.cause.code for finding in self.faults if finding.severity == "note"]
-        if self.verdict == "healthy" and self.case.expected is None:
+        if self.verdict == "healthy" and self.scores and self.case.expected is None:
             sentences = [_TOO_LOW]
             if any(EXACT in finding.cause.undone_by for finding in self.faults):  # averages that are off, if harmless
                 sentences += self._ask_for("averages")
@@ -260,7 +261,9 @@ class Diagnosis:
         if not self.case.layers:
             return []
         if self.case.evidence is None:
-            return ["Pass batches with labels: they tell what it costs."]
+            return [_LABELS]
+        if self.judged is not None and not self.scores:
+            return [_LABELS, *self._ask_for(self.verdict or "")] if self.verdict != "healthy" else []
         if self.verdict == "undecided" and self.case.expected is None:
             return [_WHICH_SCORE]
         chosen = () if self.judged is None else self.judged.chosen

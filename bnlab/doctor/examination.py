@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.doctor.observing import View
-from bnlab.doctor.scores import Scores
+from bnlab.doctor.scores import Difference, Scores
 from bnlab.exact.population import Source, population_statistics
 from bnlab.exact.task import Ranks, Task, watched
 from bnlab.model.batches import Forward, call, copy_batch, count_images, find_device, map_batch
@@ -140,6 +140,20 @@ class Examination:
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """How predictions under running averages differ from those under exact statistics, where there are no labels.
+
+    Attributes:
+        cost: what the difference may cost: in accuracy, if the network is right about how sure it is; of outputs that
+            name no classes, in shares of their variance. Value and lower end are beyond what chance explains.
+        differing: share of the images that are named otherwise; NaN where outputs name no classes.
+    """
+
+    cost: Difference
+    differing: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What was measured on the data.
 
@@ -148,7 +162,8 @@ class Evidence:
         view: what the layers saw batch by batch.
         scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
         images: number of images.
-        dropped: pooled variance [C] of layers with dropout on, over that with dropout off; of layers behind dropout.
+        decisions: how predictions differ, where there are no scores; None where these cannot be compared either.
+        dropped: pooled variance [C] of layers with dropout on, over that with dropout off; empty where there is none.
         plain: exact statistics without `inputs=`, where that was given.
         twice: how predictions of a few images differ between two runs of a batch, in units of the outputs' spread; NaN
             where outputs cannot be compared, or change together with buffers.
@@ -162,6 +177,7 @@ class Evidence:
     view: View
     scores: Scores | None
     images: int
+    decisions: Decisions | None = None
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     plain: Statistics | None = None
     twice: float = math.nan

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from dataclasses import replace
-from functools import partial
-from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -15,24 +12,24 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from bnlab.doctor.case import Case
+from bnlab.doctor.decisions import compare_decisions
 from bnlab.doctor.examination import Evidence, Examination
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import find_unread, probe_predictions
 from bnlab.doctor.scores import Evaluate, describe_misfit, find_labels, score_batch
 from bnlab.doctor.scoring import add_own_statistics, score
 from bnlab.exact.population import population_statistics
-from bnlab.model.batches import count_images, take_images
-from bnlab.model.borrow import measured
+from bnlab.model.batches import count_images
 from bnlab.statistics.network import Statistics
 
-_FEW = 16  # images whose forward shows the order of modules
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
-    """Measure statistics and scores of the data: four passes, and one more where layers follow dropout.
+    """Measure statistics and scores of the data: four passes, and one more where there is dropout.
 
-    With `evaluate` two passes, and three calls of it. A few images are run twice and alone.
+    With `evaluate` two passes, and three calls of it; without labels predictions of at most 1,000 images are compared
+    instead of scores. A few images are run twice and alone.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -56,12 +53,14 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     scores = score(examination, data, exact, evaluate, own_values)
     if scores is not None and evaluate is not None:
         scores = add_own_statistics(scores, examination, evaluate)
+    decisions = compare_decisions(examination, data, exact) if scores is None else None
     twice, alone = probe_predictions(examination, data)
     return Evidence(
         exact,
         view,
         scores,
         images=sum(map(count_images, data)),
+        decisions=decisions,
         dropped=_measure_dropout(examination, data, view),
         plain=_measure_plain(examination, data),
         twice=twice,
@@ -118,38 +117,15 @@ def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | No
 
 
 def _measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
-    """Measure how dropout changes the variance of the layers behind it: variance with it over that without, [C].
-
-    Empty where there is none, or all of it is called behind the last layer.
-    """
-    modules = dict(examination.model.named_modules())
-    names = [name for name, module in modules.items() if isinstance(module, _DROPOUTS) and module.p > 0]
-    if not names or not _is_before_a_layer(examination, names, data[0]):
+    """Measure how dropout changes the variance of layers, with it over without, [C]; empty where there is none."""
+    dropouts = [module for module in examination.model.modules() if isinstance(module, _DROPOUTS) and module.p > 0]
+    if not dropouts:
         return {}
 
-    task = examination.make_task(data)
-    dropped = observe_batches(task, train=[modules[name] for name in names])
+    dropped = observe_batches(examination.make_task(data), train=dropouts)
     least = torch.finfo(torch.float64).tiny
     ratios = {}
     for name, layer_view in dropped.layers.items():
         without = view.layers[name].pooled.var
         ratios[name] = layer_view.pooled.var / without.clamp(min=least)
     return ratios
-
-
-def _is_before_a_layer(examination: Examination, names: Sequence[str], batch: Any) -> bool:
-    """Return whether a forward of the first images of a batch calls a layer after one of these modules."""
-    called: list[str] = []
-
-    def note(name: str, *_: Any) -> None:
-        called.append(name)
-
-    with contextlib.ExitStack() as undo, measured(examination.model):
-        for name in (*names, *examination.layers):
-            module = examination.model.get_submodule(name)
-            handle = module.register_forward_pre_hook(partial(note, name))
-            undo.callback(handle.remove)
-        examination.run(take_images(batch, _FEW))
-
-    behind = dropwhile(lambda name: name not in names, called)
-    return any(name in examination.layers for name in behind)

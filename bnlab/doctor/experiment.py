@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.examination import CALLER, Examination
 from bnlab.doctor.patient import Patient
-from bnlab.doctor.scores import Difference, Evaluate
+from bnlab.doctor.scores import Difference, Evaluate, estimate_mean
 from bnlab.doctor.scoring import Judge, choose_judge
-from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, LEFT_BY_SMALLER
+from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Undo
 from bnlab.model.batches import count_images, map_batch, take_images
 from bnlab.statistics.network import Statistics
@@ -79,11 +78,11 @@ class Experiment:
 
     def measure_gain(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the likelihood, for all undos at once."""
-        return bound(trial.values[1] - self.as_is[1], len(self.trials))
+        return estimate_mean(trial.values[1] - self.as_is[1], tests=len(self.trials))
 
     def measure_score(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the score."""
-        return bound(trial.values[0] - self.as_is[0])
+        return estimate_mean(trial.values[0] - self.as_is[0])
 
     def gains(self, worth: float) -> bool:
         """Return whether the best undo surely brings back some likelihood, and more of the score than so much."""
@@ -91,11 +90,18 @@ class Experiment:
         return best is not None and self.measure_gain(best).low > 0 and self.measure_score(best).value > worth
 
     def choose_shown(self) -> list[Trial]:
-        """Choose the smallest undos where the best surely brings back some likelihood, however little; else none."""
+        """Choose the smallest undos where the best surely brings back some likelihood, however little; else none.
+
+        Without labels they have to take away half of the gap.
+        """
         best = self.best
         if best is None or self.measure_gain(best).low <= 0:
             return []
-        return self.choose()[0]
+        chosen, _ = self.choose()
+        gap = -float(self.as_is[1].mean())
+        if self.has_labels or self.measure_gain(chosen[0]).value > LEAST_OF_GAP * gap:
+            return chosen
+        return []
 
     def choose(self) -> tuple[list[Trial], list[Trial]]:
         """Choose the smallest undos that bring back as much as the best.
@@ -112,10 +118,10 @@ class Experiment:
         enough: list[Trial] = []
         perhaps: list[Trial] = []
         for trial in self.trials:
-            of_score = bound(best.values[0] - trial.values[0])
+            of_score = estimate_mean(best.values[0] - trial.values[0])
             if of_score.low > LEFT_BY_SMALLER * score_gain:
                 continue  # the likelihood of a label ends at its bound, where the score still falls
-            shortfall = bound(best.values[1] - trial.values[1], len(self.trials))
+            shortfall = estimate_mean(best.values[1] - trial.values[1], tests=len(self.trials))
             if shortfall.high <= LEFT_BY_SMALLER * gain:
                 enough.append(trial)
             elif shortfall.value <= LEFT_BY_SMALLER * gain:
@@ -125,17 +131,6 @@ class Experiment:
         fewest = min(trial.undo.degrees for trial in enough)
         chosen = [trial for trial in enough if trial.undo.degrees == fewest]
         return chosen, [trial for trial in perhaps if trial.undo.degrees < fewest]
-
-
-def bound(differences: Tensor, tests: int = 1) -> Difference:
-    """Bound a mean of paired differences [N] at 95%, for so many of them at once (Bonferroni)."""
-    value = float(differences.mean())
-    images = len(differences)
-    if images < 2:
-        return Difference(value, -math.inf, math.inf, images)
-    error = float(differences.std()) / math.sqrt(images)
-    half = NormalDist().inv_cdf(1 - 0.025 / max(1, tests)) * error
-    return Difference(value, value - half, value + half, images)
 
 
 def try_undos(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause, Severity
 from bnlab.doctor.experiment import Experiment, Trial
-from bnlab.doctor.thresholds import COSTS_ARE_ERRORS, LEAST_OF_GAP, VISIBLE
+from bnlab.doctor.thresholds import COSTS_ARE_ERRORS, VISIBLE
 from bnlab.doctor.undoing import EXACT
 
 
@@ -75,15 +75,22 @@ def find_explained(trials: Iterable[Trial], experiment: Experiment, case: Case, 
     return list(findings.values())
 
 
-def find_harmless(causes: Sequence[Cause], case: Case, is_known: bool) -> list[Finding]:
-    """Explain averages that are off although nothing is gained by others, or nobody knows: a note in the first case."""
+def find_off(causes: Sequence[Cause], case: Case, severity: Severity | None) -> list[Finding]:
+    """Explain averages that are off although nothing that was tried is known to help.
+
+    Args:
+        causes: of which the one that explains most is named.
+        case: with data.
+        severity: "note" where nothing is lost, "warning" where something is, in any layers; None: as the cause says.
+    """
     off = [name for name in case.seen if case.measure_distance(name, case.data.exact) > VISIBLE]
+    if severity == "warning":
+        off = off or case.seen
     sharing = [cause for cause in causes if EXACT in cause.undone_by]
     if not off or not sharing:
         return []
     best = max(sharing, key=lambda cause: cause.weigh(case, off))
-    severity = "note" if is_known else best.severity
-    return [Finding(best, tuple(off), best.describe(case, off), severity)]
+    return [Finding(best, tuple(off), best.describe(case, off), severity or best.severity)]
 
 
 def find_signs(causes: Iterable[Cause], case: Case, known: Iterable[str]) -> list[Finding]:
@@ -112,10 +119,3 @@ def grade_cost(cost: float, worth: float) -> Severity:
     if cost > COSTS_ARE_ERRORS * worth:
         return "error"
     return "warning" if cost > worth else "note"
-
-
-def fits_after(experiment: Experiment) -> bool:
-    """Return whether the best undo, judged without labels, surely takes away half of the gap."""
-    shown = experiment.choose_shown()
-    gap = -float(experiment.as_is[1].mean())
-    return bool(shown) and experiment.measure_gain(shown[0]).value > LEAST_OF_GAP * gap

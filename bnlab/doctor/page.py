@@ -54,7 +54,7 @@ def _write_verdict(diagnosis: Any) -> Iterator[str]:
     yield f'<div class="verdict {_TONES.get(tone, "bad")}">'
     yield f'<p class="word">{diagnosis.headline}{beside}</p>'
     yield f"<p>{escape(reason)}.</p>"
-    if is_healthy and diagnosis.case.expected is None:
+    if is_healthy and diagnosis.scores and diagnosis.case.expected is None:
         yield f"<p>Is the score lower than it should be? Then look elsewhere: {ELSEWHERE}. "
         yield "With expected=, the doctor judges whether it is.</p>"
     yield "</div>"

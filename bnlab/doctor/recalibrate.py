@@ -15,7 +15,7 @@ from bnlab.doctor.cause import HIDDEN
 from bnlab.doctor.examination import Evidence, Examination
 from bnlab.doctor.examine import add_training
 from bnlab.doctor.experiment import try_undos
-from bnlab.doctor.findings import choose_known, fits_after
+from bnlab.doctor.findings import choose_known
 from bnlab.doctor.observing import observe_batches
 from bnlab.doctor.probe import find_unread
 from bnlab.doctor.scores import Difference, Evaluate, Scores, find_labels, require_evaluate
@@ -306,14 +306,8 @@ def _find_hidden(
     examined = replace(case, evidence=evidence)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examination, examined, data, known, evaluate)
-    if experiment is None or experiment.best is None:
-        return None
-
-    is_shown = fits_after(experiment)
-    if experiment.has_labels:
-        is_shown = experiment.measure_gain(experiment.best).low > 0
-    chosen, _ = experiment.choose()
-    if not is_shown or any(trial.cause.kind not in HIDDEN for trial in chosen):
+    chosen = [] if experiment is None else experiment.choose_shown()
+    if not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause
     reported = chosen[0].undo.words

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -95,12 +96,13 @@ class Scores:
         return bound_unchanged(len(differences), spread)
 
 
-def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
+def estimate_mean(differences: Tensor, are_signs: bool = False, tests: int = 1) -> Difference:
     """Estimate a mean over images [N] with its 95% interval, as large samples have it.
 
     Args:
         differences: float64 [N].
         are_signs: they are -1, 0 or 1; one of each sign is added for the interval, which is about their mean.
+        tests: how many means the 95% are of, all at once (Bonferroni).
     """
     images = len(differences)
     value = float(differences.mean())
@@ -112,7 +114,7 @@ def estimate_mean(differences: Tensor, are_signs: bool = False) -> Difference:
         return Difference(value, -math.inf, math.inf, images)
 
     error = float(sample.std()) / math.sqrt(len(sample))
-    half = 1.96 * error
+    half = NormalDist().inv_cdf(1 - 0.025 / tests) * error
     center = float(sample.mean())
     low = min(value, center - half)
     high = max(value, center + half)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,15 +13,7 @@ from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.examination import CALLER
 from bnlab.doctor.experiment import Experiment, Trial
-from bnlab.doctor.findings import (
-    Finding,
-    find_explained,
-    find_harmless,
-    find_signs,
-    fits_after,
-    grade_cost,
-    sort_findings,
-)
+from bnlab.doctor.findings import Finding, find_explained, find_off, find_signs, grade_cost, sort_findings
 from bnlab.doctor.lag import compare_with_drift
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.doctor.thresholds import NEAR_CHANCE, SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
@@ -35,7 +27,7 @@ ELSEWHERE = "labels, their order, preprocessing, loaded weights"
 
 _CONSTANTS = "It was trained with its averages as constants, so do not recalibrate."
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
-_BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
+BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
 _FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
 
 
@@ -59,25 +51,20 @@ class Verdict:
 
 
 def conclude(
-    case: Case, experiment: Experiment | None, causes: Sequence[Cause], worth: float | None
-) -> tuple[Verdict | None, list[Finding]]:
-    """Judge by what was tried, and name the causes; without scores there is no verdict."""
-    scores = None if case.evidence is None else case.evidence.scores
-    if scores is None:
-        explained = _explain_without_scores(case, experiment, causes)
-        return None, sort_findings([*explained, *_list_others(case, causes, explained)])
-
+    case: Case, scores: Scores, experiment: Experiment | None, causes: Sequence[Cause], worth: float | None
+) -> tuple[Verdict, list[Finding]]:
+    """Judge by what was tried, and name the causes."""
     if case.expected is not None and case.expected > 1 and scores.are_shares:
         raise ValueError(f"{CALLER}: expected={case.expected!r}, but scores are shares here; pass one between 0 and 1")
     least = compute_worth(scores, worth)
     judged = judge(case, scores, experiment, least)
     is_poor = is_near_chance(scores) and not case.is_as_constructed
     explained = _explain(case, judged, experiment, causes, least, is_poor)
-    others = _list_others(case, causes, explained)
+    others = find_signs(causes, case, [finding.cause.code for finding in explained])
     if judged.word == "mode":
         others = [_add_cost_of_mode(finding, scores, least) for finding in others]
     findings = sort_findings([*explained, *others])
-    return _let_signs_speak(judged, findings, is_poor), findings
+    return let_signs_speak(judged, findings, is_poor), findings
 
 
 def _explain(
@@ -99,21 +86,7 @@ def _explain(
         shown = find_explained(experiment.choose_shown(), experiment, case, worth)
         if shown and not is_poor:  # at chance a higher likelihood only means less certain errors
             return [replace(finding, severity="note") for finding in shown]
-    return find_harmless(causes, case, is_known=not is_poor)
-
-
-def _explain_without_scores(case: Case, experiment: Experiment | None, causes: Sequence[Cause]) -> list[Finding]:
-    """Make findings of what surely takes the gap away, or else of averages that are off."""
-    if case.evidence is None:
-        return []
-    if experiment is not None and fits_after(experiment):
-        chosen, _ = experiment.choose()
-        return find_explained(chosen, experiment, case, WORTH)
-    return find_harmless(causes, case, is_known=False)
-
-
-def _list_others(case: Case, causes: Sequence[Cause], explained: Sequence[Finding]) -> list[Finding]:
-    return find_signs(causes, case, [finding.cause.code for finding in explained])
+    return find_off(causes, case, None if is_poor else "note")
 
 
 def _add_cost_of_mode(finding: Finding, scores: Scores, worth: float) -> Finding:
@@ -124,7 +97,7 @@ def _add_cost_of_mode(finding: Finding, scores: Scores, worth: float) -> Finding
     return replace(finding, cost=cost, severity=grade_cost(cost, worth))
 
 
-def _let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool) -> Verdict:
+def let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool) -> Verdict:
     """Call no network healthy whose forward shows a fault that no undo has to do with, or that is at chance with one.
 
     At chance under any statistics nothing shows what a fault costs.
@@ -165,7 +138,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
     gain = scores.compare("exact", "running")
     word: Word
     if case.is_broken:
-        word, sentence = "averages", _BROKEN
+        word, sentence = "averages", BROKEN
     elif not math.isfinite(scores.mean("exact")):
         word, sentence = "network", "Scores under exact statistics are not finite."
     elif not math.isfinite(gain.value):
@@ -186,8 +159,8 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
 def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: Difference) -> Verdict:
     """Judge by the smallest undo that brings back as much as the best one."""
     chosen, rivals = experiment.choose()
-    kinds = {_find_kind(trial) for trial in chosen}
-    others = {_find_kind(trial) for trial in rivals} - kinds
+    kinds = {find_kind(trial) for trial in chosen}
+    others = {find_kind(trial) for trial in rivals} - kinds
     if not others:  # the fault is in the same place either way
         rivals = []
     sentence = _describe_trials([*chosen, *rivals], experiment, scores)
@@ -198,19 +171,27 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
         reported = " or ".join(sorted(kinds | others))
         needed = round_up(4 * experiment.as_is.shape[1])
         word, more = "undecided", f" Too few images to tell these apart ({reported}); about {needed:,} would."
-    elif kinds == {"averages", "images"}:
-        word, more = "averages or images", low
-    elif len(kinds) > 1:
-        word, more = "undecided", low
     elif kinds == {"averages"} and _may_be_images(case, chosen):
         word, more = "averages or images", f" {_FIRST_OFF}{low}"
     else:
-        (word,) = kinds
-        more = low
+        word, more = name_place(kinds), low
     return Verdict(word, sentence + more, gain, chosen=[*chosen, *rivals])
 
 
-def _find_kind(trial: Trial) -> Kind:
+def name_place(kinds: Collection[Kind]) -> Word:
+    """Name where the fault is, by the kinds of undos of the same size."""
+    if {*kinds} == {"averages", "images"}:
+        return "averages or images"
+    return next(iter(kinds)) if len(kinds) == 1 else "undecided"
+
+
+def name_causes(trials: Iterable[Trial]) -> str:
+    """Name the causes that would be undone, each once."""
+    causes = dict.fromkeys(trial.cause for trial in trials)
+    return " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
+
+
+def find_kind(trial: Trial) -> Kind:
     """Find where the fault is: where its cause says, or in the batches, if no single set of averages helps."""
     return "batches" if trial.undo.shared == EACH_BATCH else trial.cause.kind
 
@@ -263,13 +244,11 @@ def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Sc
     """Write what undoing the causes brings back."""
     first = trials[0]
     gain = experiment.measure_score(first)
-    causes = dict.fromkeys(trial.cause for trial in trials)
-    undone = " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
     before = describe_score(float(experiment.as_is[0].mean()), scores)
     after = describe_score(float(first.values[0].mean()), scores)
     counted = count_things(gain.images, "image")
     return (
-        f"Undoing {undone} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
+        f"Undoing {name_causes(trials)} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
         f"{tell(gain, scores)}."
     )
 

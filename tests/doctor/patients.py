@@ -1,19 +1,20 @@
-"""Patients: networks with one fault at several strengths, and what the doctor should say of each."""
+"""Patients: networks with one fault at several strengths, and what the doctor should say of each.
+
+Those that the gallery has are not here.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.gallery import FAULTS, Fault, Healthy
 from bnlab.model.layers import get_running_buffers
-from bnlab.recording.trace import MomentTrace
 from tests.doctor import digits
 from tests.doctor.digits import Batches
 
@@ -92,13 +93,6 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 # Averages
 
 
-@patient("few updates of a small momentum", "averages", "BN101", (0.003, 0.01, 0.03))
-def stop_early(momentum: float) -> Given:
-    model = digits.build(momentum=momentum)
-    digits.fit(model, steps=15, rate=0.05)
-    return Given(model)
-
-
 @patient("means of one layer broken", "averages", "BN108", (1.0, 3.0, 10.0), "not from 4 on; between them: 2, 3.")
 def break_one_layer(sigmas: float) -> Given:
     model = digits.make_healthy()
@@ -151,27 +145,49 @@ def load_adapters(_: float) -> Given:
     model = copy.deepcopy(before).requires_grad_(False)
     for place in (0, 3, 6):
         model[place] = Adapted(model[place])  # type: ignore[arg-type]
-    digits.fit(model, steps=96, change=CHANGES["negative"])
+    digits.fit(model, steps=48, change=CHANGES["negative"])
     return _take_buffers(model, before)
+
+
+def copy_buffers(layer: nn.BatchNorm2d, other: nn.BatchNorm2d) -> None:
+    layer.load_state_dict({**layer.state_dict(), **dict(other.named_buffers())})
 
 
 def _take_buffers(model: nn.Module, before: nn.Module) -> Given:
     """Give a network of negatives the buffers of another one."""
     for now, then in zip(digits.list_norms(model), digits.list_norms(before), strict=True):
-        now.load_state_dict({**now.state_dict(), **dict(then.named_buffers())})
+        copy_buffers(now, then)
     return Given(model, digits.make_batches(CHANGES["negative"]), {"before": before})
 
 
-@patient("rounded weights, buffers of before", "averages", "BN106", (1.2, 1.5))
-def round_weights(levels: float) -> Given:
-    """Weights of convolutions at so many steps to either side of 0."""
-    before = digits.make_healthy(1)
-    model = copy.deepcopy(before)
+@patient("pruned weights", "averages/averages or images", "BN108/BN106", (0.7, 0.8, 0.9))
+def prune(share: float) -> Given:
+    """So many of the weights of convolutions are 0."""
+    model = digits.make_healthy()
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            step = module.weight.data.abs().max() / levels
-            module.weight.data = (module.weight.data / step).round() * step
-    return Given(model, arguments={"before": before})
+            size = module.weight.detach().abs()
+            module.weight.data[size <= size.quantile(share)] = 0
+    return Given(model)
+
+
+@patient("another run's averages in one layer", "averages/averages or images", "BN108", (0, 1, 2))
+def take_averages_of_another_run(number: float) -> Given:
+    model = digits.make_healthy()
+    other = digits.make_healthy(1)
+    copy_buffers(digits.list_norms(model)[int(number)], digits.list_norms(other)[int(number)])
+    return Given(model)
+
+
+@patient("averages part of the way", "averages or images", "BN108/BN101", (0.1, 0.25, 0.4))
+def move_part_of_the_way(share: float) -> Given:
+    """From 0 and 1, so much of it, and counts do not tell."""
+    model = digits.make_healthy()
+    for layer in digits.list_norms(model):
+        mean, var = get_running_buffers(layer)
+        mean.mul_(share)
+        var.mul_(share).add_(1 - share)
+    return Given(model)
 
 
 @patient("constant rate, few steps", "averages/averages or images", "BN108/BN101", (0.1, 0.3))
@@ -206,12 +222,6 @@ def scale_first_layer_and_compare(factor: float) -> Given:
 def add_noise(sigma: float) -> Given:
     """More than scale and shift: nobody knows whether images or averages are others."""
     return Given(digits.make_healthy(), digits.make_batches(lambda images: images + sigma * draw(*images.shape)))
-
-
-@patient("noisy images, and training batches", "images/undecided", "BN207/BN209", (0.5, 1.0))
-def add_noise_and_compare(sigma: float) -> Given:
-    given = add_noise(sigma)
-    return Given(given.model, given.batches, {"training_batches": digits.make_training_batches()})
 
 
 @patient("blurred images", "averages or images/undecided", "BN108")
@@ -249,20 +259,6 @@ def use_own_statistics(size: float) -> Given:
     return Given(replace_norms(WithOwnStatistics), digits.make_batches(size=int(size), images=400))
 
 
-@patient("weights that training did not use", "network", "BN303", (0.8, 1.2, 1.6), "Set these weights to 1")
-def bring_back_weights(spread: float) -> Given:
-    """A converter brings back stored weights, drawn around 1, that were 1 in training: the first layer fits."""
-    model = digits.build(6)
-    for layer in digits.list_norms(model):
-        layer.weight.requires_grad_(False)
-    digits.fit(model)
-    generator = torch.Generator().manual_seed(1)
-    for layer in digits.list_norms(model):
-        low = max(0.05, 1 - spread)
-        layer.weight.data.uniform_(low, 1 + spread, generator=generator)
-    return Given(model)
-
-
 # Mode and batches
 
 
@@ -281,37 +277,3 @@ def offset_batches(size: float) -> Given:
         for (images, labels), offset in zip(digits.make_batches(size=20), offsets, strict=True)
     ]
     return Given(digits.make_healthy(), batches)
-
-
-# Faults of the gallery, in this network
-
-
-def add_faults(**said: str) -> None:
-    """Put faults of the gallery into the table, each with a phrase that is printed."""
-    for words, phrase in said.items():
-        fault = FAULTS[words.replace("_", " ")]
-        strengths = fault.strengths or (1.0,)
-        verdicts = tuple(fault.verdicts)
-        PATIENTS[fault.name] = Patient(partial(break_digits, fault), strengths, verdicts, (fault.code,), phrase)
-
-
-def break_digits(fault: Fault, strength: float) -> Given:
-    specimen = fault.spoil(make_healthy_digits(), strength)
-    return Given(specimen.model, specimen.batches, specimen.arguments)
-
-
-@cache
-def make_healthy_digits() -> Healthy:
-    model = digits.make_healthy()
-    images, labels, _, _ = digits.load_images()
-    batches = digits.make_batches()
-    return Healthy(model, images, labels, batches, digits.measure_accuracy(model, batches), {}, MomentTrace({}))
-
-
-add_faults(
-    averages_times_a_factor="",
-    never_updated="mean 0 and variance 1 in more than 99% of channels",
-    zeroed_buffers="",
-    variances_not_copied="",
-    mean_left_out="",
-)

@@ -82,25 +82,6 @@ def test_a_cause_that_proposes_an_undo_is_named_and_decides_the_verdict() -> Non
     assert diagnosis.trials.set_index("code").loc["OWN1", "chosen"]
 
 
-class WorksLess(Tripled):
-    """Proposes something smaller that does not help."""
-
-    code = "OWN0"
-
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        yield Undo("nothing", ("1",), 0, lambda model, stack: None)
-
-
-def test_a_cause_whose_undo_does_not_help_is_tried_and_not_named() -> None:
-    given = PATIENTS["means of one layer broken"].make(3.0)
-
-    diagnosis = diagnose(given.model, given.batches, causes=[WorksLess()], progress=False)
-
-    tried = diagnosis.trials.set_index("code").loc["OWN0"]
-    assert tried["likelihood_gain"] == 0 and not tried["chosen"]
-    assert "OWN0" not in [finding.cause.code for finding in diagnosis.faults]
-
-
 class ProposesTwo(Tripled):
     """Proposes two undos, in another order from each half."""
 
@@ -253,30 +234,59 @@ def test_the_most_severe_comes_first_and_of_equals_what_was_tried() -> None:
 # Without labels
 
 
+def scale_images(factor: float) -> Given:
+    return Given(digits.make_healthy(), digits.make_batches(partial(rescale, factor=factor)))
+
+
+def multiply_averages(factor: float) -> Given:
+    model = digits.make_healthy()
+    for layer in digits.list_norms(model):
+        for values in get_running_buffers(layer):
+            values.mul_(factor)
+    return Given(model)
+
+
+def forget_averages(_: float) -> Given:
+    return Given(digits.reset(digits.make_healthy()))
+
+
+def return_features(share: float) -> Given:
+    """Of pruned weights; features name no classes."""
+    return Given(PATIENTS["pruned weights"].make(share).model.get_submodule("")[:-1])  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
-    ("make", "code", "severity"),
+    ("make", "strength", "verdict", "code", "says"),
     [
-        (PATIENTS["averages times a factor"].make, "BN215", "warning"),
-        (PATIENTS["means of one layer broken"].make, "BN108", "note"),
-        (
-            lambda scale: Given(digits.make_healthy(), digits.make_batches(partial(rescale, factor=scale))),
-            "BN209",
-            "warning",
-        ),
+        (multiply_averages, 4.0, "averages", "BN215", "takes most of the gap away"),
+        (scale_images, 4.0, "images", "BN209", "takes most of the gap away"),
+        (scale_images, 1.0, "healthy", "", "exact statistics name 0.4% of 1,000 images otherwise"),
+        (PATIENTS["means of one layer broken"].make, 4.0, "undecided", "BN108", "Only labels tell"),
+        (PATIENTS["another run's averages in one layer"].make, 1, "undecided", "BN108", "Only labels tell"),
+        (PATIENTS["averages part of the way"].make, 0.4, "undecided", "BN108", "Only labels tell"),
+        (forget_averages, 0.0, "averages", "BN002", "BN002 (never updated) explains most of the gap"),
+        (PATIENTS["pruned weights"].make, 0.7, "undecided", "BN108", "Only labels tell"),
+        (PATIENTS["pruned weights"].make, 0.3, "healthy", "", "running averages cost 0.1 points"),
+        (return_features, 0.7, "undecided", "BN108", "of their variance"),
+        (return_features, 0.0, "healthy", "", "of their variance"),
     ],
 )
-def test_without_labels_the_gap_judges(make: Callable[[float], Given], code: str, severity: Severity) -> None:
-    given = make(4.0)
+def test_without_labels_predictions_judge_and_the_gap_says_where_the_fault_is(
+    make: Callable[[float], Given], strength: float, verdict: str, code: str, says: str
+) -> None:
+    given = make(strength)
     images = [images for images, _ in given.batches]
 
     with unchanged(given.model):
         diagnosis = diagnose(given.model, images, progress=False)
 
-    assert diagnosis.verdict is None
-    assert diagnosis.scores == {}
-    finding = diagnosis.faults[0]
-    assert (finding.cause.code, finding.severity) == (code, severity)
-    assert math.isnan(finding.cost)
+    assert (diagnosis.verdict, diagnosis.scores) == (verdict, {}), str(diagnosis)
+    assert diagnosis.is_healthy == (verdict == "healthy")
+    assert says in " ".join(str(diagnosis).split()), str(diagnosis)
+    if code:
+        finding = diagnosis.faults[0]
+        assert (finding.cause.code, finding.severity) == (code, "warning")
+        assert math.isnan(finding.cost)
 
 
 # Small batches, and a training that went wrong

@@ -47,11 +47,10 @@ def count_forwards(model: nn.Module, batches: int, size: int = 64) -> tuple[int,
     return sum(count < size for count in sizes), sizes.count(size) / batches
 
 
-@pytest.mark.parametrize(("place", "passes"), [("5", 1), ("8", 0)], ids=["before the last layer", "behind it"])
-def test_dropout_is_measured_in_one_more_pass_where_layers_follow_it(place: str, passes: int) -> None:
+def test_dropout_is_measured_in_one_more_pass() -> None:
     model = make_healthy()
     dropout = nn.Dropout()
-    model.set_submodule(place, nn.Sequential(nn.ReLU(), dropout))
+    model.set_submodule("5", nn.Sequential(nn.ReLU(), dropout))
     model.eval()
 
     counts = []
@@ -59,7 +58,7 @@ def test_dropout_is_measured_in_one_more_pass_where_layers_follow_it(place: str,
         dropout.p = probability
         counts.append(count_forwards(model, 5)[1])
 
-    assert counts[1] == counts[0] + passes
+    assert counts[1] == counts[0] + 1
 
 
 def test_a_healthy_network_takes_six_forwards_and_probes_of_one_batch() -> None:

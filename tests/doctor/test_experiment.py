@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.doctor import Undo
-from bnlab.doctor.experiment import MOST_IMAGES, Experiment, Trial, bound, split_halves, take_sample
-from bnlab.doctor.scores import measure_likelihood
+from bnlab.doctor.experiment import MOST_IMAGES, Experiment, Trial, split_halves, take_sample
+from bnlab.doctor.scores import estimate_mean, measure_likelihood
 from tests.doctor.causes import Planted
 
 
@@ -76,14 +76,14 @@ def test_nothing_is_shown_where_the_best_may_bring_back_nothing() -> None:
 
 
 @pytest.mark.parametrize("tests", [1, 8])
-def test_bound_by_hand(tests: int) -> None:
+def test_an_interval_by_hand(tests: int) -> None:
     """Mean 2 and standard deviation 1 of 100, for so many differences at once."""
-    gain = bound(2 + draw(100, 3), tests)
+    gain = estimate_mean(2 + draw(100, 3), tests=tests)
 
     half = NormalDist().inv_cdf(1 - 0.025 / tests) / 10
     assert gain.value == pytest.approx(2)
     assert (gain.low, gain.high) == pytest.approx((2 - half, 2 + half))
-    one = bound(torch.tensor([0.3], dtype=torch.float64), tests)
+    one = estimate_mean(torch.tensor([0.3], dtype=torch.float64), tests=tests)
     assert (one.low, one.high) == (-math.inf, math.inf)
 
 
