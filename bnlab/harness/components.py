@@ -24,8 +24,7 @@ class Component:
     """The base of all that is chosen by name."""
 
     group: ClassVar[str] = ""  # the setting that chooses it, such as "norm"
-    has_any_name: ClassVar[bool] = False  # it stands for many choices, such as a user's import paths
-    is_own: ClassVar[bool] = False
+    is_own: ClassVar[bool] = False  # it stands for a user's import paths
     unread: ClassVar[tuple[str, ...]] = ()  # settings that no network is trained with
     storage: ClassVar[tuple[str, ...]] = ()  # settings that say where its files are and how they come there
     name: str = "???"

@@ -81,9 +81,7 @@ def test_what_is_not_there_is_named(changes: dict[str, str], message: str, swept
         load_model(**{"name": "g", "run": run, "results": results, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "words", ["norm=ghost norm.batch_size=8 optimizer=adamw", "freeze_at=0.5 momentum=[0.1]", "model=torchvision"]
-)
+@pytest.mark.parametrize("words", ["norm=ghost norm.batch_size=8 optimizer=adamw", "freeze_at=0.5 momentum=[0.1]"])
 def test_a_network_is_found_again_by_its_file_of_settings(words: str, tmp_path: Path) -> None:
     sweep_small(tmp_path, *words.split(), "steps=2", "evaluate_at=[1,1.0]")
 

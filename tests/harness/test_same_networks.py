@@ -33,7 +33,6 @@ JOBS = [
         if norm not in ("instance", "gain_control")
     ),
     ["model=plain", "model.depth=4", "norm.every_second=group"],
-    ["model=torchvision"],
     ["optimizer=adamw", "data.shift=1"],
     ["order=blocks:4", "optimizer.schedule=step"],
     ["data=glyphs", "data.images=400", "data.fonts=dejavu"],
