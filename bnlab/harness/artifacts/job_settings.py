@@ -106,7 +106,7 @@ class Config:
     shifts: Any = setting(
         "none",
         f"how these are changed, or a list: none; a corruption ({', '.join(CORRUPTIONS)}) with a strength of 1, "
-        "2 or 3, as noise:1; of glyphs trained on other fonts also fonts:dejavu, fonts:stix_cm, fonts:all",
+        "2 or 3, as noise:1; of glyphs also fonts:dejavu, fonts:stix_cm, fonts:all, unless they are those of training",
         is_list=True,
     )
     measurements: Any = setting(["gaps", "evaluations"], "tables that are measured, or one; see below", is_list=True)

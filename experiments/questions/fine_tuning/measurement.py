@@ -36,8 +36,8 @@ _ABOUT = f"""\
 How a network predicts that was trained on glyphs in some fonts, and goes on with few images in other fonts at the end
 of training: at most {_FEW} of the test images in these, of which up to {_TESTED:,} others are predicted. SGD with
 momentum {_MOMENTUM} and a constant rate, without weight decay. The images of a batch are drawn for each network, the
-same for all modes and rates. Networks that were trained on all fonts, or are tested on others, have no rows. Where a
-fine-tuning diverges, rows end."""
+same for all modes and rates. Networks that were trained on all fonts have no rows. Where a fine-tuning diverges, rows
+end."""
 
 
 @dataclass(unsafe_hash=True)
@@ -100,9 +100,8 @@ class FineTuning(Measurement):
 
 def find_new_fonts(run: Run) -> str:
     """Find the shift of the test images to fonts that the network has not seen; empty if it has seen all there are."""
-    data = run.config.data
-    shifts = data.list_shifts()
-    if data.own_shift or "fonts:all" not in shifts:
+    shifts = run.config.data.list_shifts()
+    if "fonts:all" not in shifts:
         return ""
     (unseen,) = [shift for shift in shifts if shift != "fonts:all"]
     return unseen

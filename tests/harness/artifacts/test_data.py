@@ -6,7 +6,6 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,10 +136,10 @@ def test_digits() -> None:
 
 
 def test_glyphs_of_fonts_that_can_be_kept_apart() -> None:
-    config = Glyphs(images=200, fonts="dejavu", test_fonts="dejavu")
+    config = Glyphs(images=200, fonts="dejavu")
     assert_sound(config, (180, 20, 50))
     plain = load_dataset(config)
-    other = load_dataset(replace(config, test_fonts="stix_cm"))
+    other = load_dataset(config.change_test_images("fonts:stix_cm"))
 
     assert plain.classes == 36
     assert torch.equal(plain.train.images, other.train.images)

@@ -25,7 +25,6 @@ def test_defaults_are_left_off() -> None:
         ("momentum=[0.5] estimator=exact population=val measurements=evaluations", ""),
         ("device=cpu threads=1 results=x name=x dry_run=true seed=3", ""),
         ("freeze_with=exact", ""),  # without freeze_at
-        ("data=glyphs data.test_fonts=dejavu", "data=glyphs"),
     ],
 )
 def test_what_leaves_the_network_as_it_is(words: str, plain: str) -> None:
