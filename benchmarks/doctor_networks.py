@@ -194,7 +194,7 @@ def _load_images(architecture: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if architecture == "patterns":
         images, labels = draw_patterns(_TRAINING_IMAGES + _SEEN_IMAGES + _OTHER_IMAGES, seed=0)
     else:
-        pixels, labels = glyphs(_TRAINING_IMAGES + _SEEN_IMAGES + _OTHER_IMAGES, _CLASSES, "medium", "dejavu", seed=0)
+        pixels, labels = glyphs(_TRAINING_IMAGES + _SEEN_IMAGES + _OTHER_IMAGES, _CLASSES, "dejavu", seed=0)
         images = pixels.float() / 255
     if architecture in _SMALL:
         images = F.avg_pool2d(images, 2)

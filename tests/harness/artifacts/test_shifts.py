@@ -64,7 +64,7 @@ def test_a_digest_for_each_split_and_shift_and_version(monkeypatch: pytest.Monke
 
 def test_other_fonts_are_those_of_the_test_images() -> None:
     run = plan_network(*SMALL, "data=glyphs", "data.fonts=dejavu")
-    images, labels = glyphs(25, 36, "medium", "stix_cm", seed=1)
+    images, labels = glyphs(25, 36, "stix_cm", seed=1)
 
     found = run.images_of("test", "fonts:stix_cm")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
-from bnlab.harness.artifacts.data.drawing import CLASSES, DIFFICULTIES, FONTS, SIZE, glyphs
+from bnlab.harness.artifacts.data.drawing import CLASSES, FONTS, SIZE, glyphs
 from bnlab.harness.components import component, require_one_of, setting
 
 _USUAL = 20_000  # training and validation images
@@ -21,7 +21,6 @@ class Glyphs(Data):
     is_made: ClassVar[bool] = True
     name: str = "glyphs"
     classes: int = setting(36, "10 digits, 36 with capitals, 62 with small letters")
-    difficulty: str = setting("medium", "how far they are distorted", choices=tuple(DIFFICULTIES))
     fonts: str = setting("all", "fonts of the images", choices=tuple(FONTS))
     other_fonts: str = field(default="", metadata={"omegaconf_ignore": True})  # of test images with a shift
 
@@ -36,8 +35,8 @@ class Glyphs(Data):
 
     def read(self) -> Parts:
         size = self.find_size()
-        train = glyphs(size.available, self.classes, self.difficulty, self.fonts, seed=0)
-        test = glyphs(size.test, self.classes, self.difficulty, self.other_fonts or self.fonts, seed=1)
+        train = glyphs(size.available, self.classes, self.fonts, seed=0)
+        test = glyphs(size.test, self.classes, self.other_fonts or self.fonts, seed=1)
         return Parts(train, test)
 
     def list_shifts(self) -> list[str]:
