@@ -6,7 +6,6 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
@@ -44,13 +43,6 @@ def test_a_cell_has_its_number_bold_where_it_is_certain_and_darker_the_larger_it
     assert sum(to_rgb(dark.get_facecolor()[:3])) < sum(to_rgb(light.get_facecolor()[:3]))
     assert [bool(patch.get_hatch()) for patch in cells.values()].count(True) == 1
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["points lost", "below 50%"]
-    plt.close("all")
-
-
-def test_two_numbers_in_a_cell_are_refused() -> None:
-    twice = plant(updates=[36, 36, 36, 2250])
-    with pytest.raises(ValueError, match="updates"):
-        drawing.draw(Figure("Points lost", "", lambda tables: twice, CELLS), twice)
     plt.close("all")
 
 

@@ -1,8 +1,6 @@
-"""Weights of few bits, against rounding in exact fractions, and the networks that are trained with them."""
+"""Weights of few bits, and the networks that are trained with them."""
 
 from __future__ import annotations
-
-from fractions import Fraction
 
 import pandas as pd
 import pytest
@@ -12,23 +10,6 @@ from torch import nn
 from bnlab.model.layers import batch_norm_layers
 from experiments.questions.quantized import find_added, find_layers
 from experiments.questions.quantized.network import QuantizedConv2d, build_network, quantize
-
-
-@pytest.mark.parametrize("bits", [3, 4, 8])
-def test_weights_are_rounded(bits: int) -> None:
-    """To whole multiples of the largest weight over the largest integer; three roundings of float32, 6e-8 each."""
-    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(bits))
-    largest = 2 ** (bits - 1) - 1
-    exact = [Fraction(value) for value in weight.flatten().tolist()]
-    step_size = max(map(abs, exact)) / largest
-
-    rounded = quantize(weight, bits)
-
-    assert len(rounded.unique()) <= 2 * largest + 1
-    for value, before in zip(rounded.flatten().tolist(), exact, strict=True):
-        multiple = round(before / step_size)
-        expected = float(multiple * step_size)
-        assert value == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 def test_four_weights_of_three_bits() -> None:
@@ -71,15 +52,8 @@ def test_depthwise_and_pointwise_layers_alternate_behind_the_first() -> None:
     assert first.groups == 1 and not isinstance(first, QuantizedConv2d)
     assert [layer.groups for layer in blocks] == [32, 1, 32, 1, 64, 1]
     assert [layer.kernel_size for layer in blocks] == [(3, 3), (1, 1)] * 3
-    assert [layer.num_features for layer in batch_norm_layers(model, caller="").values()] == [
-        32,
-        32,
-        32,
-        32,
-        64,
-        64,
-        128,
-    ]
+    norms = batch_norm_layers(model, caller="").values()
+    assert [norm.num_features for norm in norms] == [32, 32, 32, 32, 64, 64, 128]
 
 
 def make_tables() -> dict[str, pd.DataFrame]:
