@@ -94,8 +94,7 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
-@pytest.mark.parametrize("spoil", [Path.unlink, damage])
-@pytest.mark.parametrize("step", [7, 40])
+@pytest.mark.parametrize(("step", "spoil"), [(7, Path.unlink), (40, damage)])
 def test_what_is_lost_is_trained_again(
     step: int, spoil: Callable[[Path], None], swept: tuple[str, Path], tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only those that it says are kept."""
-    run_job(small_config(tmp_path, measurements=name, estimator=["ema", "exact"]))
+    run_job(small_config(tmp_path, measurements=name, estimator=["ema", "exact"], steps=20, evaluate_at=[1, 7, 20]))
 
     said = capsys.readouterr()
     assert said.out.count("trained in") == 1
