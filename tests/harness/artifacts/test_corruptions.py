@@ -35,9 +35,8 @@ def draw(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 16)])
-def test_a_corruption_is_its_twin(name: str, strength: int, channels: int, size: int) -> None:
-    image = torch.rand(channels, size, size, generator=draw(size))
+def test_a_corruption_is_its_twin(name: str, strength: int) -> None:
+    image = torch.rand(3, 16, 16, generator=draw())
     corruption = CORRUPTIONS[name]
     amount = corruption.amounts[strength - 1]
     for seed in range(1 if name == "blur" else 8):  # the twin of blur is slow, and draws nothing

@@ -40,7 +40,6 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
     ("changes", "kept"),
     [
         ({"measurements": ["drift", "log"]}, [40]),
-        ({"measurements": "log", "evaluate_at": [7]}, [40]),
         ({"measurements": "traces"}, [40]),
         ({"measurements": "traces", "estimator": "exact"}, [1, 7, 20, 40]),
         ({"measurements": "evaluations", "accuracy_at": [7, 20]}, [7, 20, 40]),
