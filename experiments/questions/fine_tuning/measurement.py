@@ -14,12 +14,11 @@ from torch.nn import functional as F
 
 import bnlab
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.measurements.tables.evaluations import measure_accuracy
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.model.layers import batch_norm_layers
 from bnlab.statistics.network import Statistics
@@ -45,6 +44,7 @@ class FineTuning(Measurement):
     """Table `fine_tuning`."""
 
     at_last_step: ClassVar[bool] = True
+    of_plain_norms: ClassVar[bool] = True
     name: str = "fine_tuning"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -70,9 +70,6 @@ class FineTuning(Measurement):
             "forgotten": real("the same before the first update, minus that"),
         },
     )
-
-    def covers(self, norm: Norm) -> bool:
-        return norm.is_plain
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
         """Choose the final step, without an estimator, of networks that have not seen all fonts."""
@@ -175,6 +172,4 @@ def _measure_tuned(model: nn.Module, images: TuningImages, before: tuple[float, 
 
 def _score(model: nn.Module, statistics: Statistics, images: TuningImages) -> tuple[float, float]:
     """Measure the accuracies on images in new fonts and in old ones, under these statistics."""
-    new = score_logits(predict(model, images.new, statistics), images.new.labels)
-    old = score_logits(predict(model, images.old, statistics), images.old.labels)
-    return new["accuracy"], old["accuracy"]
+    return measure_accuracy(model, images.new, statistics), measure_accuracy(model, images.old, statistics)
