@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from bnlab.model.layers import batch_norm_layers
-from experiments.questions.quantized import find_added, find_layers
 from experiments.questions.quantized.network import QuantizedConv2d, build_network, quantize
 
 
@@ -54,31 +52,3 @@ def test_depthwise_and_pointwise_layers_alternate_behind_the_first() -> None:
     assert [layer.kernel_size for layer in blocks] == [(3, 3), (1, 1)] * 3
     norms = batch_norm_layers(model, caller="").values()
     assert [norm.num_features for norm in norms] == [32, 32, 32, 32, 64, 64, 128]
-
-
-def make_tables() -> dict[str, pd.DataFrame]:
-    """Tables of two networks, 3 and 8 bits, whose numbers are known."""
-    runs = []
-    gaps = []
-    evaluations = []
-    for bits, lost in ((3, 0.05), (8, 0.01)):
-        run = f"network of {bits} bits"
-        runs.append({"run": run, "seed": 0, "steps": 10, "batch_size": 64, "model.bits": bits, "model.depthwise": True})
-        place = {"run": run, "step": 10, "statistics_split": "train"}
-        for estimator, momentum, accuracy in (("ema", 0.1, 0.9 - lost), ("exact", None, 0.9)):
-            row = {"split": "test", "shift": "none", "estimator": estimator, "momentum": momentum, "accuracy": accuracy}
-            evaluations.append({**place, **row})
-        for depth, kl in enumerate((99.0, 1.0, 4.0, 4.0, 1.0, 16.0, 2.0), start=1):
-            row = {"layer": str(depth), "depth": depth, "estimator": "ema", "momentum": 0.1, "kl": kl}
-            gaps.append({**place, **row})
-    return {"runs": pd.DataFrame(runs), "gaps": pd.DataFrame(gaps), "evaluations": pd.DataFrame(evaluations)}
-
-
-def test_losses_and_layers_of_known_numbers() -> None:
-    added = find_added(make_tables())
-    assert added["model.bits"].tolist() == [3]
-    assert added["accuracy"].tolist() == pytest.approx([-0.04])
-
-    layers = find_layers(make_tables()).set_index(["line", "kind"])["kl"]
-    assert layers["3 bits", "depthwise"] == pytest.approx(64 ** (1 / 3))
-    assert layers["3 bits", "pointwise"] == pytest.approx(8 ** (1 / 3))

@@ -40,17 +40,11 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def average_by_hand(kind: str, checkpoints: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """In float64, what is measured after each update."""
-    for step, last in enumerate(checkpoints, start=1):
-        found = {}
-        for name, newest in last.items():
-            values = [checkpoint[name].double() for checkpoint in checkpoints[:step]]
-            if kind == "swa":
-                found[name] = newest if step < SWA_FIRST else torch.stack(values[SWA_FIRST - 1 :]).mean(0)
-            else:
-                weights = [0.99 ** (step - 1), *(0.01 * 0.99 ** (step - k) for k in range(2, step + 1))]
-                weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
-                found[name] = torch.stack(weighted).sum(0)
-        yield found
+    average = {name: value.double() for name, value in checkpoints[0].items()}
+    for step, newest in enumerate(checkpoints, start=1):
+        share = 1 / max(1, step - SWA_FIRST + 1) if kind == "swa" else 0.01
+        average = {name: (1 - share) * value + share * newest[name].double() for name, value in average.items()}
+        yield average
 
 
 def test_the_average_of_the_weights_and_buffers(whole: tuple[str, Path], plain: Path) -> None:

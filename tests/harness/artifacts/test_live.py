@@ -61,7 +61,7 @@ def test_a_diverged_network_is_logged_up_to_there(
 def test_a_killed_training_writes_each_update_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where an accelerator's results are read late."""
     monkeypatch.setattr("bnlab.harness.artifacts.training._UPDATES_BETWEEN_READINGS", {"cpu": 50})
-    with interrupted_at(25):
+    with interrupted_at(5):
         sweep_small(tmp_path, "log=tensorboard", expect=130)
     (killed,) = (find_network(tmp_path) / "tensorboard").iterdir()
     killed.rename(killed.with_name("events.out.tfevents.0"))  # read first; names begin with the second of their start

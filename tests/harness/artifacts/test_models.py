@@ -46,16 +46,6 @@ def test_resnet20_is_that_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda config: config.name)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_any_network_trains_on_grey_and_on_colour(config: Model, channels: int) -> None:
-    model = build(config, channels, image_size=32)
-    logits = model(torch.randn(3, channels, 32, 32))
-
-    assert model.training
-    assert logits.shape == (3, 7)
-
-
-@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.name)
 def test_weights_depend_on_the_seed_alone_and_the_caller_keeps_the_random_state(config: Model) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()

@@ -112,12 +112,10 @@ def test_a_file_that_cannot_be_read(kind: str, whole: Path, copied: Path, capsys
     assert "set aside as seed_0.damaged-1" in err
     assert err.count("\n") == 2
     assert_same_rows(copied, whole)
-    sweep_small(copied, BOTH)
-    assert not capsys.readouterr().err
 
 
 def test_a_state_that_cannot_be_read(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with interrupted_at(30):
+    with interrupted_at(3):
         sweep_small(tmp_path, BOTH, expect=130)
     (find_network(tmp_path) / "state.safetensors").write_bytes(b"nonsense")
 
