@@ -16,7 +16,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.clients import federated
-from experiments.questions.clients.federated import average_models, divide, train_clients
+from experiments.questions.clients.federated import divide, train_clients
 from tests.helpers import measure, rise_and_fall
 from tests.references import Descent, accuracy_under, batch_norms, float64_copy, full_batch_population
 
@@ -50,18 +50,6 @@ def test_clients_have_their_classes() -> None:
     expected = [sorted(label % 36 for label in range(6 * k, 6 * k + 12)) for k in range(6)]
     assert [count_classes(part) for part in divide_all(12)] == expected
     assert [len(part.labels) for part in divide_all(6)] == [36] * 6
-
-
-def test_models_are_averaged() -> None:
-    models = [nn.BatchNorm1d(1), nn.BatchNorm1d(1)]
-    for value, model in zip((1.0, 4.0), models, strict=True):
-        model.weight.data.fill_(value)
-        model.get_buffer("running_var").fill_(value)
-
-    average_models(models)
-
-    for model in models:
-        assert model.weight.item() == model.get_buffer("running_var").item() == 2.5
 
 
 def train_slowly(run: Run, parts: list[Split], local_steps: int, until: int, fixed: bool) -> nn.Module:
