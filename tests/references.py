@@ -323,15 +323,21 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
-@torch.no_grad()
 def accuracy_under(model: nn.Module, statistics: Mapping[str, Any], images: Tensor, labels: Tensor) -> float:
-    """The share of images that a float64 copy predicts right under the means and variances of these, by layer."""
+    """The share of images that a float64 copy predicts right, see `logits_under`."""
+    hits = logits_under(model, statistics, images).argmax(1) == labels
+    return hits.double().mean().item()
+
+
+@torch.no_grad()
+def logits_under(model: nn.Module, statistics: Mapping[str, Any], images: Tensor) -> Tensor:
+    """Predict with a float64 copy under the means and variances of these, by layer."""
     wide = float64_copy(model)
     for name, layer in batch_norms(wide).items():
         layer.running_mean = statistics[name].mean
         layer.running_var = statistics[name].var
-    hits = wide(images.double()).argmax(1) == labels
-    return hits.double().mean().item()
+    logits: Tensor = wide(images.double())
+    return logits
 
 
 class Descent:

@@ -80,9 +80,10 @@ def train_slowly(run: Run, parts: list[Split], local_steps: int, until: int, fix
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_weights_are_trained(fixed: bool, trained: Run) -> None:
+def test_weights_are_trained(fixed: bool, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What float32 sums leave after 24 updates, relative to weights and buffers of about 0.1 to 1."""
-    parts = divide(trained.dataset.train, 10, 4, seed_by("parts"))
+    monkeypatch.setattr(federated, "CLIENTS", 2)
+    parts = divide(trained.dataset.train, 10, 6, seed_by("parts"))
 
     model, local = train_clients(trained, parts, 4, until=24, fixed=fixed)
 
@@ -97,10 +98,11 @@ def test_weights_are_trained(fixed: bool, trained: Run) -> None:
 
 
 def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(federated, "TRAININGS", ((4, "batch"),))
+    monkeypatch.setattr(federated, "CLIENTS", 2)
+    monkeypatch.setattr(federated, "TRAININGS", ((6, "batch"),))
     monkeypatch.setattr(federated, "LOCAL_STEPS", (8,))
     run = Run(copied)
-    parts = divide(run.dataset.train, 10, 4, seed_by(f"{run.id} clients"))
+    parts = divide(run.dataset.train, 10, 6, seed_by(f"{run.id} clients"))
     model, local = train_clients(run, parts, 8, until=40, fixed=False)
     test = run.dataset.test
     image = 1.5 / len(test.labels)  # one image may lie on the border
