@@ -79,7 +79,9 @@ def test_a_kill_between_the_files_of_a_part(
         patch.setattr(f"bnlab.{writes}", write_twice)
         sweep_small(tmp_path, BOTH, expect=130)
     sweep_small(tmp_path, BOTH)
+    sweep_small(tmp_path, BOTH, "evaluate_at=[2]")  # trained again from the start, not from the last state
 
+    assert list_steps(tmp_path) == [1, 2, 7, 20, 40]
     assert_same(find_network(tmp_path), find_network(whole))
     assert not [*tmp_path.glob("runs/*/*damaged*")]  # it went on, and was not trained again
 
