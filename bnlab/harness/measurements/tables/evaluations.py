@@ -94,7 +94,7 @@ class Evaluations(Measurement):
         if not run.has_trace:
             return {_NO_STATISTICS: run.predicted}
         splits = as_list(run.config.population)
-        if any(isinstance(each.statistic, TestTimeStatistics) for each in subjects):
+        if any(each.is_rule for each in subjects):
             splits = ["train", *splits]  # rules start from exact statistics of the training split
 
         exact = [Subject(Exact(), split) for split in splits]
