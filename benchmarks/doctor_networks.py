@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import MomentTrace, Statistics, population_statistics, record, replay, using
+from bnlab.common.vision import torchvision
 from bnlab.doctor.gallery.network import build_network, choose_images, train
 from bnlab.doctor.gallery.patterns import draw_patterns
 from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, measure_accuracy, split
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.estimators import DebiasedEMA
 from bnlab.harness.artifacts.data.drawing import glyphs
-from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision, build_model
+from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
 from bnlab.model.layers import BatchNorm
 
 _CLASSES = 10
@@ -183,9 +184,21 @@ def _build(training: Training, images: Tensor) -> nn.Module:
         torch.manual_seed(training.seed)
         created: nn.Module = import_module("timm").create_model(name, num_classes=_CLASSES, in_chans=1)
         return created
-    settings = Torchvision(name=name) if kind == "torchvision" else _SMALL[kind]
+    if kind == "torchvision":
+        return _build_classifier(name, training.seed)
     _, channels, size, _ = images.shape
-    return build_model(settings, channels=channels, image_size=size, classes=_CLASSES, seed=training.seed)
+    return build_model(_SMALL[kind], channels=channels, image_size=size, classes=_CLASSES, seed=training.seed)
+
+
+def _build_classifier(name: str, seed: int) -> nn.Module:
+    """Build a classifier of torchvision's for gray images: the first kernels are summed over the colours."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model: nn.Module = torchvision().models.get_model(name, weights=None, num_classes=_CLASSES)
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
+    first.in_channels = 1
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in torch
 
 
 @cache
