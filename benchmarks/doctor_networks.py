@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import MomentTrace, Statistics, population_statistics, record, replay, using
+from bnlab.common.vision import torchvision
 from bnlab.doctor.gallery.network import build_network, choose_images, train
 from bnlab.doctor.gallery.patterns import draw_patterns
 from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, measure_accuracy, split
 from bnlab.doctor.scores import Difference, Scores
 from bnlab.estimators import DebiasedEMA
 from bnlab.harness.artifacts.data.drawing import glyphs
-from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision, build_model
+from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
 from bnlab.model.layers import BatchNorm
 
 _CLASSES = 10
@@ -170,9 +171,21 @@ def _build(training: Training, images: Tensor) -> nn.Module:
     kind, _, name = training.architecture.partition(" ")
     if kind == "patterns":
         return build_network(training.seed)
-    settings = Torchvision(name=name) if kind == "torchvision" else _SMALL[kind]
+    if kind == "torchvision":
+        return _build_classifier(name, training.seed)
     _, channels, size, _ = images.shape
-    return build_model(settings, channels=channels, image_size=size, classes=_CLASSES, seed=training.seed)
+    return build_model(_SMALL[kind], channels=channels, image_size=size, classes=_CLASSES, seed=training.seed)
+
+
+def _build_classifier(name: str, seed: int) -> nn.Module:
+    """Build a classifier of torchvision's for gray images: the first kernels are summed over the colours."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model: nn.Module = torchvision().models.get_model(name, weights=None, num_classes=_CLASSES)
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
+    first.in_channels = 1
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in torch
 
 
 @cache
@@ -181,7 +194,7 @@ def _load_images(architecture: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if architecture == "patterns":
         images, labels = draw_patterns(_TRAINING_IMAGES + _SEEN_IMAGES + _OTHER_IMAGES, seed=0)
     else:
-        pixels, labels = glyphs(_TRAINING_IMAGES + _SEEN_IMAGES + _OTHER_IMAGES, _CLASSES, "medium", "dejavu", seed=0)
+        pixels, labels = glyphs(_TRAINING_IMAGES + _SEEN_IMAGES + _OTHER_IMAGES, _CLASSES, "dejavu", seed=0)
         images = pixels.float() / 255
     if architecture in _SMALL:
         images = F.avg_pool2d(images, 2)

@@ -11,6 +11,7 @@ from bnlab.harness.reporting.frames import (
     gap_over_layers,
     lowest,
     name_panels,
+    over_best,
     put_in_order,
     rows,
     score,
@@ -75,6 +76,18 @@ def compute_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any
     gaps = gap_over_layers(rows(tables, "gaps", at, **wanted), "mean_gap")
     behind_first = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
     return name_panels(behind_first, "{panel}, {layers}")
+
+
+def compute_times(
+    tables: Tables, at: float | Sequence[float] = (), by: Sequence[str] = ("batch_size",), table: str = "gaps"
+) -> pd.DataFrame:
+    """Divide each gap of a mean by that of the best fixed momentum of the layer and step, which is known in hindsight.
+
+    Args:
+        tables: the tables of the experiment.
+        at, by, table: see `rows`.
+    """
+    return over_best(rows(tables, table, at, by), "mean_gap")
 
 
 def select_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:

@@ -8,7 +8,7 @@ Statistics are float64 tensors on the CPU with one entry per channel (axis 1). `
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -321,6 +321,40 @@ def as_input(x: Tensor) -> Tensor:
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """The BN layers that keep running statistics, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+def accuracy_under(model: nn.Module, statistics: Mapping[str, Any], images: Tensor, labels: Tensor) -> float:
+    """The share of images that a float64 copy predicts right, see `logits_under`."""
+    hits = logits_under(model, statistics, images).argmax(1) == labels
+    return hits.double().mean().item()
+
+
+@torch.no_grad()
+def logits_under(model: nn.Module, statistics: Mapping[str, Any], images: Tensor) -> Tensor:
+    """Predict with a float64 copy under the means and variances of these, by layer."""
+    wide = float64_copy(model)
+    for name, layer in batch_norms(wide).items():
+        layer.running_mean = statistics[name].mean
+        layer.running_var = statistics[name].var
+    logits: Tensor = wide(images.double())
+    return logits
+
+
+class Descent:
+    """SGD on a float64 model, one weight after the other: momentum 0.9, as it is trained Nesterov's, and decay."""
+
+    def __init__(self, model: nn.Module, decay: float = 5e-4, is_nesterov: bool = True) -> None:
+        self.weights = list(model.parameters())
+        self.velocities = [torch.zeros_like(weight) for weight in self.weights]
+        self.decay = decay
+        self.is_nesterov = is_nesterov
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        gradients = torch.autograd.grad(loss, self.weights)
+        for weight, gradient, velocity in zip(self.weights, gradients, self.velocities, strict=True):
+            slope = gradient + self.decay * weight.detach()
+            velocity.mul_(0.9).add_(slope)
+            weight.data -= rate * (slope + 0.9 * velocity if self.is_nesterov else velocity)
 
 
 def call_order(model: nn.Module, x: Tensor) -> list[str]:

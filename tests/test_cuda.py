@@ -23,7 +23,7 @@ from bnlab.nn import SelfTuned
 from tests import references
 from tests.conftest import small_config
 from tests.doctor.digits import draw_batches, make_healthy, reset
-from tests.harness.kills import assert_same, killed_at
+from tests.harness.kills import assert_same, interrupted_at
 from tests.helpers import (
     Run,
     assert_moments,
@@ -221,7 +221,7 @@ def test_training_on_a_gpu_goes_on_where_it_was_killed(tmp_path: Path, monkeypat
     whole = Run(small_config(tmp_path / "whole", device="cuda"))
     train_network(whole)
     killed = Run(small_config(tmp_path / "killed", device="cuda"))
-    with killed_at(20):
+    with interrupted_at(20), pytest.raises(KeyboardInterrupt):
         train_network(killed)
     train_network(killed)
 

@@ -24,15 +24,13 @@ class Component:
     """The base of all that is chosen by name."""
 
     group: ClassVar[str] = ""  # the setting that chooses it, such as "norm"
-    has_any_name: ClassVar[bool] = False  # it stands for many choices, such as a user's import paths
-    is_own: ClassVar[bool] = False
-    unread: ClassVar[tuple[str, ...]] = ()  # settings that no network is trained with
+    is_own: ClassVar[bool] = False  # it stands for a user's import paths
     storage: ClassVar[tuple[str, ...]] = ()  # settings that say where its files are and how they come there
     name: str = "???"
 
     def identify(self) -> dict[str, Any]:
         """Collect what names the networks that are made with it: its name, and settings that are not the default."""
-        keys = [each.name for each in fields(self) if each.name not in (*self.unread, *self.storage)]
+        keys = [each.name for each in fields(self) if each.name not in self.storage]
         return {"name": self.name, **leave_off_defaults(self, keys)}
 
 

@@ -40,7 +40,7 @@ def check(config: Config) -> None:
     check_settings(config)
     for group, choices in GROUPS.items():
         chosen = getattr(config, group)
-        if not chosen.has_any_name and type(choices.get(chosen.name)) is not type(chosen):
+        if not chosen.is_own and type(choices.get(chosen.name)) is not type(chosen):
             raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
         check_settings(chosen, group)
     if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):

@@ -68,8 +68,8 @@ def _describe_settings() -> list[str]:
 def _describe_group(group: str) -> list[str]:
     """Describe the choices of a group, each with the settings that it has beside those of all; those come last."""
     choices = GROUPS[group]
-    names = [{each.name for each, _ in list_settings(choice)} for choice in choices.values()]
-    shared = set.intersection(*names)
+    of_choices = [{(each.name, meaning.text) for each, meaning in list_settings(choice)} for choice in choices.values()]
+    shared = {name for name, _ in set.intersection(*of_choices)}
 
     lines: list[str] = []
     for name, choice in choices.items():

@@ -34,6 +34,10 @@ from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
+_MEASURED_WITH = (
+    *("measurements", "estimator", "momentum", "population", "population_images"),
+    *("evaluate_at", "accuracy_at", "evaluate_on", "shifts"),
+)  # settings that say what is measured
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
 
@@ -61,20 +65,12 @@ def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
 
 
 def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
-    """Describe what a job asks for: what is measured, without the estimators that have failed."""
-    config = run.config
-    measurements = find_measurements(config)
-    own = [digest_of_own(type(each)) for each in measurements]
-    data = asdict(config.data)
-    del data["content"]  # which the name of the network tells
-    measured = [
-        [[s.estimator, s.momentum, s.split, s.code] for s in list_subjects(config)],
-        [config.population, config.evaluate_at, config.accuracy_at, data, run.predictions],
-        [[each.name for each in measurements], VERSION, sorted(failed), config.population_images],
-    ]
-    if any(own):
-        measured.append(own)
-    return json.dumps(measured, default=list)
+    """Describe what a job asks for: what is measured, by which code, without the estimators that have failed."""
+    settings = [getattr(run.config, name) for name in _MEASURED_WITH]
+    code = [subject.code for subject in list_subjects(run.config)]
+    code += [digest_of_own(type(each)) for each in find_measurements(run.config)]
+    images = asdict(run.config.data)  # with the place of their files, which is written down anew where they were moved
+    return json.dumps([settings, images, code, VERSION, sorted(failed)], default=list)
 
 
 def prepare(configs: list[Config]) -> None:

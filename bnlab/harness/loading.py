@@ -17,7 +17,6 @@ from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
 from bnlab.harness.reporting.tables import load
-from bnlab.inference import TestTimeStatistics
 
 _MOMENTUM = 0.1  # of averages that are named without one, PyTorch's
 
@@ -117,7 +116,7 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
     if not run.has_trace:
         raise UserError(f"{run.id}: norm={run.config.norm.name} has no statistics to choose; leave statistics out")
     subject, *others = parse_subjects([statistics], [_MOMENTUM], "train")
-    if others or isinstance(subject.statistic, TestTimeStatistics):
+    if others or subject.is_rule:
         raise UserError(f"statistics={statistics}: is computed from the images that are predicted; choose another")
     values = flat_statistics(run, [subject], [wanted])[0, 0]
     chosen = run.trace.layout.unflatten(values)

@@ -32,7 +32,6 @@ _CHECKED = (bool, int, float, str)  # annotations that the values of a setting a
 class Own(Component):
     """The user's own: a function or class, with its import path as `name`."""
 
-    has_any_name: ClassVar[bool] = True
     is_own: ClassVar[bool] = True
     given: ClassVar[int] = 0  # how many arguments bnlab gives it, which come first; all others are settings
     usual: ClassVar[Mapping[str, Any]] = {}  # defaults of arguments without one

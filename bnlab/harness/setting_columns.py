@@ -12,7 +12,7 @@ from bnlab.harness.schema import Column, Table, boolean, integer, real, text
 
 _NAMES = {
     "data": "data set: {}, or the import path of your own",
-    "model": "network: {}, or torchvision's name, or the import path of your own",
+    "model": "network: {}, or the import path of your own",
     "norm": "kind of normalization: {}, or the import path of your own",
     "optimizer": "optimizer: {}",
 }
@@ -23,7 +23,7 @@ def describe_runs() -> Table:
     """Describe the table `runs` with all its columns."""
     columns = {}
     for group, choices in GROUPS.items():
-        names = dict.fromkeys(choice.name for choice in choices.values() if not choice.has_any_name)
+        names = dict.fromkeys(choice.name for choice in choices.values())
         columns[group] = text(_NAMES[group].format(", ".join(names)))
     for group in GROUPS:
         columns |= _describe_group(group)

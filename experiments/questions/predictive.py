@@ -4,17 +4,17 @@ The noise of the batch that is forecast is the same for all momenta: the best fo
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Margin, Score, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Margin, Tables, above, below
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
     average,
     name_panels,
-    over_best,
     paired,
     put_in_order,
     rows,
@@ -22,30 +22,20 @@ from bnlab.harness.reporting.frames import (
     select,
 )
 from bnlab.harness.reporting.plots import TIMES_THE_BEST, Curves
-from experiments.margins import AS_NEAR, FLAT, OVER_TIME, SIX_IMAGES
+from experiments.margins import AS_NEAR, FLAT, OVER_TIME, SIX_IMAGES, compute_times
 
 SHARES = (0.03, 0.1, 0.55, 1.0)  # of the training
 NETWORK = ("data", "model", "batch_size", "optimizer.schedule")
 EACH = ("model", "panel", "batch_size", "optimizer.schedule")
 CHARACTERS: dict[str, Any] = {"data": "glyphs", "model": "cnn"}
 ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
+TIMES = partial(compute_times, by=NETWORK)
 NARROWED = "narrowed to the layers behind the first when results were known"
-
-
-def compute_times(*shares: float) -> Score:
-    """Make the function that divides gaps by that of the best fixed momentum, which is known in hindsight only."""
-
-    def divide(tables: Tables) -> pd.DataFrame:
-        gaps = rows(tables, "gaps", shares, NETWORK)
-        return over_best(gaps, "mean_gap")
-
-    return divide
 
 
 def select_drawn(tables: Tables) -> pd.DataFrame:
     """Select the networks that are drawn, in panels by model, data and batch size, in words."""
-    divide = compute_times()
-    frame = divide(tables)
+    frame = TIMES(tables)
     is_large = frame["batch_size"] == 256
     is_cnn = frame["model"] == "cnn"
     is_of_characters = frame["data"] == "glyphs"
@@ -107,7 +97,7 @@ def claim_nearness(where: str, over_all_layers: str, **networks: Any) -> Claim:
     return Claim(
         f"{where}, behind the first layer, the gap of predictive momentum is about that of the best fixed one of "
         f"each layer and step ({NARROWED}; over all layers {over_all_layers}).",
-        score(compute_times(), "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
+        score(TIMES, "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
         below(1.25, "times", FLAT),
     )
 
@@ -141,12 +131,12 @@ EXPERIMENT = Experiment(
             "On characters at the end of a one-cycle schedule, where the learning rate falls to 0, predictive momentum "
             "is late: behind the first layer its gap is more than a quarter larger than that of the best fixed one "
             f"(asked when seen; {NARROWED}).",
-            score(compute_times(1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
+            score(partial(TIMES, at=1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
                   **CHARACTERS), above(1.25, "times", FLAT)),
         "near_the_best_over_all_layers": Claim(
             "On characters, over all layers, as it was asked first, the gap of predictive momentum is about that of "
             "the best fixed one of each layer and step.",
-            score(compute_times(), "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer",
+            score(TIMES, "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer",
                   "epoch"),
                   geometric=True, estimator="predictive", **CHARACTERS), below(1.25, "times", FLAT)),
         "near_the_best_digits": claim_nearness("On digits", "the same lines hold", data="digits"),

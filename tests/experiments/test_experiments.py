@@ -31,13 +31,6 @@ def list_first(file: str) -> list[str]:
     return [f"{key}={str(values).split(',')[0]}" for key, values in swept.items() if key not in ("seed", "steps")]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_it_composes(file: str, copies: list[str]) -> None:
-    sweep = plan_jobs([f"experiment={file}", *copies * file.startswith("cifar10")])
-    assert {config.name for config in sweep.configs} == {FILES[file]["name"]}
-    assert len(sweep.configs) > 4
-
-
 AT_STEPS = ("ground_constant", "last_batch", "last_batch_64")  # which read more steps than there are here
 USUAL = ("quickstart", "drift")  # all others with the slow tests
 OVERVIEWED = ("cifar10_large",)  # which is the question of another sweep: what is printed next is an overview

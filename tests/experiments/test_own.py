@@ -344,6 +344,7 @@ MISTAKES = {
     "clash": ("model=mine.clashes", "", "", "model=mine.clashes: its argument name .* rename it"),
     "sizes": ("model=mine.make_lazy", "", "", "model=mine.make_lazy: has lazy layers"),
     "no norm": ("norm=mine.make_data model=cnn", "", "", "norm=mine.make_data: has to give a torch.nn.Module"),
+    "norm": ("norm=group", "", "", "norm=group: mine.make_model has normalization of its own; use model=cnn, "),
     "no inputs": ("inputs=mine.missing", "", "", "inputs=mine.missing: cannot be imported"),
     "needless inputs": ("inputs=mine.read_squares", "", "", "inputs=mine.read_squares: no batch norm .*; leave it out"),
     "of no maps": ("norm=mine.Centered model=mlp", "", "", r"model=mlp: cannot be trained, .*expected 4D input"),

@@ -83,7 +83,7 @@ def test_help() -> None:
     shown = run("sweep", "--help").stdout
     ours = [name for name, cls in list_statistics().items() if cls.__module__.startswith("bnlab.")]
     assert {"ema", "exact", "stale", "test_batch"} <= {*ours}
-    for name in ("batch_size", "torchvision", "renorm", *ours):
+    for name in ("batch_size", "resnet", "renorm", *ours):
         assert re.search(rf"\b{name}\b", shown), name
     assert "data.images=null" in shown
 

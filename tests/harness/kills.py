@@ -23,13 +23,6 @@ TRAIN = producing.train
 
 
 @contextlib.contextmanager
-def killed_at(step: int) -> Iterator[None]:
-    """A call of the harness in the block is interrupted in its training, see `interrupted_at`."""
-    with interrupted_at(step), pytest.raises(KeyboardInterrupt):
-        yield
-
-
-@contextlib.contextmanager
 def interrupted_at(step: int) -> Iterator[None]:
     """A training in the block, which saves its state after each update, is interrupted after this one."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from bnlab.common.files import digest
 from bnlab.harness.artifacts.data import augment, load_dataset
@@ -33,7 +34,6 @@ JOBS = [
         if norm not in ("instance", "gain_control")
     ),
     ["model=plain", "model.depth=4", "norm.every_second=group"],
-    ["model=torchvision"],
     ["optimizer=adamw", "data.shift=1"],
     ["order=blocks:4", "optimizer.schedule=step"],
     ["data=glyphs", "data.images=400", "data.fonts=dejavu"],
@@ -41,11 +41,14 @@ JOBS = [
 
 
 def name_networks(experiment: str) -> str:
-    """Digest the names of all networks of an experiment."""
+    """Digest the names of all networks of an experiment, which has the name that its file says."""
     words = [f"experiment={experiment}", "seed=0"]  # which has no part in a name
     if experiment.startswith("cifar10"):
         words.append("data.download=true")  # the files need not be there
-    return digest(json.dumps(sorted(Run(config).id for config in plan_jobs(words).configs)), digits=16)
+    configs = plan_jobs(words).configs
+    settings = yaml.safe_load(Path(f"conf/experiment/{experiment}.yaml").read_text())
+    assert {config.name for config in configs} == {settings["name"]}
+    return digest(json.dumps(sorted(Run(config).id for config in configs)), digits=16)
 
 
 def train_network(words: list[str]) -> str:
@@ -74,9 +77,10 @@ def describe() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name in WRITTEN])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_networks_keep_their_names(experiment: str) -> None:
-    assert name_networks(experiment) == WRITTEN[experiment]
+    found = name_networks(experiment)
+    assert found == WRITTEN.get(experiment, found)
 
 
 @pytest.mark.parametrize("words", JOBS, ids=" ".join)

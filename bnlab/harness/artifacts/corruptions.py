@@ -159,8 +159,6 @@ def check_shifts(shifts: Sequence[Any], config: Data, splits: Sequence[str]) -> 
                 f"shifts={shift}: data={config.name} has float images, of which black and white are not known; "
                 "give bytes (uint8), which are standardized too"
             )
-        if shift != "none" and "test" in splits and config.own_shift:
-            raise UserError(f"shifts={shift}: the test images have other fonts already; use data.test_fonts=data.fonts")
 
 
 def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Split:

@@ -11,7 +11,7 @@ from typing import Any
 from bnlab.common.files import digest
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS
 from bnlab.harness.artifacts.data import Data, Digits
-from bnlab.harness.artifacts.models import Cnn, Layered, Model, Torchvision
+from bnlab.harness.artifacts.models import Cnn, Layered, Model
 from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
@@ -106,7 +106,7 @@ class Config:
     shifts: Any = setting(
         "none",
         f"how these are changed, or a list: none; a corruption ({', '.join(CORRUPTIONS)}) with a strength of 1, "
-        "2 or 3, as noise:1; of glyphs trained on other fonts also fonts:dejavu, fonts:stix_cm, fonts:all",
+        "2 or 3, as noise:1; of glyphs also fonts:dejavu, fonts:stix_cm, fonts:all, unless they are those of training",
         is_list=True,
     )
     measurements: Any = setting(["gaps", "evaluations"], "tables that are measured, or one; see below", is_list=True)
@@ -211,8 +211,6 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
         choice = choices[0]
     elif "." in name:
         choice = make_own(group, name)
-    elif group == "model":
-        choice = Torchvision()
     else:
         raise UserError(f"{group}={name}: this version of bnlab has none of this name")
     known = {each.name for each in fields(choice)}

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -137,10 +138,8 @@ class Run:
     def predictions(self) -> list[tuple[str, str]]:
         """Split and shift of the images that are predicted, `evaluate_on` and `shifts`, each once."""
         splits = as_list(self.config.evaluate_on)
-        pairs = [(split, shift) for split in splits for shift in as_list(self.config.shifts)]
-        # Test images that have other fonts anyway have these for a shift.
-        own = {("test", "none"): ("test", self.config.data.own_shift or "none")}
-        return list(dict.fromkeys(own.get(pair, pair) for pair in pairs))
+        pairs = itertools.product(splits, as_list(self.config.shifts))
+        return list(dict.fromkeys(pairs))
 
     def images_of(self, split: str, shift: str) -> Split:
         """Return the images of a split that are predicted under a shift."""

@@ -233,11 +233,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-        try:
-            logits = compute_logits(progress.model, images, progress.precision)
-        except Exception:
-            progress.read_log()  # a model may refuse weights that are not finite
-            raise
+        logits = compute_logits(progress.model, images, progress.precision)
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -32,16 +32,18 @@ class Measurement(Component):
         about_batches: whether it is about what the batches before a step make of running averages, which networks that
             are frozen or averaged do not have to the end.
         at_last_step: whether it measures the weights of the last step of `evaluate_at` alone.
+        of_plain_norms: whether it has rows of torch's batch norm alone.
     """
 
     group: ClassVar[str] = "measurements"
     table: ClassVar[Table]
     about_batches: ClassVar[bool] = False
     at_last_step: ClassVar[bool] = False
+    of_plain_norms: ClassVar[bool] = False
 
     def covers(self, norm: Norm) -> bool:
         """Return whether networks with this norm have rows: by default if they train with statistics of the batch."""
-        return norm.uses_batch
+        return norm.is_plain if self.of_plain_norms else norm.uses_batch
 
     def scope(self, run: Run, subjects: list[Subject]) -> Mapping[Any, list[int]]:
         """Choose the subjects that it has rows of, with the steps of each: by default `None`, no estimator, alone."""

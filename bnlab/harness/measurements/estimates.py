@@ -17,7 +17,6 @@ from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.statistic_kinds import Exact, Measured
-from bnlab.inference import TestTimeStatistics
 from bnlab.recording.trace import replay_bank
 from bnlab.statistics.network import Statistics
 
@@ -55,7 +54,7 @@ def flat_statistics(run: Run, subjects: Sequence[Subject], steps: list[int]) -> 
 
 def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
     """Measure statistics of the checkpoint at `step`, or read them where the run's folder has them."""
-    if isinstance(subject.statistic, TestTimeStatistics):
+    if subject.is_rule:
         subject = EXACT
     statistic = subject.statistic
     if not isinstance(statistic, Measured):

@@ -31,6 +31,11 @@ class Subject:
     at_once: int | None = None  # how many images a rule sees at once
 
     @property
+    def is_rule(self) -> bool:
+        """True for statistics at inference time, which differ from input to input."""
+        return isinstance(self.statistic, TestTimeStatistics)
+
+    @property
     def estimator(self) -> str:
         """Canonical name."""
         if isinstance(self.statistic, TestTimeStatistics):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import measure_statistics, seed_by
@@ -35,6 +34,7 @@ class AveragedWeights(Measurement):
     """Table `averaged_weights`."""
 
     about_batches: ClassVar[bool] = True
+    of_plain_norms: ClassVar[bool] = True
     name: str = "averaged_weights"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -59,9 +59,6 @@ class AveragedWeights(Measurement):
             "var_gap": real("the same of the variance"),
         },
     )
-
-    def covers(self, norm: Norm) -> bool:
-        return norm.is_plain
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List all steps, each of which is averaged."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import TrainingState, train
 from bnlab.harness.measurements import Measurement
@@ -47,6 +46,7 @@ class ChangedWeights(Measurement):
 
     about_batches: ClassVar[bool] = True
     at_last_step: ClassVar[bool] = True
+    of_plain_norms: ClassVar[bool] = True
     name: str = "changed_weights"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -73,9 +73,6 @@ class ChangedWeights(Measurement):
             "var_gap": real("the same of the variance"),
         },
     )
-
-    def covers(self, norm: Norm) -> bool:
-        return norm.is_plain
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List the final step and the one half-way to it, from which the second network goes on."""

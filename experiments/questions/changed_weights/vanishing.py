@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import bnlab
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.estimates import measure_statistics
-from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.measurements.tables.evaluations import measure_accuracy
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.harness.statistic_kinds import Exact
-from bnlab.model.layers import batch_norm_layers
+from bnlab.model.layers import BatchNorm
 from bnlab.statistics.network import Statistics, using
 from experiments.questions.changed_weights.changed import prune_smallest
 from experiments.questions.changed_weights.matched import IMAGES, MatchedWeights
@@ -85,8 +85,7 @@ class Vanishing(MatchedWeights):
 
 def _measure_layers(run: Run, model: nn.Module, statistics: Statistics) -> pd.DataFrame:
     """Measure the variance of each norm's outputs and the accuracy of a network: a row for each layer."""
-    test = run.dataset.test
-    accuracy = score_logits(predict(model, test, statistics), test.labels)["accuracy"]
+    accuracy = measure_accuracy(model, run.dataset.test, statistics)
     variances = measure_variances(model, statistics, run.dataset.train.images[:IMAGES])
     rows: list[dict[str, Any]] = []
     for depth, (layer, variance) in enumerate(variances.items(), start=1):
@@ -98,18 +97,11 @@ def _measure_layers(run: Run, model: nn.Module, statistics: Statistics) -> pd.Da
 def measure_variances(model: nn.Module, statistics: Statistics, images: Tensor) -> dict[str, float]:
     """Measure the variance (ddof 0) of each norm's outputs over images and pixels, averaged over channels, by layer."""
     variances: dict[str, float] = {}
-
-    def hook_of(name: str) -> Any:
-        def read(layer: nn.Module, args: Any, outputs: Tensor) -> None:
-            of_channels = outputs.double().var((0, 2, 3), correction=0)
-            variances[name] = of_channels.mean().item()
-
-        return read
-
+    outputs = images
     with using(model, statistics):
-        layers = batch_norm_layers(model, caller="vanishing")
-        handles = [layer.register_forward_hook(hook_of(name)) for name, layer in layers.items()]
-        model(images)
-        for handle in handles:
-            handle.remove()
+        for name, layer in model.named_children():
+            outputs = layer(outputs)
+            if isinstance(layer, BatchNorm):
+                of_channels = outputs.double().var((0, 2, 3), correction=0)
+                variances[name] = of_channels.mean().item()
     return variances

@@ -5,6 +5,8 @@ estimate: training sees them shifted and mirrored. These are five further seeds,
 written before their first number.
 """
 
+from functools import partial
+
 import pandas as pd
 
 import experiments.margins as margins
@@ -12,7 +14,6 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Findin
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
-    over_best,
     paired,
     rows,
     score,
@@ -20,7 +21,7 @@ from bnlab.harness.reporting.frames import (
     share_name,
 )
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import EACH, name_lines
+from experiments.margins import EACH, compute_times, name_lines
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
@@ -40,12 +41,6 @@ def compute_gaps(tables: Tables) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def compute_times(tables: Tables) -> pd.DataFrame:
-    """Divide each gap to augmented images by that of the best fixed momentum of the layer and step."""
-    gaps = rows(tables, "augmented_gaps", SHARES, estimator=("ema", "predictive"))
-    return over_best(gaps, "mean_gap")
-
-
 def compute_gains_over_plain(tables: Tables, *shares: float) -> pd.DataFrame:
     """Subtract from each test accuracy that with exact statistics of the images as they are, not augmented."""
     tested = rows(tables, "evaluations", shares, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
@@ -63,6 +58,8 @@ def select_lines(tables: Tables) -> pd.DataFrame:
     names = "batches of " + gains["batch_size"].astype(str)
     return gains.assign(name=names, panel="").sort_values("batch_size", kind="stable")
 
+
+TIMES = partial(compute_times, at=SHARES, table="augmented_gaps")
 
 EXPERIMENT = Experiment(
     bears_on=("Q6", "Q8", "Q10", "Q11", "H1", "H12"),
@@ -85,7 +82,7 @@ EXPERIMENT = Experiment(
         "u_comes_back": Claim(
             "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap behind the "
             "first layer than the best between them.",
-            score(compute_times, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
+            score(TIMES, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "nearer_to_augmented": Claim(
             "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
@@ -96,16 +93,16 @@ EXPERIMENT = Experiment(
         "predictive_is_late_at_the_end": Claim(
             "At the end of the schedule predictive momentum is late: its gap to augmented images behind the first "
             "layer is over a quarter larger than that of the best fixed momentum.",
-            score(compute_times, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
+            score(TIMES, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
                   **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum to augmented images is about that "
             "of the best fixed one of each layer and step.",
-            score(compute_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
+            score(TIMES, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "predictive_is_near_before_the_end": Claim(
             "Before the end of training that gap is about that of the best fixed one (asked when seen).",
-            score(lambda tables: over_best(rows(tables, "augmented_gaps", SHARES[:-1]), "mean_gap"), "mean_gap",
+            score(partial(TIMES, at=SHARES[:-1]), "mean_gap",
                   ("batch_size",), average=("layer", "panel"), geometric=True, depth=OtherThan(1),
                   estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "augmented_images_gain": Claim(

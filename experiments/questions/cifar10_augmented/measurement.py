@@ -10,12 +10,11 @@ import torch
 
 from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import flat_statistics, frozen_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
+from bnlab.harness.measurements.tables.gaps import Gaps
 from bnlab.harness.schema import Table, common, real
 from bnlab.harness.statistic_kinds import Exact
-from bnlab.inference import TestTimeStatistics
 
 _AUGMENTED = Subject(Exact(), "train_augmented")
 
@@ -26,7 +25,7 @@ image is augmented once, in the same way for all networks and steps."""
 
 
 @dataclass(unsafe_hash=True)
-class AugmentedGaps(Measurement):
+class AugmentedGaps(Gaps):
     """Table `augmented_gaps`."""
 
     name: str = "augmented_gaps"
@@ -43,9 +42,7 @@ class AugmentedGaps(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose `evaluate_at` for all but rules at inference time, of a network whose training augments."""
-        if not run.batches.augments:
-            return {}
-        return {subject: run.wanted for subject in subjects if not isinstance(subject.statistic, TestTimeStatistics)}
+        return super().scope(run, subjects) if run.batches.augments else {}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure the gap to exact statistics of the augmented images: a row for each step, subject and layer."""

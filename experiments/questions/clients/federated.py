@@ -13,7 +13,6 @@ from torch import nn
 
 import bnlab
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Batches, TrainingState, train
 from bnlab.harness.measurements import Measurement
@@ -43,6 +42,7 @@ class Clients(Measurement):
 
     about_batches: ClassVar[bool] = True
     at_last_step: ClassVar[bool] = True
+    of_plain_norms: ClassVar[bool] = True
     name: str = "clients"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -66,9 +66,6 @@ class Clients(Measurement):
             "mean_gap": real("as in `gaps`; root mean square over the layers behind the first"),
         },
     )
-
-    def covers(self, norm: Norm) -> bool:
-        return norm.is_plain
 
     def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Train the clients in every way: a row for each kind of statistics of their averaged weights."""

@@ -9,7 +9,6 @@ from typing import ClassVar
 import pandas as pd
 
 from bnlab.gaps.decomposition import TERMS, decompose, window
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import EXACT, draw_population, frozen_statistics, tabulate
@@ -32,6 +31,7 @@ class Decomposition(Measurement):
     """Table `decomposition`."""
 
     about_batches: ClassVar[bool] = True
+    of_plain_norms: ClassVar[bool] = True
     name: str = "decomposition"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -53,9 +53,6 @@ class Decomposition(Measurement):
             ),
         },
     )
-
-    def covers(self, norm: Norm) -> bool:
-        return norm.is_plain
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose the EMA with each momentum, and all steps of `evaluate_at`."""

@@ -14,12 +14,11 @@ from torch.nn import functional as F
 
 import bnlab
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.measurements.tables.evaluations import measure_accuracy
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.model.layers import batch_norm_layers
 from bnlab.statistics.network import Statistics
@@ -36,8 +35,8 @@ _ABOUT = f"""\
 How a network predicts that was trained on glyphs in some fonts, and goes on with few images in other fonts at the end
 of training: at most {_FEW} of the test images in these, of which up to {_TESTED:,} others are predicted. SGD with
 momentum {_MOMENTUM} and a constant rate, without weight decay. The images of a batch are drawn for each network, the
-same for all modes and rates. Networks that were trained on all fonts, or are tested on others, have no rows. Where a
-fine-tuning diverges, rows end."""
+same for all modes and rates. Networks that were trained on all fonts have no rows. Where a fine-tuning diverges, rows
+end."""
 
 
 @dataclass(unsafe_hash=True)
@@ -45,6 +44,7 @@ class FineTuning(Measurement):
     """Table `fine_tuning`."""
 
     at_last_step: ClassVar[bool] = True
+    of_plain_norms: ClassVar[bool] = True
     name: str = "fine_tuning"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -70,9 +70,6 @@ class FineTuning(Measurement):
             "forgotten": real("the same before the first update, minus that"),
         },
     )
-
-    def covers(self, norm: Norm) -> bool:
-        return norm.is_plain
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
         """Choose the final step, without an estimator, of networks that have not seen all fonts."""
@@ -100,9 +97,8 @@ class FineTuning(Measurement):
 
 def find_new_fonts(run: Run) -> str:
     """Find the shift of the test images to fonts that the network has not seen; empty if it has seen all there are."""
-    data = run.config.data
-    shifts = data.list_shifts()
-    if data.own_shift or "fonts:all" not in shifts:
+    shifts = run.config.data.list_shifts()
+    if "fonts:all" not in shifts:
         return ""
     (unseen,) = [shift for shift in shifts if shift != "fonts:all"]
     return unseen
@@ -176,6 +172,4 @@ def _measure_tuned(model: nn.Module, images: TuningImages, before: tuple[float, 
 
 def _score(model: nn.Module, statistics: Statistics, images: TuningImages) -> tuple[float, float]:
     """Measure the accuracies on images in new fonts and in old ones, under these statistics."""
-    new = score_logits(predict(model, images.new, statistics), images.new.labels)
-    old = score_logits(predict(model, images.old, statistics), images.old.labels)
-    return new["accuracy"], old["accuracy"]
+    return measure_accuracy(model, images.new, statistics), measure_accuracy(model, images.old, statistics)

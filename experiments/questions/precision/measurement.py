@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
-from bnlab import gap, population_statistics, using
-from bnlab.harness.artifacts.data import Split
+from bnlab import gap, population_statistics
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import compute_logits
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE
-from bnlab.harness.measurements.tables.evaluations import score_logits
+from bnlab.harness.measurements.tables.evaluations import measure_accuracy
 from bnlab.harness.schema import Table, common, real, text
 
 PRECISIONS = ("float32", "bfloat16")
@@ -54,9 +51,9 @@ class Autocast(Measurement):
         (step,) = steps
         model = run.model_at(step)
         images = run.dataset.train.images.split(IMAGES_AT_ONCE)
-        forwards = {precision: partial(compute_logits, precision=precision) for precision in PRECISIONS}
         measured = {}
-        for precision, forward in forwards.items():
+        for precision in PRECISIONS:
+            forward = partial(compute_logits, precision=precision)
             measured[precision] = population_statistics(
                 model, images, forward=forward, memory=run.memory, inputs=run.inputs_of(model)
             )
@@ -64,16 +61,9 @@ class Autocast(Measurement):
         rows = []
         for measured_in, statistics in measured.items():
             largest = float(gap(measured["float32"], statistics)["mean_gap"].max())
-            with using(model, statistics):
-                for predicted_in in PRECISIONS:
-                    accuracy = measure_accuracy(model, run.dataset.test, forwards[predicted_in])
-                    place = {"step": step, "measured_in": measured_in, "predicted_in": predicted_in}
-                    rows.append({**place, "largest_gap": largest, "accuracy": accuracy})
+            for predicted_in in PRECISIONS:
+                with torch.autocast(run.device.type, torch.bfloat16, enabled=predicted_in == "bfloat16"):
+                    accuracy = measure_accuracy(model, run.dataset.test, statistics)
+                place = {"step": step, "measured_in": measured_in, "predicted_in": predicted_in}
+                rows.append({**place, "largest_gap": largest, "accuracy": accuracy})
         return pd.DataFrame(rows)
-
-
-def measure_accuracy(model: nn.Module, test: Split, forward: Callable[[nn.Module, Tensor], Tensor]) -> float:
-    """Measure the share of images that the model, with the statistics that it has, predicts right."""
-    with torch.no_grad():
-        logits = [forward(model, part) for part in test.images.split(IMAGES_AT_ONCE)]
-    return score_logits(torch.cat(logits).double(), test.labels)["accuracy"]

@@ -12,12 +12,11 @@ import torch
 
 import bnlab
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.measurements.tables.evaluations import measure_accuracy
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.inference import PseudoSamples, TestBatch
 
@@ -44,6 +43,7 @@ class TestStreams(Measurement):
 
     __test__: ClassVar[bool] = False  # no tests of pytest's
     at_last_step: ClassVar[bool] = True
+    of_plain_norms: ClassVar[bool] = True
     name: str = "test_streams"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
@@ -65,9 +65,6 @@ class TestStreams(Measurement):
         },
     )
 
-    def covers(self, norm: Norm) -> bool:
-        return norm.is_plain
-
     def measure(
         self, run: Run, subjects: list[None], steps: list[int], split: str = "test", shift: str = "none"
     ) -> pd.DataFrame:
@@ -85,8 +82,7 @@ def _predict_streams(run: Run, step: int, images: Split, sizes: Sequence[int]) -
     exact = frozen_statistics(run, step, EXACT)
     without_batch = {}
     for name, statistics in (("running", bnlab.running_statistics(model)), ("exact", exact)):
-        logits = predict(model, images, statistics)
-        without_batch[name] = score_logits(logits, images.labels)["accuracy"]
+        without_batch[name] = measure_accuracy(model, images, statistics)
 
     for stream in STREAMS:
         rng = np.random.default_rng(seed_by(f"{run.id} {stream}").initial_seed())
@@ -94,8 +90,7 @@ def _predict_streams(run: Run, step: int, images: Split, sizes: Sequence[int]) -
         for size in sizes:
             accuracies = dict(without_batch)
             for name, rule in RULES.items():
-                logits = predict(model, arriving, exact, Subject(rule, "test", size))
-                accuracies[name] = score_logits(logits, arriving.labels)["accuracy"]
+                accuracies[name] = measure_accuracy(model, arriving, exact, Subject(rule, "test", size))
             for name, accuracy in accuracies.items():
                 yield {"stream": stream, "size": size, "statistics": name, "accuracy": accuracy}
 

@@ -8,16 +8,14 @@ from typing import ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, seed_by
-from bnlab.harness.measurements.tables.evaluations import predict, score_logits
+from bnlab.harness.measurements.tables.evaluations import measure_accuracy
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.statistics.layout import Layout
-from bnlab.statistics.network import Statistics
 
 _TOGETHER = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # doses of all layers at once
 _ALONE = (0.4, 1.6)  # of one layer alone
@@ -61,7 +59,7 @@ class Doses(Measurement):
         test = run.dataset.test
         model = run.model_at(step)
         statistics = frozen_statistics(run, step, EXACT)
-        under_exact = _measure_accuracy(model, test, statistics)
+        under_exact = measure_accuracy(model, test, statistics)
 
         layout = Layout.of(statistics)
         values = layout.flatten(statistics)
@@ -71,15 +69,10 @@ class Doses(Measurement):
             doses = _TOGETHER if depth == 0 else _ALONE
             for moment, dose in product(("mean", "var"), doses):
                 disturbed = disturb(layout, values, signs, layer, moment, dose)
-                accuracy = _measure_accuracy(model, test, layout.unflatten(disturbed))
+                accuracy = measure_accuracy(model, test, layout.unflatten(disturbed))
                 place = {"step": step, "layer": layer, "moment": moment, "dose": dose, "depth": depth}
                 rows.append({**place, "accuracy": accuracy, "accuracy_lost": under_exact - accuracy})
         return pd.DataFrame(rows)
-
-
-def _measure_accuracy(model: nn.Module, test: Split, statistics: Statistics) -> float:
-    logits = predict(model, test, statistics)
-    return score_logits(logits, test.labels)["accuracy"]
 
 
 def draw_signs(run: Run, layout: Layout) -> Tensor:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from bnlab import running_statistics
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.averaging_windows import averaged
 from tests.helpers import measure
-from tests.references import batch_norms, float64_copy, full_batch_population, gap
+from tests.references import accuracy_under, full_batch_population
 
 TABLE = "experiments.questions.averaging_windows.averaged.AveragedWeights"
 WINDOW = 0.2  # 8 of 40 updates
@@ -38,39 +39,17 @@ def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
 
     run = Run(copied)
     test = run.dataset.test
-    image = 1.5 / len(test.labels)  # one image may lie on the border
     order = torch.randperm(360, generator=seed_by(f"{run.id} recomputed"))[:100]
     for window, updates in ((0.0, 1), (0.001, 1), (WINDOW, 8)):
         model = run.model_at(40)
-        state = average_slowly(run, 40, updates)
-        model.load_state_dict(state)
-        wide = float64_copy(model).eval()
-        wide.load_state_dict(state)
-        exact = full_batch_population(wide, run.dataset.train.images[order])
-        kept = batch_norms(run.model_at(40))
-        accuracies = {}
-        gaps = {}
-        for statistics in ("recomputed", "averaged", "kept"):
-            network = float64_copy(wide).eval()
-            for name, layer in batch_norms(network).items():
-                if statistics == "recomputed":
-                    layer.running_mean = exact[name].mean
-                    layer.running_var = exact[name].var
-                elif statistics == "kept":
-                    layer.running_mean = kept[name].get_buffer("running_mean").double()
-                    layer.running_var = kept[name].get_buffer("running_var").double()
-                pair = (layer.get_buffer("running_mean"), layer.get_buffer("running_var"))
-                gaps[statistics] = gap(exact[name][1:], pair, layer.eps)  # the last layer's stays
-            with torch.no_grad():
-                is_right = network(test.images.double()).argmax(1) == test.labels
-            accuracies[statistics] = is_right.double().mean().item()
-
-        for statistics, accuracy in accuracies.items():
-            row = select(frame, step=40, window=window, statistics=statistics).iloc[0]
-            assert row["accuracy"] == pytest.approx(accuracy, abs=image)
-            assert row["accuracy_lost"] == pytest.approx(accuracies["recomputed"] - accuracy, abs=2 * image)
-            assert row["mean_gap"] == pytest.approx(gaps[statistics]["mean_gap"], rel=1e-3, abs=1e-5)
-            assert row["var_gap"] == pytest.approx(gaps[statistics]["var_gap"], rel=1e-3, abs=1e-5)
+        kept = running_statistics(model)
+        model.load_state_dict(average_slowly(run, 40, updates))
+        recomputed = full_batch_population(model, run.dataset.train.images[order])
+        statistics = {"kept": kept, "averaged": running_statistics(model), "recomputed": recomputed}
+        for name, each in statistics.items():
+            row = select(frame, step=40, window=window, statistics=name).iloc[0]
+            accuracy = accuracy_under(model, each, test.images, test.labels)
+            assert row["accuracy"] == pytest.approx(accuracy, abs=1.5 / len(test.labels)), "one may be on the border"
 
 
 def test_averages_grow_over_all_updates(copied: Config) -> None:

@@ -9,13 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab import running_statistics
 from bnlab.harness.artifacts.training import Seeds
 from bnlab.harness.measurements.estimates import in_batches
 from bnlab.harness.reporting.frames import select
 from experiments.questions.changed_weights import changed
 from experiments.questions.changed_weights.changed import ChangedWeights, train_second
 from tests.helpers import Run, rise_and_fall
-from tests.references import batch_norms, batch_upstream_population, float64_copy, full_batch_population, gap
+from tests.references import (
+    Descent,
+    accuracy_under,
+    batch_norms,
+    batch_upstream_population,
+    float64_copy,
+    full_batch_population,
+    gap,
+)
 
 STEP, START = 40, 20
 
@@ -39,8 +48,7 @@ def test_the_second_network_goes_on_from_half_way_in_another_order(trained: Run)
     """Against a plain loop in float64: 20 updates of float32 sums, 1e-7 each, through a network that amplifies them."""
     config = trained.config
     model = float64_copy(trained.model_at(START)).train()
-    weights = list(model.parameters())
-    velocities = [torch.zeros_like(weight) for weight in weights]
+    descent = Descent(model)
     orders = [trained.batches.epoch_order(epoch) for epoch in (1, 2, 3)]
     drawn = []
     for epoch in (1, 2, 3):  # of 12 batches; update 21 is the ninth of the second epoch
@@ -52,12 +60,7 @@ def test_the_second_network_goes_on_from_half_way_in_another_order(trained: Run)
         chosen = drawn[epoch - 1][32 * place : 32 * place + 32]
         images = trained.dataset.train.images[chosen].double()
         loss = F.cross_entropy(model(images), trained.dataset.train.labels[chosen])
-        gradients = torch.autograd.grad(loss, weights)
-        rate = config.optimizer.peak_lr(32) * rise_and_fall(step, STEP)
-        for weight, gradient, velocity in zip(weights, gradients, velocities, strict=True):
-            slope = gradient + 5e-4 * weight.detach()
-            velocity.mul_(0.9).add_(slope)
-            weight.data -= rate * (slope + 0.9 * velocity)
+        descent.step(loss, config.optimizer.peak_lr(32) * rise_and_fall(step, STEP))
 
     second = train_second(trained, STEP)
 
@@ -118,28 +121,18 @@ def test_rows(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             images = select(frame, change=change, statistics=kind)["images"].tolist()
             assert images == ([0] if kind == "stale" else [360, 48])
 
-    for change, network in build(trained).items():
-        model = float64_copy(network)
+    for change, model in build(trained).items():
         exact = full_batch_population(model, train)
         precise = batch_upstream_population(model, [train[part] for part in in_batches(360, 32)])
-        stale = {name: (0, layer.running_mean, layer.running_var) for name, layer in batch_norms(model).items()}
-        expected: dict[str, Any] = {"exact": exact, "precise": precise, "stale": stale}
-        lost = {}
-        for kind, statistics in expected.items():
-            wide = float64_copy(model)
-            for name, layer in batch_norms(wide).items():
-                _, mean, var = statistics[name]
-                layer.running_mean = torch.as_tensor(mean)
-                layer.running_var = torch.as_tensor(var)
-            with torch.no_grad():
-                logits = wide(test.images.double())
-            accuracy = (logits.argmax(1) == test.labels).double().mean().item()
-            lost[kind] = accuracy
+        expected: dict[str, Any] = {"exact": exact, "precise": precise, "stale": running_statistics(model)}
+        accuracies = {kind: accuracy_under(model, each, test.images, test.labels) for kind, each in expected.items()}
+        *_, last = exact  # the only layer behind the first
+        for kind, accuracy in accuracies.items():
+            found = expected[kind][last]
+            gaps = gap(exact[last][1:], (found.mean, found.var), batch_norms(model)[last].eps)
 
             row = select(frame, change=change, statistics=kind).iloc[0]
-            *_, last = exact  # the only layer behind the first
-            gaps = gap(exact[last][1:], statistics[last][1:], batch_norms(model)[last].eps)
             assert row["accuracy"] == pytest.approx(accuracy, abs=image)
-            assert row["accuracy_lost"] == pytest.approx(lost["exact"] - accuracy, abs=2 * image)
+            assert row["accuracy_lost"] == pytest.approx(accuracies["exact"] - accuracy, abs=2 * image)
             assert row["mean_gap"] == pytest.approx(gaps["mean_gap"], rel=1e-3, abs=1e-5)
             assert row["var_gap"] == pytest.approx(gaps["var_gap"], rel=1e-3, abs=1e-5)

@@ -9,15 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bnlab import running_statistics
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.clients import federated
-from experiments.questions.clients.federated import average_models, divide, train_clients
+from experiments.questions.clients.federated import divide, train_clients
 from tests.helpers import measure, rise_and_fall
-from tests.references import batch_norms, float64_copy, full_batch_population
+from tests.references import Descent, accuracy_under, batch_norms, float64_copy, full_batch_population
 
 TABLE = "experiments.questions.clients.federated.Clients"
 
@@ -51,22 +52,10 @@ def test_clients_have_their_classes() -> None:
     assert [len(part.labels) for part in divide_all(6)] == [36] * 6
 
 
-def test_models_are_averaged() -> None:
-    models = [nn.BatchNorm1d(1), nn.BatchNorm1d(1)]
-    for value, model in zip((1.0, 4.0), models, strict=True):
-        model.weight.data.fill_(value)
-        model.get_buffer("running_var").fill_(value)
-
-    average_models(models)
-
-    for model in models:
-        assert model.weight.item() == model.get_buffer("running_var").item() == 2.5
-
-
 def train_slowly(run: Run, parts: list[Split], local_steps: int, until: int, fixed: bool) -> nn.Module:
     """Federated averaging in float64, one weight after the other; 40 updates is the length of the schedule."""
     models = [float64_copy(run.new_model()).train() for _ in parts]
-    velocities = [[torch.zeros_like(weight) for weight in model.parameters()] for model in models]
+    descents = [Descent(model) for model in models]
     for step in range(until):
         rate = run.config.optimizer.peak_lr(32) * rise_and_fall(step, 40)
         for k, (model, part) in enumerate(zip(models, parts, strict=True)):
@@ -75,11 +64,7 @@ def train_slowly(run: Run, parts: list[Split], local_steps: int, until: int, fix
             generator = torch.Generator().manual_seed(run.batches.seeds.order + 1000 * (k + 1) + epoch)
             chosen = torch.randperm(len(part.labels), generator=generator)[32 * place : 32 * place + 32]
             loss = F.cross_entropy(model(part.images[chosen].double()), part.labels[chosen])
-            gradients = torch.autograd.grad(loss, list(model.parameters()))
-            for weight, gradient, velocity in zip(model.parameters(), gradients, velocities[k], strict=True):
-                slope = gradient + 5e-4 * weight.detach()
-                velocity.mul_(0.9).add_(slope)
-                weight.data -= rate * (slope + 0.9 * velocity)
+            descents[k].step(loss, rate)
 
         if (step + 1) % local_steps == 0 or step + 1 == until:
             for tensors in zip(*(model.state_dict().values() for model in models), strict=True):
@@ -95,9 +80,10 @@ def train_slowly(run: Run, parts: list[Split], local_steps: int, until: int, fix
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_weights_are_trained(fixed: bool, trained: Run) -> None:
+def test_weights_are_trained(fixed: bool, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What float32 sums leave after 24 updates, relative to weights and buffers of about 0.1 to 1."""
-    parts = divide(trained.dataset.train, 10, 4, seed_by("parts"))
+    monkeypatch.setattr(federated, "CLIENTS", 2)
+    parts = divide(trained.dataset.train, 10, 6, seed_by("parts"))
 
     model, local = train_clients(trained, parts, 4, until=24, fixed=fixed)
 
@@ -112,37 +98,23 @@ def test_weights_are_trained(fixed: bool, trained: Run) -> None:
 
 
 def test_rows(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(federated, "TRAININGS", ((4, "batch"),))
+    monkeypatch.setattr(federated, "CLIENTS", 2)
+    monkeypatch.setattr(federated, "TRAININGS", ((6, "batch"),))
     monkeypatch.setattr(federated, "LOCAL_STEPS", (8,))
     run = Run(copied)
-    parts = divide(run.dataset.train, 10, 4, seed_by(f"{run.id} clients"))
+    parts = divide(run.dataset.train, 10, 6, seed_by(f"{run.id} clients"))
     model, local = train_clients(run, parts, 8, until=40, fixed=False)
-    image = 1.5 / len(run.dataset.test.labels)  # one image may lie on the border
+    test = run.dataset.test
+    image = 1.5 / len(test.labels)  # one image may lie on the border
 
     frame = measure(copied, TABLE)
 
-    exact = full_batch_population(float64_copy(model), run.dataset.train.images)
-    candidates: dict[str, list[Any]] = {"exact": [exact], "averaged": [batch_norms(model)], "local": local}
-    accuracies = {}
+    candidates: dict[str, list[Any]] = {
+        "exact": [full_batch_population(model, run.dataset.train.images)],
+        "averaged": [running_statistics(model)],
+        "local": local,
+    }
     for kind, statistics in candidates.items():
-        found = []
-        for each in statistics:
-            network = float64_copy(model).eval()
-            for name, layer in batch_norms(network).items():
-                if kind != "averaged":
-                    layer.running_mean = each[name].mean
-                    layer.running_var = each[name].var
-            with torch.no_grad():
-                is_right = network(run.dataset.test.images.double()).argmax(1) == run.dataset.test.labels
-            found.append(is_right.double().mean().item())
-        accuracies[kind] = sum(found) / len(found)
-
-    for kind, accuracy in accuracies.items():
+        found = [accuracy_under(model, each, test.images, test.labels) for each in statistics]
         row = select(frame, statistics=kind).iloc[0]
-        assert row["accuracy"] == pytest.approx(accuracy, abs=image)
-        assert row["accuracy_lost"] == pytest.approx(accuracies["exact"] - accuracy, abs=2 * image)
-    *_, last = exact  # the only layer behind the first
-    off = batch_norms(model)[last].get_buffer("running_mean").double() - exact[last].mean
-    deviation = (exact[last].var + batch_norms(model)[last].eps).sqrt()
-    expected = (off / deviation).square().mean().sqrt().item()
-    assert select(frame, statistics="averaged")["mean_gap"].item() == pytest.approx(expected, rel=1e-3)
+        assert row["accuracy"] == pytest.approx(sum(found) / len(found), abs=image)

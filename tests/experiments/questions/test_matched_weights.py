@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,6 @@ from experiments.questions.changed_weights import changed
 from experiments.questions.changed_weights.matched import (
     OTHER_START,
     MatchedWeights,
-    correlate_channels,
     match_channels,
     train_apart,
 )
@@ -90,37 +87,6 @@ def test_a_matched_network_predicts_as_before() -> None:
 
     assert not torch.equal(first_weight(second), first_weight(build_chain(1)))
     torch.testing.assert_close(second(images), before, rtol=1e-5, atol=1e-5)
-
-
-def test_no_other_order_correlates_better() -> None:
-    first = build_chain(0)
-    second = build_chain(1)
-    images = draw_images()
-
-    match_channels(first, second, images)
-
-    for correlation in correlate_channels(first, second, images):
-        table = correlation.numpy()
-        sums = [
-            sum(table[row, column] for row, column in enumerate(order)) for order in itertools.permutations(range(4))
-        ]
-        assert np.trace(table) == pytest.approx(max(sums))
-
-
-def test_correlations() -> None:
-    """Against numpy, of float64 copies: sums of 9 to 36 float32 terms, 1e-7 each."""
-    first = build_chain(0)
-    second = build_chain(1)
-    images = draw_images()
-
-    found = correlate_channels(first, second, images)
-
-    for place, correlation in zip((1, 4), found, strict=True):
-        ours = copy.deepcopy(first[: place + 1]).double()(images.double()).detach().numpy()
-        theirs = copy.deepcopy(second[: place + 1]).double()(images.double()).detach().numpy()
-        for row, column in itertools.product(range(4), range(4)):
-            expected = np.corrcoef(ours[:, row].flatten(), theirs[:, column].flatten())[0, 1]
-            assert correlation[row, column].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_second_network_is_that_of_another_seed(trained: Run) -> None:

@@ -1,34 +1,13 @@
-"""Weights of few bits, against rounding in exact fractions, and the networks that are trained with them."""
+"""Weights of few bits, and the networks that are trained with them."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-
-import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from bnlab.model.layers import batch_norm_layers
-from experiments.questions.quantized import find_added, find_layers
 from experiments.questions.quantized.network import QuantizedConv2d, build_network, quantize
-
-
-@pytest.mark.parametrize("bits", [3, 4, 8])
-def test_weights_are_rounded(bits: int) -> None:
-    """To whole multiples of the largest weight over the largest integer; three roundings of float32, 6e-8 each."""
-    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(bits))
-    largest = 2 ** (bits - 1) - 1
-    exact = [Fraction(value) for value in weight.flatten().tolist()]
-    step_size = max(map(abs, exact)) / largest
-
-    rounded = quantize(weight, bits)
-
-    assert len(rounded.unique()) <= 2 * largest + 1
-    for value, before in zip(rounded.flatten().tolist(), exact, strict=True):
-        multiple = round(before / step_size)
-        expected = float(multiple * step_size)
-        assert value == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 def test_four_weights_of_three_bits() -> None:
@@ -71,40 +50,5 @@ def test_depthwise_and_pointwise_layers_alternate_behind_the_first() -> None:
     assert first.groups == 1 and not isinstance(first, QuantizedConv2d)
     assert [layer.groups for layer in blocks] == [32, 1, 32, 1, 64, 1]
     assert [layer.kernel_size for layer in blocks] == [(3, 3), (1, 1)] * 3
-    assert [layer.num_features for layer in batch_norm_layers(model, caller="").values()] == [
-        32,
-        32,
-        32,
-        32,
-        64,
-        64,
-        128,
-    ]
-
-
-def make_tables() -> dict[str, pd.DataFrame]:
-    """Tables of two networks, 3 and 8 bits, whose numbers are known."""
-    runs = []
-    gaps = []
-    evaluations = []
-    for bits, lost in ((3, 0.05), (8, 0.01)):
-        run = f"network of {bits} bits"
-        runs.append({"run": run, "seed": 0, "steps": 10, "batch_size": 64, "model.bits": bits, "model.depthwise": True})
-        place = {"run": run, "step": 10, "statistics_split": "train"}
-        for estimator, momentum, accuracy in (("ema", 0.1, 0.9 - lost), ("exact", None, 0.9)):
-            row = {"split": "test", "shift": "none", "estimator": estimator, "momentum": momentum, "accuracy": accuracy}
-            evaluations.append({**place, **row})
-        for depth, kl in enumerate((99.0, 1.0, 4.0, 4.0, 1.0, 16.0, 2.0), start=1):
-            row = {"layer": str(depth), "depth": depth, "estimator": "ema", "momentum": 0.1, "kl": kl}
-            gaps.append({**place, **row})
-    return {"runs": pd.DataFrame(runs), "gaps": pd.DataFrame(gaps), "evaluations": pd.DataFrame(evaluations)}
-
-
-def test_losses_and_layers_of_known_numbers() -> None:
-    added = find_added(make_tables())
-    assert added["model.bits"].tolist() == [3]
-    assert added["accuracy"].tolist() == pytest.approx([-0.04])
-
-    layers = find_layers(make_tables()).set_index(["line", "kind"])["kl"]
-    assert layers["3 bits", "depthwise"] == pytest.approx(64 ** (1 / 3))
-    assert layers["3 bits", "pointwise"] == pytest.approx(8 ** (1 / 3))
+    norms = batch_norm_layers(model, caller="").values()
+    assert [norm.num_features for norm in norms] == [32, 32, 32, 32, 64, 64, 128]

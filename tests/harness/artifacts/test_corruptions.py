@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS, describe_corruptions, digest_of_shifted
+from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS, digest_of_shifted
 from bnlab.harness.artifacts.data import Digits, load_dataset
 from tests import references
 
@@ -35,9 +35,8 @@ def draw(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 16)])
-def test_a_corruption_is_its_twin(name: str, strength: int, channels: int, size: int) -> None:
-    image = torch.rand(channels, size, size, generator=draw(size))
+def test_a_corruption_is_its_twin(name: str, strength: int) -> None:
+    image = torch.rand(3, 16, 16, generator=draw())
     corruption = CORRUPTIONS[name]
     amount = corruption.amounts[strength - 1]
     for seed in range(1 if name == "blur" else 8):  # the twin of blur is slow, and draws nothing
@@ -56,11 +55,3 @@ def test_images_keep_their_digests() -> None:
 
     assert {shift.partition(":")[0] for shift in DIGESTS} == {*CORRUPTIONS}
     assert {shift: digest_of_shifted(dataset, Digits(), "test", shift) for shift in DIGESTS} == DIGESTS
-
-
-def test_the_documentation_names_all_corruptions_with_their_amounts() -> None:
-    found = describe_corruptions()
-
-    assert [line.split("`")[1] for line in found.splitlines() if line.startswith("- ")] == [*CORRUPTIONS]
-    assert "a standard deviation of 0.1, 0.2, 0.3 of the range" in " ".join(found.split())
-    assert "is 1/32, 1/16, 3/32 of the width" in " ".join(found.split())

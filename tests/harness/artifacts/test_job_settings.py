@@ -25,7 +25,6 @@ def test_defaults_are_left_off() -> None:
         ("momentum=[0.5] estimator=exact population=val measurements=evaluations", ""),
         ("device=cpu threads=1 results=x name=x dry_run=true seed=3", ""),
         ("freeze_with=exact", ""),  # without freeze_at
-        ("data=glyphs data.test_fonts=dejavu", "data=glyphs"),
     ],
 )
 def test_what_leaves_the_network_as_it_is(words: str, plain: str) -> None:
@@ -34,7 +33,7 @@ def test_what_leaves_the_network_as_it_is(words: str, plain: str) -> None:
 
 def test_what_makes_another_network() -> None:
     others = [
-        *("batch_size=32", "epochs=3", "steps=3", "averaging=swa", "averaging=ema"),
+        *("batch_size=32", "epochs=3", "steps=3", "averaging=swa", "averaging=ema", "precision=bfloat16"),
         *("order=sorted", "order=blocks:16", "order=blocks:32", "last_batch=drop"),
         *("freeze_at=0.5", "freeze_at=0.8", "freeze_at=0.8 freeze_with=exact"),
         *("optimizer.lr=0.2", "optimizer.schedule=step", "optimizer.momentum=0.5", "optimizer=adamw"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet, Torchvision, build_model
+from bnlab.harness.artifacts.models import Cnn, Mlp, Model, Resnet, build_model
 from bnlab.harness.artifacts.norms import NoNorm, Norm
 from bnlab.harness.components import COMPONENTS
 
@@ -45,17 +45,7 @@ def test_resnet20_is_that_of_the_paper() -> None:
     assert with_weights[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("config", [*SMALL, Torchvision()], ids=lambda config: config.name)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_any_network_trains_on_grey_and_on_colour(config: Model, channels: int) -> None:
-    model = build(config, channels, image_size=32)
-    logits = model(torch.randn(3, channels, 32, 32))
-
-    assert model.training
-    assert logits.shape == (3, 7)
-
-
-@pytest.mark.parametrize("config", [*SMALL, Torchvision("mobilenet_v2")], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.name)
 def test_weights_depend_on_the_seed_alone_and_the_caller_keeps_the_random_state(config: Model) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()

@@ -207,10 +207,10 @@ def test_every_second_norm(network: Model, kinds: str) -> None:
     inputs = {"channels": 1, "image_size": 8, "classes": 10}
     known = {nn.BatchNorm1d: "b", nn.BatchNorm2d: "b", nn.GroupNorm: "g"}
 
-    model = build_model(network, choose("ghost", groups=4, every_second="group"), **inputs, seed=0)
+    model = build_model(network, choose("batch", groups=4, every_second="group"), **inputs, seed=0)
 
     layers = [module for module in model.modules() if type(module) in known]
     assert "".join(known[type(layer)] for layer in layers) == kinds
     assert all(layer.num_groups == 4 for layer in layers if isinstance(layer, nn.GroupNorm))
-    usual = build_model(network, choose("ghost"), **inputs, seed=0)
+    usual = build_model(network, choose("batch"), **inputs, seed=0)
     assert all(map(torch.equal, model.parameters(), usual.parameters())), "both norms start at 1 and 0"

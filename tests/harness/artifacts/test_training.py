@@ -189,30 +189,3 @@ def test_updates_do_not_wait_for_an_accelerator(monkeypatch: pytest.MonkeyPatch)
     assert waits_at[:-1] == [0] * 19  # all are read after the last
     assert trial.progress.log == expected.progress.log
     assert [step for step, _, _ in trial.progress.log] == list(range(1, 21))
-
-
-class Watchful(torch.nn.Module):
-    """A network that refuses weights that are not finite, as a user's own may."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if not all(weights.isfinite().all() for weights in self.parameters()):
-            raise ValueError("weights are not finite")
-        logits: torch.Tensor = self.model(images)
-        return logits
-
-
-@pytest.mark.parametrize("between_readings", [1, 50])
-def test_a_model_that_raises_once_training_has_diverged(between_readings: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diverged, as where each loss is read at once."""
-    read_late(between_readings, monkeypatch)
-    trial = Trial("optimizer.lr=1e30", "optimizer.schedule=constant")
-    trial.progress.model = Watchful(trial.progress.model)
-
-    with pytest.raises(Diverged):
-        list(trial.train(50))
-
-    assert trial.progress.step == len(trial.progress.log) < 50

@@ -192,7 +192,7 @@ def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]
     assert not set(after["halved"]["mean_gap"]) & set(before["halved"]["mean_gap"])
 
 
-@pytest.mark.parametrize("name", ["exact", "stale", "test_batch", "ema"])
+@pytest.mark.parametrize("name", ["exact", "ema"])
 def test_an_own_estimator_needs_a_name_of_its_own(name: str, module: Callable[..., list[str]]) -> None:
     with pytest.raises(UserError, match=r"Half: its name .* give (it|the class) (another|one of its own)"):
         parse_subjects(module(name=name), [0.1], "train")

@@ -10,8 +10,7 @@ import pytest
 from bnlab.harness import load
 from bnlab.harness.lab.catalogue import list_measurements
 from tests.conftest import small_config
-from tests.harness.kills import assert_same, killed_at
-from tests.helpers import Run, find_network, run_job
+from tests.helpers import find_network, run_job
 
 NOT_OF_DIGITS = ("AugmentedGaps", "FineTuning")
 """Measurements that have no rows of images as they are, or of images without fonts."""
@@ -27,7 +26,7 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only those that it says are kept."""
-    run_job(small_config(tmp_path, measurements=name, estimator=["ema", "exact"]))
+    run_job(small_config(tmp_path, measurements=name, estimator=["ema", "exact"], steps=20, evaluate_at=[1, 7, 20]))
 
     said = capsys.readouterr()
     assert said.out.count("trained in") == 1
@@ -40,7 +39,6 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
     ("changes", "kept"),
     [
         ({"measurements": ["drift", "log"]}, [40]),
-        ({"measurements": "log", "evaluate_at": [7]}, [40]),
         ({"measurements": "traces"}, [40]),
         ({"measurements": "traces", "estimator": "exact"}, [1, 7, 20, 40]),
         ({"measurements": "evaluations", "accuracy_at": [7, 20]}, [7, 20, 40]),
@@ -63,18 +61,3 @@ def test_frozen_exact_statistics_are_read_from_the_last_measured_step(
 
     assert list_kept(tmp_path) == kept
     assert len(load("adhoc", tmp_path)[name])
-
-
-def test_a_measurement_that_needs_more_trains_again(
-    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With the union of the steps, also after a kill; the network is the same."""
-    few = small_config(tmp_path, measurements="evaluations", accuracy_at=[20])
-    run_job(few)
-    with killed_at(15):
-        run_job(few, measurements="gaps", evaluate_at=[7])
-
-    run_job(few, measurements=["gaps", "evaluations"])
-
-    assert list_kept(tmp_path) == [1, 7, 20, 40]
-    assert_same(find_network(tmp_path), trained)

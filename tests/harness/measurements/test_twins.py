@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from bnlab import population_statistics
 from tests.conftest import small_config
 from tests.helpers import Config, Run, measure
-from tests.references import Moments, batch_norms, float64_copy, full_batch_population, gap, inputs_of, moments
+from tests.references import (
+    Moments,
+    float64_copy,
+    full_batch_population,
+    gap,
+    inputs_of,
+    logits_under,
+    moments,
+)
 
 STEP = 20
 
@@ -31,14 +39,6 @@ def score(logits: Tensor, exact: Tensor, labels: Tensor) -> dict[str, float]:
         "disagreement": (logits.argmax(1) != exact.argmax(1)).double().mean().item(),
         "logit_gap": math.sqrt((logits - exact).square().sum() / exact.square().sum()),
     }
-
-
-def predict(model: nn.Module, statistics: dict[str, Moments], images: Tensor) -> Tensor:
-    """The logits of a float64 model into which the statistics are written."""
-    for name, module in batch_norms(model).items():
-        module.running_mean = statistics[name].mean
-        module.running_var = statistics[name].var
-    return model(images.double()).detach()
 
 
 def test_rows_of_the_ema(trained: Run, copied: Config) -> None:
@@ -67,8 +67,8 @@ def test_rows_of_the_ema(trained: Run, copied: Config) -> None:
         assert gaps.loc[name][[*expected]].to_dict() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
     test = trained.dataset.test
-    logits = predict(model, averages, test.images)
-    expected = score(logits, predict(model, exact, test.images), test.labels)
+    logits = logits_under(model, averages, test.images)
+    expected = score(logits, logits_under(model, exact, test.images), test.labels)
     rows = measure(copied, "evaluations", estimator="ema", evaluate_at=[STEP]).set_index("estimator")
 
     assert rows.loc["ema"][[*expected]].to_dict() == pytest.approx(expected, rel=1e-5), "no image is so near a border"

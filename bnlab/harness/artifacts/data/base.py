@@ -54,11 +54,6 @@ class Data(Component):
         """True if training images are mirrored at random."""
         return getattr(self, "flip", False)  # a setting of data whose classes stay the same in a mirror
 
-    @property
-    def own_shift(self) -> str:
-        """The shift that test images have anyway, see `artifacts.corruptions`; empty without one."""
-        return ""
-
     def find_content(self) -> str:
         """Digest what `read` gives, which is part of a network's name; empty where the other settings say it all.
 

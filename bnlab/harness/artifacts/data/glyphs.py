@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
-from bnlab.harness.artifacts.data.drawing import CLASSES, DIFFICULTIES, FONTS, SIZE, glyphs
+from bnlab.harness.artifacts.data.drawing import CLASSES, FONTS, SIZE, glyphs
 from bnlab.harness.components import component, require_one_of, setting
 
 _USUAL = 20_000  # training and validation images
@@ -18,19 +18,11 @@ _MOST_TESTED = 5_000
 class Glyphs(Data):
     """Images of 32×32 pixels made on the spot, usually 20,000: characters, distorted."""
 
-    unread: ClassVar[tuple[str, ...]] = ("test_fonts",)
     is_made: ClassVar[bool] = True
     name: str = "glyphs"
     classes: int = setting(36, "10 digits, 36 with capitals, 62 with small letters")
-    difficulty: str = setting("medium", "how far they are distorted", choices=tuple(DIFFICULTIES))
-    fonts: str = setting("all", "fonts of the training and validation images", choices=tuple(FONTS))
-    test_fonts: str = setting(
-        "all", "fonts of the test images; others than `data.fonts` are a shift", choices=tuple(FONTS)
-    )
-
-    @property
-    def own_shift(self) -> str:
-        return "" if self.test_fonts == self.fonts else f"fonts:{self.test_fonts}"
+    fonts: str = setting("all", "fonts of the images", choices=tuple(FONTS))
+    other_fonts: str = field(default="", metadata={"omegaconf_ignore": True})  # of test images with a shift
 
     def find_size(self) -> Size:
         count = _USUAL if self.images is None else self.images
@@ -43,12 +35,12 @@ class Glyphs(Data):
 
     def read(self) -> Parts:
         size = self.find_size()
-        train = glyphs(size.available, self.classes, self.difficulty, self.fonts, seed=0)
-        test = glyphs(size.test, self.classes, self.difficulty, self.test_fonts, seed=1)
+        train = glyphs(size.available, self.classes, self.fonts, seed=0)
+        test = glyphs(size.test, self.classes, self.other_fonts or self.fonts, seed=1)
         return Parts(train, test)
 
     def list_shifts(self) -> list[str]:
         return [f"fonts:{name}" for name in FONTS if name != self.fonts]
 
     def change_test_images(self, shift: str) -> Glyphs:
-        return replace(self, test_fonts=shift.partition(":")[2])
+        return replace(self, other_fonts=shift.partition(":")[2])

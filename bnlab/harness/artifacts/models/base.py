@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
-from bnlab.harness.components import COMPONENTS, Component
-from bnlab.harness.errors import UserError
+from bnlab.harness.components import Component
 
 
 @dataclass(frozen=True)
@@ -28,27 +27,18 @@ class Model(Component):
 
     Attributes:
         has_maps: whether its norms are given maps of images, [N, C, H, W]; otherwise units, [N, C].
-        is_layered: whether it is `Layered`: its norm can be chosen.
     """
 
     group: ClassVar[str] = "model"
     has_maps: ClassVar[bool] = True
-    is_layered: ClassVar[bool] = False
 
     def check(self, norm: Norm) -> None:
         """Raise UserError for a value out of range, or a norm that the network cannot have."""
-        if norm != Batch():
-            known = ", ".join(list_layered())
-            raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")
+        raise NotImplementedError
 
     def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         """Build the network, in any mode and layout; its weights are drawn from torch's global generator."""
         raise NotImplementedError
-
-
-def list_layered() -> dict[str, Model]:
-    """List the networks of bnlab's own layers by name."""
-    return {name: model for name, model in COMPONENTS["model"].items() if model.is_layered}
 
 
 def build_model(

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts.models.base import InputShape, Model, list_layered
+from bnlab.harness.artifacts.models.base import InputShape, Model
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
-from bnlab.harness.components import add_choice, component, setting
+from bnlab.harness.components import COMPONENTS, add_choice, component, setting
 from bnlab.harness.errors import UserError
 
 
 @dataclass(unsafe_hash=True)
 class Layered(Model):
     """A model whose networks are made of bnlab's layers, with any norm."""
-
-    is_layered: ClassVar[bool] = True
 
     @property
     def width(self) -> int:
@@ -28,7 +26,7 @@ class Layered(Model):
 
     def check(self, norm: Norm) -> None:
         if norm.needs_maps and not self.has_maps:
-            known = ", ".join(name for name, model in list_layered().items() if model.has_maps)
+            known = ", ".join(name for name, model in COMPONENTS["model"].items() if model.has_maps)
             unit = f"a unit of model={self.name}"
             raise UserError(f"norm={norm.name}: {unit} has one value, not a map; use model={known}")
         if self.width % norm.divisor != 0:

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from bnlab.harness.artifacts.models.base import InputShape, Model
-from bnlab.harness.artifacts.norms import NormBuilder
+from bnlab.harness.artifacts.norms import Batch, Norm, NormBuilder
+from bnlab.harness.components import COMPONENTS
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, call_own, own
 
@@ -20,6 +21,11 @@ class OwnModel(Own, Model):
     """The user's own: `name` is the import path of a function of channels, image_size, classes that gives a module."""
 
     given: ClassVar[int] = 3
+
+    def check(self, norm: Norm) -> None:
+        if norm != Batch():
+            known = ", ".join(COMPONENTS["model"])
+            raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model={known}")
 
     def build(self, inputs: InputShape, norm: NormBuilder) -> nn.Module:
         sizes = (inputs.channels, inputs.image_size, inputs.classes)

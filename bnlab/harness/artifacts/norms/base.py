@@ -75,32 +75,6 @@ class Norm(Component):
         raise NotImplementedError
 
 
-@dataclass(unsafe_hash=True)
-class BatchStatistics(Norm):
-    """A norm that trains with statistics of the batch, which are recorded."""
-
-    uses_batch: ClassVar[bool] = True
-    every_second: str = setting(
-        "none",
-        "what takes the place of every second batch norm, in a resnet of the second in each block",
-        choices=("none", "group"),
-    )
-    groups: int = setting(8, "groups of channels of the group norms that take their place", at_least=1)
-
-    @property
-    def divisor(self) -> int:
-        return self.groups if self.every_second == "group" else 1
-
-    def build(self, site: Site) -> nn.Module:
-        if self.every_second == "group" and site.number % 2 == 0:
-            return nn.GroupNorm(self.groups, site.channels)
-        return self.build_with_batch(site)
-
-    def build_with_batch(self, site: Site) -> nn.Module:
-        """Build the layer where it is not replaced by a group norm."""
-        raise NotImplementedError
-
-
 @dataclass(frozen=True)
 class NormBuilder:
     """A builder of one network's norms; `steps` are updates in the whole training."""
@@ -117,14 +91,27 @@ class NormBuilder:
 
 @component
 @dataclass(unsafe_hash=True)
-class Batch(BatchStatistics):
+class Batch(Norm):
     """Batch norm, as torch has it."""
 
+    uses_batch: ClassVar[bool] = True
     takes_batch_whole: ClassVar[bool] = True
     is_plain: ClassVar[bool] = True
     name: str = "batch"
+    every_second: str = setting(
+        "none",
+        "what takes the place of every second batch norm, in a resnet of the second in each block",
+        choices=("none", "group"),
+    )
+    groups: int = setting(8, "groups of channels of the group norms that take their place", at_least=1)
 
-    def build_with_batch(self, site: Site) -> nn.Module:
+    @property
+    def divisor(self) -> int:
+        return self.groups if self.every_second == "group" else 1
+
+    def build(self, site: Site) -> nn.Module:
+        if self.every_second == "group" and site.number % 2 == 0:
+            return nn.GroupNorm(self.groups, site.channels)
         return site.batch_norm()
 
 

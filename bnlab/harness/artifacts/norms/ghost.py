@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.harness.artifacts.norms.base import BatchStatistics, Site
+from bnlab.harness.artifacts.norms.base import Norm, Site
 from bnlab.harness.components import component, require_within, setting
 from bnlab.model.layers import BatchNorm
 
 
 @component
 @dataclass(unsafe_hash=True)
-class Ghost(BatchStatistics):
+class Ghost(Norm):
     """Batch norm on parts of the batch (Hoffer et al. 2017)."""
 
+    uses_batch: ClassVar[bool] = True
     name: str = "ghost"
     batch_size: int = setting(32, "images that are normalized together, or a few more", at_least=2)
 
@@ -26,7 +28,7 @@ class Ghost(BatchStatistics):
     def count_images(self, batch_size: int) -> int:
         return self.batch_size
 
-    def build_with_batch(self, site: Site) -> nn.Module:
+    def build(self, site: Site) -> nn.Module:
         return GhostNorm(site.batch_norm(), self.batch_size)
 
 

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.norms.base import BatchStatistics, Site
+from bnlab.harness.artifacts.norms.base import Norm, Site
 from bnlab.harness.components import component, setting
 from bnlab.model.layers import BatchNorm, get_running_buffers
 
 
 @component
 @dataclass(unsafe_hash=True)
-class Renorm(BatchStatistics):
+class Renorm(Norm):
     """Batch renormalization (Ioffe 2017)."""
 
+    uses_batch: ClassVar[bool] = True
     takes_batch_whole: ClassVar[bool] = True
     name: str = "renorm"
     momentum: float = setting(
@@ -28,7 +29,7 @@ class Renorm(BatchStatistics):
     def own_average(self) -> EMA:
         return EMA(self.momentum)
 
-    def build_with_batch(self, site: Site) -> nn.Module:
+    def build(self, site: Site) -> nn.Module:
         return BatchRenorm(site.batch_norm(self.momentum), site.steps)
 
 

@@ -94,7 +94,7 @@ class Evaluations(Measurement):
         if not run.has_trace:
             return {_NO_STATISTICS: run.predicted}
         splits = as_list(run.config.population)
-        if any(isinstance(each.statistic, TestTimeStatistics) for each in subjects):
+        if any(each.is_rule for each in subjects):
             splits = ["train", *splits]  # rules start from exact statistics of the training split
 
         exact = [Subject(Exact(), split) for split in splits]
@@ -141,6 +141,14 @@ def predict(model: nn.Module, split: Split, statistics: Statistics | None = None
     return torch.cat(parts).double()
 
 
+def measure_accuracy(
+    model: nn.Module, split: Split, statistics: Statistics | None = None, subject: Subject = EXACT
+) -> float:
+    """Measure the share of a split's images that are predicted right, see `predict`."""
+    logits = predict(model, split, statistics, subject)
+    return (logits.argmax(1) == split.labels).double().mean().item()
+
+
 def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) -> dict[str, float]:
     """Compute `loss`, `accuracy`, `ece` (Guo et al. 2017); the others are NaN without exact logits."""
     is_right = logits.argmax(1) == labels
@@ -171,7 +179,7 @@ def compare_statistics(model: nn.Module, split: Split, candidates: Sequence[Stat
     reference = layout.flatten(candidates[0])
     compared: list[dict[str, float]] = []
     for statistics in candidates:
-        accuracy = score_logits(predict(model, split, statistics), split.labels)["accuracy"]
+        accuracy = measure_accuracy(model, split, statistics)
         expected = compared[0]["accuracy"] if compared else accuracy
         of_layers = layer_gaps(layout, reference, layout.flatten(statistics))
         mean_gap, var_gap, _ = of_layers[:, 1:].square().mean(1).sqrt().tolist()

@@ -17,7 +17,6 @@ from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import EXACT, flat_statistics, frozen_statistics, seed_by, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real
-from bnlab.inference import TestTimeStatistics
 from bnlab.model.borrow import borrowed
 from bnlab.recording.block import record
 from bnlab.statistics.layout import Layout
@@ -71,7 +70,7 @@ class Gaps(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose `evaluate_at` for all but rules at inference time, whose statistics differ from input to input."""
-        return {each: run.wanted for each in subjects if not isinstance(each.statistic, TestTimeStatistics)}
+        return {each: run.wanted for each in subjects if not each.is_rule}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure the gap to `exact` on the training split: a row for each step, subject and layer."""

@@ -14,7 +14,6 @@ from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import flat_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
-from bnlab.inference import TestTimeStatistics
 
 _POINTS = 120  # steps, spaced evenly on a logarithmic axis, at which running averages are shown
 
@@ -49,14 +48,12 @@ class Traces(Measurement):
         """Choose 120 steps and those of `evaluate_at` for running averages, the latter for all others but rules."""
         points = np.geomspace(1, max([1, *run.wanted]), _POINTS)
         often = sorted({*run.wanted, *(round(point) for point in points)}) if run.wanted else []
-        chosen = [each for each in subjects if not isinstance(each.statistic, TestTimeStatistics)]
+        chosen = [each for each in subjects if not each.is_rule]
         return {each: often if each.average else run.wanted for each in chosen}
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List all steps of `evaluate_at` for statistics of frozen weights, else the last, for frozen averages."""
-        has_frozen = any(
-            each.average is None and not isinstance(each.statistic, TestTimeStatistics) for each in subjects
-        )
+        has_frozen = any(each.average is None and not each.is_rule for each in subjects)
         return run.wanted if has_frozen else run.wanted[-1:]
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
