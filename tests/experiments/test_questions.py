@@ -266,9 +266,8 @@ def test_the_answers_are_short() -> None:
         assert len(re.findall("^Claims", answer, re.MULTILINE)) == 1
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "quickstart" else pytest.mark.slow) for name in MEASURED]
-)
+@pytest.mark.slow  # tests of the report draw those of the quickstart
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
     experiment, tables = load(name)
     for key, figure in experiment.figures.items():
