@@ -117,7 +117,7 @@ def test_averages() -> None:
 values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8).filter(lambda x: np.std(x) > 1e-6)
 
 
-@settings(deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(values, min_size=1, max_size=4))
 def test_intervals_are_those_of_scipy(samples: list[list[float]]) -> None:
     records = []

@@ -94,7 +94,7 @@ def test_rows_of_other_splits_and_shifts_stay(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from("ab"), st.sampled_from([0.1, 0.2, np.nan]), st.sampled_from("op")),
