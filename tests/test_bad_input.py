@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,9 +80,8 @@ TRACE_OF_BREAKING = record_frozen(Breaking(at=0), images(4, 4))
 
 
 @borrowing
-@pytest.mark.parametrize("at", [1, 3])
-def test_a_forward_that_raises_half_way(call: Callable[[Any, Any], object], at: int) -> None:
-    model = Breaking(at).train()
+def test_a_forward_that_raises_half_way(call: Callable[[Any, Any], object]) -> None:
+    model = Breaking(at=3).train()
     data = images(5, 4, 3)
     kept = [batch.clone() for batch in data]
     with unchanged(model), pytest.raises(ArithmeticError, match="of the model's own"):
@@ -111,7 +109,7 @@ def spoil(batch: Tensor) -> Tensor:
     return spoiled
 
 
-NO_LISTS: list[Any] = [5, None, "ab", {"images": 1}, torch.zeros(4, 3, 8, 8)]
+NO_LISTS: list[Any] = [5, {"images": 1}, torch.zeros(4, 3, 8, 8)]
 BATCHES: list[tuple[Any, str]] = [  # and what is said of them
     *((batches, f"batches is a {type(batches).__name__}; pass an iterable") for batches in NO_LISTS),
     ([], "pass at least one batch"),
@@ -156,16 +154,10 @@ TRACE = record_frozen(MODEL, images(4, 4))
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: population_statistics(MODEL, images(4), layers=5), TypeError, "layers=5; pass a list of layer names"),  # type: ignore[arg-type]
         (
             lambda: population_statistics(MODEL, images(4), layers="1"),
             TypeError,
             "layers='1'; pass a list of layer names",
-        ),
-        (
-            lambda: population_statistics(MODEL, images(4), max_images=True),
-            TypeError,
-            "max_images=True; pass at least 1",
         ),
         (lambda: population_statistics(MODEL, images(4), max_images=1.5), TypeError, "max_images=1.5; pass at least 1"),  # type: ignore[arg-type]
         (
@@ -176,37 +168,22 @@ TRACE = record_frozen(MODEL, images(4, 4))
         (lambda: population_statistics(MODEL, images(4), memory="9" * 400), ValueError, "pass bytes or a text such as"),
         (lambda: population_statistics(MODEL, images(4), layers=[["1"]]), ValueError, "layers has .'1'., which is no"),  # type: ignore[list-item]
         (lambda: population_statistics(MODEL, images(4), group="x"), TypeError, "group is a str; pass a process group"),
-        (
-            lambda: population_statistics(MODEL, images(4), device="foo"),
-            ValueError,
-            "device='foo' cannot be used here ",
-        ),
         (lambda: population_statistics(MODEL, images(4), device=3.5), ValueError, "device=3.5 cannot be used here "),  # type: ignore[arg-type]
         (lambda: population_statistics(MODEL, images(4), device="meta"), ValueError, "device='meta' holds no values"),
-        (
-            lambda: population_statistics(MODEL, np.zeros((4, 3, 8, 8))),
-            TypeError,
-            "batches is a ndarray; pass an iterable",
-        ),
         (lambda: population_statistics(MODEL, MODEL), TypeError, "batches is a Sequential; pass an iterable"),
         (lambda: Moments.of([1.0, 2.0]), TypeError, "Moments.of: found a list"),  # type: ignore[arg-type]
         (lambda: Moments.empty(1).merge(3), TypeError, "merge: found a int; pass Moments"),  # type: ignore[arg-type]
         (lambda: Statistics({"a": 3}, {"a": 1e-5}), TypeError, "layer 'a' has a int; pass Moments"),  # type: ignore[dict-item]
         (lambda: decompose(MODEL, TRACE, {}, images(4)), TypeError, "weights is a dict; pass a function of the step"),  # type: ignore[arg-type]
         (lambda: record(MODEL, step="a").__enter__(), TypeError, "record: step='a'; pass the number of updates so far"),  # type: ignore[arg-type]
-        (lambda: record(MODEL, step=-1).__enter__(), ValueError, "record: step=-1; pass the number of updates so far"),
         (lambda: replay(TRACE, EMA(), 5), TypeError, "replay: steps is a int; pass a list of steps"),  # type: ignore[arg-type]
         (lambda: replay(TRACE, EMA(), [1.5]), TypeError, "replay: step 1.5 is not one of the trace"),  # type: ignore[list-item]
         (lambda: EMA("a"), TypeError, "momentum='a': it is the weight of the new batch"),  # type: ignore[arg-type]
-        (lambda: EMA(True), TypeError, "momentum=True: it is the weight of the new batch"),
-        (lambda: EMA(float("nan")), ValueError, "momentum=nan: it is the weight of the new batch"),
         (lambda: EMA.from_decay("0.9"), TypeError, "decay='0.9': it is the weight of the old average"),  # type: ignore[arg-type]
         (lambda: Window(k=2.5), TypeError, "window: k=2.5; it counts batches"),  # type: ignore[arg-type]
         (lambda: inference.EvalNorm(batch_size=float("nan")), TypeError, "EvalNorm: batch_size=nan; it is 1 or more"),  # type: ignore[arg-type]
-        (lambda: inference.PseudoSamples(n="16"), TypeError, "PseudoSamples: n='16'; it counts images"),  # type: ignore[arg-type]
         (lambda: Statistics({}, {}), ValueError, "Statistics: no layers; pass moments of at least one"),
         (lambda: Statistics(running_statistics(MODEL), {}), ValueError, "Statistics: layer '1' has no eps"),
-        (lambda: decompose(MODEL, {}, MODEL.state_dict, images(4)), TypeError, "decompose: trace is a dict"),  # type: ignore[arg-type]
         (
             lambda: decompose(OTHER, TRACE, MODEL.state_dict, images(4)),  # type: ignore[arg-type]
             ValueError,
@@ -225,11 +202,9 @@ def test_arguments(call: Callable[[], object], error: type[Exception], message: 
     [
         (torch.zeros(4, 1, 8, 8), r"layer '0' expects 3 channels, its input has shape \(4, 1, 8, 8\)"),
         (torch.zeros(0, 3, 8, 8), "a batch of no images reached layer '0'"),
-        (torch.zeros(4, 3, 8, 8, dtype=torch.complex64), "the input of layer '0' is torch.complex64"),
         (torch.zeros(4, 3, 8, 8, dtype=torch.int64), "the input of layer '0' is torch.int64"),
-        (torch.zeros(3), r"layer '0' expects 3 channels, its input has shape \(3,\)"),
     ],
-    ids=["one channel", "empty", "complex", "integer", "one axis"],
+    ids=["one channel", "empty", "integer"],
 )
 @pytest.mark.parametrize("kind", [inference.TestBatch(), inference.PseudoSamples(n=0), inference.EvalNorm()])
 def test_inputs_at_inference(kind: inference.TestTimeStatistics, x: Tensor, message: str) -> None:

@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 from bnlab.common.files import Unreadable
@@ -61,17 +59,6 @@ def test_the_newest_row_of_a_key_wins(tmp_path: Path) -> None:
     assert assemble(tmp_path)["gaps"]["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
 
 
-def test_settings_that_no_network_reads_can_be_compared_with_numbers(tmp_path: Path) -> None:
-    """Of a sweep, too, that an earlier version has made, which does not say what its columns are."""
-    row = {"run": "a/seed_0", "norm.batch_size": None, "data.fonts": None}
-    write_request(request_path(tmp_path / "x", "a/seed_0", "job"), Request("a/seed_0", row, {}))
-
-    runs = tables.load("x", tmp_path)["runs"]
-
-    assert not (runs["norm.batch_size"] > 2).any()
-    assert not (runs["data.fonts"] == "all").any()
-
-
 def test_rows_of_an_earlier_origin_leave_the_table(tmp_path: Path) -> None:
     """Those of the same network and estimator; a missing momentum is no reason to keep them."""
     write(tmp_path, "old", rows([0.1, np.nan], 1.0))
@@ -92,30 +79,6 @@ def test_rows_of_other_splits_and_shifts_stay(tmp_path: Path) -> None:
     assert sorted(zip(found["split"], found["shift"], strict=True)) == [
         ("test", "noise:1"), ("test", "none"), ("val", "none"),
     ]  # fmt: skip
-
-
-@settings(max_examples=5, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("ab"), st.sampled_from([0.1, 0.2, np.nan]), st.sampled_from("op")),
-        min_size=1,
-        max_size=5,
-    ),
-    st.randoms(use_true_random=False),
-)
-def test_parts_in_any_order_give_the_same_tables(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, float, str]], random: object
-) -> None:
-    """Whichever job's file comes first in the folder, as long as it says when it was written."""
-    found = []
-    for order in (range(len(parts)), random.sample(range(len(parts)), len(parts))):  # type: ignore[attr-defined]
-        folder = tmp_path_factory.mktemp("parts")
-        for name, number in enumerate(order):
-            estimator, momentum, origin = parts[number]
-            frame = rows([momentum], float(number), estimator=estimator, origin=origin)
-            write(folder, str(name), frame, written=number + 1)
-        found.append(assemble(folder)["gaps"])
-    assert_frame_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -172,11 +172,6 @@ def test_errors_are_as_rare_as_promised() -> None:
     assert 0.005 < held / 500 < 0.045
 
 
-def test_rules() -> None:
-    margins = above(1.0, "points"), below(-0.5, "times"), within(-1.0, 2.0)
-    assert [margin.words for margin in margins] == ["above 1 point", "below -0.5 times", "from -1 to 2"]
-
-
 def answer(*scores: Score) -> pd.DataFrame:
     claims = {f"claim{n}": Claim("It is positive.", score, above(0.0, "σ", "none")) for n, score in enumerate(scores)}
     return decide(Experiment(bears_on=("Q0",), figures={}, claims=claims, name="trial"), plant())
