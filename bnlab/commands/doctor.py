@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from torch import nn
-from tqdm import tqdm
 
 import bnlab
 from bnlab.commands.images import ImageFolder
@@ -161,7 +157,7 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     forward = find_optional(arguments.forward)
     evaluate = find_optional(arguments.evaluate)
 
-    with collecting_warnings(), hinting_at_forward(forward), _counting_runs(model):
+    with collecting_warnings(), hinting_at_forward(forward):
         diagnosis = bnlab.diagnose(
             model,
             batches,
@@ -172,26 +168,11 @@ def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
             expected=arguments.expected,
             worth=arguments.worth,
             max_images=arguments.max_images,
-            progress=False,
+            progress=sys.stderr.isatty(),
         )
     notes = [*diagnosis.notes, *_describe_origins(arguments, batches)]
     left_out = [dataclasses.replace(skipped, wanted=name_options(skipped.wanted)) for skipped in diagnosis.left_out]
     return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
-
-
-@contextlib.contextmanager
-def _counting_runs(model: nn.Module) -> Iterator[None]:
-    """Show on a terminal how many batches the model was run with inside the block."""
-    with tqdm(desc="batches run", leave=False, disable=None) as bar:
-
-        def count(*_: object) -> None:
-            bar.update()
-
-        handle = model.register_forward_pre_hook(count)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.harness.lab.catalogue import CONF, list_files, list_questions
-from bnlab.harness.lab.command import require_memory, run_command
+from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
 
@@ -37,7 +37,6 @@ def _read_help() -> str:
 
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
-    require_memory()
     with Display(quiet="quiet=true" in words) as display:
         return _plan_and_run(words, display)
 
@@ -157,7 +156,7 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
 
 def _name_report(config: Config, words: list[str]) -> list[str]:
     """Name the report of the tables in words: of the question that was swept, if there is one, and of its name."""
-    experiments = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
+    experiments = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     questions = [name for name in (config.name, *experiments) if name in list_questions()]
     report = [f"experiment={name}" for name in questions[:1]]
     if config.name not in questions[:1]:
