@@ -66,6 +66,7 @@ MISTAKES = {
     "gap mine:deep mine:batches": "mine:deep takes arguments (missing a required argument: 'layers')",
     "doctor mine:text": "doctor: expected a torch.nn.Module, found str",
     "doctor mine:scripted mine:batches": "doctor: the model is TorchScript, whose layers cannot be watched; pass",
+    "doctor torchvision:resnet19": "torchvision:resnet19: Unknown model resnet19",
     # batches and files
     "gap mine:model mine:nothing": "batches is empty",
     "doctor mine:model nowhere": "nowhere: no such folder; name a folder of images, or write package.module:function",

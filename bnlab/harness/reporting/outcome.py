@@ -22,7 +22,7 @@ from bnlab.harness.reporting.experiment import (
     say_where,
     state_findings,
 )
-from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_TESTED
+from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
 from bnlab.harness.reporting.wording import count_share, describe_networks, list_values, say_mean, say_numbers
 
 READING = (
@@ -38,8 +38,8 @@ _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
 _OF_NETWORKS = "of the networks"
 _IN_PERCENT = ("share", _OF_NETWORKS)
-_QUOTED = re.compile(r'(?:holds|fails|undecided|counted|estimated|drawn)\("(\w+)\.')
-_QUOTES = {"holds": "holds", "fails": "fails", "undecided": "undecided", "counted": NOT_TESTED}
+_QUOTED = re.compile(r'(?:holds|fails|undecided|estimated|drawn)\("(\w+)\.')
+_VERDICTS = ("holds", "fails", "undecided")
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
 
 
@@ -162,13 +162,12 @@ def fill_paragraphs(
 
     The rows of a table and the items of a list are sentences too, and keep their lines.
 
-    A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails`, `undecided` and `counted` (not tested). It
-    gives mean and interval of the claim `cost` of the experiment `gap`, in the condition that has these words. Of
-    several conditions, for which further words are given, or none for all, it gives the range of their means and the
-    outer bounds of their intervals; `counted` gives a count, as `3 of 3`, and so does what is a share of networks,
-    without its interval. With `sign=-1` a gain is quoted as a cost.
-    With `interval=False` the mean stands alone, with two digits, and with `shown=False` the verdict is required and no
-    number is given; only `undecided` always gives its estimate.
+    A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails` and `undecided`. It gives mean and interval
+    of the claim `cost` of the experiment `gap`, in the condition that has these words. Of several conditions, for which
+    further words are given, or none for all, it gives the range of their means and the outer bounds of their intervals.
+    With `sign=-1` a gain is quoted as a cost. With `interval=False` the mean stands alone, with two digits, and a share
+    of networks is a count, as `3 of 3`. With `shown=False` the verdict is required and no number is given; only
+    `undecided` always gives its estimate.
 
     `{{ estimated("gap.cost", "batch size 4") }}` gives mean and interval whatever the verdict, for a sentence that
     does not say whether the claim's limit is passed.
@@ -206,8 +205,8 @@ class _Quotes:
     def fill(self, line: str) -> str:
         """Fill in a sentence; empty with an untrue quote."""
         quotes: dict[str, Callable[..., str]] = {"drawn": self._quote_point, "estimated": self._quote_estimate}
-        for word, verdict in _QUOTES.items():
-            quotes[word] = partial(self._quote_verdict, verdict)
+        for verdict in _VERDICTS:
+            quotes[verdict] = partial(self._quote_verdict, verdict)
         try:
             return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
         except UntrueQuote:
@@ -232,7 +231,7 @@ class _Quotes:
                 raise ValueError(f"{claim}: what is undecided is quoted with its estimate, without shown=False")
             return ""
         unit = outcome.experiment.claims[name].margin.unit
-        if verdict == NOT_TESTED or (unit == _OF_NETWORKS and not interval):
+        if unit == _OF_NETWORKS and not interval:
             return _say_counts(cells)
         return _say_means(cells, unit, sign, interval, self.after_one)
 

@@ -108,14 +108,9 @@ def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
 
 
 def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
-    two_of_three = rate(a=("not tested", 2 / 3)).assign(n=3)
-    few = replace(answer("of the networks"), frame=two_of_three)
+    two_of_three = rate(a=("holds", 2 / 3)).assign(n=3)
+    decided = replace(answer("of the networks"), frame=two_of_three)
 
-    paragraphs = fill_paragraphs('In {{ counted("e.large") }}.', [few])
-
-    assert paragraphs == ["In 2 of 3."]
-
-    decided = replace(few, frame=rate(a=("holds", 2 / 3)).assign(n=3))
     assert fill_paragraphs('In {{ holds("e.large", interval=False) }}.', [decided]) == ["In 2 of 3."]
 
 
@@ -260,13 +255,10 @@ MARGINS = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, 
     ("claims", "fails", "title"),
     [
         ({"costs": ()}, {}, "It costs"),
-        ({"costs": ("batch size 4",)}, {}, "It costs"),
         ({"costs": ("batch size 32",)}, {}, "Title"),
         ({"costs": (), "costs_much": ()}, {}, "Title"),
-        ({"no_such_claim": ()}, {}, "Title"),
         ({"costs": ()}, {"costs_much": ()}, "It costs"),
         ({"costs": ()}, {"costs_much": ("batch size 4",)}, "It costs"),
-        ({"costs": ()}, {"costs": ()}, "Title"),
         ({"costs": ()}, {"costs_much": (), "no_such_claim": ()}, "Title"),
     ],
 )
