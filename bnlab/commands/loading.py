@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,31 @@ def add_model_arguments(parser: argparse.ArgumentParser, nargs: Literal["?"] | N
         "--max-images", type=int, help="or max_images=N: stop after the batch with which so many have been read"
     )
     add_image_arguments(parser)
+
+
+def add_score_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that score a model take, too."""
+    parser.add_argument(
+        "--evaluate",
+        help="package.module:function of the model that returns a value for each image, higher is better; default the "
+        "labels in the batches",
+    )
+    parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
+
+
+def load_call(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
+    """Load what the words name: `model` and the other arguments that a function of bnlab is called with."""
+    call = {
+        "model": load_model(arguments.model, arguments.weights),
+        "batches": load_batches(arguments.batches, arguments, caller),
+        "forward": find_optional(arguments.forward),
+        "max_images": arguments.max_images,
+        "progress": sys.stderr.isatty(),
+    }
+    if "evaluate" in arguments:
+        call["training_batches"] = load_batches(arguments.training, arguments, caller)
+        call["evaluate"] = find_optional(arguments.evaluate)
+    return call
 
 
 def load_model(name: str, weights: str | None) -> Any:
@@ -125,21 +150,15 @@ def name_options(text: str) -> str:
 
 
 @contextlib.contextmanager
-def hinting_at_forward(forward: object) -> Iterator[None]:
-    """Add to a TypeError in the block that the model may need `--forward`, unless it was given."""
+def calling(call: Mapping[str, Any]) -> Iterator[None]:
+    """Call bnlab in the block: warnings are lines on stderr once it has succeeded, a TypeError hints at `--forward`."""
     try:
-        yield
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            yield
     except TypeError as error:
-        if forward is None:
+        if call["forward"] is None:
             error.add_note("if the model is called otherwise: --forward package.module:function of model and batch")
         raise
-
-
-@contextlib.contextmanager
-def collecting_warnings() -> Iterator[None]:
-    """Write what bnlab warns of in the block to stderr once it has succeeded, a line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        yield
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
