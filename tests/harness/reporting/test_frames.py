@@ -52,11 +52,6 @@ def test_rows_of_shares_of_the_training() -> None:
     assert set(rows(long, "gaps", 7.5 / 640)["step"]) == {10}, "of 5 and 10, which are equally near, the later one"
 
 
-def test_rows_of_all_steps_have_a_panel_for_each_setting() -> None:
-    panels = rows(TABLES, "gaps")["panel"].unique().tolist()
-    assert panels == ["batch size 4 (10 steps)", "batch size 32 (10 steps)"]
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -22,7 +21,7 @@ from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot, split_panels
+from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.style import choose_looks, find_colour
 from bnlab.harness.statistic_kinds import list_looks
 from tests.harness.reporting.planted import plant
@@ -180,28 +179,6 @@ def test_series_of_a_forest_share_a_name_and_numbers_are_in_order() -> None:
     below = heights[1.0, 2.0]
     assert (above < below).all(), "heights grow downwards"
     assert (np.round(above) == np.round(below)).all(), "both beside their name"
-
-
-@dataclass(frozen=True)
-class Counts(Plot):
-    """A kind of plot that nothing in bnlab knows of: it writes how many rows a panel has."""
-
-    intervals: ClassVar[str] = "words"
-
-    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
-        for ax, here in split_panels(frame, axes):
-            ax.text(0, 0, f"{len(here)} rows")
-
-
-def test_a_figure_takes_any_kind_of_plot(tmp_path: Path) -> None:
-    frame = plant_rows(panel=["p", "p", "q"])
-
-    drawn = draw(Counts(), frame)
-
-    assert [ax.get_title() for ax in drawn.axes] == ["p", "q"]
-    assert [ax.texts[0].get_text() for ax in drawn.axes] == ["2 rows", "1 rows"]
-    caption = write_caption(Counts(), frame, tmp_path)
-    assert caption == "Read it so. Means over seeds, words: 95% intervals; n = 3 seeds."
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:

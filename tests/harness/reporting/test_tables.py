@@ -161,10 +161,6 @@ def test_load(tmp_path: Path) -> None:
         assert_frame_equal(reference[name], written[name])
 
 
-def change_nothing(folder: Path) -> None:
-    """Leave the requests as they are."""
-
-
 def add_network(folder: Path) -> None:
     write(folder, "job", rows([0.1, 0.3], 2.0, run="c/seed_0"))
 
@@ -177,7 +173,7 @@ def damage_table(folder: Path) -> None:
     (folder / "tables" / "gaps.parquet").write_bytes(b"")
 
 
-@pytest.mark.parametrize("change", [change_nothing, add_network, remove_request, damage_table])
+@pytest.mark.parametrize("change", [add_network, remove_request, damage_table])
 def test_they_are_as_those_that_are_put_together(change: Callable[[Path], None], tmp_path: Path) -> None:
     folder = tmp_path / "x"
     write(folder, "job", rows([0.1, 0.2], 1.0))
