@@ -126,13 +126,6 @@ def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path, bnl
     assert "quickstart.yaml: bnlab has an experiment of this name; rename the file" in refused.err
 
 
-def test_the_help_names_the_experiments_of_the_folder(bnlab: Call) -> None:
-    shown = bnlab("sweep", "--help")
-
-    assert shown.code == 0, shown.err
-    assert shown.out.endswith("Files in conf/ here\nexperiment: widths\n")
-
-
 def test_in_the_folder_of_another_clone(tmp_path: Path) -> None:
     """Commands are of the clone that is installed."""
     for name in ("bnlab/__init__.py", "experiments/__init__.py"):

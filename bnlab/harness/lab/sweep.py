@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.harness.lab.catalogue import CONF, list_files, list_questions
+from bnlab.harness.lab.catalogue import CONF, list_questions
 from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
@@ -20,19 +19,8 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun"))
-
-
-def _read_help() -> str:
-    """Read what `--help` prints, and add the caller's own files of settings; neither torch nor Hydra is waited for."""
-    shown = (CONF / "help.txt").read_text(encoding="utf-8").rstrip()
-    shipped = list_files(CONF)
-    own = []
-    for group, names in list_files(Path("conf")).items():
-        others = [name for name in names if name not in shipped.get(group, [])]
-        if others:
-            own.append(f"{group}: {', '.join(others)}")
-    return "\n".join([shown, "", "Files in conf/ here", *own]) if own else shown
+    usage = (CONF / "help.txt").read_text(encoding="utf-8").rstrip()  # waits neither for torch nor for Hydra
+    return run_command(_sweep, words, usage, options=("-m", "--multirun"))
 
 
 def _sweep(words: list[str]) -> int:
