@@ -63,7 +63,7 @@ MISTAKES = {
     "gap mine:modle mine:batches": "mine:modle: cannot be imported",
     "gap mine mine:batches": "mine: write package.module:function",
     "gap mine:net mine:batches": "mine:net is a Sequential; name a function without arguments",
-    "gap mine:deep mine:batches": "mine:deep takes arguments (missing a required argument: 'layers')",
+    "gap mine:deep mine:batches": "deep() missing 1 required positional argument: 'layers'",
     "doctor mine:text": "doctor: expected a torch.nn.Module, found str",
     "doctor mine:scripted mine:batches": "doctor: the model is TorchScript, whose layers cannot be watched; pass",
     "doctor torchvision:resnet19": "torchvision:resnet19: Unknown model resnet19",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import inspect
 import os
 import sys
 import warnings
@@ -78,7 +77,7 @@ def load_call(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
 
 def load_model(name: str, weights: str | None) -> Any:
     """Call the function of this name, or make the package's model, and load a file into it."""
-    model = make_packaged(name) if is_packaged(name) else call_by_name(name)
+    model = make_packaged(name) if is_packaged(name) else find_function(name)()
     if weights is not None:
         _load_weights(model, Path(weights))
     return model
@@ -105,26 +104,15 @@ def load_batches(name: str | None, arguments: argparse.Namespace, caller: str) -
         return find_images(folder, arguments)
     if ":" not in name:
         raise ValueError(f"{name}: no such folder; name a folder of images, or write package.module:function")
-    batches = call_by_name(name)
+    batches = find_function(name)()
     require_batches(batches, caller, name)
     return batches
 
 
-def call_by_name(name: str) -> Any:
-    """Call the function of this name without arguments."""
-    make = find_function(name)
-    try:
-        inspect.signature(make).bind()
-    except TypeError as error:
-        raise TypeError(f"{name} takes arguments ({error}); name a function without arguments") from error
-    return make()
-
-
 def find_function(name: str) -> Any:
     """Import the function of this name; the current folder is searched as well."""
-    module, colon, function = name.partition(":")
-    parts = [*module.split("."), function]
-    if not colon or not all(part.isidentifier() for part in parts):
+    module, _, function = name.partition(":")
+    if not module or not function:
         raise ValueError(f"{name}: write package.module:function")
 
     sys.path.insert(0, os.getcwd())
