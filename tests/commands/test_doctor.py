@@ -125,10 +125,3 @@ def test_explain_says_what_a_code_means_and_lists_all(tmp_path: Path) -> None:
 
     listed = call_bnlab(tmp_path, "explain").stdout.splitlines()
     assert [line.partition("  ")[0] for line in listed] == [rule.code for rule in list_causes()]
-
-
-def test_a_code_that_is_part_of_another_one_is_explained_by_it(folder: Path) -> None:
-    done = call_bnlab(folder, "explain", "BN213")
-
-    assert done.returncode == 0
-    assert done.stdout.startswith("BN213 is part of BN209.\n\nBN209: ")

@@ -41,21 +41,6 @@ def make_wide(channels, image_size, classes, *, width):
     return make_model(channels, image_size, classes, width)
 
 
-class Repeated(nn.Module):
-    def __init__(self, channels, image_size, classes):
-        super().__init__()
-        self.first = nn.Conv2d(channels, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
-        self.shared = nn.BatchNorm2d(4)
-        self.head = nn.Linear(4, classes)
-
-    def forward(self, images):
-        values = self.norm(self.first(images))
-        for _ in range(2):
-            values = self.shared(values.relu())
-        return self.head(values.mean((2, 3)))
-
-
 def make_lazy(channels, image_size, classes):
     return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(classes))
 
@@ -282,23 +267,6 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
     runs = load("adhoc", tmp_path)["runs"].sort_values("model.width")
     assert list(runs["model.width"]) == [4, 5]
     assert list(runs["model.kind"].isna()) == [True, False]
-
-
-def test_a_layer_that_is_called_twice_is_measured(mine: None, call: Call, tmp_path: Path) -> None:
-    """Its exact statistics are of the inputs of both calls together."""
-    words = ("model=mine.Repeated", "data=mine.make_data", "estimator=[ema,exact]")
-    sweep(call, tmp_path, *words)
-    tables = load("adhoc", tmp_path)
-    assert {*tables["gaps"]["layer"]} == {"norm", "shared"}
-    assert tables["gaps"]["tid_mean"].notna().all()
-
-    model = load_model("adhoc", tables["runs"]["run"][0], statistics="exact", results=tmp_path)
-    assert {*model.state_dict()} >= {"shared.running_mean"}
-
-    given = [f"{key}={value}" for key, value in dict(word.split("=", 1) for word in [*ALL, *SMALL, *words]).items()]
-    code, _, err = call("sweep", *given, "measurements=[drift]", f"data.root={tmp_path}", f"results={tmp_path}")
-    assert code == 1
-    assert re.search(r"failed, drift: .* calls shared several times", err), err
 
 
 def test_a_model_whose_batch_norms_are_all_frozen_is_trained(mine: None, call: Call, tmp_path: Path) -> None:

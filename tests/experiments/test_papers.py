@@ -14,7 +14,7 @@ import yaml
 from matplotlib.colors import to_rgb
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers
+from bnlab.harness.lab.catalogue import REFERENCE, list_papers
 from bnlab.harness.lab.papers import make_paper, read_paper
 from bnlab.harness.lab.redrawing import make_experiments, select_conditions
 from bnlab.harness.reporting import drawing
@@ -136,14 +136,6 @@ def test_a_file_that_declares_nothing_is_named(text: str, tmp_path: Path, monkey
     monkeypatch.setattr("bnlab.harness.lab.papers.list_papers", lambda: {"broken": path})
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}: "):
         read_paper("broken")
-
-
-@pytest.mark.parametrize("name", PAPERS)
-def test_what_a_file_names_is_there(name: str) -> None:
-    for experiment in make_experiments(PAPERS[name]):
-        assert experiment.figures or experiment.claims
-    for claim in PAPERS[name].claims.values():
-        assert not claim.of or claim.of.partition(".")[2] in find_experiment(claim.experiment).claims
 
 
 @pytest.mark.parametrize("name", [*PAPERS])

@@ -132,19 +132,6 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.
         schema.read_frame(tmp_path / "nothing.parquet")
 
 
-def test_rows_that_are_gone_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A mean over fewer seeds than were asked for would not be seen."""
-    write(tmp_path / "x", "kept", rows([0.1], 1.0))
-    write(tmp_path / "x", "gone", rows([0.2], 1.0, run="b/seed_1")).unlink()
-
-    found = assemble(tmp_path / "x")["gaps"]
-
-    assert list(found["momentum"]) == [0.1]
-    assert capsys.readouterr().err == (
-        "gaps: rows of b/seed_1 are missing; run the sweep again to measure them again\n"
-    )
-
-
 def test_load(tmp_path: Path) -> None:
     """From parts, from tables without networks, or not at all."""
     with pytest.raises(UserError, match=r"no results for 'x' in .*; run: bnlab sweep name=x res.*experiment=x"):
