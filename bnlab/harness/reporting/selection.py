@@ -100,4 +100,4 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     numbers = ordered.groupby(columns, dropna=False, sort=False).ngroup()
     panels = ordered.loc[~numbers.duplicated().to_numpy(), columns]  # of a hundred thousand rows few are named
     names = [template.format(*values) for values in panels.itertuples(index=False)]
-    return ordered.assign(panel=numbers.map(pd.Series(names, dtype=str)))
+    return ordered.assign(panel=[names[number] for number in numbers])
