@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.help import write_help
-from bnlab.harness.lab.catalogue import CONF, list_files, list_measurements
+from bnlab.harness.lab.catalogue import CONF, list_measurements
 from bnlab.harness.setting_columns import describe_runs
 
 README = Path(__file__).parents[1] / "results" / "README.md"
@@ -56,7 +56,10 @@ def describe_tables() -> str:
 
 def describe_sweep() -> str:
     """Write what `bnlab sweep --help` prints."""
-    return write_help(list_files(CONF))
+    files: dict[str, list[str]] = {}
+    for path in sorted(CONF.glob("*/*.yaml")):
+        files.setdefault(path.parent.name, []).append(path.stem)
+    return write_help(files)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ JUDGEMENTS = {  # with the words that count them
     "not comparable": "not comparable",
     "not tried": "not tried",
 }
-_QUOTE = re.compile(r'(holds|fails|undecided|counted)\("(\w+)\.(\w+)"')
+_QUOTE = re.compile(r'(holds|fails|undecided)\("(\w+)\.(\w+)"')
 _LINK = "../results/reference/{}/README.md"  # as seen from docs/
 
 

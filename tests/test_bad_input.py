@@ -77,9 +77,8 @@ TRACE_OF_BREAKING = record_frozen(Breaking(at=0), images(4, 4))
 
 
 @borrowing
-@pytest.mark.parametrize("at", [1, 3])
-def test_a_forward_that_raises_half_way(call: Callable[[Any, Any], object], at: int) -> None:
-    model = Breaking(at).train()
+def test_a_forward_that_raises_half_way(call: Callable[[Any, Any], object]) -> None:
+    model = Breaking(at=3).train()
     data = images(5, 4, 3)
     kept = [batch.clone() for batch in data]
     with unchanged(model), pytest.raises(ArithmeticError, match="of the model's own"):

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from tqdm import tqdm
-
 import bnlab
 from bnlab.commands.images import ImageFolder
-from bnlab.commands.loading import (
-    add_model_arguments,
-    collecting_warnings,
-    find_optional,
-    hinting_at_forward,
-    load_batches,
-    load_model,
-    name_options,
-)
+from bnlab.commands.loading import add_model_arguments, add_score_arguments, calling, load_call, name_options
 from bnlab.commands.packages import is_packaged
 from bnlab.doctor.catalogue import ALIASES, explain, list_causes
 from bnlab.doctor.cause import SEVERITIES, Severity
@@ -47,11 +35,8 @@ def add_parsers(commands: Any) -> None:
         "doctor", help="what is wrong with a model's batch norms, what it costs, what to do", description=_ABOUT
     )
     add_model_arguments(parser, nargs="?")
-    parser.add_argument(
-        "--evaluate", help="package.module:function of the model, that returns a value for each image, higher is better"
-    )
+    add_score_arguments(parser)
     parser.add_argument("--before", help="an earlier checkpoint, or the network that this one is a copy or average of")
-    parser.add_argument("--training", help="batches as in training, named as the batches are")
     parser.add_argument("--expected", type=float, help="the score that the model should reach; accuracy 0.9, not 90")
     parser.add_argument(
         "--worth",
@@ -153,45 +138,14 @@ def _grade_verdict(verdict: Verdict) -> Severity | None:
 
 def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     """Load what the words name, and examine it."""
-    model = load_model(arguments.model, arguments.weights)
-    require_watchable(model, "doctor")
-    batches = load_batches(arguments.batches, arguments, "doctor")
-    training = load_batches(arguments.training, arguments, "doctor")
+    call = load_call(arguments, "doctor")
+    require_watchable(call["model"], "doctor")
     before = None if arguments.before is None else read_state_file(Path(arguments.before), "--before")
-    forward = find_optional(arguments.forward)
-    evaluate = find_optional(arguments.evaluate)
-
-    with collecting_warnings(), hinting_at_forward(forward), _counting_runs(model):
-        diagnosis = bnlab.diagnose(
-            model,
-            batches,
-            evaluate=evaluate,
-            training_batches=training,
-            before=before,
-            forward=forward,
-            expected=arguments.expected,
-            worth=arguments.worth,
-            max_images=arguments.max_images,
-            progress=False,
-        )
-    notes = [*diagnosis.notes, *_describe_origins(arguments, batches)]
+    with calling(call):
+        diagnosis = bnlab.diagnose(**call, before=before, expected=arguments.expected, worth=arguments.worth)
+    notes = [*diagnosis.notes, *_describe_origins(arguments, call["batches"])]
     left_out = [dataclasses.replace(skipped, wanted=name_options(skipped.wanted)) for skipped in diagnosis.left_out]
     return dataclasses.replace(diagnosis, notes=notes, left_out=left_out)
-
-
-@contextlib.contextmanager
-def _counting_runs(model: nn.Module) -> Iterator[None]:
-    """Show on a terminal how many batches the model was run with inside the block."""
-    with tqdm(desc="batches run", leave=False, disable=None) as bar:
-
-        def count(*_: object) -> None:
-            bar.update()
-
-        handle = model.register_forward_pre_hook(count)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 def _describe_origins(arguments: argparse.Namespace, batches: Any) -> Iterator[str]:

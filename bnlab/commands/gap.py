@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 import bnlab
-from bnlab.commands.loading import (
-    add_model_arguments,
-    collecting_warnings,
-    find_optional,
-    hinting_at_forward,
-    load_batches,
-    load_model,
-)
+from bnlab.commands.loading import add_model_arguments, calling, load_call
 
 
 def add_parsers(commands: Any) -> None:
@@ -28,14 +20,10 @@ def add_parsers(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; 0."""
-    model = load_model(arguments.model, arguments.weights)
-    batches = load_batches(arguments.batches, arguments, "gap")
-    forward = find_optional(arguments.forward)
-    with collecting_warnings(), hinting_at_forward(forward):
-        exact = bnlab.population_statistics(
-            model, batches, forward=forward, max_images=arguments.max_images, progress=sys.stderr.isatty()
-        )
-        table = _format_table(exact, bnlab.running_statistics(model))
+    call = load_call(arguments, "gap")
+    with calling(call):
+        exact = bnlab.population_statistics(**call)
+        table = _format_table(exact, bnlab.running_statistics(call["model"]))
     print(table)
     return 0
 

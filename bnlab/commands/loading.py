@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import inspect
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +50,34 @@ def add_model_arguments(parser: argparse.ArgumentParser, nargs: Literal["?"] | N
     add_image_arguments(parser)
 
 
+def add_score_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what commands that score a model take, too."""
+    parser.add_argument(
+        "--evaluate",
+        help="package.module:function of the model that returns a value for each image, higher is better; default the "
+        "labels in the batches",
+    )
+    parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
+
+
+def load_call(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
+    """Load what the words name: `model` and the other arguments that a function of bnlab is called with."""
+    call = {
+        "model": load_model(arguments.model, arguments.weights),
+        "batches": load_batches(arguments.batches, arguments, caller),
+        "forward": find_optional(arguments.forward),
+        "max_images": arguments.max_images,
+        "progress": sys.stderr.isatty(),
+    }
+    if "evaluate" in arguments:
+        call["training_batches"] = load_batches(arguments.training, arguments, caller)
+        call["evaluate"] = find_optional(arguments.evaluate)
+    return call
+
+
 def load_model(name: str, weights: str | None) -> Any:
     """Call the function of this name, or make the package's model, and load a file into it."""
-    model = make_packaged(name) if is_packaged(name) else call_by_name(name)
+    model = make_packaged(name) if is_packaged(name) else find_function(name)()
     if weights is not None:
         _load_weights(model, Path(weights))
     return model
@@ -80,26 +104,15 @@ def load_batches(name: str | None, arguments: argparse.Namespace, caller: str) -
         return find_images(folder, arguments)
     if ":" not in name:
         raise ValueError(f"{name}: no such folder; name a folder of images, or write package.module:function")
-    batches = call_by_name(name)
+    batches = find_function(name)()
     require_batches(batches, caller, name)
     return batches
 
 
-def call_by_name(name: str) -> Any:
-    """Call the function of this name without arguments."""
-    make = find_function(name)
-    try:
-        inspect.signature(make).bind()
-    except TypeError as error:
-        raise TypeError(f"{name} takes arguments ({error}); name a function without arguments") from error
-    return make()
-
-
 def find_function(name: str) -> Any:
     """Import the function of this name; the current folder is searched as well."""
-    module, colon, function = name.partition(":")
-    parts = [*module.split("."), function]
-    if not colon or not all(part.isidentifier() for part in parts):
+    module, _, function = name.partition(":")
+    if not module or not function:
         raise ValueError(f"{name}: write package.module:function")
 
     sys.path.insert(0, os.getcwd())
@@ -125,21 +138,15 @@ def name_options(text: str) -> str:
 
 
 @contextlib.contextmanager
-def hinting_at_forward(forward: object) -> Iterator[None]:
-    """Add to a TypeError in the block that the model may need `--forward`, unless it was given."""
+def calling(call: Mapping[str, Any]) -> Iterator[None]:
+    """Call bnlab in the block: warnings are lines on stderr once it has succeeded, a TypeError hints at `--forward`."""
     try:
-        yield
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            yield
     except TypeError as error:
-        if forward is None:
+        if call["forward"] is None:
             error.add_note("if the model is called otherwise: --forward package.module:function of model and batch")
         raise
-
-
-@contextlib.contextmanager
-def collecting_warnings() -> Iterator[None]:
-    """Write what bnlab warns of in the block to stderr once it has succeeded, a line each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        yield
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import warnings
 from typing import Any
@@ -28,18 +27,10 @@ def make_packaged(words: str) -> Any:
             warnings.simplefilter("ignore")
             models = torchvision().models  # also for timm, which imports it
             if package == "torchvision":
-                _require_known(words, name, models.list_models(module=models))  # classifiers
                 return models.get_model(name, weights=None).eval()
             timm = importlib.import_module("timm")
-            _require_known(words, name.partition(".")[0], timm.list_models())
             return timm.create_model(name, pretrained=False).eval()
     except ModuleNotFoundError as error:
         raise ValueError(f"{words} needs {error.name}, which is not installed: pip install {package}") from error
-
-
-def _require_known(words: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        close = difflib.get_close_matches(name, known)
-        advice = f"is it {' or '.join(close)}?" if close else "its list_models() has their names"
-        package, _, _ = words.partition(":")
-        raise ValueError(f"{words}: {package} has no such model; {advice}")
+    except (RuntimeError, ValueError) as error:  # there is no such model
+        raise ValueError(f"{words}: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,7 @@ from torch import nn
 
 import bnlab
 from bnlab.commands.images import ImageFolder
-from bnlab.commands.loading import (
-    add_model_arguments,
-    collecting_warnings,
-    find_optional,
-    hinting_at_forward,
-    load_batches,
-    load_model,
-)
+from bnlab.commands.loading import add_model_arguments, add_score_arguments, calling, load_call, load_model
 from bnlab.common.storage import save_tensors
 from bnlab.doctor.undo import undo_from_file
 
@@ -31,12 +23,7 @@ def add_parsers(commands: Any) -> None:
         description="Exit status: 0 written, 1 not written, with the reason, 2 bad input.",
     )
     add_model_arguments(parser)
-    parser.add_argument(
-        "--evaluate",
-        help="package.module:function of the model that returns a value for each image, higher is better; default the "
-        "labels in the batches",
-    )
-    parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
+    add_score_arguments(parser)
     parser.add_argument("--statistic", choices=("exact", "precise"), default="exact")
     parser.add_argument("--force", action="store_true", help="write in any case")
     parser.add_argument(
@@ -59,32 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     undo = out.with_suffix(".undo.safetensors")
     _require_new(out, undo)
-    model = load_model(arguments.model, arguments.weights)
-    batches = load_batches(arguments.batches, arguments, "recalibrate")
-    training = load_batches(arguments.training, arguments, "recalibrate")
-    forward = find_optional(arguments.forward)
-    evaluate = find_optional(arguments.evaluate)
-
-    with collecting_warnings(), hinting_at_forward(forward):
-        recalibration = bnlab.recalibrate(
-            model,
-            batches,
-            statistic=arguments.statistic,
-            evaluate=evaluate,
-            training_batches=training,
-            forward=forward,
-            max_images=arguments.max_images,
-            force=arguments.force,
-            progress=sys.stderr.isatty(),
-        )
+    call = load_call(arguments, "recalibrate")
+    with calling(call):
+        recalibration = bnlab.recalibrate(**call, statistic=arguments.statistic, force=arguments.force)
     print(recalibration)
+    batches = call["batches"]
     if isinstance(batches, ImageFolder) and batches.classes:
         print(batches.describe_classes())
     if not recalibration.written:
         return 1
 
     recalibration.save_undo(undo)
-    _save_state(model, out)
+    _save_state(call["model"], out)
     print(f"Wrote {out}. To undo it: bnlab undo {arguments.model} {undo} --weights {out} --out OLD.safetensors")
     return 0
 

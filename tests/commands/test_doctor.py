@@ -27,20 +27,14 @@ def doctor(folder: Path, *words: str) -> Done:
 # What is typed, the status, and what is printed, or is not
 CASES = [
     ("mine:model mine:batches", 0, "Healthy averages (2 batch norms).", None),
-    ("mine:model mine:batches", 0, "or pass --expected.", None),
     ("mine:spoiled mine:batches", 1, "The averages are at fault (2 batch norms).", None),
     ("mine:spoiled mine:batches --fail-on error", 1, "BN108 error", None),  # more than five points
     ("mine:model", 0, "Nothing above a note", None),
-    ("mine:fresh", 1, "BN002 warning: never updated, in 1", None),
-    ("mine:fresh --fail-on note", 1, "(without data)", None),
-    ("mine:fresh --fail-on warning", 1, "BN002", None),
-    ("mine:fresh --fail-on error", 0, "BN002", None),
+    ("mine:fresh --fail-on error", 0, "BN002 warning: never updated, in 1", None),
     ("mine:fresh --select BN9,bn0", 1, "BN002", None),
-    ("mine:fresh --select BN9", 0, "", "BN002"),
     ("mine:spoiled mine:batches --select BN9", 0, "at fault", "BN108 error"),
     ("mine:model --select bn213", 0, "Nothing above", None),  # a part of another code
     ("mine:constant mine:three_of_four --expected 0.9", 1, "The network is at fault, not the averages", None),
-    ("mine:constant mine:three_of_four --expected 0.9", 1, "where 90.0% is expected.", None),
     ("mine:constant mine:three_of_four --expected 0.7", 0, "", "at fault"),
     ("mine:constant mine:three_of_four --expected 50", 2, "expected=50.0, but scores are shares here; pass one", None),
     ("mine:spoiled mine:images --evaluate mine:values --worth 0.001", 1, "at fault", None),
@@ -131,10 +125,3 @@ def test_explain_says_what_a_code_means_and_lists_all(tmp_path: Path) -> None:
 
     listed = call_bnlab(tmp_path, "explain").stdout.splitlines()
     assert [line.partition("  ")[0] for line in listed] == [rule.code for rule in list_causes()]
-
-
-def test_a_code_that_is_part_of_another_one_is_explained_by_it(folder: Path) -> None:
-    done = call_bnlab(folder, "explain", "BN213")
-
-    assert done.returncode == 0
-    assert done.stdout.startswith("BN213 is part of BN209.\n\nBN209: ")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SWEEP = ("batch_size=32,256", "seed=0,1", "-m", "epochs=1")
+SWEEP = ("batch_size=32,256", "seed=0,1", "-m", "epochs=1", "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]")
 """Four networks on real digits, a second of training in all."""
 
 Done = subprocess.CompletedProcess[str]

@@ -1,4 +1,6 @@
+import contextlib
 import importlib
+import io
 import os
 import shutil
 import sys
@@ -8,28 +10,27 @@ import pytest
 from filelock import FileLock
 
 from bnlab.harness.artifacts.data.own_data import forget_own
-from tests.experiments.commands import SWEEP, Call, Called, Done, Write, run
+from bnlab.harness.lab import sweep
+from tests.experiments.commands import SWEEP, Call, Called, Write
 
 
 @pytest.fixture(scope="session")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """The results folder of a small sweep, one for all test processes, and what the command said. Not to be changed."""
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of a small sweep, one for all that test. Not to be changed."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     results = shared / "swept"
-    said = shared / "swept.txt"
     with FileLock(shared / "swept.lock"):
-        if not said.exists():
-            words = (*SWEEP, "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]")
-            done = run("sweep", *words, f"results={results}")
-            said.write_text(done.stdout)
-    return results, Done((), 0, said.read_text(), "")
+        if not results.exists():
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert sweep.main([*SWEEP, "hydra/launcher=basic", f"results={results}"]) == 0
+    return results
 
 
 @pytest.fixture
-def results(swept: tuple[Path, Done], tmp_path: Path) -> Path:
+def results(swept: Path, tmp_path: Path) -> Path:
     """A copy of the small sweep's results folder."""
-    return Path(shutil.copytree(swept[0], tmp_path / "results"))
+    return Path(shutil.copytree(swept, tmp_path / "results"))
 
 
 @pytest.fixture

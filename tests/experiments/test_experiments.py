@@ -32,13 +32,11 @@ def list_first(file: str) -> list[str]:
 
 
 AT_STEPS = ("ground_constant", "last_batch", "last_batch_64")  # which read more steps than there are here
-USUAL = ("quickstart", "drift")  # all others with the slow tests
 OVERVIEWED = ("cifar10_large",)  # which is the question of another sweep: what is printed next is an overview
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow  # test_own_folder sweeps and reports, test_report draws the quickstart
+@pytest.mark.parametrize("name", NAMES)
 def test_it_is_swept_and_reported(
     name: str, tmp_path: Path, call: Call, copies: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,9 +55,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # The files of the sweep, of the network, of each part of it: its trace, the log, its state; of what is measured.
-@pytest.mark.parametrize(
-    "file", [64, *(pytest.param(file, marks=pytest.mark.slow) for file in (*range(1, 13), *range(124, 138)))]
-)
+@pytest.mark.slow  # where a disk is full, writing a file ends in this process
+@pytest.mark.parametrize("file", [*range(1, 13), 64, *range(124, 138)])
 def test_killed_and_continued_is_bit_for_bit_the_same(file: int, whole: Path, tmp_path: Path) -> None:
     """In the middle of writing any file."""
     done = subprocess.run([sys.executable, "-c", VICTIM, str(tmp_path), str(file)], cwd=ROOT, timeout=120)
@@ -145,7 +144,7 @@ def test_two_sweeps_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert sizes.nunique() == 1
 
 
-@pytest.mark.parametrize("written", [0, 5, 9])
+@pytest.mark.parametrize("written", [0, 9])
 def test_full_disk(
     whole: Path, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,15 +168,3 @@ def test_full_disk(
 
     sweep_small(tmp_path, "measurements=gaps")
     assert_same(find_network(tmp_path), whole)
-
-
-def test_too_little_memory_is_said_before_torch_crashes(tmp_path: Path) -> None:
-    command = f"ulimit -v 1200000; exec {sys.executable} -m bnlab sweep experiment=quickstart results={tmp_path}/r"
-
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=100)
-
-    assert done.returncode == 2
-    assert "a sweep needs 1.6 GB in each process" in done.stderr
-    assert "the shell allows 1.2 GB (ulimit -v)" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "r").exists()

@@ -14,7 +14,7 @@ import yaml
 from matplotlib.colors import to_rgb
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers
+from bnlab.harness.lab.catalogue import REFERENCE, list_papers
 from bnlab.harness.lab.papers import make_paper, read_paper
 from bnlab.harness.lab.redrawing import make_experiments, select_conditions
 from bnlab.harness.reporting import drawing
@@ -91,19 +91,15 @@ def test_printed_numbers_are_grey_where_they_are_comparable_and_apart_where_not(
     [
         (["colour"], 1, "planted: no key 'colour'"),
         (["printed", 0, "valu"], 1, "planted, printed: no key 'valu'; did you mean value?"),
-        (["claims", "gains", "sore"], 1, "planted, claim gains: no key 'sore'; did you mean score?"),
         (["claims", "gains", "margin", "abov"], 1, "planted, claim gains: no key 'abov'; did you mean above?"),
-        (["figures", "drawn", "mark"], 1, "planted, figure drawn: no key 'mark'; did you mean marks?"),
         (["figures", "drawn", "plot", "kind"], "Bars", "planted, figure drawn: kind 'Bars'; must be one of"),
         (["figures", "drawn", "marks", 0], "kim", "planted, figure drawn: no printed number 'kim'; did you mean kin?"),
         (["claims", "gains"], {"of": "gap.x", "asked_when_seen": True}, "planted, claim gains: no claim 'gap.x'"),
         (["printed", 0], {"id": "a"}, "planted, printed: where is missing"),
         (["printed", 0], 3, "planted, printed: 3 is no mapping"),
-        (["claims", "gains"], 3, "planted, claim gains: 3 is no mapping"),
         (["claims", "gains", "margin"], {"unit": "points"}, "planted, claim gains: its margin needs above, below or"),
         (["claims", "gains", "score"], {"value": "accuracy"}, "planted, claim gains: its score needs a source"),
         (["figures", "drawn", "plot", "axis"], "LOSS", "axis='*bnlab.harness.reporting.plots.LOSS"),
-        (["figures", "drawn", "plot"], {"by": "a", "axis": "LOST"}, "planted, figure drawn: kind ''; must be one of"),
         (["figures", "drawn"], {"of": "gap.x"}, "planted, figure drawn: no figure 'gap.x'"),
         (["differs", 0], {"It differs": "much"}, "planted: put quotes around"),
     ],
@@ -125,7 +121,6 @@ def test_mistakes_in_a_file_are_named_in_a_line(path: list[Any], value: Any, mes
         ("paper=iofe", "no paper 'iofe': did you mean ioffe?"),
         ("paper=ioffe results=nowhere", "nothing that ioffe reads has been measured in nowhere/"),
         ("paper=ioffe experiment=gap", "paper= stands without"),
-        ("paper=ioffe,", "no paper ''"),
     ],
 )
 def test_mistakes_of_the_command(words: str, message: str, call: Call) -> None:
@@ -141,14 +136,6 @@ def test_a_file_that_declares_nothing_is_named(text: str, tmp_path: Path, monkey
     monkeypatch.setattr("bnlab.harness.lab.papers.list_papers", lambda: {"broken": path})
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}: "):
         read_paper("broken")
-
-
-@pytest.mark.parametrize("name", PAPERS)
-def test_what_a_file_names_is_there(name: str) -> None:
-    for experiment in make_experiments(PAPERS[name]):
-        assert experiment.figures or experiment.claims
-    for claim in PAPERS[name].claims.values():
-        assert not claim.of or claim.of.partition(".")[2] in find_experiment(claim.experiment).claims
 
 
 @pytest.mark.parametrize("name", [*PAPERS])

@@ -32,13 +32,19 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at a training all the time, so that a short one is seen at some of its steps."""
+    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
+    monkeypatch.setattr("bnlab.harness.lab.watching._SPARING", 1)
+    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """To be written to by a command in this process, which shows at once what is new."""
+    """To be written to by a command in this process."""
     monkeypatch.setenv("COLUMNS", "70")
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
-    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
     return Terminal()
 
 
@@ -56,12 +62,9 @@ def assert_one_line_lives(sent: str, columns: int) -> list[str]:
     return shown
 
 
-def test_a_line_lives_on_a_terminal(terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
-    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
-
+def test_a_line_lives_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     with contextlib.redirect_stdout(terminal):
-        sweep_small(tmp_path, "-m", "seed=0,1", "steps=200", "measurements=gaps")
+        sweep_small(tmp_path, "-m", "seed=0,1", "steps=60", "measurements=gaps")
 
     shown = assert_one_line_lives(terminal.getvalue(), columns=70)
     assert any(re.match(CURRENT, line) for line in shown)
@@ -93,17 +96,15 @@ def test_a_quiet_sweep_names_failures(call: Call, tmp_path: Path) -> None:
 def test_elsewhere_something_is_said_after_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
-    for longest in ("_SILENCE", "_LONGEST_SILENCE"):  # a training of half a second is seen at some of its steps
+    for longest in ("_SILENCE", "_LONGEST_SILENCE"):
         monkeypatch.setattr(f"bnlab.harness.lab.watching.{longest}", 0.02)
-    monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
 
-    sweep_small(tmp_path, "-m", "seed=0,1", "steps=200", "measurements=gaps")
+    sweep_small(tmp_path, "-m", "seed=0,1", "steps=60", "measurements=gaps")
 
     said = capsys.readouterr().out
     assert CLEAR not in said
     assert re.search(rf"^{CURRENT}$", said, re.MULTILINE)
-    assert len(re.findall(r"seed_\d  step 200 of 200  loss \d\.\d{3}  trained in", said)) == 2
+    assert len(re.findall(r"seed_\d  step 60 of 60  loss \d\.\d{3}  trained in", said)) == 2
 
 
 @pytest.mark.slow

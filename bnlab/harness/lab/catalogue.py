@@ -79,14 +79,6 @@ def _find_modules() -> dict[str, str]:
     return modules
 
 
-def list_files(folder: Path) -> dict[str, list[str]]:
-    """List the names of a folder's files of settings by their group, such as experiment."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*/*.yaml")):
-        found.setdefault(path.parent.name, []).append(path.stem)
-    return found
-
-
 def list_measurements() -> dict[str, Measurement]:
     """List bnlab's measurements: those that are known by a short name, and those of questions by import path."""
     from bnlab.harness.measurements import find_measurement, list_names

@@ -107,11 +107,6 @@ def _find_own_files() -> list[str]:
     here = Path("conf").resolve()
     if not here.is_dir() or here == CONF:
         return []
-    if Path("bnlab", "harness").is_dir():
-        raise UserError(
-            f"the current folder is another clone of bnlab than {CONF.parent}, whose command this is; "
-            "python -m bnlab is the command of the clone here"
-        )
     for path in sorted(here.glob("experiment/*.yaml")):
         if (CONF / "experiment" / path.name).exists():
             raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")

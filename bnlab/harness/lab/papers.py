@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import yaml
@@ -148,6 +148,9 @@ class Paper:
         return list(dict.fromkeys(names))
 
 
+Part = TypeVar("Part", DeclaredFigure, DeclaredClaim)
+
+
 def read_paper(name: str) -> Paper:
     """Read a paper's file; UserError where there is none, or a key is unknown or missing."""
     papers = list_papers()
@@ -179,12 +182,13 @@ def make_paper(declared: Mapping[str, Any]) -> Paper:
     return make_declared(Paper, {**declared, "printed": printed, "figures": figures, "claims": claims}, name)
 
 
-def _make_part(kind: type[T], declared: Any, paper: str, where: str) -> T:
+def _make_part(kind: type[Part], declared: Any, paper: str, where: str) -> Part:
     """Make a figure or a claim, whose experiment is that of `of`, or of the paper's name."""
-    if not isinstance(declared, Mapping):
-        raise UserError(f"{where}: {declared!r} is no mapping")
-    experiment, _, _ = declared.get("of", paper).partition(".")
-    return make_declared(kind, {"experiment": experiment, **declared}, where)
+    made = make_declared(kind, declared, where)
+    if made.experiment:
+        return made
+    experiment, _, _ = (made.of or paper).partition(".")
+    return replace(made, experiment=experiment)
 
 
 def make_declared(kind: type[T], declared: Any, where: str) -> T:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -32,10 +32,11 @@ from bnlab.harness.reporting.experiment import (
 from bnlab.harness.reporting.frames import OtherThan, name_panels, put_in_order, score
 from bnlab.harness.reporting.outcome import READING, Outcome, decide_outcome
 from bnlab.harness.reporting.page import render
-from bnlab.harness.reporting.plots import THEIRS, Axis, Curves, Forest
+from bnlab.harness.reporting.plots import THEIRS, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.tables import load
 from bnlab.harness.reporting.wording import name_value
 
+T = TypeVar("T")
 _GREY = "Grey: their numbers, on their own task and networks, from the sources in the table below."
 _GREY_BARS = "Grey intervals are two standard deviations over its runs to each side."
 
@@ -94,11 +95,7 @@ def _make_claim(paper: Paper, key: str) -> Claim:
     declared = paper.claims[key]
     where = f"{paper.name}, claim {key}"
     if declared.of:
-        _, _, name = declared.of.partition(".")
-        known = find_experiment(declared.experiment).claims
-        if name not in known:
-            raise UserError(f"{where}: no claim {declared.of!r}; {suggest(name, known)}")
-        return known[name]
+        return _find_part("claim", find_experiment(declared.experiment).claims, declared.of, where)
     if declared.score is None or declared.margin is None:
         raise UserError(f"{where}: it needs of, or text, score and margin")
     return Claim(declared.text, _make_score(declared.score, where), _make_margin(declared.margin, where))
@@ -140,23 +137,16 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     """Make a figure of ours, or find the one of its experiment that it names, beside the printed numbers it marks."""
     declared = paper.figures[key]
     where = f"{paper.name}, figure {key}"
-    known = None
-    if declared.of:
-        known, plot = _find_figure(declared, where)
-    else:
-        plot = _make_plot(declared.plot, where)
     marks = _find_marks(paper, key)
     apart = [mark for mark in marks if not mark.span and not mark.beside]
-    printed = _make_printed_panel(plot, apart) if apart else None
+    if declared.of:
+        known = _find_part("figure", find_experiment(declared.experiment).figures, declared.of, where)
+        printed = _make_printed_panel(known.plot, apart)
+        return replace(known, caption=_write_caption(known.caption, marks), printed=printed)
 
-    sentences = [known.caption if known else declared.caption]
-    if marks:
-        sentences.append(_GREY)
-    if any(mark.sd > 0 for mark in marks):
-        sentences.append(_GREY_BARS)
-    caption = " ".join(sentences).strip()
-    if known:
-        return replace(known, caption=caption, printed=printed)
+    caption = _write_caption(declared.caption, marks)
+    plot = _make_plot(declared.plot, where)
+    printed = _make_printed_panel(plot, apart)
     if declared.score is None:
         if printed is None:
             raise UserError(f"{where}: it needs a score, or marks")
@@ -171,16 +161,22 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     return Figure(declared.title, caption, ours, plot, printed=printed, spans=spans)
 
 
-def _find_figure(declared: DeclaredFigure, where: str) -> tuple[Figure, Curves | Forest]:
-    """Find the figure of an experiment that is named, and its kind of plot, which has to know printed numbers."""
-    _, _, name = declared.of.partition(".")
-    known = find_experiment(declared.experiment).figures
+def _write_caption(caption: str, marks: Sequence[Number]) -> str:
+    """Add to a caption what grey is."""
+    sentences = [caption]
+    if marks:
+        sentences.append(_GREY)
+    if any(mark.sd > 0 for mark in marks):
+        sentences.append(_GREY_BARS)
+    return " ".join(sentences).strip()
+
+
+def _find_part(kind: str, known: Mapping[str, T], of: str, where: str) -> T:
+    """Find the claim or the figure of an experiment that is named, as `gap.layers`."""
+    _, _, name = of.partition(".")
     if name not in known:
-        raise UserError(f"{where}: no figure {declared.of!r}; {suggest(name, known)}")
-    plot = known[name].plot
-    if not isinstance(plot, (Curves, Forest)):
-        raise UserError(f"{where}: {declared.of} is neither Curves nor Forest")
-    return known[name], plot
+        raise UserError(f"{where}: no {kind} {of!r}; {suggest(name, known)}")
+    return known[name]
 
 
 def _find_marks(paper: Paper, key: str) -> list[Number]:
@@ -258,8 +254,10 @@ def _name_ours(
     return compute_named
 
 
-def _make_printed_panel(plot: Curves | Forest, marks: Sequence[Number]) -> PrintedPanel:
-    """Make the panel of printed numbers that have another task than ours: it has axes of its own."""
+def _make_printed_panel(plot: Plot, marks: Sequence[Number]) -> PrintedPanel | None:
+    """Make the panel of printed numbers that have another task than ours: it has axes of its own. None without any."""
+    if not marks:
+        return None
     frame = _tabulate(marks)
     axis = Axis(", ".join(dict.fromkeys(mark.unit for mark in marks)))
     tasks = frame["panel"].unique()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.harness.lab.catalogue import CONF, list_files, list_questions
-from bnlab.harness.lab.command import require_memory, run_command
+from bnlab.harness.lab.catalogue import CONF, list_questions
+from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
 
@@ -20,24 +19,12 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, words, _read_help(), options=("-m", "--multirun"))
-
-
-def _read_help() -> str:
-    """Read what `--help` prints, and add the caller's own files of settings; neither torch nor Hydra is waited for."""
-    shown = (CONF / "help.txt").read_text(encoding="utf-8").rstrip()
-    shipped = list_files(CONF)
-    own = []
-    for group, names in list_files(Path("conf")).items():
-        others = [name for name in names if name not in shipped.get(group, [])]
-        if others:
-            own.append(f"{group}: {', '.join(others)}")
-    return "\n".join([shown, "", "Files in conf/ here", *own]) if own else shown
+    usage = (CONF / "help.txt").read_text(encoding="utf-8").rstrip()  # waits neither for torch nor for Hydra
+    return run_command(_sweep, words, usage, options=("-m", "--multirun"))
 
 
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
-    require_memory()
     with Display(quiet="quiet=true" in words) as display:
         return _plan_and_run(words, display)
 
@@ -157,7 +144,7 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
 
 def _name_report(config: Config, words: list[str]) -> list[str]:
     """Name the report of the tables in words: of the question that was swept, if there is one, and of its name."""
-    experiments = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
+    experiments = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     questions = [name for name in (config.name, *experiments) if name in list_questions()]
     report = [f"experiment={name}" for name in questions[:1]]
     if config.name not in questions[:1]:

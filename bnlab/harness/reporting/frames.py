@@ -236,16 +236,15 @@ def paired(
     return pairs.assign(**{COMPARED: True})
 
 
-def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:
-    """Divide a column by the smallest value that an estimator has with any momentum at the same network and step.
+def over_best(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Divide a column by the smallest value that the EMA has with any momentum at the same network and step.
 
     Args:
         frame: rows of `rows`; where it has layers, splits or panels, these agree as well.
         value: the column that becomes a ratio, such as a gap; the best momentum in hindsight has 1.
-        estimator: the one of which the best momentum is the reference; rows for which it has none are left out.
     """
     places = ["run", *(column for column in _PLACES if column in frame)]
-    candidates = select(frame, estimator=estimator)
+    candidates = select(frame, estimator="ema")
     best = lowest(candidates, value, places).assign(estimator="best")
     return paired(pd.concat([frame, best]), value, against="best", ratio=True)
 

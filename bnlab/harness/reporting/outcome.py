@@ -22,7 +22,7 @@ from bnlab.harness.reporting.experiment import (
     say_where,
     state_findings,
 )
-from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_TESTED
+from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
 from bnlab.harness.reporting.wording import count_share, describe_networks, list_values, say_mean, say_numbers
 
 READING = (
@@ -38,8 +38,8 @@ _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
 _OF_NETWORKS = "of the networks"
 _IN_PERCENT = ("share", _OF_NETWORKS)
-_QUOTED = re.compile(r'(?:holds|fails|undecided|counted|estimated|drawn)\("(\w+)\.')
-_QUOTES = {"holds": "holds", "fails": "fails", "undecided": "undecided", "counted": NOT_TESTED}
+_QUOTED = re.compile(r'(?:holds|fails|undecided|estimated|drawn)\("(\w+)\.')
+_VERDICTS = ("holds", "fails", "undecided")
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
 
 
@@ -162,13 +162,12 @@ def fill_paragraphs(
 
     The rows of a table and the items of a list are sentences too, and keep their lines.
 
-    A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails`, `undecided` and `counted` (not tested). It
-    gives mean and interval of the claim `cost` of the experiment `gap`, in the condition that has these words. Of
-    several conditions, for which further words are given, or none for all, it gives the range of their means and the
-    outer bounds of their intervals; `counted` gives a count, as `3 of 3`, and so does what is a share of networks,
-    without its interval. With `sign=-1` a gain is quoted as a cost.
-    With `interval=False` the mean stands alone, with two digits, and with `shown=False` the verdict is required and no
-    number is given; only `undecided` always gives its estimate.
+    A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails` and `undecided`. It gives mean and interval
+    of the claim `cost` of the experiment `gap`, in the condition that has these words. Of several conditions, for which
+    further words are given, or none for all, it gives the range of their means and the outer bounds of their intervals.
+    With `sign=-1` a gain is quoted as a cost. With `interval=False` the mean stands alone, with two digits, and a share
+    of networks is a count, as `3 of 3`. With `shown=False` the verdict is required and no number is given; only
+    `undecided` always gives its estimate.
 
     `{{ estimated("gap.cost", "batch size 4") }}` gives mean and interval whatever the verdict, for a sentence that
     does not say whether the claim's limit is passed.
@@ -178,10 +177,10 @@ def fill_paragraphs(
     see `wording.say_numbers`. To `seeds` is added, by experiment, of how many seeds each number is.
     """
     known = {outcome.experiment.name: outcome for outcome in outcomes}
-    counts = {} if seeds is None else seeds
+    quotes = _Quotes(known, after_one, {} if seeds is None else seeds)
     paragraphs = []
     for paragraph in template.strip().split("\n\n"):
-        filled = [_fill_sentence(line, known, after_one, counts) for line in paragraph.splitlines()]
+        filled = [quotes.fill(line) for line in paragraph.splitlines()]
         sentences = [sentence for sentence in filled if sentence]
         if sentences:
             separator = "\n" if sentences[0].startswith(_LINE_STARTS) else " "
@@ -189,75 +188,88 @@ def fill_paragraphs(
     return paragraphs
 
 
-def _fill_sentence(line: str, known: Mapping[str, Outcome], after_one: int, seeds: dict[str, set[int]]) -> str:
-    quotes: dict[str, Callable[..., str]] = {"drawn": partial(_quote_point, known, seeds)}
-    for word, verdict in _QUOTES.items():
-        quotes[word] = partial(_quote_claim, known, seeds, verdict, after_one)
-    quotes["estimated"] = partial(_quote_estimate, known, seeds, after_one)
-    try:
-        return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
-    except UntrueQuote:
-        return ""
+@dataclass(frozen=True)
+class _Quotes:
+    """What a template calls, see `fill_paragraphs`; UntrueQuote where there is nothing to say.
+
+    Attributes:
+        outcomes: by the names of their experiments.
+        after_one: significant digits where the first is 1.
+        seeds: by experiment, of how many seeds each number is that was quoted so far.
+    """
+
+    outcomes: Mapping[str, Outcome]
+    after_one: int
+    seeds: dict[str, set[int]]
+
+    def fill(self, line: str) -> str:
+        """Fill in a sentence; empty with an untrue quote."""
+        quotes: dict[str, Callable[..., str]] = {"drawn": self._quote_point, "estimated": self._quote_estimate}
+        for verdict in _VERDICTS:
+            quotes[verdict] = partial(self._quote_verdict, verdict)
+        try:
+            return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
+        except UntrueQuote:
+            return ""
+
+    def _quote_verdict(
+        self,
+        verdict: str,
+        claim: str,
+        *conditions: str,
+        sign: int = 1,
+        shown: bool = True,
+        interval: bool = True,
+    ) -> str:
+        outcome, name = self._find(claim)
+        cells = find_conditions(outcome.frame, name, conditions)
+        if {*cells["verdict"]} != {verdict}:
+            raise UntrueQuote
+        self._add_seeds(outcome, cells)
+        if not shown:
+            if verdict == "undecided":
+                raise ValueError(f"{claim}: what is undecided is quoted with its estimate, without shown=False")
+            return ""
+        unit = outcome.experiment.claims[name].margin.unit
+        if unit == _OF_NETWORKS and not interval:
+            return _say_counts(cells)
+        return _say_means(cells, unit, sign, interval, self.after_one)
+
+    def _quote_estimate(self, claim: str, *conditions: str, sign: int = 1) -> str:
+        outcome, name = self._find(claim)
+        cells = _require_means(find_conditions(outcome.frame, name, conditions))
+        self._add_seeds(outcome, cells)
+        unit = outcome.experiment.claims[name].margin.unit
+        if unit == _OF_NETWORKS:
+            return _say_counts(cells)
+        return _say_means(cells, unit, sign, True, self.after_one)
+
+    def _quote_point(self, figure: str, *conditions: str, unit: str, sign: int = 1, interval: bool = True) -> str:
+        outcome, name = self._find(figure)
+        try:
+            points = outcome.read_figure(name)
+        except (UserError, LookupError):  # tables of a sweep without what is drawn
+            raise UntrueQuote from None
+        cells = _require_means(choose_conditions(points, conditions))
+        self._add_seeds(outcome, cells)
+        return _say_means(cells, unit, sign, interval, after_one=2)
+
+    def _find(self, reference: str) -> tuple[Outcome, str]:
+        """Find the experiment of a claim or a figure, as `gap.cost`, and the name of it there."""
+        experiment, _, name = reference.partition(".")
+        if experiment not in self.outcomes:
+            raise UntrueQuote
+        return self.outcomes[experiment], name
+
+    def _add_seeds(self, outcome: Outcome, cells: pd.DataFrame) -> None:
+        self.seeds.setdefault(outcome.experiment.name, set()).update(cells["n"])
 
 
-def _quote_claim(
-    known: Mapping[str, Outcome],
-    seeds: dict[str, set[int]],
-    verdict: str,
-    after_one: int,
-    claim: str,
-    *conditions: str,
-    sign: int = 1,
-    shown: bool = True,
-    interval: bool = True,
-) -> str:
-    cells = _find_cells(known, claim, conditions)
-    if {*cells["verdict"]} != {verdict}:
-        raise UntrueQuote
-    _add_seeds(seeds, claim, cells)
-    if not shown:
-        if verdict == "undecided":
-            raise ValueError(f"{claim}: what is undecided is quoted with its estimate, without shown=False")
-        return ""
-    unit = _find_unit(known, claim)
-    if verdict == NOT_TESTED or (unit == _OF_NETWORKS and not interval):
-        return _say_counts(cells)
-    return _say_means(cells, unit, sign, interval, after_one)
-
-
-def _quote_estimate(
-    known: Mapping[str, Outcome],
-    seeds: dict[str, set[int]],
-    after_one: int,
-    claim: str,
-    *conditions: str,
-    sign: int = 1,
-) -> str:
-    cells = _find_cells(known, claim, conditions)
+def _require_means(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return cells of which all have a mean; UntrueQuote if one has none, or there are none."""
     if cells.empty or cells["mean"].isna().any():
         raise UntrueQuote
-    _add_seeds(seeds, claim, cells)
-    unit = _find_unit(known, claim)
-    if unit == _OF_NETWORKS:
-        return _say_counts(cells)
-    return _say_means(cells, unit, sign, True, after_one)
-
-
-def _find_cells(known: Mapping[str, Outcome], claim: str, conditions: Sequence[str]) -> pd.DataFrame:
-    experiment, _, name = claim.partition(".")
-    if experiment not in known:
-        raise UntrueQuote
-    return find_conditions(known[experiment].frame, name, conditions)
-
-
-def _add_seeds(seeds: dict[str, set[int]], claim: str, cells: pd.DataFrame) -> None:
-    experiment, _, _ = claim.partition(".")
-    seeds.setdefault(experiment, set()).update(cells["n"])
-
-
-def _find_unit(known: Mapping[str, Outcome], claim: str) -> str:
-    experiment, _, name = claim.partition(".")
-    return known[experiment].experiment.claims[name].margin.unit
+    return cells
 
 
 def _say_counts(cells: pd.DataFrame) -> str:
@@ -265,29 +277,6 @@ def _say_counts(cells: pd.DataFrame) -> str:
     ordered = cells.sort_values("mean")
     counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
     return " to ".join(dict.fromkeys(counts))
-
-
-def _quote_point(
-    known: Mapping[str, Outcome],
-    seeds: dict[str, set[int]],
-    figure: str,
-    *conditions: str,
-    unit: str,
-    sign: int = 1,
-    interval: bool = True,
-) -> str:
-    experiment, _, name = figure.partition(".")
-    if experiment not in known:
-        raise UntrueQuote
-    try:
-        points = known[experiment].read_figure(name)
-    except (UserError, LookupError):  # tables of a sweep without what is drawn
-        raise UntrueQuote from None
-    chosen = choose_conditions(points, conditions)
-    if chosen.empty or chosen["mean"].isna().any():
-        raise UntrueQuote
-    seeds.setdefault(experiment, set()).update(chosen["n"])
-    return _say_means(chosen, unit, sign, interval, after_one=2)
 
 
 def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, after_one: int) -> str:

@@ -97,5 +97,7 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
     ordered = frame.sort_values(columns, key=rank, kind="stable")
     template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
-    cells = [ordered[column] for column in columns]
-    return ordered.assign(panel=[template.format(*row) for row in zip(*cells, strict=True)])
+    numbers = ordered.groupby(columns, dropna=False, sort=False).ngroup()
+    panels = ordered.loc[~numbers.duplicated().to_numpy(), columns]  # of a hundred thousand rows few are named
+    names = [template.format(*values) for values in panels.itertuples(index=False)]
+    return ordered.assign(panel=[names[number] for number in numbers])

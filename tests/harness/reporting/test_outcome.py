@@ -79,16 +79,13 @@ def answer(unit: str = "points gained", verdict: str = "holds") -> Outcome:
     ("text", "filled"),
     [
         ('It is {{ holds("e.large", "batch size 16") }}.', "It is 0.40 points [-0.10, 0.90]."),
-        ('{{ holds("e.large", "batch size 16", sign=-1) }}', "-0.40 points [-0.90, 0.10]"),
         ('{{ holds("e.large", "batch size 16, late", "batch size 160") }}', "0.40 to 0.60 points [-0.10, 1.10]"),
         ('{{ holds("e.large", "batch size 4", "batch size 160") }}', ""),
         ('{{ fails("e.large", "batch size 16") }}', ""),
         ('{{ holds("e.large", "batch size 16", interval=False) }}', "0.40 points"),
         ('{{ holds("e.large", "batch size 16", "batch size 160", sign=-1, interval=False) }}', "-0.60 to -0.40 points"),
         ('So{{ holds("e.large", "batch size 16", shown=False) }}.', "So."),
-        ('So{{ fails("e.large", "batch size 16", shown=False) }}.', ""),
         ('{{ holds("e.large", "batch size 1") }}', ""),
-        ('{{ holds("e.small") }}', ""),
         ('{{ holds("other.large") }}', ""),
         ('Open: {{ undecided("e.large", "batch size 4") }}.\nLost: {{ holds("e.large") }}.\nLast.',
          "Open: 0.20 points [-0.30, 0.70]. Last."),
@@ -108,14 +105,9 @@ def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
 
 
 def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
-    two_of_three = rate(a=("not tested", 2 / 3)).assign(n=3)
-    few = replace(answer("of the networks"), frame=two_of_three)
+    two_of_three = rate(a=("holds", 2 / 3)).assign(n=3)
+    decided = replace(answer("of the networks"), frame=two_of_three)
 
-    paragraphs = fill_paragraphs('In {{ counted("e.large") }}.', [few])
-
-    assert paragraphs == ["In 2 of 3."]
-
-    decided = replace(few, frame=rate(a=("holds", 2 / 3)).assign(n=3))
     assert fill_paragraphs('In {{ holds("e.large", interval=False) }}.', [decided]) == ["In 2 of 3."]
 
 
@@ -123,10 +115,8 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
     ("text", "filled"),
     [
         ('{{ estimated("e.large", "batch size 4") }}', "0.20 points [-0.30, 0.70]"),
-        ('{{ estimated("e.large", "batch size 16", sign=-1) }}', "-0.40 points [-0.90, 0.10]"),
         ('{{ estimated("e.large") }}', "0.20 to 0.60 points [-0.30, 1.10]"),
         ('{{ estimated("e.large", "batch size 1") }}', ""),
-        ('{{ estimated("other.large") }}', ""),
     ],
 )
 def test_an_estimate_is_quoted_with_its_interval_whatever_the_verdict(text: str, filled: str) -> None:
@@ -163,7 +153,6 @@ def draw_map(name: str) -> pd.DataFrame:
         ('{{ drawn("e.map", "one-cycle, at the end, updates 9", unit="", interval=False) }}', "0.30"),
         ('{{ drawn("e.map", "at the end, updates 9", unit="points") }}', ""),
         ('{{ drawn("e.map", "one-cycle, updates 9", unit="points") }}', ""),
-        ('{{ drawn("e.map", "updates 10", unit="points") }}', ""),
         ('{{ drawn("e.other", "updates 9", unit="points") }}', ""),
         ('{{ drawn("other.map", "updates 9", unit="points") }}', ""),
     ],
@@ -260,13 +249,10 @@ MARGINS = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, 
     ("claims", "fails", "title"),
     [
         ({"costs": ()}, {}, "It costs"),
-        ({"costs": ("batch size 4",)}, {}, "It costs"),
         ({"costs": ("batch size 32",)}, {}, "Title"),
         ({"costs": (), "costs_much": ()}, {}, "Title"),
-        ({"no_such_claim": ()}, {}, "Title"),
         ({"costs": ()}, {"costs_much": ()}, "It costs"),
         ({"costs": ()}, {"costs_much": ("batch size 4",)}, "It costs"),
-        ({"costs": ()}, {"costs": ()}, "Title"),
         ({"costs": ()}, {"costs_much": (), "no_such_claim": ()}, "Title"),
     ],
 )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -15,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Drawn
 from PIL import Image
 
@@ -23,7 +21,7 @@ from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot, split_panels
+from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.style import choose_looks, find_colour
 from bnlab.harness.statistic_kinds import list_looks
 from tests.harness.reporting.planted import plant
@@ -88,23 +86,6 @@ def test_curves() -> None:
     assert axes[0].get_xscale() == axes[0].get_yscale() == "log"
     assert list_names(drawn) == ["batch size 4", "batch size 32", "default", "exact"]
     assert [len(ax.collections) for ax in axes] == [2, 2], "a band a line"
-
-
-def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
-    by = ("panel", "estimator", "momentum", "epoch")
-    frame = score("evaluations", "accuracy", by, scale=100)(TABLES)
-    exact = frame[frame["estimator"] == "exact"]
-    first_panel = exact["panel"].iloc[0]
-    second = exact[exact["panel"] == first_panel].assign(panel="later")
-
-    drawn = draw(Curves("epoch", "estimator", ACCURACY), pd.concat([frame, second]))
-
-    slow, fast, population = "running average (momentum 0.1)", "running average (momentum 0.5)", "exact statistics"
-    assert list_names(drawn) == [slow, fast, population]
-    first, later, *_ = ({line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes)
-    assert first[population] == later[population] == "#000000"
-    assert first[slow] != first[fast]
-    assert {ax.get_ylim() for ax in drawn.axes[:2]} == {ACCURACY.limits}
 
 
 MOMENTA = plant_rows(
@@ -200,28 +181,6 @@ def test_series_of_a_forest_share_a_name_and_numbers_are_in_order() -> None:
     assert (np.round(above) == np.round(below)).all(), "both beside their name"
 
 
-@dataclass(frozen=True)
-class Counts(Plot):
-    """A kind of plot that nothing in bnlab knows of: it writes how many rows a panel has."""
-
-    intervals: ClassVar[str] = "words"
-
-    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
-        for ax, here in split_panels(frame, axes):
-            ax.text(0, 0, f"{len(here)} rows")
-
-
-def test_a_figure_takes_any_kind_of_plot(tmp_path: Path) -> None:
-    frame = plant_rows(panel=["p", "p", "q"])
-
-    drawn = draw(Counts(), frame)
-
-    assert [ax.get_title() for ax in drawn.axes] == ["p", "q"]
-    assert [ax.texts[0].get_text() for ax in drawn.axes] == ["2 rows", "1 rows"]
-    caption = write_caption(Counts(), frame, tmp_path)
-    assert caption == "Read it so. Means over seeds, words: 95% intervals; n = 3 seeds."
-
-
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     for empty in (plant_rows()[:0], plant_rows(mean=np.nan)):
         with pytest.raises(NoRows, match="figure trial: the tables have no value for it"):
@@ -272,23 +231,6 @@ def test_a_momentum_has_one_colour_in_all_figures_and_estimators_have_lines() ->
     assert by_momentum["momentum 0.1"]["color"] == find_colour(0.1)
 
 
-def test_many_estimators_of_one_momentum_have_lines_or_markers_of_their_own() -> None:
-    names = ("ema", "ema_biased", "ema_debiased", "ema_pooled", "ema_detrended", "ema_weighted")
-    _, looks = choose_looks(plant_training(**dict.fromkeys(names, (0.1,))), "estimator", "epoch")
-
-    lines = {(str(look["linestyle"]), look["marker"], look["color"]) for look in looks.values()}
-
-    assert len(lines) == len(names) + 1
-
-
-def test_the_larger_a_momentum_the_lighter_its_colour() -> None:
-    momenta = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-
-    lightness = [float(np.dot(to_rgb(find_colour(momentum)), (0.2126, 0.7152, 0.0722))) for momentum in momenta]
-
-    assert np.diff(lightness).min() > 0.01
-
-
 def test_every_estimator_has_a_look_of_its_own() -> None:
     ours = [name for name, look in list_looks().items() if look.colour]
     names = [*ours, "mine", "yours"]
@@ -301,12 +243,6 @@ def test_every_estimator_has_a_look_of_its_own() -> None:
     assert [labels for labels in alike.values() if len(labels) > 1] == [], "give one of them another colour or line"
     assert len(looks) == len(names)
     assert len(ours) >= 22
-
-
-def test_twenty_values_of_a_setting_have_looks_of_their_own() -> None:
-    _, looks = choose_looks(pd.DataFrame({"size": range(20)}), "size")
-
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == 20
 
 
 def test_numbers_below_a_forest_have_the_room_that_its_names_leave() -> None:
@@ -340,13 +276,13 @@ def test_numbers_of_ticks_are_left_out_where_a_narrow_panel_has_no_room(panels: 
     for ax in draw(plot, frame).axes:
         assert " ".join(filter(None, list_words(ax.get_xticklabels()))) == shown
         assert ax.get_xticks().tolist() == rates, "each tick is there"
+        assert ax.get_ylim() == ACCURACY.limits
 
 
 @pytest.mark.parametrize(
     ("epochs", "scale"),
     [
         ([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0], "log"),
-        ([0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0], "linear"),
         ([0.1, 1.0, 3.0], "linear"),  # of three places no spacing is known
         ([0.0, 0.01, 0.1, 1.0, 10.0], "linear"),
         ([0.1, 0.2, 1.0, 5.0, 9.0, 10.0], "linear"),  # shares of the training
@@ -400,7 +336,7 @@ def test_a_series_with_few_points_has_no_line_between_them() -> None:
     assert lines[3].get_marker() == "D"
 
 
-@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (3, 2)), (12, (6, 2))])
+@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (3, (1, 3)), (5, (3, 2))])
 def test_panels_take_several_rows(panels: int, grid: tuple[int, int]) -> None:
     shape = draw(LINES, plant_rows(panel=[str(n) for n in range(panels)])).axes[0].get_gridspec()
 

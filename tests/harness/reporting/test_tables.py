@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 from bnlab.common.files import Unreadable
@@ -61,17 +59,6 @@ def test_the_newest_row_of_a_key_wins(tmp_path: Path) -> None:
     assert assemble(tmp_path)["gaps"]["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
 
 
-def test_settings_that_no_network_reads_can_be_compared_with_numbers(tmp_path: Path) -> None:
-    """Of a sweep, too, that an earlier version has made, which does not say what its columns are."""
-    row = {"run": "a/seed_0", "norm.batch_size": None, "data.fonts": None}
-    write_request(request_path(tmp_path / "x", "a/seed_0", "job"), Request("a/seed_0", row, {}))
-
-    runs = tables.load("x", tmp_path)["runs"]
-
-    assert not (runs["norm.batch_size"] > 2).any()
-    assert not (runs["data.fonts"] == "all").any()
-
-
 def test_rows_of_an_earlier_origin_leave_the_table(tmp_path: Path) -> None:
     """Those of the same network and estimator; a missing momentum is no reason to keep them."""
     write(tmp_path, "old", rows([0.1, np.nan], 1.0))
@@ -92,30 +79,6 @@ def test_rows_of_other_splits_and_shifts_stay(tmp_path: Path) -> None:
     assert sorted(zip(found["split"], found["shift"], strict=True)) == [
         ("test", "noise:1"), ("test", "none"), ("val", "none"),
     ]  # fmt: skip
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("ab"), st.sampled_from([0.1, 0.2, np.nan]), st.sampled_from("op")),
-        min_size=1,
-        max_size=5,
-    ),
-    st.randoms(use_true_random=False),
-)
-def test_parts_in_any_order_give_the_same_tables(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, float, str]], random: object
-) -> None:
-    """Whichever job's file comes first in the folder, as long as it says when it was written."""
-    found = []
-    for order in (range(len(parts)), random.sample(range(len(parts)), len(parts))):  # type: ignore[attr-defined]
-        folder = tmp_path_factory.mktemp("parts")
-        for name, number in enumerate(order):
-            estimator, momentum, origin = parts[number]
-            frame = rows([momentum], float(number), estimator=estimator, origin=origin)
-            write(folder, str(name), frame, written=number + 1)
-        found.append(assemble(folder)["gaps"])
-    assert_frame_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -169,19 +132,6 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.
         schema.read_frame(tmp_path / "nothing.parquet")
 
 
-def test_rows_that_are_gone_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A mean over fewer seeds than were asked for would not be seen."""
-    write(tmp_path / "x", "kept", rows([0.1], 1.0))
-    write(tmp_path / "x", "gone", rows([0.2], 1.0, run="b/seed_1")).unlink()
-
-    found = assemble(tmp_path / "x")["gaps"]
-
-    assert list(found["momentum"]) == [0.1]
-    assert capsys.readouterr().err == (
-        "gaps: rows of b/seed_1 are missing; run the sweep again to measure them again\n"
-    )
-
-
 def test_load(tmp_path: Path) -> None:
     """From parts, from tables without networks, or not at all."""
     with pytest.raises(UserError, match=r"no results for 'x' in .*; run: bnlab sweep name=x res.*experiment=x"):
@@ -198,10 +148,6 @@ def test_load(tmp_path: Path) -> None:
         assert_frame_equal(reference[name], written[name])
 
 
-def change_nothing(folder: Path) -> None:
-    """Leave the requests as they are."""
-
-
 def add_network(folder: Path) -> None:
     write(folder, "job", rows([0.1, 0.3], 2.0, run="c/seed_0"))
 
@@ -214,7 +160,7 @@ def damage_table(folder: Path) -> None:
     (folder / "tables" / "gaps.parquet").write_bytes(b"")
 
 
-@pytest.mark.parametrize("change", [change_nothing, add_network, remove_request, damage_table])
+@pytest.mark.parametrize("change", [add_network, remove_request, damage_table])
 def test_they_are_as_those_that_are_put_together(change: Callable[[Path], None], tmp_path: Path) -> None:
     folder = tmp_path / "x"
     write(folder, "job", rows([0.1, 0.2], 1.0))

@@ -50,7 +50,7 @@ def decide_by_scipy(values: list[float], margin: Margin) -> str:
     return "fails" if len(finite) * smallest <= 0.025 else "undecided"
 
 
-@settings(deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(-3, 3), min_size=2, max_size=6).filter(lambda x: np.std(x) > 1e-3),
     st.sampled_from([above(1.0), above(0.0), below(-1.0), below(2.5), within(-1.0, 1.5), within(1.8, 2.3)]),
@@ -170,11 +170,6 @@ def test_errors_are_as_rare_as_promised() -> None:
     for mean, error in zip(means, errors, strict=True):
         held += "holds" in verdicts(pd.DataFrame({"mean": mean, "error": error, "n": 5, "log": False}), above(0.0))
     assert 0.005 < held / 500 < 0.045
-
-
-def test_rules() -> None:
-    margins = above(1.0, "points"), below(-0.5, "times"), within(-1.0, 2.0)
-    assert [margin.words for margin in margins] == ["above 1 point", "below -0.5 times", "from -1 to 2"]
 
 
 def answer(*scores: Score) -> pd.DataFrame:
