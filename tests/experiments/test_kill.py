@@ -168,3 +168,15 @@ def test_full_disk(
 
     sweep_small(tmp_path, "measurements=gaps")
     assert_same(find_network(tmp_path), whole)
+
+
+def test_too_little_memory_is_said_before_torch_crashes(tmp_path: Path) -> None:
+    command = f"ulimit -v 1200000; exec {sys.executable} -m bnlab sweep experiment=quickstart results={tmp_path}/r"
+
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    assert done.returncode == 2
+    assert "a sweep needs 1.6 GB in each process" in done.stderr
+    assert "the shell allows 1.2 GB (ulimit -v)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "r").exists()

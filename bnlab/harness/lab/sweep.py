@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnlab.harness.lab.catalogue import CONF, list_questions
-from bnlab.harness.lab.command import run_command
+from bnlab.harness.lab.command import require_memory, run_command
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
 
@@ -25,6 +25,7 @@ def main(words: list[str]) -> int:
 
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
+    require_memory()
     with Display(quiet="quiet=true" in words) as display:
         return _plan_and_run(words, display)
 
