@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bnlab.common.names import Look, Named, list_named
 from bnlab.model.arguments import require_count, require_number
-from bnlab.model.borrow import borrowed, run_uncompiled
+from bnlab.model.borrow import borrowed
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
@@ -230,7 +230,7 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
     own = [name for name, layer in layers.items() if overrides_forward(layer)]
     if own:
         raise ValueError(f"{_CALLER}: {join_names(own)}: with a forward of their own, which takes no other statistics")
-    with borrowed(model), run_uncompiled(), contextlib.ExitStack() as stack:
+    with borrowed(model), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             given = vars(layer).get("forward")
             if given is None:

@@ -6,9 +6,6 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
-from torch import Tensor
-from torch.nn.parameter import is_lazy
-
 
 def require_number(value: Any, fine: Callable[[Any], bool], message: str, kind: type = Real) -> None:
     """TypeError with `message` unless `value` is of this kind (a bool is no number), ValueError unless it is fine."""
@@ -21,14 +18,3 @@ def require_number(value: Any, fine: Callable[[Any], bool], message: str, kind: 
 def require_count(value: Any, message: str) -> None:
     """TypeError with `message` unless `value` is an integer, ValueError unless it is 1 or more."""
     require_number(value, lambda count: count >= 1, message, kind=Integral)
-
-
-def require_values(tensor: Tensor, what: str, caller: str) -> None:
-    """ValueError if a model's tensor has no values, as those of lazy layers before their first forward."""
-    if is_lazy(tensor):
-        raise ValueError(f"{caller}: {what} is lazy and not built yet; run one forward pass first")
-    if tensor.is_meta:
-        raise ValueError(
-            f"{caller}: {what} is on the meta device, which holds no values; use model.to_empty and load its weights "
-            "first"
-        )

@@ -11,9 +11,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
-
-from bnlab.model.arguments import require_values
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -184,6 +183,17 @@ def require_forward(forward: object, caller: str) -> None:
     """TypeError unless it is None or can be called."""
     if forward is not None and not callable(forward):
         raise TypeError(f"{caller}: forward is a {type(forward).__name__}; pass a function of model and batch")
+
+
+def require_values(tensor: Tensor, what: str, caller: str) -> None:
+    """ValueError if a model's tensor has no values, as those of lazy layers before their first forward."""
+    if is_lazy(tensor):
+        raise ValueError(f"{caller}: {what} is lazy and not built yet; run one forward pass first")
+    if tensor.is_meta:
+        raise ValueError(
+            f"{caller}: {what} is on the meta device, which holds no values; use model.to_empty and load its weights "
+            "first"
+        )
 
 
 def find_device(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:

@@ -31,7 +31,8 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
 
     Parameters and buffers (the tensors, and the values of buffers and of frozen parameters), modes and the random
-    state of torch, numpy and Python are put back, also after an exception. What a forward writes elsewhere stays.
+    state of torch, numpy and Python are put back, also after an exception. What a forward writes elsewhere stays. What
+    was compiled runs as it is written, because compiled code sees no hooks.
     """
     global _depth
     with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
@@ -45,6 +46,8 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
         for module, mode, weights in merged:
             undo.callback(_give_back_weights, module, mode, weights)
+        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes longer than measuring
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
 
         _depth += 1
         try:
@@ -107,21 +110,8 @@ def _give_back_tensors(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None
 
 @contextlib.contextmanager
 def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """The model is borrowed, its forwards take no gradients, and its layers' hooks run also where it is compiled."""
-    with borrowed(model, training=training), run_uncompiled(), torch.no_grad():
-        yield
-
-
-@contextlib.contextmanager
-def run_uncompiled() -> Iterator[None]:
-    """Let code that was compiled before the block run as it is written, because the compiled code sees no hooks.
-
-    Where nothing was compiled, torch's compiler is not imported, which takes longer than measuring a small model.
-    """
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
+    """The model is borrowed, and its forwards take no gradients."""
+    with borrowed(model, training=training), torch.no_grad():
         yield
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
 
-from bnlab.model.arguments import require_values
+from bnlab.model.batches import require_values
 from bnlab.model.warn import warn
 
 BatchNorm = _BatchNorm
