@@ -48,7 +48,7 @@ FOLDERS = {
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "averages self_tuned",
-    "recording": "trace steps averaging recorders block frozen",
+    "recording": "trace steps recorders block frozen",
     "exact": "task probe walk samples measurement population",
     "doctor": "thresholds scores words undoing observing history examination probe case lag patient cause causes "
     "catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "

@@ -18,7 +18,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from bnlab.model.arguments import require_number
 from bnlab.model.layers import Extract, Inputs, batch_norm_layers, join_names
 from bnlab.model.warn import warn
-from bnlab.recording.averaging import BufferAverages
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import LayerTrace, MomentTrace, Shelf
@@ -76,19 +75,13 @@ def record(
     }
     trace = MomentTrace(entries, int(step))
     counter = StepCounter(trace, model)
-    averages = BufferAverages()
     extracts = Inputs(layers, inputs, "record").extracts
     recorders = {
-        name: make_recorder(layer, entries[name], counter, averages, extracts.get(name))
-        for name, layer in layers.items()
+        name: make_recorder(layer, entries[name], counter, extracts.get(name)) for name, layer in layers.items()
     }
     with contextlib.ExitStack() as undo:
         undo.callback(register_optimizer_step_post_hook(torch.compiler.disable(counter.end_update)).remove)
-        undo.callback(averages.write)
-        for begin in (counter.begin_forward, averages.begin_forward):
-            undo.callback(model.register_forward_pre_hook(RecordingCall(begin, _do_nothing)).remove)
-        end = RecordingCall(averages.end_forward, _do_nothing)
-        undo.callback(model.register_forward_hook(end, prepend=True).remove)
+        undo.callback(model.register_forward_pre_hook(RecordingCall(counter.begin_forward, _do_nothing)).remove)
         for recorder in recorders.values():
             recorder.attach(undo)
         trace.on_step = counter.end_step

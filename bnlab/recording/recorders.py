@@ -26,7 +26,6 @@ from bnlab.model.layers import (
     get_input,
     get_running_buffers,
 )
-from bnlab.recording.averaging import BufferAverages
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
 
@@ -64,7 +63,6 @@ class Recorder(ABC):
         layer: the layer.
         entries: its part of the trace.
         counter: counts the steps.
-        averages: averages the moments into the layer's buffers.
         layer_forward: the layer's own forward.
         missed: number of calls that have left no entry, and that torch may have counted in `num_batches_tracked`.
         is_left: whether the layer was left to its own forward, because its input cannot be read.
@@ -74,11 +72,10 @@ class Recorder(ABC):
 
     averages_by_itself = False
 
-    def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter, averages: BufferAverages) -> None:
+    def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
         self.layer = layer
         self.entries = entries
         self.counter = counter
-        self.averages = averages
         self.missed = 0
         self.is_left = False
         self.may_not_count = layer.num_batches_tracked is None
@@ -99,7 +96,6 @@ class Recorder(ABC):
         layer = self.layer
         is_training = layer.training and layer.track_running_stats and count_loans() == self.counter.loans
         if not is_training or self.is_left:
-            self.averages.write()
             return self.layer_forward(*args, **kwargs)
         x = get_input(args, kwargs)
         if isinstance(x, Tensor) and not x.numel():  # torch counts a batch of no images, and averages nothing
@@ -145,8 +141,8 @@ class Recorder(ABC):
 class TorchRecorder(Recorder):
     """Recorder of a layer with torch's own forward, which writes the batch's moments into the entry's place."""
 
-    def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter, averages: BufferAverages) -> None:
-        super().__init__(layer, entries, counter, averages)
+    def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
+        super().__init__(layer, entries, counter)
         self._accepted_dims = 0  # dimensions of an input that torch's own forward has accepted
 
     def run(self, input: Tensor) -> Tensor:
@@ -193,7 +189,8 @@ class TorchRecorder(Recorder):
     def _average(self, input: Tensor, place: Place) -> None:
         """Average the moments in a place into the layer's buffers, and make an entry of them."""
         weight = self.compute_weight()
-        self.averages.add(self.layer, place, weight)
+        for buffer, value in zip(get_running_buffers(self.layer), place, strict=True):
+            buffer.data.lerp_(value, weight)  # .data: a backward pass still to come may have saved the buffer
         self.add(input, weight)
 
 
@@ -223,14 +220,9 @@ class OwnForwardRecorder(Recorder):
     """
 
     def __init__(
-        self,
-        layer: BatchNorm,
-        entries: LayerTrace,
-        counter: StepCounter,
-        averages: BufferAverages,
-        extract: Extract | None = None,
+        self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter, extract: Extract | None = None
     ) -> None:
-        super().__init__(layer, entries, counter, averages)
+        super().__init__(layer, entries, counter)
         self._extract = extract
         self.may_not_count = True
 
@@ -276,21 +268,17 @@ class OwnForwardRecorder(Recorder):
 
 
 def make_recorder(
-    layer: BatchNorm,
-    entries: LayerTrace,
-    counter: StepCounter,
-    averages: BufferAverages,
-    extract: Extract | None = None,
+    layer: BatchNorm, entries: LayerTrace, counter: StepCounter, extract: Extract | None = None
 ) -> Recorder:
     """Make the recorder for a layer, according to its forward; `extract` says what it normalizes if not its input."""
     forward = type(layer).forward
     if extract is not None or "forward" in vars(layer):
-        return OwnForwardRecorder(layer, entries, counter, averages, extract)
+        return OwnForwardRecorder(layer, entries, counter, extract)
     if forward in TORCH_FORWARDS:
-        return TorchRecorder(layer, entries, counter, averages)
+        return TorchRecorder(layer, entries, counter)
     if isinstance(layer, AveragesByItself) and forward.__module__.startswith("bnlab."):  # no forward of a subclass
-        return OwnAveragesRecorder(layer, entries, counter, averages)
-    return OwnForwardRecorder(layer, entries, counter, averages)
+        return OwnAveragesRecorder(layer, entries, counter)
+    return OwnForwardRecorder(layer, entries, counter)
 
 
 def count_batches(layer: BatchNorm) -> int:
