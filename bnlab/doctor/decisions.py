@@ -1,9 +1,8 @@
-"""Without labels: how far predictions under running averages and exact statistics differ, and what that may cost.
+"""Without labels: how often running averages and exact statistics lead to different classes, and what that may cost.
 
-A network that names classes says how sure it is. Taken at its word under exact statistics, what running averages cost
-is the share of the class that it names there, less that of the class that it names under running averages: nothing
-where both name the same. Other outputs are numbers, and cost the square of their difference, over their variance.
-Exact statistics of few images are off as well: what half of the images costs beside the other half is taken away.
+Under exact statistics the network gives each class a probability. Where running averages lead to another class, they
+cost the difference of the two probabilities; where they lead to the same, nothing. Exact statistics of few images are
+noisy too: what the statistics of one half of the images cost against those of the other is subtracted.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from torch import Tensor
 from bnlab.doctor.case import read_all_buffers, read_moments
 from bnlab.doctor.examination import Decisions, Examination
 from bnlab.doctor.experiment import split_halves, take_sample
-from bnlab.doctor.probe import find_output
-from bnlab.doctor.scores import Difference, bound_unchanged, estimate_mean
+from bnlab.doctor.scores import Difference, bound_unchanged, estimate_mean, find_logits
 from bnlab.doctor.thresholds import NAMES_CLASSES, WORTH
 from bnlab.doctor.undoing import write_averages
 from bnlab.model.batches import count_images
@@ -30,62 +28,78 @@ from bnlab.statistics.network import Statistics
 
 
 class _Compared(NamedTuple):
-    """Two outputs of each image, compared; float64 [N] each.
+    """The classes that two outputs name for each image, float64 [N] each; of positions the mean.
 
     Attributes:
-        sure: share of the class that the first output names; NaN where there are no classes.
-        lost: that, less the share of the class that the other output names.
-        differs: whether these are two classes; of positions, the share of them.
-        distance: mean square of the difference.
-        mean: of the first output.
-        square: its mean square.
+        named: number of the class that the first output names.
+        probability: what it gives to this class.
+        cost: that, less what it gives to the class that the other output names; at most 1, also where it is not finite.
+        differs: whether these are two classes.
+        holds_probabilities: 1 where the first output holds probabilities, else 0.
+        level: its mean over the classes, without sign.
+        spread: its standard deviation over the classes (ddof 0).
     """
 
-    sure: Tensor
-    lost: Tensor
+    named: Tensor
+    probability: Tensor
+    cost: Tensor
     differs: Tensor
-    distance: Tensor
-    mean: Tensor
-    square: Tensor
+    holds_probabilities: Tensor
+    level: Tensor
+    spread: Tensor
 
 
 def compare_decisions(examination: Examination, data: Sequence[Any], exact: Statistics) -> Decisions | None:
-    """Compare predictions of at most 1,000 images under running averages and exact statistics.
+    """Compare the classes of at most 1,000 images under running averages and exact statistics.
 
     Returns:
-        None where a batch's output is no tensor of numbers with a row for each image.
+        None where outputs name no classes.
     """
     sample = take_sample(data)
     compared = _compare(examination, sample, read_moments(exact), read_all_buffers(examination.layers))
-    if compared is None:
+    if compared is None or not _name_classes(compared):
         return None
 
-    has_classes = bool(compared.sure.mean() > NAMES_CLASSES)
-    differing = float(compared.differs.mean()) if has_classes else math.nan
-    costs = _list_costs(compared, has_classes)
-    cost = _bound(costs)
+    differing = float(compared.differs.mean())
+    cost = _estimate_cost(compared.cost)
     if cost.high > WORTH:
         by_chance = _compare_halves(examination, sample)
         if by_chance is None:  # nobody knows what chance explains
             cost = replace(cost, low=-math.inf, high=math.inf)
         else:
-            beyond = estimate_mean(costs - _list_costs(by_chance, has_classes))
+            beyond = estimate_mean(compared.cost - by_chance.cost)
             cost = replace(cost, value=max(0.0, beyond.value), low=beyond.low)
     return Decisions(cost, differing)
 
 
+def _name_classes(compared: _Compared) -> bool:
+    """Return whether numbers are probabilities or logits of classes: several are named, surely, and they lie around 0.
+
+    Coordinates and pixels lie on one side of 0. Nobody can tell all numbers from logits.
+    """
+    if bool(compared.holds_probabilities.all()):
+        return True
+    names_several = bool((compared.named != compared.named[0]).any())
+    is_sure = bool(compared.probability.mean() > NAMES_CLASSES)
+    are_centred = bool(compared.level.mean() < compared.spread.mean())
+    return names_several and is_sure and are_centred
+
+
 def _compare_halves(examination: Examination, sample: Sequence[Any]) -> _Compared | None:
-    """Compare predictions of all images under exact statistics of either half; None where a half has no variance."""
+    """Compare the classes of all images under exact statistics of either half; None where there is only one half, or
+    one without a variance."""
     halves = split_halves(sample)
+    if len(halves) == 1:
+        return None
     try:
         first, last = (examination.measure(halves[number]) for number in (0, -1))
     except ValueError:  # one value in a channel has no variance
         return None
-    return None if len(halves) == 1 else _compare(examination, sample, read_moments(first), read_moments(last))
+    return _compare(examination, sample, read_moments(first), read_moments(last))
 
 
 def _compare(examination: Examination, batches: Sequence[Any], *averages: Mapping[str, Tensor]) -> _Compared | None:
-    """Compare predictions under two kinds of averages [2, C] by the layer's name."""
+    """Compare classes under two kinds of averages [2, C] by the layer's name; None where outputs have no classes."""
     model = examination.root
     writes = [write_averages(examination.layers, values) for values in averages]
     parts = []
@@ -94,51 +108,34 @@ def _compare(examination: Examination, batches: Sequence[Any], *averages: Mappin
             outputs = []
             for write in writes:
                 write(model, stack)
-                outputs.append(find_output(examination.run(batch)))
+                outputs.append(find_logits(examination.run(batch)))
             output, changed = outputs
             if output is None or changed is None or output.shape != changed.shape:
                 return None
-            if output.shape[:1] != (count_images(batch),):
+            if output.dim() < 2 or output.shape[1] < 2 or len(output) != count_images(batch):
                 return None
-            parts.append(torch.stack(_compare_outputs(output, changed)))
+            parts.append(torch.stack(_compare_outputs(output.double(), changed.double())))
     return _Compared(*torch.cat(parts, 1).cpu())  # all at once: nobody waits for a device after each batch
 
 
 def _compare_outputs(output: Tensor, changed: Tensor) -> _Compared:
-    """Compare two outputs, float64 [N, ...]."""
-    rows = output.flatten(1) if output.dim() > 1 else output[:, None]
-    distance = (changed - output).reshape(rows.shape).square().mean(1)
-    moments = (distance, rows.mean(1), rows.square().mean(1))
-    if output.dim() < 2 or output.shape[1] < 2:
-        unknown = torch.full_like(distance, math.nan)
-        return _Compared(unknown, unknown, unknown, *moments)
+    """Compare two outputs [N, classes, ...], logits or probabilities."""
+    add_up = (output.sum(1) - 1).abs() < 1e-2  # bfloat16 rounds
+    are_probabilities = (output >= 0).all() & add_up.all()
+    probabilities = torch.where(are_probabilities, output, output.softmax(1))
 
-    shares = _read_shares(output)
-    sure, named = shares.max(1)
-    named_now = changed.nan_to_num().argmax(1)
-    lost = sure - shares.gather(1, named_now[:, None])[:, 0]
-    differs = (named != named_now).double()
-    sure, lost, differs = (part.reshape(len(part), -1).mean(1) for part in (sure, lost, differs))
-    return _Compared(sure, lost, differs, *moments)
+    probability, named = probabilities.max(1)
+    named_by_other = changed.nan_to_num().argmax(1)
+    cost = probability - probabilities.gather(1, named_by_other[:, None])[:, 0]
+    differs = (named != named_by_other).double()
 
-
-def _read_shares(output: Tensor) -> Tensor:
-    """Read the shares of classes [N, classes, ...] from logits, or from shares: these add up to 1."""
-    add_up = (output.sum(1) - 1).abs() < 1e-3
-    are_shares = (output >= 0).all() & add_up.all()
-    return torch.where(are_shares, output, output.softmax(1))
+    holds_probabilities = are_probabilities.double().expand_as(probability)
+    level = output.mean(1).abs()
+    spread = output.std(1, correction=0)
+    values = (named.double(), probability, cost.nan_to_num(nan=1.0), differs, holds_probabilities, level, spread)
+    return _Compared(*(value.reshape(len(value), -1).mean(1) for value in values))
 
 
-def _list_costs(compared: _Compared, has_classes: bool) -> Tensor:
-    """List what the other output costs each image [N]: at most 1, also where it is not finite."""
-    if has_classes:
-        return compared.lost.nan_to_num(nan=1.0)
-    variance = compared.square.mean() - compared.mean.mean().square()
-    least = torch.finfo(torch.float64).tiny
-    costs = compared.distance / variance.clamp(min=least)
-    return costs.nan_to_num(nan=1.0).clamp(max=1.0)
-
-
-def _bound(costs: Tensor) -> Difference:
-    """Estimate a mean with its 95% interval; equal predictions of few images are no proof."""
+def _estimate_cost(costs: Tensor) -> Difference:
+    """Estimate a mean with its 95% interval; equal classes of few images are no proof."""
     return estimate_mean(costs) if costs.any() else bound_unchanged(len(costs), 1.0)

@@ -59,7 +59,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str | None:
-        """Say where the fault is, see `Verdict.word`; None without data, and where outputs are not comparable."""
+        """Say where the fault is, see `Verdict.word`; None without data, labels or classes to go by."""
         return None if self.judged is None else self.judged.word
 
     @property
@@ -210,7 +210,7 @@ class Diagnosis:
             return "without data"
         if self.case.evidence.misfit is not None:
             return "labels do not fit the outputs, so no verdict"
-        return "no labels, no evaluate=, and outputs that cannot be compared, so no verdict"
+        return "no labels, no evaluate=, and outputs that name no classes, so no verdict"
 
     def _describe_verdict(self) -> str:
         counted = count_things(len(self.case.layers), "batch norm")
@@ -263,7 +263,8 @@ class Diagnosis:
         if self.case.evidence is None:
             return [_LABELS]
         if self.judged is not None and not self.scores:
-            return [_LABELS, *self._ask_for(self.verdict or "")] if self.verdict != "healthy" else []
+            labels = [] if self.case.evidence.misfit is not None else [_LABELS]
+            return [*labels, *self._ask_for(self.verdict or "")] if self.verdict != "healthy" else []
         if self.verdict == "undecided" and self.case.expected is None:
             return [_WHICH_SCORE]
         chosen = () if self.judged is None else self.judged.chosen

@@ -144,9 +144,9 @@ class Decisions:
     """How predictions under running averages differ from those under exact statistics, where there are no labels.
 
     Attributes:
-        cost: what the difference may cost: in accuracy, if the network is right about how sure it is; of outputs that
-            name no classes, in shares of their variance. Value and lower end are beyond what chance explains.
-        differing: share of the images that are named otherwise; NaN where outputs name no classes.
+        cost: what the difference costs in accuracy, if the predicted probabilities are right. Value and lower end are
+            beyond what chance explains.
+        differing: share of the images that get another class.
     """
 
     cost: Difference
@@ -162,7 +162,7 @@ class Evidence:
         view: what the layers saw batch by batch.
         scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
         images: number of images.
-        decisions: how predictions differ, where there are no scores; None where these cannot be compared either.
+        decisions: how predictions differ, where there are no scores; None where outputs name no classes.
         dropped: pooled variance [C] of layers with dropout on, over that with dropout off; empty where there is none.
         plain: exact statistics without `inputs=`, where that was given.
         twice: how predictions of a few images differ between two runs of a batch, in units of the outputs' spread; NaN

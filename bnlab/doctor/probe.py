@@ -27,9 +27,9 @@ def probe_predictions(examination: Examination, data: Sequence[Any]) -> tuple[fl
     batch = take_images(data[0], _IMAGES)
     model = examination.model
     with measured(model):
-        output = find_output(examination.run(batch))
+        output = _find_output(examination.run(batch))
         before = [buffer.clone() for buffer in model.buffers()]  # after a first forward, which may fill caches
-        twice = _measure_difference(output, find_output(examination.run(batch)))
+        twice = _measure_difference(output, _find_output(examination.run(batch)))
         after = list(model.buffers())
         are_unchanged = len(after) == len(before) and all(map(torch.equal, after, before))
         if twice != 0 and not are_unchanged:  # as by observers of quantization
@@ -47,14 +47,14 @@ def _compare_alone(run: Callable[[Any], Any], batch: Any) -> float:
     images = count_images(batch)
     if images < 2 or count_images(take_images(batch, 1)) != 1:
         return math.nan
-    together = find_output(run(batch))
+    together = _find_output(run(batch))
     if together is None or together.dim() == 0 or len(together) != images:
         return math.nan
 
     outputs: list[Any] = []
     for number in range(min(images, _ALONE)):
         image = _pick(batch, number)
-        outputs.append(find_output(run(image)))
+        outputs.append(_find_output(run(image)))
     return _measure_difference(torch.cat(outputs), together[: len(outputs)])
 
 
@@ -67,7 +67,7 @@ def _pick(batch: Any, number: int) -> Any:
     return map_batch(cut, batch)
 
 
-def find_output(output: Any) -> Tensor | None:
+def _find_output(output: Any) -> Tensor | None:
     """Find the first tensor of numbers in an output, as float64; None without."""
     numbers = (tensor for tensor in list_tensors(output) if tensor.is_floating_point())
     first = next(numbers, None)

@@ -158,7 +158,7 @@ def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
         numbers of the output's shape: of one-hot labels as of classes; if all are 0 or 1, as of two classes where there
         are positions, and otherwise the share of right ones; of other numbers the mean squared error, negative.
     """
-    logits = _find_logits(output)
+    logits = find_logits(output)
     if logits is None or labels is None or len(logits) != len(labels):
         return None
     labels = labels.to(logits.device)
@@ -183,7 +183,7 @@ def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
     Returns:
         float64 [N]; where each position has a label see `average_by_class`. None where outputs are no classes.
     """
-    logits = _find_logits(output)
+    logits = find_logits(output)
     if logits is None or labels is None or labels.is_floating_point() or logits.dim() < 2 or logits.shape[1] < 2:
         return None
     labels = labels.to(logits.device)
@@ -203,7 +203,7 @@ def describe_misfit(output: Any, labels: Tensor) -> str:
         kind = str(tensor.dtype).removeprefix("torch.")
         return f"{list(tensor.shape)} of {kind}"
 
-    logits = _find_logits(output)
+    logits = find_logits(output)
     reported = f"a {type(output).__name__}" if logits is None else describe(logits)
     return f"Labels {describe(labels)} cannot be compared with outputs {reported}: pass evaluate=."
 
@@ -308,7 +308,7 @@ def _average_by_image(values: Tensor) -> Tensor:
     return values.double().reshape(len(values), -1).mean(1)
 
 
-def _find_logits(output: Any) -> Tensor | None:
+def find_logits(output: Any) -> Tensor | None:
     """Find the tensor [N, ...] of an output."""
     logits = getattr(output, "logits", output)
     if isinstance(logits, Mapping):

@@ -1,12 +1,11 @@
 """The verdict without labels: by how predictions differ under running averages and exact statistics.
 
-Which of two predictions is right nobody knows then. Where they hardly differ, averages are healthy; where they do, what
-surely takes the gap away, or explains most of it, says where the fault is, and else it is undecided.
+Without labels nobody knows which of two predictions is right. Where they hardly differ, averages are healthy. Where
+they do, an undo of few numbers that takes the gap away says where the fault is; else it is undecided.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,21 +14,24 @@ from bnlab.doctor.cause import Cause, Severity
 from bnlab.doctor.examination import Decisions
 from bnlab.doctor.experiment import Experiment, Trial
 from bnlab.doctor.findings import Finding, find_explained, find_off, find_signs, sort_findings
-from bnlab.doctor.thresholds import EXPLAINED, SURELY_HEALTHY, WORTH
+from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
 from bnlab.doctor.verdict import BROKEN, Verdict, Word, find_kind, let_signs_speak, name_causes, name_place
 from bnlab.doctor.words import count_things
 
-_ONLY_LABELS = "Only labels tell which of the two is right."
-_TOO_FEW = "Too few images to tell."
+_ONLY_LABELS = (
+    "Only labels tell whether running averages or exact statistics are right: after training in eval() it is the "
+    "averages."
+)
+_TOO_NEAR = "That is too near to what matters to tell: pass labels, or more images (up to 1,000)."
 
 
 def conclude_unlabelled(
     case: Case, experiment: Experiment | None, causes: Sequence[Cause], worth: float | None
 ) -> tuple[Verdict | None, list[Finding]]:
-    """Judge by predictions, and name the causes; without data, or where outputs are no numbers, there is no verdict."""
+    """Judge by predictions, and name the causes; without data or classes there is no verdict."""
     chosen = [] if experiment is None else experiment.choose_shown()
     decisions = None if case.evidence is None else case.evidence.decisions
-    least = WORTH if worth is None else worth
+    least = max(WORTH, worth or 0.0)  # of less, chance was not measured
     severity: Severity | None = None
     if decisions is not None:
         is_costly = decisions.cost.low > 0 and decisions.cost.value > least
@@ -46,21 +48,17 @@ def conclude_unlabelled(
     findings = sort_findings([*explained, *others])
     if decisions is None:
         return None, findings
-    place = _locate(case, chosen, explained) if severity == "warning" else None
+    place = _locate(chosen) if severity == "warning" else None
     judged = _judge(case, decisions, place, chosen, least)
     return let_signs_speak(judged, findings, is_poor=False), findings
 
 
-def _locate(case: Case, chosen: Sequence[Trial], explained: Sequence[Finding]) -> tuple[Word, str]:
-    """Say where the fault is, and why: by undos that take the gap away, or else by a cause that explains most of it."""
-    if chosen:
-        word = name_place({find_kind(trial) for trial in chosen})
-        return word, f"Undoing {name_causes(chosen)} takes most of the gap away."
-    for finding in explained:
-        cause = finding.cause
-        if cause.weigh(case, finding.layers) > EXPLAINED:
-            return name_place([cause.kind]), f"{cause.code} ({cause.title}) explains most of the gap."
-    return "undecided", _ONLY_LABELS
+def _locate(chosen: Sequence[Trial]) -> tuple[Word, str]:
+    """Say where the fault is, and why: by undos that take the gap away, if there are any."""
+    if not chosen:
+        return "undecided", _ONLY_LABELS
+    word = name_place({find_kind(trial) for trial in chosen})
+    return word, f"Undoing {name_causes(chosen)} takes most of the gap away."
 
 
 def _judge(
@@ -68,30 +66,27 @@ def _judge(
 ) -> Verdict:
     """Judge by what differs; where it costs something, by the place of the fault, with its reason."""
     cost = decisions.cost
-    reported = _describe(decisions)
-    word: Word = "healthy"
     if case.is_broken:
-        word, reported = "averages", BROKEN
-    elif place is not None:
+        return Verdict("averages", BROKEN, cost)
+
+    reported = _describe(decisions)
+    if place is not None:
         word, why = place
         return Verdict(word, f"{reported} {why}", cost, chosen)
-    elif cost.high > (worth if cost.low > 0 else SURELY_HEALTHY * worth):
-        word, reported = "undecided", f"{reported} {_TOO_FEW}"
-    return Verdict(word, reported, cost)
+
+    most = worth if cost.low > 0 else SURELY_HEALTHY * worth
+    if cost.high > most:
+        return Verdict("undecided", f"{reported} {_TOO_NEAR}", cost)
+    return Verdict("healthy", reported, cost)
 
 
 def _describe(decisions: Decisions) -> str:
     """Say how predictions differ, and what that costs."""
     cost = decisions.cost
     counted = count_things(cost.images, "image")
-    value, low, high = (f"{100 * each:z.1f}" for each in (cost.value, cost.low, cost.high))
-    if math.isnan(decisions.differing):
-        return (
-            f"Without labels: exact statistics change the outputs of {counted} by {value}% [{low}, {high}] of their "
-            "variance, beyond chance."
-        )
-    differing = f"{100 * decisions.differing:.1f}%"
+    parts = (decisions.differing, cost.value, cost.low, cost.high)
+    differing, value, low, high = (f"{100 * part:z.1f}" for part in parts)
     return (
-        f"Without labels: exact statistics name {differing} of {counted} otherwise. If the network is right about how "
-        f"sure it is, running averages cost {value} points [{low}, {high}] of accuracy, beyond chance."
+        f"Without labels: exact statistics change the predicted class of {differing}% of {counted}. If the predicted "
+        f"probabilities are right, running averages cost {value} points [{low}, {high}] of accuracy."
     )

@@ -210,7 +210,7 @@ def test_labels_that_do_not_fit_are_named(batches: Batches) -> None:
 
     text = " ".join(str(diagnosis).split())
     assert diagnosis.verdict == "healthy"
-    assert "Without labels: exact statistics name 0.8% of 128 images otherwise." in text
+    assert "Without labels: exact statistics change the predicted class of 0.8% of 128 images." in text
     assert "Labels [32, 1] of int64 cannot be compared with outputs [32, 10] of float32: pass evaluate=." in text
 
 
