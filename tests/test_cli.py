@@ -61,12 +61,13 @@ MISTAKES = {
     # models
     "gap mine:plain mine:batches": "no BatchNorm layer",
     "gap mine:modle mine:batches": "mine:modle: cannot be imported",
-    "gap mine mine:batches": "mine: write package.module:function",
+    "gap ./mine.py:model mine:batches": "./mine.py:model: write package.module:function",
     "gap mine:net mine:batches": "mine:net is a Sequential; name a function without arguments",
     "gap mine:deep mine:batches": "deep() missing 1 required positional argument: 'layers'",
     "doctor mine:text": "doctor: expected a torch.nn.Module, found str",
     "doctor mine:scripted mine:batches": "doctor: the model is TorchScript, whose layers cannot be watched; pass",
-    "doctor torchvision:resnet19": "torchvision:resnet19: Unknown model resnet19",
+    "doctor torchvision:resnet19": "torchvision:resnet19: torchvision has no classifier resnet19",
+    "doctor torchvision:deeplabv3_resnet50": "torchvision has no classifier deeplabv3_resnet50",  # it would download
     # batches and files
     "gap mine:model mine:nothing": "batches is empty",
     "doctor mine:model nowhere": "nowhere: no such folder; name a folder of images, or write package.module:function",

@@ -112,7 +112,7 @@ def load_batches(name: str | None, arguments: argparse.Namespace, caller: str) -
 def find_function(name: str) -> Any:
     """Import the function of this name; the current folder is searched as well."""
     module, _, function = name.partition(":")
-    if not module or not function:
+    if not all(part.isidentifier() for part in [*module.split("."), function]):
         raise ValueError(f"{name}: write package.module:function")
 
     sys.path.insert(0, os.getcwd())

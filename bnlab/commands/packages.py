@@ -27,6 +27,8 @@ def make_packaged(words: str) -> Any:
             warnings.simplefilter("ignore")
             models = torchvision().models  # also for timm, which imports it
             if package == "torchvision":
+                if name not in models.list_models(module=models):  # others download weights of their backbone
+                    raise ValueError(f"torchvision has no classifier {name}")
                 return models.get_model(name, weights=None).eval()
             timm = importlib.import_module("timm")
             return timm.create_model(name, pretrained=False).eval()
