@@ -78,7 +78,7 @@ def compute_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any
     return name_panels(behind_first, "{panel}, {layers}")
 
 
-def compute_times(
+def divide_by_best_momentum(
     tables: Tables, at: float | Sequence[float] = (), by: Sequence[str] = ("batch_size",), table: str = "gaps"
 ) -> pd.DataFrame:
     """Divide each gap of a mean by that of the best fixed momentum of the layer and step, which is known in hindsight.

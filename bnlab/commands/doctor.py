@@ -11,7 +11,13 @@ from typing import Any
 
 import bnlab
 from bnlab.commands.images import ImageFolder
-from bnlab.commands.loading import add_model_arguments, add_score_arguments, calling, load_call, name_options
+from bnlab.commands.loading import (
+    add_model_arguments,
+    add_score_arguments,
+    load_arguments,
+    name_options,
+    report_warnings,
+)
 from bnlab.commands.packages import is_packaged
 from bnlab.doctor.catalogue import ALIASES, explain, list_causes
 from bnlab.doctor.cause import SEVERITIES, Severity
@@ -138,10 +144,10 @@ def _grade_verdict(verdict: Verdict) -> Severity | None:
 
 def _diagnose(arguments: argparse.Namespace) -> Diagnosis:
     """Load what the words name, and examine it."""
-    call = load_call(arguments, "doctor")
+    call = load_arguments(arguments, "doctor")
     require_watchable(call["model"], "doctor")
     before = None if arguments.before is None else read_state_file(Path(arguments.before), "--before")
-    with calling(call):
+    with report_warnings(call):
         diagnosis = bnlab.diagnose(**call, before=before, expected=arguments.expected, worth=arguments.worth)
     notes = [*diagnosis.notes, *_describe_origins(arguments, call["batches"])]
     left_out = [dataclasses.replace(skipped, wanted=name_options(skipped.wanted)) for skipped in diagnosis.left_out]

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 import bnlab
-from bnlab.commands.loading import add_model_arguments, calling, load_call
+from bnlab.commands.loading import add_model_arguments, load_arguments, report_warnings
 
 
 def add_parsers(commands: Any) -> None:
@@ -20,8 +20,8 @@ def add_parsers(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; 0."""
-    call = load_call(arguments, "gap")
-    with calling(call):
+    call = load_arguments(arguments, "gap")
+    with report_warnings(call):
         exact = bnlab.population_statistics(**call)
         table = _format_table(exact, bnlab.running_statistics(call["model"]))
     print(table)

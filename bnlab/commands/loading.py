@@ -60,7 +60,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
 
 
-def load_call(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
+def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]:
     """Load what the words name: `model` and the other arguments that a function of bnlab is called with."""
     call = {
         "model": load_model(arguments.model, arguments.weights),
@@ -138,8 +138,8 @@ def name_options(text: str) -> str:
 
 
 @contextlib.contextmanager
-def calling(call: Mapping[str, Any]) -> Iterator[None]:
-    """Call bnlab in the block: warnings are lines on stderr once it has succeeded, a TypeError hints at `--forward`."""
+def report_warnings(call: Mapping[str, Any]) -> Iterator[None]:
+    """Print the block's warnings to stderr once it has succeeded; add a hint at `--forward` to a TypeError."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RuntimeWarning)

@@ -10,7 +10,7 @@ from torch import nn
 
 import bnlab
 from bnlab.commands.images import ImageFolder
-from bnlab.commands.loading import add_model_arguments, add_score_arguments, calling, load_call, load_model
+from bnlab.commands.loading import add_model_arguments, add_score_arguments, load_arguments, load_model, report_warnings
 from bnlab.common.storage import save_tensors
 from bnlab.doctor.undo import undo_from_file
 
@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     undo = out.with_suffix(".undo.safetensors")
     _require_new(out, undo)
-    call = load_call(arguments, "recalibrate")
-    with calling(call):
+    call = load_arguments(arguments, "recalibrate")
+    with report_warnings(call):
         recalibration = bnlab.recalibrate(**call, statistic=arguments.statistic, force=arguments.force)
     print(recalibration)
     batches = call["batches"]

@@ -81,7 +81,8 @@ def find_off(causes: Sequence[Cause], case: Case, severity: Severity | None) -> 
     Args:
         causes: of which the one that explains most is named.
         case: with data.
-        severity: "note" where nothing is lost, "warning" where something is, in any layers; None: as the cause says.
+        severity: "note" where nothing is lost; "warning" where predictions suffer, and then all layers are named if
+            none is visibly off; None: as the cause says.
     """
     off = [name for name in case.seen if case.measure_distance(name, case.data.exact) > VISIBLE]
     if severity == "warning":

@@ -35,8 +35,15 @@ from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
 _MEASURED_WITH = (
-    *("measurements", "estimator", "momentum", "population", "population_images"),
-    *("evaluate_at", "accuracy_at", "evaluate_on", "shifts"),
+    "measurements",
+    "estimator",
+    "momentum",
+    "population",
+    "population_images",
+    "evaluate_at",
+    "accuracy_at",
+    "evaluate_on",
+    "shifts",
 )  # settings that say what is measured
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
@@ -69,7 +76,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     settings = [getattr(run.config, name) for name in _MEASURED_WITH]
     code = [subject.code for subject in list_subjects(run.config)]
     code += [digest_of_own(type(each)) for each in find_measurements(run.config)]
-    images = asdict(run.config.data)  # with the place of their files, which is written down anew where they were moved
+    images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
     return json.dumps([settings, images, code, VERSION, sorted(failed)], default=list)
 
 

@@ -16,14 +16,14 @@ import experiments.margins as margins
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, paired, rows, select, share_name
 from bnlab.harness.reporting.plots import LOST, Curves
-from experiments.margins import COST_OF_EMA, COSTS_A_POINT, EACH, OVER_TIME, compute_times, select_largest
+from experiments.margins import COST_OF_EMA, COSTS_A_POINT, EACH, OVER_TIME, divide_by_best_momentum, select_largest
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
 AS_THEY_ARE: dict[str, Any] = {"statistics_split": "train"}  # not augmented
 TESTED: dict[str, Any] = {"at": END, "split": "test", **AS_THEY_ARE}
 LOSS: dict[str, Any] = {**TESTED, "against": "exact", "scale": -100}
-TIMES = partial(compute_times, at=SHARES)
+RATIOS = partial(divide_by_best_momentum, at=SHARES)
 AVERAGED: dict[str, Any] = {**LOSS, "batch_size": 128, "averaging": ("swa", "ema")}
 
 
@@ -87,12 +87,12 @@ EXPERIMENT = Experiment(
         "gap_is_u_shaped": Claim(
             "Momenta of 0.003 and of 1 have a larger gap behind the first layer than the best between them (at the "
             "end: asked later; narrowed to the layers behind the first after its numbers were known).",
-            score(TIMES, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
+            score(RATIOS, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=[*map(share_name, SHARES[1:])], **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum is about that of the best fixed one "
             "of each layer and step (narrowed to the layers behind the first after its numbers were known).",
-            score(TIMES, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
+            score(RATIOS, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "thousand_images_suffice": Claim(
             "At the end exact statistics of 1,000 images lose or gain less than 0.3 points against those of all.",

@@ -22,20 +22,20 @@ from bnlab.harness.reporting.frames import (
     select,
 )
 from bnlab.harness.reporting.plots import TIMES_THE_BEST, Curves
-from experiments.margins import AS_NEAR, FLAT, OVER_TIME, SIX_IMAGES, compute_times
+from experiments.margins import AS_NEAR, FLAT, OVER_TIME, SIX_IMAGES, divide_by_best_momentum
 
 SHARES = (0.03, 0.1, 0.55, 1.0)  # of the training
 NETWORK = ("data", "model", "batch_size", "optimizer.schedule")
 EACH = ("model", "panel", "batch_size", "optimizer.schedule")
 CHARACTERS: dict[str, Any] = {"data": "glyphs", "model": "cnn"}
 ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
-TIMES = partial(compute_times, by=NETWORK)
+RATIOS = partial(divide_by_best_momentum, by=NETWORK)
 NARROWED = "narrowed to the layers behind the first when results were known"
 
 
 def select_drawn(tables: Tables) -> pd.DataFrame:
     """Select the networks that are drawn, in panels by model, data and batch size, in words."""
-    frame = TIMES(tables)
+    frame = RATIOS(tables)
     is_large = frame["batch_size"] == 256
     is_cnn = frame["model"] == "cnn"
     is_of_characters = frame["data"] == "glyphs"
@@ -97,7 +97,7 @@ def claim_nearness(where: str, over_all_layers: str, **networks: Any) -> Claim:
     return Claim(
         f"{where}, behind the first layer, the gap of predictive momentum is about that of the best fixed one of "
         f"each layer and step ({NARROWED}; over all layers {over_all_layers}).",
-        score(TIMES, "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
+        score(RATIOS, "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
         below(1.25, "times", FLAT),
     )
 
@@ -131,12 +131,12 @@ EXPERIMENT = Experiment(
             "On characters at the end of a one-cycle schedule, where the learning rate falls to 0, predictive momentum "
             "is late: behind the first layer its gap is more than a quarter larger than that of the best fixed one "
             f"(asked when seen; {NARROWED}).",
-            score(partial(TIMES, at=1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
+            score(partial(RATIOS, at=1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
                   **CHARACTERS), above(1.25, "times", FLAT)),
         "near_the_best_over_all_layers": Claim(
             "On characters, over all layers, as it was asked first, the gap of predictive momentum is about that of "
             "the best fixed one of each layer and step.",
-            score(TIMES, "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer",
+            score(RATIOS, "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer",
                   "epoch"),
                   geometric=True, estimator="predictive", **CHARACTERS), below(1.25, "times", FLAT)),
         "near_the_best_digits": claim_nearness("On digits", "the same lines hold", data="digits"),

@@ -31,7 +31,7 @@ from experiments.margins import (
     OVER_TIME,
     PYTORCH,
     compute_gaps,
-    compute_times,
+    divide_by_best_momentum,
     score_cost,
 )
 
@@ -111,7 +111,7 @@ EXPERIMENT = Experiment(
         "last_batch_is_farther_early": Claim(
             "After a tenth of training the last batch alone has a larger gap behind the first layer than the best "
             "momentum (asked when seen).",
-            score(partial(compute_times, at=EARLY), "mean_gap", EACH, estimator="ema",
+            score(partial(divide_by_best_momentum, at=EARLY), "mean_gap", EACH, estimator="ema",
                   momentum=1.0, **RATIO_OVER_LAYERS), above(1.25, "times", FLAT)),
         "default_is_harmless_late": Claim(
             "At the end of training PyTorch's momentum costs less than a point of accuracy (asked when seen).",

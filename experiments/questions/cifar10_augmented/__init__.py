@@ -21,7 +21,7 @@ from bnlab.harness.reporting.frames import (
     share_name,
 )
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import EACH, compute_times, name_lines
+from experiments.margins import EACH, divide_by_best_momentum, name_lines
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 PLAIN = "to the images as they are"
@@ -59,7 +59,7 @@ def select_lines(tables: Tables) -> pd.DataFrame:
     return gains.assign(name=names, panel="").sort_values("batch_size", kind="stable")
 
 
-TIMES = partial(compute_times, at=SHARES, table="augmented_gaps")
+RATIOS = partial(divide_by_best_momentum, at=SHARES, table="augmented_gaps")
 
 EXPERIMENT = Experiment(
     bears_on=("Q6", "Q8", "Q10", "Q11", "H1", "H12"),
@@ -82,7 +82,7 @@ EXPERIMENT = Experiment(
         "u_comes_back": Claim(
             "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap behind the "
             "first layer than the best between them.",
-            score(TIMES, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
+            score(RATIOS, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "nearer_to_augmented": Claim(
             "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
@@ -93,16 +93,16 @@ EXPERIMENT = Experiment(
         "predictive_is_late_at_the_end": Claim(
             "At the end of the schedule predictive momentum is late: its gap to augmented images behind the first "
             "layer is over a quarter larger than that of the best fixed momentum.",
-            score(TIMES, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
+            score(RATIOS, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
                   **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
             "Over training, behind the first layer, the gap of predictive momentum to augmented images is about that "
             "of the best fixed one of each layer and step.",
-            score(TIMES, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
+            score(RATIOS, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "predictive_is_near_before_the_end": Claim(
             "Before the end of training that gap is about that of the best fixed one (asked when seen).",
-            score(partial(TIMES, at=SHARES[:-1]), "mean_gap",
+            score(partial(RATIOS, at=SHARES[:-1]), "mean_gap",
                   ("batch_size",), average=("layer", "panel"), geometric=True, depth=OtherThan(1),
                   estimator="predictive"), below(1.25, "times", margins.FLAT)),
         "augmented_images_gain": Claim(

@@ -22,7 +22,9 @@ class Glyphs(Data):
     name: str = "glyphs"
     classes: int = setting(36, "10 digits, 36 with capitals, 62 with small letters")
     fonts: str = setting("all", "fonts of the images", choices=tuple(FONTS))
-    other_fonts: str = field(default="", metadata={"omegaconf_ignore": True})  # of test images with a shift
+    other_fonts: str = field(
+        default="", metadata={"omegaconf_ignore": True}
+    )  # of the test images under a shift; empty: those of training
 
     def find_size(self) -> Size:
         count = _USUAL if self.images is None else self.images
