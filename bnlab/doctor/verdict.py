@@ -27,6 +27,7 @@ ELSEWHERE = "labels, their order, preprocessing, loaded weights"
 
 _CONSTANTS = "It was trained with its averages as constants, so do not recalibrate."
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
+_OTHER_LABELS = "Are these labels, in this order, those that it was trained on?"
 BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
 _FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
 
@@ -275,7 +276,7 @@ def _describe_bad(case: Case, scores: Scores) -> str:
         assert scores.commonest is not None
         bar = f"always naming the commonest class scores {describe_score(scores.commonest, scores)}"
     sentence = f"Nothing that was tried brings it above {describe_score(scores.best, scores)}, where {bar}."
-    return f"{sentence} {_AS_CONSTRUCTED}" if case.is_as_constructed else sentence
+    return f"{sentence} {_AS_CONSTRUCTED if case.is_as_constructed else _OTHER_LABELS}"
 
 
 def _describe_healthy(case: Case, scores: Scores, gain: Difference, worth: float) -> str:
