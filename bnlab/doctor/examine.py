@@ -16,7 +16,14 @@ from bnlab.doctor.decisions import compare_decisions
 from bnlab.doctor.examination import Evidence, Examination
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import find_unread, probe_predictions
-from bnlab.doctor.scores import Evaluate, describe_misfit, find_labels, score_batch
+from bnlab.doctor.scores import (
+    Evaluate,
+    describe_misfit,
+    describe_strangers,
+    find_labels,
+    find_strangers,
+    score_batch,
+)
 from bnlab.doctor.scoring import add_own_statistics, score
 from bnlab.exact.population import population_statistics
 from bnlab.model.batches import count_images
@@ -39,6 +46,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
 
     own_values: list[Tensor | None] = []
     misfits: list[str] = []
+    strangers: list[Tensor] = []
 
     def take_output(batch: Any, output: Any) -> None:
         if evaluate is not None:
@@ -48,6 +56,9 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         own_values.append(values)
         if values is None and labels is not None:
             misfits.append(describe_misfit(output, labels))
+        strange = None if values is None else find_strangers(output, labels)
+        if strange is not None:
+            strangers.append(strange)
 
     view = observe_batches(examination.make_task(data), take_output)
     scores = score(examination, data, exact, evaluate, own_values)
@@ -67,7 +78,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         alone=alone,
         unread=find_unread(examination, data),
         warnings=tuple(str(warning.message) for warning in caught),
-        misfit=misfits[0] if misfits else None,
+        misfit=misfits[0] if misfits else describe_strangers(strangers),
     )
 
 

@@ -208,6 +208,30 @@ def describe_misfit(output: Any, labels: Tensor) -> str:
     return f"Labels {describe(labels)} cannot be compared with outputs {reported}: pass evaluate=."
 
 
+def find_strangers(output: Any, labels: Tensor | None) -> Tensor | None:
+    """Find which images have a label that counts and is no class of the output: bool [N]; None without classes."""
+    logits = find_logits(output)
+    if logits is None or labels is None or labels.is_floating_point() or logits.dim() < 2:
+        return None
+    is_strange = (labels < 0) | (labels >= max(2, logits.shape[1]))
+    is_counted = is_strange & _find_counted(labels)
+    return is_counted.reshape(len(labels), -1).any(1)
+
+
+def describe_strangers(strangers: Sequence[Tensor]) -> str | None:
+    """Say how many images have labels that are no class; None where none has."""
+    if not strangers:
+        return None
+    strange = torch.cat(list(strangers))
+    count = int(strange.sum())
+    if count == 0:
+        return None
+    return (
+        f"The labels of {count:,} of {len(strange):,} images are no class of the outputs, and count as wrong: do "
+        "classes begin at 0, and are these labels? Else pass evaluate=."
+    )
+
+
 def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Average over the positions of each class in an image, then over the classes in it: float64 [N].
 

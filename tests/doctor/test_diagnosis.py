@@ -214,6 +214,16 @@ def test_labels_that_do_not_fit_are_named(batches: Batches) -> None:
     assert "Labels [32, 1] of int64 cannot be compared with outputs [32, 10] of float32: pass evaluate=." in text
 
 
+def test_labels_that_are_no_classes_are_named(batches: Batches) -> None:
+    counted_from_one = [(images, labels + 1) for images, labels in batches[:4]]
+    strange = sum(int((labels == 10).sum()) for _, labels in counted_from_one)
+
+    diagnosis = diagnose(make_healthy(), counted_from_one, progress=False)
+
+    assert diagnosis.verdict == "network"
+    assert f"The labels of {strange} of 128 images are no class" in " ".join(str(diagnosis).split())
+
+
 def test_a_model_without_running_averages_is_told_so(batches: Batches) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
 

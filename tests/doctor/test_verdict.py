@@ -71,6 +71,7 @@ def conclude(scores: Scores, experiment: Experiment | None = None, case: Case | 
         ([("averages", 64, 900), ("images", 2, 895)], "images", "OWN1"),  # all but a sixtieth
         ([("averages", 64, 900), ("images", 2, 800)], "averages", "OWN0"),  # a third is left
         ([("averages", 0, 900), ("images", 2, 900)], "averages", "OWN0"),
+        ([("averages", 2, 900), ("images", 3, 900)], "averages", "OWN0"),
         ([("averages", 2, 900), ("images", 2, 900)], "averages or images", "OWN0 (planted) or OWN1"),
         ([("network", 2, 900), ("images", 2, 900)], "undecided", "OWN0 (planted) or OWN1"),
         ([("averages", 64, 900), ("images", 2, 875)], "undecided", "(averages or images); about 4,000 would."),
@@ -172,7 +173,7 @@ def test_averages_that_leave_the_score_low_say_where_else_to_look() -> None:
 
 @pytest.mark.parametrize(
     ("training", "batch", "word"),
-    [(True, 700, "mode"), (True, 897, "healthy"), (False, 700, "healthy")],  # of 3 images nobody can be sure
+    [(True, 700, "mode"), (True, 893, "healthy"), (False, 700, "healthy")],  # of 7 images nobody can be sure
 )
 def test_the_mode_is_at_fault_where_it_costs_something(training: bool, batch: int, word: str) -> None:
     verdict = conclude(make_scores(running=900, exact=900, batch=batch), case=make_case(training=training))

@@ -26,9 +26,11 @@ def copies(tmp_path: Path) -> list[str]:
 
 
 def list_first(file: str) -> list[str]:
-    """Of all that a file sweeps the first value, as one job."""
+    """Of all that a file sweeps the first value, as one job; two values where no committed tables try the claims."""
+    count = 1 if (ROOT / "results" / "reference" / FILES[file]["name"]).is_dir() else 2
     swept: dict[str, Any] = FILES[file].get("hydra", {"sweeper": {"params": {"batch_size": "64"}}})["sweeper"]["params"]
-    return [f"{key}={str(values).split(',')[0]}" for key, values in swept.items() if key not in ("seed", "steps")]
+    first = {key: ",".join(str(values).split(",")[:count]) for key, values in swept.items()}
+    return [f"{key}={values}" for key, values in first.items() if key not in ("seed", "steps")]
 
 
 AT_STEPS = ("ground_constant", "last_batch", "last_batch_64")  # which read more steps than there are here
@@ -46,9 +48,10 @@ def test_it_is_swept_and_reported(
     report = ""
     for file in (file for file, content in FILES.items() if content["name"] == name):
         words = [f"experiment={file}", *list_first(file), "steps=4", "seed=0", "model.width=8", results]
+        words += ["hydra/launcher=basic"]
         words += copies * file.startswith("cifar10")
         words += ["evaluate_at=[1.0]"] * (file in AT_STEPS)
-        (config,) = plan_jobs(words).configs
+        config, *_ = plan_jobs(words).configs
         words += [f"data.images={IMAGES.get(name, 1200)}"] * (config.data.name == "glyphs")
         code, out, err = call("sweep", *words)
         report = out.partition("next: bnlab report ")[2].strip()
