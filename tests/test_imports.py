@@ -50,8 +50,8 @@ FOLDERS = {
     "nn": "averages self_tuned",
     "recording": "trace steps recorders block frozen",
     "exact": "task probe walk samples measurement population",
-    "doctor": "thresholds scores words undoing observing history examination probe case lag patient cause causes "
-    "catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
+    "doctor": "thresholds labels scores words undoing observing history examination probe case lag patient cause "
+    "causes catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
     "recalibrate gallery",
     "harness.lab": "catalogue command watching compose launch sweep papers redrawing report runs",
     "doctor.gallery": "patterns network specimen faults table",

@@ -16,9 +16,10 @@ from bnlab.doctor.examination import Evidence, Examination
 from bnlab.doctor.examine import add_training
 from bnlab.doctor.experiment import try_undos
 from bnlab.doctor.findings import choose_known
+from bnlab.doctor.labels import find_labels
 from bnlab.doctor.observing import observe_batches
 from bnlab.doctor.probe import find_unread
-from bnlab.doctor.scores import Difference, Evaluate, Scores, find_labels, require_evaluate
+from bnlab.doctor.scores import Difference, Evaluate, Scores, require_evaluate
 from bnlab.doctor.scoring import score
 from bnlab.doctor.undo import Undo, write_statistics
 from bnlab.doctor.words import count_things, describe_gain, describe_score

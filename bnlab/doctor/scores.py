@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.doctor.labels import find_counted, find_logits
 from bnlab.doctor.thresholds import LEAST_LIKELIHOOD
 
-_IGNORED = 255  # label of positions that do not count, as torchvision's and Pascal VOC's masks have it
 _MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
 
 Evaluate = Callable[[nn.Module], Any]
@@ -135,16 +135,6 @@ def bound_unchanged(images: int, spread: float) -> Difference:
     return Difference(0.0, -half, half, images)
 
 
-def find_labels(batch: Any) -> Tensor | None:
-    """Find the labels of a batch: the second part of a tuple or list, or what a dictionary calls label or labels."""
-    labels = None
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        labels = batch[1]
-    elif isinstance(batch, Mapping):
-        labels = batch.get("labels", batch.get("label"))
-    return labels if isinstance(labels, Tensor) and labels.dim() > 0 else None
-
-
 def score_batch(output: Any, labels: Tensor | None) -> Tensor | None:
     """Compute how well an output does on each image; None where labels and output do not say.
 
@@ -188,48 +178,12 @@ def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
         return None
     labels = labels.to(logits.device)
     classes = logits.shape[1]
-    chosen = labels.long().where(_find_counted(labels), 0).unsqueeze(1)
+    chosen = labels.long().where(find_counted(labels), 0).unsqueeze(1)
     if not bool((chosen < classes).all()):
         return None
     likelihoods = logits.double().log_softmax(1).gather(1, chosen).squeeze(1)
     likelihoods = likelihoods.nan_to_num(nan=LEAST_LIKELIHOOD).clamp(min=LEAST_LIKELIHOOD)
     return average_by_class(likelihoods, labels, classes)
-
-
-def describe_misfit(output: Any, labels: Tensor) -> str:
-    """Say that labels cannot be compared with an output, and what to do."""
-
-    def describe(tensor: Tensor) -> str:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        return f"{list(tensor.shape)} of {kind}"
-
-    logits = find_logits(output)
-    reported = f"a {type(output).__name__}" if logits is None else describe(logits)
-    return f"Labels {describe(labels)} cannot be compared with outputs {reported}: pass evaluate=."
-
-
-def find_strangers(output: Any, labels: Tensor | None) -> Tensor | None:
-    """Find which images have a label that counts and is no class of the output: bool [N]; None without classes."""
-    logits = find_logits(output)
-    if logits is None or labels is None or labels.is_floating_point() or logits.dim() < 2:
-        return None
-    is_strange = (labels < 0) | (labels >= max(2, logits.shape[1]))
-    is_counted = is_strange & _find_counted(labels)
-    return is_counted.reshape(len(labels), -1).any(1)
-
-
-def describe_strangers(strangers: Sequence[Tensor]) -> str | None:
-    """Say how many images have labels that are no class; None where none has."""
-    if not strangers:
-        return None
-    strange = torch.cat(list(strangers))
-    count = int(strange.sum())
-    if count == 0:
-        return None
-    return (
-        f"The labels of {count:,} of {len(strange):,} images are no class of the outputs, and count as wrong: do "
-        "classes begin at 0, and are these labels? Else pass evaluate=."
-    )
 
 
 def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -243,7 +197,7 @@ def average_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
         labels: [N, ...], whole numbers.
         classes: how many are told apart; labels beyond are one class more.
     """
-    counted = _find_counted(labels)
+    counted = find_counted(labels)
     index = labels.long().clamp(0, classes)
     counts = _add_by_class(counted, index, classes + 1)
     sums = _add_by_class(values * counted, index, classes + 1)
@@ -262,7 +216,7 @@ def score_constants(labels: Sequence[Tensor]) -> dict[int, float]:
     scores = torch.zeros(len(classes), dtype=torch.float64, device=flat.device)
     for part, own in zip(labels, numbers.split(sizes), strict=True):
         index = own.view(part.shape)
-        counts = _add_by_class(_find_counted(part), index, len(classes))
+        counts = _add_by_class(find_counted(part), index, len(classes))
         are_there = (counts > 0).double()
         present = are_there.sum(1, keepdim=True)
         shares = are_there / present.clamp(min=1)
@@ -285,13 +239,6 @@ def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
     sums = torch.zeros(images * classes, dtype=torch.float64, device=index.device)
     sums.index_add_(0, place, values.double().flatten())
     return sums.view(images, classes)
-
-
-def _find_counted(labels: Tensor) -> Tensor:
-    """Find which labels count: of images all; of positions those that are not negative or 255, which losses ignore."""
-    if labels.dim() < 2:
-        return torch.ones_like(labels, dtype=torch.bool)
-    return (labels >= 0) & (labels != _IGNORED)
 
 
 def _predict_one(outputs: Tensor) -> Tensor:
@@ -330,16 +277,6 @@ def _are_one_hot(labels: Tensor) -> bool:
 def _average_by_image(values: Tensor) -> Tensor:
     """Average [N, ...] to float64 [N]."""
     return values.double().reshape(len(values), -1).mean(1)
-
-
-def find_logits(output: Any) -> Tensor | None:
-    """Find the tensor [N, ...] of an output."""
-    logits = getattr(output, "logits", output)
-    if isinstance(logits, Mapping):
-        logits = logits.get("logits")
-    if isinstance(logits, (tuple, list)) and logits:
-        logits = logits[0]
-    return logits if isinstance(logits, Tensor) and logits.dim() > 0 else None
 
 
 def read_values(returned: Any, caller: str, must_be_finite: bool = True) -> Tensor:

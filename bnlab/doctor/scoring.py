@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bnlab.doctor.case import has_bad_values, read_all_buffers
 from bnlab.doctor.examination import Examination
+from bnlab.doctor.labels import find_labels
 from bnlab.doctor.scores import (
     Evaluate,
     Scores,
-    find_labels,
     measure_likelihood,
     read_values,
     score_batch,

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnlab
+from bnlab.doctor.labels import describe_misfit, find_labels
 from bnlab.doctor.scores import (
     Scores,
     bound_unchanged,
-    describe_misfit,
     estimate_mean,
-    find_labels,
     measure_likelihood,
     read_values,
     score_batch,

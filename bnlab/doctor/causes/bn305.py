@@ -12,8 +12,9 @@ from torch import nn
 from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.history import History
+from bnlab.doctor.labels import find_labels
 from bnlab.doctor.patient import Patient
-from bnlab.doctor.scores import find_labels, score_batch
+from bnlab.doctor.scores import score_batch
 from bnlab.doctor.thresholds import SURELY_BETTER
 from bnlab.doctor.undoing import Undo, write_averages, write_weights
 from bnlab.model.borrow import measured
