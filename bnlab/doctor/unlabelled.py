@@ -19,8 +19,7 @@ from bnlab.doctor.verdict import BROKEN, Verdict, Word, find_kind, let_signs_spe
 from bnlab.doctor.words import count_things
 
 _ONLY_LABELS = (
-    "Only labels tell whether running averages or exact statistics are right: after training in eval() it is the "
-    "averages."
+    "Only labels tell which of the two are right; the running averages are where the network was trained in eval()."
 )
 _TOO_NEAR = "That is too near to what matters to tell: pass labels, or more images (up to 1,000)."
 

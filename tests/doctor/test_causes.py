@@ -259,7 +259,7 @@ def forget_averages(_: float) -> Given:
         (PATIENTS["means of one layer broken"].make, 4.0, "undecided", "BN108", "Only labels tell"),
         (PATIENTS["another run's averages in one layer"].make, 1, "undecided", "BN108", "Only labels tell"),
         (PATIENTS["averages part of the way"].make, 0.4, "undecided", "BN108", "Only labels tell"),
-        (forget_averages, 0.0, "undecided", "BN002", "after training in eval() it is the averages"),
+        (forget_averages, 0.0, "undecided", "BN002", "where the network was trained in eval()"),
         (PATIENTS["pruned weights"].make, 0.7, "undecided", "BN108", "Only labels tell"),
         (PATIENTS["pruned weights"].make, 0.3, "healthy", "", "running averages cost 0.1 points"),
     ],
