@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from bnlab.doctor.case import Case
 from bnlab.doctor.decisions import compare_decisions
 from bnlab.doctor.examination import Evidence, Examination
-from bnlab.doctor.labels import describe_misfit, describe_strangers, find_labels, find_strangers
+from bnlab.doctor.labels import describe_misfit, describe_strangers, describe_unread, find_labels, find_strangers
 from bnlab.doctor.observing import View, observe_batches
 from bnlab.doctor.probe import find_unread, probe_predictions
 from bnlab.doctor.scores import Evaluate, score_batch
@@ -48,9 +48,11 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         labels = find_labels(batch)
         values = score_batch(output, labels)
         own_values.append(values)
-        if values is None and labels is not None:
-            misfits.append(describe_misfit(output, labels))
-        strange = None if values is None else find_strangers(output, labels)
+        if values is None:
+            misfit = describe_unread(batch) if labels is None else describe_misfit(output, labels)
+            misfits.extend([misfit] if misfit else [])
+            return
+        strange = find_strangers(output, labels)
         if strange is not None:
             strangers.append(strange)
 

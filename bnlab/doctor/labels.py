@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,12 +15,25 @@ _IGNORED = 255  # label of positions that do not count, as torchvision's and Pas
 
 def find_labels(batch: Any) -> Tensor | None:
     """Find the labels of a batch: the second part of a tuple or list, or what a dictionary calls label or labels."""
-    labels = None
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        labels = batch[1]
-    elif isinstance(batch, Mapping):
-        labels = batch.get("labels", batch.get("label"))
+    labels = _get_labels(batch)
     return labels if isinstance(labels, Tensor) and labels.dim() > 0 else None
+
+
+def _get_labels(batch: Any) -> Any:
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return batch[1]
+    if isinstance(batch, Mapping):
+        return batch.get("labels", batch.get("label"))
+    return None
+
+
+def describe_unread(batch: Any) -> str | None:
+    """Say that a list of numbers, or an array, stands where labels do; None where that is not so."""
+    labels = _get_labels(batch)
+    is_list = isinstance(labels, list) and all(isinstance(label, Number) for label in labels)
+    if not is_list and not isinstance(labels, np.ndarray):
+        return None
+    return f"Labels were not read, as they are a {type(labels).__name__}: pass a tensor."
 
 
 def find_logits(output: Any) -> Tensor | None:
