@@ -73,7 +73,7 @@ def diagnose(
         causes: further causes of your own.
         expected: the mean score that the model should reach.
         worth: the smallest difference of scores that matters; by default half a point (0.005) of shares, and of other
-            metrics a hundredth of their spread over images.
+            metrics a hundredth of their spread over images. Without labels it is at least half a point.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
             each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.

@@ -14,9 +14,7 @@ SURELY_HEALTHY = 4.0  # times what matters; derived: intervals of 1,000 images e
 VISIBLE = 0.05  # σ: a gap that costs nothing is worth a note; healthy: .03 at most
 NEAR_CHANCE = 0.1  # of what there is to gain over always naming the commonest label; by convention
 LOST_ON_NEW_IMAGES = 0.1  # of accuracy, against training images; healthy: .02, digits: .03
-NAMES_CLASSES = (
-    0.5  # probability of the class that is named, on average: below it outputs are taken for numbers; digits: .9
-)
+NAMES_CLASSES = 0.5  # mean probability of the class that is named: below it outputs are taken for numbers; digits: .9
 LEAST_LIKELIHOOD = -10.0  # of a label: one that is named surely and wrongly is no worse; by convention
 
 # What an undo brings back

@@ -29,7 +29,6 @@ class Number:
         x: its place on the horizontal axis.
         value, sd: the number, and its standard deviation over the paper's runs.
         span, axis: in place of a value a stretch of the horizontal axis, and what that axis shows.
-        beside: the panel of ours in which it is drawn, where unit and quantity are the same.
         derived: how it follows from printed numbers.
     """
 
@@ -44,7 +43,6 @@ class Number:
     sd: float = math.nan
     span: Sequence[float] = ()
     axis: str = ""
-    beside: str = ""
     derived: str = ""
 
 

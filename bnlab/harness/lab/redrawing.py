@@ -32,11 +32,13 @@ from bnlab.harness.reporting.experiment import (
 from bnlab.harness.reporting.frames import OtherThan, name_panels, put_in_order, score
 from bnlab.harness.reporting.outcome import READING, Outcome, decide_outcome
 from bnlab.harness.reporting.page import render
-from bnlab.harness.reporting.plots import THEIRS, Axis, Curves, Forest, Plot
+from bnlab.harness.reporting.plots import Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.tables import load
 from bnlab.harness.reporting.wording import name_value
 
 T = TypeVar("T")
+THEIRS = "theirs"
+"""In legends, of numbers that a paper prints."""
 _GREY = "Grey: their numbers, on their own task and networks, from the sources in the table below."
 _GREY_BARS = "Grey intervals are two standard deviations over its runs to each side."
 
@@ -138,7 +140,7 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     declared = paper.figures[key]
     where = f"{paper.name}, figure {key}"
     marks = _find_marks(paper, key)
-    apart = [mark for mark in marks if not mark.span and not mark.beside]
+    apart = [mark for mark in marks if not mark.span]
     if declared.of:
         known = _find_part("figure", find_experiment(declared.experiment).figures, declared.of, where)
         printed = _make_printed_panel(known.plot, apart)
@@ -155,9 +157,8 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     told_apart = plot.series if isinstance(plot, Forest) else plot.by
     if told_apart in declared.names:
         plot = replace(plot, series="words") if isinstance(plot, Forest) else replace(plot, by="words")
-    beside = [mark for mark in marks if mark.beside]
     spans = [_make_span(mark) for mark in marks if mark.span]
-    ours = _name_ours(declared, plot, told_apart, beside, where)
+    ours = _name_ours(declared, told_apart, where)
     return Figure(declared.title, caption, ours, plot, printed=printed, spans=spans)
 
 
@@ -213,10 +214,8 @@ def _make_span(mark: Number) -> Span:
     return Span(low, high, f"{THEIRS}: {numbers} {mark.unit}")
 
 
-def _name_ours(
-    declared: DeclaredFigure, plot: Curves | Forest, told_apart: str, beside: Sequence[Number], where: str
-) -> Score:
-    """Make the score of our panels: with names of values and panels, and printed numbers that share a panel.
+def _name_ours(declared: DeclaredFigure, told_apart: str, where: str) -> Score:
+    """Make the score of our panels, with names of values and panels.
 
     Names of the column whose values have colours become the column `words`, which a legend shows as it is.
     """
@@ -238,18 +237,7 @@ def _name_ours(
             frame = name_panels(frame, ", ".join(words))
         elif declared.panels is not None or "panel" not in frame:
             frame["panel"] = ""
-        if not beside:
-            return frame
-        panels = frame["panel"].unique()
-        for mark in beside:
-            if mark.beside not in panels:
-                raise UserError(f"{where}: {mark.id} has no panel {mark.beside!r}; {suggest(mark.beside, panels)}")
-        columns = {"series": plot.by}
-        if isinstance(plot, Curves):
-            columns["x"] = plot.x
-        rows = _tabulate(beside).rename(columns=columns)
-        rows["panel"] = [mark.beside for mark in beside]
-        return pd.concat([frame.assign(printed=False), rows], ignore_index=True)
+        return frame
 
     return compute_named
 

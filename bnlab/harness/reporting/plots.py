@@ -38,8 +38,6 @@ LOST_OF_ANY_SIZE = replace(LOST, linear=0.3)  # up to what claims call harmless
 
 MARK: dict[str, Any] = {"color": "#999999", "linewidth": 0.9, "linestyle": ":"}
 """How a line at a value that has a name looks."""
-THEIRS = "theirs"
-"""In legends, of numbers that a paper prints."""
 _GREYS = ("#4d4d4d", "#8c8c8c", "#b3b3b3")  # of numbers that a paper prints
 _LEVEL: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
 _SPARSE = 4  # times fewer places than the longest series has
@@ -127,8 +125,7 @@ class Curves(Plot):
         """Draw the rows of each panel, see `Plot.draw`."""
         named, looks = choose_looks(frame, self.by, self.x)
         if "printed" in named:
-            printed = named.loc[named["printed"].astype(bool), "series"].unique()
-            for place, name in enumerate(printed):
+            for place, name in enumerate(named["series"].unique()):
                 looks[name] = {"color": _GREYS[place % 3], "linestyle": "-", "marker": "os^Dv"[place % 5]}
         require_one_row(named, ["panel", "series", self.x])
         places = named[self.x]
@@ -218,8 +215,7 @@ class Curves(Plot):
 class Forest(Plot):
     """Means with horizontal bars for their intervals, one below the other for each value of a column.
 
-    Draws frames with the columns `by`, mean, low and high. Rows that a column `printed` marks as true are grey, as
-    numbers of a paper, and lie below the others of their name.
+    Draws frames with the columns `by`, mean, low and high; in grey those with a column `printed`, a paper's numbers.
 
     Attributes:
         by: the column whose values are listed from top to bottom, in order of appearance.
@@ -236,10 +232,10 @@ class Forest(Plot):
 
     def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
         """Draw the rows of each panel, see `Plot.draw`; all panels have the same horizontal axis and names."""
-        if "printed" not in frame:
-            frame = frame.assign(printed=False)
-        column = self.series or "printed"
-        require_one_row(frame, ["panel", self.by, column])
+        told_apart = [self.series] if self.series else []
+        require_one_row(frame, ["panel", self.by, *told_apart])
+        ours = SERIES if self.series else SERIES[1:2]
+        colours = _GREYS if "printed" in frame else ours
         names = list(frame[self.by].unique())
         height_of_name = {name: height for height, name in enumerate(names)}
         series = self._list_series(frame)
@@ -251,17 +247,13 @@ class Forest(Plot):
             set_axes(ax, self.x, Axis(""), frame["mean"])  # of all panels: a shared axis has the same ticks in each
             _draw_mark(ax, self.mark)
             for place, value in enumerate(series):
-                rows = panel[panel[column] == value]
-                label = THEIRS if value and len(series) > 1 else None
-                if self.series:
-                    label = name_value(self.series, value)
+                rows = panel[panel[self.series] == value] if self.series else panel
+                label = name_value(self.series, value) if self.series else None
                 # Series lie around the height of their name, the first on top.
                 shift = 0.75 * (place - (len(series) - 1) / 2) / len(series)
                 heights = rows[self.by].map(height_of_name).astype(float) + shift
                 marker = "os^DvP"[place % 6]
-                colour = SERIES[place % len(SERIES)] if self.series else SERIES[1]
-                if frame.loc[frame[column] == value, "printed"].all():
-                    colour = _GREYS[place % 3]
+                colour = colours[place % len(colours)]
                 bars = _measure_bars(rows)
                 ax.errorbar(rows["mean"], heights, xerr=bars, fmt=marker, color=colour, capsize=2, label=label)
 
@@ -277,10 +269,9 @@ class Forest(Plot):
         return 1 + len(names) * (max(of_a_name, of_points) + 0.3)
 
     def _list_series(self, frame: pd.DataFrame) -> list[Any]:
-        """List the values that have a colour each: numbers, and words in order of appearance.
-
-        Without a column these are whether numbers are printed ones.
-        """
-        column = frame.get(self.series or "printed", pd.Series(False, frame.index))
+        """List the values that have a colour each: numbers, and words in order of appearance."""
+        if not self.series:
+            return [""]
+        column = frame[self.series]
         values = list(column.unique())
         return sorted(values) if pd.api.types.is_numeric_dtype(column) else values
