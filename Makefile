@@ -6,13 +6,14 @@
 # make results    every experiment that needs no download again, for results/reference: 1,900 networks, whose training takes
 #                 about 40 hours of one core, two at a time. What is finished is kept
 # make docs       the site, build/site/index.html
+# make networks   train the networks of the doctor's specimens that are missing; remove a file to have it made again
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # `make demo PYTHON=python3.12` chooses the interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all test-slurm test-versions results docs bench clean own-environment
+.PHONY: demo test test-all test-slurm test-versions results docs bench networks clean own-environment
 .DELETE_ON_ERROR:
 
 # An environment is of the clone whose bnlab is installed in it. That of another clone (a link, or a copied folder) would
@@ -115,6 +116,9 @@ docs: .venv/installed-docs
 
 bench: .venv/installed-bench
 	$(PY) -m benchmarks
+
+networks: .venv/installed
+	$(PY) -m pytest -q -n 0 -m 'slow or not slow' --train-networks tests/doctor
 
 clean:
 	rm -rf .venv build *.egg-info

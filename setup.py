@@ -6,7 +6,13 @@ setup(
     packages=[*find_packages(include=["bnlab*", "experiments*"]), "bnlab.conf"],
     package_dir={"bnlab.conf": "conf"},
     package_data={
-        "bnlab": ["py.typed", "doctor/page.html", "doctor/gallery/faults.csv", "harness/reporting/templates/*"],
+        "bnlab": [
+            "py.typed",
+            "doctor/page.html",
+            "doctor/gallery/faults.csv",
+            "doctor/gallery/networks/*.safetensors",
+            "harness/reporting/templates/*",
+        ],
         "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt"],
         "experiments": ["answers/*.md", "papers/*.yaml", "*.md"],
     },

@@ -1,4 +1,4 @@
-"""One torch thread in every test process, and one small trained network for all tests that only read."""
+"""One torch thread in every test process, one small trained network for all tests that only read, and two options."""
 
 import math
 import os
@@ -11,6 +11,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from bnlab.doctor.gallery import specimen as gallery
+from tests.doctor import digits
+from tests.elsewhere import nudge
 from tests.helpers import SMALL, Config, Run, plan_network, torchvision, train_network
 
 # The main process of parallel tests imports packages whose warnings it shows, and these import torchvision.
@@ -18,7 +21,34 @@ torchvision()
 
 # Tensors are small, and threads without idle cores wait for each other; also of the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--train-networks",
+        action="store_true",
+        help="train and write the networks of the doctor's gallery and tests that are not in their folders",
+    )
+    parser.addoption(
+        "--nudge",
+        metavar="SEED",
+        type=int,
+        help="change weights by a relative 1e-6 where an optimizer begins or a committed network is loaded",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    seed = config.getoption("nudge")
+    if seed is not None:
+        root = Path(__file__).parents[1]
+        os.environ["BNLAB_NUDGE"] = str(seed)
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(root / "tests/elsewhere/site"), str(root)])
+        nudge.install(seed)
+
+    if config.getoption("train_networks"):
+        for networks in (gallery.NETWORKS, digits.NETWORKS):
+            networks.trains = True
 
 
 def small_config(results: Path, *words: str, **changes: Any) -> Config:

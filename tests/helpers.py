@@ -32,8 +32,6 @@ from bnlab.harness.jobs import execute
 from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.measurements import find_measurement
 
-torch.set_num_threads(1)  # the tensors are small
-
 Model = TypeVar("Model", bound=nn.Module)
 EMPTY: Mapping[str, float] = {}
 

@@ -54,7 +54,7 @@ FOLDERS = {
     "causes catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
     "recalibrate gallery",
     "harness.lab": "catalogue command watching compose launch sweep papers redrawing report runs",
-    "doctor.gallery": "patterns network specimen faults table",
+    "doctor.gallery": "patterns network store specimen faults table",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
     "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "

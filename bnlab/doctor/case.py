@@ -165,9 +165,14 @@ class Case:
 
     def clearly_differs(self, name: str) -> bool:
         """Return whether averages differ from exact ones by more than .03, and than the noise of either explains."""
+        gap, most = self.measure_fit(name)
+        return not gap <= most
+
+    def measure_fit(self, name: str) -> tuple[float, float]:
+        """Measure how far averages are off, in σ, and how far they may be without clearly differing."""
         gap = self.measure_distance(name, self.data.exact)
         chance = max(self.estimate_expected_gap(name), self.estimate_sampling_error(name))
-        return not gap <= max(FITS, CHANCE * chance)
+        return gap, max(FITS, CHANCE * chance)
 
     def explain(self, predicted: Mapping[str, Tensor], layers: Sequence[str], *, with_noise: bool = False) -> float:
         """Return which share of the layers' gap is explained by averages [2, C] that are predicted: 1 all, 0 nothing.

@@ -6,7 +6,7 @@ import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,14 +278,19 @@ class Diagnosis:
         return [_ASKS[ask] for ask in _ASKED_OF.get(word, ()) if ask not in known]
 
     def to_json(self) -> str:
-        """Write verdict, scores, findings, undos, layers and skipped causes as JSON: names and numbers, no images."""
+        """Write all as JSON: names and numbers, no images.
+
+        That is the verdict and the line that it is nearest to, scores, findings, undos, layers, and skipped causes.
+        """
         gain = None if self.judged is None else self.judged.gain
+        nearest = None if self.judged is None else self.judged.nearest
         report = {
             "verdict": self.verdict,
             "sentence": None if self.judged is None else self.judged.sentence,
             "scores": self.scores,
             "training_score": self.case.training_score,
             "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
+            "nearest_line": None if nearest is None else {**asdict(nearest), "distance": nearest.distance},
             "images": 0 if self.case.evidence is None else self.case.evidence.images,
             "findings": self.findings.to_dict("records"),
             "trials": self.trials.to_dict("records"),

@@ -12,7 +12,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +55,38 @@ class Trial:
     undo: Undo
     values: Tensor
     is_proposed: bool = True
+
+
+Unit = Literal["score", "likelihood", "share"]
+
+
+class Grade(IntEnum):
+    """Whether an undo brings back as much as the best one."""
+
+    TOO_LITTLE = 0
+    PERHAPS = 1
+    ENOUGH = 2
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A number that an undo was graded by, and what the grade would be on the other side of its line.
+
+    Attributes:
+        what: the number, in words.
+        value: the number.
+        line: where the other grade begins.
+        unit: of both: score, likelihood, or a share of the gap.
+        trial: number of the undo in `Experiment.trials`.
+        grade: beyond the line.
+    """
+
+    what: str
+    value: float
+    line: float
+    unit: Unit
+    trial: int
+    grade: Grade
 
 
 @dataclass(frozen=True)
@@ -103,34 +137,82 @@ class Experiment:
             return chosen
         return []
 
-    def choose(self) -> tuple[list[Trial], list[Trial]]:
+    def choose(self, crossing: Crossing | None = None) -> tuple[list[Trial], list[Trial]]:
         """Choose the smallest undos that bring back as much as the best.
 
-        That is known by scores, or where few images do not tell, by averages that fit once it is undone.
+        Args:
+            crossing: what to choose if one number were on the other side of its line.
 
         Returns:
             Those that provably do and have the fewest degrees; and still smaller ones of which that is not known.
         """
         best = self.best
         assert best is not None
-        gain = self.measure_gain(best).value
-        score_gain = self.measure_score(best).value
-        enough: list[Trial] = []
-        perhaps: list[Trial] = []
-        for trial in self.trials:
-            of_score = estimate_mean(best.values[0] - trial.values[0])
-            if of_score.low > LEFT_BY_SMALLER * score_gain:
-                continue  # the likelihood of a label ends at its bound, where the score still falls
-            shortfall = estimate_mean(best.values[1] - trial.values[1], tests=len(self.trials))
-            if shortfall.high <= LEFT_BY_SMALLER * gain:
-                enough.append(trial)
-            elif shortfall.value <= LEFT_BY_SMALLER * gain:
-                fits = trial.undo.explains > EXPLAINS_ALL
-                (enough if fits else perhaps).append(trial)
-        enough = enough or [best]
+        grades = [grade for grade, _ in self._graded]
+        if crossing is not None:
+            grades[crossing.trial] = crossing.grade
+
+        graded = list(zip(grades, self.trials, strict=True))
+        enough = [trial for grade, trial in graded if grade is Grade.ENOUGH] or [best]
+        perhaps = [trial for grade, trial in graded if grade is Grade.PERHAPS]
         fewest = min(trial.undo.degrees for trial in enough)
         chosen = [trial for trial in enough if trial.undo.degrees == fewest]
         return chosen, [trial for trial in perhaps if trial.undo.degrees < fewest]
+
+    def list_crossings(self) -> list[Crossing]:
+        """List the numbers that undos were graded by, where the grade would be another one beyond the line."""
+        return [crossing for _, crossings in self._graded for crossing in crossings]
+
+    @cached_property
+    def _graded(self) -> list[tuple[Grade, list[Crossing]]]:
+        """The grade of each undo, and the lines to other grades."""
+        return [self._grade(number) for number in range(len(self.trials))]
+
+    def _grade(self, number: int) -> tuple[Grade, list[Crossing]]:
+        """Grade an undo by what it leaves of the best gain, at most a tenth.
+
+        That is known by likelihoods; where few images do not tell, by averages that fit once it is undone. The score is
+        asked too, as the likelihood of a label ends at its bound, where the score still falls.
+        """
+        best = self.best
+        assert best is not None
+        trial = self.trials[number]
+        of_score = estimate_mean(best.values[0] - trial.values[0])
+        shortfall = estimate_mean(best.values[1] - trial.values[1], tests=len(self.trials))
+        score_line = LEFT_BY_SMALLER * self.measure_score(best).value
+        line = LEFT_BY_SMALLER * self.measure_gain(best).value
+
+        conditions = {
+            "score": of_score.low <= score_line,
+            "surely": shortfall.high <= line,
+            "likely": shortfall.value <= line,
+            "fits": trial.undo.explains > EXPLAINS_ALL,
+        }
+        grade = _combine(**conditions)
+
+        def cross(name: str) -> Grade:
+            return _combine(**{**conditions, name: not conditions[name]})
+
+        def draw(what: str, value: float, line: float, unit: Unit, name: str) -> Crossing:
+            return Crossing(f"{trial.cause.code} {what}", value, line, unit, number, cross(name))
+
+        crossings = [
+            draw("undone falls short of the best by at least", of_score.low, score_line, "score", "score"),
+            draw("undone leaves at most", shortfall.high, line, "likelihood", "surely"),
+            draw("undone leaves", shortfall.value, line, "likelihood", "likely"),
+            draw("explains", trial.undo.explains, EXPLAINS_ALL, "share", "fits"),
+        ]
+        return grade, [crossing for crossing in crossings if crossing.grade is not grade]
+
+
+def _combine(score: bool, surely: bool, likely: bool, fits: bool) -> Grade:
+    """Combine what is known of an undo: the score does not speak against it, it surely or likely leaves little, and
+    averages fit once it is undone."""
+    if not score:
+        return Grade.TOO_LITTLE
+    if surely or (likely and fits):
+        return Grade.ENOUGH
+    return Grade.PERHAPS if likely else Grade.TOO_LITTLE
 
 
 def try_undos(

@@ -11,6 +11,7 @@ WORTH = 0.005  # of shares, half a point; by convention
 WORTH_OF_SPREAD = 0.01  # of another metric's 5 to 95% range over images; by convention
 COSTS_ARE_ERRORS = 10.0  # times what matters, which are five points of accuracy; by convention
 SURELY_HEALTHY = 4.0  # times what matters; derived: intervals of 1,000 images end there if a tenth of them changes
+NEAR_A_LINE = 0.2  # of a line's own size, within which a verdict says that it is near; by convention
 VISIBLE = 0.05  # σ: a gap that costs nothing is worth a note; healthy: .03 at most
 NEAR_CHANCE = 0.1  # of what there is to gain over always naming the commonest label; by convention
 LOST_ON_NEW_IMAGES = 0.1  # of accuracy, against training images; healthy: .02, digits: .03

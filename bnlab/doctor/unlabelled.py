@@ -15,7 +15,7 @@ from bnlab.doctor.examination import Decisions
 from bnlab.doctor.experiment import Experiment, Trial
 from bnlab.doctor.findings import Finding, find_explained, find_off, find_signs, sort_findings
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
-from bnlab.doctor.verdict import BROKEN, Verdict, Word, find_kind, let_signs_speak, name_causes, name_place
+from bnlab.doctor.verdict import BROKEN, Edge, Verdict, Word, find_kind, let_signs_speak, name_causes, name_place
 from bnlab.doctor.words import count_things
 
 _ONLY_LABELS = (
@@ -71,12 +71,19 @@ def _judge(
     reported = _describe(decisions)
     if place is not None:
         word, why = place
-        return Verdict(word, f"{reported} {why}", cost, chosen)
+        edges = [
+            Edge("running averages cost", cost.value, worth, "undecided", worth, True, " points"),
+            Edge("running averages cost at least", cost.low, 0.0, "undecided", cost.value, True, " points"),
+        ]
+        others = [edge for edge in edges if edge.beyond != word]
+        return Verdict(word, f"{reported} {why}", cost, chosen, others).add_nearest()
 
     most = worth if cost.low > 0 else SURELY_HEALTHY * worth
-    if cost.high > most:
-        return Verdict("undecided", f"{reported} {_TOO_NEAR}", cost)
-    return Verdict("healthy", reported, cost)
+    word: Word = "undecided" if cost.high > most else "healthy"
+    beyond: Word = "healthy" if word == "undecided" else "undecided"
+    edge = Edge("the cost may be up to", cost.high, most, beyond, most, True, " points")
+    sentence = f"{reported} {_TOO_NEAR}" if word == "undecided" else reported
+    return Verdict(word, sentence, cost, edges=[edge]).add_nearest()
 
 
 def _describe(decisions: Decisions) -> str:

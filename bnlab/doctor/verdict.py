@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,9 +16,9 @@ from bnlab.doctor.experiment import Experiment, Trial
 from bnlab.doctor.findings import Finding, find_explained, find_off, find_signs, grade_cost, sort_findings
 from bnlab.doctor.lag import compare_with_drift
 from bnlab.doctor.scores import Difference, Scores
-from bnlab.doctor.thresholds import NEAR_CHANCE, SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
+from bnlab.doctor.thresholds import NEAR_A_LINE, NEAR_CHANCE, SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.undoing import EACH_BATCH, EXACT, Kind
-from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
+from bnlab.doctor.words import count_things, describe_gain, describe_number, describe_score, round_up, tell
 
 Word = Literal["averages", "averages or images", "images", "network", "mode", "batches", "healthy", "undecided"]
 
@@ -33,6 +33,42 @@ _FIRST_OFF = "The first layer does not fit: either these images are others than 
 
 
 @dataclass(frozen=True)
+class Edge:
+    """A number that decided a verdict, and the line from which on it would be another one.
+
+    Attributes:
+        what: the number, in words.
+        value: the number, in the unit of the line.
+        line: where the other verdict begins.
+        beyond: the verdict on the other side.
+        scale: by which distances from the line are divided.
+        is_share: whether both are written times 100.
+        unit: what is written behind them.
+    """
+
+    what: str
+    value: float
+    line: float
+    beyond: Word
+    scale: float
+    is_share: bool = False
+    unit: str = ""
+
+    @property
+    def distance(self) -> float:
+        """How far the number is from its line, in units of `scale`."""
+        return abs(self.value - self.line) / self.scale
+
+    def __str__(self) -> str:
+        side = "above" if self.value <= self.line else "below"
+        return f"{self.what} {self._tell(self.value)}; {side} {self._tell(self.line)} the verdict is {self.beyond}"
+
+    def _tell(self, number: float) -> str:
+        reported = f"{100 * number:z.1f}" if self.is_share else describe_number(number)
+        return f"{reported}{self.unit}"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Where the fault is.
 
@@ -43,12 +79,26 @@ class Verdict:
         sentence: the reason, with its numbers.
         gain: what exact statistics gain over running ones.
         chosen: the undos that explain it: of the same size, and smaller ones that may.
+        edges: numbers that decided it, each with its line; none where values that are not finite decided.
     """
 
     word: Word
     sentence: str
     gain: Difference
     chosen: Sequence[Trial] = ()
+    edges: Sequence[Edge] = ()
+
+    @property
+    def nearest(self) -> Edge | None:
+        """The number that is nearest to its line."""
+        return min(self.edges, key=lambda edge: edge.distance, default=None)
+
+    def add_nearest(self) -> Verdict:
+        """Say in the sentence which line is near, if one is."""
+        nearest = self.nearest
+        if nearest is None or nearest.distance >= NEAR_A_LINE:
+            return self
+        return replace(self, sentence=f"{self.sentence} Near a line: {nearest}.")
 
 
 def conclude(
@@ -107,13 +157,16 @@ def let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool)
     of_network = [finding for finding in severe if finding.cause.kind == "network"]
     if judged.word not in ("healthy", "undecided") or not severe:
         return judged
+    edges = [edge for edge in judged.edges if edge.beyond not in ("healthy", "undecided", "network")]
     if of_network:
         cause = of_network[0].cause
-        return replace(judged, word="network", sentence=f"See {cause.code}, {cause.title}. {judged.sentence}")
+        sentence = f"See {cause.code}, {cause.title}. {judged.sentence}"
+        return replace(judged, word="network", sentence=sentence, edges=edges)
     if is_poor:
         cause = severe[0].cause
         sentence = f"Near chance under any statistics, so that nothing shows what {cause.code} ({cause.title}) costs."
-        return replace(judged, word="undecided", sentence=f"{sentence} Mend that first, and ask again.")
+        sentence = f"{sentence} Mend that first, and ask again."
+        return replace(judged, word="undecided", sentence=sentence, edges=edges)
     return judged
 
 
@@ -127,6 +180,38 @@ def compute_worth(scores: Scores, worth: float | None) -> float:
     return max(WORTH_OF_SPREAD * float(high - low), 1e-12)
 
 
+@dataclass(frozen=True)
+class _Number:
+    """A number that a condition asks for.
+
+    Attributes:
+        edge: the number with its line.
+        is_met: whether it is on the side that the condition asks for.
+    """
+
+    edge: Edge
+    is_met: bool
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """A condition of a verdict.
+
+    Attributes:
+        word: the verdict if it holds.
+        numbers: all of which have to be met.
+        decide: makes the verdict.
+    """
+
+    word: Word
+    numbers: Sequence[_Number]
+    decide: Callable[[], Verdict]
+
+    @property
+    def holds(self) -> bool:
+        return all(number.is_met for number in self.numbers)
+
+
 def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: float) -> Verdict:
     """Judge by what was tried: the first condition that holds decides.
 
@@ -137,24 +222,93 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
         worth: the smallest difference of scores that matters.
     """
     gain = scores.compare("exact", "running")
-    word: Word
     if case.is_broken:
-        word, sentence = "averages", BROKEN
-    elif not math.isfinite(scores.mean("exact")):
-        word, sentence = "network", "Scores under exact statistics are not finite."
-    elif not math.isfinite(gain.value):
-        word, sentence = "averages", _describe_not_finite(scores)
-    elif _is_mode(case, scores, worth):
-        word, sentence = "mode", _describe_mode(case, scores)
-    elif experiment is not None and experiment.gains(worth):
-        return _judge_experiment(case, scores, experiment, gain)
-    elif _is_bad(scores, case.expected):
-        word, sentence = "network", _describe_bad(case, scores)
-    elif _find_most(gain, experiment) > SURELY_HEALTHY * worth:
-        word, sentence = "undecided", _describe_undecided(gain, scores, worth)
-    else:
-        word, sentence = "healthy", _describe_healthy(case, scores, gain, worth)
-    return Verdict(word, sentence, gain)
+        return Verdict("averages", BROKEN, gain)
+    if not math.isfinite(scores.mean("exact")):
+        return Verdict("network", "Scores under exact statistics are not finite.", gain)
+    if not math.isfinite(gain.value):
+        return Verdict("averages", _describe_not_finite(scores), gain)
+
+    conditions = [
+        *_ask_for_mode(case, scores, gain, worth),
+        *_ask_for_undo(case, scores, experiment, gain, worth),
+        *_ask_for_network(case, scores, gain, worth),
+        *_ask_for_images(case, scores, experiment, gain, worth),
+    ]
+    holding = [number for number, condition in enumerate(conditions) if condition.holds]
+    decided = holding[0]
+    edges = [_name_beyond(condition) for condition in conditions[:decided]]
+    for number in conditions[decided].numbers:  # not met, the next condition that holds would decide
+        edges.append(replace(number.edge, beyond=conditions[holding[1]].word))
+
+    verdict = conditions[decided].decide()
+    others = [edge for edge in (*edges, *verdict.edges) if edge.beyond != verdict.word]
+    return replace(verdict, edges=others).add_nearest()
+
+
+def _name_beyond(condition: _Condition) -> Edge:
+    """Find the number on which a condition fails; of several the one that is farthest from its line."""
+    edges = [number.edge for number in condition.numbers if not number.is_met]
+    farthest = max(edges, key=lambda edge: edge.distance)
+    return replace(farthest, beyond=condition.word)
+
+
+def _draw_line(what: str, value: float, line: float, scores: Scores, scale: float | None = None) -> Edge:
+    """Draw a line between scores or their differences; distances are divided by the line's own size or by `scale`."""
+    unit = " points" if scores.are_shares else ""
+    return Edge(what, value, line, "undecided", scale or line, scores.are_shares, unit)
+
+
+def _ask_for_mode(case: Case, scores: Scores, gain: Difference, worth: float) -> Iterator[_Condition]:
+    """Ask whether most batch norms are in train mode, and eval mode scores better."""
+    training = case.select(lambda name: case.layers[name].training)
+    if case.is_as_constructed or 2 * len(training) < len(case.layers) or "batch" not in scores.values:
+        return
+    low = scores.compare("running", "batch").low
+    edge = _draw_line("eval mode is better by at least", low, worth, scores)
+    yield _Condition("mode", [_Number(edge, low > worth)], lambda: Verdict("mode", _describe_mode(case, scores), gain))
+
+
+def _ask_for_undo(
+    case: Case, scores: Scores, experiment: Experiment | None, gain: Difference, worth: float
+) -> Iterator[_Condition]:
+    """Ask whether the best undo surely brings back some likelihood, and more of the score than what matters."""
+    if experiment is None or experiment.best is None:
+        return
+    likelihood = experiment.measure_gain(experiment.best)
+    score = experiment.measure_score(experiment.best).value
+    of_likelihood = Edge(
+        "the best undo gains of the likelihood at least", likelihood.low, 0.0, "undecided", abs(likelihood.value) or 1.0
+    )
+    of_score = _draw_line("the best undo gains", score, worth, scores)
+    numbers = [_Number(of_likelihood, likelihood.low > 0), _Number(of_score, score > worth)]
+    word = name_choice(case, *experiment.choose())
+    yield _Condition(word, numbers, lambda: _judge_experiment(case, scores, experiment, gain))
+
+
+def _ask_for_network(case: Case, scores: Scores, gain: Difference, worth: float) -> Iterator[_Condition]:
+    """Ask whether the best score is below what is expected, or no better than always naming the commonest class."""
+    bar = scores.commonest if case.expected is None else case.expected
+    if bar is None:
+        return
+    edge = _draw_line("the best score is", scores.best, bar, scores, SURELY_HEALTHY * worth)
+    is_bad = _is_bad(scores, case.expected)
+    yield _Condition("network", [_Number(edge, is_bad)], lambda: Verdict("network", _describe_bad(case, scores), gain))
+
+
+def _ask_for_images(
+    case: Case, scores: Scores, experiment: Experiment | None, gain: Difference, worth: float
+) -> Iterator[_Condition]:
+    """Ask whether the images are too few to say that nothing is gained; if they are not, averages are healthy."""
+    most = _find_most(gain, experiment)
+    line = SURELY_HEALTHY * worth
+    edge = _draw_line("the gain may be up to", most, line, scores)
+    yield _Condition(
+        "undecided",
+        [_Number(edge, most > line)],
+        lambda: Verdict("undecided", _describe_undecided(gain, scores, worth), gain),
+    )
+    yield _Condition("healthy", [], lambda: Verdict("healthy", _describe_healthy(case, scores, gain, worth), gain))
 
 
 def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: Difference) -> Verdict:
@@ -167,16 +321,45 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
     sentence = _describe_trials([*chosen, *rivals], experiment, scores)
     low = _describe_low(scores, case.expected)
 
-    word: Word
+    word = name_choice(case, chosen, rivals)
     if others:
         reported = " or ".join(sorted(kinds | others))
         needed = round_up(4 * experiment.as_is.shape[1])
-        word, more = "undecided", f" Too few images to tell these apart ({reported}); about {needed:,} would."
-    elif kinds == {"averages"} and _may_be_images(case, chosen):
-        word, more = "averages or images", f" {_FIRST_OFF}{low}"
+        more = f" Too few images to tell these apart ({reported}); about {needed:,} would."
+    elif word == "averages or images" and kinds == {"averages"}:
+        more = f" {_FIRST_OFF}{low}"
     else:
-        word, more = name_place(kinds), low
-    return Verdict(word, sentence + more, gain, chosen=[*chosen, *rivals])
+        more = low
+    edges = _list_edges(case, scores, experiment)
+    return Verdict(word, sentence + more, gain, [*chosen, *rivals], edges)
+
+
+def name_choice(case: Case, chosen: Sequence[Trial], rivals: Sequence[Trial]) -> Word:
+    """Name where the fault is, by the smallest undos that bring back as much as the best, and their smaller rivals."""
+    kinds = {find_kind(trial) for trial in chosen}
+    if {find_kind(trial) for trial in rivals} - kinds:
+        return "undecided"
+    if kinds == {"averages"} and _may_be_images(case, chosen):
+        return "averages or images"
+    return name_place(kinds)
+
+
+def _list_edges(case: Case, scores: Scores, experiment: Experiment) -> list[Edge]:
+    """List the numbers by which undos were graded, where the verdict would be another one beyond their lines."""
+    assert experiment.best is not None
+    best = experiment.measure_gain(experiment.best).value
+    edges = []
+    for crossing in experiment.list_crossings():
+        beyond = name_choice(case, *experiment.choose(crossing))
+        value, line = crossing.value, crossing.line
+        if crossing.unit == "score":
+            edges.append(replace(_draw_line(crossing.what, value, line, scores), beyond=beyond))
+        elif crossing.unit == "likelihood":
+            of_best = Edge(crossing.what, value / best, line / best, beyond, line / best, True, "% of the gain")
+            edges.append(of_best)
+        else:
+            edges.append(Edge(crossing.what, value, line, beyond, line, True, "% of the first layer's gap"))
+    return edges
 
 
 def name_place(kinds: Collection[Kind]) -> Word:
@@ -215,14 +398,6 @@ def _find_most(gain: Difference, experiment: Experiment | None) -> float:
     if experiment is None or experiment.best is None:
         return gain.high
     return max(gain.high, experiment.measure_score(experiment.best).high)
-
-
-def _is_mode(case: Case, scores: Scores, worth: float) -> bool:
-    """Return whether most batch norms are in train mode, and eval mode scores better."""
-    training = case.select(lambda name: case.layers[name].training)
-    if case.is_as_constructed or 2 * len(training) < len(case.layers) or "batch" not in scores.values:
-        return False
-    return scores.compare("running", "batch").low > worth
 
 
 def _describe_not_finite(scores: Scores) -> str:

@@ -1,19 +1,27 @@
-"""Small convolutional networks of three batch norms, trained on scikit-learn's digits in three colours."""
+"""Small convolutional networks of three batch norms, trained on scikit-learn's digits in three colours.
+
+What a training ends with is loaded from `networks/`, so that no test depends on the processor that it runs on.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab import population_statistics
+from bnlab import population_statistics, record
 from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.gallery.network import choose_images
+from bnlab.doctor.gallery.store import History, Networks
+
+NETWORKS = Networks(Path(__file__).with_name("networks"))
+"""Trained networks of the doctor's tests; `make networks` trains those that are missing."""
 
 Batches = list[tuple[Any, Tensor]]
 NORMS = ("1", "4", "7")
@@ -25,19 +33,15 @@ _SHADE = torch.tensor([0.0, 0.0, 0.5]).view(3, 1, 1)
 
 
 @cache
-def load_images(split: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load images [N, 3, 8, 8] and labels for training, then 1,000 for testing; not to be changed.
-
-    Args:
-        split: seed that draws which are for training.
-    """
+def load_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Load images [N, 3, 8, 8] and labels for training, then 1,000 for testing; not to be changed."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     grey = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
     images = grey * _TINT + _SHADE
     labels = torch.tensor(digits.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(split))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
     training = order[:_TRAINING]
     testing = order[_TRAINING:]
     return images[training], labels[training], images[testing], labels[testing]
@@ -93,7 +97,6 @@ def fit(
     change: Callable[[Tensor], Tensor] | None = None,
     keep_mode: bool = False,
     after: Callable[[], object] | None = None,
-    split: int = 5,
 ) -> None:
     """Train on the digits with SGD, in eval mode afterwards.
 
@@ -105,9 +108,8 @@ def fit(
         change: of the images.
         keep_mode: whether layers stay in the mode in which they are.
         after: called once, after three quarters of the steps.
-        split: of the images; see `load_images`.
     """
-    images, labels, _, _ = load_images(split)
+    images, labels, _, _ = load_images()
     if change is not None:
         images = change(images)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -127,16 +129,36 @@ def fit(
     model.eval()
 
 
+def fit_and_record(name: str, model: nn.Module, change: Callable[[Tensor], Tensor] | None = None) -> History:
+    """Train a network with its history, once and for all; see `Networks.recall` and `fit`."""
+
+    def train() -> History:
+        before: dict[str, Tensor] = {}
+        with record(model) as trace:
+            fit(model, change=change, after=lambda: before.update(copy.deepcopy(model.state_dict())))
+        return History(before, trace)
+
+    return NETWORKS.recall(name, model, train)
+
+
 @cache
-def _train(seed: int) -> nn.Sequential:
+def _load(seed: int) -> nn.Sequential:
     model = build(seed)
-    fit(model)
+    NETWORKS.recall(f"digits {seed}", model, partial(fit, model))
     return model
 
 
 def make_healthy(seed: int = 0) -> nn.Sequential:
-    """Make a trained network of its own, in eval mode."""
-    return copy.deepcopy(_train(seed))
+    """Make a trained network of its own, in eval mode; of seed 0, 1 or 2."""
+    return copy.deepcopy(_load(seed))
+
+
+@cache
+def load_with_history() -> tuple[nn.Sequential, History]:
+    """Load a fourth trained network, in eval mode, with its history; not to be changed."""
+    model = build(3)
+    history = fit_and_record("digits 3", model)
+    return model, history
 
 
 def make_exact(images: Sequence[Tensor]) -> nn.Sequential:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
-from tests.doctor.digits import Batches
+from tests.doctor.digits import NETWORKS, Batches
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def keep_old_buffers(steps: float) -> Given:
     """On negatives, in so many steps."""
     before = digits.make_healthy(1)
     model = copy.deepcopy(before)
-    digits.fit(model, steps=int(steps), change=CHANGES["negative"])
+    train = partial(digits.fit, model, steps=int(steps), change=CHANGES["negative"])
+    NETWORKS.recall(f"negatives {steps:g}", model, train)
     return _take_buffers(model, before)
 
 
@@ -145,7 +146,7 @@ def load_adapters(_: float) -> Given:
     model = copy.deepcopy(before).requires_grad_(False)
     for place in (0, 3, 6):
         model[place] = Adapted(model[place])  # type: ignore[arg-type]
-    digits.fit(model, steps=48, change=CHANGES["negative"])
+    NETWORKS.recall("adapters", model, partial(digits.fit, model, steps=48, change=CHANGES["negative"]))
     return _take_buffers(model, before)
 
 
@@ -194,7 +195,7 @@ def move_part_of_the_way(share: float) -> Given:
 def lag_behind(rate: float) -> Given:
     """After 15 steps a fifth of the averages is of their start, too."""
     model = digits.build(8)
-    digits.fit(model, steps=15, rate=rate, is_constant=True)
+    NETWORKS.recall(f"lag {rate:g}", model, partial(digits.fit, model, steps=15, rate=rate, is_constant=True))
     return Given(model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -129,12 +130,16 @@ def test_images_are_ruled_out_where_the_training_batches_fail_as_well() -> None:
     for images, labels in digits.make_training_batches():
         mixed += [(images, labels), (0.3 * images, labels)]
     model = digits.build()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    for _ in range(5):
-        for images, labels in mixed:  # each kind by its own statistics, which no single set of averages replaces
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
+
+    def train() -> None:
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        for _ in range(5):
+            for images, labels in mixed:  # each kind by its own statistics, which no single set of averages replaces
+                optimizer.zero_grad()
+                F.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+
+    digits.NETWORKS.recall("two kinds of batches", model, train)
     batches = digits.make_batches()
 
     without = diagnose(model.eval(), batches, progress=False)
@@ -147,7 +152,8 @@ def test_images_are_ruled_out_where_the_training_batches_fail_as_well() -> None:
 
 def test_at_chance_a_cause_without_data_is_printed_and_nothing_is_called_healthy() -> None:
     model = digits.build().eval()
-    digits.fit(model, rate=0.02, keep_mode=True)  # averages stay 0 and 1
+    train = partial(digits.fit, model, rate=0.02, keep_mode=True)  # averages stay 0 and 1
+    digits.NETWORKS.recall("trained in eval mode", model, train)
     generator = torch.Generator().manual_seed(0)
     batches = []
     for images, labels in digits.make_batches():

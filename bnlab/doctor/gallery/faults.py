@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from bnlab.doctor.gallery.network import build_network, train
 from bnlab.doctor.gallery.patterns import CLASSES, SIZE
 from bnlab.doctor.gallery.specimen import (
+    NETWORKS,
     Batches,
     Healthy,
     Specimen,
@@ -27,7 +29,10 @@ from bnlab.doctor.gallery.specimen import (
     set_momentum,
     split,
 )
+from bnlab.doctor.gallery.store import History
+from bnlab.estimators import EMA
 from bnlab.recording.block import record
+from bnlab.recording.trace import replay
 
 # Ways of breaking that several faults share.
 
@@ -68,47 +73,76 @@ def change_images(change: Callable[..., Tensor], has_training: bool = False) -> 
     return spoil
 
 
-def train_further(prepare: Callable[[Any], Any], steps: int = 32, rate: float = 0.01) -> Spoil:
-    """Train the network on after a change."""
-
-    def spoil(healthy: Healthy) -> Specimen:
-        model = prepare(healthy.copy_model())
-        train(model, healthy.images, healthy.labels, steps=steps, rate=rate)
-        return healthy.show(model)
-
-    return spoil
-
-
 # Faults by the names that the table has, with _ for a space.
 
 
 def momentum_reversed(healthy: Healthy) -> Specimen:
-    model = build_network()
+    model = healthy.copy_model()
     set_momentum(model, 0.9)
-    train(model, healthy.images, healthy.labels)
+    # The momentum changes no weight, so that the recorded training tells what another one would have averaged.
+    last = healthy.trace.last_step
+    replay(healthy.trace, EMA(momentum=0.9), [last])[last].write_to(model)
     return healthy.show(model)
 
 
-def hold_averages(model: Any) -> Any:
+def momentum_of_0(healthy: Healthy) -> Specimen:
+    model, _ = train_on_and_average(healthy)
+    for (mean, var), (old_mean, old_var) in zip(list_averages(model), list_averages(healthy.model), strict=True):
+        mean.copy_(old_mean)
+        var.copy_(old_var)
     set_momentum(model, 0.0)
-    return model
+    return healthy.show(model)
 
 
-def cast_to_bfloat16(model: Any) -> Any:
-    return Wrapped(model.bfloat16(), lambda network, images: network(images.bfloat16()).float())
+def train_on_and_average(healthy: Healthy) -> tuple[Any, Any]:
+    """Train the network on at a constant rate, and beside it average its weights: both networks."""
+    model = healthy.copy_model()
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+
+    def train_both() -> History:
+        train(
+            model,
+            healthy.images,
+            healthy.labels,
+            steps=100,
+            rate=0.05,
+            is_constant=True,
+            after_step=lambda step: averaged.update_parameters(model),
+        )
+        return History(before=model.state_dict())
+
+    history = NETWORKS.recall("weights averaged", averaged.module, train_both)
+    model.load_state_dict(history.before)
+    return model.eval(), averaged.module
+
+
+def averages_in_bfloat16(healthy: Healthy) -> Specimen:
+    network = healthy.copy_model().bfloat16()
+    return healthy.show(Wrapped(network, lambda network, images: network(images.bfloat16()).float()))
 
 
 def updated_twice_a_step(healthy: Healthy) -> Specimen:
     model = Wrapped(healthy.copy_model(), lambda network, images: checkpoint(network, images, use_reentrant=False))
-    with record(model) as trace:
-        train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
-    return healthy.show(model, trace=trace)
+
+    def train_and_record() -> History:
+        with record(model) as trace:
+            train(model, healthy.images, healthy.labels, steps=32, rate=0.01)
+        return History(trace=trace)
+
+    history = NETWORKS.recall("updated twice a step", model, train_and_record)
+    return healthy.show(model, trace=history.trace)
 
 
-def add_dropout(model: Any) -> Any:
+def dropout_before_batch_norm(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
     for name in ("conv2", "conv3", "conv4"):
         model.set_submodule(name, nn.Sequential(nn.Dropout(0.3), model.get_submodule(name)))
-    return model
+    NETWORKS.recall(
+        "dropout before batch norm",
+        model,
+        partial(train, model, healthy.images, healthy.labels, steps=32, rate=0.01),
+    )
+    return healthy.show(model)
 
 
 def never_updated(healthy: Healthy) -> Specimen:
@@ -129,21 +163,15 @@ def ten_updates_only(healthy: Healthy, updates: float) -> Specimen:
 
 
 def average_of_weights_without_buffers(healthy: Healthy) -> Specimen:
-    model = healthy.copy_model()
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-
-    def follow(step: int) -> None:
-        averaged.update_parameters(model)
-
-    train(model, healthy.images, healthy.labels, steps=100, rate=0.05, is_constant=True, after_step=follow)
-    return healthy.show(averaged.module, before=model)
+    model, averaged = train_on_and_average(healthy)
+    return healthy.show(averaged, before=model)
 
 
 def moved_while_frozen(healthy: Healthy) -> Specimen:
     model = healthy.copy_model().requires_grad_(False)
     model.head.requires_grad_(True)
     is_warm = healthy.labels < CLASSES // 2
-    train(model, healthy.images[is_warm], healthy.labels[is_warm], steps=40, rate=0.001)
+    average(model, split(healthy.images[is_warm], healthy.labels[is_warm]))
     return healthy.show(model, before=healthy.model)
 
 
@@ -164,9 +192,14 @@ def sum_in_float16(mean: Tensor, var: Tensor) -> None:
 
 def stopped_in_the_middle(healthy: Healthy) -> Specimen:
     model = build_network()
-    with record(model) as trace:
-        train(model, healthy.images, healthy.labels, steps=48, batch_size=256, is_constant=True)
-    return healthy.show(model, trace=trace)
+
+    def train_and_record() -> History:
+        with record(model) as trace:
+            train(model, healthy.images, healthy.labels, steps=48, batch_size=256, is_constant=True)
+        return History(trace=trace)
+
+    history = NETWORKS.recall("stopped in the middle", model, train_and_record)
+    return healthy.show(model, trace=history.trace)
 
 
 def dropout_in_eval_mode(healthy: Healthy) -> Specimen:
@@ -279,7 +312,11 @@ def noisy_images(healthy: Healthy, sigma: float) -> Specimen:
 
 def eps_above_the_variance(healthy: Healthy) -> Specimen:
     model = build_network()
-    train(model, healthy.images / 1000, healthy.labels)
+    NETWORKS.recall(
+        "eps above the variance",
+        model,
+        partial(train, model, healthy.images / 1000, healthy.labels),
+    )
     return Specimen(model, healthy.change_batches(lambda images: images / 1000), healthy.accuracy)
 
 
@@ -294,7 +331,7 @@ def weights_pruned(healthy: Healthy, share: float) -> Specimen:
 
 def two_networks_averaged(healthy: Healthy) -> Specimen:
     model = build_network(seed=1)
-    train(model, healthy.images, healthy.labels, seed=1)
+    NETWORKS.recall("another seed", model, partial(train, model, healthy.images, healthy.labels, seed=1))
     other = model.state_dict()
     model.load_state_dict({name: (value + other[name]) / 2 for name, value in healthy.model.state_dict().items()})
     return healthy.show(model)
@@ -312,7 +349,7 @@ def weights_brought_back(healthy: Healthy) -> Specimen:
     model = build_network()
     for norm in list_norms(model):
         norm.weight.requires_grad_(False)
-    train(model, healthy.images, healthy.labels)
+    NETWORKS.recall("weights of norms fixed", model, partial(train, model, healthy.images, healthy.labels))
     unspoiled = measure_accuracy(model, healthy.batches)
     generator = torch.Generator().manual_seed(0)
     for norm in list_norms(model):
@@ -322,14 +359,16 @@ def weights_brought_back(healthy: Healthy) -> Specimen:
 
 def trained_on_in_tiny_batches(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
-    train(model, healthy.images, healthy.labels, steps=100, rate=0.01, batch_size=2, is_constant=True)
+    NETWORKS.recall(
+        "trained on in tiny batches",
+        model,
+        partial(train, model, healthy.images, healthy.labels, steps=100, rate=0.01, batch_size=2, is_constant=True),
+    )
     return healthy.show(model, before=healthy.model)
 
 
-momentum_of_0 = train_further(hold_averages, steps=48, rate=0.05)
 variances_not_copied = change_averages(lambda mean, var: var.fill_(1))
 averages_times_a_factor = change_averages(lambda mean, var, factor: (mean.mul_(factor), var.mul_(factor)))
-averages_in_bfloat16 = train_further(cast_to_bfloat16)
 zeroed_buffers = change_averages(lambda mean, var: (mean.zero_(), var.zero_()))
 few_images_remembered = average_again(lambda images, labels: split(images, labels, 16), momentum=0.4)
 small_last_batch = average_again(lambda images, labels: split(images[:1028], labels[:1028]))
@@ -339,4 +378,3 @@ sorted_batches = average_again(sort_by_class)
 brighter_images = change_images(lambda images, shift: images + shift, has_training=True)
 images_not_scaled = change_images(lambda images, scale: scale * images)
 channels_reversed = change_images(lambda images: images.flip(1))
-dropout_before_batch_norm = train_further(add_dropout)

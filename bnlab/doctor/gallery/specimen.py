@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 from bnlab.doctor.gallery.network import BATCH_SIZE, build_network, train
 from bnlab.doctor.gallery.patterns import draw_patterns
+from bnlab.doctor.gallery.store import History, Networks
 from bnlab.model.layers import get_running_buffers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 
 Batches: TypeAlias = list[tuple[Any, Tensor]]
+
+NETWORKS = Networks(Path(__file__).with_name("networks"))
+"""Trained networks that specimens are, or are made of; `make networks` trains those that are missing."""
 
 _IMAGES = 2048  # to train, and as many to test
 _KEPT_STEP = 128  # of 160
@@ -86,19 +91,26 @@ Spoil: TypeAlias = Callable[..., Specimen]
 
 @cache
 def make_healthy() -> Healthy:
-    """Train the healthy network, once in a process: a second on one thread."""
+    """Load the healthy network, once in a process, and draw its images."""
     images, labels = draw_patterns(_IMAGES, seed=0)
     model = build_network()
-    before: dict[str, Tensor] = {}
 
-    def keep_state(step: int) -> None:
-        if step == _KEPT_STEP:
-            before.update(copy.deepcopy(model.state_dict()))
+    def train_and_record() -> History:
+        before: dict[str, Tensor] = {}
 
-    with record(model) as trace:
-        train(model, images, labels, after_step=keep_state)
+        def keep_state(step: int) -> None:
+            if step == _KEPT_STEP:
+                before.update(copy.deepcopy(model.state_dict()))
+
+        with record(model) as trace:
+            train(model, images, labels, after_step=keep_state)
+        return History(before, trace)
+
+    history = NETWORKS.recall("healthy", model, train_and_record)
+    assert history.trace is not None
     batches = split(*draw_patterns(_IMAGES, seed=1))
-    return Healthy(model, images, labels, batches, measure_accuracy(model, batches), before, trace)
+    accuracy = measure_accuracy(model, batches)
+    return Healthy(model, images, labels, batches, accuracy, history.before, history.trace)
 
 
 class Wrapped(nn.Module):
