@@ -15,9 +15,6 @@ from bnlab.doctor.gallery.specimen import measure_accuracy
 from tests.helpers import unchanged
 
 CAUSES = {cause.code: cause for cause in list_causes()}
-UNMENDED = {"a norm of its own": "0.6 points that exact statistics gain decide, of 20 that are missing"}
-"""Specimens of which the doctor does not yet say what is right, and why."""
-
 GAINS = {"repairs": (-0.005, 1), "hides": (-0.01, 1), "falls short": (-1, -0.005)}
 """Accuracy under exact statistics less that of the unspoiled network, from and to, by what recalibration does."""
 
@@ -31,10 +28,9 @@ def list_specimens() -> list[Any]:
     """List names and strengths of all specimens; None where a fault has one strength alone."""
     rows = []
     for name, fault in FAULTS.items():
-        marks = [pytest.mark.xfail(strict=True, reason=UNMENDED[name])] if name in UNMENDED else []
         for strength in fault.strengths or (None,):
             is_weak_or_strong = strength != get_middle(name)
-            rows.append(pytest.param(name, strength, marks=[*marks, pytest.mark.slow] if is_weak_or_strong else marks))
+            rows.append(pytest.param(name, strength, marks=[pytest.mark.slow] if is_weak_or_strong else []))
     return rows
 
 

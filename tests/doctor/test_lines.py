@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -51,12 +51,14 @@ def load_healthy(make: Callable[[], Given], loader: str) -> Given:
 
 
 def examine(given: Given, seed: int | None = None) -> Diagnosis:
-    """Diagnose a network, its weights nudged or not."""
-    model = copy.deepcopy(given.model)
+    """Diagnose a network, its weights nudged or not, and those of the checkpoint that it is compared with."""
+    model, arguments = copy.deepcopy((given.model, {**given.arguments}))
+    before = arguments.get("before", {})
+    earlier = before if isinstance(before, Mapping) else before.state_dict()
     if seed is not None:
-        for parameter in model.parameters():
-            parameter.data.copy_(nudge(parameter.data, seed))
-    return diagnose(model, given.batches, progress=False, **given.arguments)
+        for weights in (*model.parameters(), *earlier.values()):
+            weights.data.copy_(nudge(weights.data, seed))
+    return diagnose(model, given.batches, progress=False, **arguments)
 
 
 NETWORKS = [

@@ -87,11 +87,12 @@ def momentum_reversed(healthy: Healthy) -> Specimen:
 
 def momentum_of_0(healthy: Healthy) -> Specimen:
     model, _ = train_on_and_average(healthy)
+    unspoiled = measure_accuracy(model, healthy.batches)
     for (mean, var), (old_mean, old_var) in zip(list_averages(model), list_averages(healthy.model), strict=True):
         mean.copy_(old_mean)
         var.copy_(old_var)
     set_momentum(model, 0.0)
-    return healthy.show(model)
+    return Specimen(model, healthy.batches, unspoiled)
 
 
 def train_on_and_average(healthy: Healthy) -> tuple[Any, Any]:
