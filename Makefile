@@ -1,5 +1,6 @@
 # make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
+# make test-elsewhere VARIANT=all   the tests as others run them: another processor, folder, user; or one variant of tests/elsewhere
 # make test-all   the slow tests too, and those of optional packages that can be installed
 # make test-slurm sweeps on a real Slurm on this machine, with jobs that are killed and requeued; says what to install
 # make test-versions  the library's tests with the oldest torch, one between, and the newest; installs several GB
@@ -13,7 +14,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all test-slurm test-versions results docs bench networks clean own-environment
+.PHONY: demo test test-elsewhere test-all test-slurm test-versions results docs bench networks clean own-environment
 .DELETE_ON_ERROR:
 
 # An environment is of the clone whose bnlab is installed in it. That of another clone (a link, or a copied folder) would
@@ -57,6 +58,10 @@ test: .venv/installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2 --dist loadgroup
+
+VARIANT ?= all
+test-elsewhere: .venv/installed
+	@$(PY) -m tests.elsewhere $(VARIANT)
 
 # Which tests each group of optional packages is for. Without the packages pytest skips these tests.
 EXTRAS := zoo recipes real docs

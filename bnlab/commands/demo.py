@@ -1,4 +1,4 @@
-"""`bnlab doctor --demo`: a network that is trained in a second and spoiled in five ways, and what the doctor says."""
+"""`bnlab doctor --demo`: a small network that is spoiled in five ways, and what the doctor says of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Next
 
 def show_demo(names: Sequence[str] = CHOSEN) -> None:
     """Print what the doctor says of the healthy network, and of each of these faults."""
-    print("A small network is trained for a second, and then spoiled.\n")
+    print("A small trained network is spoiled in five ways, one at a time.\n")
     healthy = make_healthy()
     _show("0. As it was trained", bnlab.diagnose(healthy.model, healthy.batches, progress=False))
     for number, name in enumerate(names, start=1):

@@ -57,9 +57,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument(
         "--fail-on", choices=SEVERITIES, default="warning", help="least severity for exit status 1; default warning"
     )
-    parser.add_argument(
-        "--demo", action="store_true", help="train a small network in a second, spoil it in five ways, and ask"
-    )
+    parser.add_argument("--demo", action="store_true", help="spoil a small trained network in five ways, and ask")
     parser.set_defaults(run=run)
 
     explaining: argparse.ArgumentParser = commands.add_parser(

@@ -69,6 +69,7 @@ def _judge(
         return Verdict("averages", BROKEN, cost)
 
     reported = _describe(decisions)
+    word: Word
     if place is not None:
         word, why = place
         edges = [
@@ -79,7 +80,7 @@ def _judge(
         return Verdict(word, f"{reported} {why}", cost, chosen, others).add_nearest()
 
     most = worth if cost.low > 0 else SURELY_HEALTHY * worth
-    word: Word = "undecided" if cost.high > most else "healthy"
+    word = "undecided" if cost.high > most else "healthy"
     beyond: Word = "healthy" if word == "undecided" else "undecided"
     edge = Edge("the cost may be up to", cost.high, most, beyond, most, True, " points")
     sentence = f"{reported} {_TOO_NEAR}" if word == "undecided" else reported

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,14 +30,14 @@ def list_networks() -> Iterator[tuple[str, tuple[str, ...], Callable[[], Given]]
     """List the gallery's specimens, the patients, and healthy networks: name, right verdicts, what to ask."""
     for name, fault in FAULTS.items():
         for strength in fault.strengths or (None,):
-            yield f"{name} {strength or ''}", tuple(fault.verdicts), lambda f=fault, s=strength: make_specimen(f, s)
+            yield f"{name} {strength or ''}", tuple(fault.verdicts), partial(make_specimen, fault, strength)
     for name, patient in PATIENTS.items():
         for strength in patient.strengths:
-            yield f"{name} {strength:g}", patient.verdicts, lambda p=patient, s=strength: p.make(s)
+            yield f"{name} {strength:g}", patient.verdicts, partial(patient.make, strength)
     for name, make in HEALTHY.items():
         for loader in LOADERS:
             if loader != "one image each":
-                yield f"healthy {name}, {loader}", ("healthy",), lambda m=make, o=loader: load_healthy(m, o)
+                yield f"healthy {name}, {loader}", ("healthy",), partial(load_healthy, make, loader)
 
 
 def make_specimen(fault: Any, strength: float | None) -> Given:

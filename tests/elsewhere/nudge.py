@@ -35,7 +35,7 @@ def nudge(values: Tensor, seed: int) -> Tensor:
         return values
     bits = values.detach().contiguous().view(torch.int32).long()
     kept = bits & ~_LOW_BITS
-    mixed = (kept * _MULTIPLIER + seed * 40503) >> 16
+    mixed = ((kept + (_LOW_BITS + 1) * seed) * _MULTIPLIER) >> 40  # where also numbers with few digits differ
     nudged = (kept | (mixed & _LOW_BITS)).int().view(torch.float32)
     return torch.where(values == 0, values, nudged)  # a weight that was pruned stays 0
 
