@@ -53,7 +53,9 @@ def run_two_ranks(script: str, folder: Path) -> None:
     command = [sys.executable, "-c", _RANK.replace("{script}", script), str(folder / "rendezvous")]
     root = Path(__file__).parents[1]
     ranks = [
-        subprocess.Popen([*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+        )
         for rank in range(2)
     ]
     # Gloo may still tell, after the end, that the other side was first to close.

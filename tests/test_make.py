@@ -18,7 +18,7 @@ TARGETS = ["demo", "test", "test-all", "test-slurm", "test-versions", "results",
 
 def call_make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(["make", *words], cwd=folder, env=env, capture_output=True, text=True)
+    return subprocess.run(["make", *words], cwd=folder, env=env, capture_output=True, encoding="utf-8")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -57,9 +57,9 @@ def install(clone: Path) -> Path:
     (packages,) = environment.glob("lib/python*/site-packages")
     installed = packages / "bnlab-0.1.0.dist-info"
     installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: bnlab\nVersion: 0.1.0\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: bnlab\nVersion: 0.1.0\n", encoding="utf-8")
     origin = {"dir_info": {"editable": True}, "url": clone.as_uri()}
-    (installed / "direct_url.json").write_text(json.dumps(origin))
+    (installed / "direct_url.json").write_text(json.dumps(origin), encoding="utf-8")
     (environment / "installed").touch()
     return environment
 

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_package_its_metadata_and_its_citation_have_one_version() -> None:
-    metadata = (ROOT / "pyproject.toml").read_text()
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     project = tomllib.loads(metadata)["project"]
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 
     assert project["version"] == bnlab.__version__
     assert citation["version"] == bnlab.__version__
@@ -27,8 +27,8 @@ def test_the_package_its_metadata_and_its_citation_have_one_version() -> None:
 
 
 def test_hooks_before_a_commit_run_what_the_tests_run_first() -> None:
-    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-    recipes = (ROOT / "Makefile").read_text()
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    recipes = (ROOT / "Makefile").read_text(encoding="utf-8")
     tools = []
     for hook in local["hooks"]:
         command, _, _ = hook["entry"].partition(" --")
@@ -47,7 +47,9 @@ def test_a_wheel_has_what_sweeps_and_reports_read(tmp_path: Path) -> None:
         else:
             shutil.copy(source, tmp_path)
     build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
+    )
     with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
         packed = {*wheel.namelist()}
 

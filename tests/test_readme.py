@@ -14,8 +14,8 @@ from torch import nn
 from tests.helpers import images, plain
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-HOWTOS = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "howto").glob("*.md")))
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+HOWTOS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "howto").glob("*.md")))
 BLOCKS = [block.partition("\n")[2] for block in TEXT.split("```")[1::2]]
 
 

@@ -90,7 +90,7 @@ def test_a_mistake_in_a_file(case: str, call: Call, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text(text)
+    (folder / "mine.yaml").write_text(text, encoding="utf-8")
 
     done = call("sweep", "experiment=mine", f"results={tmp_path}/r")
 

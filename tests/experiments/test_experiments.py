@@ -12,7 +12,10 @@ from bnlab.harness.artifacts.data.cifar10 import Cifar10
 from tests.experiments.commands import ROOT, Call
 from tests.helpers import plan_jobs, write_copies
 
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))}
+FILES = {
+    path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+}
 NAMES = sorted({content["name"] for content in FILES.values()})
 # As many as their estimators take, or as fill all batches of 64 and of 256.
 IMAGES = {"gap": 2400, "predictive": 2400, "few_images": 5200, "last_batch": 1137}

@@ -127,7 +127,9 @@ def test_processes_end_with_the_command_that_started_them(tmp_path: Path) -> Non
 
 def test_two_sweeps_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each network is trained once, and no row is lost; the second sweep begins while the first one trains."""
-    other = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     wait_for_training(tmp_path, other)
     sweep_small(tmp_path, "-m", "seed=0,1", "steps=100", "estimator=[cumulative,exact]")
     out, _ = other.communicate(timeout=120)
@@ -173,7 +175,7 @@ def test_full_disk(
 def test_too_little_memory_is_said_before_torch_crashes(tmp_path: Path) -> None:
     command = f"ulimit -v 1200000; exec {sys.executable} -m bnlab sweep experiment=quickstart results={tmp_path}/r"
 
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=100)
 
     assert done.returncode == 2
     assert "a sweep needs 1.6 GB in each process" in done.stderr

@@ -137,7 +137,7 @@ def test_mistakes_of_the_command(words: str, message: str, call: Call) -> None:
 @pytest.mark.parametrize("text", ["name: [a", "- a list"])
 def test_a_file_that_declares_nothing_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     monkeypatch.setattr("bnlab.harness.lab.papers.list_papers", lambda: {"broken": path})
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}: "):
         read_paper("broken")

@@ -29,7 +29,9 @@ CATALOGUE = read_catalogue()
 CONCLUSIONS = {number: conclusion for number, (_, conclusion) in CATALOGUE.hypotheses.items()}
 TEMPLATES = {"first": CATALOGUE.first, **CATALOGUE.questions, "last": CATALOGUE.last, **CONCLUSIONS}
 NUMBERS = {*CATALOGUE.questions, *CATALOGUE.hypotheses, *FIGURES}
-README = re.sub("```.*?```", "", (REFERENCE.parents[1] / "README.md").read_text(), flags=re.DOTALL)  # no code or output
+README = re.sub(
+    "```.*?```", "", (REFERENCE.parents[1] / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+)  # no code or output
 FINDINGS = README[README.index("## What was found\n") : README.index("## In Python\n")]
 UNIT = r"(?: points?| times|%| σ)"
 INTERVAL = re.compile(r"\[-?[\d.]+, -?[\d.]+\]")
@@ -144,7 +146,7 @@ def test_readme_quotes_the_numbers_of_verdicts() -> None:
 
 def test_readme_links_to_answers_that_there_are() -> None:
     links = re.findall(r"ANSWERS\.md#([\w-]+)", README)
-    answers = (REFERENCE / "ANSWERS.md").read_text()
+    answers = (REFERENCE / "ANSWERS.md").read_text(encoding="utf-8")
 
     assert len(links) >= 4
     assert [link for link in links if f"](#{link})" not in answers] == []
@@ -225,7 +227,7 @@ def test_a_thing_has_one_name() -> None:
 
 
 def test_the_answers_are_short() -> None:
-    text = (REFERENCE / "ANSWERS.md").read_text()
+    text = (REFERENCE / "ANSWERS.md").read_text(encoding="utf-8")
     assert text.count("\n") <= 345  # 30 of them captions
     for number, question in CATALOGUE.questions.items():
         answer = text.split(f"\n## {number}. {question.splitlines()[0][2:]}\n")[1].split("\n## ")[0]

@@ -89,7 +89,8 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nname: mine\nbatch_size: 256\nsteps: 6\naccuracy_at: all\nestimator: exact\n"
-        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      optimizer.lr: 0.1,1e8\n"
+        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      optimizer.lr: 0.1,1e8\n",
+        encoding="utf-8",
     )
     results = tmp_path / "my results"
 
@@ -173,7 +174,7 @@ def test_a_run_with_a_damaged_file(name: str, text: str, results: Path, call: Ca
     """Is named, can be shown and removed; all others are listed."""
     where = f"results={results}"
     folder = next(results.glob("runs/*/seed_0"))
-    (folder / name).write_text(text)
+    (folder / name).write_text(text, encoding="utf-8")
     run_id = f"{folder.parent.name}/seed_0"
 
     listed = call("runs list", where)

@@ -21,7 +21,7 @@ from bnlab.harness.artifacts.training import Batches, Seeds, TrainingState, trai
 from tests.helpers import Run, plan_jobs
 
 EXPECTED = Path(__file__).with_name("same_networks.json")
-WRITTEN: dict[str, str] = json.loads(EXPECTED.read_text())
+WRITTEN: dict[str, str] = json.loads(EXPECTED.read_text(encoding="utf-8"))
 EXPERIMENTS = sorted(path.stem for path in Path("conf/experiment").glob("*.yaml"))
 NORMS = ("batch", "ghost", "renorm", "group", "layer", "instance", "gain_control", "none")
 SMALL = {"ghost": ["norm.batch_size=4"], "renorm": ["momentum=0.01"]}
@@ -46,7 +46,7 @@ def name_networks(experiment: str) -> str:
     if experiment.startswith("cifar10"):
         words.append("data.download=true")  # the files need not be there
     configs = plan_jobs(words).configs
-    settings = yaml.safe_load(Path(f"conf/experiment/{experiment}.yaml").read_text())
+    settings = yaml.safe_load(Path(f"conf/experiment/{experiment}.yaml").read_text(encoding="utf-8"))
     assert {config.name for config in configs} == {settings["name"]}
     return digest(json.dumps(sorted(Run(config).id for config in configs)), digits=16)
 
@@ -89,4 +89,4 @@ def test_networks_train_to_the_same_numbers(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    EXPECTED.write_text(json.dumps(describe(), indent=1) + "\n")
+    EXPECTED.write_text(json.dumps(describe(), indent=1) + "\n", encoding="utf-8")

@@ -209,7 +209,7 @@ class Run:
 
     def _read(self, name: str) -> dict[str, Any]:
         with reading(self.folder / name):
-            return json.loads((self.folder / name).read_text())  # type: ignore[no-any-return]
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     def read_log(self) -> pd.DataFrame:
         """Read the columns step, loss and accuracy, a row for each update."""

@@ -88,7 +88,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
     path = folder / "config.yaml"
     with reading(path):
-        config = dict(yaml.load(path.read_text(), _LOADER))
+        config = dict(yaml.load(path.read_text(encoding="utf-8"), _LOADER))
 
     settings: dict[str, Any] = {}
     for key, value in config.items():
@@ -109,7 +109,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
     if path.exists():
         with reading(path):
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_text(encoding="utf-8"))
     elif saved.exists():
         with reading(saved), safe_open(saved, framework="np") as file:
             metadata = file.metadata()
@@ -131,7 +131,7 @@ def _show(folder: Path) -> None:
     for name in ("status.json", "environment.json", "config.yaml"):
         path = folder / name
         if path.exists():
-            text = path.read_text(errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace")
             print(f"\n{name}\n{text.strip()}")
 
     print("\nfiles")

@@ -50,13 +50,13 @@ def test_what_a_network_consists_of(whole: Path) -> None:
     names = {path.name for path in folder.iterdir()} - {"statistics", "measurements"}
 
     assert names == {"config.yaml", "environment.json", "log.parquet", "trace", "checkpoints", "status.json"}
-    status = json.loads((folder / "status.json").read_text())
+    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     assert (status["status"], status["step"]) == ("finished", 40)
     assert list(pd.read_parquet(folder / "log.parquet")["step"]) == list(range(1, 41))
     assert list_steps(whole) == [1, 7, 20, 40]
     trace = read_trace(folder)
     assert (trace.first_step, trace.last_step) == (0, 40)
-    environment = (folder / "environment.json").read_text()
+    environment = (folder / "environment.json").read_text(encoding="utf-8")
     assert json.loads(environment)["threads"] == 1
     assert str(Path.cwd()) not in environment
 
@@ -165,7 +165,7 @@ def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.Mo
     sweep_small(tmp_path, expect=1)
 
     (path,) = (tmp_path / "adhoc" / "failures").iterdir()
-    assert "no luck" in path.read_text()
+    assert "no luck" in path.read_text(encoding="utf-8")
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     assert row["status"] == "failed"
     assert pd.isna(row["final_loss"])
