@@ -40,8 +40,8 @@ EMPTY: Mapping[str, float] = {}
 _RANK = """
 import sys
 import torch, torch.distributed as dist
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-rank = dist.get_rank()
+rank = int(sys.argv[2])
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 {script}
 dist.destroy_process_group()
 print("fine")

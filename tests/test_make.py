@@ -17,7 +17,9 @@ TARGETS = ["demo", "test", "test-all", "test-slurm", "test-versions", "results",
 
 
 def call_make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Call make where no locale is set, as in many containers."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    env["LC_ALL"] = "C"
     return subprocess.run(["make", *words], cwd=folder, env=env, capture_output=True, encoding="utf-8")
 
 
@@ -66,8 +68,8 @@ def install(clone: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["link", "copy", "copy that is to be renewed"])
 def test_the_environment_of_another_clone_is_refused(tmp_path: Path, kind: str) -> None:
-    other = make_clone(tmp_path / "other clone")
-    clone = make_clone(tmp_path / "clone")
+    other = make_clone(tmp_path / "ein ölfass + y's")
+    clone = make_clone(tmp_path / "ein ölfass + x's")
     environment = install(other)
     if kind == "link":
         (clone / ".venv").symlink_to(environment)
@@ -85,7 +87,7 @@ def test_the_environment_of_another_clone_is_refused(tmp_path: Path, kind: str) 
 
 
 def test_a_clone_keeps_and_renews_its_own_environment(tmp_path: Path) -> None:
-    clone = make_clone(tmp_path / "own clone")
+    clone = make_clone(tmp_path / "ein ölfass + x's")
     environment = install(clone)
 
     call_make(clone, ".venv/installed", "PIP=touch called; true")

@@ -57,7 +57,7 @@ EXPERIMENT = Experiment(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a model, an experiment and a question of the user's own."""
-    folder = tmp_path / "my folder"
+    folder = tmp_path / "ein ölfass + x's"
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "questions").mkdir()
     (folder / "wide.py").write_text(MODEL, encoding="utf-8")

@@ -162,7 +162,7 @@ def test_the_committed_page_has_the_numbers_of_its_verdicts(name: str) -> None:
 def test_a_paper_is_redrawn_in_any_folder(tmp_path: Path, call: Call) -> None:
     for experiment in ("ghost", "small_batches"):
         (tmp_path / experiment).symlink_to(REFERENCE / experiment)
-    done = call(f"report paper=hoffer,wu_johnson results={tmp_path}")
+    done = call("report paper=hoffer,wu_johnson", f"results={tmp_path}")
 
     assert done.code == 0
     assert "Nothing of gap, model_selection, few_images, cifar10 has been measured" in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     assert "In batches of 64, at a constant learning rate" not in text
 
     own = (folder / "quickstart" / "README.md").read_text(encoding="utf-8")
-    assert f"bnlab sweep experiment=quickstart results={folder}" in own
+    assert shlex.join(["bnlab", "sweep", "experiment=quickstart", f"results={folder}"]) in own
     assert "| after 10% of training, batch size 256 | 31.8 [28.2, 35.5] | 15 | holds |" in own
     assert page.count("data:image/png;base64,") == 1
 
@@ -156,7 +157,7 @@ def test_own_sweeps_are_hinted_at_with_the_command(results: Path, call: Call) ->
         done = call(f"report{word}", f"results={results}")
         assert done.code == 2
         (line,) = done.err.splitlines()
-        assert line.endswith(f" bnlab report name=adhoc results={results}")
+        assert line.endswith(f" {shlex.join(['bnlab', 'report', 'name=adhoc', f'results={results}'])}")
 
 
 def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
