@@ -54,13 +54,6 @@ def test_the_lines_on_tables_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not names["gaps"].empty
 
 
-def test_it_has_at_most_900_words_outside_of_code() -> None:
-    text = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
-    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
-
-    assert len(text.split()) <= 900
-
-
 def test_the_names_in_the_text_are_found() -> None:
     """By a program that imports what they begin with alone; `bnlab.memory` was there after a measurement only."""
     found = set(re.findall(r"`(?:help\()?(bnlab(?:\.\w+)+)", TEXT + HOWTOS))
