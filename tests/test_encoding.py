@@ -6,6 +6,9 @@ Ruff's PLW1514 finds such a call only where it can tell that the object is a pat
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +75,18 @@ def test_text_says_its_encoding() -> None:
     }
 
     assert not found, "say encoding='utf-8'"
+
+
+@pytest.mark.parametrize(("command", "printed"), [("explain BN101", "\\u2212"), ("sweep --help", "\\xd7")])
+def test_what_is_printed_where_the_output_is_ascii(command: str, printed: str) -> None:
+    """Letters that it lacks are escaped, and nothing else changes."""
+    words = [sys.executable, "-m", "bnlab", *command.split()]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+
+    ascii_only = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, check=True)
+    environment["PYTHONIOENCODING"] = "utf-8"
+    whole = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, check=True)
+
+    assert not ascii_only.stderr
+    assert printed in ascii_only.stdout.decode("ascii")
+    assert whole.stdout.decode("utf-8").encode("ascii", "backslashreplace") == ascii_only.stdout

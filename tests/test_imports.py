@@ -44,7 +44,7 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches borrow reading layers",
-    "common": "files storage names vision",
+    "common": "files storage names vision printing",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "averages self_tuned",
