@@ -111,9 +111,9 @@ def test_sweep_report_runs_and_a_network_as_a_file(folder: Path, bnlab: Call) ->
     assert "model.width" in listed
 
     run = tables["runs"].set_index("model.width")["run"][3]
-    exported = bnlab("runs", "export", run, "network.safetensors", "statistics=exact")
+    exported = bnlab("runs", "export", run, "width=3.safetensors", "statistics=exact")
     assert exported.code == 0, exported.err
-    weights = load_file(folder / "network.safetensors")
+    weights = load_file(folder / "width=3.safetensors")
     assert weights["0.weight"].shape == (3, 1, 3, 3)
 
 

@@ -32,10 +32,11 @@ def main(words: list[str]) -> int:
 
 def _dispatch(words: list[str]) -> int:
     """Do what the first word says; the exit code."""
-
-    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    # The file of an export is no setting, also where its name or that of its folder has an equals sign.
+    given = [word for word in words if "=" in word and not word.endswith(".safetensors")]
+    settings = dict(word.split("=", 1) for word in given)
     results = Path(settings.pop("results", "results"))
-    names = [word for word in words if "=" not in word]
+    names = [word for word in words if word not in given]
     if settings and names[:1] != ["export"]:
         raise UserError(f"{next(iter(settings))}: only export has settings beside results=; see --help")
     match names:
