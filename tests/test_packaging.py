@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,22 @@ def test_the_package_its_metadata_and_its_citation_have_one_version() -> None:
     assert project["version"] == bnlab.__version__
     assert citation["version"] == bnlab.__version__
     assert citation["license"] == project["license"]
+
+
+def test_each_package_that_is_asked_for_has_its_version() -> None:
+    """From whatever registry: the file names none, and no build for one machine."""
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(metadata)["project"]
+    extras = project["optional-dependencies"]
+    asked = [re.split("[>=]", line)[0] for lines in (project["dependencies"], *extras.values()) for line in lines]
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [re.fullmatch(r"([\w.-]+)==[\w.]+", line) for line in lines if not line.startswith("#")]
+
+    assert None not in pins
+    names = {pin[1].lower().replace("_", "-") for pin in pins if pin is not None}
+    assert {name.lower() for name in asked} <= names
+    assert f".[{','.join(extras)}]" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_hooks_before_a_commit_run_what_the_tests_run_first() -> None:
