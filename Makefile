@@ -9,12 +9,13 @@
 # make docs       the site, build/site/index.html
 # make networks   train the networks of the doctor's specimens that are missing; remove a file to have it made again
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
+# make lock       constraints.txt: the versions of all packages. Those that stand there stay; remove a line to renew it
 # `make demo PYTHON=python3.12` chooses the interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-elsewhere test-all test-slurm test-versions results docs bench networks clean own-environment
+.PHONY: demo test test-elsewhere test-all test-slurm test-versions results docs bench networks lock clean own-environment
 .DELETE_ON_ERROR:
 
 # An environment is of the clone whose bnlab is installed in it. That of another clone (a link, or a copied folder) would
@@ -124,6 +125,36 @@ bench: .venv/installed-bench
 
 networks: .venv/installed
 	$(PY) -m pytest -q -n 0 -m 'slow or not slow' --train-networks tests/doctor
+
+# The report of pip's resolver becomes constraints.
+define WRITE_CONSTRAINTS
+import json
+import sys
+from pathlib import Path
+
+report = json.loads(Path("build/lock.json").read_text(encoding="utf-8"))
+versions = {}
+for package in report["install"]:
+    version = package["metadata"]["version"]
+    versions[package["metadata"]["name"]] = version.partition("+")[0]
+del versions["bnlab"]
+
+python = f"{sys.version_info.major}.{sys.version_info.minor}"
+lines = [
+    f"# The versions that bnlab is tested with, of Python {python}. `make lock` writes them.",
+    "# Of torch no build, such as +cpu, is named: pip picks the one that fits the machine.",
+]
+lines += [f"{name}=={versions[name]}" for name in sorted(versions, key=str.lower)]
+Path("constraints.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+endef
+export WRITE_CONSTRAINTS
+
+lock: own-environment
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@mkdir -p build
+	$(PIP) install --quiet --dry-run --ignore-installed --report build/lock.json -c constraints.txt \
+		'.[harness,dev,bench,zoo,recipes,real,docs,tensorboard]'
+	@$(PY) -c "$$WRITE_CONSTRAINTS"
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -66,9 +66,9 @@ def _replace_section(part: str, text: str) -> None:
     """Put the results of a part in the place of its last ones."""
     begin = f"<!-- {part} -->"
     end = f"<!-- end of {part} -->"
-    before, _, rest = _README.read_text().partition(begin)
+    before, _, rest = _README.read_text(encoding="utf-8").partition(begin)
     _, _, behind = rest.partition(end)
-    _README.write_text(f"{before}{begin}\n{text}\n{end}{behind}")
+    _README.write_text(f"{before}{begin}\n{text}\n{end}{behind}", encoding="utf-8")
 
 
 def _describe_machine(rounds: int, threads: int) -> str:

@@ -115,7 +115,7 @@ def main() -> None:
         outcomes += found
         outcomes.sort(key=lambda outcome: outcome.seed)
         pd.DataFrame([asdict(outcome) for outcome in outcomes]).to_csv(_ROWS, index=False)
-        _ROWS.with_suffix(".md").write_text(write_page(outcomes))
+        _ROWS.with_suffix(".md").write_text(write_page(outcomes), encoding="utf-8")
         print(f"seed {found[0].seed} is done", file=sys.stderr, flush=True)
 
 

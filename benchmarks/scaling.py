@@ -7,7 +7,6 @@ import json
 import math
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmarks.networks import build_resnet, draw_images, evaluate
 from benchmarks.timing import Result, Timed, time_once
 from bnlab import population_statistics
 from bnlab.gaps.gap import gap
+from bnlab.harness.artifacts.runs import describe_environment
 from bnlab.memory import LiveBytes
 
 TABLES = Path(__file__).parents[1] / "results/reference/passes/tables"
@@ -90,7 +90,7 @@ def _count_bytes(images: int, order: str) -> int:
 
 def _keep(frame: pd.DataFrame) -> None:
     """Write the tables of the experiment `passes` among the reference results; reports draw its figures from them."""
-    versions = {name: version(name) for name in ("bnlab", "numpy", "pandas", "torch")}
+    versions = describe_environment(torch.device("cpu"))["versions"]
     runs = frame[["run", "seed", "depth"]].drop_duplicates()
     runs = runs.rename(columns={"depth": "model.depth"})
     runs = runs.assign(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import bnlab
+from bnlab.common.printing import escape_unprintable
 
 _DESCRIPTION = (
     "Batch norm's running averages against exact statistics: of your own model (doctor, gap, recalibrate, undo), and "
@@ -29,6 +30,7 @@ _OF_SWEEPS = {
 
 def main() -> int:
     """Run the command that the words name; 2 for a user's mistake, with one line that says what to do."""
+    escape_unprintable()
     try:
         code = _run_command(sys.argv[1:])
         if sys.stdout is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -78,7 +79,8 @@ def _tune(words: list[str]) -> int:
         if not missing:
             report = f"bnlab report experiment={first.name}"
             if committed:
-                report = f"python -m experiments.reference {first.results} && {report} results=results/reference"
+                part = shlex.quote(first.results)
+                report = f"python -m experiments.reference {part} && {report} results=results/reference"
             print(f"nothing is missing; next: {report}")
             return 0
 

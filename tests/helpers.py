@@ -38,8 +38,8 @@ EMPTY: Mapping[str, float] = {}
 _RANK = """
 import sys
 import torch, torch.distributed as dist
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-rank = dist.get_rank()
+rank = int(sys.argv[2])
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 {script}
 dist.destroy_process_group()
 print("fine")
@@ -51,7 +51,9 @@ def run_two_ranks(script: str, folder: Path) -> None:
     command = [sys.executable, "-c", _RANK.replace("{script}", script), str(folder / "rendezvous")]
     root = Path(__file__).parents[1]
     ranks = [
-        subprocess.Popen([*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+        )
         for rank in range(2)
     ]
     # Gloo may still tell, after the end, that the other side was first to close.

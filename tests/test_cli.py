@@ -88,7 +88,7 @@ def test_into_a_closed_pipe(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONUNBUFFERED": ""},  # a short output is written at the end
         stdout=writing,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     os.close(writing)
 

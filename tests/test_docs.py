@@ -37,7 +37,7 @@ NAMES = [(module, name) for module in MODULES for name in list_names(importlib.i
 def list_contents() -> set[str]:
     """The pages in the tables of contents of the front page."""
     entries = set()
-    for body in TOCTREE.findall((DOCS / "index.md").read_text()):
+    for body in TOCTREE.findall((DOCS / "index.md").read_text(encoding="utf-8")):
         lines = body.splitlines()
         entries |= {line for line in lines if line and not line.startswith(":")}
     return entries
@@ -45,7 +45,7 @@ def list_contents() -> set[str]:
 
 def list_loaded(page: Path) -> str:
     """The addresses of all files that a browser loads for a page: scripts, styles, images."""
-    loaded = re.findall(r"<(?:script|img|link)\b[^>]*(?:src|href)=\"([^\"]+)", page.read_text())
+    loaded = re.findall(r"<(?:script|img|link)\b[^>]*(?:src|href)=\"([^\"]+)", page.read_text(encoding="utf-8"))
     return "\n".join(loaded)
 
 
@@ -108,13 +108,15 @@ def test_what_is_said_of_all_experiments_stands_beside_them(tmp_path: Path, monk
 
 def test_pages_that_are_not_made_any_more_are_removed(tmp_path: Path) -> None:
     write_pages(tmp_path)
-    made = {path.read_text() for path in tmp_path.rglob("*.md")}
-    (tmp_path / "experiments" / "gone.md").write_text("# gone\n")
+    made = {path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.md")}
+    (tmp_path / "experiments" / "gone.md").write_text("# gone\n", encoding="utf-8")
 
     write_pages(tmp_path)
 
-    assert {path.read_text() for path in tmp_path.rglob("*.md")} == made
-    assert (tmp_path / "experiments" / "gap.md").read_text() == list_shown()["experiments/gap"].read_text()
+    assert {path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.md")} == made
+    assert (tmp_path / "experiments" / "gap.md").read_text(encoding="utf-8") == list_shown()[
+        "experiments/gap"
+    ].read_text(encoding="utf-8")
 
 
 def test_every_figure_has_a_card_with_its_question_and_its_command() -> None:
@@ -147,7 +149,9 @@ def test_each_code_has_a_page_that_says_what_the_cause_says() -> None:
 
 
 def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = [block.partition("\n")[2] for block in (ROOT / "CONTRIBUTING.md").read_text().split("```")[1::2]]
+    blocks = [
+        block.partition("\n")[2] for block in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[1::2]
+    ]
     (cause,) = [block for block in blocks if "causes/bn399.py" in block]
     (specimen,) = [block for block in blocks if "gallery/faults.py" in block]
     module = ModuleType("bn399")
@@ -166,7 +170,7 @@ def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.Monk
 
 
 def test_the_kind_of_layer_that_is_added_as_an_example_is_measured() -> None:
-    blocks = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1::2]
+    blocks = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[1::2]
     (example,) = [block.removeprefix("python\n") for block in blocks if "test_logarithms.py" in block]
     names: dict[str, Any] = {}
     exec(example, names)
@@ -228,7 +232,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     words = ["-W", "--keep-going", "-q", "-d", str(tmp_path / "doctrees")]
     command = [sys.executable, "-m", "sphinx", *words, str(DOCS), str(site)]
 
-    done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, encoding="utf-8")
 
     assert done.returncode == 0, done.stderr
     missing = [page for page in list_shown() if not (site / f"{page}.html").exists()]

@@ -79,10 +79,10 @@ def test_a_file_that_may_not_be_read_is_not_damaged() -> None:
 def test_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.parquet"
     for text in ("first", "second"):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         set_aside(path, "x: damaged", "measured again")
 
     said = ["x: damaged", "  set aside as x.parquet.damaged-1; measured again"]
     assert capsys.readouterr().err.splitlines()[:2] == said
     assert not path.exists()
-    assert (tmp_path / "x.parquet.damaged-2").read_text() == "second"
+    assert (tmp_path / "x.parquet.damaged-2").read_text(encoding="utf-8") == "second"

@@ -44,7 +44,7 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches borrow reading layers",
-    "common": "files storage names vision",
+    "common": "files storage names vision printing",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "averages self_tuned",
@@ -92,7 +92,7 @@ def number(floors: Iterable[str]) -> dict[str, int]:
 def imports(path: Path) -> frozenset[str]:
     """Dotted names of all that a module imports, wherever it does so."""
     found = set[str]()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -175,7 +175,12 @@ def assert_imports_only(path: Path, allowed: set[str], beside: str = "") -> None
 
 def test_the_library_uses_two_private_names_of_torch() -> None:
     private = re.compile(r"torch\.(_\w+|[a-z_.]+\._\w+)|from torch[a-z_.]*\._|from torch[a-z_.]* import .*\b_[A-Za-z]")
-    lines = [line for path in PACKAGE.rglob("*.py") for line in path.read_text().splitlines() if private.search(line)]
+    lines = [
+        line
+        for path in PACKAGE.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if private.search(line)
+    ]
     used = [line for line in lines if not line.lstrip().startswith(("#", '"'))]
     names = {name for line in used for name in ("_BatchNorm", "torch._dynamo") if name in line}
     assert len(used) == len(names) == 2, used
@@ -184,7 +189,7 @@ def test_the_library_uses_two_private_names_of_torch() -> None:
 def loaded_by(*modules: str, call: str = "None") -> set[str]:
     """The packages that a process has loaded after it has imported these modules, and made a call."""
     code = f"import sys, {', '.join(modules)}; {call}; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     return {*done.stdout.splitlines()[-1].split()}  # before it stands what the call prints
 
 
@@ -215,7 +220,7 @@ def test_reading_tables_does_not_wait_for_torch() -> None:
 
 
 def test_what_is_imported_is_declared() -> None:
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     base, extras = project["dependencies"], project["optional-dependencies"]
 
     def declared(*lists: list[str]) -> set[str]:
@@ -236,7 +241,7 @@ def test_public_names_are_listed_before_they_are_loaded() -> None:
     """In a process of its own: a name may be listed because it was asked for before."""
     code = "import bnlab, bnlab.harness; print([{*m.__all__} - {*dir(m)} for m in (bnlab, bnlab.harness)])"
 
-    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
 
     assert listed.stdout == "[set(), set()]\n"
 

@@ -13,12 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-TARGETS = ["demo", "test", "test-all", "test-slurm", "test-versions", "results", "docs", "bench"]
+TARGETS = ["demo", "test", "test-all", "test-slurm", "test-versions", "results", "docs", "bench", "lock"]
 
 
 def call_make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Call make where no locale is set, as in many containers."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(["make", *words], cwd=folder, env=env, capture_output=True, text=True)
+    env["LC_ALL"] = "C"
+    return subprocess.run(["make", *words], cwd=folder, env=env, capture_output=True, encoding="utf-8")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -57,17 +59,17 @@ def install(clone: Path) -> Path:
     (packages,) = environment.glob("lib/python*/site-packages")
     installed = packages / "bnlab-0.1.0.dist-info"
     installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: bnlab\nVersion: 0.1.0\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: bnlab\nVersion: 0.1.0\n", encoding="utf-8")
     origin = {"dir_info": {"editable": True}, "url": clone.as_uri()}
-    (installed / "direct_url.json").write_text(json.dumps(origin))
+    (installed / "direct_url.json").write_text(json.dumps(origin), encoding="utf-8")
     (environment / "installed").touch()
     return environment
 
 
 @pytest.mark.parametrize("kind", ["link", "copy", "copy that is to be renewed"])
 def test_the_environment_of_another_clone_is_refused(tmp_path: Path, kind: str) -> None:
-    other = make_clone(tmp_path / "other clone")
-    clone = make_clone(tmp_path / "clone")
+    other = make_clone(tmp_path / "ein ölfass + y's")
+    clone = make_clone(tmp_path / "ein ölfass + x's")
     environment = install(other)
     if kind == "link":
         (clone / ".venv").symlink_to(environment)
@@ -85,7 +87,7 @@ def test_the_environment_of_another_clone_is_refused(tmp_path: Path, kind: str) 
 
 
 def test_a_clone_keeps_and_renews_its_own_environment(tmp_path: Path) -> None:
-    clone = make_clone(tmp_path / "own clone")
+    clone = make_clone(tmp_path / "ein ölfass + x's")
     environment = install(clone)
 
     call_make(clone, ".venv/installed", "PIP=touch called; true")
@@ -93,3 +95,30 @@ def test_a_clone_keeps_and_renews_its_own_environment(tmp_path: Path) -> None:
     (environment / "installed").unlink()
     assert call_make(clone, ".venv/installed", "PIP=touch called; true").returncode == 0
     assert (clone / "called").exists()
+
+
+def test_a_lock_has_the_versions_that_pip_would_install(tmp_path: Path) -> None:
+    """Of each package but bnlab itself, without the build for this machine."""
+    clone = make_clone(tmp_path / "ein ölfass + x's")
+    install(clone)
+    versions = {"torch": "2.13.0+cpu", "Sphinx": "9.0.4", "bnlab": "0.1.0", "certifi": "2026.10.19.post1"}
+    packages = [{"metadata": {"name": name, "version": version}} for name, version in versions.items()]
+    (clone / "build").mkdir()
+    (clone / "build" / "lock.json").write_text(json.dumps({"install": packages}), encoding="utf-8")
+
+    done = call_make(clone, "lock", "PIP=true")
+
+    assert done.returncode == 0, done.stderr
+    lines = (clone / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert pins == ["certifi==2026.10.19.post1", "Sphinx==9.0.4", "torch==2.13.0"]
+
+
+def test_a_lock_that_pip_cannot_resolve_changes_nothing(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "clone")
+    install(clone)
+
+    done = call_make(clone, "lock", "PIP=false")
+
+    assert done.returncode == 2
+    assert (clone / "constraints.txt").read_bytes() == (ROOT / "constraints.txt").read_bytes()

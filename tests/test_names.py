@@ -80,13 +80,15 @@ def test_an_estimator_is_found_by_its_file(tmp_path: Path) -> None:
         if path.name != "estimators":
             (copied / path.name).symlink_to(path)
     shutil.copytree(package / "estimators", copied / "estimators")
-    (copied / "estimators" / "halving.py").write_text(NEW)
+    (copied / "estimators" / "halving.py").write_text(NEW, encoding="utf-8")
     code = (
         "from bnlab.estimators import list_estimators; from bnlab.common.names import find_look;"
         "halving = list_estimators()['halving']; print(halving.__module__, find_look(halving).words, sep=': ')"
     )
 
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path, env=environment
+    )
 
     assert done.stdout == "bnlab.estimators.halving: half of the newest\n", done.stderr

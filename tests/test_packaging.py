@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,18 +18,34 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_package_its_metadata_and_its_citation_have_one_version() -> None:
-    metadata = (ROOT / "pyproject.toml").read_text()
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     project = tomllib.loads(metadata)["project"]
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 
     assert project["version"] == bnlab.__version__
     assert citation["version"] == bnlab.__version__
     assert citation["license"] == project["license"]
 
 
+def test_each_package_that_is_asked_for_has_its_version() -> None:
+    """From whatever registry: the file names none, and no build for one machine."""
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(metadata)["project"]
+    extras = project["optional-dependencies"]
+    asked = [re.split("[>=]", line)[0] for lines in (project["dependencies"], *extras.values()) for line in lines]
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [re.fullmatch(r"([\w.-]+)==[\w.]+", line) for line in lines if not line.startswith("#")]
+
+    assert None not in pins
+    names = {pin[1].lower().replace("_", "-") for pin in pins if pin is not None}
+    assert {name.lower() for name in asked} <= names
+    assert f".[{','.join(extras)}]" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
 def test_hooks_before_a_commit_run_what_the_tests_run_first() -> None:
-    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-    recipes = (ROOT / "Makefile").read_text()
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    recipes = (ROOT / "Makefile").read_text(encoding="utf-8")
     tools = []
     for hook in local["hooks"]:
         command, _, _ = hook["entry"].partition(" --")
@@ -47,7 +64,9 @@ def test_a_wheel_has_what_sweeps_and_reports_read(tmp_path: Path) -> None:
         else:
             shutil.copy(source, tmp_path)
     build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
+    )
     with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
         packed = {*wheel.namelist()}
 

@@ -59,7 +59,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is there whole, or not at all."""
-    write_whole(path, lambda beside: beside.write_text(text))
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def set_aside(path: Path, reason: object, then: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,10 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
     try:
         model = run.model_at(wanted).eval()
     except Unreadable as error:
-        remove = f"bnlab runs rm {run.id}"
+        remove = ["bnlab", "runs", "rm", run.id]
         if run.config.results != "results":
-            remove = f"{remove} results={run.config.results}"
-        raise UserError(f"{error}; to train it again: {remove}, then the sweep that made it") from error
+            remove.append(f"results={run.config.results}")
+        raise UserError(f"{error}; to train it again: {shlex.join(remove)}, then the sweep that made it") from error
     if statistics == "running":
         return model
 

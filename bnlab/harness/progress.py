@@ -81,13 +81,13 @@ class Reporter:
 def write_state(folder: Path, state: State) -> None:
     """Write how far a network has come; a training does not end because that cannot be written."""
     with contextlib.suppress(OSError):
-        (folder / _FILE).write_text(json.dumps(state))
+        (folder / _FILE).write_text(json.dumps(state), encoding="utf-8")
 
 
 def read_state(folder: Path) -> State | None:
     """Read how far a network has come; None unless it is trained or measured now."""
     try:
-        return State(*json.loads((folder / _FILE).read_text()))
+        return State(*json.loads((folder / _FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # not there, or only half of it
         return None
 

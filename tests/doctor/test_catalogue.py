@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import get_args
 
 import pytest
@@ -34,7 +33,7 @@ def test_codes_are_unique() -> None:
 
 
 @pytest.mark.parametrize("cause", CAUSES.values(), ids=[*CAUSES])
-def test_an_explanation_is_short_and_plain_and_says_when_it_is_a_false_alarm(cause: Cause) -> None:
+def test_an_explanation_has_all_parts_and_says_when_it_is_a_false_alarm(cause: Cause) -> None:
     explained = explain(cause.code.lower())
 
     paragraphs = (type(cause).__doc__ or "").strip().split("\n\n")
@@ -44,8 +43,6 @@ def test_an_explanation_is_short_and_plain_and_says_when_it_is_a_false_alarm(cau
     for text in (cause.meaning, cause.remedy):
         assert text in explained
         assert text.endswith(".")
-        assert len(text.split()) <= 40
-        assert max(len(part.split()) for part in re.split(r"[.;:?] ", text)) <= 25
 
 
 def test_a_code_that_does_not_exist_is_refused_with_those_that_do() -> None:

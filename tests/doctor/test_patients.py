@@ -264,7 +264,6 @@ def test_a_healthy_network_with_all_its_history_shows_nothing_above_a_note(kind:
     for diagnosis in (without, images, full):
         assert diagnosis.is_healthy, str(diagnosis)
     assert full.verdict == "healthy" and full.scores["running"] > 0.85
-    assert len(str(full).splitlines()) <= 4, str(full)
 
 
 HEALTHY_LOADED = [(kind, loader) for kind in HEALTHY for loader in LOADERS]

@@ -16,7 +16,8 @@ from tests.helpers import run_two_ranks
 def test_a_distributed_model_and_a_group_of_one_process(tmp_path: Path) -> None:
     model = make_classifier()
     alone = bnlab.recalibrate(make_classifier(), draw(100))
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    store = distributed.FileStore(str(tmp_path / "rendezvous"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         wrapped = bnlab.recalibrate(DistributedDataParallel(model), draw(100))
         wrapped.undo()

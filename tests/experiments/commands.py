@@ -36,7 +36,7 @@ def start(command: str, *words: str, path: Path | None = None) -> subprocess.Pop
         [sys.executable, "-m", "bnlab", command, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         cwd=ROOT,
         env=found,
     )

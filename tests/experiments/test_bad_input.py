@@ -24,9 +24,10 @@ CASES = {
     "-m experiment=quickstart,momentum": "experiment=quickstart,momentum: each of them has a sweep of its own",
     "-m name=a,b": "name=a,b: cannot be swept; comma lists can, but not of name",
     "momentum=[0.1": "momentum=[0.1: cannot be read",
-    "estimator=window(k=20)": "a value with brackets in quotes: 'estimator=\"window(k=20)\"'",
+    "estimator=window(k=20)": "a value with brackets, = or ä in quotes: 'estimator=\"window(k=20)\"'",
     "momentum=0.1,0.2": "swept with -m; to measure all on one network: 'momentum=[0.1,0.2]'",
     "hydra/launcher=nonsense": "hydra/launcher=nonsense: must be one of basic, joblib",
+    "model=ö": "a value with brackets, = or ä in quotes",
     # choices
     "data=cifar": "data=cifar: did you mean cifar10?",
     "experiment=quikstart": "experiment=quikstart: did you mean quickstart?",
@@ -90,7 +91,7 @@ def test_a_mistake_in_a_file(case: str, call: Call, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text(text)
+    (folder / "mine.yaml").write_text(text, encoding="utf-8")
 
     done = call("sweep", "experiment=mine", f"results={tmp_path}/r")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from bnlab.harness.artifacts.data.cifar10 import Cifar10
 from tests.experiments.commands import ROOT, Call
 from tests.helpers import plan_jobs, write_copies
 
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))}
+FILES = {
+    path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+}
 NAMES = sorted({content["name"] for content in FILES.values()})
 # As many as their estimators take, or as fill all batches of 64 and of 256.
 IMAGES = {"gap": 2400, "predictive": 2400, "few_images": 5200, "last_batch": 1137}
@@ -49,7 +53,7 @@ def test_it_is_swept_and_reported(
     """Four steps of one seed on few images, in a network of a quarter of the width, of each of its files."""
     monkeypatch.setattr(Cifar10, "size", Cifar10.size._replace(available=150, test=30))
     results = f"results={tmp_path}"
-    report = ""
+    report: list[str] = []
     for file in (file for file, content in FILES.items() if content["name"] == name):
         words = [f"experiment={file}", *list_first(file), "steps=4", "seed=0", "model.width=8", results]
         words += ["hydra/launcher=basic"]
@@ -58,12 +62,12 @@ def test_it_is_swept_and_reported(
         config, *_ = plan_jobs(words).configs
         words += [f"data.images={IMAGES.get(name, 1200)}"] * (config.data.name == "glyphs")
         code, out, err = call("sweep", *words)
-        report = out.partition("next: bnlab report ")[2].strip()
-        assert code == 0 and report.endswith(results), out + err
-    code, out, err = call("report", *report.split())
+        report = shlex.split(out.partition("next: bnlab report ")[2])
+        assert code == 0 and report[-1:] == [results], out + err
+    code, out, err = call("report", *report)
     assert code == 0 and "Traceback" not in err, out + err
     if name in OVERVIEWED:
-        assert report.startswith(f"name={name} ")
+        assert report[0] == f"name={name}"
     else:
-        question = report.split()[0].removeprefix("experiment=")
+        question = report[0].removeprefix("experiment=")
         assert name.startswith(question) and f"\n{question}: " in out, out

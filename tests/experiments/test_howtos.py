@@ -40,7 +40,7 @@ Follow = Callable[[Iterable[str]], dict[str, Any]]
 
 def list_sections(page: Path) -> list[str]:
     """What stands before the first heading of a page, and under each heading."""
-    return SECTION.split(page.read_text())
+    return SECTION.split(page.read_text(encoding="utf-8"))
 
 
 def find_package(section: str) -> str | None:
@@ -123,7 +123,7 @@ def run_ranks(words: list[str]) -> str:
     ranks = []
     command = [sys.executable, *words[2:]]
     for rank in ("0", "1"):
-        ranks.append(subprocess.Popen(command, env={**common, "RANK": rank}, stdout=subprocess.PIPE, text=True))
+        ranks.append(subprocess.Popen(command, env={**common, "RANK": rank}, stdout=subprocess.PIPE, encoding="utf-8"))
     outputs = [process.communicate(timeout=180)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0]
     return "".join(outputs)

@@ -365,7 +365,7 @@ def test_what_fails_in_the_end_leaves_all_else(case: str, mine: None, write: Wri
 
 def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:
     """Importing torch takes most of that time."""
-    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
     done = run("sweep", "experiment=quickstart", path=tmp_path, expect=130)
 
     assert not done.stdout
@@ -373,9 +373,9 @@ def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:
 
 
 def test_the_augmented_data_of_the_how_to(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "howto" / "own_code.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "own_code.md").read_text(encoding="utf-8")
     (block,) = [block for block in text.split("```")[1::2] if "def make_augmented_data" in block]
-    (tmp_path / "photos.py").write_text(block.partition("\n")[2])
+    (tmp_path / "photos.py").write_text(block.partition("\n")[2], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     for number in range(48):
         folder = tmp_path / "photos" / ("train" if number % 3 else "test") / "ab"[number % 2]

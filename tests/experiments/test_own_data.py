@@ -25,6 +25,7 @@ from bnlab.harness.artifacts.data.own_data import forget_own
 from bnlab.harness.artifacts.job_settings import network_hash
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
+from bnlab.harness.lab.compose import quote
 from tests.experiments.commands import Call, Write
 from tests.helpers import plan_jobs, torchvision
 
@@ -338,15 +339,20 @@ def sweep_folders(write: Write, call: Call, tmp_path: Path) -> Callable[..., str
     return sweep
 
 
+def name_folder(folder: Path) -> str:
+    """The word of a command that names the folder."""
+    return f"data.folder={quote(str(folder))}"
+
+
 def test_a_moved_folder_trains_nothing_again(sweep_folders: Callable[..., str], tmp_path: Path) -> None:
     """Nor do other words in the function's file; the network is loaded from where its images are now."""
     write_folder(tmp_path / "photos")
-    sweep_folders(f"data.folder={tmp_path}/photos")
+    sweep_folders(name_folder(tmp_path / "photos"))
     (network,) = load("adhoc", tmp_path / "r")["runs"]["run"]
     before, _ = load_images("adhoc", network, results=tmp_path / "r")
     (tmp_path / "photos").rename(tmp_path / "moved")
 
-    said = sweep_folders(f"data.folder={tmp_path}/moved", text=FOLDER.replace("first", "second"))
+    said = sweep_folders(name_folder(tmp_path / "moved"), text=FOLDER.replace("first", "second"))
 
     assert said.startswith("1 job on 1 network, all trained already")
     tables = load("adhoc", tmp_path / "r")
@@ -374,11 +380,11 @@ def test_a_changed_image_is_another_network(
 ) -> None:
     """The first one is not loaded with images that it never saw, and is listed without reading any."""
     write_folder(tmp_path / "photos")
-    sweep_folders(f"data.folder={tmp_path}/photos")
+    sweep_folders(name_folder(tmp_path / "photos"))
     first = load("adhoc", tmp_path / "r")["runs"]["run"][0]
     write_folder(tmp_path / "photos", brighten_one(index))
 
-    assert sweep_folders(f"data.folder={tmp_path}/photos").startswith("1 job on 1 network, none trained yet")
+    assert sweep_folders(name_folder(tmp_path / "photos")).startswith("1 job on 1 network, none trained yet")
 
     with pytest.raises(UserError, match=r"data=of_folders.load: gives other images or labels than"):
         load_model("adhoc", first, results=tmp_path / "r")
@@ -392,7 +398,7 @@ def test_a_changed_image_is_another_network(
 def test_a_module_that_is_gone_is_named(sweep_folders: Callable[..., str], call: Call, tmp_path: Path) -> None:
     """Its network's files are sound, and nobody says that they are not."""
     write_folder(tmp_path / "photos")
-    sweep_folders(f"data.folder={tmp_path}/photos")
+    sweep_folders(name_folder(tmp_path / "photos"))
     (network,) = load("adhoc", tmp_path / "r")["runs"]["run"]
     (tmp_path / "of_folders.py").unlink()
     del sys.modules["of_folders"]

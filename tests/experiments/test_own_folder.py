@@ -57,12 +57,12 @@ EXPERIMENT = Experiment(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a model, an experiment and a question of the user's own."""
-    folder = tmp_path / "my folder"
+    folder = tmp_path / "ein ölfass + x's"
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "questions").mkdir()
-    (folder / "wide.py").write_text(MODEL)
-    (folder / "conf" / "experiment" / "widths.yaml").write_text(EXPERIMENT)
-    (folder / "questions" / "widths.py").write_text(QUESTION)
+    (folder / "wide.py").write_text(MODEL, encoding="utf-8")
+    (folder / "conf" / "experiment" / "widths.yaml").write_text(EXPERIMENT, encoding="utf-8")
+    (folder / "questions" / "widths.py").write_text(QUESTION, encoding="utf-8")
     return folder
 
 
@@ -97,7 +97,7 @@ def test_sweep_report_runs_and_a_network_as_a_file(folder: Path, bnlab: Call) ->
     assert "It learns." in reported.out, reported.err
     assert (folder / "results" / "widths" / "figures" / "accuracy.png").stat().st_size > 5000
 
-    page = (folder / "results" / "widths" / "report.html").read_text()
+    page = (folder / "results" / "widths" / "report.html").read_text(encoding="utf-8")
     assert "Does width matter?</p>" in page, "no brackets of numbers that it does not bear on"
     assert "(<em>above 0 %</em>)" in page, "no reason was given"
     assert page.count("data:image/png;base64,") == 1
@@ -111,14 +111,14 @@ def test_sweep_report_runs_and_a_network_as_a_file(folder: Path, bnlab: Call) ->
     assert "model.width" in listed
 
     run = tables["runs"].set_index("model.width")["run"][3]
-    exported = bnlab("runs", "export", run, "network.safetensors", "statistics=exact")
+    exported = bnlab("runs", "export", run, "width=3.safetensors", "statistics=exact")
     assert exported.code == 0, exported.err
-    weights = load_file(folder / "network.safetensors")
+    weights = load_file(folder / "width=3.safetensors")
     assert weights["0.weight"].shape == (3, 1, 3, 3)
 
 
 def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path, bnlab: Call) -> None:
-    (folder / "conf" / "experiment" / "quickstart.yaml").write_text(EXPERIMENT)
+    (folder / "conf" / "experiment" / "quickstart.yaml").write_text(EXPERIMENT, encoding="utf-8")
 
     refused = bnlab("sweep", "experiment=quickstart")
 
@@ -131,11 +131,11 @@ def test_in_the_folder_of_another_clone(tmp_path: Path) -> None:
     for name in ("bnlab/__init__.py", "experiments/__init__.py"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("raise ImportError('of the other clone')")
+        path.write_text("raise ImportError('of the other clone')", encoding="utf-8")
 
     command = [sys.executable, "-P", "-m", "bnlab", "runs", "list"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=100)
 
     assert done.returncode == 0, done.stderr
     assert "no networks in results/runs" in done.stdout
@@ -148,7 +148,7 @@ def test_the_program_and_its_processes(launcher: str, folder: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     command = [program, "sweep", "experiment=widths", f"hydra/launcher={launcher}"]
 
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300)
 
     assert done.returncode == 0, done.stderr
     assert len(load("widths", folder / "results")["runs"]) == 2

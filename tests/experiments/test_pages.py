@@ -101,6 +101,8 @@ def test_the_extended_experiments_are_those_that_got_fifteen_seeds_later() -> No
         seeds[path.parts[-3]] = {*pd.read_parquet(path)["seed"]}
     of_fifteen = {name for name, of in seeds.items() if of == {*range(15)}}
 
-    begun_with_fifteen = {path.stem for path in EXPERIMENTS.glob("*.yaml") if "seed: range(15)" in path.read_text()}
+    begun_with_fifteen = {
+        path.stem for path in EXPERIMENTS.glob("*.yaml") if "seed: range(15)" in path.read_text(encoding="utf-8")
+    }
     in_part = {*FROM_THE_START} - {*EXTENDED}  # its other part has five seeds still
     assert of_fifteen - begun_with_fifteen - in_part == {*EXTENDED}

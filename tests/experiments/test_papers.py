@@ -137,7 +137,7 @@ def test_mistakes_of_the_command(words: str, message: str, call: Call) -> None:
 @pytest.mark.parametrize("text", ["name: [a", "- a list"])
 def test_a_file_that_declares_nothing_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     monkeypatch.setattr("bnlab.harness.lab.papers.list_papers", lambda: {"broken": path})
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}: "):
         read_paper("broken")
@@ -162,7 +162,7 @@ def test_the_committed_page_has_the_numbers_of_its_verdicts(name: str) -> None:
 def test_a_paper_is_redrawn_in_any_folder(tmp_path: Path, call: Call) -> None:
     for experiment in ("ghost", "small_batches"):
         (tmp_path / experiment).symlink_to(REFERENCE / experiment)
-    done = call(f"report paper=hoffer,wu_johnson results={tmp_path}")
+    done = call("report paper=hoffer,wu_johnson", f"results={tmp_path}")
 
     assert done.code == 0
     assert "Nothing of gap, model_selection, few_images, cifar10 has been measured" in (

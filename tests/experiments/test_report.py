@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -62,13 +63,13 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     assert {"ANSWERS.md", "HYPOTHESES.md"} <= {*list_files(folder)}
     assert {"quickstart/README.md", "quickstart/report.html"} <= {*list_files(folder)}
 
-    text = (folder / "ANSWERS.md").read_text()
-    page = (folder / "quickstart" / "report.html").read_text()
+    text = (folder / "ANSWERS.md").read_text(encoding="utf-8")
+    page = (folder / "quickstart" / "report.html").read_text(encoding="utf-8")
     assert "points lost after four updates of 256 images, it costs" in text
     assert "In batches of 64, at a constant learning rate" not in text
 
-    own = (folder / "quickstart" / "README.md").read_text()
-    assert f"bnlab sweep experiment=quickstart results={folder}" in own
+    own = (folder / "quickstart" / "README.md").read_text(encoding="utf-8")
+    assert shlex.join(["bnlab", "sweep", "experiment=quickstart", f"results={folder}"]) in own
     assert "| after 10% of training, batch size 256 | 31.8 [28.2, 35.5] | 15 | holds |" in own
     assert page.count("data:image/png;base64,") == 1
 
@@ -113,7 +114,7 @@ def test_what_fails_is_named_and_the_rest_is_decided_and_drawn(
     assert f"figure gap of quickstart cannot be drawn: {where}" in done.err
     assert (folder / "quickstart" / "figures" / "estimators.png").exists()
 
-    page = (folder / "quickstart" / "README.md").read_text()
+    page = (folder / "quickstart" / "README.md").read_text(encoding="utf-8")
     assert page.count("| holds |") > 3
     assert page.count("cannot be scored") == 1
 
@@ -143,7 +144,7 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
     names = sorted(path.name for path in (results / "adhoc" / "figures").glob("*.png"))
     assert names == ["accuracy.png", "gap.png", "gap_training.png"]
 
-    page = (results / "adhoc" / "report.html").read_text()
+    page = (results / "adhoc" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 3
     rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
     assert sum("average of all batches" in row for row in rows) == 2
@@ -156,7 +157,7 @@ def test_own_sweeps_are_hinted_at_with_the_command(results: Path, call: Call) ->
         done = call(f"report{word}", f"results={results}")
         assert done.code == 2
         (line,) = done.err.splitlines()
-        assert line.endswith(f" bnlab report name=adhoc results={results}")
+        assert line.endswith(f" {shlex.join(['bnlab', 'report', 'name=adhoc', f'results={results}'])}")
 
 
 def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def main() -> int:
 
 def copy_checkout(copy: Path) -> None:
     """Copy the tracked files of the checkout, as they are now."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     for name in listed.stdout.split("\0"):
         source = ROOT / name
         if source.is_file():  # not one that was removed
@@ -147,7 +147,7 @@ def find_failure(test: str, copy: Path) -> str:
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         preexec_fn=limit_time,
     )
     if done.returncode == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -112,10 +113,11 @@ def test_what_is_lost_is_trained_again(
     spoil(path)
 
     wanted = None if step == 40 else step
-    advice = f"; to train it again: bnlab runs rm {run} results={results}, then the sweep that made it"
+    remove = shlex.join(["bnlab", "runs", "rm", run, f"results={results}"])
+    advice = f"; to train it again: {remove}, then the sweep that made it"
     if spoil is not damage:  # a sweep sees by itself that a file is gone
         advice = "is missing; the sweep that made it trains it again"
-    with pytest.raises(UserError, match=f"^{path}: .*{re.escape(advice)}$"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{re.escape(advice)}$"):
         load_model("g", run, step=wanted, results=results)
     if spoil is damage:
         assert importlib.import_module("bnlab.harness.lab.runs").main(["rm", run, f"results={results}"]) == 0

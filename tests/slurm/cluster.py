@@ -98,7 +98,7 @@ class Cluster:
 
     def call(self, *words: str) -> str:
         """Run a program, such as squeue, to its end; what it prints."""
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True)
+        done = subprocess.run(words, env=self.environment, capture_output=True, encoding="utf-8")
         if done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.stderr}")
         return done.stdout
@@ -121,7 +121,7 @@ class Cluster:
     def run_daemon(self, *words: str) -> Iterator[None]:
         """Run a daemon in the block; what it prints is in the folder. Jobs that it has started are not ended."""
         log = self.folder / f"{words[0]}.log"
-        with log.open("w") as output:
+        with log.open("wb") as output:
             daemon = subprocess.Popen(
                 words, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -166,7 +166,7 @@ def _write_files(folder: Path) -> None:
     }
     (folder / "state").mkdir()
     (folder / "spool").mkdir()
-    (folder / "slurm.conf").write_text(_SLURM.format(**values))
+    (folder / "slurm.conf").write_text(_SLURM.format(**values), encoding="utf-8")
     _write_secret(folder / "slurmdbd.conf", _ACCOUNTING.format(**values).encode())
     _write_secret(folder / "munge.key", secrets.token_bytes(128))
 

@@ -77,7 +77,7 @@ def find_jobs(results: Path) -> str:
 def read_logs(results: Path) -> str:
     """Read what all jobs have printed."""
     paths = sorted(results.glob("adhoc/cluster/*/*_log.out"))
-    return "".join(path.read_text() for path in paths)
+    return "".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 def list_continued(logs: str) -> list[str]:
@@ -136,7 +136,11 @@ def test_a_job_that_runs_into_its_time_limit_is_continued_by_the_same_command(cl
 
     assert command.returncode == 1, err
     (failure,) = re.findall("failed: (.*)", out)
-    assert Path(failure).read_text().startswith("the time limit of its job has come; the same command continues it\n")
+    assert (
+        Path(failure)
+        .read_text(encoding="utf-8")
+        .startswith("the time limit of its job has come; the same command continues it\n")
+    )
 
     run("sweep", *words)
 
@@ -158,7 +162,7 @@ def test_a_job_that_runs_into_its_time_limit_goes_back_into_the_queue(cluster: C
 
 
 def test_what_other_jobs_would_meet_too_is_said_by_the_command(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "full.py").write_text(FULL_DISK)
+    (tmp_path / "full.py").write_text(FULL_DISK, encoding="utf-8")
 
     words = ("-m", "model=full.make_model", "seed=0,1", *SLURM, f"results={tmp_path}")
     done = run("sweep", *words, path=tmp_path, expect=2)

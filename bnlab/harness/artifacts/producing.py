@@ -182,6 +182,7 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
         run.require_images(run.dataset)
         seconds = _restore_state(run, progress)
         say(f"{run.id}: continuing from step {progress.step} of {run.steps}", run.config.quiet)
+        _warn_of_another_processor(run)
     else:
         _write_settings(run)
         environment = describe_environment(run.device) | {"images": run.dataset.trained_on}
@@ -192,6 +193,18 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
         if last_step > progress.step:  # written after the state was saved: these updates are made again
             path.unlink()
     return seconds
+
+
+def _warn_of_another_processor(run: Run) -> None:
+    """Say if a training was begun on another kind of processor: from here on its last bits are of this one."""
+    here = describe_environment(run.device)
+    begun = here | run.environment  # an earlier version may not have written all
+    kinds = [f"{each['device']} with {each['vector_instructions']}" for each in (begun, here)]
+    if kinds[0] != kinds[1]:
+        say_problem(
+            f"{run.id}: was begun on another kind of processor, {kinds[0]}, and goes on here, {kinds[1]}; "
+            "neither alone trains these numbers: where they count, train it again from the start"
+        )
 
 
 def _write_where_images_are(run: Run) -> None:

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,7 @@ from filelock import FileLock
 from joblib import cpu_count
 from torch import Tensor, nn
 
+import bnlab
 from bnlab.common.files import digest, reading
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
@@ -209,7 +211,7 @@ class Run:
 
     def _read(self, name: str) -> dict[str, Any]:
         with reading(self.folder / name):
-            return json.loads((self.folder / name).read_text())  # type: ignore[no-any-return]
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     def read_log(self) -> pd.DataFrame:
         """Read the columns step, loss and accuracy, a row for each update."""
@@ -257,7 +259,10 @@ class Run:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Describe versions, device and threads, without anything that names the machine."""
+    """Describe versions, device and threads, without anything that names the machine.
+
+    `vector_instructions` are those that torch uses on the CPU, `commit` that of the clone that is run; None of a wheel.
+    """
     versions = {}
     for package in _PACKAGES:
         try:
@@ -270,4 +275,19 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "commit": find_commit(Path(bnlab.__file__).resolve().parents[1]),
     }
+
+
+def find_commit(root: Path) -> str | None:
+    """Find the commit of a clone, with `-dirty` if its files were changed; None for another folder, or without git."""
+    if not (root / ".git").exists():  # as of a wheel, which may lie in an environment inside of another repository
+        return None
+    # Workers ask at once, and must not lock the index that its owner works with.
+    words = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        asked = subprocess.run(words, cwd=root, capture_output=True, encoding="utf-8")
+    except OSError:  # git is not installed
+        return None
+    return asked.stdout.strip() or None

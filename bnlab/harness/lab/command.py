@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from bnlab.common.printing import escape_unprintable
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.catalogue import import_shipped
 
@@ -24,6 +25,7 @@ def run_command(
 
     The command imports what takes seconds by itself, so that Ctrl-C in that time is caught here too.
     """
+    escape_unprintable()
     # Before modules of the caller's own can be found: a clone in the current folder has a module of this name too.
     import_shipped()
     if os.getcwd() not in sys.path:

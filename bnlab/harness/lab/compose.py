@@ -15,7 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -29,7 +29,7 @@ from bnlab.harness.own import KINDS, make_own
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
 _FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
-_NEVER_SWEPT = ("name", "results")
+_FOLDERS = ("results", "data.root")
 _UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
@@ -110,7 +110,7 @@ def _find_own_files() -> list[str]:
     for path in sorted(here.glob("experiment/*.yaml")):
         if (CONF / "experiment" / path.name).exists():
             raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
-    return [f"hydra.searchpath=['{here}']"]
+    return [f"hydra.searchpath=[{quote(str(here))}]"]
 
 
 def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Override]]:
@@ -204,10 +204,10 @@ def _first_line(error: BaseException) -> str:
 def _read_word(word: str) -> Override:
     """Read a word of the command line; UserError without a value, or for what Hydra can do and a sweep cannot."""
     try:
-        override = OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(_quote_folder(word))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
-            f"{word}: cannot be read; write key=value, a list as key=[a,b], a value with brackets in quotes: "
+            f"{word}: cannot be read; write key=value, a list as key=[a,b], a value with brackets, = or ä in quotes: "
             "'estimator=\"window(k=20)\"'"
         ) from error
     if override.is_delete() or (override.is_add() and not override.is_hydra_override()):
@@ -216,6 +216,19 @@ def _read_word(word: str) -> Override:
     if override.get_key_element() in _FILES and not is_choice:
         raise UserError(f"{word}: is no choice; name one of those that --help lists, or leave the word out")
     return override
+
+
+def _quote_folder(word: str) -> str:
+    """Put the folder that a word names in quotes, unless it has some: unquoted, Hydra reads few letters."""
+    key, _, folder = word.partition("=")
+    if key not in _FOLDERS or folder.startswith(("'", '"')):
+        return word
+    return f"{key}={quote(folder)}"
+
+
+def quote(text: str) -> str:
+    """Write a text so that Hydra reads it as it is."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def _sets_value(override: Override) -> bool:
@@ -236,8 +249,8 @@ def _refuse_sweep(override: Override, multirun: bool) -> None:
             hint = f"; to measure all on one network: {together}"
         raise UserError(f"{word}: several values are swept with -m{hint}")
     is_list = isinstance(override.value(), ChoiceSweep | RangeSweep)
-    if key in _NEVER_SWEPT or override.is_hydra_override() or not is_list:
-        raise UserError(f"{word}: cannot be swept; comma lists can, but not of name, results and Hydra's settings")
+    if key == "name" or override.is_hydra_override() or not is_list:
+        raise UserError(f"{word}: cannot be swept; comma lists can, but not of name and Hydra's settings")
 
 
 def _explain_unknown(key: str, settings: Mapping[Any, Any]) -> str:

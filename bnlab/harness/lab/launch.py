@@ -18,6 +18,7 @@ import submitit
 from joblib import Parallel, delayed
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
+from bnlab.common.printing import escape_unprintable
 from bnlab.harness.artifacts.job_settings import Config, restore_config
 from bnlab.harness.errors import TimeLimit, UserError
 from bnlab.harness.jobs import attempt
@@ -72,6 +73,7 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
 
 def _run_in_process(settings: dict[str, Any], heading: str, parent: int) -> None:
     """Run one job beside others, with one thread unless it says otherwise; `parent` is 0 on a cluster."""
+    escape_unprintable()
     if parent not in (0, os.getpid()):  # with a single worker joblib runs jobs in the sweep itself
         _end_with(parent)
     config = restore_config(settings)

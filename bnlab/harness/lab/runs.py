@@ -32,10 +32,11 @@ def main(words: list[str]) -> int:
 
 def _dispatch(words: list[str]) -> int:
     """Do what the first word says; the exit code."""
-
-    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    # The file of an export is no setting, also where its name or that of its folder has an equals sign.
+    given = [word for word in words if "=" in word and not word.endswith(".safetensors")]
+    settings = dict(word.split("=", 1) for word in given)
     results = Path(settings.pop("results", "results"))
-    names = [word for word in words if "=" not in word]
+    names = [word for word in words if word not in given]
     if settings and names[:1] != ["export"]:
         raise UserError(f"{next(iter(settings))}: only export has settings beside results=; see --help")
     match names:
@@ -88,7 +89,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
     path = folder / "config.yaml"
     with reading(path):
-        config = dict(yaml.load(path.read_text(), _LOADER))
+        config = dict(yaml.load(path.read_text(encoding="utf-8"), _LOADER))
 
     settings: dict[str, Any] = {}
     for key, value in config.items():
@@ -109,7 +110,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
     if path.exists():
         with reading(path):
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_text(encoding="utf-8"))
     elif saved.exists():
         with reading(saved), safe_open(saved, framework="np") as file:
             metadata = file.metadata()
@@ -131,7 +132,7 @@ def _show(folder: Path) -> None:
     for name in ("status.json", "environment.json", "config.yaml"):
         path = folder / name
         if path.exists():
-            text = path.read_text(errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace")
             print(f"\n{name}\n{text.strip()}")
 
     print("\nfiles")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,28 @@ def test_killed_and_continued(case: str, tmp_path: Path) -> None:
     assert_same(find_network(tmp_path / "killed"), find_network(tmp_path / "whole"))
     measured = load("adhoc", tmp_path / "killed")["evaluations"]
     assert measured["accuracy"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("begun", "said"),
+    [
+        ({"vector_instructions": "SVE256"}, "begun on another kind of processor, {device} with SVE256, and goes on"),
+        ({"device": "aarch64"}, "begun on another kind of processor, aarch64 with {vector_instructions}, and goes on"),
+        ({}, ""),
+    ],
+)
+def test_a_training_that_goes_on_on_another_processor_says_so_once(
+    begun: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with interrupted_at(3):
+        sweep_small(tmp_path, *SWEEP, expect=130)
+    path = find_network(tmp_path) / "environment.json"
+    environment = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(environment | begun), encoding="utf-8")
+    capsys.readouterr()
+
+    sweep_small(tmp_path, *SWEEP)
+
+    warned = capsys.readouterr().err
+    assert warned.count("\n") == warned.count("another kind of processor") == len(begun)
+    assert said.format(**environment) in warned

@@ -7,15 +7,18 @@ import json
 import pkgutil
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
 from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts.runs import find_commit
 from tests.harness.kills import assert_same, interrupted_at, read_trace
 from tests.helpers import find_network, sweep_small
 
@@ -50,15 +53,38 @@ def test_what_a_network_consists_of(whole: Path) -> None:
     names = {path.name for path in folder.iterdir()} - {"statistics", "measurements"}
 
     assert names == {"config.yaml", "environment.json", "log.parquet", "trace", "checkpoints", "status.json"}
-    status = json.loads((folder / "status.json").read_text())
+    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     assert (status["status"], status["step"]) == ("finished", 40)
     assert list(pd.read_parquet(folder / "log.parquet")["step"]) == list(range(1, 41))
     assert list_steps(whole) == [1, 7, 20, 40]
     trace = read_trace(folder)
     assert (trace.first_step, trace.last_step) == (0, 40)
-    environment = (folder / "environment.json").read_text()
-    assert json.loads(environment)["threads"] == 1
-    assert str(Path.cwd()) not in environment
+    text = (folder / "environment.json").read_text(encoding="utf-8")
+    environment = json.loads(text)
+    assert environment["threads"] == 1
+    assert environment["vector_instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert str(Path.cwd()) not in text
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_of_a_clone(tmp_path: Path) -> None:
+    """A folder inside of a clone, as an environment with a wheel, is none."""
+
+    def call_git(*words: str) -> str:
+        author = ("-c", "user.name=bnlab", "-c", "user.email=bnlab@localhost")
+        return subprocess.run(["git", *author, *words], cwd=tmp_path, capture_output=True, check=True).stdout.decode()
+
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "file").write_text("1", encoding="utf-8")
+    call_git("init")
+    call_git("add", "file")
+    call_git("commit", "--message=first")
+    commit = call_git("rev-parse", "HEAD").strip()
+
+    assert find_commit(tmp_path) == commit
+    assert find_commit(tmp_path / "inside") is None
+    (tmp_path / "file").write_text("2", encoding="utf-8")
+    assert find_commit(tmp_path) == f"{commit}-dirty"
 
 
 @pytest.mark.parametrize("writes", ["recording.trace.MomentTrace.save", "harness.artifacts.producing.save_tensors"])
@@ -165,7 +191,7 @@ def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.Mo
     sweep_small(tmp_path, expect=1)
 
     (path,) = (tmp_path / "adhoc" / "failures").iterdir()
-    assert "no luck" in path.read_text()
+    assert "no luck" in path.read_text(encoding="utf-8")
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     assert row["status"] == "failed"
     assert pd.isna(row["final_loss"])

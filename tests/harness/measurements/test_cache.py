@@ -69,7 +69,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
     def write(gain: str = "0.5", name: str = "halved") -> list[str]:
         forget()
-        (tmp_path / "my_estimators.py").write_text(MODULE.format(gain=gain, name=name))
+        (tmp_path / "my_estimators.py").write_text(MODULE.format(gain=gain, name=name), encoding="utf-8")
         return ["my_estimators.Half"]
 
     yield write

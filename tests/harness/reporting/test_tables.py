@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.
 
 def test_load(tmp_path: Path) -> None:
     """From parts, from tables without networks, or not at all."""
-    with pytest.raises(UserError, match=r"no results for 'x' in .*; run: bnlab sweep name=x res.*experiment=x"):
+    with pytest.raises(UserError, match=r"no results for 'x' in .*; run: bnlab sweep name=x .*results=.*experiment=x"):
         tables.load("x", tmp_path)
     write(tmp_path / "x", "old", rows([0.1], 1.0))
     assert len(tables.load("x", tmp_path)["gaps"]) == 1
