@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import groupby, islice
 
@@ -11,6 +12,7 @@ import torch
 from bnlab.harness.artifacts import training
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.training import ORDERS, Batches, Diverged, Seeds, TrainingState
+from bnlab.harness.updates import lr_factor
 from tests.helpers import plain, plan_network, rise_and_fall, without_dropout
 from tests.waits import Waits
 
@@ -98,6 +100,18 @@ def test_learning_rate_schedules() -> None:
         trial = Trial("optimizer.lr=0.01", f"optimizer.schedule={schedule}")
         rates = [trial.progress.optimizer.param_groups[0]["lr"] for _ in trial.train(8)]
         assert rates == pytest.approx([0.01 * factor for factor in factors]), schedule
+
+
+def test_cosine_rises_for_a_twentieth_and_falls_to_nothing() -> None:
+    rises = [1 / 3, 2 / 3, 1]
+    # Another form of the fall, (1 + cos x) / 2 = cos²(x / 2), over the 57 updates that are left.
+    falls = [math.cos(math.pi / 2 * k / 57) ** 2 for k in range(57)]
+    factors = [lr_factor("cosine", step, 60) for step in range(60)]
+    assert factors == pytest.approx([*rises, *falls])
+    assert lr_factor("cosine", 60, 60) == pytest.approx(0)
+
+    # A training of so few updates that none of them is in the first twentieth begins at the top.
+    assert lr_factor("cosine", 0, 8) == 1.0
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("sqrt", 2.0), ("linear", 4.0), ("none", 1.0)])
