@@ -27,8 +27,8 @@ from experiments.recipes import (
 from experiments.tuning import RATE, RATES, VALIDATED
 
 CELL = (SCHEDULE, RATE)
-USUAL, LARGE = 0.1, 0.4
 AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: "constant"}
+AT_LARGE_CONSTANT_RATES: dict[str, Any] = {**AT_CONSTANT_RATE, RATE: (0.1, 0.4)}
 ON_ONE_CYCLE: dict[str, Any] = {SCHEDULE: "onecycle"}
 MOST = "more than half are most; seven seeds that agree decide it"
 
@@ -71,7 +71,7 @@ EXPERIMENT = Experiment(
         "a_constant_rate_costs": Claim(
             "At the end of a constant rate of 0.1 and of 0.4 running averages lose over a point (known of other "
             "seeds).",
-            score(compute_lost_at_end, "accuracy", (RATE,), scale=-100, **AT_CONSTANT_RATE, **{RATE: (USUAL, LARGE)}),
+            score(compute_lost_at_end, "accuracy", (RATE,), scale=-100, **AT_LARGE_CONSTANT_RATES),
             COSTS_A_POINT),
         "harmless_at_the_end": Claim(
             "At the end of a one-cycle schedule they lose less than 0.3 points, at each rate.",
