@@ -97,7 +97,7 @@ def compute_gain_of_momenta(tables: Tables) -> pd.DataFrame:
     """Subtract the test accuracy under running averages of momentum 0.1 from those of other momenta."""
     usual = select(select_accuracies(tables, CELL, BEFORE_THE_END), line=RUNNING, batch_size=128)
     others = rows(tables, "other_momenta", BEFORE_THE_END, CELL, batch_size=128, estimator="ema")
-    others["line"] = "momentum " + others["momentum"].map("{:g}".format)
+    others["line"] = "momentum " + others["momentum"].map("{:g}".format).astype(str)
     both = pd.concat([usual, others.drop(columns=["estimator", "momentum", "statistics_split"])])
     both["split"] = "test"
     both["shift"] = "none"
@@ -126,7 +126,7 @@ def compute_lost_by_averages(tables: Tables) -> pd.DataFrame:
 def subtract_trained(tables: Tables) -> pd.DataFrame:
     """Subtract the exact accuracy of the trained network from that of averaged weights, both at the end."""
     averages = rows(tables, "kept_averages", 1.0, CELL, batch_size=128, buffers="exact")
-    averages["line"] = "decay " + averages["decay"].map("{:g}".format)
+    averages["line"] = "decay " + averages["decay"].map("{:g}".format).astype(str)
     trained = select(select_accuracies(tables, CELL, (1.0,)), line=EXACT, batch_size=128)
     both = pd.concat([averages, trained]).drop(columns=["split", "shift"])
     return paired(both, "accuracy", EXACT, along="line")
