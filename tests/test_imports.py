@@ -73,7 +73,7 @@ REPORTING = {
     *("bnlab.common.files", "bnlab.common.names"),
     *(f"bnlab.harness.{name}" for name in ("errors", "schema", "updates", "run_table", "requests", "reporting")),
 }
-SHARED = {f"experiments.{name}" for name in ("margins", "tuning")}  # by several questions
+SHARED = {f"experiments.{name}" for name in ("margins", "recipes", "tuning")}  # by several questions
 PACKAGED = {
     "PIL": "pillow",
     "hydra": "hydra-core",

@@ -20,6 +20,7 @@ TRAINED_WITH = (
     "freeze_with",
     "precision",
     "averaging",
+    "weight_averages",
 )
 """The settings without a group that change what is trained, other than the seed."""
 

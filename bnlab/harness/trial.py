@@ -27,7 +27,7 @@ _REMEDY = (
 
 
 class Cost(NamedTuple):
-    """Of an update: seconds, and bytes of batch moments. Bytes of a checkpoint."""
+    """Of an update: seconds, and bytes of batch moments. Bytes of a checkpoint with its averages."""
 
     update: float
     moments: float
@@ -44,7 +44,7 @@ def try_training(run: Run, seconds: float | None = None) -> Cost:
     """
     config = run.config
     optimizer = replace(config.optimizer, lr=0.0)
-    trial = Run(replace(config, optimizer=optimizer, averaging="none"))
+    trial = Run(replace(config, optimizer=optimizer, averaging="none", weight_averages=None))
     trial.dataset = run.dataset
     update = math.nan
     images, classes = run.dataset.train.images[:2], run.dataset.classes
@@ -75,7 +75,8 @@ def try_training(run: Run, seconds: float | None = None) -> Cost:
 
     layers = [] if trace is None else list(trace.layers.values())
     moments = sum(layer.moments.nbytes for layer in layers) / max(1, progress.step)
-    checkpoint = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
+    network = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
+    checkpoint = network * (1 + len(config.decays))
     return Cost(update, moments, checkpoint)
 
 

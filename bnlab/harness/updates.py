@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 SCHEDULES = {
     "onecycle": "The learning rate rises for a fifth of training and falls to 0 at the end.",
+    "cosine": "The learning rate rises for a twentieth of training and falls to 0 at the end, along a cosine.",
     "step": "The learning rate falls to a tenth after half of training, and again after three quarters.",
     "constant": "The learning rate is constant.",
 }
@@ -19,8 +22,20 @@ def lr_factor(schedule: str, step: int, steps: int) -> float:
         return 1.0
     if schedule == "step":
         return 0.1 ** ((done >= 0.5) + (done >= 0.75))
+    if schedule == "cosine":
+        return _follow_cosine(step, steps)
     rise = 0.2
     return 0.05 + 0.95 * done / rise if done < rise else (1 - done) / (1 - rise)
+
+
+def _follow_cosine(step: int, steps: int) -> float:
+    """Rise in equal steps over the first 5% of the updates, then fall along half a period of a cosine."""
+    warm_up = 0.05 * steps
+    # The first update has a rate above 0, with which it would do nothing.
+    if step + 1 <= warm_up:
+        return (step + 1) / warm_up
+    fallen = max(0.0, step - warm_up) / (steps - warm_up)
+    return 0.5 * (1 + math.cos(math.pi * fallen))
 
 
 def count_training(images: int) -> int:

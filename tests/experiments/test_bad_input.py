@@ -53,7 +53,8 @@ CASES = {
     "accuracy_at=[0.5] evaluate_at=[0.1,1.0]": "accuracy_at=0.5: is not among evaluate_at",
     "model=resnet model.depth=9": "model.depth=9: a resnet has 6n+2 layers",
     # folders
-    "data=cifar10 data.copies=true data.root=nowhere": "nowhere/train is missing; set data.root to the folder that has",
+    "data=cifar10 data.copies=true data.root=nowhere": "nowhere/train is missing; copies are image files in train/",
+    "data=cifar10 data.copies=true data.download=true": "published images, not copies: use it without data.copies",
     "--foo": "--foo: no such option",
     "name=../x": "name=../x: must be letters, digits, _ . -",
 }

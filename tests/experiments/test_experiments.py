@@ -42,7 +42,13 @@ def list_first(file: str) -> list[str]:
     return [f"{key}={values}" for key, values in first.items() if key not in ("seed", "steps")]
 
 
-AT_STEPS = ("ground_constant", "last_batch", "last_batch_64")  # which read more steps than there are here
+AT_STEPS = (
+    "forecast",
+    "ground_constant",
+    "last_batch",
+    "last_batch_64",
+    "rates",
+)  # which read more steps than there are here
 
 
 @pytest.mark.slow  # test_own_folder sweeps and reports, test_report draws the quickstart
@@ -57,7 +63,7 @@ def test_it_is_swept_and_reported(
     for file in (file for file, content in FILES.items() if content["name"] == name):
         words = [f"experiment={file}", *list_first(file), "steps=4", "seed=0", "model.width=8", results]
         words += ["hydra/launcher=basic"]
-        words += copies * file.startswith("cifar10")
+        words += copies * file.startswith(("cifar10", "real"))
         words += ["evaluate_at=[1.0]"] * (file in AT_STEPS)
         config, *_ = plan_jobs(words).configs
         words += [f"data.images={IMAGES.get(name, 1200)}"] * (config.data.name == "glyphs")

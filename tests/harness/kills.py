@@ -54,8 +54,8 @@ def assert_same(found: Any, expected: Any) -> None:
     folder = Path(getattr(found, "folder", found))
     other = Path(getattr(expected, "folder", expected))
     assert (folder / "status.json").exists()
-    for path in (other / "checkpoints").iterdir():
-        assert (folder / "checkpoints" / path.name).read_bytes() == path.read_bytes(), path.name
+    for path in [*(other / "checkpoints").iterdir(), *(other / "averages").glob("*/*")]:
+        assert (folder / path.relative_to(other)).read_bytes() == path.read_bytes(), path.name
     assert_frame_equal(pd.read_parquet(folder / "log.parquet"), pd.read_parquet(other / "log.parquet"))
     assert (folder / "trace").exists() == (other / "trace").exists()
     if (folder / "trace").exists():

@@ -23,7 +23,7 @@ EXPERIMENTS = sorted(path.stem for path in Path("conf/experiment").glob("*.yaml"
 def name_networks(experiment: str) -> str:
     """Digest the names of all networks of an experiment, which has the name that its file says."""
     words = [f"experiment={experiment}", "seed=0"]  # which has no part in a name
-    if experiment.startswith("cifar10"):
+    if experiment.startswith(("cifar10", "real")):
         words.append("data.download=true")  # the files need not be there
     configs = plan_jobs(words).configs
     settings = yaml.safe_load(Path(f"conf/experiment/{experiment}.yaml").read_text(encoding="utf-8"))

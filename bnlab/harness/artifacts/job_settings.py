@@ -71,6 +71,14 @@ class Config:
         "the trained network are then stale, its running averages, and averaged, its buffers averaged as the weights",
         choices=("none", "swa", "ema"),
     )
+    weight_averages: Any = setting(
+        None,
+        "decays of averages of weights and buffers, or a list, which are kept beside the trained network: with 0.99 "
+        "new = 0.99·old + 0.01·weights after each update; measurements of a question's own read them",
+        at_least=0,
+        at_most=0.999999,
+        is_list=True,
+    )
     seed: int = setting(0, "initialization, order and augmentation are derived from it", at_least=0)
     # What is measured on it: any of these may change without training again
     momentum: Any = setting(0.1, "weight of the new batch, or a list", is_weight=True, is_list=True)
@@ -136,6 +144,12 @@ class Config:
             return self.steps
         return self.epochs * steps_per_epoch(self.data.count_training(), self.batch_size, self.last_batch)
 
+    @property
+    def decays(self) -> list[float]:
+        """The decays of `weight_averages`, each once."""
+        kept = [] if self.weight_averages is None else as_list(self.weight_averages)
+        return list(dict.fromkeys(float(decay) for decay in kept))
+
     def compute_freezing_step(self) -> int | None:
         """Compute the step from which on batch norm is frozen; None: it never is."""
         if self.freeze_at is None:
@@ -162,7 +176,7 @@ def network(config: Config) -> dict[str, Any]:
         settings["epochs"] = config.epochs
     else:
         settings["steps"] = config.steps
-    keys = ["order", "last_batch", "precision", "averaging"]
+    keys = ["order", "last_batch", "precision", "averaging", "weight_averages"]
     if config.freeze_at is not None:
         keys += ["freeze_at", "freeze_with"]
     settings |= leave_off_defaults(config, keys)

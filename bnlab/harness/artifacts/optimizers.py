@@ -31,7 +31,8 @@ class Optimizer(Component):
     label_smoothing: float = setting(0.0, "share of the label that all classes are given", at_least=0, at_most=0.99)
     schedule: str = setting(
         "onecycle",
-        "of the learning rate: onecycle (up for 20%, then down to 0), step (÷10 at 50% and 75%), constant",
+        "of the learning rate: onecycle (up for 20%, then down to 0), cosine (up for 5%, then down to 0 along a "
+        "cosine), step (÷10 at 50% and 75%), constant",
         choices=tuple(SCHEDULES),
     )
 

@@ -169,6 +169,9 @@ def _finish_update(run: Run, progress: TrainingState, kept: set[int], live: Live
     freeze_and_average(run, progress)
     if progress.step in kept:
         progress.read_log()  # no weights of a network that has diverged
+        # First: a step whose checkpoint is there counts as kept.
+        for decay, average in progress.kept_beside.items():
+            run.save_average(decay, progress.step, average.module)
         run.save_checkpoint(progress.step, progress.measured)
     if live is not None and progress.step in run.wanted and run.has_trace:
         progress.read_log()
@@ -236,17 +239,25 @@ def start_training(run: Run) -> TrainingState:
     torch.manual_seed(run.config.seed)  # dropout and the like
     model = run.new_model()
     optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
-    average = None if run.config.averaging == "none" else _begin_average(run.config.averaging, model)
-    return TrainingState(model, optimizer, step=0, average=average, precision=run.config.precision)
+    averages = {
+        # All weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
+        # one of each epoch).
+        "swa": get_swa_avg_fn(),
+        "ema": get_ema_avg_fn(_EMA_DECAY),
+    }
+    kind = run.config.averaging
+    average = None if kind == "none" else _begin_average(averages[kind], model)
+    kept_beside = {decay: _begin_average(get_ema_avg_fn(decay), model) for decay in run.config.decays}
+    precision = run.config.precision
+    return TrainingState(model, optimizer, step=0, average=average, kept_beside=kept_beside, precision=precision)
 
 
-def _begin_average(kind: str, model: nn.Module) -> AveragedModel:
+def _begin_average(average: Callable[[Tensor, Tensor, Tensor | int], Tensor], model: nn.Module) -> AveragedModel:
     """Begin an average of weights and buffers, which takes no weights yet.
 
-    `swa`: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
-    one of each epoch). `ema`: new = 0.99·old + 0.01·weights. Counts of batches, whole numbers, stay the newest.
+    `average` makes the new value of the old one, the newest and their number. Counts of batches, whole numbers, stay
+    the newest.
     """
-    average = get_swa_avg_fn() if kind == "swa" else get_ema_avg_fn(_EMA_DECAY)
 
     def average_floats(before: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
         return average(before, newest, count) if before.is_floating_point() else newest
@@ -277,6 +288,8 @@ def freeze_and_average(run: Run, progress: TrainingState) -> None:
     first = max(1, round(_SWA_FROM * run.steps)) if run.config.averaging == "swa" else 1
     if progress.average is not None and progress.step >= first:
         progress.average.update_parameters(progress.model)
+    for average in progress.kept_beside.values():
+        average.update_parameters(progress.model)
 
 
 def _stop_averages(model: nn.Module) -> None:
@@ -290,6 +303,8 @@ def _save_state(run: Run, progress: TrainingState, seconds: float) -> None:
     groups = {"model": progress.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
     if progress.average is not None:
         groups["average"] = progress.average.state_dict()
+    for decay, average in progress.kept_beside.items():
+        groups[f"averages/{decay:g}"] = average.state_dict()
     for index, values in progress.optimizer.state_dict()["state"].items():  # one for each parameter
         groups[f"optimizer/{index}"] = values
     if run.device.type == "cuda":
@@ -315,6 +330,8 @@ def _restore_state(run: Run, progress: TrainingState) -> float:
         progress.model.load_state_dict(groups["model"])
         if progress.average is not None:
             progress.average.load_state_dict(groups["average"])
+        for decay, average in progress.kept_beside.items():
+            average.load_state_dict(groups[f"averages/{decay:g}"])
         optimizer = {int(name.partition("/")[2]): groups[name] for name in groups if name.startswith("optimizer/")}
         progress.optimizer.load_state_dict({**progress.optimizer.state_dict(), "state": optimizer})
 

@@ -2,7 +2,7 @@
 
     results/runs/<hash>/seed_<k>/
         config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
-        checkpoints/step_<k>.safetensors  state.safetensors  status.json
+        checkpoints/step_<k>.safetensors  averages/<decay>/step_<k>.safetensors  state.safetensors  status.json
 
 `state.safetensors` is the point from which a killed training goes on; whatever was written after it is written again.
 `status.json` comes last and says that the training has finished (or diverged).
@@ -245,6 +245,23 @@ class Run:
         """Load the network after `step` updates, with `averaging` the averaged one."""
         model = self.new_model()
         model.load_state_dict(self.load_checkpoint(step))
+        return model
+
+    def average(self, decay: float, step: int) -> Path:
+        """Where the average with this decay, of `weight_averages`, lies as it was after `step` updates."""
+        return self.folder / "averages" / f"{decay:g}" / f"step_{step:07d}.safetensors"
+
+    def save_average(self, decay: float, step: int, model: nn.Module) -> None:
+        """Write averaged weights and buffers."""
+        save_tensors(self.average(decay, step), model.state_dict(), _CHECKPOINT, {})
+
+    def average_at(self, decay: float, step: int) -> nn.Module:
+        """Load the network with averaged weights and buffers."""
+        path = self.average(decay, step)
+        with reading(path):
+            tensors, _ = load_tensors(path, _CHECKPOINT)
+        model = self.new_model()
+        model.load_state_dict(tensors)
         return model
 
     @cached_property

@@ -146,6 +146,7 @@ class TrainingState:
     step: int
     log: list[tuple[int, float, float]] = field(default_factory=list)  # step; loss and accuracy before it
     average: AveragedModel | None = None  # of weights and buffers
+    kept_beside: dict[float, AveragedModel] = field(default_factory=dict)  # likewise, by their decay
     precision: str = "float32"  # of forward passes; or bfloat16
     # [3] of each update that is made and not read: loss, accuracy, and 1 where all was finite, on the device
     _unread: list[Tensor] = field(default_factory=list)

@@ -8,10 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness import load, load_images
+from bnlab.harness.artifacts.job_settings import restore_config
+from bnlab.harness.artifacts.runs import Run
 from tests.harness.kills import load_at
 from tests.helpers import find_network, sweep_small
 
@@ -58,6 +61,31 @@ def test_the_average_of_the_weights_and_buffers(whole: tuple[str, Path], plain: 
                 assert value == step
             else:
                 torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-5, atol=1e-6)
+
+
+def test_averages_beside_the_trained_network(plain: Path, tmp_path: Path) -> None:
+    sweep_small(tmp_path, *WORDS, "evaluate_at=[5,12]", "measurements=gaps", "weight_averages=[0,0.9]")
+    network = find_network(tmp_path)
+    config = yaml.safe_load((network / "config.yaml").read_text(encoding="utf-8"))
+    run = Run(restore_config(config))
+
+    expected = {name: value.double() for name, value in load_at(plain, 1).state_dict().items()}
+    for step in range(1, STEPS + 1):
+        newest = load_at(plain, step).state_dict()
+        expected = {name: 0.9 * value + 0.1 * newest[name].double() for name, value in expected.items()}
+        if step not in (5, 12):
+            continue
+        same(run.model_at(step), newest)
+        same(run.average_at(0, step), newest)
+        for name, value in run.average_at(0.9, step).state_dict().items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def same(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Weights and buffers agree bit for bit."""
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
 
 
 def test_training_goes_on_as_without(whole: tuple[str, Path], plain: Path) -> None:

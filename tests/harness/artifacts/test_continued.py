@@ -18,6 +18,7 @@ OF_NORMS = {"ghost": "norm.batch_size=16", "renorm": "momentum=0.01"}
 CASES = {  # further words, and the updates after which the training is killed
     **{norm: (f"norm={norm} {OF_NORMS.get(norm, '')}", (8,)) for norm in COMPONENTS["norm"]},
     "weights averaged, in bfloat16": ("averaging=swa precision=bfloat16", (1, 9, 11)),
+    "averages beside": ("weight_averages=[0.5,0.9]", (3, 8)),
     "frozen": ("freeze_at=0.5 freeze_with=exact", (5, 6)),
     "two moments of each weight": ("optimizer=adamw data.shift=1 order=blocks:4", (7,)),
 }

@@ -34,6 +34,7 @@ def test_what_leaves_the_network_as_it_is(words: str, plain: str) -> None:
 def test_what_makes_another_network() -> None:
     others = [
         *("batch_size=32", "epochs=3", "steps=3", "averaging=swa", "averaging=ema", "precision=bfloat16"),
+        *("weight_averages=0.9", "weight_averages=[0.9,0.99]"),
         *("order=sorted", "order=blocks:16", "order=blocks:32", "last_batch=drop"),
         *("freeze_at=0.5", "freeze_at=0.8", "freeze_at=0.8 freeze_with=exact"),
         *("optimizer.lr=0.2", "optimizer.schedule=step", "optimizer.momentum=0.5", "optimizer=adamw"),

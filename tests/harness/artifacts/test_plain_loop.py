@@ -25,6 +25,7 @@ MEANINGS = {field.name: meaning for field, meaning in list_settings(Optimizer())
 WORDS = [
     *(f"optimizer={name}" for name in COMPONENTS["optimizer"]),
     *(f"optimizer.schedule={schedule} steps=12" for schedule in SCHEDULES),
+    "optimizer.schedule=cosine steps=40",  # two of which rise
     *(f"optimizer.lr_scaling={scaling}" for scaling in MEANINGS["lr_scaling"].choices),
     *(f"order={order}" for order in [*ORDERS, "blocks:4"]),
     "optimizer.momentum=0",

@@ -38,13 +38,24 @@ class Cifar10(Data):
         return self.size
 
     def check(self) -> None:
-        file = Path(self.root, "train") if self.copies else Path(self.root, _FOLDER, "data_batch_1")
-        what_to_do = f"set data.download=true, or put the files of {_URL} there"
         if self.copies:
-            what_to_do = "set data.root to the folder that has train/<class>/ and test/<class>/"
-        if not self.download and not file.exists():
-            raise UserError(f"{self.name}: {file} is missing; {what_to_do}")
+            self._check_copies()
+        else:
+            file = Path(self.root, _FOLDER, "data_batch_1")
+            if not self.download and not file.exists():
+                what_to_do = f"set data.download=true, or put the files of {_URL} there"
+                raise UserError(f"{self.name}: {file} is missing; {what_to_do}")
         super().check()
+
+    def _check_copies(self) -> None:
+        """Raise UserError unless the folder of the copies is there, which nothing downloads."""
+        folder = Path(self.root, "train")
+        if folder.exists():
+            return
+        raise UserError(
+            f"{self.name}: {folder} is missing; copies are image files in train/<class>/ and test/<class>/ below "
+            "data.root.\ndata.download=true downloads the published images, not copies: use it without data.copies"
+        )
 
     def read(self) -> Parts:
         if self.copies:

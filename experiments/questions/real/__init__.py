@@ -1,0 +1,259 @@
+"""What do running averages cost in a training that everybody knows: a ResNet-20 on CIFAR-10?
+
+SGD with Nesterov momentum 0.9, weight decay 0.0005, shifts and flips, 16 epochs in full batches: equal epochs at
+every batch size. Learning rates are not tuned: 0.025, 0.1 and 0.4 are an axis, and a pick at its edge is called so.
+All claims were written before the first training; what earlier experiments had shown is said to be known. *Exact
+statistics* are of augmented training images, 5,000 before the end and all at the end.
+
+Claims of "less than" are decided by the same t tests over seeds as all others. They are the weaker ones: in fifteen
+seeds of earlier tables, resampled, 95% t intervals covered 91 to 93%, and the side on which "less than" rests erred
+in 4 to 5% instead of 2.5%. The central one has an exact companion, a sign test over seeds, which does not depend on
+that.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
+from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select, share_name
+from bnlab.harness.reporting.plots import Axis, Curves
+from experiments.margins import A_POINT, AS_ACCURATE, COSTS_A_POINT
+from experiments.recipes import (
+    EXACT,
+    LAST,
+    PLAIN,
+    RUNNING,
+    SCHEDULE,
+    compute_growth,
+    pick,
+    select_accuracies,
+    select_complete,
+    subtract_exact,
+)
+from experiments.tuning import RATE
+
+CELL = ("batch_size", SCHEDULE, RATE)
+CONSTANT, COSINE = "constant", "cosine"
+AT_CONSTANT_RATE: dict[str, Any] = {SCHEDULE: CONSTANT}
+AT_LARGE_CONSTANT_RATES: dict[str, Any] = {**AT_CONSTANT_RATE, RATE: (0.1, 0.4)}
+ON_COSINE: dict[str, Any] = {SCHEDULE: COSINE}
+ON_USUAL_COSINE: dict[str, Any] = {**ON_COSINE, RATE: 0.1}
+OF_USUAL_RATE: dict[str, Any] = {RATE: 0.1}
+TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
+SHARES = (0.02, 0.05, *TENTHS)  # of the training, at which it is measured
+HIGH = TENTHS[:6]  # while a cosine's rate is above a third of its peak
+LATE = TENTHS[1:]  # after the first epochs
+END = share_name(1.0)
+BEFORE_THE_END = (0.5, 0.8, 1.0)  # of the tables that are measured at four steps
+MOST = "more than half are most; seven seeds that agree decide it"
+THIRTY_IMAGES = "30 of 10,000 test images: about the standard error of an accuracy of 90%; comparisons are paired"
+HALF = (0.5, "points", "half of a point that decides")
+
+
+def compute_lost(tables: Tables, *shares: float, **wanted: Any) -> pd.DataFrame:
+    """Subtract the test accuracy under exact statistics, in batches of 128 unless another size is wanted."""
+    accuracies = select_accuracies(tables, CELL, shares or SHARES)
+    return select(subtract_exact(accuracies), **{"batch_size": 128, "line": RUNNING, **wanted})
+
+
+def select_harmless(tables: Tables) -> pd.DataFrame:
+    """Find out of each network whether it loses less than 0.3 points at the end."""
+    lost = compute_lost(tables, 1.0)
+    return lost.assign(is_harmless=lost["accuracy"] > -0.003)
+
+
+def compute_lost_with_rate(tables: Tables) -> pd.DataFrame:
+    """Find how much more is lost than at a quarter of the learning rate."""
+    return compute_growth(compute_lost(tables, *LATE), CELL)
+
+
+def compute_lost_with_size(tables: Tables) -> pd.DataFrame:
+    """Find how much more is lost in batches four times as large, after equal shares of equal epochs."""
+    lost = compute_lost(tables, *LATE, batch_size=(32, 128, 512), **OF_USUAL_RATE)
+    differences = []
+    for small, large in ((32, 128), (128, 512)):
+        both = select(lost, batch_size=(small, large)).drop(columns=["step", "epoch"])
+        counts = both.groupby(["seed", SCHEDULE, "panel"])["batch_size"].transform("nunique")
+        matching = ("seed", SCHEDULE, "panel")
+        grown = paired(both[counts == 2], "accuracy", small, along="batch_size", matching=matching)
+        differences.append(grown.assign(sizes=f"batches of {large} against {small}"))
+    return pd.concat(differences)
+
+
+def subtract_running(tables: Tables, *shares: float) -> pd.DataFrame:
+    """Subtract the test accuracy under running averages from those under all other statistics."""
+    accuracies = select(select_accuracies(tables, CELL, shares), batch_size=128)
+    return paired(accuracies, "accuracy", RUNNING, along="line")
+
+
+def compute_gain_of_augmented(tables: Tables) -> pd.DataFrame:
+    """Subtract the test accuracy under exact statistics of plain images, at the end."""
+    accuracies = select(select_accuracies(tables, CELL, (1.0,)), batch_size=128, line=(EXACT, PLAIN))
+    return paired(accuracies, "accuracy", PLAIN, along="line")
+
+
+def compute_gain_of_momenta(tables: Tables) -> pd.DataFrame:
+    """Subtract the test accuracy under running averages of momentum 0.1 from those of other momenta."""
+    usual = select(select_accuracies(tables, CELL, BEFORE_THE_END), line=RUNNING, batch_size=128)
+    others = rows(tables, "other_momenta", BEFORE_THE_END, CELL, batch_size=128, estimator="ema")
+    others["line"] = "momentum " + others["momentum"].map("{:g}".format).astype(str)
+    both = pd.concat([usual, others.drop(columns=["estimator", "momentum", "statistics_split"])])
+    both["split"] = "test"
+    both["shift"] = "none"
+    return paired(both, "accuracy", RUNNING, along="line")
+
+
+def pick_rates(tables: Tables) -> pd.DataFrame:
+    """Pick the learning rate of each seed and schedule at the end, see `pick`."""
+    group = ("seed", SCHEDULE, "batch_size")
+    at_end = select_accuracies(tables, CELL, (1.0,), ("val", "test"))
+    return pick(select_complete(tables, at_end, group), group)
+
+
+def pick_checkpoints(tables: Tables) -> pd.DataFrame:
+    """Pick the checkpoint of each network among the twelve, see `pick`."""
+    accuracies = select(select_accuracies(tables, CELL, SHARES, ("val", "test")), batch_size=128)
+    return pick(accuracies, ("run", "seed", SCHEDULE, RATE))
+
+
+def compute_lost_by_averages(tables: Tables) -> pd.DataFrame:
+    """Subtract the test accuracy of averaged weights under exact statistics of their own."""
+    frame = rows(tables, "kept_averages", BEFORE_THE_END, CELL, batch_size=128)
+    return paired(frame, "accuracy", along="buffers", matching=("run", "decay"))
+
+
+def subtract_trained(tables: Tables) -> pd.DataFrame:
+    """Subtract the exact accuracy of the trained network from that of averaged weights, both at the end."""
+    averages = rows(tables, "kept_averages", 1.0, CELL, batch_size=128, buffers="exact")
+    averages["line"] = "decay " + averages["decay"].map("{:g}".format).astype(str)
+    trained = select(select_accuracies(tables, CELL, (1.0,)), line=EXACT, batch_size=128)
+    both = pd.concat([averages, trained]).drop(columns=["split", "shift"])
+    return paired(both, "accuracy", EXACT, along="line")
+
+
+def select_training(tables: Tables) -> pd.DataFrame:
+    """Find what is drawn over training: accuracies under running averages, exact ones and the last batch."""
+    accuracies = select(select_accuracies(tables, CELL), batch_size=128, line=(RUNNING, EXACT, LAST))
+    return name_panels(accuracies, f"{{{SCHEDULE}}}, rate {{{RATE}}}")
+
+
+def select_lost_over_training(tables: Tables) -> pd.DataFrame:
+    """Find what is drawn over training of points lost, the learning rate as the line."""
+    lost = subtract_exact(select_accuracies(tables, CELL))
+    return name_panels(select(lost, line=RUNNING, batch_size=128), f"{{{SCHEDULE}}}")
+
+
+EXPERIMENT = Experiment(
+    bears_on=("Q2", "Q6", "Q10", "Q11", "Q14", "Q17", "Q24", "H2", "H9"),
+    sweeps=("real", "real_batches"),
+    columns=("accuracy", "loss", "mean_gap"),
+    command="""bnlab sweep experiment=real data.download=true
+bnlab sweep experiment=real_batches data.download=true
+# image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER
+# an hour and a half of one core a network, a third of it measuring""",
+    figures={
+        "training": Figure(
+            "The same weights under three kinds of statistics, on CIFAR-10",
+            "Compare the lines of a panel: test accuracy of the same networks, in batches of 128, under running "
+            "averages of momentum 0.1, under exact statistics, and under those of the last batch alone.",
+            score(select_training, "accuracy", ("panel", "line", "epoch"), scale=100),
+            Curves("epoch", "line", Axis("test accuracy (%)"), across=Axis("epochs"))),
+        "lost": Figure(
+            "Points lost under running averages, by learning rate, on CIFAR-10",
+            "Read up from an epoch: test accuracy under exact statistics minus that under running averages of momentum "
+            "0.1, of the same weights in batches of 128. Differences are taken within a network, bands are of these.",
+            score(select_lost_over_training, "accuracy", ("panel", RATE, "epoch"), scale=-100),
+            Curves("epoch", RATE, Axis("points lost under running averages"), across=Axis("epochs"))),
+    },
+    claims={
+        "a_cosine_costs_on_the_way": Claim(
+            "At each of the first six tenths of a cosine, at rate 0.1, running averages lose over a point.",
+            score(lambda tables: compute_lost(tables, *HIGH), "accuracy", ("panel",), scale=-100,
+                  **ON_USUAL_COSINE), COSTS_A_POINT),
+        "little_at_nine_tenths": Claim(
+            "At nine tenths of a cosine running averages lose less than half a point, at each rate.",
+            score(lambda tables: compute_lost(tables, 0.9), "accuracy", (RATE,), scale=-100, **ON_COSINE),
+            below(*HALF)),
+        "harmless_at_the_end": Claim(
+            "At the end of a cosine running averages lose less than 0.3 points, at each rate.",
+            score(lambda tables: compute_lost(tables, 1.0), "accuracy", (RATE,), scale=-100, **ON_COSINE),
+            below(0.3, "points", THIRTY_IMAGES)),
+        "harmless_at_the_end_in_most": Claim(
+            "At the end of a cosine most networks lose less than 0.3 points, at each rate.",
+            score(select_harmless, "is_harmless", (RATE,), **ON_COSINE), above(0.5, "of the networks", MOST)),
+        "a_constant_rate_keeps_costing": Claim(
+            "At the end of a constant rate of 0.1 and of 0.4 running averages lose over a point.",
+            score(lambda tables: compute_lost(tables, 1.0), "accuracy", (RATE,), scale=-100,
+                  **AT_LARGE_CONSTANT_RATES), COSTS_A_POINT),
+        "it_grows_with_the_rate": Claim(
+            "At a constant rate four times the rate loses more, from a fifth of the training on.",
+            score(compute_lost_with_rate, "accuracy", ("rates",), average="panel", scale=-100, **AT_CONSTANT_RATE),
+            above(0.0, "points more", "at 0 the rate does not matter")),
+        "larger_batches_do_not_lose_more": Claim(
+            "At rate 0.1 and equal epochs running averages do not lose over 0.3 points more in batches four times as "
+            "large, from a fifth of the training on.",
+            score(compute_lost_with_size, "accuracy", ("sizes", SCHEDULE), average="panel", scale=-100),
+            below(0.3, "points more", THIRTY_IMAGES)),
+        "another_rate_is_picked": Claim(
+            "At a constant rate, validation under running averages picks another learning rate than under exact "
+            "statistics, in most seeds.",
+            score(pick_rates, "differs", (SCHEDULE,), **AT_CONSTANT_RATE), above(0.5, "of the seeds", MOST)),
+        "that_rate_costs": Claim(
+            "At a constant rate that pick costs over half a point of exact test accuracy.",
+            score(pick_rates, "cost", (SCHEDULE,), scale=100, **AT_CONSTANT_RATE), above(*HALF)),
+        "a_cosine_picks_as_well": Claim(
+            "At the end of a cosine the rate that running averages pick costs less than 0.3 points.",
+            score(pick_rates, "cost", (SCHEDULE,), scale=100, **ON_COSINE), below(0.3, "points", THIRTY_IMAGES)),
+        "another_checkpoint_is_picked": Claim(
+            "At a constant rate of 0.1 and of 0.4 validation under running averages picks another checkpoint of "
+            "twelve, in most networks.",
+            score(pick_checkpoints, "differs", (RATE,), **AT_LARGE_CONSTANT_RATES),
+            above(0.5, "of the networks", MOST)),
+        "that_checkpoint_costs_little": Claim(
+            "At a constant rate that checkpoint costs less than half a point of exact test accuracy.",
+            score(pick_checkpoints, "cost", (RATE,), scale=100, **AT_CONSTANT_RATE), below(*HALF)),
+        "the_last_batch_gains_on_the_way": Claim(
+            "At a constant rate of 0.1 and of 0.4 the last batch alone, which lags one update, is more accurate than "
+            "running averages, from a fifth of the training on.",
+            score(lambda tables: subtract_running(tables, *LATE), "accuracy", (RATE,), average="panel", scale=100,
+                  line=LAST, **AT_LARGE_CONSTANT_RATES), above(0.0, "points gained", AS_ACCURATE)),
+        "the_last_batch_loses_at_the_end": Claim(
+            "At the end of a cosine the last batch alone is less accurate than running averages.",
+            score(lambda tables: subtract_running(tables, 1.0), "accuracy", (RATE,), scale=100, line=LAST, **ON_COSINE),
+            below(0.0, "points gained", AS_ACCURATE)),
+        "augmented_images_gain": Claim(
+            "At the end exact statistics of augmented images are more accurate than those of plain ones (known of "
+            "one-cycle schedules, from an earlier experiment).",
+            score(compute_gain_of_augmented, "accuracy", (SCHEDULE, RATE), scale=100, line=EXACT),
+            above(0.0, "points gained", AS_ACCURATE)),
+        "momentum_three_tenths_gains": Claim(
+            "At a constant rate of 0.1 and of 0.4, from half of the training on, momentum 0.3 gains over half a point "
+            "against 0.1 (known of drawn characters).",
+            score(compute_gain_of_momenta, "accuracy", (RATE,), average="panel", scale=100, line="momentum 0.3",
+                  **AT_LARGE_CONSTANT_RATES), above(0.5, "points gained", HALF[2])),
+        "counting_batches_twice_is_harmless": Claim(
+            "Averages that count each batch twice, as activation checkpointing does, lose less than 0.3 points against "
+            "those that count it once.",
+            score(compute_gain_of_momenta, "accuracy", (SCHEDULE, RATE), average="panel", scale=100,
+                  line="momentum 0.19"), above(-0.3, "points gained", THIRTY_IMAGES)),
+        "copied_buffers_lose": Claim(
+            "At a constant rate of 0.1 and of 0.4 averaged weights lose over a point under the trained network's "
+            "running averages, from half of the training on.",
+            score(compute_lost_by_averages, "accuracy", ("decay", RATE), average="panel", scale=-100, buffers="copied",
+                  **AT_LARGE_CONSTANT_RATES), above(1.0, "points", A_POINT)),
+        "averaged_buffers_are_enough": Claim(
+            "Averaged weights lose less than 0.3 points under buffers that are averaged likewise, at the end.",
+            score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy",
+                  ("decay", SCHEDULE, RATE), scale=-100, buffers="averaged"), below(0.3, "points", THIRTY_IMAGES)),
+        "buffers_that_were_left_ruin": Claim(
+            "Averaged weights lose over 20 points where their buffers were left at 0 and 1, at the end.",
+            score(lambda tables: select(compute_lost_by_averages(tables), panel=END), "accuracy", ("decay", SCHEDULE),
+                  average=RATE, scale=-100, buffers="left"), above(20.0, "points", "more than anyone would give away")),
+        "averaging_gains": Claim(
+            "At a constant rate averaged weights are more accurate than the trained ones, both under exact statistics, "
+            "at the end.",
+            score(subtract_trained, "accuracy", ("line", RATE), scale=100, **AT_CONSTANT_RATE),
+            above(0.0, "points gained", AS_ACCURATE)),
+    },
+)  # fmt: skip

@@ -1,0 +1,121 @@
+"""What questions on whole recipes share: accuracies by statistics, what is lost by learning rate, and picks.
+
+*Exact statistics* are those of training images as training sees them, augmented where it augments: that is what running
+averages estimate. Exact statistics of plain images stand beside them where training augments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.reporting.frames import paired, rows, select
+from experiments.tuning import RATE
+
+SCHEDULE = "optimizer.schedule"
+RUNNING, LAST, TUNED = "running averages", "last batch", "self-tuned momentum"
+EXACT, PLAIN = "exact statistics", "exact statistics of plain images"
+RATES_APART = ((0.025, 0.1), (0.1, 0.4))
+
+
+def select_accuracies(
+    tables: Tables, by: Sequence[str], at: Sequence[float] = (), split: str | tuple[str, ...] = "test"
+) -> pd.DataFrame:
+    """Find accuracies under each kind of statistics, which `line` names.
+
+    Args:
+        tables: the tables of the experiment.
+        by: settings in which the networks differ beside the seed.
+        at: shares of the training; all measured steps without any, in one panel.
+        split: images that are predicted, one or several.
+    """
+    frame = rows(tables, "evaluations", at, by, split=split, momentum=(0.1, None))
+    if not at:
+        frame["panel"] = ""
+    frame["line"] = name_statistics(frame)
+    named = frame[frame["line"].notna()]
+    return named.drop(columns=["estimator", "momentum", "statistics_split"])
+
+
+def name_statistics(frame: pd.DataFrame) -> pd.Series:
+    """Name the statistics of each row; None for others than the five that these questions compare."""
+    names = {"ema": RUNNING, "last_batch": LAST, "predictive": TUNED, "exact": EXACT}
+    line = frame["estimator"].map(names)
+    is_augmented = frame["statistics_split"] == "train_augmented"
+    augmenting = frame.loc[is_augmented, "run"].unique()
+    is_plain = (line == EXACT) & ~is_augmented & frame["run"].isin(augmenting)
+    return line.mask(is_plain, PLAIN)
+
+
+def subtract_exact(accuracies: pd.DataFrame) -> pd.DataFrame:
+    """Subtract the accuracy under exact statistics of the same weights: a share, negative where statistics lose."""
+    return paired(accuracies, "accuracy", EXACT, along="line")
+
+
+def compute_growth(lost: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Subtract what is lost at a quarter of the learning rate: negative where the larger rate loses more.
+
+    Args:
+        lost: rows of `subtract_exact` of one kind of statistics.
+        by: settings in which networks differ, the learning rate among them.
+    """
+    matching = ["seed", *(column for column in by if column != RATE)]
+    differences = []
+    for small, large in RATES_APART:
+        both = select(lost, **{RATE: (small, large)})
+        counts = both.groupby([*matching, "panel"], dropna=False)[RATE].transform("nunique")
+        compared = both[counts == 2]  # an experiment that is not done has seeds of one rate alone
+        grown = paired(compared, "accuracy", small, along=RATE, matching=matching)
+        differences.append(grown.assign(rates=f"{large:g} against {small:g}"))
+    return pd.concat(differences)
+
+
+def select_complete(tables: Tables, accuracies: pd.DataFrame, by: Sequence[str], rates: int = 3) -> pd.DataFrame:
+    """Select the rows of groups that have been trained at all learning rates; one that diverged has been, too.
+
+    Args:
+        tables: the tables of the experiment.
+        accuracies: rows with the settings of their networks.
+        by: the columns that make a group.
+        rates: how many learning rates there are.
+    """
+    ended = select(tables["runs"], status=("finished", "diverged"))
+    counts = ended.groupby([*by], dropna=False)[RATE].nunique()
+    complete = counts.index[counts == rates]
+    places = pd.MultiIndex.from_frame(accuracies[[*by]])
+    return accuracies[places.isin(complete)]
+
+
+def pick(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Pick a network's step in each group by validation accuracy, under running averages and under exact statistics.
+
+    Args:
+        accuracies: rows of `select_accuracies` of validation and test images.
+        by: the columns that make a group, such as "run" for checkpoints, or seed and schedule for learning rates.
+
+    Returns:
+        A row for each group: what running averages have picked, with `cost`, the test accuracy of the pick of exact
+        statistics minus that of this one, both under exact statistics (a share), and `differs`, if the picks do.
+        Of equal accuracies the first pick is taken: the smallest rate, or the earliest step.
+    """
+    ordered = accuracies.sort_values([RATE, "step"], kind="stable")
+    on_validation = select(ordered, split="val")
+    tested = select(ordered, split="test", line=EXACT).set_index(["run", "step"])["accuracy"]
+
+    picks = {}
+    for line in (RUNNING, EXACT):
+        candidates = select(on_validation, line=line).reset_index(drop=True)
+        places = candidates.groupby([*by], dropna=False, sort=False)["accuracy"].idxmax()
+        picked = candidates.loc[places]
+        picked = picked.join(tested.rename("tested"), on=["run", "step"])
+        picks[line] = picked.set_index([*by])
+
+    running = picks[RUNNING].sort_index()
+    exact = picks[EXACT].sort_index()
+    is_other = running["step"] != exact["step"]
+    if "run" not in by:
+        is_other |= running["run"] != exact["run"]
+    cost = exact["tested"] - running["tested"]
+    return running.assign(cost=cost, differs=is_other).reset_index()
