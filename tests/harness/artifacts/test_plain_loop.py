@@ -70,7 +70,7 @@ def plan(words: str = "", **parts: Any) -> Config:
 def assert_trained_as_by_the_plain_loop(config: Config) -> None:
     run = Run(config)
     progress = start_training(run)
-    rates = []
+    rates: list[float] = []
     for _ in train(progress, run.batches, config.optimizer, run.steps):
         rates += {group["lr"] for group in progress.optimizer.param_groups}
 
@@ -87,7 +87,7 @@ def assert_trained_as_by_the_plain_loop(config: Config) -> None:
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
-def list_networks() -> list[tuple[Model, Norm]]:
+def list_networks() -> list[Any]:
     """Each model with each norm that it can have."""
     networks = []
     for name, model in COMPONENTS["model"].items():
