@@ -242,7 +242,8 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
         edges.append(replace(number.edge, beyond=conditions[holding[1]].word))
 
     verdict = conditions[decided].decide()
-    others = [edge for edge in (*edges, *verdict.edges) if edge.beyond != verdict.word]
+    known = [edge for edge in (*edges, *verdict.edges) if math.isfinite(edge.value)]
+    others = [edge for edge in known if edge.beyond != verdict.word]
     return replace(verdict, edges=others).add_nearest()
 
 
@@ -253,10 +254,10 @@ def _name_beyond(condition: _Condition) -> Edge:
     return replace(farthest, beyond=condition.word)
 
 
-def _draw_line(what: str, value: float, line: float, scores: Scores, scale: float | None = None) -> Edge:
-    """Draw a line between scores or their differences; distances are divided by the line's own size or by `scale`."""
+def _draw_line(what: str, value: float, line: float, scores: Scores) -> Edge:
+    """Draw a line between differences of scores; the verdict beyond it is named later."""
     unit = " points" if scores.are_shares else ""
-    return Edge(what, value, line, "undecided", scale or line, scores.are_shares, unit)
+    return Edge(what, value, line, "undecided", line, scores.are_shares, unit)
 
 
 def _ask_for_mode(case: Case, scores: Scores, gain: Difference, worth: float) -> Iterator[_Condition]:
@@ -291,7 +292,8 @@ def _ask_for_network(case: Case, scores: Scores, gain: Difference, worth: float)
     bar = scores.commonest if case.expected is None else case.expected
     if bar is None:
         return
-    edge = _draw_line("the best score is", scores.best, bar, scores, SURELY_HEALTHY * worth)
+    unit = "%" if scores.are_shares else ""
+    edge = Edge("the best score is", scores.best, bar, "network", SURELY_HEALTHY * worth, scores.are_shares, unit)
     is_bad = _is_bad(scores, case.expected)
     yield _Condition("network", [_Number(edge, is_bad)], lambda: Verdict("network", _describe_bad(case, scores), gain))
 
@@ -349,6 +351,13 @@ def _list_edges(case: Case, scores: Scores, experiment: Experiment) -> list[Edge
     assert experiment.best is not None
     best = experiment.measure_gain(experiment.best).value
     edges = []
+    chosen, rivals = experiment.choose()
+    word = name_choice(case, chosen, rivals)
+    if word in ("averages", "averages or images") and _depends_on_first(case, chosen):
+        gap, most = case.measure_fit(case.seen[0])
+        other: Word = "averages or images" if word == "averages" else "averages"
+        edges.append(Edge("the first layer's averages are off by", gap, most, other, most, unit=" σ"))
+
     for crossing in experiment.list_crossings():
         beyond = name_choice(case, *experiment.choose(crossing))
         value, line = crossing.value, crossing.line
@@ -382,6 +391,11 @@ def find_kind(trial: Trial) -> Kind:
 
 def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
     """Return whether other images may be why averages do not fit: exact ones replace those of the first layer too."""
+    return _depends_on_first(case, chosen) and case.clearly_differs(case.seen[0])
+
+
+def _depends_on_first(case: Case, chosen: Sequence[Trial]) -> bool:
+    """Return whether it depends on the first layer's fit alone if images may be why averages do not fit."""
     is_explained = any(not trial.is_proposed or trial.undo.shared != EXACT for trial in chosen)
     if is_explained or case.training is not None or not case.seen:
         return False
@@ -390,7 +404,7 @@ def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
     drift = compare_with_drift(case, case.seen)
     if drift is not None and drift.is_lag:
         return False
-    return replaces_first and case.clearly_differs(first) and not case.remembers_start(first)
+    return replaces_first and not case.remembers_start(first)
 
 
 def _find_most(gain: Difference, experiment: Experiment | None) -> float:
