@@ -16,6 +16,8 @@ from tests.doctor import digits
 from tests.elsewhere import nudge
 from tests.helpers import SMALL, Config, Run, plan_network, torchvision, train_network
 
+collect_ignore = ["elsewhere/site"]  # which Python imports by itself, with --nudge alone
+
 # The main process of parallel tests imports packages whose warnings it shows, and these import torchvision.
 torchvision()
 

@@ -12,8 +12,8 @@ from bnlab.harness.lab.catalogue import list_measurements
 from tests.conftest import small_config
 from tests.helpers import find_network, run_job
 
-NOT_OF_DIGITS = ("AugmentedGaps", "FineTuning")
-"""Measurements that have no rows of images as they are, or of images without fonts."""
+NOT_OF_DIGITS = ("AugmentedGaps", "FineTuning", "KeptAverages")
+"""Measurements without rows of images as they are, of images without fonts, or where no averages are kept."""
 
 
 def list_kept(results: Path) -> list[int]:
