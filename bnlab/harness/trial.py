@@ -17,7 +17,7 @@ from bnlab.harness.artifacts.producing import record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Diverged, compute_logits, train
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.model.layers import BatchNorm
+from bnlab.model.layers import BatchNorm, join_names
 
 _WARM_UP = 5  # updates that are not timed
 _REMEDY = (
@@ -57,11 +57,12 @@ def try_training(run: Run, seconds: float | None = None) -> Cost:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
-            # Where all layers are frozen.
+            # Where all layers are frozen, of which our own message says more.
             warnings.filterwarnings("ignore", "record: nothing was recorded: no batch-norm layer was called")
             with record_moments(trial, progress) as trace, contextlib.suppress(Diverged):  # which is a result
                 updates = train(progress, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
+        _require_training(config, progress.model)
     except UserError:
         raise
     except UserWarning as error:
@@ -97,6 +98,17 @@ def _name_own(config: Config) -> str:
     """Name the user's own norm, or else the model, as it was chosen."""
     chosen = config.norm if config.norm.is_own else config.model
     return f"{chosen.group}={chosen.name}"
+
+
+def _require_training(config: Config, model: nn.Module) -> None:
+    """UserError for batch norms that the model has put into eval mode, in which they average nothing."""
+    frozen = [name for name, layer in model.named_modules() if isinstance(layer, BatchNorm) and not layer.training]
+    if frozen:
+        raise UserError(
+            f"{_name_own(config)}: is trained with batch norms in eval mode ({join_names(frozen)}), which have no "
+            "running average to measure; leave them in train mode, freeze all of them later by freeze_at=0.5, or let "
+            "those that stay constant be torchvision.ops.FrozenBatchNorm2d"
+        )
 
 
 def _require_statistics(config: Config, model: nn.Module) -> None:
