@@ -331,6 +331,11 @@ FAILURES = {
         f"{OF_ROWS}its rows have a column half, which its",
     ),
     "no frame": ("pd.DataFrame(rows)", "rows", rf"{OF_ROWS}measure\(\) has to give a pandas.DataFrame, found a list"),
+    "NaN": (
+        '"largest": largest',
+        '"largest": largest if step < 9 else float("nan")',
+        rf"{OF_ROWS}its row run=\w+/seed_0, step=9 has largest=NaN; give it a value, or leave the row out",
+    ),
     "type": (
         '"largest": largest',
         '"largest": "much"',
