@@ -81,7 +81,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
 
 
 def prepare(configs: list[Config]) -> None:
-    """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
+    """Before the first job: find what would stop them, warn once, and forget the failures of earlier sweeps.
 
     UserError for an estimator that cannot average a short stream, or a kind of network that cannot make an update.
     """
@@ -92,8 +92,9 @@ def prepare(configs: list[Config]) -> None:
         config = run.config
         if not run.finished:
             kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
-    for run in kinds.values():
-        try_training(run)
+    trials = [try_training(run) for run in kinds.values()]
+    for warning in dict.fromkeys(trial.warning for trial in trials if trial.warning):
+        say_problem(warning)
 
     for run in runs:
         run.config.folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
-from bnlab.harness.trial import Cost, try_training
+from bnlab.harness.trial import Trial, try_training
 from bnlab.harness.updates import ADVICE, count_last
 
 _SECONDS = 1.0  # of each trial
@@ -75,17 +75,17 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
         return
 
     try_estimators(subject for config in waiting for subject in list_subjects(config))
-    costs: dict[tuple[Any, ...], Cost] = {}
+    trials: dict[tuple[Any, ...], Trial] = {}
     seconds = disk = 0.0
     for run, needed in _list_untrained(waiting).items():
         config = run.config
         kind = (config.data, config.model, config.norm, config.inputs, config.batch_size)
-        if kind not in costs:
+        if kind not in trials:
             prepare_process(config)
-            costs[kind] = try_training(run, _SECONDS)
-        cost = costs[kind]
-        seconds += run.steps * cost.update
-        disk += run.steps * cost.moments + len({*needed, run.steps}) * cost.checkpoint
+            trials[kind] = try_training(run, _SECONDS)
+        trial = trials[kind]
+        seconds += run.steps * trial.update
+        disk += run.steps * trial.moments + len({*needed, run.steps}) * trial.checkpoint
 
     measured = sum(len(_list_needed(Run(job))) for job in waiting)
     length = f"about {format_seconds(seconds / processes)}"
@@ -96,3 +96,4 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
     yield f"measuring  on top, at {checkpoints}; with many estimators and momenta it takes longer than training"
     yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"
     yield from small_batches
+    yield from dict.fromkeys(trial.warning for trial in trials.values() if trial.warning)

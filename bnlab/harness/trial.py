@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import record_moments, start_training
@@ -26,21 +27,27 @@ _REMEDY = (
 )
 
 
-class Cost(NamedTuple):
-    """Of an update: seconds, and bytes of batch moments. Bytes of a checkpoint."""
+class Trial(NamedTuple):
+    """Trial of a network.
+
+    Attributes:
+        update: seconds of an update; NaN without a time for the trial.
+        moments: bytes of the batch moments of an update.
+        checkpoint: bytes of a checkpoint.
+        warning: what to say before the network is trained; empty without.
+    """
 
     update: float
     moments: float
     checkpoint: float
+    warning: str
 
 
-def try_training(run: Run, seconds: float | None = None) -> Cost:
+def try_training(run: Run, seconds: float | None = None) -> Trial:
     """Make an update, and more for so many seconds; its weights stay as they are.
 
     UserError if the network cannot be built, take images, be trained or be measured.
 
-    Returns:
-        What an update costs; without `seconds` its time is NaN.
     """
     config = run.config
     optimizer = replace(config.optimizer, lr=0.0)
@@ -54,6 +61,7 @@ def try_training(run: Run, seconds: float | None = None) -> Cost:
         logits = compute_logits(progress.model, images, config.precision)
         if logits.shape != (2, classes):
             raise ValueError(f"found {logits.shape} of two images, not logits [2, {classes}]")
+        warning = _describe_probabilities(config) if _are_probabilities(logits) else ""
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
@@ -77,7 +85,7 @@ def try_training(run: Run, seconds: float | None = None) -> Cost:
     layers = [] if trace is None else list(trace.layers.values())
     moments = sum(layer.moments.nbytes for layer in layers) / max(1, progress.step)
     checkpoint = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
-    return Cost(update, moments, checkpoint)
+    return Trial(update, moments, checkpoint, warning)
 
 
 def _time_updates(updates: Iterator[int], seconds: float | None) -> float:
@@ -98,6 +106,19 @@ def _name_own(config: Config) -> str:
     """Name the user's own norm, or else the model, as it was chosen."""
     chosen = config.norm if config.norm.is_own else config.model
     return f"{chosen.group}={chosen.name}"
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Find out whether the outputs of each image are positive and add up to 1, as logits hardly ever do."""
+    sums = logits.detach().sum(1)
+    return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
+
+
+def _describe_probabilities(config: Config) -> str:
+    return (
+        f"{_name_own(config)}: its outputs are probabilities, but the loss is a cross entropy of logits: leave the "
+        "softmax out, or the network learns slowly and its loss stays high"
+    )
 
 
 def _require_training(config: Config, model: nn.Module) -> None:

@@ -89,6 +89,10 @@ def make_squares(channels, image_size, classes):
     return nn.Sequential(*layers, nn.Linear(4, classes))
 
 
+def make_softmax(channels, image_size, classes, width=4):
+    return nn.Sequential(make_model(channels, image_size, classes, width), nn.Softmax(1))
+
+
 def make_group_norm(channels, groups=2):
     return nn.GroupNorm(groups, channels)
 
@@ -265,6 +269,18 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
     runs = load("adhoc", tmp_path)["runs"].sort_values("model.width")
     assert list(runs["model.width"]) == [4, 5]
     assert list(runs["model.kind"].isna()) == [True, False]
+
+
+def test_outputs_that_are_probabilities_are_warned_of_once(mine: None, call: Call, tmp_path: Path) -> None:
+    words = [*SMALL, "data=mine.make_data", "measurements=[gaps]", f"results={tmp_path}"]
+    softmax = call("sweep", "-m", *words, "model=mine.make_softmax", "model.width=2,4")
+    logits = call("sweep", *words, "model=mine.make_model")
+
+    assert softmax.err == (
+        "model=mine.make_softmax: its outputs are probabilities, but the loss is a cross entropy of logits: leave the "
+        "softmax out, or the network learns slowly and its loss stays high\n"
+    )
+    assert not logits.err
 
 
 # The words beside those on own code, what is changed in the module, and what the message says
