@@ -92,8 +92,8 @@ def prepare(configs: list[Config]) -> None:
         config = run.config
         if not run.finished:
             kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
-    trials = [try_training(run) for run in kinds.values()]
-    for warning in dict.fromkeys(trial.warning for trial in trials if trial.warning):
+    warnings = [warning for run in kinds.values() for warning in try_training(run).warnings]
+    for warning in dict.fromkeys(warnings):
         say_problem(warning)
 
     for run in runs:
@@ -251,6 +251,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         "steps": run.steps,
         "status": "failed" if find_failure(run).exists() else status["status"],
         "last_step": status["step"],
+        "unseen": ", ".join(run.unseen) or None if run.finished else None,
         "settings": json.dumps(network(config), sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),
     }

@@ -96,4 +96,4 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
     yield f"measuring  on top, at {checkpoints}; with many estimators and momenta it takes longer than training"
     yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"
     yield from small_batches
-    yield from dict.fromkeys(trial.warning for trial in trials.values() if trial.warning)
+    yield from dict.fromkeys(warning for trial in trials.values() for warning in trial.warnings)

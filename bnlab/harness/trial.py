@@ -34,20 +34,19 @@ class Trial(NamedTuple):
         update: seconds of an update; NaN without a time for the trial.
         moments: bytes of the batch moments of an update.
         checkpoint: bytes of a checkpoint.
-        warning: what to say before the network is trained; empty without.
+        warnings: what to say before the network is trained, in a line each.
     """
 
     update: float
     moments: float
     checkpoint: float
-    warning: str
+    warnings: list[str]
 
 
 def try_training(run: Run, seconds: float | None = None) -> Trial:
     """Make an update, and more for so many seconds; its weights stay as they are.
 
     UserError if the network cannot be built, take images, be trained or be measured.
-
     """
     config = run.config
     optimizer = replace(config.optimizer, lr=0.0)
@@ -61,7 +60,7 @@ def try_training(run: Run, seconds: float | None = None) -> Trial:
         logits = compute_logits(progress.model, images, config.precision)
         if logits.shape != (2, classes):
             raise ValueError(f"found {logits.shape} of two images, not logits [2, {classes}]")
-        warning = _describe_probabilities(config) if _are_probabilities(logits) else ""
+        messages = list(_list_warnings(trial, logits))
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
@@ -70,7 +69,7 @@ def try_training(run: Run, seconds: float | None = None) -> Trial:
             with record_moments(trial, progress) as trace, contextlib.suppress(Diverged):  # which is a result
                 updates = train(progress, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
-        _require_training(config, progress.model)
+        _require_training(trial, progress.model)
     except UserError:
         raise
     except UserWarning as error:
@@ -85,7 +84,7 @@ def try_training(run: Run, seconds: float | None = None) -> Trial:
     layers = [] if trace is None else list(trace.layers.values())
     moments = sum(layer.moments.nbytes for layer in layers) / max(1, progress.step)
     checkpoint = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
-    return Trial(update, moments, checkpoint, warning)
+    return Trial(update, moments, checkpoint, messages)
 
 
 def _time_updates(updates: Iterator[int], seconds: float | None) -> float:
@@ -114,19 +113,32 @@ def _are_probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
 
 
-def _describe_probabilities(config: Config) -> str:
-    return (
-        f"{_name_own(config)}: its outputs are probabilities, but the loss is a cross entropy of logits: leave the "
-        "softmax out, or the network learns slowly and its loss stays high"
-    )
+def _list_warnings(run: Run, logits: Tensor) -> Iterator[str]:
+    """Say what a user should know before the network is trained."""
+    own = _name_own(run.config)
+    if run.unseen:
+        yield f"{own}: an evaluation does not call {join_names(run.unseen)}; no table has rows of such batch norms"
+    if _are_probabilities(logits):
+        yield (
+            f"{own}: its outputs are probabilities, but the loss is a cross entropy of logits: leave the softmax out, "
+            "or the network learns slowly and its loss stays high"
+        )
 
 
-def _require_training(config: Config, model: nn.Module) -> None:
-    """UserError for batch norms that the model has put into eval mode, in which they average nothing."""
-    frozen = [name for name, layer in model.named_modules() if isinstance(layer, BatchNorm) and not layer.training]
+def _require_training(run: Run, model: nn.Module) -> None:
+    """UserError unless a batch norm is called in evaluations, and all of these average what they normalize."""
+    own = _name_own(run.config)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
+    evaluated = {name: layer for name, layer in layers.items() if name not in run.unseen}
+    if layers and not evaluated:
+        raise UserError(
+            f"{own}: an evaluation calls none of its batch norms ({join_names(layers)}), so that there is nothing to "
+            "measure; call them in eval mode too"
+        )
+    frozen = [name for name, layer in evaluated.items() if not layer.training]
     if frozen:
         raise UserError(
-            f"{_name_own(config)}: is trained with batch norms in eval mode ({join_names(frozen)}), which have no "
+            f"{own}: is trained with batch norms in eval mode ({join_names(frozen)}), which have no "
             "running average to measure; leave them in train mode, freeze all of them later by freeze_at=0.5, or let "
             "those that stay constant be torchvision.ops.FrozenBatchNorm2d"
         )

@@ -114,6 +114,10 @@ def describe_networks(runs: pd.DataFrame) -> str:
     if unfinished:
         sentences.append(f"Of these {' and '.join(unfinished)}: means are of the rows that there are.")
 
+    unseen = ", ".join(dict.fromkeys(runs.get("unseen", none).dropna()))
+    if unseen:
+        sentences.append(f"Batch norms that an evaluation does not call are left out: {unseen}.")
+
     devices = runs.get("device", none).value_counts()
     if len(devices) == 1:
         sentences.append(f"Trained on {devices.index[0]}.")
