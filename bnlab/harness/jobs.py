@@ -33,7 +33,6 @@ from bnlab.harness.trial import try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
 
-_ALL_THREADS = torch.get_num_threads()
 _MEASURED_WITH = (
     "measurements",
     "estimator",
@@ -92,8 +91,11 @@ def prepare(configs: list[Config]) -> None:
         config = run.config
         if not run.finished:
             kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
-    warnings = [warning for run in kinds.values() for warning in try_training(run).warnings]
-    for warning in dict.fromkeys(warnings):
+    warnings: dict[str, None] = {}  # each once
+    for run in kinds.values():
+        prepare_process(run.config)
+        warnings |= dict.fromkeys(try_training(run).warnings)
+    for warning in warnings:
         say_problem(warning)
 
     for run in runs:
@@ -163,7 +165,7 @@ def execute(config: Config) -> None:
 
 def prepare_process(config: Config) -> None:
     """Set what is the process's own: torch's threads, which an earlier job may have changed, malloc, tqdm's lock."""
-    torch.set_num_threads(config.threads or _ALL_THREADS)
+    torch.set_num_threads(config.threads)
     keep_freed_memory()
     tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a killed one leaves behind
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bnlab.harness import load
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistic_kinds import list_statistics
+from bnlab.harness.trial import Trial
 from tests.experiments.commands import SWEEP, Call, files, list_trained, run
 from tests.harness.kills import interrupted_at
 from tests.helpers import find_network, sweep_small
@@ -121,10 +124,33 @@ def test_what_to_do_next(call: Call, results: Path) -> None:
     assert last == f"next: bnlab report experiment=quickstart name=g results={results}"
 
 
+@pytest.mark.parametrize(("words", "threads"), [([], 1), (["threads=2"], 2)])
+def test_a_network_has_one_thread_unless_it_is_said_otherwise(
+    words: list[str], threads: int, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However many torch would take on this machine, when the network is tried too."""
+    tried: list[int] = []
+
+    def note_threads(run: Run) -> Trial:
+        tried.append(torch.get_num_threads())
+        return Trial(0.0, 0.0, 0.0, [])
+
+    monkeypatch.setattr("bnlab.harness.jobs.try_training", note_threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        done = call("sweep", "steps=1", "measurements=log", "hydra/launcher=basic", *words, f"results={tmp_path}")
+    finally:
+        torch.set_num_threads(before)
+
+    assert done.code == 0, done.err
+    assert tried == list(load("adhoc", tmp_path)["runs"]["threads"]) == [threads]
+
+
 def test_joblib_runs_a_single_job_in_the_process_of_the_sweep(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Then nobody waits for another process to end; it takes one thread, as where several share the cores."""
+    """Then nobody waits for another process to end."""
     short = ("steps=1", "batch_size=256", "measurements=evaluations", "hydra/launcher=joblib", f"results={tmp_path}")
     waiting: list[int] = []
     monkeypatch.setattr("bnlab.harness.lab.launch._end_with", waiting.append)
@@ -134,7 +160,6 @@ def test_joblib_runs_a_single_job_in_the_process_of_the_sweep(
     assert done.code == 0, done.err
     assert not waiting
     assert len(list_trained(done.out)) == 1
-    assert list(load("adhoc", tmp_path)["runs"]["threads"]) == [1]
 
 
 def test_runs(results: Path, call: Call) -> None:

@@ -50,8 +50,6 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     launcher = _choose_launcher(waiting, words, sweep.launcher)
     if configs[0].dry_run:
         processes = _count_processes(waiting, launcher)
-        if launcher.name != "basic":  # as in the processes of a launcher
-            waiting = [replace(config, threads=config.threads or 1) for config in waiting]
         display.begin("trying networks")
         for line in plan(configs, waiting, processes):
             say(line)
