@@ -27,23 +27,21 @@ from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.progress import State, remove_state, say, say_problem, write_state
-from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
+from bnlab.harness.requests import (
+    MEASURED_WITH,
+    Request,
+    Selection,
+    columns_path,
+    failure_path,
+    has_all_rows,
+    request_path,
+    write_request,
+)
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.trial import try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
 
-_MEASURED_WITH = (
-    "measurements",
-    "estimator",
-    "momentum",
-    "population",
-    "population_images",
-    "evaluate_at",
-    "accuracy_at",
-    "evaluate_on",
-    "shifts",
-)  # settings that say what is measured
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
 
@@ -72,7 +70,7 @@ def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
 
 def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     """Describe what a job asks for: what is measured, by which code, without the estimators that have failed."""
-    settings = [getattr(run.config, name) for name in _MEASURED_WITH]
+    settings = [getattr(run.config, name) for name in MEASURED_WITH]
     code = [subject.code for subject in list_subjects(run.config)]
     code += [digest_of_own(type(each)) for each in find_measurements(run.config)]
     images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
@@ -119,7 +117,7 @@ def list_needed_checkpoints(run: Run) -> list[int]:
 
 def find_failure(run: Run) -> Path:
     """Where it says why a job on this network failed in the last sweep, if one has."""
-    return run.config.folder / "failures" / f"{run.id.replace('/', '-')}.txt"
+    return failure_path(run.config.folder, run.id)
 
 
 def attempt(config: Config) -> None:
