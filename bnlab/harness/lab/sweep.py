@@ -36,6 +36,7 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     display.begin("importing torch")
     from bnlab.harness.lab.compose import plan_jobs
 
+    imported = time.perf_counter() - started
     display.begin("checking the settings")
     settings = [word for word in words if word not in ("-m", "--multirun")]
     sweep = plan_jobs(settings, len(settings) < len(words), display.begin)
@@ -51,7 +52,8 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     if configs[0].dry_run:
         processes = _count_processes(waiting, launcher)
         display.begin("trying networks")
-        for line in plan(configs, waiting, processes):
+        starts = {"basic": 0, "joblib": int(processes > 1)}.get(launcher.name, len(waiting))
+        for line in plan(configs, waiting, processes, starts * imported):
             say(line)
         return 0
 
