@@ -38,7 +38,7 @@ STAGES = (
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help setting_columns", "config", "trial", "jobs", "planning loading"),
+    *("help setting_columns", "config", "trial", "jobs", "forecast", "planning loading"),
     "lab",  # the commands sweep, report, runs
 )
 # Inside of a folder a module imports those before it only.
@@ -53,7 +53,7 @@ FOLDERS = {
     "doctor": "thresholds labels scores words undoing observing history examination probe case lag patient cause "
     "causes catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
     "recalibrate gallery",
-    "harness.lab": "catalogue command watching compose launch sweep papers redrawing report runs",
+    "harness.lab": "catalogue command watching compose launch sweep papers redrawing report removing forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",

@@ -22,7 +22,7 @@ Train what is missing, measure, write tables.
 
 bnlab sweep experiment=quickstart
 bnlab sweep -m batch_size=4,32,256 seed=0,1,2 'momentum=[0.01,0.1,0.5]' 'estimator=[ema,cumulative,exact]'
-bnlab sweep experiment=momentum dry_run=true       how many networks, how long they train
+bnlab sweep experiment=momentum dry_run=true       how many networks, how long they take
 bnlab report experiment=quickstart                 then: the figures and verdicts
 bnlab runs list                                    what has been trained
 

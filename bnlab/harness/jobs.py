@@ -27,24 +27,21 @@ from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.progress import State, remove_state, say, say_problem, write_state
-from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
+from bnlab.harness.requests import (
+    MEASURED_WITH,
+    Request,
+    Selection,
+    columns_path,
+    failure_path,
+    has_all_rows,
+    request_path,
+    write_request,
+)
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.trial import try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
 
-_ALL_THREADS = torch.get_num_threads()
-_MEASURED_WITH = (
-    "measurements",
-    "estimator",
-    "momentum",
-    "population",
-    "population_images",
-    "evaluate_at",
-    "accuracy_at",
-    "evaluate_on",
-    "shifts",
-)  # settings that say what is measured
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
 
@@ -73,7 +70,7 @@ def is_trained(run: Run, checkpoints: Iterable[int] = ()) -> bool:
 
 def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     """Describe what a job asks for: what is measured, by which code, without the estimators that have failed."""
-    settings = [getattr(run.config, name) for name in _MEASURED_WITH]
+    settings = [getattr(run.config, name) for name in MEASURED_WITH]
     code = [subject.code for subject in list_subjects(run.config)]
     code += [digest_of_own(type(each)) for each in find_measurements(run.config)]
     images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
@@ -81,7 +78,7 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
 
 
 def prepare(configs: list[Config]) -> None:
-    """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
+    """Before the first job: find what would stop them, warn once, and forget the failures of earlier sweeps.
 
     UserError for an estimator that cannot average a short stream, or a kind of network that cannot make an update.
     """
@@ -92,8 +89,12 @@ def prepare(configs: list[Config]) -> None:
         config = run.config
         if not run.finished:
             kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
+    warnings: dict[str, None] = {}  # each once
     for run in kinds.values():
-        try_training(run)
+        prepare_process(run.config)
+        warnings |= dict.fromkeys(try_training(run).warnings)
+    for warning in warnings:
+        say_problem(warning)
 
     for run in runs:
         run.config.folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def list_needed_checkpoints(run: Run) -> list[int]:
 
 def find_failure(run: Run) -> Path:
     """Where it says why a job on this network failed in the last sweep, if one has."""
-    return run.config.folder / "failures" / f"{run.id.replace('/', '-')}.txt"
+    return failure_path(run.config.folder, run.id)
 
 
 def attempt(config: Config) -> None:
@@ -162,7 +163,7 @@ def execute(config: Config) -> None:
 
 def prepare_process(config: Config) -> None:
     """Set what is the process's own: torch's threads, which an earlier job may have changed, malloc, tqdm's lock."""
-    torch.set_num_threads(config.threads or _ALL_THREADS)
+    torch.set_num_threads(config.threads)
     keep_freed_memory()
     tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a killed one leaves behind
 
@@ -250,6 +251,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         "steps": run.steps,
         "status": "failed" if find_failure(run).exists() else status["status"],
         "last_step": status["step"],
+        "unseen": ", ".join(run.unseen) or None if run.finished else None,
         "settings": json.dumps(network(config), sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),
     }

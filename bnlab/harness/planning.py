@@ -1,21 +1,23 @@
-"""Plans of sweeps: the number of networks, how long they train on this machine, and the disk space."""
+"""Plans of sweeps: the number of networks, how long they take on this machine, and the disk space."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 from bnlab.common.files import Unreadable
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.forecast import Forecast, forecast
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
-from bnlab.harness.trial import Cost, try_training
+from bnlab.harness.requests import MEASURED_WITH
+from bnlab.harness.trial import Trial, try_training
 from bnlab.harness.updates import ADVICE, count_last
 
 _SECONDS = 1.0  # of each trial
+_MEASURED_DIFFERENTLY = ("precision", "averaging", "freeze_at", "freeze_with")  # settings of the training
 
 
 def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
@@ -63,10 +65,16 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{ending}"
 
 
-def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterable[str]:
-    """Describe a sweep, with `waiting` jobs that are not done, by a short trial of each kind of network.
+def plan(configs: list[Config], waiting: list[Config], processes: int, start: float = 0.0) -> Iterable[str]:
+    """Describe a sweep, with `waiting` jobs that are not done, by a short trial of each kind of network and job.
 
     Nothing is written; UserError for what would stop the sweep.
+
+    Args:
+        configs: all jobs.
+        waiting: those that are not done.
+        processes: how many networks are trained at a time.
+        start: seconds until the processes have begun with their first jobs.
     """
     first, *small_batches = outline(configs, waiting)
     yield first
@@ -75,24 +83,62 @@ def plan(configs: list[Config], waiting: list[Config], processes: int) -> Iterab
         return
 
     try_estimators(subject for config in waiting for subject in list_subjects(config))
-    costs: dict[tuple[Any, ...], Cost] = {}
-    seconds = disk = 0.0
-    for run, needed in _list_untrained(waiting).items():
-        config = run.config
-        kind = (config.data, config.model, config.norm, config.inputs, config.batch_size)
-        if kind not in costs:
-            prepare_process(config)
-            costs[kind] = try_training(run, _SECONDS)
-        cost = costs[kind]
-        seconds += run.steps * cost.update
-        disk += run.steps * cost.moments + len({*needed, run.steps}) * cost.checkpoint
+    untrained = _list_untrained(waiting)
+    trials = _Trials()
+    training = overhead = disk = 0.0
+    for run, needed in untrained.items():
+        trial = trials.try_training(run)
+        training += run.steps * trial.update
+        overhead += trials.forecast(run).overhead
+        disk += run.steps * trial.moments + len({*needed, run.steps}) * trial.checkpoint
+    jobs = [Run(config) for config in waiting]
+    measuring = sum(trials.forecast(run).estimate_measuring(run) for run in jobs)
+    checkpoints = _count(sum(len(_list_needed(run)) for run in jobs), "checkpoint")
 
-    measured = sum(len(_list_needed(Run(job))) for job in waiting)
-    length = f"about {format_seconds(seconds / processes)}"
-    if math.isnan(seconds):
-        length = "takes a time that is not known, as a loss is not finite in the first updates"
-    yield f"training   {length}, {_count(processes, 'network')} at a time"
-    checkpoints = _count(measured, "checkpoint")
-    yield f"measuring  on top, at {checkpoints}; with many estimators and momenta it takes longer than training"
+    training, measuring, overhead = [seconds / processes for seconds in (training, measuring, overhead)]
+    if math.isnan(training):
+        yield "training   takes a time that is not known, as a loss is not finite in the first updates"
+    else:
+        yield f"training   about {format_seconds(training)}"
+    yield f"measuring  about {format_seconds(measuring)}, at {checkpoints}"
+    yield f"the rest   about {format_seconds(start + overhead)}: starting processes, building networks, writing files"
+    whole = start + training + measuring + overhead
+    at_a_time = f"{_count(processes, 'network')} at a time"
+    if math.isnan(whole):
+        yield f"in all     not known, {at_a_time}"
+    else:
+        yield f"in all     about {format_seconds(whole)}, {at_a_time}, on this machine as busy as it is now"
     yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"
     yield from small_batches
+    yield from trials.list_warnings()
+
+
+class _Trials:
+    """The trials of networks and jobs, one of each kind."""
+
+    def __init__(self) -> None:
+        self._trained: dict[str, Trial] = {}
+        self._forecast: dict[str, Forecast] = {}
+
+    def try_training(self, run: Run) -> Trial:
+        """Train a network of this kind for a second, unless that was done."""
+        config = run.config
+        kind = repr((config.data, config.model, config.norm, config.inputs, config.batch_size))
+        if kind not in self._trained:
+            prepare_process(config)
+            self._trained[kind] = try_training(run, _SECONDS)
+        return self._trained[kind]
+
+    def forecast(self, run: Run) -> Forecast:
+        """Try what a job of this kind costs, unless that was done."""
+        config = run.config
+        measured = [getattr(config, name) for name in (*MEASURED_WITH, *_MEASURED_DIFFERENTLY)]
+        kind = repr((config.data, config.model, config.norm, config.inputs, config.batch_size, measured))
+        if kind not in self._forecast:
+            update = self.try_training(run).update
+            self._forecast[kind] = forecast(run, 0.0 if math.isnan(update) else update)
+        return self._forecast[kind]
+
+    def list_warnings(self) -> list[str]:
+        """List what there is to say of the networks, each once."""
+        return list(dict.fromkeys(warning for trial in self._trained.values() for warning in trial.warnings))

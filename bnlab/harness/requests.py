@@ -18,6 +18,19 @@ from typing import Any
 
 from bnlab.common.files import Unreadable, digest, reading, write_text
 
+MEASURED_WITH = (
+    "measurements",
+    "estimator",
+    "momentum",
+    "population",
+    "population_images",
+    "evaluate_at",
+    "accuracy_at",
+    "evaluate_on",
+    "shifts",
+)
+"""The settings that say what is measured on a network."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -40,6 +53,16 @@ class Request:
 def request_path(folder: Path, run: str, settings: str) -> Path:
     """Where a job leaves its request: the name tells the run and the settings of what is measured."""
     return folder.joinpath("requests", f"{run.replace('/', '-')}-{digest(settings, digits=10)}.json")
+
+
+def list_requests(folder: Path, run: str) -> list[Path]:
+    """List what jobs of a sweep have asked for of a network."""
+    return sorted(folder.glob(f"requests/{run.replace('/', '-')}-*.json"))
+
+
+def failure_path(folder: Path, run: str) -> Path:
+    """Where it says why a job on a network failed in the last sweep, if one has."""
+    return folder / "failures" / f"{run.replace('/', '-')}.txt"
 
 
 def columns_path(folder: Path) -> Path:

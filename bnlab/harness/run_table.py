@@ -44,6 +44,10 @@ RESULTS = {
     "last_step": integer("updates that were made; fewer than `steps` if the training diverged"),
     "train_seconds": real("time that training took, in seconds, in all processes that had a part in it"),
     "final_loss": real("loss of the last mini-batch, in nats"),
+    "unseen": text(
+        "batch norms that an evaluation does not call, as those of an auxiliary head: they have no rows; null where "
+        "there are none"
+    ),
     "settings": text("JSON of the settings that differ from the defaults, of which the hash in `run` is made"),
     "versions": text("JSON of the packages' versions that trained it"),
     "device": text("name of the processor or GPU that trained it"),

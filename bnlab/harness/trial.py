@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.producing import record_moments, start_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Diverged, compute_logits, train
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.model.layers import BatchNorm
+from bnlab.model.layers import BatchNorm, join_names
 
 _WARM_UP = 5  # updates that are not timed
 _REMEDY = (
@@ -26,21 +27,26 @@ _REMEDY = (
 )
 
 
-class Cost(NamedTuple):
-    """Of an update: seconds, and bytes of batch moments. Bytes of a checkpoint with its averages."""
+class Trial(NamedTuple):
+    """Trial of a network.
+
+    Attributes:
+        update: seconds of an update; NaN without a time for the trial.
+        moments: bytes of the batch moments of an update.
+        checkpoint: bytes of a checkpoint with its averages.
+        warnings: what to say before the network is trained, in a line each.
+    """
 
     update: float
     moments: float
     checkpoint: float
+    warnings: list[str]
 
 
-def try_training(run: Run, seconds: float | None = None) -> Cost:
+def try_training(run: Run, seconds: float | None = None) -> Trial:
     """Make an update, and more for so many seconds; its weights stay as they are.
 
     UserError if the network cannot be built, take images, be trained or be measured.
-
-    Returns:
-        What an update costs; without `seconds` its time is NaN.
     """
     config = run.config
     optimizer = replace(config.optimizer, lr=0.0)
@@ -54,14 +60,16 @@ def try_training(run: Run, seconds: float | None = None) -> Cost:
         logits = compute_logits(progress.model, images, config.precision)
         if logits.shape != (2, classes):
             raise ValueError(f"found {logits.shape} of two images, not logits [2, {classes}]")
+        messages = list(_list_warnings(trial, logits))
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
-            # Where all layers are frozen.
+            # Where all layers are frozen, of which our own message says more.
             warnings.filterwarnings("ignore", "record: nothing was recorded: no batch-norm layer was called")
             with record_moments(trial, progress) as trace, contextlib.suppress(Diverged):  # which is a result
                 updates = train(progress, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
+        _require_training(trial, progress.model)
     except UserError:
         raise
     except UserWarning as error:
@@ -77,7 +85,7 @@ def try_training(run: Run, seconds: float | None = None) -> Cost:
     moments = sum(layer.moments.nbytes for layer in layers) / max(1, progress.step)
     network = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
     checkpoint = network * (1 + len(config.decays))
-    return Cost(update, moments, checkpoint)
+    return Trial(update, moments, checkpoint, messages)
 
 
 def _time_updates(updates: Iterator[int], seconds: float | None) -> float:
@@ -98,6 +106,43 @@ def _name_own(config: Config) -> str:
     """Name the user's own norm, or else the model, as it was chosen."""
     chosen = config.norm if config.norm.is_own else config.model
     return f"{chosen.group}={chosen.name}"
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Find out whether the outputs of each image are positive and add up to 1, as logits hardly ever do."""
+    sums = logits.detach().sum(1)
+    return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
+
+
+def _list_warnings(run: Run, logits: Tensor) -> Iterator[str]:
+    """Say what a user should know before the network is trained."""
+    own = _name_own(run.config)
+    if run.unseen:
+        yield f"{own}: an evaluation does not call {join_names(run.unseen)}; no table has rows of such batch norms"
+    if _are_probabilities(logits):
+        yield (
+            f"{own}: its outputs are probabilities, but the loss is a cross entropy of logits: leave the softmax out, "
+            "or the network learns slowly and its loss stays high"
+        )
+
+
+def _require_training(run: Run, model: nn.Module) -> None:
+    """UserError unless a batch norm is called in evaluations, and all of these average what they normalize."""
+    own = _name_own(run.config)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
+    evaluated = {name: layer for name, layer in layers.items() if name not in run.unseen}
+    if layers and not evaluated:
+        raise UserError(
+            f"{own}: an evaluation calls none of its batch norms ({join_names(layers)}), so that there is nothing to "
+            "measure; call them in eval mode too"
+        )
+    frozen = [name for name, layer in evaluated.items() if not layer.training]
+    if frozen:
+        raise UserError(
+            f"{own}: is trained with batch norms in eval mode ({join_names(frozen)}), which have no "
+            "running average to measure; leave them in train mode, freeze all of them later by freeze_at=0.5, or let "
+            "those that stay constant be torchvision.ops.FrozenBatchNorm2d"
+        )
 
 
 def _require_statistics(config: Config, model: nn.Module) -> None:

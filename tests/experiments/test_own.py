@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bnlab
 from bnlab.estimators import list_estimators
 from bnlab.harness import load, load_images, load_model
 from tests.experiments.commands import Call, Write, run
@@ -65,16 +66,14 @@ class Centered(nn.BatchNorm2d):
         return self.gain * super().forward(x)
 
 
-class Frozen(nn.Sequential):
+class Frozen(nn.BatchNorm2d):
     def train(self, mode=True):
-        super().train(mode)
-        self[1].eval()
-        return self
+        return super().train(False)
 
 
 def make_frozen(channels, image_size, classes):
-    layers = [nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return Frozen(*layers, nn.Linear(4, classes))
+    layers = [nn.Conv2d(channels, 4, 3), Frozen(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4, classes))
 
 
 class Squared(nn.BatchNorm2d):
@@ -89,6 +88,38 @@ def read_squares(layer, args, kwargs):
 def make_squares(channels, image_size, classes):
     layers = [nn.Conv2d(channels, 4, 3), Squared(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(4, classes))
+
+
+class Auxiliary(nn.Module):
+    def __init__(self, channels, classes, always=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.aux = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.LazyLinear(classes))
+        self.head = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.LazyLinear(classes))
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.head(x) + 0.3 * self.aux(x) if self.training else self.head(x)
+
+
+def make_auxiliary(channels, image_size, classes):
+    model = Auxiliary(channels, classes)
+    model(torch.zeros(2, channels, image_size, image_size))
+    return model
+
+
+class Unused(nn.Sequential):
+    def forward(self, x):
+        return self[2](x.flatten(1)) + (self[1](self[0](x)).mean() if self.training else 0)
+
+
+def make_unused(channels, image_size, classes):
+    features = channels * image_size**2
+    return Unused(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.Linear(features, classes))
+
+
+def make_softmax(channels, image_size, classes, width=4):
+    return nn.Sequential(make_model(channels, image_size, classes, width), nn.Softmax(1))
 
 
 def make_group_norm(channels, groups=2):
@@ -269,10 +300,43 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
     assert list(runs["model.kind"].isna()) == [True, False]
 
 
-def test_a_model_whose_batch_norms_are_all_frozen_is_trained(mine: None, call: Call, tmp_path: Path) -> None:
-    sweep(call, tmp_path, "model=mine.make_frozen", "data=mine.make_data", "estimator=ema", "measurements=[gaps]")
+def test_a_batch_norm_that_evaluation_does_not_call_is_left_out(mine: None, call: Call, tmp_path: Path) -> None:
+    """As that of an auxiliary head; gaps of the others are those that the library measures."""
+    measured = ["measurements=[gaps,evaluations,traces,drift]", "estimator=[ema,precise,update_bn,stale,test_batch]"]
+    words = ["-m", *SMALL, "data=mine.make_data", "model=mine.make_auxiliary", "seed=0,1", *measured]
+    done = call("sweep", *words, f"results={tmp_path}")
 
-    assert list(load("adhoc", tmp_path)["runs"]["status"]) == ["finished"]
+    assert done.code == 0, done.err
+    said = "model=mine.make_auxiliary: an evaluation does not call 'aux.1'; no table has rows of such batch norms\n"
+    assert done.err == said, "once, not for each network"
+    tables = load("adhoc", tmp_path)
+    assert {*tables["runs"]["unseen"]} == {"aux.1"}
+    assert [{*tables[name]["layer"]} for name in ("gaps", "traces")] == [{"body.1", "head.1"}] * 2
+    assert tables["evaluations"]["accuracy"].notna().all()
+
+    gaps = tables["gaps"].query("estimator == 'ema'").set_index(["run", "layer"])["mean_gap"]
+    for name in tables["runs"]["run"]:
+        model = load_model("adhoc", name, results=tmp_path)
+        images, _ = load_images("adhoc", name, split="train", results=tmp_path)
+        expected = bnlab.gap(bnlab.population_statistics(model, [images]), bnlab.running_statistics(model))
+        # Buffers and activations, which are of the size of σ, are float32: some 2⁻²⁴ for each of four updates.
+        assert gaps[name].to_dict() == pytest.approx(expected.set_index("layer")["mean_gap"].to_dict(), abs=1e-5)
+
+    call("report", "name=adhoc", f"results={tmp_path}")
+    page = (tmp_path / "adhoc" / "report.html").read_text(encoding="utf-8")
+    assert "Batch norms that an evaluation does not call are left out: aux.1." in page
+
+
+def test_outputs_that_are_probabilities_are_warned_of_once(mine: None, call: Call, tmp_path: Path) -> None:
+    words = [*SMALL, "data=mine.make_data", "measurements=[gaps]", f"results={tmp_path}"]
+    softmax = call("sweep", "-m", *words, "model=mine.make_softmax", "model.width=2,4")
+    logits = call("sweep", *words, "model=mine.make_model")
+
+    assert softmax.err == (
+        "model=mine.make_softmax: its outputs are probabilities, but the loss is a cross entropy of logits: leave the "
+        "softmax out, or the network learns slowly and its loss stays high\n"
+    )
+    assert not logits.err
 
 
 # The words beside those on own code, what is changed in the module, and what the message says
@@ -291,6 +355,9 @@ MISTAKES = {
     "no value": ("model=mine.make_wide", "", "", r"model\.width: has no value.*add model\.width="),
     "clash": ("model=mine.clashes", "", "", "model=mine.clashes: its argument name .* rename it"),
     "sizes": ("model=mine.make_lazy", "", "", "model=mine.make_lazy: has lazy layers"),
+    "frozen": ("model=mine.make_frozen", "", "", r"batch norms in eval mode \('1'\), which have no running average"),
+    "unused": ("model=mine.make_unused", "", "", r"an evaluation calls none of its batch norms \('1'\)"),
+    "frozen norm": ("model=cnn norm=mine.Frozen", "", "", "norm=mine.Frozen: is trained with batch norms in eval mode"),
     "needless inputs": ("inputs=mine.read_squares", "", "", "inputs=mine.read_squares: no batch norm .*; leave it out"),
     "no measurement": ("measurements=largest", "", "", "measurements=largest: must be one of "),
     "other class": ("measurements=mine.Table", "", "", "measurements=mine.Table: is no class below bnlab.harness.meas"),
@@ -337,6 +404,11 @@ FAILURES = {
         f"{OF_ROWS}its rows have a column half, which its",
     ),
     "no frame": ("pd.DataFrame(rows)", "rows", rf"{OF_ROWS}measure\(\) has to give a pandas.DataFrame, found a list"),
+    "NaN": (
+        '"largest": largest',
+        '"largest": largest if step < 9 else float("nan")',
+        rf"{OF_ROWS}its row run=\w+/seed_0, step=9 has largest=NaN; give it a value, or leave the row out",
+    ),
     "type": (
         '"largest": largest',
         '"largest": "much"',

@@ -9,14 +9,17 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bnlab.harness import load
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistic_kinds import list_statistics
-from tests.experiments.commands import SWEEP, Call, files, list_trained, run
+from bnlab.harness.trial import Trial
+from tests.experiments.commands import SWEEP, Call, Write, files, list_trained, run
 from tests.harness.kills import interrupted_at
 from tests.helpers import find_network, sweep_small
 
@@ -70,7 +73,41 @@ def test_a_dry_run_says_how_many_are_trained_at_a_time(
 
     done = call(f"sweep -m seed=0,1,2 dry_run=true {words}".rstrip(), "device=cpu", f"results={tmp_path}/r")
 
-    assert done.code == 0 and f", {processes} at a time\n" in done.out, done.err
+    assert done.code == 0 and f", {processes} at a time, " in done.out, done.err
+
+
+SLOW = """
+import time
+
+import pandas as pd
+
+from bnlab.harness.measurements import Measurement
+from bnlab.harness.schema import Table, common, real
+
+
+class Slow(Measurement):
+    name = "slow"
+    table = Table("Seconds.", common("run step"), {"slept": real("seconds")})
+
+    def measure(self, run, subjects, steps):
+        time.sleep(0.5 * len(steps))
+        return pd.DataFrame([{"step": step, "slept": 0.5} for step in steps])
+"""
+
+
+def test_a_dry_run_counts_measuring(write: Write, call: Call, tmp_path: Path) -> None:
+    """Four networks are measured at four steps each, in half a second or more, two networks at a time."""
+    write(SLOW, "slow")
+    words = ["-m", "seed=0,1,2,3", "steps=8", "evaluate_at=[1,2,4,8]", "measurements=slow.Slow", "dry_run=true"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+    done = call("sweep", *words, *launcher, f"results={tmp_path}/results")
+
+    assert done.code == 0, done.err
+    lines = dict(re.findall(r"^(\w+(?: \w+)?) +about (\d+) s", done.out, re.MULTILINE))
+    assert int(lines["measuring"]) >= 4
+    assert int(lines["in all"]) >= int(lines["measuring"]) + int(lines["training"]) - 1, "up to rounding"
+    assert not (tmp_path / "results").exists()
 
 
 def test_help() -> None:
@@ -124,10 +161,33 @@ def test_what_to_do_next(call: Call, results: Path) -> None:
     assert shlex.split(last) == ["next:", "bnlab", "report", "experiment=quickstart", "name=g", f"results={results}"]
 
 
+@pytest.mark.parametrize(("words", "threads"), [([], 1), (["threads=2"], 2)])
+def test_a_network_has_one_thread_unless_it_is_said_otherwise(
+    words: list[str], threads: int, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However many torch would take on this machine, when the network is tried too."""
+    tried: list[int] = []
+
+    def note_threads(run: Run) -> Trial:
+        tried.append(torch.get_num_threads())
+        return Trial(0.0, 0.0, 0.0, [])
+
+    monkeypatch.setattr("bnlab.harness.jobs.try_training", note_threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        done = call("sweep", "steps=1", "measurements=log", "hydra/launcher=basic", *words, f"results={tmp_path}")
+    finally:
+        torch.set_num_threads(before)
+
+    assert done.code == 0, done.err
+    assert tried == list(load("adhoc", tmp_path)["runs"]["threads"]) == [threads]
+
+
 def test_joblib_runs_a_single_job_in_the_process_of_the_sweep(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Then nobody waits for another process to end; it takes one thread, as where several share the cores."""
+    """Then nobody waits for another process to end."""
     short = ("steps=1", "batch_size=256", "measurements=evaluations", "hydra/launcher=joblib", f"results={tmp_path}")
     waiting: list[int] = []
     monkeypatch.setattr("bnlab.harness.lab.launch._end_with", waiting.append)
@@ -137,7 +197,6 @@ def test_joblib_runs_a_single_job_in_the_process_of_the_sweep(
     assert done.code == 0, done.err
     assert not waiting
     assert len(list_trained(done.out)) == 1
-    assert list(load("adhoc", tmp_path)["runs"]["threads"]) == [1]
 
 
 def test_runs(results: Path, call: Call) -> None:
@@ -150,8 +209,6 @@ def test_runs(results: Path, call: Call) -> None:
     names = [line.split()[0] for line in lines]
     shown = call("runs show", names[0], where)
     assert shown.code == 0 and all(word in shown.out for word in ("batch_size", "status.json", "torch"))
-    ambiguous = call("runs rm", names[0].split("/")[0], where)
-    assert ambiguous.code == 2 and "names 2 networks" in ambiguous.err
     assert call("runs rm", names[0], names[2], where).out.count("removed ") == 2
     assert [line.split()[0] for line in call("runs list", where).out.splitlines()[1:-1]] == [names[1], names[3]]
 

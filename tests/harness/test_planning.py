@@ -10,6 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.forecast import Forecast, TableCost
+from tests.conftest import small_config
 from tests.helpers import sweep_small
 
 
@@ -25,8 +28,10 @@ def test_a_dry_run_counts_what_is_not_trained_and_writes_nothing(
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "4 jobs on 4 networks, 1 trained already"
-    assert re.fullmatch(r"training   about \d s, 1 network at a time", lines[1])
-    assert lines[2].startswith("measuring  on top, at 16 checkpoints; ")
+    assert re.fullmatch(r"training   about \d+ s", lines[1])
+    assert re.fullmatch(r"measuring  about \d+ s, at 16 checkpoints", lines[2])
+    assert re.fullmatch(r"the rest   about \d+ s: .*", lines[3])
+    assert re.fullmatch(r"in all     about \d+ s, 1 network at a time, on this machine as busy as it is now", lines[4])
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
     sweep_small(tmp_path, "steps=100_000", "dry_run=true")
@@ -45,7 +50,33 @@ def test_networks_that_are_trained_at_a_time_share_the_time(
 
     sweep_small(tmp_path, "-m", "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "dry_run=true")
 
-    assert "training   about 7 min, 3 networks at a time\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "training   about 7 min\n" in out
+    assert re.search("in all     about 7 min, 3 networks at a time", out)
+
+
+COSTS = {
+    # 40 updates; 360 images of the training split, 359 of test; steps 1, 7, 20, 40
+    "measurements=gaps": 40 * 0.5 + 4 * 7 + 4 * 360 * 2 + 4 * 5,
+    "measurements=evaluations": 40 * 0.5 + 1 * 7 + 360 * 2 + 359 * 3,
+    "measurements=evaluations accuracy_at=all": 40 * 0.5 + 4 * 7 + 4 * 360 * 2 + 4 * 359 * 3,
+    "measurements=[gaps,evaluations]": 40 * 0.5 + 4 * 7 + 4 * 360 * 2 + 4 * 5 + 359 * 3,
+    "measurements=gaps population_images=100": 40 * 0.5 + 4 * 7 + (3 * 100 + 360) * 2 + 4 * 5,
+    "measurements=log": 40 * 0.5 + 11,
+}
+
+
+@pytest.mark.parametrize("words", COSTS)
+def test_what_measuring_takes_grows_with_steps_and_images(words: str, trained: Run) -> None:
+    config = small_config(Path(trained.config.results), *words.split())
+    tables = {
+        "gaps": TableCost(5.0, predicts=False, has_statistics=True),
+        "evaluations": TableCost(3.0, predicts=True, has_statistics=True),
+        "log": TableCost(11.0, predicts=False, has_statistics=False),
+    }
+    found = Forecast(statistics=2.0, drawn=7.0, replay=0.5, tables=tables)
+
+    assert found.estimate_measuring(Run(config)) == COSTS[words]
 
 
 LEFT = "the last batch of an epoch has {}, and its update is made at the full learning rate, which can harm the weights"

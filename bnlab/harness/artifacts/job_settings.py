@@ -122,10 +122,12 @@ class Config:
     name: str = setting("adhoc", "of the sweep: its tables lie in results/<name>/; an experiment sets it")
     results: str = setting("results", "folder of all networks and tables")
     device: str = setting("auto", "cpu, cuda, cuda:1; auto: an accelerator if there is one")
-    threads: int | None = setting(
-        None, "CPU threads of torch; null: all, or one in each process of a parallel launcher", at_least=1
+    # One thread of each network, and no more on idle cores: their number changes the last bits of results, so that it
+    # may depend neither on the machine nor on what else runs there. Small networks gain nothing from more.
+    threads: int = setting(1, "CPU threads of torch for a network", at_least=1)
+    dry_run: bool = setting(
+        False, "only say how many networks, how long training and measuring take, and how much disk space"
     )
-    dry_run: bool = setting(False, "only say how many networks, how long they train, and how much disk space they take")
     quiet: bool = setting(False, "print nothing but failures, and what dry_run says")
     log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
 

@@ -39,9 +39,11 @@ from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import import_object
 from bnlab.memory import memory_limit
+from bnlab.model.borrow import measured
 from bnlab.model.layers import Extract, batch_norm_layers, has_own_forward
 from bnlab.recording.trace import MomentTrace
 
+_SOME_IMAGES = 64  # by which it is found out which layers an evaluation calls
 _CHECKPOINT = "bnlab.checkpoint/1"
 _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
@@ -179,6 +181,25 @@ class Run:
             raise UserError(f"inputs={path}: no batch norm of this network has a forward of its own; leave it out")
         return dict.fromkeys(own, import_object("inputs", path))
 
+    @cached_property
+    def unseen(self) -> list[str]:
+        """List the batch norms that an evaluation does not call, as those of an auxiliary head: they have no rows."""
+        is_own = self.config.model.is_own or self.config.norm.is_own
+        if not is_own or not self.has_trace:  # bnlab's own networks call all of theirs
+            return []
+        model = self.new_model()
+        layers = batch_norm_layers(model, caller="sweep")
+        called: set[nn.Module] = set()
+
+        def note_call(layer: nn.Module, args: Any) -> None:
+            called.add(layer)
+
+        for layer in layers.values():
+            layer.register_forward_pre_hook(note_call)
+        with measured(model):
+            model(self.dataset.train.images[:_SOME_IMAGES])
+        return [name for name, layer in layers.items() if layer not in called]
+
     @property
     def lock(self) -> FileLock:
         """A lock for training or measuring the network; this process may take it again while it holds it."""
@@ -266,10 +287,15 @@ class Run:
 
     @cached_property
     def trace(self) -> MomentTrace:
-        """The batch moments of the whole training, of a network that has statistics of its batches (`has_trace`)."""
+        """The batch moments of the whole training, of the layers that an evaluation calls.
+
+        Only networks with statistics of their batches have them (`has_trace`).
+        """
         with reading(self.folder / "trace"):
             parts = [MomentTrace.load(path) for path in sorted(self.folder.glob("trace/*.safetensors"))]
             trace = MomentTrace.join(parts)
+        for name in self.unseen:
+            del trace.layers[name]
         if trace.last_step == self.frozen_from and self.status:  # nothing is recorded after it
             trace.last_step = self.status["step"]
         return trace

@@ -37,7 +37,7 @@ def run_command(
             return 0
         for word in words:
             if word.startswith("-") and word.partition("=")[0] not in options:
-                known = " and ".join((*options[:1], "--help"))
+                known = " and ".join(filter(None, (", ".join(options), "--help")))
                 print(f"error: {word}: no such option; there is {known}", file=sys.stderr)
                 return 2
         return command(words)

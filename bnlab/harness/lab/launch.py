@@ -72,13 +72,11 @@ def _run_in_processes(jobs: Sequence[Job], launcher: Launcher) -> None:
 
 
 def _run_in_process(settings: dict[str, Any], heading: str, parent: int) -> None:
-    """Run one job beside others, with one thread unless it says otherwise; `parent` is 0 on a cluster."""
+    """Run one job beside others; `parent` is 0 on a cluster."""
     escape_unprintable()
     if parent not in (0, os.getpid()):  # with a single worker joblib runs jobs in the sweep itself
         _end_with(parent)
-    config = restore_config(settings)
-    config.threads = config.threads or 1
-    _run(config, heading)
+    _run(restore_config(settings), heading)
 
 
 @cache

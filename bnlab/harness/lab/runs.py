@@ -1,57 +1,72 @@
-"""bnlab runs list | show RUN | rm RUN... | export RUN FILE: the networks that have been trained."""
+"""bnlab runs list | show RUN | rm RUN... | rm name=NAME | export RUN FILE: the networks that have been trained."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 
 from bnlab.common.files import Unreadable, reading
 from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.lab.command import run_command, write_command
+from bnlab.harness.lab.removing import measure_size, remove_network
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
-       bnlab runs show RUN      one of them: settings, environment, files
-       bnlab runs rm RUN...     remove these networks; RUN is a beginning that one name has
+       bnlab runs show RUN      one of them, or all seeds of its settings: settings, environment, files
+       bnlab runs rm RUN...     remove these networks; their rows stay in the tables of sweeps
+       bnlab runs rm name=NAME [SETTING=VALUE ...] [--yes] [--networks]
+                                take the networks with these settings out of the tables of a sweep, as
+                                batch_size=32 or seed=0,1: list them; with --yes do it. The networks stay, unless
+                                --networks removes them too
        bnlab runs export RUN FILE.safetensors [step=K] [statistics=exact]
                                 weights and buffers as safetensors, with torch's keys
-       (results=FOLDER looks elsewhere than in results/)"""
+RUN is a name as HASH/seed_0, or a beginning that no other has; show and rm take HASH for all of its seeds.
+results=FOLDER looks elsewhere than in results/."""
+_OPTIONS = ("--yes", "--networks")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of libyaml, six times as fast, where there is one
 
 
 def main(words: list[str]) -> int:
     """Run the command; exit 2 for a user's mistake."""
-    return run_command(_dispatch, words, USAGE)
+    return run_command(_dispatch, words, USAGE, options=_OPTIONS)
 
 
 def _dispatch(words: list[str]) -> int:
     """Do what the first word says; the exit code."""
     # The file of an export is no setting, also where its name or that of its folder has an equals sign.
     given = [word for word in words if "=" in word and not word.endswith(".safetensors")]
+    options = [word for word in words if word in _OPTIONS]
     settings = dict(word.split("=", 1) for word in given)
     results = Path(settings.pop("results", "results"))
-    names = [word for word in words if word not in given]
-    if settings and names[:1] != ["export"]:
-        raise UserError(f"{next(iter(settings))}: only export has settings beside results=; see --help")
+    names = [word for word in words if word and word not in given and word not in _OPTIONS]
+    name = settings.pop("name", "") if names == ["rm"] else ""
+    if options and not name:
+        raise UserError(f"{options[0]}: goes with rm name=NAME; see --help")
+    if settings and not name and names[:1] != ["export"]:
+        raise UserError(f"{next(iter(settings))}: settings stand beside rm name=NAME, or export; see --help")
     match names:
         case ["list"]:
             _list(results)
         case ["show", run]:
-            _show(_find(results, run))
+            for folder in _find_seeds(results, run):
+                _show(folder)
         case ["export", run, file]:
             _export(_find(results, run), Path(file), settings, results)
+        case ["rm"] if name:
+            from bnlab.harness.lab.forgetting import forget  # with pandas
+
+            forget(name, settings, results, is_sure="--yes" in options, with_networks="--networks" in options)
         case ["rm", run, *more]:
-            for folder in [_find(results, one) for one in (run, *more)]:
-                _remove(folder)
+            for folder in [folder for one in (run, *more) for folder in _find_seeds(results, one)]:
+                remove_network(folder, keeps_rows=True)
         case found:
             raise UserError(
-                f"cannot read {' '.join(found)!r}; there are list, show RUN, rm RUN... and export RUN FILE, see --help"
+                f"cannot read {' '.join(found)!r}; there are list, show RUN, rm RUN..., rm name=NAME and export RUN "
+                "FILE, see --help"
             )
     return 0
 
@@ -122,7 +137,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
             "status": "set aside" if ".damaged" in folder.name else state["status"],
             "step": state["step"],
             "seconds": round(state["train_seconds"]),
-            "MB": round(_size(folder), 1),
+            "MB": round(measure_size(folder), 1),
         }
 
 
@@ -137,7 +152,7 @@ def _show(folder: Path) -> None:
 
     print("\nfiles")
     for path in sorted(folder.iterdir()):
-        kilobytes = 1e3 * _size(path)
+        kilobytes = 1e3 * measure_size(path)
         print(f"{kilobytes:12,.1f} kB  {path.name}")
 
 
@@ -155,6 +170,8 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
         raise UserError(f"{file}: name a file that ends with .safetensors")
     if not file.parent.is_dir():
         raise UserError(f"{file}: there is no folder {file.parent}")
+    if file.exists():
+        raise UserError(f"{file}: is there already; name another file, or remove it")
 
     try:
         run = open_run(_id(folder), results)
@@ -168,26 +185,6 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
     print(f"images are standardized by mean {mean} and standard deviation {std} of each channel")
 
 
-def _remove(folder: Path) -> None:
-    """Remove a network; measured rows, which tables of several sweeps may need, stay."""
-
-    try:
-        with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
-            before = _size(folder)
-            (folder / "status.json").unlink(missing_ok=True)  # first: what a kill leaves is no whole run
-            for path in folder.iterdir():
-                if path.is_file():
-                    path.unlink()
-                elif path.name != "measurements":
-                    shutil.rmtree(path)
-            if ".damaged" in folder.name:
-                shutil.rmtree(folder)
-            freed = before - _size(folder)
-    except Timeout as error:
-        raise UserError(f"{_id(folder)}: is being trained; it was not removed") from error
-    print(f"removed {_id(folder)} ({freed:.1f} MB); its measured rows stay in the tables")
-
-
 def _find(results: Path, run: str) -> Path:
     """Find the folder of the one network whose name begins so."""
     folders = {_id(folder): folder for folder in _list_folders(results)}
@@ -195,15 +192,17 @@ def _find(results: Path, run: str) -> Path:
     return folders[find_network(run, folders, f"in {results}/runs; {command} shows them")]
 
 
+def _find_seeds(results: Path, run: str) -> list[Path]:
+    """Find the folders of all seeds of the settings whose hash begins so, or of the one network that is named."""
+    of_hash = [folder for folder in _list_folders(results) if folder.parent.name.startswith(run)]
+    if len({folder.parent for folder in of_hash}) == 1:
+        return of_hash
+    return [_find(results, run)]
+
+
 def _list_folders(results: Path) -> list[Path]:
     """List the folders of all networks, those too that were set aside as damaged."""
     return sorted(path.parent for path in results.glob("runs/*/seed_*/config.yaml"))
-
-
-def _size(path: Path) -> float:
-    """Measure a file, or all files of a folder, in MB."""
-    files = [path, *path.rglob("*")]
-    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 def _id(folder: Path) -> str:

@@ -36,6 +36,7 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     display.begin("importing torch")
     from bnlab.harness.lab.compose import plan_jobs
 
+    imported = time.perf_counter() - started
     display.begin("checking the settings")
     settings = [word for word in words if word not in ("-m", "--multirun")]
     sweep = plan_jobs(settings, len(settings) < len(words), display.begin)
@@ -50,10 +51,9 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     launcher = _choose_launcher(waiting, words, sweep.launcher)
     if configs[0].dry_run:
         processes = _count_processes(waiting, launcher)
-        if launcher.name != "basic":  # as in the processes of a launcher
-            waiting = [replace(config, threads=config.threads or 1) for config in waiting]
         display.begin("trying networks")
-        for line in plan(configs, waiting, processes):
+        starts = {"basic": 0, "joblib": int(processes > 1)}.get(launcher.name, len(waiting))
+        for line in plan(configs, waiting, processes, starts * imported):
             say(line)
         return 0
 

@@ -18,7 +18,7 @@ from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.requests import Selection
-from bnlab.harness.schema import ORIGIN, find_fault, read_frame, write_rows
+from bnlab.harness.schema import ORIGIN, Table, find_fault, read_frame, write_rows
 
 Failures = dict[str, tuple[str, str]]
 """Failures of measurements: estimator or table → the reason in one line, and the traceback."""
@@ -112,6 +112,8 @@ def _measure(
 
     described = [_describe_rows(run, measurement, subject, images) for subject in subjects]
     fault = _fill_in(frame, run, measurement) or _find_other_rows(frame, described, steps)
+    if not fault and digest_of_own(type(measurement)):
+        fault = _find_missing_value(frame, measurement.table)
     if fault:
         failures[measurement.name] = fault, ""
         return []
@@ -132,6 +134,19 @@ def _fill_in(frame: Any, run: Run, measurement: Measurement) -> str:
     if "epoch" in measurement.table.columns and "epoch" not in frame and "step" in frame:
         frame["epoch"] = frame["step"] / run.batches.per_epoch
     return find_fault(measurement.table, frame)
+
+
+def _find_missing_value(frame: pd.DataFrame, table: Table) -> str:
+    """Find a value that is missing or NaN, which means would leave out in silence; in words, empty: none.
+
+    bnlab's own tables have none where a number has no meaning, and say so. No momentum has a meaning too.
+    """
+    for column in table.columns:
+        missing = frame[frame[column].isna()]
+        if len(missing) and column != "momentum":
+            row = ", ".join(f"{key}={missing[key].iloc[0]}" for key in table.key)
+            return f"its row {row} has {column}=NaN; give it a value, or leave the row out"
+    return ""
 
 
 def _find_other_rows(frame: pd.DataFrame, described: Sequence[dict[str, Any]], steps: list[int]) -> str:

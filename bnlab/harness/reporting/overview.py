@@ -81,7 +81,7 @@ def make_overview(tables: Tables) -> Overview:
     """Make the overview of a sweep from its tables, see `tables.load`.
 
     Raises:
-        NoRows: nothing has been measured that is drawn.
+        NoRows: nothing has been measured that is drawn, and no network diverged or failed, as the table would say.
     """
     runs = tables["runs"]
     settings = _find_varied(runs)
@@ -90,13 +90,13 @@ def make_overview(tables: Tables) -> Overview:
     for table, measure_rows in zip(OVERVIEWED, (_measure_gaps, _measure_accuracies), strict=True):
         if len(tables.get(table, ())):
             measures.append(measure_rows(tables[table], networks, settings))
-    if not measures:
+    if not measures and not runs["status"].isin(["diverged", "failed"]).any():
         raise NoRows(f"no network has a gap or an accuracy; sweep with measurements=[{','.join(OVERVIEWED)}]")
 
     figures: dict[str, Figure] = {}
     for measure in measures:
         figures |= _declare_figures(measure)
-    return Overview(describe_networks(runs), figures, _write_table(measures))
+    return Overview(describe_networks(runs), figures, _write_table(measures, networks, settings))
 
 
 def _find_varied(runs: pd.DataFrame) -> list[str]:
@@ -224,20 +224,49 @@ def _name_rows(frame: pd.DataFrame, columns: list[str]) -> list[str]:
     return names
 
 
-def _write_table(measures: list[_Measure]) -> pd.DataFrame:
-    """Write means with their intervals at the last step: a row for each condition, with settings and statistics."""
-    table = pd.DataFrame()
+def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
+    """Write means with their intervals at the last step: a row for each condition, with settings and statistics.
+
+    Beside the n of a mean it says how many networks diverged or failed. A condition without any other network has a
+    row that says so.
+    """
+    table = pd.DataFrame(columns=[*varied, "estimator", "momentum", "n"])
     for measure in measures:
         means = measure.average_last()
         numbers = means[["mean", "low", "high"]].to_numpy(float)
         means[measure.axis.label] = [format_number(*row) for row in numbers]
         part = means[[*measure.settings, "estimator", "momentum", measure.axis.label, "n"]]
         table = part if measure is measures[0] else table.merge(part, how="outer")
-    settings = measures[-1].settings
-    table = table.sort_values([*settings, "estimator", "momentum"])
+    settings = measures[-1].settings if measures else varied
+    results = [measure.axis.label for measure in measures] or ["result"]
+
+    left_out = _count_left_out(networks, measures, varied)
+    table = table.assign(sweep=0).merge(left_out, on=["sweep", *varied], how="outer")
+    table = table.sort_values([*settings, "estimator", "momentum"], ignore_index=True)
+    is_measured = table["n"].notna()
 
     written = table[settings].map(write_value, na_action="ignore").rename(columns=_name_setting)
-    written["statistics"] = _name_rows(table, ["estimator"])
-    results = [*(measure.axis.label for measure in measures), "n"]
-    written[results] = table[results]
+    written.loc[is_measured, "statistics"] = _name_rows(table[is_measured], ["estimator"])
+    for column in results:
+        written[column] = table[column].where(is_measured, table["ends"]) if column in table else table["ends"]
+    written["n"] = [_write_count(*row) for row in table[["n", "left_out", "ends"]].itertuples(index=False)]
     return written.astype(object).fillna("")
+
+
+def _count_left_out(networks: pd.DataFrame, measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
+    """Count the networks that no mean has, as they diverged or failed, by what was varied; `ends` says which of both.
+
+    The column `sweep` is 0: something to group by also where nothing was varied.
+    """
+    has_rows = networks["run"].isin([run for measure in measures for run in measure.frame["run"]])
+    is_left_out = (networks["status"] == "diverged") | ((networks["status"] == "failed") & ~has_rows)
+    groups = networks[is_left_out].assign(sweep=0).groupby(["sweep", *varied], dropna=False)["status"]
+    ends = groups.agg(lambda statuses: " or ".join(sorted({*statuses})))
+    return pd.DataFrame({"left_out": groups.size(), "ends": ends}).reset_index()
+
+
+def _write_count(n: float, left_out: float, ends: str) -> int | str:
+    """Write of how many networks a mean is, with those that it does not have."""
+    if pd.isna(n):
+        return int(left_out)
+    return int(n) if pd.isna(left_out) else f"{n:.0f} ({left_out:.0f} {ends})"

@@ -114,7 +114,7 @@ def _put_together(folder: Path) -> tuple[dict[str, tuple[pd.DataFrame, pa.Schema
     Files that cannot be read are named and set aside. Returns the tables with their schemas, and whether all rows that
     were asked for were there.
     """
-    requests = _read_requests(folder)
+    requests = read_requests(folder)
     if not requests:
         return {}, False
     columns = RUNS.schema
@@ -143,7 +143,7 @@ def _finish(rows: pd.DataFrame, schema: pa.Schema) -> tuple[pd.DataFrame, pa.Sch
     return conform(ordered, schema), schema
 
 
-def _read_requests(folder: Path) -> list[Request]:
+def read_requests(folder: Path) -> list[Request]:
     """The requests of an experiment, the newest last."""
     requests = []
     for path in sorted((folder / "requests").glob("*.json")):

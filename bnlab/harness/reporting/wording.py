@@ -40,6 +40,7 @@ _SHARED = (
     "optimizer.schedule",
 )
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
+_MOST_DIGITS = 6  # decimals of an interval
 
 
 def name_value(key: str, value: Any) -> str:
@@ -113,6 +114,10 @@ def describe_networks(runs: pd.DataFrame) -> str:
     if unfinished:
         sentences.append(f"Of these {' and '.join(unfinished)}: means are of the rows that there are.")
 
+    unseen = ", ".join(dict.fromkeys(runs.get("unseen", none).dropna()))
+    if unseen:
+        sentences.append(f"Batch norms that an evaluation does not call are left out: {unseen}.")
+
     devices = runs.get("device", none).value_counts()
     if len(devices) == 1:
         sentences.append(f"Trained on {devices.index[0]}.")
@@ -175,7 +180,10 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
 
 
 def round_numbers(mean: float, low: float, high: float) -> list[str]:
-    """Round mean, low and high to two digits of the interval's half; the mean alone where there is no interval."""
+    """Round mean, low and high to two digits of the interval's half; the mean alone where there is no interval.
+
+    A mean that is not in the middle of its interval, as a geometric one, has two digits of its own at least.
+    """
     half = (high - low) / 2
     if not math.isfinite(half):
         return [f"{mean:.3g}"]
@@ -188,9 +196,27 @@ def round_numbers(mean: float, low: float, high: float) -> list[str]:
     digits = 3
     if half > 1e-9 * abs(mean):  # else the interval is of rounding
         wanted = 1 - math.floor(math.log10(half))
-        digits = min(6, max(0, wanted))
-    rounded = [round(number, digits) + 0.0 for number in numbers]  # no -0.0
-    return [f"{number:.{digits}f}" for number in rounded]
+        digits = min(_MOST_DIGITS, max(0, wanted))
+    centre, *bounds = [f"{_round(number, digits):.{digits}f}" for number in numbers]
+
+    # The ends of the interval say where its middle is, however wide it is, but nothing of another mean.
+    is_middle = abs(mean - low - half) <= 1e-6 * half
+    if mean and not is_middle:
+        centre = _keep_two_digits(mean, digits)
+    return [centre, *bounds]
+
+
+def _keep_two_digits(number: float, digits: int) -> str:
+    """Write a number with so many decimals, or more where these would leave fewer than two significant digits."""
+    if abs(number) < _TINY:
+        return f"{number:.1e}"
+    of_its_own = 1 - math.floor(math.log10(abs(number)))
+    digits = max(digits, of_its_own)
+    return f"{_round(number, digits):.{digits}f}"
+
+
+def _round(number: float, digits: int) -> float:
+    return round(number, digits) + 0.0  # no -0.0
 
 
 def format_number(mean: float, low: float, high: float) -> str:
@@ -198,6 +224,8 @@ def format_number(mean: float, low: float, high: float) -> str:
 
     >>> format_number(1.0, 0.5, 1.5), format_number(0.25, math.nan, math.nan)
     ('1.00 [0.50, 1.50]', '0.25')
+    >>> format_number(0.0312, 1e-9, 3e7)
+    '0.031 [0, 30000000]'
     """
     rounded, *bounds = round_numbers(mean, low, high)
     return f"{rounded} [{', '.join(bounds)}]" if bounds else rounded

@@ -44,6 +44,16 @@ def test_numbers_have_two_digits_of_their_interval() -> None:
     assert [format_number(*of) for of in numbers] == words
 
 
+def test_a_mean_has_two_digits_of_its_own_however_wide_its_interval_is() -> None:
+    """Ends of an interval say where its middle is, so that this needs no further digits."""
+    wide = (0.312, 8e-9, 10910800.4), (4.83, 0.0, 68.2), (0.312, 0.0, 4.1), (3e-7, 0.0, 24.0), (-0.04, -31.0, 0.0)
+    words = ["0.31 [0, 10910800]", "4.8 [0, 68]", "0.31 [0.0, 4.1]", "3.0e-07 [0, 24]", "-0.040 [-31, 0]"]
+    assert [format_number(*of) for of in wide] == words
+
+    middle = (0.4, -20.1, 20.9), (0.0, 0.0, 24.0)
+    assert [format_number(*of) for of in middle] == ["0 [-20, 21]", "0 [0, 24]"]
+
+
 def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
     runs = plant()["runs"].assign(norm="ghost", averaging="none", status=["diverged"] + ["finished"] * 5)
     runs["optimizer.lr"] = 0.1

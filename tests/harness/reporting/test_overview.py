@@ -161,15 +161,40 @@ def test_other_images_have_panels_of_their_own(kind: dict[str, str]) -> None:
     assert sorted(means["mean"]) == [0, 0, 90, 100]
 
 
-def test_diverged_networks_are_named_and_left_out_of_the_last_step() -> None:
-    tables = plant(optimizer__lr=(0.1, 100.0))
-    status = tables["runs"]["optimizer.lr"].map({0.1: "finished", 100.0: "diverged"})
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_condition_whose_networks_diverged_stands_in_the_table(status: str) -> None:
+    """Between others, also where none of its networks was measured."""
+    tables = plant(optimizer__lr=(0.1, 100.0, 200.0))
+    runs = tables["runs"].assign(status=tables["runs"]["optimizer.lr"].map({100.0: status}).fillna("finished"))
+    lost = runs.loc[runs["status"] == status, "run"]
+    measured = {name: rows[~rows["run"].isin(lost)] for name, rows in tables.items()}
+    table = make_overview({**measured, "runs": runs}).table
+
+    assert table["learning rate"].tolist() == ["0.1", "0.1", "100", "200", "200"]
+    assert table.iloc[2].tolist() == ["100", "", status, status, 2]
+    assert table["n"].tolist() == [2] * 5
+
+    alone = make_overview({"runs": runs[runs["status"] == status]})
+    assert f"Of these 2 {status}" in alone.networks
+    assert not alone.figures
+    assert alone.table.to_dict("records") == [{"statistics": "", "result": status, "n": 2}]
+
+
+def test_rows_before_a_network_diverged_are_no_result() -> None:
+    tables = plant(batch_size=(4, 32))
+    status = (tables["runs"]["batch_size"] == 4).map({True: "diverged", False: "finished"})
     overview = make_overview({**tables, "runs": tables["runs"].assign(status=status)})
 
     assert "Of these 2 diverged" in overview.networks
-    assert overview.table["learning rate"].unique() == ["0.1"]
+    assert overview.table.iloc[0].tolist() == ["4", "", "diverged", "diverged", 2]
+    assert {*overview.table["statistics"][1:]} == {EMA, EXACT}
 
-    assert make_overview({**tables, "runs": tables["runs"].assign(status="diverged")}).table.empty
+
+def test_a_mean_is_of_the_networks_that_did_not_diverge_and_says_so() -> None:
+    tables = plant(seed=(0, 1, 2))
+    table = make_overview({**tables, "runs": tables["runs"].assign(status=["finished", "finished", "diverged"])}).table
+
+    assert table["n"].tolist() == ["2 (1 diverged)", "2 (1 diverged)"]
 
 
 def test_of_many_panels_the_first_are_drawn_and_it_is_said() -> None:

@@ -1,0 +1,155 @@
+"""How long jobs measure, by a trial: a network of a few updates is measured at one step, on a sample of its images."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from bnlab.estimators import Estimator
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.jobs import find_measurements, list_needed_checkpoints
+from bnlab.harness.measurements import Measurement
+from bnlab.harness.measurements.cache import complete_rows
+from bnlab.harness.measurements.estimates import EXACT, frozen_statistics
+from bnlab.harness.measurements.subjects import Subject, list_subjects
+from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
+
+_STEPS = 4  # updates of the trial; it is not measured at the last one, where all images are
+_WARM_UP = (2, 16)  # a step of it, and images, at which what is imported or allocated once is not timed
+_TIMED = (3, 512)
+_REPLAYED = 100  # batches over which running averages are tried
+
+
+@dataclass
+class TableCost:
+    """Seconds that the rows of a table take at one step; for each image where images are predicted."""
+
+    seconds: float
+    predicts: bool
+    has_statistics: bool  # there are rows of estimators
+
+
+@dataclass
+class Forecast:
+    """What a job costs beside the updates of its network, in seconds.
+
+    Attributes:
+        overhead: building the network and writing its files.
+        statistics: all statistics of frozen weights at one step, for each image of the training split.
+        drawn: those of so many images as they say, at one step.
+        tables: the rows of each table, by its name.
+        replay: all running averages, for each update.
+    """
+
+    overhead: float = 0.0
+    statistics: float = 0.0
+    drawn: float = 0.0
+    replay: float = 0.0
+    tables: dict[str, TableCost] = field(default_factory=dict)
+
+    def estimate_measuring(self, run: Run) -> float:
+        """Estimate how long a job of this kind measures its network, of which nothing has to be there."""
+        subjects = list_subjects(run.config)
+        population = len(run.dataset.train.labels)
+        with_statistics: set[int] = set()
+        seconds = run.steps * self.replay
+        for measurement in _list_covering(run):
+            cost = self.tables[measurement.name]
+            steps = {*measurement.reads(run, subjects)} or {run.steps}  # a table such as the log reads no checkpoint
+            seconds += sum(cost.seconds * (_count_predicted(run, step) if cost.predicts else 1) for step in steps)
+            if cost.has_statistics:
+                with_statistics |= steps
+        images = sum(run.limit_at(step) or population for step in with_statistics)
+        return seconds + self.drawn * len(with_statistics) + self.statistics * images
+
+
+def forecast(run: Run, update: float) -> Forecast:
+    """Try what a job on this network costs, in a folder that is removed again.
+
+    Args:
+        run: the network, of which nothing has to be there.
+        update: seconds that an update takes.
+    """
+    config = replace(run.config, optimizer=replace(run.config.optimizer, lr=0.0), steps=_STEPS, quiet=True, log="none")
+    with tempfile.TemporaryDirectory(prefix="bnlab-") as folder:
+        found = Forecast()
+        for step, images in (_WARM_UP, _TIMED):
+            population = min(images, len(run.dataset.train.labels))
+            at = {"evaluate_at": [step], "accuracy_at": "all", "population_images": population}
+            trial = Run(replace(config, results=folder, **at))
+            trial.dataset = run.dataset
+            trained = _time(lambda trial=trial: ensure_trained(trial, list_needed_checkpoints))
+            if not found.overhead:  # the network is there the second time
+                found.overhead = max(0.0, trained - _STEPS * update)
+            _time_measuring(trial, step, found)
+    return found
+
+
+def _time_measuring(trial: Run, step: int, found: Forecast) -> None:
+    """Time all that is measured at the only step of a trial."""
+    subjects = list_subjects(trial.config)
+    measurements = _list_covering(trial)
+    scopes = {each.name: [subject for subject in each.scope(trial, subjects) if subject] for each in measurements}
+    needed = dict.fromkeys(subject for scope in scopes.values() for subject in scope)
+
+    if needed and trial.has_trace:
+        frozen = [subject for subject in {EXACT: None, **needed} if subject.average is None]
+        drawn = [subject for subject in frozen if getattr(subject.statistic, "images", None)]
+        found.drawn = _time_statistics(trial, step, drawn)
+        others = [subject for subject in frozen if subject not in drawn]
+        found.statistics = _time_statistics(trial, step, others) / (trial.limit_at(step) or 1)
+
+    replays: list[Estimator] = []
+    for measurement in measurements:
+        predicts = "split" in measurement.table.key
+        seconds = _time(lambda each=measurement: complete_rows(trial, each, subjects, {}))
+        if predicts:
+            seconds /= _count_predicted(trial, step)
+        found.tables[measurement.name] = TableCost(seconds, predicts, bool(scopes[measurement.name]))
+        averages = [subject.average for subject in scopes[measurement.name] if subject.average is not None]
+        replays += averages * (len(trial.predictions) if predicts else 1)
+    if replays and trial.has_trace:
+        found.replay = _time_replay(trial.trace, replays)
+
+
+def _time_statistics(trial: Run, step: int, subjects: Sequence[Subject]) -> float:
+    def measure_all() -> None:
+        for subject in subjects:
+            frozen_statistics(trial, step, subject)
+
+    return _time(measure_all)
+
+
+def _time_replay(trace: MomentTrace, averages: Sequence[Estimator]) -> float:
+    """Time running averages over the recorded batches, again and again: seconds for each batch."""
+    layers = {}
+    for name, layer in trace.layers.items():
+        count = max(1, _REPLAYED // max(1, len(layer)))
+        longer = LayerTrace(layer.start, layer.updates, layer.eps)
+        steps = list(range(1, count * len(layer) + 1))
+        longer.set_calls(layer.moments.repeat(count, 1, 1), steps, layer.counts * count, [])
+        layers[name] = longer
+    last = max(len(layer) for layer in layers.values())
+    long_trace = MomentTrace(layers, 0, last)
+    return _time(lambda: replay_bank(long_trace, averages, [last])) / last
+
+
+def _list_covering(run: Run) -> list[Measurement]:
+    """List the measurements that have rows of the network."""
+    return [each for each in find_measurements(run.config) if each.covers(run.config.norm)]
+
+
+def _count_predicted(run: Run, step: int) -> int:
+    """Count the images that are predicted at a step, in all splits and under all shifts."""
+    limit = run.limit_at(step)
+    counts = [len(run.dataset.images_of(split).labels) for split, _ in run.predictions]
+    return sum(count if limit is None else min(limit, count) for count in counts)
+
+
+def _time(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started

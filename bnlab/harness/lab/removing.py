@@ -1,0 +1,42 @@
+"""Removing a trained network from the disk, unless it is being trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bnlab.harness.errors import UserError
+
+
+def remove_network(folder: Path, keeps_rows: bool) -> None:
+    """Remove a network; `keeps_rows`: not its measured rows, which the tables of sweeps have.
+
+    UserError while it is trained.
+    """
+    run = f"{folder.parent.name}/{folder.name}"
+    if not folder.exists():
+        return
+    try:
+        with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
+            before = measure_size(folder)
+            (folder / "status.json").unlink(missing_ok=True)  # first: what a kill leaves is no whole run
+            for path in folder.iterdir():
+                if path.is_file():
+                    path.unlink()
+                elif path.name != "measurements":
+                    shutil.rmtree(path)
+            if ".damaged" in folder.name or not keeps_rows:
+                shutil.rmtree(folder)
+            freed = before - measure_size(folder)
+    except Timeout as error:
+        raise UserError(f"{run}: is being trained; it was not removed") from error
+    kept = "; its measured rows stay in the tables" if keeps_rows else ""
+    print(f"removed {run} ({freed:.1f} MB){kept}")
+
+
+def measure_size(path: Path) -> float:
+    """Measure a file, or all files of a folder, in MB."""
+    files = [path, *path.rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6

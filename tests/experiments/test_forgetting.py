@@ -1,0 +1,127 @@
+"""Networks that are taken out of a sweep, or removed: by settings, by hash; what other sweeps have stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bnlab.harness import load
+from tests.experiments.commands import SWEEP, Call, files, list_trained
+
+IN_OTHER = ("batch_size=32", "seed=0", "epochs=1", "momentum=0.1", "name=other", "hydra/launcher=basic")
+
+
+@pytest.fixture
+def shared(results: Path, call: Call) -> Path:
+    """The small sweep, and another one that has asked for one of its four networks."""
+    assert call("sweep", *IN_OTHER, f"results={results}").code == 0
+    return results
+
+
+def list_sizes(results: Path, name: str = "adhoc") -> list[int]:
+    return sorted(load(name, results)["runs"]["batch_size"])
+
+
+def test_without_yes_networks_are_listed_and_nothing_changes(shared: Path, call: Call) -> None:
+    before = files(shared)
+    listed = call("runs rm name=adhoc batch_size=32", f"results={shared}")
+
+    assert listed.code == 0, listed.err
+    header, first, second, total, command = listed.out.splitlines()
+    assert header.split()[:2] == ["run", "batch_size"]
+    assert [line.split()[0][11:] for line in (first, second)] == ["seed_0", "seed_1"]
+    assert first.endswith("other") and not second.endswith("other")
+    assert total == "2 networks of 4 in adhoc would be forgotten"
+    assert f"bnlab runs rm name=adhoc batch_size=32 results={shared} --yes " in command
+    assert files(shared) == before
+
+
+def test_with_yes_the_tables_of_that_sweep_have_them_no_more(shared: Path, call: Call) -> None:
+    runs = sorted(shared.glob("runs/*/seed_*/status.json"))
+    before = load("adhoc", shared)
+    done = call("runs rm name=adhoc batch_size=32.0 --yes", f"results={shared}")
+
+    assert done.code == 0, done.err
+    assert "2 networks of adhoc forgotten, 2 networks left" in done.out
+    assert list_sizes(shared) == [256, 256]
+    assert list_sizes(shared, "other") == [32]
+    assert sorted(shared.glob("runs/*/seed_*/status.json")) == runs
+    for name, rows in load("adhoc", shared).items():
+        left = before[name]["run"].isin(load("adhoc", shared)["runs"]["run"])
+        assert len(rows) == left.sum() > 0
+
+    again = call("sweep", *SWEEP, "hydra/launcher=basic", f"results={shared}")
+    assert not list_trained(again.out)
+    for name, rows in load("adhoc", shared).items():
+        assert len(rows) == len(before[name])
+
+
+def test_networks_are_removed_where_that_is_said(shared: Path, call: Call) -> None:
+    """Of those that another sweep has asked for the rows stay, as its tables have them."""
+    done = call("runs rm name=adhoc --networks --yes", f"results={shared}")
+
+    assert done.code == 0, done.err
+    assert done.out.count("removed ") == 4
+    assert done.out.count("its measured rows stay") == 1
+    assert not [*shared.glob("runs/*/seed_*/status.json")]
+    assert len([*shared.glob("runs/*/seed_*/measurements")]) == 1
+    assert list_sizes(shared, "other") == [32]
+    assert call("runs list", f"results={shared}").out.startswith("no networks in ")
+    assert "no results for 'adhoc'" in call("report", "name=adhoc", f"results={shared}").err
+
+
+MISTAKES = {
+    "rm name=adhoc bach_size=4": "bach_size=4: networks of adhoc have no such setting; did you mean batch_size?",
+    "rm name=adhoc batch_size=33": "batch_size=33: no network of adhoc has it; there are 32, 256",
+    "rm name=adhoc batch_size=x": "batch_size=x: no network of adhoc has it",
+    "rm name=adhoc momentum=0.1 --yes": "momentum=0.1: is measured on networks, and forgotten with these",
+    "rm name=adhook": "name=adhook: no sweep of this name has been run",
+    "rm batch_size=32": "batch_size: settings stand beside rm name=NAME, or export",
+    "list --yes": "--yes: goes with rm name=NAME",
+    "rm --all": "--all: no such option; there is --yes, --networks and --help",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes(words: str, swept: Path, call: Call) -> None:
+    before = files(swept)
+    done = call(f"runs {words}", f"results={swept}")
+
+    assert done.code == 2
+    assert MISTAKES[words] in done.err
+    assert done.err.count("\n") == 1
+    assert files(swept) == before
+
+
+def test_a_hash_names_all_of_its_seeds(results: Path, call: Call) -> None:
+    where = f"results={results}"
+    runs = load("adhoc", results)["runs"]
+    first, *_ = runs["run"]
+    of_hash = sorted(run for run in runs["run"] if run.startswith(first[:10]))
+    assert len(of_hash) == 2
+
+    shown = call(f"runs show {first[:5]}", where)
+    assert [line.split()[0] for line in shown.out.splitlines() if "seed_" in line] == of_hash
+
+    refused = call(f"runs export {first[:10]} network.safetensors", where)
+    assert refused.code == 2 and "names 2 networks" in refused.err
+
+    removed = call(f"runs rm {first[:10]}", where)
+    assert [line.split()[1] for line in removed.out.splitlines()] == of_hash
+    assert call("runs list", where).out.splitlines()[-1].startswith("2 networks")
+
+    unclear = call("runs rm ", where)
+    assert unclear.code == 2
+
+
+def test_a_file_that_is_there_is_not_overwritten(results: Path, tmp_path: Path, call: Call) -> None:
+    file = tmp_path / "network.safetensors"
+    file.write_text("mine")
+    run = load("adhoc", results)["runs"]["run"][0]
+
+    refused = call(f"runs export {run}", str(file), f"results={results}")
+
+    assert refused.code == 2
+    assert f"{file}: is there already; name another file, or remove it" in refused.err
+    assert file.read_text() == "mine"
