@@ -292,6 +292,19 @@ def test_epochs_are_on_a_logarithmic_axis_where_they_are_at_equal_ratios(epochs:
     assert draw_panel(LINES, plant_rows(epoch=epochs)).get_xscale() == scale
 
 
+@pytest.mark.parametrize("across", [None, Axis("decay", log=True, ticks="values")])
+@pytest.mark.parametrize(("smallest", "scale"), [(0.0, "symlog"), (1e-5, "log")])
+def test_a_logarithmic_axis_across_shows_zero(across: Axis | None, smallest: float, scale: str) -> None:
+    column = "optimizer.weight_decay"
+    frame = plant_rows(**{column: [smallest, 1e-4, 1e-2]})
+    ax = draw_panel(Curves(column, "line", GAP, across=across), frame)
+
+    assert ax.get_xscale() == scale
+    assert ax.get_xticks().tolist() == [smallest, 1e-4, 1e-2]
+    places = ax.transData.transform([(value, 1.0) for value in ax.get_xticks()])[:, 0]
+    assert (np.diff(places) > 0.1 * ax.bbox.width).all(), "on a linear axis the first two are one"
+
+
 def test_an_axis_for_values_of_any_size_shows_small_ones_of_both_signs_beside_large_ones() -> None:
     means = [-0.2, 0.1, 3.0, 50.0]
     frame = plant_rows(epoch=[1.0, 2.0, 3.0, 4.0], mean=means, low=np.nan, high=np.nan)
