@@ -236,13 +236,10 @@ def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
 
 
 def _choose_axis(column: str, values: pd.Series) -> Axis:
-    """Choose the axis across, with limits where it is not linear: they hold in panels without numbers, too."""
+    """Choose the axis across; on a logarithmic one limits hold in panels without numbers, too."""
     axis = axis_of(column, values)
-    high = 1.1 * values.max()
     if axis.log:
-        return replace(axis, limits=(0.9 * values.min(), high))
-    if axis.linear:
-        return replace(axis, limits=(-0.1 * axis.linear, high))
+        return replace(axis, limits=(0.9 * values.min(), 1.1 * values.max()))
     return axis
 
 

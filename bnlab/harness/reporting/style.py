@@ -220,7 +220,13 @@ def include_zero(axis: Axis, values: pd.Series) -> Axis:
     if not axis.log or not (values <= 0).any():
         return axis
     positive = values[values > 0]
-    return replace(axis, log=False, linear=float(positive.min()) if len(positive) else 0.0)
+    if positive.empty:
+        return replace(axis, log=False)
+
+    # Margins that matplotlib chooses are those of the linear axis that it draws on at first.
+    smallest = float(positive.min())
+    reach = (1.1 * values.min() - 0.1 * smallest, 1.1 * values.max())
+    return replace(axis, log=False, linear=smallest, limits=axis.limits or reach)
 
 
 def _are_spaced_by_ratios(values: pd.Series) -> bool:
