@@ -63,7 +63,9 @@ def name_lines(frame: pd.DataFrame, column: str, names: Mapping[Any, str], line:
     return put_in_order(told_apart, line, names.values())
 
 
-def compute_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:
+def compute_gaps(
+    tables: Tables, at: float | Sequence[float] = (), by: Sequence[str] | None = None, **wanted: Any
+) -> pd.DataFrame:
     """Average the gaps of means over layers, see `gap_over_layers`, with a panel for each share of the training.
 
     At each share the panel of the layers behind the first comes before that of the first layer.
@@ -71,21 +73,21 @@ def compute_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any
     Args:
         tables: the tables of the experiment.
         at: shares of the training.
-        wanted: arguments of `rows`, which select.
+        by, wanted: see `rows`; by default all settings that were swept are told apart.
     """
-    gaps = gap_over_layers(rows(tables, "gaps", at, **wanted), "mean_gap")
+    gaps = gap_over_layers(rows(tables, "gaps", at, by, **wanted), "mean_gap")
     behind_first = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
     return name_panels(behind_first, "{panel}, {layers}")
 
 
 def divide_by_best_momentum(
-    tables: Tables, at: float | Sequence[float] = (), by: Sequence[str] = ("batch_size",), table: str = "gaps"
+    tables: Tables, at: float | Sequence[float] = (), by: Sequence[str] | None = None, table: str = "gaps"
 ) -> pd.DataFrame:
     """Divide each gap of a mean by that of the best fixed momentum of the layer and step, which is known in hindsight.
 
     Args:
         tables: the tables of the experiment.
-        at, by, table: see `rows`.
+        at, by, table: see `rows`; by default all settings that were swept are told apart.
     """
     return over_best(rows(tables, table, at, by), "mean_gap")
 
@@ -93,7 +95,7 @@ def divide_by_best_momentum(
 def select_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:
     """Select the largest gap of each network over its layers, see `select_largest_gap`, with PyTorch's average."""
     wanted = {"estimator": "ema", "momentum": 0.1, **wanted}
-    return select_largest_gap(rows(tables, "gaps", at, **wanted), value, by)
+    return select_largest_gap(rows(tables, "gaps", at, by=None, **wanted), value, by)
 
 
 def select_picks(tables: Tables) -> pd.DataFrame:

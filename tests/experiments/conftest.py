@@ -55,8 +55,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def written(text: str, name: str = "mine") -> None:
-        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name.replace("/", "."), raising=False)
         importlib.invalidate_caches()
         forget_own()
 

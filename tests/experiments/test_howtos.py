@@ -21,15 +21,20 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import gmean
 
+from bnlab.harness import average_gap, load
+from bnlab.harness.lab.catalogue import find_experiment
+from bnlab.harness.reporting.frames import BEHIND
 from bnlab.harness.reporting.overview import make_overview
+from bnlab.harness.reporting.wording import write_value
 from tests.commands.running import call_bnlab
 from tests.experiments.commands import ROOT, Call, Called, Write
 from tests.helpers import require
 
 HOWTOS = [*sorted((ROOT / "docs" / "howto").glob("*.md")), ROOT / "docs" / "why.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"# (\w+)\.py\n")
+FILE = re.compile(r"# ([\w/]+)\.py\n")
 NUMBER = r"-?\d+\.\d+|\d+(?=%)"  # what may differ by one in its last digit
 SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 OPTIONAL = ("lightning", "schedulefree", "transformers")
@@ -174,7 +179,7 @@ def follow(
 def list_pages() -> list[Any]:
     """List the pages but those with a test of their own; one that starts two processes is slow."""
     slow = {"distributed"}
-    others = [page for page in HOWTOS if page.stem != "sweep"]
+    others = [page for page in HOWTOS if page.stem not in ("sweep", "question")]
     return [pytest.param(page, marks=pytest.mark.slow if page.stem in slow else ()) for page in others]
 
 
@@ -238,6 +243,28 @@ def test_another_processor_moves_no_prediction(monkeypatch: pytest.MonkeyPatch) 
     for others in outputs[1:]:
         moved = (others - outputs[0]).abs().max()
         assert 0 < 10 * moved < smallest_margin  # of two classes, each may move
+
+
+@pytest.mark.parametrize("swept", ["optimizer.weight_decay=0,0.0005,0.005", "norm=batch,ghost"])
+def test_a_reader_draws_the_gap_against_any_setting(swept: str, follow: Follow, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "howto" / "question.md").read_text(encoding="utf-8")
+    setting, _, values = swept.partition("=")
+    assert page.count("optimizer.weight_decay") == 2, "once in the sweep, once in the question"
+    asked = page.replace("optimizer.weight_decay=0,0.0005,0.005", swept).replace("optimizer.weight_decay", setting)
+
+    follow(SECTION.split(asked))
+
+    assert (tmp_path / "results" / "decay" / "figures" / "gap.png").exists()
+    tables = load("decay")
+    frame = find_experiment("decay").figures["gap"].score(tables)
+    assert (frame["n"] == 3).all()
+
+    behind = frame[frame["panel"].str.endswith(BEHIND)].set_index(setting)["mean"].sort_index()
+    assert [write_value(value) for value in behind.index] == values.split(",")
+    gaps = average_gap(tables["gaps"]).merge(tables["runs"][["run", setting]], on="run")
+    of_ema = gaps[gaps["estimator"] == "ema"]
+    expected = of_ema.groupby(setting)["mean_gap"].agg(gmean)
+    pd.testing.assert_series_equal(behind, expected, check_names=False)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,7 +48,6 @@ from bnlab.harness.reporting.plots import ACCURACY, Curves
 
 SCORE = score("evaluations", "accuracy", ("panel", "model.width"), at=1.0, scale=100, estimator="exact")
 EXPERIMENT = Experiment(
-    bears_on=(),
     figures={"accuracy": Figure("By width", "Exact statistics.", SCORE, Curves("model.width", "panel", ACCURACY))},
     claims={"learns": Claim("It learns.", SCORE, above(0.0, "%"))},
 )
@@ -79,7 +79,7 @@ def bnlab(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Called(code, *capsys.readouterr())
 
     yield called
-    for name in ("wide", "questions", "questions.widths"):
+    for name in ("wide", "questions", "questions.widths", "questions.ending"):
         sys.modules.pop(name, None)
 
 
@@ -115,6 +115,36 @@ def test_sweep_report_runs_and_a_network_as_a_file(folder: Path, bnlab: Call) ->
     assert exported.code == 0, exported.err
     weights = load_file(folder / "width=3.safetensors")
     assert weights["0.weight"].shape == (3, 1, 3, 3)
+
+
+def find_example(language: str) -> str:
+    """Find the file of CONTRIBUTING's example of an experiment that is in this language."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if "What is left of the gap" in block]
+    return block
+
+
+@pytest.mark.parametrize(("setting", "values"), [("batch_size", "16,64"), ("optimizer.weight_decay", "0,0.01")])
+def test_the_example_of_an_experiment_works_for_any_setting(
+    setting: str, values: str, folder: Path, bnlab: Call
+) -> None:
+    settings = find_example("yaml").replace("batch_size: 4,16,64,256", f"{setting}: {values}")
+    question = find_example("python").replace("batch_size", setting)
+    (folder / "conf" / "experiment" / "ending.yaml").write_text(settings, encoding="utf-8")
+    (folder / "questions" / "ending.py").write_text(question, encoding="utf-8")
+
+    quick = ["steps=3", "data.images=200", "device=cpu", "threads=1", "hydra/launcher=basic"]
+    assert bnlab("sweep", "experiment=ending", *quick).code == 0
+    reported = bnlab("report", "experiment=ending")
+
+    assert reported.code == 0, reported.err
+    assert (folder / "results" / "ending" / "figures" / "gap.png").exists()
+    words = setting.removeprefix("optimizer.").replace("_", " ")
+    for value in values.split(","):
+        assert re.search(
+            rf"^    {words} {float(value):g}(\.0)? .* n=3  (holds|fails|undecided)", reported.out, re.MULTILINE
+        )
 
 
 def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path, bnlab: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bnlab.harness import load
 from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.schema import read_key, write_frame
 from experiments import reference
@@ -142,14 +144,49 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
     assert done.out.endswith(f"{results}/adhoc/report.html\n")
 
     names = sorted(path.name for path in (results / "adhoc" / "figures").glob("*.png"))
-    assert names == ["accuracy.png", "gap.png", "gap_training.png"]
+    assert names == ["accuracy.png", "accuracy_lost.png", "gap.png", "gap_training.png"]
 
     page = (results / "adhoc" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
     assert sum("average of all batches" in row for row in rows) == 2
     assert "src=" not in page.replace('src="data:image', "")
     assert "bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 'momentum=[0.01,0.1]'" in page
+
+
+def read_commands(page: Path) -> list[str]:
+    """Read the commands of a report, a line each."""
+    (block,) = re.findall(r"<pre><code>(.*?)</code></pre>", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return html.unescape(block).splitlines()
+
+
+def test_the_commands_of_a_page_make_a_sweep_of_several_parts_again(tmp_path: Path, call: Call) -> None:
+    first = tmp_path / "first"
+    quick = ["steps=2", "data.images=200", "evaluate_at=final", "device=cpu", "threads=1", "hydra/launcher=basic"]
+    for words in (["-m", "seed=0,1", "momentum=[0.1,0.5]"], ["seed=2"], ["-m", "seed=0,1", "momentum=[0.1,0.5]"]):
+        assert call("sweep", *words, *quick, "name=parts", f"results={first}").code == 0
+    assert call("report name=parts", f"results={first}").code == 0
+
+    commands = read_commands(first / "parts" / "report.html")
+    assert len(commands) == 2, "the third sweep had nothing left to do"
+
+    again = tmp_path / "again"
+    for command in commands:
+        program, name, *words = shlex.split(command.replace(str(first), str(again)))
+        assert program == "bnlab"
+        assert call(name, *words).code == 0
+    for table in ("runs", "evaluations"):
+        keys = ["run"] if table == "runs" else ["run", "estimator", "momentum"]
+        pd.testing.assert_frame_equal(load("parts", again)[table][keys], load("parts", first)[table][keys])
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_a_question_of_another_sweep_has_the_commands_of_that_sweep(results: Path, call: Call) -> None:
+    (results / "adhoc").rename(results / "mine")
+    assert call("report experiment=quickstart name=mine", f"results={results}").code in (0, 1)
+
+    (command,) = read_commands(results / "mine" / "report.html")
+    assert command.startswith("bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 'momentum=[0.01,0.1]'")
 
 
 def test_own_sweeps_are_hinted_at_with_the_command(results: Path, call: Call) -> None:

@@ -71,7 +71,8 @@ def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
 def _find_modules() -> dict[str, str]:
     """Find the import path of each question's module; one of the user's takes the place of one of bnlab's."""
     shipped = f"{_SHIPPED}.questions"
-    packages = {shipped: list(importlib.import_module(shipped).__path__), _OWN: [_OWN]}
+    own = Path(_OWN).resolve()  # Python remembers where a relative path once was
+    packages = {shipped: list(importlib.import_module(shipped).__path__), _OWN: [str(own)]}
     modules = {}
     for package, folders in packages.items():
         for module in pkgutil.iter_modules(folders):

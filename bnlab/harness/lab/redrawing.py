@@ -49,7 +49,7 @@ def make_experiments(paper: Paper) -> list[Experiment]:
     for name in paper.list_experiments():
         figures = {key: _make_figure(paper, key) for key, each in paper.figures.items() if each.experiment == name}
         claims = {key: _make_claim(paper, key) for key, each in paper.claims.items() if each.experiment == name}
-        made = Experiment(bears_on=(), figures=figures, claims=claims, name=name, question=paper.question)
+        made = Experiment(figures=figures, claims=claims, name=name, question=paper.question)
         experiments.append(made)
     return experiments
 
@@ -69,7 +69,7 @@ def decide_new_claims(paper: Paper, results: Path) -> Outcome:
         if new:
             parts.append(decide_outcome(replace(experiment, claims=new), load(experiment.name, results)))
             claims |= new
-    whole = Experiment(bears_on=(), figures={}, claims=claims, name=paper.name, question=paper.question)
+    whole = Experiment(figures={}, claims=claims, name=paper.name, question=paper.question)
     basis = "; ".join(dict.fromkeys(part.basis for part in parts))
     return Outcome(whole, pd.concat([part.frame for part in parts], ignore_index=True), basis, networks="")
 

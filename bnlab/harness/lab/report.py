@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
 from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers, list_questions, write_pages
-from bnlab.harness.lab.command import run_command, write_command
+from bnlab.harness.lab.command import read_commands, run_command, write_command
 
 if TYPE_CHECKING:
     from bnlab.harness.lab.papers import Paper
@@ -115,18 +115,25 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
     if "runs" not in tables or tables["runs"].empty:
         raise NoRows(f"no network of {name} has been measured in {results}/")
 
-    if not question.command:
-        # The committed results are measured in a reader's own folder.
-        folder = Path("results") if results.resolve() == REFERENCE else results
-        sweeps = question.sweeps or (question.name,)
-        commands = [write_command("sweep", f"experiment={sweep}", folder) for sweep in sweeps]
-        question = replace(question, command="\n".join(commands))
     folder = results / name
+    if not question.command:
+        question = replace(question, command="\n".join(_list_commands(question, folder)))
     outcome, failures = _decide_and_draw(question, tables, folder)
     lines = ["", f"{experiment}: {question.question}", *_describe(outcome), ""]
     print("\n".join(lines))
     _write_page(folder, write_question(outcome, folder))
     return outcome, failures
+
+
+def _list_commands(question: Experiment, folder: Path) -> list[str]:
+    """List the commands that have made a question's tables; of committed ones those that make them somewhere else."""
+    is_committed = folder.resolve().parent == REFERENCE
+    commands = [] if is_committed else read_commands(folder)
+    if not commands:
+        results = Path("results") if is_committed else folder.parent
+        sweeps = question.sweeps or (question.name,)
+        commands = [write_command("sweep", f"experiment={sweep}", results) for sweep in sweeps]
+    return commands
 
 
 def _decide_and_draw(question: Experiment, tables: Tables, folder: Path) -> tuple[Outcome, int]:
@@ -260,7 +267,6 @@ def _report_sweep(name: str, results: Path) -> int:
 
     folder = results / name
     drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures")
-    command = folder / "command.txt"  # of the last sweep
-    words = command.read_text(encoding="utf-8").strip() if command.exists() else ""
-    _write_page(folder, write_overview(replace(overview, figures=drawn), folder, words))
+    page = write_overview(replace(overview, figures=drawn), folder, read_commands(folder))
+    _write_page(folder, page)
     return 1 if failed else 0

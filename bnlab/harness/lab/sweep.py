@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnlab.harness.lab.catalogue import CONF, list_questions
-from bnlab.harness.lab.command import require_memory, run_command
+from bnlab.harness.lab.command import keep_command, require_memory, run_command
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
 
@@ -66,16 +66,14 @@ def _plan_and_run(words: list[str], display: Display) -> int:
 
 
 def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: list[str], display: Display) -> None:
-    """Run the jobs that are waiting, and leave the command that does it."""
-    from bnlab.common.files import write_text
+    """Run the jobs that are waiting, and keep the command that does it."""
     from bnlab.harness.jobs import prepare
     from bnlab.harness.lab.launch import run_jobs
 
     display.begin("reading data, and trying an update of each kind of network")
     prepare([replace(config, device="cpu") for config in configs] if launcher.is_cluster else configs)
     ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
-    command = shlex.join(["bnlab", "sweep", *ordered])
-    write_text(configs[0].folder / "command.txt", f"{command}\n")  # for the pages of reports
+    keep_command(configs[0].folder, shlex.join(["bnlab", "sweep", *ordered]))
 
     display.show(NetworkCount([job.config for job in jobs]).describe)
     run_jobs(jobs, launcher)

@@ -110,9 +110,9 @@ class Experiment:
     """A question, and what is drawn and decided on it.
 
     Attributes:
-        bears_on: numbers of questions and hypotheses.
         figures: what is drawn, by the names of the files.
         claims: what is decided, by short names.
+        bears_on: numbers of questions and hypotheses.
         sweeps: the files in conf/experiment that measure it; without any the one of its name.
         columns: measured values that its figures and claims read; committed tables have no others.
         command: what makes its results, a line each; empty: its sweeps.
@@ -121,9 +121,9 @@ class Experiment:
             `experiments.questions.find_experiment` fills in these three.
     """
 
-    bears_on: tuple[str, ...]
     figures: Mapping[str, Figure]
-    claims: Mapping[str, Claim]
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    bears_on: tuple[str, ...] = ()
     sweeps: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     command: str = ""

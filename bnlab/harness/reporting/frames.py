@@ -36,7 +36,7 @@ from bnlab.harness.reporting.selection import (
     select,
     share_name,
 )
-from bnlab.harness.reporting.wording import list_differences, name_row, name_value
+from bnlab.harness.reporting.wording import list_differences, list_varied, name_row, name_value
 from bnlab.harness.run_table import RESULTS
 
 __all__ = [
@@ -87,7 +87,7 @@ def rows(
     tables: Tables,
     table: str,
     at: float | Sequence[float] = (),
-    by: Sequence[str] = ("batch_size",),
+    by: Sequence[str] | None = ("batch_size",),
     **wanted: Any,
 ) -> pd.DataFrame:
     """Select rows of a table, with their networks' settings and a column `panel`.
@@ -97,7 +97,8 @@ def rows(
         table: the name of the table.
         at: shares of the training, 0 to 1, each a panel: for each network the measured step nearest to the share, if it
             is within 2% of the training or half a step. Without any all steps, a panel for each of `by`.
-        by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
+        by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`). None: the batch
+            size and what else was swept, so that networks of one seed differ in it; for what averages over no networks.
         wanted: for columns of the table or settings, see `select`.
 
     Raises:
@@ -116,8 +117,10 @@ def rows(
     settings = [column for column in runs if column == "run" or column not in (*frame, *_LONG)]
     joined = measured.merge(runs[settings], on="run")
     chosen = select(joined, **others)
-    is_chosen = runs["run"].isin(chosen["run"].unique())
-    _require_one_network(runs[is_chosen], by)
+    networks = runs[runs["run"].isin(chosen["run"].unique())]
+    if by is None:
+        by = _list_swept(networks)
+    _require_one_network(networks, by)
 
     shares = np.atleast_1d(at).tolist()
     if shares:
@@ -125,6 +128,19 @@ def rows(
     words = [name_value(column, f"{{{column}}}") for column in by]
     ordered = chosen.sort_values("step", kind="stable")
     return name_panels(ordered, f"{', '.join(words)} ({{steps}} steps)")
+
+
+def _list_swept(runs: pd.DataFrame) -> list[str]:
+    """List the batch size, and the other settings in which networks of one seed and of one value of these differ.
+
+    A setting in which only networks of different seeds differ was not swept: an average over seeds would mix it.
+    """
+    swept = ["batch_size"]
+    for column in list_varied(runs):
+        of_one_seed = runs.groupby(["seed", *swept], dropna=False)
+        if of_one_seed[column].nunique(dropna=False).max() > 1:
+            swept.append(column)
+    return swept
 
 
 def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:

@@ -55,12 +55,17 @@ def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
 
     groups = doubled.groupby([*keys], dropna=False, sort=False)
     same = doubled[groups.ngroup() == 0]
-    places = [str(column) for column in same if same[column].dtype != float or column in _REAL_KEYS]
+    places = [str(column) for column in same if same[column].dtype != float or _is_key(str(column))]
     differing = list_differences(same, places) or "their numbers only"
     raise UserError(
         f"several rows of {name_row(same, keys)}, which differ in {differing};\n"
         "tell them apart (by=..., or in the panel's name), select one, or average over them"
     )
+
+
+def _is_key(column: str) -> bool:
+    """Find out if a column of real numbers is a key, one of a few or a setting such as `optimizer.lr`."""
+    return column in _REAL_KEYS or "." in column
 
 
 def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bool = False) -> pd.DataFrame:

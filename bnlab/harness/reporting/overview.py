@@ -6,27 +6,30 @@ below the other. Colours tell estimators apart or, where there is one, the next 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.frames import OVERVIEWED, OtherThan, Tables, interval, select
+from bnlab.harness.reporting.frames import OVERVIEWED, OtherThan, Tables, interval, paired, select
 from bnlab.harness.reporting.means import average_gap
-from bnlab.harness.reporting.plots import GAP, Axis, Curves, Forest, Plot
-from bnlab.harness.reporting.style import AXES, axis_of
+from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Axis, Curves, Forest, Plot
+from bnlab.harness.reporting.style import axis_of
 from bnlab.harness.reporting.wording import (
     describe_networks,
     estimator_label,
     format_number,
     list_values,
     list_varied,
+    name_setting,
     name_value,
     write_value,
 )
 
 _PANELS = 12  # the most that are drawn
+_POPULATIONS = ("train", "train_augmented", "val")  # exact statistics of the first that was measured are the reference
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,23 @@ class _Measure:
 
     Attributes:
         name: of the figures' files.
+        heading: of its means in the table, with the unit.
         axis: of the means, which are geometric on a logarithmic axis.
         frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`.
         settings: what was varied beside seeds, momenta and estimators.
         value: the column of `frame` that is drawn.
         scale: a factor of its values.
+        caption: a sentence for its figures.
     """
 
     name: str
+    heading: str
     axis: Axis
     frame: pd.DataFrame
     settings: list[str]
     value: str
     scale: float = 1
+    caption: str = ""
 
     def average(self, frame: pd.DataFrame, *by: str) -> pd.DataFrame:
         """Average rows over seeds, see `frames.interval`, for each setting, estimator and momentum."""
@@ -87,9 +94,9 @@ def make_overview(tables: Tables) -> Overview:
     settings = _find_varied(runs)
     networks = runs[["run", "seed", "status", *settings]]
     measures = []
-    for table, measure_rows in zip(OVERVIEWED, (_measure_gaps, _measure_accuracies), strict=True):
+    for table, measure_rows in zip(OVERVIEWED, (_measure_gaps, _measure_predictions), strict=True):
         if len(tables.get(table, ())):
-            measures.append(measure_rows(tables[table], networks, settings))
+            measures += measure_rows(tables[table], networks, settings)
     if not measures and not runs["status"].isin(["diverged", "failed"]).any():
         raise NoRows(f"no network has a gap or an accuracy; sweep with measurements=[{','.join(OVERVIEWED)}]")
 
@@ -116,15 +123,15 @@ def _find_varied(runs: pd.DataFrame) -> list[str]:
     return settings
 
 
-def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> _Measure:
+def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> list[_Measure]:
     """Average gaps over layers, see `average_gap`."""
     trained_on = select(rows, estimator=OtherThan("exact"), statistics_split="train")
     frame = average_gap(trained_on).merge(networks, on="run")
-    return _Measure("gap", GAP, frame, settings, "mean_gap")
+    return [_Measure("gap", GAP.label, GAP, frame, settings, "mean_gap")]
 
 
-def _measure_accuracies(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> _Measure:
-    """Take accuracies in percent; the images are a setting where there are several kinds."""
+def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> list[_Measure]:
+    """Take accuracies in percent, and what of them is lost; the images are a setting where there are several kinds."""
     splits = rows["statistics_split"].replace(["test", "none"], "train")  # the names of estimators say these
     frame = rows.assign(statistics_split=splits).merge(networks, on="run")
 
@@ -133,7 +140,42 @@ def _measure_accuracies(rows: pd.DataFrame, networks: pd.DataFrame, settings: li
         if frame[column].nunique() > 1:
             keys.append(column)
     images = list_values(frame["split"])
-    return _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys, "accuracy", scale=100)
+    axis = Axis(f"{images} accuracy (%)")
+    accuracy = _Measure("accuracy", axis.label, axis, frame, keys, "accuracy", scale=100)
+    return [accuracy, *_measure_losses(accuracy)]
+
+
+def _measure_losses(accuracy: _Measure) -> list[_Measure]:
+    """Subtract accuracies from those under exact statistics of the same weights; nothing where these were not measured.
+
+    What networks differ in under both is no part of the difference, nor of its interval over seeds.
+    """
+    frame = accuracy.frame
+    is_exact = frame["estimator"] == "exact"
+    populations = frame.loc[is_exact, "statistics_split"].unique()
+    if not len(populations):
+        return []
+
+    population = min(populations, key=_POPULATIONS.index)
+    is_reference = is_exact & (frame["statistics_split"] == population)
+    has_reference = frame["run"].isin(frame.loc[is_reference, "run"])
+    has_others = frame["run"].isin(frame.loc[~is_reference, "run"])
+    is_compared = has_reference & has_others
+    if population != "train":  # among several others `paired` does not choose
+        is_compared &= is_reference | ~is_exact
+    if not is_compared.any():
+        return []
+
+    losses = replace(
+        accuracy,
+        name="accuracy_lost",
+        axis=LOST_OF_ANY_SIZE,
+        frame=paired(frame[is_compared], "accuracy"),
+        scale=-100,
+        heading="accuracy lost (points)",
+        caption="" if population == "train" else f"The exact statistics are of {population}.",
+    )
+    return [losses]
 
 
 def _declare_figures(measure: _Measure) -> dict[str, Figure]:
@@ -160,10 +202,11 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
         statistics = statistics.drop_duplicates("estimator")
     lines = [] if across and len(statistics) > 1 else others[:1]
     panels_by = others[len(lines) :]
-    caption = ""
+    caption = measure.caption
     if across and lines:
-        first = means["estimator"].iloc[0]
-        caption = f"Statistics: {estimator_label(first)}."
+        first = means.iloc[0]
+        momentum = math.nan if across == "momentum" else first["momentum"]
+        caption += f" Statistics: {estimator_label(first['estimator'], momentum)}."
         means["line"] = _name_rows(means, lines)
     else:
         means["line"] = _name_rows(means, [*lines, "estimator"])
@@ -174,12 +217,12 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
         caption += f" The first {_PANELS} of {len(panels)} panels are drawn; sweep fewer values to see others."
         means = select(means, panel=panels[:_PANELS])
 
-    plot: Plot = Forest("line", measure.axis)
+    axis = _reach_zero(measure.axis, means) if measure.axis.linear else measure.axis
+    plot: Plot = Forest("line", axis)
     if across:
         by = "line" if lines else "estimator"
-        axis = _choose_axis(across, means[across])
-        plot = Curves(across, by, measure.axis, across=axis)
-    title = f"{measure.name.capitalize()} {when}"
+        plot = Curves(across, by, axis, across=_choose_axis(across, means[across]))
+    title = f"{measure.name.replace('_', ' ').capitalize()} {when}"
     return Figure(title, caption.strip(), lambda tables: means, plot)
 
 
@@ -193,19 +236,19 @@ def _choose_across(means: pd.DataFrame, varied: list[str]) -> str:
 
 
 def _choose_axis(column: str, values: pd.Series) -> Axis:
-    """Choose the axis across: logarithmic for positive numbers, unless the column has an axis of its own."""
-    low = 0.9 * values.min()
-    high = 1.1 * values.max()
-    axis = Axis(_name_setting(column), log=low > 0, ticks="values")
-    if column in AXES:
-        axis = axis_of(column, values)
+    """Choose the axis across; on a logarithmic one limits hold in panels without numbers, too."""
+    axis = axis_of(column, values)
     if axis.log:
-        return replace(axis, limits=(low, high))  # in panels without numbers, too
+        return replace(axis, limits=(0.9 * values.min(), 1.1 * values.max()))
     return axis
 
 
-def _name_setting(column: str) -> str:
-    return name_value(column, "").strip()
+def _reach_zero(axis: Axis, means: pd.DataFrame) -> Axis:
+    """Let an axis of differences reach from 0, with which they are compared, to the first tick beside it at least."""
+    shown = means[["mean", "low", "high"]]
+    low = min(shown.min().min(), -0.1 * axis.linear)
+    high = max(shown.max().max(), axis.linear)
+    return replace(axis, limits=(1.2 * low, 1.2 * high))
 
 
 def _name_rows(frame: pd.DataFrame, columns: list[str]) -> list[str]:
@@ -217,7 +260,7 @@ def _name_rows(frame: pd.DataFrame, columns: list[str]) -> list[str]:
             if column == "estimator":
                 words.append(estimator_label(row["estimator"], row["momentum"]))
             elif pd.isna(row[column]):
-                words.append(f"no {_name_setting(column)}")
+                words.append(f"no {name_setting(column)}")
             else:
                 words.append(name_value(column, write_value(row[column])))
         names.append(", ".join(words))
@@ -234,18 +277,18 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
     for measure in measures:
         means = measure.average_last()
         numbers = means[["mean", "low", "high"]].to_numpy(float)
-        means[measure.axis.label] = [format_number(*row) for row in numbers]
-        part = means[[*measure.settings, "estimator", "momentum", measure.axis.label, "n"]]
+        means[measure.heading] = [format_number(*row) for row in numbers]
+        part = means[[*measure.settings, "estimator", "momentum", measure.heading, "n"]]
         table = part if measure is measures[0] else table.merge(part, how="outer")
     settings = measures[-1].settings if measures else varied
-    results = [measure.axis.label for measure in measures] or ["result"]
+    results = [measure.heading for measure in measures] or ["result"]
 
     left_out = _count_left_out(networks, measures, varied)
     table = table.assign(sweep=0).merge(left_out, on=["sweep", *varied], how="outer")
     table = table.sort_values([*settings, "estimator", "momentum"], ignore_index=True)
     is_measured = table["n"].notna()
 
-    written = table[settings].map(write_value, na_action="ignore").rename(columns=_name_setting)
+    written = table[settings].map(write_value, na_action="ignore").rename(columns=name_setting)
     written.loc[is_measured, "statistics"] = _name_rows(table[is_measured], ["estimator"])
     for column in results:
         written[column] = table[column].where(is_measured, table["ends"]) if column in table else table["ends"]

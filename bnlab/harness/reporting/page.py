@@ -108,9 +108,9 @@ def write_answers(
     return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page}
 
 
-def write_overview(overview: Overview, folder: Path, command: str) -> str:
-    """Write a page on a sweep without a question: its results lie in the folder, and the command continues it."""
-    page = render("overview.md", overview=overview, folder=folder, command=command)
+def write_overview(overview: Overview, folder: Path, commands: Sequence[str]) -> str:
+    """Write a page on a sweep without a question: its results lie in the folder, and the commands have made them."""
+    page = render("overview.md", overview=overview, folder=folder, commands=commands)
     return write_html(folder.name, page, folder)
 
 

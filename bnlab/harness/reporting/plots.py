@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bnlab.harness.reporting.means import require_one_row
-from bnlab.harness.reporting.style import SERIES, Axis, axis_of, choose_looks, set_axes
+from bnlab.harness.reporting.style import SERIES, Axis, axis_of, choose_looks, include_zero, set_axes
 from bnlab.harness.reporting.wording import name_value
 
 __all__ = [
@@ -110,7 +110,7 @@ class Curves(Plot):
         y: the axis of the means.
         level: the name of levels in the legend.
         mark: a value of `x` and its name, a dotted line.
-        across: how `x` is drawn; None: as `style.AXES` says.
+        across: how `x` is drawn; None: as `style.axis_of` says.
     """
 
     intervals: ClassVar[str] = "bands"
@@ -137,7 +137,7 @@ class Curves(Plot):
         lines = {*placed.loc[placed["x"].notna(), "series"]}
         has_levels_beside_lines = placed.loc[placed["x"].isna(), "series"].isin(lines).any()
 
-        across = self.across or axis_of(self.x, placed["x"])
+        across = include_zero(self.across or axis_of(self.x, named[self.x]), placed["x"])
         for ax, here in split_panels(placed, axes):
             opacity = _OPACITY * min(1.0, _CLEAR / here["series"].nunique()) ** 2
             longest = here.groupby("series")["x"].count().max()

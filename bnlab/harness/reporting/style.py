@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from matplotlib.ticker import (
 )
 
 from bnlab.common.names import Colour, EstimatorName, Line
-from bnlab.harness.reporting.wording import estimator_label, find_look, name_value
+from bnlab.harness.reporting.wording import estimator_label, find_look, name_setting, name_value
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
 # family has one colour where it can. Momenta have others, see `find_colour`.
@@ -203,14 +202,31 @@ def _choose_line(wanted: Any, taken: Sequence[tuple[str, Any]]) -> tuple[str, An
 
 
 def axis_of(column: str, values: pd.Series) -> Axis:
-    """Choose the axis of a column: `AXES`, else linear under its own name with ticks at its values.
+    """Choose the axis of a column: `AXES`, else its own name, with ticks at its values.
 
-    Steps and epochs are on a logarithmic axis where they were measured at equal ratios, as by `evaluate_at=log`.
+    The latter is logarithmic unless a value is below 0. Steps and epochs are on a logarithmic axis where they were
+    measured at equal ratios, as by `evaluate_at=log`. Where 0 is among the values, see `include_zero`.
     """
-    axis = AXES.get(column, Axis(re.sub("[_.]", " ", column), ticks="values"))
+    if not pd.api.types.is_numeric_dtype(values):
+        return AXES.get(column, Axis(name_setting(column)))
+    axis = AXES.get(column, Axis(name_setting(column), log=bool(values.min() >= 0), ticks="values"))
     if column in ("epoch", "step") and _are_spaced_by_ratios(values):
-        return replace(axis, log=True)
-    return axis
+        axis = replace(axis, log=True)
+    return include_zero(axis, values)
+
+
+def include_zero(axis: Axis, values: pd.Series) -> Axis:
+    """Give a logarithmic axis a place for 0, if that is among the values: it is linear up to the smallest other one."""
+    if not axis.log or not (values <= 0).any():
+        return axis
+    positive = values[values > 0]
+    if positive.empty:
+        return replace(axis, log=False)
+
+    # Margins that matplotlib chooses are those of the linear axis that it draws on at first.
+    smallest = float(positive.min())
+    reach = (1.1 * values.min() - 0.1 * smallest, 1.1 * values.max())
+    return replace(axis, log=False, linear=smallest, limits=axis.limits or reach)
 
 
 def _are_spaced_by_ratios(values: pd.Series) -> bool:

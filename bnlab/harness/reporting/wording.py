@@ -58,6 +58,15 @@ def name_value(key: str, value: Any) -> str:
     return f"{words} {value}"
 
 
+def name_setting(column: str) -> str:
+    """Name a column without a value.
+
+    >>> name_setting("optimizer.weight_decay"), name_setting("batch_size")
+    ('weight decay', 'batch size')
+    """
+    return name_value(column, "").strip()
+
+
 def write_value(value: Any) -> str:
     """Write a value of a setting as one reads it.
 

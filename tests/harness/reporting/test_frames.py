@@ -65,6 +65,43 @@ def test_networks_are_not_mixed(setting: dict[str, Any], message: str) -> None:
         rows({**TABLES, "runs": runs}, "gaps", by=() if setting else ("batch_size",))
 
 
+DECAY = "optimizer.weight_decay"
+OF_DECAY: dict[str, Any] = {"batch_size": 4, DECAY: TABLES["runs"]["batch_size"] / 320}
+"""Settings of the planted networks if each seed has two weight decays, 0.0125 and 0.1."""
+
+
+def test_what_was_swept_is_told_apart_if_nothing_is_averaged_over_networks() -> None:
+    tables = {**TABLES, "runs": TABLES["runs"].assign(**OF_DECAY)}
+    with pytest.raises(
+        UserError, match=r"batch size 4 has several networks of one seed, .* \(weight decay 0.0125, 0.1\)"
+    ):
+        rows(tables, "gaps", 1.0)
+
+    frame = rows(tables, "gaps", 1.0, by=None, estimator="ema", momentum=0.1, layer="2")
+    means = interval(frame, "mean_gap", (DECAY,))
+    expected = rows(TABLES, "gaps", 1.0, momentum=0.1, layer="2").groupby("batch_size")["mean_gap"].mean()
+    np.testing.assert_allclose(means["mean"], expected)
+    assert means["n"].tolist() == [3, 3]
+    with pytest.raises(
+        UserError, match=r"several rows of batch size 4, seed 0, .*weight decay 0.0125, 0.1;\ntell them"
+    ):
+        interval(frame, "mean_gap", ("batch_size",))
+
+
+def test_what_differs_between_seeds_alone_was_not_swept() -> None:
+    runs = TABLES["runs"].assign(**OF_DECAY, seed=range(6))
+    with pytest.raises(
+        UserError, match=r"seeds that were trained with different settings \(weight decay 0.0125, 0.1\)"
+    ):
+        rows({**TABLES, "runs": runs}, "gaps", by=None)
+
+
+def test_the_batch_size_is_what_was_swept_where_other_settings_follow_from_it() -> None:
+    runs = TABLES["runs"].assign(**{"optimizer.lr": TABLES["runs"]["batch_size"] / 100})
+    tables = {**TABLES, "runs": runs}
+    pd.testing.assert_frame_equal(rows(tables, "gaps", by=None), rows(tables, "gaps", by=("batch_size",)))
+
+
 def test_what_is_not_there_is_said() -> None:
     with pytest.raises(NoRows, match="the table drift has no rows"):
         rows(TABLES, "drift")

@@ -75,7 +75,7 @@ def test_networks_are_described_by_what_trained_them() -> None:
 
 def answer(unit: str = "points gained", verdict: str = "holds") -> Outcome:
     claim = Claim("It is large.", lambda tables: tables["x"], above(1.0, unit, "a reason"))
-    experiment = Experiment(bears_on=(), figures={}, claims={"large": claim}, name="e")
+    experiment = Experiment(figures={}, claims={"large": claim}, name="e")
     conditions = {
         "batch size 4": ("undecided", 0.2),
         "batch size 16": (verdict, 0.4),

@@ -12,11 +12,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting import drawing
+from bnlab.harness.reporting.frames import select
 from bnlab.harness.reporting.overview import make_overview
 from bnlab.harness.reporting.page import write_overview
+from bnlab.harness.reporting.wording import format_number
 
 matplotlib.use("Agg")
 
@@ -103,12 +106,14 @@ def test_layouts(settings: dict[str, Any], figure: str, panels: list[str], names
 @pytest.mark.parametrize(
     ("settings", "figures"),
     [
-        ({}, ["gap", "accuracy"]),
+        ({}, ["gap", "accuracy", "accuracy_lost"]),
         ({"norm": ("group",)}, ["accuracy"]),
-        ({"steps": (5, 10)}, ["gap_training", "accuracy", "accuracy_training"]),  # one gap is no figure
-        ({"steps": (5, 10), "batch_size": (4, 32)}, ["gap", "gap_training", "accuracy", "accuracy_training"]),
+        # one gap, or one loss, is no figure
+        ({"steps": (5, 10)}, ["gap_training", "accuracy", "accuracy_training", "accuracy_lost_training"]),
+        ({"steps": (5, 10), "batch_size": (4, 32)},
+         ["gap", "gap_training", "accuracy", "accuracy_training", "accuracy_lost", "accuracy_lost_training"]),
     ],
-)
+)  # fmt: skip
 def test_figures_of_the_last_step_and_over_the_training(settings: dict[str, Any], figures: list[str]) -> None:
     assert [*make_overview(plant(**settings)).figures] == figures
 
@@ -149,6 +154,120 @@ def test_a_gap_is_the_mean_over_the_layers_behind_the_first(depths: tuple[int, .
 
     np.testing.assert_allclose(means["mean"], gaps)  # geometric over seeds
     assert means["n"].tolist() == [2, 2]
+
+
+RUNNING = np.array([0.20, 0.41, 0.55, 0.38, 0.66])  # accuracies of five seeds under running averages
+LOST = np.array([0.05, 0.09, 0.06, 0.08, 0.05])
+
+
+def plant_losses(**swept: tuple[Any, ...]) -> dict[str, pd.DataFrame]:
+    """Networks of five seeds, which differ by far more than their two accuracies do."""
+    tables = plant(seed=(0, 1, 2, 3, 4), **swept)
+    evaluations = tables["evaluations"].merge(tables["runs"][["run", "seed"]], on="run")
+    under_exact = evaluations["estimator"] == "exact"
+    seeds = evaluations.pop("seed").to_numpy()
+    return {**tables, "evaluations": evaluations.assign(accuracy=RUNNING[seeds] + under_exact * LOST[seeds])}
+
+
+def test_accuracy_lost_is_paired_by_network() -> None:
+    overview = make_overview(plant_losses())
+
+    accuracies = overview.figures["accuracy"].score({}).set_index("estimator")
+    ema = accuracies.loc["ema", ["low", "high"]].to_numpy(float)
+    exact = accuracies.loc["exact", ["low", "high"]].to_numpy(float)
+    assert exact.min() < ema.max(), "unpaired, nothing could be said"
+    for found, values in ((ema, RUNNING), (exact, RUNNING + LOST)):
+        expected = stats.t.interval(0.95, 4, 100 * values.mean(), 100 * stats.sem(values))
+        np.testing.assert_allclose(found, expected)
+
+    (lost,) = overview.figures["accuracy_lost"].score({}).to_dict("records")
+    test = stats.ttest_rel(RUNNING + LOST, RUNNING)
+    interval = 100 * np.array(test.confidence_interval(0.95))
+    assert interval[0] > 0
+    np.testing.assert_allclose([lost["mean"], lost["low"], lost["high"]], [100 * LOST.mean(), *interval])
+    assert lost["n"] == 5
+
+    written = overview.table.set_index("statistics")["accuracy lost (points)"]
+    assert written.to_dict() == {EMA: format_number(6.6, *interval), EXACT: ""}
+
+
+def test_the_page_says_what_accuracy_lost_is_where_it_was_measured(tmp_path: Path) -> None:
+    tables = plant_losses()
+    page = write_overview(make_overview(tables), tmp_path, [])
+    assert "Accuracy lost: percentage points of accuracy lost against exact statistics of the same weights." in page
+
+    evaluations = select(tables["evaluations"], estimator="ema")
+    without = make_overview({**tables, "evaluations": evaluations})
+    assert [*without.figures] == ["gap", "accuracy"]
+    assert "Accuracy lost" not in write_overview(without, tmp_path, [])
+
+
+def test_accuracy_lost_is_of_networks_with_both_statistics() -> None:
+    tables = plant_losses(norm=("batch", "group"))
+    evaluations = tables["evaluations"]
+    is_exact = evaluations["estimator"] == "exact"
+    is_left_out = (evaluations["run"] == "0/batch") & is_exact
+    is_left_out |= (evaluations["run"] == "1/batch") & ~is_exact
+    overview = make_overview({**tables, "evaluations": evaluations[~is_left_out]})
+
+    (lost,) = overview.figures["accuracy_lost"].score({}).to_dict("records")
+    assert lost["norm"] == "batch"
+    assert lost["n"] == 3
+    assert lost["mean"] == pytest.approx(100 * LOST[2:].mean())
+
+
+@pytest.mark.parametrize(
+    ("populations", "lost", "caption"),
+    [
+        ({"train": 0.9, "train_augmented": 0.8}, {"ema": 40, "exact": 10}, ""),
+        ({"val": 0.7, "train_augmented": 0.8}, {"ema": 30}, "The exact statistics are of train_augmented."),
+    ],
+)
+def test_accuracy_lost_is_against_the_training_images(
+    populations: dict[str, float], lost: dict[str, float], caption: str
+) -> None:
+    tables = plant(momenta=(0.5,))
+    exact = select(tables["evaluations"], estimator="exact")
+    evaluations = [select(tables["evaluations"], estimator="ema")]
+    for split, accuracy in populations.items():
+        evaluations.append(exact.assign(statistics_split=split, accuracy=accuracy))
+    figure = make_overview({**tables, "evaluations": pd.concat(evaluations)}).figures["accuracy_lost"]
+
+    means = figure.score({}).set_index("estimator")["mean"]
+    assert means.to_dict() == pytest.approx(lost)
+    assert figure.caption == caption
+
+
+@pytest.mark.parametrize("swept", [{}, {"norm": ("batch", "ghost")}])
+def test_zero_is_seen_where_losses_are_compared_with_it(swept: dict[str, Any]) -> None:
+    tables = plant(momenta=(0.05,), **swept)
+    figure = make_overview(tables).figures["accuracy_lost"]
+    drawn = drawing.draw(figure, figure.score(tables))
+
+    (ax,) = drawn.axes
+    low, high = ax.get_xlim()
+    assert low < 0 < 5 < high
+    assert {0.0, 0.3, 1.0, 3.0} <= {*ax.get_xticks()}
+    plt.close(drawn)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [((0.0, 1e-4, 1e-2), "symlog"), ((1e-4, 1e-3, 1e-2), "log"), ((-1.0, 0.0, 1.0), "linear")]
+)
+def test_a_swept_axis_has_a_place_for_zero(values: tuple[float, ...], scale: str) -> None:
+    tables = plant(optimizer__weight_decay=values)
+    figure = make_overview(tables).figures["gap"]
+    drawn = drawing.draw(figure, figure.score(tables))
+
+    (ax,) = drawn.axes
+    assert ax.get_xscale() == scale
+    assert ax.get_xlabel() == "weight decay"
+    assert ax.get_xticks().tolist() == list(values)
+    (line,) = ax.lines
+    places = ax.transData.transform([(value, 0.1) for value in np.asarray(line.get_xdata(), float)])[:, 0]
+    shares = (places - ax.bbox.x0) / ax.bbox.width
+    assert (np.diff([0.0, *shares, 1.0]) > 0.01).all(), "no value runs into another, or into the frame"
+    plt.close(drawn)
 
 
 @pytest.mark.parametrize("kind", [{"split": "val"}, {"shift": "noise:1"}, {"statistics_split": "train_augmented"}])
@@ -209,15 +328,16 @@ def test_of_many_panels_the_first_are_drawn_and_it_is_said() -> None:
 def test_the_table_has_means_with_intervals_by_condition() -> None:
     table = make_overview(plant(batch_size=(4, 32))).table
 
-    assert [*table] == ["batch size", "statistics", "gap of the mean (σ)", "test accuracy (%)", "n"]
-    assert table.iloc[1].tolist() == ["4", EXACT, "", "100.000 [100.000, 100.000]", 2]
+    measured = ["gap of the mean (σ)", "test accuracy (%)", "accuracy lost (points)"]
+    assert [*table] == ["batch size", "statistics", *measured, "n"]
+    assert table.iloc[1].tolist() == ["4", EXACT, "", "100.000 [100.000, 100.000]", "", 2]
     assert table.iloc[2, :2].tolist() == ["32", EMA]
     assert str(table.iloc[2, 2]).startswith("0.10 [")
 
 
 def test_names_are_no_html(tmp_path: Path) -> None:
     overview = replace(make_overview(plant()), figures={})
-    page = write_overview(overview, tmp_path / "<img src=x>", "")
+    page = write_overview(overview, tmp_path / "<img src=x>", [])
 
     assert "<img src=x>" not in page
     assert "<h1>&lt;img src=x&gt;</h1>" in page

@@ -292,6 +292,24 @@ def test_epochs_are_on_a_logarithmic_axis_where_they_are_at_equal_ratios(epochs:
     assert draw_panel(LINES, plant_rows(epoch=epochs)).get_xscale() == scale
 
 
+@pytest.mark.parametrize("across", [None, Axis("decay", log=True, ticks="values")])
+@pytest.mark.parametrize(("smallest", "scale"), [(0.0, "symlog"), (1e-5, "log")])
+def test_a_logarithmic_axis_across_shows_zero(across: Axis | None, smallest: float, scale: str) -> None:
+    column = "optimizer.weight_decay"
+    frame = plant_rows(**{column: [smallest, 1e-4, 1e-2]})
+    panels = [frame.assign(panel=panel) for panel in "pq"]
+    left, right = draw(Curves(column, "line", GAP, across=across), pd.concat(panels)).axes
+
+    assert left.get_xscale() == scale
+    assert left.get_xticks().tolist() == [smallest, 1e-4, 1e-2]
+    assert left.get_xlim() == right.get_xlim()
+    places = left.transData.transform([(value, 1.0) for value in left.get_xticks()])[:, 0]
+    ends = [left.bbox.x0, *places, left.bbox.x1]
+    first, *between, last = np.diff(ends) / left.bbox.width
+    assert min(between) > 0.1, "on a linear axis the first two are one"
+    assert max(first, last) < 0.1, "little room is lost beside them"
+
+
 def test_an_axis_for_values_of_any_size_shows_small_ones_of_both_signs_beside_large_ones() -> None:
     means = [-0.2, 0.1, 3.0, 50.0]
     frame = plant_rows(epoch=[1.0, 2.0, 3.0, 4.0], mean=means, low=np.nan, high=np.nan)

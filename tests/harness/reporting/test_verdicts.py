@@ -137,7 +137,7 @@ def test_six_of_six_are_most_and_of_five_no_count_could_decide() -> None:
 def test_a_share_of_few_networks_is_written_as_a_count() -> None:
     shares = interval(pd.DataFrame({"seed": range(3), "x": [True, False, True]}), "x", [])
     most = Claim("Most do.", lambda tables: shares, above(0.5, "share", "more than half is most"))
-    experiment = Experiment(bears_on=(), figures={}, claims={"most": most})
+    experiment = Experiment(figures={}, claims={"most": most})
 
     (row,) = decide(experiment, {}).to_dict("records")
 
@@ -213,7 +213,7 @@ def test_a_claim_that_cannot_be_scored_says_why_and_leaves_the_others(error: Bas
 
     good = frames.score("evaluations", "accuracy", ("batch_size",), at=1.0, momentum=0.1)
     claims = {"bad": Claim("?", fail, above(0.0)), "good": Claim("!", good, above(0.0))}
-    found = decide(Experiment(bears_on=(), figures={}, claims=claims), plant())
+    found = decide(Experiment(figures={}, claims=claims), plant())
 
     (bad,) = found[found["claim"] == "bad"].to_dict("records")
 
