@@ -42,7 +42,8 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     display.quiet = sweep.configs[0].quiet
 
     display.begin("looking what is there")
-    from bnlab.harness.jobs import list_waiting  # takes a second or two, in which a mistake has been answered
+    # Takes a second or two, in which a mistake has been answered.
+    from bnlab.harness.jobs import list_waiting, note_codes
     from bnlab.harness.planning import outline, plan
 
     configs = sweep.configs
@@ -57,7 +58,7 @@ def _plan_and_run(words: list[str], display: Display) -> int:
             say(line)
         return 0
 
-    display.print(*outline(configs, waiting))
+    display.print(*outline(configs, waiting), *note_codes(configs))
     if waiting:
         is_waiting = {id(config) for config in waiting}
         _run_all(configs, [job for job in sweep.jobs if id(job.config) in is_waiting], launcher, words, display)
