@@ -28,7 +28,15 @@ from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.own import digest_of_own
 from bnlab.harness.progress import State, remove_state, say, say_problem, write_state
-from bnlab.harness.requests import Request, Selection, columns_path, has_all_rows, request_path, write_request
+from bnlab.harness.requests import (
+    Request,
+    Selection,
+    columns_path,
+    command_path,
+    has_all_rows,
+    request_path,
+    write_request,
+)
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.source_code import name_file
 from bnlab.harness.trial import try_training
@@ -239,8 +247,11 @@ def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterab
     """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        path = request_path(run.config.folder, run.id, _describe_asked(run, failed))
-        write_request(path, Request(run.id, _describe_run(run), selections))
+        folder = run.config.folder
+        path = request_path(folder, run.id, _describe_asked(run, failed))
+        written = command_path(folder)
+        command = written.read_text(encoding="utf-8").strip() if written.exists() else ""  # else no sweep's job
+        write_request(path, Request(run.id, _describe_run(run), selections, command=command))
 
 
 def _describe_run(run: Run) -> dict[str, object]:

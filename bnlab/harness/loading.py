@@ -17,7 +17,7 @@ from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
-from bnlab.harness.reporting.tables import load
+from bnlab.harness.reporting.tables import read_tables
 from bnlab.harness.source_code import say_changed
 
 _MOMENTUM = 0.1  # of averages that are named without one, PyTorch's
@@ -130,6 +130,6 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
 
 def _find_run(name: str, run: str, results: str | Path) -> str:
     """Find the full name of a sweep's network that is called so, or of the only one whose name begins so."""
-    known = list(load(name, results)["runs"]["run"])
+    known = list(read_tables(name, results)["runs"]["run"])
     some = ", ".join(known[:3])
     return find_network(run, known, f"of {name}; there are {some}, … (the table runs has all)")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import html
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from bnlab.estimators import list_estimators
 from bnlab.harness import load, load_model, own
 from bnlab.harness.artifacts.data.own_data import OwnData
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.compose import plan_jobs
+from bnlab.harness.reporting.tables import read_tables
 from tests.experiments.commands import Call, Write, list_trained
 
 NET = """
@@ -33,6 +37,23 @@ def make_act():
     return nn.ReLU()
 """
 TANH = LAYERS.replace("ReLU", "Tanh")
+AVERAGE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from average_gain import GAIN
+from bnlab.estimators import Estimator
+
+
+@dataclass(frozen=True)
+class Half(Estimator):
+    name: ClassVar[str] = "mine3"
+
+    def gains(self, stream):
+        return torch.full((len(stream),), GAIN, dtype=torch.float64)
+"""
 PICTURES = """
 import numpy as np
 
@@ -62,6 +83,7 @@ def make_noise():
 """
 SMALL = ("steps=4", "batch_size=16", "data.images=100", "evaluate_at=final", "hydra/launcher=basic", "threads=1")
 OF_NET = (*SMALL, "model=net.make_model", "name=c17")
+OF_AVERAGE = (*SMALL, "model.width=2", "model.depth=1", "estimator=[ema,average.Half]", "name=mine3", "-m")
 
 
 @pytest.fixture
@@ -86,6 +108,24 @@ def net(write: Write) -> Callable[[str, str], None]:
 
     written()
     return written
+
+
+@pytest.fixture
+def average(write: Write) -> Iterator[Callable[[float], None]]:
+    """Writes an estimator whose gain stands in a module of its own; it is none after the test."""
+
+    def forget() -> None:
+        for name, cls in list_estimators().items():
+            if cls.__module__ == "average":
+                cls.name = f"forgotten {name} {id(cls)}"
+
+    def written(gain: float) -> None:
+        forget()
+        write(f"GAIN = {gain}\n", "average_gain")
+        write(AVERAGE, "average")
+
+    yield written
+    forget()
 
 
 def read_layers(results: Path) -> dict[str, str]:
@@ -255,3 +295,83 @@ def test_committed_networks_keep_their_names() -> None:
 
     assert {*runs["model"]} == {"experiments.questions.quantized.network.build_network"}
     assert {*runs["run"]} == planned
+
+
+def read_gaps(results: Path) -> dict[str, set[float]]:
+    """The gaps of the user's estimator, by the name of the network."""
+    gaps = read_tables("mine3", results)["gaps"]
+    of_mine = gaps[gaps["estimator"] == "mine3"]
+    return {str(run): {*rows["mean_gap"]} for run, rows in of_mine.groupby("run")}
+
+
+def test_two_versions_of_an_estimator_never_stand_in_one_line(
+    average: Callable[[float], None],
+    sweep: Callable[..., str],
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of the code as it is now count; log and page say which command measures the others again."""
+    monkeypatch.chdir(tmp_path)
+    average(0.5)
+    sweep(*OF_AVERAGE, "seed=0,1")
+    first = read_gaps(tmp_path / "results")
+    assert len(first) == 2
+
+    average(0.02)
+    out = sweep(*OF_AVERAGE, "seed=0")
+
+    note = "mine3 in gaps, evaluations: rows of 1 network are left out: average_gain.py has changed since they were"
+    (line,) = [line for line in out.splitlines() if line.startswith(note)]
+    (run,) = read_gaps(tmp_path / "results")
+    assert run.endswith("seed_0")
+    assert not read_gaps(tmp_path / "results")[run] & first[run]
+    reported = call("report", "name=mine3", "results=results")
+    assert reported.err.splitlines() == [line]
+    page = (tmp_path / "results" / "mine3" / "report.html").read_text(encoding="utf-8")
+    assert line in html.unescape(page)
+
+    program, command, *words = shlex.split(line.partition("to measure them again: ")[2])
+    assert (program, command) == ("bnlab", "sweep")
+    assert "left out" not in call(command, *words).out
+    both = read_gaps(tmp_path / "results")
+    assert {*both} == {*first}
+    assert not any(both[run] & first[run] for run in both)
+    assert not call("report", "name=mine3", "results=results").err
+
+
+def test_rows_of_the_code_as_it_was_before_come_back_with_it(
+    average: Callable[[float], None], sweep: Callable[..., str], tmp_path: Path
+) -> None:
+    """Though others were written later; and no row is measured again."""
+    average(0.5)
+    sweep(*OF_AVERAGE, "seed=0,1")
+    first = read_gaps(tmp_path / "results")
+    average(0.02)
+    sweep(*OF_AVERAGE, "seed=0,1")
+    assert read_gaps(tmp_path / "results") != first
+
+    average(0.5)
+    assert "left out" not in sweep(*OF_AVERAGE, "seed=0,1")
+
+    assert read_gaps(tmp_path / "results") == first
+
+
+def test_where_the_code_as_it_is_now_has_no_rows_the_last_ones_are_shown(
+    average: Callable[[float], None], sweep: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    average(0.5)
+    sweep(*OF_AVERAGE, "seed=0,1")
+    average(0.02)
+    sweep(*OF_AVERAGE, "seed=1")
+    last = read_gaps(tmp_path / "results")
+    capsys.readouterr()
+
+    average(0.03)
+    load("mine3", tmp_path / "results")
+
+    assert read_gaps(tmp_path / "results") == last
+    err = capsys.readouterr().err
+    assert "mine3 in gaps, evaluations: rows are of earlier code: " in err
+    assert "average_gain.py has changed since they were measured; those of 1 network are of yet another version" in err
+    assert all(run.endswith("seed_1") for run in last)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bnlab.harness.lab.papers import Paper
     from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
     from bnlab.harness.reporting.outcome import Outcome
+    from bnlab.harness.reporting.tables import LoadedTables
 
 USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [results=FOLDER]
 
@@ -129,7 +130,7 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
     return outcome, failures
 
 
-def _decide_and_draw(question: Experiment, tables: Tables, folder: Path) -> tuple[Outcome, int]:
+def _decide_and_draw(question: Experiment, tables: LoadedTables, folder: Path) -> tuple[Outcome, int]:
     """Decide the claims of a question and draw its figures; how many of both failed."""
     from bnlab.harness.reporting.outcome import decide_outcome
     from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
@@ -140,7 +141,7 @@ def _decide_and_draw(question: Experiment, tables: Tables, folder: Path) -> tupl
         print(f"claim {row['claim']} of {question.name} cannot be scored: {row['note']}", file=sys.stderr)
 
     drawn, failed = _draw_figures(question.name, outcome.experiment.figures, tables, folder / "figures")
-    outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn))
+    outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn), notes=tables.notes)
     return outcome, len(unscored) + failed
 
 
@@ -244,6 +245,7 @@ def _report_sweep(name: str, results: Path) -> int:
     from bnlab.harness.reporting.overview import make_overview
     from bnlab.harness.reporting.page import write_overview
     from bnlab.harness.reporting.tables import load
+    from bnlab.harness.requests import command_path
 
     try:
         tables = load(name, results)
@@ -260,7 +262,7 @@ def _report_sweep(name: str, results: Path) -> int:
 
     folder = results / name
     drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures")
-    command = folder / "command.txt"  # of the last sweep
+    command = command_path(folder)
     words = command.read_text(encoding="utf-8").strip() if command.exists() else ""
-    _write_page(folder, write_overview(replace(overview, figures=drawn), folder, words))
+    _write_page(folder, write_overview(replace(overview, figures=drawn, notes=tables.notes), folder, words))
     return 1 if failed else 0

@@ -71,12 +71,13 @@ def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: 
     from bnlab.common.files import write_text
     from bnlab.harness.jobs import prepare
     from bnlab.harness.lab.launch import run_jobs
+    from bnlab.harness.requests import command_path
 
     display.begin("reading data, and trying an update of each kind of network")
     prepare([replace(config, device="cpu") for config in configs] if launcher.is_cluster else configs)
     ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
     command = shlex.join(["bnlab", "sweep", *ordered])
-    write_text(configs[0].folder / "command.txt", f"{command}\n")  # for the pages of reports
+    write_text(command_path(configs[0].folder), f"{command}\n")
 
     display.show(NetworkCount([job.config for job in jobs]).describe)
     run_jobs(jobs, launcher)
@@ -123,6 +124,8 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
         if len(frame):
             display.print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
 
+    for note in found.notes:
+        say(note, first.quiet)
     networks = {Run(config).id for config in planned}
     runs = found["runs"]
     for name in runs.loc[runs["run"].isin(networks) & (runs["status"] == "diverged"), "run"]:
