@@ -30,6 +30,7 @@ FLOORS = (
 STAGES = (
     *(
         "errors schema updates progress",
+        "source_code",
         "run_table requests",
         "components",
         "own",
@@ -56,7 +57,7 @@ FOLDERS = {
     "harness.lab": "catalogue command watching compose launch sweep papers redrawing report removing forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",
     "commands": "packages images loading demo doctor gap recalibrate",
-    "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
+    "harness.artifacts": "data corruptions norms models optimizers training job_settings naming runs producing",
     "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
     "tables",
 }
@@ -71,7 +72,10 @@ COMPONENTS = {
 REPORTING = {
     *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
     *("bnlab.common.files", "bnlab.common.names"),
-    *(f"bnlab.harness.{name}" for name in ("errors", "schema", "updates", "run_table", "requests", "reporting")),
+    *(
+        f"bnlab.harness.{name}"
+        for name in ("errors", "schema", "updates", "source_code", "run_table", "requests", "reporting")
+    ),
 }
 SHARED = {f"experiments.{name}" for name in ("margins", "recipes", "tuning")}  # by several questions
 PACKAGED = {

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-# Whose lines tell a user nothing about their own code: bnlab, the standard library and what is installed.
-_OTHERS = (Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+_OTHERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
+_INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, of any environment
 
 
 class UserError(ValueError):
@@ -62,7 +62,7 @@ def where_raised(error: BaseException) -> str:
     """`file:line: Type: message`, of the last line of the user's code; without one `Type: message`."""
     own = list_own_lines(error)
     message = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return f"{_shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
+    return f"{shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
 
 
 def list_own_lines(error: BaseException) -> list[tuple[Path, int | None]]:
@@ -72,11 +72,17 @@ def list_own_lines(error: BaseException) -> list[tuple[Path, int | None]]:
         frames.append((error.filename, error.lineno))
     lines = []
     for name, line in frames:
-        is_of_others = any(Path(name).is_relative_to(folder) for folder in _OTHERS)
-        if not name.startswith("<") and not is_of_others:
+        if not name.startswith("<") and is_of_user(Path(name)):
             lines.append((Path(name), line))
     return lines
 
 
-def _shorten(path: Path) -> Path:
+def is_of_user(file: Path) -> bool:
+    """Return whether a file is the user's: not bnlab's, the standard library's or an installed package's."""
+    is_installed = not _INSTALLED.isdisjoint(file.parts)
+    return not is_installed and not any(file.is_relative_to(folder) for folder in _OTHERS)
+
+
+def shorten(path: Path) -> Path:
+    """Write a path as seen from the current folder, if it lies below that."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from bnlab.common.files import Unreadable, set_aside, write_text
 from bnlab.harness import schema
-from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own_settings, network
+from bnlab.harness.artifacts import naming
+from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own, list_own_settings
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.config import check_device
@@ -34,10 +35,12 @@ from bnlab.harness.requests import (
     columns_path,
     failure_path,
     has_all_rows,
+    read_commands,
     request_path,
     write_request,
 )
 from bnlab.harness.setting_columns import describe_runs
+from bnlab.harness.source_code import name_file
 from bnlab.harness.trial import try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
@@ -75,6 +78,23 @@ def _describe_asked(run: Run, failed: Iterable[str] = ()) -> str:
     code += [digest_of_own(type(each)) for each in find_measurements(run.config)]
     images = asdict(run.config.data)  # also where the files are, so that moved files are recorded again
     return json.dumps([settings, images, code, VERSION, sorted(failed)], default=list)
+
+
+def note_codes(configs: Iterable[Config]) -> list[str]:
+    """Note the code of networks that an earlier version of bnlab has named; what had to be assumed of it, in words."""
+    assumptions = []
+    for config in configs:
+        run = Run(config)
+        own = list_own(config)
+        for key, code in naming.note_codes(config, run.folder, run.settings).items():
+            module = own[key].own_module
+            imported = ", ".join(name_file(name) for name in code if name != module)
+            if imported:
+                assumptions.append(
+                    f"{run.id} was named by {name_file(module)} alone; what that imports is taken to be as it was: "
+                    f"{imported}"
+                )
+    return assumptions
 
 
 def prepare(configs: list[Config]) -> None:
@@ -221,8 +241,10 @@ def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterab
     """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        path = request_path(run.config.folder, run.id, _describe_asked(run, failed))
-        write_request(path, Request(run.id, _describe_run(run), selections))
+        folder = run.config.folder
+        path = request_path(folder, run.id, _describe_asked(run, failed))
+        *_, command = ["", *read_commands(folder)]  # none of a job that no sweep has run
+        write_request(path, Request(run.id, _describe_run(run), selections, command=command))
 
 
 def _describe_run(run: Run) -> dict[str, object]:
@@ -252,8 +274,8 @@ def _describe_run(run: Run) -> dict[str, object]:
         "status": "failed" if find_failure(run).exists() else status["status"],
         "last_step": status["step"],
         "unseen": ", ".join(run.unseen) or None if run.finished else None,
-        "settings": json.dumps(network(config), sort_keys=True),
+        "settings": json.dumps(run.settings, sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),
     }
     row = {column: values.get(column) for column in describe_runs().columns}
-    return row | list_own_settings(config)
+    return row | list_own_settings(config, run.settings)

@@ -11,13 +11,15 @@ import yaml
 from torch import Tensor, nn
 
 from bnlab.common.files import Unreadable, reading
-from bnlab.harness.artifacts.job_settings import restore_config
+from bnlab.harness.artifacts.job_settings import list_own, restore_config
+from bnlab.harness.artifacts.naming import list_changes
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.measurements.estimates import flat_statistics
 from bnlab.harness.measurements.subjects import parse_subjects
-from bnlab.harness.reporting.tables import load
+from bnlab.harness.reporting.tables import read_tables
+from bnlab.harness.source_code import say_changed
 
 _MOMENTUM = 0.1  # of averages that are named without one, PyTorch's
 
@@ -85,12 +87,14 @@ def open_run(run: str, results: str | Path = "results") -> Run:
     with reading(path):
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        opened = Run(replace(restore_config(values), results=str(results)))
-        has_changed = opened.id != run
+        opened = Run(replace(restore_config(values), results=str(results)), run)
+        changed = list_changes(opened.config, opened.folder)
     except UserError as error:
         raise UserError(f"{run}: cannot be built without what it was made of; {error}") from error
-    if has_changed:
-        raise UserError(f"{run}: the code of its model or data has changed since; sweep it again")
+    if changed:
+        raise UserError(f"{run}: {say_changed(changed)} since it was trained; undo that, or sweep it again")
+    if not list_own(opened.config) and Run(opened.config).id != run:
+        raise UserError(f"{run}: its settings name another network in this version of bnlab; sweep it again")
     return opened
 
 
@@ -127,6 +131,6 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
 
 def _find_run(name: str, run: str, results: str | Path) -> str:
     """Find the full name of a sweep's network that is called so, or of the only one whose name begins so."""
-    known = list(load(name, results)["runs"]["run"])
+    known = list(read_tables(name, results)["runs"]["run"])
     some = ", ".join(known[:3])
     return find_network(run, known, f"of {name}; there are {some}, … (the table runs has all)")

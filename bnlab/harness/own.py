@@ -1,7 +1,7 @@
 """A user's code, by import path: `data=`, `model=`, `norm=`, `estimator=` and `measurements=` take `module.name`.
 
-Arguments that bnlab does not give are settings. Results are known by the source of the module, those on data by the
-images and labels that the function gives.
+Arguments that bnlab does not give are settings. Results are known by the code of the module and of the user's modules
+that it imports (`source_code`), those on data by the images and labels that the function gives.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from bnlab.common.files import digest
 from bnlab.harness.components import Component
 from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.source_code import Code, digest_code, digest_whole, read_code
 
 KINDS: dict[str, type[Own]] = {}
 """group → what stands for a user's function there."""
@@ -24,7 +26,8 @@ KINDS: dict[str, type[Own]] = {}
 Kind = TypeVar("Kind", bound="type[Own]")
 _REQUIRED = "???"  # the default of a setting without one, as OmegaConf has it
 _ARGUMENT = "argument"  # in the metadata of fields that are arguments
-_SOURCE = "source"  # what the digest of a module's source is called beside the arguments
+SOURCE = "source"
+"""What the digest of a user's code is called beside the arguments."""
 _CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
 
 
@@ -46,9 +49,22 @@ class Own(Component):
         """The arguments that are settings, with their values."""
         return {each.name: getattr(self, each.name) for each in fields(self) if _ARGUMENT in each.metadata}
 
+    @property
+    def own_module(self) -> str:
+        """The module at its import path."""
+        return self.name.rpartition(".")[0]
+
+    def find_code(self) -> Code:
+        """Find the code that its results are known by; empty for bnlab's own."""
+        return find_code(import_object(self.group, self.name), self.name)
+
     def digest(self) -> dict[str, str]:
-        """Digest what its results are known by, as a column of the table `runs`: the source of its module."""
-        return {_SOURCE: digest_of_source(import_object(self.group, self.name))}
+        """Digest what its results are known by, as a column of the table `runs`: its code."""
+        return {SOURCE: digest_of_code(import_object(self.group, self.name), self.name)}
+
+    def digest_text(self) -> dict[str, str]:
+        """Digest what earlier versions of bnlab knew its results by: the text of its module."""
+        return {SOURCE: digest_of_text(import_object(self.group, self.name))}
 
     def identify(self) -> dict[str, Any]:
         return super().identify() | self.digest()
@@ -67,7 +83,7 @@ def make_own(group: str, path: str) -> Own:
     `str`. UserError if it cannot be imported, or an argument has a name that bnlab needs itself.
     """
     kind = KINDS[group]
-    known = {*dir(kind), *(each.name for each in fields(kind)), _SOURCE}
+    known = {*dir(kind), *(each.name for each in fields(kind)), SOURCE}
     settings = []
     for argument in _list_arguments(import_object(group, path))[kind.given :]:
         if not _is_setting(argument):
@@ -118,24 +134,57 @@ def call_own(key: str, path: str, *given: Any, **arguments: Any) -> Any:
 
 
 @cache  # what runs is the code as it was when it was imported
-def digest_of_source(obj: type | Any) -> str:
-    """Digest the source of the module in which a class or function is defined, to ten hexadecimal digits.
+def find_code(obj: Any, path: str = "") -> Code:
+    """Find the code of a user's class or function: of the module that has it at its import path, and where it is made.
 
-    Modules that it imports do not count. Where it has no file, as in a notebook, the source of `obj` counts alone.
+    It is empty for bnlab's own, whose changes `measurements.estimates.VERSION` counts. Of what has no file, as in a
+    notebook, the source of `obj` is the code.
     """
-    for each in (sys.modules.get(obj.__module__), obj):
-        try:
-            source = inspect.getsource(each)  # type: ignore[arg-type]  # None: TypeError
-        except (OSError, TypeError):
-            continue
-        return digest(source, digits=10)
-    raise UserError(f"{obj.__module__}.{obj.__qualname__}: its source cannot be read; put it into a module")
+    if _is_ours(obj):
+        return {}
+    modules = [path.rpartition(".")[0]] if path else []
+    if isinstance(obj, type) or inspect.isroutine(obj):  # of another object the module is that of its class
+        modules.append(obj.__module__)
+    code = read_code(*modules)
+    if not {*modules} & {*code}:
+        code = {obj.__module__: digest_code(textwrap.dedent(_read_source(obj)))}
+    return code
+
+
+@cache
+def digest_of_code(obj: Any, path: str = "") -> str:
+    """Digest the code of a user's class or function, see `find_code`; of bnlab's own questions the text."""
+    code = find_code(obj, path)
+    return digest_whole(code) if code else digest_of_text(obj)
 
 
 def digest_of_own(cls: type) -> str:
-    """Digest the source of a user's class; empty for bnlab's, whose changes `measurements.estimates.VERSION` counts."""
-    is_ours = cls.__module__.startswith(("bnlab.", "experiments.questions."))
-    return "" if is_ours else digest_of_source(cls)
+    """Digest the code of a user's class; empty for bnlab's."""
+    return digest_of_code(cls) if find_code(cls) else ""
+
+
+@cache
+def digest_of_text(obj: Any) -> str:
+    """Digest the text of the module in which a class or function is defined, to ten hexadecimal digits.
+
+    Networks with code of the user's own were named by it once, and those with code of bnlab's own questions are.
+    """
+    return digest(_read_source(sys.modules.get(obj.__module__), obj), digits=10)
+
+
+def _is_ours(obj: Any) -> bool:
+    return obj.__module__.startswith(("bnlab.", "experiments.questions."))
+
+
+def _read_source(*objects: Any) -> str:
+    """Read the source of the first of these objects that has any; UserError where none has."""
+    for each in objects:
+        try:
+            return inspect.getsource(each)
+        except (OSError, TypeError):  # TypeError: built in, or None
+            continue
+    obj = objects[-1]
+    raise UserError(f"{obj.__module__}.{obj.__qualname__}: its source cannot be read; put it into a module")
 
 
 def _list_arguments(function: Any) -> list[inspect.Parameter]:

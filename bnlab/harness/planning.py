@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from bnlab.common.files import Unreadable
 from bnlab.harness.artifacts.job_settings import Config
+from bnlab.harness.artifacts.naming import find_changes
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.forecast import Forecast, forecast
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.requests import MEASURED_WITH
+from bnlab.harness.source_code import say_changed
 from bnlab.harness.trial import Trial, try_training
 from bnlab.harness.updates import ADVICE, count_last
 
@@ -21,7 +24,11 @@ _MEASURED_DIFFERENTLY = ("precision", "averaging", "freeze_at", "freeze_with")  
 
 
 def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
-    """Say how many jobs and networks there are, how many are trained, and which small last batches are trained on."""
+    """Say how many jobs and networks there are, and how many are trained.
+
+    Of those that are not: which files of the user's code have changed since others of the same settings were trained,
+    and which small last batches they are trained on.
+    """
     networks = {Run(config).id for config in configs}
     untrained = _list_untrained(waiting)
     trained = len(networks) - len(untrained)
@@ -32,6 +39,11 @@ def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
     else:
         state = f"{trained} trained already"
     lines = [f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}, {state}"]
+
+    changes = Counter(tuple(files) for files in find_changes([run.config for run in untrained]) if files)
+    for files, count in changes.items():
+        are_trained = f"{_count(count, 'network')} {'is' if count == 1 else 'are'} trained again"
+        lines.append(f"{say_changed(files)}: {are_trained}, beside those of the earlier code")
 
     for run in untrained:
         config = run.config

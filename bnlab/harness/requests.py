@@ -2,6 +2,7 @@
 
     results/<experiment>/requests/<run>-<digest>.json         what one job asked for; never written by two
     results/<experiment>/columns.parquet                      the columns of `runs`, without rows
+    results/<experiment>/command.txt                          the commands of its sweeps, the latest last
     results/runs/<run>/measurements/<table>/<digest>.parquet  the rows themselves, which live with their network
 
 Tables are put together from the requests of an experiment when they are read.
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.common.files import Unreadable, digest, reading, write_text
+from bnlab.harness.source_code import Code
 
 MEASURED_WITH = (
     "measurements",
@@ -34,10 +36,18 @@ MEASURED_WITH = (
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of one table: the files that hold them, and of each subject the columns in which they agree, and steps."""
+    """Rows of one table.
+
+    Attributes:
+        files: that hold them.
+        rows: of each subject the columns in which they agree, and steps.
+        code: the user's code that measured them, by estimator without its parameters; empty for a table without
+            estimators. What only bnlab's code measures is left out.
+    """
 
     files: list[str] = field(default_factory=list)
     rows: list[tuple[dict[str, Any], list[int]]] = field(default_factory=list)
+    code: dict[str, Code] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Request:
     row: dict[str, Any]
     selections: Mapping[str, Selection]
     written: int = 0  # in ns since 1970
+    command: str = ""  # of the sweep
 
 
 def request_path(folder: Path, run: str, settings: str) -> Path:
@@ -70,6 +81,17 @@ def columns_path(folder: Path) -> Path:
     return folder / "columns.parquet"
 
 
+def command_path(folder: Path) -> Path:
+    """Where sweeps leave their commands."""
+    return folder / "command.txt"
+
+
+def read_commands(folder: Path) -> list[str]:
+    """Read the commands that have made the tables of an experiment, the latest last; none of committed tables."""
+    path = command_path(folder)
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
 def find_rows(results: Path, run: str, table: str) -> Path:
     """The folder with the files of a network's rows of a table."""
     return results.joinpath("runs", run, "measurements", table)
@@ -88,8 +110,8 @@ def read_request(path: Path) -> Request:
         selections = {}
         for table, selection in values["selections"].items():
             rows = [(subject, steps) for subject, steps in selection["rows"]]
-            selections[table] = Selection(selection["files"], rows)
-        return Request(values["run"], values["row"], selections, values["written"])
+            selections[table] = Selection(selection["files"], rows, selection.get("code", {}))
+        return Request(values["run"], values["row"], selections, values["written"], values.get("command", ""))
 
 
 def has_all_rows(path: Path, results: Path) -> bool:

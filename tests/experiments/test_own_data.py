@@ -22,7 +22,7 @@ from PIL import Image
 from bnlab.harness import load, load_images, load_model
 from bnlab.harness.artifacts.data import OwnData, load_dataset
 from bnlab.harness.artifacts.data.own_data import forget_own
-from bnlab.harness.artifacts.job_settings import network_hash
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.compose import quote
@@ -428,13 +428,13 @@ def test_a_set_of_arguments_is_read_once_for_a_thousand_jobs(give: Give, tmp_pat
     jobs = plan_jobs([*words, f"results={tmp_path}"], multirun=True).jobs
 
     assert len(jobs) == 300
-    assert len({network_hash(job.config) for job in jobs}) == 1
+    assert len({Run(job.config).id.partition("/")[0] for job in jobs}) == 1
     assert len(read) == 3
 
 
-def test_transforms_are_told_by_what_they_draw_and_by_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transforms_are_told_by_what_they_draw_and_by_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = [THREE_PARTS.find_content(), OwnData(name=f"{__name__}.make_two_parts").find_content()]
-    monkeypatch.setattr("bnlab.harness.artifacts.data.own_data.digest_of_source", lambda function: "other")
+    monkeypatch.setattr("bnlab.harness.artifacts.data.own_data.digest_of_code", lambda function, path: "other")
     forget_own()
     contents.append(THREE_PARTS.find_content())
     monkeypatch.setattr(f"{__name__}.brighten", keep)

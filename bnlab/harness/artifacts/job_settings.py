@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bnlab.common.files import digest
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS
@@ -16,7 +16,8 @@ from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
 from bnlab.harness.errors import UserError
-from bnlab.harness.own import digest_of_source, import_object, make_own
+from bnlab.harness.own import SOURCE, Own, make_own
+from bnlab.harness.source_code import Code
 from bnlab.harness.updates import steps_per_epoch
 
 MOMENTUM = 0.1
@@ -183,31 +184,55 @@ def network(config: Config) -> dict[str, Any]:
         keys += ["freeze_at", "freeze_with"]
     settings |= leave_off_defaults(config, keys)
     if config.inputs is not None:  # what is recorded in training
-        settings["inputs"] = {"name": config.inputs, "source": _digest_inputs(config.inputs)}
+        settings["inputs"] = Inputs(config.inputs).identify()
     return settings | {group: getattr(config, group).identify() for group in GROUPS}
 
 
-def _digest_inputs(path: str) -> str:
-    return digest_of_source(import_object("inputs", path))
+def name_by_text(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Change the settings of `network` to what they were when the user's code was known by the text of one module."""
+    own = {key: without_code(settings[key]) | chosen.digest_text() for key, chosen in list_own(config).items()}
+    return {**settings, **own}
 
 
-def network_hash(config: Config) -> str:
-    """Digest the network's settings to ten hexadecimal digits, which name it."""
-    settings = json.dumps(network(config), sort_keys=True)
-    return digest(settings, digits=10)
+def without_code(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the digest of a user's code."""
+    return {name: value for name, value in settings.items() if name != SOURCE}
 
 
-def list_own_settings(config: Config) -> dict[str, Any]:
-    """List the arguments of the user's functions that are settings, and what their results are known by."""
-    own: dict[str, Any] = {}
-    for group in GROUPS:
-        chosen = getattr(config, group)
-        if chosen.is_own:
-            values = {**chosen.arguments, **chosen.digest()}
-            own |= {f"{group}.{name}": value for name, value in values.items()}
+def hash_settings(settings: Mapping[str, Any]) -> str:
+    """Digest the settings of `network` to ten hexadecimal digits, which name it."""
+    return digest(json.dumps(settings, sort_keys=True), digits=10)
+
+
+@dataclass(unsafe_hash=True)
+class Inputs(Own):
+    """The function of `inputs=`, which has no settings."""
+
+    group: ClassVar[str] = "inputs"
+
+
+def list_own(config: Config) -> dict[str, Own]:
+    """List what a network has of the user's own, by the setting that chooses it."""
+    own = {group: getattr(config, group) for group in GROUPS if getattr(config, group).is_own}
     if config.inputs is not None:
-        own["inputs"] = config.inputs
-        own["inputs.source"] = _digest_inputs(config.inputs)
+        own["inputs"] = Inputs(config.inputs)
+    return own
+
+
+def list_code(config: Config) -> dict[str, Code]:
+    """List the user's code that a network depends on, by the setting that chooses it."""
+    codes = {key: chosen.find_code() for key, chosen in list_own(config).items()}
+    return {key: code for key, code in codes.items() if code}
+
+
+def list_own_settings(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """List the arguments of the user's functions that are settings, and the digests in the settings that name it."""
+    own: dict[str, Any] = {}
+    for key, chosen in list_own(config).items():
+        digests = {name: settings[key][name] for name in ("content", SOURCE) if name in settings[key]}
+        if key not in GROUPS:
+            own[key] = chosen.name
+        own |= {f"{key}.{name}": value for name, value in {**chosen.arguments, **digests}.items()}
     return own
 
 

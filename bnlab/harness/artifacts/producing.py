@@ -23,6 +23,8 @@ import bnlab
 from bnlab.common.files import reading, write_text
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
+from bnlab.harness.artifacts.job_settings import list_code
+from bnlab.harness.artifacts.naming import CODE
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
@@ -189,6 +191,9 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
     else:
         _write_settings(run)
         environment = describe_environment(run.device) | {"images": run.dataset.trained_on}
+        codes = list_code(run.config)
+        if codes:
+            environment[CODE] = codes
         write_text(run.folder / "environment.json", json.dumps(environment, indent=1))
 
     for path in run.folder.glob("trace/*.safetensors"):

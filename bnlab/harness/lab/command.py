@@ -17,9 +17,9 @@ from bnlab.common.files import write_text
 from bnlab.common.printing import escape_unprintable
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.catalogue import import_shipped
+from bnlab.harness.requests import command_path, read_commands
 
 _LEAST_MEMORY = 1_600_000_000  # bytes of addresses
-_KEPT = "command.txt"  # in an experiment's folder
 
 
 def run_command(
@@ -89,15 +89,8 @@ def write_command(command: str, word: str, results: Path) -> str:
 
 
 def keep_command(folder: Path, command: str) -> None:
-    """Add a sweep's command to those that have made the tables of an experiment, for the pages of reports."""
+    """Put a sweep's command behind those that have made the tables of an experiment before, for pages and requests."""
     with FileLock(folder / "command.lock"):  # parts of a sweep may begin at once
-        commands = read_commands(folder)
-        if command not in commands:
-            lines = "\n".join([*commands, command])
-            write_text(folder / _KEPT, f"{lines}\n")
-
-
-def read_commands(folder: Path) -> list[str]:
-    """Read the commands that have made the tables of an experiment, the first sweep's first; none of committed ones."""
-    path = folder / _KEPT
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        others = [other for other in read_commands(folder) if other != command]
+        lines = "\n".join([*others, command])
+        write_text(command_path(folder), f"{lines}\n")

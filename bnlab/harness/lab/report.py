@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
 from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers, list_questions, write_pages
-from bnlab.harness.lab.command import read_commands, run_command, write_command
+from bnlab.harness.lab.command import run_command, write_command
+from bnlab.harness.requests import read_commands
 
 if TYPE_CHECKING:
     from bnlab.harness.lab.papers import Paper
     from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
     from bnlab.harness.reporting.outcome import Outcome
+    from bnlab.harness.reporting.tables import LoadedTables
 
 USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [results=FOLDER]
 
@@ -136,7 +138,7 @@ def _list_commands(question: Experiment, folder: Path) -> list[str]:
     return commands
 
 
-def _decide_and_draw(question: Experiment, tables: Tables, folder: Path) -> tuple[Outcome, int]:
+def _decide_and_draw(question: Experiment, tables: LoadedTables, folder: Path) -> tuple[Outcome, int]:
     """Decide the claims of a question and draw its figures; how many of both failed."""
     from bnlab.harness.reporting.outcome import decide_outcome
     from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
@@ -147,7 +149,7 @@ def _decide_and_draw(question: Experiment, tables: Tables, folder: Path) -> tupl
         print(f"claim {row['claim']} of {question.name} cannot be scored: {row['note']}", file=sys.stderr)
 
     drawn, failed = _draw_figures(question.name, outcome.experiment.figures, tables, folder / "figures")
-    outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn))
+    outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn), notes=tables.notes)
     return outcome, len(unscored) + failed
 
 
@@ -267,6 +269,6 @@ def _report_sweep(name: str, results: Path) -> int:
 
     folder = results / name
     drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures")
-    page = write_overview(replace(overview, figures=drawn), folder, read_commands(folder))
+    page = write_overview(replace(overview, figures=drawn, notes=tables.notes), folder, read_commands(folder))
     _write_page(folder, page)
     return 1 if failed else 0

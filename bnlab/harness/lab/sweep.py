@@ -43,7 +43,8 @@ def _plan_and_run(words: list[str], display: Display) -> int:
     display.quiet = sweep.configs[0].quiet
 
     display.begin("looking what is there")
-    from bnlab.harness.jobs import list_waiting  # takes a second or two, in which a mistake has been answered
+    # Takes a second or two, in which a mistake has been answered.
+    from bnlab.harness.jobs import list_waiting, note_codes
     from bnlab.harness.planning import outline, plan
 
     configs = sweep.configs
@@ -57,7 +58,7 @@ def _plan_and_run(words: list[str], display: Display) -> int:
             say(line)
         return 0
 
-    display.print(*outline(configs, waiting))
+    display.print(*outline(configs, waiting), *note_codes(configs))
     if waiting:
         is_waiting = {id(config) for config in waiting}
         _run_all(configs, [job for job in sweep.jobs if id(job.config) in is_waiting], launcher, words, display)
@@ -120,6 +121,8 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
         if len(frame):
             display.print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
 
+    for note in found.notes:
+        say(note, first.quiet)
     networks = {Run(config).id for config in planned}
     runs = found["runs"]
     for name in runs.loc[runs["run"].isin(networks) & (runs["status"] == "diverged"), "run"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import estimates
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
-from bnlab.harness.own import digest_of_own
+from bnlab.harness.own import digest_of_own, find_code
 from bnlab.harness.requests import Selection
 from bnlab.harness.schema import ORIGIN, Table, find_fault, read_frame, write_rows
+from bnlab.harness.source_code import Code
 
 Failures = dict[str, tuple[str, str]]
 """Failures of measurements: estimator or table → the reason in one line, and the traceback."""
@@ -50,7 +51,21 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
                 files[path.name] = _read_keys(path)
 
     wanted = {(*columns.values(), step) for columns, steps in selected for step in steps}
-    return Selection([file for file, keys in files.items() if keys & wanted], selected)
+    holding = [file for file, keys in files.items() if keys & wanted]
+    return Selection(holding, selected, _list_code(measurement, chosen))
+
+
+def _list_code(measurement: Measurement, subjects: Iterable[Subject | None]) -> dict[str, Code]:
+    """List the user's code of a measurement and an estimator together, by the estimator's name; empty without one."""
+    codes = {}
+    for subject in subjects:
+        kinds: list[type] = [type(measurement)]
+        if subject is not None:
+            kinds.append(type(subject.statistic))
+        code = dict(each for kind in kinds for each in find_code(kind).items())
+        if code:
+            codes[subject.statistic.name if subject else ""] = code
+    return codes
 
 
 def _read_keys(path: Path) -> set[tuple[Any, ...]]:

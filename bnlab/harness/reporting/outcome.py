@@ -59,6 +59,7 @@ class Outcome:
         read_figure: gives the points of a figure by its name, with the column `where` as in `frame`; NoRows without
             any.
         data: the names of the networks' data alone.
+        notes: what is to be said of rows by other code of the user's than there is now.
     """
 
     experiment: Experiment
@@ -67,6 +68,7 @@ class Outcome:
     networks: str
     read_figure: Callable[[str], pd.DataFrame] = field(default=_find_no_points, repr=False)
     data: str = ""
+    notes: Sequence[str] = ()
 
     def list_claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
         """List the claims, each with the rows of `frame` on its conditions."""

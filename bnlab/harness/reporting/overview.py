@@ -7,6 +7,7 @@ below the other. Colours tell estimators apart or, where there is one, the next 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -40,11 +41,13 @@ class Overview:
         networks: sentences on its networks: how many, what was varied, what they share.
         figures: by the names of their files.
         table: a row for each condition at the last step, in words.
+        notes: what is to be said of rows by other code of the user's than there is now.
     """
 
     networks: str
     figures: dict[str, Figure]
     table: pd.DataFrame
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 results/<experiment>/requests/, columns.parquet   what was asked for, see `bnlab.harness.requests`
 results/<experiment>/tables/<table>.parquet   one row for each key, as a sweep leaves them
-results/<experiment>/tables/made_from.json   the requests whose rows these files hold: they are read while there are no
-                                             others
+results/<experiment>/tables/made_from.json   the requests whose rows these files hold, and the user's code at that time:
+                                             they are read while both are the same
+
+Rows that were measured by two versions of a user's estimator or measurement are never in one table: see
+`_keep_one_version`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -21,17 +25,27 @@ import pyarrow as pa
 from filelock import FileLock
 
 from bnlab.common.files import Unreadable, reading, set_aside, write_text
+from bnlab.common.names import EstimatorName
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_request
 from bnlab.harness.run_table import RUNS
 from bnlab.harness.schema import ORIGIN, conform, read_frame, read_key, read_rows, read_schema, write_frame
+from bnlab.harness.source_code import Code, digest_files, list_changed, say_changed
 
 _REQUEST = "request"  # a further column while rows are put together: the number of the request that asks for them
 _MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
 
 
 class LoadedTables(dict[str, pd.DataFrame]):
-    """The tables of an experiment that have been measured, by name."""
+    """The tables of an experiment that have been measured, by name.
+
+    Attributes:
+        notes: sentences on rows that were measured by other code of the user's than there is now.
+    """
+
+    def __init__(self, tables: Mapping[str, pd.DataFrame], notes: Sequence[str] = ()) -> None:
+        super().__init__(tables)
+        self.notes = list(notes)
 
     def __missing__(self, name: str) -> pd.DataFrame:
         raise NoRows(f"the table {name} has not been measured; there are {', '.join(self)}")
@@ -41,6 +55,8 @@ def load(name: str, results: str | Path = "results") -> LoadedTables:
     """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
 
     results/README.md says what their columns mean. `load("momentum", "results/reference")` has the committed ones.
+    Of rows that an estimator or measurement of yours has measured, those of its code as it is now count; where it has
+    none, those that were written last. What is left out is said on stderr, with the command that measures it again.
 
     Raises:
         UserError: nothing has been measured under this name.
@@ -51,13 +67,17 @@ def load(name: str, results: str | Path = "results") -> LoadedTables:
     >>> sorted(tables["runs"]["batch_size"].unique().tolist())
     [4, 32, 256]
     """
+    tables = read_tables(name, results)
+    for note in tables.notes:
+        print(note, file=sys.stderr)
+    return tables
+
+
+def read_tables(name: str, results: str | Path = "results") -> LoadedTables:
+    """Read the tables as `load` does, which also prints their notes."""
     folder = Path(results) / name
     if (folder / "requests").is_dir():
-        current = _read_current(folder)
-        if current is None:
-            together, _ = _put_together(folder)
-            current = {name: frame for name, (frame, _) in together.items()}
-        return LoadedTables(current)
+        return _read_current(folder) or _put_together(folder).tables
     if (folder / "tables").is_dir():
         return LoadedTables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})
     where = [] if str(results) == "results" else [f"results={results}"]
@@ -68,7 +88,7 @@ def load(name: str, results: str | Path = "results") -> LoadedTables:
     )
 
 
-def write_tables(folder: Path) -> dict[str, pd.DataFrame]:
+def write_tables(folder: Path) -> LoadedTables:
     """Put every table together and write it, unless that was done; safe while other sweeps measure."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tables.lock"):
@@ -79,22 +99,28 @@ def write_tables(folder: Path) -> dict[str, pd.DataFrame]:
         record = folder / "tables" / "made_from.json"
         record.unlink(missing_ok=True)  # until it comes back, nobody trusts files of which some are newer
         stamps = _read_stamps(folder)  # first: a request that comes in the meantime is not among them
-        tables, is_whole = _put_together(folder)
-        for name, (frame, schema) in tables.items():
-            write_frame(folder / "tables" / f"{name}.parquet", frame, schema)
-        if is_whole:
-            write_text(record, json.dumps({"tables": list(tables), "requests": stamps}))
-    return {name: frame for name, (frame, _) in tables.items()}
+        together = _put_together(folder)
+        tables = together.tables
+        for name, frame in tables.items():
+            write_frame(folder / "tables" / f"{name}.parquet", frame, together.schemas[name])
+        if together.is_whole:
+            made_from = {"tables": list(tables), "requests": stamps, "code": together.code, "notes": tables.notes}
+            write_text(record, json.dumps(made_from))
+    return tables
 
 
-def _read_current(folder: Path) -> dict[str, pd.DataFrame] | None:
+def _read_current(folder: Path) -> LoadedTables | None:
     """Read the tables that were written; None if they do not hold all that was asked for, or a file fails."""
     record = folder / "tables" / "made_from.json"
     try:
         with reading(record):
             written = json.loads(record.read_text(encoding="utf-8"))
-        if written["requests"] == _read_stamps(folder):
-            return {name: read_frame(folder / "tables" / f"{name}.parquet") for name in written["tables"]}
+        code = written.get("code", {})  # null: of a module whose file was gone
+        now = digest_files(code)
+        is_same_code = all(now.get(module) == known for module, known in code.items())
+        if is_same_code and written["requests"] == _read_stamps(folder):
+            frames = {name: read_frame(folder / "tables" / f"{name}.parquet") for name in written["tables"]}
+            return LoadedTables(frames, written.get("notes", ()))
     except Unreadable:  # or there is none
         pass
     return None
@@ -108,39 +134,76 @@ def _read_stamps(folder: Path) -> dict[str, int]:
         return {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".json")}
 
 
-def _put_together(folder: Path) -> tuple[dict[str, tuple[pd.DataFrame, pa.Schema]], bool]:
+@dataclass(frozen=True)
+class _Together:
+    """What `_put_together` returns.
+
+    Attributes:
+        tables: all of them.
+        schemas: of the tables, by name.
+        code: digests of the files of the user's code as they are now; null where one is gone.
+        is_whole: whether all rows that were asked for were there.
+    """
+
+    tables: LoadedTables
+    schemas: dict[str, pa.Schema]
+    code: dict[str, str | None]
+    is_whole: bool
+
+
+def _put_together(folder: Path) -> _Together:
     """Put all tables together: of each network and estimator the rows of the newest origin, one for each key.
 
-    Files that cannot be read are named and set aside. Returns the tables with their schemas, and whether all rows that
-    were asked for were there.
+    Files that cannot be read are named and set aside.
     """
     requests = read_requests(folder)
     if not requests:
-        return {}, False
+        return _Together(LoadedTables({}), {}, {}, is_whole=False)
     columns = RUNS.schema
     with contextlib.suppress(Unreadable):  # not written by an earlier version, or a job by itself
         columns = read_schema(columns_path(folder))
     newest = {request.run: request.row for request in requests}
-    tables = {"runs": _finish(pd.DataFrame(list(newest.values())), columns)}
+    frames = {"runs": _finish(pd.DataFrame(list(newest.values())), columns)}
+    schemas = {"runs": columns}
+
+    modules = {
+        module
+        for request in requests
+        for selection in request.selections.values()
+        for code in selection.code.values()
+        for module in code
+    }
+    now = digest_files(modules)
 
     is_whole = True
+    notes: dict[tuple[str, str], list[str]] = {}  # estimator and sentence → tables
     for name in dict.fromkeys(name for request in requests for name in request.selections):
         parts, has_all = _read_parts(folder.parent, name, requests)
         is_whole = is_whole and has_all
         if parts:
-            selections = [request.selections.get(name, Selection()) for request in requests]
             whole = pa.concat_tables(parts)
-            rows = _select_newest(whole.to_pandas(), selections, read_key(whole.schema))
-            tables[name] = _finish(rows, whole.drop_columns([ORIGIN, _REQUEST]).schema)
-    return tables, is_whole
+            selections = [request.selections.get(name, Selection()) for request in requests]
+            selected = _select_rows(whole.to_pandas(), selections)
+            of_one, said = _keep_one_version(selected, name, requests, now)
+            rows = _keep_newest(of_one, read_key(whole.schema))
+            schemas[name] = whole.drop_columns([ORIGIN, _REQUEST]).schema
+            frames[name] = _finish(rows, schemas[name])
+            for about in said:
+                notes.setdefault(about, []).append(name)
+    sentences = []
+    for (estimator, sentence), names in notes.items():
+        of_estimator = f"{estimator} in " if estimator else ""
+        sentences.append(f"{of_estimator}{', '.join(names)}: {sentence}")
+    tables = LoadedTables(frames, sentences)
+    return _Together(tables, schemas, {module: now.get(module) for module in modules}, is_whole)
 
 
-def _finish(rows: pd.DataFrame, schema: pa.Schema) -> tuple[pd.DataFrame, pa.Schema]:
+def _finish(rows: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     """Put rows in order, with the columns of the schema, which rows of an earlier version may lack."""
     missing = [column for column in schema.names if column not in rows]
     filled = rows.assign(**dict.fromkeys(missing))
     ordered = filled.sort_values(read_key(schema), ignore_index=True)
-    return conform(ordered, schema), schema
+    return conform(ordered, schema)
 
 
 def read_requests(folder: Path) -> list[Request]:
@@ -181,8 +244,8 @@ def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[
     return parts, not incomplete
 
 
-def _select_newest(rows: pd.DataFrame, selections: Iterable[Selection], key: list[str]) -> pd.DataFrame:
-    """Select the rows that selections are about: of each network and estimator those of the newest origin.
+def _select_rows(rows: pd.DataFrame, selections: Iterable[Selection]) -> pd.DataFrame:
+    """Select the rows that selections are about.
 
     Each selection is looked for in the rows whose column `_REQUEST` has its number.
     """
@@ -195,8 +258,80 @@ def _select_newest(rows: pd.DataFrame, selections: Iterable[Selection], key: lis
     subjects = pd.DataFrame(wanted).drop_duplicates()
     if "momentum" in subjects:
         subjects = subjects.astype({"momentum": float})  # none is NaN, which agrees with NaN
-    selected = rows.merge(subjects, on=list(subjects), how="inner")
+    return rows.merge(subjects, on=list(subjects), how="inner")
 
-    measured = [column for column in _MEASURED if column in selected]
-    newest = selected.groupby(measured, sort=False)[ORIGIN].transform("last")
-    return selected[selected[ORIGIN] == newest].drop_duplicates(key, keep="last")
+
+def _keep_newest(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """Keep, of each network and estimator, the rows of the newest origin, one for each key."""
+    measured = [column for column in _MEASURED if column in rows]
+    newest = rows.groupby(measured, sort=False)[ORIGIN].transform("last")
+    return rows[rows[ORIGIN] == newest].drop_duplicates(key, keep="last")
+
+
+def _keep_one_version(
+    rows: pd.DataFrame, table: str, requests: Sequence[Request], now: Code
+) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    """Keep, of each estimator, the rows that one version of the user's code has measured.
+
+    That is the code as it is now, or where it has measured none the version whose rows were written last.
+
+    Args:
+        rows: of the table, with the number of the request in the column `_REQUEST`.
+        table: its name.
+        requests: all of the experiment, the newest last.
+        now: digests of the files of the user's code.
+
+    Returns:
+        These rows; and of each estimator that the code as it is now has not measured on all networks its name, and a
+        sentence.
+    """
+    if not any(request.selections.get(table, Selection()).code for request in requests):
+        return rows, []  # only bnlab's code has measured them, or earlier versions, which did not note it
+
+    bases = pd.Series("", rows.index)
+    if "estimator" in rows:
+        bases = rows["estimator"].map(lambda name: EstimatorName.parse(name).base)
+
+    is_kept = pd.Series(True, rows.index)
+    notes = []
+    for base, part in rows.groupby(bases, sort=False):
+        numbers = sorted(part[_REQUEST].unique())
+        versions = {number: requests[number].selections[table].code.get(base, {}) for number in numbers}
+        if not any(versions.values()):
+            continue
+        current = [code for code in versions.values() if code and not _list_changed(code, now)]
+        chosen = current[-1] if current else versions[numbers[-1]]
+        chosen_numbers = [number for number in numbers if versions[number] == chosen]
+        is_chosen = part[_REQUEST].isin(chosen_numbers)
+        is_kept[part.index] = is_chosen
+
+        has_some = {*part["run"][is_chosen]}
+        last = part.groupby("run")[_REQUEST].max()
+        outdated = last[~last.index.isin(has_some)] if current else last
+        if outdated.empty:
+            continue
+        changed = sorted({file for number in outdated for file in _list_changed(versions[number], now)})
+        commands = dict.fromkeys(requests[number].command for number in outdated)
+        left_out = len(last) - len(has_some)
+        notes.append((base, _say_outdated(changed, left_out, bool(current), [word for word in commands if word])))
+    return rows[is_kept], notes
+
+
+def _list_changed(code: Code, now: Code) -> list[str]:
+    """List the files of a version of the user's code that are others now."""
+    return list_changed(code, {module: now[module] for module in code if module in now})
+
+
+def _say_outdated(changed: Sequence[str], left_out: int, has_current: bool, commands: Sequence[str]) -> str:
+    """Say which rows are of earlier code, and how they are measured again."""
+    reason = "the code that measured them was not noted"
+    if changed:
+        reason = f"{say_changed(changed)} since they were measured"
+    networks = f"{left_out:,} network{'' if left_out == 1 else 's'}"
+
+    text = f"rows of {networks} are left out: {reason}"
+    if not has_current:
+        text = f"rows are of earlier code: {reason}"
+        if left_out:
+            text += f"; those of {networks} are of yet another version, and left out"
+    return f"{text}; to measure them again: {'; '.join(commands) or 'run their sweep again'}"

@@ -21,7 +21,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import attempt, execute, list_waiting, prepare
 from bnlab.harness.measurements import cache, estimates, find_measurement, list_names
 from bnlab.harness.measurements.subjects import parse_subjects, try_estimators
-from bnlab.harness.own import digest_of_source
+from bnlab.harness.own import digest_of_code, find_code
 from tests.helpers import Config, Run
 
 MODULE = """
@@ -80,7 +80,8 @@ def forget() -> None:
     """Let the user's classes be no estimators any more."""
     sys.modules.pop("my_estimators", None)
     importlib.invalidate_caches()
-    digest_of_source.cache_clear()
+    find_code.cache_clear()
+    digest_of_code.cache_clear()
     linecache.clearcache()
     gc.collect()
 
@@ -174,7 +175,7 @@ def load_rows(config: Config, table: str, column: str) -> dict[str, pd.DataFrame
 
 
 def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]], calls: list[Any]) -> None:
-    """Is known by the source of its module; its rows are measured again, and those of its earlier code leave."""
+    """Is known by its code; its rows are measured again, and those of its earlier code leave."""
     digests = {s.code for gain in ("0.5", "1.0") for s in parse_subjects(module(gain), [], "train")}
 
     assert len(digests) == 2

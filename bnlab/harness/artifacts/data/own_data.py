@@ -30,7 +30,8 @@ from bnlab.harness.artifacts.data.pixels import (
 )
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.own import Own, call_own, digest_of_source, import_object, own
+from bnlab.harness.own import SOURCE, Own, call_own, digest_of_code, digest_of_text, import_object, own
+from bnlab.harness.source_code import Code
 from bnlab.model.borrow import keep_random_state
 
 _EXPECTED = (
@@ -52,9 +53,19 @@ class OwnData(Own, Data):
     usual: ClassVar[dict[str, Any]] = {"root": "data"}
     flip: bool = setting(False, "augmentation: random horizontal flip")
 
+    def find_code(self) -> Code:
+        """Find the code of random transforms, since no sample tells all that they draw; without any empty."""
+        return super().find_code() if SOURCE in self.digest() else {}
+
     def digest(self) -> dict[str, str]:
-        """Digest images and labels: what a function reads cannot be known, what it gives can."""
-        return {"content": self.content or self.find_content()}
+        """Digest images and labels, since what a function gives can be known, and the code of random transforms."""
+        content, _, source = (self.content or self.find_content()).partition("-")
+        return {"content": content, SOURCE: source} if source else {"content": content}
+
+    def digest_text(self) -> dict[str, str]:
+        """Digest images and labels, and the text of the module of random transforms, together."""
+        digests = self.digest()
+        return {"content": self._describe().content_by_text} if SOURCE in digests else digests
 
     def identify(self) -> dict[str, Any]:
         """Collect what names networks: the content, in place of the arguments, by which it may be found elsewhere."""
@@ -72,7 +83,7 @@ class OwnData(Own, Data):
 
     def read(self) -> Parts:
         parts = read_own(self.name, self._list_arguments())
-        if self.content and parts.content != self.content:
+        if self.content and self.content not in (parts.content, parts.content_by_text):
             raise UserError(
                 f"data={self.name}: gives other images or labels than those that this network is named by; "
                 "give it those, or sweep again: these train a network of their own (a function has to give the same "
@@ -92,6 +103,7 @@ class Description(NamedTuple):
 
     size: Size
     content: str
+    content_by_text: str
     has_known_range: bool
 
 
@@ -107,7 +119,8 @@ def describe_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Descripti
         pixels=images.shape[-1],
         classes=int(labels.max()) + 1,
     )
-    return Description(size, parts.content, has_known_range=not images.is_floating_point())
+    has_known_range = not images.is_floating_point()
+    return Description(size, parts.content, parts.content_by_text, has_known_range)
 
 
 @lru_cache(maxsize=2)
@@ -121,7 +134,7 @@ def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> Parts:
             raise
         except Exception as error:
             raise UserError(f"data={path}: {where_raised(error)}; {_EXPECTED}") from error
-    return parts._replace(content=_digest_parts(parts, path))
+    return _digest_parts(parts, path)
 
 
 def forget_own() -> None:
@@ -130,18 +143,23 @@ def forget_own() -> None:
     describe_own.cache_clear()
 
 
-def _digest_parts(parts: Parts, path: str) -> str:
-    """Digest images, labels and their order; of random transforms what they draw first, and their source.
+def _digest_parts(parts: Parts, path: str) -> Parts:
+    """Digest images, labels and their order; of random transforms what they draw first, and their code.
 
-    Which other images they draw no sample tells, so that another source counts as other transforms.
+    Which other images they draw no sample tells, so that other code counts as other transforms.
     """
     digests = [digest_pixels(*parts.train), digest_pixels(*parts.test)]
-    if parts.augmented is not None:
-        _, labels = parts.train
-        some = torch.tensor(_spread(len(labels)))
-        digests.append(digest_pixels(parts.augmented(some, 0), labels[some]))
-        digests.append(digest_of_source(import_object("data", path)))
-    return digest(*digests, digits=10)
+    if parts.augmented is None:
+        content = digest(*digests, digits=10)
+        return parts._replace(content=content, content_by_text=content)
+
+    _, labels = parts.train
+    some = torch.tensor(_spread(len(labels)))
+    digests.append(digest_pixels(parts.augmented(some, 0), labels[some]))
+    function = import_object("data", path)
+    content = f"{digest(*digests, digits=10)}-{digest_of_code(function, path)}"
+    by_text = digest(*digests, digest_of_text(function), digits=10)
+    return parts._replace(content=content, content_by_text=by_text)
 
 
 @contextlib.contextmanager

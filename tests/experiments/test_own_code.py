@@ -1,0 +1,377 @@
+"""A user's code and what it imports: what is trained and measured again, and what stands in one line."""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bnlab.estimators import list_estimators
+from bnlab.harness import load, load_model, own
+from bnlab.harness.artifacts.data.own_data import OwnData
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.errors import UserError
+from bnlab.harness.lab.compose import plan_jobs
+from bnlab.harness.reporting.tables import read_tables
+from tests.experiments.commands import Call, Write, list_trained
+
+NET = """
+from torch import nn
+
+from net_layers import make_act
+
+
+def make_model(channels, image_size, classes, width=4):
+    layers = [nn.Conv2d(channels, width, 3), nn.BatchNorm2d(width), make_act(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+"""
+LAYERS = """
+from torch import nn
+
+
+def make_act():
+    return nn.ReLU()
+"""
+TANH = LAYERS.replace("ReLU", "Tanh")
+AVERAGE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from average_gain import GAIN
+from bnlab.estimators import Estimator
+
+
+@dataclass(frozen=True)
+class Half(Estimator):
+    name: ClassVar[str] = "mine3"
+
+    def gains(self, stream):
+        return torch.full((len(stream),), GAIN, dtype=torch.float64)
+"""
+PICTURES = """
+import numpy as np
+
+from pictures_noise import make_noise
+
+IMAGES = np.random.default_rng(0).integers(0, 200, (60, 1, 6, 6), dtype=np.uint8)
+LABELS = np.arange(60) % 3
+
+
+class Noisy:
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return IMAGES[index].transpose(1, 2, 0) + make_noise(), LABELS[index]
+
+
+def make_data():
+    return (IMAGES, LABELS), (IMAGES[:12], LABELS[:12]), Noisy()
+"""
+NOISE = """
+import numpy as np
+
+
+def make_noise():
+    return np.uint8(np.random.randint(9) if np.random.rand() < 1 else 50)
+"""
+SMALL = ("steps=4", "batch_size=16", "data.images=100", "evaluate_at=final", "hydra/launcher=basic", "threads=1")
+OF_NET = (*SMALL, "model=net.make_model", "name=c17")
+OF_AVERAGE = (*SMALL, "model.width=2", "model.depth=1", "estimator=[ema,average.Half]", "name=mine3", "-m")
+
+
+@pytest.fixture
+def sweep(call: Call, tmp_path: Path) -> Callable[..., str]:
+    """Sweeps, and returns what the command has printed."""
+
+    def swept(*words: str) -> str:
+        code, out, err = call("sweep", *words, f"results={tmp_path / 'results'}")
+        assert code == 0, err
+        return out
+
+    return swept
+
+
+@pytest.fixture
+def net(write: Write) -> Callable[[str, str], None]:
+    """Writes the model and its layers."""
+
+    def written(text: str = NET, layers: str = LAYERS) -> None:
+        write(layers, "net_layers")
+        write(text, "net")
+
+    written()
+    return written
+
+
+@pytest.fixture
+def average(write: Write) -> Iterator[Callable[[float], None]]:
+    """Writes an estimator whose gain stands in a module of its own; it is none after the test."""
+
+    def forget() -> None:
+        for name, cls in list_estimators().items():
+            if cls.__module__ == "average":
+                cls.name = f"forgotten {name} {id(cls)}"
+
+    def written(gain: float) -> None:
+        forget()
+        write(f"GAIN = {gain}\n", "average_gain")
+        write(AVERAGE, "average")
+
+    yield written
+    forget()
+
+
+def read_layers(results: Path) -> dict[str, str]:
+    """The kind of the activation by the name of its network, of all that can be loaded."""
+    kinds = {}
+    for run in load("c17", results)["runs"]["run"]:
+        try:
+            kinds[run] = type(load_model("c17", run, results=results).get_submodule("2")).__name__
+        except UserError as error:
+            kinds[run] = str(error).partition(": ")[2]
+    return kinds
+
+
+def test_a_file_that_the_model_imports_is_part_of_it(
+    net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ReLU becomes Tanh there: another network, beside the old one, which is refused by the file's name."""
+    monkeypatch.chdir(tmp_path)
+    (old,) = list_trained(sweep(*OF_NET, "estimator=ema"))
+
+    net(layers=TANH)
+    out = sweep(*OF_NET, "estimator=[ema,exact]")
+
+    (new,) = list_trained(out)
+    assert "net_layers.py has changed: 1 network is trained again, beside those of the earlier code" in out.splitlines()
+    refusal = "net_layers.py has changed since it was trained; undo that, or sweep it again"
+    assert read_layers(tmp_path / "results") == {old: refusal, new: "Tanh"}
+    rows = load("c17", tmp_path / "results")["evaluations"]
+    assert {*rows["run"][rows["estimator"] == "exact"]} == {old, new}, "the reference of each gap"
+
+    net()
+    assert not list_trained(sweep(*OF_NET, "estimator=[ema,exact]", "dry_run=true"))
+    assert read_layers(tmp_path / "results")[old] == "ReLU"
+
+
+def test_comments_docstrings_and_layout_are_no_part_of_it(
+    net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path
+) -> None:
+    (run,) = list_trained(sweep(*OF_NET, "estimator=ema"))
+
+    net(f'"""A network."""\n# Of three layers\n{NET}', LAYERS.replace("\n\n\n", "\n# an activation\n"))
+
+    assert not list_trained(sweep(*OF_NET, "estimator=[ema,exact]"))
+    assert read_layers(tmp_path / "results") == {run: "ReLU"}
+
+
+OLD_NAME = "be392fc803/seed_0"
+"""The name that the last version gave it which knew code by its text."""
+
+
+def name_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let bnlab be as it was when a user's code was known by the text of one module."""
+    monkeypatch.setattr(own, "digest_of_code", lambda obj, path="": own.digest_of_text(obj))
+    monkeypatch.setattr("bnlab.harness.artifacts.producing.list_code", lambda config: {})
+
+
+@pytest.fixture
+def old(net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a network that an earlier version of bnlab has trained, as that has named it."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as before:
+        name_by_text(before)
+        (run,) = list_trained(sweep(*OF_NET, "estimator=ema"))
+    return run
+
+
+def test_a_network_of_an_earlier_version_is_known_by_the_text(
+    old: str, sweep: Callable[..., str], tmp_path: Path
+) -> None:
+    assert old == OLD_NAME
+    assert read_layers(tmp_path / "results") == {old: "ReLU"}
+    before = load("c17", tmp_path / "results")
+
+    out = sweep(*OF_NET, "estimator=ema")
+
+    assert not list_trained(out)
+    assert f"{old} was named by net.py alone; what that imports is taken to be as it was: net_layers.py" in out
+    for name, frame in load("c17", tmp_path / "results").items():
+        pd.testing.assert_frame_equal(frame, before[name])
+
+
+def test_a_network_of_an_earlier_version_is_known_by_its_code_from_then_on(
+    old: str, net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path
+) -> None:
+    """Comments do not count any more, and what is imported does; another seed has the same name."""
+    sweep(*OF_NET, "estimator=ema")
+
+    net(f"# A comment\n{NET}")
+    (second,) = list_trained(sweep(*OF_NET, "estimator=ema", "seed=0,1", "-m"))
+    assert read_layers(tmp_path / "results") == {old: "ReLU", second: "ReLU"}
+    assert second == old.replace("seed_0", "seed_1")
+    assert load("c17", tmp_path / "results")["runs"]["model.source"].nunique() == 1
+
+    net(layers=TANH)
+    out = sweep(*OF_NET, "estimator=ema", "seed=0,1", "-m")
+    assert len(list_trained(out)) == 2
+    assert "net_layers.py has changed: 2 networks are trained again" in out
+    kinds = read_layers(tmp_path / "results")
+    assert kinds.pop(old).startswith("net_layers.py has changed")
+    assert kinds.pop(second).startswith("net_layers.py has changed")
+    assert {*kinds.values()} == {"Tanh"}
+
+
+def test_a_network_of_an_earlier_version_whose_text_has_changed_since(
+    old: str, net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path
+) -> None:
+    """Nobody knows what its code was; the file is named by whose text it was known."""
+    net(f"# A comment\n{NET}")
+
+    out = sweep(*OF_NET, "estimator=ema")
+
+    assert len(list_trained(out)) == 1
+    assert "net.py has changed: 1 network is trained again" in out
+    assert read_layers(tmp_path / "results")[old].startswith("net.py has changed since it was trained")
+
+
+@pytest.fixture
+def pictures(write: Write) -> Callable[[str, str], None]:
+    """Writes data with random transforms, which stand in a module of their own."""
+
+    def written(text: str = PICTURES, noise: str = NOISE) -> None:
+        write(noise, "pictures_noise")
+        write(text, "pictures")
+
+    written()
+    return written
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_random_transforms_of_data_are_known_by_their_code(
+    is_old: bool,
+    pictures: Callable[..., None],
+    sweep: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where an earlier version has named the network, by the text of the module; transforms may never differ."""
+    monkeypatch.chdir(tmp_path)
+    words = ("data=pictures.make_data", *SMALL[:2], *SMALL[3:], "measurements=[log]", "name=pictures")
+    with monkeypatch.context() as before:
+        if is_old:
+            name_by_text(before)
+            before.setattr(OwnData, "find_content", lambda data: data._describe().content_by_text)
+        (run,) = list_trained(sweep(*words))
+    results = tmp_path / "results"
+
+    assert not list_trained(sweep(*words))
+    load_model("pictures", run, results=results)
+    pictures(f"# A comment\n{PICTURES}")
+    assert not list_trained(sweep(*words))
+    load_model("pictures", run, results=results)
+
+    pictures(noise=NOISE.replace("50", "60"))
+    with pytest.raises(UserError, match=r"pictures_noise\.py has changed since it was trained"):
+        load_model("pictures", run, results=results)
+    out = sweep(*words)
+    assert len(list_trained(out)) == 1
+    assert "pictures_noise.py has changed: 1 network is trained again" in out
+
+
+def test_committed_networks_keep_their_names() -> None:
+    """Code of bnlab's own questions is known by the text of its module, as it always was."""
+    runs = load("quantized", "results/reference")["runs"]
+
+    sweeps = [plan_jobs([f"experiment={name}"]).configs for name in ("quantized", "quantized_full")]
+    planned = {Run(config).id for configs in sweeps for config in configs}
+
+    assert {*runs["model"]} == {"experiments.questions.quantized.network.build_network"}
+    assert {*runs["run"]} == planned
+
+
+def read_gaps(results: Path) -> dict[str, set[float]]:
+    """The gaps of the user's estimator, by the name of the network."""
+    gaps = read_tables("mine3", results)["gaps"]
+    of_mine = gaps[gaps["estimator"] == "mine3"]
+    return {str(run): {*rows["mean_gap"]} for run, rows in of_mine.groupby("run")}
+
+
+def test_two_versions_of_an_estimator_never_stand_in_one_line(
+    average: Callable[[float], None],
+    sweep: Callable[..., str],
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of the code as it is now count; log and page say which command measures the others again."""
+    monkeypatch.chdir(tmp_path)
+    average(0.5)
+    sweep(*OF_AVERAGE, "seed=0,1")
+    first = read_gaps(tmp_path / "results")
+    assert len(first) == 2
+
+    average(0.02)
+    out = sweep(*OF_AVERAGE, "seed=0")
+
+    note = "mine3 in gaps, evaluations: rows of 1 network are left out: average_gain.py has changed since they were"
+    (line,) = [line for line in out.splitlines() if line.startswith(note)]
+    (run,) = read_gaps(tmp_path / "results")
+    assert run.endswith("seed_0")
+    assert not read_gaps(tmp_path / "results")[run] & first[run]
+    reported = call("report", "name=mine3", "results=results")
+    assert reported.err.splitlines() == [line]
+    page = (tmp_path / "results" / "mine3" / "report.html").read_text(encoding="utf-8")
+    assert line in html.unescape(page)
+
+    program, command, *words = shlex.split(line.partition("to measure them again: ")[2])
+    assert (program, command) == ("bnlab", "sweep")
+    assert "left out" not in call(command, *words).out
+    both = read_gaps(tmp_path / "results")
+    assert {*both} == {*first}
+    assert not any(both[run] & first[run] for run in both)
+    assert not call("report", "name=mine3", "results=results").err
+
+
+def test_rows_of_the_code_as_it_was_before_come_back_with_it(
+    average: Callable[[float], None], sweep: Callable[..., str], tmp_path: Path
+) -> None:
+    """Though others were written later; and no row is measured again."""
+    average(0.5)
+    sweep(*OF_AVERAGE, "seed=0,1")
+    first = read_gaps(tmp_path / "results")
+    average(0.02)
+    sweep(*OF_AVERAGE, "seed=0,1")
+    assert read_gaps(tmp_path / "results") != first
+
+    average(0.5)
+    assert "left out" not in sweep(*OF_AVERAGE, "seed=0,1")
+
+    assert read_gaps(tmp_path / "results") == first
+
+
+def test_where_the_code_as_it_is_now_has_no_rows_the_last_ones_are_shown(
+    average: Callable[[float], None], sweep: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    average(0.5)
+    sweep(*OF_AVERAGE, "seed=0,1")
+    average(0.02)
+    sweep(*OF_AVERAGE, "seed=1")
+    last = read_gaps(tmp_path / "results")
+    capsys.readouterr()
+
+    average(0.03)
+    load("mine3", tmp_path / "results")
+
+    assert read_gaps(tmp_path / "results") == last
+    err = capsys.readouterr().err
+    assert "mine3 in gaps, evaluations: rows are of earlier code: " in err
+    assert "average_gain.py has changed since they were measured; those of 1 network are of yet another version" in err
+    assert all(run.endswith("seed_1") for run in last)

@@ -1,0 +1,193 @@
+"""What a user's code is: syntax trees, in all versions of Python the same, and what of it is followed."""
+
+from __future__ import annotations
+
+import importlib
+import statistics  # which a file of the user's has the name of
+import sys
+from pathlib import Path
+
+import pytest
+
+from bnlab.harness.source_code import digest_code, digest_files, digest_whole, list_changed, read_code
+
+# What versions of Python parse differently: f-strings (3.12), functions and classes (type parameters, 3.12), docstrings
+# (3.13), constants of either prefix; and the rest of the grammar of 3.11.
+SAMPLE = r'''"""A module."""
+from __future__ import annotations
+
+import a.b, c as d
+from . import e
+
+
+class A(B, metaclass=C):
+    """A class."""
+
+    v: int
+    w: "int" = u"text" 'more' """ and
+    more"""
+
+    @dec(1)
+    async def g(self, a, /, b=1, *c, d: int = 0, e, **f) -> None:
+        """A function."""
+        global h
+        async with a as b, c:
+            pass
+        async for q in w:
+            await q
+        return [u async for u in v if u]
+
+
+x = f"{a}{b!r:>{width}} {c=} {d:}" "abc" f"{e}" 'q'
+y = f"{ x = !s:^{w}.{p}f}" f"" rf"\d{x}" "\N{DEGREE SIGN}{" f"a{{b}}{x:%Y-%m-%d}{y:{'>'}{10}}{ {1: 2} }"
+z = f"""
+{x:>4
+}"""
+match p:
+    case {"a": 1, **rest} | [1, *_]:
+        pass
+    case A(x=1, y=None) as s if s:
+        ...
+try:
+    raise E from None
+except* ValueError as error:
+    del x
+with (open(1) as a, open(2) as b):
+    print(*a, **b, sep="")
+lam = lambda *a, k=None: (yield (a := k))
+x[1:2, ..., ::3] = -1, 1e999, 1j, b"\x00", 0x10, True, None, 10_000, "\ud800", "é", {**a}, not a < b <= c
+'''
+DIGEST = "766c06ae6a"
+"""Of the sample: the same in Python 3.11, 3.12 and 3.13."""
+
+
+def test_a_digest_is_the_same_in_all_versions_of_python() -> None:
+    assert digest_code(SAMPLE) == digest_code(SAMPLE.encode()) == DIGEST
+
+
+SAME = {
+    "comments": "x = 1  # one\n# two\n\n\ny = (x\n     + 2)\n",
+    "docstrings": '"""A module."""\nx = 1\n"""What x is."""\ny = x + 2',
+    "encoding": "# coding: latin-1\nx = 1\ny = x + 2",
+    "layout": "x=1;y=((x)+\\\n2)\r\n",
+    "prefixes": "x = 0x1\ny = x + 0b10",
+}
+OTHERS = {
+    "value": "x = 1\ny = x + 3",
+    "type": "x = 1.0\ny = x + 2",
+    "truth": "x = True\ny = x + 2",
+    "name": "x = 1\nz = x + 2",
+    "order": "y = x + 2\nx = 1",
+    "operator": "x = 1\ny = x - 2",
+    "grouping": "x = 1\nif y:\n    x + 2",
+    "no code": "x = 1\ny = x + ",
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_what_does_not_count(case: str) -> None:
+    assert digest_code(SAME[case]) == digest_code("x = 1\ny = x + 2\n")
+
+
+def test_what_counts() -> None:
+    digests = [digest_code(text) for text in ("x = 1\ny = x + 2\n", *OTHERS.values())]
+
+    assert len({*digests}) == len(digests)
+    assert digest_code('def f():\n    "It does nothing."\n') == digest_code("def f(): pass")
+    assert digest_code("x = ['', 'a']") != digest_code("x = ['a']")
+    assert digest_code("if a:\n    b\n    c") != digest_code("if a:\n    b\nc")
+
+
+def test_a_long_sum_is_no_deep_recursion() -> None:
+    terms = 2 * sys.getrecursionlimit()
+    one, other = (digest_code("x = 0" + " + 1" * count) for count in (terms, terms + 1))
+    assert one != other
+
+
+FILES = {
+    "u_net.py": "import u_layers, torch, statistics\nfrom bnlab.harness import errors\nimport experiments.margins",
+    "u_layers.py": "def f():\n    from u_pkg.deep import act",
+    "u_pkg/__init__.py": "from . import side",
+    "u_pkg/side.py": "from .. import u_above",
+    "u_pkg/deep/__init__.py": "from .act import *\nfrom ..other import missing",
+    "u_pkg/deep/act.py": "import u_pkg.deep.act, u_net",
+    "u_pkg/other.py": "import u_space.inner.leaf as leaf",
+    "u_pkg/unused.py": "",
+    "u_space/inner/leaf.py": "try:\n    import u_missing\nexcept ImportError:\n    import u_instead",
+    "u_instead.py": "import typing\nif typing.TYPE_CHECKING:\n    import u_types\nelse:\n    import u_run",
+    "u_run.py": "import u_installed, u_editable, u_broken",
+    "u_broken.py": "1 +",
+    "elsewhere/u_editable.py": "import u_installed",
+    "u_types.py": "",
+    "u_above.py": "",
+    "statistics.py": "",
+    "site-packages/u_installed.py": "import u_types",
+}
+FOLLOWED = {
+    "u_net",
+    "u_layers",
+    *("u_pkg", "u_pkg.side", "u_pkg.deep", "u_pkg.deep.act", "u_pkg.other"),
+    "u_space.inner.leaf",
+    "u_instead",
+    "u_run",
+    "u_editable",
+    "u_broken",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of modules that can be imported, and are not: each would fail."""
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\nraise AssertionError('this module was imported')\n")
+    for elsewhere in ("site-packages", "elsewhere"):  # the latter as by an editable installation
+        monkeypatch.syspath_prepend(tmp_path / elsewhere)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_is_followed(folder: Path) -> None:
+    """Every import of every module but of installed packages, of bnlab and the standard library; nothing is run."""
+    assert statistics.__name__ == "statistics"
+
+    code = read_code("u_net")
+
+    assert {*code} == FOLLOWED
+    assert "u_installed" in read_code("u_installed"), "what is named counts wherever it lies"
+    assert not {*FOLLOWED} & {*sys.modules}
+
+
+def test_a_package_is_run_before_its_modules(folder: Path) -> None:
+    assert {*read_code("u_pkg.unused")} == {"u_pkg", "u_pkg.side", "u_pkg.unused"}
+
+
+@pytest.mark.parametrize("file", ["u_net.py", "u_pkg/deep/act.py", "u_space/inner/leaf.py"])
+def test_a_file_that_has_changed_is_named(file: str, folder: Path) -> None:
+    before = read_code("u_net")
+    path = folder / file
+    path.write_text(f"# a comment\n{path.read_text()}")
+    assert read_code("u_net") == digest_files(before) == before
+
+    path.write_text(f"CHANGED = True\n{path.read_text()}")
+    after = read_code("u_net")
+
+    assert list_changed(before, after) == list_changed(before, digest_files(before)) == [file]
+    assert digest_whole(before) != digest_whole(after)
+
+
+def test_a_file_that_is_gone_is_named(folder: Path) -> None:
+    before = read_code("u_net")
+    (folder / "u_pkg" / "side.py").unlink()
+
+    assert list_changed(before, digest_files(before)) == ["u_pkg.side (which is gone)"]
+
+
+def test_a_module_that_comes_to_be_where_an_import_failed(folder: Path) -> None:
+    before = read_code("u_net")
+    (folder / "u_missing.py").write_text("")
+    importlib.invalidate_caches()
+
+    assert list_changed(before, read_code("u_net")) == ["u_missing.py"]
