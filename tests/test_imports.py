@@ -39,7 +39,7 @@ STAGES = (
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help setting_columns", "config", "trial", "jobs", "forecast", "planning loading"),
+    *("help setting_columns", "config", "trial", "jobs", "durations", "planning loading"),
     "lab",  # the commands sweep, report, runs
 )
 # Inside of a folder a module imports those before it only.

@@ -11,7 +11,7 @@ from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.naming import find_changes
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.forecast import Forecast, forecast
+from bnlab.harness.durations import Durations, estimate_durations
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.requests import MEASURED_WITH
@@ -101,10 +101,10 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
     for run, needed in untrained.items():
         trial = trials.try_training(run)
         training += run.steps * trial.update
-        overhead += trials.forecast(run).overhead
+        overhead += trials.estimate_durations(run).overhead
         disk += run.steps * trial.moments + len({*needed, run.steps}) * trial.checkpoint
     jobs = [Run(config) for config in waiting]
-    measuring = sum(trials.forecast(run).estimate_measuring(run) for run in jobs)
+    measuring = sum(trials.estimate_durations(run).estimate_measuring(run) for run in jobs)
     checkpoints = _count(sum(len(_list_needed(run)) for run in jobs), "checkpoint")
 
     training, measuring, overhead = [seconds / processes for seconds in (training, measuring, overhead)]
@@ -130,7 +130,7 @@ class _Trials:
 
     def __init__(self) -> None:
         self._trained: dict[str, Trial] = {}
-        self._forecast: dict[str, Forecast] = {}
+        self._durations: dict[str, Durations] = {}
 
     def try_training(self, run: Run) -> Trial:
         """Train a network of this kind for a second, unless that was done."""
@@ -141,15 +141,15 @@ class _Trials:
             self._trained[kind] = try_training(run, _SECONDS)
         return self._trained[kind]
 
-    def forecast(self, run: Run) -> Forecast:
+    def estimate_durations(self, run: Run) -> Durations:
         """Try what a job of this kind costs, unless that was done."""
         config = run.config
         measured = [getattr(config, name) for name in (*MEASURED_WITH, *_MEASURED_DIFFERENTLY)]
         kind = repr((config.data, config.model, config.norm, config.inputs, config.batch_size, measured))
-        if kind not in self._forecast:
+        if kind not in self._durations:
             update = self.try_training(run).update
-            self._forecast[kind] = forecast(run, 0.0 if math.isnan(update) else update)
-        return self._forecast[kind]
+            self._durations[kind] = estimate_durations(run, 0.0 if math.isnan(update) else update)
+        return self._durations[kind]
 
     def list_warnings(self) -> list[str]:
         """List what there is to say of the networks, each once."""

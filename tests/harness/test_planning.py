@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.forecast import Forecast, TableCost
+from bnlab.harness.durations import Durations, TableCost
 from tests.conftest import small_config
 from tests.helpers import sweep_small
 
@@ -74,7 +74,7 @@ def test_what_measuring_takes_grows_with_steps_and_images(words: str, trained: R
         "evaluations": TableCost(3.0, predicts=True, has_statistics=True),
         "log": TableCost(11.0, predicts=False, has_statistics=False),
     }
-    found = Forecast(statistics=2.0, drawn=7.0, replay=0.5, tables=tables)
+    found = Durations(statistics=2.0, drawn=7.0, replay=0.5, tables=tables)
 
     assert found.estimate_measuring(Run(config)) == COSTS[words]
 

@@ -6,6 +6,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.producing import ensure_trained
@@ -33,7 +35,7 @@ class TableCost:
 
 
 @dataclass
-class Forecast:
+class Durations:
     """What a job costs beside the updates of its network, in seconds.
 
     Attributes:
@@ -66,7 +68,7 @@ class Forecast:
         return seconds + self.drawn * len(with_statistics) + self.statistics * images
 
 
-def forecast(run: Run, update: float) -> Forecast:
+def estimate_durations(run: Run, update: float) -> Durations:
     """Try what a job on this network costs, in a folder that is removed again.
 
     Args:
@@ -75,20 +77,20 @@ def forecast(run: Run, update: float) -> Forecast:
     """
     config = replace(run.config, optimizer=replace(run.config.optimizer, lr=0.0), steps=_STEPS, quiet=True, log="none")
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder:
-        found = Forecast()
+        found = Durations()
         for step, images in (_WARM_UP, _TIMED):
             population = min(images, len(run.dataset.train.labels))
-            at = {"evaluate_at": [step], "accuracy_at": "all", "population_images": population}
+            at: dict[str, Any] = {"evaluate_at": [step], "accuracy_at": "all", "population_images": population}
             trial = Run(replace(config, results=folder, **at))
             trial.dataset = run.dataset
-            trained = _time(lambda trial=trial: ensure_trained(trial, list_needed_checkpoints))
+            trained = _time(partial(ensure_trained, trial, list_needed_checkpoints))
             if not found.overhead:  # the network is there the second time
                 found.overhead = max(0.0, trained - _STEPS * update)
             _time_measuring(trial, step, found)
     return found
 
 
-def _time_measuring(trial: Run, step: int, found: Forecast) -> None:
+def _time_measuring(trial: Run, step: int, found: Durations) -> None:
     """Time all that is measured at the only step of a trial."""
     subjects = list_subjects(trial.config)
     measurements = _list_covering(trial)
@@ -105,7 +107,7 @@ def _time_measuring(trial: Run, step: int, found: Forecast) -> None:
     replays: list[Estimator] = []
     for measurement in measurements:
         predicts = "split" in measurement.table.key
-        seconds = _time(lambda each=measurement: complete_rows(trial, each, subjects, {}))
+        seconds = _time(partial(complete_rows, trial, measurement, subjects, {}))
         if predicts:
             seconds /= _count_predicted(trial, step)
         found.tables[measurement.name] = TableCost(seconds, predicts, bool(scopes[measurement.name]))
