@@ -21,7 +21,7 @@ import bnlab
 from bnlab.doctor import list_causes
 from bnlab.doctor.catalogue import ALIASES
 from bnlab.doctor.gallery import FAULTS, UNSHOWN, faults, make_healthy
-from bnlab.harness import load_images, load_model
+from bnlab.harness import load, load_images, load_model
 from bnlab.harness.artifacts.job_settings import Config
 from docs import pages
 from docs.codes import write_codes
@@ -84,7 +84,8 @@ def test_examples_that_need_a_sweep_run_after_one(
     folder = Path(copied.results).rename(Path(copied.results).with_name("results"))
     monkeypatch.chdir(folder.parent)
     run_job(copied, results="results", name="quickstart", estimator=["ema", "exact"])
-    (test,) = doctest.DocTestFinder(recurse=False).find(function)
+    names = {"load": load, function.__name__: function}  # as `from bnlab.harness import` gives them
+    (test,) = doctest.DocTestFinder(recurse=False).find(function, globs=names)
     for example in test.examples:
         del example.options[doctest.SKIP]
 

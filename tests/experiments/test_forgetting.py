@@ -117,11 +117,11 @@ def test_a_hash_names_all_of_its_seeds(results: Path, call: Call) -> None:
 
 def test_a_file_that_is_there_is_not_overwritten(results: Path, tmp_path: Path, call: Call) -> None:
     file = tmp_path / "network.safetensors"
-    file.write_text("mine")
+    file.write_text("mine", encoding="utf-8")
     run = load("adhoc", results)["runs"]["run"][0]
 
     refused = call(f"runs export {run}", str(file), f"results={results}")
 
     assert refused.code == 2
     assert f"{file}: is there already; name another file, or remove it" in refused.err
-    assert file.read_text() == "mine"
+    assert file.read_text(encoding="utf-8") == "mine"

@@ -141,7 +141,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in FILES.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\nraise AssertionError('this module was imported')\n")
+        path.write_text(f"{text}\nraise AssertionError('this module was imported')\n", encoding="utf-8")
     for elsewhere in ("site-packages", "elsewhere"):  # the latter as by an editable installation
         monkeypatch.syspath_prepend(tmp_path / elsewhere)
     monkeypatch.syspath_prepend(tmp_path)
@@ -168,10 +168,11 @@ def test_a_package_is_run_before_its_modules(folder: Path) -> None:
 def test_a_file_that_has_changed_is_named(file: str, folder: Path) -> None:
     before = read_code("u_net")
     path = folder / file
-    path.write_text(f"# a comment\n{path.read_text()}")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(f"# a comment\n{text}", encoding="utf-8")
     assert read_code("u_net") == digest_files(before) == before
 
-    path.write_text(f"CHANGED = True\n{path.read_text()}")
+    path.write_text(f"CHANGED = True\n{text}", encoding="utf-8")
     after = read_code("u_net")
 
     assert list_changed(before, after) == list_changed(before, digest_files(before)) == [file]
@@ -187,7 +188,7 @@ def test_a_file_that_is_gone_is_named(folder: Path) -> None:
 
 def test_a_module_that_comes_to_be_where_an_import_failed(folder: Path) -> None:
     before = read_code("u_net")
-    (folder / "u_missing.py").write_text("")
+    (folder / "u_missing.py").write_text("", encoding="utf-8")
     importlib.invalidate_caches()
 
     assert list_changed(before, read_code("u_net")) == ["u_missing.py"]

@@ -290,7 +290,7 @@ def test_a_condition_whose_networks_diverged_stands_in_the_table(status: str) ->
     table = make_overview({**measured, "runs": runs}).table
 
     assert table["learning rate"].tolist() == ["0.1", "0.1", "100", "200", "200"]
-    assert table.iloc[2].tolist() == ["100", "", status, status, 2]
+    assert table.iloc[2].tolist() == ["100", "", status, status, status, 2]
     assert table["n"].tolist() == [2] * 5
 
     alone = make_overview({"runs": runs[runs["status"] == status]})
@@ -305,7 +305,7 @@ def test_rows_before_a_network_diverged_are_no_result() -> None:
     overview = make_overview({**tables, "runs": tables["runs"].assign(status=status)})
 
     assert "Of these 2 diverged" in overview.networks
-    assert overview.table.iloc[0].tolist() == ["4", "", "diverged", "diverged", 2]
+    assert overview.table.iloc[0].tolist() == ["4", "", "diverged", "diverged", "diverged", 2]
     assert {*overview.table["statistics"][1:]} == {EMA, EXACT}
 
 
