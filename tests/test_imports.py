@@ -53,7 +53,8 @@ FOLDERS = {
     "doctor": "thresholds labels scores words undoing observing history examination probe case lag patient cause "
     "causes catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
     "recalibrate gallery",
-    "harness.lab": "catalogue command watching compose launch sweep papers redrawing report removing forgetting runs",
+    "harness.lab": "catalogue command watching explaining compose launch sweep papers redrawing report removing "
+    "forgetting runs",
     "doctor.gallery": "patterns network specimen faults table",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings runs producing",
