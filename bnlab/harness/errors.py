@@ -41,10 +41,13 @@ def suggest(name: object, known: Iterable[object]) -> str:
     return f"did you mean {close}?" if close else f"must be one of {', '.join(names)}"
 
 
-def find_close(name: object, known: Iterable[str]) -> str | None:
-    """Find the known name that is most like this one, in small letters or large; None if none is like it."""
+def find_close(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Find the known name that is most like this one, in small letters or large; None if none is like it.
+
+    `cutoff` is the least likeness, from 0 to 1 for equal names.
+    """
     by_letters = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(str(name).lower(), by_letters, n=1)
+    close = difflib.get_close_matches(str(name).lower(), by_letters, n=1, cutoff=cutoff)
     return by_letters[close[0]] if close else None
 
 

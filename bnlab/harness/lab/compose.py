@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,17 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, Quote
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bnlab.harness.artifacts.job_settings import GROUPS, Config
+from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.config import check, check_device, register
-from bnlab.harness.errors import UserError, find_close, suggest
+from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.catalogue import CONF
+from bnlab.harness.lab.explaining import FILES, UNKNOWN, explain, explain_unknown, explain_value, first_line
 from bnlab.harness.own import KINDS, make_own
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
-_FILES = (*GROUPS, "variation", *_SWEPT_BY_FILES)  # keys that choose one of several
 _FOLDERS = ("results", "data.root")
-_UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -134,19 +133,21 @@ def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
     _, composed = _compose_files(job)
     composed = copy.deepcopy(composed)
     word: str | None = ""
+    key = ""
     try:
         for override in job:
             word = override.input_line
+            key = override.get_key_element()
             if _sets_value(override):
-                OmegaConf.update(composed, override.get_key_element(), override.value(), merge=True)
+                OmegaConf.update(composed, key, override.value(), merge=True)
         config: Any = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         key = error.full_key
         raise UserError(f"{key}: has no value, and its function no default; add {key}=VALUE") from error
-    except _UNKNOWN as error:
-        raise UserError(f"{word}: {_explain_unknown(str(error.full_key), composed)}") from error
+    except UNKNOWN as error:
+        raise UserError(f"{word}: {explain_unknown(key, composed)}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {_first_line(error)}") from error
+        raise UserError(explain_value(error, composed)) from error
     if config.data.is_own:
         begin("checking the settings, and reading data of your own")
     check(config)
@@ -171,34 +172,18 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
             ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
             return _compose(choices)
         if not error.options:
-            raise UserError(_first_line(error)) from error
+            raise UserError(first_line(error)) from error
         options = [*error.options, "package.module.function"] if group in KINDS else error.options
         raise UserError(f"{group}={name}: {suggest(name, options)}") from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(explain(error)) from error
 
     chosen = composed.hydra
     with open_dict(composed):
         del composed["hydra"]
     return chosen, composed
-
-
-def _explain(error: Exception) -> str:
-    """Say what Hydra says in its first line, which names a word or a file, and in a second one what caused it."""
-    cause = error.__cause__ or error.__context__
-    if cause is None:
-        return _first_line(error)
-    reason = _first_line(cause)
-    if isinstance(cause, _UNKNOWN):
-        reason = _explain_unknown(str(cause.full_key), asdict(Config()))
-    return f"{_first_line(error)}\n  {reason}".strip()
-
-
-def _first_line(error: BaseException) -> str:
-    """Take the first line of a message, without a full stop."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _read_word(word: str) -> Override:
@@ -213,7 +198,7 @@ def _read_word(word: str) -> Override:
     if override.is_delete() or (override.is_add() and not override.is_hydra_override()):
         raise UserError(f"{word}: settings are neither added nor left out; write key=value, see --help")
     is_choice = override.is_sweep_override() or isinstance(override.value(), str | list)
-    if override.get_key_element() in _FILES and not is_choice:
+    if override.get_key_element() in FILES and not is_choice:
         raise UserError(f"{word}: is no choice; name one of those that --help lists, or leave the word out")
     return override
 
@@ -233,7 +218,7 @@ def quote(text: str) -> str:
 
 def _sets_value(override: Override) -> bool:
     """Decide if a word sets a value of a job; others choose a file, or are about Hydra itself."""
-    return not override.is_hydra_override() and override.get_key_element() not in _FILES
+    return not override.is_hydra_override() and override.get_key_element() not in FILES
 
 
 def _refuse_sweep(override: Override, multirun: bool) -> None:
@@ -251,15 +236,3 @@ def _refuse_sweep(override: Override, multirun: bool) -> None:
     is_list = isinstance(override.value(), ChoiceSweep | RangeSweep)
     if key == "name" or override.is_hydra_override() or not is_list:
         raise UserError(f"{word}: cannot be swept; comma lists can, but not of name and Hydra's settings")
-
-
-def _explain_unknown(key: str, settings: Mapping[Any, Any]) -> str:
-    """Say that there is no such setting, and which of these is called nearly so."""
-    if key in _FILES:  # Hydra puts what a file says into its group
-        return "a file of settings begins with the line # @package _global_"
-    known = [*settings, *_FILES]
-    for group in GROUPS:
-        known += [f"{group}.{name}" for name in settings[group]]
-    close = find_close(key, known)
-    hint = f"; did you mean {close}?" if close else ""
-    return f"there is no setting {key}{hint}; --help lists them"
