@@ -136,7 +136,7 @@ def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
     key = ""
     try:
         for override in job:
-            word = override.input_line
+            word = str(override.input_line)
             key = override.get_key_element()
             if _sets_value(override):
                 OmegaConf.update(composed, key, override.value(), merge=True)

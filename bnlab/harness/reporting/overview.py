@@ -30,6 +30,7 @@ from bnlab.harness.reporting.wording import (
 )
 
 _PANELS = 12  # the most that are drawn
+_LOST = replace(LOST_OF_ANY_SIZE, label="accuracy lost (points)")  # a heading of the table, too
 _POPULATIONS = ("train", "train_augmented", "val")  # exact statistics of the first that was measured are the reference
 
 
@@ -56,7 +57,6 @@ class _Measure:
 
     Attributes:
         name: of the figures' files.
-        heading: of its means in the table, with the unit.
         axis: of the means, which are geometric on a logarithmic axis.
         frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`.
         settings: what was varied beside seeds, momenta and estimators.
@@ -66,7 +66,6 @@ class _Measure:
     """
 
     name: str
-    heading: str
     axis: Axis
     frame: pd.DataFrame
     settings: list[str]
@@ -130,7 +129,7 @@ def _measure_gaps(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str
     """Average gaps over layers, see `average_gap`."""
     trained_on = select(rows, estimator=OtherThan("exact"), statistics_split="train")
     frame = average_gap(trained_on).merge(networks, on="run")
-    return [_Measure("gap", GAP.label, GAP, frame, settings, "mean_gap")]
+    return [_Measure("gap", GAP, frame, settings, "mean_gap")]
 
 
 def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: list[str]) -> list[_Measure]:
@@ -143,8 +142,7 @@ def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: l
         if frame[column].nunique() > 1:
             keys.append(column)
     images = list_values(frame["split"])
-    axis = Axis(f"{images} accuracy (%)")
-    accuracy = _Measure("accuracy", axis.label, axis, frame, keys, "accuracy", scale=100)
+    accuracy = _Measure("accuracy", Axis(f"{images} accuracy (%)"), frame, keys, "accuracy", scale=100)
     return [accuracy, *_measure_losses(accuracy)]
 
 
@@ -169,14 +167,14 @@ def _measure_losses(accuracy: _Measure) -> list[_Measure]:
     if not is_compared.any():
         return []
 
+    of = "" if population == "train" else f", measured on {population}"
     losses = replace(
         accuracy,
         name="accuracy_lost",
-        axis=LOST_OF_ANY_SIZE,
+        axis=_LOST,
         frame=paired(frame[is_compared], "accuracy"),
         scale=-100,
-        heading="accuracy lost (points)",
-        caption="" if population == "train" else f"The exact statistics are of {population}.",
+        caption=f"Against exact statistics of the same weights{of}.",
     )
     return [losses]
 
@@ -280,11 +278,11 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
     for measure in measures:
         means = measure.average_last()
         numbers = means[["mean", "low", "high"]].to_numpy(float)
-        means[measure.heading] = [format_number(*row) for row in numbers]
-        part = means[[*measure.settings, "estimator", "momentum", measure.heading, "n"]]
+        means[measure.axis.label] = [format_number(*row) for row in numbers]
+        part = means[[*measure.settings, "estimator", "momentum", measure.axis.label, "n"]]
         table = part if measure is measures[0] else table.merge(part, how="outer")
     settings = measures[-1].settings if measures else varied
-    results = [measure.heading for measure in measures] or ["result"]
+    results = [measure.axis.label for measure in measures] or ["result"]
 
     left_out = _count_left_out(networks, measures, varied)
     table = table.assign(sweep=0).merge(left_out, on=["sweep", *varied], how="outer")

@@ -217,14 +217,14 @@ def test_accuracy_lost_is_of_networks_with_both_statistics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("populations", "lost", "caption"),
+    ("populations", "lost", "measured_on"),
     [
         ({"train": 0.9, "train_augmented": 0.8}, {"ema": 40, "exact": 10}, ""),
-        ({"val": 0.7, "train_augmented": 0.8}, {"ema": 30}, "The exact statistics are of train_augmented."),
+        ({"val": 0.7, "train_augmented": 0.8}, {"ema": 30}, ", measured on train_augmented"),
     ],
 )
 def test_accuracy_lost_is_against_the_training_images(
-    populations: dict[str, float], lost: dict[str, float], caption: str
+    populations: dict[str, float], lost: dict[str, float], measured_on: str
 ) -> None:
     tables = plant(momenta=(0.5,))
     exact = select(tables["evaluations"], estimator="exact")
@@ -235,7 +235,7 @@ def test_accuracy_lost_is_against_the_training_images(
 
     means = figure.score({}).set_index("estimator")["mean"]
     assert means.to_dict() == pytest.approx(lost)
-    assert figure.caption == caption
+    assert figure.caption == f"Against exact statistics of the same weights{measured_on}."
 
 
 @pytest.mark.parametrize("swept", [{}, {"norm": ("batch", "ghost")}])
