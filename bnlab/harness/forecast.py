@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.producing import ensure_trained
@@ -78,10 +79,10 @@ def forecast(run: Run, update: float) -> Forecast:
         found = Forecast()
         for step, images in (_WARM_UP, _TIMED):
             population = min(images, len(run.dataset.train.labels))
-            at = {"evaluate_at": [step], "accuracy_at": "all", "population_images": population}
-            trial = Run(replace(config, results=folder, **at))
+            measured = replace(config, evaluate_at=[step], accuracy_at="all", population_images=population)
+            trial = Run(replace(measured, results=folder))
             trial.dataset = run.dataset
-            trained = _time(lambda trial=trial: ensure_trained(trial, list_needed_checkpoints))
+            trained = _time(partial(ensure_trained, trial, list_needed_checkpoints))
             if not found.overhead:  # the network is there the second time
                 found.overhead = max(0.0, trained - _STEPS * update)
             _time_measuring(trial, step, found)
@@ -105,7 +106,7 @@ def _time_measuring(trial: Run, step: int, found: Forecast) -> None:
     replays: list[Estimator] = []
     for measurement in measurements:
         predicts = "split" in measurement.table.key
-        seconds = _time(lambda each=measurement: complete_rows(trial, each, subjects, {}))
+        seconds = _time(partial(complete_rows, trial, measurement, subjects, {}))
         if predicts:
             seconds /= _count_predicted(trial, step)
         found.tables[measurement.name] = TableCost(seconds, predicts, bool(scopes[measurement.name]))
@@ -116,11 +117,7 @@ def _time_measuring(trial: Run, step: int, found: Forecast) -> None:
 
 
 def _time_statistics(trial: Run, step: int, subjects: Sequence[Subject]) -> float:
-    def measure_all() -> None:
-        for subject in subjects:
-            frozen_statistics(trial, step, subject)
-
-    return _time(measure_all)
+    return sum(_time(partial(frozen_statistics, trial, step, subject)) for subject in subjects)
 
 
 def _time_replay(trace: MomentTrace, averages: Sequence[Estimator]) -> float:
@@ -134,7 +131,7 @@ def _time_replay(trace: MomentTrace, averages: Sequence[Estimator]) -> float:
         layers[name] = longer
     last = max(len(layer) for layer in layers.values())
     long_trace = MomentTrace(layers, 0, last)
-    return _time(lambda: replay_bank(long_trace, averages, [last])) / last
+    return _time(partial(replay_bank, long_trace, averages, [last])) / last
 
 
 def _list_covering(run: Run) -> list[Measurement]:
