@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.producing import ensure_trained
@@ -80,8 +79,8 @@ def estimate_durations(run: Run, update: float) -> Durations:
         found = Durations()
         for step, images in (_WARM_UP, _TIMED):
             population = min(images, len(run.dataset.train.labels))
-            at: dict[str, Any] = {"evaluate_at": [step], "accuracy_at": "all", "population_images": population}
-            trial = Run(replace(config, results=folder, **at))
+            measured = replace(config, evaluate_at=[step], accuracy_at="all", population_images=population)
+            trial = Run(replace(measured, results=folder))
             trial.dataset = run.dataset
             trained = _time(partial(ensure_trained, trial, list_needed_checkpoints))
             if not found.overhead:  # the network is there the second time
@@ -118,11 +117,7 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
 
 
 def _time_statistics(trial: Run, step: int, subjects: Sequence[Subject]) -> float:
-    def measure_all() -> None:
-        for subject in subjects:
-            frozen_statistics(trial, step, subject)
-
-    return _time(measure_all)
+    return sum(_time(partial(frozen_statistics, trial, step, subject)) for subject in subjects)
 
 
 def _time_replay(trace: MomentTrace, averages: Sequence[Estimator]) -> float:
@@ -136,7 +131,7 @@ def _time_replay(trace: MomentTrace, averages: Sequence[Estimator]) -> float:
         layers[name] = longer
     last = max(len(layer) for layer in layers.values())
     long_trace = MomentTrace(layers, 0, last)
-    return _time(lambda: replay_bank(long_trace, averages, [last])) / last
+    return _time(partial(replay_bank, long_trace, averages, [last])) / last
 
 
 def _list_covering(run: Run) -> list[Measurement]:
