@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from torch import nn
 import bnlab
 from bnlab.harness import load, load_images
 from tests.harness.kills import load_at, read_trace
-from tests.helpers import find_network, plan_network, rise_and_fall, sweep_small
+from tests.harness.plain_loop import train_plainly
+from tests.helpers import find_network, plan_network, sweep_small
 
 STEPS, FROZEN = 10, 5
 WORDS = ("batch_size=256", "steps=10", "freeze_at=0.5", "evaluate_at=[4,5,7,10]", "accuracy_at=all",
@@ -32,21 +32,15 @@ def test_a_loop_by_hand_gives_the_same_network(whole: tuple[str, Path]) -> None:
     kind, results = whole
     words = [word for word in WORDS if not word.startswith("freeze")]
     run = plan_network(*words, "model.depth=2", "model.width=8", "device=cpu")
-    model = run.new_model().train()
-    optimizer = run.config.optimizer.build(model.parameters(), 256)
-    (group,) = optimizer.param_groups
-    peak = group["lr"]
-    for step, (images, labels) in enumerate(islice(run.batches.from_step(0), STEPS)):
-        if step == FROZEN:
-            if kind == "exact":
-                bnlab.population_statistics(model, run.dataset.train.images.split(100)).write_to(model)
-            for module in model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        group["lr"] = peak * rise_and_fall(step, STEPS)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
+    for step, update in enumerate(train_plainly(run.config), start=1):
+        model = update.model
+        if step != FROZEN:
+            continue
+        if kind == "exact":
+            bnlab.population_statistics(model, run.dataset.train.images.split(100)).write_to(model)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
     expected = model.state_dict()
     for name, value in load_at(results, STEPS).state_dict().items():
