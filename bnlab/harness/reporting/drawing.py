@@ -30,6 +30,7 @@ _NARROW, _WIDE = 4.2, 5.4  # a figure with one panel across; with several, or wi
 _TALL, _LOW = 3.2, 2.35  # a panel that is alone across, and one among several
 _LEAST = 0.9  # a panel of printed numbers whose names take less
 _LINE = 0.2  # of words
+_TITLE = 1.2  # lines of words that a line of the title takes
 _LETTER = 0.081
 
 
@@ -54,26 +55,26 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
         below = replace(figure, title="", plot=figure.printed.plot, spans=())
         parts[f"{name}_theirs"] = (below, figure.printed.frame)
     with plt.rc_context(RC):
-        image = _render(parts.values())
+        drawings = {stem: draw(part, of_part) for stem, (part, of_part) in parts.items()}
+        image = _render(drawings.values())
         octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
         image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
         if pdf:
-            for stem, (part, of_part) in parts.items():
-                untitled = draw(replace(part, title=""), of_part)
-                untitled.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
-                plt.close(untitled)
+            for stem, drawn in drawings.items():
+                _remove_title(drawn)
+                drawn.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
+        for drawn in drawings.values():
+            plt.close(drawn)
     return replace(figure, caption=_write_caption(figure, frame, tables))
 
 
-def _render(parts: Iterable[tuple[Figure, pd.DataFrame]]) -> Image.Image:
-    """Draw figures as one picture, below each other on white."""
+def _render(drawings: Iterable[Drawn]) -> Image.Image:
+    """Render drawings as one picture, below each other on white."""
     pictures = []
-    for figure, frame in parts:
-        drawn = draw(figure, frame)
+    for drawn in drawings:
         canvas = FigureCanvasAgg(drawn)
         canvas.draw()
         pictures.append(np.asarray(canvas.buffer_rgba())[..., :3])
-        plt.close(drawn)
 
     width = max(picture.shape[1] for picture in pictures)
     whole = []
@@ -81,6 +82,17 @@ def _render(parts: Iterable[tuple[Figure, pd.DataFrame]]) -> Image.Image:
         margin = width - picture.shape[1]
         whole.append(np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=255))
     return Image.fromarray(np.concatenate(whole))
+
+
+def _remove_title(drawn: Drawn) -> None:
+    """Remove the title and the room that it takes; to draw all panels a second time would take longer."""
+    title = drawn.get_suptitle()
+    if not title:
+        return
+    drawn.suptitle("")
+    width, height = drawn.get_size_inches()
+    drawn.set_size_inches(width, height - _TITLE * (title.count("\n") + 1) * _LINE)
+    ConstrainedLayoutEngine().execute(drawn)
 
 
 def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
@@ -140,7 +152,7 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
     if handles:
         drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=entries)
     layout = ConstrainedLayoutEngine()
-    words = 1.2 * len(title) + 1 + across.count("\n") + rows * title_lines + math.ceil(len(handles) / entries)
+    words = _TITLE * len(title) + 1 + across.count("\n") + rows * title_lines + math.ceil(len(handles) / entries)
     drawn.set_size_inches(width, rows * height + words * _LINE)
     layout.execute(drawn)  # once: a figure that has a layout engine is drawn a further time whenever it is saved
     return drawn
