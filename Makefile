@@ -1,5 +1,5 @@
 # make demo       install, train fifteen small networks, draw the first figures
-# make test       install, lint, type-check, test
+# make test       install linters and what tests need as well, lint, type-check, test
 # make test-elsewhere VARIANT=all   the tests as others run them: another processor, folder, user; or one variant of tests/elsewhere
 # make test-all   the slow tests too, and those of optional packages that can be installed
 # make test-slurm sweeps on a real Slurm on this machine, with jobs that are killed and requeued; says what to install
@@ -42,26 +42,26 @@ own-environment:
 .venv/installed: pyproject.toml constraints.txt | own-environment
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bnlab needs Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[harness]'
 	@touch $@
 
-# One of the groups of optional packages that pyproject.toml lists.
+# One of the groups of optional packages that pyproject.toml lists; dev: linters, stubs and what tests need.
 .venv/installed-%: .venv/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,$*]'
+	$(PIP) install --quiet -c constraints.txt -e '.[harness,$*]'
 	@touch $@
 
 demo: .venv/installed
 	$(PY) -m bnlab sweep experiment=quickstart
 	$(PY) -m bnlab report experiment=quickstart
 
-test: .venv/installed
+test: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2 --dist loadgroup
 
 VARIANT ?= all
-test-elsewhere: .venv/installed
+test-elsewhere: .venv/installed-dev
 	@$(PY) -m tests.elsewhere $(VARIANT)
 
 # Which tests each group of optional packages is for. Without the packages pytest skips these tests.
@@ -71,7 +71,7 @@ TESTS_recipes := recipes for lightning, transformers and schedulefree
 TESTS_real := notebooks/real_networks.ipynb
 TESTS_docs := the site
 
-test-all: .venv/installed
+test-all: .venv/installed-dev
 	@$(foreach extra,$(EXTRAS),$(MAKE) --no-print-directory .venv/installed-$(extra) \
 		|| echo "left out, because .[$(extra)] cannot be installed: tests of $(TESTS_$(extra))";)
 	$(PY) -m ruff check .
@@ -79,7 +79,7 @@ test-all: .venv/installed
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2 -m 'slow or not slow'
 
-test-slurm: .venv/installed
+test-slurm: .venv/installed-dev
 	@$(PY) -c 'import sys; from tests.slurm.cluster import describe_missing; sys.exit(describe_missing() or None)'
 	$(PY) -m pytest -q -m slow tests/slurm
 
@@ -123,7 +123,7 @@ docs: .venv/installed-docs
 bench: .venv/installed-bench
 	$(PY) -m benchmarks
 
-networks: .venv/installed
+networks: .venv/installed-dev
 	$(PY) -m pytest -q -n 0 -m 'slow or not slow' --train-networks tests/doctor
 
 # The report of pip's resolver becomes constraints.

@@ -34,6 +34,7 @@ def test_packages_that_cannot_be_installed_leave_tests_out(tmp_path: Path) -> No
     clone = make_clone(tmp_path / "clone")
     (clone / ".venv").mkdir()
     (clone / ".venv" / "installed").touch()
+    (clone / ".venv" / "installed-dev").touch()
 
     done = call_make(clone, "test-all", "PIP=false", "PY=echo")
 
@@ -42,6 +43,21 @@ def test_packages_that_cannot_be_installed_leave_tests_out(tmp_path: Path) -> No
     assert "left out, because .[zoo] cannot be installed: tests of architectures of timm" in lines
     assert len([line for line in lines if line.startswith("left out")]) == 4
     assert "-m pytest -q -n 2 -m slow or not slow" in lines
+
+
+def test_a_demo_installs_what_it_runs_and_the_tests_add_the_rest(tmp_path: Path) -> None:
+    """Here pip prints what it is to install, and Python does nothing; each is installed once."""
+    clone = make_clone(tmp_path / "clone")
+    (clone / ".venv").mkdir()
+
+    def list_installed(target: str) -> list[str]:
+        done = call_make(clone, target, "PIP=echo pip", "PY=echo", "PYTHON=true")
+        assert done.returncode == 0, done.stderr
+        return [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("pip install")]
+
+    assert list_installed("demo") == [".[harness]"]
+    assert list_installed("test") == [".[harness,dev]"]
+    assert list_installed("demo") == list_installed("test") == []
 
 
 def make_clone(folder: Path) -> Path:
