@@ -142,8 +142,8 @@ def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
                 OmegaConf.update(composed, key, override.value(), merge=True)
         config: Any = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
-        key = error.full_key
-        raise UserError(f"{key}: has no value, and its function no default; add {key}=VALUE") from error
+        missing = error.full_key
+        raise UserError(f"{missing}: has no value, and its function no default; add {missing}=VALUE") from error
     except UNKNOWN as error:
         raise UserError(f"{word}: {explain_unknown(key, composed)}") from error
     except OmegaConfBaseException as error:
