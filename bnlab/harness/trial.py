@@ -56,10 +56,8 @@ def try_training(run: Run, seconds: float | None = None) -> Trial:
     images, classes = run.dataset.train.images[:2], run.dataset.classes
     try:
         progress = start_training(trial)
-        _require_statistics(config, progress.model)
-        logits = compute_logits(progress.model, images, config.precision)
-        if logits.shape != (2, classes):
-            raise ValueError(f"found {logits.shape} of two images, not logits [2, {classes}]")
+        _require_statistics(trial, progress.model)
+        logits = _compute_logits(trial, progress.model)
         messages = list(_list_warnings(trial, logits))
 
         with warnings.catch_warnings():
@@ -70,6 +68,7 @@ def try_training(run: Run, seconds: float | None = None) -> Trial:
                 updates = train(progress, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
         _require_training(trial, progress.model)
+        _compute_logits(trial, progress.model.eval())
     except UserError:
         raise
     except UserWarning as error:
@@ -106,6 +105,23 @@ def _name_own(config: Config) -> str:
     """Name the user's own norm, or else the model, as it was chosen."""
     chosen = config.norm if config.norm.is_own else config.model
     return f"{chosen.group}={chosen.name}"
+
+
+def _compute_logits(run: Run, model: nn.Module) -> Tensor:
+    """Compute the logits of two images; UserError for outputs of another kind, ValueError for another shape."""
+    images = run.dataset.train.images[:2]
+    # Not in another precision, for which logits are cast: here the model may give anything.
+    logits = compute_logits(model, images, "float32")
+    if not isinstance(logits, Tensor):
+        mode = "train" if model.training else "eval"
+        raise UserError(
+            f"{_name_own(run.config)}: gives a {type(logits).__name__} in {mode} mode, but the loss takes logits "
+            "[N, classes]; let its forward return these alone, or put it into a module that does"
+        )
+    if logits.shape != (len(images), run.dataset.classes):
+        expected = [len(images), run.dataset.classes]
+        raise ValueError(f"found {list(logits.shape)} of two images, not logits {expected}")
+    return logits
 
 
 def _are_probabilities(logits: Tensor) -> bool:
@@ -145,12 +161,19 @@ def _require_training(run: Run, model: nn.Module) -> None:
         )
 
 
-def _require_statistics(config: Config, model: nn.Module) -> None:
-    """UserError for batch norms that have no statistics in eval mode but those of the images that they are given."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, BatchNorm) and layer.running_mean is None:
+def _require_statistics(run: Run, model: nn.Module) -> None:
+    """UserError without batch norms, or if one has no statistics in eval mode but those of the images it is given."""
+    own = _name_own(run.config)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
+    if run.has_trace and not layers:
+        raise UserError(
+            f"{own}: has no batch norm of torch's, nn.BatchNorm2d or another one, and statistics of batch norms are "
+            "what a sweep measures; put one into it"
+        )
+    for name, layer in layers.items():
+        if layer.running_mean is None:
             raise UserError(
-                f"{_name_own(config)}: layer {name!r} keeps no running statistics, so that what it computes in eval "
+                f"{own}: layer {name!r} keeps no running statistics, so that what it computes in eval "
                 "mode depends on the images that are predicted together; let it keep them, and choose "
                 "estimator=test_batch for statistics of these images"
             )

@@ -118,6 +118,26 @@ def make_unused(channels, image_size, classes):
     return Unused(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.Linear(features, classes))
 
 
+class Pair(nn.Sequential):
+    late = False
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x if self.late and self.training else (x, x)
+
+
+class LatePair(Pair):
+    late = True
+
+
+def make_pair(channels, image_size, classes):
+    return Pair(*make_model(channels, image_size, classes))
+
+
+def make_late_pair(channels, image_size, classes):
+    return LatePair(*make_model(channels, image_size, classes))
+
+
 def make_softmax(channels, image_size, classes, width=4):
     return nn.Sequential(make_model(channels, image_size, classes, width), nn.Softmax(1))
 
@@ -357,6 +377,10 @@ MISTAKES = {
     "no value": ("model=mine.make_wide", "", "", r"model\.width: has no value.*add model\.width="),
     "clash": ("model=mine.clashes", "", "", "model=mine.clashes: its argument name .* rename it"),
     "sizes": ("model=mine.make_lazy", "", "", "model=mine.make_lazy: has lazy layers"),
+    "tuple": ("model=mine.make_pair", "", "", r"make_pair: gives a tuple in train mode.* \[N, classes\]; let its"),
+    "tuple later": ("model=mine.make_late_pair", "", "", "make_late_pair: gives a tuple in eval mode"),
+    "bfloat16": ("model=mine.make_pair precision=bfloat16", "", "", "make_pair: gives a tuple in train mode"),
+    "no batch norm": ("", "nn.BatchNorm2d(width)", "nn.Identity()", "make_model: has no batch norm of torch's"),
     "frozen": ("model=mine.make_frozen", "", "", r"batch norms in eval mode \('1'\), which have no running average"),
     "unused": ("model=mine.make_unused", "", "", r"an evaluation calls none of its batch norms \('1'\)"),
     "frozen norm": ("model=cnn norm=mine.Frozen", "", "", "norm=mine.Frozen: is trained with batch norms in eval mode"),
