@@ -302,9 +302,13 @@ def _count_left_out(networks: pd.DataFrame, measures: list[_Measure], varied: li
 
     The column `sweep` is 0: something to group by also where nothing was varied.
     """
-    has_rows = networks["run"].isin([run for measure in measures for run in measure.frame["run"]])
-    is_left_out = (networks["status"] == "diverged") | ((networks["status"] == "failed") & ~has_rows)
-    groups = networks[is_left_out].assign(sweep=0).groupby(["sweep", *varied], dropna=False)["status"]
+    measured = [run for measure in measures for run in measure.frame["run"]]
+    has_rows = networks["run"].isin(measured)
+    has_diverged = networks["status"] == "diverged"
+    has_failed = networks["status"] == "failed"
+
+    left_out = networks[has_diverged | (has_failed & ~has_rows)].assign(sweep=0)
+    groups = left_out.groupby(["sweep", *varied], dropna=False)["status"]
     ends = groups.agg(lambda statuses: " or ".join(sorted({*statuses})))
     return pd.DataFrame({"left_out": groups.size(), "ends": ends}).reset_index()
 
