@@ -54,16 +54,28 @@ def install(seed: int) -> None:
 
 
 def _patch_optimizers(module: ModuleType, seed: int) -> None:
+    """Nudge each weight once: a training in parts, or of a copy, has further optimizers, and goes on as it was."""
+    from torch.nn import Parameter
+
     original = module.Optimizer.__init__
+    copy_parameter = Parameter.__deepcopy__
 
     @wraps(original)
     def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.data.copy_(nudge(parameter.data, seed))
+                if not getattr(parameter, "is_nudged", False):
+                    parameter.data.copy_(nudge(parameter.data, seed))
+                    parameter.is_nudged = True
+
+    def copy(self: Any, memo: Any) -> Any:
+        copied = copy_parameter(self, memo)
+        copied.is_nudged = getattr(self, "is_nudged", False)
+        return copied
 
     module.Optimizer.__init__ = initialize  # type: ignore[attr-defined]
+    Parameter.__deepcopy__ = copy  # type: ignore[method-assign]
 
 
 def _patch_networks(module: ModuleType, seed: int) -> None:

@@ -292,6 +292,7 @@ def test_each_of_torchs_classes(kind: type[nn.BatchNorm2d], dims: int) -> None:
 def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
     model = make_trained(30)
     twin = make_plain()
+    train(twin, draw(1))  # otherwise: all that it is to have is in the state
     twin.load_state_dict(model.state_dict())
 
     assert SelfTuned.convert(model) is model
