@@ -79,7 +79,7 @@ def assert_trained_as_by_the_plain_loop(config: Config) -> None:
     # Each side rounds a rate fewer than ten times, by 2⁻⁵³ at most, and 1 − step/steps magnifies the first of these by
     # up to `steps`. The weights, which are float32, see nothing of it.
     rounding = 20 * run.steps * 2**-53
-    assert rates == pytest.approx([update.rate for update in updates], rel=rounding)
+    assert rates == pytest.approx([update.rate for update in updates], rel=rounding, abs=0)
     assert progress.log == [(step, each.loss, each.accuracy) for step, each in enumerate(updates, start=1)]
     found = progress.model.state_dict()
     expected = updates[-1].model.state_dict()
