@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import traceback
 from collections.abc import Iterable, Mapping
@@ -97,11 +98,24 @@ def note_codes(configs: Iterable[Config]) -> list[str]:
     return assumptions
 
 
+def require_writable(results: Path, *folders: Path) -> None:
+    """Raise UserError unless a folder of results can be written, and these in it; nothing is made here."""
+    for folder in (results, results / "runs", *folders):
+        # The lowest one that is there: the others are made in it. Not Path.exists, which raises where it may not look.
+        there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+        reason = "" if there.is_dir() else "is a file and no folder"
+        if not reason and not os.access(there, os.W_OK | os.X_OK):
+            reason = "cannot be written by you"
+        if reason:
+            raise UserError(f"results={results}: {there} {reason}; name another folder, as results=/tmp/results")
+
+
 def prepare(configs: list[Config]) -> None:
     """Before the first job: find what would stop them, warn once, and forget the failures of earlier sweeps.
 
     UserError for an estimator that cannot average a short stream, or a kind of network that cannot make an update.
     """
+    require_writable(Path(configs[0].results), configs[0].folder)
     try_estimators(subject for config in configs for subject in list_subjects(config))
     runs = [Run(config) for config in configs]
     kinds: dict[tuple[Any, ...], Run] = {}

@@ -50,7 +50,7 @@ RESULTS = {
     ),
     "settings": text("JSON of the settings that differ from the defaults, of which the hash in `run` is made"),
     "versions": text("JSON of the packages' versions that trained it"),
-    "device": text("name of the processor or GPU that trained it"),
+    "device": text("what trained it: the name of a GPU, or CPU with its architecture"),
     "threads": integer("CPU threads of torch that trained it"),
 }
 """Columns that say how a training ended, and with what it was made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -97,6 +98,32 @@ def test_a_mistake_on_the_command_line(line: str, call: Call, tmp_path: Path, mo
     assert done.err.count("\n") <= 2
     assert not done.out
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ("file", "results=file: file is a file and no folder; name another folder, as results="),
+        ("file/in/it", "file is a file and no folder"),
+        ("closed/results", "closed cannot be written by you; name another folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_tried(
+    results: str, message: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir()
+    may_access = os.access  # root may write anywhere
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "closed" and may_access(path, mode))
+    monkeypatch.setattr("bnlab.harness.jobs.try_training", None)
+
+    done = call("sweep", "steps=1", f"results={results}")
+
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not [*(tmp_path / "closed").iterdir()]
 
 
 @pytest.mark.parametrize("case", FILES)

@@ -169,3 +169,18 @@ def test_a_paper_is_redrawn_in_any_folder(tmp_path: Path, call: Call) -> None:
         tmp_path / "papers" / "wu_johnson" / "README.md"
     ).read_text(encoding="utf-8")
     assert {path.name for path in (tmp_path / "papers" / "hoffer").iterdir()} == {"README.md", "figures", "report.html"}
+
+
+def test_where_nothing_has_been_measured_the_committed_page_is_named(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = call(f"report paper=hoffer results={tmp_path}")
+    assert done.code == 2
+    *_, last = done.err.splitlines()
+    assert last.endswith(f"it is {REFERENCE}/papers/hoffer/README.md (results={REFERENCE})")
+
+    monkeypatch.setattr("bnlab.harness.lab.report.REFERENCE", tmp_path / "no clone")
+    wheel = call(f"report paper=hoffer results={tmp_path}")
+    assert wheel.err.endswith(
+        "a clone of the repository has results that it is redrawn from: results=results/reference\n"
+    )

@@ -164,8 +164,16 @@ def _report_papers(words: str, results: Path) -> int:
         try:
             failures.append(_report_paper(paper, results))
         except NoRows as error:
-            print(f"{paper.name} is left out: {error}", file=sys.stderr)
+            print(f"{paper.name} is left out: {error}; {_name_committed(paper)}", file=sys.stderr)
     return int(any(failures)) if failures else 2
+
+
+def _name_committed(paper: Paper) -> str:
+    """Say where a paper is redrawn with the committed results, which a wheel does not have."""
+    page = REFERENCE / "papers" / paper.name / "README.md"
+    if page.exists():
+        return f"with the committed results it is {page} (results={REFERENCE})"
+    return "a clone of the repository has results that it is redrawn from: results=results/reference"
 
 
 def _report_paper(paper: Paper, results: Path) -> int:

@@ -308,12 +308,11 @@ def _keep_one_version(
         has_some = {*part["run"][is_chosen]}
         last = part.groupby("run")[_REQUEST].max()
         outdated = last[~last.index.isin(has_some)] if current else last
-        if outdated.empty:
-            continue
-        changed = sorted({file for number in outdated for file in _list_changed(versions[number], now)})
-        commands = dict.fromkeys(requests[number].command for number in outdated)
         left_out = len(last) - len(has_some)
-        notes.append((base, _say_outdated(changed, left_out, bool(current), [word for word in commands if word])))
+        reason = _explain([versions[number] for number in outdated], now)
+        if left_out or (reason and len(outdated)):
+            commands = [requests[number].command for number in outdated]
+            notes.append((base, _say_outdated(reason, left_out, bool(current), commands)))
     return rows[is_kept], notes
 
 
@@ -322,16 +321,25 @@ def _list_changed(code: Code, now: Code) -> list[str]:
     return list_changed(code, {module: now[module] for module in code if module in now})
 
 
-def _say_outdated(changed: Sequence[str], left_out: int, has_current: bool, commands: Sequence[str]) -> str:
-    """Say which rows are of earlier code, and how they are measured again."""
-    reason = "the code that measured them was not noted"
-    if changed:
-        reason = f"{say_changed(changed)} since they were measured"
-    networks = f"{left_out:,} network{'' if left_out == 1 else 's'}"
+def _explain(versions: Sequence[Code], now: Code) -> str:
+    """Explain why rows that were measured by these versions of the user's code are outdated; empty: nobody knows.
 
-    text = f"rows of {networks} are left out: {reason}"
-    if not has_current:
-        text = f"rows are of earlier code: {reason}"
-        if left_out:
-            text += f"; those of {networks} are of yet another version, and left out"
-    return f"{text}; to measure them again: {'; '.join(commands) or 'run their sweep again'}"
+    That is so where the user's files cannot be found, as from another folder, and for rows of earlier versions of
+    bnlab, which did not note the code.
+    """
+    changed = {file for code in versions if not now.keys().isdisjoint(code) for file in _list_changed(code, now)}
+    return f"{say_changed(sorted(changed))} since they were measured" if changed else ""
+
+
+def _say_outdated(reason: str, left_out: int, has_current: bool, commands: Iterable[str]) -> str:
+    """Say which rows are outdated, and how they are measured again."""
+    because = f" ({reason})" if reason else ""
+    networks = f"{left_out:,} network{'' if left_out == 1 else 's'}"
+    if has_current:
+        text = f"rows of {networks} are of earlier code and left out{because}"
+    elif left_out:
+        text = f"rows are of earlier code{because}, and those of {networks}, of yet another version, are left out"
+    else:
+        text = f"rows are of earlier code{because}"
+    known = [command for command in dict.fromkeys(commands) if command]
+    return f"{text}; to measure them again: {'; '.join(known) or 'sweep again'}"

@@ -102,9 +102,8 @@ def list_varied(runs: pd.DataFrame) -> list[str]:
 
 def describe_networks(runs: pd.DataFrame) -> str:
     """Say how many networks there are, in what they differ, what they share, and that this was not varied."""
-    shared = [column for column in _SHARED if column in runs and runs[column].nunique(dropna=False) == 1]
     words = []
-    for column in (*list_varied(runs), *shared):
+    for column in (*list_varied(runs), *_list_shared(runs)):
         values = list_values(runs[column])
         # This list is long as it is, so that the learning rate is said in short.
         words.append(f"lr {values}" if column == "optimizer.lr" else name_value(column, values))
@@ -134,6 +133,16 @@ def describe_networks(runs: pd.DataFrame) -> str:
         parts = [f"{count} on {device}" for device, count in devices.items()]
         sentences.append(f"Trained: {', '.join(parts)}.")
     return " ".join([*sentences, "What all of them share was not varied: it may change the answer."])
+
+
+def _list_shared(runs: pd.DataFrame) -> list[str]:
+    """List the settings that are named because all networks share them, of those that the networks read."""
+    shared = [column for column in _SHARED if column in runs and runs[column].nunique() == 1]
+    shared = [column for column in shared if runs[column].notna().all()]
+    has_own_norms = runs["model"].str.contains(".", regex=False).all() if "model" in runs else False
+    if "norm" in shared and has_own_norms:  # a user's own model has normalization of its own
+        shared.remove("norm")
+    return shared
 
 
 def _count(number: int, noun: str) -> str:

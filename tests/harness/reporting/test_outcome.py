@@ -64,6 +64,16 @@ def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
     assert "averag" not in said
 
 
+def test_of_own_models_it_is_not_said_what_they_do_not_have() -> None:
+    """A model's settings are null where it does not have them, and its norm is its own."""
+    runs = plant()["runs"].assign(model="mine.make_model", norm="batch")
+    own = runs.assign(**{"model.depth": np.nan})
+
+    assert "data digits, model mine.make_model, epochs 2, schedule constant." in describe_networks(own)
+    ours = runs.assign(model="cnn", **{"model.depth": 3})
+    assert "model cnn, model.depth 3, norm batch" in describe_networks(ours)
+
+
 def test_networks_are_described_by_what_trained_them() -> None:
     runs = plant()["runs"]
 
