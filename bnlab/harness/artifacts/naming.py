@@ -147,6 +147,8 @@ def _find_note(runs: Path, settings: Mapping[str, Any]) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     """Read a file; empty if it is not there, or damaged, in which case the network is trained again."""
+    if not path.is_file():  # also where a folder of results is a file, which is named later
+        return {}
     try:
         with reading(path):
             return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
