@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -110,6 +111,24 @@ def test_a_dry_run_counts_measuring(write: Write, call: Call, tmp_path: Path) ->
     assert not (tmp_path / "results").exists()
 
 
+def test_the_settings_of_a_job_are_printed(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Hydra prints them, and nothing else: the values that a job would have."""
+    monkeypatch.chdir(tmp_path)
+    single = call("sweep", "batch_size=7", "model=mlp", "--cfg", "job")
+    several = call("sweep", "-m", "--cfg=job", "batch_size=4,32", "seed=3")
+
+    assert single.code == several.code == 0, single.err + several.err
+    settings = yaml.safe_load(single.out)
+    assert (settings["batch_size"], settings["model"]) == (7, {"name": "mlp", "depth": 2, "width": 256})
+    assert several.out.startswith("# of 2 jobs: job 1  batch_size=4 seed=3\n")
+    assert yaml.safe_load(several.out)["batch_size"] == 4
+    assert not [*tmp_path.iterdir()]
+
+    refused = call("sweep", "--cfg", "hydra")
+    assert refused.code == 2
+    assert "--cfg: there is --cfg job" in refused.err
+
+
 def test_help() -> None:
     shown = run("sweep", "--help").stdout
     ours = [name for name, cls in list_statistics().items() if cls.__module__.startswith("bnlab.")]
@@ -117,6 +136,7 @@ def test_help() -> None:
     for name in ("batch_size", "resnet", "renorm", *ours):
         assert re.search(rf"\b{name}\b", shown), name
     assert "data.images=null" in shown
+    assert "Hydra's --info" in shown
 
 
 def test_an_experiment_that_lies_elsewhere_and_divergence(

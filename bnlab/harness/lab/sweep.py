@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+import yaml
+
+from bnlab.harness.errors import UserError
 from bnlab.harness.lab.catalogue import CONF, list_questions
 from bnlab.harness.lab.command import keep_command, require_memory, run_command
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
+
+_MULTIRUN = ("-m", "--multirun")
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
@@ -20,14 +25,32 @@ if TYPE_CHECKING:
 def main(words: list[str]) -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
     usage = (CONF / "help.txt").read_text(encoding="utf-8").rstrip()  # waits neither for torch nor for Hydra
-    return run_command(_sweep, words, usage, options=("-m", "--multirun"))
+    return run_command(_sweep, words, usage, options=(*_MULTIRUN, "--cfg"))
 
 
 def _sweep(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables; the exit code."""
     require_memory()
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--cfg=") else [word])]
+    if "--cfg" in parts:
+        place = parts.index("--cfg")
+        _print_settings(parts[place + 1 : place + 2], [*parts[:place], *parts[place + 2 :]])
+        return 0
     with Display(quiet="quiet=true" in words) as display:
         return _plan_and_run(words, display)
+
+
+def _print_settings(kind: list[str], words: list[str]) -> None:
+    """Print the settings of the job that the words stand for, of several the first, as Hydra does for `--cfg job`."""
+    if kind != ["job"]:
+        raise UserError("--cfg: there is --cfg job, the settings of a job; see --help for what is left out of Hydra's")
+    from bnlab.harness.lab.compose import plan_jobs
+
+    settings = [word for word in words if word not in _MULTIRUN]
+    jobs = plan_jobs(settings, len(settings) < len(words)).jobs
+    if len(jobs) > 1:
+        print(f"# of {len(jobs)} jobs: {jobs[0].heading}")
+    print(yaml.safe_dump(asdict(jobs[0].config), sort_keys=False), end="")
 
 
 def _plan_and_run(words: list[str], display: Display) -> int:
@@ -38,7 +61,7 @@ def _plan_and_run(words: list[str], display: Display) -> int:
 
     imported = time.perf_counter() - started
     display.begin("checking the settings")
-    settings = [word for word in words if word not in ("-m", "--multirun")]
+    settings = [word for word in words if word not in _MULTIRUN]
     sweep = plan_jobs(settings, len(settings) < len(words), display.begin)
     display.quiet = sweep.configs[0].quiet
 
