@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,23 @@ _FILE = "progress.json"
 def is_terminal(stream: TextIO | None) -> bool:
     """Find out whether a line in this stream can be drawn again."""
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def find_width(stream: TextIO | None) -> int | None:
+    """Find how many columns a terminal has; None for a file or a program that reads, whose lines have no end."""
+    return shutil.get_terminal_size().columns if is_terminal(stream) else None
+
+
+def fit(line: str, columns: int) -> str:
+    """Cut a line that is too long between two words: half a number would be read as another one.
+
+    >>> fit("3 of 12 networks, loss 0.125", 26)
+    '3 of 12 networks, loss …'
+    """
+    if len(line) <= columns:
+        return line
+    kept, _, _ = line[: columns - 1].rpartition(" ")
+    return f"{kept} …"
 
 
 def say(line: str, quiet: bool = False) -> None:

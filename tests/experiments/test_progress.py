@@ -72,6 +72,31 @@ def test_a_line_lives_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     assert shown[0] != shown[-2]
 
 
+def test_no_number_is_cut_at_the_edge_of_a_terminal(
+    terminal: Terminal, results: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables and verdicts go on in further lines, with the same numbers as in a file."""
+    columns = 60
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for line in ("runs list", "runs rm name=adhoc", "report name=adhoc", "report experiment=quickstart name=adhoc"):
+        in_file = call(line, f"results={results}").out
+        terminal.seek(0)
+        terminal.truncate()
+        with contextlib.redirect_stdout(terminal):
+            call(line, f"results={results}")
+        shown = terminal.getvalue()
+
+        assert sorted(re.findall(r"\d\S*", shown)) == sorted(re.findall(r"\d\S*", in_file)), line
+        for each in shown.splitlines():
+            if "/" not in each:  # a path stays whole, to be copied
+                cut = [
+                    found[0]
+                    for found in re.finditer(r"\d\S*", each)
+                    if found.start() // columns < (found.end() - 1) // columns
+                ]
+                assert not cut, each
+
+
 def test_a_quiet_sweep_says_nothing(terminal: Terminal, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.redirect_stdout(terminal):
         sweep_small(tmp_path, "-m", "seed=0,1", "quiet=true")

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -17,7 +18,11 @@ from bnlab.common.files import write_text
 from bnlab.common.printing import escape_unprintable
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.catalogue import import_shipped
+from bnlab.harness.progress import find_width
 from bnlab.harness.requests import command_path, read_commands
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LEAST_MEMORY = 1_600_000_000  # bytes of addresses
 
@@ -78,6 +83,12 @@ def require_memory() -> None:
             f"memory: a sweep needs {_LEAST_MEMORY / 1e9:.1f} GB in each process, most of it for torch, and the shell "
             f"allows {allowed / 1e9:.1f} GB (ulimit -v); allow more, by ulimit -v unlimited"
         )
+
+
+def print_table(frame: pd.DataFrame) -> None:
+    """Print a table; on a terminal that is narrower, in several parts, so that no number is cut at its edge."""
+    columns = find_width(sys.stdout)
+    print(frame.to_string(index=False, na_rep="", float_format="{:.10g}".format, line_width=columns))
 
 
 def write_command(command: str, word: str, results: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.errors import UserError, suggest
+from bnlab.harness.lab.command import print_table
 from bnlab.harness.lab.removing import remove_network
 from bnlab.harness.reporting.tables import read_requests, write_tables
 from bnlab.harness.reporting.wording import list_values, list_varied
@@ -112,7 +113,7 @@ def _describe(forgotten: pd.DataFrame, runs: pd.DataFrame, others: Mapping[str, 
     shown = forgotten[["run", *list_varied(runs), "status"]]
     if any(others.values()):
         shown = shown.assign(also_in=[", ".join(dict.fromkeys(others[run])) for run in shown["run"]])
-    print(shown.to_string(index=False, na_rep="", float_format="{:.6g}".format))
+    print_table(shown)
     print(f"{_count(len(forgotten))} of {len(runs)} in {name} would be forgotten")
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
 from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers, list_questions, write_pages
-from bnlab.harness.lab.command import run_command, write_command
+from bnlab.harness.lab.command import print_table, run_command, write_command
+from bnlab.harness.progress import find_width
 from bnlab.harness.requests import read_commands
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ there is a README.md beside it, too, and where questions of bnlab's own have res
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
 _ROWS = 12  # as many rows of a table are printed
+_WIDTH = 110  # of a paragraph
 
 
 def main(words: list[str]) -> int:
@@ -245,15 +247,24 @@ def _draw_figures(
 
 
 def _describe(outcome: Outcome) -> Iterator[str]:
-    """Write a question's verdicts in aligned lines, under the sentence of each claim."""
+    """Write a question's verdicts in aligned lines, under the sentence of each claim.
+
+    On a narrow terminal what is too long goes on below, between two words: half a number would be read as another one.
+    """
+    columns = find_width(sys.stdout) or sys.maxsize
     width = max(map(len, outcome.frame["condition"]), default=0)
     number_width = max(map(len, outcome.frame["number"]), default=0)
     for claim, conditions in outcome.list_claims():
-        yield f"  {claim.text} ({claim.margin.words})"
+        yield from textwrap.wrap(f"  {claim.text} ({claim.margin.words})", columns, subsequent_indent="  ")
         for row in conditions:
             condition = row["condition"].ljust(width)
             number = row["number"].ljust(number_width)
-            yield f"    {condition}  {number}  n={row['n']}  {row['said']}"
+            verdict = f"n={row['n']}  {row['said']}"
+            if 4 + len(condition) + 2 + len(number) + 2 + len(verdict) <= columns:
+                yield f"    {condition}  {number}  {verdict}"
+            else:
+                yield f"    {row['condition']}"
+                yield f"      {number}  {verdict}"
 
 
 def _report_sweep(name: str, results: Path) -> int:
@@ -268,8 +279,9 @@ def _report_sweep(name: str, results: Path) -> int:
     except NoRows as error:
         raise UserError(f"{name}: {error}") from error
 
-    print(textwrap.fill(overview.networks, 110))
-    print(f"\n{overview.table.head(_ROWS).to_string(index=False)}")
+    print(textwrap.fill(overview.networks, min(_WIDTH, find_width(sys.stdout) or _WIDTH)))
+    print()
+    print_table(overview.table.head(_ROWS))
     more = len(overview.table) - _ROWS
     if more > 0:
         print(f"... {more} more on the page")

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from bnlab.common.files import Unreadable, reading
 from bnlab.harness.errors import UserError, find_network
-from bnlab.harness.lab.command import run_command, write_command
+from bnlab.harness.lab.command import print_table, run_command, write_command
 from bnlab.harness.lab.removing import measure_size, remove_network
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
@@ -93,7 +93,7 @@ def _list(results: Path) -> None:
     ends = ["status", "step", "seconds", "MB"]
     settings = table.columns.drop(["run", *ends])
     differing = [key for key in settings if table[key].astype(str).nunique() > 1]
-    print(table[["run", *differing, *ends]].to_string(index=False, na_rep="", float_format="{:.10g}".format))
+    print_table(table[["run", *differing, *ends]])
     megabytes = table["MB"].sum()
     print(f"{len(table)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bnlab.harness.progress import CLEAR, is_terminal, read_state, say
+from bnlab.harness.progress import CLEAR, find_width, fit, is_terminal, read_state, say
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
@@ -75,9 +74,9 @@ class Display:
 
     def _draw(self, line: str) -> None:
         """Draw the living line in place of what was there, if this is a terminal."""
-        if is_terminal(sys.stdout) and not self.quiet:
-            width = shutil.get_terminal_size().columns
-            sys.stdout.write(CLEAR + line[: width - 1])
+        columns = find_width(sys.stdout)
+        if columns is not None and not self.quiet:
+            sys.stdout.write(CLEAR + fit(line, columns - 1))
             sys.stdout.flush()
 
 
