@@ -1,51 +1,17 @@
-"""The page on the literature: it is what the text and the claims give, and every judgement rests on a claim."""
+"""The text on the literature: every judgement rests on a claim. Tests of its page stand in test_questions.py."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-from functools import cache
 
 import pytest
 
-from bnlab.harness.errors import UserError
 from bnlab.harness.lab.catalogue import find_experiment, list_papers, list_questions
-from bnlab.harness.reporting.outcome import Outcome, fill_paragraphs
-from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, decide, list_findings, write_page
+from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_findings
 from experiments.pages import FIGURES
-from tests.experiments.test_questions import find_outcomes
-
-# With those of questions in one process, which find the outcomes once.
-pytestmark = pytest.mark.xdist_group("outcomes")
 
 FINDINGS = list_findings()
 HYPOTHESES = tuple(f"H{number}" for number in range(1, 15))
-QUOTE = re.compile(r"{{.*?}}")
-MEASURED = re.compile(r"\d(?:%(?! of training)| points?| times| σ)")
-
-
-@cache
-def find_all() -> list[Outcome]:
-    """Find the outcomes of all experiments, and of the papers that are quoted."""
-    quoted = {name for finding in FINDINGS for _, name, _ in finding.list_quotes()}
-    return [*find_outcomes(), *(decide(name) for name in quoted & {*list_papers()})]
-
-
-def test_the_page_is_the_one_that_the_claims_give() -> None:
-    assert PAGE.read_text(encoding="utf-8") == write_page(find_all()), "run: python -m experiments.literature"
-
-
-def test_a_changed_verdict_stops_the_page() -> None:
-    def change(outcome: Outcome) -> Outcome:
-        frame = outcome.frame.copy()
-        is_quoted = frame["claim"] == "batches_win_when_tiny"
-        frame.loc[is_quoted, "verdict"] = "holds"
-        return replace(outcome, frame=frame)
-
-    outcomes = [change(outcome) if outcome.experiment.name == "ghost" else outcome for outcome in find_all()]
-
-    with pytest.raises(UserError, match=r"F3b: a quoted claim has another verdict"):
-        write_page(outcomes)
 
 
 def test_every_figure_and_hypothesis_is_judged_once() -> None:
@@ -83,18 +49,6 @@ def test_what_is_judged_quotes_claims(finding: Finding) -> None:
         assert "undecided" in verdicts or {"holds", "fails"} <= verdicts
     if finding.judgement == "not tried":
         assert "here" not in finding.lines
-
-
-def test_numbers_from_here_come_from_claims_and_nothing_gains_less_than_nothing() -> None:
-    for finding in FINDINGS:
-        here = finding.lines.get("here", "")
-        shown = " ".join(fill_paragraphs(here, find_all()))
-        assert not re.findall(r"\b(?:gains?|costs?|loses?|lost) -[\d.]+", shown), finding.number
-
-        by_hand = QUOTE.sub("", here)
-        without_margins = re.sub(r"0\.3 points|0\.[18] σ", "", by_hand)
-        assert not MEASURED.findall(without_margins), finding.number
-        assert not [text for word, text in finding.lines.items() if word != "here" and "{{" in text], finding.number
 
 
 def test_what_would_tell_is_declared_and_not_measured() -> None:

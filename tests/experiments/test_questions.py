@@ -1,8 +1,12 @@
-"""Every question: its declarations, and that the reference tables answer and draw it."""
+"""Every question: its declarations, and that the reference tables answer and draw it, and give the page on papers.
+
+All that reads the outcomes of all questions is in this file: they take half a minute, and a file is run by one process.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import find_experiment, list_questions
+from bnlab.harness.lab.catalogue import find_experiment, list_papers, list_questions
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Experiment, Tables, find_conditions
 from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs, fill_prose
@@ -18,9 +22,8 @@ from bnlab.harness.reporting.page import write_experiment
 from bnlab.harness.reporting.verdicts import NOT_MEASURED
 from bnlab.harness.reporting.wording import say_mean, say_numbers
 from bnlab.nn import SelfTuned
+from experiments.literature import PAGE, decide, list_findings, write_page
 from experiments.pages import FIGURES, read_catalogue
-
-pytestmark = pytest.mark.xdist_group("outcomes")
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 # A question's claims are committed before its numbers: until then it has no results here.
@@ -221,6 +224,47 @@ def test_every_answer_names_its_claims() -> None:
     for number, question in CATALOGUE.questions.items():
         answer = text.split(f"\n## {number}. {question.splitlines()[0][2:]}\n")[1].split("\n## ")[0]
         assert len(re.findall("^Claims", answer, re.MULTILINE)) == 1
+
+
+LITERATURE = list_findings()
+TEMPLATE = re.compile(r"{{.*?}}")
+SAID_TO_BE_MEASURED = re.compile(r"\d(?:%(?! of training)| points?| times| σ)")
+
+
+@cache
+def find_all_outcomes() -> list[Outcome]:
+    """Find the outcomes of all experiments, and of the papers that are quoted."""
+    quoted = {name for finding in LITERATURE for _, name, _ in finding.list_quotes()}
+    return [*find_outcomes(), *(decide(name) for name in quoted & {*list_papers()})]
+
+
+def test_the_page_on_the_literature_is_the_one_that_the_claims_give() -> None:
+    assert PAGE.read_text(encoding="utf-8") == write_page(find_all_outcomes()), "run: python -m experiments.literature"
+
+
+def test_a_changed_verdict_stops_the_page_on_the_literature() -> None:
+    def change(outcome: Outcome) -> Outcome:
+        frame = outcome.frame.copy()
+        is_quoted = frame["claim"] == "batches_win_when_tiny"
+        frame.loc[is_quoted, "verdict"] = "holds"
+        return replace(outcome, frame=frame)
+
+    outcomes = [change(outcome) if outcome.experiment.name == "ghost" else outcome for outcome in find_all_outcomes()]
+
+    with pytest.raises(UserError, match=r"F3b: a quoted claim has another verdict"):
+        write_page(outcomes)
+
+
+def test_its_numbers_from_here_come_from_claims_and_nothing_gains_less_than_nothing() -> None:
+    for finding in LITERATURE:
+        here = finding.lines.get("here", "")
+        shown = " ".join(fill_paragraphs(here, find_all_outcomes()))
+        assert not re.findall(r"\b(?:gains?|costs?|loses?|lost) -[\d.]+", shown), finding.number
+
+        by_hand = TEMPLATE.sub("", here)
+        without_margins = re.sub(r"0\.3 points|0\.[18] σ", "", by_hand)
+        assert not SAID_TO_BE_MEASURED.findall(without_margins), finding.number
+        assert not [text for word, text in finding.lines.items() if word != "here" and "{{" in text], finding.number
 
 
 @pytest.mark.slow  # tests of the report draw those of the quickstart
