@@ -35,30 +35,26 @@ from bnlab.harness.measurements import find_measurement
 Model = TypeVar("Model", bound=nn.Module)
 EMPTY: Mapping[str, float] = {}
 
-_RANK = """
-import sys
+_RANKS = """
+import os, sys
 import torch, torch.distributed as dist
-rank = int(sys.argv[2])
+import bnlab, tests.helpers  # once for both ranks, of which each would wait for it
+rank = 0 if os.fork() else 1
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 {script}
 dist.destroy_process_group()
-print("fine")
+print("fine", flush=True)
+if rank == 0:
+    os.wait()
 """
 
 
 def run_two_ranks(script: str, folder: Path) -> None:
     """Run `script` in two processes of one group, each with its `rank`; AssertionError unless both end well."""
-    command = [sys.executable, "-c", _RANK.replace("{script}", script), str(folder / "rendezvous")]
-    root = Path(__file__).parents[1]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-        )
-        for rank in range(2)
-    ]
+    command = [sys.executable, "-c", _RANKS.replace("{script}", script), str(folder / "rendezvous")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, encoding="utf-8", timeout=180)
     # Gloo may still tell, after the end, that the other side was first to close.
-    outputs = [process.communicate(timeout=180) for process in ranks]
-    assert all("fine" in out.splitlines() for out, _ in outputs), outputs
+    assert done.stdout.splitlines().count("fine") == 2, (done.stdout, done.stderr)
 
 
 def write_copies(root: Path, train: int, test: int) -> None:
