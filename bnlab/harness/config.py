@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import replace
+from functools import cache
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -24,6 +25,7 @@ from bnlab.harness.measurements.subjects import list_subjects
 from bnlab.harness.statistic_kinds import Measured
 
 
+@cache  # what is registered stays so for the process
 def register() -> None:
     """Make the configuration known to Hydra."""
     store = ConfigStore.instance()
