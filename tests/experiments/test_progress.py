@@ -18,6 +18,7 @@ import pytest
 
 from bnlab.harness import load
 from bnlab.harness.progress import CLEAR
+from bnlab.harness.reporting import drawing
 from tests.experiments.commands import ROOT, Call
 from tests.helpers import sweep_small
 
@@ -78,6 +79,7 @@ def test_no_number_is_cut_at_the_edge_of_a_terminal(
     """Tables and verdicts go on in further lines, with the same numbers as in a file."""
     columns = 60
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(drawing, "write", lambda name, figure, *args, **settings: figure)  # pictures take longest
     for line in ("runs list", "runs rm name=adhoc", "report name=adhoc", "report experiment=quickstart name=adhoc"):
         in_file = call(line, f"results={results}").out
         terminal.seek(0)
