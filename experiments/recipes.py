@@ -88,6 +88,19 @@ def select_complete(tables: Tables, accuracies: pd.DataFrame, by: Sequence[str],
     return accuracies[places.isin(complete)]
 
 
+def find_most_picked(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Find for each schedule the learning rate that has the highest accuracy in most groups.
+
+    Args:
+        accuracies: rows of `select_accuracies`, one for each learning rate of a group; of equal ones the smallest rate.
+        by: the columns that make a group, the schedule among them.
+    """
+    ordered = accuracies.sort_values(RATE, kind="stable").reset_index(drop=True)
+    places = ordered.groupby([*by])["accuracy"].idxmax()
+    picked = ordered.loc[places]
+    return picked.groupby(SCHEDULE)[RATE].agg(lambda rates: rates.mode().iloc[0])
+
+
 def pick(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Pick a network's step in each group by validation accuracy, under running averages and under exact statistics.
 

@@ -81,9 +81,10 @@ def test_printed_numbers_are_grey_and_apart(kind: str) -> None:
     assert not list_grey(ours)
     assert [patch.get_label() for patch in ours.patches] == ["theirs: 2 to 4 images"]
 
-    assert figure.printed is not None
-    assert figure.printed.frame[["mean", "low", "high", "n"]].to_numpy().tolist() == [[55.0, 53.0, 57.0, 0]]
-    below = drawing.draw(Figure("", "", figure.score, figure.printed.plot), figure.printed.frame)
+    assert figure.below is not None
+    printed = figure.below.score(TABLES)
+    assert printed[["mean", "low", "high", "n"]].to_numpy().tolist() == [[55.0, 53.0, 57.0, 0]]
+    below = drawing.draw(Figure("", "", figure.score, figure.below.plot), printed)
     (theirs,) = below.axes
     assert "% top-1" in (theirs.get_xlabel(), below.get_supylabel())
     assert ours.dataLim.bounds != theirs.dataLim.bounds

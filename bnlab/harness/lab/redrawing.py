@@ -23,7 +23,7 @@ from bnlab.harness.reporting.experiment import (
     Experiment,
     Figure,
     Margin,
-    PrintedPanel,
+    PartBelow,
     Score,
     Span,
     Tables,
@@ -38,7 +38,7 @@ from bnlab.harness.reporting.wording import name_value
 
 T = TypeVar("T")
 THEIRS = "theirs"
-"""In legends, of numbers that a paper prints."""
+"""In legends and names of files: numbers that a paper prints."""
 _GREY = "Grey: their numbers, on their own task and networks, from the sources in the table below."
 _GREY_BARS = "Grey intervals are two standard deviations over its runs to each side."
 
@@ -144,7 +144,7 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     if declared.of:
         known = _find_part("figure", find_experiment(declared.experiment).figures, declared.of, where)
         printed = _make_printed_panel(known.plot, apart)
-        return replace(known, caption=_write_caption(known.caption, marks), printed=printed)
+        return replace(known, caption=_write_caption(known.caption, marks), below=printed)
 
     caption = _write_caption(declared.caption, marks)
     plot = _make_plot(declared.plot, where)
@@ -152,14 +152,14 @@ def _make_figure(paper: Paper, key: str) -> Figure:
     if declared.score is None:
         if printed is None:
             raise UserError(f"{where}: it needs a score, or marks")
-        return Figure(declared.title, caption, lambda tables: printed.frame, printed.plot)
+        return Figure(declared.title, caption, printed.score, printed.plot)
 
     told_apart = plot.series if isinstance(plot, Forest) else plot.by
     if told_apart in declared.names:
         plot = replace(plot, series="words") if isinstance(plot, Forest) else replace(plot, by="words")
     spans = [_make_span(mark) for mark in marks if mark.span]
     ours = _name_ours(declared, told_apart, where)
-    return Figure(declared.title, caption, ours, plot, printed=printed, spans=spans)
+    return Figure(declared.title, caption, ours, plot, below=printed, spans=spans)
 
 
 def _write_caption(caption: str, marks: Sequence[Number]) -> str:
@@ -242,7 +242,7 @@ def _name_ours(declared: DeclaredFigure, told_apart: str, where: str) -> Score:
     return compute_named
 
 
-def _make_printed_panel(plot: Plot, marks: Sequence[Number]) -> PrintedPanel | None:
+def _make_printed_panel(plot: Plot, marks: Sequence[Number]) -> PartBelow | None:
     """Make the panel of printed numbers that have another task than ours: it has axes of its own. None without any."""
     if not marks:
         return None
@@ -256,13 +256,13 @@ def _make_printed_panel(plot: Plot, marks: Sequence[Number]) -> PrintedPanel | N
     if isinstance(plot, Curves):
         names = frame["series"] if len(tasks) == 1 else frame["panel"] + ", " + frame["series"]
         lines = frame.assign(line=f"{THEIRS}: " + names, panel=title).rename(columns={"x": plot.x})
-        return PrintedPanel(lines, replace(plot, by="line", y=axis))
+        return PartBelow(lambda tables: lines, replace(plot, by="line", y=axis), THEIRS)
 
     # What there is more of is listed downwards, and the other told apart by shapes.
     by, other = ("panel", "series") if len(tasks) > frame["series"].nunique() else ("series", "panel")
     rows = frame.assign(name=frame[by], line=f"{THEIRS}: " + frame[other], panel=title)
     series = "line" if frame[other].nunique() > 1 else ""
-    return PrintedPanel(rows, Forest("name", axis, series=series))
+    return PartBelow(lambda tables: rows, Forest("name", axis, series=series), THEIRS)
 
 
 def _tabulate(marks: Sequence[Number]) -> pd.DataFrame:

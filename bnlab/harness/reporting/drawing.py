@@ -37,8 +37,7 @@ _LETTER = 0.081
 def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = True) -> Figure:
     """Write a figure as a PNG of 256 colours for pages, and as a PDF for papers; the same table gives the same files.
 
-    The PDF has no title: a paper says in the caption what is drawn. Numbers that a published paper prints stand below
-    ours, and have a PDF of their own.
+    The PDF has no title: a paper says in the caption what is drawn. What stands below a figure has a PDF of its own.
 
     Returns the figure, whose caption says what is drawn of how many seeds; raises NoRows if there is nothing to draw.
     """
@@ -51,9 +50,9 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     parts = {name: (figure, frame)}
-    if figure.printed is not None:
-        below = replace(figure, title="", plot=figure.printed.plot, spans=())
-        parts[f"{name}_theirs"] = (below, figure.printed.frame)
+    if figure.below is not None:
+        below = replace(figure, title="", plot=figure.below.plot, spans=())
+        parts[f"{name}_{figure.below.ending}"] = (below, figure.below.score(tables))
     with plt.rc_context(RC):
         drawings = {stem: draw(part, of_part) for stem, (part, of_part) in parts.items()}
         image = _render(drawings.values())

@@ -55,16 +55,18 @@ class Span:
 
 
 @dataclass(frozen=True)
-class PrintedPanel:
-    """Numbers that a paper prints, in a panel below ours that shares no axis with them.
+class PartBelow:
+    """What stands below a figure with axes of its own: the difference of its lines, or numbers that a paper prints.
 
     Attributes:
-        frame: what the plot draws, with a column `printed` that is true, by which it is drawn in grey.
-        plot: what draws it, with axes of its own.
+        score: tables to the frame that is drawn; a column `printed` that is true draws rows in grey, as a paper's.
+        plot: what draws its panels.
+        ending: of the name of its PDF, which is a file of its own.
     """
 
-    frame: pd.DataFrame
+    score: Score
     plot: Plot
+    ending: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Figure:
         score: tables to the frame that is drawn; its column `panel` tells the panels apart.
         plot: what draws its panels.
         finding: what is seen, its title in place of the other where the claims hold.
-        printed, spans: what a paper says beside it.
+        below: what stands below it, with axes of its own.
+        spans: stretches that a paper names.
     """
 
     title: str
@@ -86,7 +89,7 @@ class Figure:
     score: Score
     plot: Plot
     finding: Finding | None = None
-    printed: PrintedPanel | None = None
+    below: PartBelow | None = None
     spans: Sequence[Span] = ()
 
 

@@ -1,27 +1,43 @@
-"""A plot of one question: what a reader takes from the cells of a map."""
+"""A plot that questions share: what a reader takes from the cells of a map."""
 
 from __future__ import annotations
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
+from scipy import stats
 
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Figure
-from experiments.questions.ground.plots import Cells
+from bnlab.harness.reporting.means import interval
+from experiments.cells import Cells, find_certain
 
 matplotlib.use("Agg")
 
-CELLS = Cells("updates", "batch_size", ("number of updates", "batch size"), "points lost", "below 50%")
+CELLS = Cells(
+    "updates",
+    "batch_size",
+    "small",
+    {"falling rate": "number of updates"},
+    "batch size",
+    "points lost",
+    "in small: exact accuracy",
+    {"is_picked": "picked under exact statistics"},
+)
+LOST = {(4, 36): 0.2, (4, 2250): 5.6, (64, 36): -0.02, (64, 2250): 20.0}
 
 
-def plant(**columns: list[object]) -> pd.DataFrame:
-    """Plant cells of two batch sizes after 36 and 2,250 updates, in one panel."""
-    places = {"panel": "falling rate", "batch_size": [4, 4, 64, 64], "updates": [36, 2250, 36, 2250]}
-    means = {"mean": [0.2, 5.6, -0.02, 20.0], "low": [-0.1, 2.0, -0.1, 15.0], "high": [0.5, 9.0, 0.1, 25.0]}
-    return pd.DataFrame({**places, **means, "hollow": [True, False, False, False], "n": 7, "log": False, **columns})
+def plant(deviation: float = 0.2) -> pd.DataFrame:
+    """Plant cells of two batch sizes after 36 and 2,250 updates, in one panel: seven seeds, from −3 to 3 deviations."""
+    rows = []
+    for (size, updates), mean in LOST.items():
+        place = {"batch_size": size, "updates": updates, "small": f"of {size}%", "is_picked": size == 64}
+        for seed in range(7):
+            rows.append({**place, "panel": "falling rate", "seed": seed, "lost": mean + deviation * (seed - 3)})
+    return interval(pd.DataFrame(rows), "lost", ("panel", "batch_size", "updates", "small", "is_picked"))
 
 
 def test_a_cell_has_its_number_bold_where_it_is_certain_and_darker_the_larger_it_is() -> None:
@@ -29,15 +45,33 @@ def test_a_cell_has_its_number_bold_where_it_is_certain_and_darker_the_larger_it
     (ax,) = drawn.axes
 
     texts = {text.get_text(): text for text in ax.texts}
-    cells = {patch.get_xy(): patch for patch in ax.patches if isinstance(patch, Rectangle)}
-    light, dark = cells[0.53, -0.46], cells[0.53, 0.54]
+    patches = [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_width() > 0]
+    cells = {tuple(np.add(patch.get_xy(), 0.5).round()): patch for patch in patches if patch.get_fill()}
+    framed = [tuple(np.add(patch.get_xy(), 0.5).round()) for patch in patches if not patch.get_fill()]
 
-    assert {*texts} == {"0.2", "5.6", "0.0", "20.0"}
+    assert {*texts} == {"0.2", "5.6", "0.0", "20.0", "of 4%", "of 64%"}
     assert [name for name, text in texts.items() if text.get_fontweight() == "bold"] == ["5.6", "20.0"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["36", "2,250"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["4", "64"]
     assert ax.get_ylim() == (1.5, -0.5), "small batches on top"
-    assert sum(to_rgb(dark.get_facecolor()[:3])) < sum(to_rgb(light.get_facecolor()[:3]))
-    assert [bool(patch.get_hatch()) for patch in cells.values()].count(True) == 1
-    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["points lost", "below 50%"]
+    assert sum(to_rgb(cells[1, 1].get_facecolor()[:3])) < sum(to_rgb(cells[1, 0].get_facecolor()[:3]))
+    assert framed == [(0, 1), (1, 1)]
+    legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert legend == ["points lost", "in small: exact accuracy", "picked under exact statistics"]
     plt.close("all")
+
+
+def test_certain_is_what_holm_leaves_over_the_map() -> None:
+    """Four two-sided t tests: the smallest p-value times four, the next one times three, and so on."""
+    deviation = 0.09
+    p = [stats.ttest_1samp(mean + deviation * np.arange(-3, 4), 0).pvalue for mean in LOST.values()]
+    assert 0.05 / 2 < p[0] < 0.05, "certain by itself, not beside the others"
+
+    assert find_certain(plant(deviation)) == [False, True, False, True]
+    assert find_certain(plant(deviation)[:1]) == [True]
+
+
+def test_one_seed_is_not_certain() -> None:
+    one = pd.DataFrame({"panel": "", "batch_size": [4, 16], "seed": 0, "lost": [1.0, 30.0]})
+
+    assert find_certain(interval(one, "lost", ("panel", "batch_size"))) == [False, False]

@@ -149,3 +149,44 @@ def test_forecast() -> None:
     in_order = plant([("constant", 0.1, 128)], range(7), data="glyphs", order="sorted")
     found = judge("forecast", {name: pd.concat([real[name], in_order[name]]) for name in real})
     assert {claim for claim, verdicts in found.items() if {*verdicts} != {"holds"}} == {"flags_are_large_losses"}
+
+
+def test_the_map_of_real() -> None:
+    """Cells hold what was planted; at a constant rate running averages would pick the smallest rate."""
+    figure = find_experiment("real").figures["map"]
+
+    cells = figure.score(plant([*SEVEN, *OTHERS], range(7)))
+
+    of_one = {
+        panel: select(cells, panel=panel, row="rate 0.1")["column"].to_list() for panel in ("constant rate", "cosine")
+    }
+    rows = ["rate 0.025", "rate 0.1", "rate 0.4", "batches of 32", "batches of 512"]
+    assert [*cells["row"].unique()] == rows
+    assert of_one["constant rate"] == ["112", "562", "1,123", "2,808", "5,616"]
+    assert of_one["cosine"] == ["10%", "50%", "80%", "90%", "100%"]
+
+    (shown,) = select(cells, panel="cosine", row="rate 0.4", column="50%").to_dict("records")
+    lost = sum(lose("cosine", 0.4, 0.5, seed) for seed in range(7)) / 7
+    assert shown["mean"] == pytest.approx(lost)
+    assert shown["small"] == "of 87%"
+
+    place = ["panel", "row", "column"]
+    at_the_end = ["cosine", "rate 0.4", "100%"]
+    running, exact = (cells.loc[cells[mark], place].to_numpy().tolist() for mark in ("picked_running", "picked_exact"))
+    assert running == [["constant rate", "rate 0.025", "5,616"], at_the_end]
+    assert exact == [["constant rate", "rate 0.4", "5,616"], at_the_end]
+
+
+def test_below_the_cosine_stands_the_difference_within_networks() -> None:
+    figure = find_experiment("real").figures["cosine"]
+    tables = plant([*SEVEN, *OTHERS], range(7))
+
+    accuracies = figure.score(tables).pivot(index="done", columns="line", values="mean")
+    assert figure.below is not None
+    difference = figure.below.score(tables).set_index("done")
+
+    assert len(difference) == len(SHARES)
+    expected = accuracies["exact statistics"] - accuracies["running averages"]
+    pd.testing.assert_series_equal(difference["mean"], expected, check_names=False)
+    of_accuracy = select(figure.score(tables), line="exact statistics").set_index("done")
+    assert (difference["error"] < of_accuracy["error"]).all(), "seeds differ less within a network"
