@@ -50,7 +50,7 @@ FOLDERS = {
     "gaps": "gap decomposition",
     "nn": "averages self_tuned",
     "recording": "trace steps recorders block frozen",
-    "exact": "task probe walk samples measurement population",
+    "exact": "task source probe walk samples measurement population",
     "doctor": "thresholds labels scores words undoing observing history examination probe case lag patient cause "
     "causes catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
     "recalibrate gallery",
@@ -78,7 +78,7 @@ REPORTING = {
         for name in ("errors", "schema", "updates", "source_code", "run_table", "requests", "reporting")
     ),
 }
-SHARED = {f"experiments.{name}" for name in ("margins", "recipes", "tuning")}  # by several questions
+SHARED = {f"experiments.{name}" for name in ("cells", "margins", "recipes", "tuning")}  # by several questions
 PACKAGED = {
     "PIL": "pillow",
     "hydra": "hydra-core",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bnlab.doctor.observing import View
 from bnlab.doctor.scores import Difference, Scores
-from bnlab.exact.population import Source, population_statistics
+from bnlab.exact.population import population_statistics
+from bnlab.exact.source import Source
 from bnlab.exact.task import Ranks, Task, watched
 from bnlab.model.batches import Forward, call, copy_batch, count_images, find_device, map_batch
 from bnlab.model.borrow import keep_random_state, measured

@@ -6,7 +6,6 @@ Statistics are exact if an ordinary evaluation under them gives each layer an in
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,8 +14,9 @@ import torch
 from torch import nn
 
 from bnlab.exact.measurement import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
+from bnlab.exact.source import Source
 from bnlab.exact.task import CALLER, Ranks, Task
-from bnlab.memory import memory_limit, read_free_bytes
+from bnlab.memory import memory_limit
 from bnlab.model.arguments import require_count, require_number
 from bnlab.model.batches import (
     CountImages,
@@ -24,7 +24,6 @@ from bnlab.model.batches import (
     call,
     check_counter,
     find_device,
-    list_tensors,
     require_batches,
     require_forward,
 )
@@ -140,6 +139,7 @@ def population_statistics(
         statistics = measure()
         if standard_errors:
             statistics.standard_errors = measure_errors(task, statistics, upstream)
+        ranks.run_together(lambda: source.require_unchanged(task.data))
         return statistics
 
 
@@ -162,6 +162,7 @@ def _measure_until_exact(
             statistics = measure()
             statistics.standard_errors = measure_errors(task, statistics, upstream)
         if is_exhausted or compute_worst_error(statistics.standard_errors or {}, statistics) <= tolerance:
+            task.ranks.run_together(lambda: source.require_unchanged(task.data))
             return statistics
 
         batches_before = batches
@@ -208,60 +209,3 @@ def require_amount(max_images: int | str | None, tolerance: float | None, caller
         raise ValueError(f'{caller}: tolerance={tolerance}; it is for max_images="auto" only')
     if max_images is not None:
         require_count(max_images, f'{caller}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
-
-
-class Source:
-    """Reads the caller's batches as far as they are wanted.
-
-    Args:
-        batches: what the caller gave.
-        count: counts the images of a batch.
-        caller: the public call, for messages.
-    """
-
-    def __init__(self, batches: Iterable[Any], count: Callable[[Any], int], caller: str) -> None:
-        self._batches = iter(batches)
-        self._count = count
-        self._caller = caller
-        self._free: dict[torch.device, int] = {}  # bytes, when a device's first batch was read
-        self._bytes = Counter[torch.device]()  # of all batches so far
-
-    def read(self, data: list[Any], wanted: int | None, least_batches: int = 1) -> bool:
-        """Add batches to `data`, at least one, until they are as many images and batches as wanted.
-
-        Args:
-            data: the batches so far.
-            wanted: number of images; None: all there are.
-            least_batches: number of batches.
-
-        Returns:
-            Whether there are no further batches.
-
-        Raises:
-            ValueError: a batch has no images, or those before it take more than half of the memory that was free.
-        """
-        images = sum(map(self._count, data))
-        for batch in self._batches:
-            self._require_memory(len(data))
-            count = self._count(batch)
-            if count < 1:
-                raise ValueError(f"{self._caller}: a batch has no images; leave empty batches out")
-            data.append(batch)
-            images += count
-            for tensor in list_tensors(batch):
-                if tensor.device not in self._free:
-                    self._free[tensor.device] = read_free_bytes(tensor.device)
-                self._bytes[tensor.device] += tensor.nbytes
-            if wanted is not None and images >= wanted and len(data) >= least_batches:
-                return False
-        return True
-
-    def _require_memory(self, batches: int) -> None:
-        """Refuse one more batch where those that were read take more than half of the memory."""
-        batches_take = "1 batch takes" if batches == 1 else f"{batches:,} batches take"
-        for device, size in self._bytes.items():
-            if 2 * size > self._free[device]:
-                raise ValueError(
-                    f"{self._caller}: {batches_take} {size:,} bytes, more than half of the memory that was free, and "
-                    "there are more; pass max_images=, as a loader without end needs, or fewer batches"
-                )

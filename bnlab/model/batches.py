@@ -54,29 +54,38 @@ def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
     return function(batch)
 
 
-def list_tensors(batch: Any, depth: int = 3) -> Iterator[Tensor]:
-    """List the tensors that a batch holds, also in the attributes of objects, `depth` objects deep."""
-    if isinstance(batch, Tensor):
+def list_tensors(batch: Any) -> Iterator[Tensor]:
+    """List the tensors that a batch holds, also in the attributes of objects, three objects deep."""
+    return _list_parts(batch, Tensor, 3)
+
+
+def list_arrays(batch: Any) -> Iterator[np.ndarray]:
+    """List the numpy arrays that a batch holds, as `list_tensors` lists tensors."""
+    return _list_parts(batch, np.ndarray, 3)
+
+
+def _list_parts(batch: Any, kind: type, depth: int) -> Iterator[Any]:
+    if isinstance(batch, kind):
         yield batch
     elif isinstance(batch, (dict, UserDict)):
         for part in batch.values():
-            yield from list_tensors(part, depth)
+            yield from _list_parts(part, kind, depth)
     elif isinstance(batch, (list, tuple)):
         for part in batch:
-            yield from list_tensors(part, depth)
-    elif depth and hasattr(batch, "__dict__"):
+            yield from _list_parts(part, kind, depth)
+    elif depth and not isinstance(batch, Tensor) and hasattr(batch, "__dict__"):
         for part in vars(batch).values():
-            yield from list_tensors(part, depth - 1)
+            yield from _list_parts(part, kind, depth - 1)
 
 
-def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
+def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = False) -> Any:
     """Copy a batch: its tensors to `device`, its numpy arrays, and other objects with the tensors they hold.
 
     Objects with a `clone` of their own, as batches of graphs have, are copied by it and stay where they are.
 
     Args:
         batch: tensors, alone or in lists, tuples and dictionaries.
-        device: where the tensors are copied to.
+        device: where the tensors are copied to; None: each to where it is.
         channels_last: images [N, C, H, W] are laid out with the channels innermost.
     """
 
@@ -84,7 +93,7 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
         if isinstance(leaf, Tensor):
             is_image = leaf.dim() == 4 and leaf.layout == torch.strided
             layout = torch.channels_last if channels_last and is_image else torch.preserve_format
-            return leaf.to(device, copy=True, memory_format=layout)
+            return leaf.to(leaf.device if device is None else device, copy=True, memory_format=layout)
         if isinstance(leaf, np.ndarray):
             return np.copy(leaf)
         if callable(getattr(leaf, "clone", None)):

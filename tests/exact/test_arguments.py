@@ -76,7 +76,7 @@ def test_forwards_that_write_into_their_batch_write_into_a_copy() -> None:
 
 
 def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnlab.exact.population.read_free_bytes", lambda device: 10_000)
+    monkeypatch.setattr("bnlab.exact.source.read_free_bytes", lambda device: 10_000)
     (batch,) = images(8)
     assert population_statistics(plain(), [batch])  # one batch may take more than half
 
