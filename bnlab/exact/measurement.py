@@ -77,6 +77,7 @@ def measure_exactly(
                 f"{len(task.layers)} layers (strategy='layerwise' does so at once)"
             )
             progress = _do_nothing
+            task.channels_last = False  # the layout that the caller gave: another may be the reason
 
     with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
         statistics, check = _settle_and_check(task, Budget(sizes, None, limit), cost, progress)

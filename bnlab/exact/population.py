@@ -63,7 +63,7 @@ def population_statistics(
 ) -> Statistics:
     """Measure mean and variance (ddof 0) of what each batch-norm layer of `model` is given at inference.
 
-    The model comes back as it was. At the end a few images are evaluated in the ordinary way. If that differs from
+    The model comes back as it was. At the end four batches are evaluated in the ordinary way. If that differs from
     what was measured, bnlab measures layer by layer instead, and warns why. Forwards that wait for each other (a lock
     that is held across a layer) need strategy="layerwise"; layers that run in other threads cannot be measured.
 

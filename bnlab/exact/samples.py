@@ -1,4 +1,4 @@
-"""Ordinary forwards of a few images: before a walk, to see how the model runs, and after it, to check the result.
+"""Ordinary forwards: of a few images before a walk, to see how the model runs; of whole batches, to check the result.
 
 The check: an ordinary evaluation under the result has to give each layer what it was measured on.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -24,7 +25,7 @@ from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments, compare_moments, fetch
 from bnlab.statistics.provenance import Check
 
-_SAMPLE_SIZE = 4  # images of a batch that are evaluated in place of all
+_SAMPLE_SIZE = 4  # images of a batch by which a forward is profiled
 
 # Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances
 # relative.
@@ -84,38 +85,48 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     return Profile.of(calls, live.peak, max(1, count_bytes(sample)))
 
 
-def choose_noted(task: Task) -> Collection[int]:
-    """Choose the batches that are checked: the first, one in the middle, another one, and the first of another shape.
+def choose_noted(task: Task) -> list[int]:
+    """Choose the batches that are checked: the first, the last, two in between, and the first of another shape.
 
-    The number of the third is no multiple of 2 or 3: where two or three kinds of batches come in turn, it is not of the
-    first one's kind.
+    One of the two is in the middle. The number of the other is no multiple of 2 or 3: where two or three kinds of
+    batches come in turn, it is not of the first one's kind.
     """
     if not task.data:
-        return ()
-    noted = {0, len(task.data) // 2}
+        return []
+    noted = [0, len(task.data) // 2, len(task.data) - 1]
     others = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
-    noted.update(others[len(others) // 2 :][:1])
+    noted += others[len(others) // 2 :][:1]
     usual = None
     for index, batch in enumerate(task.data):
         shapes = [tensor.shape[1:] for tensor in list_tensors(batch)]
         if usual is None:
             usual = shapes
         elif shapes != usual:
-            noted.add(index)
+            noted.append(index)
             break
-    return noted
+    return sorted({*noted})
 
 
 def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Check | None:
     """Compare what a walk has noted of some batches with ordinary evaluations of them under its result, `statistics`.
 
+    Whole batches are evaluated: what forwards that take turns can spoil need not show in their first rows. The first of
+    them is laid out in memory as the caller gave it, since the walk may have turned it for speed, which a forward that
+    counts in strides reads as other pixels.
+
     Returns:
         The first check that failed, else the one with the largest difference; None if nothing was noted.
     """
+    as_given = replace(task, channels_last=False)
     noted = [batch for batch in walk.batches if batch.notes is not None]
-    of_rank = task.ranks.run_together(
-        lambda: [_check_batch(task, statistics, batch.index, batch.notes or ()) for batch in noted]
-    )
+
+    def check_all() -> list[Check]:
+        checks = []
+        for place, batch in enumerate(noted):
+            checks.append(_check_batch(task if place else as_given, statistics, batch.index, batch.notes or ()))
+        return checks
+
+    of_rank = task.ranks.run_together(check_all)
     checks: list[Check] = []
     for rank_checks in task.ranks.gather(of_rank):
         checks += rank_checks
@@ -125,23 +136,7 @@ def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Che
     return max(checks, key=lambda check: check.off, default=None)
 
 
-def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, notes: Sequence[Note]) -> Check:
-    """Check a sample of a batch's images, and all of them if the sample shows a difference.
-
-    The sample may show one where there is none: the first rows of a layer's input need not be of the first images.
-    """
-    batch = task.data[index]
-    sample = take_images(batch, task.sample_size)
-    names = [note.name for note in notes]
-    check = _compare(task, statistics, sample, names, [note.sample_moments for note in notes])
-    if check.held:
-        return check
-    return _compare(task, statistics, batch, names, [note.moments for note in notes])
-
-
-def _compare(
-    task: Task, statistics: Mapping[str, Moments], batch: Any, expected_names: list[str], expected: Sequence[Pooled]
-) -> Check:
+def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expected: Sequence[Note]) -> Check:
     """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
     names: list[str] = []
     pooled: list[Pooled] = []
@@ -150,16 +145,17 @@ def _compare(
         names.append(name)
         pooled.append(task.reader.measure(x))
 
-    # Takes back what a sample leaves in the model, such as a queue's place.
+    # Takes back what the forward leaves in the model, such as a queue's place.
     with borrowed(task.model), watched(task, task.layers, note):
-        task.evaluate(batch)
-    for name, expected_name in zip_longest(names, expected_names):
-        if name != expected_name:
-            return Check(False, expected_name or name, math.inf)
+        task.evaluate(task.data[index])
+    for name, noted in zip_longest(names, expected):
+        if noted is None or name != noted.name:
+            return Check(False, name if noted is None else noted.name, math.inf)
 
     worst = 0.0
     failed = None
-    for name, measured, noted in zip(names, fetch(pooled), fetch(expected), strict=True):
+    moments = [noted.moments for noted in expected]
+    for name, measured, noted in zip(names, fetch(pooled), fetch(moments), strict=True):
         off = max(compare_moments(noted, measured, statistics[name].var))
         worst = max(worst, off)
         if off > SAME and failed is None:

@@ -35,7 +35,7 @@ class Task:
         ranks: the processes that measure together.
         inputs: says what the layers normalize.
         reader: reads the moments of what they normalize.
-        sample_size: how many of a batch's images are evaluated to profile and to check a forward.
+        sample_size: how many of a batch's images are evaluated to profile a forward.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
     """
 

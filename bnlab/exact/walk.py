@@ -26,11 +26,10 @@ from bnlab.statistics.moments import Moments
 
 
 class Note(NamedTuple):
-    """One call of a layer: its name, and the moments of what it was given, of all rows and of a sample of them."""
+    """One call of a layer: its name, and the moments of what it was given."""
 
     name: str
     moments: Pooled
-    sample_moments: Pooled
 
 
 class _Batch:
@@ -156,7 +155,7 @@ class Walk:
         moments = reader.measure(x)
         notes = self._current.notes
         if notes is not None:
-            notes.append(Note(name, moments, reader.measure(x[: self._task.sample_size])))
+            notes.append(Note(name, moments))
         return moments
 
     # -- one layer after the other -----------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ class Cost:
     Attributes:
         images: images in the data: the rows of each batch's first tensor.
         batches: batches in the data.
-        forwards: how often a batch's forward was begun at its input, except for a few images to profile and to check;
-            more than `batches` where memory was short, or there were several passes.
+        forwards: how often a batch's forward was begun at its input, except for a few images to profile and four
+            batches to check; more than `batches` where memory was short, or there were several passes.
         input_bytes: bytes of the batches, which are held.
         peak_bytes: the most bytes that forwards needed at once, according to the profile of one.
         passes: passes over all layers; more than one only where layers are called several times.
@@ -29,7 +29,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome of an ordinary evaluation under the result, of up to three batches and of one of another shape.
+    """Outcome of an ordinary evaluation under the result, of up to four batches and of one of another shape.
 
     Attributes:
         held: whether all layers were given what the statistics were measured on.

@@ -331,7 +331,8 @@ def test_statistics_of_ones_own_are_of_the_models_layers() -> None:
     assert torch.equal(model[4].running_mean.double(), of_both["module.4"].mean.float().double())
 
 
-def test_four_forwards_do_where_the_averages_fit() -> None:
+def test_five_forwards_do_where_the_averages_fit() -> None:
+    """One of them checks the statistics: all of so few batches are evaluated again."""
     model = with_momentum(make_classifier(), None)
     bnlab.recalibrate(model, draw(1000))
     seen = 0
@@ -343,4 +344,4 @@ def test_four_forwards_do_where_the_averages_fit() -> None:
     model.register_forward_pre_hook(count_images)
     bnlab.recalibrate(model, draw(1000))
 
-    assert seen <= 4 * 1000 + 16  # a probe of eight images
+    assert seen <= 5 * 1000 + 16  # a probe of eight images

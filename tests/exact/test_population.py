@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import enum
 import re
 import warnings
 from collections import UserDict
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from tests.exact.zoo import Case, Net, make_cases
 from tests.helpers import AddsItsCalls, images, measure_difference, plain, residual, unchanged
 
 CASES = make_cases()
+_scale = 1.0  # set by forwards of a test
 
 
 def widen(batch: Any) -> Any:
@@ -209,6 +212,82 @@ def test_state_that_differs_from_batch_to_batch(scales: tuple[float, ...], in_a_
         found = population_statistics(build(), batches, forward=run)
 
     assert gap(expected, found)["var_gap"].max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "list", "Enum", "numpy integer", "global", "attribute of a class"])
+def test_what_a_forward_sets_and_reads_behind_a_layer(kind: str) -> None:
+    """Forwards of other batches come between; the late rows of each batch show it, the first eight do not."""
+
+    class Kind(enum.Enum):
+        WEAK = 0.5
+        STRONG = 2.0
+
+    class Shared:
+        scale = 1.0
+
+    held: dict[str, Any] = {"scale": 1.0}
+
+    class Sets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.BatchNorm1d(4)
+            self.second = nn.BatchNorm1d(4)
+            self.scales = [1.0]
+
+        def forward(self, x: Tensor) -> Any:
+            scale = x.std().item()
+            match kind:
+                case "dictionary":
+                    held["scale"] = scale
+                case "global":
+                    globals()["_scale"] = scale
+                case "list":
+                    self.scales[0] = scale
+                case "Enum":
+                    held["scale"] = Kind.STRONG if scale > 1 else Kind.WEAK
+                case "numpy integer":
+                    held["scale"] = np.int64(100 * scale)
+                case _:
+                    Shared.scale = scale
+            normalized = self.first(x)
+
+            places = {"list": self.scales[0], "attribute of a class": Shared.scale, "global": _scale}
+            read: Any = places.get(kind, held["scale"])
+            late = read.value if isinstance(read, enum.Enum) else float(read)
+            factors = torch.ones(len(x), 1)
+            factors[8:] = late
+            return self.second(normalized * factors)
+
+    batches = [torch.randn(32, 4) * (1 + number % 3) for number in range(6)]
+    expected = population_statistics(Sets(), batches, strategy="layerwise")
+
+    with pytest.warns(RuntimeWarning, match="keeps state between its layers"):
+        found = population_statistics(Sets(), batches)
+
+    assert gap(expected, found)["var_gap"].max() < 1e-6
+
+
+def test_a_forward_that_counts_in_strides_gets_the_layout_that_was_given() -> None:
+    """On a CPU images are turned to channels innermost, in which it is faster; this forward would read other pixels."""
+
+    class ReadsMemory(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Any:
+            first_channels = x.as_strided((len(x), 2, 4, 4), (48, 16, 4, 1))  # of images [3, 4, 4] in C order
+            return self.norm(first_channels)
+
+    batches = [torch.arange(3.0).view(1, 3, 1, 1) + torch.randn(16, 3, 4, 4) for _ in range(4)]
+    pixels = torch.cat(batches)[:, :2].double()
+
+    with pytest.warns(RuntimeWarning, match="measured layer by layer"):
+        found = population_statistics(ReadsMemory(), batches)
+
+    torch.testing.assert_close(found["norm"].mean, pixels.mean((0, 2, 3)), rtol=0, atol=1e-6)
+    assert found.check is not None
+    assert found.check.is_exact
 
 
 def test_a_setting_that_some_batches_change_is_noticed_and_put_back() -> None:
