@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bnlab.harness import load
+from bnlab.harness.lab.command import keep_command
 from bnlab.harness.requests import command_path, read_commands
 from tests.experiments.commands import SWEEP, Call, files, list_trained
 
@@ -80,6 +81,18 @@ def test_the_commands_of_a_sweep_do_not_bring_back_what_was_taken_out(swept: Pat
 
     assert call("runs rm name=adhoc --yes", f"results={results}").code == 0
     assert not read_commands(folder)
+
+
+def test_of_some_sweeps_only_what_was_taken_out_after_them_is_read(tmp_path: Path) -> None:
+    """These commands measure outdated rows again."""
+    first, taken_out, second = "bnlab sweep seed=0", "bnlab runs rm name=adhoc seed=0 --yes", "bnlab sweep seed=1"
+    for command in (first, taken_out, second):
+        keep_command(tmp_path, command)
+
+    assert read_commands(tmp_path) == [first, taken_out, second]
+    assert read_commands(tmp_path, {first}) == [first, taken_out]
+    assert read_commands(tmp_path, {second}) == [second]
+    assert read_commands(tmp_path, {""}) == [], "of an earlier version, which did not note the command"
 
 
 def list_statistics(results: Path) -> dict[str, list[str]]:
