@@ -116,10 +116,12 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
     yield f"the rest   about {format_seconds(start + overhead)}: starting processes, building networks, writing files"
     whole = start + training + measuring + overhead
     at_a_time = f"{_count(processes, 'network')} at a time"
+    # The trials ran alone: on busy cores, or with less cache for each, several at a time are slower.
+    speed = "on this machine as busy as it is now" if processes == 1 else "each as fast as one alone is now"
     if math.isnan(whole):
         yield f"in all     not known, {at_a_time}"
     else:
-        yield f"in all     about {format_seconds(whole)}, {at_a_time}, on this machine as busy as it is now"
+        yield f"in all     about {format_seconds(whole)}, {at_a_time}, {speed}"
     yield f"disk       about {disk / 1e6:,.0f} MB in {configs[0].results}/runs"
     yield from small_batches
     yield from trials.list_warnings()

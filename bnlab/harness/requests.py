@@ -2,7 +2,7 @@
 
     results/<experiment>/requests/<run>-<digest>.json         what one job asked for; never written by two
     results/<experiment>/columns.parquet                      the columns of `runs`, without rows
-    results/<experiment>/command.txt                          the commands of its sweeps, the latest last
+    results/<experiment>/command.txt                          the commands that made its tables, the latest last
     results/runs/<run>/measurements/<table>/<digest>.parquet  the rows themselves, which live with their network
 
 Tables are put together from the requests of an experiment when they are read.
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,20 @@ def command_path(folder: Path) -> Path:
     return folder / "command.txt"
 
 
-def read_commands(folder: Path) -> list[str]:
-    """Read the commands that have made the tables of an experiment, the latest last; none of committed tables."""
+def read_commands(folder: Path, sweeps: Container[str] | None = None) -> list[str]:
+    """Read the commands that have made the tables of an experiment, the latest last; none of committed tables.
+
+    Given some of its sweeps, these alone. What was taken out of their tables is among the commands, so that it does not
+    come back with them.
+    """
     path = command_path(folder)
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    commands = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    chosen = [each for each in commands if sweeps is None or each in sweeps or _takes_out(each)]
+    return list(dropwhile(_takes_out, chosen))
+
+
+def _takes_out(command: str) -> bool:
+    return command.startswith("bnlab runs rm ")
 
 
 def find_rows(results: Path, run: str, table: str) -> Path:

@@ -52,7 +52,7 @@ def test_networks_that_are_trained_at_a_time_share_the_time(
 
     out = capsys.readouterr().out
     assert "training   about 7 min\n" in out
-    assert re.search("in all     about 7 min, 3 networks at a time", out)
+    assert re.search("in all     about 7 min, 3 networks at a time, each as fast as one alone is now\n", out)
 
 
 COSTS = {

@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,10 @@ class Run:
 
     @property
     def memory(self) -> int:
-        """Bytes that activations may take. On a CPU those of its cores: processes on the others measure too."""
+        """Bytes that activations may take. Of several processes on a CPU each has those of its cores: all measure."""
         limit = memory_limit(None, self.device)
-        if self.device.type != "cpu":
+        is_alone = parent_process() is None
+        if is_alone or self.device.type != "cpu":
             return limit
         cores = cpu_count()
         return limit * min(torch.get_num_threads(), cores) // cores

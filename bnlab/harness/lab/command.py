@@ -100,7 +100,7 @@ def write_command(command: str, word: str, results: Path) -> str:
 
 
 def keep_command(folder: Path, command: str) -> None:
-    """Put a sweep's command behind those that have made the tables of an experiment before, for pages and requests."""
+    """Put a command behind those that have made the tables of an experiment before, for pages and requests."""
     with FileLock(folder / "command.lock"):  # parts of a sweep may begin at once
         others = [other for other in read_commands(folder) if other != command]
         lines = "\n".join([*others, command])

@@ -20,8 +20,8 @@ USAGE = """usage: bnlab runs list          every network: in what it differs, it
        bnlab runs rm RUN...     remove these networks; their rows stay in the tables of sweeps
        bnlab runs rm name=NAME [SETTING=VALUE ...] [--yes] [--networks]
                                 take the networks with these settings out of the tables of a sweep, as
-                                batch_size=32 or seed=0,1: list them; with --yes do it. The networks stay, unless
-                                --networks removes them too
+                                batch_size=32 or seed=0,1; with momentum= or estimator= only their rows of these:
+                                list them; with --yes do it. The networks stay, unless --networks removes them too
        bnlab runs export RUN FILE.safetensors [step=K] [statistics=exact]
                                 weights and buffers as safetensors, with torch's keys
 RUN is a name as HASH/seed_0, or a beginning that no other has; show and rm take HASH for all of its seeds.

@@ -21,6 +21,7 @@ from bnlab.harness.reporting.style import axis_of
 from bnlab.harness.reporting.wording import (
     describe_networks,
     estimator_label,
+    find_length,
     format_number,
     list_values,
     list_varied,
@@ -110,9 +111,8 @@ def make_overview(tables: Tables) -> Overview:
 
 def _find_varied(runs: pd.DataFrame) -> list[str]:
     """Find the settings that were varied, seed apart; not those that follow from one before them."""
-    varied = list_varied(runs)
-    if runs["steps"].nunique() < runs["epochs"].nunique():  # the length was set in steps
-        varied = ["steps" if column == "epochs" else column for column in varied]
+    length = find_length(runs)
+    varied = [length if column == "epochs" else column for column in list_varied(runs)]
 
     settings: list[str] = []
     for column in varied:
@@ -271,16 +271,9 @@ def _name_rows(frame: pd.DataFrame, columns: list[str]) -> list[str]:
 def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
     """Write means with their intervals at the last step: a row for each condition, with settings and statistics.
 
-    Beside the n of a mean it says how many networks diverged or failed. A condition without any other network has a
-    row that says so.
+    Beside n it says how many networks diverged or failed. A condition without any other network has a row that says so.
     """
-    table = pd.DataFrame(columns=[*varied, "estimator", "momentum", "n"])
-    for measure in measures:
-        means = measure.average_last()
-        numbers = means[["mean", "low", "high"]].to_numpy(float)
-        means[measure.axis.label] = [format_number(*row) for row in numbers]
-        part = means[[*measure.settings, "estimator", "momentum", measure.axis.label, "n"]]
-        table = part if measure is measures[0] else table.merge(part, how="outer")
+    table = _write_means(measures, varied)
     settings = measures[-1].settings if measures else varied
     results = [measure.axis.label for measure in measures] or ["result"]
 
@@ -295,6 +288,28 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
         written[column] = table[column].where(is_measured, table["ends"]) if column in table else table["ends"]
     written["n"] = [_write_count(*row) for row in table[["n", "left_out", "ends"]].itertuples(index=False)]
     return written.astype(object).fillna("")
+
+
+def _write_means(measures: list[_Measure], varied: list[str]) -> pd.DataFrame:
+    """Write the means of each condition in one row; `n` is the largest of theirs, a mean over fewer has its own."""
+    table = pd.DataFrame(columns=[*varied, "estimator", "momentum", "n"])
+    counts = {}
+    for measure in measures:
+        label = measure.axis.label
+        counts[label] = f"n of {label}"
+        means = measure.average_last()
+        numbers = means[["mean", "low", "high"]].to_numpy(float)
+        means[label] = [format_number(*row) for row in numbers]
+        means[counts[label]] = means["n"]
+        part = means[[*measure.settings, "estimator", "momentum", label, counts[label]]]
+        table = part if measure is measures[0] else table.merge(part, how="outer")
+
+    if measures:
+        table["n"] = table[[*counts.values()]].max(axis=1)
+    for label, count in counts.items():
+        written = table[[label, count, "n"]].itertuples(index=False)
+        table[label] = [f"{mean} (n = {own:.0f})" if own < most else mean for mean, own, most in written]
+    return table
 
 
 def _count_left_out(networks: pd.DataFrame, measures: list[_Measure], varied: list[str]) -> pd.DataFrame:

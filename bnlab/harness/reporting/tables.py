@@ -27,7 +27,7 @@ from filelock import FileLock
 from bnlab.common.files import Unreadable, reading, set_aside, write_text
 from bnlab.common.names import EstimatorName
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_request
+from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_commands, read_request
 from bnlab.harness.run_table import RUNS
 from bnlab.harness.schema import ORIGIN, conform, read_frame, read_key, read_rows, read_schema, write_frame
 from bnlab.harness.source_code import Code, digest_files, list_changed, say_changed
@@ -184,7 +184,7 @@ def _put_together(folder: Path) -> _Together:
             whole = pa.concat_tables(parts)
             selections = [request.selections.get(name, Selection()) for request in requests]
             selected = _select_rows(whole.to_pandas(), selections)
-            of_one, said = _keep_one_version(selected, name, requests, now)
+            of_one, said = _keep_one_version(selected, name, requests, now, folder)
             rows = _keep_newest(of_one, read_key(whole.schema))
             schemas[name] = whole.drop_columns([ORIGIN, _REQUEST]).schema
             frames[name] = _finish(rows, schemas[name])
@@ -269,7 +269,7 @@ def _keep_newest(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
 
 
 def _keep_one_version(
-    rows: pd.DataFrame, table: str, requests: Sequence[Request], now: Code
+    rows: pd.DataFrame, table: str, requests: Sequence[Request], now: Code, folder: Path
 ) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """Keep, of each estimator, the rows that one version of the user's code has measured.
 
@@ -280,6 +280,7 @@ def _keep_one_version(
         table: its name.
         requests: all of the experiment, the newest last.
         now: digests of the files of the user's code.
+        folder: of the experiment.
 
     Returns:
         These rows; and of each estimator that the code as it is now has not measured on all networks its name, and a
@@ -311,7 +312,7 @@ def _keep_one_version(
         left_out = len(last) - len(has_some)
         reason = _explain([versions[number] for number in outdated], now)
         if left_out or (reason and len(outdated)):
-            commands = [requests[number].command for number in outdated]
+            commands = read_commands(folder, {requests[number].command for number in outdated})
             notes.append((base, _say_outdated(reason, left_out, bool(current), commands)))
     return rows[is_kept], notes
 
@@ -341,5 +342,4 @@ def _say_outdated(reason: str, left_out: int, has_current: bool, commands: Itera
         text = f"rows are of earlier code{because}, and those of {networks}, of yet another version, are left out"
     else:
         text = f"rows are of earlier code{because}"
-    known = [command for command in dict.fromkeys(commands) if command]
-    return f"{text}; to measure them again: {'; '.join(known) or 'sweep again'}"
+    return f"{text}; to measure them again: {'; '.join(commands) or 'sweep again'}"

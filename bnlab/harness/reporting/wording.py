@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -100,10 +101,20 @@ def list_varied(runs: pd.DataFrame) -> list[str]:
     return list(firsts.values())
 
 
+def find_length(runs: pd.DataFrame) -> str:
+    """Find the setting that said how long networks train: `steps` where all were given these, else `epochs`."""
+    if "settings" not in runs:
+        return "epochs"
+    has_steps = runs["settings"].map(lambda settings: "steps" in json.loads(settings))
+    return "steps" if has_steps.all() else "epochs"
+
+
 def describe_networks(runs: pd.DataFrame) -> str:
     """Say how many networks there are, in what they differ, what they share, and that this was not varied."""
+    length = find_length(runs)
     words = []
-    for column in (*list_varied(runs), *_list_shared(runs)):
+    for listed in (*list_varied(runs), *_list_shared(runs)):
+        column = length if listed == "epochs" else listed
         values = list_values(runs[column])
         # This list is long as it is, so that the learning rate is said in short.
         words.append(f"lr {values}" if column == "optimizer.lr" else name_value(column, values))

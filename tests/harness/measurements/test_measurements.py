@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from multiprocessing import parent_process
 
 import pytest
 import torch
+from joblib import Parallel, delayed
 
 from bnlab import Statistics, gap, population_statistics, running_statistics, using
 from bnlab.estimators import list_estimators
@@ -152,8 +154,19 @@ def test_bad_names(name: str, message: str) -> None:
 def test_a_process_plans_with_its_share_of_the_memory(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnlab.harness.artifacts.runs.memory_limit", lambda memory, device: 1200)
     monkeypatch.setattr("bnlab.harness.artifacts.runs.cpu_count", lambda: 4 * torch.get_num_threads())
+    runs = [Run(replace(trained.config, device=kind)) for kind in ("cpu", "cuda")]
 
-    assert [Run(replace(trained.config, device=kind)).memory for kind in ("cpu", "cuda")] == [300, 1200]
+    assert [run.memory for run in runs] == [1200, 1200], "a process by itself has all"
+    monkeypatch.setattr("bnlab.harness.artifacts.runs.parent_process", lambda: "that of the sweep")
+    assert [run.memory for run in runs] == [300, 1200]
+
+
+def test_processes_of_a_sweep_know_that_they_are_several() -> None:
+    """`Run.memory` asks this, and the process that has started them would be none of them."""
+    parents = Parallel(n_jobs=2)(delayed(parent_process)() for _ in range(2))
+
+    assert all(parent is not None for parent in parents)
+    assert parent_process() is None
 
 
 def test_batches_of_a_split() -> None:

@@ -64,6 +64,17 @@ def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
     assert "averag" not in said
 
 
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 32)])
+def test_the_length_is_said_as_it_was_set(sizes: tuple[int, int]) -> None:
+    epochs = [0.1 * size for size in sizes]  # 40 updates of 400 images
+    runs = pd.DataFrame({"seed": [0, 1], "batch_size": sizes, "steps": 40, "epochs": epochs})
+    said = describe_networks(runs.assign(settings='{"steps": 40}'))
+
+    assert "steps 40" in said and "epochs" not in said
+    in_epochs = describe_networks(runs.assign(settings='{"epochs": 0.4}'))
+    assert "epochs 0.4" in in_epochs and "steps" not in in_epochs
+
+
 def test_of_own_models_it_is_not_said_what_they_do_not_have() -> None:
     """A model's settings are null where it does not have them, and its norm is its own."""
     runs = plant()["runs"].assign(model="mine.make_model", norm="batch")

@@ -132,8 +132,9 @@ def test_the_last_step_is_the_one_that_counts() -> None:
     [
         ({"optimizer.lr": [0.1, 0.1, 0.2, 0.2]}, {}),  # it follows from the batch size
         ({"optimizer.lr": [0.1, 0.2, 0.1, 0.2]}, {"learning rate": "0.1, 0.2"}),
-        ({"steps": 7, "epochs": [0.7, 0.7, 5.6, 5.6]}, {}),
-        ({"steps": [7, 70, 7, 70], "epochs": [0.7, 7, 5.6, 56]}, {"steps": "7, 70"}),
+        ({"steps": 7, "epochs": [0.7, 0.7, 5.6, 5.6], "settings": '{"steps": 7}'}, {}),
+        ({"steps": [7, 70, 7, 70], "epochs": [0.7, 7, 5.6, 56], "settings": '{"steps": 7}'}, {"steps": "7, 70"}),
+        ({"steps": [20, 20, 3, 3], "settings": '{"epochs": 2}'}, {}),
         ({"data.flip": [True, False, True, False]}, {"data.flip": "no, yes"}),
     ],
 )
@@ -333,6 +334,20 @@ def test_the_table_has_means_with_intervals_by_condition() -> None:
     assert table.iloc[1].tolist() == ["4", EXACT, "", "100.000 [100.000, 100.000]", "", 2]
     assert table.iloc[2, :2].tolist() == ["32", EMA]
     assert str(table.iloc[2, 2]).startswith("0.10 [")
+
+
+def test_a_condition_has_one_row_also_where_its_means_are_over_different_networks() -> None:
+    tables = plant(seed=(0, 1, 2), batch_size=(4, 32))
+    gaps = tables["gaps"]
+    lacks_gap = gaps["run"].isin(["0/4", "1/4"])
+    table = make_overview({**tables, "gaps": gaps[~lacks_gap]}).table
+
+    gap, accuracy = "gap of the mean (σ)", "test accuracy (%)"
+    conditions = list(table[["batch size", "statistics"]].itertuples(index=False, name=None))
+    assert conditions == [(size, name) for size in ("4", "32") for name in (EMA, EXACT)]
+    assert table["n"].tolist() == [3] * 4
+    assert table[gap].iloc[0] == "0.133 (n = 1)"  # momentum 0.1 · 1.1³ of seed 2
+    assert "n =" not in " ".join([*table[accuracy], *table[gap].iloc[1:]])
 
 
 def test_names_are_no_html(tmp_path: Path) -> None:
