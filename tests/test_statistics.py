@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab import Moments, Statistics, population_statistics, running_statistics, using
+from bnlab import Moments, Statistics, population_statistics, record, replay, running_statistics, using
+from bnlab.estimators import Cumulative
 from tests.helpers import images, plain, residual, train, unchanged
 
 
@@ -189,3 +190,28 @@ ONE: Any = 1
 def test_what_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("call", ["population", "running", "moments", "replay"])
+def test_what_is_made_in_inference_mode_can_be_written_into(call: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    x = torch.randn(8, 3, 8, 8)
+    with record(model) as trace:
+        model(x)
+        trace.step()
+
+    with torch.inference_mode():
+        match call:
+            case "population":
+                statistics = population_statistics(model, [x, x + 1], standard_errors=True)
+            case "running":
+                statistics = running_statistics(model)
+            case "replay":
+                statistics = replay(trace, Cumulative())[1]
+            case _:
+                statistics = Statistics({"1": Moments.of(x)}, {"1": 1e-5})
+
+    moments = statistics["1"]
+    errors = (statistics.standard_errors or {}).get("1", ())
+    for values in (moments.mean, moments.var, *errors):
+        values.add_(1)  # of a tensor of inference mode a RuntimeError

@@ -303,7 +303,8 @@ def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[st
         total = sum(rank_squares[name] for rank_squares, _ in of_ranks)
         count = sum(rank_batches[name] for _, rank_batches in of_ranks)
         scale = count / (count - 1) if count > 1 else math.nan
-        mean, var = (total * scale).sqrt()
+        with torch.inference_mode(False):  # whatever mode the caller is in, the result is his to write into
+            mean, var = (total * scale).sqrt()
         errors[name] = (mean, var)
     return errors
 

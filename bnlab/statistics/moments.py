@@ -37,6 +37,14 @@ class Moments:
     mean: Tensor
     var: Tensor
 
+    def __post_init__(self) -> None:
+        """Make tensors that can be written into, also of those that were made in `torch.inference_mode()`."""
+        for name in ("mean", "var"):
+            values = getattr(self, name)
+            if values.is_inference():
+                with torch.inference_mode(False):
+                    object.__setattr__(self, name, values.clone())
+
     @staticmethod
     def of(x: Tensor) -> Moments:
         """Measure `x` [N, C, ...] over all axes but the second.
