@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bnlab.exact.measurement import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
+from bnlab.exact.samples import require_unread
 from bnlab.exact.source import Source
 from bnlab.exact.task import CALLER, Ranks, Task
 from bnlab.memory import memory_limit
@@ -185,11 +186,12 @@ def _measure(
             moments, cost = measure_under_batches(task, bar.update)
         else:
             moments, cost, check = measure_exactly(task, strategy, limit, bar.update)
+    unseen = [name for name in task.layers if name not in moments]
+    task.ranks.run_together(lambda: require_unread(task, unseen))
     if not moments:
         raise ValueError(f"{CALLER}: the data reached none of the layers {join_names(task.layers)}")
 
     eps = dict(zip(moments, [task.layers[name].eps for name in moments], strict=True))
-    unseen = [name for name in task.layers if name not in moments]
     statistics = Statistics(moments, eps, unseen, read_weights(task.layers))
     cost.images = sum(map(count, task.data))
     statistics.cost = cost

@@ -12,15 +12,16 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bnlab.exact.probe import require_inputs_normalized
-from bnlab.exact.task import Task, watched
+from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Note, Walk
 from bnlab.memory import LiveBytes, Profile
 from bnlab.model.batches import count_bytes, count_images, list_tensors, take_images
-from bnlab.model.borrow import borrowed
-from bnlab.model.layers import has_own_forward
+from bnlab.model.borrow import borrowed, measured
+from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
 from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments, compare_moments, fetch
 from bnlab.statistics.provenance import Check
@@ -136,6 +137,60 @@ def check_walk(task: Task, walk: Walk, statistics: Mapping[str, Moments]) -> Che
     return max(checks, key=lambda check: check.off, default=None)
 
 
+def require_unread(task: Task, unseen: Sequence[str]) -> None:
+    """Raise ValueError if a forward reads the buffers of layers that it does not call.
+
+    Such a layer is called past its hooks (`layer.forward(x)`, `F.batch_norm(x, layer.running_mean, ...)`). It cannot be
+    measured, and what comes behind it was measured under its old averages. NaN in these buffers tells: only what is
+    computed from them becomes NaN, or an error that was not there before.
+
+    Args:
+        task: what was measured, its result in the buffers.
+        unseen: layers that no batch has reached.
+    """
+    if not unseen or not task.data:
+        return
+    with measured(task.model):
+        before = _list_nan(task)
+        if not _is_read(task, unseen, before):
+            return
+        read = [name for name in unseen if _is_read(task, [name], before)]
+    raise ValueError(
+        f"{CALLER}: {join_names(read or unseen)} cannot be measured: a forward reads the running statistics without "
+        "calling the layer as a module, as layer.forward(x) or F.batch_norm(x, layer.running_mean, ...) do; call it as "
+        "layer(x)"
+    )
+
+
+def _is_read(task: Task, names: Sequence[str], before: Sequence[Tensor]) -> bool:
+    """Return whether the first batch's forward gives other NaN with NaN in the buffers of these layers."""
+    buffers = [buffer for name in names for buffer in get_running_buffers(task.layers[name])]
+    values = [buffer.clone() for buffer in buffers]
+    for buffer in buffers:
+        buffer.data.fill_(torch.nan)
+    try:
+        now = _list_nan(task)
+    except Exception:  # what the model raises of NaN
+        return True
+    finally:
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.data.copy_(value)
+
+    if len(now) != len(before):
+        return True
+    spoilt = [after & ~earlier for after, earlier in zip(now, before, strict=True)]
+    return bool(torch.stack(spoilt).any()) if spoilt else False
+
+
+def _list_nan(task: Task) -> list[Tensor]:
+    """Run the first batch; list whether there is NaN in what each call of a layer normalizes, and in each output."""
+    found: list[Tensor] = []
+    with watched(task, task.layers, lambda name, x: found.append(x.isnan().any())):
+        output = task.evaluate(task.data[0])
+    outputs = [tensor for tensor in list_tensors(output) if tensor.is_floating_point()]
+    return [*found, *(tensor.isnan().any() for tensor in outputs)]
+
+
 def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expected: Sequence[Note]) -> Check:
     """Compare the calls of layers in an ordinary evaluation of a batch with those that a walk has noted."""
     names: list[str] = []
@@ -155,8 +210,8 @@ def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expe
     worst = 0.0
     failed = None
     moments = [noted.moments for noted in expected]
-    for name, measured, noted in zip(names, fetch(pooled), fetch(moments), strict=True):
-        off = max(compare_moments(noted, measured, statistics[name].var))
+    for name, evaluated, noted in zip(names, fetch(pooled), fetch(moments), strict=True):
+        off = max(compare_moments(noted, evaluated, statistics[name].var))
         worst = max(worst, off)
         if off > SAME and failed is None:
             failed = name

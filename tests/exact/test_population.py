@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab import Statistics, gap, population_statistics, using
@@ -89,7 +90,6 @@ def test_what_was_compiled_before_shows_its_layers() -> None:
 
 def test_layers_that_no_data_reach_are_named() -> None:
     assert measure(CASES["not reached"]).unseen == ("unused",)
-    assert measure(CASES["buffers in use"]).unseen == ("b",)
 
 
 @pytest.mark.parametrize("name", ["sequential", "residual", "branches", "concatenation", "features", "depthwise"])
@@ -385,3 +385,51 @@ def test_a_loader_draws_no_number_of_the_callers(options: dict[str, Any]) -> Non
     loader = DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)
     with unchanged(model):
         population_statistics(model, loader, **options)
+
+
+def _call_forward(net: Any, x: Tensor) -> Any:
+    return net.c(net.b.forward(net.a(x)))
+
+
+def _normalize_by_hand(net: Any, x: Tensor) -> Any:
+    b = net.b
+    return net.c(F.batch_norm(net.a(x), b.running_mean, b.running_var, b.weight, b.bias))
+
+
+def _use_slices(net: Any, x: Tensor) -> Any:
+    return F.batch_norm(net.a(x), net.b.running_mean[:4], net.b.running_var[:4])
+
+
+def _refuse_nan(net: Any, x: Tensor) -> Any:
+    y = _call_forward(net, x)
+    if y.isnan().any():
+        raise RuntimeError("the loss is NaN")
+    return y.argmax(1)
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+@pytest.mark.parametrize("function", [_call_forward, _normalize_by_hand, _use_slices, _refuse_nan])
+def test_a_layer_that_is_read_without_a_call_is_refused(function: Any, strategy: str) -> None:
+    """What comes behind it would be measured under its old averages."""
+    channels = 8 if function is _use_slices else 4
+    model = Net(function, a=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(channels), c=nn.BatchNorm2d(4), d=nn.BatchNorm2d(4))
+
+    with unchanged(model), pytest.raises(ValueError, match=r"'b' cannot be measured: .* call it as layer\(x\)"):
+        population_statistics(model, images(8, 8), strategy=strategy)
+
+
+def test_a_layer_that_is_neither_called_nor_read_is_unseen() -> None:
+    model = Net(lambda net, x: net.c(net.a(x)), a=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(4), c=nn.BatchNorm2d(4))
+
+    assert population_statistics(model, images(8, 8)).unseen == ("b",)
+
+
+def test_nan_that_a_model_gives_by_itself_is_of_no_layer() -> None:
+    """As of a mask with the logarithm of 0 minus itself."""
+
+    def run(net: Any, x: Tensor) -> Any:
+        return net.c(net.a(x)) + torch.tensor(torch.inf) - torch.inf
+
+    model = Net(run, a=nn.Conv2d(3, 4, 1), b=nn.BatchNorm2d(4), c=nn.BatchNorm2d(4))
+
+    assert population_statistics(model, images(8, 8)).unseen == ("b",)

@@ -165,12 +165,6 @@ def _make_observed() -> nn.Module:
     return net
 
 
-def _use_buffers(net: Any, x: Tensor) -> Tensor:
-    """Normalize with slices of a layer's buffers, without a call of the layer."""
-    y = net.a(x)
-    return F.batch_norm(y, net.b.running_mean[:4], net.b.running_var[:4])
-
-
 def _choose_by_pixel(net: Any, x: Tensor) -> Tensor:
     y = net.a(x) if x[0, 0, 0, 0] > 0 else net.b(x)
     return net.c(y * x)
@@ -263,7 +257,6 @@ def make_cases_of_batches() -> dict[str, Case]:
         "averaged weights": Case(plain(), data, _call_with_averaged),
         "queue": Case(_make_queue(), [torch.randn(32, 3, 4, 4)] * 2, images=64),
         "observed": Case(_make_observed(), data),
-        "buffers in use": Case(Net(_use_buffers, a=conv(3, 4), b=nn.BatchNorm2d(8)), data),
         "routes": Case(Net(_choose_by_pixel, **norms), routed),
         "exits": Case(Net(_leave_early, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4)), images(8, 4, 8, 4, 4)),
         "domains": Case(randomized(domains), set_for_each, _set_domain),
