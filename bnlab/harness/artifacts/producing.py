@@ -90,9 +90,10 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
     """
     with run.lock:
         while not run.is_complete(list_checkpoints(run)):
-            lost = run.list_kept()
+            # While the status is known: a network that diverges is predicted at its last step before that.
+            known = {*list_checkpoints(run), *run.list_kept()}
             (run.folder / "status.json").unlink(missing_ok=True)
-            kept = {*list_checkpoints(run), *run.list_checkpoints(), *lost, run.steps}
+            kept = {*known, *list_checkpoints(run), *run.list_checkpoints(), run.steps}
             _train(run, kept)
         _write_where_images_are(run)
 

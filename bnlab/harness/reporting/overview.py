@@ -184,7 +184,7 @@ def _declare_figures(measure: _Measure) -> dict[str, Figure]:
     figures = {}
     last = measure.average_last()
     steps = measure.average(measure.frame, "epoch")
-    has_steps = len(steps) > len(last)
+    has_steps = measure.frame.groupby("run")["step"].nunique().max() > 1
     if len(last) > 1 or not has_steps:
         figures[measure.name] = _declare("at the last step", measure, last)
     if has_steps:

@@ -19,6 +19,7 @@ from pandas.testing import assert_frame_equal
 from bnlab.harness import load
 from bnlab.harness.artifacts import producing
 from bnlab.harness.artifacts.runs import find_commit
+from bnlab.harness.artifacts.training import Diverged, TrainingState
 from tests.harness.kills import assert_same, interrupted_at, read_trace
 from tests.helpers import find_network, sweep_small
 
@@ -162,6 +163,26 @@ def test_a_checkpoint_that_is_wanted_later(whole: Path, copied: Path, capsys: py
     assert_same(find_network(copied), find_network(whole))
     after = load("adhoc", copied)["gaps"]
     assert_frame_equal(after[after["step"] != 10].reset_index(drop=True), load("adhoc", whole)["gaps"])
+
+
+def test_a_network_that_diverges_is_predicted_at_its_last_step_before_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which step that is nobody knows before: it is trained once more for the checkpoint, and not for ever."""
+    trainings = []
+
+    def diverge(progress: TrainingState, is_finite: object) -> None:
+        if progress.step == 3:
+            trainings.append(progress)
+            assert len(trainings) <= 2
+            raise Diverged("a weight is not finite")
+
+    monkeypatch.setattr(TrainingState, "require_finite", diverge)
+    sweep_small(tmp_path, "measurements=evaluations", "evaluate_at=[1,2,40]")
+
+    tables = load("adhoc", tmp_path)
+    assert tables["runs"][["status", "last_step"]].values.tolist() == [["diverged", 3]]
+    assert {*tables["evaluations"]["step"]} == {2}
 
 
 def test_another_training_is_measured_again(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

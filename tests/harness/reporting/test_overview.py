@@ -306,6 +306,7 @@ def test_rows_before_a_network_diverged_are_no_result() -> None:
     overview = make_overview({**tables, "runs": tables["runs"].assign(status=status)})
 
     assert "Of these 2 diverged" in overview.networks
+    assert [*overview.figures] == ["gap", "accuracy", "accuracy_lost"], "one step of each network is no course"
     assert overview.table.iloc[0].tolist() == ["4", "", "diverged", "diverged", "diverged", 2]
     assert {*overview.table["statistics"][1:]} == {EMA, EXACT}
 
