@@ -120,22 +120,26 @@ EXPERIMENT = Experiment(
             above(1.0, *GAINED)),
         "train_mode_is_better_at_a_small_rate": Claim(
             "After 500 updates at a rate of 0.001 train mode is better in the new fonts than eval mode with old "
-            "statistics (asked when seen).",
-            score_against(OLD, way=TRAIN, **SMALL_RATE), GAINS),
+            "statistics.",
+            score_against(OLD, way=TRAIN, **SMALL_RATE), GAINS,
+            post_hoc="asked"),
         "recalibrated_train_mode_is_better": Claim(
-            "After 500 updates at a rate of 0.001 train mode is better too where both are recalibrated at the end "
-            "(asked when seen).",
-            score_against(OLD, way=TRAIN, statistics="recalibrated", **SMALL_RATE), GAINS),
+            "After 500 updates at a rate of 0.001 train mode is better too where both are recalibrated at the end.",
+            score_against(OLD, way=TRAIN, statistics="recalibrated", **SMALL_RATE), GAINS,
+            post_hoc="asked"),
         "recalibration_helps_train_mode": Claim(
-            "After 500 updates at a rate of 0.001 in train mode recalibration at the end gains (asked when seen).",
-            score_recalibration(way=TRAIN, **SMALL_RATE), GAINS),
+            "After 500 updates at a rate of 0.001 in train mode recalibration at the end gains.",
+            score_recalibration(way=TRAIN, **SMALL_RATE), GAINS,
+            post_hoc="asked"),
         "recalibration_helps_eval_mode": Claim(
-            "After 500 updates at a rate of 0.001 in eval mode recalibration at the end gains (asked when seen).",
-            score_recalibration(way=OLD, **SMALL_RATE), GAINS),
+            "After 500 updates at a rate of 0.001 in eval mode recalibration at the end gains.",
+            score_recalibration(way=OLD, **SMALL_RATE), GAINS,
+            post_hoc="asked"),
         "tuning_gains_at_a_small_rate": Claim(
-            "After 500 updates at a rate of 0.001 in train mode a recalibrated network is better in the new fonts than "
-            "before the first update (asked when seen).",
+            "After 500 updates at a rate of 0.001 in train mode a recalibrated network is better in the new fonts "
+            "than before the first update.",
             score(select_tuned, "gained", ("tuning_batch",), scale=100, way=TRAIN, statistics="recalibrated",
-                  **SMALL_RATE), GAINS),
+                  **SMALL_RATE), GAINS,
+            post_hoc="asked"),
     },
 )  # fmt: skip
