@@ -2,7 +2,8 @@
 
 Most claims are what digits and glyphs said, written before the first number; the others are called post hoc. What is
 committed is of a ResNet-20 on JPEG copies of CIFAR-10, which gets 78 to 83% right. Gaps are of means; before the end,
-statistics and predictions are of 5,000 images.
+statistics and predictions are of 5,000 images. Exact statistics are of plain images on this page alone, though training
+shows them shifted and mirrored: `cifar10_augmented` has both.
 """
 
 from collections.abc import Sequence

@@ -215,9 +215,12 @@ class _Quotes:
         for verdict in _VERDICTS:
             quotes[verdict] = partial(self._quote_verdict, verdict)
         try:
-            return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
+            filled = _JINJA.from_string(line.strip()).render(quotes)
         except UntrueQuote:
             return ""
+
+        marked_once = re.sub(f"{POST_HOC}+", POST_HOC, filled)  # where a sentence rests on several claims
+        return " ".join(marked_once.split())
 
     def _quote_verdict(
         self,
