@@ -22,7 +22,7 @@ README = (
     'about two forward passes{{ holds("passes.two_passes_are_enough", shown=False) }} over',
     '10,000 images of CIFAR-10{{ holds("cifar10.precise_is_as_accurate", shown=False) }};',
     "only to pick a checkpoint of one run do running averages serve as well{{ "
-    'holds("model_selection.ema_picks_as_well", "batch size 16", shown=False) }}.',
+    'holds("model_selection.ema_picks_as_well", "batch size 16", shown=False) }} (shown at batch size 16).',
     'one update from a small leftover batch damages the weights{{ holds("last_batch.weights_lose", shown=False) }}.',
 )
 
@@ -44,7 +44,8 @@ WHY = (
     f"less than half a point is lost at the end, at batch sizes 16 to 256{_HARMLESS}.",
     f"less than 0.3 points are lost{_HARMLESS_ON_CIFAR10}.",
     'After 2,250 updates {{ estimated("ground.constant_rates_keep_costing") }} are still lost at batch sizes 4 to 256;',
-    'do running averages serve as well{{ holds("model_selection.ema_picks_as_well", "batch size 16", shown=False) }}.',
+    'do running averages serve as well{{ holds("model_selection.ema_picks_as_well", "batch size 16", shown=False) }} '
+    "(shown at batch size 16).",
     "of 10,000 images are as accurate as statistics of all of them, to 0.3 points"
     '{{ holds("cifar10.precise_is_as_accurate", shown=False) }}; the same held on rendered characters at batch sizes '
     '16 and 256{{ holds("changed_weights.one_pass_is_enough", "unchanged", shown=False) }}.',

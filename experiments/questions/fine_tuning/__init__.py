@@ -95,9 +95,8 @@ EXPERIMENT = Experiment(
                     {"recalibration_helps_eval_mode": ()}, {"recalibration_helps_in_eval_mode_too": ()})),
         "modes": Figure(
             "What train mode gains over eval mode in the new fonts",
-            "Compare with 0, networks that were tuned in eval mode, with frozen running averages: how much more "
-            "accurate those are that were tuned in train mode, after 500 updates at a learning rate of 0.001; as "
-            "tuning left both, and with exact statistics of the 256 new images for both.",
+            "0 is fine-tuning in eval mode, with frozen running averages; points are how much better train mode is "
+            "after 500 updates at a learning rate of 0.001, before and after recalibrating both on the 256 new images.",
             score(compute_leads, "new_accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("points that train mode gains"), mark=(0.0, "eval mode"), series="line"),
             Finding("At a small learning rate, train mode reads new fonts better than eval mode in batches of 8 and 32",
