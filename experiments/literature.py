@@ -19,7 +19,7 @@ from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers
 from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.papers import read_paper
 from bnlab.harness.lab.redrawing import decide_new_claims
-from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs
+from bnlab.harness.reporting.outcome import POST_HOC, Outcome, decide_outcome, fill_paragraphs
 from bnlab.harness.reporting.page import render
 from bnlab.harness.reporting.tables import load
 
@@ -153,7 +153,7 @@ def _count(findings: Sequence[Finding], of: str) -> str:
 
 def _list_claims(finding: Finding, outcomes: Iterable[Outcome]) -> list[str]:
     """List the quoted claims of each experiment with their verdicts, its data and its seeds."""
-    bases = {outcome.experiment.name: outcome.basis for outcome in outcomes}
+    known = {outcome.experiment.name: outcome for outcome in outcomes}
     verdicts: dict[str, dict[str, list[str]]] = {}
     for verdict, name, claim in finding.list_quotes():
         claims = verdicts.setdefault(name, {})
@@ -161,9 +161,13 @@ def _list_claims(finding: Finding, outcomes: Iterable[Outcome]) -> list[str]:
 
     listed = []
     for name, claims in verdicts.items():
-        quoted = [f"`{claim}` {' and '.join(found)}" for claim, found in claims.items()]
+        declared = known[name].experiment.claims
+        quoted = []
+        for claim, found in claims.items():
+            mark = POST_HOC if declared[claim].post_hoc else ""
+            quoted.append(f"`{claim}`{mark} {' and '.join(found)}")
         folder = f"papers/{name}" if name in list_papers() else name
-        listed.append(f"[{name}]({_LINK.format(folder)}) ({bases[name]}): {', '.join(quoted)}")
+        listed.append(f"[{name}]({_LINK.format(folder)}) ({known[name].basis}): {', '.join(quoted)}")
     return listed
 
 

@@ -1,9 +1,10 @@
-"""Frames that pages on papers draw and no experiment has: how much curves fall, and how far a momentum is off."""
+"""Frames that pages on papers need and no experiment has, as how much curves fall, or how far a momentum is off."""
 
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import BEHIND, gap_over_layers, name_panels, over_best, rows, select
+from experiments.questions.shift import select_predictions
 
 
 def compute_falls(tables: Tables) -> pd.DataFrame:
@@ -35,6 +36,13 @@ def select_blocks(tables: Tables) -> pd.DataFrame:
     frame["line"] = renorm.where(is_renorm, "batch norm")
     named = frame[has_own].astype({"epochs": int})
     return name_panels(named, "{epochs} epochs")
+
+
+def select_mixtures(tables: Tables) -> pd.DataFrame:
+    """Find accuracies under statistics of test images, told apart by these and by pseudo-samples, not by estimator."""
+    predictions = select_predictions(tables)
+    of_test_images = predictions[predictions["images"].notna()]
+    return of_test_images.drop(columns=["estimator", "momentum"])
 
 
 def compute_times_over_best(tables: Tables) -> pd.DataFrame:

@@ -89,50 +89,55 @@ EXPERIMENT = Experiment(
     },
     claims={
         "population_wins_when_tiny": Claim(
-            "At the end of training, at a tiny batch, PyTorch's momentum costs accuracy (dropped once when its numbers "
-            "were known, and restored).",
-            score_cost(1.0, batch_size=4), above(0.0, "points", AS_ACCURATE)),
+            "At the end of training, at a tiny batch, PyTorch's momentum costs accuracy.",
+            score_cost(1.0, batch_size=4), above(0.0, "points", AS_ACCURATE),
+            post_hoc="dropped, and restored"),
         "nothing_at_adequate_batch": Claim(
-            "At the end of training, at moderate batches, PyTorch's momentum costs less than 0.3 points of accuracy "
-            "(the tiny batch of 4 was added when seen).",
-            score_cost(1.0, batch_size=(4, 16, 64, 256)), HARMLESS),
+            "At the end of training, at moderate batches, PyTorch's momentum costs less than 0.3 points of accuracy.",
+            score_cost(1.0, batch_size=(4, 16, 64, 256)), HARMLESS,
+            post_hoc="batches of 4 were added"),
         **{f"{kind}s_are_near_late": Claim(
             f"At the end of training PyTorch's running {kind}s are nearer to exact ones than 0.1 {unit}, in the layer "
-            "where they are farthest (asked when seen; near it is not, see `tolerance`).",
+            "where they are farthest (near it is not, see `tolerance`).",
             score(partial(select_largest, at=1.0, value=gap, by=EACH), gap, LARGEST, geometric=True),
-            below(0.1, unit, f"in all {kind}s at once such an error costs {cost}"))
+            below(0.1, unit, f"in all {kind}s at once such an error costs {cost}"),
+            post_hoc="asked")
             for kind, gap, unit, cost in KINDS},
         "means_are_close_late": Claim(
             "At the end of training PyTorch's running means are nearer to exact ones than 0.03 σ, in the layer where "
-            "they are farthest (asked when seen).",
+            "they are farthest.",
             score(partial(select_largest, at=1.0, value="mean_gap", by=EACH), "mean_gap", LARGEST, geometric=True),
-            below(0.03, "σ", "an error of 0.05 in all means costs 0.9 to 2.4 points, and its square counts")),
+            below(0.03, "σ", "an error of 0.05 in all means costs 0.9 to 2.4 points, and its square counts"),
+            post_hoc="asked"),
         "costs_early": Claim(
-            "After a fifth of training PyTorch's momentum costs over a point, at tiny and moderate batches too (asked "
-            "when seen).",
-            score_cost(0.2, batch_size=(4, 16, 64)), COSTS_A_POINT),
+            "After a fifth of training PyTorch's momentum costs over a point, at tiny and moderate batches too.",
+            score_cost(0.2, batch_size=(4, 16, 64)), COSTS_A_POINT,
+            post_hoc="asked"),
         "lag_costs_when_huge": Claim(
             "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
             score_cost(1.0, batch_size=1024), above(0.3, "points", SIX_IMAGES)),
         "large_momentum_mends_it": Claim(
-            "At a huge batch, with few steps, a momentum of 0.9 costs less than 0.3 points (asked when seen).",
-            score_cost(1.0, batch_size=1024, momentum=0.9), HARMLESS),
+            "At a huge batch, with few steps, a momentum of 0.9 costs less than 0.3 points.",
+            score_cost(1.0, batch_size=1024, momentum=0.9), HARMLESS,
+            post_hoc="asked"),
         "ema_adds_early": Claim(
-            "Early at a huge batch the EMA's mean is much farther from those of single batches than the exact mean is "
-            "(narrowed to the layers behind the first after its numbers were known).",
+            "Early at a huge batch the EMA's mean is much farther from those of single batches than the exact mean "
+            "is.",
             score("gaps", "tid_mean", EACH, at=0.1, against="exact", ratio=True, estimator="ema", momentum=0.1,
-                  batch_size=1024, **RATIO_OVER_LAYERS), above(1.25, "times", HARDLY_SEEN)),
+                  batch_size=1024, **RATIO_OVER_LAYERS), above(1.25, "times", HARDLY_SEEN),
+            post_hoc="layers after the first only"),
         "ema_is_pessimistic_early": Claim(
-            "Early at a huge batch PyTorch's running average costs accuracy (dropped once when its numbers were known, "
-            "and restored).",
-            score_cost(EARLY, batch_size=1024), COSTS_A_POINT),
+            "Early at a huge batch PyTorch's running average costs accuracy.",
+            score_cost(EARLY, batch_size=1024), COSTS_A_POINT,
+            post_hoc="dropped, and restored"),
         "last_batch_beats_ema_early": Claim(
-            "Early at a huge batch the last batch's moments alone gain accuracy against the EMA (dropped once when its "
-            "numbers were known, and restored).",
-            score_cost(EARLY, batch_size=1024, against="last_batch"), GAINS),
+            "Early at a huge batch the last batch's moments alone gain accuracy against the EMA.",
+            score_cost(EARLY, batch_size=1024, against="last_batch"), GAINS,
+            post_hoc="dropped, and restored"),
         "ema_is_pessimistic": Claim(
-            "In the middle of training PyTorch's running average costs accuracy (asked when seen).",
-            score_cost(MIDDLE, batch_size=(64, 1024)), COSTS_A_POINT),
+            "In the middle of training PyTorch's running average costs accuracy.",
+            score_cost(MIDDLE, batch_size=(64, 1024)), COSTS_A_POINT,
+            post_hoc="asked"),
         "cumulative_costs": Claim(
             "At a moderate batch the average of all batches costs accuracy.",
             score("evaluations", "accuracy", EACH, at=(EARLY, MIDDLE, LATE), against="exact", scale=-100,

@@ -45,7 +45,7 @@ def declare(**changed: Any) -> dict[str, Any]:
            {id: kin, panel: kin, series: ema, x: 8, unit: "% top-1", value: 55.0, sd: 1.0, where: 1, source: a},
            {id: range, span: [2, 4], axis: images, unit: images, where: section 1, source: text}]}
     """)
-    claim = {"text": "It gains a point.", "asked_when_seen": False, "margin": {"above": 1.0, "unit": "points"}}
+    claim = {"text": "It gains a point.", "margin": {"above": 1.0, "unit": "points"}}
     claim["score"] = {**gain, "by": ["batch_size"], "against": "exact", "estimator": "ema"}
     figure = {"title": "Drawn", "score": gain, "marks": ["kin", "range"]}
     figure["plot"] = {"kind": "Forest", "by": "estimator", "axis": {"label": "%"}}
@@ -100,7 +100,7 @@ def test_printed_numbers_are_grey_and_apart(kind: str) -> None:
         (["claims", "gains", "margin", "abov"], 1, "planted, claim gains: no key 'abov'; did you mean above?"),
         (["figures", "drawn", "plot", "kind"], "Bars", "planted, figure drawn: kind 'Bars'; must be one of"),
         (["figures", "drawn", "marks", 0], "kim", "planted, figure drawn: no printed number 'kim'; did you mean kin?"),
-        (["claims", "gains"], {"of": "gap.x", "asked_when_seen": True}, "planted, claim gains: no claim 'gap.x'"),
+        (["claims", "gains"], {"of": "gap.x"}, "planted, claim gains: no claim 'gap.x'"),
         (["printed", 0], {"id": "a"}, "planted, printed: where is missing"),
         (["printed", 0], 3, "planted, printed: 3 is no mapping"),
         (["claims", "gains", "margin"], {"unit": "points"}, "planted, claim gains: its margin needs above, below or"),

@@ -6,6 +6,7 @@ All that reads the outcomes of all questions is in this file: they take half a m
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,10 +21,11 @@ from bnlab.harness.reporting.experiment import Experiment, Tables, find_conditio
 from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs, fill_prose
 from bnlab.harness.reporting.page import write_experiment
 from bnlab.harness.reporting.verdicts import NOT_MEASURED
-from bnlab.harness.reporting.wording import say_mean, say_numbers
+from bnlab.harness.reporting.wording import say_numbers
 from bnlab.nn import SelfTuned
 from experiments.literature import PAGE, decide, list_findings, write_page
 from experiments.pages import FIGURES, read_catalogue
+from tests.experiments import quoted
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 # A question's claims are committed before its numbers: until then it has no results here.
@@ -32,15 +34,19 @@ CATALOGUE = read_catalogue()
 CONCLUSIONS = {number: conclusion for number, (_, conclusion) in CATALOGUE.hypotheses.items()}
 TEMPLATES = {"first": CATALOGUE.first, **CATALOGUE.questions, "last": CATALOGUE.last, **CONCLUSIONS}
 NUMBERS = {*CATALOGUE.questions, *CATALOGUE.hypotheses, *FIGURES}
-README = re.sub(
-    "```.*?```", "", (REFERENCE.parents[1] / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
-)  # no code or output
-FINDINGS = README[README.index("## What was found\n") : README.index("## In Python\n")]
+LINK_TARGET = re.compile(r"\]\([^)]*\)")
+
+
+def read_prose(path: str) -> str:
+    """Read a page of the repository without its code and outputs."""
+    return re.sub("```.*?```", "", (REFERENCE.parents[1] / path).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+README = read_prose("README.md")
 UNIT = r"(?: points?| times|%| σ)"
 INTERVAL = re.compile(r"\[-?[\d.]+, -?[\d.]+\]")
 # Not results: code, and momenta by their value.
 SETTING = re.compile(r"`[^`]*`|(?<=momentum )0\.\d+|(?<=momentum of )0\.\d+", re.IGNORECASE)
-LINK_TARGET = re.compile(r"\]\([^)]*\)")
 NUMBER = re.compile(r"(?<![\w.^,-])-?\d[\d,]*(?:\.\d+)?(?!\d)( points?| times|%| σ)?")
 QUOTED = re.compile(r"(-?[\d.]+)(?:%| [a-zσ]+)? \[(-?[\d.]+), (-?[\d.]+)\]")
 
@@ -127,23 +133,38 @@ def test_numbers_are_as_one_would_say_them(number: str) -> None:
     assert find_long_numbers(" ".join(fill_paragraphs(TEMPLATES[number], find_outcomes()))) == []
 
 
-def test_readme_quotes_the_numbers_of_verdicts() -> None:
+def test_the_self_tuned_norm_quotes_the_numbers_of_verdicts() -> None:
     known = set()
-    alone = set()
     for outcome in find_outcomes():
         for numbers in outcome.frame[["mean", "low", "high"]].itertuples(index=False):
             for factor in (1, -1, 100):
                 mean, *bounds = (factor * number for number in numbers)
                 known.add(tuple(say_numbers(mean, *sorted(bounds))))
-                alone.add(say_mean(mean, *sorted(bounds)))
-    for text in (README, SelfTuned.__doc__ or ""):
-        quoted = QUOTED.findall(text)
-        assert len(quoted) >= 2
-        assert [numbers for numbers in quoted if numbers not in known] == []
+    said = QUOTED.findall(SelfTuned.__doc__ or "")
+    assert len(said) >= 2
+    assert [numbers for numbers in said if numbers not in known] == []
 
-    assert find_long_numbers(FINDINGS) == []
-    means = re.findall(r"(?<!less than )(?<![\d.])[\d.]+(?= points)", FINDINGS)
-    assert [mean for mean in means if mean not in alone] == []
+
+# Numbers that say what was measured, and marks; not the bounds of claims, the width of intervals, and arithmetic.
+BY_HAND = re.compile(
+    r"(?<!less than )(?<!, to )(?<![\d.])[\d.]+(?: points| times)|(?<![\d.])(?!95%|1%)\d[\d.]*%|"
+    r"\[-?[\d.]+, -?[\d.]+\]|†"
+)
+
+
+@pytest.mark.parametrize(("path", "quotes"), [("README.md", quoted.README), ("docs/why.md", quoted.WHY)])
+def test_pages_by_hand_quote_claims_and_mark_those_that_are_post_hoc(path: str, quotes: Sequence[str]) -> None:
+    linked = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", read_prose(path))
+    text = " ".join(linked.replace("**", "").split())
+    rest = text
+    for quote in quotes:
+        (sentence,) = fill_paragraphs(quote, find_outcomes(), after_one=2)
+        assert sentence in text
+        assert find_long_numbers(sentence) == []
+        rest = rest.replace(sentence, "")
+
+    assert len(re.findall(r"† marks what rests|dagger \(†\) marks what rests", rest)) == 1
+    assert BY_HAND.findall(rest) == ["†"], "what is quoted stands in tests/experiments/quoted.py"
 
 
 def test_readme_links_to_answers_that_there_are() -> None:

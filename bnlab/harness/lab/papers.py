@@ -89,15 +89,12 @@ class DeclaredClaim:
     """A claim as its file declares it: one of an experiment (`of`), or a new one.
 
     Attributes:
-        asked_when_seen: its numbers were known when it was written.
         about: what of the paper it is on.
         of: an existing claim, as `gap.costs_early`.
         conditions: those of it that are meant, see `experiment.find_conditions`; none: all.
-        experiment, text, score, margin: of a new claim; see `DeclaredFigure` and `experiment.Claim`.
-        seen_in: where its numbers were seen.
+        experiment, text, score, margin, post_hoc: of a new claim; see `DeclaredFigure` and `experiment.Claim`.
     """
 
-    asked_when_seen: bool
     about: str = ""
     of: str = ""
     conditions: Sequence[str] = ()
@@ -105,7 +102,7 @@ class DeclaredClaim:
     text: str = ""
     score: Mapping[str, Any] | None = None
     margin: Mapping[str, Any] | None = None
-    seen_in: str = ""
+    post_hoc: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

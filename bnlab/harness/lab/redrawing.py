@@ -100,7 +100,9 @@ def _make_claim(paper: Paper, key: str) -> Claim:
         return _find_part("claim", find_experiment(declared.experiment).claims, declared.of, where)
     if declared.score is None or declared.margin is None:
         raise UserError(f"{where}: it needs of, or text, score and margin")
-    return Claim(declared.text, _make_score(declared.score, where), _make_margin(declared.margin, where))
+    compute = _make_score(declared.score, where)
+    margin = _make_margin(declared.margin, where)
+    return Claim(declared.text, compute, margin, declared.post_hoc)
 
 
 def _make_margin(declared: Mapping[str, Any], where: str) -> Margin:

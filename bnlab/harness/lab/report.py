@@ -255,7 +255,7 @@ def _describe(outcome: Outcome) -> Iterator[str]:
     width = max(map(len, outcome.frame["condition"]), default=0)
     number_width = max(map(len, outcome.frame["number"]), default=0)
     for claim, conditions in outcome.list_claims():
-        yield from textwrap.wrap(f"  {claim.text} ({claim.margin.words})", columns, subsequent_indent="  ")
+        yield from textwrap.wrap(f"  {claim.state()} ({claim.margin.words})", columns, subsequent_indent="  ")
         for row in conditions:
             condition = row["condition"].ljust(width)
             number = row["number"].ljust(number_width)

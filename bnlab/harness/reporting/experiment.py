@@ -95,17 +95,33 @@ class Figure:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement with direction and margin, written down before the numbers are known.
+    """A statement with direction and margin, written down before the numbers are known, or *post hoc*.
 
     Attributes:
         text: a sentence.
         score: tables to the rows of `frames.interval`; each row is a condition.
         margin: `above(b, unit, reason)`, `below(b, ...)` or `within(a, b, ...)`.
+        post_hoc: what was done to it when numbers were known: `asked`, or how it was narrowed, extended or restored;
+            empty if nothing was.
     """
 
     text: str
     score: Score
     margin: Margin
+    post_hoc: str = ""
+
+    def state(self) -> str:
+        """State the claim, and whether it is post hoc.
+
+        >>> Claim("It is large.", None, None, post_hoc="asked").state()
+        'It is large (post hoc).'
+        >>> Claim("It is large.", None, None, post_hoc="layers after the first only").state()
+        'It is large (post hoc: layers after the first only).'
+        """
+        if not self.post_hoc:
+            return self.text
+        how = "" if self.post_hoc == "asked" else f": {self.post_hoc}"
+        return f"{self.text.removesuffix('.')} (post hoc{how})."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,11 @@ READING = (
     "Holm's correction, because the more lines a claim has, the likelier one of them holds by chance. A line that is "
     "undecided only because of that correction is marked *by itself*. A claim that says *never* needs all its lines to "
     "hold, without a correction. What is the same for all seeds is compared with the margin, not tested; a share of so "
-    "few networks that no count could decide is shown as a count."
+    "few networks that no count could decide is shown as a count. *Post hoc*, a dagger (†) where it is quoted: the "
+    "claim was asked, narrowed, extended or restored when numbers were known, which makes it likelier to hold."
 )
+POST_HOC = "†"
+"""A mark behind what is quoted from a claim that was asked, narrowed, extended or restored when numbers were known."""
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
 _OF_NETWORKS = "of the networks"
@@ -174,6 +177,8 @@ def fill_paragraphs(
     `{{ estimated("gap.cost", "batch size 4") }}` gives mean and interval whatever the verdict, for a sentence that
     does not say whether the claim's limit is passed.
 
+    What rests on a claim that is *post hoc* has a mark behind it, POST_HOC.
+
     `{{ drawn("gap.lost", "batch size 4, step 9", unit="points") }}` gives a point of a figure in the same way, without
     a verdict; each number has two digits. Other numbers with intervals have `after_one` of them where the first is 1,
     see `wording.say_numbers`. To `seeds` is added, by experiment, of how many seeds each number is.
@@ -210,9 +215,12 @@ class _Quotes:
         for verdict in _VERDICTS:
             quotes[verdict] = partial(self._quote_verdict, verdict)
         try:
-            return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
+            filled = _JINJA.from_string(line.strip()).render(quotes)
         except UntrueQuote:
             return ""
+
+        marked_once = re.sub(f"{POST_HOC}+", POST_HOC, filled)  # where a sentence rests on several claims
+        return " ".join(marked_once.split())
 
     def _quote_verdict(
         self,
@@ -228,23 +236,28 @@ class _Quotes:
         if {*cells["verdict"]} != {verdict}:
             raise UntrueQuote
         self._add_seeds(outcome, cells)
+        declared = outcome.experiment.claims[name]
+        mark = POST_HOC if declared.post_hoc else ""
         if not shown:
             if verdict == "undecided":
                 raise ValueError(f"{claim}: what is undecided is quoted with its estimate, without shown=False")
-            return ""
-        unit = outcome.experiment.claims[name].margin.unit
+            return mark
+
+        unit = declared.margin.unit
         if unit == _OF_NETWORKS and not interval:
-            return _say_counts(cells)
-        return _say_means(cells, unit, sign, interval, self.after_one)
+            return _say_counts(cells) + mark
+        return _say_means(cells, unit, sign, interval, self.after_one) + mark
 
     def _quote_estimate(self, claim: str, *conditions: str, sign: int = 1) -> str:
         outcome, name = self._find(claim)
         cells = _require_means(find_conditions(outcome.frame, name, conditions))
         self._add_seeds(outcome, cells)
-        unit = outcome.experiment.claims[name].margin.unit
+        declared = outcome.experiment.claims[name]
+        mark = POST_HOC if declared.post_hoc else ""
+        unit = declared.margin.unit
         if unit == _OF_NETWORKS:
-            return _say_counts(cells)
-        return _say_means(cells, unit, sign, True, self.after_one)
+            return _say_counts(cells) + mark
+        return _say_means(cells, unit, sign, True, self.after_one) + mark
 
     def _quote_point(self, figure: str, *conditions: str, unit: str, sign: int = 1, interval: bool = True) -> str:
         outcome, name = self._find(figure)

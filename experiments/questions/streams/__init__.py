@@ -83,17 +83,18 @@ EXPERIMENT = Experiment(
             score(compute_effect_of_last_batch, "moved", ("batch_size", "largest"), geometric=True),
             below(0.1, "σ", "the mean of 100 values is off by as much")),
         "small_batch_undoes_it": Claim(
-            "A small last batch, kept, makes the mean's variance larger at the end of an epoch, by half and more "
-            "(narrowed to the layers behind the first after its numbers were known).",
+            "A small last batch, kept, makes the mean's variance larger at the end of an epoch, by half and more.",
             score(lambda tables: compute_noise(tables).query("position == batches"), "noise", CONDITION,
                   against="dropped",
                   along="last_batch", ratio=True, **RATIO_OVER_LAYERS),
-            above(1.5, "times", "theory has 3 for 40 images after batches of 256")),
+            above(1.5, "times", "theory has 3 for 40 images after batches of 256"),
+            post_hoc="layers after the first only"),
         "theory_predicts_the_course": Claim(
-            "Theory predicts the variance of the running mean behind the first layer within a quarter, on average over "
-            "an epoch's batches (narrowed to the layers behind the first after its numbers were known).",
+            "Theory predicts the variance of the running mean behind the first layer within a quarter, on average "
+            "over an epoch's batches.",
             score(compute_noise, "times", CONDITION, average=("layer", "position"), geometric=True,
-                  depth=OtherThan(1)), within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance")),
+                  depth=OtherThan(1)), within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance"),
+            post_hoc="layers after the first only"),
         "error_is_unbounded": Claim(
             "The error of PyTorch's running average grows in proportion to the size of a jump or outlier.",
             score("counterexamples", "error", ("batch_size", "case"), at=1.0, against=1.0, along="size",

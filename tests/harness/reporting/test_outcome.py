@@ -126,6 +126,23 @@ def test_a_sentence_wants_its_conditions_and_verdicts(text: str, filled: str) ->
     assert " ".join(fill_paragraphs(text, [answer()])) == filled
 
 
+def test_what_rests_on_a_claim_that_is_post_hoc_is_marked() -> None:
+    outcome = answer()
+    claim = outcome.experiment.claims["large"]
+    asked = replace(claim, post_hoc="asked")
+    marked = replace(outcome, experiment=replace(outcome.experiment, claims={"large": asked}))
+
+    for quote in ('holds("e.large", "batch size 16")', 'holds("e.large", "batch size 16", interval=False)',
+                  'holds("e.large", "batch size 16", shown=False)', 'undecided("e.large", "batch size 4")',
+                  'estimated("e.large", "batch size 4")'):  # fmt: skip
+        (plain,) = fill_paragraphs(f"It is{{{{ {quote} }}}}.", [outcome])
+        (said,) = fill_paragraphs(f"It is{{{{ {quote} }}}}.", [marked])
+        assert said == plain.removesuffix(".") + "†."
+    assert asked.state() == "It is large (post hoc)."
+    assert replace(claim, post_hoc="restored").state() == "It is large (post hoc: restored)."
+    assert claim.state() == "It is large."
+
+
 def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
     quote = '{{ undecided("e.large") }}'
 
