@@ -69,14 +69,14 @@ def list_tensors(batch: Any, depth: int = 3) -> Iterator[Tensor]:
             yield from list_tensors(part, depth - 1)
 
 
-def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
+def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = False) -> Any:
     """Copy a batch: its tensors to `device`, its numpy arrays, and other objects with the tensors they hold.
 
     Objects with a `clone` of their own, as batches of graphs have, are copied by it and stay where they are.
 
     Args:
         batch: tensors, alone or in lists, tuples and dictionaries.
-        device: where the tensors are copied to.
+        device: where the tensors are copied to; None: each to where it is.
         channels_last: images [N, C, H, W] are laid out with the channels innermost.
     """
 
@@ -84,7 +84,8 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
         if isinstance(leaf, Tensor):
             is_image = leaf.dim() == 4 and leaf.layout == torch.strided
             layout = torch.channels_last if channels_last and is_image else torch.preserve_format
-            return leaf.to(device, copy=True, memory_format=layout)
+            place = leaf.device if device is None else device
+            return leaf.to(place, copy=True, memory_format=layout)
         if isinstance(leaf, np.ndarray):
             return np.copy(leaf)
         if callable(getattr(leaf, "clone", None)):
