@@ -23,6 +23,7 @@ Batch = dict[int | str, Any]
 """The arguments of a call: positional ones by their number, the others by their name."""
 
 _NO_TENSOR = "the model's inputs hold no tensor, so that there are no images to keep; pass batches="
+_NO_COPY = "the model's inputs cannot be copied ({error}); pass batches="
 _OLDER_WEIGHTS = (
     "an input of {kind} requires a gradient: it is optimized, or comes from trainable parts outside of it, and would "
     "belong to older weights; watch the module that holds these parts too, or pass batches="
@@ -175,7 +176,12 @@ class Keeper:
         self._has_forward = True
         if self.refusal is not None or not self._wanted or not count_images(batch):
             return
-        self._kept.append(_Kept(batch, tensors, self._keep))
+        try:
+            kept = _Kept(batch, tensors, self._keep)
+        except Exception as error:  # whatever it is: training goes on
+            self.refusal = _NO_COPY.format(error=f"{type(error).__name__}: {error}")
+            return
+        self._kept.append(kept)
         while self.images - self._kept[0].images >= self._wanted:
             self._kept.popleft()
         if self._is_speaking:

@@ -210,7 +210,7 @@ class Watch:
         lines = [comparison.describe() for comparison in comparisons]
         if len(lines) > 1 or comparisons[0].metric != "score":
             lines = [f"{comparison.metric}: {line}" for comparison, line in zip(comparisons, lines, strict=True)]
-        return "; ".join(lines) + self._describe_limits(reason)
+        return "; ".join(lines) + self._describe_limits(statistics, reason)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -335,13 +335,17 @@ class Watch:
             row["learning_rate"] = float(self._optimizer.param_groups[0]["lr"])
         return row
 
-    def _describe_limits(self, reason: str) -> str:
-        if reason:
+    def _describe_limits(self, statistics: Statistics | None, reason: str) -> str:
+        """Say why there are no exact statistics, or what they lack."""
+        if statistics is None:
             return f"; exact statistics could not be had: {reason}"
+        described = ""
         kept = self._keeper.images
         if self._batches is None and kept < self._images:
-            return f" (of {kept:,} images; {self._images:,} are wanted)"
-        return ""
+            described = f" (of {kept:,} images; {self._images:,} are wanted)"
+        if statistics.unseen:
+            described += f"; no batch has reached {join_names(statistics.unseen)}, which keep running averages"
+        return described
 
 
 def _require_options(options: dict[str, Any]) -> None:

@@ -618,6 +618,16 @@ def test_before_the_first_batch_running_averages_are_compared_with_nothing() -> 
     assert watch.history["running"].tolist() == [0.5]
 
 
+def test_layers_that_no_batch_has_reached_are_named() -> None:
+    model = nn.Sequential(make_model(), nn.BatchNorm1d(4).double()).train()
+    model[1].register_module("part", nn.BatchNorm1d(2))
+    watch = bnlab.watch(model)
+    model(make_batches(6)[0])
+
+    line = watch.compare(lambda: 0.5)
+    assert line.endswith("; no batch has reached '1.part', which keep running averages")
+
+
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.randn_like(x)
@@ -700,6 +710,11 @@ def optimize_images(model: nn.Module) -> None:
     model(make_batches(6)[0].requires_grad_())
 
 
+def pass_what_cannot_be_copied(model: nn.Module) -> None:
+    with contextlib.suppress(TypeError):
+        model(make_batches(6)[0], (number for number in range(3)))
+
+
 def read_no_tensor(model: nn.Module) -> None:
     with contextlib.suppress(TypeError):
         model("file.png")
@@ -710,6 +725,7 @@ def read_no_tensor(model: nn.Module) -> None:
     [
         (lambda model: None, "no training batch has been seen yet; train first, or pass batches="),
         (optimize_images, "an input of Sequential requires a gradient.*pass batches="),
+        (pass_what_cannot_be_copied, "inputs cannot be copied .*pass batches="),
         (read_no_tensor, "inputs hold no tensor.*pass batches="),
     ],
 )
