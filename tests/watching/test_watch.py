@@ -252,6 +252,24 @@ def test_the_outermost_module_that_is_called_is_watched() -> None:
     assert_exact(watch, [batches[1]], model.network)
 
 
+def test_a_call_that_lightning_redirects_to_a_training_step_is_none_of_the_model() -> None:
+    """Under DistributedDataParallel it calls the module with what `training_step` takes, and that calls the module."""
+    model = Outer().train()
+    watch = bnlab.watch(model)
+    (batch,) = make_batches(6)
+    own = model.forward
+
+    def redirected(images: Tensor, number: int) -> Any:
+        model.forward = own  # type: ignore[method-assign]
+        return model(images * number)
+
+    redirected.__module__ = "lightning.pytorch.strategies.strategy"
+    model.forward = redirected  # type: ignore[method-assign, assignment]
+    model(batch, 2)
+
+    assert_exact(watch, [2 * batch], model.network)
+
+
 def test_compiled_models_are_unwrapped() -> None:
     torch.compiler.reset()
     model = make_model().train()
