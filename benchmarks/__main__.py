@@ -21,6 +21,7 @@ from bnlab.memory import keep_freed_memory
 PARTS = {
     "start": ("commands", 2),
     "recording": ("training", 1),
+    "watch": ("training", 1),
     "training": ("training", 2),
     "sweep": ("commands", 2),
     "population": ("exact", 1),
@@ -34,7 +35,7 @@ PARTS = {
     "store": ("commands", 1),
 }
 _UNLESS_NAMED = ("store", "fleet")  # take long, or are about accelerators
-_ON_CUDA = ("visits", "population", "recording", "training", "doctor", "fleet")
+_ON_CUDA = ("visits", "population", "recording", "watch", "training", "doctor", "fleet")
 _README = Path(__file__).with_name("README.md")
 _PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
 

@@ -1,4 +1,4 @@
-"""Training with recording and with layers that choose their momentum, and the harness's own, against a plain loop."""
+"""Training that is recorded, watched or self-tuned, and the harness's own, against a plain loop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.networks import build_imagenet_resnet, build_resnet
+from benchmarks.networks import build_imagenet_resnet, build_resnet, draw_images, evaluate, warm_up
 from benchmarks.timing import Result, alternate
-from bnlab import record
+from bnlab import record, watch
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.data import OwnData, augment
 from bnlab.harness.artifacts.job_settings import Config
@@ -97,6 +97,32 @@ def _compare(training: Training, device: str) -> Iterator[Result]:
     yield timed.compare("recording", "plain", training.recording)
     yield timed.compare("self-tuned", "plain", training.tuning)
     yield timed.compare("replay of 64 momenta", "plain", 0.02, "after the training")
+
+
+def measure_watch(device: str) -> Iterator[Result]:
+    """Compare training and evaluation of a network with and without `bnlab.watch`, and time exact statistics."""
+    training = next(each for each in _TRAININGS[device] if each.name.startswith("resnet-20"))
+    plain = training.build().to(device).train()
+    watched = training.build().to(device).train()
+    watching = watch(watched)
+    sides: dict[str, Callable[[], object]] = {
+        "plain": lambda: training.run(plain),
+        "watched": lambda: training.run(watched),
+        "exact statistics of 512 images": watching.measure,
+    }
+    timed = alternate(f"{training.steps} steps of {training.name}, batch {training.batch}", ROUNDS, sides)
+    yield timed.compare("watched", "plain", 1.02)
+    yield timed.compare("exact statistics of 512 images", "plain", note="a validation")
+
+    images = [batch.to(device) for batch in draw_images(1024, 32).split(training.batch)]
+    warm_up(plain, images[0])
+    warm_up(watched, images[0])
+    timed = alternate(
+        "predictions of 1,024 images by resnet-20",
+        ROUNDS,
+        {"plain": lambda: evaluate(plain, images), "watched": lambda: evaluate(watched, images)},
+    )
+    yield timed.compare("watched", "plain", 1.01)
 
 
 def make_images() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

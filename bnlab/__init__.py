@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bnlab.recording.trace import MomentTrace, replay
     from bnlab.statistics.moments import Moments
     from bnlab.statistics.network import Statistics, running_statistics, using
+    from bnlab.watching.watch import Watch, watch
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "MomentTrace",
     "Moments",
     "Statistics",
+    "Watch",
     "assert_healthy",
     "callbacks",
     "decompose",
@@ -43,6 +45,7 @@ __all__ = [
     "running_statistics",
     "theory",
     "using",
+    "watch",
 ]
 
 # No module has the name of something else that is public: importing it would put itself in that one's place.
@@ -57,6 +60,7 @@ _MODULES = {
     "record": "recording.block",
     "record_frozen": "recording.frozen",
     **dict.fromkeys(("MomentTrace", "replay"), "recording.trace"),
+    **dict.fromkeys(("Watch", "watch"), "watching.watch"),
 }
 
 

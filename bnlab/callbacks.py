@@ -1,6 +1,7 @@
 """Exact statistics wherever a trainer evaluates: the Trainer of Lightning, and that of Hugging Face's Transformers.
 
-The running averages come back afterwards, bit for bit, also after an exception: training goes on as without.
+Both are shells over `bnlab.watch`. The running averages come back afterwards, bit for bit, also after an exception:
+training goes on as without.
 """
 
 from __future__ import annotations
@@ -10,36 +11,44 @@ import functools
 import importlib
 import importlib.util
 import time
-from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from bnlab.doctor.recalibrate import recalibrate
-from bnlab.doctor.undo import Undo, write_statistics
 from bnlab.model.batches import require_batches
-from bnlab.model.layers import batch_norm_layers
+from bnlab.model.borrow import restored
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
+from bnlab.watching.watch import Watch
 
 __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
 _SECONDS = "recalibration_seconds"  # what the time is called in logs
+_RUNNING = "_running"  # what follows the name of a metric under running averages
+_TIMES = ("runtime", "per_second", "compilation_time")  # ends of what Transformers logs beside metrics
 
 
-def make_lightning_callback(batches: Iterable[Any], **options: Any) -> Any:
+def make_lightning_callback(
+    batches: Iterable[Any] | None = None, *, images: int = 512, both: bool = False, **options: Any
+) -> Any:
     """Make a callback of Lightning: exact statistics in validations, tests, predictions and their checkpoints.
+
+    They are of the latest training batches, as `bnlab.watch` keeps them; before there are any (the sanity check, a
+    resumed training, `validate` without `fit`), running averages are evaluated, and a warning says so once.
 
     A checkpoint is saved after its validation, so the running averages come back with the next training batch, at the
     end of the training, or with an exception. How long it takes is logged as `recalibration_seconds`, except before
-    predictions, where Lightning logs nothing. The sanity check before the training has exact statistics too: batches
-    that the model cannot take are found there.
+    predictions, where Lightning logs nothing.
 
     Args:
-        batches: what the model's forward takes, such as a list of batches or a DataLoader; read at each validation, and
-            kept in memory meanwhile. Labels are not looked at.
-        options: as those of `bnlab.recalibrate`: `max_images=2000`, `layers=[...]`; `forward=` if the LightningModule
-            has no forward of its own.
+        batches: measured in place of the latest training batches: what the model's forward takes, such as a list of
+            batches or a DataLoader; read at each validation, and kept in memory meanwhile.
+        images: how many training images are kept.
+        both: whether validations and tests run a second time, under running averages, without callbacks. Their metrics
+            are logged as `<name>_running`.
+        options: further ones of `bnlab.watch`: `keep="cpu"`, `layers=[...]`; with batches `max_images=2000`, and
+            `forward=` if the LightningModule has no forward of its own.
 
     Returns:
         A `Callback` of the package that is installed, `lightning` or `pytorch_lightning`.
@@ -50,39 +59,90 @@ def make_lightning_callback(batches: Iterable[Any], **options: Any) -> Any:
 
     >>> from lightning import Trainer  # doctest: +SKIP
     >>> from bnlab.callbacks import make_lightning_callback
-    >>> trainer = Trainer(callbacks=[make_lightning_callback(batches)])  # doctest: +SKIP
+    >>> trainer = Trainer(callbacks=[make_lightning_callback()])  # doctest: +SKIP
     """
+    if batches is not None:
+        require_batches(batches, "make_lightning_callback")
     package = "lightning.pytorch" if importlib.util.find_spec("lightning") else "pytorch_lightning"
     callback_class: Any = importlib.import_module(package).Callback
-    recalibrator = _Recalibrator(batches, options, "make_lightning_callback")
 
-    class RecalibrationCallback(callback_class):  # type: ignore[misc]
+    class ExactStatisticsCallback(callback_class):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._block = _Block("make_lightning_callback")
+            self._watch: Watch | None = None
+            self._running: dict[str, Any] = {}  # metrics of the validation that ran under running averages
+
+        def setup(self, trainer: Any, module: nn.Module, stage: str) -> None:
+            if not both:
+                return
+            for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
+                if "run" not in vars(loop):
+                    loop.run = functools.partial(self._run_twice, trainer, loop.run)
+
         def on_fit_start(self, trainer: Any, module: nn.Module) -> None:
-            recalibrator.require_layers(module)
+            self._require_watch(trainer, module)
 
         def on_validation_start(self, trainer: Any, module: Any) -> None:
-            seconds = recalibrator.measure(module)
+            seconds = self._block.enter(self._require_watch(trainer, module))
             module.log(_SECONDS, seconds, batch_size=1, sync_dist=True)
+            for name, value in self._running.items():
+                module.log(f"{name}{_RUNNING}", value, batch_size=1)
 
         on_test_start = on_validation_start
 
         def on_predict_start(self, trainer: Any, module: nn.Module) -> None:
-            recalibrator.measure(module)
+            self._block.enter(self._require_watch(trainer, module))
 
         def on_train_batch_start(self, trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> None:
-            recalibrator.put_back()
+            self._block.leave()
 
         def on_exception(self, trainer: Any, module: nn.Module, exception: BaseException) -> None:
-            recalibrator.put_back()
+            self._block.leave()
 
         def teardown(self, trainer: Any, module: nn.Module, stage: str) -> None:
-            recalibrator.put_back()
+            self._block.leave()
 
-    return RecalibrationCallback()
+        def _require_watch(self, trainer: Any, module: nn.Module) -> Watch:
+            """Return the watch of this module, which lives on after `fit`: a test has its batches."""
+            if self._watch is None or self._watch.model is not module:
+                if self._watch is not None:
+                    self._watch.close()
+                group = torch.distributed.group.WORLD if trainer.world_size > 1 else None
+                self._watch = Watch(module, images, batches=batches, group=group, **options)
+            return self._watch
+
+        def _run_twice(self, trainer: Any, run: Callable[[], Any]) -> Any:
+            """Run a validation under running averages, with no callback, and then as Lightning does."""
+            if trainer.sanity_checking:
+                return run()
+            self._block.leave()
+            callbacks = trainer.callbacks
+            loggers = trainer.loggers
+            trainer.callbacks = []
+            trainer.loggers = []
+            try:
+                with restored(trainer.lightning_module):
+                    outputs = run()
+            finally:
+                trainer.callbacks = callbacks
+                trainer.loggers = loggers
+
+            self._running = {name: value for output in outputs for name, value in output.items()}
+            try:
+                return run()
+            finally:
+                self._running = {}
+
+    return ExactStatisticsCallback()
 
 
-def recalibrate_in_transformers(trainer: Any, batches: Iterable[Any], **options: Any) -> None:
+def recalibrate_in_transformers(
+    trainer: Any, batches: Iterable[Any] | None = None, *, images: int = 512, both: bool = False, **options: Any
+) -> None:
     """Let a Trainer of Transformers evaluate, predict and save its model under exact statistics.
+
+    They are of the latest training batches, as `bnlab.watch` keeps them; before there are any, running averages are
+    evaluated, and a warning says so once.
 
     Its methods `evaluate`, `predict` and `save_model`, which `train` calls as well, have exact statistics while they
     run. So a checkpoint has those that it was evaluated with. How long it takes is logged as `recalibration_seconds`.
@@ -90,10 +150,13 @@ def recalibrate_in_transformers(trainer: Any, batches: Iterable[Any], **options:
 
     Args:
         trainer: a `transformers.Trainer`, or one of a class below it; its methods are replaced.
-        batches: what the model takes as its first argument, such as a list of batches or a DataLoader; read at each
-            evaluation, and kept in memory meanwhile. Labels are not looked at.
-        options: as those of `bnlab.recalibrate`: `max_images=2000`, `layers=[...]`; for batches that are dictionaries
-            `forward=lambda model, batch: model(**batch)`.
+        batches: measured in place of the latest training batches: what the model takes as its first argument, such as a
+            list of batches or a DataLoader; read at each evaluation, and kept in memory meanwhile.
+        images: how many training images are kept.
+        both: whether `evaluate` runs a second time, under running averages, without callbacks. Its metrics are logged
+            and returned as `<name>_running`.
+        options: further ones of `bnlab.watch`: `keep="cpu"`, `layers=[...]`; with batches `max_images=2000`, and for
+            batches that are dictionaries `forward=lambda model, batch: model(**batch)`.
 
     Raises:
         TypeError: the batches cannot be iterated over, or are one batch.
@@ -102,96 +165,110 @@ def recalibrate_in_transformers(trainer: Any, batches: Iterable[Any], **options:
     >>> from transformers import Trainer  # doctest: +SKIP
     >>> from bnlab.callbacks import recalibrate_in_transformers
     >>> trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=held_out)  # doctest: +SKIP
-    >>> recalibrate_in_transformers(trainer, batches)  # doctest: +SKIP
+    >>> recalibrate_in_transformers(trainer)  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
     """
-    recalibrator = _Recalibrator(batches, options, "recalibrate_in_transformers")
-    recalibrator.require_layers(trainer.model)
+    if batches is not None:
+        require_batches(batches, "recalibrate_in_transformers")
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    group = torch.distributed.group.WORLD if is_distributed else None
+    watch = Watch(trainer.model, images, batches=batches, group=group, **options)
+    block = _Block("recalibrate_in_transformers")
+    is_inside = False  # evaluate calls itself for each of several data sets
     measured_in: Any = None  # the training's state when statistics were last measured, and its step
     measured_at = None
 
-    @contextlib.contextmanager
-    def recalibrated() -> Iterator[None]:
+    def measure() -> None:
         nonlocal measured_in, measured_at
-        if recalibrator.undoing is not None:  # evaluate calls itself for each of several data sets
-            yield
-            return
-
         state = trainer.state
         is_measured = state is measured_in and state.global_step == measured_at
-        try:
-            if trainer.is_in_train and is_measured and recalibrator.statistics is not None:
-                recalibrator.write_again(trainer.model)  # a checkpoint after its evaluation
-            else:
-                seconds = recalibrator.measure(trainer.model)
-                measured_in = state
-                measured_at = state.global_step
-                trainer.log({_SECONDS: seconds})
-            yield
-        finally:
-            recalibrator.put_back()
+        if trainer.is_in_train and is_measured and block.statistics is not None:
+            block.enter(watch, block.statistics)  # a checkpoint after its evaluation
+            return
+        seconds = block.enter(watch)
+        measured_in = state
+        measured_at = state.global_step
+        trainer.log({_SECONDS: seconds})
 
-    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(method: Callable[..., Any], is_compared: bool) -> Callable[..., Any]:
         @functools.wraps(method)
-        def run_recalibrated(*arguments: Any, **keywords: Any) -> Any:
-            with recalibrated():
+        def run_exactly(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal is_inside
+            if is_inside:
                 return method(*arguments, **keywords)
 
-        return run_recalibrated
+            is_inside = True
+            running: Mapping[str, float] = {}
+            try:
+                if is_compared:
+                    with _silenced(trainer), restored(trainer.model):
+                        running = _name_running(method(*arguments, **keywords))
+                measure()
+                returned = method(*arguments, **keywords)
+            finally:
+                block.leave()
+                is_inside = False
+            if is_compared:
+                trainer.log(dict(running))
+                returned.update(running)
+            return returned
+
+        return run_exactly
 
     for name in ("evaluate", "predict", "save_model"):
-        setattr(trainer, name, wrap(getattr(trainer, name)))
+        setattr(trainer, name, wrap(getattr(trainer, name), both and name == "evaluate"))
 
 
-class _Recalibrator:
-    """Writes exact statistics into a model, and puts the running averages back.
+@contextlib.contextmanager
+def _silenced(trainer: Any) -> Iterator[None]:
+    """A Trainer of Transformers logs nothing in the block, and calls no callback."""
+    log = trainer.log
+    callbacks = trainer.callback_handler.callbacks
+    trainer.log = lambda *_, **__: None
+    trainer.callback_handler.callbacks = []
+    try:
+        yield
+    finally:
+        trainer.log = log
+        trainer.callback_handler.callbacks = callbacks
+
+
+def _name_running(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Name metrics as those under running averages, without what is about time."""
+    return {f"{name}{_RUNNING}": value for name, value in metrics.items() if not name.endswith((*_TIMES, "epoch"))}
+
+
+class _Block:
+    """Exact statistics from one call of a trainer's to another.
 
     Attributes:
-        statistics: those that were written last; None where `recalibrate` would not write them.
-        undoing: the running averages while they are out of the model.
+        statistics: those that were written last; None where there were none.
     """
 
-    def __init__(self, batches: Iterable[Any], options: Mapping[str, Any], caller: str) -> None:
-        require_batches(batches, caller)
-        self.batches = batches
-        self.options = options
-        self.caller = caller
+    def __init__(self, caller: str) -> None:
         self.statistics: Statistics | None = None
-        self.undoing: Undo | None = None
+        self._caller = caller
+        self._entered = contextlib.ExitStack()
+        self._reported = set[str]()
 
-    def require_layers(self, model: nn.Module) -> None:
-        """Raise ValueError if the model has no batch norm with running statistics."""
-        batch_norm_layers(model, self.options.get("layers"), caller=self.caller)
+    def enter(self, watch: Watch, statistics: Statistics | None = None) -> float:
+        """Write statistics, by default those that are measured now; the seconds that took.
 
-    def measure(self, model: nn.Module) -> float:
-        """Measure and write exact statistics; the seconds that took."""
-        self.put_back()
+        Warns, once for each reason, where there are none: running averages are evaluated then.
+        """
+        self.leave()
         started = time.perf_counter()
-        recalibration = recalibrate(model, map(self._drop_labels, self.batches), **self.options)
-        seconds = time.perf_counter() - started
+        self.statistics = statistics
+        try:
+            self.statistics = watch.measure() if statistics is None else statistics
+            self._entered.enter_context(watch.exact(self.statistics))
+        except ValueError as error:
+            self.statistics = None
+            if str(error) not in self._reported:
+                self._reported.add(str(error))
+                warn(f"{self._caller}: running averages are evaluated, not exact statistics: {error}")
+        return time.perf_counter() - started
 
-        self.undoing = recalibration.undoing
-        self.statistics = recalibration.statistics if recalibration.written else None
-        if not recalibration.written:
-            warn(f"{self.caller}: running averages are evaluated, not exact statistics: {recalibration.reason}")
-        return seconds
-
-    def write_again(self, model: nn.Module) -> None:
-        """Write the statistics that were measured last."""
-        assert self.statistics is not None
-        self.undoing = write_statistics(model, self.statistics)
-
-    def put_back(self) -> None:
+    def leave(self) -> None:
         """Put the running averages back, if they are out."""
-        undoing = self.undoing
-        self.undoing = None
-        if undoing is not None:
-            undoing.put_back()
-
-    def _drop_labels(self, batch: Any) -> Any:
-        """Drop a batch's labels: by labels `recalibrate` judges, and writes in some epochs only."""
-        if isinstance(batch, (dict, UserDict)):
-            return {key: value for key, value in batch.items() if key not in ("label", "labels")}
-        if isinstance(batch, (tuple, list)) and "forward" not in self.options:
-            return tuple(batch[:1])  # the default forward takes the first part
-        return batch
+        self._entered.close()

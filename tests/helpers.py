@@ -43,7 +43,7 @@ rank = 0 if os.fork() else 1
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 {script}
 dist.destroy_process_group()
-print("fine", flush=True)
+print("fine\\n", end="", flush=True)  # in one piece, as two processes write
 if rank == 0:
     os.wait()
 """

@@ -13,6 +13,7 @@ from benchmarks.doctor_networks import Training, measure_cost, train_network
 from benchmarks.doctor_rates import Outcome, write_page, write_share
 from benchmarks.fleet import RECIPES, choose_rate, train_alone, train_stacked
 from benchmarks.timing import HEADING, Result
+from benchmarks.watch_accuracy import describe
 from bnlab.harness.artifacts.data import OwnData
 
 
@@ -94,6 +95,10 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     assert write_share([True] * 3) == "3 of 3 [44%, 100%]"  # 3 / (3 + 1.96²) = .438
     assert write_share([False] * 10) == "0 of 10 [0%, 28%]"
     assert write_share([]) == "0 of 0"
+
+
+def test_differences_are_described_by_their_mean_and_root_mean_square() -> None:
+    assert describe([3.0, -4.0]) == "mean -0.50 points, root mean square 3.54, n = 2"  # sqrt(25 / 2)
 
 
 @pytest.mark.parametrize("part", PARTS)

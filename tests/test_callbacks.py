@@ -162,6 +162,55 @@ def test_lightning_validates_and_saves_exactly_and_trains_as_without(
 
 
 @slow
+@pytest.mark.parametrize("calls_itself", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+def test_lightning_validates_under_the_latest_training_batches(
+    make_module: Any, make_trainer: Any, both: bool, calls_itself: bool
+) -> None:
+    class Measuring(make_module):  # type: ignore[misc, valid-type]
+        def training_step(self, batch: Any) -> Tensor:
+            images, labels = batch
+            return F.cross_entropy(self(images) if calls_itself else self.network(images), labels)
+
+        def validation_step(self, batch: Any) -> None:
+            super().validation_step(batch)
+            if not self.trainer.sanity_checking:
+                self.log("mean", self.network[1].running_mean[0] + torch.rand(()))
+
+    torch.manual_seed(1)
+    plain = Measuring(make_network())
+    make_trainer().fit(plain, LOADER, HELD_OUT_LOADER)
+    module = Measuring(make_network())
+    trainer = make_trainer(make_lightning_callback(images=32, both=both))
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no training batch"):
+        trainer.fit(module, LOADER, HELD_OUT_LOADER)
+
+    assert are_equal(copy_state(module.network), copy_state(plain.network))
+    assert_exact(module.states[-1], module.network, IMAGES[-2:])
+    assert len(module.states) == 1 + 3 * (1 + both)  # the sanity check, and three epochs
+    assert ("mean_running" in trainer.callback_metrics) == both
+    if both:
+        running = trainer.callback_metrics["mean_running"] - trainer.callback_metrics["mean"]
+        exact = module.states[-1]["1.running_mean"][0]
+        torch.testing.assert_close(running, module.network[1].running_mean[0] - exact)
+        assert are_equal(module.states[-2], copy_state(module.network))
+
+    trainer.test(module, HELD_OUT_LOADER)
+    assert_exact(module.states[-1], module.network, IMAGES[-2:])
+    assert are_equal(copy_state(module.network), copy_state(plain.network))
+
+
+@slow
+def test_lightning_says_once_that_there_is_nothing_yet(make_module: Any, make_trainer: Any) -> None:
+    module = make_module(make_network())
+    before = copy_state(module.network)
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no training batch"):
+        make_trainer(make_lightning_callback()).validate(module, HELD_OUT_LOADER)
+
+    assert are_equal(module.states[0], before)
+
+
+@slow
 @pytest.mark.parametrize("method", ["validate", "test", "predict"])
 def test_lightning_evaluates_exactly_without_training(make_module: Any, make_trainer: Any, method: str) -> None:
     module = make_module(make_network())
@@ -201,6 +250,8 @@ class StubTrainer:
         self.is_in_train = False
         self.logged: list[dict[str, float]] = []
         self.states: list[State] = []
+
+        self.callback_handler = SimpleNamespace(callbacks=["a callback"])
 
     def log(self, values: dict[str, float]) -> None:
         self.logged.append(values)
@@ -267,8 +318,67 @@ def test_averages_come_back_after_an_exception(stub: StubTrainer) -> None:
 def test_what_is_refused_at_once() -> None:
     with pytest.raises(TypeError, match=r"recalibrate_in_transformers: batches is a Tensor; pass an iterable"):
         recalibrate_in_transformers(object(), IMAGES[0])
-    with pytest.raises(ValueError, match="recalibrate_in_transformers: no BatchNorm layer"):
+    with pytest.raises(TypeError, match=r"make_lightning_callback: batches is a Tensor; pass an iterable"):
+        make_lightning_callback(IMAGES[0])
+    with pytest.raises(ValueError, match="watch: no BatchNorm layer"):
         recalibrate_in_transformers(StubTrainer(nn.Sequential(nn.Linear(4, 3))), IMAGES)
+
+
+class Measuring(StubTrainer):
+    """Evaluates as Transformers does: its metric is the mean of the running averages of the first channel."""
+
+    def train_on(self, images: Tensor) -> None:
+        self.model.train()(images)
+        self.state.global_step += 1
+
+    def evaluate(self, data_sets: int = 1) -> dict[str, float]:  # type: ignore[override]
+        self.model.eval()
+        metric = self.model.get_buffer("1.running_mean")[0].item()
+        metrics = {"eval_mean": metric, "eval_runtime": float(torch.rand(())), "epoch": 1.0}
+        self.states.append(copy_state(self.model))
+        self.log(metrics)
+        self.callback_handler.callbacks[:] = [*self.callback_handler.callbacks, "called"]
+        return metrics
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_latest_training_batches_are_measured_where_none_are_given(both: bool) -> None:
+    trainer = Measuring(make_network())
+    recalibrate_in_transformers(trainer, images=32, both=both)
+    for images in IMAGES:
+        trainer.train_on(images)
+    running = copy_state(trainer.model)
+
+    torch.manual_seed(0)
+    metrics = trainer.evaluate()
+
+    torch.manual_seed(0)
+    assert metrics["eval_runtime"] == float(torch.rand(()))  # the only evaluation that counts has drawn it
+    assert_exact(trainer.states[-1], trainer.model, IMAGES[-2:])
+    assert are_equal(copy_state(trainer.model), running)
+    assert metrics["eval_mean"] == trainer.states[-1]["1.running_mean"][0].item()
+    assert trainer.callback_handler.callbacks == ["a callback", "called"]
+    added = {"eval_mean_running": running["1.running_mean"][0].item()} if both else {}
+    assert {name: value for name, value in metrics.items() if name.endswith("_running")} == added
+    assert [list(values) for values in trainer.logged] == [
+        ["recalibration_seconds"],
+        ["eval_mean", "eval_runtime", "epoch", *added],
+        *([[*added]] if both else []),
+    ]
+    if both:
+        assert are_equal(trainer.states[0], running)
+
+
+def test_before_the_first_batch_running_averages_are_evaluated_and_that_is_said_once() -> None:
+    trainer = Measuring(make_network())
+    recalibrate_in_transformers(trainer)
+    before = copy_state(trainer.model)
+    with pytest.warns(RuntimeWarning, match="running averages are evaluated.*no training batch") as caught:
+        trainer.evaluate()
+        trainer.save_model()
+
+    assert len(caught) == 1
+    assert all(are_equal(state, before) for state in trainer.states)
 
 
 class Wrapped(nn.Module):
@@ -360,3 +470,23 @@ def test_transformers_evaluates_and_saves_exactly_and_trains_as_without(
     for state in saved:
         network = {name.removeprefix("network."): value for name, value in state.items()}
         assert any(are_equal(evaluated, network) for evaluated in trainer.states)
+
+
+@slow
+def test_transformers_evaluates_under_the_latest_training_batches(make_hugging_face: Any) -> None:
+    plain = make_hugging_face(make_network())
+    plain.train()
+    trainer = make_hugging_face(make_network())
+    recalibrate_in_transformers(trainer, images=96, both=True)  # all of an epoch, so that its order does not matter
+
+    trainer.train()
+
+    assert are_equal(copy_state(trainer.model), copy_state(plain.model))
+    assert len(trainer.states) == 2 * len(plain.states) == 6
+    for running, exact, without in zip(trainer.states[::2], trainer.states[1::2], plain.states, strict=True):
+        assert are_equal(running, without)
+        assert_exact(exact, trainer.model.network)
+    logged = trainer.state.log_history
+    plainly = [entry["eval_accuracy"] for entry in plain.state.log_history if "eval_accuracy" in entry]
+    assert [entry["eval_accuracy_running"] for entry in logged if "eval_accuracy_running" in entry] == plainly
+    assert len([entry for entry in logged if "eval_accuracy" in entry]) == 3

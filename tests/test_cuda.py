@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.fleet import RECIPES, train_alone, train_captured
-from bnlab import Moments, diagnose, population_statistics, recalibrate, record
+from bnlab import Moments, diagnose, population_statistics, recalibrate, record, watch
 from bnlab.harness import load
 from bnlab.model.borrow import borrowed
 from bnlab.model.reading import DeviceReader
@@ -246,3 +246,54 @@ def test_training_in_bfloat16_keeps_weights_and_averages_in_float32(tmp_path: Pa
 
     assert {values.dtype for values in state.values()} == {torch.float32, torch.int64}
     assert all(values.isfinite().all() for values in state.values())
+
+
+@pytest.mark.parametrize("keep", [None, "cpu"])
+@pytest.mark.parametrize("is_synchronized", [False, True])
+def test_a_watched_training_has_the_statistics_of_its_latest_batches(keep: Any, is_synchronized: bool) -> None:
+    model: nn.Module = plain()
+    if is_synchronized:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.cuda().train()
+    watching = watch(model, 10, keep=keep)
+    batches = images(8, 8, 5)
+    with full_float32():
+        train(model, to_gpu(batches))
+        found = watching.measure()
+
+    expected = references.full_batch_population(model, torch.cat(batches[1:]))
+    assert measure_difference(found, expected) <= CLOSE
+    kept = watching.measure().cost
+    assert kept is not None and kept.images == 13
+
+
+def test_a_watched_model_may_be_moved_between_training_and_validation() -> None:
+    model = plain().cuda().train()
+    watching = watch(model)
+    batches = images(8, 5)
+    with full_float32():
+        train(model, to_gpu(batches))
+    model.cpu()
+
+    expected = references.full_batch_population(model, torch.cat(batches))
+    with watching.exact():
+        assert next(model.buffers()).device.type == "cpu"
+        assert measure_difference(watching.measure(), expected) <= CLOSE
+
+
+def test_a_watched_step_does_not_wait_for_the_device() -> None:
+    model = plain().cuda().train()
+    (batch,) = to_gpu(images(8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(batch.clone()).square().mean().backward()
+        optimizer.step()
+
+    step()
+    before = count_waits(step)
+    watch(model)
+    step()
+
+    assert count_waits(step) == before

@@ -22,6 +22,7 @@ FLOORS = (
     "statistics estimators inference memory",
     "exact recording nn",
     "gaps doctor",
+    "watching",
     "callbacks",
     "commands cli",
     "__main__",
@@ -57,6 +58,7 @@ FOLDERS = {
     "harness.lab": "catalogue command watching explaining compose launch sweep papers redrawing report removing "
     "forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",
+    "watching": "keeper comparison watch",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings naming runs producing",
     "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "

@@ -28,11 +28,15 @@ def test_the_calls_on_a_model_run() -> None:
         for batch in loader:
             network(batch)
 
-    names: dict[str, Any] = {"model": model, "loader": loader, "train": train, "test": lambda network: network.eval()}
+    def test(network: nn.Module) -> float:
+        return float(network.eval()(loader[0]).detach().mean())
+
+    names: dict[str, Any] = {"model": model, "loader": loader, "train": train, "test": test}
     names["test_loader"] = loader
     (lines,) = [block for block in BLOCKS if "population_statistics(model, loader)" in block]
     exec(lines, names)
 
+    assert names["watch"].history["exact"].notna().all()
     assert names["trace"].last_step == len(loader)
     assert set(names["replayed"]) == {0, 1, 2, 3}
 

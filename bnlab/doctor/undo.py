@@ -23,7 +23,7 @@ from bnlab.model.layers import (
 )
 from bnlab.nn.averages import Averages
 from bnlab.nn.self_tuned import SelfTuned
-from bnlab.statistics.network import Statistics, read_buffers
+from bnlab.statistics.network import Statistics, read_buffers, write_buffers
 
 CALLER = "undo_from_file"
 _FORMAT = "bnlab.Undo/1"
@@ -40,6 +40,8 @@ class Undo:
         old: running mean and variance before, [2, C] on the CPU, by layer.
         new: the same after.
         averages: what self-tuned layers had averaged before, by layer.
+        for_block: whether the old ones come back at the end of a block: whatever has been written since, and so that
+            a backward pass to come finds what it has saved.
         is_done: whether the old ones have been put back.
     """
 
@@ -48,19 +50,22 @@ class Undo:
     old: Mapping[str, Tensor]
     new: Mapping[str, Tensor]
     averages: Mapping[str, Averages | None]
+    for_block: bool = False
     is_done: bool = False
 
     def put_back(self) -> None:
         """Put the old buffers back, once.
 
         Raises:
-            RuntimeError: something else has written the buffers since; nothing is put back.
+            RuntimeError: something else has written the buffers since, and this is not for a block; nothing is put
+                back.
         """
         if self.is_done:
             return
-        self._require_untouched("undo")
+        if not self.for_block:
+            self._require_untouched("undo")
         for name, layer in self.layers.items():
-            _write(layer, self.old[name])
+            _write(layer, self.old[name], self.for_block)
             if isinstance(layer, SelfTuned):
                 layer.averages = self.averages[name]
         self.is_done = True
@@ -88,8 +93,13 @@ class Undo:
             )
 
 
-def write_statistics(model: nn.Module, statistics: Statistics) -> Undo:
+def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: bool = False) -> Undo:
     """Write statistics into a model, all or none, and return what puts the old ones back.
+
+    Args:
+        model: the model.
+        statistics: of layers that it has.
+        for_block: see `Undo`.
 
     Raises:
         ValueError: the buffers cannot hold a value; nothing is written then.
@@ -102,9 +112,13 @@ def write_statistics(model: nn.Module, statistics: Statistics) -> Undo:
         if isinstance(layer, SelfTuned):
             averages[name] = layer.averages
 
-    statistics.write_to(model)
+    if for_block:
+        for name, layer in layers.items():
+            write_buffers(layer, statistics[name])
+    else:
+        statistics.write_to(model)
     new = {name: _read(layer) for name, layer in layers.items()}
-    return Undo(model, layers, old, new, averages)
+    return Undo(model, layers, old, new, averages, for_block)
 
 
 def undo_from_file(model: nn.Module, path: str | Path) -> tuple[str, ...]:
@@ -186,8 +200,10 @@ def _read(layer: BatchNorm) -> Tensor:
 
 
 @torch.no_grad()
-def _write(layer: BatchNorm, values: Tensor) -> None:
-    """Copy a running mean and variance [2, C] into the buffers."""
+def _write(layer: BatchNorm, values: Tensor, is_hidden: bool = False) -> None:
+    """Copy a running mean and variance [2, C] into the buffers; `is_hidden`: from a backward pass that saved them."""
     mean, var = get_running_buffers(layer)
+    if is_hidden:
+        mean, var = mean.data, var.data
     mean.copy_(values[0])
     var.copy_(values[1])

@@ -93,7 +93,8 @@ def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = Fa
         if isinstance(leaf, Tensor):
             is_image = leaf.dim() == 4 and leaf.layout == torch.strided
             layout = torch.channels_last if channels_last and is_image else torch.preserve_format
-            return leaf.to(leaf.device if device is None else device, copy=True, memory_format=layout)
+            place = leaf.device if device is None else device
+            return leaf.to(place, copy=True, memory_format=layout)
         if isinstance(leaf, np.ndarray):
             return np.copy(leaf)
         if callable(getattr(leaf, "clone", None)):

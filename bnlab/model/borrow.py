@@ -30,11 +30,31 @@ def count_loans() -> int:
 def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
 
-    Parameters and buffers (the tensors, and the values of buffers and of frozen parameters), modes and the random
-    state of torch, numpy and Python are put back, also after an exception. What a forward writes elsewhere stays. What
-    was compiled runs as it is written, because compiled code sees no hooks.
+    What `restored` puts back is put back. What was compiled runs as it is written, because compiled code sees no hooks.
     """
     global _depth
+    with restored(model, training=training), contextlib.ExitStack() as undo:
+        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes longer than measuring
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
+
+        _depth += 1
+        try:
+            yield
+        finally:
+            _depth -= 1
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None]:
+    """The model and the random state are as they were before, after the block.
+
+    Parameters and buffers (the tensors, and the values of buffers and of frozen parameters), modes and the random
+    state of torch, numpy and Python are put back, also after an exception. What a forward writes elsewhere stays.
+
+    Args:
+        model: the model.
+        training: the mode that it has in the block; None: the one that it has.
+    """
     with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
         modules = list(model.modules())
         for module in modules:
@@ -42,19 +62,13 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         undo.callback(_give_back_tensors, _list_tensors(modules))
         merging = [module for module in modules if type(module).train is not nn.Module.train]
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
-        model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
+        if training is not None:
+            model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
         undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
         for module, mode, weights in merged:
             undo.callback(_give_back_weights, module, mode, weights)
-        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes longer than measuring
-            undo.enter_context(torch.compiler.set_stance("force_eager"))
-
-        _depth += 1
-        try:
-            with keep_random_state(model):
-                yield
-        finally:
-            _depth -= 1
+        undo.enter_context(keep_random_state(model))
+        yield
 
 
 Values = Sequence[tuple[Tensor, Tensor]]

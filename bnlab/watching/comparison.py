@@ -1,0 +1,132 @@
+"""A metric under running averages and under exact statistics: the difference, its interval, and both in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.doctor.scores import Scores, read_values
+from bnlab.doctor.words import describe_number, describe_score
+
+_ADVICE = "return a number, a dictionary of numbers, or a score for each image"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric under both kinds of statistics.
+
+    Attributes:
+        metric: its name; "score" where it has none.
+        values: float64 by kind, "running" and, where there are exact statistics, "exact": one value [1], or one for
+            each image [images].
+        is_lower_better: whether it is a loss.
+        has_images: whether there is a value for each image.
+    """
+
+    metric: str
+    values: Mapping[str, Tensor]
+    is_lower_better: bool
+    has_images: bool
+
+    def mean(self, kind: str) -> float:
+        """Average over the images; NaN where there is none of this kind."""
+        return float(self.values[kind].mean()) if kind in self.values else math.nan
+
+    @property
+    def lost(self) -> float:
+        """How much worse running averages are than exact statistics, in the metric's unit."""
+        difference = self.mean("exact") - self.mean("running")
+        return -difference if self.is_lower_better else difference
+
+    def describe(self) -> str:
+        """Write both values, and how much too little, or too much, `eval()` shows."""
+        scores = Scores(self.values, self._are_shares)
+        running = f"{describe_score(self.mean('running'), scores)} under running averages"
+        if "exact" not in self.values:
+            return running
+
+        exact = f"{describe_score(self.mean('exact'), scores)} under exact statistics"
+        return f"{running}, {exact}: {self._describe_difference(scores)}"
+
+    @property
+    def _are_shares(self) -> bool:
+        """Whether values are shown in percent: all lie between 0 and 1, and it is no loss."""
+        are_within = all(bool(((values >= 0) & (values <= 1)).all()) for values in self.values.values())
+        return are_within and not self.is_lower_better
+
+    def _describe_difference(self, scores: Scores) -> str:
+        difference = self.mean("exact") - self.mean("running")
+        size = _write(abs(difference), scores)
+        unit = " points" if scores.are_shares else ""
+        interval = ""
+        if self.has_images:
+            estimate = scores.compare("exact", "running")
+            ends = (estimate.low, estimate.high) if difference >= 0 else (-estimate.high, -estimate.low)
+            interval = " [{}, {}]".format(*(_write(end, scores) for end in ends))
+        if float(size.replace(",", "")) == 0:
+            return f"no difference{interval}"
+
+        direction = "little" if difference > 0 else "much"
+        described = f"eval() shows {size}{unit}{interval} too {direction}"
+        return described if self.lost > 0 else f"{described}; running averages do better than exact statistics"
+
+
+def _write(value: float, scores: Scores) -> str:
+    """Write a difference: points with one decimal, or three significant digits."""
+    return f"{100 * value:z.1f}" if scores.are_shares else describe_number(value)
+
+
+def compare_metrics(running: Any, exact: Any, has_exact: bool, lower: bool | Collection[str]) -> list[Comparison]:
+    """Compare what an evaluation has returned under both kinds of statistics.
+
+    Args:
+        running, exact: what was returned.
+        has_exact: whether there were exact statistics.
+        lower: whether lower is better; or the names of the metrics of which it is.
+
+    Raises:
+        TypeError, ValueError: they are neither numbers nor a score for each image, or not of the same images.
+    """
+    by_kind = {"running": _read_metrics(running)}
+    if has_exact:
+        by_kind["exact"] = _read_metrics(exact)
+
+    comparisons = []
+    for metric, (_, has_images) in by_kind["running"].items():
+        missing = [kind for kind, metrics in by_kind.items() if metric not in metrics]
+        if missing:
+            raise ValueError(f"watch: evaluate returned {metric!r} under running averages alone; {_ADVICE}")
+        values = {kind: metrics[metric][0] for kind, metrics in by_kind.items()}
+        lengths = {len(each) for each in values.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"watch: evaluate returned scores of other images the second time: {sorted(lengths)}")
+        is_lower_better = lower if isinstance(lower, bool) else metric in lower
+        comparisons.append(Comparison(metric, values, is_lower_better, has_images))
+    return comparisons
+
+
+def _read_metrics(returned: Any) -> dict[str, tuple[Tensor, bool]]:
+    """Read metrics by name: float64 [1] or [images], and whether there is a value for each image."""
+    if isinstance(returned, Mapping):
+        if not returned:
+            raise ValueError(f"watch: evaluate returned no metric; {_ADVICE}")
+        return {str(name): (_read_number(value, str(name)), False) for name, value in returned.items()}
+    if _is_number(returned):
+        return {"score": (_read_number(returned, "score"), False)}
+    return {"score": (read_values(returned, "watch", must_be_finite=False), True)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) or getattr(value, "shape", None) == ()
+
+
+def _read_number(value: Any, name: str) -> Tensor:
+    if not _is_number(value):
+        raise TypeError(f"watch: evaluate returned a {type(value).__name__} as {name!r}; {_ADVICE}")
+    return torch.tensor([float(value)], dtype=torch.float64)

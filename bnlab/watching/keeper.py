@@ -1,0 +1,250 @@
+"""Keeping the inputs of the latest training batches, by hooks before the model's forward."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from bnlab.model.batches import copy_batch, count_bytes, count_images, list_tensors
+from bnlab.model.borrow import count_loans
+from bnlab.model.layers import BatchNorm, unwrap_parallel
+from bnlab.recording.recorders import RecordingCall
+
+Batch = dict[int | str, Any]
+"""The arguments of a call: positional ones by their number, the others by their name."""
+
+_NO_TENSOR = "the model's inputs hold no tensor, so that there are no images to keep; pass batches="
+_NO_COPY = "the model's inputs cannot be copied ({error}); pass batches="
+_OLDER_WEIGHTS = (
+    "an input of {kind} requires a gradient: it is optimized, or comes from trainable parts outside of it, and would "
+    "belong to older weights; watch the module that holds these parts too, or pass batches="
+)
+
+
+class _Kept:
+    """A copy of a batch.
+
+    Attributes:
+        batch: the copy.
+        images: how many images it has.
+    """
+
+    def __init__(self, batch: Batch, tensors: Sequence[Tensor], keep: str | None) -> None:
+        self.batch: Batch = copy_batch(batch, None if keep is None else torch.device(keep))
+        self.images = count_images(self.batch)
+        self._sources = [weakref.ref(tensor) for tensor in tensors]
+
+    def is_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether this is a copy of these very tensors, and they have not been written since.
+
+        Checkpointed forwards are run again in the backward pass, with the same tensors. Loops that write each batch
+        into the same memory show the same tensors too, with other values.
+        """
+        if len(self._sources) != len(tensors):
+            return False
+        if any(source() is not tensor for source, tensor in zip(self._sources, tensors, strict=True)):
+            return False
+        copies = list_tensors(self.batch)
+        return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in zip(copies, tensors, strict=True))
+
+
+class Keeper:
+    """Keeps the inputs of the latest training forwards of a model, and counts its updates.
+
+    Args:
+        model: the model as the caller calls it, with its wrappers.
+        layers: its batch norms.
+        images: the latest so many images are kept, or a few more: batches are not cut. With 0 none are kept.
+        keep: the device of the copies; None: that of the inputs.
+        is_speaking: whether the size of what is kept is printed at the first batch.
+
+    Attributes:
+        refusal: why the inputs of the latest training forward were not kept; None where they were.
+        frozen: the layers that were in eval mode in the latest training forward.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, BatchNorm], images: int, keep: str | None, is_speaking: bool
+    ) -> None:
+        self._layers = list(layers.values())
+        self._wanted = images
+        self._keep = keep
+        self._is_speaking = is_speaking
+        self._kept: deque[_Kept] = deque()
+        self._is_paused = False
+        self._level: int | None = None  # of the outermost module that was called; 0 is the model itself
+        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._forwards = 0
+        self._updates = 0
+        self._has_forward = False  # since the last update
+        self.refusal: str | None = None
+        self.frozen: list[BatchNorm] = []
+
+        self._modules = _list_holders(model, self._layers)
+        self._handles: list[Any] = []
+        for level, module in enumerate(self._modules):
+            hook = RecordingCall(partial(self._see, level), _do_nothing)
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self._handles.append(_count_updates_by(self))
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The copies, the oldest first."""
+        return [kept.batch for kept in self._kept]
+
+    @property
+    def images(self) -> int:
+        """Number of images that are kept."""
+        return sum(kept.images for kept in self._kept)
+
+    @property
+    def updates(self) -> int:
+        """Number of updates of the model by torch's optimizers; of training forwards where none was seen."""
+        return self._updates or self._forwards
+
+    def call(self, model: nn.Module, batch: Batch) -> Any:
+        """Call the module that was called in training, with a copy of what it was called with."""
+        args = [value for key, value in batch.items() if isinstance(key, int)]
+        kwargs = {key: value for key, value in batch.items() if isinstance(key, str)}
+        return unwrap(self._modules[self._level or 0])(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep nothing in the block."""
+        before = self._is_paused
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    def close(self) -> None:
+        """Remove the hooks and the copies."""
+        for handle in self._handles:
+            handle.remove()
+        self._kept.clear()
+
+    def count_update(self, optimizer: Optimizer) -> None:
+        """Count an update if it is of one of the model's parameters, and there was a training forward before it."""
+        if not self._has_forward:
+            return
+        updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+        if any(parameter in self._parameters for parameter in updated):
+            self._updates += 1
+            self._has_forward = False
+
+    def _see(self, level: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what a module is called with, if this is a training forward; the hook before it."""
+        frozen = [layer for layer in self._layers if not layer.training]
+        is_training = len(frozen) < len(self._layers) or module.training
+        if not is_training or not torch.is_grad_enabled():
+            return
+        if self._is_paused or count_loans() or _is_redirected(module):
+            return
+        # An inner module that is called by itself: its part of a checkpointed forward is run again.
+        if self._level is not None and level > self._level:
+            return
+
+        if level != self._level:
+            self._level = level
+            self._kept.clear()
+        self.frozen = frozen
+        batch: Batch = dict(enumerate(args))
+        batch.update(kwargs)
+        self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
+        tensors = list(list_tensors(batch))
+        self.refusal = None
+        if not tensors:
+            self.refusal = _NO_TENSOR
+        elif any(tensor.requires_grad for tensor in tensors):
+            self.refusal = _OLDER_WEIGHTS.format(kind=type(self._modules[self._level or 0]).__name__)
+        elif any(kept.is_of(tensors) for kept in self._kept):
+            return
+
+        self._forwards += 1
+        self._has_forward = True
+        if self.refusal is not None or not self._wanted or not count_images(batch):
+            return
+        try:
+            kept = _Kept(batch, tensors, self._keep)
+        except Exception as error:  # whatever it is: training goes on
+            self.refusal = _NO_COPY.format(error=f"{type(error).__name__}: {error}")
+            return
+        self._kept.append(kept)
+        while self.images - self._kept[0].images >= self._wanted:
+            self._kept.popleft()
+        if self._is_speaking:
+            self._is_speaking = False
+            self._print_size()
+
+    def _print_size(self) -> None:
+        first = self._kept[0]
+        megabytes = count_bytes(first.batch) / max(1, first.images) * self._wanted / 1e6
+        print(f"bnlab.watch keeps the latest {self._wanted:,} training images: {megabytes:,.1f} MB", file=sys.stderr)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel and torch.compile."""
+    inner = unwrap_parallel(model)
+    while _is_compiled(inner):
+        inner = unwrap_parallel(inner.get_submodule("_orig_mod"))
+    return inner
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return "_orig_mod" in dict(module.named_children())
+
+
+def _list_holders(model: nn.Module, layers: Sequence[BatchNorm]) -> list[nn.Module]:
+    """List the modules that hold all layers, the outermost first; none inside of what was compiled.
+
+    A hook in compiled code would break its graph.
+    """
+    holders = []
+    for module in model.modules():
+        if {*layers} <= {*module.modules()}:
+            holders.append(module)
+            if _is_compiled(module):
+                break
+    return holders
+
+
+def _is_redirected(module: nn.Module) -> bool:
+    """Return whether a call does not run the module's own forward, but one of Lightning's.
+
+    Under DistributedDataParallel Lightning calls a LightningModule with the arguments of `training_step`.
+    """
+    source = str(getattr(module.forward, "__module__", ""))
+    return source.startswith(("lightning.pytorch.strategies.", "pytorch_lightning.strategies."))
+
+
+def _count_updates_by(keeper: Keeper) -> Any:
+    """Let a keeper count the updates of all optimizers; returns a handle, as hooks have.
+
+    Torch holds the hook as long as the process lives, so that it must not hold the keeper, with its images.
+    """
+    reference = weakref.ref(keeper)
+
+    def count(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive.count_update(optimizer)
+
+    handle = register_optimizer_step_post_hook(torch.compiler.disable(count))
+    weakref.finalize(keeper, handle.remove)
+    return handle
+
+
+def _do_nothing(*_: object) -> None:
+    """Stand for the hook in copies of a watched model."""

@@ -1,0 +1,356 @@
+"""`watch`: exact statistics at any moment of a training, from the batches that it has just been trained on."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from bnlab.doctor.undo import write_statistics
+from bnlab.exact.population import population_statistics
+from bnlab.exact.task import Ranks
+from bnlab.model.arguments import require_count
+from bnlab.model.batches import count_images, require_batches
+from bnlab.model.borrow import restored
+from bnlab.model.layers import batch_norm_layers, join_names
+from bnlab.statistics.network import Statistics
+from bnlab.watching.comparison import Comparison, compare_metrics
+from bnlab.watching.keeper import Keeper, unwrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CALLER = "watch"
+_NOTHING_YET = "watch: no training batch has been seen yet; train first, or pass batches="
+
+
+def watch(
+    model: nn.Module,
+    images: int = 512,
+    *,
+    batches: Iterable[Any] | None = None,
+    keep: str | None = None,
+    optimizer: Optimizer | None = None,
+    group: Any = None,
+    **options: Any,
+) -> Watch:
+    """Watch a training: how much too little does `eval()` show, at each validation?
+
+    The inputs of the latest training batches are kept. Under the weights of the moment they give exact statistics, of
+    images as training shows them. Training goes on bit for bit as without.
+
+    What is kept are the arguments of the outermost module that is called and holds all batch norms: the model itself,
+    or, in a LightningModule whose `training_step` calls `self.net`, that. They are copied in their own type; a batch
+    that gradient checkpointing runs twice is kept once. Exact statistics are measured in eval mode, under the autocast
+    that holds where they are asked for, and outside of compiled code. Forwards in eval mode, without gradients, and in
+    bnlab's own measurements are not kept. Layers that training keeps in eval mode, or whose weight takes no gradient
+    while others do, are frozen and stay as they are.
+
+    Args:
+        model: any module with batch norms that keep running statistics; compile it before.
+        images: how many are kept, or a few more: batches are not cut. More images give more exact statistics, and
+            take more memory and time.
+        batches: measured in place of the batches that are trained on, as `population_statistics` takes them. Needed
+            where the model's inputs require a gradient.
+        keep: "cpu" keeps the copies in main memory; default on their device.
+        optimizer: whose learning rate (of its first group) the history is to have.
+        group: a torch.distributed process group: its ranks' batches are measured together, and all ranks call
+            `measure`, `exact` and `compare`. Default that of a model in DistributedDataParallel.
+        options: further keywords of `population_statistics`: `layers`, `inputs`, `memory`, and for `batches` `forward`
+            and `max_images`.
+
+    Returns:
+        A `Watch`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or the model has no batch norm with running statistics.
+
+    >>> torch.manual_seed(0).initial_seed()
+    0
+    >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
+    >>> training = watch(model)
+    >>> output = model(torch.tensor([[1.0], [3.0]]))
+    >>> training.measure()["0"].mean.item()
+    2.0
+    """
+    return Watch(model, images, batches=batches, keep=keep, optimizer=optimizer, group=group, **options)
+
+
+class Watch:
+    """What `watch` returns; its arguments are those of `watch`.
+
+    Attributes:
+        model: the model, without wrappers.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
+    >>> training = Watch(model)
+    >>> output = model(torch.tensor([[1.0], [3.0]]))
+    >>> print(training.compare(lambda: model.eval()(torch.tensor([[2.0]])).item(), lower=True))
+    1.716 under running averages, 0 under exact statistics: eval() shows 1.72 too much (of 2 images; 512 are wanted)
+    >>> training.close()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: int = 512,
+        *,
+        batches: Iterable[Any] | None = None,
+        keep: str | None = None,
+        optimizer: Optimizer | None = None,
+        group: Any = None,
+        **options: Any,
+    ) -> None:
+        layers = batch_norm_layers(model, options.get("layers"), caller=_CALLER)
+        require_count(images, f"{_CALLER}: images={images!r}; pass how many training images are kept, at least 1")
+        if keep not in (None, "cpu"):
+            raise ValueError(f'{_CALLER}: keep={keep!r}; pass "cpu", or None for the device of the inputs')
+        if batches is not None:
+            require_batches(batches, _CALLER)
+        _require_options(options)
+        if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            group = model.process_group
+
+        self.model = unwrap(model)
+        self._images = images
+        self._batches = batches
+        self._optimizer = optimizer
+        self._ranks = Ranks(group, _CALLER)
+        self._group = group
+        self._options = options
+        self._rows: list[dict[str, Any]] = []
+        is_first_rank = group is None or torch.distributed.get_rank(group) == 0
+        self._keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
+
+    def measure(self) -> Statistics:
+        """Measure exact statistics of the images that are kept, or of `batches`, under the weights of the moment.
+
+        Raises:
+            ValueError: there is no batch yet, inputs cannot be kept, all layers are frozen, or the statistics are not
+                exact, as those of a model that draws random numbers in eval mode.
+        """
+        names = self._list_layers()
+        if self._batches is not None:
+            options = self._options
+            batches = self._batches
+        else:
+            self._require_kept()
+            options = {**self._options, "forward": self._keeper.call, "images": count_images}
+            batches = self._keeper.batches
+
+        statistics = population_statistics(self.model, batches, **{**options, "layers": names, "group": self._group})
+        if statistics.check is not None and not statistics.check.is_exact:
+            raise ValueError(
+                f"{_CALLER}: the statistics are not exact: an ordinary evaluation gives layer "
+                f"{statistics.check.layer!r} another input (does the model draw random numbers in eval mode?)"
+            )
+        return statistics
+
+    @contextlib.contextmanager
+    def exact(self, statistics: Statistics | None = None) -> Iterator[nn.Module]:
+        """Give the model exact statistics in the block, to choose a checkpoint and to save it.
+
+        The running averages come back after it, bit for bit, also after an exception. Nothing else is changed: the
+        model has the mode that it has. Forwards in the block are not kept.
+
+        Args:
+            statistics: what `measure` has returned under the same weights; default: they are measured.
+
+        Raises:
+            ValueError: as `measure`; nothing has been changed then.
+        """
+        written = write_statistics(self.model, self.measure() if statistics is None else statistics, for_block=True)
+        try:
+            with self._keeper.paused():
+                yield self.model
+        finally:
+            written.put_back()
+
+    def compare(self, evaluate: Callable[[], Any], *, lower: bool | Collection[str] = False) -> str:
+        """Evaluate under exact statistics and under running averages, and add the outcome to the history.
+
+        Training goes on bit for bit as if `evaluate` had been called once: modes, buffers and the random states of
+        torch, numpy and Python are put back after the call under exact statistics, which comes first.
+
+        Args:
+            evaluate: called without arguments; returns a number, a dictionary of numbers, or a score for each image,
+                of which the difference has a 95% interval. It puts the model into eval mode itself.
+            lower: whether lower is better, as of a loss; of a dictionary, the names of the metrics of which it is.
+
+        Returns:
+            One line. It says so if exact statistics could not be had, or are of fewer images than are to be kept.
+
+        Raises:
+            TypeError, ValueError: `evaluate` returned something else, or changed a parameter, which is put back.
+        """
+        if not callable(evaluate):
+            raise TypeError(f"{_CALLER}: evaluate is a {type(evaluate).__name__}; pass a function without arguments")
+        statistics = None
+        reason = ""
+        try:
+            statistics = self.measure()
+        except Exception as error:  # whatever it is: training can go on without exact statistics
+            reason = str(error)
+
+        exact = None
+        with self._keeper.paused():
+            if statistics is not None:
+                with restored(self.model), self.exact(statistics):
+                    exact = self._evaluate(evaluate)
+            running = self._evaluate(evaluate)
+
+        comparisons = compare_metrics(running, exact, statistics is not None, lower)
+        images = self._count_images(statistics)
+        self._rows += [self._make_row(comparison, images) for comparison in comparisons]
+        lines = [comparison.describe() for comparison in comparisons]
+        if len(lines) > 1 or comparisons[0].metric != "score":
+            lines = [f"{comparison.metric}: {line}" for comparison, line in zip(comparisons, lines, strict=True)]
+        return "; ".join(lines) + self._describe_limits(statistics, reason)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row for each comparison and metric.
+
+        Columns:
+
+        - update: the model's updates so far; training forwards, where no update by a torch optimizer was seen.
+        - images: how many are kept at that moment; of `batches`, how many were measured.
+        - metric: its name; "score" where it has none.
+        - running, exact: its value under both kinds of statistics; exact is NaN where these could not be had.
+        - lost: how much worse it is under running averages, in the metric's unit.
+        - learning_rate: if an optimizer was given.
+        """
+        import pandas as pd
+
+        dtypes = {"update": "int64", "images": "int64", "metric": "str"}
+        dtypes |= dict.fromkeys(("running", "exact", "lost"), "float64")
+        if self._optimizer is not None:
+            dtypes["learning_rate"] = "float64"
+        return pd.DataFrame(self._rows, columns=list(dtypes)).astype(dtypes)
+
+    def plot(self, metric: str | None = None) -> Any:
+        """Draw a metric under both kinds of statistics over the updates, and below it what running averages lose.
+
+        Args:
+            metric: its name; default the first one.
+
+        Returns:
+            The two axes of matplotlib, an array.
+
+        Raises:
+            ValueError: nothing was compared yet, or no such metric.
+        """
+        history = self.history
+        if history.empty:
+            raise ValueError(f"{_CALLER}: nothing was compared yet; call compare first")
+        names = list(dict.fromkeys(history["metric"]))
+        chosen = names[0] if metric is None else metric
+        if chosen not in names:
+            raise ValueError(f"{_CALLER}: metric={metric!r}; there are {join_names(names)}")
+
+        rows = history[history["metric"] == chosen].set_index("update")
+        words = {"running": "running averages", "exact": "exact statistics", "lost": "lost under running averages"}
+        drawn = rows[list(words)].rename(columns=words)
+        *lines, lost = words.values()
+        top, bottom = drawn.plot(subplots=[tuple(lines), (lost,)], sharex=True, marker=".")
+        top.set_ylabel(chosen)
+        bottom.axhline(0, color="gray", linewidth=0.5)
+        return top.figure.axes
+
+    def close(self) -> None:
+        """Remove the hooks, and the images that are kept; the history stays."""
+        self._keeper.close()
+
+    def __repr__(self) -> str:
+        kept = f"{self._keeper.images:,} of {self._images:,} images"
+        return f"Watch({type(self.model).__name__}; {kept}; {len(self._rows)} comparisons)"
+
+    def _list_layers(self) -> list[str]:
+        """List the layers to measure: the caller's, or all that are not frozen."""
+        chosen = self._options.get("layers")
+        layers = batch_norm_layers(self.model, chosen, caller=_CALLER)
+        if chosen is not None:
+            return list(layers)
+        is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
+        names = []
+        for name, layer in layers.items():
+            has_frozen_weight = isinstance(layer.weight, nn.Parameter) and not layer.weight.requires_grad
+            if layer not in self._keeper.frozen and not (has_frozen_weight and is_trained):
+                names.append(name)
+        if not names:
+            raise ValueError(
+                f"{_CALLER}: all layers are frozen (in eval mode while training, or without gradients); name them in "
+                "layers="
+            )
+        return names
+
+    def _require_kept(self) -> None:
+        """Raise ValueError unless there are images, and all of them could be kept, on all ranks."""
+        refusals = [refusal for refusal in self._ranks.gather(self._keeper.refusal) if refusal is not None]
+        if refusals:
+            raise ValueError(f"{_CALLER}: {refusals[0]}")
+        if not any(self._ranks.gather(self._keeper.images)):
+            raise ValueError(_NOTHING_YET)
+
+    def _evaluate(self, evaluate: Callable[[], Any]) -> Any:
+        """Call the caller's function; ValueError if it changes a parameter, after that has been put back."""
+        before = {}
+        for name, parameter in self.model.named_parameters():
+            before[name] = (parameter, parameter.detach().clone())
+        returned = evaluate()
+
+        changed = []
+        for name, (parameter, values) in before.items():
+            if not torch.allclose(parameter, values, rtol=0.0, atol=0.0, equal_nan=True):
+                parameter.data.copy_(values)
+                changed.append(name)
+        if changed:
+            raise ValueError(
+                f"{_CALLER}: evaluate changed {join_names(changed)}, which were put back; pass a function that does "
+                "not train the model"
+            )
+        return returned
+
+    def _count_images(self, statistics: Statistics | None) -> int:
+        """Count the images that are kept, or those of `batches` that were measured."""
+        if self._batches is None:
+            return self._keeper.images
+        return statistics.cost.images if statistics is not None and statistics.cost is not None else 0
+
+    def _make_row(self, comparison: Comparison, images: int) -> dict[str, Any]:
+        row = {
+            "update": self._keeper.updates,
+            "images": images,
+            "metric": comparison.metric,
+            "running": comparison.mean("running"),
+            "exact": comparison.mean("exact"),
+            "lost": comparison.lost,
+        }
+        if self._optimizer is not None:
+            row["learning_rate"] = float(self._optimizer.param_groups[0]["lr"])
+        return row
+
+    def _describe_limits(self, statistics: Statistics | None, reason: str) -> str:
+        """Say why there are no exact statistics, or what they lack."""
+        if statistics is None:
+            return f"; exact statistics could not be had: {reason}"
+        described = ""
+        kept = self._keeper.images
+        if self._batches is None and kept < self._images:
+            described = f" (of {kept:,} images; {self._images:,} are wanted)"
+        if statistics.unseen:
+            described += f"; no batch has reached {join_names(statistics.unseen)}, which keep running averages"
+        return described
+
+
+def _require_options(options: dict[str, Any]) -> None:
+    """Raise TypeError unless these are keywords of `population_statistics`."""
+    known = inspect.signature(population_statistics).parameters
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"{_CALLER}: {join_names(unknown)} is no keyword of watch or population_statistics")
