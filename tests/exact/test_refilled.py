@@ -167,22 +167,21 @@ def test_images_with_black_borders_differ_in_what_is_compared() -> None:
     assert 0.95 < (of_first != of_second).double().mean() < 0.99  # 31 of 32 columns
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        torch.tensor([], dtype=torch.float32),
-        torch.tensor([True, False]),
-        torch.randn(3).to(torch.float8_e4m3fn),
-        torch.randn(3, dtype=torch.complex64),
-        torch.randn(4, 4).t()[1:],
-        torch.tensor(float("nan")),
-        torch.eye(3).to_sparse(),
-        np.array(["a", "b"]),
-        np.array([None, 1]),
-        np.arange(6.0)[::-2],
-    ],
-    ids=str,
-)
+PARTS: dict[str, Any] = {
+    "no values": torch.tensor([], dtype=torch.float32),
+    "truth values": torch.tensor([True, False]),
+    "eight bits": torch.ones(3).to(torch.float8_e4m3fn),
+    "complex numbers": torch.ones(3, dtype=torch.complex64),
+    "a view": torch.ones(4, 4).t()[1:],
+    "NaN": torch.tensor(float("nan")),
+    "a sparse tensor": torch.eye(3).to_sparse(),
+    "an array of words": np.array(["a", "b"]),
+    "an array of objects": np.array([None, 1]),
+    "a view of an array": np.arange(6.0)[::-2],
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_anything_may_be_in_a_batch(part: Any) -> None:
     """What is not refilled is not said to be, whatever it is."""
     values = source._take_values({"part": part, "name": "x"})
