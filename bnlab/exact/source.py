@@ -117,8 +117,11 @@ class Source:
     def _find_changed(self, data: list[Any]) -> int | None:
         """Return the number of the first batch that has other values than when it was read; None if there is none."""
         differences = [_compare(before, _take_values(batch)) for batch, before in zip(data, self._values, strict=True)]
-        # Read only now: on an accelerator a comparison does not wait for the device.
-        return next((index for index, is_different in enumerate(differences) if is_different), None)
+        if not differences:
+            return None
+        # One read for all: on an accelerator no comparison waits for the device.
+        are_different = torch.stack([each.to(differences[0].device) for each in differences]).tolist()
+        return are_different.index(True) if True in are_different else None
 
     def _require_memory(self, batches: int) -> None:
         """Refuse one more batch where those that were read take more than half of the memory."""
@@ -158,16 +161,17 @@ def _choose_places(count: int, device: torch.device) -> Tensor:
     return (shares * count).long().to(device)
 
 
-def _compare(before: list[Any], now: list[Any]) -> Any:
-    """Return whether values differ, of tensors as a tensor; NaN does not differ from itself."""
+def _compare(before: list[Any], now: list[Any]) -> Tensor:
+    """Return whether values differ, as a tensor without axes; NaN does not differ from itself."""
     if [_describe(values) for values in before] != [_describe(values) for values in now]:
-        return True
-    is_different: Any = False
+        return torch.tensor(True)
+    is_different = torch.tensor(False)
     for old, new in zip(before, now, strict=True):
         if isinstance(old, Tensor):
-            is_different = is_different | (old.view(torch.uint8) != new.view(torch.uint8)).any()
-        else:
-            is_different = is_different | (old.tobytes() != new.tobytes())
+            differs = (old.view(torch.uint8) != new.view(torch.uint8)).any()
+            is_different = is_different.to(differs.device) | differs
+        elif old.tobytes() != new.tobytes():
+            return torch.tensor(True)
     return is_different
 
 

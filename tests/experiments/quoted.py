@@ -27,18 +27,18 @@ README = (
 )
 
 WHY = (
-    f"running averages show {_draw('falling rate', 'running average', 140)} a quarter of the way through training, "
-    f"where the networks can do {_draw('falling rate', 'exact statistics', 140)}.",
-    f"Half-way it is {_draw('falling rate', 'running average', 280)} against "
-    f"{_draw('falling rate', 'exact statistics', 280)}.",
-    f"At the end next to nothing is lost: {_draw('falling rate', 'running average', 560)} both times.",
-    f"At the end next to nothing is lost: {_draw('falling rate', 'exact statistics', 560)} both times.",
+    f"running averages show {_draw('falling from rate 1.6', 'running average', 140)} a quarter of the way through "
+    f"training, where the networks can do {_draw('falling from rate 1.6', 'exact statistics', 140)}.",
+    f"Half-way it is {_draw('falling from rate 1.6', 'running average', 280)} against "
+    f"{_draw('falling from rate 1.6', 'exact statistics', 280)}.",
+    f"At the end next to nothing is lost: {_draw('falling from rate 1.6', 'running average', 560)} both times.",
+    f"At the end next to nothing is lost: {_draw('falling from rate 1.6', 'exact statistics', 560)} both times.",
     '{{ holds("quickstart.start_costs_early", "batch size 256") }} on digits after four updates, at batch size 256',
     '{{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }} after 144 updates at a constant '
     "rate, at batch size 64,",
-    f"{_draw('constant rate', 'running average', 144)} right in place of "
-    f"{_draw('constant rate', 'exact statistics', 144)}.",
-    f"which lags by one update, it is {_draw('constant rate', 'last batch only', 144)} ",
+    f"{_draw('constant rate 0.1', 'running average', 144)} right in place of "
+    f"{_draw('constant rate 0.1', 'exact statistics', 144)}.",
+    f"which lags by one update, it is {_draw('constant rate 0.1', 'last batch only', 144)} ",
     '{{ holds("momentum.mistake_costs_late") }} more with momentum 0.9 than with 0.1, at the end of four epochs, at '
     "batch sizes 16 to 256",
     f"less than half a point is lost at the end, at batch sizes 16 to 256{_HARMLESS}.",

@@ -67,7 +67,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
 
     text = (folder / "ANSWERS.md").read_text(encoding="utf-8")
     page = (folder / "quickstart" / "report.html").read_text(encoding="utf-8")
-    assert "points lost after four updates of 256 images, it costs" in text
+    assert "points† lost after four updates of 256 images, it costs" in text
     assert "In batches of 64, at a constant learning rate" not in text
 
     own = (folder / "quickstart" / "README.md").read_text(encoding="utf-8")
