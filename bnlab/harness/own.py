@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from bnlab.common.files import digest
 from bnlab.harness.components import Component
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.source_code import Code, digest_code, digest_whole, read_code
+from bnlab.harness.source_code import SOURCE, Code, digest_code, digest_whole, read_code
 
 KINDS: dict[str, type[Own]] = {}
 """group → what stands for a user's function there."""
@@ -26,8 +26,6 @@ KINDS: dict[str, type[Own]] = {}
 Kind = TypeVar("Kind", bound="type[Own]")
 _REQUIRED = "???"  # the default of a setting without one, as OmegaConf has it
 _ARGUMENT = "argument"  # in the metadata of fields that are arguments
-SOURCE = "source"
-"""What the digest of a user's code is called beside the arguments."""
 _CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
 
 

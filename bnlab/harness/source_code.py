@@ -22,6 +22,13 @@ from bnlab.harness.errors import is_of_user, shorten
 
 Code = dict[str, str]
 """A user's code: module → the digest of its syntax tree."""
+
+CODE = "code"
+"""What `environment.json` of a network calls the user's code."""
+
+SOURCE = "source"
+"""What the digest of a user's code is called beside the arguments of what it makes, as in `model.source`."""
+
 _OURS = ("bnlab", "experiments")  # packages that are not the user's, wherever they lie
 _DIGITS = 10
 

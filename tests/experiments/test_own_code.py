@@ -161,6 +161,26 @@ def test_a_file_that_the_model_imports_is_part_of_it(
     assert read_layers(tmp_path / "results")[old] == "ReLU"
 
 
+def test_versions_of_a_model_are_told_apart(
+    net: Callable[..., None], sweep: Callable[..., str], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`runs list` has a column for them, without norms of bnlab's, and a page says which is the code as it is now."""
+    monkeypatch.chdir(tmp_path)
+    (old,) = list_trained(sweep(*OF_NET, "estimator=ema"))
+    net(layers=TANH)
+    (new,) = list_trained(sweep(*OF_NET, "estimator=ema"))
+    sources = load("c17", tmp_path / "results")["runs"].set_index("run")["model.source"]
+
+    header, *lines, _ = call("runs list").out.splitlines()
+    assert header.split() == ["run", "model.source", "status", "step", "seconds", "MB"]
+    assert {tuple(line.split()[:2]) for line in lines} == {(run, sources[run]) for run in (old, new)}
+
+    assert call("report", "name=c17").code == 0
+    page = (tmp_path / "results" / "c17" / "report.html").read_text(encoding="utf-8")
+    assert f"model.source {sources[new]} is net.make_model as it is now." in page
+    assert f"model.source {sources[old]} is" not in page
+
+
 def test_comments_docstrings_and_layout_are_no_part_of_it(
     net: Callable[..., None], sweep: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -16,8 +16,8 @@ from bnlab.harness.artifacts.norms import Batch, Norm
 from bnlab.harness.artifacts.optimizers import Optimizer, Sgd
 from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
 from bnlab.harness.errors import UserError
-from bnlab.harness.own import SOURCE, Own, make_own
-from bnlab.harness.source_code import Code
+from bnlab.harness.own import Own, make_own
+from bnlab.harness.source_code import SOURCE, Code
 from bnlab.harness.updates import steps_per_epoch
 
 MOMENTUM = 0.1

@@ -29,10 +29,7 @@ from bnlab.harness.artifacts.job_settings import (
     without_code,
 )
 from bnlab.harness.errors import UserError
-from bnlab.harness.source_code import Code, list_changed, name_file
-
-CODE = "code"
-"""What `environment.json` calls the user's code."""
+from bnlab.harness.source_code import CODE, Code, list_changed, name_file
 
 Codes = Mapping[str, Code]
 """The user's code by the setting that chooses it, as `list_code` has it."""

@@ -24,10 +24,10 @@ from bnlab.common.files import reading, write_text
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import list_code
-from bnlab.harness.artifacts.naming import CODE
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
+from bnlab.harness.source_code import CODE
 from bnlab.model.borrow import keep_random_state
 from bnlab.model.layers import batch_norm_layers
 from bnlab.recording.block import record

@@ -14,6 +14,7 @@ from bnlab.common.files import Unreadable, reading
 from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.lab.command import print_table, run_command, write_command
 from bnlab.harness.lab.removing import measure_size, remove_network
+from bnlab.harness.source_code import CODE, SOURCE, digest_whole
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
        bnlab runs show RUN      one of them, or all seeds of its settings: settings, environment, files
@@ -115,6 +116,16 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             settings[key] = value
     if settings.get("steps"):  # instead of which epochs are not read
         settings.pop("epochs", None)
+    if "." in settings.get("model", ""):  # a user's own model has normalization of its own
+        settings = {key: value for key, value in settings.items() if key.split(".")[0] != "norm"}
+
+    # Two networks may differ in nothing but the code of the user's own, which is none of the settings that are kept.
+    environment = folder / "environment.json"
+    if environment.exists():
+        with reading(environment):
+            codes = json.loads(environment.read_text(encoding="utf-8")).get(CODE, {})
+        for key, code in codes.items():
+            settings[f"{key}.{SOURCE}"] = digest_whole(code)
     return settings
 
 

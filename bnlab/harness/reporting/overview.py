@@ -7,7 +7,7 @@ below the other. Colours tell estimators apart or, where there is one, the next 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -29,6 +29,7 @@ from bnlab.harness.reporting.wording import (
     name_value,
     write_value,
 )
+from bnlab.harness.source_code import SOURCE, digest_whole, read_code
 
 _PANELS = 12  # the most that are drawn
 _LOST = replace(LOST_OF_ANY_SIZE, label="accuracy lost (points)")  # a heading of the table, too
@@ -106,7 +107,24 @@ def make_overview(tables: Tables) -> Overview:
     figures: dict[str, Figure] = {}
     for measure in measures:
         figures |= _declare_figures(measure)
-    return Overview(describe_networks(runs), figures, _write_table(measures, networks, settings))
+    sentences = [describe_networks(runs), *_name_current_code(runs)]
+    return Overview(" ".join(sentences), figures, _write_table(measures, networks, settings))
+
+
+def _name_current_code(runs: pd.DataFrame) -> Iterator[str]:
+    """Name the digest of the user's code as it is now, where networks of several versions of it were trained.
+
+    Nothing is said where none of the digests is that of the file, as in another folder than the sweep's.
+    """
+    for column in runs.columns:
+        setting, _, name = str(column).rpartition(".")
+        if name != SOURCE or runs[column].nunique() < 2:
+            continue
+        for path in runs[setting].unique():
+            module, _, _ = path.rpartition(".")
+            current = digest_whole(read_code(module)) if module else ""
+            if current in set(runs[column]):
+                yield f"{column} {current} is {path} as it is now."
 
 
 def _find_varied(runs: pd.DataFrame) -> list[str]:

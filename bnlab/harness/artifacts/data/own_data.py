@@ -30,8 +30,8 @@ from bnlab.harness.artifacts.data.pixels import (
 )
 from bnlab.harness.components import setting
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.own import SOURCE, Own, call_own, digest_of_code, digest_of_text, import_object, own
-from bnlab.harness.source_code import Code
+from bnlab.harness.own import Own, call_own, digest_of_code, digest_of_text, import_object, own
+from bnlab.harness.source_code import SOURCE, Code
 from bnlab.model.borrow import keep_random_state
 
 _EXPECTED = (
