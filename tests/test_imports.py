@@ -30,7 +30,7 @@ FLOORS = (
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
     *(
-        "errors schema updates progress",
+        "errors schema updates progress layer_average",
         "source_code",
         "run_table requests",
         "components",
@@ -77,7 +77,16 @@ REPORTING = {
     *("bnlab.common.files", "bnlab.common.names"),
     *(
         f"bnlab.harness.{name}"
-        for name in ("errors", "schema", "updates", "source_code", "run_table", "requests", "reporting")
+        for name in (
+            "errors",
+            "schema",
+            "updates",
+            "layer_average",
+            "source_code",
+            "run_table",
+            "requests",
+            "reporting",
+        )
     ),
 }
 SHARED = {f"experiments.{name}" for name in ("cells", "margins", "recipes", "tuning")}  # by several questions

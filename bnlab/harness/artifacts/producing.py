@@ -26,6 +26,7 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import list_code
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
+from bnlab.harness.layer_average import average_one
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.source_code import CODE
 from bnlab.model.borrow import keep_random_state
@@ -78,8 +79,7 @@ class LiveLog:
             return
 
         gaps = bnlab.gap(exact, bnlab.running_statistics(model))["mean_gap"]
-        behind = gaps[1:] if len(gaps) > 1 else gaps
-        self._writer.add_scalar("gap of running means", float((behind**2).mean() ** 0.5), progress.step)
+        self._writer.add_scalar("gap of running means", average_one(gaps), progress.step)
 
 
 def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.wanted) -> None:

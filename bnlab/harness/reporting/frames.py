@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
+from bnlab.harness.layer_average import BEHIND, FIRST
 from bnlab.harness.reporting.means import (
-    BEHIND,
     COMPARED,
-    FIRST,
     average,
     gap_over_layers,
     interval,

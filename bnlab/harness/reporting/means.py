@@ -1,8 +1,7 @@
 """Means over layers and seeds with their intervals; checks that no column is missing and no row counts twice.
 
-Gaps over the layers of a network have one definition, for every figure, claim, notebook and caller. The first layer's
-input is standardized by hand: its means stay near 0 while the weights move, so that it hardly lags, and a mean over all
-layers would hide that the others do. Therefore:
+Gaps over the layers of a network have one definition, for every figure, claim, notebook and caller
+(`bnlab.harness.layer_average`, which says why the first layer stands apart):
 
 - a gap over layers is the root mean square over the layers behind the first, and the first layer stands beside it
   (`gap_over_layers`); where one number is wanted, it is the former (`average_gap`);
@@ -21,6 +20,7 @@ import pandas as pd
 from scipy import special
 
 from bnlab.harness.errors import UserError, suggest
+from bnlab.harness.layer_average import average_layers, average_networks
 from bnlab.harness.reporting.wording import list_differences, name_row
 
 NUMBERS = ("mean", "low", "high", "n")
@@ -31,8 +31,6 @@ SHARES = ("accuracy", "new_accuracy", "old_accuracy", "ece", "disagreement", "te
 """Columns of which a value lies between 0 and 1, unless it was compared; so do truth values of any column."""
 COMPARED = "is_compared"
 """A column of rows that were compared, see `frames.paired`."""
-FIRST = "first layer"
-BEHIND = "behind the first layer"
 # What tells apart the statistics that a network has at one step; a frame has some of these columns.
 _STATISTICS = ("run", "panel", "line", "step", "estimator", "momentum", "statistics_split", "last")
 _REAL_KEYS = ("momentum", "dose", "size")  # columns of real numbers that are no measured values
@@ -202,9 +200,7 @@ def average_gap(gaps: pd.DataFrame, value: str = "mean_gap") -> pd.DataFrame:
     0   a     9     3.536
     """
     keys = _list_statistics(gaps, [value])
-    averaged = gap_over_layers(gaps.reset_index(drop=True), value)
-    behind_before_first = averaged.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
-    chosen = behind_before_first.drop_duplicates(keys).sort_index()
+    chosen = average_networks(gaps, value, keys)
 
     columns = [*keys, "epoch", value] if "epoch" in chosen else [*keys, value]
     return chosen[columns].reset_index(drop=True)
@@ -225,18 +221,9 @@ def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
         mean square over the layers behind the first, and `FIRST` with the gap of the first layer. Rows of several
         channels of a layer are averaged alike. Other measured columns are those of one of the layers.
     """
-    keys = [*_list_statistics(frame, [value]), "layers"]
-    is_first = frame["depth"] == 1
-    layers = np.where(is_first, FIRST, BEHIND)
-    squares = frame[value] ** 2
-    averaged = frame.assign(layers=layers)
-    averaged[value] = squares
-
-    groups = averaged.groupby(keys, dropna=False, sort=False)
-    mean_squares = groups[value].transform("mean")
-    averaged[value] = np.sqrt(mean_squares)
-    one_for_each = averaged.drop_duplicates(keys)
-    return one_for_each.drop(columns=["depth", "layer"], errors="ignore")
+    keys = _list_statistics(frame, [value])
+    averaged = average_layers(frame, value, keys)
+    return averaged.drop(columns=["depth", "layer"], errors="ignore")
 
 
 def select_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:

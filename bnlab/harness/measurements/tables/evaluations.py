@@ -20,6 +20,7 @@ from bnlab.harness.artifacts.job_settings import as_list
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
+from bnlab.harness.layer_average import average_one
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import (
     EXACT,
@@ -173,7 +174,7 @@ def compare_statistics(model: nn.Module, split: Split, candidates: Sequence[Stat
 
     Returns:
         For each `accuracy`; `accuracy_lost`, that under the reference minus it; and `mean_gap` and `var_gap` to the
-        reference as in the table `gaps`, root mean square over the layers behind the first (NaN without any).
+        reference as in the table `gaps`, averaged over layers (`average_one`).
     """
     layout = Layout.of(candidates[0])
     reference = layout.flatten(candidates[0])
@@ -182,7 +183,7 @@ def compare_statistics(model: nn.Module, split: Split, candidates: Sequence[Stat
         accuracy = measure_accuracy(model, split, statistics)
         expected = compared[0]["accuracy"] if compared else accuracy
         of_layers = layer_gaps(layout, reference, layout.flatten(statistics))
-        mean_gap, var_gap, _ = of_layers[:, 1:].square().mean(1).sqrt().tolist()
+        mean_gap, var_gap, _ = [average_one(gaps) for gaps in of_layers.tolist()]
         values = {"accuracy": accuracy, "accuracy_lost": expected - accuracy}
         compared.append({**values, "mean_gap": mean_gap, "var_gap": var_gap})
     return compared
