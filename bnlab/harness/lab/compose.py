@@ -26,6 +26,7 @@ from bnlab.harness.config import check, check_device, register
 from bnlab.harness.errors import UserError, suggest
 from bnlab.harness.lab.catalogue import CONF
 from bnlab.harness.lab.explaining import FILES, UNKNOWN, explain, explain_unknown, explain_value, first_line
+from bnlab.harness.lab.launchers import register_launchers
 from bnlab.harness.own import KINDS, make_own
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept
@@ -46,7 +47,7 @@ class Launcher:
     """What runs the jobs: basic, in this process; joblib, in several; submitit_slurm or submitit_local."""
 
     name: str
-    settings: dict[str, Any]  # arguments of joblib's or submitit's
+    settings: dict[str, Any]  # those of `lab.launchers`
 
     @property
     def is_cluster(self) -> bool:
@@ -75,6 +76,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
     register()
     overrides = [_read_word(word) for word in (*words, *_find_own_files())]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
+        register_launchers()  # here, because Hydra has read its plugins by now, whose launchers have the same names
         chosen, _ = _compose_files(override for override in overrides if not override.is_sweep_override())
         is_multirun = multirun or chosen.mode == RunMode.MULTIRUN
         if is_multirun:
@@ -91,10 +93,9 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
         heading = f"job {number}  {' '.join(own)}" if len(grid) > 1 else ""
         jobs.append(Job(config, heading))
 
-    launcher: Any = OmegaConf.to_container(chosen.launcher, resolve=False)
-    del launcher["_target_"]
-    known = {key: value for key, value in launcher.items() if not str(value).startswith("${")}  # Hydra's folders
-    launched_by = Launcher(str(chosen.runtime.choices["hydra/launcher"]), known)
+    launcher: Any = OmegaConf.to_container(chosen.launcher)
+    launcher.pop("_target_", None)  # of Hydra's own `basic`
+    launched_by = Launcher(str(chosen.runtime.choices["hydra/launcher"]), launcher)
     for config in configs:
         if config.dry_run or not launched_by.is_cluster:
             check_device(config.device)
