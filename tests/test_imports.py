@@ -55,8 +55,8 @@ FOLDERS = {
     "doctor": "thresholds labels scores words undoing observing history examination probe case lag patient cause "
     "causes catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
     "recalibrate gallery",
-    "harness.lab": "catalogue command watching explaining launchers compose launch sweep papers redrawing report "
-    "removing forgetting runs",
+    "harness.lab": "catalogue command watching explaining launchers compose launch sweep from_python papers redrawing "
+    "report removing forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "keeper comparison watch",
     "commands": "packages images loading demo doctor gap recalibrate",

@@ -4,16 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnlab.harness.lab.from_python import sweep
     from bnlab.harness.loading import load_images, load_model
     from bnlab.harness.reporting.means import average_gap
     from bnlab.harness.reporting.tables import load
 
-__all__ = ["average_gap", "load", "load_images", "load_model"]
+__all__ = ["average_gap", "load", "load_images", "load_model", "sweep"]
 _MODULES = {
     "average_gap": "reporting.means",
     "load": "reporting.tables",
     "load_images": "loading",
     "load_model": "loading",
+    "sweep": "lab.from_python",
 }
 
 

@@ -24,7 +24,21 @@ _FILE = "progress.json"
 
 def is_terminal(stream: TextIO | None) -> bool:
     """Find out whether a line in this stream can be drawn again."""
-    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    if stream is None:
+        return False
+    return is_notebook(stream) or (stream.isatty() and os.environ.get("TERM") != "dumb")
+
+
+def is_notebook(stream: TextIO) -> bool:
+    """Find out whether this stream is the output of a cell in a notebook, which is no terminal by its own account."""
+    return type(stream).__module__.startswith("ipykernel.")
+
+
+def clear_line(stream: TextIO) -> str:
+    """What begins the line of a terminal or a notebook again."""
+    if is_notebook(stream):  # which knows no sequence that erases: spaces take the place of what was there
+        return f"\r{' ' * shutil.get_terminal_size().columns}\r"
+    return CLEAR
 
 
 def find_width(stream: TextIO | None) -> int | None:
@@ -64,7 +78,7 @@ def say_problem(line: str) -> None:
 def _write(line: str, stream: TextIO | None) -> None:
     if stream is None:
         return
-    start = CLEAR if is_terminal(stream) else ""
+    start = clear_line(stream) if is_terminal(stream) else ""
     stream.write(f"{start}{line}\n")  # in one piece: other processes write too
     stream.flush()
 

@@ -37,7 +37,8 @@ def _sweep(words: list[str]) -> int:
         _print_settings(parts[place + 1 : place + 2], [*parts[:place], *parts[place + 2 :]])
         return 0
     with Display(quiet="quiet=true" in words) as display:
-        return _plan_and_run(words, display)
+        code, _ = plan_and_run(words, display)
+        return code
 
 
 def _print_settings(kind: list[str], words: list[str]) -> None:
@@ -53,8 +54,8 @@ def _print_settings(kind: list[str], words: list[str]) -> None:
     print(yaml.safe_dump(asdict(jobs[0].config), sort_keys=False), end="")
 
 
-def _plan_and_run(words: list[str], display: Display) -> int:
-    """Do what the words say, and show it; the exit code."""
+def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
+    """Do what the words say, and show it; the exit code, and the settings of the first job."""
     started = time.perf_counter()
     display.begin("importing torch")
     from bnlab.harness.lab.compose import plan_jobs
@@ -79,14 +80,14 @@ def _plan_and_run(words: list[str], display: Display) -> int:
         starts = {"basic": 0, "joblib": int(processes > 1)}.get(launcher.name, len(waiting))
         for line in plan(configs, waiting, processes, starts * imported):
             say(line)
-        return 0
+        return 0, configs[0]
 
     display.print(*outline(configs, waiting), *note_codes(configs))
     if waiting:
         is_waiting = {id(config) for config in waiting}
         _run_all(configs, [job for job in sweep.jobs if id(job.config) in is_waiting], launcher, words, display)
     display.begin("writing the tables")
-    return _finish(configs, waiting, words, display, started)
+    return _finish(configs, waiting, words, display, started), configs[0]
 
 
 def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: list[str], display: Display) -> None:

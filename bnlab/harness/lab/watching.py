@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bnlab.harness.progress import CLEAR, find_width, fit, is_terminal, read_state, say
+from bnlab.harness.progress import clear_line, find_width, fit, is_terminal, read_state, say
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
@@ -76,7 +76,7 @@ class Display:
         """Draw the living line in place of what was there, if this is a terminal."""
         columns = find_width(sys.stdout)
         if columns is not None and not self.quiet:
-            sys.stdout.write(CLEAR + fit(line, columns - 1))
+            sys.stdout.write(clear_line(sys.stdout) + fit(line, columns - 1))
             sys.stdout.flush()
 
 

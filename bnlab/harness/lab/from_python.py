@@ -1,0 +1,73 @@
+"""bnlab.harness.sweep: what the command `bnlab sweep` does, called from a script or a notebook."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bnlab.harness.artifacts.job_settings import Config
+from bnlab.harness.components import list_settings
+from bnlab.harness.errors import UserError
+from bnlab.harness.lab.catalogue import import_shipped
+from bnlab.harness.lab.command import require_memory
+from bnlab.harness.lab.compose import quote
+from bnlab.harness.lab.sweep import plan_and_run
+from bnlab.harness.lab.watching import Display
+from bnlab.harness.reporting.tables import LoadedTables, load
+
+
+def sweep(*words: str, **settings: Any) -> LoadedTables:
+    """Train and measure what is missing, as the command `bnlab sweep -m` does, and load the tables.
+
+    A progress line shows how far it has come. What is finished is kept: an interrupted call continues where it was.
+
+    Args:
+        words: words of the command line that are no settings of a job, such as "experiment=momentum" or
+            "hydra/launcher=basic".
+        settings: settings of the command line by name; those with a dot as `**{"optimizer.lr": [0.1, 0.4]}`. A list is
+            swept: networks for each of its values. The settings that may be lists themselves (momentum, estimator,
+            population, evaluate_at, accuracy_at, evaluate_on, shifts, measurements, weight_averages) are measured
+            together, on the same networks.
+
+    Returns:
+        The tables of this name, see `bnlab.harness.load`: a DataFrame for each, also of networks that were there.
+
+    Raises:
+        UserError: a ValueError; what is wrong with a setting, or that some networks failed. The tables have the others.
+    """
+    import_shipped()
+    require_memory()
+    lists = {field.name for field, meaning in list_settings(Config()) if meaning.is_list}
+    written = [_write_word(key, value, key in lists) for key, value in settings.items()]
+    with Display(quiet=settings.get("quiet", False)) as display:
+        code, config = plan_and_run(["-m", *words, *written], display)
+    if code:
+        raise UserError(
+            f"some networks failed, see above; the rows of the others: "
+            f"bnlab.harness.load({config.name!r}, {config.results!r})"
+        )
+    return LoadedTables({}) if config.dry_run else load(config.name, config.results)
+
+
+def _write_word(key: str, value: Any, is_list: bool) -> str:
+    """Write a setting as a word of the command line.
+
+    >>> _write_word("batch_size", [4, 32], False), _write_word("momentum", [0.1, 0.3], True)
+    ('batch_size=4,32', 'momentum=[0.1,0.3]')
+    """
+    if not isinstance(value, list | tuple):
+        return f"{key}={_write_value(value)}"
+
+    values = ",".join(map(_write_value, value))
+    return f"{key}=[{values}]" if is_list else f"{key}={values}"
+
+
+def _write_value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    text = str(value)
+    return text if re.fullmatch(r"[\w./-]+", text) else quote(text)

@@ -1,0 +1,103 @@
+"""bnlab.harness.sweep: the command, called from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pandas.testing import assert_frame_equal
+
+import bnlab.harness
+from bnlab.harness.errors import UserError
+from tests.helpers import sweep_small
+
+SMALL: dict[str, Any] = {
+    "data.images": 400,
+    "model.depth": 2,
+    "model.width": 8,
+    "steps": 6,
+    "evaluate_at": "final",
+    "device": "cpu",
+}
+
+
+def test_it_does_what_the_command_does(tmp_path: Path) -> None:
+    """The same networks and rows: a plain list is swept, and momenta are measured together."""
+    called = bnlab.harness.sweep(
+        "hydra/launcher=basic", **SMALL, batch_size=[16, 32], momentum=[0.1, 0.3], results=tmp_path / "called"
+    )
+    words = ("steps=6", "evaluate_at=final", "batch_size=16,32", "momentum=[0.1,0.3]")
+    sweep_small(tmp_path / "typed", "-m", *words)
+    typed = bnlab.harness.load("adhoc", tmp_path / "typed")
+
+    assert len(called["runs"]) == 2
+    assert {*called} == {*typed}
+    for table in ("gaps", "evaluations"):
+        assert_frame_equal(called[table], typed[table])
+
+
+def test_a_dry_run_has_no_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bnlab.harness.sweep(**SMALL, batch_size=32, dry_run=True, results=tmp_path) == {}
+
+    assert "1 job on 1 network, none trained yet" in capsys.readouterr().out
+    assert not [*tmp_path.glob("runs/*/seed_0/status.json")]
+
+
+def test_mistakes_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_size=many: must be a whole number"):
+        bnlab.harness.sweep(batch_size="many", results=tmp_path)
+    with pytest.raises(UserError, match="momentum=7: is the weight of the new batch"):
+        bnlab.harness.sweep(**SMALL, batch_size=32, momentum=7, results=tmp_path)
+
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_network_that_fails_is_an_error_that_says_where_the_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("bnlab.harness.measurements.tables.gaps.Gaps.measure", fail)
+
+    with pytest.raises(UserError, match=r"some networks failed, see above; .*bnlab\.harness\.load\('adhoc', "):
+        bnlab.harness.sweep("hydra/launcher=basic", **SMALL, batch_size=32, results=tmp_path)
+
+    assert len(bnlab.harness.load("adhoc", tmp_path)["evaluations"])
+
+
+class Cell(io.StringIO):
+    """The output of a cell, as the kernel of a notebook has it."""
+
+    __module__ = "ipykernel.iostream"
+
+
+def show(written: str) -> list[str]:
+    """The lines that a notebook shows: what follows a carriage return is written over what was there."""
+    lines = []
+    for line in written.split("\n"):
+        shown = ""
+        for piece in line.split("\r"):
+            shown = piece + shown[len(piece) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+def test_a_notebook_shows_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnlab.harness.lab.watching._PAUSE", 0.01)
+    monkeypatch.setattr("bnlab.harness.lab.watching._SPARING", 1)
+    monkeypatch.setenv("COLUMNS", "80")
+    cell = Cell()
+
+    with contextlib.redirect_stdout(cell):
+        bnlab.harness.sweep("hydra/launcher=basic", **SMALL, batch_size=32, results=tmp_path)
+
+    assert "measuring" in cell.getvalue()
+    assert "\x1b" not in cell.getvalue()
+    *lines, living = show(cell.getvalue())
+    assert living == ""
+    assert lines[0] == "1 job on 1 network, none trained yet"
+    assert lines[-1].startswith("next: bnlab report")
