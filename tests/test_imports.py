@@ -60,7 +60,7 @@ FOLDERS = {
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "keeper comparison watch",
     "commands": "packages images loading demo doctor gap recalibrate",
-    "harness.artifacts": "data corruptions norms models optimizers training job_settings naming runs producing",
+    "harness.artifacts": "data corruptions norms models optimizers training job_settings naming runs live producing",
     "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
     "tables",
 }

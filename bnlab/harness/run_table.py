@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from bnlab.harness.schema import Table, integer, real, text
 
 _ABOUT = """\
@@ -23,6 +26,27 @@ TRAINED_WITH = (
     "weight_averages",
 )
 """The settings without a group that change what is trained, other than the seed."""
+
+
+def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what a network is trained with, seed apart, from a configuration; settings are called as in this table.
+
+    Settings that the network does not read are left out.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                settings[key if name == "name" else f"{key}.{name}"] = inner
+        elif key in TRAINED_WITH or (key == "inputs" and value):
+            settings[key] = value
+
+    if settings.get("steps"):
+        settings.pop("epochs", None)
+    if "." in settings.get("model", ""):  # a user's own model has normalization of its own
+        settings = {key: value for key, value in settings.items() if key.split(".")[0] != "norm"}
+    return settings
+
 
 DERIVED = {
     "norm_batch_size": integer(

@@ -130,7 +130,11 @@ class Config:
         False, "only say how many networks, how long training and measuring take, and how much disk space"
     )
     quiet: bool = setting(False, "print nothing but failures, and what dry_run says")
-    log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
+    log: str = setting(
+        "none",
+        "what shows a training while it goes on, in the network's folder",
+        choices=("none", "csv", "tensorboard"),
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Layered):

@@ -24,12 +24,11 @@ from bnlab.common.files import reading, write_text
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import list_code
+from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
-from bnlab.harness.layer_average import average_one
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.source_code import CODE
-from bnlab.model.borrow import keep_random_state
 from bnlab.model.layers import batch_norm_layers
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
@@ -39,47 +38,6 @@ _SWA_FROM = 0.75  # share of the training
 _EMA_DECAY = 0.99
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 _STATE = "bnlab.state/1"
-
-
-class LiveLog:
-    """Loss and accuracy of each batch, and the gap of running averages, in `tensorboard/` of a run's folder.
-
-    The gap is the root mean square, over the layers behind the first, of how far their means are from exact ones, in
-    standard deviations.
-    """
-
-    def __init__(self, run: Run, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # here: takes a second, and is an extra
-
-        self._run = run
-        # After a kill, updates behind the saved state are made again; what was written of them does not count.
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
-
-    def write_updates(self, log: Iterable[tuple[int, float, float]]) -> None:
-        """Bring these updates, as `TrainingState.log` has them, to disk."""
-        for update, loss, accuracy in log:
-            self._writer.add_scalar("loss of the batch", loss, update)
-            self._writer.add_scalar("accuracy of the batch", accuracy, update)
-        self._writer.flush()
-
-    def write_gap(self, progress: TrainingState) -> None:
-        """Measure the gap on the training split, and write it."""
-        run = self._run
-        images = run.dataset.train.sample(run.limit_at(progress.step)).images
-        try:
-            with keep_random_state(progress.model):
-                # A copy, because training has changed its own layers, as for recording.
-                model = run.new_model()
-                model.load_state_dict(progress.measured.state_dict())
-                batches = images.split(_IMAGES_AT_ONCE)
-                inputs = run.inputs_of(model)
-                exact = bnlab.population_statistics(model, batches, memory=run.memory, inputs=inputs)
-        except ValueError as error:  # the network is about to diverge: its exact statistics are not finite
-            say_problem(f"{run.id}: no gap at step {progress.step} in TensorBoard; {error}")
-            return
-
-        gaps = bnlab.gap(exact, bnlab.running_statistics(model))["mean_gap"]
-        self._writer.add_scalar("gap of running means", average_one(gaps), progress.step)
 
 
 def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.wanted) -> None:
@@ -102,7 +60,7 @@ def _train(run: Run, kept: set[int]) -> None:
     """Train to the end, from the run's state if there is one; `kept` are the steps of the checkpoints."""
     progress = start_training(run)
     seconds_before = _restore_or_describe(run, progress)
-    live = LiveLog(run, progress.step) if run.config.log == "tensorboard" else None
+    live = LiveLog(run, progress.step) if run.config.log != "none" else None
     updates = train(progress, run.batches, run.config.optimizer, run.steps)
 
     reporter = Reporter(run.folder, progress.step, run.steps)
@@ -113,6 +71,8 @@ def _train(run: Run, kept: set[int]) -> None:
         seconds = time.monotonic() - started
         if status == "unfinished":
             _save_state(run, progress, seconds_before + seconds)
+    if live is not None:
+        live.close()
     if status == "finished":
         come = f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}"
         say_off_terminal(f"{come}  trained in {format_seconds(seconds)}", run.config.quiet)
@@ -139,7 +99,6 @@ def _train_part(
 ) -> str:
     """Make updates for some seconds, write their trace and the log, and return unfinished, finished or diverged."""
     began = time.monotonic()
-    read_before = len(progress.log)
     status = "finished"
     try:
         with record_moments(run, progress) as trace:
@@ -161,7 +120,7 @@ def _train_part(
     log = pd.DataFrame(progress.log, columns=["step", "loss", "accuracy"])
     schema.write_frame(run.folder / "log.parquet", log)
     if live is not None:
-        live.write_updates(progress.log[read_before:])
+        live.write_updates(progress)
     if status == "unfinished":
         _finish_update(run, progress, kept, live)
     return status
@@ -176,9 +135,9 @@ def _finish_update(run: Run, progress: TrainingState, kept: set[int], live: Live
         for decay, average in progress.kept_beside.items():
             run.save_average(decay, progress.step, average.module)
         run.save_checkpoint(progress.step, progress.measured)
-    if live is not None and progress.step in run.wanted and run.has_trace:
+    if live is not None and progress.step in run.wanted:
         progress.read_log()
-        live.write_gap(progress)
+        live.measure(progress)
 
 
 def _restore_or_describe(run: Run, progress: TrainingState) -> float:

@@ -101,23 +101,12 @@ def _list(results: Path) -> None:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     """Read what the network was trained with, called as in the table `runs`; the seed is in the name of the run."""
-    from bnlab.harness.run_table import TRAINED_WITH  # with pandas
+    from bnlab.harness.run_table import flatten_settings  # with pandas
 
     path = folder / "config.yaml"
     with reading(path):
         config = dict(yaml.load(path.read_text(encoding="utf-8"), _LOADER))
-
-    settings: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                settings[key if name == "name" else f"{key}.{name}"] = inner
-        elif key in TRAINED_WITH or (key == "inputs" and value):
-            settings[key] = value
-    if settings.get("steps"):  # instead of which epochs are not read
-        settings.pop("epochs", None)
-    if "." in settings.get("model", ""):  # a user's own model has normalization of its own
-        settings = {key: value for key, value in settings.items() if key.split(".")[0] != "norm"}
+    settings = flatten_settings(config)
 
     # Two networks may differ in nothing but the code of the user's own, which is none of the settings that are kept.
     environment = folder / "environment.json"

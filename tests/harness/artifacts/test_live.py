@@ -1,4 +1,4 @@
-"""Training as one watches it: what TensorBoard is given, and that the network stays the same."""
+"""Training as one watches it: what TensorBoard and CSV files are given, and that the network stays the same."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from bnlab.harness import average_gap, load
 from tests.harness.kills import assert_same, interrupted_at
-from tests.helpers import find_network, sweep_small
+from tests.helpers import find_network, rise_and_fall, sweep_small
 
 
 def read_scalars(results: Path, tag: str) -> dict[int, float]:
@@ -26,20 +27,79 @@ def read_log(results: Path) -> pd.DataFrame:
     return pd.read_parquet(find_network(results) / "log.parquet").set_index("step")
 
 
-def test_loss_accuracy_and_gap_are_written_and_training_stays_as_it_is(tmp_path: Path) -> None:
-    live, plain = tmp_path / "live", tmp_path / "plain"
-    sweep_small(live, "log=tensorboard")
-    sweep_small(plain)
+def read_csv(results: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(find_network(results) / "csv" / f"{name}.csv").set_index("step")
 
-    assert_same(find_network(live), find_network(plain))
-    for tag, column in (("loss of the batch", "loss"), ("accuracy of the batch", "accuracy")):
-        np.testing.assert_allclose([*read_scalars(live, tag).values()], read_log(live)[column], rtol=1e-6)
-    rows = load("adhoc", live)["gaps"].query("estimator == 'ema'")
-    expected = average_gap(rows).set_index("step")["mean_gap"]
-    measured = read_scalars(live, "gap of running means")
-    assert list(measured) == [1, 7, 20, 40]
+
+VALIDATED = {
+    f"validation {score}, {words}": (score, estimator)
+    for score in ("loss", "accuracy")
+    for words, estimator in (("running averages", "ema"), ("exact statistics", "exact"))
+}
+"""What is logged, and where the tables have it."""
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a sweep that logs nothing."""
+    results = tmp_path_factory.mktemp("plain")
+    sweep_small(results, "estimator=[ema,exact]", "evaluate_on=val", "accuracy_at=all")
+    return results
+
+
+def test_both_logs_have_what_the_tables_have_and_training_stays_as_it_is(plain: Path, tmp_path: Path) -> None:
+    boards, files = tmp_path / "boards", tmp_path / "files"
+    sweep_small(boards, "log=tensorboard")
+    sweep_small(files, "log=csv")
+    assert_same(find_network(boards), find_network(plain))
+    assert_same(find_network(files), find_network(plain))
+
+    updates, measured = read_csv(files, "updates"), read_csv(files, "measured")
+    for column, logged in (("loss", "loss of the batch"), ("accuracy", "accuracy of the batch")):
+        np.testing.assert_allclose(updates[logged], read_log(plain)[column], rtol=1e-12)
+    peak = 0.1 * (32 / 128) ** 0.5
+    np.testing.assert_allclose(
+        updates["learning rate"], [peak * rise_and_fall(step, 40) for step in range(40)], rtol=1e-12
+    )
+
+    assert list(measured.index) == [1, 7, 20, 40]
+    tables = load("adhoc", plain)
+    gaps = average_gap(tables["gaps"].query("estimator == 'ema'")).set_index("step")["mean_gap"]
     # Replays are the buffers up to float32 rounding.
-    np.testing.assert_allclose([*measured.values()], expected[[*measured]], rtol=1e-4)
+    np.testing.assert_allclose(measured["gap of running means"], gaps, rtol=1e-4)
+    predicted = tables["evaluations"].set_index("step")
+    for logged, (score, estimator) in VALIDATED.items():
+        rows = predicted[predicted["estimator"] == estimator]
+        np.testing.assert_allclose(measured[logged], rows[score], rtol=1e-4)
+
+    for frame in (updates, measured):
+        for tag in frame:
+            scalars = read_scalars(boards, str(tag))
+            assert list(scalars) == list(frame.index)
+            np.testing.assert_allclose([*scalars.values()], frame[tag], rtol=1e-6)  # TensorBoard has float32
+
+
+def test_both_logs_have_the_settings(tmp_path: Path) -> None:
+    boards, files = tmp_path / "boards", tmp_path / "files"
+    sweep_small(boards, "log=tensorboard", "optimizer.lr=0.05")
+    sweep_small(files, "log=csv", "optimizer.lr=0.05")
+
+    path = find_network(files) / "csv" / "settings.csv"
+    settings = pd.read_csv(path, dtype=str).set_index("setting")["value"]
+    expected = {"seed": "0", "model": "cnn", "model.width": "8", "optimizer.lr": "0.05", "steps": "40", "norm": "batch"}
+    assert settings[[*expected]].to_dict() == expected
+    assert "epochs" not in settings, "is not read where steps are given"
+
+    written = EventAccumulator(str(find_network(boards) / "tensorboard")).Reload()
+    plugin = written.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert {*HParamsPluginData.FromString(plugin).session_start_info.hparams} == {*settings.index}
+
+
+def test_a_norm_without_averages_is_validated_as_it_is(tmp_path: Path) -> None:
+    sweep_small(tmp_path, "log=csv", "norm=group", "measurements=evaluations")
+
+    measured = read_csv(tmp_path, "measured")
+    assert [*measured] == ["validation loss, running averages", "validation accuracy, running averages"]
 
 
 @pytest.mark.parametrize(("lr", "between_readings"), [("1e4", 50), ("1e30", 1)])
@@ -54,7 +114,7 @@ def test_a_diverged_network_is_logged_up_to_there(
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     assert row["status"] == "diverged"
     assert list(read_scalars(tmp_path, "loss of the batch")) == list(range(1, row["last_step"] + 1))
-    has_no_gap = "no gap at step 1 in TensorBoard; population_statistics: the variance" in capsys.readouterr().err
+    has_no_gap = "no gap at step 1 in the log; population_statistics: the variance" in capsys.readouterr().err
     assert has_no_gap == (lr == "1e30")
 
 
@@ -69,3 +129,12 @@ def test_a_killed_training_writes_each_update_once(tmp_path: Path, monkeypatch: 
     sweep_small(tmp_path, "log=tensorboard")
 
     assert list(read_scalars(tmp_path, "loss of the batch")) == list(range(1, 41))
+
+
+def test_files_of_a_killed_training_have_each_step_once(plain: Path, tmp_path: Path) -> None:
+    with interrupted_at(5):
+        sweep_small(tmp_path, "log=csv", expect=130)
+    sweep_small(tmp_path, "log=csv")
+
+    assert list(read_csv(tmp_path, "updates").index) == list(range(1, 41))
+    assert list(read_csv(tmp_path, "measured").index) == [1, 7, 20, 40]

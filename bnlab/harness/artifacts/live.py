@@ -1,0 +1,180 @@
+"""Training as one watches it: `log=tensorboard` and `log=csv` of a sweep, which show the same numbers.
+
+results/runs/<hash>/seed_<k>/tensorboard/      for TensorBoard, with the settings in its tab HPARAMS
+results/runs/<hash>/seed_<k>/csv/updates.csv   each update: the learning rate; loss and accuracy of its batch
+                                measured.csv   each step that is measured: gap, and validation under both statistics
+                                settings.csv   the settings of the network, one a line
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnlab
+from bnlab.common.files import write_text
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.training import TrainingState
+from bnlab.harness.layer_average import average_one
+from bnlab.harness.progress import say_problem
+from bnlab.harness.run_table import flatten_settings
+from bnlab.harness.updates import lr_factor
+from bnlab.model.borrow import keep_random_state
+from bnlab.statistics.network import Statistics, using
+
+_IMAGES_AT_ONCE = 256  # for exact statistics and predictions, which do not depend on it
+_UPDATE = ("step", "learning rate", "loss of the batch", "accuracy of the batch")
+
+Measured = Mapping[str, float]
+"""What was measured at a step, by its name."""
+
+
+class _Log(Protocol):
+    """Where the numbers go."""
+
+    def write_updates(self, updates: pd.DataFrame) -> None:
+        """Write all updates so far, with the columns `_UPDATE`."""
+
+    def write_measured(self, step: int, measured: Measured) -> None:
+        """Write what was measured at a step."""
+
+    def close(self, measured: Measured) -> None:
+        """Write the settings, with what was measured last."""
+
+
+class LiveLog:
+    """What a training shows while it goes on.
+
+    Each update has the learning rate, and loss and accuracy of its batch. Each step of `evaluate_at` has loss and
+    accuracy of the validation images under running averages; and, for a norm with averages, the same under exact
+    statistics, and the gap between the two: the root mean square over the deeper layers of how far the running means
+    are from exact ones, in standard deviations.
+    """
+
+    def __init__(self, run: Run, step: int) -> None:
+        self._run = run
+        self._log: _Log = _TensorBoard(run, step) if run.config.log == "tensorboard" else _Csv(run, step)
+        self._measured: Measured = {}
+
+    def write_updates(self, progress: TrainingState) -> None:
+        """Bring the updates that have been read to disk."""
+        updates = pd.DataFrame(progress.log, columns=["step", "loss of the batch", "accuracy of the batch"])
+        optimizer = self._run.config.optimizer
+        peak = optimizer.peak_lr(self._run.config.batch_size)
+        factors = [lr_factor(optimizer.schedule, step - 1, self._run.steps) for step in updates["step"]]
+        updates["learning rate"] = [peak * factor for factor in factors]
+        self._log.write_updates(updates[[*_UPDATE]])
+
+    def measure(self, progress: TrainingState) -> None:
+        """Measure the network as it is now, and write that."""
+        run = self._run
+        with keep_random_state(progress.model):
+            # A copy, because training has changed its own layers, as for recording.
+            model = run.new_model()
+            model.load_state_dict(progress.measured.state_dict())
+            measured = _validate(model, run, "running averages")
+            if run.has_trace:
+                measured |= self._compare_with_exact(model, progress.step)
+        self._measured = measured
+        self._log.write_measured(progress.step, measured)
+
+    def _compare_with_exact(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Measure the gap to exact statistics of the training split, and validation under these."""
+        run = self._run
+        images = run.dataset.train.sample(run.limit_at(step)).images
+        batches = images.split(_IMAGES_AT_ONCE)
+        try:
+            exact = bnlab.population_statistics(model, batches, memory=run.memory, inputs=run.inputs_of(model))
+        except ValueError as error:  # the network is about to diverge: its exact statistics are not finite
+            say_problem(f"{run.id}: no gap at step {step} in the log; {error}")
+            return {}
+
+        gaps = bnlab.gap(exact, bnlab.running_statistics(model))["mean_gap"]
+        return {"gap of running means": average_one(gaps)} | _validate(model, run, "exact statistics", exact)
+
+    def close(self) -> None:
+        """Write the settings; the training has ended."""
+        self._log.close(self._measured)
+
+
+def _validate(model: nn.Module, run: Run, words: str, statistics: Statistics | None = None) -> dict[str, float]:
+    """Compute loss and accuracy of the validation images, under running averages unless statistics are given."""
+    split = run.dataset.val
+    model.eval()
+    with torch.no_grad(), nullcontext() if statistics is None else using(model, statistics):
+        logits = torch.cat([model(images) for images in split.images.split(_IMAGES_AT_ONCE)])
+    is_right = logits.argmax(1) == split.labels
+    return {
+        f"validation loss, {words}": F.cross_entropy(logits, split.labels).item(),
+        f"validation accuracy, {words}": is_right.double().mean().item(),
+    }
+
+
+class _TensorBoard:
+    def __init__(self, run: Run, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here: takes a second, and is an extra
+
+        self._run = run
+        self._written = step
+        # After a kill, updates behind the saved state are made again; what was written of them does not count.
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=step + 1)
+
+    def write_updates(self, updates: pd.DataFrame) -> None:
+        for update in updates[updates["step"] > self._written].to_dict("records"):
+            step = update.pop("step")
+            for name, value in update.items():
+                self._writer.add_scalar(str(name), value, step)
+            self._written = step
+        self._writer.flush()
+
+    def write_measured(self, step: int, measured: Measured) -> None:
+        for name, value in measured.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, measured: Measured) -> None:
+        # Under names of their own: they would be written beside the curves a second time.
+        last = {f"last {name}": value for name, value in measured.items()}
+        self._writer.add_hparams(_list_settings(self._run), last, run_name=".", global_step=self._written)
+        self._writer.close()
+
+
+class _Csv:
+    """Files that are written again as a whole, so that a kill leaves neither half a line nor a step twice."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self._run = run
+        self._folder = run.folder / "csv"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "measured.csv"
+        before = pd.read_csv(path) if path.exists() else pd.DataFrame({"step": []})
+        self._measured = before[before["step"] <= step].to_dict("records")
+
+    def write_updates(self, updates: pd.DataFrame) -> None:
+        self._write("updates.csv", updates)
+
+    def write_measured(self, step: int, measured: Measured) -> None:
+        row: dict[Any, Any] = {"step": step, **measured}
+        self._measured.append(row)
+        self._write("measured.csv", pd.DataFrame(self._measured))
+
+    def close(self, measured: Measured) -> None:
+        settings = _list_settings(self._run)
+        self._write("settings.csv", pd.DataFrame({"setting": [*settings], "value": [*settings.values()]}))
+
+    def _write(self, name: str, frame: pd.DataFrame) -> None:
+        write_text(Path(self._folder, name), frame.to_csv(index=False))
+
+
+def _list_settings(run: Run) -> dict[str, Any]:
+    """List the settings of a network as columns of `runs`, with its seed; those that are off are left out."""
+    settings = {"seed": run.config.seed, **flatten_settings(asdict(run.config))}
+    written = {key: str(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return {key: value for key, value in written.items() if value is not None}
