@@ -21,7 +21,7 @@ from bnlab.model.batches import require_batches
 from bnlab.model.borrow import restored
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
-from bnlab.watching.watch import Watch
+from bnlab.watching.watch import Watch, watch
 
 __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
 _SECONDS = "recalibration_seconds"  # what the time is called in logs
@@ -108,7 +108,7 @@ def make_lightning_callback(
                 if self._watch is not None:
                     self._watch.close()
                 group = torch.distributed.group.WORLD if trainer.world_size > 1 else None
-                self._watch = Watch(module, images, batches=batches, group=group, **options)
+                self._watch = watch(module, images, batches=batches, group=group, **options)
             return self._watch
 
         def _run_twice(self, trainer: Any, run: Callable[[], Any]) -> Any:
@@ -172,7 +172,7 @@ def recalibrate_in_transformers(
         require_batches(batches, "recalibrate_in_transformers")
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     group = torch.distributed.group.WORLD if is_distributed else None
-    watch = Watch(trainer.model, images, batches=batches, group=group, **options)
+    training = watch(trainer.model, images, batches=batches, group=group, **options)
     block = _Block("recalibrate_in_transformers")
     is_inside = False  # evaluate calls itself for each of several data sets
     measured_in: Any = None  # the training's state when statistics were last measured, and its step
@@ -183,9 +183,9 @@ def recalibrate_in_transformers(
         state = trainer.state
         is_measured = state is measured_in and state.global_step == measured_at
         if trainer.is_in_train and is_measured and block.statistics is not None:
-            block.enter(watch, block.statistics)  # a checkpoint after its evaluation
+            block.enter(training, block.statistics)  # a checkpoint after its evaluation
             return
-        seconds = block.enter(watch)
+        seconds = block.enter(training)
         measured_in = state
         measured_at = state.global_step
         trainer.log({_SECONDS: seconds})
@@ -251,7 +251,7 @@ class _Block:
         self._entered = contextlib.ExitStack()
         self._reported = set[str]()
 
-    def enter(self, watch: Watch, statistics: Statistics | None = None) -> float:
+    def enter(self, training: Watch, statistics: Statistics | None = None) -> float:
         """Write statistics, by default those that are measured now; the seconds that took.
 
         Warns, once for each reason, where there are none: running averages are evaluated then.
@@ -260,8 +260,8 @@ class _Block:
         started = time.perf_counter()
         self.statistics = statistics
         try:
-            self.statistics = watch.measure() if statistics is None else statistics
-            self._entered.enter_context(watch.exact(self.statistics))
+            self.statistics = training.measure() if statistics is None else statistics
+            self._entered.enter_context(training.exact(self.statistics))
         except ValueError as error:
             self.statistics = None
             if str(error) not in self._reported:

@@ -62,7 +62,7 @@ FOLDERS = {
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings naming runs live producing",
     "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
-    "tables",
+    "tables watched",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bnlab.doctor.labels import find_counted, find_logits
 from bnlab.doctor.thresholds import LEAST_LIKELIHOOD
 
+_ADVICE = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
 _MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
 
 Evaluate = Callable[[nn.Module], Any]
@@ -279,14 +280,13 @@ def _average_by_image(values: Tensor) -> Tensor:
     return values.double().reshape(len(values), -1).mean(1)
 
 
-def read_values(returned: Any, caller: str, must_be_finite: bool = True) -> Tensor:
+def read_values(returned: Any, caller: str, must_be_finite: bool = True, advice: str = _ADVICE) -> Tensor:
     """Turn what a caller's `evaluate` has returned into float64 [images].
 
     Raises:
         TypeError: it is no sequence of numbers.
         ValueError: there are none, or one is not finite and must be.
     """
-    advice = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
     if isinstance(returned, Real):
         raise TypeError(f"{caller}: evaluate returned one number, {returned}; {advice}")
     try:

@@ -40,6 +40,7 @@ class Undo:
         old: running mean and variance before, [2, C] on the CPU, by layer.
         new: the same after.
         averages: what self-tuned layers had averaged before, by layer.
+        counters: how many batches torch had counted before, by layer; of those that count, and for a block alone.
         for_block: whether the old ones come back at the end of a block: whatever has been written since, and so that
             a backward pass to come finds what it has saved.
         is_done: whether the old ones have been put back.
@@ -50,6 +51,7 @@ class Undo:
     old: Mapping[str, Tensor]
     new: Mapping[str, Tensor]
     averages: Mapping[str, Averages | None]
+    counters: Mapping[str, Tensor]
     for_block: bool = False
     is_done: bool = False
 
@@ -68,6 +70,8 @@ class Undo:
             _write(layer, self.old[name], self.for_block)
             if isinstance(layer, SelfTuned):
                 layer.averages = self.averages[name]
+            if name in self.counters and layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.data.copy_(self.counters[name])
         self.is_done = True
 
     def save(self, path: str | Path) -> None:
@@ -107,8 +111,11 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
     layers = statistics.find_layers(model, "recalibrate")
     old = {}
     averages = {}
+    counters = {}
     for name, layer in layers.items():
         old[name] = _read(layer)
+        if for_block and layer.num_batches_tracked is not None:
+            counters[name] = layer.num_batches_tracked.clone()
         if isinstance(layer, SelfTuned):
             averages[name] = layer.averages
 
@@ -118,7 +125,7 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
     else:
         statistics.write_to(model)
     new = {name: _read(layer) for name, layer in layers.items()}
-    return Undo(model, layers, old, new, averages, for_block)
+    return Undo(model, layers, old, new, averages, counters, for_block)
 
 
 def undo_from_file(model: nn.Module, path: str | Path) -> tuple[str, ...]:

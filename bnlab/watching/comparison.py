@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bnlab.doctor.scores import Scores, read_values
 from bnlab.doctor.words import describe_number, describe_score
+from bnlab.model.layers import join_names
 
 _ADVICE = "return a number, a dictionary of numbers, or a score for each image"
 
@@ -41,8 +42,9 @@ class Comparison:
     @property
     def lost(self) -> float:
         """How much worse running averages are than exact statistics, in the metric's unit."""
-        difference = self.mean("exact") - self.mean("running")
-        return -difference if self.is_lower_better else difference
+        exact = self.mean("exact")
+        running = self.mean("running")
+        return running - exact if self.is_lower_better else exact - running
 
     def describe(self) -> str:
         """Write both values, and how much too little, or too much, `eval()` shows."""
@@ -62,6 +64,8 @@ class Comparison:
 
     def _describe_difference(self, scores: Scores) -> str:
         difference = self.mean("exact") - self.mean("running")
+        if not math.isfinite(difference):
+            return "no difference can be taken, as a value is not finite"
         size = _write(abs(difference), scores)
         unit = " points" if scores.are_shares else ""
         interval = ""
@@ -91,17 +95,26 @@ def compare_metrics(running: Any, exact: Any, has_exact: bool, lower: bool | Col
         lower: whether lower is better; or the names of the metrics of which it is.
 
     Raises:
-        TypeError, ValueError: they are neither numbers nor a score for each image, or not of the same images.
+        TypeError, ValueError: they are neither numbers nor a score for each image, or not of the same images, or
+            `lower` names others.
     """
     by_kind = {"running": _read_metrics(running)}
     if has_exact:
         by_kind["exact"] = _read_metrics(exact)
 
+    names = list(by_kind["running"])
+    for metrics in by_kind.values():
+        if metrics.keys() != by_kind["running"].keys():
+            raise ValueError(
+                f"watch: evaluate returned {join_names(metrics)} the first time and {join_names(names)} the second; "
+                "return the same metrics each time"
+            )
+    unknown = [] if isinstance(lower, bool) else [metric for metric in lower if metric not in names]
+    if unknown:
+        raise ValueError(f"watch: lower has {join_names(unknown)}; evaluate returned {join_names(names)}")
+
     comparisons = []
     for metric, (_, has_images) in by_kind["running"].items():
-        missing = [kind for kind, metrics in by_kind.items() if metric not in metrics]
-        if missing:
-            raise ValueError(f"watch: evaluate returned {metric!r} under running averages alone; {_ADVICE}")
         values = {kind: metrics[metric][0] for kind, metrics in by_kind.items()}
         lengths = {len(each) for each in values.values()}
         if len(lengths) > 1:
@@ -119,7 +132,9 @@ def _read_metrics(returned: Any) -> dict[str, tuple[Tensor, bool]]:
         return {str(name): (_read_number(value, str(name)), False) for name, value in returned.items()}
     if _is_number(returned):
         return {"score": (_read_number(returned, "score"), False)}
-    return {"score": (read_values(returned, "watch", must_be_finite=False), True)}
+    if isinstance(returned, tuple):  # a loss and an accuracy, rather than the scores of two images
+        raise TypeError(f"watch: evaluate returned a tuple of {len(returned)}; {_ADVICE}")
+    return {"score": (read_values(returned, "watch", must_be_finite=False, advice=_ADVICE), True)}
 
 
 def _is_number(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import weakref
 from collections import deque
@@ -24,6 +25,10 @@ Batch = dict[int | str, Any]
 
 _NO_TENSOR = "the model's inputs hold no tensor, so that there are no images to keep; pass batches="
 _NO_COPY = "the model's inputs cannot be copied ({error}); pass batches="
+_NOT_CALLED = (
+    "the model is trained, but no module that holds all its batch norms has been called (only parts of it, or its "
+    "forward() directly); watch the part that is called, or pass batches="
+)
 _OLDER_WEIGHTS = (
     "an input of {kind} requires a gradient: it is optimized, or comes from trainable parts outside of it, and would "
     "belong to older weights; watch the module that holds these parts too, or pass batches="
@@ -68,6 +73,7 @@ class Keeper:
         is_speaking: whether the size of what is kept is printed at the first batch.
 
     Attributes:
+        wanted: `images`.
         refusal: why the inputs of the latest training forward were not kept; None where they were.
         frozen: the layers that were in eval mode in the latest training forward.
     """
@@ -76,7 +82,7 @@ class Keeper:
         self, model: nn.Module, layers: Mapping[str, BatchNorm], images: int, keep: str | None, is_speaking: bool
     ) -> None:
         self._layers = list(layers.values())
-        self._wanted = images
+        self.wanted = images
         self._keep = keep
         self._is_speaking = is_speaking
         self._kept: deque[_Kept] = deque()
@@ -93,7 +99,8 @@ class Keeper:
         self._handles: list[Any] = []
         for level, module in enumerate(self._modules):
             hook = RecordingCall(partial(self._see, level), _do_nothing)
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            # Before all others: these change the inputs of the copies again, when the module is called with them.
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
         self._handles.append(_count_updates_by(self))
 
     @property
@@ -135,12 +142,16 @@ class Keeper:
 
     def count_update(self, optimizer: Optimizer) -> None:
         """Count an update if it is of one of the model's parameters, and there was a training forward before it."""
-        if not self._has_forward:
+        if not self._has_forward and self._level is not None:
             return
         updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-        if any(parameter in self._parameters for parameter in updated):
+        if not any(parameter in self._parameters for parameter in updated):
+            return
+        if self._has_forward:
             self._updates += 1
             self._has_forward = False
+        else:
+            self.refusal = _NOT_CALLED
 
     def _see(self, level: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what a module is called with, if this is a training forward; the hook before it."""
@@ -164,6 +175,7 @@ class Keeper:
 
     def _take(self, batch: Batch) -> None:
         tensors = list(list_tensors(batch))
+        self._has_forward = True
         self.refusal = None
         if not tensors:
             self.refusal = _NO_TENSOR
@@ -173,8 +185,7 @@ class Keeper:
             return
 
         self._forwards += 1
-        self._has_forward = True
-        if self.refusal is not None or not self._wanted or not count_images(batch):
+        if self.refusal is not None or not self.wanted or not count_images(batch):
             return
         try:
             kept = _Kept(batch, tensors, self._keep)
@@ -182,7 +193,7 @@ class Keeper:
             self.refusal = _NO_COPY.format(error=f"{type(error).__name__}: {error}")
             return
         self._kept.append(kept)
-        while self.images - self._kept[0].images >= self._wanted:
+        while self.images - self._kept[0].images >= self.wanted:
             self._kept.popleft()
         if self._is_speaking:
             self._is_speaking = False
@@ -190,8 +201,10 @@ class Keeper:
 
     def _print_size(self) -> None:
         first = self._kept[0]
-        megabytes = count_bytes(first.batch) / max(1, first.images) * self._wanted / 1e6
-        print(f"bnlab.watch keeps the latest {self._wanted:,} training images: {megabytes:,.1f} MB", file=sys.stderr)
+        batches = math.ceil(self.wanted / first.images)
+        images = batches * first.images
+        megabytes = batches * count_bytes(first.batch) / 1e6
+        print(f"bnlab.watch keeps the latest {images:,} training images: {megabytes:,.1f} MB", file=sys.stderr)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from bnlab.doctor.undo import write_statistics
 from bnlab.exact.population import population_statistics
 from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count
-from bnlab.model.batches import count_images, require_batches
+from bnlab.model.batches import count_images, find_device, require_batches
 from bnlab.model.borrow import restored
 from bnlab.model.layers import batch_norm_layers, join_names
 from bnlab.statistics.network import Statistics
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CALLER = "watch"
+_OF_BATCHES = ("forward", "max_images", "tolerance")  # keywords that say how given batches are read and called
 _NOTHING_YET = "watch: no training batch has been seen yet; train first, or pass batches="
 
 
@@ -54,7 +55,7 @@ def watch(
     Args:
         model: any module with batch norms that keep running statistics; compile it before.
         images: how many are kept, or a few more: batches are not cut. More images give more exact statistics, and
-            take more memory and time.
+            take more memory and time. In a group each process keeps so many.
         batches: measured in place of the batches that are trained on, as `population_statistics` takes them. Needed
             where the model's inputs require a gradient.
         keep: "cpu" keeps the copies in main memory; default on their device.
@@ -78,17 +79,32 @@ def watch(
     >>> training.measure()["0"].mean.item()
     2.0
     """
-    return Watch(model, images, batches=batches, keep=keep, optimizer=optimizer, group=group, **options)
+    layers = batch_norm_layers(model, options.get("layers"), caller=_CALLER)
+    require_count(images, f"{_CALLER}: images={images!r}; pass how many training images are kept, at least 1")
+    if keep not in (None, "cpu"):
+        raise ValueError(f'{_CALLER}: keep={keep!r}; pass "cpu", or None for the device of the inputs')
+    if batches is not None:
+        require_batches(batches, _CALLER)
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise TypeError(f"{_CALLER}: optimizer is a {type(optimizer).__name__}; pass an optimizer of torch")
+    _require_options(options, batches is not None)
+    if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
+        group = model.process_group
+    ranks = Ranks(group, _CALLER)
+
+    is_first_rank = group is None or torch.distributed.get_rank(group) == 0
+    keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
+    return Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
 
 
 class Watch:
-    """What `watch` returns; its arguments are those of `watch`.
+    """A training that is watched: what `watch` returns.
 
     Attributes:
         model: the model, without wrappers.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
-    >>> training = Watch(model)
+    >>> training = watch(model)
     >>> output = model(torch.tensor([[1.0], [3.0]]))
     >>> print(training.compare(lambda: model.eval()(torch.tensor([[2.0]])).item(), lower=True))
     1.716 under running averages, 0 under exact statistics: eval() shows 1.72 too much (of 2 images; 512 are wanted)
@@ -98,34 +114,19 @@ class Watch:
     def __init__(
         self,
         model: nn.Module,
-        images: int = 512,
-        *,
-        batches: Iterable[Any] | None = None,
-        keep: str | None = None,
-        optimizer: Optimizer | None = None,
-        group: Any = None,
-        **options: Any,
+        keeper: Keeper,
+        ranks: Ranks,
+        batches: Iterable[Any] | None,
+        optimizer: Optimizer | None,
+        options: dict[str, Any],
     ) -> None:
-        layers = batch_norm_layers(model, options.get("layers"), caller=_CALLER)
-        require_count(images, f"{_CALLER}: images={images!r}; pass how many training images are kept, at least 1")
-        if keep not in (None, "cpu"):
-            raise ValueError(f'{_CALLER}: keep={keep!r}; pass "cpu", or None for the device of the inputs')
-        if batches is not None:
-            require_batches(batches, _CALLER)
-        _require_options(options)
-        if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            group = model.process_group
-
-        self.model = unwrap(model)
-        self._images = images
+        self.model = model
+        self._keeper = keeper
+        self._ranks = ranks
         self._batches = batches
         self._optimizer = optimizer
-        self._ranks = Ranks(group, _CALLER)
-        self._group = group
         self._options = options
         self._rows: list[dict[str, Any]] = []
-        is_first_rank = group is None or torch.distributed.get_rank(group) == 0
-        self._keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
 
     def measure(self) -> Statistics:
         """Measure exact statistics of the images that are kept, or of `batches`, under the weights of the moment.
@@ -143,7 +144,8 @@ class Watch:
             options = {**self._options, "forward": self._keeper.call, "images": count_images}
             batches = self._keeper.batches
 
-        statistics = population_statistics(self.model, batches, **{**options, "layers": names, "group": self._group})
+        options = {**options, "layers": names, "group": self._ranks.group}
+        statistics = population_statistics(self.model, batches, **options)
         if statistics.check is not None and not statistics.check.is_exact:
             raise ValueError(
                 f"{_CALLER}: the statistics are not exact: an ordinary evaluation gives layer "
@@ -183,13 +185,18 @@ class Watch:
             lower: whether lower is better, as of a loss; of a dictionary, the names of the metrics of which it is.
 
         Returns:
-            One line. It says so if exact statistics could not be had, or are of fewer images than are to be kept.
+            One line. It says so if exact statistics could not be had, are of fewer images than are to be kept, or lack
+            layers.
 
         Raises:
-            TypeError, ValueError: `evaluate` returned something else, or changed a parameter, which is put back.
+            TypeError, ValueError: `evaluate` returned something else; or changed a parameter, after the model has been
+                put back.
         """
         if not callable(evaluate):
             raise TypeError(f"{_CALLER}: evaluate is a {type(evaluate).__name__}; pass a function without arguments")
+        if not isinstance(lower, (bool, Collection)) or isinstance(lower, str):
+            raise TypeError(f"{_CALLER}: lower={lower!r}; pass True, or a list of the metrics of which lower is better")
+        find_device(self.model, None, _CALLER)  # raises where the model has no values
         statistics = None
         reason = ""
         try:
@@ -219,7 +226,7 @@ class Watch:
         Columns:
 
         - update: the model's updates so far; training forwards, where no update by a torch optimizer was seen.
-        - images: how many are kept at that moment; of `batches`, how many were measured.
+        - images: how many this process keeps at that moment; of `batches`, how many were measured.
         - metric: its name; "score" where it has none.
         - running, exact: its value under both kinds of statistics; exact is NaN where these could not be had.
         - lost: how much worse it is under running averages, in the metric's unit.
@@ -267,7 +274,7 @@ class Watch:
         self._keeper.close()
 
     def __repr__(self) -> str:
-        kept = f"{self._keeper.images:,} of {self._images:,} images"
+        kept = f"{self._keeper.images:,} of {self._keeper.wanted:,} images"
         return f"Watch({type(self.model).__name__}; {kept}; {len(self._rows)} comparisons)"
 
     def _list_layers(self) -> list[str]:
@@ -277,11 +284,14 @@ class Watch:
         if chosen is not None:
             return list(layers)
         is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
-        names = []
+        frozen = []
         for name, layer in layers.items():
             has_frozen_weight = isinstance(layer.weight, nn.Parameter) and not layer.weight.requires_grad
-            if layer not in self._keeper.frozen and not (has_frozen_weight and is_trained):
-                names.append(name)
+            if layer in self._keeper.frozen or (has_frozen_weight and is_trained):
+                frozen.append(name)
+        # Of all ranks: one without a batch so far has seen no mode.
+        frozen_somewhere = {name for of_rank in self._ranks.gather(frozen) for name in of_rank}
+        names = [name for name in layers if name not in frozen_somewhere]
         if not names:
             raise ValueError(
                 f"{_CALLER}: all layers are frozen (in eval mode while training, or without gradients); name them in "
@@ -298,18 +308,18 @@ class Watch:
             raise ValueError(_NOTHING_YET)
 
     def _evaluate(self, evaluate: Callable[[], Any]) -> Any:
-        """Call the caller's function; ValueError if it changes a parameter, after that has been put back."""
-        before = {}
-        for name, parameter in self.model.named_parameters():
-            before[name] = (parameter, parameter.detach().clone())
+        """Call the caller's function; ValueError if it changes a parameter, after the model has been put back."""
+        parameters = _copy_values(self.model.named_parameters())
+        buffers = _copy_values(self.model.named_buffers())
         returned = evaluate()
 
         changed = []
-        for name, (parameter, values) in before.items():
+        for name, (parameter, values) in parameters.items():
             if not torch.allclose(parameter, values, rtol=0.0, atol=0.0, equal_nan=True):
-                parameter.data.copy_(values)
                 changed.append(name)
         if changed:
+            for tensor, values in (*parameters.values(), *buffers.values()):
+                tensor.data.copy_(values)
             raise ValueError(
                 f"{_CALLER}: evaluate changed {join_names(changed)}, which were put back; pass a function that does "
                 "not train the model"
@@ -341,16 +351,28 @@ class Watch:
             return f"; exact statistics could not be had: {reason}"
         described = ""
         kept = self._keeper.images
-        if self._batches is None and kept < self._images:
-            described = f" (of {kept:,} images; {self._images:,} are wanted)"
+        wanted = self._keeper.wanted
+        if kept < wanted:  # of given batches none are wanted
+            described = f" (of {kept:,} images; {wanted:,} are wanted)"
         if statistics.unseen:
             described += f"; no batch has reached {join_names(statistics.unseen)}, which keep running averages"
+        measured = {*statistics, *statistics.unseen}
+        frozen = [name for name in batch_norm_layers(self.model, caller=_CALLER) if name not in measured]
+        if frozen and self._options.get("layers") is None:
+            described += f"; frozen layers keep running averages: {join_names(frozen)}"
         return described
 
 
-def _require_options(options: dict[str, Any]) -> None:
-    """Raise TypeError unless these are keywords of `population_statistics`."""
+def _copy_values(named: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: (tensor, tensor.detach().clone()) for name, tensor in named}
+
+
+def _require_options(options: dict[str, Any], has_batches: bool) -> None:
+    """Raise TypeError unless these are keywords of `population_statistics`, and of use."""
     known = inspect.signature(population_statistics).parameters
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(f"{_CALLER}: {join_names(unknown)} is no keyword of watch or population_statistics")
+    useless = [] if has_batches else [name for name in _OF_BATCHES if name in options]
+    if useless:
+        raise TypeError(f"{_CALLER}: {join_names(useless)} is for batches=, which are not given")

@@ -16,11 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnlab.harness import load
+from bnlab.harness.lab import report
+from bnlab.harness.reporting import watched
 from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.schema import read_key, write_frame
 from experiments import reference
 from experiments.questions import momentum, quickstart
 from tests.experiments.commands import ROOT, Call
+from tests.experiments.questions.test_real_claims import OTHERS, SEVEN, plant
 
 TABLES = ROOT / "results" / "reference" / "quickstart" / "tables"
 
@@ -84,6 +87,11 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
         ("name=mine results=nowhere", "no results for 'mine' in nowhere/"),
         ("seed=3", "seed=3: there are experiment=NAME"),
         ("name=mine name=yours", "error: name=yours: there are experiment=NAME"),
+        (
+            "watch=nowhere.parquet",
+            "nowhere.parquet: no such file; watch.history.to_parquet('nowhere.parquet') writes it",
+        ),
+        ("watch=a.parquet name=mine", "watch= stands without experiment="),
         ("-m", "-m: no such option"),
     ],
 )
@@ -93,6 +101,81 @@ def test_mistakes(words: str, message: str, call: Call) -> None:
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") <= 2
+
+
+def write_history(path: Path, difference: float = 0.02, **columns: object) -> Path:
+    """A history of three comparisons, the first before there were exact statistics."""
+    exact = [None, 0.6, 0.7]
+    running = [0.1, 0.6 - difference, 0.7]
+    history = pd.DataFrame({"update": [0, 100, 200], "metric": "accuracy", "running": running, "exact": exact})
+    history = history.astype({"exact": float})
+    history["lost"] = history["exact"] - history["running"]
+    path.parent.mkdir(exist_ok=True)
+    history.assign(**columns).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("has_map", [False, True])
+def test_watched_trainings_are_drawn_beside_the_map(
+    has_map: bool, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "REFERENCE", tmp_path / "reference")
+    if has_map:
+        for name, table in plant([*SEVEN, *OTHERS], range(7)).items():
+            (tmp_path / "real" / "tables").mkdir(parents=True, exist_ok=True)
+            table.to_parquet(tmp_path / "real" / "tables" / f"{name}.parquet")
+    first = write_history(tmp_path / "small" / "watch.parquet")
+    second = write_history(tmp_path / "large" / "watch.parquet", 0.05)
+    done = call(f"report watch={first},{second}", f"results={tmp_path}")
+
+    assert done.code == 0
+    no_map = f"The map of real is left out: nothing of it has been measured in {tmp_path}/.\n"
+    assert done.err == ("" if has_map else no_map)
+    assert (tmp_path / "watch" / "figures" / "map.png").exists() is has_map
+    page = (tmp_path / "watch" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 1 + has_map
+
+
+def test_what_watched_trainings_have_lost_is_in_points(tmp_path: Path) -> None:
+    """Histories in files of one name are called by their paths; of two rows of one update the last one counts."""
+    small = write_history(tmp_path / "small" / "watch.parquet")
+    large = write_history(tmp_path / "large" / "watch.parquet", 0.05, update=[0, 100, 100])
+    tables = watched.read_histories([small, large])
+    (figure,) = watched.declare_figures(tables).values()
+
+    drawn = figure.score(tables)
+    assert drawn["mean"].round(9).tolist() == [2.0, 0.0, 0.0]
+    assert drawn["update"].tolist() == [100, 200, 100]
+    assert drawn["line"].tolist() == [str(small), str(small), str(large)]
+    lower = tables[watched.WATCHED].assign(lost=[-0.02, 0.0, 0.0])  # as of a loss
+    (of_loss,) = watched.declare_figures({watched.WATCHED: lower}).values()
+    assert of_loss.score({})["mean"].tolist() == [-0.02, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"lost": "much"}, "(column 'lost' has no numbers)"),
+        ({"lost": float("nan")}, "no row of this history has exact statistics"),
+    ],
+)
+def test_histories_that_are_none(columns: dict[str, object], message: str, tmp_path: Path, call: Call) -> None:
+    path = write_history(tmp_path / "watch.parquet", **columns)
+    done = call(f"report watch={path}", f"results={tmp_path / 'results'}")
+
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith(f"error: {path}: ") and message in done.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_damaged_history_and_a_table_of_something_else(folder: Path, call: Call) -> None:
+    path = folder / "damaged.parquet"
+    path.write_text("no parquet", encoding="utf-8")
+    others = (folder / "quickstart" / "tables" / "runs.parquet", path)
+    for other, message in zip(others, ("no history of bnlab.watch (no column", "cannot be read"), strict=True):
+        done = call(f"report watch={other}")
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert f"{other}: {message}" in done.err
 
 
 def test_what_fails_is_named_and_the_rest_is_decided_and_drawn(

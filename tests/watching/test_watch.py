@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import io
+import math
 import random
 import warnings
 import weakref
@@ -103,6 +104,17 @@ def test_inputs_are_copied_as_loops_write_into_the_same_memory() -> None:
     assert_exact(watch, batches)
 
 
+def test_inputs_are_kept_before_other_hooks_change_them() -> None:
+    """When the module is called with the copies, these hooks run again."""
+    model = make_model().train()
+    model.register_forward_pre_hook(lambda module, args: (2 * args[0] + 1,))
+    watch = bnlab.watch(model)
+    batches = make_batches(6, 7)
+    train(model, batches)
+
+    assert_exact(watch, batches)
+
+
 def test_a_batch_of_several_inputs_is_called_as_in_training() -> None:
     class Joined(nn.Module):
         def __init__(self) -> None:
@@ -187,11 +199,29 @@ def test_history_counts_updates_and_has_the_learning_rate(update: str) -> None:
     ]
 
 
-def test_without_an_optimizer_forwards_are_counted() -> None:
-    model = make_model().train()
-    watch = bnlab.watch(model)
+def call_each(model: nn.Module, watch: bnlab.Watch) -> None:
     for batch in make_batches(5, 5):
         model(batch)
+
+
+def train_on_the_same_batch(model: nn.Module, watch: bnlab.Watch) -> None:
+    """As on a graph, which is the whole data."""
+    batches = make_batches(5)
+    train(model, 2 * batches)
+
+
+def train_after_close(model: nn.Module, watch: bnlab.Watch) -> None:
+    train(model, make_batches(6, 7))
+    watch.close()
+    train(model, make_batches(8))
+
+
+@pytest.mark.parametrize("go_on", [call_each, train_on_the_same_batch, train_after_close])
+def test_two_updates_are_counted(go_on: Callable[[nn.Module, bnlab.Watch], None]) -> None:
+    """Without an optimizer training forwards are; after `close` none."""
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    go_on(model, watch)
     watch.compare(lambda: 1)
 
     assert watch.history["update"].tolist() == [2]
@@ -208,7 +238,7 @@ def test_what_is_no_training_is_not_kept() -> None:
     model.eval()(batches[1])
     model.train()
     bnlab.record_frozen(model, batches[1:], training=True)
-    with watch.exact():
+    with unchanged(model), watch.exact():
         model(batches[1])
 
     assert_exact(watch, batches[:1])
@@ -270,29 +300,24 @@ def test_a_call_that_lightning_redirects_to_a_training_step_is_none_of_the_model
     assert_exact(watch, [2 * batch], model.network)
 
 
-def test_compiled_models_are_unwrapped() -> None:
-    torch.compiler.reset()
+@pytest.mark.parametrize("compiled", ["before", "later", "in place"])
+def test_compiled_models_are_watched(compiled: str) -> None:
+    torch.compiler.reset()  # it would take the code of another model, that is not watched
     model = make_model().train()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    watch = bnlab.watch(compiled)  # type: ignore[arg-type]
+    called: Any = model
+    if compiled == "in place":
+        model.compile(backend="eager")
+    if compiled == "before":
+        called = torch.compile(model, backend="eager", fullgraph=True)
+    watch = bnlab.watch(called)
+    if compiled == "later":
+        called = torch.compile(model, backend="eager")
     batches = make_batches(6, 7)
     for batch in batches:
-        compiled(batch)
+        called(batch)
 
     assert watch.model is model
     assert list(watch.measure()) == ["1", "4"]
-    assert_exact(watch, batches)
-
-
-def test_a_model_that_is_compiled_later_is_watched_too() -> None:
-    torch.compiler.reset()  # it would take the code of another model, that is not watched
-    model = make_model().train()
-    watch = bnlab.watch(model)
-    compiled = torch.compile(model, backend="eager")
-    batches = make_batches(6, 7)
-    for batch in batches:
-        compiled(batch)
-
     assert_exact(watch, batches)
 
 
@@ -367,6 +392,11 @@ if rank:
     model.module(data[0])
 expected = references.full_batch_population(model.module, data[0])
 assert measure_difference(later.measure(), expected) < 1e-12
+model.module[1].eval()
+last = bnlab.watch(model)
+if rank:
+    model.module(data[0])
+assert list(last.measure()) == ["4"]
 """,
         tmp_path,
     )
@@ -488,6 +518,7 @@ def test_frozen_layers_keep_their_averages(how: str) -> None:
     model(batches[0])
     model.eval()  # by the time of a validation
 
+    assert watch.compare(lambda: 0.5).endswith("; frozen layers keep running averages: '1'")
     averages = bnlab.running_statistics(model)
     with watch.exact():
         written = bnlab.running_statistics(model)
@@ -611,14 +642,44 @@ def test_scores_for_each_image_have_a_paired_interval() -> None:
     assert "eval() shows 20.0 points [8.7, 31.3] too much; running averages do better" in line
 
 
-def test_lost_is_how_much_worse_running_averages_are() -> None:
+def watch_a_batch() -> bnlab.Watch:
     model = make_model().train()
-    watch = bnlab.watch(model)
+    watch = bnlab.watch(model, 6)
     model(make_batches(6)[0])
+    return watch
+
+
+def test_lost_is_how_much_worse_running_averages_are() -> None:
+    watch = watch_a_batch()
     values = iter([{"accuracy": 0.75, "loss": 1.0}, {"accuracy": 0.5, "loss": 3.0}])
     watch.compare(lambda: next(values), lower=("loss",))
+    watch.compare(lambda: 1.0, lower=True)
 
-    assert watch.history["lost"].tolist() == [0.25, 2.0]
+    assert watch.history["lost"].astype(str).tolist() == ["0.25", "2.0", "0.0"]
+
+
+@pytest.mark.parametrize(("running", "shown"), [(math.nan, "nan"), (math.inf, "inf"), ([0.5, math.nan], "nan")])
+def test_values_that_are_not_finite_are_not_compared(running: Any, shown: str) -> None:
+    values = iter(([0.25, 0.75] if isinstance(running, list) else 0.5, running))
+    line = watch_a_batch().compare(lambda: next(values))
+    assert line.startswith(f"{shown} under running averages, 0.5 under exact statistics: no difference can be taken")
+
+
+@pytest.mark.parametrize(
+    ("exact", "running", "options", "message"),
+    [
+        ({"a": 1}, {"b": 1}, {}, "returned 'a' the first time and 'b' the second"),
+        ({"a": 1, "b": 1}, {"b": 1}, {}, "returned 'a', 'b' the first time and 'b' the second"),
+        ([1, 2], [1, 2, 3], {}, "scores of other images"),
+        ({"loss": 1}, {"loss": 2}, {"lower": ["los"]}, "lower has 'los'; evaluate returned 'loss'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(exact: Any, running: Any, options: dict[str, Any], message: str) -> None:
+    watch = watch_a_batch()
+    values = iter((exact, running))
+    with pytest.raises(ValueError, match=message):
+        watch.compare(lambda: next(values), **options)
+    assert watch.history.empty
 
 
 def test_before_the_first_batch_running_averages_are_compared_with_nothing() -> None:
@@ -662,14 +723,20 @@ def test_statistics_that_are_not_exact_are_not_shown() -> None:
     assert "could not be had: watch: the statistics are not exact" in line
 
 
-def test_the_bytes_are_said_at_the_first_batch(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of 3·8·8 float32 values, 768 bytes an image; of 100,000 images 76.8 MB."""
+@pytest.mark.parametrize(
+    ("wanted", "size", "kept"),
+    [(100_000, 4, "100,000 training images: 76.8 MB"), (1_000, 3_000, "3,000 training images: 2.3 MB")],
+)
+def test_the_bytes_are_said_at_the_first_batch(
+    wanted: int, size: int, kept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 3·8·8 float32 values, 768 bytes an image; also of the images that are more, as batches are not cut."""
     model = plain().train()
-    bnlab.watch(model, 100_000)
-    for batch in images(4, 4):
+    bnlab.watch(model, wanted)
+    for batch in images(size, size):
         model(batch)
 
-    assert capsys.readouterr().err == "bnlab.watch keeps the latest 100,000 training images: 76.8 MB\n"
+    assert capsys.readouterr().err == f"bnlab.watch keeps the latest {kept}\n"
 
 
 def test_the_history_is_drawn_and_written(tmp_path: Path) -> None:
@@ -712,6 +779,15 @@ def watched(**options: Any) -> bnlab.Watch:
         (lambda: watched(keep="disk"), ValueError, "watch: keep='disk'; pass \"cpu\""),
         (lambda: watched(image=3), TypeError, "watch: 'image' is no keyword"),
         (lambda: watched(batches=torch.ones(3)), TypeError, "watch: batches is a Tensor"),
+        (lambda: watched(forward=print), TypeError, "watch: 'forward' is for batches=, which are not given"),
+        (lambda: watched(optimizer=0.1), TypeError, "watch: optimizer is a float; pass an optimizer"),
+        (
+            lambda: watched().compare(lambda: (0.5, 0.5)),
+            TypeError,
+            "watch: evaluate returned a tuple of 2; return a",
+        ),
+        (lambda: watched().compare(lambda: None), TypeError, "watch: evaluate returned a NoneType; return a number, a"),
+        (lambda: watched().compare(lambda: 1, lower="loss"), TypeError, "watch: lower='loss'; pass True, or a list"),
         (lambda: watched().compare(0.5), TypeError, "watch: evaluate is a float; pass a function"),  # type: ignore[arg-type]
         (lambda: watched().compare(lambda: "good"), TypeError, "watch: evaluate returned a str"),
         (lambda: watched().compare(lambda: {}), ValueError, "watch: evaluate returned no metric"),
@@ -738,9 +814,21 @@ def read_no_tensor(model: nn.Module) -> None:
         model("file.png")
 
 
+def call_forward(model: nn.Module) -> None:
+    model.forward(make_batches(6)[0]).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def call_parts(model: Any) -> None:
+    model[2:](model[:2](make_batches(6)[0])).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
 @pytest.mark.parametrize(
     ("train_with", "message"),
     [
+        (call_forward, "no module that holds all its batch norms has been called .*pass batches="),
+        (call_parts, "no module that holds all its batch norms has been called .*pass batches="),
         (lambda model: None, "no training batch has been seen yet; train first, or pass batches="),
         (optimize_images, "an input of Sequential requires a gradient.*pass batches="),
         (pass_what_cannot_be_copied, "inputs cannot be copied .*pass batches="),
@@ -788,6 +876,9 @@ def test_an_evaluate_that_trains_is_noticed() -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in values.items())
     assert watch.history.empty
     assert_exact(watch, batches[:1])
+    watch.close()  # so that there are no exact statistics
+    with unchanged(model), pytest.raises(ValueError, match="watch: evaluate changed"):
+        watch.compare(train_on)
 
 
 def test_a_model_on_a_device_without_values_is_named() -> None:
@@ -796,8 +887,9 @@ def test_a_model_on_a_device_without_values_is_named() -> None:
     model(make_batches(6)[0])
     model.to("meta")
 
-    with pytest.raises(ValueError, match="on the meta device"):
-        watch.measure()
+    for ask in (watch.measure, lambda: watch.compare(lambda: 0.5)):
+        with pytest.raises(ValueError, match="on the meta device"):
+            ask()
 
 
 def test_after_close_nothing_is_kept() -> None:
@@ -809,14 +901,3 @@ def test_after_close_nothing_is_kept() -> None:
 
     with pytest.raises(ValueError, match="no training batch"):
         watch.measure()
-
-
-def test_close_ends_the_count_of_updates() -> None:
-    model = make_model().train()
-    watch = bnlab.watch(model)
-    train(model, make_batches(6, 7))
-    watch.close()
-    train(model, make_batches(8))
-    watch.compare(lambda: 1)
-
-    assert watch.history["update"].tolist() == [2]

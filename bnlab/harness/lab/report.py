@@ -1,4 +1,4 @@
-"""bnlab report: figures and verdicts, of experiments, of any sweep, or of papers that are redrawn."""
+"""bnlab report: figures and verdicts of experiments, any sweep, redrawn papers, or trainings that were watched."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ if TYPE_CHECKING:
     from bnlab.harness.reporting.outcome import Outcome
     from bnlab.harness.reporting.tables import LoadedTables
 
-USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [results=FOLDER]
+USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [watch=FILE] [results=FOLDER]
 
 experiment=NAME    figures and verdicts of a question, and its page (with name=NAME, of a sweep under another name)
 name=NAME          figures and a page of any sweep, by what was swept, without a question
 paper=NAME         a published paper beside what is found here, by the tables that are there, and its page; several with
                    commas between them, or all
+watch=FILE         what your own trainings lost under running averages, beside the map of the question real; several
+                   files with commas between them. bnlab.watch writes one: watch.history.to_parquet(FILE)
 without either     figures, verdicts and pages of all questions that have results; the committed ones:
                    results=results/reference
 
-A page is report.html, in the folder of the results, of a paper in papers/NAME there. Of papers and without either word
-there is a README.md beside it, too, and where questions of bnlab's own have results, ANSWERS.md and HYPOTHESES.md.
+A page is report.html, in the folder of the results, of a paper in papers/NAME there, of histories in watch. Of papers
+and without either word there is a README.md beside it, too, and where questions of bnlab's own have results, ANSWERS.md
+and HYPOTHESES.md.
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
+_MAPPED = "real"  # the question whose map stands beside histories
 _ROWS = 12  # as many rows of a table are printed
 _WIDTH = 110  # of a paragraph
 
@@ -50,8 +54,8 @@ def _report(words: list[str]) -> int:
     given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if key not in ("experiment", "name", "paper", "results") or not equals or key in given:
-            raise UserError(f"{word}: there are experiment=NAME, name=NAME, paper=NAME and results=FOLDER")
+        if key not in ("experiment", "name", "paper", "watch", "results") or not equals or key in given:
+            raise UserError(f"{word}: there are experiment=NAME, name=NAME, paper=NAME, watch=FILE and results=FOLDER")
         given[key] = value
 
     results = Path(given.pop("results", "results"))
@@ -59,6 +63,10 @@ def _report(words: list[str]) -> int:
         if len(given) > 1:
             raise UserError("paper= stands without experiment= and name=: its file names the experiments")
         return _report_papers(given["paper"], results)
+    if "watch" in given:
+        if len(given) > 1:
+            raise UserError("watch= stands without experiment=, name= and paper=")
+        return _report_watched(given["watch"], results)
     experiment = given.get("experiment", "")
     name = given.get("name", experiment)  # of the tables
     if not name:
@@ -208,6 +216,37 @@ def _report_paper(paper: Paper, results: Path) -> int:
     (folder / "README.md").write_text(page, encoding="utf-8")
     _write_page(folder, write_html(name, page, folder))
     return failures
+
+
+def _report_watched(words: str, results: Path) -> int:
+    """Draw what trainings have lost that bnlab.watch has watched, beside the map of `real`; the exit code."""
+    from bnlab.harness.reporting.page import render, write_html
+    from bnlab.harness.reporting.tables import load
+    from bnlab.harness.reporting.watched import declare_figures, read_histories
+
+    paths = [Path(word) for word in dict.fromkeys(words.split(","))]
+    histories = read_histories(paths)
+    folder = results / "watch"
+    figures, failures = _draw_figures("watch", declare_figures(histories), histories, folder / "figures")
+
+    maps: dict[str, Figure] = {}
+    no_map = ""
+    real = results if (results / _MAPPED).is_dir() else REFERENCE
+    try:
+        tables = load(_MAPPED, real)
+    except UserError:
+        no_map = f"The map of {_MAPPED} is left out: nothing of it has been measured in {results}/."
+        print(no_map, file=sys.stderr)
+    else:
+        figure = find_experiment(_MAPPED).figures["map"]
+        maps, failed = _draw_figures(_MAPPED, {"map": figure}, tables, folder / "figures")
+        failures += failed
+        no_map = f"The map of {_MAPPED} is left out: it cannot be drawn."
+
+    command = write_command("report", f"watch={words}", results)
+    values = {"figures": figures, "map": maps.get("map"), "no_map": no_map, "command": command}
+    _write_page(folder, write_html("watch", render("watched.md", **values), folder))
+    return int(failures > 0)
 
 
 def _write_page(folder: Path, page: str) -> None:

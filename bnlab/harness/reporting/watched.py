@@ -1,0 +1,97 @@
+"""Figures of trainings that `bnlab.watch` has watched: what each has lost under running averages, from its history."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bnlab.common.files import Unreadable
+from bnlab.harness.errors import NoRows, UserError
+from bnlab.harness.reporting.experiment import Figure, Tables
+from bnlab.harness.reporting.plots import Axis, Curves
+from bnlab.harness.schema import read_frame
+
+WATCHED = "watched"
+"""The table of all histories."""
+_NUMBERS = ("update", "running", "exact", "lost")
+_UPDATES = Axis("updates")
+
+
+def read_histories(paths: Sequence[Path]) -> Tables:
+    """Read histories that `watch.history.to_parquet` has written, as one table with the column `line`, their names.
+
+    A history is called by its file, or, where two files have the same name, by its path. Rows without exact statistics
+    are left out; of several at one update the last one counts.
+
+    Raises:
+        UserError: a file is missing, is no history, or has no row with exact statistics.
+    """
+    stems = [path.stem for path in paths]
+    names = stems if len({*stems}) == len(stems) else [str(path) for path in paths]
+    histories = []
+    for name, path in zip(names, paths, strict=True):
+        history = _read_history(path).dropna(subset=["lost"])
+        if history.empty:
+            raise NoRows(f"{path}: no row of this history has exact statistics")
+        histories.append(history.drop_duplicates(["metric", "update"], keep="last").assign(line=name))
+    # Drawing reads the settings of networks from `runs`; of a caller's trainings there are none.
+    return {WATCHED: pd.concat(histories), "runs": pd.DataFrame(columns=["batch_size"])}
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; watch.history.to_parquet({str(path)!r}) writes it")
+    try:
+        history = read_frame(path)
+    except Unreadable as error:
+        raise UserError(str(error)) from error
+
+    columns = {"metric", *_NUMBERS}
+    missing = sorted(columns - {*history.columns})
+    others = [column for column in _NUMBERS if column in history and not pd.api.types.is_numeric_dtype(history[column])]
+    if missing or others:
+        what = f"no column {missing[0]!r}" if missing else f"column {others[0]!r} has no numbers"
+        raise UserError(f"{path}: no history of bnlab.watch ({what}); watch.history.to_parquet(FILE) writes one")
+    return history
+
+
+def declare_figures(tables: Tables) -> dict[str, Figure]:
+    """Declare a figure for each metric, by the names of their files."""
+    figures = {}
+    for metric, rows in tables[WATCHED].groupby("metric", sort=False):
+        name = f"lost_{re.sub(r'[^A-Za-z0-9]+', '_', str(metric))}"
+        while name in figures:  # of metrics that differ in other characters
+            name += "_"
+        figures[name] = _declare(str(metric), rows)
+    return figures
+
+
+def _declare(metric: str, rows: pd.DataFrame) -> Figure:
+    """Declare the figure of a metric: in points where all its values are shares, of which more is better."""
+    values = rows[["running", "exact"]]
+    are_within = bool(((values >= 0) & (values <= 1)).to_numpy().all())
+    is_higher_better = np.allclose(rows["exact"] - rows["running"], rows["lost"])
+    are_shares = are_within and is_higher_better
+
+    scale = 100 if are_shares else 1
+    means = pd.DataFrame({"panel": metric, "line": rows["line"], "update": rows["update"]})
+    means["mean"] = scale * rows["lost"]
+    means[["low", "high"]] = np.nan  # one training has no interval
+    means["n"] = 0
+    low = min(0.0, means["mean"].min())
+    high = max(0.0, means["mean"].max())
+    label = "points lost" if are_shares else "lost, in the metric's unit"
+    axis = Axis(label, (1.1 * low, 1.1 * high) if low < high else None)
+    unit = "points" if are_shares else "the metric's unit"
+    return Figure(
+        "Lost under running averages, in watched trainings",
+        "Read a point as how much worse a validation is under running averages than under exact statistics of the "
+        f"latest training images, of the same weights, in {unit}. Below 0 running averages do better. A line is one "
+        "training.",
+        lambda tables: means,
+        Curves("update", "line", axis, across=_UPDATES),
+    )
