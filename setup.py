@@ -14,6 +14,6 @@ setup(
             "harness/reporting/templates/*",
         ],
         "bnlab.conf": ["*.yaml", "*/*.yaml", "help.txt"],
-        "experiments": ["answers/*.md", "papers/*.yaml", "*.md"],
+        "experiments": ["answers/*.md", "papers/*.yaml", "*.md", "questions/drift/channel.csv"],
     },
 )

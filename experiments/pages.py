@@ -82,7 +82,10 @@ def read_catalogue() -> Catalogue:
     folder = Path(__file__).with_name("answers")
     pages = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
     first = pages.pop("first")
-    index = pages.pop("index")
+    index = {}
+    for part in pages.pop("index").split("## ")[1:]:
+        topic, _, links = part.partition("\n")
+        index[topic] = links.strip()
     last = pages.pop("last")
     hypotheses = {}
     for part in pages.pop("hypotheses").strip().split("\n\n"):

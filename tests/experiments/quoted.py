@@ -13,6 +13,11 @@ def _draw(panel: str, line: str, updates: int) -> str:
     return f'{{{{ drawn("ground.training", "{panel}, {line}, updates {updates}", unit="", interval=False) }}}}%'
 
 
+def _follow(line: str) -> str:
+    """Quote an accuracy, after five updates, of the network of which one channel is followed."""
+    return f'{{{{ drawn("drift.one_network", "updates 5, {line}", unit="", interval=False) }}}}%'
+
+
 README = (
     'digits) it costs {{ holds("quickstart.start_costs_early", "batch size 256") }}; after 50',
     f"After 560 updates or more, less than half a point is left at the end, at batch sizes 16 to 256{_HARMLESS}; at 4",
@@ -27,6 +32,8 @@ README = (
 )
 
 WHY = (
+    f"After five updates eval() shows {_follow('running average (momentum 0.1)')},",
+    f"where the network can do {_follow('exact statistics')}.",
     f"running averages show {_draw('falling from rate 1.6', 'running average', 140)} a quarter of the way through "
     f"training, where the networks can do {_draw('falling from rate 1.6', 'exact statistics', 140)}.",
     f"Half-way it is {_draw('falling from rate 1.6', 'running average', 280)} against "
@@ -35,7 +42,7 @@ WHY = (
     f"At the end next to nothing is lost: {_draw('falling from rate 1.6', 'exact statistics', 560)} both times.",
     '{{ holds("quickstart.start_costs_early", "batch size 256") }} on digits after four updates, at batch size 256',
     '{{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }} after 144 updates at a constant '
-    "rate, at batch size 64,",
+    "rate, at batch size 64:",
     f"{_draw('constant rate 0.1', 'running average', 144)} right in place of "
     f"{_draw('constant rate 0.1', 'exact statistics', 144)}.",
     f"which lags by one update, it is {_draw('constant rate 0.1', 'last batch only', 144)} ",

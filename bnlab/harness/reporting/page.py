@@ -27,15 +27,28 @@ class Catalogue:
         questions: by number, the template of question and answer, see `outcome.fill_prose`.
         hypotheses: by number, the hypothesis in our words, and the template of what is concluded of it.
         first: what stands before all questions, see `outcome.fill_paragraphs`.
-        index: links to the questions in the words of those who ask, `[why?](#Q1)`.
+        index: by topic, links to its questions in the words of those who ask, `- [why?](#Q1)`.
         last: what stands behind all questions.
     """
 
     questions: Mapping[str, str]
     hypotheses: Mapping[str, tuple[str, str]]
     first: str
-    index: str
+    index: Mapping[str, str]
     last: str
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Questions that stand together.
+
+    Attributes:
+        text: Markdown, links to them in the words of those who ask.
+        numbers: theirs, in order.
+    """
+
+    text: str
+    numbers: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ def write_answers(
     answers = render(
         "answers.md",
         first=fill_paragraphs(catalogue.first, outcomes, after_one=2),
-        index=fill_paragraphs(catalogue.index, outcomes),
+        topics=_list_topics(catalogue.index),
         last=fill_paragraphs(catalogue.last, outcomes),
         questions=questions,
         quoted=quoted,
@@ -106,6 +119,11 @@ def write_answers(
     )
     page = render("hypotheses.md", hypotheses=hypotheses, bearing=bearing, added_seeds=added_seeds, reading=READING)
     return {"ANSWERS.md": _link_headings(answers), "HYPOTHESES.md": page}
+
+
+def _list_topics(index: Mapping[str, str]) -> dict[str, Topic]:
+    """List the topics with the numbers of the questions that their links lead to."""
+    return {topic: Topic(text, re.findall(r"\]\(#(Q\d+)\)", text)) for topic, text in index.items()}
 
 
 def write_overview(overview: Overview, folder: Path, commands: Sequence[str]) -> str:
@@ -120,8 +138,8 @@ def write_html(name: str, page: str, folder: Path) -> str:
 
 
 def _link_headings(page: str) -> str:
-    """Turn links to questions, `(#Q7)`, into links to their headings, `## Q7. …`, as GitHub and Sphinx name them."""
-    for heading, number in re.findall(r"^## ((Q\d+)\. .*)$", page, re.MULTILINE):
+    """Turn links to questions, `(#Q7)`, into links to their headings, `### Q7. …`, as GitHub and Sphinx name them."""
+    for heading, number in re.findall(r"^### ((Q\d+)\. .*)$", page, re.MULTILINE):
         kept = re.sub(r"[^\w\s-]", "", heading.lower())
         page = page.replace(f"](#{number})", f"](#{kept.replace(' ', '-')})")
     return page

@@ -253,7 +253,8 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     }
     conclusion = 'Yes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
     first = "First, [else](#Q2).\n\n| a | b |\n|---|---|\n| 1 | 2 |"
-    catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, "[Why?](#Q1)", "Last.")
+    index = {"What it is": "- [Why?](#Q1)", "What to do": "- [What else?](#Q2)"}
+    catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, index, "Last.")
     answers = [decide_outcome(experiment, plant())]
 
     (tmp_path / "trial" / "figures").mkdir(parents=True)
@@ -261,19 +262,23 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     pages = write_answers(catalogue, answers)
     text = pages["ANSWERS.md"]
     lines = [
-        "## Q1. What?",
+        "## What it is",
+        "",
+        "### Q1. What?",
         "It *costs* 3.0 points [0.5, 5.5].\\",
         "Claims, intervals, figures: [trial](trial/README.md) (digits, n = 3).",
         "",
         "![Title](trial/figures/cost.png)\\",
         "*Caption.*",
         "",
-        "## Q2. Else?",
+        "## What to do",
+        "",
+        "### Q2. Else?",
         "Claims: none; it follows from the formula, or from what PyTorch does.",
     ]
     assert "\n".join(lines) in text
     assert "First, [else](#q2-else).\n\n| a | b |\n|---|---|\n| 1 | 2 |\n" in text
-    assert "[Why?](#q1-what)" in text
+    assert "**What it is**\n\n- [Why?](#q1-what)\n\n**What to do**\n\n- [What else?](#q2-else)\n" in text
     assert "\nLast.\n" in text
 
     assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in pages["HYPOTHESES.md"]
