@@ -8,19 +8,21 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.examination import CALLER, Examination
-from bnlab.doctor.examine import add_training, examine, read_training_sizes
-from bnlab.doctor.experiment import try_undos
-from bnlab.doctor.findings import choose_known
-from bnlab.doctor.history import compare_with, read_state
-from bnlab.doctor.scores import Evaluate, require_evaluate
-from bnlab.doctor.scoring import score_training
-from bnlab.doctor.unlabelled import conclude_unlabelled
-from bnlab.doctor.verdict import Verdict, conclude
+from bnlab.doctor.evidence.case import Case, read_all_buffers
+from bnlab.doctor.evidence.examination import CALLER, Examination
+from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
+from bnlab.doctor.evidence.history import compare_with, read_state
+from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
+from bnlab.doctor.evidence.scoring import score_training
+from bnlab.doctor.interventions.experiment import try_undos
+from bnlab.doctor.report.diagnosis import Diagnosis
+from bnlab.doctor.verdict.attribution import name_trials
+from bnlab.doctor.verdict.findings import choose_known
+from bnlab.doctor.verdict.labelled import conclude
+from bnlab.doctor.verdict.unlabelled import conclude_unlabelled
+from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count, require_number
 from bnlab.model.batches import Forward, require_batches, require_forward
@@ -130,6 +132,7 @@ def diagnose(
     experiment = None
     if examination is not None and not case.is_broken:
         experiment = try_undos(examination, case, data, known, evaluate)
+        experiment = None if experiment is None else name_trials(experiment, known, case)
     judged: Verdict | None
     scores = None if case.evidence is None else case.evidence.scores
     if scores is None:

@@ -24,7 +24,6 @@ LEFT_BY_SMALLER = 0.1  # of the best gain, which a smaller undo may leave; by co
 LEAST_OF_GAP = 0.5  # of Σ log(1 + gap) that an undo has to take away where nothing but the gap judges; by convention
 EXPLAINED = 0.5  # share of the gap from which on a cause is named rather than "other images or weights"; by convention
 EXPLAINS_ALL = 0.9  # share of the first layer's gap; scaled or shifted digits: .97 and more, noise and blur: .86
-NOISE_WEIGHS = 0.9  # of what it explains: a cause that has left a trace of its own says more than noise; by convention
 SURELY_BETTER = 2.0  # standard errors of the mean, by which labels are predicted better; by convention
 
 # Whether averages fit
@@ -67,7 +66,6 @@ LAG_SPANS = 5.0  # memories of an average between two checkpoints, within which 
 WEIGHTS_MOVED = 0.01  # relative change from which on statistics are taken to have changed; pruned to a half: .28
 COLLAPSED = 0.7  # exact variance over the running one in the last third; healthy networks of the gallery: .95 to 1.05
 COLLAPSE_FALLS = 0.8  # of that in the first third; pruned: .65, averages of two networks: .61
-COLLAPSED_WEIGHS = 0.6  # of the gap, which collapsed variances explain: more than nothing else does, less than a trace
 NOT_COLLAPSED = 1.1  # in the first third, above which the images are others
 
 # The network

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import dropwhile
 
 import torch
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.observing import LayerView
-from bnlab.doctor.patient import Patient
+from bnlab.doctor.cause import Cause, Ground, Signs
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.observing import LayerView
+from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import CALLS_RATIO, CALLS_RATIO_CHANCE, CALLS_SHARE, CALLS_SHARE_CHANCE
-from bnlab.doctor.undoing import EACH_BATCH, Undo, write_each_call
+from bnlab.doctor.undo import EACH_BATCH, Undo, write_each_call
 
 
 class SeveralPopulations(Cause):
@@ -49,8 +49,8 @@ class SeveralPopulations(Cause):
         reported = "the statistics of each call by itself"
         yield Undo(reported, tuple(several), degrees, write_each_call(case.layers, several))
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        return 1.0 if self.look(case) else 0.0
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        return {"populations": float(self.look(case) is not None)}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         signs = self.look(case)

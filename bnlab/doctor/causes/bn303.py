@@ -8,8 +8,8 @@ from itertools import takewhile
 import torch
 
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.undoing import Undo, write_weights
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import Undo, write_weights
 
 
 class UnusedWeights(Cause):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.undoing import Undo, normalize_by_averages, replace_forwards
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import Undo, normalize_by_averages, replace_forwards
 from bnlab.doctor.words import count_things
 
 

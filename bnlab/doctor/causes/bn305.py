@@ -9,14 +9,14 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.history import History
-from bnlab.doctor.labels import find_labels
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.scores import score_batch
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.history import History
+from bnlab.doctor.evidence.labels import find_labels
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.evidence.scores import score_batch
 from bnlab.doctor.thresholds import SURELY_BETTER
-from bnlab.doctor.undoing import Undo, write_averages, write_weights
+from bnlab.doctor.undo import Undo, write_averages, write_weights
 from bnlab.model.borrow import measured
 
 

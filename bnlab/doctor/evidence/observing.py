@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.undoing import normalize_each_batch
+from bnlab.doctor.undo import normalize_each_batch
 from bnlab.exact.task import Task, watched
 from bnlab.model.batches import count_images
 from bnlab.model.borrow import measured

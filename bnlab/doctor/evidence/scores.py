@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.labels import find_counted, find_logits
+from bnlab.doctor.evidence.labels import find_counted, find_logits
 from bnlab.doctor.thresholds import LEAST_LIKELIHOOD
 
 _MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1

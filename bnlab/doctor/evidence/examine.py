@@ -11,14 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.decisions import compare_decisions
-from bnlab.doctor.examination import Evidence, Examination
-from bnlab.doctor.labels import describe_misfit, describe_strangers, describe_unread, find_labels, find_strangers
-from bnlab.doctor.observing import View, observe_batches
-from bnlab.doctor.probe import find_unread, probe_predictions
-from bnlab.doctor.scores import Evaluate, score_batch
-from bnlab.doctor.scoring import add_own_statistics, score
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.decisions import compare_decisions
+from bnlab.doctor.evidence.examination import Evidence, Examination
+from bnlab.doctor.evidence.labels import (
+    describe_misfit,
+    describe_strangers,
+    describe_unread,
+    find_labels,
+    find_strangers,
+)
+from bnlab.doctor.evidence.observing import View, observe_batches
+from bnlab.doctor.evidence.probe import find_unread, probe_predictions
+from bnlab.doctor.evidence.scores import Evaluate, score_batch
+from bnlab.doctor.evidence.scoring import add_own_statistics, score
 from bnlab.exact.population import population_statistics
 from bnlab.model.batches import count_images
 from bnlab.statistics.network import Statistics

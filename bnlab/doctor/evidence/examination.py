@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.observing import View
-from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.evidence.observing import View
+from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.exact.population import population_statistics
 from bnlab.exact.source import Source
 from bnlab.exact.task import Ranks, Task, watched

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.examination import Examination
+from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.thresholds import OUTPUTS_ROUNDED, PREDICTIONS_DIFFER
 from bnlab.model.batches import count_images, list_tensors, map_batch, take_images
 from bnlab.model.borrow import measured

@@ -10,9 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.examination import Evidence
-from bnlab.doctor.history import History
-from bnlab.doctor.observing import LayerView, View
+from bnlab.doctor.evidence.examination import Evidence
+from bnlab.doctor.evidence.history import History
+from bnlab.doctor.evidence.observing import LayerView, View
 from bnlab.doctor.thresholds import CHANCE, FARTHEST, FEWEST_BATCHES, FITS, NEARLY_ALL, NOISY, START_REMEMBERED
 from bnlab.model.layers import AveragesByItself, BatchNorm
 from bnlab.recording.trace import MomentTrace
