@@ -38,6 +38,7 @@ _NOT_EXACT = (
     "the new statistics are not exact: an ordinary evaluation gives layer {layer!r} another input (does the model draw "
     "random numbers, or have observers of quantization? turn that off, or judge by labels or evaluate=)"
 )
+_UNTRAINED = "BN306, weights as constructed, although updates were counted (no statistics bring the score above chance)"
 _UPSTREAM = {"exact": "population", "precise": "batch"}
 
 
@@ -310,6 +311,8 @@ def _find_hidden(
     experiment = try_undos(examination, examined, data, known, evaluate)
     experiment = None if experiment is None else name_trials(experiment, known, examined)
     chosen = [] if experiment is None else experiment.choose_shown()
+    if examined.is_unloaded and scores is not None and scores.is_near_chance:
+        return f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do"
     if not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause

@@ -64,6 +64,7 @@ LAG_COSINE = 0.5  # between gap and drift; specimen that was stopped early: .95,
 LAG_RATIO = 2.0  # of the gap over what momentum and drift predict; specimen that was stopped early: 1.2
 LAG_SPANS = 5.0  # memories of an average between two checkpoints, within which their difference shows the drift
 WEIGHTS_MOVED = 0.01  # relative change from which on statistics are taken to have changed; pruned to a half: .28
+ANOTHER_NETWORK = 1.0  # relative distance of weights; derived: that of 0, and two unrelated networks have √2
 COLLAPSED = 0.7  # exact variance over the running one in the last third; healthy networks of the gallery: .95 to 1.05
 COLLAPSE_FALLS = 0.8  # of that in the first third; pruned: .65, averages of two networks: .61
 NOT_COLLAPSED = 1.1  # in the first third, above which the images are others

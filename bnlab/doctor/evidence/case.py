@@ -132,6 +132,19 @@ class Case:
         starts = (layer.weight == 1) | (layer.weight == 0)  # 0 at the end of a residual branch
         return bool(starts.all()) and not bool(layer.bias.any())
 
+    @cached_property
+    def is_unloaded(self) -> bool:
+        """Whether updates were counted in all layers, and yet weights are exactly 1 and biases 0, as constructed.
+
+        Layers without weights, or whose weights take no gradient while others do, say nothing.
+        """
+        asked = [name for name, layer in self.layers.items() if layer.weight is not None and not self.is_frozen(name)]
+        return bool(asked) and all(self._has_first_weights(name) and self.count_updates(name) for name in asked)
+
+    def _has_first_weights(self, name: str) -> bool:
+        layer = self.layers[name]
+        return bool((layer.weight == 1).all()) and not bool(layer.bias.any())
+
     # With data
 
     def mean_gaps(self, name: str, reference: Statistics | None = None) -> Tensor:

@@ -358,6 +358,12 @@ def weights_brought_back(healthy: Healthy) -> Specimen:
     return Specimen(model, healthy.batches, unspoiled)
 
 
+def weights_not_loaded(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    model.load_state_dict(healthy.model.state_dict() | dict(build_network(seed=3).named_parameters()))
+    return healthy.show(model)
+
+
 def trained_on_in_tiny_batches(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
     NETWORKS.recall(

@@ -13,7 +13,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.examination import CALLER
 from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.doctor.interventions.experiment import Experiment, Trial
-from bnlab.doctor.thresholds import NEAR_CHANCE, SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
+from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.verdict.attribution import depends_on_first, find_kind, name_causes, name_choice
 from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, grade_cost, sort_findings
 from bnlab.doctor.verdict.verdict import BROKEN, ELSEWHERE, Edge, Verdict, Word
@@ -21,6 +21,10 @@ from bnlab.doctor.words import count_things, describe_gain, describe_score, roun
 
 _CONSTANTS = "It was trained with its averages as constants, so do not recalibrate."
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
+_UNLOADED = (
+    "Weights and biases of the batch norms are as constructed although updates were counted: is this the network that "
+    "was trained? Look at what load_state_dict returns."
+)
 _OTHER_LABELS = "Are these labels, in this order, those that it was trained on?"
 _FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
 
@@ -33,7 +37,7 @@ def conclude(
         raise ValueError(f"{CALLER}: expected={case.expected!r}, but scores are shares here; pass one between 0 and 1")
     least = compute_worth(scores, worth)
     judged = judge(case, scores, experiment, least)
-    is_poor = is_near_chance(scores) and not case.is_as_constructed
+    is_poor = scores.is_near_chance and not case.is_as_constructed
     explained = _explain(case, judged, experiment, causes, least, is_poor)
     others = find_signs(causes, case, [finding.cause.code for finding in explained])
     if judged.word == "mode":
@@ -154,6 +158,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
         return Verdict("averages", _describe_not_finite(scores), gain)
 
     conditions = [
+        *_ask_for_weights(case, scores, experiment, gain, worth),
         *_ask_for_mode(case, scores, gain, worth),
         *_ask_for_undo(case, scores, experiment, gain, worth),
         *_ask_for_network(case, scores, gain, worth),
@@ -182,6 +187,23 @@ def _draw_line(what: str, value: float, line: float, scores: Scores) -> Edge:
     """Draw a line between differences of scores; the verdict beyond it is named later."""
     unit = " points" if scores.are_shares else ""
     return Edge(what, value, line, "undecided", line, scores.are_shares, unit)
+
+
+def _ask_for_weights(
+    case: Case, scores: Scores, experiment: Experiment | None, gain: Difference, worth: float
+) -> Iterator[_Condition]:
+    """Ask whether weights are as constructed, and nothing that was tried brings the score above chance."""
+    bar = scores.chance if case.expected is None else case.expected
+    if not case.is_unloaded or bar is None:
+        return
+    best = scores.best
+    if experiment is not None and experiment.best is not None:
+        best = max(best, float(experiment.best.values[0].mean()))
+    unit = "%" if scores.are_shares else ""
+    edge = Edge("the best score is", best, bar, "network", SURELY_HEALTHY * worth, scores.are_shares, unit)
+    reached = describe_score(best, scores)
+    sentence = f"Nothing that was tried brings it above {reached}. {_UNLOADED}"
+    yield _Condition("network", [_Number(edge, best < bar)], lambda: Verdict("network", sentence, gain))
 
 
 def _ask_for_mode(case: Case, scores: Scores, gain: Difference, worth: float) -> Iterator[_Condition]:
@@ -319,12 +341,6 @@ def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Sc
         f"Undoing {name_causes(trials)} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
         f"{tell(gain, scores)}."
     )
-
-
-def is_near_chance(scores: Scores) -> bool:
-    """Return whether hardly anything is gained over always naming the commonest label, under any statistics."""
-    commonest = scores.commonest
-    return commonest is not None and scores.best < commonest + NEAR_CHANCE * (1 - commonest)
 
 
 def _is_bad(scores: Scores, expected: float | None) -> bool:
