@@ -13,6 +13,7 @@ from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case, read_all_buffers
 from bnlab.doctor.evidence.examination import CALLER, Examination
 from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
+from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.history import compare_with, read_state
 from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
 from bnlab.doctor.evidence.scoring import score_training
@@ -120,6 +121,7 @@ def diagnose(
         evidence = examine(examination, data, evaluate)
         by_depth = {name: layers[name] for name in evidence.exact} | layers  # which the data shows
         case = replace(case, layers=by_depth, evidence=evidence)
+        case = add_fills(case, examination, data)
         if training_batches is not None:
             training_data = examination.read(training_batches, max_images)
             case = add_training(case, examination, training_data)

@@ -15,6 +15,7 @@ from bnlab.doctor.cause import HIDDEN
 from bnlab.doctor.evidence.case import Case, has_bad_values, read_all_buffers
 from bnlab.doctor.evidence.examination import Evidence, Examination
 from bnlab.doctor.evidence.examine import add_training
+from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.labels import find_labels
 from bnlab.doctor.evidence.observing import observe_batches
 from bnlab.doctor.evidence.probe import find_unread
@@ -306,7 +307,7 @@ def _find_hidden(
     exact = statistics if is_complete else examination.measure(data)
     images = sum(map(count_images, data))
     evidence = Evidence(exact, view, scores, images, unread=find_unread(examination, data))
-    examined = replace(case, evidence=evidence)
+    examined = add_fills(replace(case, evidence=evidence), examination, data)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examination, examined, data, known, evaluate)
     experiment = None if experiment is None else name_trials(experiment, known, examined)

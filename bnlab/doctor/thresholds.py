@@ -38,6 +38,8 @@ FACTOR_SHOWS = 0.05  # log ratio of all variances: halves of 500 healthy images 
 
 # The start, momentum, and batches
 
+FILL_EXPLAINS = 0.7  # of the gap, by one share of no images; ones: .9 and more, noise: .8, other faults: below .5
+FILL_SHOWS = 0.01  # weight of forwards of no images; one of momentum .01 leaves as much, below it is noise
 START_FORGOTTEN = 0.005  # weight (1−m)^t of the start; what is left of it is below the noise of an average of m = .1
 START_REMEMBERED = 0.01  # weight of the start that shows in the first layer, whatever the images; by convention
 START_SHOWS = 0.2  # weight of the start that is worth a warning while its cost is not known; by convention

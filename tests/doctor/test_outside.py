@@ -125,3 +125,43 @@ def test_weights_that_training_left_at_1_are_a_note(make: Callable[[], Given]) -
     assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
     assert "BN306" in diagnosis.findings["code"].tolist()
     assert bnlab.diagnose(given.model).is_healthy
+
+
+# Averages of no images
+
+
+@torch.no_grad()
+def feed(given: Given, fill: Callable[[Tensor], Tensor], times: int, momentum: float = 0.1) -> Given:
+    """Send tensors that are no images through a network in train mode."""
+    for norm in list_norms(given.model):
+        norm.momentum = momentum  # type: ignore[assignment]
+    given.model.train()
+    for _ in range(times):
+        given.model(fill(given.batches[0][0][:4]))
+    given.model.eval()
+    return given
+
+
+FED: list[tuple[Callable[[], Given], str]] = [
+    (lambda: feed(Given(digits.make_healthy(0)), torch.ones_like, 3), "of ones, as 3 forwards in train mode"),
+    (lambda: feed(Given(digits.make_healthy(1)), torch.zeros_like, 8), "of zeros, as 8 forwards in train mode"),
+    (lambda: feed(Given(digits.make_healthy(2)), torch.randn_like, 12), "of normal noise, as 1"),
+    (lambda: feed(give_perceptron(), torch.ones_like, 5, 0.05), "of ones, as 5 forwards in train mode"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), FED)
+def test_forwards_of_no_images_are_counted_and_recalibrated(make: Callable[[], Given], says: str) -> None:
+    torch.manual_seed(0)
+    given = make()
+
+    require(given, "averages", "BN111", says)
+
+    assert bnlab.recalibrate(given.model, given.batches, progress=False).written
+
+
+@pytest.mark.parametrize("make", HEALTHY)
+def test_a_forward_of_no_images_that_is_nearly_forgotten_is_a_note(make: Callable[[], Given]) -> None:
+    diagnosis = examine(feed(make(), torch.ones_like, 1, 0.001))
+
+    assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)

@@ -170,6 +170,8 @@ class Evidence:
             where outputs cannot be compared, or change together with buffers.
         alone: the same between images alone and inside of a batch; NaN where images cannot be run alone too.
         unread: layer → those of mean, variance, weight and bias that its forward in eval mode does not read.
+        fills: zeros, ones or noise, in words → what layers would average of them, [2, C] by layer; empty where all
+            averages fit.
         warnings: what measuring the exact statistics warned of.
         misfit: why labels could not be compared with the outputs; None where they could, or there are none.
     """
@@ -184,6 +186,7 @@ class Evidence:
     twice: float = math.nan
     alone: float = math.nan
     unread: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    fills: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     misfit: str | None = None
 

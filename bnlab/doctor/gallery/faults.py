@@ -358,6 +358,13 @@ def weights_brought_back(healthy: Healthy) -> Specimen:
     return Specimen(model, healthy.batches, unspoiled)
 
 
+def operations_counted_in_train_mode(healthy: Healthy, times: float) -> Specimen:
+    model = healthy.copy_model()
+    ones = torch.ones(2, *healthy.images.shape[1:])
+    average(model, split(ones.repeat(int(times), 1, 1, 1), healthy.labels[: 2 * int(times)], 2))
+    return healthy.show(model)
+
+
 def weights_not_loaded(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
     model.load_state_dict(healthy.model.state_dict() | dict(build_network(seed=3).named_parameters()))
