@@ -14,7 +14,7 @@ from bnlab.doctor.evidence.case import Case, read_all_buffers
 from bnlab.doctor.evidence.examination import CALLER, Examination
 from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
 from bnlab.doctor.evidence.fills import add_fills
-from bnlab.doctor.evidence.history import compare_with, read_state
+from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
 from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
 from bnlab.doctor.evidence.scoring import score_training
 from bnlab.doctor.interventions.experiment import try_undos
@@ -111,6 +111,7 @@ def diagnose(
         trace=trace,
         ranks=None if ranks is None else Ranks(ranks, CALLER).gather(buffers),
         expected=expected,
+        eps_before=find_other_eps(layers, before),
     )
     examination = None
     training_data = None

@@ -38,7 +38,7 @@ FACTOR_SHOWS = 0.05  # log ratio of all variances: halves of 500 healthy images 
 
 # The start, momentum, and batches
 
-FILL_EXPLAINS = 0.7  # of the gap, by one share of no images; ones: .9 and more, noise: .8, other faults: below .5
+FILL_EXPLAINS = 0.7  # of the gap, by one share of no images; ones: .9 and more, noise: .8, other faults: .58 at most
 FILL_SHOWS = 0.01  # weight of forwards of no images; one of momentum .01 leaves as much, below it is noise
 START_FORGOTTEN = 0.005  # weight (1−m)^t of the start; what is left of it is below the noise of an average of m = .1
 START_REMEMBERED = 0.01  # weight of the start that shows in the first layer, whatever the images; by convention
@@ -73,6 +73,8 @@ NOT_COLLAPSED = 1.1  # in the first third, above which the images are others
 
 # The network
 
+FORMULA_DIFFERS = 0.01  # of an output's spread; bfloat16, at 2⁻⁸ = .004 a value, makes less
+EPS_SHOWS = 0.05  # relative change of a channel's variance by another eps, half as much of its output; by convention
 PREDICTIONS_DIFFER = 0.02  # of the outputs' spread; rounding in TF32 or bfloat16, at 2⁻⁸ = .004 a value, makes less
 OUTPUTS_ROUNDED = 0.01  # of the outputs' size: a spread below it may be rounding, as in bfloat16
 INPUT_DIFFERS = 0.01  # σ, or of the variance: rounding, and kernels that are not deterministic, make less

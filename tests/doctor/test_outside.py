@@ -165,3 +165,191 @@ def test_a_forward_of_no_images_that_is_nearly_forgotten_is_a_note(make: Callabl
     diagnosis = examine(feed(make(), torch.ones_like, 1, 0.001))
 
     assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+
+
+# A forward that is not the formula
+
+
+class AbsoluteWeights(nn.BatchNorm2d):
+    """Batch norm that scales by the absolute values of its weights, in both modes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight.abs()
+        return nn.functional.batch_norm(
+            input, self.running_mean, self.running_var, weight, self.bias, self.training, self.momentum or 0.0, self.eps
+        )
+
+
+class WithActivation(nn.BatchNorm2d):
+    """Batch norm with an activation built in, as InPlaceABN has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(super().forward(input), 0.01)
+
+
+def choose_channels(norm: nn.Module, count: int) -> Tensor:
+    """Choose so many channels, the widest first."""
+    return norm.get_parameter("weight").detach().abs().argsort(descending=True)[:count]
+
+
+@torch.no_grad()
+def turn_filters(model: nn.Sequential, count: int) -> nn.Sequential:
+    """Turn the sign of so many filters in front of each batch norm, and of its weights: nothing else changes."""
+    for number, layer in enumerate(model):
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            chosen = choose_channels(layer, count)
+            for values in (*model[number - 1].parameters(), layer.get_buffer("running_mean"), layer.weight):
+                values[chosen] *= -1
+    return model
+
+
+def take_class(model: nn.Module, kind: type[nn.BatchNorm2d]) -> nn.Module:
+    for norm in list_norms(model):
+        norm.__class__ = kind
+    return model
+
+
+def forget_signs(seed: int, count: int) -> Given:
+    """Write a network's batch norms anew with |γ|, where so many weights of each are negative."""
+    return Given(take_class(turn_filters(digits.make_healthy(seed), count), AbsoluteWeights))
+
+
+@torch.no_grad()
+def store_signs(given: Given, count: int) -> Given:
+    """Turn the sign of so many weights, as where it had no meaning in training."""
+    for norm in list_norms(given.model):
+        norm.get_parameter("weight")[choose_channels(norm, count)] *= -1
+    return given
+
+
+FORMULAS: list[tuple[Callable[[], Given], str, str]] = [
+    (lambda: forget_signs(0, 4), "BN304", "3 layers with the absolute values of the weight"),
+    (lambda: forget_signs(1, 8), "BN304", "3 layers with the absolute values of the weight"),
+    (lambda: store_signs(Given(digits.make_healthy(2)), 4), "BN303", "with the absolute values of the weights"),
+    (lambda: store_signs(give_perceptron(), 3), "BN303", "with the absolute values of the weights"),
+]
+
+
+@pytest.mark.parametrize(("make", "code", "says"), FORMULAS)
+def test_signs_of_weights_that_training_used_otherwise_are_the_networks_fault(
+    make: Callable[[], Given], code: str, says: str
+) -> None:
+    require(make(), "network", code, says)
+
+
+FORMULAS_OF_TRAINING: list[Callable[[], Given]] = [
+    lambda: Given(take_class(store_signs(Given(digits.make_healthy(0)), 8).model, AbsoluteWeights)),
+    lambda: Given(take_class(digits.make_healthy(1), WithActivation)),
+    lambda: Given(turn_filters(digits.make_healthy(2), 8)),
+]
+
+
+@pytest.mark.parametrize("make", FORMULAS_OF_TRAINING)
+def test_a_forward_that_training_used_is_no_alarm(make: Callable[[], Given]) -> None:
+    """The absolute values of the weights, an activation that is built in, and negative weights."""
+    diagnosis = examine(make())
+
+    assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+
+
+# Another eps
+
+
+@torch.no_grad()
+def shrink(given: Given, divisor: float, eps: float, layers: int = 1) -> Given:
+    """Give a network small variances in its first layers, with weights for which an eps would be right."""
+    model = given.model
+    assert isinstance(model, nn.Sequential)
+    places = [number for number, layer in enumerate(model) if layer in list_norms(model)][:layers]
+    for place in places:
+        norm = model[place]
+        for weights in model[place - 1].parameters():
+            weights /= divisor
+        mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        sigma = (var + norm.eps).sqrt()  # type: ignore[operator]
+        mean /= divisor
+        var /= divisor**2
+        norm.get_parameter("weight").mul_(divisor * (var + eps).sqrt() / sigma)
+    return given
+
+
+def set_eps(given: Given, eps: float) -> Given:
+    for norm in list_norms(given.model):
+        norm.eps = eps  # type: ignore[assignment]
+    return given
+
+
+OTHER_EPS: list[tuple[Callable[[], Given], str]] = [
+    (lambda: shrink(Given(digits.make_healthy(0)), 300, 1e-3), "an eps of 0.001"),
+    (lambda: shrink(Given(digits.make_healthy(1)), 100, 1e-3, 3), "an eps of 0.001"),
+    (lambda: set_eps(shrink(give_perceptron(), 100, 1e-5), 1e-3), "an eps of 1e-05"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), OTHER_EPS)
+def test_another_eps_than_in_training_is_the_networks_fault(make: Callable[[], Given], says: str) -> None:
+    require(make(), "network", "BN307", says)
+
+
+def test_an_eps_that_is_not_usual_is_taken_from_the_earlier_module() -> None:
+    given = shrink(Given(digits.make_healthy(0)), 300, 5e-4)
+    before = set_eps(Given(copy.deepcopy(given.model)), 5e-4).model
+
+    diagnosis = examine(Given(given.model, given.batches, {"before": before}))
+
+    assert diagnosis.verdict == "network" and diagnosis.faults[0].cause.code == "BN307", str(diagnosis)
+    assert "an eps of before=" in diagnosis.trials["undone"].tolist()
+
+
+@pytest.mark.parametrize("make", HEALTHY)
+def test_small_variances_with_their_eps_are_no_alarm(make: Callable[[], Given]) -> None:
+    for eps in (1e-3, 1e-5):
+        diagnosis = examine(set_eps(shrink(make(), 100, eps), eps))
+
+        assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+
+
+# Train mode, without labels
+
+
+def cut_head(model: nn.Sequential, layers: int) -> nn.Sequential:
+    """Leave out the last layers, so that images or features come out and no classes."""
+    return model[:-layers]
+
+
+GENERATORS: list[Callable[[], Given]] = [
+    lambda: Given(cut_head(digits.make_healthy(0), 2), digits.make_batches(size=50)),
+    lambda: Given(cut_head(digits.make_healthy(1), 5), digits.make_batches(size=8, images=400)),
+    lambda: Given(cut_head(give_perceptron().model, 1), flatten(digits.make_batches(size=20))),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("make", GENERATORS)
+def test_train_mode_without_labels_is_a_warning_that_says_what_it_does(make: Callable[[], Given]) -> None:
+    given = make()
+    images = digits.list_images(given.batches)
+
+    resting = bnlab.diagnose(given.model.eval(), images, progress=False)
+    diagnosis = examine(Given(given.model.train(), images))  # type: ignore[arg-type]
+
+    assert resting.is_healthy and not [finding for finding in resting.faults if finding.cause.code == "BN402"]
+    assert diagnosis.verdict is None and not diagnosis.is_healthy
+    assert [finding.cause.code for finding in diagnosis.faults if finding.severity == "warning"] == ["BN402"]
+    assert "the same images in a smaller batch are predicted otherwise, by " in read(diagnosis)
+    assert "Call model.eval()" in read(diagnosis)
+
+
+def test_averages_that_take_the_place_of_the_batch_in_train_mode_are_no_warning() -> None:
+    """A layer whose forward never looks at the batch is in train mode without harm."""
+
+    class Frozen(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+
+    model = take_class(cut_head(digits.make_healthy(0), 2), Frozen)
+
+    diagnosis = examine(Given(model.train(), digits.list_images(digits.make_batches())))  # type: ignore[arg-type]
+
+    assert diagnosis.is_healthy, str(diagnosis)

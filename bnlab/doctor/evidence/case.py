@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -38,6 +38,7 @@ class Case:
         expected: the mean score that the model should reach.
         training_score: mean score of the training batches by the model as it is, in eval mode, where it is a share.
         training_sizes: images in the last training batch of an epoch, and in a full one; None where that is not known.
+        eps_before: layer → eps of the module that was given as an earlier checkpoint, where it is another one.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Case:
     expected: float | None = None
     training_score: float | None = None
     training_sizes: tuple[int, int] | None = None
+    eps_before: Mapping[str, float] = field(default_factory=dict)
 
     def list_known(self) -> frozenset[str]:
         """List what causes may need and is there, keys of `bnlab.doctor.cause.NEEDS`."""

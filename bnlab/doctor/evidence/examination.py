@@ -169,7 +169,10 @@ class Evidence:
         twice: how predictions of a few images differ between two runs of a batch, in units of the outputs' spread; NaN
             where outputs cannot be compared, or change together with buffers.
         alone: the same between images alone and inside of a batch; NaN where images cannot be run alone too.
+        by_batch: how predictions of a few images differ from those of the same images in a larger batch, batch norms
+            being in the mode in which the caller left them; NaN where none is in train mode.
         unread: layer → those of mean, variance, weight and bias that its forward in eval mode does not read.
+        deviations: layer with a forward of its own → how this differs from the formula in eval mode.
         fills: zeros, ones or noise, in words → what layers would average of them, [2, C] by layer; empty where all
             averages fit.
         warnings: what measuring the exact statistics warned of.
@@ -185,7 +188,9 @@ class Evidence:
     plain: Statistics | None = None
     twice: float = math.nan
     alone: float = math.nan
+    by_batch: float = math.nan
     unread: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    deviations: Mapping[str, Any] = field(default_factory=dict)
     fills: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     misfit: str | None = None

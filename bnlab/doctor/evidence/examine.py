@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.decisions import compare_decisions
 from bnlab.doctor.evidence.examination import Evidence, Examination
+from bnlab.doctor.evidence.formula import find_deviations
 from bnlab.doctor.evidence.labels import (
     describe_misfit,
     describe_strangers,
@@ -22,7 +23,7 @@ from bnlab.doctor.evidence.labels import (
     find_strangers,
 )
 from bnlab.doctor.evidence.observing import View, observe_batches
-from bnlab.doctor.evidence.probe import find_unread, probe_predictions
+from bnlab.doctor.evidence.probe import compare_in_own_mode, find_unread, probe_predictions
 from bnlab.doctor.evidence.scores import Evaluate, score_batch
 from bnlab.doctor.evidence.scoring import add_own_statistics, score
 from bnlab.exact.population import population_statistics
@@ -67,6 +68,7 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     if scores is not None and evaluate is not None:
         scores = add_own_statistics(scores, examination, evaluate)
     decisions = compare_decisions(examination, data, exact) if scores is None else None
+    unread = find_unread(examination, data)
     twice, alone = probe_predictions(examination, data)
     return Evidence(
         exact,
@@ -78,7 +80,9 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         plain=_measure_plain(examination, data),
         twice=twice,
         alone=alone,
-        unread=find_unread(examination, data),
+        by_batch=compare_in_own_mode(examination, data),
+        unread=unread,
+        deviations=find_deviations(examination, data, unread),
         warnings=tuple(str(warning.message) for warning in caught),
         misfit=misfits[0] if misfits else describe_strangers(strangers),
     )

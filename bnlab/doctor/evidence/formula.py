@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.thresholds import FORMULA_DIFFERS
 from bnlab.doctor.undo import find_tensor
-from bnlab.doctor.words import describe_number
 from bnlab.model.batches import take_images
 from bnlab.model.borrow import measured
 from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers, has_own_forward
@@ -86,7 +84,7 @@ def _compare(layer: BatchNorm, x: Tensor, output: Tensor) -> Deviation | None:
 
     slope, shift = _fit(output, expected)
     if _agree(output, slope * expected + shift):
-        return Deviation(f"the formula times {describe_number(slope)}, plus {describe_number(shift)}", is_affine=True)
+        return Deviation(f"the formula times {slope:.3g}, plus {shift:.3g}", is_affine=True)
     if _is_function(output, expected):
         return None
     for words, other in others:
@@ -114,21 +112,11 @@ def _list_others(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield f"an eps of {eps:g}", _normalize(layer, x, eps=eps)
     _, var = get_running_buffers(layer)
     var = var.double()[:, None]
-    shift = _normalize(layer, torch.zeros_like(x))
-    linear = _normalize(layer, x) - shift
     root = (var + layer.eps).sqrt()
-    yield "the variance in the place of its root", (linear + _remove_bias(layer, shift)) / root + _get_bias(layer, x)
-    yield "eps beside the root", (linear + _remove_bias(layer, shift)) * root / (var.sqrt() + layer.eps) + _get_bias(
-        layer, x
-    )
-
-
-def _get_bias(layer: BatchNorm, x: Tensor) -> Tensor:
-    return x.new_zeros(len(x), 1) if layer.bias is None else layer.bias.detach().double()[:, None]
-
-
-def _remove_bias(layer: BatchNorm, shift: Tensor) -> Tensor:
-    return shift - _get_bias(layer, shift)
+    bias = 0.0 if layer.bias is None else layer.bias.detach().double()[:, None]
+    scaled = _normalize(layer, x) - bias
+    yield "the variance in the place of its root", scaled / root + bias
+    yield "eps beside the root", scaled * root / (var.sqrt() + layer.eps) + bias
 
 
 def _agree(output: Tensor, expected: Tensor) -> bool:

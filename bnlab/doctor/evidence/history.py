@@ -130,6 +130,17 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
     return History(changes, moved, distance, len(pairs), added, unmatched)
 
 
+def find_other_eps(layers: Mapping[str, BatchNorm], before: Any) -> dict[str, float]:
+    """Find the eps of layers that is another one in an earlier module; a state dict does not hold it."""
+    if not isinstance(before, nn.Module):
+        return {}
+    then = {
+        strip_wrappers(name): module.eps for name, module in before.named_modules() if isinstance(module, BatchNorm)
+    }
+    pairs = {name: then.get(strip_wrappers(name), layer.eps) for name, layer in layers.items()}
+    return {name: eps for name, eps in pairs.items() if eps != layers[name].eps}
+
+
 def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) -> LayerChange | None:
     mean = before.get(name_tensor(name, "running_mean"))
     var = before.get(name_tensor(name, "running_var"))
