@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -353,3 +354,251 @@ def test_averages_that_take_the_place_of_the_batch_in_train_mode_are_no_warning(
     diagnosis = examine(Given(model.train(), digits.list_images(digits.make_batches())))  # type: ignore[arg-type]
 
     assert diagnosis.is_healthy, str(diagnosis)
+
+
+# Channels that were removed
+
+
+@torch.no_grad()
+def carry_constants(given: Given, places: tuple[int, ...], count: int) -> Given:
+    """Let so many channels of batch norms carry a constant, on which those behind them count."""
+    for place in places:
+        norm = given.model[place]  # type: ignore[index]
+        chosen = choose_channels(norm, count)
+        norm.weight[chosen] = 0
+        norm.bias[chosen] = 1.0
+        bnlab.population_statistics(given.model, given.batches, progress=False).write_to(given.model)
+    return given
+
+
+@torch.no_grad()
+def remove_constants(given: Given, places: tuple[int, ...]) -> Given:
+    """Cut out the channels that carry a constant."""
+    model: Any = copy.deepcopy(given.model)
+    for place in places:
+        norm = model[place]
+        kept = norm.weight.nonzero()[:, 0]
+        model[place - 1].weight = nn.Parameter(model[place - 1].weight[kept])
+        if model[place - 1].bias is not None:
+            model[place - 1].bias = nn.Parameter(model[place - 1].bias[kept])
+        smaller = type(norm)(len(kept))
+        smaller.load_state_dict(
+            {name: values[kept] if values.dim() else values for name, values in norm.state_dict().items()}
+        )
+        behind = next(layer for layer in model[place + 1 :] if isinstance(layer, (nn.Conv2d, nn.Linear)))
+        columns = behind.weight.unflatten(1, (len(norm.weight), -1))[:, kept].flatten(1, 2)
+        behind.weight = nn.Parameter(columns)
+        model[place] = smaller
+    return Given(model.eval(), given.batches, {"before": given.model})
+
+
+def prune_constants(given: Given, places: tuple[int, ...], count: int) -> Given:
+    return remove_constants(carry_constants(given, places, count), places)
+
+
+PRUNED: list[tuple[Callable[[], Given], str]] = [
+    (lambda: prune_constants(Given(digits.make_healthy(0)), (1,), 4), "4 channels removed in front of 3,"),
+    (lambda: prune_constants(Given(digits.make_healthy(1)), (4, 7), 8), "16 channels removed in front of 6, 10,"),
+    (lambda: prune_constants(give_perceptron(), (1,), 3), "3 channels removed in front of 3,"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), PRUNED)
+def test_what_removed_channels_carried_is_added_again(make: Callable[[], Given], says: str) -> None:
+    require(make(), "network", "BN308", says)
+
+
+@torch.no_grad()
+def test_channels_that_carried_nothing_leave_a_healthy_network() -> None:
+    for make in HEALTHY:
+        given = make()
+        norm = given.model[1]  # type: ignore[index]
+        chosen = norm.weight.abs().argsort()[:2]
+        norm.weight[chosen] = 0
+        norm.bias[chosen] = 0
+        bnlab.population_statistics(given.model, given.batches, progress=False).write_to(given.model)
+
+        diagnosis = examine(remove_constants(given, (1,)))
+
+        assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+
+
+def test_an_unrelated_network_is_refused_as_an_earlier_one() -> None:
+    given = give_perceptron()
+
+    with pytest.raises(ValueError, match="before= has no running statistics of this model's layers; is it another"):
+        bnlab.diagnose(given.model, given.batches, before=nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+
+
+# Several forwards a score
+
+
+def compare_pairs(given: Given, contrast: float, shift: float, size: int = 25) -> Given:
+    """Let a network tell whether pairs are alike: anchors as it knows them, and others, each in batches of their own.
+
+    Its averages are of both kinds of batches, each of which train mode has normalized by itself.
+    """
+    model = given.model
+    images, labels = digits.join(given.batches)
+    others, theirs = images.flip(0), labels.flip(0)
+    pairs = digits.split(torch.stack([images, contrast * others + shift], 1), labels == theirs, size)
+    model.train()
+    with torch.no_grad():
+        for batch, _ in pairs[:20]:
+            model(batch[:, 0])
+            model(batch[:, 1])
+
+    def evaluate(network: nn.Module) -> Tensor:
+        right = []
+        for batch, are_alike in pairs:
+            named = network(batch[:, 0]).argmax(1)
+            of_others = network(batch[:, 1]).argmax(1)
+            right.append((named == of_others) == are_alike)
+        return torch.cat(right)
+
+    anchors: digits.Batches = [(batch[:, 0], are_alike) for batch, are_alike in pairs]
+    return Given(model.eval(), anchors, {"evaluate": evaluate})
+
+
+def alike_pairs(make: Callable[[], Given]) -> Given:
+    return compare_pairs(make(), 1.0, 0.0)
+
+
+PAIRS: list[Callable[[], Given]] = [
+    lambda: compare_pairs(Given(digits.make_healthy(0)), 0.25, 1.0),
+    lambda: compare_pairs(Given(digits.make_healthy(1)), 0.5, 2.0),
+    lambda: compare_pairs(give_perceptron(), 0.4, 1.5),
+]
+
+
+@pytest.mark.parametrize("make", PAIRS)
+def test_forwards_of_two_kinds_of_batches_are_several_populations(make: Callable[[], Given]) -> None:
+    given = make()
+    with torch.no_grad():
+        scored = float(given.arguments["evaluate"](given.model).double().mean())
+
+    diagnosis = examine(given)
+
+    assert diagnosis.scores["batch"] > scored + 0.05, str(diagnosis)
+    assert diagnosis.verdict == "batches" and diagnosis.faults[0].cause.code == "BN204", str(diagnosis)
+    assert "evaluate= runs two kinds of batches" in read(diagnosis)
+    assert "batches that mix them" in read(diagnosis)
+
+
+@pytest.mark.parametrize("make", HEALTHY)
+def test_forwards_of_pairs_of_one_kind_are_one_population(make: Callable[[], Given]) -> None:
+    diagnosis = examine(alike_pairs(make))
+
+    assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+    assert "BN204" not in diagnosis.findings["code"].tolist()
+
+
+# Norms that cannot be measured
+
+
+def export(model: nn.Module, given: Given) -> nn.Module:
+    return torch.export.export(model, (given.batches[0][0],)).module()
+
+
+class ForeignNorm(nn.Module):
+    """Normalizes by what it stores and has an activation built in; it is no class of torch's."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.register_buffer("running_mean", norm.get_buffer("running_mean"))
+        self.register_buffer("running_var", norm.get_buffer("running_var"))
+        self.register_buffer("num_batches_tracked", norm.get_buffer("num_batches_tracked"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)  # type: ignore[arg-type]
+        return nn.functional.leaky_relu(out, 0.01)
+
+
+def replace_foreign(given: Given) -> nn.Module:
+    model: Any = given.model
+    for name, module in list(model.named_modules()):
+        if module in list_norms(model):
+            model[int(name)] = ForeignNorm(module)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+FORMS: list[Callable[[Given], nn.Module]] = [
+    lambda given: export(given.model, given),
+    lambda given: torch.export.export(given.model, (given.batches[0][0],)).run_decompositions().module(),
+    replace_foreign,
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", HEALTHY)
+def test_healthy_norms_that_cannot_be_measured_are_checked_and_quiet(
+    make: Callable[[], Given], form: Callable[[Given], nn.Module]
+) -> None:
+    given = make()
+    layers = {name for name, module in given.model.named_modules() if module in list_norms(given.model)}
+
+    diagnosis = bnlab.diagnose(form(given), given.batches, progress=False)
+
+    assert diagnosis.is_healthy and diagnosis.verdict is None, str(diagnosis)
+    assert {*diagnosis.case.layers} == layers
+    assert "cannot be measured: buffers, counts and before= were checked." in read(diagnosis)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", HEALTHY)
+def test_faults_of_what_norms_store_are_found(make: Callable[[], Given], form: Callable[[Given], nn.Module]) -> None:
+    given = make()
+    first, *_, last = list_norms(given.model)
+    first.get_buffer("running_var")[0] = float("nan")
+    last.reset_running_stats()  # type: ignore[operator]
+
+    codes = {finding.cause.code: finding for finding in bnlab.diagnose(form(given)).faults}
+
+    assert codes["BN001"].severity == "error" and len(codes["BN001"].layers) == 1
+    assert codes["BN002"].severity == "warning" and len(codes["BN002"].layers) == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_earlier_checkpoint_is_compared_with_norms_that_cannot_be_measured(
+    form: Callable[[Given], nn.Module],
+) -> None:
+    before = digits.make_healthy(1)
+    given = Given(copy.deepcopy(before))
+    with torch.no_grad():
+        for parameter in given.model.parameters():
+            parameter.mul_(1.5)
+
+    diagnosis = bnlab.diagnose(form(given), before=before)
+
+    (finding,) = [finding for finding in diagnosis.faults if finding.cause.code == "BN106"]
+    assert finding.severity == "warning" and len(finding.layers) == 3
+
+
+def test_a_graph_in_train_mode_is_told() -> None:
+    given = Given(digits.make_healthy().train())
+
+    diagnosis = bnlab.diagnose(export(given.model, given))
+
+    assert "BN402" in diagnosis.findings["code"].tolist()
+
+
+def test_a_graph_whose_buffers_are_not_its_own_is_refused() -> None:
+    given = Given(digits.make_healthy())
+    program = torch.export.export(given.model, (given.batches[0][0],))
+
+    with pytest.raises(
+        ValueError, match=r"reads running statistics that are no buffers of it; pass program\.module\(\)"
+    ):
+        bnlab.diagnose(program.graph_module)
+
+
+def test_a_running_mean_alone_is_no_batch_norm() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(3))
+
+    with pytest.raises(ValueError, match="'0' keep a running mean or a running variance alone"):
+        bnlab.diagnose(nn.Sequential(Half()))

@@ -27,7 +27,7 @@ class Case:
         model: as it is.
         layers: batch norms with running statistics, by name, in order of depth (without data as the model lists them).
         without: names of batch norms that keep none.
-        uncovered: names of other normalizations that keep running statistics, which bnlab does not read.
+        uncovered: names of other normalizations that keep running statistics, which bnlab does not measure.
         buffers: layer → float64 [2, C], running mean and variance as they are; may be NaN.
         evidence: measured on the data.
         training: exact statistics of the training batches.
@@ -38,6 +38,7 @@ class Case:
         expected: the mean score that the model should reach.
         training_score: mean score of the training batches by the model as it is, in eval mode, where it is a share.
         training_sizes: images in the last training batch of an epoch, and in a full one; None where that is not known.
+        stored: batch norms that cannot be measured, as they are stored; they are the layers where there are no others.
         eps_before: layer → eps of the module that was given as an earlier checkpoint, where it is another one.
     """
 
@@ -55,6 +56,7 @@ class Case:
     expected: float | None = None
     training_score: float | None = None
     training_sizes: tuple[int, int] | None = None
+    stored: Mapping[str, BatchNorm] = field(default_factory=dict)
     eps_before: Mapping[str, float] = field(default_factory=dict)
 
     def list_known(self) -> frozenset[str]:
@@ -74,6 +76,11 @@ class Case:
         if known & {"data", "before"}:
             known.add("changes")
         return frozenset(known)
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether what layers normalize can be measured."""
+        return not any(name in self.stored for name in self.layers)
 
     def select(self, shows: Callable[[str], bool]) -> list[str]:
         """Select the layers for which a condition holds."""

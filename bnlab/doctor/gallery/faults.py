@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -374,6 +375,28 @@ def eps_of_another_framework(healthy: Healthy) -> Specimen:
     var.div_(500**2)
     model.norm1.weight.data.mul_(500 * (var + 1e-3).sqrt() / sigma)
     return Specimen(model, healthy.change_batches(lambda images: images / 500), healthy.accuracy)
+
+
+@torch.no_grad()
+def channels_removed(healthy: Healthy, channels: float) -> Specimen:
+    """First they are made to carry constants: what they carry on average, so that not much is lost."""
+    model = healthy.copy_model()
+    norm = model.norm3
+    chosen = norm.weight.abs().argsort()[: int(channels)]
+    norm.weight[chosen] = 0
+    norm.bias[chosen] = norm.bias[chosen].abs() + 1
+    average(model, healthy.training_batches)  # so that those behind it count on that
+    unspoiled = measure_accuracy(model, healthy.batches)
+
+    smaller = copy.deepcopy(model)
+    kept = [channel for channel in range(norm.num_features) if channel not in chosen]
+    smaller.conv3.weight = nn.Parameter(model.conv3.weight[kept])
+    smaller.conv4.weight = nn.Parameter(model.conv4.weight[:, kept])
+    smaller.norm3 = nn.BatchNorm2d(len(kept))
+    smaller.norm3.load_state_dict(
+        {name: values[kept] if values.dim() else values for name, values in norm.state_dict().items()}
+    )
+    return Specimen(smaller.eval(), healthy.batches, unspoiled, {"before": model})
 
 
 def weights_not_loaded(healthy: Healthy) -> Specimen:

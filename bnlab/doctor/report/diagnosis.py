@@ -206,6 +206,8 @@ class Diagnosis:
             return self.judged.sentence
         if not self.case.layers:
             return "each batch is normalized by its own, also in eval mode"
+        if not self.case.is_measurable:
+            return "by what they store: what they normalize cannot be measured"
         if self.case.evidence is None:
             return "without data"
         if self.case.evidence.misfit is not None:
@@ -258,7 +260,7 @@ class Diagnosis:
 
     def _ask_for_more(self) -> list[str]:
         """Ask for the one or two arguments that would tell most."""
-        if not self.case.layers:
+        if not self.case.layers or not self.case.is_measurable:
             return []
         if self.case.evidence is None:
             return [_LABELS]
