@@ -8,7 +8,7 @@ setup(
     package_data={
         "bnlab": [
             "py.typed",
-            "doctor/page.html",
+            "doctor/report/page.html",
             "doctor/gallery/faults.csv",
             "doctor/gallery/networks/*.safetensors",
             "harness/reporting/templates/*",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import bnlab
 from benchmarks.networks import build_imagenet_resnet, build_resnet, draw_images, evaluate
 from benchmarks.timing import Result, alternate
-from bnlab.doctor.experiment import MOST_IMAGES
+from bnlab.doctor.evidence.sample import MOST_IMAGES
 
 ROUNDS = 5
 _IMAGES, _BATCH = 2000, 64

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from bnlab import MomentTrace, Statistics, population_statistics, record, replay, using
 from bnlab.common.vision import torchvision
+from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.doctor.gallery.network import build_network, choose_images, train
 from bnlab.doctor.gallery.patterns import draw_patterns
 from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, measure_accuracy, split
-from bnlab.doctor.scores import Difference, Scores
 from bnlab.estimators import DebiasedEMA
 from bnlab.harness.artifacts.data.drawing import glyphs
 from bnlab.harness.artifacts.models import Cnn, Resnet, build_model

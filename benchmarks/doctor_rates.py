@@ -24,9 +24,9 @@ from joblib import Parallel, delayed
 
 from benchmarks.doctor_networks import Trained, Training, make_healthy, measure_cost, measure_lost, train_network
 from bnlab import diagnose
-from bnlab.doctor.diagnosis import Diagnosis
+from bnlab.doctor.evidence.scores import Difference
 from bnlab.doctor.gallery import FAULTS
-from bnlab.doctor.scores import Difference
+from bnlab.doctor.report.diagnosis import Diagnosis
 from bnlab.memory import keep_freed_memory
 
 _SEEDS = range(1000, 1080)

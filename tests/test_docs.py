@@ -161,13 +161,13 @@ def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.Monk
     names = dict(vars(faults))
     exec(specimen, names)
 
-    broken = names["eps_of_another_framework"](make_healthy())
-    diagnosis = bnlab.diagnose(broken.model, broken.batches, causes=[module.OtherEps()], progress=False)
+    broken = names["bias_subtracted"](make_healthy())
+    diagnosis = bnlab.diagnose(broken.model, broken.batches, causes=[module.SubtractedBias()], progress=False)
 
     assert diagnosis.verdict == "network"
     assert diagnosis.findings["code"][0] == "BN399"
     healthy = make_healthy()
-    assert bnlab.diagnose(healthy.model, healthy.batches, causes=[module.OtherEps()], progress=False).trials.empty
+    assert bnlab.diagnose(healthy.model, healthy.batches, causes=[module.SubtractedBias()], progress=False).trials.empty
 
 
 def test_the_kind_of_layer_that_is_added_as_an_example_is_measured() -> None:

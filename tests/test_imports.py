@@ -52,9 +52,13 @@ FOLDERS = {
     "nn": "averages self_tuned",
     "recording": "trace steps recorders block frozen",
     "exact": "task source probe walk samples measurement population",
-    "doctor": "thresholds labels scores words undoing observing history examination probe case lag patient cause "
-    "causes catalogue scoring experiment findings verdict unlabelled page diagnosis decisions examine diagnose undo "
+    "doctor": "thresholds undo evidence words cause causes catalogue interventions verdict report diagnose backup "
     "recalibrate gallery",
+    "doctor.evidence": "labels stored scores observing history examination probe case formula fills lag sample patient "
+    "scoring decisions examine",
+    "doctor.interventions": "experiment",
+    "doctor.verdict": "verdict attribution findings labelled unlabelled",
+    "doctor.report": "page diagnosis",
     "harness.lab": "catalogue command watching explaining launchers compose launch sweep from_python papers redrawing "
     "report removing forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import bnlab
 from bnlab.commands.loading import name_options
-from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.gallery import FAULTS, Fault, Healthy, make_healthy
+from bnlab.doctor.report.diagnosis import Diagnosis
 
 CHOSEN = (
     "never updated",

@@ -21,9 +21,9 @@ from bnlab.commands.loading import (
 from bnlab.commands.packages import is_packaged
 from bnlab.doctor.catalogue import ALIASES, explain, list_causes
 from bnlab.doctor.cause import SEVERITIES, Severity
-from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.history import read_state_file
-from bnlab.doctor.verdict import Verdict
+from bnlab.doctor.evidence.history import read_state_file
+from bnlab.doctor.report.diagnosis import Diagnosis
+from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.model.layers import require_watchable
 
 _ABOUT = (

@@ -16,7 +16,7 @@ from torch import nn
 
 from bnlab.commands.images import add_image_arguments, find_images
 from bnlab.commands.packages import is_packaged, make_packaged
-from bnlab.doctor.history import read_state_file
+from bnlab.doctor.evidence.history import read_state_file
 from bnlab.model.batches import require_batches
 
 _OPTIONS = {

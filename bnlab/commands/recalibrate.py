@@ -12,7 +12,7 @@ import bnlab
 from bnlab.commands.images import ImageFolder
 from bnlab.commands.loading import add_model_arguments, add_score_arguments, load_arguments, load_model, report_warnings
 from bnlab.common.storage import save_tensors
-from bnlab.doctor.undo import undo_from_file
+from bnlab.doctor.backup import undo_from_file
 
 
 def add_parsers(commands: Any) -> None:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
-from bnlab.doctor.undoing import Kind, Undo
+from bnlab.doctor.undo import Kind, Undo
 
 if TYPE_CHECKING:
-    from bnlab.doctor.case import Case
-    from bnlab.doctor.patient import Patient
+    from bnlab.doctor.evidence.case import Case
+    from bnlab.doctor.evidence.patient import Patient
 
 Severity = Literal["note", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
+
+Ground = Literal["populations", "traces", "averages", "noise", "collapse", "batches", "remainder"]
+"""What may speak for a cause that shares its undo with others; `verdict.attribution` ranks them."""
 
 HIDDEN: tuple[Kind, ...] = ("images", "network")
 """Kinds of causes that new statistics would hide."""
@@ -63,10 +66,11 @@ class Signs:
 class Cause(ABC):
     """One thing that may have gone wrong.
 
-    A cause of your own is a subclass with one of the four methods, which `diagnose(..., causes=[Mine()])` takes.
+    A cause of your own is a subclass with one of the methods below, which `diagnose(..., causes=[Mine()])` takes.
     `propose` says how it would be undone: the undo is tried, and the cause is named if nothing smaller brings back as
-    much. Causes that are undone in the same way (`undone_by`) are told apart by `weigh`, or by what they `predict` the
-    averages to be. `look` finds signs that no experiment tells: notes, or warnings where they will cost something.
+    much. Causes that are undone in the same way (`undone_by`) are told apart by what they `predict` the averages to be,
+    by the layers in which they leave traces, or by what else they name as `support`. `look` finds signs that no
+    experiment tells: notes, or warnings where they will cost something.
 
     Attributes:
         code: stable, such as "BN102".
@@ -123,12 +127,15 @@ class Cause(ABC):
         """List the layers in which its traces are, such as a count or equal buffers, however far averages are off."""
         return ()
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        """Return which share of the layers' gap it explains, by what it predicts or by its traces: 1 all, 0 nothing."""
-        return max(case.explain(self.predict(case), layers), self.weigh_traces(case, layers))
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        """Return what speaks for it: which share of the layers' gap it explains on each ground, 1 all and 0 nothing."""
+        return {
+            "averages": case.explain(self.predict(case), layers),
+            "traces": self.measure_traces(case, layers),
+        }
 
-    def weigh_traces(self, case: Case, layers: Sequence[str]) -> float:
-        """Return which share of the layers has its traces."""
+    def measure_traces(self, case: Case, layers: Sequence[str]) -> float:
+        """Measure in which share of the layers its traces are."""
         traced = {*layers} & {*self.list_layers(case)}
         return len(traced) / len(layers)
 

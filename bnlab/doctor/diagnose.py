@@ -8,19 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.doctor.case import Case, read_all_buffers
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.examination import CALLER, Examination
-from bnlab.doctor.examine import add_training, examine, read_training_sizes
-from bnlab.doctor.experiment import try_undos
-from bnlab.doctor.findings import choose_known
-from bnlab.doctor.history import compare_with, read_state
-from bnlab.doctor.scores import Evaluate, require_evaluate
-from bnlab.doctor.scoring import score_training
-from bnlab.doctor.unlabelled import conclude_unlabelled
-from bnlab.doctor.verdict import Verdict, conclude
+from bnlab.doctor.evidence.case import Case, read_all_buffers
+from bnlab.doctor.evidence.examination import CALLER, Examination
+from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
+from bnlab.doctor.evidence.fills import add_fills
+from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
+from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
+from bnlab.doctor.evidence.scoring import score_training
+from bnlab.doctor.evidence.stored import list_incomplete, list_stored
+from bnlab.doctor.interventions.experiment import try_undos
+from bnlab.doctor.report.diagnosis import Diagnosis
+from bnlab.doctor.verdict.attribution import name_trials
+from bnlab.doctor.verdict.findings import choose_known
+from bnlab.doctor.verdict.labelled import conclude
+from bnlab.doctor.verdict.unlabelled import conclude_unlabelled
+from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count, require_number
 from bnlab.model.batches import Forward, require_batches, require_forward
@@ -93,7 +97,9 @@ def diagnose(
     ['BN002']
     """
     _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, causes)
-    layers, without = _find_layers(model)
+    require_module(model, CALLER)
+    stored = list_stored(model, CALLER)
+    layers, without = _find_layers(model, stored)
     buffers = read_all_buffers(layers)
     history = None
     if before is not None:
@@ -108,28 +114,32 @@ def diagnose(
         trace=trace,
         ranks=None if ranks is None else Ranks(ranks, CALLER).gather(buffers),
         expected=expected,
+        stored=stored,
+        eps_before=find_other_eps(layers, before),
     )
     examination = None
     training_data = None
     data: list[Any] = []
-    if batches is not None and layers:
+    if batches is not None and layers and case.is_measurable:
         examination = Examination.of(model, layers, forward, inputs, progress)
         data = examination.read(batches, max_images)
         evidence = examine(examination, data, evaluate)
         by_depth = {name: layers[name] for name in evidence.exact} | layers  # which the data shows
         case = replace(case, layers=by_depth, evidence=evidence)
+        case = add_fills(case, examination, data)
         if training_batches is not None:
             training_data = examination.read(training_batches, max_images)
             case = add_training(case, examination, training_data)
             if evaluate is None:
                 case = replace(case, training_score=score_training(examination, training_data))
-    if training_batches is not None:
+    if training_batches is not None and case.is_measurable:
         case = replace(case, training_sizes=read_training_sizes(training_batches, training_data, max_images))
 
     known, skipped = choose_known([*list_causes(), *causes], case)
     experiment = None
     if examination is not None and not case.is_broken:
         experiment = try_undos(examination, case, data, known, evaluate)
+        experiment = None if experiment is None else name_trials(experiment, known, case)
     judged: Verdict | None
     scores = None if case.evidence is None else case.evidence.scores
     if scores is None:
@@ -150,15 +160,21 @@ def _note_limits(case: Case) -> list[str]:
         notes.append(f"The batches did not reach {join_names(evidence.exact.unseen)}.")
     if case.history is not None and case.history.unmatched:
         notes.append(case.history.unmatched)
+    if not case.is_measurable:
+        notes.append(
+            f"What {join_names(case.layers)} normalize cannot be measured: buffers, counts and before= were checked."
+        )
     constant = list_constant(case.model)
     if constant:
         notes.append(f"Not examined, as their statistics are constants: {join_names(constant)}.")
     return notes
 
 
-def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
-    """Find the batch norms with running statistics, and the names of those without; ValueError if there is neither."""
-    require_module(model, CALLER)
+def _find_layers(model: nn.Module, stored: Mapping[str, BatchNorm]) -> tuple[Mapping[str, BatchNorm], list[str]]:
+    """Find the batch norms with running statistics, and the names of those without; ValueError if there is neither.
+
+    Where none of them can be measured, they are those that are stored.
+    """
     count = 0
     without = []
     for name, module in model.named_modules():
@@ -168,7 +184,18 @@ def _find_layers(model: nn.Module) -> tuple[dict[str, BatchNorm], list[str]]:
                 without.append(name)
     if without and len(without) == count:
         return {}, without
-    return batch_norm_layers(model, caller=CALLER), without
+    try:
+        return batch_norm_layers(model, caller=CALLER), without
+    except ValueError:
+        if stored:
+            return stored, without
+        incomplete = list_incomplete(model)
+        if incomplete:
+            raise ValueError(
+                f"{CALLER}: {join_names(incomplete)} keep a running mean or a running variance alone, or of two "
+                "lengths: there is no batch norm to examine"
+            ) from None
+        raise
 
 
 def _require_arguments(

@@ -9,19 +9,21 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.doctor.case import Case, has_bad_values, read_all_buffers
+from bnlab.doctor.backup import BufferBackup, write_statistics
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
-from bnlab.doctor.examination import Evidence, Examination
-from bnlab.doctor.examine import add_training
-from bnlab.doctor.experiment import try_undos
-from bnlab.doctor.findings import choose_known
-from bnlab.doctor.labels import find_labels
-from bnlab.doctor.observing import observe_batches
-from bnlab.doctor.probe import find_unread
-from bnlab.doctor.scores import Difference, Evaluate, Scores, require_evaluate
-from bnlab.doctor.scoring import score
-from bnlab.doctor.undo import Undo, write_statistics
+from bnlab.doctor.evidence.case import Case, has_bad_values, read_all_buffers
+from bnlab.doctor.evidence.examination import Evidence, Examination
+from bnlab.doctor.evidence.examine import add_training
+from bnlab.doctor.evidence.fills import add_fills
+from bnlab.doctor.evidence.labels import find_labels
+from bnlab.doctor.evidence.observing import observe_batches
+from bnlab.doctor.evidence.probe import find_unread
+from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
+from bnlab.doctor.evidence.scoring import score
+from bnlab.doctor.interventions.experiment import try_undos
+from bnlab.doctor.verdict.attribution import name_trials
+from bnlab.doctor.verdict.findings import choose_known
 from bnlab.doctor.words import count_things, describe_gain, describe_score
 from bnlab.exact.population import require_amount
 from bnlab.model.batches import Forward, count_images, require_batches, require_forward
@@ -37,6 +39,7 @@ _NOT_EXACT = (
     "the new statistics are not exact: an ordinary evaluation gives layer {layer!r} another input (does the model draw "
     "random numbers, or have observers of quantization? turn that off, or judge by labels or evaluate=)"
 )
+_UNTRAINED = "BN306, weights as constructed, although updates were counted (no statistics bring the score above chance)"
 _UPSTREAM = {"exact": "population", "precise": "batch"}
 
 
@@ -58,7 +61,7 @@ class Recalibration:
     statistics: Statistics | None
     scores: Scores | None
     frozen: tuple[str, ...]
-    undoing: Undo | None
+    undoing: BufferBackup | None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -304,10 +307,13 @@ def _find_hidden(
     exact = statistics if is_complete else examination.measure(data)
     images = sum(map(count_images, data))
     evidence = Evidence(exact, view, scores, images, unread=find_unread(examination, data))
-    examined = replace(case, evidence=evidence)
+    examined = add_fills(replace(case, evidence=evidence), examination, data)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examination, examined, data, known, evaluate)
+    experiment = None if experiment is None else name_trials(experiment, known, examined)
     chosen = [] if experiment is None else experiment.choose_shown()
+    if examined.is_unloaded and scores is not None and scores.is_near_chance:
+        return f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do"
     if not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause

@@ -24,7 +24,6 @@ LEFT_BY_SMALLER = 0.1  # of the best gain, which a smaller undo may leave; by co
 LEAST_OF_GAP = 0.5  # of Σ log(1 + gap) that an undo has to take away where nothing but the gap judges; by convention
 EXPLAINED = 0.5  # share of the gap from which on a cause is named rather than "other images or weights"; by convention
 EXPLAINS_ALL = 0.9  # share of the first layer's gap; scaled or shifted digits: .97 and more, noise and blur: .86
-NOISE_WEIGHS = 0.9  # of what it explains: a cause that has left a trace of its own says more than noise; by convention
 SURELY_BETTER = 2.0  # standard errors of the mean, by which labels are predicted better; by convention
 
 # Whether averages fit
@@ -39,6 +38,8 @@ FACTOR_SHOWS = 0.05  # log ratio of all variances: halves of 500 healthy images 
 
 # The start, momentum, and batches
 
+FILL_EXPLAINS = 0.7  # of the gap, by one share of no images; ones: .9 and more, noise: .8, other faults: .58 at most
+FILL_SHOWS = 0.01  # weight of forwards of no images; one of momentum .01 leaves as much, below it is noise
 START_FORGOTTEN = 0.005  # weight (1−m)^t of the start; what is left of it is below the noise of an average of m = .1
 START_REMEMBERED = 0.01  # weight of the start that shows in the first layer, whatever the images; by convention
 START_SHOWS = 0.2  # weight of the start that is worth a warning while its cost is not known; by convention
@@ -65,13 +66,15 @@ LAG_COSINE = 0.5  # between gap and drift; specimen that was stopped early: .95,
 LAG_RATIO = 2.0  # of the gap over what momentum and drift predict; specimen that was stopped early: 1.2
 LAG_SPANS = 5.0  # memories of an average between two checkpoints, within which their difference shows the drift
 WEIGHTS_MOVED = 0.01  # relative change from which on statistics are taken to have changed; pruned to a half: .28
+ANOTHER_NETWORK = 1.0  # relative distance of weights; derived: that of 0, and two unrelated networks have √2
 COLLAPSED = 0.7  # exact variance over the running one in the last third; healthy networks of the gallery: .95 to 1.05
 COLLAPSE_FALLS = 0.8  # of that in the first third; pruned: .65, averages of two networks: .61
-COLLAPSED_WEIGHS = 0.6  # of the gap, which collapsed variances explain: more than nothing else does, less than a trace
 NOT_COLLAPSED = 1.1  # in the first third, above which the images are others
 
 # The network
 
+FORMULA_DIFFERS = 0.01  # of an output's spread; bfloat16, at 2⁻⁸ = .004 a value, makes less
+EPS_SHOWS = 0.05  # relative change of a channel's variance by another eps, half as much of its output; by convention
 PREDICTIONS_DIFFER = 0.02  # of the outputs' spread; rounding in TF32 or bfloat16, at 2⁻⁸ = .004 a value, makes less
 OUTPUTS_ROUNDED = 0.01  # of the outputs' size: a spread below it may be rounding, as in bfloat16
 INPUT_DIFFERS = 0.01  # σ, or of the variance: rounding, and kernels that are not deterministic, make less

@@ -1,216 +1,180 @@
-"""Write statistics into a model so that the old ones can be put back, bit for bit, also by another process."""
+"""Undos: contexts in which a model predicts as if something had not been done to it, or to its images.
+
+Each is entered in a model that is lent: what it writes into buffers is put back at the end of the loan, and what
+else it changes when the stack closes.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bnlab.common.files import digest
-from bnlab.common.storage import load_tensors, save_tensors
-from bnlab.doctor.history import name_tensor
-from bnlab.model.layers import (
-    BatchNorm,
-    batch_norm_layers,
-    get_running_buffers,
-    join_names,
-    require_module,
-    strip_wrappers,
-)
-from bnlab.nn.averages import Averages
-from bnlab.nn.self_tuned import SelfTuned
-from bnlab.statistics.network import Statistics, read_buffers, write_buffers
+from bnlab.model.batches import map_batch
+from bnlab.model.layers import BatchNorm, get_running_buffers
+from bnlab.statistics.moments import Moments
 
-CALLER = "undo_from_file"
-_FORMAT = "bnlab.Undo/1"
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+Kind = Literal["averages", "images", "network", "mode", "batches"]
+EXACT = "exact statistics"
+EACH_BATCH = "each batch's own statistics"
+RESCALED = "images as the averages describe them"  # or averages as the images are: predictions are the same
+
+Change = Callable[[Tensor], Tensor]
+Layers = Mapping[str, BatchNorm]
+Apply = Callable[[nn.Module, ExitStack], object]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Undo:
-    """Old buffers of a model, and those that were written in their place.
+    """What a cause would have done, undone.
 
     Attributes:
-        model: the model.
-        layers: the layers that were written, by name.
-        old: running mean and variance before, [2, C] on the CPU, by layer.
-        new: the same after.
-        averages: what self-tuned layers had averaged before, by layer.
-        counters: how many batches torch had counted before, by layer; of those that count, and for a block alone.
-        for_block: whether the old ones come back at the end of a block: whatever has been written since, and so that
-            a backward pass to come finds what it has saved.
-        is_done: whether the old ones have been put back.
+        words: what was done, with its numbers, in one phrase.
+        layers: names of the layers that show it, in order of depth.
+        degrees: numbers that undoing it was free to choose.
+        apply: undoes it in a model that is lent; what buffers do not hold goes back when the stack closes.
+        shared: which of the undos that several causes share it is; "" if it is one cause's own.
+        explains: which share of the gap of the layers that it is about is gone with it, without looking at scores.
+        name: which of its cause's undos it is, where a cause proposes several: what is proposed from one half of the
+            images is judged together with what has the same name from the other.
+
+    >>> undo = Undo("the channels are reversed", ("norm1",), 0, change_images(lambda images: images.flip(1)))
+    >>> undo.degrees
+    0
     """
 
-    model: nn.Module
-    layers: Mapping[str, BatchNorm]
-    old: Mapping[str, Tensor]
-    new: Mapping[str, Tensor]
-    averages: Mapping[str, Averages | None]
-    counters: Mapping[str, Tensor]
-    for_block: bool = False
-    is_done: bool = False
-
-    def put_back(self) -> None:
-        """Put the old buffers back, once.
-
-        Raises:
-            RuntimeError: something else has written the buffers since, and this is not for a block; nothing is put
-                back.
-        """
-        if self.is_done:
-            return
-        if not self.for_block:
-            self._require_untouched("undo")
-        for name, layer in self.layers.items():
-            _write(layer, self.old[name], self.for_block)
-            if isinstance(layer, SelfTuned):
-                layer.averages = self.averages[name]
-            if name in self.counters and layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.data.copy_(self.counters[name])
-        self.is_done = True
-
-    def save(self, path: str | Path) -> None:
-        """Write a file for `undo_from_file`: the old buffers, and digests of the model.
-
-        Raises:
-            RuntimeError: something else has written the buffers since.
-            OSError: the file cannot be written.
-        """
-        if not self.is_done:
-            self._require_untouched("save_undo")
-        tensors: dict[str, Tensor] = {}
-        for name, values in self.old.items():
-            tensors.update(zip(_name_buffers(name), values, strict=True))
-        save_tensors(path, tensors, _FORMAT, {"digests": json.dumps(_list_digests(self.model))})
-
-    def _require_untouched(self, caller: str) -> None:
-        touched = [name for name, layer in self.layers.items() if not torch.equal(_read(layer), self.new[name])]
-        if touched:
-            raise RuntimeError(
-                f"recalibrate: {caller}: the running statistics of {join_names(touched)} have been written since (a "
-                "forward in train mode, load_state_dict?), so that nothing is put back; undo before the model goes on"
-            )
+    words: str
+    layers: tuple[str, ...]
+    degrees: float
+    apply: Apply
+    shared: str = ""
+    explains: float = 0.0
+    name: str = ""
 
 
-def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: bool = False) -> Undo:
-    """Write statistics into a model, all or none, and return what puts the old ones back.
+def write_averages(layers: Layers, averages: Mapping[str, Tensor]) -> Apply:
+    """Undo by other averages: running mean and variance [2, C] by the layer's name."""
 
-    Args:
-        model: the model.
-        statistics: of layers that it has.
-        for_block: see `Undo`.
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for name, values in averages.items():
+            mean, var = get_running_buffers(layers[name])
+            mean.copy_(values[0])
+            var.copy_(values[1])
 
-    Raises:
-        ValueError: the buffers cannot hold a value; nothing is written then.
-    """
-    layers = statistics.find_layers(model, "recalibrate")
-    old = {}
-    averages = {}
-    counters = {}
-    for name, layer in layers.items():
-        old[name] = _read(layer)
-        if for_block and layer.num_batches_tracked is not None:
-            counters[name] = layer.num_batches_tracked.clone()
-        if isinstance(layer, SelfTuned):
-            averages[name] = layer.averages
-
-    if for_block:
-        for name, layer in layers.items():
-            write_buffers(layer, statistics[name])
-    else:
-        statistics.write_to(model)
-    new = {name: _read(layer) for name, layer in layers.items()}
-    return Undo(model, layers, old, new, averages, counters, for_block)
+    return apply
 
 
-def undo_from_file(model: nn.Module, path: str | Path) -> tuple[str, ...]:
-    """Put back the buffers that `Recalibration.save_undo` has written into a file, bit for bit.
+def write_each_call(layers: Layers, calls: Mapping[str, Sequence[Moments]]) -> Apply:
+    """Undo by averages of each call of a layer in a forward: of the first call, of the second, and so on."""
 
-    Args:
-        model: with the weights of then; its buffers may hold anything.
-        path: the file.
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        numbers = dict.fromkeys(calls, 0)
 
-    Returns:
-        The names of the layers.
+        def begin(module: nn.Module, args: Any) -> None:
+            numbers.update(dict.fromkeys(calls, 0))
 
-    Raises:
-        TypeError: not a module.
-        FileNotFoundError: there is no such file.
-        ValueError: it is no undo file, or of another model or other weights; nothing is written then.
+        def write(name: str, layer: nn.Module, args: Any) -> None:
+            moments = calls[name][min(numbers[name], len(calls[name]) - 1)]
+            numbers[name] += 1
+            mean, var = get_running_buffers(layers[name])
+            mean.copy_(moments.mean)
+            var.copy_(moments.var)
 
-    >>> import tempfile
-    >>> import bnlab
-    >>> model = nn.Sequential(nn.BatchNorm1d(1))
-    >>> recalibration = bnlab.recalibrate(model, [torch.tensor([[1.0], [3.0]])])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     recalibration.save_undo(f"{folder}/undo.safetensors")
-    ...     print(model[0].running_mean.item(), undo_from_file(model, f"{folder}/undo.safetensors"))
-    2.0 ('0',)
-    >>> model[0].running_mean.item()
-    0.0
-    """
-    require_module(model, CALLER)
-    tensors, metadata = load_tensors(path, _FORMAT)
-    _require_same_model(model, json.loads(metadata["digests"]), path)
-    written = []
-    for name, layer in batch_norm_layers(model, caller=CALLER).items():
-        mean_name, var_name = _name_buffers(name)
-        if mean_name in tensors:
-            _write(layer, torch.stack((tensors[mean_name], tensors[var_name])))
-            written.append(name)
-    return tuple(written)
+        stack.callback(model.register_forward_pre_hook(begin).remove)
+        for name in calls:
+            stack.callback(layers[name].register_forward_pre_hook(partial(write, name)).remove)
+
+    return apply
 
 
-def _require_same_model(model: nn.Module, then: Mapping[str, str], path: str | Path) -> None:
-    now = _list_digests(model)
-    others = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if others:
-        raise ValueError(
-            f"{CALLER}: {path} was written beside other weights or another model: {join_names(others)} "
-            f"differ{'s' if len(others) == 1 else ''}; nothing was put back"
-        )
+def write_weights(weights: Iterable[tuple[Tensor, Tensor]]) -> Apply:
+    """Undo by other values of parameters, in pairs of a parameter and its values."""
+    pairs = list(weights)
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for weight, values in pairs:
+            stack.callback(weight.data.copy_, weight.detach().clone())
+            weight.data.copy_(values)
+
+    return apply
 
 
-def _list_digests(model: nn.Module) -> dict[str, str]:
-    """Compute a digest of each tensor of a state dict: of its type, shape and values, by its name without wrappers.
+def change_images(change: Change) -> Apply:
+    """Undo by a change of the floating-point tensors of an axis or more that enter the model."""
 
-    Of batch norms' running statistics the type and the shape alone.
-    """
-    statistics = set()
-    for name, module in model.named_modules():
-        if isinstance(module, BatchNorm):
-            statistics |= {name_tensor(name, buffer) for buffer in _BUFFERS}
+    def change_leaf(leaf: Any) -> Any:
+        is_data = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0
+        return change(leaf) if is_data else leaf
 
-    digests = {}
-    for key, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            kind = f"{tensor.dtype} {tuple(tensor.shape)}"
-            flat = tensor.detach().cpu().flatten().contiguous()
-            values = b"" if key in statistics else flat.view(torch.uint8).numpy().data
-            digests[strip_wrappers(key)] = digest(kind, values, digits=32)
-    return digests
+    def change_arguments(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return map_batch(change_leaf, args), map_batch(change_leaf, kwargs)
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        handle = model.register_forward_pre_hook(change_arguments, with_kwargs=True)
+        stack.callback(handle.remove)
+
+    return apply
 
 
-def _name_buffers(name: str) -> tuple[str, str]:
-    """Name a layer's running mean and variance as a file does, without wrappers."""
-    layer = strip_wrappers(name)
-    return name_tensor(layer, "running_mean"), name_tensor(layer, "running_var")
+def find_tensor(args: Any, kwargs: Any) -> Tensor | None:
+    """Find the first tensor of numbers among the arguments of a call, also within a pair or a list."""
+    found: list[Tensor] = []
+
+    def take(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            found.append(leaf)
+        return leaf
+
+    map_batch(take, [args, kwargs])
+    return found[0] if found else None
 
 
-def _read(layer: BatchNorm) -> Tensor:
-    return read_buffers(layer).cpu()
+def replace_forwards(layers: Iterable[nn.Module], forward: Callable[[Any, Tensor], Tensor]) -> Apply:
+    """Undo by another output of layers, computed from their input."""
+    chosen = list(layers)
+
+    def replace_output(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        x = find_tensor(args, kwargs)
+        return output if x is None else forward(layer, x)
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for layer in chosen:
+            handle = layer.register_forward_hook(replace_output, with_kwargs=True)
+            stack.callback(handle.remove)
+
+    return apply
 
 
-@torch.no_grad()
-def _write(layer: BatchNorm, values: Tensor, is_hidden: bool = False) -> None:
-    """Copy a running mean and variance [2, C] into the buffers; `is_hidden`: from a backward pass that saved them."""
+def normalize_by_averages(layer: Any, x: Tensor) -> Tensor:
+    """Normalize as batch norm does in eval mode, whatever the layer's own forward does."""
     mean, var = get_running_buffers(layer)
-    if is_hidden:
-        mean, var = mean.data, var.data
-    mean.copy_(values[0])
-    var.copy_(values[1])
+    return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
+
+
+def pass_through(layer: Any, x: Tensor) -> Tensor:
+    """Leave a layer out."""
+    return x
+
+
+def normalize_each_batch(layers: Layers) -> Apply:
+    """Undo by normalizing with each batch's own statistics, where a batch has more than one value in a channel."""
+
+    def choose_mode(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        x = find_tensor(args, kwargs)
+        layer.training = x is None or x.dim() < 2 or x.numel() > x.shape[1]
+
+    def apply(model: nn.Module, stack: ExitStack) -> None:
+        for layer in layers.values():
+            if layer.eps == 0:  # torch refuses it in train mode
+                stack.callback(setattr, layer, "eps", 0.0)
+                layer.eps = torch.finfo(torch.float32).tiny
+            handle = layer.register_forward_pre_hook(choose_mode, with_kwargs=True)
+            stack.callback(handle.remove)
+
+    return apply

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.doctor.thresholds import LOST_ON_NEW_IMAGES
 
 HEADLINES = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.scores import Scores, read_values
+from bnlab.doctor.evidence.scores import Scores, read_values
 from bnlab.doctor.words import describe_number, describe_score
 from bnlab.model.layers import join_names
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from bnlab.doctor.undo import write_statistics
+from bnlab.doctor.backup import write_statistics
 from bnlab.exact.population import population_statistics
 from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import population_statistics, record
-from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.gallery.network import choose_images
 from bnlab.doctor.gallery.store import History, Networks
+from bnlab.doctor.report.diagnosis import Diagnosis
 
 NETWORKS = Networks(Path(__file__).with_name("networks"))
 """Trained networks of the doctor's tests; `make networks` trains those that are missing."""

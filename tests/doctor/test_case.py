@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics
-from bnlab.doctor.case import Case
+from bnlab.doctor.evidence.case import Case
 from bnlab.model.layers import get_running_buffers
 
 CHANNELS = 300

@@ -10,7 +10,7 @@ import pytest
 from bnlab.doctor import explain, list_causes
 from bnlab.doctor.catalogue import ALIASES
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause
-from bnlab.doctor.undoing import Kind
+from bnlab.doctor.undo import Kind
 
 CAUSES = {cause.code: cause for cause in list_causes()}
 

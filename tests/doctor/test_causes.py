@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from bnlab import diagnose
 from bnlab.doctor import Cause, Signs, Undo
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Severity
-from bnlab.doctor.findings import Finding, grade_cost, sort_findings
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.undoing import EXACT, write_averages
+from bnlab.doctor.cause import Ground, Severity
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import EXACT, write_averages
+from bnlab.doctor.verdict.findings import Finding, grade_cost, sort_findings
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
 from tests.doctor.causes import Planted
@@ -157,8 +157,8 @@ class Foretells(Planted):
 class Claims(Foretells):
     """Explains everything by signs of its own."""
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        return 2.0
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        return {"traces": 1.0}
 
 
 @pytest.mark.parametrize(("cause", "code"), [(Claims(), "ANOTHER"), (Foretells(), "BN108")])

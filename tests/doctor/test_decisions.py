@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose
-from bnlab.doctor.examination import Decisions
+from bnlab.doctor.evidence.examination import Decisions
 
 LOG9 = math.log(9)  # a share of .9 of two classes
 

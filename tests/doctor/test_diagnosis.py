@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bnlab import assert_healthy, diagnose
 from bnlab.doctor import Cause, Signs
-from bnlab.doctor.case import Case
+from bnlab.doctor.evidence.case import Case
 from tests.doctor.digits import (
     Batches,
     build,

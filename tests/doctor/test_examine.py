@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics, recalibrate
-from bnlab.doctor import examination, examine
-from bnlab.doctor.case import Case
+from bnlab.doctor.evidence import examination, examine
+from bnlab.doctor.evidence.case import Case
 from bnlab.exact import population
 from bnlab.model.layers import batch_norm_layers
 from bnlab.model.reading import DeviceReader

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.doctor import Undo
-from bnlab.doctor.experiment import MOST_IMAGES, Experiment, Trial, split_halves, take_sample
-from bnlab.doctor.scores import estimate_mean, measure_likelihood
+from bnlab.doctor.evidence.sample import MOST_IMAGES, split_halves, take_sample
+from bnlab.doctor.evidence.scores import estimate_mean, measure_likelihood
+from bnlab.doctor.interventions.experiment import Experiment, Trial
 from tests.doctor.causes import Planted
 
 

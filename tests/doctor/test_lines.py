@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from bnlab import diagnose
-from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.gallery import FAULTS, make_healthy
+from bnlab.doctor.report.diagnosis import Diagnosis
 from tests.doctor.digits import LOADERS
 from tests.doctor.patients import PATIENTS, Given
 from tests.doctor.test_patients import HEALTHY

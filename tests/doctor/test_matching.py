@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from bnlab import diagnose
-from bnlab.doctor.history import History
+from bnlab.doctor.evidence.history import History
 from tests.doctor.digits import list_codes, make_healthy
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.examination import Examination
-from bnlab.doctor.observing import View, observe_batches
+from bnlab.doctor.evidence.examination import Examination
+from bnlab.doctor.evidence.observing import View, observe_batches
 from bnlab.model.batches import Forward
 from bnlab.model.layers import batch_norm_layers
 from tests.helpers import images, plain

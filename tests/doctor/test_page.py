@@ -13,9 +13,9 @@ from torch import nn
 
 import bnlab
 from bnlab.doctor import Cause, Signs
-from bnlab.doctor.case import Case
-from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.page import make_page
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.report.diagnosis import Diagnosis
+from bnlab.doctor.report.page import make_page
 from tests.doctor.digits import draw_batches, make_healthy
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab import diagnose
-from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.gallery import make_healthy as make_gallery_healthy
 from bnlab.doctor.gallery.store import History
+from bnlab.doctor.report.diagnosis import Diagnosis
 from tests.doctor import digits
 from tests.doctor.digits import LOADERS, NETWORKS, Batches, measure_accuracy
 from tests.doctor.patients import CHANGES, PATIENTS, Given, cast_to_half

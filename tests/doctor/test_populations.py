@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics
 from bnlab.doctor.causes.bn202 import compute_chance
-from bnlab.doctor.findings import Finding
+from bnlab.doctor.verdict.findings import Finding
 from tests.doctor import digits
 from tests.doctor.digits import Batches, draw_batches, get_norm, list_images, make_healthy
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.doctor import Undo
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.undoing import Kind, change_images
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import Kind, change_images
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
 from tests.doctor.causes import Planted

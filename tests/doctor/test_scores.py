@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnlab
-from bnlab.doctor.labels import describe_misfit, find_labels
-from bnlab.doctor.scores import (
+from bnlab.doctor.evidence.labels import describe_misfit, find_labels
+from bnlab.doctor.evidence.scores import (
     Scores,
     bound_unchanged,
     estimate_mean,

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from bnlab import diagnose, population_statistics, record
 from bnlab.doctor.causes.bn001 import compute_stall
 from bnlab.doctor.causes.bn401 import RanksDiffer
-from bnlab.doctor.diagnosis import Diagnosis
 from bnlab.doctor.gallery.specimen import average
+from bnlab.doctor.report.diagnosis import Diagnosis
 from bnlab.model.layers import get_running_buffers
 from bnlab.nn import SelfTuned
 from tests.doctor.digits import NORMS, Batches, build, draw_batches, fit, get_norm, list_codes, list_norms, make_healthy

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from bnlab import diagnose
-from bnlab.doctor.case import Case
-from bnlab.doctor.diagnosis import Diagnosis
-from bnlab.doctor.findings import Finding
-from bnlab.doctor.scores import Difference
-from bnlab.doctor.verdict import Verdict
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.scores import Difference
+from bnlab.doctor.report.diagnosis import Diagnosis
+from bnlab.doctor.verdict.findings import Finding
+from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
 from tests.doctor.causes import Planted

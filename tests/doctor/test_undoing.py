@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.undoing import (
+from bnlab.doctor.undo import (
     change_images,
     normalize_each_batch,
     pass_through,

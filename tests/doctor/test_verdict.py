@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from bnlab import diagnose
 from bnlab.doctor import Cause, Undo
-from bnlab.doctor.case import Case
-from bnlab.doctor.experiment import Experiment, Trial
-from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import WORTH
-from bnlab.doctor.undoing import EACH_BATCH, Kind
-from bnlab.doctor.verdict import Verdict, compute_worth, judge
+from bnlab.doctor.undo import EACH_BATCH, Kind
+from bnlab.doctor.verdict.labelled import compute_worth, judge
+from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.doctor.words import describe_gain
 from tests.doctor.causes import Planted
 

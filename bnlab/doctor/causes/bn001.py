@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bnlab.doctor.case import Case, has_bad_values
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.examination import has_overflown
+from bnlab.doctor.evidence.case import Case, has_bad_values
+from bnlab.doctor.evidence.examination import has_overflown
 from bnlab.model.layers import BatchNorm, get_running_buffers
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.patient import Patient
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import NEARLY_ALL
-from bnlab.doctor.undoing import EXACT, Undo, write_averages
+from bnlab.doctor.undo import EXACT, Undo, write_averages
 
 
 class NeverUpdated(Cause):

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.patient import Patient
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import START_FORGOTTEN, START_ROUNDED, START_SHOWS
-from bnlab.doctor.undoing import EXACT, Undo, write_averages
+from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
 
 _START = torch.tensor([[0.0], [1.0]], dtype=torch.float64)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.cause import Cause, Ground, Signs
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import MOMENTUM_IS_LARGE
-from bnlab.doctor.undoing import EXACT, RESCALED
+from bnlab.doctor.undo import EXACT, RESCALED
 from bnlab.doctor.words import count_things
 from bnlab.model.layers import AveragesByItself
 
@@ -43,10 +43,10 @@ class OddMomentum(Cause):
         both = case.select(lambda name: _is_reversed(case, name) or _is_zero(case, name))
         return Signs.of(both, self.describe(case, both))
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
         reversed_ones = [name for name in layers if name in case.layers and _is_reversed(case, name)]
         explained = case.explain(case.read_exact(reversed_ones), layers, with_noise=True)
-        return max(explained, super().weigh(case, layers))
+        return {"averages": explained, "traces": self.measure_traces(case, layers)}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         momenta = {case.layers[name].momentum for name in layers if _is_reversed(case, name)}

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import SAME_BATCH
 from bnlab.model.layers import match_names
 from bnlab.recording.trace import LayerTrace

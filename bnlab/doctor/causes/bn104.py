@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Severity, Signs
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.undoing import EXACT, RESCALED, Undo, write_averages
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import EXACT, RESCALED, Undo, write_averages
 from bnlab.doctor.words import count_things
 
 

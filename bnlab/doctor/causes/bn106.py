@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause
-from bnlab.doctor.history import LayerChange
-from bnlab.doctor.thresholds import COLLAPSE_FALLS, COLLAPSED, COLLAPSED_WEIGHS, NOT_COLLAPSED, WEIGHTS_MOVED
-from bnlab.doctor.undoing import EXACT, RESCALED
+from bnlab.doctor.cause import Cause, Ground
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.history import LayerChange
+from bnlab.doctor.thresholds import COLLAPSE_FALLS, COLLAPSED, NOT_COLLAPSED, WEIGHTS_MOVED
+from bnlab.doctor.undo import EXACT, RESCALED
 
 
 class WeightsMovedAlone(Cause):
@@ -44,8 +44,8 @@ class WeightsMovedAlone(Cause):
         written = _list_written(case) if case.evidence is not None else []
         return written or _list_without_update(case, lambda change: change.is_same and not change.updates)
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        return max(super().weigh(case, layers), COLLAPSED_WEIGHS if _has_collapsed(case) else 0.0)
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        return {"traces": self.measure_traces(case, layers), "collapse": float(_has_collapsed(case))}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         history = case.history

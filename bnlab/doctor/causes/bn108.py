@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause
-from bnlab.doctor.lag import compare_with_drift
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.thresholds import EXPLAINED
-from bnlab.doctor.undoing import EXACT, Undo, write_averages
+from bnlab.doctor.cause import Cause, Ground
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.lag import compare_with_drift
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import describe_number
 
 
@@ -53,8 +52,8 @@ class OtherWeights(Cause):
             yield Undo(_describe(layers, names), tuple(layers), degrees, apply, EXACT, name=str(len(layers)))
             count *= 2
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        return EXPLAINED
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        return {"remainder": 1.0}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         drift = compare_with_drift(case, layers)

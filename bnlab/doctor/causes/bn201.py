@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause
-from bnlab.doctor.thresholds import FEW_VALUES, MOMENTUM_IS_LARGE, NOISE_WEIGHS
-from bnlab.doctor.undoing import EXACT
+from bnlab.doctor.cause import Cause, Ground
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.thresholds import FEW_VALUES, MOMENTUM_IS_LARGE
+from bnlab.doctor.undo import EXACT
 
 
 class AverageNoise(Cause):
@@ -24,9 +24,9 @@ class AverageNoise(Cause):
     undone_by = (EXACT,)
     needs = ("data",)
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
         ordinary = [name for name in layers if _is_ordinary(case, name)]
-        return NOISE_WEIGHS * case.explain(case.read_exact(ordinary), layers, with_noise=True)
+        return {"noise": case.explain(case.read_exact(ordinary), layers, with_noise=True)}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         known = [name for name in layers if name in case.reference]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.observing import LayerView, Scatter
+from bnlab.doctor.cause import Cause, Ground, Signs
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.observing import LayerView, Scatter
 from bnlab.doctor.thresholds import BATCHES_LIKELY, BATCHES_RATIO, BATCHES_SHARE, BATCHES_SPREAD
-from bnlab.doctor.undoing import EACH_BATCH, EXACT
+from bnlab.doctor.undo import EACH_BATCH, EXACT
 
 
 class UnlikeBatches(Cause):
@@ -45,10 +45,10 @@ class UnlikeBatches(Cause):
         _, reported = max(unlike.values())
         return Signs.of(unlike, reported)
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
         # A test loader may be sorted where training shuffled: then its order says nothing of the averages.
         says_something = case.training_view is not None or case.is_batch_better
-        return 1.0 if says_something and self.look(case) else 0.0
+        return {"populations": float(says_something and self.look(case) is not None)}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         signs = self.look(case)

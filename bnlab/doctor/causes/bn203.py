@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.thresholds import EXPLAINED, FEW_VALUES
-from bnlab.doctor.undoing import EACH_BATCH, EXACT, Undo, normalize_each_batch
+from bnlab.doctor.cause import Cause, Ground
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.thresholds import FEW_VALUES
+from bnlab.doctor.undo import EACH_BATCH, EXACT, Undo, normalize_each_batch
 from bnlab.doctor.words import count_things
 
 
@@ -43,9 +43,9 @@ class SmallBatches(Cause):
             layers = {name: case.layers[name] for name in patient.exact}
             yield Undo(EACH_BATCH, tuple(layers), math.inf, normalize_each_batch(layers), EACH_BATCH)
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
         explained = case.explain(self.predict(case), layers, with_noise=True)
-        return max(explained, EXPLAINED) if case.is_batch_better else explained
+        return {"averages": explained, "batches": float(case.is_batch_better)}
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
         averages = {}

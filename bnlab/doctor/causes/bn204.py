@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import dropwhile
 
 import torch
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.observing import LayerView
-from bnlab.doctor.patient import Patient
+from bnlab.doctor.cause import Cause, Ground, Signs
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.observing import LayerView, measure_share
+from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import CALLS_RATIO, CALLS_RATIO_CHANCE, CALLS_SHARE, CALLS_SHARE_CHANCE
-from bnlab.doctor.undoing import EACH_BATCH, Undo, write_each_call
+from bnlab.doctor.undo import EACH_BATCH, Undo, write_each_call
 
 
 class SeveralPopulations(Cause):
@@ -23,6 +23,9 @@ class SeveralPopulations(Cause):
     Calls differ where a tenth of the variance lies between their means, or their variances do by a factor of 1.2. Where
     each batch's own statistics score better than all others, it is enough that there are several calls. Layers behind
     the first such one that are called as often are named too, as train mode made what they are given alike.
+
+    So do forwards of a metric that takes turns between two kinds of inputs, such as anchors and others of pairs: with
+    `evaluate=` its calls are compared as well, every other one, and the first half with the last.
 
     Two views of the same images, as in contrastive learning, are one population.
     """
@@ -40,8 +43,8 @@ class SeveralPopulations(Cause):
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
-        if self.look(case) is None:
-            return
+        if self.look(case) is None or case.data.evaluated:
+            return  # nobody knows which of the metric's calls is of which kind
         views = case.data.view.layers
         calls = {name: views[name].calls for name in patient.exact if name in views}
         several = {name: moments for name, moments in calls.items() if len(moments) > 1}
@@ -49,8 +52,8 @@ class SeveralPopulations(Cause):
         reported = "the statistics of each call by itself"
         yield Undo(reported, tuple(several), degrees, write_each_call(case.layers, several))
 
-    def weigh(self, case: Case, layers: Sequence[str]) -> float:
-        return 1.0 if self.look(case) else 0.0
+    def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
+        return {"populations": float(self.look(case) is not None)}
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         signs = self.look(case)
@@ -66,11 +69,24 @@ class SeveralPopulations(Cause):
             if are_unlike or case.is_batch_better:
                 unlike[name] = share, reported
         if not unlike:
-            return None
+            return _compare_evaluated(case)
         _, reported = max(unlike.values())
         # Layers behind are named too: each call's own statistics have made what these are given alike.
         behind = dropwhile(lambda name: name not in unlike, several)
         return Signs.of(behind, reported)
+
+
+def _compare_evaluated(case: Case) -> Signs | None:
+    """Compare two groups of the calls of a metric; in the first layer, as later ones may have been made alike."""
+    groups = case.data.evaluated
+    first = next(iter(groups), None)
+    if first is None:
+        return None
+    share = measure_share(groups[first])
+    if share <= CALLS_SHARE:
+        return None
+    reported = f"evaluate= runs two kinds of batches: their means make up {share:.0%} of the variance of {first!r}"
+    return Signs.of(groups, reported)
 
 
 def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
@@ -85,8 +101,7 @@ def _compare_calls(view: LayerView) -> tuple[bool, float, str]:
     """
     number = len(view.calls)
     pooled = view.pooled
-    within = sum(call.var * call.count for call in view.calls) / pooled.count
-    share = float((1 - within / pooled.var).nanmean())
+    share = measure_share(view.calls)
 
     variances = torch.stack([call.var for call in view.calls])
     ratio = variances.amax(0) / variances.amin(0)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case, read_moments
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.undoing import EXACT
+from bnlab.doctor.evidence.case import Case, read_moments
+from bnlab.doctor.undo import EXACT
 
 
 class CountedInTraining(Cause):

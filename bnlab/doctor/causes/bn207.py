@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from bnlab.doctor.case import Case, read_moments
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.undoing import EXACT
+from bnlab.doctor.evidence.case import Case, read_moments
+from bnlab.doctor.undo import EXACT
 
 
 class OtherData(Cause):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.patient import Answer, Patient
+from bnlab.doctor.evidence.patient import Answer, Patient
 from bnlab.doctor.thresholds import EXPLAINS_ALL, SCALE_SHOWS
-from bnlab.doctor.undoing import RESCALED, Change, Undo, change_images
+from bnlab.doctor.undo import RESCALED, Change, Undo, change_images
 from bnlab.doctor.words import describe_number
 from bnlab.statistics.moments import Moments
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import INPUT_DIFFERS, PREDICTIONS_DIFFER
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from statistics import median
 
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.patient import Patient
+from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import EXPLAINS_ALL, FACTOR_SHOWS
-from bnlab.doctor.undoing import Undo, write_averages
+from bnlab.doctor.undo import Undo, write_averages
 from bnlab.doctor.words import describe_number
 
 

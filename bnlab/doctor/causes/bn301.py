@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import DEAD, WEAK, WEAK_SHARE
 
 

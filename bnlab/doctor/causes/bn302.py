@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.patient import Patient
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import FOLDED_AGREES
-from bnlab.doctor.undoing import Undo, pass_through, replace_forwards
+from bnlab.doctor.undo import Undo, pass_through, replace_forwards
 
 
 class FoldedTwice(Cause):

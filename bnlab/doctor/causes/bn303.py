@@ -8,27 +8,37 @@ from itertools import takewhile
 import torch
 
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.undoing import Undo, write_weights
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import Undo, write_weights
 
 
 class UnusedWeights(Cause):
     """Stored weights (γ) that the training ignored, so that a converter brought back a factor that was 1.
 
     A layer whose own averages fit, while those behind it do not, is where something between them differs from training.
-    It is undone by weights of 1 in the layer before the first one that does not fit, and in all layers.
+    It is undone by weights of 1 in the layer before the first one that does not fit, and in all layers; or, where some
+    are negative, by their absolute values, which InPlaceABN trains with.
     """
 
     code = "BN303"
     title = "weights that training did not use"
     meaning = "The weights (γ) scale what the layers behind never were given in training."
-    remedy = "Set these weights to 1 where the checkpoint is converted; do not recalibrate before."
+    remedy = "Set these weights to 1, or to their absolute values, as was tried, in the converter; do not recalibrate."
     kind = "network"
     needs = ("data",)
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
         names = [name for name in patient.exact if name in case.layers]
+        if all(not case.clearly_differs(name) for name in names):
+            return
+        negative = [name for name in names if _has_negative(case, name)]
+        if negative:
+            weights = [case.layers[name].weight for name in negative]
+            apply = write_weights((weight, weight.detach().abs()) for weight in weights)
+            yield Undo("with the absolute values of the weights", tuple(negative), 0, apply, name="absolute")
+
         fitting = list(takewhile(lambda name: not case.clearly_differs(name), names))
         if not 0 < len(fitting) < len(names):
             return
@@ -38,6 +48,11 @@ class UnusedWeights(Cause):
             yield _set_to_one(patient, fitting[-1:], "one")
         if len(scaled) > 1:
             yield _set_to_one(patient, scaled, "all")
+
+
+def _has_negative(case: Case, name: str) -> bool:
+    weight = case.layers[name].weight
+    return weight is not None and bool((weight < 0).any())
 
 
 def _set_to_one(patient: Patient, names: Sequence[str], name: str) -> Undo:

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.undoing import Undo, normalize_by_averages, replace_forwards
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import Undo, normalize_by_averages, replace_forwards
 from bnlab.doctor.words import count_things
 
 
 class OtherForward(Cause):
     """Layers whose forward in eval mode does not read their running mean, their running variance, or their weight and
-    bias: found by changing each and looking whether the output moves.
+    bias: found by changing each and looking whether the output moves. Or layers with a forward of their own whose
+    output is not (x − μ)/√(σ² + eps)·γ + β: it is compared with that, and with what is written instead, such as |γ|.
 
     A norm that subtracts no mean, one that uses the batch's own statistics in eval mode too, or an exported graph whose
     batch norms stay in train mode. It is undone by an ordinary batch norm in their place.
+
+    Another formula is a note where the ordinary one predicts no better, as then training used it too. An activation
+    that is built in behind the formula is no sign at all.
     """
 
     code = "BN304"
     title = "the forward leaves something out"
-    meaning = "In eval mode these layers do not use all that they hold, and compute another thing than training."
+    meaning = "In eval mode these layers do not use all that they hold, or another formula, and not as training did."
     remedy = "Mend the layers' forward, or export the model again in eval mode."
     kind = "network"
     severity = "warning"
     needs = ("data",)
 
     def propose(self, patient: Patient) -> Iterator[Undo]:
-        unread = patient.case.data.unread
-        layers = [name for name in patient.exact if name in unread]
+        data = patient.case.data
+        replaced = {*data.unread, *(name for name, deviation in data.deviations.items() if deviation.is_affine)}
+        layers = [name for name in patient.exact if name in replaced]
         if layers:
             forwards = [patient.case.layers[name] for name in layers]
             apply = replace_forwards(forwards, normalize_by_averages)
@@ -37,9 +42,20 @@ class OtherForward(Cause):
 
     def look(self, case: Case) -> Signs | None:
         layers = [name for name in case.seen if name in case.data.unread]
-        return Signs.of(layers, _describe(case, layers))
+        if layers:
+            return Signs.of(layers, _describe(case, layers))
+        layers = [name for name in case.seen if name in case.data.deviations]
+        return Signs.of(layers, _describe(case, layers), "note")
 
 
 def _describe(case: Case, layers: Sequence[str]) -> str:
-    parts = sorted({part for name in layers for part in case.data.unread[name]})
-    return f"eval mode does not read {', '.join(parts)} of {count_things(len(layers), 'layer')}"
+    unread = {name: case.data.unread[name] for name in layers if name in case.data.unread}
+    deviations = {name: case.data.deviations[name] for name in layers if name in case.data.deviations}
+    reported = []
+    if unread:
+        parts = sorted({part for of_layer in unread.values() for part in of_layer})
+        reported.append(f"eval mode does not read {', '.join(parts)} of {count_things(len(unread), 'layer')}")
+    if deviations:
+        words = sorted({deviation.words for deviation in deviations.values()})
+        reported.append(f"{count_things(len(deviations), 'layer')} with {', '.join(words)}")
+    return "; ".join(reported)

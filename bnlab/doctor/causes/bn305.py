@@ -9,14 +9,14 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.history import History
-from bnlab.doctor.labels import find_labels
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.scores import score_batch
-from bnlab.doctor.thresholds import SURELY_BETTER
-from bnlab.doctor.undoing import Undo, write_averages, write_weights
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.history import History
+from bnlab.doctor.evidence.labels import find_labels
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.evidence.scores import score_batch
+from bnlab.doctor.thresholds import ANOTHER_NETWORK, SURELY_BETTER
+from bnlab.doctor.undo import Undo, write_averages, write_weights
 from bnlab.model.borrow import measured
 
 
@@ -24,8 +24,9 @@ class WentWrongSince(Cause):
     """The network of `before=` scores better than today's does under any statistics: training went wrong since.
 
     Batches that are too small, a learning rate that is too large, wrong labels, another task. It is undone by all
-    weights and averages of the earlier network. They are tried where updates were counted since, all parameters have
-    the same names and shapes, and labels say that it is surely better.
+    weights and averages of the earlier network. They are tried where updates were counted since, or today's weights
+    are farther from the earlier ones than 0 is, so that they are another network's, or were never trained; where all
+    parameters have the same names and shapes, and labels say that it is surely better.
 
     A false alarm where the network was meant to learn other images than these.
     """
@@ -40,7 +41,7 @@ class WentWrongSince(Cause):
     def propose(self, patient: Patient) -> Iterator[Undo]:
         case = patient.case
         history = case.history
-        if history is None or case.data.scores is None or not _was_trained(case, history):
+        if history is None or case.data.scores is None or not _is_another(case, history):
             return
         parameters = dict(case.model.named_parameters())
         write_parameters = write_weights((parameters[name], earlier) for name, earlier in history.moved.items())
@@ -58,11 +59,15 @@ class WentWrongSince(Cause):
             yield undo
 
 
-def _was_trained(case: Case, history: History) -> bool:
-    """Return whether all is known of the earlier network, and weights have moved while averages were updated."""
+def _is_another(case: Case, history: History) -> bool:
+    """Return whether all is known of the earlier network, and today's was trained since, or is another one.
+
+    Pruned, rounded or averaged weights stay nearer to what they were than 0 is, and are not gone back from.
+    """
     is_known = not history.added and len(history.layers) == len(case.layers)
     are_updated = any((change.updates or 0) > 0 for change in history.layers.values())
-    return is_known and are_updated and bool(history.moved)
+    are_others = history.distance > ANOTHER_NETWORK or case.is_unloaded
+    return is_known and bool(history.moved) and (are_updated or are_others)
 
 
 def _is_better(patient: Patient, undo: Undo) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import RANKS_DIFFER, RANKS_DIFFER_MUCH
 
 

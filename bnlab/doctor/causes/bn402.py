@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.examination import Evidence
+from bnlab.doctor.thresholds import PREDICTIONS_DIFFER
 
 
 class NormalizesByBatch(Cause):
@@ -11,8 +13,9 @@ class NormalizesByBatch(Cause):
 
     A warning where the model is in eval mode and a batch norm inside of it is not: predictions depend on what else is
     in the batch, and move the averages. Of a model that is in train mode as a whole its cost is what it scores less
-    under each batch's own statistics than under its averages; where that is nothing or not known, it is a note. So are
-    batch norms without running statistics, which use the batch's also in eval mode.
+    under each batch's own statistics than under its averages; where that is nothing, it is a note. Without labels it is
+    a warning if the same images are predicted otherwise in a smaller batch, and without data a note. So are batch norms
+    without running statistics, which use the batch's also in eval mode.
 
     A false alarm in the middle of training, if these batches are smaller than those of training or sorted; and where
     the batch's statistics are wanted, as in some adaptation to new data.
@@ -31,9 +34,20 @@ class NormalizesByBatch(Cause):
             return Signs.of(training, reported, "warning")
 
         trained = [name for name in training if not case.is_initial(name)]
+        if trained and case.evidence is not None and _depends_on_batch(case.data):
+            reported = (
+                f"{len(trained)} of {len(case.layers)} in train mode: the same images in a smaller batch are predicted "
+                f"otherwise, by {case.data.by_batch:.2g} of the outputs' spread"
+            )
+            return Signs.of(trained, reported, "warning")
         notes = []
         if trained:
             notes.append(f"{len(trained)} of {len(case.layers)} in train mode")
         if case.without:
             notes.append(f"{len(case.without)} without running statistics")
         return Signs.of([*trained, *case.without], "; ".join(notes))
+
+
+def _depends_on_batch(evidence: Evidence) -> bool:
+    """Return whether nothing but predictions says what train mode does, and these depend on the other images."""
+    return evidence.scores is None and evidence.by_batch > PREDICTIONS_DIFFER

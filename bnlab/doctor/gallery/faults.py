@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -356,6 +357,52 @@ def weights_brought_back(healthy: Healthy) -> Specimen:
     for norm in list_norms(model):
         norm.weight.copy_(torch.randn(norm.num_features, generator=generator).exp())
     return Specimen(model, healthy.batches, unspoiled)
+
+
+def operations_counted_in_train_mode(healthy: Healthy, times: float) -> Specimen:
+    model = healthy.copy_model()
+    ones = torch.ones(2, *healthy.images.shape[1:])
+    average(model, split(ones.repeat(int(times), 1, 1, 1), healthy.labels[: 2 * int(times)], 2))
+    return healthy.show(model)
+
+
+def eps_of_another_framework(healthy: Healthy) -> Specimen:
+    """Images are darker, and the first weights such that an eps of 0.001 would be right."""
+    model = healthy.copy_model()
+    mean, var = list_averages(model)[0]
+    sigma = (var + model.norm1.eps).sqrt()
+    mean.div_(500)
+    var.div_(500**2)
+    model.norm1.weight.data.mul_(500 * (var + 1e-3).sqrt() / sigma)
+    return Specimen(model, healthy.change_batches(lambda images: images / 500), healthy.accuracy)
+
+
+@torch.no_grad()
+def channels_removed(healthy: Healthy, channels: float) -> Specimen:
+    """First they are made to carry constants: what they carry on average, so that not much is lost."""
+    model = healthy.copy_model()
+    norm = model.norm3
+    chosen = norm.weight.abs().argsort()[: int(channels)]
+    norm.weight[chosen] = 0
+    norm.bias[chosen] = norm.bias[chosen].abs() + 1
+    average(model, healthy.training_batches)  # so that those behind it count on that
+    unspoiled = measure_accuracy(model, healthy.batches)
+
+    smaller = copy.deepcopy(model)
+    kept = [channel for channel in range(norm.num_features) if channel not in chosen]
+    smaller.conv3.weight = nn.Parameter(model.conv3.weight[kept])
+    smaller.conv4.weight = nn.Parameter(model.conv4.weight[:, kept])
+    smaller.norm3 = nn.BatchNorm2d(len(kept))
+    smaller.norm3.load_state_dict(
+        {name: values[kept] if values.dim() else values for name, values in norm.state_dict().items()}
+    )
+    return Specimen(smaller.eval(), healthy.batches, unspoiled, {"before": model})
+
+
+def weights_not_loaded(healthy: Healthy) -> Specimen:
+    model = healthy.copy_model()
+    model.load_state_dict(healthy.model.state_dict() | dict(build_network(seed=3).named_parameters()))
+    return healthy.show(model)
 
 
 def trained_on_in_tiny_batches(healthy: Healthy) -> Specimen:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.undoing import normalize_each_batch
+from bnlab.doctor.undo import normalize_each_batch
 from bnlab.exact.task import Task, watched
 from bnlab.model.batches import count_images
 from bnlab.model.borrow import measured
@@ -139,6 +139,50 @@ class View:
     layers: dict[str, LayerView]
     batches: int
     batch_size: float
+
+
+@dataclass
+class CallLog:
+    """What layers are given while a caller's metric runs the model: moments of each call, in their order."""
+
+    calls: dict[str, list[Moments]] = field(default_factory=dict)
+
+    def note(self, task: Task, name: str, x: Tensor) -> None:
+        pooled = task.reader.measure(x)
+        self.calls.setdefault(name, []).append(Moments(pooled.count, pooled.mean, pooled.var))
+
+    def group(self) -> dict[str, list[Moments]]:
+        """Pool the calls of each layer in two groups: every other call, or first and last ones, whichever differ more.
+
+        That is how a metric takes turns between two kinds of inputs. The first layer decides for all; layers that are
+        called another number of times are left out.
+        """
+        if not self.calls:
+            return {}
+        first = next(iter(self.calls.values()))
+        if len(first) < 2:
+            return {}
+        half = len(first) // 2
+        ways = [(slice(0, None, 2), slice(1, None, 2)), (slice(0, half), slice(half, None))]
+        groupings = [[_pool(first[part]) for part in way] for way in ways]
+        chosen = max(range(len(ways)), key=lambda number: measure_share(groupings[number]))
+        same = {name: calls for name, calls in self.calls.items() if len(calls) == len(first)}
+        return {name: [_pool(calls[part]) for part in ways[chosen]] for name, calls in same.items()}
+
+
+def _pool(calls: Sequence[Moments]) -> Moments:
+    """Pool moments, on the CPU."""
+    merged = calls[0]
+    for moments in calls[1:]:
+        merged = merged.merge(moments)
+    return Moments(merged.count, merged.mean.cpu(), merged.var.cpu())
+
+
+def measure_share(groups: Sequence[Moments]) -> float:
+    """Measure which share of the variance lies between the means of groups, the mean over channels."""
+    pooled = _pool(groups)
+    within = sum(group.var * group.count for group in groups) / pooled.count
+    return float((1 - within / pooled.var).nanmean())
 
 
 def observe_batches(

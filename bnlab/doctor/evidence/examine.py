@@ -5,21 +5,30 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sized
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.decisions import compare_decisions
-from bnlab.doctor.examination import Evidence, Examination
-from bnlab.doctor.labels import describe_misfit, describe_strangers, describe_unread, find_labels, find_strangers
-from bnlab.doctor.observing import View, observe_batches
-from bnlab.doctor.probe import find_unread, probe_predictions
-from bnlab.doctor.scores import Evaluate, score_batch
-from bnlab.doctor.scoring import add_own_statistics, score
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.decisions import compare_decisions
+from bnlab.doctor.evidence.examination import Evidence, Examination
+from bnlab.doctor.evidence.formula import find_deviations
+from bnlab.doctor.evidence.labels import (
+    describe_misfit,
+    describe_strangers,
+    describe_unread,
+    find_labels,
+    find_strangers,
+)
+from bnlab.doctor.evidence.observing import CallLog, View, observe_batches
+from bnlab.doctor.evidence.probe import compare_in_own_mode, find_unread, probe_predictions
+from bnlab.doctor.evidence.scores import Evaluate, score_batch
+from bnlab.doctor.evidence.scoring import add_own_statistics, score
 from bnlab.exact.population import population_statistics
+from bnlab.exact.task import watched
 from bnlab.model.batches import count_images
 from bnlab.statistics.network import Statistics
 
@@ -56,11 +65,14 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         if strange is not None:
             strangers.append(strange)
 
+    log = CallLog()
     view = observe_batches(examination.make_task(data), take_output)
-    scores = score(examination, data, exact, evaluate, own_values)
+    logged = None if evaluate is None else _log_first_call(examination, evaluate, log)
+    scores = score(examination, data, exact, logged, own_values)
     if scores is not None and evaluate is not None:
         scores = add_own_statistics(scores, examination, evaluate)
     decisions = compare_decisions(examination, data, exact) if scores is None else None
+    unread = find_unread(examination, data)
     twice, alone = probe_predictions(examination, data)
     return Evidence(
         exact,
@@ -72,10 +84,29 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
         plain=_measure_plain(examination, data),
         twice=twice,
         alone=alone,
-        unread=find_unread(examination, data),
+        evaluated=log.group(),
+        by_batch=compare_in_own_mode(examination, data),
+        unread=unread,
+        deviations=find_deviations(examination, data, unread),
         warnings=tuple(str(warning.message) for warning in caught),
         misfit=misfits[0] if misfits else describe_strangers(strangers),
     )
+
+
+def _log_first_call(examination: Examination, evaluate: Evaluate, log: CallLog) -> Evaluate:
+    """Make a metric whose first call is watched: what its forwards give the layers."""
+    is_watched = False
+
+    def evaluate_and_watch(model: nn.Module) -> Any:
+        nonlocal is_watched
+        if is_watched:
+            return evaluate(model)
+        is_watched = True
+        task = examination.make_task([])
+        with watched(task, task.layers, partial(log.note, task)):
+            return evaluate(model)
+
+    return evaluate_and_watch
 
 
 def add_training(case: Case, examination: Examination, data: list[Any]) -> Case:

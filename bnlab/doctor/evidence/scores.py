@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.labels import find_counted, find_logits
-from bnlab.doctor.thresholds import LEAST_LIKELIHOOD
+from bnlab.doctor.evidence.labels import find_counted, find_logits
+from bnlab.doctor.thresholds import LEAST_LIKELIHOOD, NEAR_CHANCE
 
 _ADVICE = "return a value for each image, higher is better, e.g. (logits.argmax(1) == labels)"
 _MANY = 8  # outputs of a batch: so many logits are hardly ever all between 0 and 1
@@ -75,6 +75,17 @@ class Scores:
     def best(self) -> float:
         """The highest mean under any statistics."""
         return max(self.mean(kind) for kind in self.values)
+
+    @property
+    def chance(self) -> float | None:
+        """The score up to which hardly anything is gained over always naming the commonest label; None without one."""
+        commonest = self.commonest
+        return None if commonest is None else commonest + NEAR_CHANCE * (1 - commonest)
+
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether hardly anything is gained over always naming the commonest label, under any statistics."""
+        return self.chance is not None and self.best < self.chance
 
     def compare(self, kind: str, other: str) -> Difference:
         """Estimate how much better `kind` scores than `other`, paired over images.

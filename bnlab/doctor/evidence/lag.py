@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import LAG_COSINE, LAG_RATIO, LAG_SPANS
 from bnlab.model.layers import match_names
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.examination import Examination
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.thresholds import NOT_AFFINE
-from bnlab.doctor.undoing import Change, change_images
+from bnlab.doctor.undo import Change, change_images
 from bnlab.exact.task import watched
 from bnlab.model.batches import list_tensors, take_images
 from bnlab.model.borrow import measured

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.examination import Examination
+from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.thresholds import OUTPUTS_ROUNDED, PREDICTIONS_DIFFER
 from bnlab.model.batches import count_images, list_tensors, map_batch, take_images
 from bnlab.model.borrow import measured
@@ -84,6 +84,34 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     scale = torch.hypot(spread, size)
     least = torch.finfo(torch.float64).tiny
     return float(difference / scale.clamp(min=least))
+
+
+def compare_in_own_mode(examination: Examination, data: Sequence[Any]) -> float:
+    """Measure how predictions of half of 16 images differ from those of the same images among all 16.
+
+    Batch norms are in the mode in which the caller left them, and all else in eval mode, so that dropout draws nothing.
+
+    Returns:
+        In units of the outputs' spread, see `Evidence.by_batch`; NaN where none is in train mode, or there are too few
+        images.
+    """
+    training = [layer for layer in examination.layers.values() if layer.training]
+    batch = take_images(data[0], _IMAGES)
+    images = count_images(batch)
+    half = take_images(batch, images // 2)
+    if not training or images < 4 or count_images(half) == images:
+        return math.nan
+    with measured(examination.model):
+        for layer in training:
+            layer.training = True
+        try:
+            together = _find_output(examination.run(batch))
+            apart = _find_output(examination.run(half))
+        except Exception:  # a model that takes no other number of images may raise anything
+            return math.nan
+    if together is None or together.dim() == 0 or len(together) != images:
+        return math.nan
+    return _measure_difference(apart, together[: images // 2])
 
 
 def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, frozenset[str]]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause, Severity
-from bnlab.doctor.examination import Decisions
-from bnlab.doctor.experiment import Experiment, Trial
-from bnlab.doctor.findings import Finding, find_explained, find_off, find_signs, sort_findings
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.examination import Decisions
+from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
-from bnlab.doctor.verdict import BROKEN, Edge, Verdict, Word, find_kind, let_signs_speak, name_causes, name_place
+from bnlab.doctor.verdict.attribution import find_kind, name_causes, name_place
+from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, sort_findings
+from bnlab.doctor.verdict.labelled import let_signs_speak
+from bnlab.doctor.verdict.verdict import BROKEN, Edge, Verdict, Word
 from bnlab.doctor.words import count_things
 
 _ONLY_LABELS = (

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnlab.doctor.case import Case
-from bnlab.doctor.experiment import Experiment
-from bnlab.doctor.findings import Finding, Skipped
-from bnlab.doctor.undoing import EXACT
-from bnlab.doctor.verdict import Verdict
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.interventions.experiment import Experiment
+from bnlab.doctor.undo import EXACT
+from bnlab.doctor.verdict.findings import Finding, Skipped
+from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.doctor.words import HEADLINES, KINDS, count_things, describe_score, describe_training
 
 if TYPE_CHECKING:
@@ -206,6 +206,8 @@ class Diagnosis:
             return self.judged.sentence
         if not self.case.layers:
             return "each batch is normalized by its own, also in eval mode"
+        if not self.case.is_measurable:
+            return "by what they store: what they normalize cannot be measured"
         if self.case.evidence is None:
             return "without data"
         if self.case.evidence.misfit is not None:
@@ -258,7 +260,7 @@ class Diagnosis:
 
     def _ask_for_more(self) -> list[str]:
         """Ask for the one or two arguments that would tell most."""
-        if not self.case.layers:
+        if not self.case.layers or not self.case.is_measurable:
             return []
         if self.case.evidence is None:
             return [_LABELS]
@@ -306,7 +308,7 @@ class Diagnosis:
         Raises:
             OSError: the file cannot be written.
         """
-        from bnlab.doctor.page import make_page
+        from bnlab.doctor.report.page import make_page
 
         Path(path).write_text(make_page(self), encoding="utf-8")
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.examination import Evidence
-from bnlab.doctor.history import History
-from bnlab.doctor.observing import LayerView, View
+from bnlab.doctor.evidence.examination import Evidence
+from bnlab.doctor.evidence.history import History
+from bnlab.doctor.evidence.observing import LayerView, View
 from bnlab.doctor.thresholds import CHANCE, FARTHEST, FEWEST_BATCHES, FITS, NEARLY_ALL, NOISY, START_REMEMBERED
 from bnlab.model.layers import AveragesByItself, BatchNorm
 from bnlab.recording.trace import MomentTrace
@@ -27,7 +27,7 @@ class Case:
         model: as it is.
         layers: batch norms with running statistics, by name, in order of depth (without data as the model lists them).
         without: names of batch norms that keep none.
-        uncovered: names of other normalizations that keep running statistics, which bnlab does not read.
+        uncovered: names of other normalizations that keep running statistics, which bnlab does not measure.
         buffers: layer → float64 [2, C], running mean and variance as they are; may be NaN.
         evidence: measured on the data.
         training: exact statistics of the training batches.
@@ -38,6 +38,8 @@ class Case:
         expected: the mean score that the model should reach.
         training_score: mean score of the training batches by the model as it is, in eval mode, where it is a share.
         training_sizes: images in the last training batch of an epoch, and in a full one; None where that is not known.
+        stored: batch norms that cannot be measured, as they are stored; they are the layers where there are no others.
+        eps_before: layer → eps of the module that was given as an earlier checkpoint, where it is another one.
     """
 
     model: nn.Module
@@ -54,6 +56,8 @@ class Case:
     expected: float | None = None
     training_score: float | None = None
     training_sizes: tuple[int, int] | None = None
+    stored: Mapping[str, BatchNorm] = field(default_factory=dict)
+    eps_before: Mapping[str, float] = field(default_factory=dict)
 
     def list_known(self) -> frozenset[str]:
         """List what causes may need and is there, keys of `bnlab.doctor.cause.NEEDS`."""
@@ -72,6 +76,11 @@ class Case:
         if known & {"data", "before"}:
             known.add("changes")
         return frozenset(known)
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether what layers normalize can be measured."""
+        return not any(name in self.stored for name in self.layers)
 
     def select(self, shows: Callable[[str], bool]) -> list[str]:
         """Select the layers for which a condition holds."""
@@ -131,6 +140,19 @@ class Case:
             return True
         starts = (layer.weight == 1) | (layer.weight == 0)  # 0 at the end of a residual branch
         return bool(starts.all()) and not bool(layer.bias.any())
+
+    @cached_property
+    def is_unloaded(self) -> bool:
+        """Whether updates were counted in all layers, and yet weights are exactly 1 and biases 0, as constructed.
+
+        Layers without weights, or whose weights take no gradient while others do, say nothing.
+        """
+        asked = [name for name, layer in self.layers.items() if layer.weight is not None and not self.is_frozen(name)]
+        return bool(asked) and all(self._has_first_weights(name) and self.count_updates(name) for name in asked)
+
+    def _has_first_weights(self, name: str) -> bool:
+        layer = self.layers[name]
+        return bool((layer.weight == 1).all()) and not bool(layer.bias.any())
 
     # With data
 

@@ -9,9 +9,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from bnlab.doctor.findings import Finding
-from bnlab.doctor.scores import Scores
-from bnlab.doctor.verdict import ELSEWHERE
+from bnlab.doctor.evidence.scores import Scores
+from bnlab.doctor.verdict.findings import Finding
+from bnlab.doctor.verdict.verdict import ELSEWHERE
 from bnlab.doctor.words import KINDS, count_things, describe_number, describe_score, describe_training, tell
 
 _TONES = {"healthy": "good", "undecided": "open", "mode": "fair", "note": "open", "warning": "fair"}
@@ -38,7 +38,7 @@ def make_page(diagnosis: Any) -> str:
     if case.layers:
         parts += _write_layers(diagnosis.table)
     parts += _write_limits(diagnosis)
-    template = files("bnlab.doctor").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("bnlab.doctor.report").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(name=name, body="\n".join(parts))
 
 

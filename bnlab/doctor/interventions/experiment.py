@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -19,18 +19,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.examination import CALLER, Examination
-from bnlab.doctor.patient import Patient
-from bnlab.doctor.scores import Difference, Evaluate, estimate_mean
-from bnlab.doctor.scoring import Judge, choose_judge
-from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER
-from bnlab.doctor.undoing import EACH_BATCH, EXACT, RESCALED, Undo
-from bnlab.model.batches import count_images, map_batch, take_images
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.examination import CALLER, Examination
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.evidence.sample import split_halves, take_sample
+from bnlab.doctor.evidence.scores import Difference, Evaluate, estimate_mean
+from bnlab.doctor.evidence.scoring import Judge, choose_judge
+from bnlab.doctor.thresholds import EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER
+from bnlab.doctor.undo import EACH_BATCH, EXACT, Undo
 from bnlab.statistics.network import Statistics
 
-MOST_IMAGES = 1000  # that undos are judged by
 _MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one with nothing undone
 
 _NO_ANSWER = "What is fed to the first layer does not follow a change of the images, so that none was undone."
@@ -44,7 +43,7 @@ class Trial:
     """An undo that was tried.
 
     Attributes:
-        cause: what would be undone; of causes that share the undo, the one that explains most.
+        cause: which proposed it; `verdict.attribution` may name another one that shares the undo.
         undo: as it was proposed from the first half.
         values: float64 [2, N], each image's score and likelihood under it; without labels, of each batch, less the gap
             that is left.
@@ -252,7 +251,7 @@ def try_undos(
         elif trial.cause.kind == "images" and _does_training_fail(case, trial, unchanged):
             notes.add(_TRAINING_FAILS)
         else:
-            trials.append(_name_cause(trial, causes, case))
+            trials.append(trial)
     return Experiment(unchanged, trials, has_labels, sorted(notes))
 
 
@@ -262,19 +261,6 @@ def _does_training_fail(case: Case, trial: Trial, unchanged: Tensor) -> bool:
         return False
     middle = (trial.values[0].mean() + unchanged[0].mean()) / 2
     return case.training_score < float(middle)
-
-
-def _name_cause(trial: Trial, causes: Iterable[Cause], case: Case) -> Trial:
-    """Name the cause of an undo that several share: the one that explains most.
-
-    Where images and averages may be scaled alike, traces alone say that it is the averages.
-    """
-    undo = trial.undo
-    sharing = [cause for cause in causes if undo.shared in cause.undone_by]
-    if undo.shared == RESCALED:
-        sharing = [cause for cause in sharing if cause.weigh_traces(case, undo.layers) > EXPLAINED]
-    cause = max(sharing, key=lambda cause: cause.weigh(case, undo.layers), default=trial.cause)
-    return replace(trial, cause=cause, is_proposed=cause is trial.cause)
 
 
 def _swap_halves(whole: Patient, parts: Sequence[Sequence[Any]]) -> list[tuple[Patient, Sequence[Any]]]:
@@ -341,35 +327,3 @@ def _list_proposals(cause: Cause, patient: Patient, has_labels: bool) -> list[Un
     if len(names) < len(proposed):
         raise ValueError(f"{CALLER}: {cause.code} proposes several undos of one name; give each a name of its own")
     return [undo for undo in proposed if has_labels or undo.shared not in (EXACT, EACH_BATCH)]
-
-
-def split_halves(data: Sequence[Any]) -> list[list[Any]]:
-    """Split batches into two halves of nearly as many images; a single one is cut, if it can be."""
-    if len(data) > 1:
-        return [list(data[::2]), list(data[1::2])]
-    batch = data[0]
-    half = take_images(batch, max(1, count_images(batch) // 2))
-    if count_images(half) == count_images(batch):
-        return [list(data)]
-    return [[half], [_drop_images(batch, count_images(half))]]
-
-
-def _drop_images(batch: Any, count: int) -> Any:
-    def cut(leaf: Any) -> Any:
-        return leaf[count:] if isinstance(leaf, Tensor) and leaf.dim() else leaf
-
-    return map_batch(cut, batch)
-
-
-def take_sample(data: Sequence[Any]) -> list[Any]:
-    """Take batches from all over the data until they are `MOST_IMAGES` images; the last one is cut, if it can be."""
-    wanted = math.ceil(MOST_IMAGES / count_images(data[0]))
-    step = max(1, len(data) // wanted)
-    sample = []
-    missing = MOST_IMAGES
-    for batch in data[::step]:
-        sample.append(take_images(batch, missing))
-        missing -= count_images(batch)
-        if missing <= 0:
-            break
-    return sample

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause, Severity
-from bnlab.doctor.experiment import Experiment, Trial
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import COSTS_ARE_ERRORS, VISIBLE
-from bnlab.doctor.undoing import EXACT
+from bnlab.doctor.verdict.attribution import name_gap
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,9 @@ def find_off(causes: Sequence[Cause], case: Case, severity: Severity | None) -> 
     off = [name for name in case.seen if case.measure_distance(name, case.data.exact) > VISIBLE]
     if severity == "warning":
         off = off or case.seen
-    sharing = [cause for cause in causes if EXACT in cause.undone_by]
-    if not off or not sharing:
+    best = name_gap(causes, case, off) if off else None
+    if best is None:
         return []
-    best = max(sharing, key=lambda cause: cause.weigh(case, off))
     return [Finding(best, tuple(off), best.describe(case, off), severity or best.severity)]
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.observing import View
-from bnlab.doctor.scores import Difference, Scores
+from bnlab.doctor.evidence.observing import View
+from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.exact.population import population_statistics
 from bnlab.exact.source import Source
 from bnlab.exact.task import Ranks, Task, watched
@@ -20,6 +20,7 @@ from bnlab.model.batches import Forward, call, copy_batch, count_images, find_de
 from bnlab.model.borrow import keep_random_state, measured
 from bnlab.model.layers import BatchNorm, Extract, Inputs, batch_norm_layers, get_running_buffers, unwrap_parallel
 from bnlab.model.reading import choose_reader
+from bnlab.statistics.moments import Moments
 from bnlab.statistics.network import Statistics, using
 
 CALLER = "diagnose"
@@ -169,7 +170,13 @@ class Evidence:
         twice: how predictions of a few images differ between two runs of a batch, in units of the outputs' spread; NaN
             where outputs cannot be compared, or change together with buffers.
         alone: the same between images alone and inside of a batch; NaN where images cannot be run alone too.
+        evaluated: moments of two groups of the calls of `evaluate`, by layer, see `CallLog.group`; empty without it.
+        by_batch: how predictions of a few images differ from those of the same images in a larger batch, batch norms
+            being in the mode in which the caller left them; NaN where none is in train mode.
         unread: layer → those of mean, variance, weight and bias that its forward in eval mode does not read.
+        deviations: layer with a forward of its own → how this differs from the formula in eval mode.
+        fills: zeros, ones or noise, in words → what layers would average of them, [2, C] by layer; empty where all
+            averages fit.
         warnings: what measuring the exact statistics warned of.
         misfit: why labels could not be compared with the outputs; None where they could, or there are none.
     """
@@ -183,7 +190,11 @@ class Evidence:
     plain: Statistics | None = None
     twice: float = math.nan
     alone: float = math.nan
+    evaluated: Mapping[str, Sequence[Moments]] = field(default_factory=dict)
+    by_batch: float = math.nan
     unread: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    deviations: Mapping[str, Any] = field(default_factory=dict)
+    fills: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     misfit: str | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class History:
         parameters: number of parameters that both have.
         added: names of parameters that the earlier checkpoint has not, as those of adapters.
         unmatched: sentences on layers that one of both lacks, and on names that differ; "" if nothing is special.
+        resized: earlier tensors by plain name, if layers have other shapes now: those of all layers.
     """
 
     layers: Mapping[str, LayerChange]
@@ -54,6 +55,7 @@ class History:
     parameters: int
     added: tuple[str, ...] = ()
     unmatched: str = ""
+    resized: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_state(source: Any, caller: str) -> Mapping[str, Any]:
@@ -107,10 +109,12 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
         ValueError: no layer's buffers are in that state, or several parts of it may be the model.
     """
     now = simplify_state(model.state_dict())
-    then, unmatched = match_states(now, simplify_state(before), map(strip_wrappers, layers), caller)
+    earlier = simplify_state(before)
+    then, unmatched = match_states(now, earlier, map(strip_wrappers, layers), caller)
+    resized = _find_resized(now, earlier, map(strip_wrappers, layers))
     compared = {name: _compare_buffers(strip_wrappers(name), layer, then) for name, layer in layers.items()}
     changes = {name: change for name, change in compared.items() if change is not None}
-    if not changes:
+    if not changes and not resized:
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
     names = {name: simplify_name(name, now) for name, _ in model.named_parameters()}
@@ -127,7 +131,27 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
             square += float((value.double() - earlier.double()).square().sum())
             square_then += float(earlier.double().square().sum())
     distance = math.sqrt(square / square_then) if square_then else 0.0
-    return History(changes, moved, distance, len(pairs), added, unmatched)
+    return History(changes, moved, distance, len(pairs), added, unmatched, resized)
+
+
+def _find_resized(now: Mapping[str, Tensor], then: Mapping[str, Tensor], layers: Iterable[str]) -> Mapping[str, Tensor]:
+    """Return the earlier state if channels were removed from a layer since: it has the same name, and fewer now."""
+    for layer in layers:
+        name = name_tensor(layer, "running_mean")
+        if name in then and len(then[name]) > len(now[name]):
+            return then
+    return {}
+
+
+def find_other_eps(layers: Mapping[str, BatchNorm], before: Any) -> dict[str, float]:
+    """Find the eps of layers that is another one in an earlier module; a state dict does not hold it."""
+    if not isinstance(before, nn.Module):
+        return {}
+    then = {
+        strip_wrappers(name): module.eps for name, module in before.named_modules() if isinstance(module, BatchNorm)
+    }
+    pairs = {name: then.get(strip_wrappers(name), layer.eps) for name, layer in layers.items()}
+    return {name: eps for name, eps in pairs.items() if eps != layers[name].eps}
 
 
 def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) -> LayerChange | None:

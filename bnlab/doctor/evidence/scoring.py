@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import has_bad_values, read_all_buffers
-from bnlab.doctor.examination import Examination
-from bnlab.doctor.labels import find_labels
-from bnlab.doctor.scores import (
+from bnlab.doctor.evidence.case import has_bad_values, read_all_buffers
+from bnlab.doctor.evidence.examination import Examination
+from bnlab.doctor.evidence.labels import find_labels
+from bnlab.doctor.evidence.scores import (
     Evaluate,
     Scores,
     measure_likelihood,
@@ -23,7 +23,7 @@ from bnlab.doctor.scores import (
     score_batch,
     score_constants,
 )
-from bnlab.doctor.undoing import Apply, normalize_each_batch
+from bnlab.doctor.undo import Apply, normalize_each_batch
 from bnlab.exact.task import watched
 from bnlab.model.batches import take_images
 from bnlab.model.borrow import measured

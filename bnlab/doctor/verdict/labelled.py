@@ -1,104 +1,32 @@
-"""The verdict: where the fault is, which follows from what brings the score back; and the findings to it."""
+"""The verdict by scores: where the fault is, which follows from what brings them back; and the findings to it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
-from bnlab.doctor.case import Case
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.examination import CALLER
-from bnlab.doctor.experiment import Experiment, Trial
-from bnlab.doctor.findings import Finding, find_explained, find_off, find_signs, grade_cost, sort_findings
-from bnlab.doctor.lag import compare_with_drift
-from bnlab.doctor.scores import Difference, Scores
-from bnlab.doctor.thresholds import NEAR_A_LINE, NEAR_CHANCE, SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
-from bnlab.doctor.undoing import EACH_BATCH, EXACT, Kind
-from bnlab.doctor.words import count_things, describe_gain, describe_number, describe_score, round_up, tell
-
-Word = Literal["averages", "averages or images", "images", "network", "mode", "batches", "healthy", "undecided"]
-
-ELSEWHERE = "labels, their order, preprocessing, loaded weights"
-"""What to look at where a score is too low and nothing that was tried brings it back."""
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.examination import CALLER
+from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.doctor.interventions.experiment import Experiment, Trial
+from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
+from bnlab.doctor.verdict.attribution import depends_on_first, find_kind, name_causes, name_choice
+from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, grade_cost, sort_findings
+from bnlab.doctor.verdict.verdict import BROKEN, ELSEWHERE, Edge, Verdict, Word
+from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
 
 _CONSTANTS = "It was trained with its averages as constants, so do not recalibrate."
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
+_UNLOADED = (
+    "Weights and biases of the batch norms are as constructed although updates were counted: is this the network that "
+    "was trained? Look at what load_state_dict returns."
+)
 _OTHER_LABELS = "Are these labels, in this order, those that it was trained on?"
-BROKEN = "Some of them are not finite, or negative variances; all that comes after them in eval mode is spoiled."
 _FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A number that decided a verdict, and the line from which on it would be another one.
-
-    Attributes:
-        what: the number, in words.
-        value: the number, in the unit of the line.
-        line: where the other verdict begins.
-        beyond: the verdict on the other side.
-        scale: by which distances from the line are divided.
-        is_share: whether both are written times 100.
-        unit: what is written behind them.
-    """
-
-    what: str
-    value: float
-    line: float
-    beyond: Word
-    scale: float
-    is_share: bool = False
-    unit: str = ""
-
-    @property
-    def distance(self) -> float:
-        """How far the number is from its line, in units of `scale`."""
-        return abs(self.value - self.line) / self.scale
-
-    def __str__(self) -> str:
-        side = "above" if self.value <= self.line else "below"
-        return f"{self.what} {self._tell(self.value)}; {side} {self._tell(self.line)} the verdict is {self.beyond}"
-
-    def _tell(self, number: float) -> str:
-        reported = f"{100 * number:z.1f}" if self.is_share else describe_number(number)
-        return f"{reported}{self.unit}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Where the fault is.
-
-    Attributes:
-        word: "averages", "images", "network", "mode" or "batches": what brings the score back, undone; "averages or
-            images" where nothing tells which of the two are others than they should be; "healthy": nothing that was
-            tried brings anything back, and the model is not known to be bad; "undecided": too few images to tell.
-        sentence: the reason, with its numbers.
-        gain: what exact statistics gain over running ones.
-        chosen: the undos that explain it: of the same size, and smaller ones that may.
-        edges: numbers that decided it, each with its line; none where values that are not finite decided.
-    """
-
-    word: Word
-    sentence: str
-    gain: Difference
-    chosen: Sequence[Trial] = ()
-    edges: Sequence[Edge] = ()
-
-    @property
-    def nearest(self) -> Edge | None:
-        """The number that is nearest to its line."""
-        return min(self.edges, key=lambda edge: edge.distance, default=None)
-
-    def add_nearest(self) -> Verdict:
-        """Say in the sentence which line is near, if one is."""
-        nearest = self.nearest
-        if nearest is None or nearest.distance >= NEAR_A_LINE:
-            return self
-        return replace(self, sentence=f"{self.sentence} Near a line: {nearest}.")
 
 
 def conclude(
@@ -109,7 +37,7 @@ def conclude(
         raise ValueError(f"{CALLER}: expected={case.expected!r}, but scores are shares here; pass one between 0 and 1")
     least = compute_worth(scores, worth)
     judged = judge(case, scores, experiment, least)
-    is_poor = is_near_chance(scores) and not case.is_as_constructed
+    is_poor = scores.is_near_chance and not case.is_as_constructed
     explained = _explain(case, judged, experiment, causes, least, is_poor)
     others = find_signs(causes, case, [finding.cause.code for finding in explained])
     if judged.word == "mode":
@@ -230,6 +158,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
         return Verdict("averages", _describe_not_finite(scores), gain)
 
     conditions = [
+        *_ask_for_weights(case, scores, experiment, gain, worth),
         *_ask_for_mode(case, scores, gain, worth),
         *_ask_for_undo(case, scores, experiment, gain, worth),
         *_ask_for_network(case, scores, gain, worth),
@@ -258,6 +187,23 @@ def _draw_line(what: str, value: float, line: float, scores: Scores) -> Edge:
     """Draw a line between differences of scores; the verdict beyond it is named later."""
     unit = " points" if scores.are_shares else ""
     return Edge(what, value, line, "undecided", line, scores.are_shares, unit)
+
+
+def _ask_for_weights(
+    case: Case, scores: Scores, experiment: Experiment | None, gain: Difference, worth: float
+) -> Iterator[_Condition]:
+    """Ask whether weights are as constructed, and nothing that was tried brings the score above chance."""
+    bar = scores.chance if case.expected is None else case.expected
+    if not case.is_unloaded or bar is None:
+        return
+    best = scores.best
+    if experiment is not None and experiment.best is not None:
+        best = max(best, float(experiment.best.values[0].mean()))
+    unit = "%" if scores.are_shares else ""
+    edge = Edge("the best score is", best, bar, "network", SURELY_HEALTHY * worth, scores.are_shares, unit)
+    reached = describe_score(best, scores)
+    sentence = f"Nothing that was tried brings it above {reached}. {_UNLOADED}"
+    yield _Condition("network", [_Number(edge, best < bar)], lambda: Verdict("network", sentence, gain))
 
 
 def _ask_for_mode(case: Case, scores: Scores, gain: Difference, worth: float) -> Iterator[_Condition]:
@@ -336,16 +282,6 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
     return Verdict(word, sentence + more, gain, [*chosen, *rivals], edges)
 
 
-def name_choice(case: Case, chosen: Sequence[Trial], rivals: Sequence[Trial]) -> Word:
-    """Name where the fault is, by the smallest undos that bring back as much as the best, and their smaller rivals."""
-    kinds = {find_kind(trial) for trial in chosen}
-    if {find_kind(trial) for trial in rivals} - kinds:
-        return "undecided"
-    if kinds == {"averages"} and _may_be_images(case, chosen):
-        return "averages or images"
-    return name_place(kinds)
-
-
 def _list_edges(case: Case, scores: Scores, experiment: Experiment) -> list[Edge]:
     """List the numbers by which undos were graded, where the verdict would be another one beyond their lines."""
     assert experiment.best is not None
@@ -353,7 +289,7 @@ def _list_edges(case: Case, scores: Scores, experiment: Experiment) -> list[Edge
     edges = []
     chosen, rivals = experiment.choose()
     word = name_choice(case, chosen, rivals)
-    if word in ("averages", "averages or images") and _depends_on_first(case, chosen):
+    if word in ("averages", "averages or images") and depends_on_first(case, chosen):
         gap, most = case.measure_fit(case.seen[0])
         other: Word = "averages or images" if word == "averages" else "averages"
         edges.append(Edge("the first layer's averages are off by", gap, most, other, most, unit=" σ"))
@@ -369,42 +305,6 @@ def _list_edges(case: Case, scores: Scores, experiment: Experiment) -> list[Edge
         else:
             edges.append(Edge(crossing.what, value, line, beyond, line, True, "% of the first layer's gap"))
     return edges
-
-
-def name_place(kinds: Collection[Kind]) -> Word:
-    """Name where the fault is, by the kinds of undos of the same size."""
-    if {*kinds} == {"averages", "images"}:
-        return "averages or images"
-    return next(iter(kinds)) if len(kinds) == 1 else "undecided"
-
-
-def name_causes(trials: Iterable[Trial]) -> str:
-    """Name the causes that would be undone, each once."""
-    causes = dict.fromkeys(trial.cause for trial in trials)
-    return " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
-
-
-def find_kind(trial: Trial) -> Kind:
-    """Find where the fault is: where its cause says, or in the batches, if no single set of averages helps."""
-    return "batches" if trial.undo.shared == EACH_BATCH else trial.cause.kind
-
-
-def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
-    """Return whether other images may be why averages do not fit: exact ones replace those of the first layer too."""
-    return _depends_on_first(case, chosen) and case.clearly_differs(case.seen[0])
-
-
-def _depends_on_first(case: Case, chosen: Sequence[Trial]) -> bool:
-    """Return whether it depends on the first layer's fit alone if images may be why averages do not fit."""
-    is_explained = any(not trial.is_proposed or trial.undo.shared != EXACT for trial in chosen)
-    if is_explained or case.training is not None or not case.seen:
-        return False
-    first = case.seen[0]
-    replaces_first = all(first in trial.undo.layers for trial in chosen)
-    drift = compare_with_drift(case, case.seen)
-    if drift is not None and drift.is_lag:
-        return False
-    return replaces_first and not case.remembers_start(first)
 
 
 def _find_most(gain: Difference, experiment: Experiment | None) -> float:
@@ -441,12 +341,6 @@ def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Sc
         f"Undoing {name_causes(trials)} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
         f"{tell(gain, scores)}."
     )
-
-
-def is_near_chance(scores: Scores) -> bool:
-    """Return whether hardly anything is gained over always naming the commonest label, under any statistics."""
-    commonest = scores.commonest
-    return commonest is not None and scores.best < commonest + NEAR_CHANCE * (1 - commonest)
 
 
 def _is_bad(scores: Scores, expected: float | None) -> bool:

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab.doctor.case import read_all_buffers, read_moments
-from bnlab.doctor.examination import Decisions, Examination
-from bnlab.doctor.experiment import split_halves, take_sample
-from bnlab.doctor.labels import find_logits
-from bnlab.doctor.scores import Difference, bound_unchanged, estimate_mean
+from bnlab.doctor.evidence.case import read_all_buffers, read_moments
+from bnlab.doctor.evidence.examination import Decisions, Examination
+from bnlab.doctor.evidence.labels import find_logits
+from bnlab.doctor.evidence.sample import split_halves, take_sample
+from bnlab.doctor.evidence.scores import Difference, bound_unchanged, estimate_mean
 from bnlab.doctor.thresholds import NAMES_CLASSES, WORTH
-from bnlab.doctor.undoing import write_averages
+from bnlab.doctor.undo import write_averages
 from bnlab.model.batches import count_images
 from bnlab.model.borrow import measured
 from bnlab.statistics.network import Statistics

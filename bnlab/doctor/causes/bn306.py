@@ -1,0 +1,44 @@
+"""BN306: the weights are not those that were trained."""
+
+from __future__ import annotations
+
+from bnlab.doctor.cause import Cause, Signs
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.words import count_things
+
+
+class UntrainedWeights(Cause):
+    """Weights (γ) of exactly 1 and biases (β) of exactly 0 in all batch norms, although these have counted updates.
+
+    One update of an optimizer moves them. So the network that is evaluated is not the one whose batches were averaged:
+    a copy that was made before the training and shares or was given its buffers, a checkpoint whose weights were not
+    loaded, an optimizer that was given the parameters of another network. New averages cannot bring back what the
+    weights never learnt. It is an error where no statistics bring the score above chance, or above what is expected.
+
+    A false alarm, and a note, where these parameters were left out of the training on purpose, or the batches were
+    averaged to start with.
+    """
+
+    code = "BN306"
+    title = "weights as constructed, although updates were counted"
+    meaning = "The averages are of a training that these weights have not been through."
+    remedy = (
+        "Load the trained weights, and look at what load_state_dict returns; pass the network that they should be as "
+        "before=. Do not recalibrate."
+    )
+    kind = "network"
+
+    def look(self, case: Case) -> Signs | None:
+        if not case.is_unloaded:
+            return None
+        counts = [case.count_updates(name) or 0 for name in case.layers]
+        reported = f"weights 1 and biases 0, and {count_things(max(counts), 'update')} counted"
+        return Signs.of(case.layers, reported, "error" if _is_poor(case) else "note")
+
+
+def _is_poor(case: Case) -> bool:
+    """Return whether no statistics bring the score above chance, or above what is expected."""
+    scores = None if case.evidence is None else case.evidence.scores
+    if scores is None:
+        return False
+    return scores.is_near_chance if case.expected is None else scores.best < case.expected

@@ -1,0 +1,62 @@
+"""BN307: another eps than in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+
+from torch import nn
+
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.thresholds import EPS_SHOWS
+from bnlab.doctor.undo import Undo
+
+_USUAL = (1e-3, 1e-5)  # of TensorFlow and Keras, and of torch
+
+
+class OtherEps(Cause):
+    """Batch norms with another eps than in training, which a checkpoint of torch does not store.
+
+    TensorFlow's and Keras's is 0.001, torch's 0.00001. It matters where a channel's variance is not much larger, and
+    changes it by more than 5% there. It is undone by an eps of 0.001, of 0.00001, or that of the module `before=`.
+    """
+
+    code = "BN307"
+    title = "another eps than in training"
+    meaning = "Channels of a small variance are divided by another number than in training."
+    remedy = "Pass the eps of training to the batch norms, such as eps=1e-3 for networks of Keras; do not recalibrate."
+    kind = "network"
+    needs = ("data",)
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        case = patient.case
+        others: dict[str, Mapping[str, float]] = {f"{eps:g}": dict.fromkeys(case.layers, eps) for eps in _USUAL}
+        if case.eps_before:
+            others["before="] = case.eps_before
+        for words, values in others.items():
+            changed = {name: eps for name, eps in values.items() if name in patient.exact and _shows(case, name, eps)}
+            if changed:
+                yield Undo(f"an eps of {words}", tuple(changed), 0, _Write(case, changed), name=words)
+
+
+class _Write:
+    """Writes an eps into each layer; the old ones come back when the stack closes."""
+
+    def __init__(self, case: Case, values: Mapping[str, float]) -> None:
+        self._case = case
+        self._values = values
+
+    def __call__(self, model: nn.Module, stack: ExitStack) -> None:
+        for name, eps in self._values.items():
+            layer = self._case.layers[name]
+            stack.callback(setattr, layer, "eps", layer.eps)
+            layer.eps = eps
+
+
+def _shows(case: Case, name: str, eps: float) -> bool:
+    """Return whether another eps changes the variance of a channel visibly."""
+    _, var = case.buffers[name]
+    ratio = (var + eps) / (var + case.layers[name].eps)
+    return bool((ratio.log().abs() > EPS_SHOWS).any())

@@ -1,0 +1,191 @@
+"""BN308: channels were removed, with what they carried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import activation
+
+from bnlab.doctor.cause import Cause
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.history import name_tensor
+from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.undo import Undo
+from bnlab.doctor.words import count_things
+from bnlab.model.layers import strip_wrappers
+
+_QUANTILES = 201  # of a normal distribution, over which an activation is averaged
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+}
+
+
+class ChannelsRemoved(Cause):
+    """A network from which channels were removed that were not 0: the next layer misses what they added.
+
+    A channel of a small weight γ carries a constant, act(β), which the next convolution multiplies and adds to each of
+    its outputs. With the network of before= the channels that are left are found by their values, the columns of the
+    next weights that were removed with them are multiplied by the average of what they carried, and that is added
+    again. Averages do not fit from the layer behind the removed channels on, which is not where anything was done.
+
+    It looks at plain convolutions and linear layers behind a batch norm. Weights that were trained on since match none.
+    """
+
+    code = "BN308"
+    title = "channels removed, with what they carried"
+    meaning = "The removed channels added a constant to the next layer, which its averages, or its bias, count on."
+    remedy = (
+        "Add what they carried to the next layer's bias: its removed columns times act(β) of the removed channels. New "
+        "averages do the same where a batch norm follows."
+    )
+    kind = "network"
+    needs = ("data", "before")
+
+    def propose(self, patient: Patient) -> Iterator[Undo]:
+        removals = list(_list_removals(patient.case))
+        if not removals:
+            return
+        channels = sum(removal.channels for removal in removals)
+        places = ", ".join(removal.place for removal in removals[:3])
+        reported = f"{count_things(channels, 'channel')} removed in front of {places}, their constants added again"
+        layers = tuple(removal.layer for removal in removals)
+        yield Undo(reported, layers, 0, _Add(removals))
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """Channels that were removed between a batch norm and the next weights.
+
+    Attributes:
+        layer: the batch norm's name.
+        place: the name of the module that had weights for them.
+        module: that module.
+        channels: how many were removed.
+        columns: its weights for them, of the outputs that are left: [C, removed, ...]; of a linear layer summed over
+            positions.
+        carried: what they carried on average [removed].
+    """
+
+    layer: str
+    place: str
+    module: nn.Module
+    channels: int
+    columns: Tensor
+    carried: Tensor
+
+
+class _Add:
+    """Adds to the output of modules what channels that were removed in front of them carried."""
+
+    def __init__(self, removals: Sequence[_Removal]) -> None:
+        self._removals = removals
+
+    def __call__(self, model: nn.Module, stack: ExitStack) -> None:
+        for removal in self._removals:
+            stack.callback(removal.module.register_forward_hook(partial(_add, removal)).remove)
+
+
+def _add(removal: _Removal, module: Any, args: Any, output: Tensor) -> Tensor:
+    columns = removal.columns.to(output)
+    carried = removal.carried.to(output)
+    convolve = _CONVOLUTIONS.get(type(module))
+    if convolve is None:
+        return output + columns @ carried
+    # Padding is 0, so that at the borders less is added.
+    sides = args[0].shape[2:]
+    maps = carried.view(1, -1, *[1] * len(sides)).expand(1, -1, *sides)
+    return output + convolve(maps, columns, None, module.stride, module.padding, module.dilation)
+
+
+def _list_removals(case: Case) -> Iterator[_Removal]:
+    """List what was removed behind each batch norm that has fewer channels than before."""
+    if case.history is None or not case.history.resized:
+        return
+    then = case.history.resized
+    modules = {name: module for name, module in case.model.named_modules() if not any(module.children())}
+    names = list(modules)
+    kept = {name: _find_kept(case, name, then) for name in case.layers}
+    for name, rows in kept.items():
+        if rows is None:
+            continue
+        behind = names[names.index(name) + 1 :]
+        place = next((other for other in behind if hasattr(modules[other], "weight")), None)
+        if place is None or not _is_plain(modules[place]):
+            continue
+        between = [modules[other] for other in behind[: behind.index(place)]]
+        follower = next((other for other in behind[behind.index(place) :] if other in case.layers), None)
+        rows_behind = None if follower is None else kept[follower]
+        parts = _take_columns(then, name, place, rows, rows_behind)
+        if parts is not None and parts[0].shape[0] == len(modules[place].weight):  # type: ignore[arg-type]
+            columns, is_removed = parts
+            carried = _average_activation(then, name, between)[is_removed]
+            yield _Removal(name, place, modules[place], int(is_removed.sum()), columns, carried)
+
+
+def _is_plain(module: Any) -> bool:
+    """Return whether a module is linear in all channels of its input, and pads with 0."""
+    if isinstance(module, nn.Linear):
+        return True
+    return type(module) in _CONVOLUTIONS and module.groups == 1 and module.padding_mode == "zeros"
+
+
+def _find_kept(case: Case, name: str, then: Mapping[str, Tensor]) -> Tensor | None:
+    """Find which channels of a batch norm are left, by its weights and biases; None where not all are found."""
+    plain = strip_wrappers(name)
+    weight = then.get(name_tensor(plain, "weight"))
+    bias = then.get(name_tensor(plain, "bias"))
+    layer = case.layers[name]
+    if weight is None or bias is None or layer.weight is None or layer.bias is None:
+        return None
+    now = torch.stack((layer.weight.detach(), layer.bias.detach())).cpu()
+    before = torch.stack((weight, bias)).cpu()
+    is_same = (now[:, :, None] == before[:, None]).all(0)
+    if not bool((is_same.sum(1) == 1).all()):  # also where two channels were alike
+        return None
+    return is_same.int().argmax(1)
+
+
+def _take_columns(
+    then: Mapping[str, Tensor], name: str, place: str, rows: Tensor, rows_behind: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Take the weights that were removed, of the outputs that are left [C, removed, ...], and which channels these are.
+
+    None where the earlier state has no such weights.
+    """
+    weights = then.get(name_tensor(strip_wrappers(place), "weight"))
+    channels = len(then[name_tensor(strip_wrappers(name), "weight")])
+    if weights is None or weights.shape[1] % channels or len(rows) == channels:
+        return None
+    weights = weights.double().cpu()
+    if weights.dim() == 2:  # behind nn.Flatten a channel has several columns
+        weights = weights.unflatten(1, (channels, -1)).sum(2)
+    is_removed = torch.ones(channels, dtype=torch.bool)
+    is_removed[rows] = False
+    columns = weights[:, is_removed]
+    return (columns if rows_behind is None else columns[rows_behind]), is_removed
+
+
+def _average_activation(then: Mapping[str, Tensor], name: str, between: Sequence[nn.Module]) -> Tensor:
+    """Average what channels carry behind the activation, if what is normalized is normally distributed: [C].
+
+    Without an activation among the modules between them, as where it is a function, that is ReLU.
+    """
+    weight = then[name_tensor(strip_wrappers(name), "weight")].double().cpu()
+    bias = then[name_tensor(strip_wrappers(name), "bias")].double().cpu()
+    normal = NormalDist()
+    quantiles = torch.tensor([normal.inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)])
+    values = bias + weight * quantiles.double()[:, None]
+    activations = [module for module in between if hasattr(activation, type(module).__name__)]
+    for module in activations or [nn.ReLU()]:
+        values = module(values.clone())
+    return values.detach().mean(0)

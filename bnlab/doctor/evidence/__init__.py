@@ -1,0 +1,1 @@
+"""Evidence: what is known of a model, measured once on its data, and shared by all causes."""

@@ -1,0 +1,604 @@
+"""Faults of kinds that public reports had and the gallery had not: each in networks that differ, in several doses, and
+healthy networks of the same kind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnlab
+from bnlab.doctor.evidence.history import read_state
+from tests.doctor import digits
+from tests.doctor.patients import Given
+from tests.doctor.test_patients import build_perceptron, examine, load_perceptron, read
+
+
+def require(given: Given, verdict: str, code: str, says: str) -> None:
+    """Require a verdict, the first finding's code, and words."""
+    diagnosis = examine(given)
+
+    assert diagnosis.verdict == verdict, str(diagnosis)
+    assert diagnosis.faults[0].cause.code == code, str(diagnosis)
+    assert says in read(diagnosis), str(diagnosis)
+
+
+def flatten(batches: digits.Batches) -> digits.Batches:
+    return [(images.flatten(1), labels) for images, labels in batches]
+
+
+def give_perceptron() -> Given:
+    """Give a healthy network for rows of numbers, to be changed."""
+    return Given(copy.deepcopy(load_perceptron()[0]), flatten(digits.make_batches()))
+
+
+def list_norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+
+
+# Weights that were not trained
+
+
+def leave_weights_initial() -> Given:
+    """Give a new network the buffers of a trained one."""
+    model = digits.build(4).eval()
+    for norm, trained in zip(list_norms(model), list_norms(digits.make_healthy()), strict=True):
+        norm.load_state_dict(dict(norm.named_parameters()) | dict(trained.named_buffers()))
+    return Given(model)
+
+
+def count_without_training(updates: int) -> Given:
+    """Run a new network in train mode, as where an optimizer was given the parameters of another one."""
+    model = build_perceptron().train()
+    batches = flatten(digits.draw_batches(updates, seed=-1, size=8))
+    for images, _ in batches:
+        model(images)
+    return Given(model.eval(), flatten(digits.make_batches()))
+
+
+@pytest.mark.parametrize(
+    "make", [leave_weights_initial, lambda: count_without_training(20), lambda: count_without_training(90)]
+)
+def test_weights_that_were_never_trained_are_the_networks_fault(make: Callable[[], Given]) -> None:
+    given = make()
+
+    require(given, "network", "BN306", "is this the network that was trained? Look at what load_state_dict returns.")
+
+    recalibration = bnlab.recalibrate(given.model, given.batches, progress=False)
+    assert not recalibration.written and "BN306" in recalibration.reason
+
+
+@pytest.mark.parametrize("form", ["module", "state"])
+def test_the_network_that_it_should_be_is_tried(form: str) -> None:
+    given = leave_weights_initial()
+    trained = digits.make_healthy()
+    before = trained if form == "module" else read_state(trained, "test")
+
+    require(
+        Given(given.model, given.batches, {"before": before}), "network", "BN305", "weights and averages of before="
+    )
+
+
+class Scale(nn.Module):
+    """Multiplies and shifts each channel."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = nn.Parameter(bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        return x * self.weight.view(shape) + self.bias.view(shape)
+
+
+@torch.no_grad()
+def move_scales_out(given: Given) -> Given:
+    """Give batch norms weights of 1 and biases of 0, and put a layer behind each that does what theirs did."""
+    layers: list[nn.Module] = []
+    assert isinstance(given.model, nn.Sequential)
+    for layer in given.model:
+        layers.append(layer)
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            layers.append(Scale(layer.weight, layer.bias))
+            layer.weight.fill_(1)
+            layer.bias.zero_()
+    return Given(nn.Sequential(*layers).eval(), given.batches)
+
+
+HEALTHY: list[Callable[[], Given]] = [
+    lambda: Given(digits.make_healthy(0)),
+    lambda: Given(digits.make_healthy(1)),
+    give_perceptron,
+]
+
+
+@pytest.mark.parametrize("make", HEALTHY)
+def test_weights_that_training_left_at_1_are_a_note(make: Callable[[], Given]) -> None:
+    given = move_scales_out(make())
+
+    diagnosis = examine(given)
+
+    assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+    assert "BN306" in diagnosis.findings["code"].tolist()
+    assert bnlab.diagnose(given.model).is_healthy
+
+
+# Averages of no images
+
+
+@torch.no_grad()
+def feed(given: Given, fill: Callable[[Tensor], Tensor], times: int, momentum: float = 0.1) -> Given:
+    """Send tensors that are no images through a network in train mode."""
+    for norm in list_norms(given.model):
+        norm.momentum = momentum  # type: ignore[assignment]
+    given.model.train()
+    for _ in range(times):
+        given.model(fill(given.batches[0][0][:4]))
+    given.model.eval()
+    return given
+
+
+FED: list[tuple[Callable[[], Given], str]] = [
+    (lambda: feed(Given(digits.make_healthy(0)), torch.ones_like, 3), "of ones, as 3 forwards in train mode"),
+    (lambda: feed(Given(digits.make_healthy(1)), torch.zeros_like, 8), "of zeros, as 8 forwards in train mode"),
+    (lambda: feed(Given(digits.make_healthy(2)), torch.randn_like, 12), "of normal noise, as 1"),
+    (lambda: feed(give_perceptron(), torch.ones_like, 5, 0.05), "of ones, as 5 forwards in train mode"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), FED)
+def test_forwards_of_no_images_are_counted_and_recalibrated(make: Callable[[], Given], says: str) -> None:
+    torch.manual_seed(0)
+    given = make()
+
+    require(given, "averages", "BN111", says)
+
+    assert bnlab.recalibrate(given.model, given.batches, progress=False).written
+
+
+@pytest.mark.parametrize("make", HEALTHY)
+def test_a_forward_of_no_images_that_is_nearly_forgotten_is_a_note(make: Callable[[], Given]) -> None:
+    diagnosis = examine(feed(make(), torch.ones_like, 1, 0.001))
+
+    assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+
+
+# A forward that is not the formula
+
+
+class AbsoluteWeights(nn.BatchNorm2d):
+    """Batch norm that scales by the absolute values of its weights, in both modes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight.abs()
+        return nn.functional.batch_norm(
+            input, self.running_mean, self.running_var, weight, self.bias, self.training, self.momentum or 0.0, self.eps
+        )
+
+
+class WithActivation(nn.BatchNorm2d):
+    """Batch norm with an activation built in, as InPlaceABN has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(super().forward(input), 0.01)
+
+
+def choose_channels(norm: nn.Module, count: int) -> Tensor:
+    """Choose so many channels, the widest first."""
+    return norm.get_parameter("weight").detach().abs().argsort(descending=True)[:count]
+
+
+@torch.no_grad()
+def turn_filters(model: nn.Sequential, count: int) -> nn.Sequential:
+    """Turn the sign of so many filters in front of each batch norm, and of its weights: nothing else changes."""
+    for number, layer in enumerate(model):
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            chosen = choose_channels(layer, count)
+            for values in (*model[number - 1].parameters(), layer.get_buffer("running_mean"), layer.weight):
+                values[chosen] *= -1
+    return model
+
+
+def take_class(model: nn.Module, kind: type[nn.BatchNorm2d]) -> nn.Module:
+    for norm in list_norms(model):
+        norm.__class__ = kind
+    return model
+
+
+def forget_signs(seed: int, count: int) -> Given:
+    """Write a network's batch norms anew with |γ|, where so many weights of each are negative."""
+    return Given(take_class(turn_filters(digits.make_healthy(seed), count), AbsoluteWeights))
+
+
+@torch.no_grad()
+def store_signs(given: Given, count: int) -> Given:
+    """Turn the sign of so many weights, as where it had no meaning in training."""
+    for norm in list_norms(given.model):
+        norm.get_parameter("weight")[choose_channels(norm, count)] *= -1
+    return given
+
+
+FORMULAS: list[tuple[Callable[[], Given], str, str]] = [
+    (lambda: forget_signs(0, 4), "BN304", "3 layers with the absolute values of the weight"),
+    (lambda: forget_signs(1, 8), "BN304", "3 layers with the absolute values of the weight"),
+    (lambda: store_signs(Given(digits.make_healthy(2)), 4), "BN303", "with the absolute values of the weights"),
+    (lambda: store_signs(give_perceptron(), 3), "BN303", "with the absolute values of the weights"),
+]
+
+
+@pytest.mark.parametrize(("make", "code", "says"), FORMULAS)
+def test_signs_of_weights_that_training_used_otherwise_are_the_networks_fault(
+    make: Callable[[], Given], code: str, says: str
+) -> None:
+    require(make(), "network", code, says)
+
+
+FORMULAS_OF_TRAINING: list[Callable[[], Given]] = [
+    lambda: Given(take_class(store_signs(Given(digits.make_healthy(0)), 8).model, AbsoluteWeights)),
+    lambda: Given(take_class(digits.make_healthy(1), WithActivation)),
+    lambda: Given(turn_filters(digits.make_healthy(2), 8)),
+]
+
+
+@pytest.mark.parametrize("make", FORMULAS_OF_TRAINING)
+def test_a_forward_that_training_used_is_no_alarm(make: Callable[[], Given]) -> None:
+    """The absolute values of the weights, an activation that is built in, and negative weights."""
+    diagnosis = examine(make())
+
+    assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+
+
+# Another eps
+
+
+@torch.no_grad()
+def shrink(given: Given, divisor: float, eps: float, layers: int = 1) -> Given:
+    """Give a network small variances in its first layers, with weights for which an eps would be right."""
+    model = given.model
+    assert isinstance(model, nn.Sequential)
+    places = [number for number, layer in enumerate(model) if layer in list_norms(model)][:layers]
+    for place in places:
+        norm = model[place]
+        for weights in model[place - 1].parameters():
+            weights /= divisor
+        mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        sigma = (var + norm.eps).sqrt()  # type: ignore[operator]
+        mean /= divisor
+        var /= divisor**2
+        norm.get_parameter("weight").mul_(divisor * (var + eps).sqrt() / sigma)
+    return given
+
+
+def set_eps(given: Given, eps: float) -> Given:
+    for norm in list_norms(given.model):
+        norm.eps = eps  # type: ignore[assignment]
+    return given
+
+
+OTHER_EPS: list[tuple[Callable[[], Given], str]] = [
+    (lambda: shrink(Given(digits.make_healthy(0)), 300, 1e-3), "an eps of 0.001"),
+    (lambda: shrink(Given(digits.make_healthy(1)), 100, 1e-3, 3), "an eps of 0.001"),
+    (lambda: set_eps(shrink(give_perceptron(), 100, 1e-5), 1e-3), "an eps of 1e-05"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), OTHER_EPS)
+def test_another_eps_than_in_training_is_the_networks_fault(make: Callable[[], Given], says: str) -> None:
+    require(make(), "network", "BN307", says)
+
+
+def test_an_eps_that_is_not_usual_is_taken_from_the_earlier_module() -> None:
+    given = shrink(Given(digits.make_healthy(0)), 300, 5e-4)
+    before = set_eps(Given(copy.deepcopy(given.model)), 5e-4).model
+
+    diagnosis = examine(Given(given.model, given.batches, {"before": before}))
+
+    assert diagnosis.verdict == "network" and diagnosis.faults[0].cause.code == "BN307", str(diagnosis)
+    assert "an eps of before=" in diagnosis.trials["undone"].tolist()
+
+
+@pytest.mark.parametrize("make", HEALTHY)
+def test_small_variances_with_their_eps_are_no_alarm(make: Callable[[], Given]) -> None:
+    for eps in (1e-3, 1e-5):
+        diagnosis = examine(set_eps(shrink(make(), 100, eps), eps))
+
+        assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+
+
+# Train mode, without labels
+
+
+def cut_head(model: nn.Sequential, layers: int) -> nn.Sequential:
+    """Leave out the last layers, so that images or features come out and no classes."""
+    return model[:-layers]
+
+
+GENERATORS: list[Callable[[], Given]] = [
+    lambda: Given(cut_head(digits.make_healthy(0), 2), digits.make_batches(size=50)),
+    lambda: Given(cut_head(digits.make_healthy(1), 5), digits.make_batches(size=8, images=400)),
+    lambda: Given(cut_head(give_perceptron().model, 1), flatten(digits.make_batches(size=20))),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("make", GENERATORS)
+def test_train_mode_without_labels_is_a_warning_that_says_what_it_does(make: Callable[[], Given]) -> None:
+    given = make()
+    images = digits.list_images(given.batches)
+
+    resting = bnlab.diagnose(given.model.eval(), images, progress=False)
+    diagnosis = examine(Given(given.model.train(), images))  # type: ignore[arg-type]
+
+    assert resting.is_healthy and not [finding for finding in resting.faults if finding.cause.code == "BN402"]
+    assert diagnosis.verdict is None and not diagnosis.is_healthy
+    assert [finding.cause.code for finding in diagnosis.faults if finding.severity == "warning"] == ["BN402"]
+    assert "the same images in a smaller batch are predicted otherwise, by " in read(diagnosis)
+    assert "Call model.eval()" in read(diagnosis)
+
+
+def test_averages_that_take_the_place_of_the_batch_in_train_mode_are_no_warning() -> None:
+    """A layer whose forward never looks at the batch is in train mode without harm."""
+
+    class Frozen(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+
+    model = take_class(cut_head(digits.make_healthy(0), 2), Frozen)
+
+    diagnosis = examine(Given(model.train(), digits.list_images(digits.make_batches())))  # type: ignore[arg-type]
+
+    assert diagnosis.is_healthy, str(diagnosis)
+
+
+# Channels that were removed
+
+
+@torch.no_grad()
+def carry_constants(given: Given, places: tuple[int, ...], count: int) -> Given:
+    """Let so many channels of batch norms carry a constant, on which those behind them count."""
+    for place in places:
+        norm = given.model[place]  # type: ignore[index]
+        chosen = choose_channels(norm, count)
+        norm.weight[chosen] = 0
+        norm.bias[chosen] = 1.0
+        bnlab.population_statistics(given.model, given.batches, progress=False).write_to(given.model)
+    return given
+
+
+@torch.no_grad()
+def remove_constants(given: Given, places: tuple[int, ...]) -> Given:
+    """Cut out the channels that carry a constant."""
+    model: Any = copy.deepcopy(given.model)
+    for place in places:
+        norm = model[place]
+        kept = norm.weight.nonzero()[:, 0]
+        model[place - 1].weight = nn.Parameter(model[place - 1].weight[kept])
+        if model[place - 1].bias is not None:
+            model[place - 1].bias = nn.Parameter(model[place - 1].bias[kept])
+        smaller = type(norm)(len(kept))
+        smaller.load_state_dict(
+            {name: values[kept] if values.dim() else values for name, values in norm.state_dict().items()}
+        )
+        behind = next(layer for layer in model[place + 1 :] if isinstance(layer, (nn.Conv2d, nn.Linear)))
+        columns = behind.weight.unflatten(1, (len(norm.weight), -1))[:, kept].flatten(1, 2)
+        behind.weight = nn.Parameter(columns)
+        model[place] = smaller
+    return Given(model.eval(), given.batches, {"before": given.model})
+
+
+def prune_constants(given: Given, places: tuple[int, ...], count: int) -> Given:
+    return remove_constants(carry_constants(given, places, count), places)
+
+
+PRUNED: list[tuple[Callable[[], Given], str]] = [
+    (lambda: prune_constants(Given(digits.make_healthy(0)), (1,), 4), "4 channels removed in front of 3,"),
+    (lambda: prune_constants(Given(digits.make_healthy(1)), (4, 7), 8), "16 channels removed in front of 6, 10,"),
+    (lambda: prune_constants(give_perceptron(), (1,), 3), "3 channels removed in front of 3,"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), PRUNED)
+def test_what_removed_channels_carried_is_added_again(make: Callable[[], Given], says: str) -> None:
+    require(make(), "network", "BN308", says)
+
+
+@torch.no_grad()
+def test_channels_that_carried_nothing_leave_a_healthy_network() -> None:
+    for make in HEALTHY:
+        given = make()
+        norm = given.model[1]  # type: ignore[index]
+        chosen = norm.weight.abs().argsort()[:2]
+        norm.weight[chosen] = 0
+        norm.bias[chosen] = 0
+        bnlab.population_statistics(given.model, given.batches, progress=False).write_to(given.model)
+
+        diagnosis = examine(remove_constants(given, (1,)))
+
+        assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+
+
+def test_an_unrelated_network_is_refused_as_an_earlier_one() -> None:
+    given = give_perceptron()
+
+    with pytest.raises(ValueError, match="before= has no running statistics of this model's layers; is it another"):
+        bnlab.diagnose(given.model, given.batches, before=nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+
+
+# Several forwards a score
+
+
+def compare_pairs(given: Given, contrast: float, shift: float, size: int = 25) -> Given:
+    """Let a network tell whether pairs are alike: anchors as it knows them, and others, each in batches of their own.
+
+    Its averages are of both kinds of batches, each of which train mode has normalized by itself.
+    """
+    model = given.model
+    images, labels = digits.join(given.batches)
+    others, theirs = images.flip(0), labels.flip(0)
+    pairs = digits.split(torch.stack([images, contrast * others + shift], 1), labels == theirs, size)
+    model.train()
+    with torch.no_grad():
+        for batch, _ in pairs[:20]:
+            model(batch[:, 0])
+            model(batch[:, 1])
+
+    def evaluate(network: nn.Module) -> Tensor:
+        right = []
+        for batch, are_alike in pairs:
+            named = network(batch[:, 0]).argmax(1)
+            of_others = network(batch[:, 1]).argmax(1)
+            right.append((named == of_others) == are_alike)
+        return torch.cat(right)
+
+    anchors: digits.Batches = [(batch[:, 0], are_alike) for batch, are_alike in pairs]
+    return Given(model.eval(), anchors, {"evaluate": evaluate})
+
+
+def alike_pairs(make: Callable[[], Given]) -> Given:
+    return compare_pairs(make(), 1.0, 0.0)
+
+
+PAIRS: list[Callable[[], Given]] = [
+    lambda: compare_pairs(Given(digits.make_healthy(0)), 0.25, 1.0),
+    lambda: compare_pairs(Given(digits.make_healthy(1)), 0.5, 2.0),
+    lambda: compare_pairs(give_perceptron(), 0.4, 1.5),
+]
+
+
+@pytest.mark.parametrize("make", PAIRS)
+def test_forwards_of_two_kinds_of_batches_are_several_populations(make: Callable[[], Given]) -> None:
+    given = make()
+    with torch.no_grad():
+        scored = float(given.arguments["evaluate"](given.model).double().mean())
+
+    diagnosis = examine(given)
+
+    assert diagnosis.scores["batch"] > scored + 0.05, str(diagnosis)
+    assert diagnosis.verdict == "batches" and diagnosis.faults[0].cause.code == "BN204", str(diagnosis)
+    assert "evaluate= runs two kinds of batches" in read(diagnosis)
+    assert "batches that mix them" in read(diagnosis)
+
+
+@pytest.mark.parametrize("make", HEALTHY)
+def test_forwards_of_pairs_of_one_kind_are_one_population(make: Callable[[], Given]) -> None:
+    diagnosis = examine(alike_pairs(make))
+
+    assert diagnosis.verdict == "healthy" and diagnosis.is_healthy, str(diagnosis)
+    assert "BN204" not in diagnosis.findings["code"].tolist()
+
+
+# Norms that cannot be measured
+
+
+def export(model: nn.Module, given: Given) -> nn.Module:
+    return torch.export.export(model, (given.batches[0][0],)).module()
+
+
+class ForeignNorm(nn.Module):
+    """Normalizes by what it stores and has an activation built in; it is no class of torch's."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.register_buffer("running_mean", norm.get_buffer("running_mean"))
+        self.register_buffer("running_var", norm.get_buffer("running_var"))
+        self.register_buffer("num_batches_tracked", norm.get_buffer("num_batches_tracked"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)  # type: ignore[arg-type]
+        return nn.functional.leaky_relu(out, 0.01)
+
+
+def replace_foreign(given: Given) -> nn.Module:
+    model: Any = given.model
+    for name, module in list(model.named_modules()):
+        if module in list_norms(model):
+            model[int(name)] = ForeignNorm(module)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+FORMS: list[Callable[[Given], nn.Module]] = [
+    lambda given: export(given.model, given),
+    lambda given: torch.export.export(given.model, (given.batches[0][0],)).run_decompositions().module(),
+    replace_foreign,
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", HEALTHY)
+def test_healthy_norms_that_cannot_be_measured_are_checked_and_quiet(
+    make: Callable[[], Given], form: Callable[[Given], nn.Module]
+) -> None:
+    given = make()
+    layers = {name for name, module in given.model.named_modules() if module in list_norms(given.model)}
+
+    diagnosis = bnlab.diagnose(form(given), given.batches, progress=False)
+
+    assert diagnosis.is_healthy and diagnosis.verdict is None, str(diagnosis)
+    assert {*diagnosis.case.layers} == layers
+    assert "cannot be measured: buffers, counts and before= were checked." in read(diagnosis)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", HEALTHY)
+def test_faults_of_what_norms_store_are_found(make: Callable[[], Given], form: Callable[[Given], nn.Module]) -> None:
+    given = make()
+    first, *_, last = list_norms(given.model)
+    first.get_buffer("running_var")[0] = float("nan")
+    last.reset_running_stats()  # type: ignore[operator]
+
+    codes = {finding.cause.code: finding for finding in bnlab.diagnose(form(given)).faults}
+
+    assert codes["BN001"].severity == "error" and len(codes["BN001"].layers) == 1
+    assert codes["BN002"].severity == "warning" and len(codes["BN002"].layers) == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_earlier_checkpoint_is_compared_with_norms_that_cannot_be_measured(
+    form: Callable[[Given], nn.Module],
+) -> None:
+    before = digits.make_healthy(1)
+    given = Given(copy.deepcopy(before))
+    with torch.no_grad():
+        for parameter in given.model.parameters():
+            parameter.mul_(1.5)
+
+    diagnosis = bnlab.diagnose(form(given), before=before)
+
+    (finding,) = [finding for finding in diagnosis.faults if finding.cause.code == "BN106"]
+    assert finding.severity == "warning" and len(finding.layers) == 3
+
+
+def test_a_graph_in_train_mode_is_told() -> None:
+    given = Given(digits.make_healthy().train())
+
+    diagnosis = bnlab.diagnose(export(given.model, given))
+
+    assert "BN402" in diagnosis.findings["code"].tolist()
+
+
+def test_a_graph_whose_buffers_are_not_its_own_is_refused() -> None:
+    given = Given(digits.make_healthy())
+    program = torch.export.export(given.model, (given.batches[0][0],))
+
+    with pytest.raises(
+        ValueError, match=r"reads running statistics that are no buffers of it; pass program\.module\(\)"
+    ):
+        bnlab.diagnose(program.graph_module)
+
+
+def test_a_running_mean_alone_is_no_batch_norm() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(3))
+
+    with pytest.raises(ValueError, match="'0' keep a running mean or a running variance alone"):
+        bnlab.diagnose(nn.Sequential(Half()))
