@@ -18,11 +18,13 @@ from bnlab.harness.requests import read_commands
 
 if TYPE_CHECKING:
     from bnlab.harness.lab.papers import Paper
+    from bnlab.harness.reporting.drawing import PaperFile
     from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
     from bnlab.harness.reporting.outcome import Outcome
     from bnlab.harness.reporting.tables import LoadedTables
 
 USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [paper=NAME] [watch=FILE] [results=FOLDER]
+                    [figure.width=INCHES] [figure.format=FORMAT] [figure.style=FILE]
 
 experiment=NAME    figures and verdicts of a question, and its page (with name=NAME, of a sweep under another name)
 name=NAME          figures and a page of any sweep, by what was swept, without a question
@@ -32,12 +34,16 @@ watch=FILE         what your own trainings lost under running averages, beside t
                    files with commas between them. bnlab.watch writes one: watch.history.to_parquet(FILE)
 without either     figures, verdicts and pages of all questions that have results; the committed ones:
                    results=results/reference
+figure.width=3.25  of the files for papers beside the PNGs of the page, in inches; figure.format=pdf or svg;
+                   figure.style=FILE.mplstyle, with settings of matplotlib's such as font.size: 8
 
 A page is report.html, in the folder of the results, of a paper in papers/NAME there, of histories in watch. Of papers
 and without either word there is a README.md beside it, too, and where questions of bnlab's own have results, ANSWERS.md
 and HYPOTHESES.md.
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
+_WORDS = ("experiment", "name", "paper", "watch", "results", "figure.width", "figure.format", "figure.style")
+_LEAST_WIDTH, _MOST_WIDTH = 1.5, 20.0  # inches
 _MAPPED = "real"  # the question whose map stands beside histories
 _ROWS = 12  # as many rows of a table are printed
 _WIDTH = 110  # of a paragraph
@@ -54,34 +60,61 @@ def _report(words: list[str]) -> int:
     given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if key not in ("experiment", "name", "paper", "watch", "results") or not equals or key in given:
-            raise UserError(f"{word}: there are experiment=NAME, name=NAME, paper=NAME, watch=FILE and results=FOLDER")
+        if key not in _WORDS or not equals or key in given:
+            raise UserError(
+                f"{word}: there are experiment=NAME, name=NAME, paper=NAME, watch=FILE, results=FOLDER, "
+                "figure.width=INCHES, figure.format=FORMAT and figure.style=FILE"
+            )
         given[key] = value
 
     results = Path(given.pop("results", "results"))
+    file = _read_paper_file(given)
     if "paper" in given:
         if len(given) > 1:
             raise UserError("paper= stands without experiment= and name=: its file names the experiments")
-        return _report_papers(given["paper"], results)
+        return _report_papers(given["paper"], results, file)
     if "watch" in given:
         if len(given) > 1:
             raise UserError("watch= stands without experiment=, name= and paper=")
-        return _report_watched(given["watch"], results)
+        return _report_watched(given["watch"], results, file)
     experiment = given.get("experiment", "")
     name = given.get("name", experiment)  # of the tables
     if not name:
-        return _report_all(results)
+        return _report_all(results, file)
     if not experiment and name not in list_questions():
-        return _report_sweep(name, results)
+        return _report_sweep(name, results, file)
     if experiment and experiment not in list_questions() and (results / experiment).is_dir():
         command = write_command("report", f"name={experiment}", results)
         raise UserError(f"{experiment} is a sweep and no question; its figures: {command}")
 
-    _, failures = _report_question(experiment or name, name, results)
+    _, failures = _report_question(experiment or name, name, results, file)
     return int(failures > 0)
 
 
-def _report_all(results: Path) -> int:
+def _read_paper_file(given: dict[str, str]) -> PaperFile | None:
+    """Take the words on files for papers out of those that were given; None where there are none."""
+    words = {key: given.pop(key) for key in [*given] if key.startswith("figure.")}
+    if not words:
+        return None
+    from bnlab.harness.reporting.drawing import FORMATS, PaperFile
+
+    form = words.get("figure.format", "pdf")
+    if form not in FORMATS:
+        raise UserError(f"figure.format={form}: must be one of {', '.join(FORMATS)}")
+    width = words.get("figure.width")
+    try:
+        inches = None if width is None else float(width)
+    except ValueError:
+        inches = 0.0
+    if inches is not None and not _LEAST_WIDTH <= inches <= _MOST_WIDTH:
+        raise UserError(f"figure.width={width}: must be inches, from {_LEAST_WIDTH:g} to {_MOST_WIDTH:g}")
+    style = words.get("figure.style")
+    file = PaperFile(inches, form, None if style is None else Path(style))
+    file.read_settings()  # now, before anything is drawn
+    return file
+
+
+def _report_all(results: Path, file: PaperFile | None) -> int:
     """Report on all questions that have results and write their pages; what is left out is named on stderr."""
 
     folders = [*results.glob("*/requests"), *results.glob("*/tables")]
@@ -100,7 +133,7 @@ def _report_all(results: Path) -> int:
     failures = 0
     for name in questions:
         try:
-            outcome, failed = _report_question(name, name, results)
+            outcome, failed = _report_question(name, name, results, file)
         except UserError as error:
             failures += not isinstance(error, NoRows)
             print(f"{name} is left out: {error}", file=sys.stderr)
@@ -113,7 +146,7 @@ def _report_all(results: Path) -> int:
     return 1 if failures else 0
 
 
-def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome, int]:
+def _report_question(experiment: str, name: str, results: Path, file: PaperFile | None) -> tuple[Outcome, int]:
     """Draw every figure of a question, print the verdicts on its claims, write its page.
 
     The tables are those of the sweep with this name; NoRows where nothing of it has been measured. Returns the outcome,
@@ -130,7 +163,7 @@ def _report_question(experiment: str, name: str, results: Path) -> tuple[Outcome
     folder = results / name
     if not question.command:
         question = replace(question, command="\n".join(_list_commands(question, folder)))
-    outcome, failures = _decide_and_draw(question, tables, folder)
+    outcome, failures = _decide_and_draw(question, tables, folder, file)
     lines = ["", f"{experiment}: {question.question}", *_describe(outcome), ""]
     print("\n".join(lines))
     _write_page(folder, write_question(outcome, folder))
@@ -148,7 +181,9 @@ def _list_commands(question: Experiment, folder: Path) -> list[str]:
     return commands
 
 
-def _decide_and_draw(question: Experiment, tables: LoadedTables, folder: Path) -> tuple[Outcome, int]:
+def _decide_and_draw(
+    question: Experiment, tables: LoadedTables, folder: Path, file: PaperFile | None
+) -> tuple[Outcome, int]:
     """Decide the claims of a question and draw its figures; how many of both failed."""
     from bnlab.harness.reporting.outcome import decide_outcome
     from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
@@ -158,12 +193,12 @@ def _decide_and_draw(question: Experiment, tables: LoadedTables, folder: Path) -
     for row in unscored.to_dict("records"):
         print(f"claim {row['claim']} of {question.name} cannot be scored: {row['note']}", file=sys.stderr)
 
-    drawn, failed = _draw_figures(question.name, outcome.experiment.figures, tables, folder / "figures")
+    drawn, failed = _draw_figures(question.name, outcome.experiment.figures, tables, folder / "figures", file)
     outcome = replace(outcome, experiment=replace(outcome.experiment, figures=drawn), notes=tables.notes)
     return outcome, len(unscored) + failed
 
 
-def _report_papers(words: str, results: Path) -> int:
+def _report_papers(words: str, results: Path, file: PaperFile | None) -> int:
     """Report on the papers of a list, or on all; the exit code. What has no tables is named on stderr."""
     from bnlab.harness.lab.papers import read_paper
 
@@ -172,7 +207,7 @@ def _report_papers(words: str, results: Path) -> int:
     failures = []
     for paper in papers:
         try:
-            failures.append(_report_paper(paper, results))
+            failures.append(_report_paper(paper, results, file))
         except NoRows as error:
             print(f"{paper.name} is left out: {error}; {_name_committed(paper)}", file=sys.stderr)
     return int(any(failures)) if failures else 2
@@ -186,7 +221,7 @@ def _name_committed(paper: Paper) -> str:
     return "a clone of the repository has results that it is redrawn from: results=results/reference"
 
 
-def _report_paper(paper: Paper, results: Path) -> int:
+def _report_paper(paper: Paper, results: Path, file: PaperFile | None) -> int:
     """Draw a paper's figures, print the verdicts on its claims, write its page; how many of both failed."""
     from bnlab.harness.lab.redrawing import make_experiments, select_conditions, write_paper
     from bnlab.harness.reporting.page import write_html
@@ -203,7 +238,7 @@ def _report_paper(paper: Paper, results: Path) -> int:
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr)
             continue
-        outcome, failed = _decide_and_draw(experiment, tables, folder)
+        outcome, failed = _decide_and_draw(experiment, tables, folder, file)
         outcomes.append(select_conditions(paper, outcome))
         lines += _describe(outcomes[-1])
         failures += failed
@@ -218,7 +253,7 @@ def _report_paper(paper: Paper, results: Path) -> int:
     return failures
 
 
-def _report_watched(words: str, results: Path) -> int:
+def _report_watched(words: str, results: Path, file: PaperFile | None) -> int:
     """Draw what trainings have lost that bnlab.watch has watched, beside the map of `real`; the exit code."""
     from bnlab.harness.reporting.page import render, write_html
     from bnlab.harness.reporting.tables import load
@@ -227,7 +262,7 @@ def _report_watched(words: str, results: Path) -> int:
     paths = [Path(word) for word in dict.fromkeys(words.split(","))]
     histories = read_histories(paths)
     folder = results / "watch"
-    figures, failures = _draw_figures("watch", declare_figures(histories), histories, folder / "figures")
+    figures, failures = _draw_figures("watch", declare_figures(histories), histories, folder / "figures", file)
 
     maps: dict[str, Figure] = {}
     no_map = ""
@@ -239,7 +274,7 @@ def _report_watched(words: str, results: Path) -> int:
         print(no_map, file=sys.stderr)
     else:
         figure = find_experiment(_MAPPED).figures["map"]
-        maps, failed = _draw_figures(_MAPPED, {"map": figure}, tables, folder / "figures")
+        maps, failed = _draw_figures(_MAPPED, {"map": figure}, tables, folder / "figures", file)
         failures += failed
         no_map = f"The map of {_MAPPED} is left out: it cannot be drawn."
 
@@ -257,7 +292,7 @@ def _write_page(folder: Path, page: str) -> None:
 
 
 def _draw_figures(
-    name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path
+    name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path, file: PaperFile | None
 ) -> tuple[dict[str, Figure], int]:
     """Draw all figures that can be drawn, now with whole captions; count those that failed, and name them on stderr."""
     import matplotlib
@@ -270,10 +305,11 @@ def _draw_figures(
     gc.freeze()  # drawing makes much garbage, and each collection would go through all that is imported, too
     drawn: dict[str, Figure] = {}
     failed = 0
-    pdf = not folder.resolve().is_relative_to(REFERENCE)
+    is_committed = folder.resolve().is_relative_to(REFERENCE)
+    written = file or (None if is_committed else drawing.PaperFile())
     for key, figure in figures.items():
         try:
-            drawn[key] = drawing.write(key, figure, tables, folder, pdf=pdf)
+            drawn[key] = drawing.write(key, figure, tables, folder, written)
         except NoRows as error:  # a figure of estimators that were not swept, for example
             print(f"{error}; it is left out", file=sys.stderr)
         except (Exception, SystemExit) as error:  # the code of a question may raise either
@@ -282,6 +318,8 @@ def _draw_figures(
             print(f"figure {key} of {name} cannot be drawn: {where_raised(error)}", file=sys.stderr)
         else:
             print(folder / f"{key}.png")
+            if file is not None:
+                print(folder / f"{key}.{file.format}")
     return drawn, failed
 
 
@@ -306,7 +344,7 @@ def _describe(outcome: Outcome) -> Iterator[str]:
                 yield f"      {number}  {verdict}"
 
 
-def _report_sweep(name: str, results: Path) -> int:
+def _report_sweep(name: str, results: Path, file: PaperFile | None) -> int:
     """Print the first rows of a sweep's table, draw its figures and write its page; the exit code."""
     from bnlab.harness.reporting.overview import make_overview
     from bnlab.harness.reporting.page import write_overview
@@ -327,7 +365,7 @@ def _report_sweep(name: str, results: Path) -> int:
     print()
 
     folder = results / name
-    drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures")
+    drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures", file)
     page = write_overview(replace(overview, figures=drawn, notes=tables.notes), folder, read_commands(folder))
     _write_page(folder, page)
     return 1 if failed else 0

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import rc_params_from_file
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,13 +33,45 @@ _TALL, _LOW = 3.2, 2.35  # a panel that is alone across, and one among several
 _LEAST = 0.9  # a panel of printed numbers whose names take less
 _LINE = 0.2  # of words
 _TITLE = 1.2  # lines of words that a line of the title takes
-_LETTER = 0.081
+_LETTER = 0.081  # of `_FONT`; as lines, letters are as wide as the font is large
+_FONT = 10
+FORMATS: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+"""Formats of files for papers, with what is written into them: no date, so that the same table gives the same file."""
 
 
-def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = True) -> Figure:
-    """Write a figure as a PNG of 256 colours for pages, and as a PDF for papers; the same table gives the same files.
+@dataclass(frozen=True)
+class PaperFile:
+    """The file of a figure for papers. It has no title: a paper says in the caption what is drawn.
 
-    The PDF has no title: a paper says in the caption what is drawn. What stands below a figure has a PDF of its own.
+    Attributes:
+        width: of the figure, in inches; None: as on pages.
+        format: one of `FORMATS`.
+        style: a style file of matplotlib's, whose settings count in place of `style.RC`; None: none.
+    """
+
+    width: float | None = None
+    format: str = "pdf"
+    style: Path | None = None
+
+    def read_settings(self) -> dict[Any, Any]:
+        """Read matplotlib's settings for this file; UserError where the style file cannot be read."""
+        if self.style is None:
+            return RC
+        try:
+            # Of a setting that there is not matplotlib says so by itself.
+            return RC | dict(rc_params_from_file(self.style, use_default_template=False))
+        except (OSError, ValueError) as error:
+            raise UserError(f"figure.style={self.style}: {error}") from error
+
+
+_AS_ON_PAGES = PaperFile()
+
+
+def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperFile | None = _AS_ON_PAGES) -> Figure:
+    """Write a figure as a PNG of 256 colours for pages, and another file for papers.
+
+    The same table gives the same files. In that for papers, what stands below a figure has a file of its own; `paper`
+    says how it looks, or None: there is none.
 
     Returns the figure, whose caption says what is drawn of how many seeds; raises NoRows if there is nothing to draw.
     """
@@ -58,13 +92,24 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, pdf: bool = T
         image = _render(drawings.values())
         octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
         image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
-        if pdf:
+        if paper == _AS_ON_PAGES:
             for stem, drawn in drawings.items():
                 _remove_title(drawn)
-                drawn.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
+                drawn.savefig(folder / f"{stem}.pdf", metadata=FORMATS["pdf"])
         for drawn in drawings.values():
             plt.close(drawn)
+    if paper is not None and paper != _AS_ON_PAGES:
+        _write_for_paper(parts, folder, paper)
     return replace(figure, caption=_write_caption(figure, frame, tables))
+
+
+def _write_for_paper(parts: Mapping[str, tuple[Figure, pd.DataFrame]], folder: Path, paper: PaperFile) -> None:
+    """Draw the parts of a figure again as a paper wants them, and write each into a file."""
+    with plt.rc_context(paper.read_settings()):
+        for stem, (part, frame) in parts.items():
+            drawn = draw(replace(part, title=""), frame, paper.width)
+            drawn.savefig(folder / f"{stem}.{paper.format}", metadata=FORMATS[paper.format])
+            plt.close(drawn)
 
 
 def _render(drawings: Iterable[Drawn]) -> Image.Image:
@@ -94,21 +139,32 @@ def _remove_title(drawn: Drawn) -> None:
     ConstrainedLayoutEngine().execute(drawn)
 
 
-def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
-    """Draw the rows of all panels, in order of appearance, with the labels that these share and one legend below."""
+def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Drawn:
+    """Draw the rows of all panels, in order of appearance, with the labels that these share and one legend below.
+
+    Args:
+        figure: what is drawn.
+        frame: the rows.
+        width: in inches; None: as wide as it takes on a page. Panels keep their shape.
+    """
+    font = plt.rcParams["font.size"] / _FONT
+    letter = font * _LETTER
+    line = font * _LINE
     panels = list(frame["panel"].unique())
     count = len(panels)
     columns = count if count in (1, 3) else 2  # no more than two of many: words stay legible on a telephone
     rows = math.ceil(count / columns)
     lines = figure.plot.count_lines(frame)
     has_room = columns > 1 or lines > 0
-    width = _WIDE if has_room else _NARROW
-    height = _TALL if columns == 1 else _LOW
+    usual_width = _WIDE if has_room else _NARROW
+    if width is None:
+        width = usual_width
+    height = (_TALL if columns == 1 else _LOW) * width / usual_width
     if "printed" in frame and frame["printed"].all():
-        height = _LEAST if lines else _LOW
+        height = _LEAST if lines else _LOW * width / usual_width
     if rows > 3:
         height *= 0.75
-    height = max(height, 0.5 + lines * _LINE)
+    height = max(height, 0.5 + lines * line)
 
     drawn, grid = plt.subplots(rows, columns, sharey=True, squeeze=False)
     axes = dict(zip(panels, grid.flat, strict=False))
@@ -119,12 +175,12 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
         ax.set_axis_off()
 
     handles: dict[str, Artist] = {}
-    letters = int((width / columns - 0.3) / _LETTER)  # in a line of a panel
+    letters = int((width / columns - 0.3) / letter)  # in a line of a panel
     letters_below = letters
     if isinstance(grid[0, 0].yaxis.get_major_formatter(), FuncFormatter):  # names stand beside all panels
         names = [label.get_text() for label in grid[0, 0].get_yticklabels()]
-        beside = max(len(line) for name in names for line in name.split("\n"))
-        letters_below = int(((width - beside * _LETTER) / columns - 0.2) / _LETTER)
+        beside = max(len(part) for name in names for part in name.split("\n"))
+        letters_below = int(((width - beside * letter) / columns - 0.2) / letter)
     title_lines = 0
     for place, (panel, ax) in enumerate(axes.items()):
         write_out_decades(ax)
@@ -136,23 +192,23 @@ def draw(figure: Figure, frame: pd.DataFrame) -> Drawn:
         title_lines = max(title_lines, ax.get_title().count("\n"))
         is_labelled = place == 1 if count == 3 else place + columns >= count  # under the middle one of three
         label_width = width if count == 3 else width / columns
-        across = textwrap.fill(ax.get_xlabel(), int(0.8 * label_width / _LETTER))
-        upward = textwrap.fill(ax.get_ylabel(), int(0.85 * rows * height / _LETTER))
+        across = textwrap.fill(ax.get_xlabel(), int(0.8 * label_width / letter))
+        upward = textwrap.fill(ax.get_ylabel(), int(0.85 * rows * height / letter))
         ax.set(xlabel=across if is_labelled else "", ylabel="")
         ax.yaxis.set_label_coords(0, 0)  # else ticks are measured to place the empty label
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
     drawn.supylabel(upward)
 
-    title = textwrap.wrap(figure.title, int(width / _LETTER / 1.3))
+    title = textwrap.wrap(figure.title, int(width / letter / 1.3))
     drawn.suptitle("\n".join(title), x=0.02, ha="left")
     letters = 6 + max(map(len, handles), default=0)  # of an entry of the legend, with its handle
-    entries = max(1, int(width / _LETTER / letters))  # in a row
+    entries = max(1, int(width / letter / letters))  # in a row
     if handles:
         drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=entries)
     layout = ConstrainedLayoutEngine()
     words = _TITLE * len(title) + 1 + across.count("\n") + rows * title_lines + math.ceil(len(handles) / entries)
-    drawn.set_size_inches(width, rows * height + words * _LINE)
+    drawn.set_size_inches(width, rows * height + words * line)
     layout.execute(drawn)  # once: a figure that has a layout engine is drawn a further time whenever it is saved
     return drawn
 

@@ -111,6 +111,7 @@ RC: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.handlelength": 2.8,  # room for two dashes beside a marker
     "pdf.fonttype": 42,
+    "svg.hashsalt": "bnlab",  # else names in the file are drawn by chance
 }
 """Matplotlib's settings for all figures: letters can be read on a telephone, where they are as wide as the screen."""
 

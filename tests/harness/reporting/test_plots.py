@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,11 @@ from PIL import Image
 
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing
+from bnlab.harness.reporting.drawing import PaperFile
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Axis, Curves, Forest, Plot
-from bnlab.harness.reporting.style import choose_looks, find_colour
+from bnlab.harness.reporting.style import RC, choose_looks, find_colour
 from bnlab.harness.statistic_kinds import list_looks
 from tests.harness.reporting.planted import plant
 
@@ -68,7 +70,7 @@ def list_words(labels: list[Any]) -> list[str]:
 
 def write_caption(plot: Plot, frame: pd.DataFrame, folder: Path, caption: str = "Read it so.") -> str:
     figure = Figure("A title", caption, lambda tables: frame, plot)
-    return drawing.write("trial", figure, TABLES, folder, pdf=False).caption.replace("\u00a0", " ")
+    return drawing.write("trial", figure, TABLES, folder, None).caption.replace("\u00a0", " ")
 
 
 def test_curves() -> None:
@@ -384,8 +386,39 @@ def test_files_are_the_same_each_time_and_one_for_papers_has_no_title(
     assert {drawn.get_suptitle() for drawn in saved} == {""}
     assert Image.open(path).mode == "P"
 
-    drawing.write("gap", figure, TABLES, tmp_path / "c", pdf=False)
+    drawing.write("gap", figure, TABLES, tmp_path / "c", None)
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["gap.png"]
+
+
+def test_a_file_for_a_paper_is_as_wide_and_looks_as_asked_for(tmp_path: Path) -> None:
+    """Its fonts are those of the style file; the PNG of the page stays as it is."""
+    style = tmp_path / "paper.mplstyle"
+    style.write_text("font.size: 8\nfont.family: monospace\n", encoding="utf-8")
+    figure = Figure("A title", "Read it so.", lambda tables: MOMENTA, Curves("momentum", "estimator", GAP))
+    drawing.write("gap", figure, TABLES, tmp_path / "page")
+
+    for folder in ("a", "b"):
+        drawing.write("gap", figure, TABLES, tmp_path / folder, PaperFile(3.25, "svg", style))
+    drawing.write("gap", figure, TABLES, tmp_path / "a", PaperFile(3.25))
+
+    text = (tmp_path / "a" / "gap.svg").read_text(encoding="utf-8")
+    assert re.search(r'<svg [^>]*width="234pt"', text), "3.25 inches"
+    assert "DejaVuSansMono" in text
+    assert "A title" not in text
+    pdf = (tmp_path / "a" / "gap.pdf").read_bytes()
+    assert re.search(rb"/MediaBox \[ ?0 0 234 ", pdf)
+    assert (tmp_path / "a" / "gap.svg").read_bytes() == (tmp_path / "b" / "gap.svg").read_bytes()
+    assert (tmp_path / "a" / "gap.png").read_bytes() == (tmp_path / "page" / "gap.png").read_bytes()
+
+
+def test_a_style_file_with_a_mistake_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    style = tmp_path / "paper.mplstyle"
+    with pytest.raises(UserError, match=r"figure\.style=\S+paper\.mplstyle: .*No such file"):
+        PaperFile(style=style).read_settings()
+
+    style.write_text("font.sise: 8\n", encoding="utf-8")
+    assert PaperFile(style=style).read_settings() == RC
+    assert "font.sise" in caplog.text
 
 
 def test_no_words_of_a_figure_for_pages_are_cut_off_or_over_each_other() -> None:
