@@ -132,6 +132,8 @@ def _read_metrics(returned: Any) -> dict[str, tuple[Tensor, bool]]:
         return {str(name): (_read_number(value, str(name)), False) for name, value in returned.items()}
     if _is_number(returned):
         return {"score": (_read_number(returned, "score"), False)}
+    if returned is None:
+        raise TypeError(f"watch: evaluate returned None; {_ADVICE}")
     if isinstance(returned, tuple):  # a loss and an accuracy, rather than the scores of two images
         raise TypeError(f"watch: evaluate returned a tuple of {len(returned)}; {_ADVICE}")
     return {"score": (read_values(returned, "watch", must_be_finite=False, advice=_ADVICE), True)}

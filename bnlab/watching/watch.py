@@ -177,7 +177,8 @@ class Watch:
         """Evaluate under exact statistics and under running averages, and add the outcome to the history.
 
         Training goes on bit for bit as if `evaluate` had been called once: modes, buffers and the random states of
-        torch, numpy and Python are put back after the call under exact statistics, which comes first.
+        torch, numpy and Python are put back after the call under exact statistics, which comes first. What else
+        `evaluate` does, such as to save or to log, it does twice.
 
         Args:
             evaluate: called without arguments; returns a number, a dictionary of numbers, or a score for each image,

@@ -786,7 +786,7 @@ def watched(**options: Any) -> bnlab.Watch:
             TypeError,
             "watch: evaluate returned a tuple of 2; return a",
         ),
-        (lambda: watched().compare(lambda: None), TypeError, "watch: evaluate returned a NoneType; return a number, a"),
+        (lambda: watched().compare(lambda: None), TypeError, "watch: evaluate returned None; return a number, a dict"),
         (lambda: watched().compare(lambda: 1, lower="loss"), TypeError, "watch: lower='loss'; pass True, or a list"),
         (lambda: watched().compare(0.5), TypeError, "watch: evaluate is a float; pass a function"),  # type: ignore[arg-type]
         (lambda: watched().compare(lambda: "good"), TypeError, "watch: evaluate returned a str"),
