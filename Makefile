@@ -7,6 +7,8 @@
 # make results    every experiment that needs no download again, for results/reference: 1,900 networks, whose training takes
 #                 about 40 hours of one core, two at a time. What is finished is kept
 # make docs       the site, build/site/index.html
+# make release BASE=https://github.com/OWNER/NAME   wheel and source archive in build/release/dist, tried in empty environments;
+#                 nothing is uploaded
 # make networks   train the networks of the doctor's specimens that are missing; remove a file to have it made again
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # make lock       constraints.txt: the versions of all packages. Those that stand there stay; remove a line to renew it
@@ -15,7 +17,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-elsewhere test-all test-slurm test-versions results docs bench networks lock clean own-environment
+.PHONY: demo test test-elsewhere test-all test-slurm test-versions results docs release bench networks lock clean own-environment
 .DELETE_ON_ERROR:
 
 # An environment is of the clone whose bnlab is installed in it. That of another clone (a link, or a copied folder) would
@@ -120,6 +122,9 @@ docs: .venv/installed-docs
 	$(PY) -m sphinx -W --keep-going -q -d build/doctrees docs build/site
 	@echo build/site/index.html
 
+release: .venv/installed-release
+	$(PY) -m docs.release $(BASE)
+
 bench: .venv/installed-bench
 	$(PY) -m benchmarks
 
@@ -153,7 +158,7 @@ lock: own-environment
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@mkdir -p build
 	$(PIP) install --quiet --dry-run --ignore-installed --report build/lock.json -c constraints.txt \
-		'.[harness,dev,bench,zoo,recipes,real,docs,tensorboard]'
+		'.[harness,dev,bench,zoo,recipes,real,docs,tensorboard,release]'
 	@$(PY) -c "$$WRITE_CONSTRAINTS"
 
 clean:

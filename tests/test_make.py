@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-TARGETS = ["demo", "test", "test-all", "test-slurm", "test-versions", "results", "docs", "bench", "lock"]
+TARGETS = ["demo", "test", "test-all", "test-slurm", "test-versions", "results", "docs", "release", "bench", "lock"]
 
 
 def call_make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 import bnlab
+from docs import release
+from docs.release import make_links_absolute
+from tests.elsewhere.__main__ import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,3 +79,37 @@ def test_a_wheel_has_what_sweeps_and_reports_read(tmp_path: Path) -> None:
     written = [path for ending in ("md", "yaml", "py", "csv") for path in ROOT.glob(f"experiments/**/*.{ending}")]
     for path in [*written, *ROOT.glob("bnlab/**/*.py")]:
         assert str(path.relative_to(ROOT)) in packed
+
+
+def test_links_of_the_packed_readme_lead_to_the_repository() -> None:
+    """A package index shows it by itself, where links between files lead nowhere."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    packed = make_links_absolute(text, "https://example.org/bnlab")
+
+    targets = re.findall(r"\]\(([^)\s]+)\)", re.sub("```.*?```", "", packed, flags=re.DOTALL))
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
+    for kind, path in re.findall(r"https://example\.org/bnlab/(raw|blob)/HEAD/([^)#\s]+)", packed):
+        assert (ROOT / path).exists()
+        assert (kind == "raw") == path.endswith((".png", ".svg")), path
+
+
+def test_a_release_needs_the_address_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
+    assert release.main([]) == 2
+    assert release.main(["build/release"]) == 2
+    assert "make release BASE=https://" in capsys.readouterr().err
+
+
+def test_what_others_run_are_commands_of_the_makefile() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    runs = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    targets = [run.split()[1] for run in runs if run.startswith("make ")]
+    assert sorted(targets) == ["test", "test-elsewhere"]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    (variant,) = re.findall(r"VARIANT=(\w+)", " ".join(runs))
+    assert variant in VARIANTS
+    oldest, newest = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert (oldest, newest) == ("3.11", "3.13")
