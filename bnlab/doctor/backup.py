@@ -16,7 +16,9 @@ from bnlab.doctor.evidence.history import name_tensor
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
+    get_batch_count,
     get_running_buffers,
+    is_batch_norm,
     join_names,
     require_module,
     strip_wrappers,
@@ -70,8 +72,9 @@ class BufferBackup:
             _write(layer, self.old[name], self.for_block)
             if isinstance(layer, SelfTuned):
                 layer.averages = self.averages[name]
-            if name in self.counters and layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.data.copy_(self.counters[name])
+            count = get_batch_count(layer)
+            if name in self.counters and count is not None:
+                count.data.copy_(self.counters[name])
         self.is_done = True
 
     def save(self, path: str | Path) -> None:
@@ -114,8 +117,9 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
     counters = {}
     for name, layer in layers.items():
         old[name] = _read(layer)
-        if for_block and layer.num_batches_tracked is not None:
-            counters[name] = layer.num_batches_tracked.clone()
+        count = get_batch_count(layer)
+        if for_block and count is not None:
+            counters[name] = count.clone()
         if isinstance(layer, SelfTuned):
             averages[name] = layer.averages
 
@@ -183,7 +187,7 @@ def _list_digests(model: nn.Module) -> dict[str, str]:
     """
     statistics = set()
     for name, module in model.named_modules():
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNorm) or is_batch_norm(module):
             statistics |= {name_tensor(name, buffer) for buffer in _BUFFERS}
 
     digests = {}

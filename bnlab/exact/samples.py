@@ -37,7 +37,7 @@ def prepare(task: Task) -> Profile:
     """Prepare a measurement by forwards of a few images of the first batch.
 
     Sets `task.channels_last` and `task.sample_size` to the fastest with which the model runs, and asks layers with a
-    forward of their own what they normalize.
+    forward of their own what they normalize; `task.unmeasured` are those that cannot be measured.
 
     Returns:
         How much memory a forward holds, by which batches are let wait at a layer. Without batches it is empty.
@@ -66,7 +66,8 @@ def prepare(task: Task) -> Profile:
             unknown[name] = layer
     if unknown:
         with borrowed(task.model):
-            require_inputs_normalized(task, unknown, first)
+            others = require_inputs_normalized(task, unknown, first)
+        task.unmeasured = task.unmeasured | {*others}
     return profile
 
 
