@@ -20,8 +20,8 @@ from bnlab.doctor.evidence.labels import (
     describe_misfit,
     describe_strangers,
     describe_unread,
-    find_labels,
     find_strangers,
+    require_as_many_labels,
 )
 from bnlab.doctor.evidence.observing import CallLog, View, observe_batches
 from bnlab.doctor.evidence.probe import compare_in_own_mode, find_unread, probe_predictions
@@ -54,7 +54,10 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     def take_output(batch: Any, output: Any) -> None:
         if evaluate is not None:
             return
-        labels = find_labels(batch)
+        labels = examination.find_labels(batch)
+        output = examination.select(output)
+        if labels is not None and examination.labels is not None:
+            require_as_many_labels(output, labels, examination.caller)
         values = score_batch(output, labels)
         own_values.append(values)
         if values is None:
