@@ -31,7 +31,7 @@ _ABOUT = (
     "milliseconds, from what the model holds; with batches and labels also a verdict. Exit status: 0 healthy, or "
     "nothing but notes; 1 something was found; 2 a wrong call."
 )
-_WITH_BATCHES = ("forward", "evaluate", "training", "expected", "worth", "max_images")
+_WITH_BATCHES = ("forward", "evaluate", "labels", "training", "expected", "worth", "max_images")
 """Arguments that say nothing without batches."""
 
 

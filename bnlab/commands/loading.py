@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,12 @@ _OPTIONS = {
     "evaluate=": "--evaluate",
     "training_batches=": "--training",
     "expected=": "--expected",
+    "labels=": "--labels",
+    "force=True": "--force",
+    ".findings, or --html": "--json, or --html",
 }
 """Arguments of `diagnose`, as a diagnosis names them, and the options that give the same."""
+_EXPLAIN = re.compile(r"bnlab\.doctor\.explain\('(\w+)'\)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
@@ -57,6 +62,12 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         help="package.module:function of the model that returns a value for each image, higher is better; default the "
         "labels in the batches",
     )
+    parser.add_argument(
+        "--labels",
+        help="package.module:function of a batch that returns its labels; default the second part of a tuple, the "
+        "third of (images, anything, labels) or (index, images, labels), or labels, label, targets, target or y of a "
+        "dictionary",
+    )
     parser.add_argument("--training", help="batches as in training, named as the batches are: tell wrong input apart")
 
 
@@ -72,6 +83,7 @@ def load_arguments(arguments: argparse.Namespace, caller: str) -> dict[str, Any]
     if "evaluate" in arguments:
         call["training_batches"] = load_batches(arguments.training, arguments, caller)
         call["evaluate"] = find_optional(arguments.evaluate)
+        call["labels"] = find_optional(arguments.labels)
     return call
 
 
@@ -134,7 +146,7 @@ def name_options(text: str) -> str:
     """Name the command's options in the place of the arguments that give the same."""
     for argument, option in _OPTIONS.items():
         text = text.replace(argument, option)
-    return text
+    return _EXPLAIN.sub(r"bnlab explain \1", text)
 
 
 @contextlib.contextmanager

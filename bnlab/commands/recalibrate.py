@@ -10,7 +10,14 @@ from torch import nn
 
 import bnlab
 from bnlab.commands.images import ImageFolder
-from bnlab.commands.loading import add_model_arguments, add_score_arguments, load_arguments, load_model, report_warnings
+from bnlab.commands.loading import (
+    add_model_arguments,
+    add_score_arguments,
+    load_arguments,
+    load_model,
+    name_options,
+    report_warnings,
+)
 from bnlab.common.storage import save_tensors
 from bnlab.doctor.backup import undo_from_file
 
@@ -49,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     call = load_arguments(arguments, "recalibrate")
     with report_warnings(call):
         recalibration = bnlab.recalibrate(**call, statistic=arguments.statistic, force=arguments.force)
-    print(recalibration)
+    print(name_options(str(recalibration)))
     batches = call["batches"]
     if isinstance(batches, ImageFolder) and batches.classes:
         print(batches.describe_classes())

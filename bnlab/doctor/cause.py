@@ -139,6 +139,10 @@ class Cause(ABC):
         traced = {*layers} & {*self.list_layers(case)}
         return len(traced) / len(layers)
 
+    def name_layers(self, case: Case, layers: Sequence[str]) -> Sequence[str]:
+        """Name all layers that it is about, where undoing it in some of them brings the score back."""
+        return layers
+
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         """Write the numbers that show it, where it explains the averages of layers."""
         return ""

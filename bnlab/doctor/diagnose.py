@@ -15,6 +15,7 @@ from bnlab.doctor.evidence.examination import CALLER, Examination
 from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
+from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
 from bnlab.doctor.evidence.scoring import score_training
 from bnlab.doctor.evidence.stored import list_incomplete, list_stored
@@ -51,6 +52,7 @@ def diagnose(
     expected: float | None = None,
     worth: float | None = None,
     evaluate: Evaluate | None = None,
+    labels: Labels | None = None,
     training_batches: Iterable[Any] | None = None,
     forward: Forward | None = None,
     inputs: Mapping[Any, Extract] | None = None,
@@ -68,8 +70,10 @@ def diagnose(
     Args:
         model: any module with batch norms.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
-            Labels are the second part of a tuple or list, or `labels` of a dictionary; in masks, positions with 255 or
-            a negative label do not count, and the classes in an image count alike, however small.
+            Labels are the second part of a tuple or list, the third of (images, anything, labels) and of (index,
+            images, labels), or `labels`, `label`, `targets`, `target` or `y` of a dictionary; in masks, positions with
+            255 or a negative label do not count, and the classes in an image count alike, however small. Of several
+            outputs the one that names classes is scored.
         before: an earlier checkpoint of this model, or the network that it is a copy or an average of, or one that
             contains it: a module, a state dict, or a file of one. Notes say which layers were not compared.
         trace: what `bnlab.record` recorded of the training.
@@ -81,6 +85,7 @@ def diagnose(
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time. In the last of three calls batch norms, and they alone, normalize by
             each batch that they are given, also if it calls `model.eval()`. What single layers cost is not known.
+        labels: called with a batch, returns its labels, a tensor, where they are not found as above.
         training_batches: batches as in training, to tell other data from wrong averages, and whether epochs end with a
             small batch: a DataLoader's lengths say it.
         forward, inputs, max_images, progress: as for `population_statistics`.
@@ -96,7 +101,7 @@ def diagnose(
     >>> print(diagnose(model).findings["code"].tolist())  # its averages are still 0 and 1
     ['BN002']
     """
-    _require_arguments(batches, evaluate, training_batches, trace, forward, expected, worth, max_images, causes)
+    _require_arguments(batches, evaluate, labels, training_batches, trace, forward, expected, worth, max_images, causes)
     require_module(model, CALLER)
     stored = list_stored(model, CALLER)
     layers, without = _find_layers(model, stored)
@@ -121,8 +126,9 @@ def diagnose(
     training_data = None
     data: list[Any] = []
     if batches is not None and layers and case.is_measurable:
-        examination = Examination.of(model, layers, forward, inputs, progress)
+        examination = Examination.of(model, layers, forward, inputs, progress, labels=labels)
         data = examination.read(batches, max_images)
+        examination = examination.choose_part(data) if evaluate is None else examination
         evidence = examine(examination, data, evaluate)
         by_depth = {name: layers[name] for name in evidence.exact} | layers  # which the data shows
         case = replace(case, layers=by_depth, evidence=evidence)
@@ -146,8 +152,15 @@ def diagnose(
         judged, findings = conclude_unlabelled(case, experiment, known, worth)
     else:
         judged, findings = conclude(case, scores, experiment, known, worth)
-    notes = [*_note_limits(case), *(experiment.notes if experiment is not None else ())]
+    notes = [*_note_limits(case), *_note_part(examination), *(experiment.notes if experiment is not None else ())]
     return Diagnosis(case, judged, experiment, findings, skipped, notes)
+
+
+def _note_part(examination: Examination | None) -> list[str]:
+    """Say which of several outputs was scored, where it is not the first."""
+    if examination is None or examination.part == 0:
+        return []
+    return [f"Of the model's outputs, output[{examination.part}] was scored, as it names classes."]
 
 
 def _note_limits(case: Case) -> list[str]:
@@ -170,7 +183,7 @@ def _note_limits(case: Case) -> list[str]:
     return notes
 
 
-def _find_layers(model: nn.Module, stored: Mapping[str, BatchNorm]) -> tuple[Mapping[str, BatchNorm], list[str]]:
+def _find_layers(model: nn.Module, stored: dict[str, BatchNorm]) -> tuple[dict[str, BatchNorm], list[str]]:
     """Find the batch norms with running statistics, and the names of those without; ValueError if there is neither.
 
     Where none of them can be measured, they are those that are stored.
@@ -201,6 +214,7 @@ def _find_layers(model: nn.Module, stored: Mapping[str, BatchNorm]) -> tuple[Map
 def _require_arguments(
     batches: Any,
     evaluate: Any,
+    labels: Any,
     training_batches: Any,
     trace: Any,
     forward: Any,
@@ -215,6 +229,7 @@ def _require_arguments(
     if training_batches is not None:
         require_batches(training_batches, CALLER, "training_batches")
     require_evaluate(evaluate, CALLER)
+    require_labels(labels, CALLER)
     if trace is not None and not isinstance(trace, MomentTrace):
         raise TypeError(f"{CALLER}: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
     require_forward(forward, CALLER)

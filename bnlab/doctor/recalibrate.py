@@ -16,7 +16,7 @@ from bnlab.doctor.evidence.case import Case, has_bad_values, read_all_buffers
 from bnlab.doctor.evidence.examination import Evidence, Examination
 from bnlab.doctor.evidence.examine import add_training
 from bnlab.doctor.evidence.fills import add_fills
-from bnlab.doctor.evidence.labels import find_labels
+from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.observing import observe_batches
 from bnlab.doctor.evidence.probe import find_unread
 from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
@@ -38,6 +38,9 @@ _ALL_FROZEN = (
 _NOT_EXACT = (
     "the new statistics are not exact: an ordinary evaluation gives layer {layer!r} another input (does the model draw "
     "random numbers, or have observers of quantization? turn that off, or judge by labels or evaluate=)"
+)
+_CONVINCED = (
+    "If it is none: training_batches= shows that images are prepared as in training, and force=True writes anyway"
 )
 _UNTRAINED = "BN306, weights as constructed, although updates were counted (no statistics bring the score above chance)"
 _UPSTREAM = {"exact": "population", "precise": "batch"}
@@ -142,6 +145,7 @@ def recalibrate(
     statistic: str | Statistics = "exact",
     force: bool = False,
     evaluate: Evaluate | None = None,
+    labels: Labels | None = None,
     training_batches: Iterable[Any] | None = None,
     layers: Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -162,12 +166,13 @@ def recalibrate(
     Args:
         model: any module with batch norms.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
-            Labels are the second part of a tuple or list, or `labels` of a dictionary.
+            Labels are looked for as `diagnose` does.
         statistic: "exact": moments of what each layer is given at inference. "precise": layers normalize with each
             batch's own statistics meanwhile, as in precise batch norm. Or your own `Statistics`.
         force: write in any case.
         evaluate: called with the model in eval mode, in the place of labels; returns a value for each image, higher is
             better, of the same images each time.
+        labels: called with a batch, returns its labels, as for `diagnose`.
         training_batches: batches as in training, to tell wrong averages from a mistake that new statistics would hide,
             such as another scale of these images.
         layers: names of the layers to write, frozen ones too; default all that are not frozen.
@@ -197,6 +202,7 @@ def recalibrate(
     if not isinstance(statistic, Statistics) and statistic not in tuple(_UPSTREAM):
         raise ValueError(f"{CALLER}: statistic={statistic!r}; choose 'exact' or 'precise', or pass bnlab.Statistics")
     require_evaluate(evaluate, CALLER)
+    require_labels(labels, CALLER)
     require_forward(forward, CALLER)
     require_amount(max_images, tolerance, CALLER)
     if max_images == "auto" and isinstance(statistic, Statistics):
@@ -210,7 +216,7 @@ def recalibrate(
     if not names:
         return Recalibration(False, _ALL_FROZEN, None, None, frozen, None)
 
-    examination = Examination.of(model, known, forward, inputs, progress, CALLER, group)
+    examination = Examination.of(model, known, forward, inputs, progress, CALLER, group, labels)
     ranks = examination.ranks
     most = None if isinstance(max_images, str) else max_images
     if isinstance(statistic, Statistics):
@@ -218,6 +224,7 @@ def recalibrate(
         statistics = _select(statistic, model, names, layers is not None)
     else:
         data, statistics = _measure(examination, batches, _UPSTREAM[statistic], names, most, tolerance)
+    examination = examination.choose_part(data) if evaluate is None else examination
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
     is_broken = any(ranks.gather(any(has_bad_values(case.buffers[name]) for name in statistics)))
@@ -227,7 +234,7 @@ def recalibrate(
         case = add_training(case, examination, examination.read(training_batches, most_training))
     own_hidden = ranks.run_together(lambda: _find_hidden(case, examination, data, statistics, scores, evaluate))
     hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, data)))))
-    has_labels = any(ranks.gather(any(find_labels(batch) is not None for batch in data)))
+    has_labels = any(ranks.gather(any(examination.find_labels(batch) is not None for batch in data)))
 
     is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, statistics.check)
     if force and not is_wanted:
@@ -338,7 +345,7 @@ def _judge(
     """Judge whether the new statistics should be written, with the reason."""
     is_exact = check is None or check.is_exact
     if hidden is not None:
-        is_wanted, reason = False, f"it would hide a mistake: {hidden}"
+        is_wanted, reason = False, f"it would hide a mistake: {hidden}. {_CONVINCED}"
     elif is_broken:
         is_wanted, reason = True, "not judged, as the old statistics are not finite or negative"
     elif scores is None:

@@ -240,6 +240,7 @@ def test_a_model_without_running_averages_is_told_so(batches: Batches) -> None:
 
     assert text == (
         "No running averages in 1 batch norm: each batch is normalized by its own, also in eval mode. Notes: BN402 "
+        "(normalizes by the batch) "
         "(see .findings, or --html)."
     )
 

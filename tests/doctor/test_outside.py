@@ -265,7 +265,7 @@ def shrink(given: Given, divisor: float, eps: float, layers: int = 1) -> Given:
     for place in places:
         norm = model[place]
         for weights in model[place - 1].parameters():
-            weights /= divisor
+            weights.div_(divisor)
         mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         sigma = (var + norm.eps).sqrt()  # type: ignore[operator]
         mean /= divisor
@@ -313,9 +313,9 @@ def test_small_variances_with_their_eps_are_no_alarm(make: Callable[[], Given]) 
 # Train mode, without labels
 
 
-def cut_head(model: nn.Sequential, layers: int) -> nn.Sequential:
+def cut_head(model: Any, layers: int) -> nn.Sequential:
     """Leave out the last layers, so that images or features come out and no classes."""
-    return model[:-layers]
+    return nn.Sequential(*list(model)[:-layers])
 
 
 GENERATORS: list[Callable[[], Given]] = [

@@ -40,14 +40,15 @@ def tell(case: Case, notes: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("count", "notes"), [(0, ""), (1, " Notes: OWN1."), (2, " Notes: OWN1, OWN1."), (3, " Notes: 3.")]
+    ("count", "notes"),
+    [(0, ""), (1, " Notes: OWN1 (planted)."), (2, " Notes: OWN1 (planted), OWN1 (planted)."), (3, " Notes: 3.")],
 )
 def test_any_number_of_notes_takes_one_line(count: int, notes: str, case: Case) -> None:
     doubt = "Too low? Check labels, their order, preprocessing, weights; or pass expected=."
 
     assert tell(case, count).startswith("Healthy averages (3 batch norms). So it is. ")
     assert tell(case, count).endswith(f"{doubt}{notes}")
-    assert tell(replace(case, expected=0.5), 1).endswith("own. Notes: OWN1 (see .findings, or --html).")
+    assert tell(replace(case, expected=0.5), 1).endswith("own. Notes: OWN1 (planted) (see .findings, or --html).")
 
 
 @pytest.mark.parametrize("given", ["nothing", "training_batches", "before", "labels"])

@@ -48,6 +48,9 @@ class OddMomentum(Cause):
         explained = case.explain(case.read_exact(reversed_ones), layers, with_noise=True)
         return {"averages": explained, "traces": self.measure_traces(case, layers)}
 
+    def name_layers(self, case: Case, layers: Sequence[str]) -> Sequence[str]:
+        return case.select(lambda name: name in layers or _is_reversed(case, name) or _is_zero(case, name))
+
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         momenta = {get_momentum(case.layers[name]) for name in layers if _is_reversed(case, name)}
         reported = []

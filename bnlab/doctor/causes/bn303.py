@@ -35,8 +35,8 @@ class UnusedWeights(Cause):
             return
         negative = [name for name in names if _has_negative(case, name)]
         if negative:
-            weights = [case.layers[name].weight for name in negative]
-            apply = write_weights((weight, weight.detach().abs()) for weight in weights)
+            signed = [case.layers[name].weight for name in negative]
+            apply = write_weights((weight, weight.detach().abs()) for weight in signed)
             yield Undo("with the absolute values of the weights", tuple(negative), 0, apply, name="absolute")
 
         fitting = list(takewhile(lambda name: not case.clearly_differs(name), names))

@@ -12,7 +12,6 @@ from torch import nn
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.history import History
-from bnlab.doctor.evidence.labels import find_labels
 from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.evidence.scores import score_batch
 from bnlab.doctor.thresholds import ANOTHER_NETWORK, SURELY_BETTER
@@ -80,7 +79,7 @@ def _is_better(patient: Patient, undo: Undo) -> bool:
     with measured(patient.examination.model), ExitStack() as stack:
         undo.apply(patient.examination.root, stack)
         for batch in patient.data:
-            parts.append(score_batch(patient.examination.run(batch), find_labels(batch)))
+            parts.append(score_batch(patient.examination.run(batch), patient.examination.find_labels(batch)))
     values = torch.cat([part for part in parts if part is not None])
     error = float(values.std()) / math.sqrt(len(values))
     return float(values.mean()) - SURELY_BETTER * error > scores.best

@@ -27,6 +27,7 @@ class UntrainedWeights(Cause):
         "before=. Do not recalibrate."
     )
     kind = "network"
+    needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
         if not case.is_unloaded:
@@ -38,7 +39,7 @@ class UntrainedWeights(Cause):
 
 def _is_poor(case: Case) -> bool:
     """Return whether no statistics bring the score above chance, or above what is expected."""
-    scores = None if case.evidence is None else case.evidence.scores
+    scores = case.data.scores
     if scores is None:
         return False
     return scores.is_near_chance if case.expected is None else scores.best < case.expected

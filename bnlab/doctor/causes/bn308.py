@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from bnlab.doctor.words import count_things
 from bnlab.model.layers import get_bias, get_weight, strip_wrappers
 
 _QUANTILES = 201  # of a normal distribution, over which an activation is averaged
+_ACROSS_CHANNELS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention)
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
     nn.Conv2d: F.conv2d,
@@ -123,6 +125,8 @@ def _list_removals(case: Case) -> Iterator[_Removal]:
         if place is None or not _is_plain(modules[place]):
             continue
         between = [modules[other] for other in behind[: behind.index(place)]]
+        if any(isinstance(module, _ACROSS_CHANNELS) for module in between):
+            continue
         follower = next((other for other in behind[behind.index(place) :] if other in case.layers), None)
         rows_behind = None if follower is None else kept[follower]
         parts = _take_columns(then, name, place, rows, rows_behind)
@@ -188,5 +192,5 @@ def _average_activation(then: Mapping[str, Tensor], name: str, between: Sequence
     values = bias + weight * quantiles.double()[:, None]
     activations = [module for module in between if hasattr(activation, type(module).__name__)]
     for module in activations or [nn.ReLU()]:
-        values = module(values.clone())
+        values = copy.deepcopy(module).cpu().double()(values.clone())
     return values.detach().mean(0)

@@ -8,15 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnlab.doctor.evidence.labels import Labels, choose_part, is_numbered, read_labels
 from bnlab.doctor.evidence.observing import View
 from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.exact.population import population_statistics
 from bnlab.exact.source import Source
 from bnlab.exact.task import Ranks, Task, watched
-from bnlab.model.batches import Forward, call, copy_batch, count_images, find_device, map_batch
+from bnlab.model.batches import Forward, call, copy_batch, count_images, find_device, map_batch, take_images
 from bnlab.model.borrow import keep_random_state, measured
 from bnlab.model.layers import BatchNorm, Extract, Inputs, batch_norm_layers, get_running_buffers, unwrap_parallel
 from bnlab.model.reading import choose_reader
@@ -24,6 +26,7 @@ from bnlab.statistics.moments import Moments
 from bnlab.statistics.network import Statistics, using
 
 CALLER = "diagnose"
+_FEW = 64  # images by which the output that is scored is chosen
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,26 @@ class Examination:
     Attributes:
         model: the caller's model.
         layers: its batch norms with running statistics.
-        forward: called with the model and a batch.
+        forward: called with the model and a batch; the caller's, or the usual one.
         inputs: what layers with a forward of their own normalize, as `population_statistics` takes it.
         device: where batches are moved to.
         progress: whether bars are shown.
         caller: the public call that examines, for messages.
         ranks: the processes whose data are measured and scored together; all else is this process's own.
+        labels: called with a batch, returns its labels; None: they are looked for.
+        part: number of the output that is scored, of several.
     """
 
     model: nn.Module
     layers: Mapping[str, BatchNorm]
-    forward: Forward | None
+    forward: Forward
     inputs: Mapping[Any, Extract] | None
     device: torch.device
     progress: bool | None
     caller: str
     ranks: Ranks
+    labels: Labels | None = None
+    part: int = 0
 
     @staticmethod
     def of(
@@ -59,6 +66,7 @@ class Examination:
         progress: bool | None,
         caller: str = CALLER,
         group: Any = None,
+        labels: Labels | None = None,
     ) -> Examination:
         """Make an examination on the model's own device; by the processes of a group together, where one is given.
 
@@ -68,7 +76,9 @@ class Examination:
             model, forward = _widen(model, forward)
             layers = batch_norm_layers(model, caller=caller)
         device = find_device(model, None, caller)
-        return Examination(model, layers, forward, inputs, device, progress, caller, Ranks(group, caller))
+        return Examination(
+            model, layers, _name_call(forward), inputs, device, progress, caller, Ranks(group, caller), labels
+        )
 
     def alone(self) -> Examination:
         """Return the same examination by this process alone, of its own data."""
@@ -102,7 +112,7 @@ class Examination:
         ranks = Ranks(None, self.caller)
         reader = choose_reader(self.device, ranks.is_alone)
         inputs = Inputs(self.layers, self.inputs, self.caller)
-        return Task(self.root, self.layers, self.forward or call, self.device, data, ranks, inputs, reader)
+        return Task(self.root, self.layers, self.forward, self.device, data, ranks, inputs, reader)
 
     def measure(self, data: Iterable[Any], **options: Any) -> Statistics:
         """Measure exact statistics, with further options of `population_statistics`."""
@@ -136,9 +146,33 @@ class Examination:
         return Statistics(moments, eps)
 
     def run(self, batch: Any) -> Any:
-        """Run a copy of a batch, on this device alone: other processes may have fewer batches."""
-        forward = self.forward or call
-        return forward(self.root, copy_batch(batch, self.device))
+        """Run a copy of a batch, on this device alone, as other processes may have fewer; return what is scored."""
+        return self.select(self.forward(self.root, copy_batch(batch, self.device)))
+
+    def select(self, output: Any) -> Any:
+        """Select the output that is scored, where there are several."""
+        has_several = isinstance(output, (tuple, list)) and len(output) > self.part > 0
+        return output[self.part] if has_several else output
+
+    def find_labels(self, batch: Any) -> Tensor | None:
+        """Find the labels of a batch."""
+        return read_labels(batch, self.labels, self.caller)
+
+    def choose_part(self, data: Sequence[Any]) -> Examination:
+        """Choose which output is scored: a forward of two images, and one of more if it returns several."""
+        if self.find_labels(data[0]) is None:
+            return self
+        for count in (2, _FEW):
+            batch = take_images(data[0], count)
+            try:
+                with measured(self.model):
+                    output = self.forward(self.root, copy_batch(batch, self.device))
+            except Exception:  # what is wrong will be said of a whole batch
+                return self
+            if not isinstance(output, (tuple, list)) or len(output) < 2:
+                return self
+        labels = self.find_labels(batch)
+        return self if labels is None else replace(self, part=choose_part(output, labels))
 
 
 @dataclass(frozen=True)
@@ -197,6 +231,37 @@ class Evidence:
     fills: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     misfit: str | None = None
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Run the default forward; of (index, images, labels) with the images."""
+    return model(batch[1]) if is_numbered(batch) else call(model, batch)
+
+
+def _name_call(forward: Forward | None) -> Forward:
+    """Make a forward of which an error says how the model was called."""
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        try:
+            return call_model(model, batch) if forward is None else forward(model, batch)
+        except Exception as error:
+            if not getattr(error, "__notes__", None):
+                given = "forward= was called with the model and" if forward is not None else "the model was called with"
+                error.add_note(f"{given} {_describe_batch(batch, is_whole=forward is not None)}")
+            raise
+
+    return run
+
+
+def _describe_batch(batch: Any, *, is_whole: bool) -> str:
+    """Describe what a forward was given: all of a batch, or the part that the usual forward takes."""
+    if not is_whole and isinstance(batch, (tuple, list)) and batch:
+        number = 1 if is_numbered(batch) else 0
+        return f"batch[{number}], {_describe_batch(batch[number], is_whole=True)}"
+    if isinstance(batch, Tensor):
+        return f"a tensor {list(batch.shape)} of {str(batch.dtype).removeprefix('torch.')}"
+    advice = "; pass tensors" if isinstance(batch, np.ndarray) else ""
+    return f"a {type(batch).__name__}{advice}"
 
 
 def has_overflown(layer: BatchNorm) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sized
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,16 +21,17 @@ from bnlab.doctor.evidence.labels import (
     describe_misfit,
     describe_strangers,
     describe_unread,
-    find_labels,
     find_strangers,
+    require_as_many_labels,
 )
 from bnlab.doctor.evidence.observing import CallLog, View, observe_batches
 from bnlab.doctor.evidence.probe import compare_in_own_mode, find_unread, probe_predictions
 from bnlab.doctor.evidence.scores import Evaluate, score_batch
 from bnlab.doctor.evidence.scoring import add_own_statistics, score
+from bnlab.doctor.undo import find_tensor
 from bnlab.exact.population import population_statistics
-from bnlab.exact.task import watched
 from bnlab.model.batches import count_images
+from bnlab.model.layers import get_running_buffers
 from bnlab.statistics.network import Statistics
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -54,7 +56,10 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     def take_output(batch: Any, output: Any) -> None:
         if evaluate is not None:
             return
-        labels = find_labels(batch)
+        labels = examination.find_labels(batch)
+        output = examination.select(output)
+        if labels is not None and examination.labels is not None:
+            require_as_many_labels(output, labels, examination.caller)
         values = score_batch(output, labels)
         own_values.append(values)
         if values is None:
@@ -95,15 +100,23 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
 
 def _log_first_call(examination: Examination, evaluate: Evaluate, log: CallLog) -> Evaluate:
     """Make a metric whose first call is watched: what its forwards give the layers."""
+    task = examination.make_task([])
     is_watched = False
+
+    # Not `watched`, which refuses what cannot be measured: a metric may do what it likes.
+    def note(name: str, layer: Any, args: Any, kwargs: Any) -> None:
+        x = find_tensor(args, kwargs)
+        if x is not None and x.dim() > 1 and x.numel() and x.shape[1] == len(get_running_buffers(layer)[0]):
+            log.note(task, name, x)
 
     def evaluate_and_watch(model: nn.Module) -> Any:
         nonlocal is_watched
-        if is_watched:
-            return evaluate(model)
-        is_watched = True
-        task = examination.make_task([])
-        with watched(task, task.layers, partial(log.note, task)):
+        with ExitStack() as stack:
+            layers = {} if is_watched else task.layers
+            for name, layer in layers.items():
+                handle = layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+                stack.callback(handle.remove)
+            is_watched = True
             return evaluate(model)
 
     return evaluate_and_watch

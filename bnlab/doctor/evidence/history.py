@@ -109,16 +109,16 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
         ValueError: no layer's buffers are in that state, or several parts of it may be the model.
     """
     now = simplify_state(model.state_dict())
-    earlier = simplify_state(before)
-    then, unmatched = match_states(now, earlier, map(strip_wrappers, layers), caller)
-    resized = _find_resized(now, earlier, map(strip_wrappers, layers))
+    plain = simplify_state(before)
+    then, unmatched = match_states(now, plain, map(strip_wrappers, layers), caller)
+    resized = _find_resized(now, plain, map(strip_wrappers, layers))
     compared = {name: _compare_buffers(strip_wrappers(name), layer, then) for name, layer in layers.items()}
     changes = {name: change for name, change in compared.items() if change is not None}
     if not changes and not resized:
         raise ValueError(f"{caller}: before= has no running statistics of this model's layers; is it another model's?")
 
     names = {name: simplify_name(name, now) for name, _ in model.named_parameters()}
-    pairs = {name: (now[plain].detach(), then[plain].detach()) for name, plain in names.items() if plain in then}
+    pairs = {name: (now[other].detach(), then[other].detach()) for name, other in names.items() if other in then}
     added = tuple(name for name in names if name not in pairs)
     moved = {}
     square = 0.0

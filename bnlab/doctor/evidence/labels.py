@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
@@ -13,25 +13,96 @@ from torch import Tensor
 _IGNORED = 255  # label of positions that do not count, as torchvision's and Pascal VOC's masks have it
 
 
+KEYS = ("labels", "label", "targets", "target", "y")
+"""What a dictionary may call its labels; the first that is there counts."""
+
+Labels = Callable[[Any], Any]
+"""Called with a batch; returns its labels."""
+
+
+def require_labels(labels: object, caller: str) -> None:
+    """TypeError unless it is None or can be called."""
+    if labels is not None and not callable(labels):
+        raise TypeError(f"{caller}: labels is a {type(labels).__name__}; pass a function of a batch")
+
+
+def read_labels(batch: Any, labels: Labels | None, caller: str) -> Tensor | None:
+    """Read the labels of a batch by the caller's function; without one see `find_labels`.
+
+    Raises:
+        TypeError: the function returns no tensor with a label for each image.
+    """
+    if labels is None:
+        return find_labels(batch)
+    returned = labels(batch)
+    if not isinstance(returned, Tensor) or returned.dim() == 0:
+        kind = "a number" if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
+        raise TypeError(f"{caller}: labels= returned {kind}; return a tensor with a label for each image")
+    return returned
+
+
+def require_as_many_labels(output: Any, labels: Tensor, caller: str) -> None:
+    """ValueError if the caller's function has returned another number of labels than there are outputs."""
+    logits = find_logits(output)
+    if logits is not None and len(logits) != len(labels):
+        raise ValueError(
+            f"{caller}: labels= returned {len(labels)} labels for {len(logits)} outputs; return a label for each"
+        )
+
+
 def find_labels(batch: Any) -> Tensor | None:
-    """Find the labels of a batch: the second part of a tuple or list, or what a dictionary calls label or labels."""
+    """Find the labels of a batch: the second part of a tuple or list, or what a dictionary calls by one of `KEYS`.
+
+    Of (images, anything, labels) and (index, images, labels) the third, where the second is no label for each image.
+    """
     labels = _get_labels(batch)
     return labels if isinstance(labels, Tensor) and labels.dim() > 0 else None
 
 
 def _get_labels(batch: Any) -> Any:
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        if is_numbered(batch):
+            return batch[2]
+        if len(batch) == 3 and not _is_one_for_each(batch[0], batch[1]) and _are_classes(batch[0], batch[2]):
+            return batch[2]
         return batch[1]
     if isinstance(batch, Mapping):
-        return batch.get("labels", batch.get("label"))
+        return next((batch[key] for key in KEYS if key in batch), None)
     return None
+
+
+def is_numbered(batch: Any) -> bool:
+    """Return whether a batch is (index, images, labels): distinct whole numbers, then images, then whole numbers."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 3:
+        return False
+    index, images, labels = batch
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2:
+        return False
+    return _are_classes(images, index) and len(index.unique()) == len(index) and _are_classes(images, labels)
+
+
+def _is_one_for_each(images: Any, part: Any) -> bool:
+    """Return whether a part is a tensor, or a list or array that stands where labels do, as long as the images."""
+    if isinstance(part, (np.ndarray, Tensor)):
+        return not isinstance(images, Tensor) or (part.ndim > 0 and len(part) == len(images))
+    return _are_numbers(part)
+
+
+def _are_classes(images: Any, part: Any) -> bool:
+    """Return whether a part is a whole number for each image."""
+    if not isinstance(part, Tensor) or part.dim() != 1 or part.is_floating_point() or part.is_complex():
+        return False
+    return isinstance(images, Tensor) and len(part) == len(images)
+
+
+def _are_numbers(part: Any) -> bool:
+    return isinstance(part, list) and all(isinstance(label, Number) for label in part)
 
 
 def describe_unread(batch: Any) -> str | None:
     """Say that a list of numbers, or an array, stands where labels do; None where that is not so."""
     labels = _get_labels(batch)
-    is_list = isinstance(labels, list) and all(isinstance(label, Number) for label in labels)
-    if not is_list and not isinstance(labels, np.ndarray):
+    if not _are_numbers(labels) and not isinstance(labels, np.ndarray):
         return None
     return f"Labels were not read, as they are a {type(labels).__name__}: pass a tensor."
 
@@ -44,6 +115,40 @@ def find_logits(output: Any) -> Tensor | None:
     if isinstance(logits, (tuple, list)) and logits:
         logits = logits[0]
     return logits if isinstance(logits, Tensor) and logits.dim() > 0 else None
+
+
+def choose_part(output: Any, labels: Tensor) -> int:
+    """Choose which of several outputs names classes: the number of the first one that predicts the labels.
+
+    Another one than the first takes its place if it is narrower, has enough classes for all labels, and does not
+    predict worse: features are wider than what names classes.
+
+    Args:
+        output: of the model.
+        labels: whole numbers [N].
+    """
+    parts = list(output) if isinstance(output, (tuple, list)) else []
+    if labels.is_floating_point() or labels.dim() != 1:
+        return 0
+    naming = [number for number, part in enumerate(parts) if _names_classes(part, labels)]
+    if not naming:
+        return 0
+    chosen = naming[0]
+    for number in naming:
+        is_narrower = parts[number].shape[1] < parts[chosen].shape[1]
+        if is_narrower and _count_right(parts[number], labels) >= _count_right(parts[chosen], labels):
+            chosen = number
+    return chosen
+
+
+def _names_classes(part: Any, labels: Tensor) -> bool:
+    """Return whether a part of an output is [N, classes], with a class for each label; one column tells two apart."""
+    is_table = isinstance(part, Tensor) and part.is_floating_point() and part.dim() == 2 and len(part) == len(labels)
+    return is_table and max(2, part.shape[1]) > int(labels.max())
+
+
+def _count_right(part: Tensor, labels: Tensor) -> int:
+    return int((part.argmax(1) == labels.to(part.device)).sum())
 
 
 def find_counted(labels: Tensor) -> Tensor:

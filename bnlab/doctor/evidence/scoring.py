@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bnlab.doctor.evidence.case import has_bad_values, read_all_buffers
 from bnlab.doctor.evidence.examination import Examination
-from bnlab.doctor.evidence.labels import find_labels
 from bnlab.doctor.evidence.scores import (
     Evaluate,
     Scores,
@@ -54,12 +53,12 @@ def score(
     if evaluate is not None:
         return Scores(joined, _are_shares(joined))
 
-    constants = ranks.gather(_score_constants(data))
+    constants = ranks.gather(_score_constants(examination, data))
     commonest = None
     if None not in constants:
         sums: Counter[int] = sum(constants, Counter())
         commonest = max(sums.values()) / len(joined["running"]) if len(sums) > 1 else None
-    labels = find_labels(data[0])
+    labels = examination.find_labels(data[0])
     by_class = labels is not None and labels.dim() > 1
     return Scores(joined, _are_shares(joined), commonest, by_class)
 
@@ -104,7 +103,7 @@ def score_by_labels(
             apply(examination.root, stack)
         for batch in data:
             output = examination.run(batch)
-            labels = find_labels(batch)
+            labels = examination.find_labels(batch)
             scores = score_batch(output, labels)
             if scores is None:
                 return None
@@ -163,9 +162,9 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
     return all(bool(((part >= 0) & (part <= 1)).all()) for part in values.values())
 
 
-def _score_constants(data: Iterable[Any]) -> Counter[int] | None:
+def _score_constants(examination: Examination, data: Iterable[Any]) -> Counter[int] | None:
     """Sum over images what always naming each class would score; None where labels are no classes."""
-    labels = [find_labels(batch) for batch in data]
+    labels = [examination.find_labels(batch) for batch in data]
     whole = [part for part in labels if part is not None and not part.is_floating_point()]
     return Counter(score_constants(whole)) if len(whole) == len(labels) else None
 

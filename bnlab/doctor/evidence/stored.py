@@ -84,7 +84,8 @@ def _read_node(prefix: str, graph: fx.GraphModule, node: fx.Node, kind: str, cal
             "program.module() of what torch.export returned"
         )
     place = str(mean.target).rpartition(".")[0]  # type: ignore[union-attr]
-    is_training, momentum, eps = rest[:3] if kind == _WITH_MODE else (False, *rest[:2])
+    settings: list[Any] = [*rest] if kind == _WITH_MODE else [False, *rest]
+    is_training, momentum, eps = settings[:3]
     norm = _make(
         *buffers,
         weight=_get_tensor(graph, weight),

@@ -246,17 +246,19 @@ class Diagnosis:
 
     def _describe_rest(self) -> str:
         """Write which notes there are, and what to look at or to pass to learn more."""
-        codes = [finding.cause.code for finding in self.faults if finding.severity == "note"]
+        notes = [
+            f"{finding.cause.code} ({finding.cause.title})" for finding in self.faults if finding.severity == "note"
+        ]
         if self.verdict == "healthy" and self.scores and self.case.expected is None:
             sentences = [_TOO_LOW]
             if any(EXACT in finding.cause.undone_by for finding in self.faults):  # averages that are off, if harmless
                 sentences += self._ask_for("averages")
-            if codes:
-                sentences.append(f"Notes: {', '.join(codes)}." if len(codes) < 3 else f"Notes: {len(codes)}.")
+            if notes:
+                sentences.append(f"Notes: {', '.join(notes)}." if len(notes) < 3 else f"Notes: {len(notes)}.")
         else:
             sentences = self._ask_for_more()
-            if codes:
-                sentences.insert(0, f"Notes: {', '.join(codes)} (see .findings, or --html).")
+            if notes:
+                sentences.insert(0, f"Notes: {', '.join(notes)} (see .findings, or --html).")
         return _wrap(" ".join([*sentences, *self.notes]))
 
     def _ask_for_more(self) -> list[str]:

@@ -10,7 +10,7 @@ Evidence is measured once (`evidence/`). Each cause is a hypothesis about it, in
 | `list_layers` | layers in which it has left a trace, such as a count | `Cause.support`; without data a finding |
 | `support` | what speaks for it, by the grounds of `GROUNDS` | `weigh`, below |
 | `look` | signs that no intervention tells | `findings.find_signs`; never outranks what was tried |
-| `describe` | the numbers that show it | findings |
+| `describe`, `name_layers` | the numbers that show it, and where | findings |
 
 What was tried decides first: the smallest intervention that brings back as much as the best (`Experiment.choose`).
 Where several causes are undone by the same one, the ground on which each stands decides between them, by the table

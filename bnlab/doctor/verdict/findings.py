@@ -66,12 +66,13 @@ def find_explained(trials: Iterable[Trial], experiment: Experiment, case: Case, 
     for trial in trials:
         cause = trial.cause
         gain = experiment.measure_score(trial).value if experiment.has_labels else math.nan
-        described = cause.describe(case, trial.undo.layers)
+        layers = tuple(cause.name_layers(case, trial.undo.layers))
+        described = cause.describe(case, layers)
         reported = [trial.undo.words] if trial.is_proposed else []
         if trial.undo.shared and described:
             reported.append(described)
         severity: Severity = "warning" if math.isnan(gain) else grade_cost(gain, worth)
-        findings.setdefault(cause.code, Finding(cause, trial.undo.layers, ": ".join(reported), severity, gain))
+        findings.setdefault(cause.code, Finding(cause, layers, ": ".join(reported), severity, gain))
     return list(findings.values())
 
 
@@ -90,7 +91,8 @@ def find_off(causes: Sequence[Cause], case: Case, severity: Severity | None) -> 
     best = name_gap(causes, case, off) if off else None
     if best is None:
         return []
-    return [Finding(best, tuple(off), best.describe(case, off), severity or best.severity)]
+    layers = tuple(best.name_layers(case, off))
+    return [Finding(best, layers, best.describe(case, layers), severity or best.severity)]
 
 
 def find_signs(causes: Iterable[Cause], case: Case, known: Iterable[str]) -> list[Finding]:

@@ -19,7 +19,7 @@ from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, fin
 from bnlab.doctor.verdict.verdict import BROKEN, ELSEWHERE, Edge, Verdict, Word
 from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
 
-_CONSTANTS = "It was trained with its averages as constants, so do not recalibrate."
+_CONSTANTS = "Perhaps it was trained with its averages as constants, so do not recalibrate."
 _AS_CONSTRUCTED = "All batch norms are as constructed: was the checkpoint loaded? Look at what load_state_dict returns."
 _UNLOADED = (
     "Weights and biases of the batch norms are as constructed although updates were counted: is this the network that "
@@ -194,7 +194,7 @@ def _ask_for_weights(
 ) -> Iterator[_Condition]:
     """Ask whether weights are as constructed, and nothing that was tried brings the score above chance."""
     bar = scores.chance if case.expected is None else case.expected
-    if not case.is_unloaded or bar is None:
+    if bar is None or not (case.is_unloaded or case.is_as_constructed):
         return
     best = scores.best
     if experiment is not None and experiment.best is not None:
@@ -202,7 +202,8 @@ def _ask_for_weights(
     unit = "%" if scores.are_shares else ""
     edge = Edge("the best score is", best, bar, "network", SURELY_HEALTHY * worth, scores.are_shares, unit)
     reached = describe_score(best, scores)
-    sentence = f"Nothing that was tried brings it above {reached}. {_UNLOADED}"
+    reason = _UNLOADED if case.is_unloaded else _AS_CONSTRUCTED
+    sentence = f"Nothing that was tried brings it above {reached}. {reason}"
     yield _Condition("network", [_Number(edge, best < bar)], lambda: Verdict("network", sentence, gain))
 
 
@@ -229,8 +230,29 @@ def _ask_for_undo(
     )
     of_score = _draw_line("the best undo gains", score, worth, scores)
     numbers = [_Number(of_likelihood, likelihood.low > 0), _Number(of_score, score > worth)]
+    if scores.commonest is not None and case.expected is None:
+        yield _ask_for_chance(scores, experiment, numbers, gain, worth)
     word = name_choice(case, *experiment.choose())
     yield _Condition(word, numbers, lambda: _judge_experiment(case, scores, experiment, gain))
+
+
+def _ask_for_chance(
+    scores: Scores, experiment: Experiment, numbers: Sequence[_Number], gain: Difference, worth: float
+) -> _Condition:
+    """Ask whether the best undo, although it gains, leaves the score below always naming the commonest class."""
+    assert experiment.best is not None and scores.commonest is not None
+    before = float(experiment.as_is[0].mean())
+    after = float(experiment.best.values[0].mean())
+    edge = Edge(
+        "the best undo reaches", after, scores.commonest, "undecided", SURELY_HEALTHY * worth, scores.are_shares, "%"
+    )
+    sentence = (
+        f"Below chance before ({describe_score(before, scores)}) and after the best undo "
+        f"({describe_score(after, scores)}), where always naming the commonest class scores "
+        f"{describe_score(scores.commonest, scores)}: nothing shows what is wrong. {_OTHER_LABELS}"
+    )
+    is_below = max(before, after) <= scores.commonest
+    return _Condition("undecided", [*numbers, _Number(edge, is_below)], lambda: Verdict("undecided", sentence, gain))
 
 
 def _ask_for_network(case: Case, scores: Scores, gain: Difference, worth: float) -> Iterator[_Condition]:

@@ -1,0 +1,242 @@
+"""What users' loaders give, and models return: where the labels are, which output is scored, and what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnlab
+from bnlab import diagnose
+from bnlab.commands.loading import name_options
+from bnlab.doctor.evidence.labels import choose_part, find_labels
+from tests.doctor import digits
+from tests.doctor.digits import make_batches, make_healthy, measure_accuracy
+from tests.helpers import unchanged
+
+IMAGES = 100
+
+
+def find_accuracy() -> float:
+    return measure_accuracy(make_healthy(), make_batches(images=IMAGES))
+
+
+def number(start: int, labels: Tensor) -> Tensor:
+    return start + torch.arange(len(labels))
+
+
+LAYOUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "names and labels": lambda images, labels: (images, {"name": ["x"] * len(labels)}, labels),
+    "paths and labels": lambda images, labels: (images, ["x.png"] * len(labels), labels),
+    "sizes and labels": lambda images, labels: (images, torch.tensor([8, 8, 3]), labels),
+    "numbered": lambda images, labels: (number(7, labels), images, labels),
+    "labels and weights": lambda images, labels: (images, labels, torch.ones(len(labels))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_are_found_where_shapes_and_types_leave_one_reading(layout: str) -> None:
+    batches = [LAYOUTS[layout](images, labels) for images, labels in make_batches(images=IMAGES)]
+
+    diagnosis = diagnose(make_healthy(), batches, progress=False)
+
+    assert diagnosis.scores["running"] == pytest.approx(find_accuracy())
+
+
+@pytest.mark.parametrize("key", ["labels", "label", "targets", "target", "y"])
+def test_the_keys_of_a_dictionary_are_listed_and_looked_for(key: str) -> None:
+    labels = torch.arange(4)
+
+    assert find_labels({"image": torch.zeros(4, 2), key: labels}) is labels
+    assert f"`{key}`" in str(diagnose.__doc__)
+    assert find_labels({"image": torch.zeros(4, 2), "classes": labels}) is None
+
+
+def test_labels_are_the_callers_to_name() -> None:
+    batches = [{"pixels": images, "meta": {"class": labels}} for images, labels in make_batches(images=IMAGES)]
+    arguments: dict[str, Any] = {
+        "forward": lambda model, batch: model(batch["pixels"]),
+        "labels": lambda batch: batch["meta"]["class"],
+        "progress": False,
+    }
+    model = make_healthy()
+
+    diagnosis = diagnose(model, batches, **arguments)
+    recalibration = bnlab.recalibrate(model, batches, **arguments)
+
+    assert diagnosis.scores["running"] == pytest.approx(find_accuracy())
+    assert recalibration.before == pytest.approx(find_accuracy())
+
+
+WRONG: list[tuple[Any, type[Exception], str]] = [
+    (
+        lambda batch: batch[1][:3],
+        ValueError,
+        "diagnose: labels= returned 3 labels for 50 outputs; return a label for each",
+    ),
+    (lambda batch: batch[1].tolist(), TypeError, "diagnose: labels= returned a list; return a tensor with a label for"),
+    (lambda batch: batch[1][0], TypeError, "diagnose: labels= returned a number; return a tensor with a label for"),
+    ("labels", TypeError, "diagnose: labels is a str; pass a function of a batch"),
+]
+
+
+@pytest.mark.parametrize(("labels", "kind", "message"), WRONG)
+def test_labels_that_do_not_fit_are_refused_and_nothing_is_changed(
+    labels: Any, kind: type[Exception], message: str
+) -> None:
+    model = make_healthy()
+
+    with unchanged(model), pytest.raises(kind, match=message):
+        diagnose(model, make_batches(images=IMAGES), labels=labels, progress=False)
+
+
+def test_arrays_are_refused_in_words() -> None:
+    batches = [(images, labels.numpy()) for images, labels in make_batches(images=IMAGES)]
+
+    diagnosis = diagnose(make_healthy(), batches, progress=False)
+
+    assert "Labels were not read, as they are a ndarray: pass a tensor." in diagnosis.notes
+
+
+# Which output is scored
+
+
+class WithFeatures(nn.Module):
+    """Returns features and logits."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = make_healthy()
+        self.order = order
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.network[:-1](images)
+        outputs = (features, self.network[-1](features))
+        return tuple(outputs[number] for number in self.order)
+
+
+@pytest.mark.parametrize(("order", "number"), [((0, 1), 1), ((1, 0), 0), ((1, 1), 0)])
+def test_the_output_that_names_classes_is_scored_and_named(order: tuple[int, ...], number: int) -> None:
+    diagnosis = diagnose(WithFeatures(order).eval(), make_batches(images=IMAGES), progress=False)
+
+    assert diagnosis.scores["running"] == pytest.approx(find_accuracy())
+    assert (f"output[{number}] was scored, as it names classes." in " ".join(str(diagnosis).split())) == (number > 0)
+
+
+LABELS = torch.tensor([0, 1, 2, 2])
+RIGHT = torch.eye(3)[LABELS]
+
+
+@pytest.mark.parametrize(
+    ("output", "labels", "number"),
+    [
+        (RIGHT, LABELS, 0),
+        ((RIGHT, RIGHT.flip(0)[:, :2]), LABELS, 0),  # too few classes
+        ((torch.zeros(4, 8), RIGHT), LABELS, 1),
+        ((RIGHT.repeat(1, 2), torch.zeros(4, 3)), LABELS, 0),  # narrower, and worse
+        ((torch.zeros(4, 1), torch.zeros(4, 8)), LABELS % 2, 0),  # one column tells two classes
+        ((torch.zeros(4, 5, 3), RIGHT), LABELS, 1),
+        ((torch.zeros(4, 8), RIGHT), LABELS.float(), 0),
+        ((), LABELS, 0),
+    ],
+)
+def test_which_output_names_classes(output: Any, labels: Tensor, number: int) -> None:
+    assert choose_part(output, labels) == number
+
+
+# What is said
+
+
+def test_an_error_of_the_model_says_how_it_was_called() -> None:
+    model = nn.Sequential(nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4)).eval()
+
+    with pytest.raises(RuntimeError) as caught:
+        diagnose(model, make_batches(images=IMAGES), progress=False)
+    assert caught.value.__notes__ == ["the model was called with batch[0], a tensor [50, 3, 8, 8] of float32"]
+
+    with pytest.raises(RuntimeError) as caught:
+        diagnose(model, make_batches(images=IMAGES), forward=lambda model, batch: model(batch[0]), progress=False)
+    assert caught.value.__notes__ == ["forward= was called with the model and a tuple"]
+
+
+def test_hints_of_the_command_line_can_be_typed_there() -> None:
+    said = (
+        "Pass that network as before=. BN209 (x); bnlab.doctor.explain('BN209') says what to do. training_batches= "
+        "shows it, and force=True writes anyway (see .findings, or --html)."
+    )
+
+    assert name_options(said) == (
+        "Pass that network as --before. BN209 (x); bnlab explain BN209 says what to do. --training shows it, and "
+        "--force writes anyway (see --json, or --html)."
+    )
+
+
+def test_a_refusal_says_what_would_convince_it() -> None:
+    batches = make_batches(lambda images: 4 * images, images=400)
+
+    recalibration = bnlab.recalibrate(make_healthy(), batches, progress=False)
+
+    assert not recalibration.written and "it would hide a mistake: BN209" in recalibration.reason
+    assert "training_batches= shows that images are prepared as in training" in recalibration.reason
+    assert "force=True writes anyway" in recalibration.reason
+
+
+# Conclusions that scores do not allow
+
+
+def test_below_chance_before_and_after_is_undecided() -> None:
+    """The labels are others: what brings the likelihood up leaves the score below always naming one class."""
+    model = make_healthy()
+    with torch.no_grad():
+        for norm in digits.list_norms(model):
+            norm.get_buffer("running_mean").add_(1)
+    batches = [(images, (labels + 1) % digits.CLASSES) for images, labels in make_batches()]
+    batches = [(images, labels.where(torch.arange(len(labels)) % 10 != 0, 3)) for images, labels in batches]
+
+    diagnosis = diagnose(model, batches, progress=False)
+
+    assert max(diagnosis.scores.values()) < 0.2, str(diagnosis)
+    assert diagnosis.verdict in ("undecided", "network"), str(diagnosis)
+    assert "Are these labels, in this order, those that it was trained on?" in " ".join(str(diagnosis).split())
+
+
+def test_an_untrained_network_whose_exact_statistics_lose_is_not_healthy() -> None:
+    batches = make_batches()
+
+    for seed in range(3):
+        diagnosis = diagnose(digits.build(seed).eval(), batches, progress=False)
+
+        assert diagnosis.verdict == "network", str(diagnosis)
+        assert "was the checkpoint loaded?" in " ".join(str(diagnosis).split())
+
+
+def test_a_reversed_momentum_is_named_in_all_layers_that_have_it() -> None:
+    model = make_healthy()
+    for norm in digits.list_norms(model):
+        norm.momentum = 0.9
+    model.train()
+    with torch.no_grad():
+        for images, _ in digits.make_training_batches(8)[:3]:
+            model(images)
+
+    diagnosis = diagnose(model.eval(), make_batches(), progress=False)
+
+    (finding,) = [finding for finding in diagnosis.faults if finding.cause.code == "BN102"]
+    assert finding.layers == digits.NORMS
+
+
+def test_numpy_images_are_the_forwards_affair() -> None:
+    batches = [(images.numpy(), labels) for images, labels in make_batches(images=IMAGES)]
+
+    with pytest.raises(TypeError) as caught:
+        diagnose(make_healthy(), batches, progress=False)
+    assert "the model was called with batch[0], a ndarray; pass tensors" in caught.value.__notes__
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        return model(torch.from_numpy(np.asarray(batch[0])))
+
+    assert diagnose(make_healthy(), batches, forward=run, progress=False).scores["running"] > 0.8
