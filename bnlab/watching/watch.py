@@ -106,6 +106,8 @@ class Watch:
     >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
     >>> training = watch(model)
     >>> output = model(torch.tensor([[1.0], [3.0]]))
+    >>> training
+    Watch(Sequential; 2 of 512 images; 0 comparisons)
     >>> print(training.compare(lambda: model.eval()(torch.tensor([[2.0]])).item(), lower=True))
     1.716 under running averages, 0 under exact statistics: eval() shows 1.72 too much (of 2 images; 512 are wanted)
     >>> training.close()

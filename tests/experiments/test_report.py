@@ -9,6 +9,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -107,7 +108,7 @@ def test_mistakes(words: str, message: str, call: Call) -> None:
     assert done.err.count("\n") <= 2
 
 
-def write_history(path: Path, difference: float = 0.02, **columns: object) -> Path:
+def write_history(path: Path, difference: float = 0.02, **columns: Any) -> Path:
     """A history of three comparisons, the first before there were exact statistics."""
     exact = [None, 0.6, 0.7]
     running = [0.1, 0.6 - difference, 0.7]
@@ -163,7 +164,7 @@ def test_what_watched_trainings_have_lost_is_in_points(tmp_path: Path) -> None:
         ({"lost": float("nan")}, "no row of this history has exact statistics"),
     ],
 )
-def test_histories_that_are_none(columns: dict[str, object], message: str, tmp_path: Path, call: Call) -> None:
+def test_histories_that_are_none(columns: dict[str, Any], message: str, tmp_path: Path, call: Call) -> None:
     path = write_history(tmp_path / "watch.parquet", **columns)
     done = call(f"report watch={path}", f"results={tmp_path / 'results'}")
 
