@@ -77,7 +77,8 @@ def draw(parts: Sequence[Sequence[str]]) -> str:
     for place, part in enumerate(shown):
         rest = " rest" if place == AT_REST - 1 else ""
         # Negative, because what waits for a positive delay is not shown by the animation but as it rests.
-        delay = SECONDS * (place - len(shown))
+        turn = (place + 1 - AT_REST) % len(shown)  # the part that rests comes first
+        delay = SECONDS * (turn - len(shown))
         lines.append(f'<g class="part{rest}" style="animation-delay: {delay}s">')
         for row, line in enumerate(part, start=2):
             if line:

@@ -39,7 +39,7 @@ def test_each_network_is_a_part_with_its_lines() -> None:
 def test_one_part_at_a_time_is_shown_for_as_long_as_the_others() -> None:
     svg = draw(list_parts(PRINTED))
 
-    assert re.findall(r"animation-delay: (-?\d+)s", svg) == ["-14", "-7"]
+    assert re.findall(r"animation-delay: (-?\d+)s", svg) == ["-7", "-14"]  # the first fault, then the healthy network
     assert "animation: show 14s infinite" in svg
     assert "50.0% { opacity: 0; }" in svg
 
