@@ -19,7 +19,7 @@ from bnlab.exact.probe import require_inputs_normalized
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Note, Walk
 from bnlab.memory import LiveBytes, Profile
-from bnlab.model.batches import count_bytes, count_images, list_tensors, take_images
+from bnlab.model.batches import count_bytes, count_images, is_dense, list_tensors, take_images
 from bnlab.model.borrow import borrowed, measured
 from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
 from bnlab.model.reading import Pooled
@@ -100,7 +100,7 @@ def choose_noted(task: Task) -> list[int]:
     noted += others[len(others) // 2 :][:1]
     usual = None
     for index, batch in enumerate(task.data):
-        shapes = [tensor.shape[1:] for tensor in list_tensors(batch)]
+        shapes = [tensor.shape[1:] for tensor in list_tensors(batch) if is_dense(tensor)]
         if usual is None:
             usual = shapes
         elif shapes != usual:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
 
-from bnlab.model.batches import require_values
+from bnlab.model.batches import is_dense, require_values
 from bnlab.model.warn import warn
 
 # Norms of other classes are typed as torch's too; `get_weight` and its neighbours read what they may lack.
@@ -39,7 +41,10 @@ def require_module(model: object, caller: str) -> None:
 
 
 def require_watchable(model: nn.Module, caller: str) -> None:
-    """Raise TypeError unless it is a module, and ValueError if a part of it is TorchScript, where hooks do not run."""
+    """Raise TypeError unless it is a module, and ValueError if a part of it cannot be measured.
+
+    There are no hooks in TorchScript and exported graphs, and of what FSDP has sharded no process has all weights.
+    """
     require_module(model, caller)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -48,6 +53,23 @@ def require_watchable(model: nn.Module, caller: str) -> None:
                 f"{caller}: {part} is TorchScript, whose layers cannot be watched; "
                 "pass the model before torch.jit.script or trace"
             )
+        if isinstance(module, GraphModule) and "train" in vars(module):  # by which torch.export refuses modes
+            part = repr(name) if name else "the model"
+            raise ValueError(
+                f"{caller}: {part} was exported by torch.export, whose layers cannot be seen; pass the model itself"
+            )
+        if _is_sharded(module):
+            part = repr(name) if name else "the model"
+            raise ValueError(
+                f"{caller}: {part} is sharded by FSDP, so that no process holds its weights; load its full state dict "
+                "into a model without FSDP, and pass that"
+            )
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    # Of a module that nobody has imported there are no instances, and the import takes seconds.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule))
 
 
 def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
@@ -69,7 +91,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
         if is_batch_norm(module):
-            require_values(module.running_mean, f"layer {name!r}", caller)
+            require_values(get_running_buffers(module)[0], f"layer {name!r}", caller)
             known[name] = module
         elif isinstance(module, BatchNorm):
             skipped[f"{type(module).__name__} without running statistics"] += 1
@@ -299,6 +321,9 @@ def require_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
     expected = f"{caller}: layer {name!r} expects {channels} channels"
     if not isinstance(x, Tensor):
         raise ValueError(f"{expected}, its input has type {type(x).__name__}")
+    if not is_dense(x):
+        kind = "nested" if x.is_nested else "sparse, or inside of vmap or grad of torch.func"
+        raise ValueError(f"{caller}: the input of layer {name!r} is {kind}, where its values cannot be read")
     if x.dim() < 2 or x.shape[1] != channels:
         raise ValueError(f"{expected}, its input has shape {tuple(x.shape)}")
     if not x.is_floating_point():
