@@ -22,7 +22,9 @@ from bnlab.model.borrow import borrowed
 from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
+    get_bias,
     get_running_buffers,
+    get_weight,
     join_names,
     overrides_forward,
     require_input,
@@ -253,8 +255,8 @@ def _normalize(kind: TestTimeStatistics, name: str, layer: BatchNorm, input: Ten
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     mean, var = _compute_statistics(kind, layer, x)
-    weight = _cast(layer.weight, x)
-    bias = _cast(layer.bias, x)
+    weight = _cast(get_weight(layer), x)
+    bias = _cast(get_bias(layer), x)
     if len(mean) == 1 and not torch.is_grad_enabled():
         mean = mean.flatten().to(x)
         var = var.flatten().to(x)

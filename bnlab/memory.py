@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bnlab.model.batches import list_tensors
+from bnlab.model.batches import is_dense, list_tensors
 
 __all__ = ["keep_freed_memory"]
 
@@ -97,7 +97,7 @@ class LiveBytes(TorchFunctionMode):
         super().__init__()
         self.peak = 0
         self._known = set[int]()
-        for tensor in known:
+        for tensor in filter(is_dense, known):
             self._known.add(tensor.untyped_storage().data_ptr())
         self._tensors: dict[int, weakref.ref[Tensor]] = {}
 
@@ -120,7 +120,7 @@ class LiveBytes(TorchFunctionMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in list_tensors(result):
-            if tensor.layout == torch.strided:
+            if is_dense(tensor):
                 self._tensors[id(tensor)] = weakref.ref(tensor)
         self.peak = max(self.peak, self.now())
         return result

@@ -17,6 +17,7 @@ from bnlab.model.layers import (
     BatchNorm,
     batch_norm_layers,
     get_running_buffers,
+    is_batch_norm,
     join_names,
     require_module,
     strip_wrappers,
@@ -176,7 +177,7 @@ def _list_digests(model: nn.Module) -> dict[str, str]:
     """
     statistics = set()
     for name, module in model.named_modules():
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNorm) or is_batch_norm(module):
             statistics |= {name_tensor(name, buffer) for buffer in _BUFFERS}
 
     digests = {}

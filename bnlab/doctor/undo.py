@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.model.batches import map_batch
-from bnlab.model.layers import BatchNorm, get_running_buffers
+from bnlab.model.layers import BatchNorm, get_bias, get_running_buffers, get_weight
 from bnlab.statistics.moments import Moments
 
 Kind = Literal["averages", "images", "network", "mode", "batches"]
@@ -154,7 +154,7 @@ def replace_forwards(layers: Iterable[nn.Module], forward: Callable[[Any, Tensor
 def normalize_by_averages(layer: Any, x: Tensor) -> Tensor:
     """Normalize as batch norm does in eval mode, whatever the layer's own forward does."""
     mean, var = get_running_buffers(layer)
-    return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
+    return F.batch_norm(x, mean, var, get_weight(layer), get_bias(layer), False, 0.0, layer.eps)
 
 
 def pass_through(layer: Any, x: Tensor) -> Tensor:

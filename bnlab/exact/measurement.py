@@ -17,7 +17,7 @@ from torch import Tensor
 from bnlab.exact.samples import check_walk, choose_noted, prepare
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.exact.walk import Walk
-from bnlab.memory import Budget
+from bnlab.memory import Budget, Profile
 from bnlab.model.batches import count_bytes
 from bnlab.model.borrow import measured
 from bnlab.model.layers import join_names
@@ -60,7 +60,7 @@ def measure_exactly(
     cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=sum(sizes), passes=0)
     failed_check: Check | None = None
     with measured(task.model):
-        profile = task.ranks.run_together(lambda: prepare(task))
+        profile = _prepare(task)
         if strategy == "breadth":
             budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit))
             try:
@@ -89,6 +89,13 @@ def measure_exactly(
     if failed_check is not None and check is not None and check.held:
         check = replace(failed_check, held_layer_by_layer=True)
     return statistics, cost, check or failed_check
+
+
+def _prepare(task: Task) -> Profile:
+    """Prepare this rank's measurement, and leave out the layers that some rank has found not to be batch norms."""
+    profile: Profile = task.ranks.run_together(lambda: prepare(task))
+    task.leave_out(set().union(*task.ranks.gather(task.unmeasured)))
+    return profile
 
 
 def _do_nothing() -> None:
@@ -249,7 +256,7 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
         parts.setdefault(name, []).append(task.reader.measure(x))
 
     with measured(task.model):
-        task.ranks.run_together(lambda: prepare(task))
+        _prepare(task)
         for layer in task.layers.values():
             layer.training = True
         with watched(task, task.layers, take):

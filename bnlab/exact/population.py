@@ -97,9 +97,9 @@ def population_statistics(
         progress: show a bar over the layers.
 
     Returns:
-        `Statistics` with counts. Its `unseen` lists layers that no batch has reached, its `cost` and `check` are
-        explained by `Cost` and `Check` of `bnlab.statistics.provenance`, its `standard_errors` are layer → (of the
-        mean, of the variance), float64 [C].
+        `Statistics` with counts. Its `unseen` lists layers that no batch has reached or that cannot be measured, its
+        `cost` and `check` are explained by `Cost` and `Check` of `bnlab.statistics.provenance`, its `standard_errors`
+        are layer → (of the mean, of the variance), float64 [C].
 
     Raises:
         TypeError, ValueError: an argument is wrong, or a layer cannot be measured; the message says which and why.
@@ -189,10 +189,11 @@ def _measure(
     unseen = [name for name in task.layers if name not in moments]
     task.ranks.run_together(lambda: require_unread(task, unseen))
     if not moments:
-        raise ValueError(f"{CALLER}: the data reached none of the layers {join_names(task.layers)}")
+        names = join_names([*task.layers, *task.unmeasured])
+        raise ValueError(f"{CALLER}: the data reached none of the layers {names}, or none that can be measured")
 
     eps = dict(zip(moments, [task.layers[name].eps for name in moments], strict=True))
-    statistics = Statistics(moments, eps, unseen, read_weights(task.layers))
+    statistics = Statistics(moments, eps, [*unseen, *sorted(task.unmeasured)], read_weights(task.layers))
     cost.images = sum(map(count, task.data))
     statistics.cost = cost
     statistics.check = check

@@ -25,7 +25,9 @@ from bnlab.model.layers import (
     BatchNorm,
     OtherInput,
     find_replaced_forward,
+    get_batch_count,
     get_input,
+    get_momentum,
     get_running_buffers,
     join_names,
 )
@@ -37,32 +39,51 @@ _MOMENTUM = 0.1  # of the copies that are called: what is averaged is read off t
 _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 
-def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> None:
+def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> list[str]:
     """Require that layers with a forward of their own normalize their input, or else what `inputs=` gives.
 
     Each is asked in its first call. With `inputs=` a layer may also average all of its input, padding too, say, which
     is not normalized: a doctor will say so.
 
+    Returns:
+        Norms of other classes than torch's that do not average the moments of their input: whether they are batch norms
+        at all is not known.
+
     Raises:
-        ValueError: a layer averages something other than its input, or than what `inputs=` gives.
+        ValueError: a batch norm of torch's averages something other than its input, or a layer something other than
+            what `inputs=` gives.
 
     Warns:
-        RuntimeWarning: layers that cannot be asked.
+        RuntimeWarning: layers that cannot be asked, and those that are returned.
     """
-    unclear = _ask(task, layers, take_images(batch, task.sample_size))
+    unclear, others = _ask(task, layers, take_images(batch, task.sample_size))
     if unclear:  # few images may be too few to train on: a mask can leave out all of their rows
-        unclear = _ask(task, {name: layers[name] for name in unclear}, batch)
+        unclear, more = _ask(task, {name: layers[name] for name in unclear}, batch)
+        others += more
     unclear = [name for name in unclear if name not in task.inputs.extracts]
+    others += [name for name in unclear if not isinstance(layers[name], BatchNorm)]
+    unclear = [name for name in unclear if name not in others]
     if unclear:
         warn(
             f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be called in it; they are "
             "measured as if they normalized their input"
         )
+    if others:
+        warn(
+            f"{CALLER}: {join_names(others)} are not of torch's batch norms and do not average the moments of their "
+            "input in train mode; they are not measured, unless inputs= says what they normalize"
+        )
+    return others
 
 
-def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> list[str]:
-    """Ask layers in an ordinary evaluation of a batch; list those that cannot be asked."""
+def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[str], list[str]]:
+    """Ask layers in an ordinary evaluation of a batch.
+
+    Returns:
+        Those that cannot be asked; norms of other classes than torch's that average something other than their input.
+    """
     unclear: list[str] = []
+    others: list[str] = []
     asked = set[str]()
 
     def ask(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,6 +98,9 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> list[str]:
             off = None if values is None else probe(layers[name], args, kwargs, values)
             if off is not None and 0 < off < math.inf:
                 raise _refuse_values(name, layers[name], off)
+        elif off is not None and not isinstance(layers[name], BatchNorm):
+            others.append(name)
+            return
         elif off is not None:
             raise _refuse_other_input(name, layers[name], off)
         if off is None:
@@ -86,7 +110,7 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> list[str]:
         for name, layer in layers.items():
             undo.callback(layer.register_forward_pre_hook(partial(ask, name), with_kwargs=True).remove)
         task.evaluate(batch)
-    return unclear
+    return unclear, others
 
 
 def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:
@@ -187,7 +211,8 @@ def _average(
     """Call a layer once in train mode from a running mean and variance; what these are then, float64 on the CPU."""
     if find_replaced_forward(layer) is None:
         trial = copy.deepcopy(layer).double()
-        if isinstance(trial.momentum, float) and trial.momentum > 0:
+        momentum = get_momentum(trial)
+        if isinstance(momentum, float) and momentum > 0:
             trial.momentum = _MOMENTUM
         return _train_once(trial, map_batch(_widen, args), map_batch(_widen, kwargs), mean, var)
     with borrowed(layer):  # the forward that was set on this layer may be bound to it: a copy's would call the original
@@ -201,8 +226,9 @@ def _train_once(
     running = get_running_buffers(layer)
     running[0].fill_(mean)
     running[1].fill_(var)
-    if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.zero_()  # with momentum=None the weight of a batch is 1 over their number
+    batch_count = get_batch_count(layer)
+    if batch_count is not None:
+        batch_count.zero_()  # with momentum=None the weight of a batch is 1 over their number
     devices = {buffer.device for buffer in running if buffer.is_cuda}
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(0)
@@ -216,7 +242,7 @@ def _train_once(
 
 def _widen(leaf: Any) -> Any:
     if isinstance(leaf, Tensor) and leaf.is_floating_point():
-        return leaf.detach().double()
+        return leaf.detach().to(torch.float64, copy=True)  # some norms write into their input
     return _copy(leaf)
 
 

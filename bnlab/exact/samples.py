@@ -19,7 +19,7 @@ from bnlab.exact.probe import require_inputs_normalized
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Note, Walk
 from bnlab.memory import LiveBytes, Profile
-from bnlab.model.batches import count_bytes, count_images, list_tensors, take_images
+from bnlab.model.batches import count_bytes, count_images, is_dense, list_tensors, take_images
 from bnlab.model.borrow import borrowed, measured
 from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
 from bnlab.model.reading import Pooled
@@ -37,7 +37,7 @@ def prepare(task: Task) -> Profile:
     """Prepare a measurement by forwards of a few images of the first batch.
 
     Sets `task.channels_last` and `task.sample_size` to the fastest with which the model runs, and asks layers with a
-    forward of their own what they normalize.
+    forward of their own what they normalize; `task.unmeasured` are those that cannot be measured.
 
     Returns:
         How much memory a forward holds, by which batches are let wait at a layer. Without batches it is empty.
@@ -66,7 +66,8 @@ def prepare(task: Task) -> Profile:
             unknown[name] = layer
     if unknown:
         with borrowed(task.model):
-            require_inputs_normalized(task, unknown, first)
+            others = require_inputs_normalized(task, unknown, first)
+        task.unmeasured = task.unmeasured | {*others}
     return profile
 
 
@@ -99,7 +100,7 @@ def choose_noted(task: Task) -> list[int]:
     noted += others[len(others) // 2 :][:1]
     usual = None
     for index, batch in enumerate(task.data):
-        shapes = [tensor.shape[1:] for tensor in list_tensors(batch)]
+        shapes = [tensor.shape[1:] for tensor in list_tensors(batch) if is_dense(tensor)]
         if usual is None:
             usual = shapes
         elif shapes != usual:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bnlab.memory import read_free_bytes
-from bnlab.model.batches import copy_batch, list_arrays, list_tensors
+from bnlab.model.batches import copy_batch, count_bytes, is_dense, list_arrays, list_tensors
 
 _VALUES = 1024  # of each tensor and array that are compared
 _GOLDEN = 0.6180339887498949
@@ -73,9 +73,10 @@ class Source:
         """Raise ValueError if a batch has changed since it was read, as by a thread that goes on filling memory."""
         changed = self._find_changed(data)
         if changed is not None:
+            batch = f"batch {changed + 1} of {len(data)}"
             raise ValueError(
-                f"{self._caller}: batch {changed + 1} of {len(data)} has been written into while it was measured; pass "
-                "copies, such as images.clone()"
+                f"{self._caller}: {batch} has been written into while it was measured, and is not put back; pass "
+                "copies, such as images.clone(), or let forward= write into copies"
             )
 
     def _read(self, data: list[Any], wanted: int | None, least_batches: int) -> bool:
@@ -92,7 +93,7 @@ class Source:
             for tensor in list_tensors(batch):
                 if tensor.device not in self._free:
                     self._free[tensor.device] = read_free_bytes(tensor.device)
-                self._bytes[tensor.device] += tensor.nbytes
+                self._bytes[tensor.device] += count_bytes(tensor)
             if wanted is not None and images >= wanted and len(data) >= least_batches:
                 return False
         return True
@@ -136,7 +137,7 @@ class Source:
 
 def _take_values(batch: Any) -> list[Any]:
     """Copy some values of each tensor and array of a batch, which another batch hardly shares."""
-    tensors = [tensor for tensor in list_tensors(batch) if tensor.layout == torch.strided and not tensor.is_nested]
+    tensors = [tensor for tensor in list_tensors(batch) if is_dense(tensor)]
     arrays = [array for array in list_arrays(batch) if not array.dtype.hasobject]
     of_tensors = [torch.take(_view_bytes(each), _choose_places(each.numel(), each.device)) for each in tensors]
     of_arrays = [array.flat[_choose_places(array.size, _CPU).numpy()] for array in arrays]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ class Task:
         reader: reads the moments of what they normalize.
         sample_size: how many of a batch's images are evaluated to profile a forward.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
+        unmeasured: norms of other classes than torch's that normalize something other than their input.
     """
 
     model: nn.Module
@@ -49,9 +50,15 @@ class Task:
     reader: Reader
     sample_size: int = sys.maxsize
     channels_last: bool = False
+    unmeasured: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._running = dict(zip(self.layers, map(get_running_buffers, self.layers.values()), strict=True))
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Measure these layers no more; they go on as they are."""
+        self.unmeasured = frozenset(names)
+        self.layers = {name: layer for name, layer in self.layers.items() if name not in self.unmeasured}
 
     def run_all(self) -> None:
         """Run the forward of each batch."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from greenlet import greenlet
 from torch import Tensor
 
@@ -94,7 +95,7 @@ class Walk:
         self._given = given
         self._current = _Batch(-1, False)  # the one whose forward runs
         self._state = ForwardState(task.model, task.device)
-        self._fixed_settings = read_fixed_settings()
+        self._fixed_settings = read_fixed_settings(torch.zeros(()))
         self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
@@ -199,7 +200,7 @@ class Walk:
         layer, x = stop
         batch.layer = layer
         may_wait = self._budget.admit(batch.index, layer)
-        if may_wait and read_fixed_settings() != self._fixed_settings:
+        if may_wait and read_fixed_settings(x) != self._fixed_settings:
             _end(walker)
             raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
         if may_wait:

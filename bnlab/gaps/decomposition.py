@@ -20,7 +20,7 @@ from bnlab.exact.population import population_statistics
 from bnlab.model.arguments import require_count
 from bnlab.model.batches import Forward, require_batches, require_forward
 from bnlab.model.borrow import borrowed
-from bnlab.model.layers import batch_norm_layers, join_names
+from bnlab.model.layers import batch_norm_layers, count_channels, get_batch_count, join_names
 from bnlab.model.warn import warn
 from bnlab.recording.frozen import record_frozen
 from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
@@ -293,7 +293,7 @@ def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
         raise TypeError(f"decompose: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
 
     recorded = dict(zip(trace.layout.names, trace.layout.channels, strict=True))
-    present = {name: layer.num_features for name, layer in layers.items()}
+    present = {name: count_channels(layer) for name, layer in layers.items()}
     if recorded != present:
         raise ValueError("decompose: the trace has other layers or channels than the model; pass that of its training")
     if trace.last_step == trace.first_step:
@@ -302,7 +302,7 @@ def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
     for name, layer in layers.items():
         entries = trace.layers[name]
         end = entries.updates + len(entries)
-        tracked = layer.num_batches_tracked
+        tracked = get_batch_count(layer)
         if tracked is not None and int(tracked) > end:
             raise ValueError(
                 f"decompose: layer {name!r} has seen {int(tracked)} batches and the trace ends after {end}; pass the "

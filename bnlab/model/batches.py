@@ -91,15 +91,20 @@ def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = Fa
 
     def copy_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            is_image = leaf.dim() == 4 and leaf.layout == torch.strided
-            layout = torch.channels_last if channels_last and is_image else torch.preserve_format
             place = leaf.device if device is None else device
+            if not is_dense(leaf):
+                return leaf.to(place, copy=True)
+            layout = torch.channels_last if channels_last and leaf.dim() == 4 else torch.preserve_format
             return leaf.to(place, copy=True, memory_format=layout)
         if isinstance(leaf, np.ndarray):
             return np.copy(leaf)
         if callable(getattr(leaf, "clone", None)):
             return leaf.clone()
-        copied = copy.copy(leaf)
+        try:
+            copied = copy.copy(leaf)
+        except TypeError as error:
+            kind = type(leaf).__name__
+            raise TypeError(f"a batch holds a {kind}, which cannot be copied for each forward; leave it out") from error
         if copied is not leaf and hasattr(leaf, "__dict__"):
             for name, value in vars(leaf).items():
                 if isinstance(value, (Tensor, np.ndarray, list, tuple, dict)):
@@ -116,7 +121,7 @@ def count_images(batch: Any) -> int:
         return len(images)
     for tensor in list_tensors(batch):
         if tensor.dim():
-            return len(tensor)
+            return tensor.size(0)
     return 1
 
 
@@ -138,16 +143,30 @@ def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
 
 
 def take_images(batch: Any, count: int) -> Any:
-    """Take the first images of a batch; all of it where its tensors differ in length, as nodes and edges do."""
-    lengths = [len(tensor) for tensor in list_tensors(batch) if tensor.dim()]
-    if len(set(lengths)) != 1 or find_image_list(batch) is not None:
+    """Take the first images of a batch; all of it where its tensors differ in length, or are sparse, as of graphs."""
+    tensors = [tensor for tensor in list_tensors(batch) if tensor.dim()]
+    if not all(map(is_dense, tensors)):  # an adjacency, whose columns are images too
+        return batch
+    lengths = {len(tensor) for tensor in tensors}
+    if len(lengths) != 1 or find_image_list(batch) is not None:
         return batch
     return map_batch(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
 
 
 def count_bytes(batch: Any) -> int:
-    """Count the bytes of a batch's tensors."""
-    return sum(tensor.nbytes for tensor in list_tensors(batch))
+    """Count the bytes of a batch's dense tensors."""
+    return sum(tensor.nbytes for tensor in list_tensors(batch) if is_dense(tensor))
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor has strides: sparse and nested ones, and those inside of torch.func, have none."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return False
+    try:
+        tensor.untyped_storage()
+    except NotImplementedError:  # as of what vmap and func.grad make of a tensor
+        return False
+    return True
 
 
 CountImages = Callable[[Any], SupportsIndex]

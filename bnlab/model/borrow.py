@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from bnlab.model.batches import is_dense
 
 _SIMPLE = (bool, int, float, str, tuple, Tensor, type(None))  # types of what a forward sets for its batch
 
@@ -106,6 +109,10 @@ def _give_back_values(values: Values) -> None:
     for tensor, value in values:
         if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
             tensor.data = value
+            continue
+
+        if not is_dense(tensor):  # of which torch has no comparison
+            tensor.data.copy_(value)
             continue
 
         # On CUDA a comparison would wait for the device, so tensors are written without one. An expanded tensor cannot
@@ -209,10 +216,13 @@ class ForwardState:
             torch.set_autocast_dtype(kind, dtype)
 
 
-def read_fixed_settings() -> tuple[Any, ...]:
+def read_fixed_settings(x: Tensor) -> tuple[Any, ...]:
     """Read settings that a forward may change for a while, and that nobody can restore for it by public functions.
 
     A forward that has changed one of them cannot wait: the others would run under it.
+
+    Args:
+        x: what the forward has computed; with a tangent it differentiates in forward mode, at a level of the process.
     """
     return (
         torch.is_inference_mode_enabled(),
@@ -222,4 +232,15 @@ def read_fixed_settings() -> tuple[Any, ...]:
         torch.backends.cudnn.enabled,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.backends.cuda.cudnn_sdp_enabled(),
+        torch.is_anomaly_enabled(),
+        torch.is_anomaly_check_nan_enabled(),
+        torch.get_num_threads(),
+        forward_ad.unpack_dual(x).tangent is not None,
     )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
 
-from bnlab.model.batches import require_values
+from bnlab.model.batches import is_dense, require_values
 from bnlab.model.warn import warn
 
+# Norms of other classes are typed as torch's too; `get_weight` and its neighbours read what they may lack.
 BatchNorm = _BatchNorm
 # These normalize the input that they are given, and do nothing with buffers and momentum but average it.
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -38,7 +41,10 @@ def require_module(model: object, caller: str) -> None:
 
 
 def require_watchable(model: nn.Module, caller: str) -> None:
-    """Raise TypeError unless it is a module, and ValueError if a part of it is TorchScript, where hooks do not run."""
+    """Raise TypeError unless it is a module, and ValueError if a part of it cannot be measured.
+
+    There are no hooks in TorchScript and exported graphs, and of what FSDP has sharded no process has all weights.
+    """
     require_module(model, caller)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -47,10 +53,29 @@ def require_watchable(model: nn.Module, caller: str) -> None:
                 f"{caller}: {part} is TorchScript, whose layers cannot be watched; "
                 "pass the model before torch.jit.script or trace"
             )
+        if isinstance(module, GraphModule) and "train" in vars(module):  # by which torch.export refuses modes
+            part = repr(name) if name else "the model"
+            raise ValueError(
+                f"{caller}: {part} was exported by torch.export, whose layers cannot be seen; pass the model itself"
+            )
+        if _is_sharded(module):
+            part = repr(name) if name else "the model"
+            raise ValueError(
+                f"{caller}: {part} is sharded by FSDP, so that no process holds its weights; load its full state dict "
+                "into a model without FSDP, and pass that"
+            )
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    # Of a module that nobody has imported there are no instances, and the import takes seconds.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule))
 
 
 def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
     """Find the batch-norm layers with running statistics, by their name in `model.named_modules()`, in that order.
+
+    Norms of other classes than torch's count, see `is_batch_norm`.
 
     Args:
         model: the model that is searched.
@@ -65,8 +90,8 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     known: dict[str, BatchNorm] = {}
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
-        if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None:
-            require_values(module.running_mean, f"layer {name!r}", caller)
+        if is_batch_norm(module):
+            require_values(get_running_buffers(module)[0], f"layer {name!r}", caller)
             known[name] = module
         elif isinstance(module, BatchNorm):
             skipped[f"{type(module).__name__} without running statistics"] += 1
@@ -77,7 +102,9 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
         message = f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
         if skipped:
             kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
-            message += f" ({kinds} skipped; only subclasses of torch's batch norm are read)"
+            message += (
+                f" ({kinds} skipped; only norms with running_mean and running_var of one length, and eps, are read)"
+            )
         raise ValueError(message)
     if layers is None:
         return known
@@ -97,7 +124,10 @@ def warn_of_others(model: nn.Module, caller: str) -> None:
     ]
     parts = []
     if others:
-        parts.append(f"{join_names(others)} keep running statistics and are no batch norm of torch's")
+        parts.append(
+            f"{join_names(others)} keep running statistics and are no batch norm of torch's, nor another norm with "
+            "running_mean and running_var of one length, and eps"
+        )
     if without:
         parts.append(f"{join_names(without)} are batch norms without running statistics")
     hidden = _find_hidden(model)
@@ -111,7 +141,7 @@ def warn_of_others(model: nn.Module, caller: str) -> None:
 
 
 def list_others(model: nn.Module) -> list[str]:
-    """List the norms of other classes that keep running statistics; not constant ("Frozen") ones, no instance norms."""
+    """List the modules that keep running statistics and are not measured; not constant ones, no instance norms."""
     return [name for name, module in model.named_modules() if _is_other(module) and not _is_constant(module)]
 
 
@@ -144,8 +174,28 @@ def _list_held(value: Any) -> Iterator[BatchNorm]:
             yield from _list_held(part)
 
 
+def is_batch_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
+    """Return whether a module is a batch norm that keeps running statistics.
+
+    That is torch's, or any other with `running_mean` and `running_var` of one length and `eps`, as InPlaceABN's is.
+    Instance norms are none, nor norms whose statistics are constants.
+    """
+    if isinstance(module, BatchNorm):
+        return module.running_mean is not None and module.running_var is not None
+    if isinstance(module, _INSTANCE_NORMS) or _is_constant(module):
+        return False
+
+    buffers = dict(module.named_buffers(recurse=False))
+    mean = buffers.get("running_mean")
+    var = buffers.get("running_var")
+    if mean is None or var is None or not isinstance(getattr(module, "eps", None), (float, int)):
+        return False
+    return mean.is_floating_point() and mean.dim() == 1 and mean.shape == var.shape
+
+
 def _is_other(module: nn.Module) -> bool:
-    return not isinstance(module, (BatchNorm, *_INSTANCE_NORMS)) and _keeps_statistics(module)
+    is_known = isinstance(module, (BatchNorm, *_INSTANCE_NORMS)) or is_batch_norm(module)
+    return not is_known and _keeps_statistics(module)
 
 
 def _is_constant(module: nn.Module) -> bool:
@@ -218,6 +268,37 @@ def get_running_buffers(layer: BatchNorm) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def count_channels(layer: BatchNorm) -> int:
+    """Count the channels of a layer that `batch_norm_layers` has returned."""
+    return len(get_running_buffers(layer)[0])
+
+
+def get_weight(layer: BatchNorm) -> Tensor | None:
+    """Return a layer's weight (γ) [C]; None without, or if a norm of another class has one of another shape."""
+    return _get_parameter(layer, "weight")
+
+
+def get_bias(layer: BatchNorm) -> Tensor | None:
+    """Return a layer's bias (β) [C]; None without, or if a norm of another class has one of another shape."""
+    return _get_parameter(layer, "bias")
+
+
+def _get_parameter(layer: BatchNorm, name: str) -> Tensor | None:
+    parameter = getattr(layer, name, None)
+    is_of_channels = isinstance(parameter, Tensor) and parameter.shape == (count_channels(layer),)
+    return parameter if is_of_channels else None
+
+
+def get_momentum(layer: BatchNorm) -> float | None:
+    """Return a layer's momentum; None where it averages all batches alike, or has none."""
+    return getattr(layer, "momentum", None)
+
+
+def get_batch_count(layer: BatchNorm) -> Tensor | None:
+    """Return a layer's `num_batches_tracked`; None where it does not count its batches."""
+    return getattr(layer, "num_batches_tracked", None)
+
+
 def find_replaced_forward(layer: BatchNorm) -> Callable[..., Any] | None:
     """Find the forward that somebody has set on this very layer, in the place of its class's; None without.
 
@@ -236,10 +317,14 @@ def get_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def require_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
     """Raise ValueError unless `x` is [N, C, ...] of floating-point type with the layer's channels, and not empty."""
-    expected = f"{caller}: layer {name!r} expects {layer.num_features} channels"
+    channels = count_channels(layer)
+    expected = f"{caller}: layer {name!r} expects {channels} channels"
     if not isinstance(x, Tensor):
         raise ValueError(f"{expected}, its input has type {type(x).__name__}")
-    if x.dim() < 2 or x.shape[1] != layer.num_features:
+    if not is_dense(x):
+        kind = "nested" if x.is_nested else "sparse, or inside of vmap or grad of torch.func"
+        raise ValueError(f"{caller}: the input of layer {name!r} is {kind}, where its values cannot be read")
+    if x.dim() < 2 or x.shape[1] != channels:
         raise ValueError(f"{expected}, its input has shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"{caller}: the input of layer {name!r} is {x.dtype}; convert it to a floating-point type")

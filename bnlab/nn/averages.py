@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.estimators.bank import BLOCK, Bank
+from bnlab.estimators.bank import BLOCK, MOMENTA, Bank
 
 
 class Averages:
@@ -25,8 +26,9 @@ class Averages:
 
     Attributes:
         bank: the averages after the last full block.
-        shown: [2, C], what the buffers held when they were read last.
-        has_pending: whether there are batches that the buffers do not show yet.
+        shown: [2, C], what the buffers hold unless something else has written them.
+        momenta: of mean and variance, as they were chosen last.
+        has_pending: whether there are batches after which no momenta have been chosen yet.
     """
 
     @torch.inference_mode(False)
@@ -36,6 +38,7 @@ class Averages:
         eps_by_channel = torch.full_like(wide[0], eps)
         self.bank = Bank.begin(wide, updates, eps_by_channel, (wide.shape[1],))
         self.shown = start.clone()
+        self.momenta = _read_momenta(self.bank)
         self.has_pending = False
         self._recent = set[float]()  # fingerprints of the batches of the last full block
         self._keep(start.new_empty(0, *start.shape))
@@ -61,6 +64,22 @@ class Averages:
     def fits(self, buffer: Tensor) -> bool:
         """Return whether places have this buffer's type and device."""
         return self._rows.dtype == buffer.dtype and self._rows.device == buffer.device
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def follow(self, buffers: tuple[Tensor, Tensor]) -> None:
+        """Average the batch in the place for the next one into the buffers, at the momenta that were chosen last.
+
+        A batch that is not finite changes nothing. What is shown takes the same steps as the buffers, and is the same
+        bit for bit unless something else has written these.
+        """
+        row = self._rows[self._waiting]
+        values = row.where(row.sum().isfinite(), self.shown)
+        number = self.bank.count + self._waiting + 1
+        for buffer, shown, value, momentum in zip(buffers, self.shown, values, self.momenta, strict=True):
+            gain = momentum if self.bank.warm else _compute_gain(momentum, number)
+            buffer.data.lerp_(value, gain)
+            shown.lerp_(value, gain)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -108,6 +127,7 @@ class Averages:
         """Compute the running mean and variance [2, C] after all batches so far; None before the first."""
         self.has_pending = False
         bank = self.advance()
+        self.momenta = _read_momenta(bank)
         return bank.state() if bank.count else None
 
     def export(self) -> dict[str, Any]:
@@ -122,7 +142,22 @@ class Averages:
             value = saved[key]
             values[key] = value.to(device, copy=True) if isinstance(value, Tensor) else value
         self.bank = replace(self.bank, **values)
+        self.momenta = _read_momenta(self.bank)
         self._keep(saved["waiting"].to(self._rows))
+
+
+def _read_momenta(bank: Bank) -> tuple[float, float]:
+    """Read the momenta that a bank of one layer has chosen for its mean and its variance."""
+    of_mean, of_var = MOMENTA[bank.chosen[:, 0].cpu()].tolist()
+    return of_mean, of_var
+
+
+def _compute_gain(momentum: float, number: int) -> float:
+    """Compute the weight of batch `number`, from 1, in an average that begins with the first batch."""
+    if momentum == 1:
+        return 1.0
+    weight_of_all = -math.expm1(number * math.log1p(-momentum))
+    return min(1.0, momentum / weight_of_all)
 
 
 def _list_fingerprints(rows: Tensor) -> list[float]:

@@ -22,8 +22,11 @@ from bnlab.model.layers import (
     AveragesByItself,
     BatchNorm,
     Extract,
+    count_channels,
     find_replaced_forward,
+    get_batch_count,
     get_input,
+    get_momentum,
     get_running_buffers,
 )
 from bnlab.recording.steps import StepCounter
@@ -78,7 +81,7 @@ class Recorder(ABC):
         self.counter = counter
         self.missed = 0
         self.is_left = False
-        self.may_not_count = layer.num_batches_tracked is None
+        self.may_not_count = get_batch_count(layer) is None
         self._given: Callable[..., Any] | None = vars(layer).get("forward")
         self.layer_forward = self._given or types.MethodType(type(layer).forward, layer)
 
@@ -94,7 +97,8 @@ class Recorder(ABC):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer's forward, as it is in the block."""
         layer = self.layer
-        is_training = layer.training and layer.track_running_stats and count_loans() == self.counter.loans
+        keeps_statistics = getattr(layer, "track_running_stats", True)  # norms of other classes lack it
+        is_training = layer.training and keeps_statistics and count_loans() == self.counter.loans
         if not is_training or self.is_left:
             return self.layer_forward(*args, **kwargs)
         x = get_input(args, kwargs)
@@ -117,10 +121,10 @@ class Recorder(ABC):
 
     def compute_weight(self) -> float:
         """Compute the weight of the latest batch in the layer's own average."""
-        momentum = self.layer.momentum
+        momentum = get_momentum(self.layer)
         if momentum is not None:
             return momentum
-        batches = self.layer.num_batches_tracked
+        batches = get_batch_count(self.layer)
         return 0.0 if batches is None else 1.0 / float(batches)
 
     def agrees_with_entries(self) -> bool:
@@ -235,36 +239,45 @@ class OwnForwardRecorder(Recorder):
         return [unbiased, biased]
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
+        x = self._read(args, kwargs)  # before the layer may write into it, as InPlaceABN does
         before = get_running_buffers(self.layer)[1].clone()
         try:
             output = self.layer_forward(*args, **kwargs)
         except BaseException:
             if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has averaged before it failed
-                self._read(args, kwargs)
+                self._enter(x)
             raise
-        self._read(args, kwargs)
+        self._enter(x)
         return output
 
     @torch.no_grad()
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Make an entry of the moments of what is normalized, if it is [N, C, ...] with all of the layer's channels."""
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Write the moments of what is normalized into the next place, if it can be read; return what it is."""
         x = get_input(args, kwargs)
         if self._extract is not None:
             x = self._extract(self.layer, args, kwargs)
-        if isinstance(x, Tensor) and not x.numel():
-            self.missed += 1
-            return
+        if self._can_be_read(x):
+            mean_place, var_place = self.next_place()
+            dims = [dim for dim in range(x.dim()) if dim != 1]
+            var, mean = torch.var_mean(x.detach().to(mean_place.dtype), dims)
+            mean_place.copy_(mean)
+            var_place.copy_(var)
+        return x
 
-        place = self.next_place()
-        can_be_read = isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] == len(place[0]) and not x.is_complex()
-        if not can_be_read:
+    def _enter(self, x: Any) -> None:
+        """Make an entry of the moments that were read of `x`."""
+        if self._can_be_read(x):
+            self.add(x, self.compute_weight())
+        elif isinstance(x, Tensor) and not x.numel():
+            self.missed += 1
+        else:
             self.is_left = True
-            return
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        var, mean = torch.var_mean(x.detach().to(place[0].dtype), dims)
-        place[0].copy_(mean)
-        place[1].copy_(var)
-        self.add(x, self.compute_weight())
+
+    def _can_be_read(self, x: Any) -> bool:
+        """Return whether it is [N, C, ...] with all of the layer's channels, and not empty."""
+        channels = count_channels(self.layer)
+        is_activation = isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] == channels and not x.is_complex()
+        return is_activation and x.numel() > 0
 
 
 def make_recorder(
@@ -283,7 +296,8 @@ def make_recorder(
 
 def count_batches(layer: BatchNorm) -> int:
     """Read the layer's `num_batches_tracked`; 0 for a layer without."""
-    return 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
+    batches = get_batch_count(layer)
+    return 0 if batches is None else int(batches)
 
 
 def _is_average(entries: LayerTrace, moments: Tensor) -> bool:

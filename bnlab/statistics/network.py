@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.model.borrow import borrowed
-from bnlab.model.layers import BatchNorm, batch_norm_layers, get_running_buffers, match_names
+from bnlab.model.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    count_channels,
+    get_running_buffers,
+    get_weight,
+    match_names,
+)
 from bnlab.statistics.moments import Moments
 from bnlab.statistics.provenance import Check, Cost
 
@@ -30,7 +37,7 @@ class Statistics(Mapping[str, Moments]):
     Args:
         moments: the layers in order of depth.
         eps: each layer's own eps, by name.
-        unseen: layers that were asked for and that no data reached.
+        unseen: layers that were asked for, and that no data reached or that cannot be measured.
         weights: [C] by name, the size of each channel's weight (γ), as far as it is known; 1 for a layer without.
 
     Raises:
@@ -261,8 +268,10 @@ def read_weights(layers: Mapping[str, BatchNorm]) -> dict[str, Tensor]:
     """Read the size of each channel's weight, float64 [C] on the CPU; 1 for a layer without weights."""
     weights = {}
     for name, layer in layers.items():
-        weight = torch.ones(layer.num_features) if layer.weight is None else layer.weight.detach()
-        weights[name] = weight.abs().cpu().double()
+        weight = get_weight(layer)
+        if weight is None:
+            weight = torch.ones(count_channels(layer))
+        weights[name] = weight.detach().abs().cpu().double()
     return weights
 
 

@@ -17,7 +17,7 @@ from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count
 from bnlab.model.batches import count_images, require_batches
 from bnlab.model.borrow import restored
-from bnlab.model.layers import batch_norm_layers, join_names
+from bnlab.model.layers import batch_norm_layers, get_weight, join_names
 from bnlab.statistics.network import Statistics
 from bnlab.watching.comparison import Comparison, compare_metrics
 from bnlab.watching.keeper import Keeper, unwrap
@@ -279,7 +279,8 @@ class Watch:
         is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
         names = []
         for name, layer in layers.items():
-            has_frozen_weight = isinstance(layer.weight, nn.Parameter) and not layer.weight.requires_grad
+            weight = get_weight(layer)
+            has_frozen_weight = isinstance(weight, nn.Parameter) and not weight.requires_grad
             if layer not in self._keeper.frozen and not (has_frozen_weight and is_trained):
                 names.append(name)
         if not names:

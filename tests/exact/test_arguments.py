@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -219,3 +221,38 @@ def test_norms_that_are_not_measured_are_named_once(model: nn.Module, message: s
     assert len(caught) == 1
     with pytest.raises(ValueError, match="1 OwnNorm skipped"):
         population_statistics(OwnNorm("running_mean"), images(8))
+
+
+_SHARDED = """
+import copy, warnings
+import torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+import bnlab
+warnings.simplefilter("ignore")
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+first = FullyShardedDataParallel(copy.deepcopy(model), device_id=torch.device("cpu"))
+first.eval()(torch.randn(2, 3, 8, 8))
+fully_shard(model[0], mesh=init_device_mesh("cpu", (1,)))
+for sharded, part in ((first, "the model"), (model, "'0'")):
+    for call in (lambda model: bnlab.population_statistics(model, [torch.randn(2, 3, 8, 8)]), bnlab.running_statistics):
+        before = {name: (buffer, buffer.clone()) for name, buffer in sharded.named_buffers()}
+        try:
+            call(sharded)
+        except ValueError as error:
+            assert f"{part} is sharded by FSDP" in str(error), error
+        else:
+            raise SystemExit("not refused")
+        assert all(torch.equal(*pair) for pair in before.values())
+dist.destroy_process_group()
+print("refused")
+"""
+
+
+def test_a_model_that_is_sharded_is_refused_before_anything_is_touched() -> None:
+    """In a process of its own: what was measured under FSDP ended in a segmentation fault."""
+    command = [sys.executable, "-c", _SHARDED]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=180, check=False)
+    assert done.stdout.splitlines()[-1:] == ["refused"], done.stderr

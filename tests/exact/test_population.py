@@ -9,7 +9,7 @@ import enum
 import re
 import warnings
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass, replace
 from typing import Any
 
@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab import Statistics, gap, population_statistics, using
+from bnlab.model.borrow import read_fixed_settings
 from tests import references
 from tests.exact.zoo import Case, Net, make_cases
 from tests.helpers import AddsItsCalls, images, measure_difference, plain, residual, unchanged
@@ -306,6 +309,58 @@ def test_a_setting_that_some_batches_change_is_noticed_and_put_back() -> None:
 
     assert not torch.is_inference_mode_enabled()
     assert gap(expected, found)["var_gap"].max() < 1e-6
+
+
+@contextlib.contextmanager
+def set_for_a_while(read: Callable[[], Any], write: Callable[[Any], object], value: Any) -> Iterator[None]:
+    before = read()
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+PROCESS_SETTINGS: dict[str, Callable[[], Any]] = {
+    "attention": lambda: sdpa_kernel([SDPBackend.MATH]),
+    "anomaly": torch.autograd.detect_anomaly,
+    "matmul precision": lambda: set_for_a_while(
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
+    ),
+    "tf32": lambda: torch.backends.cudnn.flags(allow_tf32=not torch.backends.cudnn.allow_tf32),
+    "threads": lambda: set_for_a_while(torch.get_num_threads, torch.set_num_threads, torch.get_num_threads() + 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("name", PROCESS_SETTINGS)
+def test_settings_of_the_process_that_a_forward_sets_for_a_while_do_not_leak(name: str) -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        with PROCESS_SETTINGS[name]():
+            return net.b(net.a(x))
+
+    model = Net(run, a=nn.BatchNorm2d(3), b=nn.BatchNorm2d(3))
+    batches = images(8, 8, 8)
+    before = read_fixed_settings(torch.zeros(()))
+
+    with pytest.warns(RuntimeWarning, match="setting of torch's"):
+        found = population_statistics(model, batches)
+
+    assert read_fixed_settings(torch.zeros(())) == before
+    assert measure_difference(found, population_statistics(model, batches, strategy="layerwise")) < 1e-6
+
+
+def test_tangents_of_forwards_outlive_those_of_other_batches() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            output = net.b(net.a(forward_ad.make_dual(x, torch.ones_like(x))))
+            tangent = forward_ad.unpack_dual(output).tangent
+            assert tangent is not None
+            return tangent
+
+    model = Net(run, a=nn.BatchNorm2d(3), b=nn.BatchNorm2d(3))
+    with pytest.warns(RuntimeWarning, match="setting of torch's"):
+        population_statistics(model, images(8, 8, 8))
 
 
 def test_what_the_caller_has_set_in_its_context_holds_in_forwards() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,3 +216,16 @@ def test_a_batch_that_is_written_into_while_it_is_measured(model: nn.Module) -> 
 
     with pytest.raises(ValueError, match="batch 1 of 5 has been written into while it was measured"):
         bnlab.population_statistics(model, batches, forward=write)
+
+
+def test_a_forward_that_writes_into_what_is_not_copied(model: nn.Module) -> None:
+    """Objects in objects are not copied; that they were written into is said, and that they stay so."""
+
+    def hold(batch: Tensor) -> Any:
+        return SimpleNamespace(inner=SimpleNamespace(images=batch.clone()))
+
+    def write(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch.inner.images.mul_(2))
+
+    with pytest.raises(ValueError, match="has been written into while it was measured, and is not put back"):
+        bnlab.population_statistics(model, [hold(batch) for batch in BATCHES], forward=write)

@@ -16,8 +16,9 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import population_statistics, record, record_frozen, replay, running_statistics, using
-from bnlab.estimators import EMA, Predictive
+from bnlab.estimators import EMA, DebiasedEMA, Predictive
 from bnlab.inference import PseudoSamples, apply_statistics
+from bnlab.model.layers import get_running_buffers
 from bnlab.nn import SelfTuned, momenta
 from tests.exact.zoo import Net, OwnForward
 from tests.helpers import assert_equal_statistics, images, plain, train, with_momentum, without_dropout
@@ -324,3 +325,49 @@ def test_what_is_refused_and_how() -> None:
             call(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"pass a model with torch's batch norm to SelfTuned\.convert"):
         SelfTuned(64)
+
+
+def test_after_each_batch_the_buffers_include_it_at_the_momenta_chosen_last() -> None:
+    """Copies of weights and buffers, as AveragedModel's, read them without a call of the layer's."""
+    model = nn.Sequential(nn.BatchNorm1d(5))
+    SelfTuned.convert(model)
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(16, 5, generator=generator) * (1 + step / 50) + step / 20 for step in range(60)]
+    shown = {}
+    with record(model) as trace:
+        for step, batch in enumerate(data, start=1):
+            model(batch)
+            trace.step()
+            shown[step] = [buffer.clone() for buffer in get_running_buffers(model[0])]
+            if step == 32:  # a block ends here, and the next one after 64 batches
+                of_mean, of_var = momenta(model)["momentum"]
+
+    for step in (33, 45, 60):
+        mean, var = shown[step]
+        expected_mean = replay(trace, DebiasedEMA(of_mean))[step]["0"].mean
+        expected_var = replay(trace, DebiasedEMA(of_var))[step]["0"].var
+        torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(var.double(), expected_var, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_that_is_not_finite_does_not_reach_the_buffers() -> None:
+    layer: Any = SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(2)))[0]  # type: ignore[index]
+    data = torch.randn(12, 8, 2, generator=torch.Generator().manual_seed(0))
+    for batch in data:
+        layer(batch)
+    before = [buffer.clone() for buffer in get_running_buffers(layer)]
+    layer(torch.full((8, 2), torch.nan))
+
+    assert all(map(torch.equal, get_running_buffers(layer), before))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("make_graph", [torch.fx.symbolic_trace, torch.jit.script], ids=["fx", "script"])
+def test_a_graph_is_made_after_revert(make_graph: Any) -> None:
+    model = make_trained(3)
+    with pytest.raises(Exception, match=r"."):  # whatever torch raises of what it cannot trace
+        make_graph(model.train())
+
+    SelfTuned.revert(model)
+    x = draw(1)[0]
+    torch.testing.assert_close(make_graph(model.eval())(x), model(x))

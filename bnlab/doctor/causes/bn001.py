@@ -7,7 +7,7 @@ import torch
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case, has_bad_values
 from bnlab.doctor.evidence.examination import has_overflown
-from bnlab.model.layers import BatchNorm, get_running_buffers
+from bnlab.model.layers import BatchNorm, get_momentum, get_running_buffers
 
 
 class NotHeld(Cause):
@@ -66,4 +66,5 @@ def _find_type(layer: BatchNorm) -> torch.dtype:
 def compute_stall(layer: BatchNorm) -> float:
     """Compute how far short of its goal a layer's average may stop for want of digits, relative to it; at most 1."""
     half_step = torch.finfo(_find_type(layer)).eps / 2
-    return min(1.0, half_step / layer.momentum) if layer.momentum else 1.0
+    momentum = get_momentum(layer)
+    return min(1.0, half_step / momentum) if momentum else 1.0

@@ -13,6 +13,7 @@ from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import START_FORGOTTEN, START_ROUNDED, START_SHOWS
 from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
+from bnlab.model.layers import get_momentum
 
 _START = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
 
@@ -61,7 +62,7 @@ class OnItsWay(Cause):
         worst = max(of_layers, key=lambda name: weights[name])
         updates = count_things(case.count_updates(worst) or 0, "update")
         way = 100 * (1 - weights[worst])
-        return f"{updates} of momentum {case.layers[worst].momentum:g}: {way:.2g}% of the way"
+        return f"{updates} of momentum {get_momentum(case.layers[worst]):g}: {way:.2g}% of the way"
 
     def look(self, case: Case) -> Signs | None:
         if case.evidence is not None:

@@ -9,7 +9,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import MOMENTUM_IS_LARGE
 from bnlab.doctor.undo import EXACT, RESCALED
 from bnlab.doctor.words import count_things
-from bnlab.model.layers import AveragesByItself
+from bnlab.model.layers import AveragesByItself, get_momentum
 
 
 class OddMomentum(Cause):
@@ -52,7 +52,7 @@ class OddMomentum(Cause):
         return case.select(lambda name: name in layers or _is_reversed(case, name) or _is_zero(case, name))
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        momenta = {case.layers[name].momentum for name in layers if _is_reversed(case, name)}
+        momenta = {get_momentum(case.layers[name]) for name in layers if _is_reversed(case, name)}
         reported = []
         for value in momenta:
             if value:
@@ -67,10 +67,10 @@ class OddMomentum(Cause):
 
 def _is_reversed(case: Case, name: str) -> bool:
     layer = case.layers[name]
-    return not isinstance(layer, AveragesByItself) and (layer.momentum or 0) > MOMENTUM_IS_LARGE
+    return not isinstance(layer, AveragesByItself) and (get_momentum(layer) or 0) > MOMENTUM_IS_LARGE
 
 
 def _is_zero(case: Case, name: str) -> bool:
     layer = case.layers[name]
-    is_set = layer.momentum == 0 and not isinstance(layer, AveragesByItself)
+    is_set = get_momentum(layer) == 0 and not isinstance(layer, AveragesByItself)
     return is_set and bool(case.count_updates(name)) and not case.is_frozen(name)

@@ -15,7 +15,7 @@ from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import EXPLAINED, FILL_EXPLAINS, FILL_SHOWS
 from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
-from bnlab.model.layers import AveragesByItself
+from bnlab.model.layers import AveragesByItself, get_momentum
 
 _LEAST_LEFT = 1e-3  # of the images' own share, below which rounding decides what is left once the rest is taken out
 
@@ -111,7 +111,8 @@ def _take_out(buffers: Tensor, filled: Tensor, weight: float) -> Tensor:
 def _describe(case: Case, mixture: _Mixture) -> str:
     reported = f"{100 * mixture.weight:.2g}% of the averages are those of {mixture.what}"
     layer = case.layers[case.seen[0]]
-    if isinstance(layer, AveragesByItself) or not layer.momentum or layer.momentum >= 1 or mixture.weight == 1:
+    momentum = get_momentum(layer)
+    if isinstance(layer, AveragesByItself) or not momentum or momentum >= 1 or mixture.weight == 1:
         return reported
-    forwards = max(1, round(math.log1p(-mixture.weight) / math.log1p(-layer.momentum)))
+    forwards = max(1, round(math.log1p(-mixture.weight) / math.log1p(-momentum)))
     return f"{reported}, as {count_things(forwards, 'forward')} in train mode would leave them"

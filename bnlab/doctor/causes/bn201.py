@@ -8,6 +8,7 @@ from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import FEW_VALUES, MOMENTUM_IS_LARGE
 from bnlab.doctor.undo import EXACT
+from bnlab.model.layers import get_momentum
 
 
 class AverageNoise(Cause):
@@ -32,13 +33,13 @@ class AverageNoise(Cause):
         known = [name for name in layers if name in case.reference]
         mean_gaps = [case.measure_gap(name, case.reference)[0] for name in known]
         ratio = max(case.noise_ratio(name) for name in known)
-        momentum = case.layers[layers[0]].momentum
+        momentum = get_momentum(case.layers[layers[0]])
         return f"means up to {max(mean_gaps):.2f} σ off, |T| up to {ratio:.1f}, with momentum {momentum}"
 
 
 def _is_ordinary(case: Case, name: str) -> bool:
     """Return whether a layer remembers some batches, of more than a few values."""
     view = case.find_view(name)
-    momentum = case.layers[name].momentum
+    momentum = get_momentum(case.layers[name])
     remembers = momentum is None or 0 < momentum <= MOMENTUM_IS_LARGE
     return remembers and view is not None and view.values > FEW_VALUES

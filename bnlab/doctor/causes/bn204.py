@@ -14,6 +14,7 @@ from bnlab.doctor.evidence.observing import LayerView, measure_share
 from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import CALLS_RATIO, CALLS_RATIO_CHANCE, CALLS_SHARE, CALLS_SHARE_CHANCE
 from bnlab.doctor.undo import EACH_BATCH, Undo, write_each_call
+from bnlab.model.layers import count_channels
 
 
 class SeveralPopulations(Cause):
@@ -48,7 +49,7 @@ class SeveralPopulations(Cause):
         views = case.data.view.layers
         calls = {name: views[name].calls for name in patient.exact if name in views}
         several = {name: moments for name, moments in calls.items() if len(moments) > 1}
-        degrees = sum(2 * case.layers[name].num_features * len(moments) for name, moments in several.items())
+        degrees = sum(2 * count_channels(case.layers[name]) * len(moments) for name, moments in several.items())
         reported = "the statistics of each call by itself"
         yield Undo(reported, tuple(several), degrees, write_each_call(case.layers, several))
 

@@ -12,6 +12,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import FOLDED_AGREES
 from bnlab.doctor.undo import Undo, pass_through, replace_forwards
+from bnlab.model.layers import get_bias, get_weight
 
 
 class FoldedTwice(Cause):
@@ -41,10 +42,12 @@ class FoldedTwice(Cause):
 def _is_folded(case: Case, name: str) -> bool:
     """Return whether what a layer is given has its bias as mean and its weight as standard deviation."""
     layer = case.layers[name]
-    if layer.weight is None or layer.bias is None:
+    given_weight = get_weight(layer)
+    given_bias = get_bias(layer)
+    if given_weight is None or given_bias is None:
         return False
-    weight = layer.weight.detach().abs().cpu().double()
-    bias = layer.bias.detach().cpu().double()
+    weight = given_weight.detach().abs().cpu().double()
+    bias = given_bias.detach().cpu().double()
 
     moments = case.data.exact[name]
     mean_off = (moments.mean - bias) / weight

@@ -21,7 +21,7 @@ from bnlab.doctor.evidence.history import name_tensor
 from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import Undo
 from bnlab.doctor.words import count_things
-from bnlab.model.layers import strip_wrappers
+from bnlab.model.layers import get_bias, get_weight, strip_wrappers
 
 _QUANTILES = 201  # of a normal distribution, over which an activation is averaged
 _ACROSS_CHANNELS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention)
@@ -148,10 +148,11 @@ def _find_kept(case: Case, name: str, then: Mapping[str, Tensor]) -> Tensor | No
     plain = strip_wrappers(name)
     weight = then.get(name_tensor(plain, "weight"))
     bias = then.get(name_tensor(plain, "bias"))
-    layer = case.layers[name]
-    if weight is None or bias is None or layer.weight is None or layer.bias is None:
+    weight_now = get_weight(case.layers[name])
+    bias_now = get_bias(case.layers[name])
+    if weight is None or bias is None or weight_now is None or bias_now is None:
         return None
-    now = torch.stack((layer.weight.detach(), layer.bias.detach())).cpu()
+    now = torch.stack((weight_now.detach(), bias_now.detach())).cpu()
     before = torch.stack((weight, bias)).cpu()
     is_same = (now[:, :, None] == before[:, None]).all(0)
     if not bool((is_same.sum(1) == 1).all()):  # also where two channels were alike

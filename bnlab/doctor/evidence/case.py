@@ -14,7 +14,14 @@ from bnlab.doctor.evidence.examination import Evidence
 from bnlab.doctor.evidence.history import History
 from bnlab.doctor.evidence.observing import LayerView, View
 from bnlab.doctor.thresholds import CHANCE, FARTHEST, FEWEST_BATCHES, FITS, NEARLY_ALL, NOISY, START_REMEMBERED
-from bnlab.model.layers import AveragesByItself, BatchNorm
+from bnlab.model.layers import (
+    AveragesByItself,
+    BatchNorm,
+    get_batch_count,
+    get_bias,
+    get_momentum,
+    get_weight,
+)
 from bnlab.recording.trace import MomentTrace
 from bnlab.statistics.network import Statistics, read_buffers
 
@@ -93,7 +100,7 @@ class Case:
 
     def count_updates(self, name: str) -> int | None:
         """Count the batches that a layer has averaged, as its `num_batches_tracked` says; None without one."""
-        count = self.layers[name].num_batches_tracked
+        count = get_batch_count(self.layers[name])
         return None if count is None else int(count)
 
     def start_weight(self, name: str) -> float | None:
@@ -104,7 +111,7 @@ class Case:
         """
         layer = self.layers[name]
         updates = self.count_updates(name)
-        momentum = layer.momentum
+        momentum = get_momentum(layer)
         if not updates or momentum == 0 or isinstance(layer, AveragesByItself):
             return None
         if momentum is None:  # the mean of all batches, the first of which replaces the start
@@ -118,7 +125,7 @@ class Case:
 
     def is_frozen(self, name: str) -> bool:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
-        weight = self.layers[name].weight
+        weight = get_weight(self.layers[name])
         is_trainable = any(parameter.requires_grad for parameter in self.model.parameters())
         return isinstance(weight, nn.Parameter) and not weight.requires_grad and is_trainable
 
@@ -136,10 +143,12 @@ class Case:
         layer = self.layers[name]
         if self.count_updates(name) or not self.is_initial(name):
             return False
-        if layer.weight is None:
+        weight = get_weight(layer)
+        bias = get_bias(layer)
+        if weight is None:
             return True
-        starts = (layer.weight == 1) | (layer.weight == 0)  # 0 at the end of a residual branch
-        return bool(starts.all()) and not bool(layer.bias.any())
+        starts = (weight == 1) | (weight == 0)  # 0 at the end of a residual branch
+        return bool(starts.all()) and not (bias is not None and bool(bias.any()))
 
     @cached_property
     def is_unloaded(self) -> bool:
@@ -147,12 +156,16 @@ class Case:
 
         Layers without weights, or whose weights take no gradient while others do, say nothing.
         """
-        asked = [name for name, layer in self.layers.items() if layer.weight is not None and not self.is_frozen(name)]
+        asked = [
+            name for name, layer in self.layers.items() if get_weight(layer) is not None and not self.is_frozen(name)
+        ]
         return bool(asked) and all(self._has_first_weights(name) and self.count_updates(name) for name in asked)
 
     def _has_first_weights(self, name: str) -> bool:
         layer = self.layers[name]
-        return bool((layer.weight == 1).all()) and not bool(layer.bias.any())
+        weight = get_weight(layer)
+        bias = get_bias(layer)
+        return weight is not None and bool((weight == 1).all()) and (bias is None or not bool(bias.any()))
 
     # With data
 
@@ -221,7 +234,7 @@ class Case:
     def _expect_squares(self, name: str) -> float:
         """Sum the squares of the distance that noise lets expect, as `_measure_squares`; 0 where it is not known."""
         view = self.find_view(name)
-        if view is None or self.layers[name].momentum == 0 or view.batch_means.count < FEWEST_BATCHES:
+        if view is None or get_momentum(self.layers[name]) == 0 or view.batch_means.count < FEWEST_BATCHES:
             return 0.0
         scale = self.data.exact[name].var + self.data.exact.eps[name]
         of_mean = view.batch_means.var / scale
@@ -282,7 +295,7 @@ class Case:
         None with fewer than three batches, and with momentum 0: that averages no batches, so nobody knows how many.
         """
         view = self.find_view(name)
-        if view is None or self.layers[name].momentum == 0:
+        if view is None or get_momentum(self.layers[name]) == 0:
             return None
         means = view.batch_means
         if means.count < FEWEST_BATCHES:
@@ -323,7 +336,7 @@ class Case:
 
     def _noise_share(self, name: str) -> float:
         """Variance of a running mean over the variance of a batch's mean, once the start is forgotten."""
-        momentum = self.layers[name].momentum
+        momentum = get_momentum(self.layers[name])
         if momentum is None:
             return 1 / max(1, self.count_updates(name) or 1)
         return momentum / (2 - momentum)

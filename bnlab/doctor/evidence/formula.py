@@ -15,7 +15,7 @@ from bnlab.doctor.thresholds import FORMULA_DIFFERS
 from bnlab.doctor.undo import find_tensor
 from bnlab.model.batches import take_images
 from bnlab.model.borrow import measured
-from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers, has_own_forward
+from bnlab.model.layers import BatchNorm, Inputs, get_bias, get_running_buffers, get_weight, has_own_forward
 
 _IMAGES = 8
 _FEWEST_VALUES = 100  # of an output, of which one can say that they are a function of what is expected
@@ -97,11 +97,17 @@ def _normalize(layer: BatchNorm, x: Tensor, *, eps: float | None = None, is_abso
     """Compute the formula, with another eps or the absolute values of the weight where that is asked for."""
     mean, var = (buffer.double()[:, None] for buffer in get_running_buffers(layer))
     normalized = (x - mean) / (var + (layer.eps if eps is None else eps)).sqrt()
-    if layer.weight is None:
+    weight = get_weight(layer)
+    if weight is None:
         return normalized
-    weight = layer.weight.detach().double()[:, None]
-    bias = 0.0 if layer.bias is None else layer.bias.detach().double()[:, None]
-    return normalized * (weight.abs() if is_absolute else weight) + bias
+    weight = weight.detach().double()[:, None]
+    return normalized * (weight.abs() if is_absolute else weight) + _get_bias(layer)
+
+
+def _get_bias(layer: BatchNorm) -> Tensor | float:
+    """Return the bias [C, 1]; 0 without one."""
+    bias = get_bias(layer)
+    return 0.0 if bias is None else bias.detach().double()[:, None]
 
 
 def _list_others(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -113,7 +119,7 @@ def _list_others(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
     _, var = get_running_buffers(layer)
     var = var.double()[:, None]
     root = (var + layer.eps).sqrt()
-    bias = 0.0 if layer.bias is None else layer.bias.detach().double()[:, None]
+    bias = _get_bias(layer)
     scaled = _normalize(layer, x) - bias
     yield "the variance in the place of its root", scaled / root + bias
     yield "eps beside the root", scaled * root / (var.sqrt() + layer.eps) + bias

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bnlab.model.layers import BatchNorm, join_names, strip_wrappers
+from bnlab.model.layers import BatchNorm, get_batch_count, join_names, strip_wrappers
 from bnlab.statistics.network import read_buffers
 
 _ORIGINAL = "_orig"  # what torch.nn.utils.prune adds to the name of a tensor, and to that of its mask
@@ -163,7 +163,7 @@ def _compare_buffers(name: str, layer: BatchNorm, before: Mapping[str, Tensor]) 
     now = read_buffers(layer).cpu()
     then = torch.stack((mean.detach().cpu(), var.detach().cpu()))
     count = before.get(name_tensor(name, "num_batches_tracked"))
-    count_now = layer.num_batches_tracked
+    count_now = get_batch_count(layer)
     updates = None if count is None or count_now is None else int(count_now) - int(count)
     return LayerChange(then, torch.equal(now, then), updates)
 

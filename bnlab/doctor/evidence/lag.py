@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import LAG_COSINE, LAG_RATIO, LAG_SPANS
-from bnlab.model.layers import match_names
+from bnlab.model.layers import get_momentum, match_names
 
 _FEW = 10  # batches at most, whose mean stands for the statistics of the latest weights
 
@@ -57,7 +57,7 @@ def compare_with_drift(case: Case, layers: Sequence[str]) -> Drift | None:
 
 def _predict_lag(case: Case, name: str) -> Tensor | None:
     """Predict from a layer's history how far its averages [2, C] are behind; None without one that tells."""
-    momentum = case.layers[name].momentum
+    momentum = get_momentum(case.layers[name])
     if case.trace is not None:
         traces = case.trace.layers
         recorded = match_names([name], traces)

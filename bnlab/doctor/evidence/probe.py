@@ -15,7 +15,7 @@ from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.thresholds import OUTPUTS_ROUNDED, PREDICTIONS_DIFFER
 from bnlab.model.batches import count_images, list_tensors, map_batch, take_images
 from bnlab.model.borrow import measured
-from bnlab.model.layers import BatchNorm, get_running_buffers
+from bnlab.model.layers import BatchNorm, get_bias, get_running_buffers, get_weight
 
 _IMAGES = 16
 _FEW = 8  # images that layers are called on again
@@ -139,7 +139,7 @@ def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, froz
 
 def _list_unread(layer: BatchNorm, args: Any, kwargs: Any, output: Tensor) -> Iterator[str]:
     mean, var = get_running_buffers(layer)
-    parts = {"the mean": mean, "the variance": var, "the weight": layer.weight, "the bias": layer.bias}
+    parts = {"the mean": mean, "the variance": var, "the weight": get_weight(layer), "the bias": get_bias(layer)}
     for words, values in parts.items():
         if values is None:
             continue

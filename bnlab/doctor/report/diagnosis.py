@@ -16,6 +16,7 @@ from bnlab.doctor.undo import EXACT
 from bnlab.doctor.verdict.findings import Finding, Skipped
 from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.doctor.words import HEADLINES, KINDS, count_things, describe_score, describe_training
+from bnlab.model.layers import count_channels, get_momentum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,8 +158,8 @@ class Diagnosis:
         updates = self.case.count_updates(name)
         codes = [finding.cause.code for finding in self.faults if name in finding.layers]
         row = {
-            "channels": layer.num_features,
-            "momentum": layer.momentum,
+            "channels": count_channels(layer),
+            "momentum": get_momentum(layer),
             "updates": math.nan if updates is None else updates,
             "training": layer.training,
             "codes": " ".join(codes),

@@ -1,0 +1,79 @@
+"""Tensors without strides, and what else may be in a batch or a model: measured, or named in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import population_statistics
+from tests import references
+from tests.exact.zoo import Net
+from tests.helpers import assert_moments, unchanged
+
+NODES = [torch.randn(16, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+EDGES = (torch.rand(16, 16, generator=torch.Generator().manual_seed(9)) < 0.3).float()
+SPARSE: dict[str, Callable[[Tensor], Tensor]] = {"coo": Tensor.to_sparse, "csr": Tensor.to_sparse_csr}
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_a_sparse_adjacency_in_the_batch(kind: str, strategy: str) -> None:
+    edges = SPARSE[kind](EDGES)
+    model = Net(lambda net, nodes: net.bn(edges @ nodes), bn=nn.BatchNorm1d(3))
+    batches = [(nodes, edges) for nodes in NODES]
+
+    exact = population_statistics(model, batches, strategy=strategy)
+
+    assert_moments(exact["bn"], references.merge([(EDGES @ nodes).double() for nodes in NODES]))
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_a_sparse_buffer(kind: str) -> None:
+    model = Net(lambda net, x: net.bn((net.mixes @ x.T).T), bn=nn.BatchNorm1d(3))
+    model.register_buffer("mixes", SPARSE[kind](torch.eye(3) * 2))
+
+    exact = population_statistics(model, NODES)
+
+    assert_moments(exact["bn"], references.merge([2 * nodes.double() for nodes in NODES]))
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_in_the_batch(layout: torch.layout) -> None:
+    model = Net(lambda net, x: net.bn(torch.cat(list(x.unbind()))), bn=nn.BatchNorm1d(3))
+    batches = [torch.nested.nested_tensor([nodes[:4], nodes[4:]], layout=layout) for nodes in NODES]
+
+    assert_moments(population_statistics(model, batches)["bn"], references.merge([x.double() for x in NODES]))
+
+
+def make_exported(*_: Any) -> nn.Module:
+    backbone = torch.export.export(nn.Sequential(nn.BatchNorm1d(3)).eval(), (NODES[0],)).module()
+    return Net(lambda net, x: net.bn(net.backbone(x)), bn=nn.BatchNorm1d(3), backbone=backbone)
+
+
+def make_transformed(transform: Callable[[Any, Tensor], Any]) -> nn.Module:
+    return Net(transform, bn=nn.BatchNorm1d(3))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], list[Any], type[Exception], str]] = {
+    "vmap": (lambda: make_transformed(lambda net, x: torch.vmap(net.bn)(x.view(2, 8, 3))), NODES, ValueError,
+             "layer 'bn' is .* inside of vmap or grad of torch.func"),
+    "grad": (lambda: make_transformed(lambda net, x: torch.func.grad(lambda y: net.bn(y).square().sum())(x)), NODES,
+             ValueError, "layer 'bn' is .* inside of vmap or grad of torch.func"),
+    "nested": (lambda: make_transformed(lambda net, x: net.bn(x)),
+               [torch.nested.nested_tensor([NODES[0][:4], NODES[0][4:]], layout=torch.jagged)], ValueError,
+               "the input of layer 'bn' is nested"),
+    "generator": (lambda: nn.BatchNorm1d(3), [(NODES[0], (x for x in NODES))], TypeError, "a batch holds a generator"),
+    "exported": (make_exported, NODES, ValueError, "'backbone' was exported by torch.export"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_named(name: str) -> None:
+    make, batches, error, message = REFUSED[name]
+    model = make()
+    with unchanged(model), pytest.raises(error, match=message):
+        population_statistics(model, batches)
