@@ -11,7 +11,7 @@ from torch import nn
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case, read_all_buffers
-from bnlab.doctor.evidence.examination import CALLER, Examination
+from bnlab.doctor.evidence.examination import CALLER, Evidence, Examination
 from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
@@ -129,11 +129,14 @@ def diagnose(
         examination = Examination.of(model, layers, forward, inputs, progress, labels=labels)
         data = examination.read(batches, max_images)
         examination = examination.choose_part(data) if evaluate is None else examination
-        evidence = examine(examination, data, evaluate)
-        by_depth = {name: layers[name] for name in evidence.exact} | layers  # which the data shows
-        case = replace(case, layers=by_depth, evidence=evidence)
-        case = add_fills(case, examination, data)
-        if training_batches is not None:
+        evidence = _try_to_examine(examination, data, evaluate)
+        if evidence is None:
+            examination = None
+            case = replace(case, stored={**stored, **layers})
+        else:
+            by_depth = {name: layers[name] for name in evidence.exact} | layers  # which the data shows
+            case = add_fills(replace(case, layers=by_depth, evidence=evidence), examination, data)
+        if examination is not None and training_batches is not None:
             training_data = examination.read(training_batches, max_images)
             case = add_training(case, examination, training_data)
             if evaluate is None:
@@ -154,6 +157,16 @@ def diagnose(
         judged, findings = conclude(case, scores, experiment, known, worth)
     notes = [*_note_limits(case), *_note_part(examination), *(experiment.notes if experiment is not None else ())]
     return Diagnosis(case, judged, experiment, findings, skipped, notes)
+
+
+def _try_to_examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence | None:
+    """Examine the layers on data; None where all are of other classes than torch's and none can be measured."""
+    try:
+        return examine(examination, data, evaluate)
+    except ValueError:
+        if any(isinstance(layer, BatchNorm) for layer in examination.layers.values()):
+            raise
+        return None
 
 
 def _note_part(examination: Examination | None) -> list[str]:

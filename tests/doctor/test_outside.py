@@ -581,6 +581,45 @@ def test_an_earlier_checkpoint_is_compared_with_norms_that_cannot_be_measured(
     assert finding.severity == "warning" and len(finding.layers) == 3
 
 
+class NormOfItsOwn(ForeignNorm):
+    """Says its eps, and normalizes by its batch in train mode where it can."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps = 1e-5
+    momentum = 0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+
+class NormForInference(NormOfItsOwn):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise RuntimeError("this norm is not trained")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [NormOfItsOwn, NormForInference])
+def test_norms_of_other_classes_are_examined_as_far_as_they_can_be_measured(kind: type[ForeignNorm]) -> None:
+    given = Given(digits.make_healthy())
+    model: Any = given.model
+    for name in digits.NORMS:
+        model[int(name)] = kind(model[int(name)]).eval()
+    model[4].running_mean += 1
+
+    diagnosis = examine(given)
+
+    if kind is NormOfItsOwn:
+        assert diagnosis.verdict == "averages" and diagnosis.faults[0].layers == ("4",), str(diagnosis)
+    else:
+        assert diagnosis.verdict is None and "cannot be measured" in read(diagnosis), str(diagnosis)
+
+
 def test_a_graph_in_train_mode_is_told() -> None:
     given = Given(digits.make_healthy().train())
 

@@ -10,6 +10,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import EXACT, RESCALED, Undo, write_averages
 from bnlab.doctor.words import count_things
+from bnlab.model.layers import get_weight
 
 
 class MovedAlone(Cause):
@@ -62,7 +63,7 @@ class MovedAlone(Cause):
         stayed = [name for name, change in changes.items() if change.is_same]
 
         def may_have_moved(name: str) -> bool:
-            is_settled = id(case.layers[name].weight) in settled
+            is_settled = id(get_weight(case.layers[name])) in settled
             return case.is_frozen(name) and is_settled and name not in stayed
 
         return case.select(may_have_moved)

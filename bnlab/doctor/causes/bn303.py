@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 import torch
+from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import Undo, write_weights
+from bnlab.model.layers import get_weight
 
 
 class UnusedWeights(Cause):
@@ -33,30 +35,30 @@ class UnusedWeights(Cause):
         names = [name for name in patient.exact if name in case.layers]
         if all(not case.clearly_differs(name) for name in names):
             return
-        negative = [name for name in names if _has_negative(case, name)]
+        weights = _list_weights(case, names)
+        negative = [name for name, weight in weights.items() if bool((weight < 0).any())]
         if negative:
-            signed = [case.layers[name].weight for name in negative]
-            apply = write_weights((weight, weight.detach().abs()) for weight in signed)
+            apply = write_weights((weights[name], weights[name].detach().abs()) for name in negative)
             yield Undo("with the absolute values of the weights", tuple(negative), 0, apply, name="absolute")
 
         fitting = list(takewhile(lambda name: not case.clearly_differs(name), names))
         if not 0 < len(fitting) < len(names):
             return
-        weights = {name: case.layers[name].weight for name in names}
-        scaled = [name for name, weight in weights.items() if weight is not None and not bool((weight == 1).all())]
+        scaled = [name for name, weight in weights.items() if not bool((weight == 1).all())]
         if fitting[-1] in scaled:
             yield _set_to_one(patient, fitting[-1:], "one")
         if len(scaled) > 1:
             yield _set_to_one(patient, scaled, "all")
 
 
-def _has_negative(case: Case, name: str) -> bool:
-    weight = case.layers[name].weight
-    return weight is not None and bool((weight < 0).any())
+def _list_weights(case: Case, names: Sequence[str]) -> dict[str, Tensor]:
+    """List the weights of layers that have some."""
+    weights = {name: get_weight(case.layers[name]) for name in names}
+    return {name: weight for name, weight in weights.items() if weight is not None}
 
 
 def _set_to_one(patient: Patient, names: Sequence[str], name: str) -> Undo:
-    weights = [patient.case.layers[name].weight for name in names]
+    weights = _list_weights(patient.case, names).values()
     reported = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
     apply = write_weights((weight, torch.ones_like(weight)) for weight in weights)
     return Undo(reported, tuple(names), len(names), apply, name=name)

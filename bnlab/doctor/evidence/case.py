@@ -162,9 +162,10 @@ class Case:
         return bool(asked) and all(self._has_first_weights(name) and self.count_updates(name) for name in asked)
 
     def _has_first_weights(self, name: str) -> bool:
-        weight = get_weight(self.layers[name])
-        bias = get_bias(self.layers[name])
-        return weight is not None and bool((weight == 1).all()) and not (bias is not None and bool(bias.any()))
+        layer = self.layers[name]
+        weight = get_weight(layer)
+        bias = get_bias(layer)
+        return weight is not None and bool((weight == 1).all()) and (bias is None or not bool(bias.any()))
 
     # With data
 

@@ -101,12 +101,11 @@ def _normalize(layer: BatchNorm, x: Tensor, *, eps: float | None = None, is_abso
     if weight is None:
         return normalized
     weight = weight.detach().double()[:, None]
-    bias = _read_bias(layer)
-    return normalized * (weight.abs() if is_absolute else weight) + bias
+    return normalized * (weight.abs() if is_absolute else weight) + _get_bias(layer)
 
 
-def _read_bias(layer: BatchNorm) -> Tensor | float:
-    """Read the bias as a column in float64; 0 where there is none."""
+def _get_bias(layer: BatchNorm) -> Tensor | float:
+    """Return the bias [C, 1]; 0 without one."""
     bias = get_bias(layer)
     return 0.0 if bias is None else bias.detach().double()[:, None]
 
@@ -120,7 +119,7 @@ def _list_others(layer: BatchNorm, x: Tensor) -> Iterator[tuple[str, Tensor]]:
     _, var = get_running_buffers(layer)
     var = var.double()[:, None]
     root = (var + layer.eps).sqrt()
-    bias = _read_bias(layer)
+    bias = _get_bias(layer)
     scaled = _normalize(layer, x) - bias
     yield "the variance in the place of its root", scaled / root + bias
     yield "eps beside the root", scaled * root / (var.sqrt() + layer.eps) + bias
