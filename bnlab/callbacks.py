@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.model.batches import require_batches
+from bnlab.model.batches import call, require_batches
 from bnlab.model.borrow import restored
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
@@ -38,8 +38,9 @@ def make_lightning_callback(
     resumed training, `validate` without `fit`), running averages are evaluated, and a warning says so once.
 
     A checkpoint is saved after its validation, so the running averages come back with the next training batch, at the
-    end of the training, or with an exception. How long it takes is logged as `recalibration_seconds`, except before
-    predictions, where Lightning logs nothing.
+    end of the training, or with an exception. Weights that Lightning has averaged (`EMAWeightAveraging`) are validated
+    under the buffers that it has averaged with them, not under exact statistics. How long it takes is logged as
+    `recalibration_seconds`, except before predictions, where Lightning logs nothing.
 
     Args:
         batches: measured in place of the latest training batches: what the model's forward takes, such as a list of
@@ -81,6 +82,8 @@ def make_lightning_callback(
 
         def on_fit_start(self, trainer: Any, module: nn.Module) -> None:
             self._require_watch(trainer, module)
+            # First, so that at the end running averages are back before another callback writes averaged ones.
+            trainer.callbacks = [self, *(callback for callback in trainer.callbacks if callback is not self)]
 
         def on_validation_start(self, trainer: Any, module: Any) -> None:
             seconds = self._block.enter(self._require_watch(trainer, module))
@@ -96,6 +99,10 @@ def make_lightning_callback(
         def on_train_batch_start(self, trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> None:
             self._block.leave()
 
+        def on_train_end(self, trainer: Any, module: nn.Module) -> None:
+            # Not as late as `teardown`: by then averaged weights have been copied into the module, with their buffers.
+            self._block.leave()
+
         def on_exception(self, trainer: Any, module: nn.Module, exception: BaseException) -> None:
             self._block.leave()
 
@@ -108,7 +115,12 @@ def make_lightning_callback(
                 if self._watch is not None:
                     self._watch.close()
                 group = torch.distributed.group.WORLD if trainer.world_size > 1 else None
-                self._watch = watch(module, images, batches=batches, group=group, **options)
+                chosen = dict(options)
+                if batches is not None:  # what is trained on, Lightning converts itself
+                    forward = options.get("forward") or call
+                    convert = trainer.precision_plugin.convert_input
+                    chosen["forward"] = lambda model, batch: forward(model, convert(batch))
+                self._watch = watch(module, images, batches=batches, group=group, **chosen)
             return self._watch
 
         def _run_twice(self, trainer: Any, run: Callable[[], Any]) -> Any:

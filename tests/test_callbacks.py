@@ -490,3 +490,32 @@ def test_transformers_evaluates_under_the_latest_training_batches(make_hugging_f
     plainly = [entry["eval_accuracy"] for entry in plain.state.log_history if "eval_accuracy" in entry]
     assert [entry["eval_accuracy_running"] for entry in logged if "eval_accuracy_running" in entry] == plainly
     assert len([entry for entry in logged if "eval_accuracy" in entry]) == 3
+
+
+@slow
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_batches_are_converted_as_lightning_converts_those_that_it_trains_on(
+    make_module: Any, make_trainer: Any, precision: str
+) -> None:
+    module = make_module(make_network())
+
+    make_trainer(make_lightning_callback(LOADER), precision=precision).fit(module, LOADER)
+
+    assert module.network[1].running_mean.dtype == {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
+
+
+@slow
+@pytest.mark.parametrize("given", [None, LOADER], ids=["watched", "batches"])
+@pytest.mark.parametrize("average", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_weights_that_lightning_averages_end_as_without(
+    lightning: Any, make_module: Any, make_trainer: Any, average: str, given: Any
+) -> None:
+    options = {"swa_lrs": 0.01, "swa_epoch_start": 1} if average == "StochasticWeightAveraging" else {}
+    make_average = getattr(lightning.pytorch.callbacks, average)
+    plain = make_module(make_network())
+    make_trainer(make_average(**options)).fit(plain, LOADER, HELD_OUT_LOADER)
+    module = make_module(make_network())
+
+    make_trainer(make_average(**options), make_lightning_callback(given)).fit(module, LOADER, HELD_OUT_LOADER)
+
+    assert are_equal(copy_state(module.network), copy_state(plain.network))

@@ -77,7 +77,9 @@ def population_statistics(
         upstream: "population": earlier layers normalize with their own result. "batch": every layer normalizes with the
             statistics of its batch, and moments are pooled over batches, as by one-pass precise batch norm; the result
             depends on the batch size.
-        strategy: "breadth", or "layerwise": a forward up to each layer in turn, slow and simple.
+        strategy: "breadth", or "layerwise": a forward up to each layer in turn, slow and simple. Forwards end at a
+            layer by an exception (GreenletExit): what they have changed outside of the model until there, such as a
+            counter or an open file, stays.
         layers: names of the layers to measure; default all. The others normalize with their own buffers.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
             may give `functional_call` other parameters, but no buffers.

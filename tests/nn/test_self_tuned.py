@@ -331,6 +331,7 @@ def test_after_each_batch_the_buffers_include_it_at_the_momenta_chosen_last() ->
     """Copies of weights and buffers, as AveragedModel's, read them without a call of the layer's."""
     model = nn.Sequential(nn.BatchNorm1d(5))
     SelfTuned.convert(model)
+    layer: Any = model[0]
     generator = torch.Generator().manual_seed(0)
     data = [torch.randn(16, 5, generator=generator) * (1 + step / 50) + step / 20 for step in range(60)]
     shown = {}
@@ -338,7 +339,7 @@ def test_after_each_batch_the_buffers_include_it_at_the_momenta_chosen_last() ->
         for step, batch in enumerate(data, start=1):
             model(batch)
             trace.step()
-            shown[step] = [buffer.clone() for buffer in get_running_buffers(model[0])]
+            shown[step] = [buffer.clone() for buffer in get_running_buffers(layer)]
             if step == 32:  # a block ends here, and the next one after 64 batches
                 of_mean, of_var = momenta(model)["momentum"]
 
