@@ -34,6 +34,9 @@ def sweep(*words: str, **settings: Any) -> LoadedTables:
 
     Raises:
         UserError: a ValueError; what is wrong with a setting, or that some networks failed. The tables have the others.
+
+    >>> tables = sweep(name="first", batch_size=[32, 128], momentum=[0.01, 0.1])  # doctest: +SKIP
+    >>> tables["gaps"].groupby("momentum")["mean_gap"].mean()  # doctest: +SKIP
     """
     import_shipped()
     require_memory()
