@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
+
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.errors import UserError
@@ -57,7 +59,11 @@ def _write_word(key: str, value: Any, is_list: bool) -> str:
 
     >>> _write_word("batch_size", [4, 32], False), _write_word("momentum", [0.1, 0.3], True)
     ('batch_size=4,32', 'momentum=[0.1,0.3]')
+    >>> _write_word("momentum", np.array([0.1, 0.3]), True), _write_word("momentum", [np.float64(0.1)], True)
+    ('momentum=[0.1,0.3]', 'momentum=[0.1]')
     """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if not isinstance(value, list | tuple):
         return f"{key}={_write_value(value)}"
 
@@ -70,7 +76,7 @@ def _write_value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
+    if isinstance(value, float):
+        return repr(float(value))  # of numpy's numbers `repr` names the type, too
     text = str(value)
     return text if re.fullmatch(r"[\w./-]+", text) else quote(text)
