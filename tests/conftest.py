@@ -2,11 +2,13 @@
 
 import math
 import os
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -69,6 +71,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with FileLock(shared / "trained.lock"):
         train_network(run)
     return run
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """A test draws the same numbers whichever tests ran before it in its process, which parallel runs do not fix."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -247,7 +247,7 @@ def test_what_a_forward_sets_and_reads_behind_a_layer(kind: str) -> None:
                 case "list":
                     self.scales[0] = scale
                 case "Enum":
-                    held["scale"] = Kind.STRONG if scale > 1 else Kind.WEAK
+                    held["scale"] = Kind.STRONG if scale > 1.5 else Kind.WEAK
                 case "numpy integer":
                     held["scale"] = np.int64(100 * scale)
                 case _:
