@@ -65,7 +65,7 @@ def conclude(scores: Scores, experiment: Experiment | None = None, case: Case | 
 @pytest.mark.parametrize(
     ("undos", "word", "says"),
     [
-        ([("averages", 0, 900)], "averages", "from 60.0% to 90.0%, by 30.0 points ["),
+        ([("averages", 0, 900)], "averages", "raises score by 30.0 points ["),
         ([("images", 0, 900)], "images", "on 1,000 images"),
         ([("network", 0, 900)], "network", "OWN0"),
         ([("mode", 0, 900)], "mode", "OWN0"),

@@ -228,10 +228,17 @@ class Diagnosis:
         assert self.case.evidence is not None and self.case.evidence.scores is not None
         scores = self.case.evidence.scores
         reported = [f"{describe_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
-        line = f"{scores.metric}: {', '.join(reported)}."
+        line = f"{scores.metric}{self._describe_images()}: {', '.join(reported)}."
         if self.case.training_score is None:
             return _wrap(line)
         return _wrap(f"{line} {describe_training(self.case.training_score, scores)}")
+
+    def _describe_images(self) -> str:
+        """Say of how many images scores are, where the verdict tells a gain on fewer."""
+        assert self.case.evidence is not None
+        if self.experiment is None or self.experiment.as_is.shape[1] == self.case.evidence.images:
+            return ""
+        return f" on all {self.case.evidence.images:,}"
 
     def _describe_beginning(self) -> str:
         """Say from which layer on, in order of the data, averages do not fit; "" where all do, or it is all of them."""

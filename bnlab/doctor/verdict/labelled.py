@@ -353,16 +353,14 @@ def _describe_mode(case: Case, scores: Scores) -> str:
 
 
 def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Scores) -> str:
-    """Write what undoing the causes brings back."""
-    first = trials[0]
-    gain = experiment.measure_score(first)
-    before = describe_score(float(experiment.as_is[0].mean()), scores)
-    after = describe_score(float(first.values[0].mean()), scores)
+    """Write what undoing the causes brings back.
+
+    Only the difference: scores of the images that undos are judged by would stand beside those of all images, which
+    are a little other.
+    """
+    gain = experiment.measure_score(trials[0])
     counted = count_things(gain.images, "image")
-    return (
-        f"Undoing {name_causes(trials)} takes {scores.metric.lower()} on {counted} from {before} to {after}, by "
-        f"{tell(gain, scores)}."
-    )
+    return f"Undoing {name_causes(trials)} raises {scores.metric.lower()} by {tell(gain, scores)}, on {counted}."
 
 
 def _is_bad(scores: Scores, expected: float | None) -> bool:
