@@ -1,4 +1,4 @@
-"""Pages that the site takes from elsewhere: files of the repository that it shows, public names, the doctor's codes.
+"""Pages that the site takes from elsewhere: files of the repository that it shows, and public names.
 
 They are written into docs/ when a build begins, and git ignores them.
 """
@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-
-from docs.codes import list_code_sources, write_codes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -29,7 +27,7 @@ MODULES = (
     "bnlab.memory",
     "bnlab.harness",
 )
-_MADE = ("experiments", "papers", "doctor", "reference")  # folders of docs/ that hold nothing else
+_MADE = ("experiments", "papers", "reference")  # folders of docs/ that hold nothing else
 _LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")  # to a file
 _FIGURE = re.compile(r"!\[(.*)\]\((figures/\S+)\)")
 _FENCED = re.compile(r"(```.*?```)", re.DOTALL)
@@ -75,7 +73,6 @@ def write_pages(docs: Path = DOCS) -> None:
     pages = {name: path.read_text(encoding="utf-8") for name, path in shown.items()}
     pages["experiments/index"] = _write_experiments(shown)
     pages["gallery"] = write_gallery(shown)
-    pages |= write_codes()
     for name in MODULES:
         pages[f"reference/{name}"] = _write_module(name)
 
@@ -184,7 +181,6 @@ def adapt_links(text: str, page: str) -> str:
     pages[ROOT / "README.md"] = "index"
     pages[REFERENCE / "README.md"] = "experiments/index"
     pages |= {source: f"reference/{name}" for name in MODULES for source in list_sources(name)}
-    pages |= list_code_sources()
     at = (DOCS / f"{page}.md").parent
     origin = shown.get(page, DOCS / f"{page}.md").parent
 

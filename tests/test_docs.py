@@ -24,7 +24,7 @@ from bnlab.doctor.gallery import FAULTS, UNSHOWN, faults, make_healthy
 from bnlab.harness import load, load_images, load_model
 from bnlab.harness.artifacts.job_settings import Config
 from docs import pages
-from docs.codes import write_codes
+from docs.codes import PAGE, write_codes
 from docs.pages import DOCS, MODULES, adapt_links, list_names, list_shown, write_pages
 from tests.helpers import run_job
 
@@ -55,12 +55,9 @@ def test_every_page_is_in_the_table_of_contents() -> None:
         *list_shown(),
         "experiments/index",
         "gallery",
-        *write_codes(),
         *(f"reference/{module}" for module in MODULES),
     }
-    below_another = {
-        page for page in {*written, *made} if re.fullmatch("(experiments|doctor|papers)/(?!index).*", page)
-    }
+    below_another = {page for page in {*written, *made} if re.fullmatch("(experiments|papers)/(?!index).*", page)}
 
     assert list_contents() == {*written, *made} - below_another
 
@@ -134,19 +131,29 @@ def test_every_figure_has_a_card_with_its_question_and_its_command() -> None:
         assert f"={path.parents[1].name} results=results/reference`" in card
 
 
-def test_each_code_has_a_page_that_says_what_the_cause_says() -> None:
-    written = write_codes()
+def list_sections() -> dict[str, str]:
+    """The sections of the page of codes: a code → its text."""
+    _, *sections = write_codes().split("\n## ")
+    return {section[:5]: section for section in sections}
 
+
+def test_the_page_of_codes_is_as_the_causes_are() -> None:
+    is_current = PAGE.read_text(encoding="utf-8") == write_codes()
+    assert is_current, "a cause or a network of the gallery has changed: python -m docs.codes"
+
+
+def test_each_code_has_a_section_that_says_what_the_cause_says() -> None:
+    page = write_codes()
+    sections = list_sections()
+
+    assert [*sections] == [cause.code for cause in list_causes()]
     for cause in list_causes():
-        page = written[f"doctor/{cause.code}"]
-        words = " ".join(page.split())
-        assert page.startswith(f"# {cause.code}: {cause.title}\n")
+        words = " ".join(sections[cause.code].split())
         assert cause.meaning in words and cause.remedy in words
         assert " ".join((type(cause).__doc__ or "").split()) in words
-        assert f"[{cause.code}]({cause.code}.md)" in written["doctor/index"]
-        assert f"\n{cause.code}\n" in written["doctor/index"]  # its table of contents
+        assert f"| [{cause.code}](#{cause.code.lower()}) | {cause.title} | " in page
     for former, now in ALIASES.items():
-        assert f"{former} is part of [{now}]({now}.md)." in written["doctor/index"]
+        assert f"{former} is part of [{now}](#{now.lower()})." in page
 
 
 def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,17 +189,17 @@ def test_the_kind_of_layer_that_is_added_as_an_example_is_measured() -> None:
 
 
 def test_a_code_that_the_gallery_shows_has_its_example() -> None:
-    written = write_codes()
+    sections = list_sections()
 
     for name, fault in FAULTS.items():
-        assert f"- *{name}*: {fault.done} New statistics " in written[f"doctor/{fault.code}"]
+        assert f"- *{name}*: {fault.done} New statistics " in sections[fault.code]
 
 
 def test_a_code_without_an_example_says_why() -> None:
-    written = write_codes()
+    sections = list_sections()
 
     for code, reason in UNSHOWN.items():
-        assert f"\n## Examples\n\n{reason}\n" in written[f"doctor/{code}"]
+        assert f"\n\n{reason}\n" in sections[code]
 
 
 def test_links_lead_to_the_pages_that_show_the_files() -> None:
@@ -200,9 +207,7 @@ def test_links_lead_to_the_pages_that_show_the_files() -> None:
     assert adapt_links("![](figures/cost.png)", "experiments/gap").endswith("/results/reference/gap/figures/cost.png)")
     assert adapt_links("[Q1](../ANSWERS.md)", "experiments/gap") == "[Q1](../answers.md)"
     assert adapt_links("[nn](../../bnlab/nn/self_tuned.py)", "howto/model") == "[nn](../reference/bnlab.nn.md)"
-    cause = "../../bnlab/doctor/causes/bn002.py"
-    assert adapt_links(f"[BN002]({cause})", "howto/doctor") == "[BN002](../doctor/BN002.md)"
-    assert adapt_links("[BN002](BN002.md)", "doctor/index") == "[BN002](BN002.md)"
+    assert adapt_links("[BN002](../../docs/codes.md#bn002)", "answers") == "[BN002](codes.md#bn002)"
     for untouched in ("[Q1](#q1)", "[torch](https://docs.pytorch.org/x.md)", "```\n[a](gap/README.md)\n```"):
         assert adapt_links(untouched, "answers") == untouched
 
