@@ -65,6 +65,7 @@ class PooledCumulative(WeightedCumulative):
     """
 
     name: ClassVar[str] = "cumulative_pooled"
+    # Borrowed from PooledEMA without inheriting from it: this is no EMA, and has no momentum.
     values = PooledEMA.values
     begin = PooledEMA.begin
     read = PooledEMA.read
@@ -118,6 +119,7 @@ class Window(Estimator):
             total = inside.sum(0)
             summed = weighted.sum(0)
 
+            # A warm start counts as batches of the first recorded one's size, since those before it are not known.
             missing = min(stream.updates, self.k - position)
             if missing > 0 and position:
                 warm = missing * weights[0]

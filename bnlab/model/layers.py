@@ -106,6 +106,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
                 f" ({kinds} skipped; only norms with running_mean and running_var of one length, and eps, are read)"
             )
         raise ValueError(message)
+
     if layers is None:
         return known
     return _select(known, layers, caller)
@@ -152,10 +153,12 @@ def list_constant(model: nn.Module) -> list[str]:
 
 def _find_hidden(model: nn.Module) -> list[str]:
     """List plain lists, tuples and dictionaries that hold batch norms, which are no part of the model."""
+    # By identity: two modules are equal only if they are one.
     known = set(model.modules())
     hidden = []
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
+            # `_modules` holds the submodules, which are part of the model.
             if attribute != "_modules" and any(layer not in known for layer in _list_held(value)):
                 hidden.append(f"{name}.{attribute}".lstrip("."))
     return hidden
@@ -199,6 +202,7 @@ def _is_other(module: nn.Module) -> bool:
 
 
 def _is_constant(module: nn.Module) -> bool:
+    # By its name, as such classes belong to packages that need not be installed (torchvision, timm).
     return "Frozen" in type(module).__name__
 
 
@@ -242,6 +246,7 @@ def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
 
     The same name is; otherwise one that differs by wrappers only (`module.`, `_orig_mod.`).
     """
+    # The exact name wins, because a model may itself have a part that is called `module`.
     known = list(others)
     by_plain = {strip_wrappers(name): name for name in known}
     pairs = {}
@@ -312,6 +317,7 @@ def get_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the input of a layer's call, from the arguments that its hooks get; None if there are none."""
     if args:
         return args[0]
+    # Called by keyword, as `norm(input=x)`: the first one is the input, whatever a class calls it.
     return next(iter(kwargs.values()), None)
 
 
@@ -378,6 +384,7 @@ class Inputs:
         """Select what a layer normalizes in one call, [N, C, ...]; None if it gets no rows."""
         extract = self.extracts.get(name)
         x = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
+
         if extract is None and isinstance(x, (list, tuple)):
             kind = type(layer).__name__
             raise OtherInput(self._caller, f"layer {name!r} ({kind}) is given a {type(x).__name__}", kind)

@@ -55,15 +55,22 @@ def record_frozen(
     require_forward(forward, _CALLER)
     device = find_device(model, None, _CALLER)
     warn_of_others(model, _CALLER)
+
     with measured(model, training=training), record(model, inputs=inputs) as trace:
+        # `measured` has put everything into eval mode; only the batch norms go by their batches.
         for layer in layers.values():
             layer.train()
         for batch in batches:
+            # A copy, because an in-place operation such as nn.ReLU(inplace=True) would write into the caller's batch.
             (forward or call)(model, copy_batch(batch, device))
+            # One step a batch, whatever `forward` calls: there is no optimizer whose updates could be counted.
             trace.step()
+
+    # Only now is it known: an iterable need not have a length.
     if not trace.last_step:
         raise ValueError(f"{_CALLER}: batches is empty; pass at least one batch")
     for name, entries in trace.layers.items():
+        # Checked once here and not at each layer, where on an accelerator each look would wait for the device.
         if not entries.moments.isfinite().all():
             raise ValueError(f"{_CALLER}: layer {name!r} was given NaN or infinite values; look at data and weights")
         entries.updates = 0  # an average of this pass alone

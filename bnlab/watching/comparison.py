@@ -68,11 +68,14 @@ class Comparison:
             return "no difference can be taken, as a value is not finite"
         size = _write(abs(difference), scores)
         unit = " points" if scores.are_shares else ""
+
         interval = ""
         if self.has_images:
             estimate = scores.compare("exact", "running")
+            # The interval is that of exact minus running; with the sign turned the larger end comes first.
             ends = (estimate.low, estimate.high) if difference >= 0 else (-estimate.high, -estimate.low)
             interval = " [{}, {}]".format(*(_write(end, scores) for end in ends))
+        # The text decides, not the value: a difference that rounds to 0 is shown as none.
         if float(size.replace(",", "")) == 0:
             return f"no difference{interval}"
 

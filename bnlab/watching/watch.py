@@ -83,16 +83,19 @@ def watch(
     require_count(images, f"{_CALLER}: images={images!r}; pass how many training images are kept, at least 1")
     if keep not in (None, "cpu"):
         raise ValueError(f'{_CALLER}: keep={keep!r}; pass "cpu", or None for the device of the inputs')
+
     if batches is not None:
         require_batches(batches, _CALLER)
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise TypeError(f"{_CALLER}: optimizer is a {type(optimizer).__name__}; pass an optimizer of torch")
     _require_options(options, batches is not None)
+
     if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
         group = model.process_group
     ranks = Ranks(group, _CALLER)
 
     is_first_rank = group is None or torch.distributed.get_rank(group) == 0
+    # Every process keeps its own batches; one of them says how much memory that takes.
     keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
     return Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
 
@@ -142,12 +145,14 @@ class Watch:
             options = self._options
             batches = self._batches
         else:
+            # What is kept is called as in training: by the same module, with all of its arguments.
             self._require_kept()
             options = {**self._options, "forward": self._keeper.call, "images": count_images}
             batches = self._keeper.batches
 
         options = {**options, "layers": names, "group": self._ranks.group}
         statistics = population_statistics(self.model, batches, **options)
+        # Statistics that only look exact would be worse than none: the history would compare two errors.
         if statistics.check is not None and not statistics.check.is_exact:
             raise ValueError(
                 f"{_CALLER}: the statistics are not exact: an ordinary evaluation gives layer "
@@ -168,6 +173,7 @@ class Watch:
         Raises:
             ValueError: as `measure`; nothing has been changed then.
         """
+        # Measured before anything is written, so that a failure leaves the model as it was.
         written = write_statistics(self.model, self.measure() if statistics is None else statistics, for_block=True)
         try:
             with self._keeper.paused():
@@ -200,6 +206,7 @@ class Watch:
         if not isinstance(lower, (bool, Collection)) or isinstance(lower, str):
             raise TypeError(f"{_CALLER}: lower={lower!r}; pass True, or a list of the metrics of which lower is better")
         find_device(self.model, None, _CALLER)  # raises where the model has no values
+
         statistics = None
         reason = ""
         try:
@@ -207,6 +214,8 @@ class Watch:
         except Exception as error:  # whatever it is: training can go on without exact statistics
             reason = str(error)
 
+        # The exact side runs first and is put back; what `evaluate` does under running averages stays, as if it had
+        # been called once.
         exact = None
         with self._keeper.paused():
             if statistics is not None:
@@ -217,7 +226,9 @@ class Watch:
         comparisons = compare_metrics(running, exact, statistics is not None, lower)
         images = self._count_images(statistics)
         self._rows += [self._make_row(comparison, images) for comparison in comparisons]
+
         lines = [comparison.describe() for comparison in comparisons]
+        # "score" is what a metric without a name is called; saying it would add nothing to a single line.
         if len(lines) > 1 or comparisons[0].metric != "score":
             lines = [f"{comparison.metric}: {line}" for comparison, line in zip(comparisons, lines, strict=True)]
         return "; ".join(lines) + self._describe_limits(statistics, reason)
@@ -286,6 +297,8 @@ class Watch:
         layers = batch_norm_layers(self.model, chosen, caller=_CALLER)
         if chosen is not None:
             return list(layers)
+        # A frozen weight says something only beside weights that are trained: with none, the whole model is being
+        # watched as it is.
         is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
         frozen = []
         for name, layer in layers.items():
@@ -313,6 +326,8 @@ class Watch:
 
     def _evaluate(self, evaluate: Callable[[], Any]) -> Any:
         """Call the caller's function; ValueError if it changes a parameter, after the model has been put back."""
+        # Comparing copies is the only way to see an optimizer step inside of `evaluate`; NaN weights count as
+        # unchanged.
         parameters = _copy_values(self.model.named_parameters())
         buffers = _copy_values(self.model.named_buffers())
         returned = evaluate()
@@ -321,8 +336,10 @@ class Watch:
         for name, (parameter, values) in parameters.items():
             if not torch.allclose(parameter, values, rtol=0.0, atol=0.0, equal_nan=True):
                 changed.append(name)
+
         if changed:
             for tensor, values in (*parameters.values(), *buffers.values()):
+                # `.data`: a backward pass still to come may have saved the tensor.
                 tensor.data.copy_(values)
             raise ValueError(
                 f"{_CALLER}: evaluate changed {join_names(changed)}, which were put back; pass a function that does "
@@ -362,6 +379,7 @@ class Watch:
             described += f"; no batch has reached {join_names(statistics.unseen)}, which keep running averages"
         measured = {*statistics, *statistics.unseen}
         frozen = [name for name in batch_norm_layers(self.model, caller=_CALLER) if name not in measured]
+        # Where the caller has named layers, the others were left out on purpose.
         if frozen and self._options.get("layers") is None:
             described += f"; frozen layers keep running averages: {join_names(frozen)}"
         return described
@@ -377,6 +395,7 @@ def _require_options(options: dict[str, Any], has_batches: bool) -> None:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(f"{_CALLER}: {join_names(unknown)} is no keyword of watch or population_statistics")
+    # They say how given batches are called; without batches= they would have no effect.
     useless = [] if has_batches else [name for name in _OF_BATCHES if name in options]
     if useless:
         raise TypeError(f"{_CALLER}: {join_names(useless)} is for batches=, which are not given")
