@@ -33,6 +33,7 @@ def main() -> int:
     escape_unprintable()
     try:
         code = _run_command(sys.argv[1:])
+        # Flushed here, where a reader that has closed the pipe is noticed, and not when Python exits.
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:  # as by `| head`
@@ -54,6 +55,7 @@ def _run_command(words: list[str]) -> int:
         words = [re.sub("^max_images=", "--max-images=", word) for word in words]
         arguments = _make_parser().parse_args(words)
         code: int = arguments.run(arguments)
+    # `main` knows what this means, and it is nobody's mistake.
     except BrokenPipeError:
         raise
     except Exception as error:  # the caller's model and batches may raise anything
@@ -64,6 +66,7 @@ def _run_command(words: list[str]) -> int:
 
 def _run_lab(command: str, words: list[str]) -> int:
     """Run a command of sweeps."""
+    # Before the import, which would fail with the name of a package that the user has never heard of.
     if importlib.util.find_spec("hydra") is None:
         print(f"error: bnlab {command} needs more packages: pip install 'bnlab[harness]'", file=sys.stderr)
         return 2
@@ -75,6 +78,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bnlab", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"bnlab {bnlab.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    # For --help, with their names alone: their modules would load the harness.
     for name, purpose in _OF_SWEEPS.items():
         commands.add_parser(name, help=purpose)
     for name in _OF_A_MODEL:
@@ -94,6 +98,7 @@ def _describe_error(error: Exception) -> str:
     # LiveBytes stands between the caller's code and torch.
     frames = [frame for frame in trace if frame.name != "__torch_function__"]
     package = Path(__file__).parent
+    # What lies below our last frame is the caller's code, or a package that it has called.
     ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
     foreign = frames[max(ours) + 1 :]
     if not foreign:

@@ -166,6 +166,7 @@ def _mix(
     n = positions.numel()
     if 0 in dims:
         n *= len(x)
+    # Torch refuses this in training, too.
     if weight == 1 and n < 2:
         raise ValueError("inference: one value per channel has no variance; pass more images or count the source")
 
@@ -187,9 +188,11 @@ def _measure(x: Tensor, dims: tuple[int, ...], center: Tensor, n: int) -> tuple[
 
     x is read once, about the source's mean `center`, which lies closer to the values than 0 does: nothing cancels.
     """
+    # In the input's type, where the difference of two values that are near each other is exact.
     near = center.to(x.dtype)
     deviation = x - near
     total = deviation.sum(dims, keepdim=True, dtype=torch.float64)
+    # A norm reads the deviations once, in float64, and needs no tensor of their squares.
     norm = torch.linalg.vector_norm(deviation, dim=dims, keepdim=True, dtype=torch.float64)
 
     shift = total / n
@@ -251,12 +254,14 @@ def _normalize(kind: TestTimeStatistics, name: str, layer: BatchNorm, input: Ten
     if layer.training:
         raise ValueError(f"{_CALLER}: layer {name!r} is in train mode; leave the model in eval mode")
 
+    # Half precision has too few digits for the moments; the output has the input's type again.
     x = input
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     mean, var = _compute_statistics(kind, layer, x)
     weight = _cast(get_weight(layer), x)
     bias = _cast(get_bias(layer), x)
+    # Torch's own routine takes one set of statistics for the whole batch, as constants.
     if len(mean) == 1 and not torch.is_grad_enabled():
         mean = mean.flatten().to(x)
         var = var.flatten().to(x)

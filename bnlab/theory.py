@@ -90,10 +90,13 @@ def optimal_momentum(drift: Values, noise: Values) -> Values:
     """
     q = np.asarray(drift, np.float64)
     r = np.asarray(noise, np.float64)
+    # Either may be a number and the other an array.
     q, r = np.broadcast_arrays(q, r)
 
+    # Two roots, because the product q(q + 4r) could underflow where both are tiny.
     root = np.sqrt(q) * np.sqrt(q + 4 * r)
     denominator = q + root
+    # Where both are 0 the momentum is 1, as wherever there is no noise.
     without_drift = np.where(r > 0, 0.0, 1.0)
     momentum = np.divide(2 * q, denominator, out=without_drift, where=denominator > 0)
     return momentum[()]  # a number for two numbers
@@ -123,10 +126,13 @@ def epoch_noise(
 
     residue = start_residue(momentum, steps_per_epoch)
     left = start_residue(momentum, position)
+
+    # Summed over all past epochs, each of which has a share ρ of the weight of the next one.
     past_epochs = left**2 * (1 - residue) / (1 + residue)
     size = steps_per_epoch - 1 + last  # R
     shared = ((1 - left) ** 2 + past_epochs) / size
 
+    # The remainder is 0 at both ends of an epoch, where the smaller batch is the latest one.
     since_last = start_residue(momentum, position % steps_per_epoch)
     smaller = (1 / last - 1) * (momentum * since_last) ** 2 / (1 - residue**2)
 

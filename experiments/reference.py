@@ -22,6 +22,7 @@ def main() -> int:
 
 
 def _update(folders: list[str]) -> int:
+    # All folders are looked at before anything is written.
     parts = {folder: _list_tables(Path(folder)) for folder in folders}
     for folder, paths in parts.items():
         if not paths:
@@ -44,12 +45,15 @@ def add_rows(path: Path, target: Path) -> None:
     rows = read_frame(path)
     if target.exists():
         before = read_frame(target)
+
         if not is_open(schema):
             rows = rows[list(before)]  # of a table that was shortened, the columns that are left
         key = read_key(schema)
         both = pd.concat([before, rows], ignore_index=True)
+        # The new rows come last, and win.
         rows = both.drop_duplicates(key, keep="last").sort_values(key)
 
+    # Open tables have columns of settings that no schema lists.
     if not is_open(schema):
         fields = [schema.field(column) for column in rows]
         schema = pa.schema(fields, schema.metadata)
@@ -78,6 +82,7 @@ def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     shortened = frame.drop(columns=left_out)
     for column in measured:
         if column in shortened:
+            # float32 has seven digits; the type of the column stays.
             shortened[column] = frame[column].astype("float32").astype("float64")
     schema = table.schema
     kept = [schema.field(column) for column in shortened]

@@ -41,14 +41,18 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     OSError of the system, such as for a full disk, names `path`.
     """
     path = Path(path)
+    # Beside it, because a file is moved in one step within a file system only; with random letters, because two
+    # processes may write the same file at once.
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
+        # On the disk before it gets its name: after a power failure the name must not lead to an empty file.
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:  # of which many name no file
+        # Libraries such as pyarrow raise OSErrors without a number, whose text says all there is.
         if error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
@@ -64,6 +68,7 @@ def write_text(path: Path, text: str) -> None:
 
 def set_aside(path: Path, reason: object, then: str) -> None:
     """Take an unreadable file, or a folder with one, out of the way, and say so."""
+    # An earlier damaged file is kept, too.
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     path.rename(aside)

@@ -26,6 +26,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, met
         try:
             save_file(copies, beside, labelled)
         except SafetensorError as error:  # a full disk, say: "I/O error: … (os error 28)"
+            # The number of the system's error stands in the text alone.
             number = re.search(r"\(os error (\d+)\)", str(error))
             if number is None:
                 raise OSError(f"{path}: {error}") from error

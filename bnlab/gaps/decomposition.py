@@ -121,6 +121,7 @@ def decompose(
     running = [EMA(momentum), DebiasedEMA(momentum)]
     e, d = replay_bank(trace, running, [last])[:, 0]
 
+    # Further back an EMA has almost no weight left, and each age costs a pass over the data.
     ages = min(window(momentum), last - trace.first_step)
     calls = [_count_calls(layer, last, ages) for layer in trace.layers.values()]
     shares = [_weigh_ages(of_layer, momentum, every) for of_layer in calls]
@@ -128,7 +129,9 @@ def decompose(
     trained_on = batches if augmented is None else augmented
     measure = partial(_measure_moments, model, layout, forward)
     lagged = torch.zeros_like(e)
+    # The ages are those of every layer; only the weights differ.
     for age in shares[0]:
+        # The batch of age 0 was measured on the weights before the last update.
         step = last - 1 - age
         with _with_weights(model, weights(step), step):
             past, _ = measure(trained_on, training=True)
@@ -214,6 +217,7 @@ def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) ->
         raise ValueError(f"decompose: weights({step}) is no state dict of the model ({mismatch})")
     _warn_of_present_weights(present, weights)
 
+    # `borrowed` puts back which tensors a model has, but not the values of parameters that are trained.
     values = {name: tensor.clone() for name, tensor in present.items()}
     with borrowed(model):
         try:
@@ -271,12 +275,15 @@ def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[i
     """
     ages = len(calls)
     kept = 1 - momentum
+    # Later batches leave a share 1 − m each, and those of one step stand together.
     newer = calls.cumsum() - calls
     weights = kept**newer * (1 - kept**calls)
     total = weights.sum()
+    # A layer that was frozen in all of these steps: NaN, which reaches its noise and lag.
     if total == 0:
         total = math.nan
 
+    # The oldest age is always among them, as there is nothing beyond it to interpolate to.
     measured = sorted({*range(0, ages, every), ages - 1})
     units = np.eye(len(measured))
     shares = {}
@@ -303,6 +310,8 @@ def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
         entries = trace.layers[name]
         end = entries.updates + len(entries)
         tracked = get_batch_count(layer)
+        # More batches than the trace has mean that the model was trained further; fewer do not, as not all layers
+        # count.
         if tracked is not None and int(tracked) > end:
             raise ValueError(
                 f"decompose: layer {name!r} has seen {int(tracked)} batches and the trace ends after {end}; pass the "
