@@ -55,15 +55,24 @@ def record_frozen(
     require_forward(forward, _CALLER)
     device = find_device(model, None, _CALLER)
     warn_of_others(model, _CALLER)
+
     with measured(model, training=training), record(model, inputs=inputs) as trace:
+        # `measured` has put the whole model into eval mode; batch norms alone are to use their batch.
         for layer in layers.values():
             layer.train()
         for batch in batches:
+            # The forward gets a copy, because an in-place operation such as nn.ReLU(inplace=True) would change the
+            # caller's batch.
             (forward or call)(model, copy_batch(batch, device))
+            # There is no optimizer whose updates could be counted, so that each batch is a step, whatever `forward`
+            # calls.
             trace.step()
+
+    # An iterable may have no length, so that this is known only now.
     if not trace.last_step:
         raise ValueError(f"{_CALLER}: batches is empty; pass at least one batch")
     for name, entries in trace.layers.items():
+        # This is checked once, at the end: on an accelerator each look waits for the device.
         if not entries.moments.isfinite().all():
             raise ValueError(f"{_CALLER}: layer {name!r} was given NaN or infinite values; look at data and weights")
         entries.updates = 0  # an average of this pass alone

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +47,7 @@ class RecordingCall:
     def __init__(
         self, call: Callable[..., Any], layer_forward: Callable[..., Any], replaced: Callable[..., Any] | None = None
     ) -> None:
+        # Entries are counted in Python, and must not be traced into compiled code.
         self._call = torch.compiler.disable(call)
         self._layer_forward = layer_forward
         self.replaced = replaced
@@ -56,6 +56,7 @@ class RecordingCall:
         return self._call(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Copying a bound method also copies its layer, so that the forward of a copy belongs to the copy.
         return functools.partial, (self._layer_forward,)
 
 
@@ -83,7 +84,7 @@ class Recorder(ABC):
         self.is_left = False
         self.may_not_count = get_batch_count(layer) is None
         self._given: Callable[..., Any] | None = vars(layer).get("forward")
-        self.layer_forward = self._given or types.MethodType(type(layer).forward, layer)
+        self.layer_forward: Callable[..., Any] = layer.forward
 
     def attach(self, undo: contextlib.ExitStack) -> None:
         """Take the place of the layer's forward until `undo` is closed."""
@@ -98,9 +99,11 @@ class Recorder(ABC):
         """Run the layer's forward, as it is in the block."""
         layer = self.layer
         keeps_statistics = getattr(layer, "track_running_stats", True)  # norms of other classes lack it
+        # The number need not be 0: `record_frozen` records a model that it has borrowed itself.
         is_training = layer.training and keeps_statistics and count_loans() == self.counter.loans
         if not is_training or self.is_left:
             return self.layer_forward(*args, **kwargs)
+
         x = get_input(args, kwargs)
         if isinstance(x, Tensor) and not x.numel():  # torch counts a batch of no images, and averages nothing
             self.missed += 1
@@ -125,14 +128,19 @@ class Recorder(ABC):
         if momentum is not None:
             return momentum
         batches = get_batch_count(self.layer)
+        # This is what torch does without a momentum: all batches weigh the same, and the count includes this one. A
+        # layer without a count averages nothing.
         return 0.0 if batches is None else 1.0 / float(batches)
 
     def agrees_with_entries(self) -> bool:
         """Return whether the layer's buffers, as they were read at the end, are what the entries average to."""
         if self.entries.end is None:
             return False
+        # There is nothing to compare with, because such a layer does not say how it weighs its batches.
         if self.averages_by_itself:
             return True
+        # These are batches that torch has counted and that have no entry. If there are more than were missed, some went
+        # past this recorder; if there are fewer than none, the count was written.
         missed = count_batches(self.layer) - self.entries.updates - len(self.entries)
         is_average = any(_is_average(self.entries, moments) for moments in self.list_readings())
         return is_average and (self.may_not_count or 0 <= missed <= self.missed)
@@ -155,11 +163,14 @@ class TorchRecorder(Recorder):
         That one runs itself, and checks the input, in the first call and whenever the input has other dimensions.
         """
         place = self.next_place()
+        # Torch's own forward is slower here, because it needs its buffers swapped, and setting an attribute of a module
+        # searches its registries each time.
         normalize = self._normalize if input.dim() == self._accepted_dims else self._normalize_by_layer
         try:
             output = normalize(input, place)
         except BaseException:
-            # Checkpointing ends its second forward by an exception, after the layer has taken its statistics.
+            # Checkpointing ends its second forward by an exception, after the layer has taken its statistics. The
+            # variance of a place is no longer negative then.
             if bool((place[1] == NOT_WRITTEN).all()):
                 self.missed += 1
             else:
@@ -172,6 +183,7 @@ class TorchRecorder(Recorder):
         layer = self.layer
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked.add_(1)
+        # Momentum 1 overwrites the running average: the place then holds the moments of the batch.
         return F.batch_norm(input, *place, layer.weight, layer.bias, True, 1.0, layer.eps)
 
     def _normalize_by_layer(self, input: Tensor, place: Place) -> Tensor:
@@ -186,12 +198,14 @@ class TorchRecorder(Recorder):
         finally:
             layer.running_mean, layer.running_var = mean, var
             layer.momentum = momentum
+        # Only its own forward synchronizes the processes of a SyncBatchNorm, so that it has to run each time.
         if not isinstance(layer, nn.SyncBatchNorm):
             self._accepted_dims = input.dim()
         return output
 
     def _average(self, input: Tensor, place: Place) -> None:
         """Average the moments in a place into the layer's buffers, and make an entry of them."""
+        # `compute_weight` needs the count that the forward has just increased.
         weight = self.compute_weight()
         for buffer, value in zip(get_running_buffers(self.layer), place, strict=True):
             buffer.data.lerp_(value, weight)  # .data: a backward pass still to come may have saved the buffer
@@ -210,8 +224,10 @@ class OwnAveragesRecorder(TorchRecorder):
         layer.latest = None
         output: Tensor = self.layer_forward(input)
         if layer.latest is not None:
+            # The entry needs memory of its own: `latest` is part of the layer's averages.
             for place, value in zip(self.next_place(), layer.latest, strict=True):
                 place.copy_(value)
+            # The weight is not known; 0 stands for it, and `agrees_with_entries` does not use it.
             self.add(input, 0.0)
         return output
 
@@ -228,6 +244,7 @@ class OwnForwardRecorder(Recorder):
     ) -> None:
         super().__init__(layer, entries, counter)
         self._extract = extract
+        # Torch's own forward counts batches; another one may not.
         self.may_not_count = True
 
     def list_readings(self) -> list[Tensor]:
@@ -241,6 +258,8 @@ class OwnForwardRecorder(Recorder):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         x = self._read(args, kwargs)  # before the layer may write into it, as InPlaceABN does
         before = get_running_buffers(self.layer)[1].clone()
+        # The moments have been written by now, but only `_enter` makes an entry of them. If a call fails before it
+        # averages, the next one overwrites them.
         try:
             output = self.layer_forward(*args, **kwargs)
         except BaseException:
@@ -259,6 +278,7 @@ class OwnForwardRecorder(Recorder):
         if self._can_be_read(x):
             mean_place, var_place = self.next_place()
             dims = [dim for dim in range(x.dim()) if dim != 1]
+            # The variance is unbiased and has the buffers' type, which may be wider than the input's under autocast.
             var, mean = torch.var_mean(x.detach().to(mean_place.dtype), dims)
             mean_place.copy_(mean)
             var_place.copy_(var)
@@ -285,6 +305,7 @@ def make_recorder(
 ) -> Recorder:
     """Make the recorder for a layer, according to its forward; `extract` says what it normalizes if not its input."""
     forward = type(layer).forward
+    # A forward that somebody has set on this layer counts as another one, even if it calls torch's.
     if extract is not None or "forward" in vars(layer):
         return OwnForwardRecorder(layer, entries, counter, extract)
     if forward in TORCH_FORWARDS:
@@ -311,12 +332,16 @@ def _is_average(entries: LayerTrace, moments: Tensor) -> bool:
     assert entries.end is not None
     shares = [1 - momentum for momentum in entries.momenta]
     factors = torch.tensor([*shares, 1.0], dtype=torch.float64, device="cpu")
+
     remaining = factors.flip(0).cumprod(0).flip(0)  # of what was there before each call, and after the last one
     weights = remaining[1:] - remaining[:-1]
+
     weighed = moments.where(weights[:, None, None] != 0, 0.0)  # NaN without weight does not count
     sum_of_entries = torch.einsum("t,tkc->kc", weights, weighed)
     expected = remaining[0] * entries.start.cpu().double() + sum_of_entries
 
+    # Each call rounds by at most eps of the values, and later calls keep `remaining` of that error, so that the errors
+    # add up to this sum. A mean near 0 is computed from values of the size of σ, and is rounded relative to these.
     end = entries.end.cpu().double()
     size_of_mean = expected[0].abs() + expected[1].abs().sqrt()
     size_of_var = expected[1].abs()

@@ -35,9 +35,11 @@ class Shelf:
         """Put a full chunk where it is kept; return it there."""
         self._bytes += chunk.nbytes
         if self._bytes <= SPILL_BYTES:
+            # A full chunk leaves the accelerator, whose memory the training needs.
             return chunk.cpu()
         # The file's memory stays when its name is gone.
         with tempfile.NamedTemporaryFile(prefix="bnlab-trace-") as file:
+            # The mapping is shared, so that the system can write its pages to the file when memory runs short.
             flat = torch.from_file(file.name, True, chunk.numel(), dtype=chunk.dtype)
             stored = flat.view_as(chunk)
             return stored.copy_(chunk)
@@ -88,9 +90,12 @@ class LayerTrace:
 
     def next_place(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return where torch writes the mean and the variance [C] of the next entry, of a buffer's type and device."""
+        # The place stays the same until `add` makes an entry of it, so that the next call overwrites what a failed one
+        # has left.
         at = len(self) - self._stored
         if at < len(self._places):
             return self._places[at]
+        # The buffer decides on type and device, because a model may be moved after recording has begun.
         self._open_chunk(like)
         return self._places[0]
 
@@ -101,6 +106,8 @@ class LayerTrace:
             self._open = like.new_zeros(_CHUNK, *self.start.shape)
         self._open[:, 1] = NOT_WRITTEN
 
+        # The rows are taken apart once for each chunk: indexing in each call would make two new views for each layer
+        # and batch.
         rows = self._open.flatten(0, 1).unbind()
         self._places = list(zip(rows[::2], rows[1::2], strict=True))
         self._stored = len(self)
@@ -113,10 +120,14 @@ class LayerTrace:
 
     def truncate(self, step: int) -> None:
         """Forget the calls after `step`."""
+        # Steps never decrease, so that all later calls stand at the end.
         length = bisect_right(self.steps, step)
         if length == len(self):
             return
+
         self.set_calls(self.moments[:length], self.steps[:length], self.counts[:length], self.momenta[:length])
+
+        # The buffers were read after the calls that are forgotten here.
         self.end = None
 
 
@@ -174,6 +185,7 @@ class MomentTrace:
                 tensors[f"{name}/end"] = layer.end
             tensors[f"{name}/steps"] = torch.tensor(layer.steps, dtype=torch.int64, device="cpu")
             tensors[f"{name}/counts"] = torch.tensor(layer.counts, dtype=torch.int64, device="cpu")
+            # This is a list, because a safetensors file does not keep the order of its tensors.
             layers.append([name, layer.updates, layer.eps])
 
         steps = [self.first_step, self.last_step]
@@ -189,6 +201,8 @@ class MomentTrace:
             layer = LayerTrace(tensors[f"{name}/start"], updates, eps)
             steps = tensors[f"{name}/steps"].tolist()
             counts = tensors[f"{name}/counts"].tolist()
+            # Momenta are not saved, because they only serve to compare the buffers with the entries when recording
+            # ends.
             layer.set_calls(tensors[f"{name}/moments"], steps, counts, [])
             layer.end = tensors.get(f"{name}/end")
             layers[name] = layer
@@ -214,6 +228,7 @@ class MomentTrace:
         """Group the layers that were called at the same steps: their names, and what was recorded of them."""
         groups: dict[tuple[int, ...], list[str]] = {}
         for name, layer in self.layers.items():
+            # A stream has one number of `updates` for all of its channels, so that it is part of the key.
             calls = (layer.updates, *layer.steps)
             groups.setdefault(calls, []).append(name)
 
@@ -235,8 +250,10 @@ def _require_consecutive(before: MomentTrace, after: MomentTrace) -> None:
     for name, layer in before.layers.items():
         if layer.end is None:
             continue
+        # One part may be on a device, and another one may have been loaded onto the CPU.
         start = after.layers[name].start.to(layer.start)
         end = layer.end.to(start)
+        # `torch.equal` would find a NaN unequal to itself.
         if not torch.allclose(end, start, 0, 0, equal_nan=True):
             raise ValueError(f"MomentTrace.join: buffers of {name!r} were written between {before} and {after}")
 
@@ -313,6 +330,7 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
     for estimator in estimators:
         if not isinstance(estimator, Estimator):
             raise TypeError(f"replay: {estimator!r} is no estimator; pass an instance such as EMA(momentum=0.1)")
+    # An array of several steps has no truth value, so that its length is asked.
     if not len(steps):
         raise ValueError("replay: steps is empty; pass steps of the trace, or None for all")
     for step in steps:
@@ -321,6 +339,7 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
 
     parts: dict[str, Tensor] = {}
     for names, stream in trace.streams():
+        # The layers of a stream were called at the same steps, so that the first one speaks for all.
         calls = trace.layers[names[0]].steps
         positions = [bisect_right(calls, step) for step in steps]
         states = fold(estimators, stream, positions)
