@@ -68,11 +68,14 @@ class Comparison:
             return "no difference can be taken, as a value is not finite"
         size = _write(abs(difference), scores)
         unit = " points" if scores.are_shares else ""
+
         interval = ""
         if self.has_images:
             estimate = scores.compare("exact", "running")
+            # The interval is of exact minus running. If the sign is turned, its ends change places.
             ends = (estimate.low, estimate.high) if difference >= 0 else (-estimate.high, -estimate.low)
             interval = " [{}, {}]".format(*(_write(end, scores) for end in ends))
+        # A difference that is shown as 0 is called none, even if its value is not quite 0.
         if float(size.replace(",", "")) == 0:
             return f"no difference{interval}"
 
@@ -140,6 +143,7 @@ def _read_metrics(returned: Any) -> dict[str, tuple[Tensor, bool]]:
 
 
 def _is_number(value: Any) -> bool:
+    # Tensors and arrays without dimensions are numbers, too.
     return isinstance(value, Real) or getattr(value, "shape", None) == ()
 
 

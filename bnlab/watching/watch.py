@@ -83,16 +83,19 @@ def watch(
     require_count(images, f"{_CALLER}: images={images!r}; pass how many training images are kept, at least 1")
     if keep not in (None, "cpu"):
         raise ValueError(f'{_CALLER}: keep={keep!r}; pass "cpu", or None for the device of the inputs')
+
     if batches is not None:
         require_batches(batches, _CALLER)
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise TypeError(f"{_CALLER}: optimizer is a {type(optimizer).__name__}; pass an optimizer of torch")
     _require_options(options, batches is not None)
+
     if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
         group = model.process_group
     ranks = Ranks(group, _CALLER)
 
     is_first_rank = group is None or torch.distributed.get_rank(group) == 0
+    # Every process keeps batches of its own, and only the first one says how much memory they take.
     keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
     return Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
 
@@ -142,12 +145,14 @@ class Watch:
             options = self._options
             batches = self._batches
         else:
+            # The kept arguments are passed to the module that was called in training.
             self._require_kept()
             options = {**self._options, "forward": self._keeper.call, "images": count_images}
             batches = self._keeper.batches
 
         options = {**options, "layers": names, "group": self._ranks.group}
         statistics = population_statistics(self.model, batches, **options)
+        # Inexact statistics would be worse than none, because the comparison would show their error as a loss.
         if statistics.check is not None and not statistics.check.is_exact:
             raise ValueError(
                 f"{_CALLER}: the statistics are not exact: an ordinary evaluation gives layer "
@@ -168,6 +173,7 @@ class Watch:
         Raises:
             ValueError: as `measure`; nothing has been changed then.
         """
+        # The statistics are measured before anything is written, so that a failure leaves the model as it was.
         written = write_statistics(self.model, self.measure() if statistics is None else statistics, for_block=True)
         try:
             with self._keeper.paused():
@@ -200,6 +206,7 @@ class Watch:
         if not isinstance(lower, (bool, Collection)) or isinstance(lower, str):
             raise TypeError(f"{_CALLER}: lower={lower!r}; pass True, or a list of the metrics of which lower is better")
         find_device(self.model, None, _CALLER)  # raises where the model has no values
+
         statistics = None
         reason = ""
         try:
@@ -207,6 +214,8 @@ class Watch:
         except Exception as error:  # whatever it is: training can go on without exact statistics
             reason = str(error)
 
+        # The call under exact statistics comes first and is put back. What the other call changes stays, as if it had
+        # been the only one.
         exact = None
         with self._keeper.paused():
             if statistics is not None:
@@ -217,7 +226,9 @@ class Watch:
         comparisons = compare_metrics(running, exact, statistics is not None, lower)
         images = self._count_images(statistics)
         self._rows += [self._make_row(comparison, images) for comparison in comparisons]
+
         lines = [comparison.describe() for comparison in comparisons]
+        # A metric without a name is called "score", which a single line need not say.
         if len(lines) > 1 or comparisons[0].metric != "score":
             lines = [f"{comparison.metric}: {line}" for comparison, line in zip(comparisons, lines, strict=True)]
         return "; ".join(lines) + self._describe_limits(statistics, reason)
@@ -237,6 +248,7 @@ class Watch:
         """
         import pandas as pd
 
+        # A history without rows has no types, so that they are given here.
         dtypes = {"update": "int64", "images": "int64", "metric": "str"}
         dtypes |= dict.fromkeys(("running", "exact", "lost"), "float64")
         if self._optimizer is not None:
@@ -286,6 +298,9 @@ class Watch:
         layers = batch_norm_layers(self.model, chosen, caller=_CALLER)
         if chosen is not None:
             return list(layers)
+
+        # A frozen weight is a sign only beside weights that are trained. If none is trained, the whole model is watched
+        # as it is.
         is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
         frozen = []
         for name, layer in layers.items():
@@ -293,9 +308,11 @@ class Watch:
             has_frozen_weight = isinstance(weight, nn.Parameter) and not weight.requires_grad
             if layer in self._keeper.frozen or (has_frozen_weight and is_trained):
                 frozen.append(name)
+
         # Of all ranks: one without a batch so far has seen no mode.
         frozen_somewhere = {name for of_rank in self._ranks.gather(frozen) for name in of_rank}
         names = [name for name in layers if name not in frozen_somewhere]
+
         if not names:
             raise ValueError(
                 f"{_CALLER}: all layers are frozen (in eval mode while training, or without gradients); name them in "
@@ -313,6 +330,8 @@ class Watch:
 
     def _evaluate(self, evaluate: Callable[[], Any]) -> Any:
         """Call the caller's function; ValueError if it changes a parameter, after the model has been put back."""
+        # Only copies show whether `evaluate` has trained the model. A weight that was NaN and still is counts as
+        # unchanged.
         parameters = _copy_values(self.model.named_parameters())
         buffers = _copy_values(self.model.named_buffers())
         returned = evaluate()
@@ -321,8 +340,10 @@ class Watch:
         for name, (parameter, values) in parameters.items():
             if not torch.allclose(parameter, values, rtol=0.0, atol=0.0, equal_nan=True):
                 changed.append(name)
+
         if changed:
             for tensor, values in (*parameters.values(), *buffers.values()):
+                # `.data`: a backward pass still to come may have saved the tensor.
                 tensor.data.copy_(values)
             raise ValueError(
                 f"{_CALLER}: evaluate changed {join_names(changed)}, which were put back; pass a function that does "
@@ -362,6 +383,7 @@ class Watch:
             described += f"; no batch has reached {join_names(statistics.unseen)}, which keep running averages"
         measured = {*statistics, *statistics.unseen}
         frozen = [name for name in batch_norm_layers(self.model, caller=_CALLER) if name not in measured]
+        # If the caller has named layers, the others are left out on purpose.
         if frozen and self._options.get("layers") is None:
             described += f"; frozen layers keep running averages: {join_names(frozen)}"
         return described
@@ -377,6 +399,7 @@ def _require_options(options: dict[str, Any], has_batches: bool) -> None:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(f"{_CALLER}: {join_names(unknown)} is no keyword of watch or population_statistics")
+    # These keywords say how given batches are read and called; without batches= they would do nothing.
     useless = [] if has_batches else [name for name in _OF_BATCHES if name in options]
     if useless:
         raise TypeError(f"{_CALLER}: {join_names(useless)} is for batches=, which are not given")
