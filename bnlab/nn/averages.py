@@ -77,6 +77,8 @@ class Averages:
         values = row.where(row.sum().isfinite(), self.shown)
         number = self.bank.count + self._waiting + 1
         for buffer, shown, value, momentum in zip(buffers, self.shown, values, self.momenta, strict=True):
+            # Averages that began from the buffers move as torch's own do. Others have their start divided out, as those
+            # of the bank have.
             gain = momentum if self.bank.warm else _compute_gain(momentum, number)
             buffer.data.lerp_(value, gain)
             shown.lerp_(value, gain)
@@ -92,6 +94,7 @@ class Averages:
 
         rows = self._select_rows()
         is_full = len(rows) == self.bank.room
+
         if is_full:
             self._recent = set(_list_fingerprints(rows))
             self.bank = self._forecast(rows)
@@ -111,6 +114,8 @@ class Averages:
         first: dict[float, int] = {}
         for number, fingerprint in enumerate(_list_fingerprints(rows)):
             first.setdefault(fingerprint, number)
+        # Rows of the block before are left out, too: a checkpointed forward may run again after its first run has
+        # filled the block.
         numbers = [number for fingerprint, number in first.items() if fingerprint not in self._recent]
         return rows[numbers]
 
@@ -156,11 +161,13 @@ def _compute_gain(momentum: float, number: int) -> float:
     """Compute the weight of batch `number`, from 1, in an average that begins with the first batch."""
     if momentum == 1:
         return 1.0
+    # In this form nothing cancels; 1 − (1 − m)^t would at a small momentum.
     weight_of_all = -math.expm1(number * math.log1p(-momentum))
     return min(1.0, momentum / weight_of_all)
 
 
 def _list_fingerprints(rows: Tensor) -> list[float]:
     """Compute a fingerprint of each row [2, C]: rows that are equal bit for bit have the same, others hardly ever."""
+    # In float64, different rows hardly ever have the same sum. Only these sums leave the device.
     sums = rows.double().flatten(1).sum(1)
     return sums.tolist()  # type: ignore[no-any-return]

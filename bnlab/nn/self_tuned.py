@@ -109,12 +109,15 @@ class SelfTuned(AveragesByItself):
         kinds: dict[type[nn.Module], Any] = {kind: plain for plain, kind in _KINDS.items()}
         for layer in list_self_tuned(model, "SelfTuned.revert").values():
             layer.settle()
+
             del layer.averages, layer.latest, layer.loaded  # the hooks of state dicts stay, and do nothing from now on
             layer.__class__ = kinds[type(layer)]
         return model
 
     def forward(self, input: Tensor) -> Tensor:
+        # During a measurement, and for an input that torch's forward refuses, the layer is a plain batch norm.
         if self.training and self.track_running_stats and input.dim() in self.dims and not count_loans():
+            # Importing torch's compiler takes seconds, so that it is left until something is compiled.
             if torch.compiler.is_compiling() and not _uncompiled:
                 _uncompiled.append(torch.compiler.disable(_train))
             train = _uncompiled[0] if _uncompiled else _train
@@ -130,6 +133,7 @@ class SelfTuned(AveragesByItself):
         return F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
 
     def train(self, mode: bool = True) -> SelfTuned:
+        # The layer settles first, so that eval mode begins with statistics of all batches so far.
         self.settle()
         return super().train(mode)
 
@@ -141,15 +145,20 @@ class SelfTuned(AveragesByItself):
     def settle(self) -> None:
         """Write into the buffers the statistics after all batches so far; begin again where others have written."""
         averages = self.averages
+        # A measurement has borrowed the layer. What it writes into the buffers is put back, and is no reason to begin
+        # again.
         if averages is None or self.running_mean is None or count_loans():
             return
         now = _read(self)
+        # Only the buffers show that something else has written them, such as load_state_dict, update_bn or an average
+        # of weights.
         if not averages.fits(now) or not _are_equal(now, averages.shown):
             self.averages = None
             return
 
         state = averages.settle() if averages.has_pending else None
         if state is not None:
+            # `.data`: a backward pass still to come may have saved the buffers.
             mean, var = get_running_buffers(self)
             mean.data.copy_(state[0])
             var.data.copy_(state[1])
@@ -157,6 +166,7 @@ class SelfTuned(AveragesByItself):
 
 
 def _convert_layer(layer: BatchNorm) -> None:
+    # Only the class changes: parameters, hooks and optimizers stay as they are.
     layer.__class__ = _KINDS[type(layer)]
     vars(layer).update(averages=None, latest=None, loaded=None)
     layer.register_state_dict_pre_hook(_settle_before_saving)
@@ -167,6 +177,7 @@ def _convert_layer(layer: BatchNorm) -> None:
 
 def _train(layer: SelfTuned, input: Tensor) -> Tensor:
     layer.latest = None
+    # None and 1 are set by tools that compute statistics of their own, such as update_bn: torch's forward serves them.
     if layer.running_mean is None or layer.momentum is None or layer.momentum == 1:
         layer.averages = None
         return super(SelfTuned, layer).forward(input)
@@ -177,6 +188,7 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
         layer.averages = averages
     mean, var = averages.place
     if layer.momentum == 0:  # for a while, as in the second forward of sharpness-aware minimization
+        # The moments go into tensors that are thrown away, because nothing of this batch is to be averaged.
         return layer.average(input, torch.zeros_like(mean), torch.zeros_like(var))
 
     output = layer.average(input, mean, var)
@@ -191,6 +203,7 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
 def _begin(layer: SelfTuned) -> Averages:
     """Begin averages from the buffers."""
     batches = layer.num_batches_tracked
+    # Without a count nobody knows whether the buffers have seen data; they are assumed to have.
     updates = 1 if batches is None else int(batches)
     return Averages(_read(layer), updates, layer.eps)
 
@@ -221,6 +234,7 @@ class SelfTunedSyncBatchNorm(SelfTuned, nn.SyncBatchNorm):
     dims = (2, 3, 4, 5)
 
     def average(self, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        # There is no other way to tell the forward of SyncBatchNorm where to write the moments of all processes.
         own_mean = self.running_mean
         own_var = self.running_var
         momentum = self.momentum
@@ -283,6 +297,7 @@ def momenta(model: nn.Module) -> pd.DataFrame:
     rows = []
     for depth, (name, layer) in enumerate(list_self_tuned(model, "momenta").items(), start=1):
         layer.settle()
+        # Batches may still wait for a full block: `advance` counts them, and leaves the layer as it is.
         bank = None if layer.averages is None else layer.averages.advance()
         batches = 0 if bank is None else bank.count
         for number, statistic in enumerate(("mean", "var")):
@@ -309,6 +324,7 @@ def _save_averages(layer: nn.Module, state_dict: Any, prefix: str, metadata: dic
 def _take_saved(layer: nn.Module, state_dict: Any, prefix: str, metadata: dict[str, Any], *_: object) -> None:
     if isinstance(layer, SelfTuned):
         layer.loaded = metadata.get(_KEY)
+        # These averages belong to the old buffers, whatever is loaded now.
         layer.averages = None
 
 
