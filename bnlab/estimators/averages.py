@@ -65,6 +65,7 @@ class PooledCumulative(WeightedCumulative):
     """
 
     name: ClassVar[str] = "cumulative_pooled"
+    # These come from PooledEMA without inheritance, because this is no EMA and has no momentum.
     values = PooledEMA.values
     begin = PooledEMA.begin
     read = PooledEMA.read
@@ -118,6 +119,7 @@ class Window(Estimator):
             total = inside.sum(0)
             summed = weighted.sum(0)
 
+            # The sizes of the batches before a warm start are not known; each counts as much as the first recorded one.
             missing = min(stream.updates, self.k - position)
             if missing > 0 and position:
                 warm = missing * weights[0]

@@ -39,6 +39,7 @@ class Bank:
         """Make the bank before its first batch: `updates` other batches have made `start` [2, C] what it is."""
         is_finite = bool(start.isfinite().all())
         warm = updates > 0 and is_finite
+        # A bank that is not warm forgets these zeros with its first batch, whose gain is 1.
         first = _add_logarithm(start, eps) if warm else start.new_zeros(3, start.shape[1])
         averages = first[:, None].expand(-1, len(MOMENTA), -1)
 
@@ -55,6 +56,7 @@ class Bank:
     @property
     def room(self) -> int:
         """Number of batches that the next block takes at most: blocks end after 1, 2, 4, …, 64, 128, 192, … batches."""
+        # This is the first power of two above the count.
         next_power = 1 << self.count.bit_length()
         next_block = (self.count // BLOCK + 1) * BLOCK
         return min(next_power, next_block) - self.count
@@ -78,6 +80,7 @@ class Bank:
         averages = self.averages[::2]
         errors = _square_errors(averages, series[::2], weights, self.layers, gains)
         scores = _add_discounted(self.scores, errors, self.count)
+        # On a tie argmin returns the first index, which is that of the smallest momentum.
         choices = scores.argmin(1).view(-1, 2, len(self.layers))
         return Block(
             bank=self,
@@ -109,6 +112,7 @@ class Block:
 
     def state(self, taken: int) -> Tensor:
         """Compute the chosen mean and variance after `taken` ≥ 1 of the batches, [2, C]."""
+        # Of the 50 averages, only those that some layer has chosen are computed.
         momenta, index = self.choices[taken - 1].unique(return_inverse=True)
         averages = self._average(taken, momenta)
         return _choose(averages, index, self.bank.layers)
@@ -130,6 +134,7 @@ class Block:
         weights = weights[:, momenta].T
         averages = weights @ self.series[:, :taken]
 
+        # The average before the block has the weight that the batches leave over.
         rest = 1 - weights.sum(1, keepdim=True)
         before = self.bank.averages[:, momenta]
         return averages.addcmul_(rest, before)
@@ -149,6 +154,7 @@ def _choose(averages: Tensor, index: Tensor, layers: tuple[int, ...]) -> Tensor:
 def _add_logarithm(pairs: Tensor, eps: Tensor) -> Tensor:
     """Add log(variance + eps) as a third row to means and variances [2, ..., C]."""
     series = torch.cat((pairs, pairs[1:] + eps))
+    # Without the clamp, a dead channel in a layer with eps 0 would have the logarithm −∞.
     series[2].clamp_(min=_NO_VARIANCE).log_()
     return series
 
@@ -160,6 +166,7 @@ def _weigh_channels(unit: Tensor, layers: tuple[int, ...]) -> Tensor:
     """Weigh the squared errors of mean, in units of `unit` [C], and logarithm for a layer's average: [2, C]."""
     channels = torch.tensor(layers, dtype=unit.dtype, device=unit.device)
     scales = torch.stack((1 / unit, torch.ones_like(unit)))
+    # Dividing by the number of channels turns a sum over them into the layer's average.
     return scales / by_channel(channels, layers)
 
 
@@ -222,6 +229,7 @@ def _square_sums(averages_squared: Tensor, batches_squared: Tensor, product: Ten
 
     square = torch.cat((first, added))
     factor = kept.square()
+    # This is the only loop over batches, because each square needs the one before it.
     for before, here in pairwise(square):
         here.addcmul_(before, factor)
     return square
@@ -239,6 +247,8 @@ def _add_discounted(scores: Tensor, errors: Tensor, count: int) -> Tensor:
 
     number = torch.arange(count + 1, last + 1, device=errors.device)
     is_scored = number[:, None, None] > _ALIKE
+    # Each error is divided by the discount up to its batch, and the sum multiplied by it again. So one cumulative sum
+    # takes the place of a loop.
     added = torch.where(is_scored, errors / discount, 0.0)
     return discount * (scores + added.cumsum(0))
 
@@ -264,6 +274,7 @@ def _list_gains(first: int, last: int, warm: bool) -> Tensor:
     number = torch.arange(first, last, dtype=torch.float64, device="cpu")
     number = number.clamp(min=1)[:, None]
     weight = -torch.expm1(number * torch.log1p(-MOMENTA))  # of all batches so far: 1 − (1−m)^number
+    # The first gain is 1, which rounding could exceed.
     return (MOMENTA / weight).clamp(max=1)
 
 

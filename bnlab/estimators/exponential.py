@@ -102,6 +102,7 @@ class PooledEMA(EMA):
 
     def gains(self, stream: Stream) -> Tensor:
         is_start = (stream.steps == 1) & (stream.updates == 0)
+        # A start of 0 and 1 says nothing about the data, so that the first batch replaces it. A warm start is kept.
         return torch.where(is_start, 1.0, super().gains(stream))
 
     def values(self, stream: Stream) -> Tensor:

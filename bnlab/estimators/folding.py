@@ -66,6 +66,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         for place, member, states in zip(group.places, members, folded, strict=True):
             result[place] = member.read(states, stream)
 
+    # The start is copied, because converting it to mean squares and back would round it.
     is_start = [position == 0 for position in positions]
     result[:, is_start] = start
     return result
@@ -115,6 +116,8 @@ def _collapse_shared(gains: Tensor) -> Tensor:
     """Reduce gains to [T] if all channels have the same."""
     if gains.dim() == 1:
         return gains
+    # If all channels share their gains, a matrix product can fold them, even if an estimator repeats them for each
+    # channel.
     flat = gains.flatten(1)
     first = flat[:, :1]
     if (flat == first).all():
@@ -128,6 +131,7 @@ def _fold_group(group: _Group, states: Tensor, positions: Sequence[int]) -> Tens
     Returns:
         [members, positions, 2, C].
     """
+    # The fold begins at position 0, whether or not it is asked for.
     rows: dict[int, list[int]] = {0: []}
     for row, position in enumerate(positions):
         rows.setdefault(position, []).append(row)
@@ -172,6 +176,7 @@ def _fold_at_once(states: Tensor, group: _Group, before: int, after: int) -> Ten
         # A value is weighted by its gain times the share that remains of a state after it.
         kept = _multiply_from_end(1 - gains) * rest[rows]  # [:, j]: of a state before batch start+j
         kept_after = torch.cat((kept[:, 1:], rest[rows]), dim=1)
+
         weights = gains * kept_after
         total[rows] = total[rows].addmm_(weights, flat[start:end])
 
@@ -198,5 +203,6 @@ def _fold_stepwise(states: Tensor, group: _Group, before: int, after: int) -> Te
 
         value = group.values[t]
         moved = torch.lerp(states, value.expand_as(states), gain)
+        # `lerp` reads the old state even if the gain is 1, so that a NaN would stay.
         states = torch.where(gain == 1, value, moved)
     return states
