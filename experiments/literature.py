@@ -33,6 +33,7 @@ JUDGEMENTS = {  # with the words that count them
     "not comparable": "not comparable",
     "not tried": "not tried",
 }
+# Answers quote by the same calls. `estimated` and `drawn` are left out, as they have no verdict that could change.
 _QUOTE = re.compile(r'(holds|fails|undecided)\("(\w+)\.(\w+)"')
 _LINK = "../results/reference/{}/README.md"  # as seen from docs/
 
@@ -56,11 +57,13 @@ class Finding:
     @property
     def judgement(self) -> str:
         """One of JUDGEMENTS."""
+        # Unpacking fails unless there is exactly one.
         (judgement,) = self.lines.keys() & {*JUDGEMENTS}
         return judgement
 
     def list_quotes(self) -> list[tuple[str, str, str]]:
         """List what is quoted: verdict, experiment and claim, each once."""
+        # A dict keeps the order of the text, which a set would lose.
         return list(dict.fromkeys(_QUOTE.findall(self.lines.get("here", ""))))
 
 
@@ -134,6 +137,7 @@ def write_page(outcomes: Sequence[Outcome]) -> str:
     claims = {}
     for finding in findings:
         filled = fill_paragraphs(finding.lines.get("here", ""), outcomes)
+        # `fill_paragraphs` silently leaves out a sentence that was written for another verdict.
         if "here" in finding.lines and not filled:
             found = f"{finding.number}: a quoted claim has another verdict"
             raise UserError(f"{found}; judge again, in experiments/{TEXT.name}")
