@@ -281,6 +281,7 @@ class _Block:
         self.statistics = statistics
         try:
             self.statistics = training.measure() if statistics is None else statistics
+            # The block stays open until `leave`, because a trainer saves its checkpoint after its validation.
             self._entered.enter_context(training.exact(self.statistics))
         except ValueError as error:
             self.statistics = None

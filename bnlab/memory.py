@@ -103,6 +103,7 @@ class LiveBytes(TorchFunctionMode):
         self.peak = 0
         self._known = set[int]()
         for tensor in filter(is_dense, known):
+            # Memory is known by its address, because a weight may be seen through many views.
             self._known.add(tensor.untyped_storage().data_ptr())
         self._tensors: dict[int, weakref.ref[Tensor]] = {}
 

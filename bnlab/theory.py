@@ -218,6 +218,7 @@ def _transform(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     steps = differences.shape[1]
     power = []
     for channel in differences:  # one at a time to save memory
+        # With as many zeros behind the values, the imaginary part of a Fourier transform is the sine transform.
         transform = np.fft.rfft(channel, 2 * steps)
         power.append(transform.imag[1:steps] ** 2)
     return np.array(power)
@@ -229,13 +230,16 @@ def _fit(power: NDArray[np.float64], pooled: bool) -> tuple[NDArray[np.float64],
 
     least = math.log2(0.01 / steps**2)
     most = math.log2(NO_NOISE)
+    # An eighth of a power of two is a step of 9%.
     ratios = np.exp2(np.arange(least, most, 1 / 8))  # λ
 
     angles = np.pi * np.arange(1, steps) / (2 * steps)
     spectrum = 4 * np.sin(angles) ** 2
     shape = ratios[:, None] + spectrum  # variances in units of the noise, [λ, T-1]
+    # 2/T makes the transform orthonormal, and T − 1 values are averaged.
     noises = power @ (1 / shape).T * (2 / steps / (steps - 1))  # the most likely ones, [channels, λ]
 
+    # With the most likely noise put in, the likelihood is a function of λ alone.
     loss = np.log(noises) + np.log(shape).mean(axis=1)  # -2/(T-1) * log likelihood
     if pooled:
         loss = np.broadcast_to(loss.mean(axis=0), loss.shape)

@@ -19,6 +19,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, met
     copies = {}
     for name, tensor in tensors.items():
         on_cpu = tensor.detach().to("cpu", copy=True)
+        # safetensors refuses tensors that are not contiguous, too.
         copies[name] = on_cpu.contiguous()
     labelled = {**metadata, "format": kind}
 

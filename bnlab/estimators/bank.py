@@ -183,6 +183,7 @@ def _square_errors(bank: Tensor, series: Tensor, weights: Tensor, layers: tuple[
         weights: [2, C], of the channels' squared errors.
         gains: [n + 1, momenta], g of the batch before the block and of each of its batches.
     """
+    # The last momentum is 1: its average is the latest batch, which all others are near to.
     centre = bank[:, -1:]  # otherwise the products would be large and cancel
     averages = bank - centre
     batches = series - centre

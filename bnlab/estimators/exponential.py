@@ -44,6 +44,7 @@ class EMA(Estimator):
         return cls(momentum=1.0 - decay)
 
     def gains(self, stream: Stream) -> Tensor:
+        # `expand` repeats the number without memory for each batch.
         return torch.tensor(self.momentum, dtype=torch.float64, device="cpu").expand(len(stream))
 
 

@@ -178,6 +178,7 @@ def _fold_at_once(states: Tensor, group: _Group, before: int, after: int) -> Ten
         kept_after = torch.cat((kept[:, 1:], rest[rows]), dim=1)
 
         weights = gains * kept_after
+        # Indexing by a tensor makes a copy, so that the sum has to be assigned back.
         total[rows] = total[rows].addmm_(weights, flat[start:end])
 
         rest[rows] = kept[:, :1]

@@ -41,8 +41,10 @@ def window(momentum: float) -> int:
     >>> window(0.1), window(0.01), window(1.0)
     (44, 459, 1)
     """
+    # The logarithm below would be infinite.
     if momentum == 1:
         return 1
+    # This is the smallest n with (1 − m)^n of 1% or less.
     return math.ceil(math.log1p(-COVERED) / math.log1p(-momentum))
 
 

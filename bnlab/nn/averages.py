@@ -93,6 +93,7 @@ class Averages:
             return False
 
         rows = self._select_rows()
+        # Rows that were left out make room for further batches in the same block.
         is_full = len(rows) == self.bank.room
 
         if is_full:

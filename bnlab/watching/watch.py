@@ -277,6 +277,7 @@ class Watch:
 
         rows = history[history["metric"] == chosen].set_index("update")
         words = {"running": "running averages", "exact": "exact statistics", "lost": "lost under running averages"}
+        # Legends show the names of columns.
         drawn = rows[list(words)].rename(columns=words)
         *lines, lost = words.values()
         top, bottom = drawn.plot(subplots=[tuple(lines), (lost,)], sharex=True, marker=".")
