@@ -33,7 +33,7 @@ def main() -> int:
     escape_unprintable()
     try:
         code = _run_command(sys.argv[1:])
-        # Flushed here, where a reader that has closed the pipe is noticed, and not when Python exits.
+        # If the reader has closed the pipe, the flush raises here, where it is handled, and not when Python exits.
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:  # as by `| head`
@@ -55,7 +55,7 @@ def _run_command(words: list[str]) -> int:
         words = [re.sub("^max_images=", "--max-images=", word) for word in words]
         arguments = _make_parser().parse_args(words)
         code: int = arguments.run(arguments)
-    # `main` knows what this means, and it is nobody's mistake.
+    # This is nobody's mistake, and `main` handles it.
     except BrokenPipeError:
         raise
     except Exception as error:  # the caller's model and batches may raise anything
@@ -66,7 +66,7 @@ def _run_command(words: list[str]) -> int:
 
 def _run_lab(command: str, words: list[str]) -> int:
     """Run a command of sweeps."""
-    # Before the import, which would fail with the name of a package that the user has never heard of.
+    # Without this check the import would fail and name a package that the user has never heard of.
     if importlib.util.find_spec("hydra") is None:
         print(f"error: bnlab {command} needs more packages: pip install 'bnlab[harness]'", file=sys.stderr)
         return 2
@@ -78,7 +78,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bnlab", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"bnlab {bnlab.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    # For --help, with their names alone: their modules would load the harness.
+    # These are only listed in --help, because importing their modules would load the whole harness.
     for name, purpose in _OF_SWEEPS.items():
         commands.add_parser(name, help=purpose)
     for name in _OF_A_MODEL:
@@ -98,7 +98,7 @@ def _describe_error(error: Exception) -> str:
     # LiveBytes stands between the caller's code and torch.
     frames = [frame for frame in trace if frame.name != "__torch_function__"]
     package = Path(__file__).parent
-    # What lies below our last frame is the caller's code, or a package that it has called.
+    # Frames below our last one belong to the caller's code, or to a package that it has called.
     ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
     foreign = frames[max(ours) + 1 :]
     if not foreign:

@@ -40,7 +40,8 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        # malloc raises this threshold by itself until somebody sets it, so it is set to the most that malloc allows.
+        # malloc raises this threshold by itself until somebody sets it. So it is set to the largest value that malloc
+        # accepts.
         mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
@@ -71,7 +72,8 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
 def read_free_bytes(device: torch.device) -> int:
     """Find the bytes that are free on a device, or in the memory of the machine."""
     if device.type == "cuda":
-        # What torch has reserved and no tensor holds is free for this process, while the driver counts it as used.
+        # Memory that torch has reserved and that no tensor uses is free for this process, although the driver counts it
+        # as used.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for this process's tensors
         return torch.cuda.mem_get_info(device)[0] + kept
     try:
@@ -81,7 +83,7 @@ def read_free_bytes(device: torch.device) -> int:
                     return int(line.split()[1]) * 1024
     except OSError:  # no Linux
         pass
-    # Nobody says how much is free here; half of what is built in is a guess.
+    # This system does not say how much is free; half of the built-in memory is a guess.
     built_in = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return built_in // 2
 
@@ -101,6 +103,7 @@ class LiveBytes(TorchFunctionMode):
         self.peak = 0
         self._known = set[int]()
         for tensor in filter(is_dense, known):
+            # Memory is known by its address, because a weight may be seen through many views.
             self._known.add(tensor.untyped_storage().data_ptr())
         self._tensors: dict[int, weakref.ref[Tensor]] = {}
 
@@ -108,7 +111,7 @@ class LiveBytes(TorchFunctionMode):
         """Count the bytes that are alive; views of one memory count once."""
         alive: dict[int, weakref.ref[Tensor]] = {}
         sizes: dict[int, int] = {}
-        # Dead tensors are left out of the new table, which would grow with the forward otherwise.
+        # The new table leaves out dead tensors, or it would grow throughout the forward.
         for key, reference in self._tensors.items():
             tensor = reference()
             if tensor is None:
@@ -146,7 +149,7 @@ class Profile(NamedTuple):
         """Relate the bytes that a forward of `size` bytes has held at each call of a layer, and at its peak."""
         most = 0
         waiting: dict[str, float] = {}
-        # From the last call backwards: a batch that waits here will hold what later layers hold.
+        # The loop goes backwards, because a batch that waits here will later hold what deeper layers hold.
         for name, held in reversed(calls):
             most = max(most, held)
             waiting[name] = max(waiting.get(name, 0.0), most / size)
@@ -189,7 +192,7 @@ class Budget:
         if self._waiting is None:
             return False
 
-        # A layer that the profiled forward did not reach counts like the one that holds most.
+        # A layer that the profiled forward did not reach is assumed to hold as much as the largest one.
         size = self._sizes[index] * self._waiting.get(layer, self._most)
         needed = self._running + size + sum(self._held.values())
         if needed > self._limit:

@@ -20,8 +20,20 @@ from bnlab.harness.reporting.tables import load
 
 FIRST_SEEDS = 5
 EXTENDED = (
-    *("drift", "few_images", "gap", "model_selection", "momentum", "non_iid", "predictive", "quickstart", "settings"),
-    *("shift", "streams", "tolerance", "variance", "weight_averaging"),
+    "drift",
+    "few_images",
+    "gap",
+    "model_selection",
+    "momentum",
+    "non_iid",
+    "predictive",
+    "quickstart",
+    "settings",
+    "shift",
+    "streams",
+    "tolerance",
+    "variance",
+    "weight_averaging",
 )
 """Experiments of results/reference whose seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were known."""
 
@@ -60,8 +72,7 @@ def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     Returns:
         A row for each condition that has a verdict all three times, in the columns `first`, `added` and `with_all`.
     """
-
-    # Their verdicts cannot have changed by a second look.
+    # A second look cannot have changed the verdicts of these claims.
     begun_with_all = FROM_THE_START.get(experiment.name, ())
     claims = {key: claim for key, claim in experiment.claims.items() if key not in begun_with_all}
     runs = tables["runs"]
@@ -75,8 +86,7 @@ def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     for part, networks in parts.items():
         chosen = {name: frame[frame["run"].isin(networks["run"])] for name, frame in tables.items()}
         decided = decide(replace(experiment, claims=claims), chosen)
-        # Conditions are compared by name over the three parts, and the layer with the largest gap may be another one in
-        # each.
+        # Conditions are matched by name, and the layer with the largest gap may differ between the three parts.
         decided["condition"] = decided["where"].map(_name_condition)
         verdicts[part] = decided.set_index(["claim", "condition"])["verdict"]
     return pd.DataFrame(verdicts).dropna()  # NaN where one of the three lacks the condition

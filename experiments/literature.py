@@ -33,7 +33,7 @@ JUDGEMENTS = {  # with the words that count them
     "not comparable": "not comparable",
     "not tried": "not tried",
 }
-# The same calls as in answers; `estimated` and `drawn` have no verdict to be held to.
+# Answers quote by the same calls. `estimated` and `drawn` are left out, as they have no verdict that could change.
 _QUOTE = re.compile(r'(holds|fails|undecided)\("(\w+)\.(\w+)"')
 _LINK = "../results/reference/{}/README.md"  # as seen from docs/
 
@@ -57,13 +57,13 @@ class Finding:
     @property
     def judgement(self) -> str:
         """One of JUDGEMENTS."""
-        # Fails unless there is exactly one.
+        # Unpacking fails unless there is exactly one.
         (judgement,) = self.lines.keys() & {*JUDGEMENTS}
         return judgement
 
     def list_quotes(self) -> list[tuple[str, str, str]]:
         """List what is quoted: verdict, experiment and claim, each once."""
-        # In the order of the text, which a set would lose.
+        # A dict keeps the order of the text, which a set would lose.
         return list(dict.fromkeys(_QUOTE.findall(self.lines.get("here", ""))))
 
 

@@ -76,7 +76,7 @@ def compute_gaps(
         by, wanted: see `rows`; by default all settings that were swept are told apart.
     """
     gaps = gap_over_layers(rows(tables, "gaps", at, by, **wanted), "mean_gap")
-    # Stable, so that shares of the training stay in their order.
+    # The sort is stable, so that shares of the training keep their order.
     behind_first = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
     return name_panels(behind_first, "{panel}, {layers}")
 
@@ -110,10 +110,10 @@ def select_picks(tables: Tables) -> pd.DataFrame:
     wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
     on_val = rows(tables, "evaluations", split="val", **wanted)
 
-    # What picks without looking: the last checkpoint takes part as a pick of its own.
+    # The last checkpoint takes part as the pick of an estimator of its own, which never looks at accuracies.
     is_last = (on_val["estimator"] == "exact") & (on_val["step"] == on_val["steps"])
     candidates = pd.concat([on_val, on_val[is_last].assign(estimator="last")])
-    # `lowest` picks the least value of a column.
+    # `lowest` picks the smallest value, so that accuracies become errors.
     candidates["error"] = 1 - candidates["accuracy"]
     picks = lowest(candidates, "error", ["run", "estimator"])
 
@@ -122,7 +122,7 @@ def select_picks(tables: Tables) -> pd.DataFrame:
     tested = exact_on_test["accuracy"].rename("tested")
     picks = picks.join(tested, on=["run", "step"])
 
-    # Whatever has picked, weights are compared under exact statistics, so that the cost is that of the choice alone.
+    # All picks are tested under exact statistics, so that the cost is that of the choice alone.
     of_exact = select(picks, estimator="exact").set_index("run")
     network = picks["run"]
     best_tested = network.map(of_exact["tested"])

@@ -25,7 +25,7 @@ _STATISTICS = {"exact": "exact statistics", "ema": "running averages", "none": "
 
 def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
     """Write the README.md of each question, and, unless all are the user's own, the pages of answers."""
-    # Devices and added seeds are facts of the committed tables, not of other results.
+    # Devices and added seeds are facts about the committed tables, not about a user's results.
     is_reference = results.resolve() == REFERENCE
     pages = {}
     for outcome in outcomes:
@@ -68,12 +68,12 @@ def describe_devices(runs: pd.DataFrame) -> str:
         "|---|---|---|--:|--:|",
     ]
 
-    # From a file, as some of these networks are no longer in the tables.
+    # Some of these networks are no longer in the tables, so that the pairs have a file of their own.
     pairs = pd.read_csv(_PAIRS)
     by = ["norm", "batch_size", "estimator"]
     pairs["difference"] = 100 * (pairs["gpu"] - pairs["cpu"])
     networks = pairs.groupby(by)["run"].nunique().rename("networks")
-    # Averaged within a seed first: seeds are what varies independently.
+    # Values are averaged within each seed first, because only seeds are independent of each other.
     compared = interval(average(pairs, "difference", [*by, "seed"]), "difference", by).join(networks, on=by)
     for row in compared.to_dict("records"):
         number = format_number(row["mean"], row["low"], row["high"])
@@ -86,7 +86,7 @@ def read_catalogue() -> Catalogue:
     """Read the questions Q1, Q2, … with their answers, the hypotheses with conclusions, and what stands around them."""
     folder = Path(__file__).with_name("answers")
     pages = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
-    # `first`, `index`, `last` and `hypotheses` are taken out, so that only questions are left.
+    # The other four files are popped, so that only questions are left.
     first = pages.pop("first")
     index = {}
     for part in pages.pop("index").split("## ")[1:]:
@@ -100,7 +100,7 @@ def read_catalogue() -> Catalogue:
         number, _, hypothesis = heading.partition(". ")
         hypotheses[number] = (hypothesis, conclusion)
 
-    # By number: as words Q10 would come before Q2.
+    # As words, Q10 would come before Q2.
     numbers = sorted(pages, key=lambda number: int(number[1:]))
     questions = {number: pages[number] for number in numbers}
     return Catalogue(questions, hypotheses, first, index, last)

@@ -22,7 +22,7 @@ def main() -> int:
 
 
 def _update(folders: list[str]) -> int:
-    # All folders are looked at before anything is written.
+    # All folders are read before anything is written, so that a wrong name changes nothing.
     parts = {folder: _list_tables(Path(folder)) for folder in folders}
     for folder, paths in parts.items():
         if not paths:
@@ -50,10 +50,10 @@ def add_rows(path: Path, target: Path) -> None:
             rows = rows[list(before)]  # of a table that was shortened, the columns that are left
         key = read_key(schema)
         both = pd.concat([before, rows], ignore_index=True)
-        # The new rows come last, and win.
+        # The new rows come last, so that they are the ones that are kept.
         rows = both.drop_duplicates(key, keep="last").sort_values(key)
 
-    # Open tables have columns of settings that no schema lists.
+    # Open tables have a column for each setting, which their schema does not list.
     if not is_open(schema):
         fields = [schema.field(column) for column in rows]
         schema = pa.schema(fields, schema.metadata)
@@ -82,7 +82,7 @@ def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     shortened = frame.drop(columns=left_out)
     for column in measured:
         if column in shortened:
-            # float32 has seven digits; the type of the column stays.
+            # float32 keeps seven digits; the column stays float64.
             shortened[column] = frame[column].astype("float32").astype("float64")
     schema = table.schema
     kept = [schema.field(column) for column in shortened]

@@ -112,7 +112,7 @@ def _list_cells(words: list[str]) -> list[list[Config]]:
     cells: dict[str, list[Config]] = {}
     for sweep in sweeps:
         for config in plan_jobs([f"experiment={sweep}", *others], multirun=True).configs:
-            # All that a cell shares: a job without its seed; the rate is set later.
+            # A cell is a job without its seed; its rate does not matter yet.
             kind = repr(replace(config, seed=0))
             cells.setdefault(kind, []).append(config)
     return list(cells.values())
