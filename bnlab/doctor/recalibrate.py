@@ -13,19 +13,20 @@ from bnlab.doctor.backup import BufferBackup, write_statistics
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
 from bnlab.doctor.evidence.case import Case, has_bad_values, read_all_buffers
-from bnlab.doctor.evidence.examination import Evidence, Examination
 from bnlab.doctor.evidence.examine import add_training
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.observing import observe_batches
-from bnlab.doctor.evidence.probe import find_unread
+from bnlab.doctor.evidence.predictions import find_unread
 from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
 from bnlab.doctor.evidence.scoring import score
+from bnlab.doctor.evidence.setup import find_labels, find_scored_output, measure, read_batches, select_output, set_up
 from bnlab.doctor.interventions.experiment import try_undos
 from bnlab.doctor.verdict.attribution import name_trials
 from bnlab.doctor.verdict.findings import choose_known
 from bnlab.doctor.words import count_things, describe_gain, describe_score
 from bnlab.exact.population import require_amount
+from bnlab.exact.task import Task
 from bnlab.model.batches import Forward, count_images, require_batches, require_forward
 from bnlab.model.layers import Extract, batch_norm_layers, join_names, match_names, strip_wrappers
 from bnlab.statistics.network import Statistics
@@ -216,25 +217,25 @@ def recalibrate(
     if not names:
         return Recalibration(False, _ALL_FROZEN, None, None, frozen, None)
 
-    examination = Examination.of(model, known, forward, inputs, progress, CALLER, group, labels)
-    ranks = examination.ranks
+    task = set_up(model, known, forward, inputs, progress, CALLER, group, labels)
+    ranks = task.ranks
     most = None if isinstance(max_images, str) else max_images
     if isinstance(statistic, Statistics):
-        data = examination.read(batches, most)
+        task = read_batches(task, batches, most)
         statistics = _select(statistic, model, names, layers is not None)
     else:
-        data, statistics = _measure(examination, batches, _UPSTREAM[statistic], names, most, tolerance)
-    examination = examination.choose_part(data) if evaluate is None else examination
+        task, statistics = _measure(task, batches, _UPSTREAM[statistic], names, most, tolerance)
+    task = task if evaluate is not None else select_output(task, find_scored_output(task))
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
     is_broken = any(ranks.gather(any(has_bad_values(case.buffers[name]) for name in statistics)))
-    scores = None if is_broken else score(examination, data, statistics, evaluate)
+    scores = None if is_broken else score(task, statistics, evaluate)
     if training_batches is not None:
-        most_training = most if tolerance is None else sum(map(count_images, data))
-        case = add_training(case, examination, examination.read(training_batches, most_training))
-    own_hidden = ranks.run_together(lambda: _find_hidden(case, examination, data, statistics, scores, evaluate))
-    hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, data)))))
-    has_labels = any(ranks.gather(any(examination.find_labels(batch) is not None for batch in data)))
+        most_training = most if tolerance is None else sum(map(count_images, task.data))
+        case = add_training(case, read_batches(task, training_batches, most_training))
+    own_hidden = ranks.run_together(lambda: _find_hidden(case, task, statistics, scores, evaluate))
+    hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, task.data)))))
+    has_labels = any(ranks.gather(any(find_labels(task, batch) is not None for batch in task.data)))
 
     is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, statistics.check)
     if force and not is_wanted:
@@ -253,17 +254,17 @@ def _is_frozen(case: Case, name: str) -> bool:
 
 
 def _measure(
-    examination: Examination,
+    task: Task,
     batches: Iterable[Any],
     upstream: str,
     names: Sequence[str],
     max_images: int | None,
     tolerance: float | None,
-) -> tuple[list[Any], Statistics]:
-    """Measure new statistics of these layers; the others normalize with their own. Return also what was read."""
+) -> tuple[Task, Statistics]:
+    """Measure new statistics of these layers; others normalize with their own. Return also what was read, as a task."""
     if tolerance is None:
-        data = examination.read(batches, max_images)
-        return data, examination.measure(data, upstream=upstream, layers=names)
+        task = read_batches(task, batches, max_images)
+        return task, measure(task, upstream=upstream, layers=names)
 
     data = []
 
@@ -272,8 +273,8 @@ def _measure(
             data.append(batch)
             yield batch
 
-    statistics = examination.measure(keep(), upstream=upstream, layers=names, max_images="auto", tolerance=tolerance)
-    return data, statistics
+    statistics = measure(task, keep(), upstream=upstream, layers=names, max_images="auto", tolerance=tolerance)
+    return task.on(data), statistics
 
 
 def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named: bool) -> Statistics:
@@ -300,8 +301,7 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
 
 def _find_hidden(
     case: Case,
-    examination: Examination,
-    data: list[Any],
+    task: Task,
     statistics: Statistics,
     scores: Scores | None,
     evaluate: Evaluate | None,
@@ -309,14 +309,15 @@ def _find_hidden(
     """Find a mistake that new statistics would hide, in this process's data: undone, it brings back as much."""
     if case.is_broken:
         return None
-    view = observe_batches(examination.make_task(data))
+    view = observe_batches(task)
     is_complete = len(statistics) == len(case.layers)  # not without frozen layers, which the data reaches too
-    exact = statistics if is_complete else examination.measure(data)
-    images = sum(map(count_images, data))
-    evidence = Evidence(exact, view, scores, images, unread=find_unread(examination, data))
-    examined = add_fills(replace(case, evidence=evidence), examination, data)
+    exact = statistics if is_complete else measure(task)
+    images = sum(map(count_images, task.data))
+    unread = find_unread(task)
+    examined = replace(case, statistics=exact, images=images, view=view, scores=scores, unread=unread)
+    examined = add_fills(examined, task)
     known, _ = choose_known(list_causes(), examined)
-    experiment = try_undos(examination, examined, data, known, evaluate)
+    experiment = try_undos(examined, task, known, evaluate)
     experiment = None if experiment is None else name_trials(experiment, known, examined)
     chosen = [] if experiment is None else experiment.choose_shown()
     if examined.is_unloaded and scores is not None and scores.is_near_chance:

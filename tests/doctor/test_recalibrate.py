@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.doctor import Undo
-from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.undo import Kind, change_images
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
@@ -133,7 +133,7 @@ class Firing(Planted):
     title = "a wrong scale"
     kind: ClassVar[Kind] = "images"
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
+    def propose(self, case: Case) -> Iterator[Undo]:
         yield Undo("shifted by 100", ("0",), 0, change_images(lambda images: images - 100))
 
 

@@ -10,8 +10,8 @@ import torch
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.examination import CALLER
 from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.doctor.evidence.setup import CALLER
 from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.verdict.attribution import depends_on_first, find_kind, name_causes, name_choice

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from bnlab.doctor.cause import Cause, Severity
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.examination import Decisions
+from bnlab.doctor.evidence.scores import Decisions
 from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
 from bnlab.doctor.verdict.attribution import find_kind, name_causes, name_place
@@ -31,7 +31,7 @@ def conclude_unlabelled(
 ) -> tuple[Verdict | None, list[Finding]]:
     """Judge by predictions, and name the causes; without data or classes there is no verdict."""
     chosen = [] if experiment is None else experiment.choose_shown()
-    decisions = None if case.evidence is None else case.evidence.decisions
+    decisions = case.decisions
     least = max(WORTH, worth or 0.0)  # of less, chance was not measured
     severity: Severity | None = None
     if decisions is not None:
@@ -42,7 +42,7 @@ def conclude_unlabelled(
     if experiment is not None and chosen:
         explained = find_explained(chosen, experiment, case, WORTH)
         explained = [replace(finding, severity=severity or finding.severity) for finding in explained]
-    elif case.evidence is not None:
+    elif case.has_data:
         explained = find_off(causes, case, severity)
     others = find_signs(causes, case, [finding.cause.code for finding in explained])
 
