@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case, read_all_buffers
 from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
+from bnlab.doctor.evidence.exported import insert_norms
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
 from bnlab.doctor.evidence.labels import Labels, require_labels
@@ -68,7 +69,8 @@ def diagnose(
     under running averages and exact statistics differ. The model comes back as it was.
 
     Args:
-        model: any module with batch norms.
+        model: any module with batch norms; what they normalize in a graph of `torch.export` is measured if it was
+            exported with a dynamic batch dimension.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, the third of (images, anything, labels) and of (index,
             images, labels), or `labels`, `label`, `targets`, `target` or `y` of a dictionary; in masks, positions with
@@ -103,6 +105,8 @@ def diagnose(
     """
     _require_arguments(batches, evaluate, labels, training_batches, trace, forward, expected, worth, max_images, causes)
     require_module(model, CALLER)
+    if batches is not None:
+        model = insert_norms(model, CALLER) or model
     stored = list_stored(model, CALLER)
     layers, without = _find_layers(model, stored)
     buffers = read_all_buffers(layers)
@@ -184,6 +188,8 @@ def _note_limits(case: Case) -> list[str]:
         notes.append(
             f"What {join_names(case.layers)} normalize cannot be measured: buffers, counts and before= were checked."
         )
+        if isinstance(case.model, fx.GraphModule):
+            notes.append("A graph that was exported with a dynamic batch dimension (dynamic_shapes=) can be measured.")
     constant = list_constant(case.model)
     if constant:
         notes.append(f"Not examined, as their statistics are constants: {join_names(constant)}.")
