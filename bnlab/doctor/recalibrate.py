@@ -22,7 +22,7 @@ from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_e
 from bnlab.doctor.evidence.scoring import score
 from bnlab.doctor.evidence.setup import find_labels, find_scored_output, measure, read_batches, select_output, set_up
 from bnlab.doctor.interventions.experiment import try_undos
-from bnlab.doctor.verdict.attribution import name_trials
+from bnlab.doctor.verdict.attribution import name_place, name_trials
 from bnlab.doctor.verdict.findings import choose_known
 from bnlab.doctor.words import count_things, describe_gain, describe_score
 from bnlab.exact.population import require_amount
@@ -40,11 +40,26 @@ _NOT_EXACT = (
     "the new statistics are not exact: an ordinary evaluation gives layer {layer!r} another input (does the model draw "
     "random numbers, or have observers of quantization? turn that off, or judge by labels or evaluate=)"
 )
-_CONVINCED = (
-    "If it is none: training_batches= shows that images are prepared as in training, and force=True writes anyway"
-)
+_FORCED = "force=True writes anyway"
+_CONVINCED = f"If it is none: training_batches= shows that images are prepared as in training, and {_FORCED}"
+_WHICH = "training_batches= tells whether images or averages are at fault"
 _UNTRAINED = "BN306, weights as constructed, although updates were counted (no statistics bring the score above chance)"
 _UPSTREAM = {"exact": "population", "precise": "batch"}
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    """A mistake that new statistics would hide.
+
+    Attributes:
+        words: its code, title and numbers, and who explains it.
+        is_certain: whether it is one, and not averages of other images, which new statistics repair.
+        convinced_by: what would show that it is none, or write anyway.
+    """
+
+    words: str
+    is_certain: bool
+    convinced_by: str
 
 
 @dataclass(frozen=True)
@@ -305,7 +320,7 @@ def _find_hidden(
     statistics: Statistics,
     scores: Scores | None,
     evaluate: Evaluate | None,
-) -> str | None:
+) -> _Mistake | None:
     """Find a mistake that new statistics would hide, in this process's data: undone, it brings back as much."""
     if case.is_broken:
         return None
@@ -321,15 +336,17 @@ def _find_hidden(
     experiment = None if experiment is None else name_trials(experiment, known, examined)
     chosen = [] if experiment is None else experiment.choose_shown()
     if examined.is_unloaded and scores is not None and scores.is_near_chance:
-        return f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do"
-    if not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
+        return _Mistake(f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do", True, _FORCED)
+    if experiment is None or not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause
     reported = chosen[0].undo.words
-    return f"{cause.code}, {cause.title} ({reported}); bnlab.doctor.explain({cause.code!r}) says what to do"
+    is_certain = name_place(examined, experiment, chosen) != "averages or images"
+    words = f"{cause.code}, {cause.title} ({reported}); bnlab.doctor.explain({cause.code!r}) says what to do"
+    return _Mistake(words, is_certain, _CONVINCED if case.training is None else _FORCED)
 
 
-def _choose_hidden(found: Sequence[tuple[str | None, int]]) -> str | None:
+def _choose_hidden(found: Sequence[tuple[_Mistake | None, int]]) -> _Mistake | None:
     """Choose the mistake that processes with over half of the images have found; `found`: each one's, and its images.
 
     Few images do not show it, and where processes have unlike images, one alone finds its own at fault.
@@ -341,12 +358,12 @@ def _choose_hidden(found: Sequence[tuple[str | None, int]]) -> str | None:
 
 
 def _judge(
-    hidden: str | None, scores: Scores | None, is_broken: bool, has_labels: bool, check: Check | None
+    hidden: _Mistake | None, scores: Scores | None, is_broken: bool, has_labels: bool, check: Check | None
 ) -> tuple[bool, str]:
     """Judge whether the new statistics should be written, with the reason."""
     is_exact = check is None or check.is_exact
-    if hidden is not None:
-        is_wanted, reason = False, f"it would hide a mistake: {hidden}. {_CONVINCED}"
+    if hidden is not None and hidden.is_certain:
+        is_wanted, reason = False, f"it would hide a mistake: {hidden.words}. {hidden.convinced_by}"
     elif is_broken:
         is_wanted, reason = True, "not judged, as the old statistics are not finite or negative"
     elif scores is None:
@@ -357,6 +374,8 @@ def _judge(
         is_wanted = gain.low > 0
         reason = "too few images to be sure of a gain" if gain.value > 0 else "nothing is gained"
         reason = "the images score better" if is_wanted else reason
+    if hidden is not None and not hidden.is_certain:
+        reason = f"{reason}, as they would without {hidden.words}; {_WHICH}"
 
     if check is None or is_exact:
         return is_wanted, reason

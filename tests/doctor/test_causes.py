@@ -254,7 +254,7 @@ def forget_averages(_: float) -> Given:
     ("make", "strength", "verdict", "code", "says"),
     [
         (multiply_averages, 4.0, "averages", "BN215", "takes most of the gap away"),
-        (scale_images, 4.0, "images", "BN209", "takes most of the gap away"),
+        (scale_images, 4.0, "averages or images", "BN209", "takes most of the gap away"),
         (scale_images, 1.0, "healthy", "", "exact statistics change the predicted class of 0.4% of 1,000 images"),
         (PATIENTS["means of one layer broken"].make, 4.0, "undecided", "BN108", "Only labels tell"),
         (PATIENTS["another run's averages in one layer"].make, 1, "undecided", "BN108", "Only labels tell"),

@@ -159,6 +159,20 @@ class Experiment:
         chosen = [trial for trial in enough if trial.undo.degrees == fewest]
         return chosen, [trial for trial in perhaps if trial.undo.degrees < fewest]
 
+    def measure_exact(self) -> tuple[float, float] | None:
+        """Measure how much less of the likelihood exact statistics surely bring back than the best undo does.
+
+        Returns:
+            That, and beyond which line it is clearly less: a tenth of the best gain. None where they were not tried.
+        """
+        best = self.best
+        tried = [trial for trial in self.trials if trial.undo.shared == EXACT]
+        if best is None or not tried:
+            return None
+        exact = max(tried, key=lambda trial: float(trial.values[1].mean()))
+        shortfall = estimate_mean(best.values[1] - exact.values[1], tests=len(self.trials))
+        return shortfall.low, LEFT_BY_SMALLER * self.measure_gain(best).value
+
     def list_crossings(self) -> list[Crossing]:
         """List the numbers that undos were graded by, where the grade would be another one beyond the line."""
         return [crossing for _, crossings in self._graded for crossing in crossings]

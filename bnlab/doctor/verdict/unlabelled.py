@@ -14,7 +14,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Decisions
 from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
-from bnlab.doctor.verdict.attribution import find_kind, name_causes, name_place
+from bnlab.doctor.verdict.attribution import name_causes, name_place
 from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, sort_findings
 from bnlab.doctor.verdict.labelled import let_signs_speak
 from bnlab.doctor.verdict.verdict import BROKEN, Edge, Verdict, Word
@@ -49,16 +49,16 @@ def conclude_unlabelled(
     findings = sort_findings([*explained, *others])
     if decisions is None:
         return None, findings
-    place = _locate(chosen) if severity == "warning" else None
+    place = _locate(case, experiment, chosen) if severity == "warning" else None
     judged = _judge(case, decisions, place, chosen, least)
     return let_signs_speak(judged, findings, is_poor=False), findings
 
 
-def _locate(chosen: Sequence[Trial]) -> tuple[Word, str]:
+def _locate(case: Case, experiment: Experiment | None, chosen: Sequence[Trial]) -> tuple[Word, str]:
     """Say where the fault is, and why: by undos that take the gap away, if there are any."""
-    if not chosen:
+    if experiment is None or not chosen:
         return "undecided", _ONLY_LABELS
-    word = name_place({find_kind(trial) for trial in chosen})
+    word = name_place(case, experiment, chosen)
     return word, f"Undoing {name_causes(chosen)} takes most of the gap away."
 
 
