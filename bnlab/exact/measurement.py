@@ -59,7 +59,7 @@ def measure_exactly(
     sizes = [max(1, count_bytes(batch)) for batch in task.data]
     cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=sum(sizes), passes=0)
     failed_check: Check | None = None
-    with measured(task.model):
+    with measured(task.root):
         profile = _prepare(task)
         if strategy == "breadth":
             budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit))
@@ -79,7 +79,7 @@ def measure_exactly(
             progress = _do_nothing
             task.channels_last = False  # the layout that the caller gave: another may be the reason
 
-    with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
+    with measured(task.root):  # lent again: forwards that were interrupted may have left something in the model
         statistics, check = _settle_and_check(task, Budget(sizes, None, limit), cost, progress)
         if check is not None and not check.held:
             warn(
@@ -255,7 +255,7 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
             )
         parts.setdefault(name, []).append(task.reader.measure(x))
 
-    with measured(task.model):
+    with measured(task.root):
         _prepare(task)
         for layer in task.layers.values():
             layer.training = True
@@ -297,7 +297,7 @@ def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[st
                 squares[name] += _compute_contribution(moments, statistics[name]).square()
                 batches[name] += 1
 
-    with measured(task.model):
+    with measured(task.root):
         for name, moments in statistics.items():
             task.write(name, moments)
             task.layers[name].training = upstream == "batch"

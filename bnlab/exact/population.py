@@ -34,7 +34,6 @@ from bnlab.model.layers import (
     Inputs,
     batch_norm_layers,
     join_names,
-    unwrap_parallel,
     warn_of_others,
 )
 from bnlab.model.reading import choose_reader
@@ -131,7 +130,7 @@ def population_statistics(
     limit = memory_limit(memory, device)
     ranks = Ranks(group, CALLER)
     reader = choose_reader(device, ranks.is_alone)
-    task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, extracts, reader)
+    task = Task(model, targets, forward or call, device, [], ranks, extracts, reader)
     measure = partial(_measure, task, count, upstream, strategy, limit, progress)
 
     with keep_random_state(model):  # loaders draw their seeds

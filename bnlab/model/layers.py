@@ -359,11 +359,13 @@ class Inputs:
         caller: the public call, for messages.
 
     Attributes:
+        given: as the caller gave it.
         extracts: name of each layer of which the caller says what it normalizes → the function that does.
     """
 
     def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
         self._caller = caller
+        self.given = given
         self.extracts: dict[str, Extract] = {}
         if given is None:
             return

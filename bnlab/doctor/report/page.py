@@ -23,10 +23,10 @@ _MOST_TRIALS = 10  # rows of what was undone, beside what was chosen
 def make_page(diagnosis: Any) -> str:
     """Make one self-contained page of a `Diagnosis`: names and numbers, no images, no paths."""
     case = diagnosis.case
-    scores = None if case.evidence is None else case.evidence.scores
+    scores = case.scores
     counted = count_things(len(case.layers), "batch norm")
-    if case.evidence is not None:
-        counted = f"{counted}, {count_things(case.evidence.images, 'image')}"
+    if case.has_data:
+        counted = f"{counted}, {count_things(case.images, 'image')}"
 
     name = escape(type(case.model).__name__)
     parts = [f"<h1>bnlab doctor: <code>{name}</code>, {counted}</h1>", *_write_verdict(diagnosis)]
