@@ -122,7 +122,8 @@ def prepare(configs: list[Config]) -> None:
     for run in runs:
         config = run.config
         if not run.finished:
-            kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
+            optimizer = config.optimizer if config.optimizer.is_own else None
+            kinds.setdefault((config.data, config.model, config.norm, optimizer, config.inputs), run)
     warnings: dict[str, None] = {}  # each once
     for run in kinds.values():
         prepare_process(run.config)
