@@ -352,17 +352,20 @@ def _report_sweep(name: str, results: Path, file: PaperFile | None) -> int:
 
     try:
         tables = load(name, results)
-        overview = make_overview(tables)
+        overview = make_overview(tables, tables.own)
     except NoRows as error:
         raise UserError(f"{name}: {error}") from error
 
     print(textwrap.fill(overview.networks, min(_WIDTH, find_width(sys.stdout) or _WIDTH)))
     print()
-    print_table(overview.table.head(_ROWS))
-    more = len(overview.table) - _ROWS
-    if more > 0:
-        print(f"... {more} more on the page")
-    print()
+    for table in (overview.table, *overview.own.values()):
+        if table.empty:  # of a sweep with own measurements alone
+            continue
+        print_table(table.head(_ROWS))
+        more = len(table) - _ROWS
+        if more > 0:
+            print(f"... {more} more on the page")
+        print()
 
     folder = results / name
     drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures", file)
