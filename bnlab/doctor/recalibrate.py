@@ -43,7 +43,6 @@ _CONVINCED = (
     "If it is none: training_batches= shows that images are prepared as in training, and force=True writes anyway"
 )
 _UNTRAINED = "BN306, weights as constructed, although updates were counted (no statistics bring the score above chance)"
-_UPSTREAM = {"exact": "population", "precise": "batch"}
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def recalibrate(
     require_batches(batches, CALLER)
     if training_batches is not None:
         require_batches(training_batches, CALLER, "training_batches")
-    if not isinstance(statistic, Statistics) and statistic not in tuple(_UPSTREAM):
+    if not isinstance(statistic, Statistics) and statistic not in ("exact", "precise"):
         raise ValueError(f"{CALLER}: statistic={statistic!r}; choose 'exact' or 'precise', or pass bnlab.Statistics")
     require_evaluate(evaluate, CALLER)
     require_labels(labels, CALLER)
@@ -223,7 +222,7 @@ def recalibrate(
         data = examination.read(batches, most)
         statistics = _select(statistic, model, names, layers is not None)
     else:
-        data, statistics = _measure(examination, batches, _UPSTREAM[statistic], names, most, tolerance)
+        data, statistics = _measure(examination, batches, statistic, names, most, tolerance)
     examination = examination.choose_part(data) if evaluate is None else examination
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
@@ -255,7 +254,7 @@ def _is_frozen(case: Case, name: str) -> bool:
 def _measure(
     examination: Examination,
     batches: Iterable[Any],
-    upstream: str,
+    statistic: str,
     names: Sequence[str],
     max_images: int | None,
     tolerance: float | None,
@@ -263,7 +262,7 @@ def _measure(
     """Measure new statistics of these layers; the others normalize with their own. Return also what was read."""
     if tolerance is None:
         data = examination.read(batches, max_images)
-        return data, examination.measure(data, upstream=upstream, layers=names)
+        return data, examination.measure(data, statistic=statistic, layers=names)
 
     data = []
 
@@ -272,7 +271,7 @@ def _measure(
             data.append(batch)
             yield batch
 
-    statistics = examination.measure(keep(), upstream=upstream, layers=names, max_images="auto", tolerance=tolerance)
+    statistics = examination.measure(keep(), statistic=statistic, layers=names, max_images="auto", tolerance=tolerance)
     return data, statistics
 
 
