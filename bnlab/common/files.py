@@ -62,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def set_aside(path: Path, reason: object, then: str) -> None:
+def quarantine(path: Path, reason: object, then: str) -> None:
     """Take an unreadable file, or a folder with one, out of the way, and say so."""
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())

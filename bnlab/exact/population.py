@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.exact.measurement import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
+from bnlab.exact.measure import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
 from bnlab.exact.samples import require_unread
 from bnlab.exact.source import Source
 from bnlab.exact.task import CALLER, Ranks, Task

@@ -10,8 +10,8 @@ from functools import partial
 
 from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.optimizers import LEAST_RATE
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.jobs import find_measurements, list_needed_checkpoints
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.cache import complete_rows

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.optimizers import LEAST_RATE, divide_state
-from bnlab.harness.artifacts.producing import record_moments, start_training
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Diverged, compute_logits, train
+from bnlab.harness.artifacts.training_runner import record_moments, start_training
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.model.layers import BatchNorm, join_names
 
@@ -28,7 +28,7 @@ _REMEDY = (
 )
 
 
-class Trial(NamedTuple):
+class TrialResult(NamedTuple):
     """Trial of a network.
 
     Attributes:
@@ -44,7 +44,7 @@ class Trial(NamedTuple):
     warnings: list[str]
 
 
-def try_training(run: Run, seconds: float | None = None) -> Trial:
+def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     """Make an update, and more for so many seconds, of a network that is not kept.
 
     UserError if the network cannot be built, take images, be trained or be measured.
@@ -87,7 +87,7 @@ def try_training(run: Run, seconds: float | None = None) -> Trial:
     moments = sum(layer.moments.nbytes for layer in layers) / max(1, progress.step)
     network = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
     checkpoint = network * (1 + len(config.decays))
-    return Trial(update, moments, checkpoint, messages)
+    return TrialResult(update, moments, checkpoint, messages)
 
 
 def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor) -> None:

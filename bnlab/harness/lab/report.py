@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers, list_questions, write_pages
 from bnlab.harness.lab.command import print_table, run_command, write_command
+from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_papers, list_questions, write_pages
 from bnlab.harness.progress import find_width
 from bnlab.harness.requests import read_commands
 
@@ -223,7 +223,7 @@ def _name_committed(paper: Paper) -> str:
 
 def _report_paper(paper: Paper, results: Path, file: PaperFile | None) -> int:
     """Draw a paper's figures, print the verdicts on its claims, write its page; how many of both failed."""
-    from bnlab.harness.lab.redrawing import make_experiments, select_conditions, write_paper
+    from bnlab.harness.lab.reproduction import make_experiments, select_conditions, write_paper
     from bnlab.harness.reporting.page import write_html
     from bnlab.harness.reporting.tables import load
 

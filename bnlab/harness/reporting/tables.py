@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock
 
-from bnlab.common.files import Unreadable, reading, set_aside, write_text
+from bnlab.common.files import Unreadable, quarantine, reading, write_text
 from bnlab.common.names import EstimatorName
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_commands, read_request
@@ -266,7 +266,7 @@ def read_requests(folder: Path) -> list[Request]:
         try:
             requests.append(read_request(path))
         except Unreadable as error:
-            set_aside(path, error, "run the sweep again to ask for its rows again")
+            quarantine(path, error, "run the sweep again to ask for its rows again")
     return sorted(requests, key=lambda request: request.written)
 
 
@@ -285,7 +285,7 @@ def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[
                 schema = schema or read_schema(path)
                 rows = read_rows(path, schema)
             except Unreadable as error:
-                set_aside(path, error, "run the sweep again to measure it again")
+                quarantine(path, error, "run the sweep again to measure it again")
                 incomplete.add(request.run)
                 continue
             parts.append(rows.append_column(_REQUEST, pa.repeat(number, len(rows))))

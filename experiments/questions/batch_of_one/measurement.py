@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.schema import Table, common, integer
 

@@ -26,7 +26,7 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import list_code
 from bnlab.harness.artifacts.live import LiveLog
 from bnlab.harness.artifacts.optimizers import divide_state, restore_state
-from bnlab.harness.artifacts.runs import Run, describe_environment
+from bnlab.harness.artifacts.run import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.source_code import CODE
