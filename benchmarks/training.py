@@ -20,8 +20,8 @@ from bnlab.estimators import EMA
 from bnlab.harness.artifacts.data import OwnData, augment
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.updates import lr_factor
 from bnlab.nn import SelfTuned
 from bnlab.recording.trace import MomentTrace, replay_bank

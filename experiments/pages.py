@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlab.harness.lab.catalogue import REFERENCE, is_shipped
+from bnlab.harness.lab.registry import REFERENCE, is_shipped
 from bnlab.harness.reporting.frames import average, interval
 from bnlab.harness.reporting.outcome import Outcome
 from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment

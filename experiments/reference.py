@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_measurements, list_questions
 from bnlab.harness.lab.command import run_command
+from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_measurements, list_questions
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
 
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from joblib import cpu_count
 
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import list_waiting, prepare
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_questions
 from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.compose import Job, Launcher, plan_jobs
 from bnlab.harness.lab.launch import run_jobs
+from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_questions
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.planning import plan
 from bnlab.harness.reporting.tables import load, write_tables

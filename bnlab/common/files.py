@@ -68,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def set_aside(path: Path, reason: object, then: str) -> None:
+def quarantine(path: Path, reason: object, then: str) -> None:
     """Take an unreadable file, or a folder with one, out of the way, and say so."""
     # The number keeps earlier damaged files from being overwritten.
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))

@@ -44,7 +44,6 @@ _FORCED = "force=True writes anyway"
 _CONVINCED = f"If it is none: training_batches= shows that images are prepared as in training, and {_FORCED}"
 _WHICH = "training_batches= tells whether images or averages are at fault"
 _UNTRAINED = "BN306, weights as constructed, although updates were counted (no statistics bring the score above chance)"
-_UPSTREAM = {"exact": "population", "precise": "batch"}
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def recalibrate(
     require_batches(batches, CALLER)
     if training_batches is not None:
         require_batches(training_batches, CALLER, "training_batches")
-    if not isinstance(statistic, Statistics) and statistic not in tuple(_UPSTREAM):
+    if not isinstance(statistic, Statistics) and statistic not in ("exact", "precise"):
         raise ValueError(f"{CALLER}: statistic={statistic!r}; choose 'exact' or 'precise', or pass bnlab.Statistics")
     require_evaluate(evaluate, CALLER)
     require_labels(labels, CALLER)
@@ -239,7 +238,7 @@ def recalibrate(
         task = read_batches(task, batches, most)
         statistics = _select(statistic, model, names, layers is not None)
     else:
-        task, statistics = _measure(task, batches, _UPSTREAM[statistic], names, most, tolerance)
+        task, statistics = _measure(task, batches, statistic, names, most, tolerance)
     task = task if evaluate is not None else select_output(task, find_scored_output(task))
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
@@ -271,7 +270,7 @@ def _is_frozen(case: Case, name: str) -> bool:
 def _measure(
     task: Task,
     batches: Iterable[Any],
-    upstream: str,
+    statistic: str,
     names: Sequence[str],
     max_images: int | None,
     tolerance: float | None,
@@ -279,7 +278,7 @@ def _measure(
     """Measure new statistics of these layers; others normalize with their own. Return also what was read, as a task."""
     if tolerance is None:
         task = read_batches(task, batches, max_images)
-        return task, measure(task, upstream=upstream, layers=names)
+        return task, measure(task, statistic=statistic, layers=names)
 
     data = []
 
@@ -288,7 +287,7 @@ def _measure(
             data.append(batch)
             yield batch
 
-    statistics = measure(task, keep(), upstream=upstream, layers=names, max_images="auto", tolerance=tolerance)
+    statistics = measure(task, keep(), statistic=statistic, layers=names, max_images="auto", tolerance=tolerance)
     return task.on(data), statistics
 
 

@@ -32,7 +32,7 @@ class Predictive(Estimator):
     some channel of a layer is left out in that layer.
 
     Assumes no model of the drift, but independent batches: drawn without replacement they favour slow averages a
-    little. It comes near the statistic of batches that normalize with their own moments (upstream="batch"), which is
+    little. It comes near the statistic of batches that normalize with their own moments (statistic="precise"), which is
     not the exact one. The choice jumps between momenta, and comes as late as its score remembers.
 
     Source: discounted prequential selection (Dawid 1984) over a bank of exponentially weighted averages (Muth 1960);

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.exact.probe import require_inputs_normalized
+from bnlab.exact.input_probe import require_inputs_normalized
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Note, Walk
 from bnlab.memory import LiveBytes, Profile

@@ -341,7 +341,7 @@ Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
 """Called with a layer and the arguments of its call; returns the values that it normalizes, [M, C] or [N, C, ...]."""
 
 
-class OtherInput(ValueError):
+class InputMismatch(ValueError):
     """A layer that normalizes something else than its input, where nobody has said what; `found` says how it shows."""
 
     def __init__(self, caller: str, found: str, key: str) -> None:
@@ -390,7 +390,7 @@ class Inputs:
         # If a layer gets several tensors, only the caller knows which of them it normalizes.
         if extract is None and isinstance(x, (list, tuple)):
             kind = type(layer).__name__
-            raise OtherInput(self._caller, f"layer {name!r} ({kind}) is given a {type(x).__name__}", kind)
+            raise InputMismatch(self._caller, f"layer {name!r} ({kind}) is given a {type(x).__name__}", kind)
         if isinstance(x, (list, tuple)):
             found = f"inputs= gives a {type(x).__name__} for layer {name!r}"
             raise ValueError(f"{self._caller}: {found}; return the values alone, of all channels")

@@ -21,7 +21,7 @@ from bnlab.model.layers import (
     require_module,
 )
 from bnlab.model.warn import warn
-from bnlab.nn.averages import Averages
+from bnlab.nn.state import Averages
 
 if TYPE_CHECKING:
     import pandas as pd

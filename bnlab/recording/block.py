@@ -20,7 +20,7 @@ from bnlab.model.layers import Extract, Inputs, batch_norm_layers, join_names
 from bnlab.model.warn import warn
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
-from bnlab.recording.trace import LayerTrace, MomentTrace, Shelf
+from bnlab.recording.trace import ChunkStore, LayerTrace, MomentTrace
 from bnlab.statistics.network import read_buffers
 
 
@@ -69,9 +69,9 @@ def record(
     layers = batch_norm_layers(model, caller="record")
     require_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
 
-    shelf = Shelf()
+    store = ChunkStore()
     entries = {
-        name: LayerTrace(read_buffers(layer), count_batches(layer), layer.eps, shelf) for name, layer in layers.items()
+        name: LayerTrace(read_buffers(layer), count_batches(layer), layer.eps, store) for name, layer in layers.items()
     }
     trace = MomentTrace(entries, int(step))
     counter = StepCounter(trace, model)

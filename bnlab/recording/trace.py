@@ -25,7 +25,7 @@ NOT_WRITTEN = -1.0  # the variance of a place that torch has not written yet
 SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; later ones are in files of a temporary folder
 
 
-class Shelf:
+class ChunkStore:
     """Store of a trace's full chunks: in memory, and in files once SPILL_BYTES are there."""
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class LayerTrace:
         momenta: the weight of each call in the layer's own average; only of calls recorded in this process.
     """
 
-    def __init__(self, start: Tensor, updates: int, eps: float, shelf: Shelf | None = None) -> None:
+    def __init__(self, start: Tensor, updates: int, eps: float, store: ChunkStore | None = None) -> None:
         self.start = start
         self.updates = updates
         self.eps = eps
         self.end: Tensor | None = None
-        self._shelf = shelf or Shelf()
+        self._store = store or ChunkStore()
         self.set_calls(start.new_empty(0, *start.shape), [], [], [])
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class LayerTrace:
 
     def _open_chunk(self, like: Tensor) -> None:
         if self._open is not None:
-            self._full.append(self._shelf.keep(self._open))
+            self._full.append(self._store.keep(self._open))
         with torch.inference_mode(False):  # tensors made in it cannot be written by later steps outside of it
             self._open = like.new_zeros(_CHUNK, *self.start.shape)
         self._open[:, 1] = NOT_WRITTEN

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below, within
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from bnlab.harness.updates import count_training
@@ -120,7 +120,7 @@ EXPERIMENT = Experiment(
             score(lambda tables: name_size_panels(compute_lost_in_weights(tables)), "accuracy",
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
-            Finding("The update of a small last batch harms the weights, at a constant rate", {"weights_lose": ()})),
+            Headline("The update of a small last batch harms the weights, at a constant rate", {"weights_lose": ()})),
     },
     claims={
         "weights_lose": Claim(

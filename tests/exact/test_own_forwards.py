@@ -204,10 +204,10 @@ def test_a_layer_that_averages_nothing_of_a_batchs_first_images_is_asked_on_all_
         population_statistics(Masked(2), [(x, mask)], forward=call)
 
 
-@pytest.mark.parametrize(("key", "upstream"), [(Masked, "population"), ("", "batch")])
-def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
+@pytest.mark.parametrize(("key", "statistic"), [(Masked, "exact"), ("", "precise")])
+def test_a_masked_layer_is_measured_as_told(key: Any, statistic: str) -> None:
     batches = make_sequences()
-    options: dict[str, Any] = {"forward": call, "upstream": upstream}
+    options: dict[str, Any] = {"forward": call, "statistic": statistic}
     with pytest.raises(ValueError, match=r"inputs=\{Masked: function"):
         population_statistics(Masked(2), batches, forward=call)
 
@@ -227,11 +227,11 @@ def take_padded(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> T
 
 
 @pytest.mark.parametrize("wrong", [take_halved, take_padded])
-@pytest.mark.parametrize("upstream", ["population", "batch"])
-def test_values_that_a_layer_does_not_average_are_refused_by_name(wrong: Any, upstream: str) -> None:
+@pytest.mark.parametrize("statistic", ["exact", "precise"])
+def test_values_that_a_layer_does_not_average_are_refused_by_name(wrong: Any, statistic: str) -> None:
     model = Masked(2)
     with unchanged(model), pytest.raises(ValueError, match=r"inputs= gives layer '' \(Masked\) values with another"):
-        population_statistics(model, make_sequences(), forward=call, inputs={Masked: wrong}, upstream=upstream)
+        population_statistics(model, make_sequences(), forward=call, inputs={Masked: wrong}, statistic=statistic)
 
 
 class Ghost(nn.BatchNorm2d):

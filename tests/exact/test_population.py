@@ -104,7 +104,7 @@ def test_float64_equals_a_full_batch_forward(name: str) -> None:
     assert found.cost is not None
     assert found.cost.forwards == found.cost.batches == len(case.batches)
 
-    pooled = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches), upstream="batch")
+    pooled = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches), statistic="precise")
     assert measure_difference(pooled, references.batch_upstream_population(case.model, case.batches)) <= 1e-9
 
 
@@ -434,7 +434,7 @@ def test_gradients_are_not_touched() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"upstream": "batch"}, {"max_images": "auto", "tolerance": 1.0}])
+@pytest.mark.parametrize("options", [{}, {"statistic": "precise"}, {"max_images": "auto", "tolerance": 1.0}])
 def test_a_loader_draws_no_number_of_the_callers(options: dict[str, Any]) -> None:
     model = plain().train()
     loader = DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistic_kinds import list_statistics
 from bnlab.harness.trial import Trial

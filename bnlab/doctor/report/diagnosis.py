@@ -232,10 +232,9 @@ class Diagnosis:
 
     def _describe_images(self) -> str:
         """Say of how many images scores are, where the verdict tells a gain on fewer."""
-        assert self.case.evidence is not None
-        if self.experiment is None or self.experiment.as_is.shape[1] == self.case.evidence.images:
+        if self.experiment is None or self.experiment.as_is.shape[1] == self.case.images:
             return ""
-        return f" on all {self.case.evidence.images:,}"
+        return f" on all {self.case.images:,}"
 
     def _describe_beginning(self) -> str:
         """Say from which layer on, in order of the data, averages do not fit; "" where all do, or it is all of them."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from bnlab.harness.errors import UserError, suggest
-from bnlab.harness.lab.catalogue import list_papers
+from bnlab.harness.lab.registry import list_papers
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from bnlab.model.batches import map_batch, take_images
 from bnlab.model.borrow import borrowed
 from bnlab.model.layers import (
     BatchNorm,
-    OtherInput,
+    InputMismatch,
     find_replaced_forward,
     get_batch_count,
     get_input,
@@ -113,7 +113,7 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
     return unclear, others
 
 
-def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:
+def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> InputMismatch:
     """Describe what a layer averages in place of its input, and how `inputs=` says what that is."""
     kind = type(layer).__name__
     if math.isinf(off):
@@ -124,7 +124,7 @@ def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:
     key = kind
     if find_replaced_forward(layer) is not None:  # set on this layer, not by its class
         key = repr(name)
-    return OtherInput(CALLER, f"layer {name!r} ({kind}) {difference}", key)
+    return InputMismatch(CALLER, f"layer {name!r} ({kind}) {difference}", key)
 
 
 def _refuse_values(name: str, layer: BatchNorm, off: float) -> ValueError:

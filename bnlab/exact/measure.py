@@ -251,7 +251,7 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
         if x.numel() == x.shape[1]:
             raise ValueError(
                 f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
-                "with; use larger batches or upstream='population'"
+                "with; use larger batches or statistic='exact'"
             )
         parts.setdefault(name, []).append(task.reader.measure(x))
 
@@ -274,12 +274,13 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
     return task.fetch(pooled), cost
 
 
-def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[str, tuple[Tensor, Tensor]]:
+def measure_errors(task: Task, statistics: Statistics, is_precise: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """Estimate standard errors of each layer's mean and variance, float64 [C] each, with batches as independent units.
 
-    One pass of ordinary forwards under the statistics. These are taken as they are: the errors do not contain those of
-    earlier layers. A batch contributes its share in the difference from the statistics of all; of B batches the squared
-    error is B/(B−1) times the sum of the squared contributions, NaN for fewer than two.
+    One pass of ordinary forwards under the statistics, or where these are precise under those of each batch. They are
+    taken as they are: the errors do not contain those of earlier layers. A batch contributes its share in the
+    difference from the statistics of all; of B batches the squared error is B/(B−1) times the sum of the squared
+    contributions, NaN for fewer than two.
     """
     squares = {name: torch.zeros(2, len(moments.mean), dtype=torch.float64) for name, moments in statistics.items()}
     batches = dict.fromkeys(statistics, 0)
@@ -300,7 +301,7 @@ def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[st
     with measured(task.root):
         for name, moments in statistics.items():
             task.write(name, moments)
-            task.layers[name].training = upstream == "batch"
+            task.layers[name].training = is_precise
         with watched(task, {name: task.layers[name] for name in statistics}, take):
             task.ranks.run_together(run_all)
 
