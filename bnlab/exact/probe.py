@@ -3,7 +3,8 @@
 An average is new = (1 − m)·old + m·s, with s the statistic of the batch. From two starts a and b, new_a − new_b =
 (1 − m)(a − b) gives m, and then s. If s is the mean and variance of the layer's input, the layer normalizes its input.
 If not (masks, weights, a filter before), the moments of its input are not those that it needs, and `inputs=` has to
-give the values: then their mean is compared with s. Their variance is not, which a layer may take in groups.
+give the values: then their mean is compared with s. Of their variance s may have any less, since a layer may take it in
+groups, whose means differ; but no more than twice as much, which is the most that the divisor of a group of two adds.
 
 A ghost batch norm calls torch's routine on parts of its input in turn, so that what it averages is of the last parts
 rather than of all. It normalizes its input if these parts, pooled, have the moments of the input.
@@ -134,8 +135,9 @@ def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:
 
 def _refuse_values(name: str, layer: BatchNorm, off: float) -> ValueError:
     return ValueError(
-        f"{CALLER}: inputs= gives layer {name!r} ({type(layer).__name__}) values with another mean than that which it "
-        f"averages in train mode (they differ by {off:.2g} σ); return the values that it normalizes"
+        f"{CALLER}: inputs= gives layer {name!r} ({type(layer).__name__}) values with another mean or variance than it "
+        f"averages in train mode (they differ by {off:.2g} σ or of the variance); return the values that it "
+        "normalizes"
     )
 
 
@@ -146,7 +148,7 @@ def probe(
 
     The largest difference, of a mean in σ or of a variance, relative: 0 if it is rounding, with either divisor; inf if
     other channels are averaged than those of the input; None if nothing is averaged, or it cannot be found. With
-    `values` [N, C, ...] it is that of the mean from theirs.
+    `values` [N, C, ...] it is that from theirs, for variances up to twice as large.
 
     Copies of the layer are called, in float64, and with the same random numbers. A layer on which somebody has set a
     forward is called itself, and restored.
@@ -172,10 +174,8 @@ def probe(
         return math.inf
 
     averaged_mean = mean_a / momentum
-    averaged_var = None
-    if values is None:
-        averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
-    off = _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum)
+    averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
+    off = _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum, values is not None)
     if off > 0 and len(parts) > 1 and all(len(part.mean) == x.shape[1] for part in parts):
         pooled = reduce(Moments.merge, parts)
         off = min(off, _compare_with_input(x, size, pooled.mean, pooled.var, 1.0))
@@ -183,15 +183,16 @@ def probe(
 
 
 def _compare_with_input(
-    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor | None, momentum: float
+    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, momentum: float, in_groups: bool = False
 ) -> float:
     """Compare what a layer averages with the moments of its input.
 
     Args:
         x: the input, [N, C, ...].
         size: root mean square of the input.
-        averaged_mean, averaged_var: what the layer averages, [C]; None: the variance is not compared.
+        averaged_mean, averaged_var: what the layer averages, [C].
         momentum: the smallest of a channel.
+        in_groups: whether the variance may be that in groups of the input.
     """
     dims = [dim for dim in range(x.dim()) if dim != 1]
     mean = x.mean(dims)
@@ -201,8 +202,8 @@ def _compare_with_input(
     deviation = biased.sqrt()
 
     off_mean = (averaged_mean - mean).abs() / deviation
-    if averaged_var is None:
-        off_var = torch.zeros_like(off_mean)
+    if in_groups:
+        off_var = (averaged_var / biased - 2).clamp(min=0)
     else:
         off_var = torch.minimum((averaged_var - biased).abs(), (averaged_var - unbiased).abs()) / biased
 

@@ -226,7 +226,13 @@ def take_padded(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> T
     return args[0]
 
 
-@pytest.mark.parametrize("wrong", [take_halved, take_padded])
+def take_nearer(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> Tensor:
+    """Take values with the mean of those that are normalized, and half of their deviation."""
+    values = take_unmasked(layer, args, kwargs)
+    return (values + values.mean(0)) / 2
+
+
+@pytest.mark.parametrize("wrong", [take_halved, take_padded, take_nearer])
 @pytest.mark.parametrize("upstream", ["population", "batch"])
 def test_values_that_a_layer_does_not_average_are_refused_by_name(wrong: Any, upstream: str) -> None:
     model = Masked(2)
