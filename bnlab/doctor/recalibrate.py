@@ -174,9 +174,10 @@ def recalibrate(
 
     Running means and variances are written in place, all or none; `num_batches_tracked`, weights and modes stay. Frozen
     layers stay too: those in eval mode in a model that is in train mode, and those whose weight takes no gradient while
-    other parameters do. Without labels and `evaluate`, new statistics are written and called *not judged*; inexact
-    ones, as of a model that draws random numbers in eval mode, only where the old ones are not finite or negative.
-    Those of `statistic="precise"` are not checked.
+    other parameters do. Without labels and `evaluate`, new statistics are written and called *not judged*, also where
+    `diagnose` finds the old ones healthy: only a mistake of images or network that new statistics would hide is
+    refused. Inexact ones, as of a model that draws random numbers in eval mode, are written only where the old ones are
+    not finite or negative. Those of `statistic="precise"` are not checked.
 
     Args:
         model: any module with batch norms.

@@ -330,7 +330,13 @@ def require_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
         kind = "nested" if x.is_nested else "sparse, or inside of vmap or grad of torch.func"
         raise ValueError(f"{caller}: the input of layer {name!r} is {kind}, where its values cannot be read")
     if x.dim() < 2 or x.shape[1] != channels:
-        raise ValueError(f"{expected}, its input has shape {tuple(x.shape)}")
+        found = f"{expected}, its input has shape {tuple(x.shape)}"
+        if overrides_forward(layer) and x.dim() >= 2 and channels > x.shape[1]:
+            found += (
+                "; if it keeps statistics of parts of a batch side by side, as some ghost batch norms do, none of them "
+                "are those of its input: leave it out of layers="
+            )
+        raise ValueError(found)
     if not x.is_floating_point():
         raise ValueError(f"{caller}: the input of layer {name!r} is {x.dtype}; convert it to a floating-point type")
 

@@ -190,6 +190,18 @@ def test_a_refusal_says_what_would_convince_it() -> None:
     assert "training_batches=" not in compared.reason  # these have not convinced it
 
 
+def test_without_labels_only_a_hidden_mistake_is_refused() -> None:
+    batches = [images for images, _ in make_batches(images=400)]
+    scaled = [4 * images for images in batches]
+
+    written = bnlab.recalibrate(make_healthy(), batches, progress=False)
+    refused = bnlab.recalibrate(make_healthy(), scaled, progress=False)
+
+    assert bnlab.diagnose(make_healthy(), batches, progress=False).verdict == "healthy"
+    assert written.written and written.reason.startswith("not judged, as the batches have no labels")
+    assert not refused.written and "it would hide a mistake: BN209" in refused.reason
+
+
 # Conclusions that scores do not allow
 
 

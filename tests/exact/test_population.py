@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import copy
 import enum
+import math
 import re
 import warnings
 from collections import UserDict
@@ -149,6 +150,25 @@ def test_damping_finds_what_plain_iteration_does_not() -> None:
 
     assert found.cost is not None
     assert found.cost.passes > 5
+    assert measure_difference(found, evaluate(model, found, data)) <= 1e-5
+
+
+def test_changes_are_damped_more_where_the_first_damping_is_too_little() -> None:
+    """A running mean that is larger by 1 makes the mean smaller by eight: more than 2/9 of each change runs away.
+
+    With s² the variance of the data and v that of both calls, v = s²/2 + k²s²/(2v), and the slope is k/(2√v).
+    """
+    s, k = 0.01, 1.84
+    v = s**2 / 4 + math.sqrt(s**4 / 16 + k**2 * s**2 / 2)
+    assert k / (2 * math.sqrt(v)) == pytest.approx(8.1, abs=0.1)
+    data = [torch.tensor([-s, s]).double().repeat(32)[:, None]] * 2
+    norm = nn.BatchNorm1d(1, affine=False, eps=1e-12)
+    model = Net(lambda net, x: net.norm(k * net.norm(x) + 0.05), norm=norm).double()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a remainder would be warned of
+        found = population_statistics(model, data)
+
     assert measure_difference(found, evaluate(model, found, data)) <= 1e-5
 
 
