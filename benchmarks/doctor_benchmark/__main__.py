@@ -2,7 +2,7 @@
 
 Without arguments all problems on committed networks are asked about, and results.csv and results.md beside this file
 are written. With words only problems whose part or name holds one of them are, and nothing is written. `--fresh N`
-plants faults in N freshly trained networks as well. `--tool PACKAGE.MODULE:FUNCTION` scores another tool; see README.md.
+plants faults in N freshly trained networks as well. `--tool PACKAGE.MODULE:FUNCTION` scores another tool.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from benchmarks.doctor_benchmark.scoring import Row, ask, grade, write_rows, wri
 _RESULTS = Path(__file__).with_name("results.csv")
 _OWN = "benchmarks.doctor_benchmark.doctor:ask_doctor"
 
-_EXPLANATION = """\
-*Strictly right*: the verdict and the first cause are; of a healthy network, no alarm. *Leniently*: the verdict is, or a \
-right cause stands behind others or in a note. Counts are of problems; shares and their intervals (of 95%, Wilson's) \
-are over networks, each of which counts once."""
+_EXPLANATION = (
+    "*Strictly right*: the verdict and the first cause are; of a healthy network, no alarm. *Leniently*: the verdict "
+    "is, or a right cause stands behind others or in a note. Counts are of problems; shares and their intervals (of "
+    "95%, Wilson's) are over networks, each of which counts once."
+)
 
 
 def main(words: Sequence[str] | None = None) -> None:
