@@ -1,7 +1,7 @@
 """Score a tool on public reports and planted faults: python -m benchmarks.doctor_benchmark [WORD ...].
 
 Without arguments all problems on committed networks are asked about, and results.csv and results.md beside this file
-are written. With words only problems whose part or name holds one of them are, and nothing is written. `--fresh N`
+are written, again after each of them. With words only problems whose part or name holds one of them are, and nothing is written. `--fresh N`
 plants faults in N freshly trained networks as well. `--tool PACKAGE.MODULE:FUNCTION` scores another tool.
 """
 
@@ -53,10 +53,9 @@ def main(words: Sequence[str] | None = None) -> None:
             continue
         rows.append(grade(problem, ask(problem, tool)))
         print(write_rows(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-
+        if not arguments.words and arguments.tool == _OWN:
+            write_results(rows)
     print(write_summary(rows))
-    if not arguments.words and arguments.tool == _OWN:
-        write_results(rows)
 
 
 def _list_problems(fresh: int) -> Iterator[Problem]:
