@@ -156,7 +156,7 @@ def examine_unbroken(trained: Trained) -> Iterator[ExaminedNetwork]:
 
 def examine_faults(trained: Trained) -> Iterator[ExaminedNetwork]:
     """Ask the doctor about a network with a fault, which its seed chooses, at each of its strengths."""
-    faults = [fault for fault in FAULTS.values() if fault.strengths]
+    faults = [fault for fault in FAULTS.values() if fault.strengths and fault.is_portable]
     seed = trained.training.seed
     turn = seed + seed // len(faults)  # architectures take turns too: each of them with each fault
     fault = faults[turn % len(faults)]

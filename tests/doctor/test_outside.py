@@ -345,6 +345,22 @@ def test_train_mode_without_labels_is_a_warning_that_says_what_it_does(make: Cal
     assert "Call model.eval()" in read(diagnosis)
 
 
+def test_averages_that_do_not_fit_ask_for_a_history_where_nothing_can_be_scored() -> None:
+    """A generator whose weights were changed: images come out and no classes, so that no verdict can be reached."""
+    model = cut_head(digits.make_healthy(0), 2)
+    images = digits.list_images(digits.make_batches())
+
+    resting = bnlab.diagnose(model, images, progress=False)
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.Conv2d):
+                module.weight.mul_(1.5)
+    changed = bnlab.diagnose(model, images, progress=False)
+
+    assert resting.verdict is None and "before=" not in read(resting)
+    assert changed.verdict is None and "before=" in read(changed) and "training_batches=" in read(changed)
+
+
 def test_averages_that_take_the_place_of_the_batch_in_train_mode_are_no_warning() -> None:
     """A layer whose forward never looks at the batch is in train mode without harm."""
 

@@ -270,6 +270,8 @@ class Diagnosis:
             return []
         if not self.case.has_data:
             return [_LABELS]
+        if self.judged is None and any(self.case.clearly_differs(name) for name in self.case.seen):
+            return self._ask_for("averages")  # nothing can be scored, but histories tell whether these are right
         if self.judged is not None and not self.scores:
             labels = [] if self.case.misfit is not None else [_LABELS]
             return [*labels, *self._ask_for(self.verdict or "")] if self.verdict != "healthy" else []
