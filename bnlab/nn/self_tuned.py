@@ -55,10 +55,10 @@ class SelfTuned(AveragesByItself):
     under the statistics of the first. `nn.DataParallel` loses batches. `torch.compile` interrupts its graph at each
     layer. `torch.fx.symbolic_trace` and `torch.jit.script` take a model after `SelfTuned.revert`.
 
-    Measured over whole trainings of a ResNet-20 at batch 16, behind the first layer: a gap of 1.06 [1.05, 1.07] times
+    Measured over whole trainings of a ResNet-20 at batch 16, in the deeper layers: a gap of 1.06 [1.05, 1.07] times
     that of the fixed momentum that is best for each layer and step in hindsight (n = 15, digits; 1.22 [1.16, 1.28],
-    n = 5, on glyphs). At the end at a constant learning rate and batch 256, on glyphs, it did not help: see
-    docs/howto/self_tuned.md.
+    n = 5, on rendered characters). At the end at a constant learning rate and batch 256, on rendered characters, it
+    did not help: see docs/howto/self_tuned.md.
     Memory: 1.7 kB a channel, and at most as much in a checkpoint: 46 MB for the 26,560 channels of ResNet-50.
 
     >>> model = SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(1)))

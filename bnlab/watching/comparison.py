@@ -47,7 +47,7 @@ class Comparison:
         return running - exact if self.is_lower_better else exact - running
 
     def describe(self) -> str:
-        """Write both values, and how much too little, or too much, `eval()` shows."""
+        """Write both values, and by how much `eval()` understates, or overstates, the exact one."""
         scores = Scores(self.values, self._are_shares)
         running = f"{describe_score(self.mean('running'), scores)} under running averages"
         if "exact" not in self.values:
@@ -79,8 +79,8 @@ class Comparison:
         if float(size.replace(",", "")) == 0:
             return f"no difference{interval}"
 
-        direction = "little" if difference > 0 else "much"
-        described = f"eval() shows {size}{unit}{interval} too {direction}"
+        verb = "understates" if difference > 0 else "overstates"
+        described = f"eval() {verb} it by {size}{unit}{interval}"
         return described if self.lost > 0 else f"{described}; running averages do better than exact statistics"
 
 

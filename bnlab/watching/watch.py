@@ -40,7 +40,7 @@ def watch(
     group: Any = None,
     **options: Any,
 ) -> Watch:
-    """Watch a training: how much too little does `eval()` show, at each validation?
+    """Watch a training: by how much does `eval()` understate each validation score?
 
     The inputs of the latest training batches are kept. Under the weights of the moment they give exact statistics, of
     images as training shows them. Training goes on bit for bit as without.
@@ -112,7 +112,7 @@ class Watch:
     >>> training
     Watch(Sequential; 2 of 512 images; 0 comparisons)
     >>> print(training.compare(lambda: model.eval()(torch.tensor([[2.0]])).item(), lower=True))
-    1.716 under running averages, 0 under exact statistics: eval() shows 1.72 too much (of 2 images; 512 are wanted)
+    1.716 under running averages, 0 under exact statistics: eval() overstates it by 1.72 (of 2 images; 512 are wanted)
     >>> training.close()
     """
 

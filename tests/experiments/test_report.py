@@ -71,7 +71,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
 
     text = (folder / "ANSWERS.md").read_text(encoding="utf-8")
     page = (folder / "quickstart" / "report.html").read_text(encoding="utf-8")
-    assert "]† too little after four updates at batch size 256, and 27 points† of that is the start" in text
+    assert "]† too low after four updates at batch size 256, and 27 points† of that are due to the start" in text
     assert "At a constant learning rate the lag stays" not in text, "is of another question"
 
     own = (folder / "quickstart" / "README.md").read_text(encoding="utf-8")

@@ -587,7 +587,7 @@ def compare_values(running: Any, exact: Any, images: int = 6, **options: Any) ->
             0.712,
             0.749,
             {},
-            "71.2% under running averages, 74.9% under exact statistics: eval() shows 3.7 points too little",
+            "71.2% under running averages, 74.9% under exact statistics: eval() understates it by 3.7 points",
         ),
         (
             torch.tensor(0.75),
@@ -599,28 +599,28 @@ def compare_values(running: Any, exact: Any, images: int = 6, **options: Any) ->
             0.75,
             0.5,
             {},
-            "75.0% under running averages, 50.0% under exact statistics: eval() shows 25.0 points too much; "
+            "75.0% under running averages, 50.0% under exact statistics: eval() overstates it by 25.0 points; "
             "running averages do better than exact statistics",
         ),
         (
             0.75,
             0.5,
             {"lower": True},
-            "0.75 under running averages, 0.5 under exact statistics: eval() shows 0.25 too much",
+            "0.75 under running averages, 0.5 under exact statistics: eval() overstates it by 0.25",
         ),
         (
             0.5,
             0.75,
             {"lower": True},
-            "0.5 under running averages, 0.75 under exact statistics: eval() shows 0.25 too little; "
+            "0.5 under running averages, 0.75 under exact statistics: eval() understates it by 0.25; "
             "running averages do better than exact statistics",
         ),
         (
             {"loss": 0.5, "hits": 3},
             {"loss": 0.25, "hits": 5},
             {"lower": ["loss"]},
-            "loss: 0.5 under running averages, 0.25 under exact statistics: eval() shows 0.25 too much; "
-            "hits: 3 under running averages, 5 under exact statistics: eval() shows 2 too little",
+            "loss: 0.5 under running averages, 0.25 under exact statistics: eval() overstates it by 0.25; "
+            "hits: 3 under running averages, 5 under exact statistics: eval() understates it by 2",
         ),
         (
             1.0,
@@ -637,9 +637,9 @@ def test_a_comparison_is_one_line(running: Any, exact: Any, options: dict[str, A
 def test_scores_for_each_image_have_a_paired_interval() -> None:
     """The differences are 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, and 1.96·0.1/√3 = 0.113."""
     line = compare_values([0.5, 0.5, 0.5], torch.tensor([0.6, 0.7, 0.8]))
-    assert line.endswith("eval() shows 20.0 points [8.7, 31.3] too little")
+    assert line.endswith("eval() understates it by 20.0 points [8.7, 31.3]")
     line = compare_values(np.array([0.6, 0.7, 0.8]), [0.5, 0.5, 0.5])
-    assert "eval() shows 20.0 points [8.7, 31.3] too much; running averages do better" in line
+    assert "eval() overstates it by 20.0 points [8.7, 31.3]; running averages do better" in line
 
 
 def watch_a_batch() -> bnlab.Watch:

@@ -44,7 +44,7 @@ class Topic:
 
     Attributes:
         text: Markdown, links to them in the words of those who ask.
-        numbers: theirs, in order.
+        numbers: of those that are answered there, in order.
     """
 
     text: str
@@ -122,8 +122,15 @@ def write_answers(
 
 
 def _list_topics(index: Mapping[str, str]) -> dict[str, Topic]:
-    """List the topics with the numbers of the questions that their links lead to."""
-    return {topic: Topic(text, re.findall(r"\]\(#(Q\d+)\)", text)) for topic, text in index.items()}
+    """List the topics with the questions that they answer: those they link to and no later topic does."""
+    linked = {topic: re.findall(r"\]\(#(Q\d+)\)", text) for topic, text in index.items()}
+    answered_in = {number: topic for topic, numbers in linked.items() for number in numbers}
+
+    topics = {}
+    for topic, text in index.items():
+        numbers = [number for number in linked[topic] if answered_in[number] == topic]
+        topics[topic] = Topic(text, numbers)
+    return topics
 
 
 def write_overview(overview: Overview, folder: Path, commands: Sequence[str]) -> str:
