@@ -15,6 +15,7 @@ from benchmarks.fleet import RECIPES, choose_rate, train_alone, train_stacked
 from benchmarks.timing import HEADING, Result
 from benchmarks.watch_accuracy import describe
 from bnlab.harness.artifacts.data import OwnData
+from tests.helpers import plain
 
 
 def test_the_data_of_the_timed_training_can_be_read() -> None:
@@ -110,6 +111,19 @@ def test_each_part_has_its_function(part: str) -> None:
 
     assert callable(getattr(module, f"measure_{part}"))
     assert module.ROUNDS > 0
+
+
+def test_fvcore_is_run_as_people_call_it_and_in_the_faster_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fvcore")
+    exact = importlib.import_module("benchmarks.exact")
+    monkeypatch.setattr(exact, "ROUNDS", 1)
+    contiguous = exact.Case("plain", plain, 8, images=16, batch=8, layout="contiguous")
+
+    sides = [result.against for result in exact._compare(contiguous, "cpu")]
+    turned = [result.against for result in exact._compare(replace(contiguous, layout="channels_last"), "cpu")]
+
+    assert sides == ["one forward", "fvcore", "fvcore, images turned to channels_last", "update_bn"]
+    assert turned == ["one forward", "fvcore", "update_bn"]
 
 
 @pytest.mark.slow

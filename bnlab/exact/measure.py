@@ -17,7 +17,7 @@ from torch import Tensor
 from bnlab.exact.samples import check_walk, choose_noted, prepare
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.exact.walk import Walk
-from bnlab.memory import Budget, Profile
+from bnlab.memory import Budget, Growth, Profile
 from bnlab.model.batches import count_bytes
 from bnlab.model.borrow import measured
 from bnlab.model.layers import join_names
@@ -62,7 +62,8 @@ def measure_exactly(
     with measured(task.root):
         profile = _prepare(task)
         if strategy == "breadth":
-            budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit))
+            growth = Growth() if task.device.type == "cpu" else None
+            budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit, growth))
             try:
                 statistics, failed_check = _settle_and_check(task, budget, cost, progress)
                 if failed_check is None or failed_check.held:

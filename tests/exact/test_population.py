@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab import Statistics, gap, population_statistics, using
 from bnlab.model.borrow import read_fixed_settings
+from bnlab.statistics.moments import compare_moments
 from tests import references
 from tests.exact.zoo import Case, Net, make_cases
 from tests.helpers import AddsItsCalls, images, measure_difference, plain, residual, unchanged
@@ -131,6 +132,21 @@ def test_less_memory_gives_the_same(name: str, share: int) -> None:
     assert found.cost.peak_bytes <= limit
     layer_by_layer = len(case.batches) * (len(found) + 1)
     assert whole.cost.forwards < found.cost.forwards <= found.cost.passes * layer_by_layer
+
+
+def test_less_memory_takes_time_and_fewer_images_are_less_exact() -> None:
+    data = images(*[16] * 8)
+    whole = population_statistics(residual(), data)
+    assert whole.cost is not None
+
+    again = population_statistics(residual(), data, memory=whole.cost.peak_bytes // 2)
+    sample = population_statistics(residual(), data, max_images=64)
+
+    assert again.cost is not None and sample.cost is not None
+    assert sample.cost.peak_bytes < 0.7 * whole.cost.peak_bytes
+    assert again.cost.forwards >= 2 * whole.cost.forwards == 4 * sample.cost.forwards
+    assert measure_difference(again, whole) <= 1e-5
+    assert max(max(compare_moments(whole[name], sample[name])) for name in whole) >= 1e-3
 
 
 # -- layers that depend on themselves ---------------------------------------------------------------------------------
