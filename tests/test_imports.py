@@ -46,7 +46,7 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches borrow reading layers",
-    "common": "files storage names vision printing",
+    "common": "files pages storage names vision printing",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
     "nn": "state self_tuned",
@@ -79,7 +79,7 @@ COMPONENTS = {
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
     *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
-    *("bnlab.common.files", "bnlab.common.names"),
+    *("bnlab.common.files", "bnlab.common.names", "bnlab.common.pages"),
     *(
         f"bnlab.harness.{name}"
         for name in (

@@ -49,7 +49,9 @@ class Case:
         training_sizes: images in the last training batch of an epoch, and in a full one; None where that is not known.
         stored: batch norms that cannot be measured, as they are stored; they are the layers where there are no others.
         eps_before: layer → eps of the module that was given as an earlier checkpoint, where it is another one.
-        statistics: exact statistics of the images; causes read them as `exact`.
+
+    Measured on the images:
+        statistics: exact statistics; causes read them as `exact`.
         images: number of images.
         view: what the layers saw of them batch by batch.
         scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
@@ -68,6 +70,8 @@ class Case:
             averages fit.
         warnings: what measuring the exact statistics warned of.
         misfit: why labels could not be compared with the outputs; None where they could, or there are none.
+
+    In `Cause.propose`, the fold, which is half of the images:
         task: how the model is run; its batches are those of the fold.
         fold_statistics: exact statistics of the fold; causes read them as `fold`.
     """
