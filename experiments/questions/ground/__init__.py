@@ -205,14 +205,14 @@ EXPERIMENT = Experiment(
                  "harmless_at_the_end": ("batch size 64, updates 560",)})),
         "map": Figure(
             "Points of accuracy lost under running averages",
-            "Read a cell as the points of test accuracy that a network loses in eval mode: under exact statistics "
-            "minus under PyTorch's running averages (momentum 0.1), of the same weights. Below it in small: accuracy "
-            "under exact statistics, and the learning rate, which was picked under these; at a larger one more is "
-            "lost. Bold: not 0, by two-sided t tests at 5%, after Holm's correction over all 32 cells, which with "
-            "seven networks few cells can pass: the cell of 13 points does not, though by itself it is above 0, with "
-            "an interval of 6.7 to 19. Left, one training at a constant learning rate is measured after so many "
-            "updates; right, each cell is a one-cycle training of that length, at its end. Batch sizes 4 and 16 "
-            "were trained on a CPU, 64 and 256 on a GPU.",
+            "Read a cell as the points of test accuracy that a network loses in eval mode, under exact statistics "
+            "minus under PyTorch's running averages (momentum 0.1), of the same weights; bold cells differ from 0 even "
+            "after correcting for all 32 cells, which with seven networks few can pass: the cell of 13 points does "
+            "not, though by itself it is above 0, with an interval of 6.7 to 19. In small below it: accuracy under "
+            "exact statistics, and the learning rate, which was picked under these; at a larger one more is lost. "
+            "Bold is by two-sided t tests at 5%, with Holm's correction. Left, one training at a constant learning "
+            "rate is measured after so many updates; right, each cell is a one-cycle training of that length, at its "
+            "end. Batch sizes 4 and 16 were trained on a CPU, 64 and 256 on a GPU.",
             score(compute_map, "accuracy", ("panel", "batch_size", "updates", "beside"), scale=-100, updates=BOTH,
                   **PYTORCH),
             Cells("updates", "batch_size", "beside", dict.fromkeys(NAMES.values(), "number of updates"), "batch size",
