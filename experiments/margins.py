@@ -41,7 +41,7 @@ COSTS_A_POINT = above(1.0, "points", A_POINT)
 HARMLESS = within(-0.3, 0.3, "points", SIX_IMAGES)
 
 ALL_LAYERS = (
-    "Root mean square over the layers behind the first; the first beside it, whose input is standardized by hand: its "
+    "Root mean square over the deeper layers; the first beside it, whose input is standardized by hand: its "
     "means stay near 0, so that it has noise and hardly any lag."
 )
 """A sentence for captions of figures of `compute_gaps`."""
@@ -68,7 +68,7 @@ def compute_gaps(
 ) -> pd.DataFrame:
     """Average the gaps of means over layers, see `gap_over_layers`, with a panel for each share of the training.
 
-    At each share the panel of the layers behind the first comes before that of the first layer.
+    At each share the panel of the deeper layers comes before that of the first layer.
 
     Args:
         tables: the tables of the experiment.
@@ -77,8 +77,8 @@ def compute_gaps(
     """
     gaps = gap_over_layers(rows(tables, "gaps", at, by, **wanted), "mean_gap")
     # The sort is stable, so that shares of the training keep their order.
-    behind_first = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
-    return name_panels(behind_first, "{panel}, {layers}")
+    ordered = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
+    return name_panels(ordered, "{panel}, {layers}")
 
 
 def divide_by_best_momentum(

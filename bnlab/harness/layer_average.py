@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 FIRST = "first layer"
-BEHIND = "behind the first layer"
+DEEPER = "deeper layers"
 
 
 def average_layers(frame: pd.DataFrame, value: str, keys: Sequence[str]) -> pd.DataFrame:
@@ -25,12 +25,12 @@ def average_layers(frame: pd.DataFrame, value: str, keys: Sequence[str]) -> pd.D
         keys: the columns that tell networks, steps and statistics apart; null keys are kept.
 
     Returns:
-        Two rows for each of `keys`, told apart by the new column `layers`: `BEHIND` with the root mean square over the
+        Two rows for each of `keys`, told apart by the new column `layers`: `DEEPER` with the root mean square over the
         deeper layers, the squares divided by their number, and `FIRST` with the gap of the first layer. Other columns
         are those of one of the layers.
     """
     is_first = frame["depth"] == 1
-    averaged = frame.assign(layers=np.where(is_first, FIRST, BEHIND))
+    averaged = frame.assign(layers=np.where(is_first, FIRST, DEEPER))
     averaged[value] = frame[value] ** 2
 
     groups = averaged.groupby([*keys, "layers"], dropna=False, sort=False)

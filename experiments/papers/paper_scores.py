@@ -3,7 +3,7 @@
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import BEHIND, gap_over_layers, name_panels, over_best, rows, select
+from bnlab.harness.reporting.frames import DEEPER, gap_over_layers, name_panels, over_best, rows, select
 from experiments.questions.shift import select_predictions
 
 
@@ -49,6 +49,6 @@ def select_mixtures(tables: Tables) -> pd.DataFrame:
 
 
 def compute_times_over_best(tables: Tables) -> pd.DataFrame:
-    """Divide each momentum's gap of the mean at the end, behind the first layer, by that of a network's best one."""
+    """Divide each momentum's gap of the mean at the end, in the deeper layers, by that of a network's best one."""
     gaps = gap_over_layers(rows(tables, "gaps", 1.0, estimator="ema"), "mean_gap")
-    return over_best(select(gaps, layers=BEHIND), "mean_gap")
+    return over_best(select(gaps, layers=DEEPER), "mean_gap")

@@ -1,9 +1,9 @@
 """What carries over to real images and a residual network?
 
-Most claims are what digits and glyphs said, written before the first number; the others are called post hoc. What is
-committed is of a ResNet-20 on JPEG copies of CIFAR-10, which gets 78 to 83% right. Gaps are of means; before the end,
-statistics and predictions are of 5,000 images. Exact statistics are of plain images on this page alone, though training
-shows them shifted and mirrored: `cifar10_augmented` has both.
+Most claims are what digits and rendered characters said, written before the first number; the others are called post
+hoc. What is committed is of a ResNet-20 on JPEG copies of CIFAR-10, which gets 78 to 83% right. Gaps are of means;
+before the end, statistics and predictions are of 5,000 images. Exact statistics are of plain images on this page alone,
+though training shows them shifted and mirrored: `cifar10_augmented` has both.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ EXPERIMENT = Experiment(
             "they are farthest (near it is not, see `tolerance`).",
             score(partial(select_largest, at=END, value="mean_gap", by=EACH, **AS_THEY_ARE), "mean_gap",
                   (*EACH, "largest"), geometric=True),
-            below(0.1, "σ", "in all means of glyphs' networks it costs 4 to 9 points")),
+            below(0.1, "σ", "in all means of networks for rendered characters it costs 4 to 9 points")),
         "harmless_late": Claim(
             "At the end of training PyTorch's momentum costs or gains less than 0.3 points.",
             score("evaluations", "accuracy", EACH, at=END, split="test", **COST_OF_EMA), SAME),
@@ -86,12 +86,12 @@ EXPERIMENT = Experiment(
             score("evaluations", "accuracy", EACH, at=EARLY, split="test",
                   **{**COST_OF_EMA, "estimator": "ema_debiased"}), COSTS_A_POINT),
         "gap_is_u_shaped": Claim(
-            "Momenta of 0.003 and of 1 have a larger gap behind the first layer than the best between them.",
+            "Momenta of 0.003 and of 1 have a larger gap in the deeper layers than the best between them.",
             score(RATIOS, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=[*map(share_name, SHARES[1:])], **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT),
             post_hoc="layers after the first only; the end was added"),
         "predictive_is_near_the_best": Claim(
-            "Over training, behind the first layer, the gap of predictive momentum is about that of the best fixed "
+            "Over training, in the deeper layers, the gap of predictive momentum is about that of the best fixed "
             "one of each layer and step.",
             score(RATIOS, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT),

@@ -17,7 +17,7 @@ EACH = ("panel", "network")
 
 
 def compute_gaps(tables: Tables) -> pd.DataFrame:
-    """Find gaps behind the first layer.
+    """Find gaps in the deeper layers.
 
     `line` is the norms in words, `depth` a layer's place where batch norm is everywhere, `half` that of its network.
     """

@@ -44,8 +44,8 @@ EXPERIMENT = Experiment(
         "0.3 points, and logarithmic above.",
         score(compute_gains, "accuracy", ("panel", "sample", "images"), scale=-100, split="test",
               images=OtherThan(0), sample=(TRAINING, TEST)), Curves("images", "sample", LOST_OF_ANY_SIZE),
-        Headline("After batches of 16, statistics of 512 images lose less than 0.3 points; those of two test images "
-                "lose much",
+        Headline("After training at batch size 16, statistics of 512 images lose less than 0.3 points; those of two "
+                 "test images lose much",
                 {"hundreds_nearly_suffice": ("batch size 16",), "large_test_batches_cost_nothing": ("batch size 16",),
                  "tiny_test_batches_cost": ()}))},
     claims={

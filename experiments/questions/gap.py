@@ -84,7 +84,7 @@ EXPERIMENT = Experiment(
             score("evaluations", "accuracy", OVER_TIME, scale=100, estimator=("ema", "exact", "cumulative"),
                   **ALL_ESTIMATORS),
             Curves("epoch", "estimator", ACCURACY),
-            Headline("The plain average of all batches loses accuracy to the end of training, in batches of 64",
+            Headline("The plain average of all batches loses accuracy until the end of training, at batch size 64",
                     {"cumulative_costs": ()})),
     },
     claims={
@@ -121,7 +121,7 @@ EXPERIMENT = Experiment(
             score_cost(1.0, batch_size=1024, momentum=0.9), HARMLESS,
             post_hoc="asked"),
         "ema_adds_early": Claim(
-            "Early at a huge batch the EMA's mean is much farther from those of single batches than the exact mean "
+            "Early at a huge batch the running mean is much farther from those of single batches than the exact mean "
             "is.",
             score("gaps", "tid_mean", EACH, at=0.1, against="exact", ratio=True, estimator="ema", momentum=0.1,
                   batch_size=1024, **RATIO_OVER_LAYERS), above(1.25, "times", HARDLY_SEEN),
@@ -131,7 +131,7 @@ EXPERIMENT = Experiment(
             score_cost(EARLY, batch_size=1024), COSTS_A_POINT,
             post_hoc="dropped, and restored"),
         "last_batch_beats_ema_early": Claim(
-            "Early at a huge batch the last batch's moments alone gain accuracy against the EMA.",
+            "Early at a huge batch the last batch's moments alone gain accuracy against the running averages.",
             score_cost(EARLY, batch_size=1024, against="last_batch"), GAINS,
             post_hoc="dropped, and restored"),
         "ema_is_pessimistic": Claim(

@@ -120,7 +120,8 @@ EXPERIMENT = Experiment(
             score(lambda tables: name_size_panels(compute_lost_in_weights(tables)), "accuracy",
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
-            Headline("The update of a small last batch harms the weights, at a constant rate", {"weights_lose": ()})),
+            Headline("At a constant learning rate, one update from a small last batch damages the weights",
+                     {"weights_lose": ()})),
     },
     claims={
         "weights_lose": Claim(

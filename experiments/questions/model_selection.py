@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
         "that is best by validation under exact statistics (0); both are tested under exact statistics.",
         score(select_named_picks, "cost", ("panel", "line"), scale=100),
         Forest("line", Axis("test accuracy lost (points)"), mark=(0.0, "as good")),
-        Headline("In batches of 16 running averages pick a checkpoint that is as good, to half a point",
+        Headline("At batch size 16 running averages pick a checkpoint that is as good, to within half a point",
                 {"ema_picks_as_well": ("batch size 16",)}))},
     claims={
         "last_is_not_best": Claim(
@@ -42,20 +42,20 @@ EXPERIMENT = Experiment(
             score(select_picks, "cost", ("batch_size",), scale=100, estimator="last"),
             above(0.0, "points lost", "at 0 there is nothing to select")),
         "ema_shows_less": Claim(
-            "Over training the EMA shows a lower validation accuracy than exact statistics.",
+            "Over training running averages show a lower validation accuracy than exact statistics.",
             score("evaluations", "accuracy", ("batch_size",), against="exact", average="step", scale=-100, split="val",
                   estimator="ema"), above(0.5, "points", "the margin of what is picked by it")),
         "ema_costs_at_the_end": Claim(
-            "At the last checkpoint, at a constant learning rate, the EMA costs over a point.",
+            "At the last checkpoint, at a constant learning rate, running averages cost over a point.",
             score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, split="test",
                   estimator="ema"), COSTS_A_POINT,
             post_hoc="asked"),
         "ema_picks_as_well": Claim(
-            "The pick under the EMA has the test accuracy of that under exact statistics, to half a point.",
+            "The pick under running averages has the test accuracy of that under exact statistics, to half a point.",
             score(select_picks, "cost", ("batch_size",), scale=100, estimator="ema"),
             within(-0.5, 0.5, "points", MARGIN)),
         "ema_picks_the_same": Claim(
-            "In most networks the EMA picks the checkpoint that exact statistics pick.",
+            "In most networks running averages pick the checkpoint that exact statistics pick.",
             score(select_picks, "same", ("batch_size",), estimator="ema"), above(0.5, "of the networks", MOST)),
     },
 )  # fmt: skip

@@ -130,14 +130,14 @@ EXPERIMENT = Experiment(
     },
     claims={
         "gap_is_u_shaped": Claim(
-            "With a momentum of 0.001, and with one of 1, the gaps behind the first layer are larger than with the "
+            "With a momentum of 0.001, and with one of 1, the gaps in the deeper layers are larger than with the "
             "best between them for each layer.",
             score(select_ends, "mean_gap", POINT, against=0.0, along="momentum", matching=("batch_size", "seed"),
                   ratio=True, **RATIO_OVER_LAYERS),
             above(1.25, "times", "the smallest of many gaps is a little smaller by chance"),
             post_hoc="layers after the first only"),
         "plain_average_is_farther": Claim(
-            "Behind the first layer the average of all batches has a larger gap than PyTorch's running average.",
+            "In the deeper layers the average of all batches has a larger gap than PyTorch's running average.",
             score(lambda tables: rows(tables, "gaps", SHARES, momentum=(0.1, None)), "mean_gap", EACH, against="ema",
                   ratio=True, estimator="cumulative", **RATIO_OVER_LAYERS), above(1.0, "times", AS_NEAR),
             post_hoc="layers after the first only"),

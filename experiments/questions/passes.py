@@ -45,7 +45,7 @@ EXPERIMENT = Experiment(
         "two layers; a pass for each layer does not.",
         score(compute_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),
         Curves("layers", "line", Axis("time / that of one forward", log=True)),
-        Headline("Exact statistics of all layers take about two forwards, however deep the network is",
+        Headline("Exact statistics of all layers take about two forward passes, however deep the network is",
                 {"two_passes_are_enough": ()}))},
     claims={
         "one_pass_is_enough": Claim(

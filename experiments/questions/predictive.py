@@ -95,7 +95,7 @@ def claim_nearness(where: str, over_all_layers: str, **networks: Any) -> Claim:
     by = ("model", "batch_size", "optimizer.schedule")
     mean: dict[str, Any] = {"average": ("layer", "epoch"), "geometric": True}
     return Claim(
-        f"{where}, behind the first layer, the gap of predictive momentum is about that of the best fixed one of "
+        f"{where}, in the deeper layers, the gap of predictive momentum is about that of the best fixed one of "
         f"each layer and step (over all layers {over_all_layers}).",
         score(RATIOS, "mean_gap", by, depth=OtherThan(1), estimator="predictive", **mean, **networks),
         below(1.25, "times", FLAT),
@@ -110,7 +110,7 @@ EXPERIMENT = Experiment(
     figures={"training": Figure(
         "The gap of self-tuned momentum over training, against that of the best fixed momentum",
         "Compare with 1: gap of the mean over the smallest of any fixed momentum in that layer at that step, known in "
-        "hindsight only; geometric mean over the layers behind the first. The learning rate rises for a fifth of "
+        "hindsight only; geometric mean over the deeper layers. The learning rate rises for a fifth of "
         "training and falls to 0 at the end.",
         score(select_drawn, "mean_gap", OVER_TIME, momentum=(0.01, 0.1, None),
               estimator=("ema", "cumulative", "predictive"), **ONE_CYCLE, **RATIO_OVER_LAYERS),
@@ -130,7 +130,7 @@ EXPERIMENT = Experiment(
             "256 with a one-cycle schedule, see `near_the_best_over_all_layers`", **CHARACTERS),
         "late_where_the_rate_ends": Claim(
             "On characters at the end of a one-cycle schedule, where the learning rate falls to 0, predictive "
-            "momentum is late: behind the first layer its gap is more than a quarter larger than that of the best "
+            "momentum is late: in the deeper layers its gap is more than a quarter larger than that of the best "
             "fixed one.",
             score(partial(RATIOS, at=1.0), "mean_gap", EACH, estimator="predictive", **ONE_CYCLE, **RATIO_OVER_LAYERS,
                   **CHARACTERS), above(1.25, "times", FLAT),
@@ -152,7 +152,7 @@ EXPERIMENT = Experiment(
                   **CHARACTERS), above(1.0, "times", AS_NEAR),
             post_hoc="asked"),
         "nearer_than_others": Claim(
-            "On average over batch sizes, layers behind the first and steps, any fixed momentum and Kalman's filter "
+            "On average over batch sizes, deeper layers and steps, any fixed momentum and Kalman's filter "
             "have a larger gap (over all layers all lines hold).",
             score("gaps", "mean_gap", ("estimator", "momentum"), against="predictive", ratio=True, geometric=True,
                   average=("batch_size", "epoch", "layer"), depth=OtherThan(1), estimator=("ema", "kalman(per=layer)"),

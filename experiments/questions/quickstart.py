@@ -10,7 +10,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, within
 from bnlab.harness.reporting.frames import (
-    BEHIND,
+    DEEPER,
     RATIO_OVER_LAYERS,
     OtherThan,
     gap_over_layers,
@@ -84,10 +84,10 @@ EXPERIMENT = Experiment(
             Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
         "estimators": Figure(
             "Other averages of the same batches",
-            "Compare the curves at one epoch: root mean square over the layers behind the first (in the first, "
+            "Compare the curves at one epoch: root mean square over the deeper layers (in the first, "
             "precise BN is exact). Precise BN alone is measured again, on the training set. Kalman and predictive "
             "momentum choose theirs; that of running averages is PyTorch's. {schedule}",
-            score(select_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
+            score(select_averages, "mean_gap", OVER_TIME, geometric=True, layers=DEEPER),
             Curves("epoch", "estimator", GAP),
             Headline("Over training, self-tuned momentum is nearer to exact statistics than PyTorch's",
                     {"predictive_is_nearer": ()})),
@@ -111,7 +111,7 @@ EXPERIMENT = Experiment(
             score(select_default, "accuracy", EACH, against="ema", scale=100, estimator="last_batch"), GAINS,
             post_hoc="asked"),
         "last_batch_is_farther_early": Claim(
-            "After a tenth of training the last batch alone has a larger gap behind the first layer than the best "
+            "After a tenth of training the last batch alone has a larger gap in the deeper layers than the best "
             "momentum.",
             score(partial(divide_by_best_momentum, at=EARLY), "mean_gap", EACH, estimator="ema",
                   momentum=1.0, **RATIO_OVER_LAYERS), above(1.25, "times", FLAT),
@@ -121,7 +121,7 @@ EXPERIMENT = Experiment(
             score_cost(LATE), within(-1.0, 1.0, "points", A_POINT),
             post_hoc="asked"),
         "predictive_is_nearer": Claim(
-            "On average over the layers behind the first and all measured steps, PyTorch's gap is larger than that of "
+            "On average over the deeper layers and all measured steps, PyTorch's gap is larger than that of "
             "predictive momentum.",
             score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, estimator="ema", momentum=0.1,
                   **{**RATIO_OVER_LAYERS, "average": ("step", "layer")}), above(1.0, "times", AS_NEAR),

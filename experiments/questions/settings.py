@@ -61,7 +61,7 @@ def name_changes(settings: dict[Any, Any]) -> str:
 
 
 def score_times(setting: str, against: str, share: float) -> Score:
-    """Score the running average's gap under one setting over that under the other, behind the first layer."""
+    """Score the running average's gap under one setting over that under the other, in the deeper layers."""
     return score(
         lambda tables: select_changes(tables, "gaps"),
         "mean_gap",
@@ -118,7 +118,7 @@ EXPERIMENT = Experiment(
         "accuracy after training in batches of 256. Each differs from one-cycle SGD in what it names.",
         score(select_accuracies, "accuracy", ("panel", "setting", "line"), scale=100),
         Forest("setting", Axis("test accuracy (%)"), series="line"),
-        Headline("At the end, running averages keep the order of configurations, but for a constant rate",
+        Headline("At the end, running averages keep the order of configurations, except at a constant rate",
                 {"order_is_kept_at_falling_rates": ()}, {"harmless_late": ("setting constant schedule",)}))},
     claims={
         "order_is_kept": Claim(
@@ -138,14 +138,14 @@ EXPERIMENT = Experiment(
             score(partial(select_changes, table="evaluations"), "accuracy", ("panel", "setting"), against="exact",
                   scale=-100, panel=share_name(LATE)), LITTLE),
         "constant_rate_costs_late": Claim(
-            "At the end the EMA's gap behind the first layer is over twice as large at a constant learning rate as at "
-            "one that falls to 0.",
+            "At the end the running averages' gap in the deeper layers is over twice as large at a constant learning "
+            "rate as at one that falls to 0.",
             score_times("constant schedule", "usual", LATE),
             above(2.0, "times", "no other setting of the training should double it"),
             post_hoc="layers after the first only"),
         "high_rate_is_farther": Claim(
-            "In the middle of training the EMA's gap behind the first layer is larger at a learning rate of 0.4 than "
-            "at 0.025.",
+            "In the middle of training the running averages' gap in the deeper layers is larger at a learning rate "
+            "of 0.4 than at 0.025.",
             score_times("learning rate 0.4", "learning rate 0.025", MIDDLE), above(1.0, "times", AS_NEAR),
             post_hoc="layers after the first only"),
         "freezing_changes_little": Claim(

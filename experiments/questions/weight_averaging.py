@@ -45,8 +45,8 @@ EXPERIMENT = Experiment(
         "accuracy": Figure(
             "Averaged weights under several statistics, at the end of training",
             "Compare the points beside a name: the same weights under different statistics. SWA averages from 75% of "
-            "training on, the EMA keeps 0.99. Precise statistics, of one pass, lie on the exact ones and are not "
-            "drawn.",
+            "training on, the EMA of the weights keeps 0.99. Precise statistics, of one pass, lie on the exact ones "
+            "and are not drawn.",
             score(select_accuracies, "accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("test accuracy (%)"), series="line"),
             Headline("Averaged weights lose accuracy under the trained network's running averages: an EMA over a point",

@@ -25,7 +25,7 @@ from scipy.stats import gmean
 
 from bnlab.harness import average_gap, load
 from bnlab.harness.lab.registry import find_experiment
-from bnlab.harness.reporting.frames import BEHIND
+from bnlab.harness.reporting.frames import DEEPER
 from bnlab.harness.reporting.overview import make_overview
 from bnlab.harness.reporting.wording import write_value
 from tests.commands.running import call_bnlab
@@ -259,12 +259,12 @@ def test_a_reader_draws_the_gap_against_any_setting(swept: str, follow: Follow, 
     frame = find_experiment("decay").figures["gap"].score(tables)
     assert (frame["n"] == 3).all()
 
-    behind = frame[frame["panel"].str.endswith(BEHIND)].set_index(setting)["mean"].sort_index()
-    assert [write_value(value) for value in behind.index] == values.split(",")
+    deeper = frame[frame["panel"].str.endswith(DEEPER)].set_index(setting)["mean"].sort_index()
+    assert [write_value(value) for value in deeper.index] == values.split(",")
     gaps = average_gap(tables["gaps"]).merge(tables["runs"][["run", setting]], on="run")
     of_ema = gaps[gaps["estimator"] == "ema"]
     expected = of_ema.groupby(setting)["mean_gap"].agg(gmean)
-    pd.testing.assert_series_equal(behind, expected, check_names=False)
+    pd.testing.assert_series_equal(deeper, expected, check_names=False)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.layer_average import BEHIND, FIRST
+from bnlab.harness.layer_average import DEEPER, FIRST
 from bnlab.harness.reporting.means import (
     COMPARED,
     average,
@@ -39,7 +39,7 @@ from bnlab.harness.reporting.wording import list_differences, list_varied, name_
 from bnlab.harness.run_table import RESULTS
 
 __all__ = [
-    "BEHIND",
+    "DEEPER",
     "FIRST",
     "RATIO_OVER_LAYERS",
     "OtherThan",
@@ -79,7 +79,7 @@ _DIFFERING = {
 }
 
 RATIO_OVER_LAYERS: dict[str, Any] = {"depth": OtherThan(1), "average": "layer", "geometric": True}
-"""In `score`: ratios that were taken layer by layer become their geometric mean over the layers behind the first."""
+"""In `score`: ratios that were taken layer by layer become their geometric mean over the deeper layers."""
 
 
 def rows(

@@ -3,9 +3,9 @@
 Gaps over the layers of a network have one definition, for every figure, claim, notebook and caller
 (`bnlab.harness.layer_average`, which says why the first layer stands apart):
 
-- a gap over layers is the root mean square over the layers behind the first, and the first layer stands beside it
+- a gap over layers is the root mean square over the deeper layers, and the first layer stands beside it
   (`gap_over_layers`); where one number is wanted, it is the former (`average_gap`);
-- a ratio is taken layer by layer, and averaged geometrically over the layers behind the first
+- a ratio is taken layer by layer, and averaged geometrically over the deeper layers
   (`frames.RATIO_OVER_LAYERS`);
 - a claim that a gap is small is about the layer with the largest one (`select_largest_gap`).
 """
@@ -191,7 +191,7 @@ def average_gap(gaps: pd.DataFrame, value: str = "mean_gap") -> pd.DataFrame:
     Returns:
         One row for each network, step and estimator with its momentum, in the order of `gaps`: the columns run, step,
         estimator, momentum, statistics_split and epoch, as far as `gaps` has them, and `value`. This is the root mean
-        square over the layers behind the first, the squares divided by their number: the first layer's input is
+        square over the deeper layers, the squares divided by their number: the first layer's input is
         standardized by hand, so that it has hardly any gap. A network with a single layer has the gap of that one.
 
     >>> gaps = pd.DataFrame({"run": "a", "step": 9, "depth": [1, 2, 3], "mean_gap": [0.5, 3.0, 4.0]})
@@ -217,8 +217,8 @@ def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
         UserError: several rows of one layer, which would be averaged as if they were layers.
 
     Returns:
-        Two rows for each network, step and estimator, told apart by the new column `layers`: `BEHIND` with the root
-        mean square over the layers behind the first, and `FIRST` with the gap of the first layer. Rows of several
+        Two rows for each network, step and estimator, told apart by the new column `layers`: `DEEPER` with the root
+        mean square over the deeper layers, and `FIRST` with the gap of the first layer. Rows of several
         channels of a layer are averaged alike. Other measured columns are those of one of the layers.
     """
     keys = _list_statistics(frame, [value])

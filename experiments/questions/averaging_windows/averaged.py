@@ -53,9 +53,7 @@ class AveragedWeights(Measurement):
             **common("epoch"),
             "accuracy": real("share of test images that are predicted right"),
             "accuracy_lost": real("the same under recomputed statistics, minus that"),
-            "mean_gap": real(
-                "as in `gaps`, to recomputed statistics; root mean square over the layers behind the first"
-            ),
+            "mean_gap": real("as in `gaps`, to recomputed statistics; root mean square over the deeper layers"),
             "var_gap": real("the same of the variance"),
         },
     )

@@ -101,7 +101,7 @@ EXPERIMENT = Experiment(
             "other's most.",
             score(select_merged, "accuracy_lost", ("panel", "line"), scale=100),
             Forest("line", LOST),
-            Headline("Averaged statistics serve two branches of one training, not two networks trained apart",
+            Headline("Averaged statistics work for two branches of one training run, not for networks trained apart",
                     {"matched_averages_lose_over_a_point": ()}, {"averaged_networks_need_new_ones": ()})),
     },
     claims={

@@ -68,7 +68,7 @@ class ChangedWeights(Measurement):
             "accuracy_lost": real("the same under exact statistics of all images of the changed weights, minus that"),
             "mean_gap": real(
                 "as in `gaps`, to exact statistics of all images of the changed weights; root mean square over the "
-                "layers behind the first"
+                "deeper layers"
             ),
             "var_gap": real("the same of the variance"),
         },

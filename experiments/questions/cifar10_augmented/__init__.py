@@ -76,27 +76,27 @@ EXPERIMENT = Experiment(
             score(select_lines, "accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="line"),
             Headline("Networks are more accurate under statistics of augmented images than under those of plain ones, "
-                    "in batches of 32 and 1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
+                     "at batch sizes 32 and 1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
     },
     claims={
         "u_comes_back": Claim(
-            "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap behind the "
-            "first layer than the best between them.",
+            "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap in the "
+            "deeper layers than the best between them.",
             score(RATIOS, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
                   panel=share_name(END), **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "nearer_to_augmented": Claim(
             "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
-            "images as they are: at most half as far, behind the first layer.",
+            "images as they are: at most half as far, in the deeper layers.",
             score(lambda tables: select(compute_gaps(tables), panel=share_name(END), estimator="ema", momentum=0.1),
                   "mean_gap", ("batch_size",), against=PLAIN, along="line", ratio=True, **RATIO_OVER_LAYERS),
             below(0.5, "times", "a gap that is halved is seen in any figure")),
         "predictive_is_late_at_the_end": Claim(
-            "At the end of the schedule predictive momentum is late: its gap to augmented images behind the first "
-            "layer is over a quarter larger than that of the best fixed momentum.",
+            "At the end of the schedule predictive momentum is late: its gap to augmented images in the deeper "
+            "layers is over a quarter larger than that of the best fixed momentum.",
             score(RATIOS, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
                   **RATIO_OVER_LAYERS), above(1.25, "times", margins.FLAT)),
         "predictive_is_near_the_best": Claim(
-            "Over training, behind the first layer, the gap of predictive momentum to augmented images is about that "
+            "Over training, in the deeper layers, the gap of predictive momentum to augmented images is about that "
             "of the best fixed one of each layer and step.",
             score(RATIOS, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
                   depth=OtherThan(1), estimator="predictive"), below(1.25, "times", margins.FLAT)),

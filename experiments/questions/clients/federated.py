@@ -63,7 +63,7 @@ class Clients(Measurement):
             **common("epoch"),
             "accuracy": real("share of test images that are predicted right"),
             "accuracy_lost": real("the same under exact statistics, minus that"),
-            "mean_gap": real("as in `gaps`; root mean square over the layers behind the first"),
+            "mean_gap": real("as in `gaps`; root mean square over the deeper layers"),
         },
     )
 

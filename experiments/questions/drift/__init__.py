@@ -13,7 +13,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below
 from bnlab.harness.reporting.frames import (
-    BEHIND,
+    DEEPER,
     RATIO_OVER_LAYERS,
     OtherThan,
     gap_over_layers,
@@ -117,7 +117,7 @@ EXPERIMENT = Experiment(
         "speeds": Figure(
             "How far means move in an update",
             "Follow a line over training: how far a channel's mean moves in one update, in its standard deviations; "
-            "geometric mean over the layers behind the first. {schedule}",
+            "geometric mean over the deeper layers. {schedule}",
             score(lambda tables: compute_speeds(tables, ()).assign(panel="").round({"epoch": 1}), "speed",
                   ("panel", "batch_size", "epoch"), **RATIO_OVER_LAYERS),
             Curves("epoch", "batch_size", Axis("move of a mean in an update (σ)", log=True), across=Axis("epoch")),
@@ -126,11 +126,11 @@ EXPERIMENT = Experiment(
     },
     claims={
         "batches_scatter": Claim(
-            "In batches of 4, behind the first layer, the mean of a single batch is farther from the population mean "
-            "than the EMA.",
+            "In batches of 4, in the deeper layers, the mean of a single batch is farther from the population mean "
+            "than the running average.",
             score(compute_distances, "distance", EACH, against="ema", ratio=True, geometric=True,
                   estimator="last_batch",
-                  layers=BEHIND), above(1.0, "times", "at 1 averaging gains nothing"),
+                  layers=DEEPER), above(1.0, "times", "at 1 averaging gains nothing"),
             post_hoc="layers after the first only"),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",

@@ -99,8 +99,8 @@ EXPERIMENT = Experiment(
             "after 500 updates at a learning rate of 0.001, before and after recalibrating both on the 256 new images.",
             score(compute_leads, "new_accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("points that train mode gains"), mark=(0.0, "eval mode"), series="line"),
-            Headline("At a small learning rate, train mode reads new fonts better than eval mode "
-                     "in batches of 8 and 32",
+            Headline("At a small learning rate, train mode is better than eval mode for fine-tuning, at batch sizes 8 "
+                     "and 32",
                     {"train_mode_is_better_at_a_small_rate": ("tuning batch 8", "tuning batch 32")})),
     },
     claims={

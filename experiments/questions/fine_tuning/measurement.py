@@ -32,11 +32,11 @@ _TESTED = 1000  # images that are predicted, of each kind, at most
 _MOMENTUM = 0.9
 
 _ABOUT = f"""\
-How a network predicts that was trained on glyphs in some fonts, and goes on with few images in other fonts at the end
-of training: at most {_FEW} of the test images in these, of which up to {_TESTED:,} others are predicted. SGD with
-momentum {_MOMENTUM} and a constant rate, without weight decay. The images of a batch are drawn for each network, the
-same for all modes and rates. Networks that were trained on all fonts have no rows. Where a fine-tuning diverges, rows
-end."""
+How a network predicts that was trained on rendered characters in some fonts, and goes on with few images in other
+fonts at the end of training: at most {_FEW} of the test images in these, of which up to {_TESTED:,} others are
+predicted. SGD with momentum {_MOMENTUM} and a constant rate, without weight decay. The images of a batch are drawn
+for each network, the same for all modes and rates. Networks that were trained on all fonts have no rows. Where a
+fine-tuning diverges, rows end."""
 
 
 @dataclass(unsafe_hash=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, below, within
 from bnlab.harness.reporting.frames import (
-    BEHIND,
+    DEEPER,
     RATIO_OVER_LAYERS,
     gap_over_layers,
     lowest,
@@ -35,10 +35,10 @@ AGAINST_FLOAT32: dict[str, Any] = {
 
 
 def average_gaps(tables: Tables) -> pd.DataFrame:
-    """Average the gaps of running averages at each momentum over the layers behind the first."""
+    """Average the gaps of running averages at each momentum over the deeper layers."""
     measured = rows(tables, "gaps", SHARES, NETWORKS, estimator="ema")
     gaps = gap_over_layers(measured, "mean_gap")
-    return select(gaps, layers=BEHIND)
+    return select(gaps, layers=DEEPER)
 
 
 def select_best_momenta(tables: Tables) -> pd.DataFrame:
@@ -62,8 +62,8 @@ EXPERIMENT = Experiment(
     figures={
         "gap": Figure(
             "Gap against the momentum, after training in float32 and in bfloat16",
-            "Compare the two lines of a panel: the gap of running averages, root mean square over the layers behind "
-            "the first. Their lowest points are the best momenta.",
+            "Compare the two lines of a panel: the gap of running averages, root mean square over the deeper "
+            "layers. Their lowest points are the best momenta.",
             score(lambda tables: name_panels(average_gaps(tables), "{panel}, batch size {batch_size}"), "mean_gap",
                   ("panel", "precision", "momentum"), geometric=True),
             Curves("momentum", "precision", GAP, mark=PYTORCH),
@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
             score("evaluations", "accuracy", ("batch_size", "precision"), at=LATE, scale=100, estimator="exact",
                   **AGAINST_FLOAT32), within(-1.0, 1.0, "points gained", A_POINT)),
         "gap_is_alike": Claim(
-            "The gap of PyTorch's running average behind the first layer is within a quarter of that after training in "
+            "The gap of PyTorch's running average in the deeper layers is within a quarter of that after training in "
             "float32.",
             score(lambda tables: rows(tables, "gaps", SHARES, NETWORKS, **EMA), "mean_gap", EACH, ratio=True,
                   **AGAINST_FLOAT32, **RATIO_OVER_LAYERS), within(0.8, 1.25, "times", HARDLY_SEEN)),

@@ -61,8 +61,8 @@ EXPERIMENT = Experiment(
         "course": Figure(
             "The noise of the running average in the course of an epoch",
             "Compare with 1, independent batches. Frozen weights, 24 epochs in orders of their own: mean square error "
-            "of the EMA over that for independent batches, geometric mean over layers. Kept: the images that fill no "
-            "batch are a small last one, with the weight of any other.",
+            "of the running mean over that for independent batches, geometric mean over layers. Kept: the images that "
+            "fill no batch are a small last one, with the weight of any other.",
             score(compute_courses, "course", ("panel", "position", "line"), average="layer", geometric=True),
             Curves("position", "line", Axis("variance / that of independent batches", (0.0, 1.7))),
             Headline("Within an epoch the errors of batches cancel; a small last batch undoes it",
@@ -90,7 +90,7 @@ EXPERIMENT = Experiment(
             above(1.5, "times", "theory has 3 for 40 images after batches of 256"),
             post_hoc="layers after the first only"),
         "theory_predicts_the_course": Claim(
-            "Theory predicts the variance of the running mean behind the first layer within a quarter, on average "
+            "Theory predicts the variance of the running mean in the deeper layers within a quarter, on average "
             "over an epoch's batches.",
             score(compute_noise, "times", CONDITION, average=("layer", "position"), geometric=True,
                   depth=OtherThan(1)), within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance"),

@@ -126,7 +126,7 @@ def test_rows(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         precise = batch_upstream_population(model, [train[part] for part in in_batches(360, 32)])
         expected: dict[str, Any] = {"exact": exact, "precise": precise, "stale": running_statistics(model)}
         accuracies = {kind: accuracy_under(model, each, test.images, test.labels) for kind, each in expected.items()}
-        *_, last = exact  # the only layer behind the first
+        *_, last = exact  # the only deeper layer
         for kind, accuracy in accuracies.items():
             found = expected[kind][last]
             gaps = gap(exact[last][1:], (found.mean, found.var), batch_norms(model)[last].eps)

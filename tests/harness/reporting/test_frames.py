@@ -14,7 +14,7 @@ from scipy import stats
 from bnlab.harness import average_gap
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.frames import (
-    BEHIND,
+    DEEPER,
     FIRST,
     RATIO_OVER_LAYERS,
     OtherThan,
@@ -295,15 +295,15 @@ def layers(**gaps: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "depth", "gap"]).assign(layer=lambda f: f["depth"].astype(str), size=4)
 
 
-def test_a_gap_over_layers_is_the_root_mean_square_behind_the_first() -> None:
+def test_a_gap_over_layers_is_the_root_mean_square_of_the_deeper_ones() -> None:
     """Of 3 and 4 it is sqrt(12.5), whatever the first layer has."""
     found = gap_over_layers(layers(a=[7.0, 3.0, 4.0], b=[0.0, 1.0, 1.0]), "gap").set_index(["run", "layers"])["gap"]
-    wanted = {("a", FIRST): 7, ("a", BEHIND): 12.5**0.5, ("b", FIRST): 0, ("b", BEHIND): 1}
+    wanted = {("a", FIRST): 7, ("a", DEEPER): 12.5**0.5, ("b", FIRST): 0, ("b", DEEPER): 1}
     assert found.to_dict() == pytest.approx(wanted)
 
 
 def test_the_average_gap_has_one_row_for_each_statistic_and_is_that_of_the_only_layer() -> None:
-    """Behind the first layer; in the order of the rows, of which some columns are about one layer alone."""
+    """In the deeper layers; in the order of the rows, of which some columns are about one layer alone."""
     several = layers(a=[7.0, 3.0, 4.0]).assign(estimator="ema", momentum=[0.1] * 3)
     others = layers(a=[7.0, 1.0, 1.0]).assign(estimator="cumulative", momentum=np.nan)
     single = layers(b=[5.0]).assign(estimator="ema", momentum=0.1)
@@ -321,7 +321,7 @@ def test_a_gap_over_layers_keeps_estimators_apart_and_refuses_what_it_cannot_tel
     exact = layers(a=[1.0, 6.0]).assign(estimator="exact")
     both = pd.concat([ema, exact])
 
-    found = select(gap_over_layers(both, "gap"), layers=BEHIND)
+    found = select(gap_over_layers(both, "gap"), layers=DEEPER)
 
     assert found["estimator"].to_list() == ["ema", "exact"]
     assert found["gap"].to_list() == [2, 6]
