@@ -1,8 +1,9 @@
 """Score a tool on public reports and planted faults: python -m benchmarks.doctor_benchmark [WORD ...].
 
-Without arguments all problems on committed networks are asked about, and results.csv and results.md beside this file
-are written, again after each of them. With words only problems whose part or name holds one of them are, and nothing is written. `--fresh N`
-plants faults in N freshly trained networks as well. `--tool PACKAGE.MODULE:FUNCTION` scores another tool.
+Without arguments all problems on committed networks are asked about; results.csv and results.md beside this file are
+written again after each of them. With words only problems whose part or name holds one of them are asked about, and
+nothing is written. `--fresh N` plants faults in N freshly trained networks as well. `--tool PACKAGE.MODULE:FUNCTION`
+scores another tool.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pandas as pd
 import torch
 
 from benchmarks.doctor_benchmark import parts
-from benchmarks.doctor_benchmark.planted import list_fresh, list_frozen
+from benchmarks.doctor_benchmark.planted import Wants, list_fresh, list_frozen
 from benchmarks.doctor_benchmark.problem import Problem, Tool
 from benchmarks.doctor_benchmark.reports import REPORTS
 from benchmarks.doctor_benchmark.scoring import Row, ask, grade, write_rows, write_summary
@@ -48,9 +49,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parts.NETWORKS.trains = arguments.train_networks
     tool = _load_tool(arguments.tool)
     rows = []
-    for problem in _list_problems(arguments.fresh):
-        if arguments.words and not any(word in f"{problem.part}: {problem.name}" for word in arguments.words):
-            continue
+
+    def wants(part: str, name: str) -> bool:
+        return not arguments.words or any(word in f"{part}: {name}" for word in arguments.words)
+
+    for problem in _list_problems(arguments.fresh, wants):
         rows.append(grade(problem, ask(problem, tool)))
         print(write_rows(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
         if not arguments.words and arguments.tool == _OWN:
@@ -58,10 +61,10 @@ def main(words: Sequence[str] | None = None) -> None:
     print(write_summary(rows))
 
 
-def _list_problems(fresh: int) -> Iterator[Problem]:
-    yield from REPORTS
-    yield from list_frozen()
-    yield from list_fresh(fresh)
+def _list_problems(fresh: int, wants: Wants) -> Iterator[Problem]:
+    yield from (problem for problem in REPORTS if wants(problem.part, problem.name))
+    yield from list_frozen(wants)
+    yield from list_fresh(fresh, wants)
 
 
 def _load_tool(path: str) -> Tool:

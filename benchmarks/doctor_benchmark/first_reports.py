@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from benchmarks.doctor_benchmark.parts import (
 )
 from benchmarks.doctor_benchmark.problem import Batches, Given
 from bnlab.doctor.gallery.store import History
-from bnlab.harness.artifacts.data.drawing import glyphs
+from bnlab.harness.artifacts.data.rendering import glyphs
 
 
 def load_resnet() -> nn.Sequential:
@@ -93,7 +93,7 @@ def overfit_a_regression() -> Given:
 
 
 @torch.no_grad()
-def _measure_loss(model: nn.Module, batches: Batches) -> float:
+def _measure_loss(model: nn.Module, batches: Sequence[Any]) -> float:
     losses = [float(F.mse_loss(model(inputs), targets)) for inputs, targets in batches]
     return sum(losses) / len(losses)
 
