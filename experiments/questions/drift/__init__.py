@@ -26,7 +26,7 @@ from bnlab.harness.reporting.frames import (
 )
 from bnlab.harness.reporting.plots import ACCURACY, Axis, Curves
 from experiments.margins import EACH
-from experiments.questions.drift.stream_plot import StreamPlot, Zone
+from experiments.questions.drift.plots import StreamPlot, Zone
 
 CHANNEL = Path(__file__).with_name("channel.csv")  # written by `channel.py` beside it
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
