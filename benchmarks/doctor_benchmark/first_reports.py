@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def overfit_a_regression() -> Given:
 
 
 @torch.no_grad()
-def _measure_loss(model: nn.Module, batches: Batches) -> float:
+def _measure_loss(model: nn.Module, batches: Sequence[Any]) -> float:
     losses = [float(F.mse_loss(model(inputs), targets)) for inputs, targets in batches]
     return sum(losses) / len(losses)
 
