@@ -235,7 +235,7 @@ def _describe_norm(config: Config) -> str:
     norm = config.norm
     if not norm.is_own:
         return f"norm.name={norm.name}"
-    lacks = "" if norm.uses_batch else " has no batch norm of torch's whose averages could be measured"
+    lacks = "" if norm.uses_batch else " has no batch norm whose averages could be measured"
     return f"norm={norm.name}{lacks}"
 
 

@@ -19,7 +19,7 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Diverged, compute_logits, train
 from bnlab.harness.artifacts.training_runner import record_moments, start_training
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.model.layers import BatchNorm, join_names
+from bnlab.model.layers import BatchNorm, is_batch_norm, join_names
 
 _WARM_UP = 5  # updates that are not timed
 _REMEDY = (
@@ -162,7 +162,7 @@ def _list_warnings(run: Run, logits: Tensor) -> Iterator[str]:
 def _require_training(run: Run, model: nn.Module) -> None:
     """UserError unless a batch norm is called in evaluations, and all of these average what they normalize."""
     own = _name_own(run.config)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
+    layers = {name: layer for name, layer in model.named_modules() if is_batch_norm(layer)}
     evaluated = {name: layer for name, layer in layers.items() if name not in run.unseen}
     if layers and not evaluated:
         raise UserError(
@@ -181,16 +181,15 @@ def _require_training(run: Run, model: nn.Module) -> None:
 def _require_statistics(run: Run, model: nn.Module) -> None:
     """UserError without batch norms, or if one has no statistics in eval mode but those of the images it is given."""
     own = _name_own(run.config)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
-    if run.has_trace and not layers:
-        raise UserError(
-            f"{own}: has no batch norm of torch's, nn.BatchNorm2d or another one, and statistics of batch norms are "
-            "what a sweep measures; put one into it"
-        )
-    for name, layer in layers.items():
-        if layer.running_mean is None:
+    for name, layer in model.named_modules():
+        if isinstance(layer, BatchNorm) and not is_batch_norm(layer):
             raise UserError(
                 f"{own}: layer {name!r} keeps no running statistics, so that what it computes in eval "
                 "mode depends on the images that are predicted together; let it keep them, and choose "
                 "estimator=test_batch for statistics of these images"
             )
+    if run.has_trace and not any(map(is_batch_norm, model.modules())):
+        raise UserError(
+            f"{own}: has no batch norm, nn.BatchNorm2d or another one with running_mean and running_var, and "
+            "statistics of batch norms are what a sweep measures; put one into it"
+        )

@@ -389,7 +389,7 @@ MISTAKES = {
     "tuple": ("model=mine.make_pair", "", "", r"make_pair: gives a tuple in train mode.* \[N, classes\]; let its"),
     "tuple later": ("model=mine.make_late_pair", "", "", "make_late_pair: gives a tuple in eval mode"),
     "bfloat16": ("model=mine.make_pair precision=bfloat16", "", "", "make_pair: gives a tuple in train mode"),
-    "no batch norm": ("", "nn.BatchNorm2d(width)", "nn.Identity()", "make_model: has no batch norm of torch's"),
+    "no batch norm": ("", "nn.BatchNorm2d(width)", "nn.Identity()", "make_model: has no batch norm, "),
     "frozen": ("model=mine.make_frozen", "", "", r"batch norms in eval mode \('1'\), which have no running average"),
     "unused": ("model=mine.make_unused", "", "", r"an evaluation calls none of its batch norms \('1'\)"),
     "frozen norm": ("model=cnn norm=mine.Frozen", "", "", "norm=mine.Frozen: is trained with batch norms in eval mode"),

@@ -69,6 +69,20 @@ def make_cumulative(channels):
     return nn.BatchNorm2d(channels, momentum=None)
 
 
+class OfAnotherClass(nn.Module):
+    \"\"\"Not of torch's batch norms.\"\"\"
+
+    def __init__(self, channels):
+        super().__init__()
+        self.eps, self.momentum = 1e-5, 0.1
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x):
+        buffers = self.running_mean, self.running_var
+        return nn.functional.batch_norm(x, *buffers, None, None, self.training, self.momentum, self.eps)
+
+
 class Untracked(nn.BatchNorm2d):
     def __init__(self, channels):
         super().__init__(channels, track_running_stats=False)
@@ -100,6 +114,7 @@ CASES = {  # what is trained, the exit code, and all that the command says on st
     "some of the images": (f"{NORM}.Written norm.first=2 inputs=averages.read_all", 2, OTHER),
     "another momentum than its own": (f"{NORM}.Written norm.weight=0.3 inputs=averages.read_half", 2, OTHER),
     "untracked": (f"{NORM}.Untracked", 2, ": layer '1' keeps no running statistics, .*estimator=test_batch"),
+    "of another class than torch's": (f"{NORM}.OfAnotherClass estimator=[ema,exact]", 0, ""),
     "of cubes": (f"{NORM}.Cubes inputs=averages.read_cubes", 0, ""),
     "of biased variances": (f"{NORM}.Written inputs=averages.read_half", 0, ""),
     "another momentum": (f"{NORM}.make_norm norm.momentum=0.1,0.9 -m", 0, ""),
@@ -127,5 +142,5 @@ def test_the_reason_why_a_norm_has_no_gaps(averages: None, call: Call, tmp_path:
     code, out, _ = call("sweep", *shape(f"{NORM}.make_group_norm"), f"results={tmp_path}")
 
     assert code == 0
-    reason = "has no batch norm of torch's whose averages could be measured, so not measured: gaps"
+    reason = "has no batch norm whose averages could be measured, so not measured: gaps"
     assert f"norm=averages.make_group_norm {reason}" in out

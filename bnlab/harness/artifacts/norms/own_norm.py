@@ -12,7 +12,7 @@ from bnlab.harness.artifacts.norms.base import Norm, Site
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, call_own, own
 from bnlab.model.borrow import keep_random_state
-from bnlab.model.layers import BatchNorm
+from bnlab.model.layers import is_batch_norm
 
 
 @own
@@ -52,7 +52,7 @@ class OwnNorm(Own, Norm):
 
 @cache
 def _holds_batch_norm(norm: OwnNorm, channels: int) -> bool:
-    """Find out whether there is a batch norm of torch's in the layer for so many channels."""
+    """Find out whether there is a batch norm with running statistics in the layer for so many channels."""
     with keep_random_state():
         layer = norm.build(Site(channels, number=1, of_images=True, steps=1))
-    return any(isinstance(module, BatchNorm) and module.running_mean is not None for module in layer.modules())
+    return any(map(is_batch_norm, layer.modules()))
