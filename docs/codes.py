@@ -39,7 +39,7 @@ def write_codes() -> str:
         "# Codes of the doctor",
         "",
         "What [`bnlab doctor`](howto/doctor.md) and `bnlab.diagnose` look for. Each code says what it means, what to",
-        "do, how it is told, and when it is a false alarm; `bnlab explain CODE` prints the same.",
+        "do, how it is detected, and when it is a false alarm; `bnlab explain CODE` prints the same.",
         "",
         "| code | what it is | what it needs beside the model |",
         "|---|---|---|",
@@ -59,7 +59,7 @@ def _write_code(cause: Cause) -> str:
         f"## {cause.code}",
         f"**{title}.** {cause.meaning}",
         f"**What to do.** {cause.remedy}",
-        f"**How it is told.** {describe_signs(cause)}",
+        f"**How it is detected.** {describe_signs(cause)}",
         f"**What it needs.** {describe_needs(cause)} {describe_severity(cause)}",
     ]
     examples = [_write_example(fault) for fault in FAULTS.values() if fault.code == cause.code]

@@ -1,4 +1,4 @@
-"""`bnlab doctor --demo`: a small network that is spoiled in five ways, and what the doctor says of each."""
+"""`bnlab doctor --demo`: a small network that is broken in five ways, and what the doctor says of each."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _NEXT = """\
 Next
   bnlab doctor package.module:model package.module:batches   ask about a model of your own
   bnlab doctor torchvision:NAME photos --weights FILE        or of a package's, on a folder of images
-  bnlab explain CODE                                         what a code means, how it is told, false alarms
+  bnlab explain CODE                                         what a code means, how it is detected, false alarms
   bnlab recalibrate MODEL BATCHES --out NEW.safetensors      new statistics where they gain, with an undo file"""
 
 
 def show_demo(names: Sequence[str] = CHOSEN) -> None:
     """Print what the doctor says of the healthy network, and of each of these faults."""
-    print("A small trained network is spoiled in five ways, one at a time.\n")
+    print("A small trained network is broken in five ways, one at a time.\n")
     healthy = make_healthy()
     _show("0. As it was trained", bnlab.diagnose(healthy.model, healthy.batches, progress=False))
     for number, name in enumerate(names, start=1):

@@ -61,7 +61,7 @@ def add_parsers(commands: Any) -> None:
     parser.set_defaults(run=run)
 
     explaining: argparse.ArgumentParser = commands.add_parser(
-        "explain", help="what a code of the doctor's means, how it is told, and what to do"
+        "explain", help="what a code of the doctor's means, how it is detected, and what to do"
     )
     explaining.add_argument("code", nargs="?", help="such as BN102; all codes are listed without one")
     explaining.set_defaults(run=run_explain)

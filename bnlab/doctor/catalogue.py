@@ -42,7 +42,7 @@ def list_causes() -> list[Cause]:
 
 
 def explain(code: str) -> str:
-    """Explain a code: what it is, how it is told, what to do, and when it is a false alarm.
+    """Explain a code: what it is, how it is detected, what to do, and when it is a false alarm.
 
     Raises:
         ValueError: there is no such code.
@@ -65,7 +65,7 @@ def explain(code: str) -> str:
 
 
 def describe_signs(cause: Cause) -> str:
-    """Say how a cause tells its fault, and when it is a false alarm: its docstring."""
+    """Say how a cause detects its fault, and when it is a false alarm: its docstring."""
     return inspect.getdoc(type(cause)) or ""
 
 
@@ -78,10 +78,8 @@ def describe_needs(cause: Cause) -> str:
 def describe_severity(cause: Cause) -> str:
     """Say how severe what a cause finds is, and whether recalibration refuses to cover it up."""
     article = "an" if cause.severity == "error" else "a"
-    known = f"where that is not known, it is {article} {cause.severity}"
-    reported = f"Its severity follows what undoing it brings back; {known}."
+    unknown = f"if that is unknown, it is {article} {cause.severity}"
+    reported = f"How severe it is depends on how much undoing it gains; {unknown}."
     hides = cause.kind in HIDDEN and type(cause).propose is not Cause.propose
-    refuses = (
-        "bnlab.recalibrate refuses where undoing it brings back as much as new statistics do, which would cover it up."
-    )
+    refuses = "bnlab.recalibrate refuses if undoing it gains as much as new statistics do, because these would hide it."
     return f"{reported} {refuses}" if hides else reported

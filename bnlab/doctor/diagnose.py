@@ -63,8 +63,8 @@ def diagnose(
     """Find out what is wrong with a model's batch-norm statistics, what it costs, and what to do.
 
     Without batches in milliseconds, from buffers, counts, momenta and modes alone. With batches, running averages are
-    compared with exact statistics, and predictions under both and under each batch's own: four passes over the batches
-    (one more where there is dropout), and one forward of a sample for each layer where averages may cost
+    compared with exact statistics, and predictions under both and under each batch's own statistics: four passes over
+    the batches (one more where there is dropout), and one forward of a sample for each layer where averages may cost
     something. With `evaluate` two passes, and three calls of it. Without labels the verdict goes by how predictions
     under running averages and exact statistics differ. The model comes back as it was.
 

@@ -19,7 +19,7 @@ HEADLINES = {
 }
 """Verdict → how an answer begins."""
 
-KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own"}
+KINDS = {"running": "running averages", "exact": "exact statistics", "batch": "each batch's own statistics"}
 """Kinds of statistics that are scored, in words."""
 
 

@@ -29,11 +29,11 @@ CASES = [
     ("mine:model mine:batches", 0, "Healthy averages (2 batch norms).", None),
     ("mine:spoiled mine:batches", 1, "The averages are at fault (2 batch norms).", None),
     ("mine:spoiled mine:batches --fail-on error", 1, "BN108 error", None),  # more than five points
-    ("mine:model", 0, "Nothing above a note", None),
+    ("mine:model", 0, "No warnings or errors", None),
     ("mine:fresh --fail-on error", 0, "BN002 warning: never updated, in 1", None),
     ("mine:fresh --select BN9,bn0", 1, "BN002", None),
     ("mine:spoiled mine:batches --select BN9", 0, "at fault", "BN108 error"),
-    ("mine:model --select bn213", 0, "Nothing above", None),  # a part of another code
+    ("mine:model --select bn213", 0, "No warnings or errors", None),  # a part of another code
     ("mine:constant mine:three_of_four --expected 0.9", 1, "The network is at fault, not the averages", None),
     ("mine:constant mine:three_of_four --expected 0.7", 0, "", "at fault"),
     ("mine:constant mine:three_of_four --expected 50", 2, "expected=50.0, but scores are shares here; pass one", None),

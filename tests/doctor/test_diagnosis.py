@@ -189,7 +189,7 @@ def test_without_labels_and_outputs_of_images_there_is_no_verdict(batches: Batch
 
     assert diagnosis.verdict is None
     assert diagnosis.scores == {}
-    assert str(diagnosis).startswith("Nothing above a note in 3 batch norms (no labels, no evaluate=, and ")
+    assert str(diagnosis).startswith("No warnings or errors in 3 batch norms (no labels, no evaluate=, and ")
 
 
 def test_labels_of_one_class_do_not_make_a_model_bad(batches: Batches) -> None:
@@ -239,9 +239,8 @@ def test_a_model_without_running_averages_is_told_so(batches: Batches) -> None:
     text = " ".join(str(diagnose(model, batches[:2], progress=False)).split())
 
     assert text == (
-        "No running averages in 1 batch norm: each batch is normalized by its own, also in eval mode. Notes: BN402 "
-        "(normalizes by the batch) "
-        "(see .findings, or --html)."
+        "No running averages in 1 batch norm: each batch is normalized by its own statistics, also in eval mode. "
+        "Notes: BN402 (normalizes by the batch) (see .findings, or --html)."
     )
 
 

@@ -119,7 +119,7 @@ def test_a_metric_is_asked_for_each_batchs_own_score_where_there_are_labels_too(
 
     assert diagnosis.scores == {"running": 0.0, "exact": 0.0, "batch": 1.0}
     assert diagnosis.verdict == "batches"
-    assert "0.0% under exact statistics, 100.0% under each batch's own." in str(diagnosis)
+    assert "0.0% under exact statistics, 100.0% under each batch's own statistics." in " ".join(str(diagnosis).split())
     assert json.loads(diagnosis.to_json())["scores"]["batch"] == 1.0
 
 

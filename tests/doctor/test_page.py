@@ -96,10 +96,10 @@ PAGES = {
     "healthy": ("good", "Healthy averages", "Exact statistics of 256 images "),
     "odd": ("bad", "Healthy averages, but 1 finding", "Exact statistics of 256 images "),
     "no labels": ("good", "Healthy averages", "Without labels: exact statistics change "),
-    "no data": ("good", "Nothing above a note", "Without data."),
+    "no data": ("good", "No warnings or errors", "Without data."),
     "not finite": ("bad", "The averages are at fault", "Some of them are not finite"),
     "unfit": ("good", "Healthy averages", "Without labels: exact statistics change "),
-    "untracked": ("good", "No running averages", "Each batch is normalized by its own, also in eval mode."),
+    "untracked": ("good", "No running averages", "Each batch is normalized by its own statistics, also in eval mode."),
 }
 
 

@@ -25,7 +25,7 @@ from tests.doctor.digits import build, draw_batches, get_norm, make_healthy
 
 GAIN = Difference(0.0, -0.004, 0.004, 1000)
 BEFORE = "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=."
-TRAINING = "Prepared otherwise than in training? Pass training_batches= to compare."
+TRAINING = "Could the preprocessing differ from training? Pass training_batches= to compare."
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,9 @@ def test_any_number_of_notes_takes_one_line(count: int, notes: str, case: Case) 
 
     assert tell(case, count).startswith("Healthy averages (3 batch norms). So it is. ")
     assert tell(case, count).endswith(f"{doubt}{notes}")
-    assert tell(replace(case, expected=0.5), 1).endswith("own. Notes: OWN1 (planted) (see .findings, or --html).")
+    assert tell(replace(case, expected=0.5), 1).endswith(
+        "own statistics. Notes: OWN1 (planted) (see .findings, or --html)."
+    )
 
 
 @pytest.mark.parametrize("given", ["nothing", "training_batches", "before", "labels"])
@@ -64,7 +66,7 @@ def test_what_would_tell_most_is_asked_for_and_what_was_given_is_not(given: str)
 
     assert (BEFORE in text) == (given in ("nothing", "training_batches")), text
     assert (TRAINING in text) == (given in ("nothing", "before")), text
-    assert text.endswith("Pass batches with labels: they tell what it costs.") == (given == "labels")
+    assert text.endswith("Pass batches with labels: they show what it costs.") == (given == "labels")
 
 
 # As constructed
@@ -167,7 +169,7 @@ def test_at_chance_a_cause_without_data_is_printed_and_nothing_is_called_healthy
     assert diagnosis.verdict == "undecided"
     assert diagnosis.findings["code"].iloc[0] == "BN002"
     assert diagnosis.findings["severity"].iloc[0] == "warning"
-    assert "Near chance under any statistics" in str(diagnosis)
+    assert "near chance under any statistics" in str(diagnosis)
     assert not diagnosis.is_healthy
 
 

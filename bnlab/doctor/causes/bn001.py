@@ -14,22 +14,23 @@ class NotHeld(Cause):
     """A running mean or variance that is NaN or infinite, a variance below 0, or a type below float32.
 
     One batch with a NaN, or one that overflows float16, is enough: an average never forgets it. The first layer in
-    depth is where to look; those behind it were given its output. Float16 ends at 65,504: a variance above it becomes
+    depth is where to look; later ones were given its output. Float16 ends at 65,504: a variance above it becomes
     infinite when the model is cast.
 
     In a type below float32 an update of an average r by m·(x − r) is lost in rounding once it is below half of the
     distance to the next number: with momentum .1 a bfloat16 average stops 2 to 4% short of its goal, with .01 ten times
     as far. In train mode this is a warning.
 
-    A false alarm in a model that was converted for inference: rounding finished averages costs nothing measurable.
+    It is a false alarm in a model that was converted for inference: rounding finished averages costs nothing
+    measurable.
     """
 
     code = "BN001"
     title = "not finite, negative, or in low precision"
-    meaning = "The averages cannot hold what was averaged, or one bad batch has spoiled them for good."
+    meaning = "The averages cannot represent what was averaged, or a single bad batch has ruined them for good."
     remedy = (
-        "Keep batch norm in float32, where the rest is cast. Load the averages of before the cast, or recalibrate, and "
-        "look for the batch, the overflow or the tool."
+        "Keep batch norm in float32 even if the rest is cast. Load the averages from before the cast, or recalibrate, "
+        "and look for the batch, the overflow or the tool."
     )
 
     def look(self, case: Case) -> Signs | None:

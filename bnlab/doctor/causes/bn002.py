@@ -18,14 +18,14 @@ class NeverUpdated(Cause):
     Averages start at 0 and 1; tools that average again start at 0 and 0, and leave it there if they are given no batch.
     If only one of the two is such a value, a tool copied the other alone: it is undone by exact values of that one.
 
-    With data a layer whose exact statistics are near these values too is no finding: the first layer behind
-    standardized images, for example, or dead channels. Without data a layer of 0 and 1 that has counted updates is no
-    finding either.
+    With data a layer whose exact statistics are near these values too is no finding: the first layer after standardized
+    images, for example, or dead channels. Without data a layer of 0 and 1 that has counted updates is no finding
+    either.
     """
 
     code = "BN002"
     title = "never updated"
-    meaning = "The averages, or one of the two, hold a starting value, which no batch gives."
+    meaning = "The running mean or the running variance is still at its initial value, which no real batch produces."
     remedy = (
         "Train in train(), or load a checkpoint that has both buffers, from before any tool reset them; "
         "bnlab.recalibrate repairs what there is."

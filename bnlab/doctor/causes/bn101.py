@@ -25,13 +25,15 @@ class OnItsWay(Cause):
     believed if the weight is above .2, and no variance, of all layers with the same count, is smaller than what the
     start alone leaves of its 1.
 
-    A false alarm without data where the count is wrong: it began again on averages that were there before, or momentum
-    was larger earlier.
+    Without data it is a false alarm if the count is wrong: it began again on averages that were there before, or
+    momentum was larger earlier.
     """
 
     code = "BN101"
-    title = "still on the way from 0 and 1"
-    meaning = "The averages have seen too few updates for their momentum, and still hold part of their start."
+    title = "averages have not converged from their start at 0 and 1"
+    meaning = (
+        "The averages have seen too few updates for their momentum, and still contain part of their starting values."
+    )
     remedy = "Recalibrate, train longer, or use a larger momentum."
     undone_by = (EXACT,)
     severity = "warning"

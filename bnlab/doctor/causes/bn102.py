@@ -20,16 +20,17 @@ class OddMomentum(Cause):
     old average. MaxViT in torchvision has .99. Networks that were ported from another library have 0, and fine-tuning
     leaves them the averages of the images before. With data it is named where exact statistics bring something back.
 
-    A false alarm where the averages were recalibrated, are meant to follow the latest batch, or to stay. Momentum None,
-    a cumulative average, is none, and layers whose own weight is frozen may have 0.
+    It is a false alarm if the averages were recalibrated, are meant to follow the latest batch, or to stay. Momentum
+    None, a cumulative average, is none, and layers whose own weight is frozen may have 0.
     """
 
     code = "BN102"
     title = "momentum reversed, or 0"
     meaning = (
-        "The averages are little more than the last batch, or have not moved: momentum is the weight of the new one."
+        "The averages are little more than the last batch, or have not moved: in PyTorch, momentum is the weight of "
+        "the new batch."
     )
-    remedy = "Set momentum to one minus it, or to 0.1, and recalibrate."
+    remedy = "Set momentum to one minus its value, or to 0.1, and recalibrate."
     undone_by = (EXACT, RESCALED)
     severity = "warning"
 

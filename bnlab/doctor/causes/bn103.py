@@ -23,16 +23,16 @@ class SeveralUpdates(Cause):
     those of other steps, by half. Up to rounding the same, it is activation checkpointing, which runs forwards again;
     to some percent, a forward of the same images at other weights, as in sharpness-aware training.
 
-    A false alarm where the calls are of different batches, as with gradient accumulation: each deserves its update, and
-    the finding is a note.
+    It is a false alarm if the calls are of different batches, as with gradient accumulation: each deserves its update,
+    and the finding is a note.
     """
 
     code = "BN103"
     title = "several updates a step"
     meaning = "The averages forget faster than their momentum says, counted in steps."
     remedy = (
-        "Let one forward of a step average, the one at the weights that are kept, and set momentum to 0 in the others; "
-        "or with k updates of the same batch use momentum 1 − (1 − m)^(1/k)."
+        "Let only one forward pass of a step update the averages, the one at the weights that are kept, and set "
+        "momentum to 0 in the others; or, with k updates of the same batch, use momentum 1 − (1 − m)^(1/k)."
     )
     needs = ("trace",)
 

@@ -23,16 +23,18 @@ class MovedAlone(Cause):
     parameter has changed; else exact statistics bring back what is lost, and all weights that the model lists before
     the layers are frozen too, so that these cannot have moved away from the averages.
 
-    A false alarm where averages are meant to follow new data under old weights, or after a recalibration that counts,
-    such as `torch.optim.swa_utils.update_bn`.
+    It is a false alarm if averages are meant to follow new data under old weights, or after a recalibration that
+    counts, such as `torch.optim.swa_utils.update_bn`.
     """
 
     code = "BN104"
     title = "averages moved, weights did not"
-    meaning = "Forwards in train() go on averaging, on whatever images they are given, although nothing is trained."
+    meaning = (
+        "Every forward pass in train() updates the averages, whatever images it sees, even if no weight is trained."
+    )
     remedy = (
-        "Load the earlier checkpoint's buffers, or recalibrate (layers=) on images that these weights are for; call "
-        "eval() before such forwards, and on frozen layers after each train()."
+        "Load the earlier checkpoint's buffers, or recalibrate (layers=) on images that these weights were trained "
+        "for; call eval() before such forward passes, and on frozen layers after each train()."
     )
     undone_by = (EXACT, RESCALED)
 

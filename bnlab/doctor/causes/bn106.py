@@ -23,14 +23,14 @@ class WeightsMovedAlone(Cause):
     more so the deeper the layer: features of different networks cancel when their weights are averaged (Jordan et al.
     2023). Images of less detail than in training do the same: training_batches= tells them apart.
 
-    A false alarm where batch norm was kept in eval mode on purpose while its weights were trained: the network has
+    It is a false alarm if batch norm was kept in eval mode on purpose while its weights were trained: the network has
     learnt with these averages as constants. Layers whose own weight is frozen are left out.
     """
 
     code = "BN106"
     title = "weights moved, averages did not"
     meaning = (
-        "The averages describe other weights: those of before a change, or of the network that they are taken from."
+        "The averages belong to other weights: those before a change, or those of the network they were copied from."
     )
     remedy = (
         "Recalibrate after averaging, merging, pruning or rounding weights; let an average of weights average the "

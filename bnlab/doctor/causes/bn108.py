@@ -12,25 +12,26 @@ from bnlab.doctor.words import describe_number
 
 
 class OtherWeights(Cause):
-    """Running statistics that exact ones replace with gain, and that nothing smaller explains.
+    """Running statistics that score worse than exact ones, where no smaller change explains it.
 
     It is undone by exact statistics of the layers that fit worst: of one, two, four and so on, and of all. Where other
-    causes that are undone so predict the averages, or show other signs, they are named in its place.
+    causes that are undone so predict the averages, or show other signs, they are named instead.
 
     An average of momentum m is 1/m steps behind its weights. A trace, or an earlier checkpoint at most 5/m updates ago,
     shows how statistics drift: a gap along the drift (cosine above .5) and at most twice what m predicts is a lag.
     Otherwise the averages may be of other images, which have passed in train mode since, or the weights were averaged,
     pruned, cut out of a larger network, fine-tuned or loaded from elsewhere. Images that differ from those of training
-    by more than scale and shift look the same: training_batches= tells.
+    by more than scale and shift look the same: training_batches= tells them apart.
 
     A lag in the middle of training is normal, and is forgotten as the learning rate falls.
     """
 
     code = "BN108"
     title = "averages of other images or weights"
-    meaning = "The averages describe other weights than today's, or other images than these."
+    meaning = "The averages belong to weights other than the current ones, or to images other than these."
     remedy = (
-        "Recalibrate before you evaluate, unless these images are prepared otherwise than in training. Still training? "
+        "Recalibrate before you evaluate, unless these images are preprocessed differently than in training. Still "
+        "training? "
         "A lag is normal, and a larger or self-tuned momentum lags less."
     )
     undone_by = (EXACT,)

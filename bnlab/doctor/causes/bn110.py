@@ -17,15 +17,13 @@ class SmallLastBatch(Cause):
 
     It is a warning where exact statistics score better.
 
-    A false alarm where the training leaves such a batch out and training_batches= does not, or where the averages were
-    computed again afterwards.
+    It is a false alarm if the training leaves such a batch out and training_batches= does not, or where the averages
+    were computed again afterwards.
     """
 
     code = "BN110"
     title = "a small last batch"
-    meaning = (
-        "Its update is made at the full learning rate, on few images, so that right after it the weights can be worse."
-    )
+    meaning = "This batch of few images still makes an update at the full learning rate, which can damage the weights."
     remedy = "Pass drop_last=True to the DataLoader; new statistics do not repair the weights, more updates do."
     needs = ("sizes",)
 

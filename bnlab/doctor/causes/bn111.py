@@ -27,13 +27,17 @@ class NoImages(Cause):
     that one number explains all layers: w = 1 − (1−m)^k of k forwards and momentum m. It is undone by taking them out,
     (r − w·fill)/(1 − w), or, where little else is left, by exact statistics.
 
-    A false alarm where images really were blank or noise.
+    It is a false alarm if images really were blank or noise.
     """
 
     code = "BN111"
     title = "averages of no images"
-    meaning = "Forwards of zeros, ones or noise in train() were averaged, as tools that trace or count a model do."
-    remedy = "Recalibrate, or load the buffers of before; call eval() before you trace, export or count operations."
+    meaning = (
+        "Forward passes on zeros, ones or noise in train() were averaged, as tools that trace or count a model cause."
+    )
+    remedy = (
+        "Recalibrate, or load the buffers from before that; call eval() before you trace, export or count operations."
+    )
     undone_by = (EXACT,)
     needs = ("data",)
 

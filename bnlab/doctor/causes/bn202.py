@@ -28,8 +28,8 @@ class UnlikeBatches(Cause):
     title = "batches are not alike"
     meaning = "Batches come from different populations; averages over the last few describe only these."
     remedy = (
-        "Shuffle the training batches, or recalibrate over all; domains that stay apart (recordings, patients) need to "
-        "be normalized each by itself, or a batch norm each; for a test loader alone no matter."
+        "Shuffle the training batches, or recalibrate over all; separate domains (recordings, patients) need "
+        "per-domain statistics or a batch norm each; if only the test loader is sorted, this is harmless."
     )
     undone_by = (EXACT, EACH_BATCH)
     needs = ("data",)

@@ -22,16 +22,19 @@ class SmallBatches(Cause):
     within a batch, times n/(n−1): if they agree with that, up to the noise of as many batches as they remember, it
     explains them.
 
-    Where each batch's own statistics score better than any averages, and its batches differ no more than so few
-    images of one population do, the network needs the images that stand beside each other in a batch: it has learnt
-    few batches by heart, or tells from the others in a batch what an image is.
+    Where each batch's own statistics score better than any averages, and its batches differ no more than so few images
+    of one population do, the network needs the images that stand beside each other in a batch: it has memorized a few
+    batches, or recognizes an image by the others in its batch.
 
-    A false alarm where these batches are smaller than those of training: then pass training_batches=.
+    It is a false alarm if these batches are smaller than those of training: then pass training_batches=.
     """
 
     code = "BN203"
     title = "small batches"
-    meaning = "Statistics of so few images are noisy, the variance low by (n−1)/n, and the network learns with these."
+    meaning = (
+        "Statistics of so few images are noisy, their variance is too low by the factor (n−1)/n, and the network "
+        "learns with them."
+    )
     remedy = "Train with larger or synchronized batches, on more images if these are few, or with another norm."
     undone_by = (EXACT, EACH_BATCH)
     needs = ("data",)

@@ -32,7 +32,10 @@ class SeveralPopulations(Cause):
 
     code = "BN204"
     title = "one layer, several populations"
-    meaning = "The layer serves inputs of different populations, which train mode normalizes apart and eval mode alike."
+    meaning = (
+        "The layer sees inputs from different populations: train mode normalizes each with its own statistics, eval "
+        "mode all with the same."
+    )
     remedy = (
         "New averages mend a part at best: train again with batches that mix them, a batch norm for each, or group or "
         "instance norm."

@@ -19,16 +19,15 @@ class CountedInTraining(Cause):
     whose share differs from batch to batch, counts unless the layer masks it: averages then agree with statistics that
     count padded positions, and not with those of what `inputs=` gives.
 
-    It is told by which statistics explain the averages better. Without `inputs=` padding is not looked for.
+    It is detected by which statistics explain the averages better. Without `inputs=` padding is not looked for.
     """
 
     code = "BN205"
     title = "padding or dropout is counted"
-    meaning = (
-        "The averages describe what layers are given in train mode, with dropout or padding, and not in eval mode."
-    )
+    meaning = "The averages describe what the layers receive in train mode, with dropout or padding, not in eval mode."
     remedy = (
-        "Put dropout behind the last batch norm, and normalize what is no padding, in train mode too; or recalibrate "
+        "Put dropout after the last batch norm, and normalize only what is not padding, in train mode too; or "
+        "recalibrate "
         "after training."
     )
     undone_by = (EXACT,)

@@ -1,4 +1,4 @@
-"""BN209: the images are scaled, shifted or ordered otherwise."""
+"""BN209: the images are scaled, shifted, or with reversed channels."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ _ROUNDS = 3
 
 
 class OtherInput(Cause):
-    """Images that are a·x + b in the place of x, or whose channels are reversed.
+    """Images that are a·x + b instead of x, or whose channels are reversed.
 
     The first layer's averages say what images they are of: the median ratio of its variances gives a², and its means
     give b, one for all channels or one for each. Predictions of (images − b)/a are as good as they once were, where
     nothing else is wrong; so they are of negatives (a below 0), and of images with reversed channels.
 
-    Images that were taken otherwise, darker or of less contrast, are found here as well: whether they were prepared or
-    taken otherwise nobody can tell from the averages.
+    Images that were taken differently, darker or of less contrast, are found here as well: the averages cannot show
+    whether they were taken or preprocessed differently.
     """
 
     code = "BN209"
-    title = "images scaled, shifted or ordered otherwise"
-    meaning = "These images are prepared otherwise than those that the averages are of; new statistics would hide it."
+    title = "images scaled, shifted, or with reversed channels"
+    meaning = (
+        "These images are preprocessed differently from those the averages were computed on; new statistics would hide "
+        "that."
+    )
     remedy = (
-        "Compare the preprocessing of both first: range, mean and standard deviation, RGB or BGR, black on white; do "
+        "First compare the preprocessing of both: range, mean and standard deviation, RGB or BGR, black on white; do "
         "not recalibrate before."
     )
     kind = "images"
@@ -127,4 +130,4 @@ def _describe(scale: float, shift: Tensor) -> str:
     shifts = [describe_number(value, 2) for value in shift.tolist()]
     signed = [value if value.startswith("-") else f"+{value}" for value in shifts]
     each = signed[0] if len(signed) == 1 else f"({', '.join(signed)})"
-    return f"the images are {describe_number(scale)}·x {each}, where x are those that the averages are of"
+    return f"the images are {describe_number(scale)}·x {each}, where x are those the averages were computed on"

@@ -1,4 +1,4 @@
-"""BN211: the same image is predicted otherwise another time, or in another batch."""
+"""BN211: the same image is predicted differently another time, or in another batch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class UnsteadyPredictions(Cause):
     the whole batch. If a forward changes buffers in eval mode, as observers of quantization do, exact statistics fail
     their check by more than 1% of σ or of the variance: scores are not reliable then, and it is an error.
 
-    A false alarm where outputs are drawn on purpose, as of a variational autoencoder, where comparing images of a batch
-    is the model's purpose, or where they are not along the first axis. Batch norms without averages are BN402.
+    It is a false alarm if outputs are drawn on purpose, as of a variational autoencoder, where comparing images of a
+    batch is the model's purpose, or where they are not along the first axis. Batch norms without averages are BN402.
     """
 
     code = "BN211"
-    title = "the same image, other predictions"
-    meaning = "Something in the forward draws random numbers, changes, or computes over the batch, in eval mode too."
+    title = "the same image, different predictions"
+    meaning = "Even in eval mode, something in the forward draws random numbers, changes, or computes over the batch."
     remedy = (
         "Pass training=self.training to F.dropout; reduce over each image's own axes; turn off observers of "
         "quantization (model.apply(torch.ao.quantization.disable_observer)); then diagnose again."

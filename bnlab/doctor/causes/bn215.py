@@ -23,8 +23,8 @@ class Multiplied(Cause):
 
     code = "BN215"
     title = "averages times one factor"
-    meaning = "Means and variances are right but for one factor, as where a converter left out what to divide by."
-    remedy = "Divide both by it where they are converted or loaded; bnlab.recalibrate mends this copy."
+    meaning = "Means and variances are right except for one factor, as when a converter left out the divisor."
+    remedy = "Divide both by it where they are converted or loaded; bnlab.recalibrate repairs this copy."
     needs = ("data",)
 
     def propose(self, case: Case) -> Iterator[Undo]:

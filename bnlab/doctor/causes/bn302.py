@@ -23,8 +23,10 @@ class FoldedTwice(Cause):
 
     code = "BN302"
     title = "folded twice"
-    meaning = "The layer before has been given this layer's statistics, weight and bias already; they are used twice."
-    remedy = "Put an identity in the place of the folded layer."
+    meaning = (
+        "This layer's statistics, weight and bias were folded into the layer before it already, and are applied twice."
+    )
+    remedy = "Replace the folded layer with an identity."
     kind = "network"
     needs = ("data",)
 

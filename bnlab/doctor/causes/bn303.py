@@ -17,14 +17,14 @@ from bnlab.model.layers import get_weight
 class UnusedWeights(Cause):
     """Stored weights (γ) that the training ignored, so that a converter brought back a factor that was 1.
 
-    A layer whose own averages fit, while those behind it do not, is where something between them differs from training.
-    It is undone by weights of 1 in the layer before the first one that does not fit, and in all layers; or, where some
-    are negative, by their absolute values, which InPlaceABN trains with.
+    A layer whose own averages fit, while later ones do not, is where something between them differs from training. It
+    is undone by weights of 1 in the layer before the first one that does not fit, and in all layers; or, where some are
+    negative, by their absolute values, which InPlaceABN trains with.
     """
 
     code = "BN303"
     title = "weights that training did not use"
-    meaning = "The weights (γ) scale what the layers behind never were given in training."
+    meaning = "Training ignored these weights (γ); applying them now gives later layers inputs they never saw."
     remedy = "Set these weights to 1, or to their absolute values, as was tried, in the converter; do not recalibrate."
     kind = "network"
     needs = ("data",)

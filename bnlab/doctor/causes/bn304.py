@@ -19,13 +19,13 @@ class OtherForward(Cause):
     batch norms stay in train mode. It is undone by an ordinary batch norm in their place.
 
     Another formula is a note where the ordinary one predicts no better, as then training used it too. An activation
-    that is built in behind the formula is no sign at all.
+    that is built in after the formula is no sign at all.
     """
 
     code = "BN304"
     title = "the forward leaves something out"
-    meaning = "In eval mode these layers do not use all that they hold, or another formula, and not as training did."
-    remedy = "Mend the layers' forward, or export the model again in eval mode."
+    meaning = "In eval mode these layers ignore part of what they store, or use another formula than training did."
+    remedy = "Repair the layers' forward, or export the model again in eval mode."
     kind = "network"
     severity = "warning"
     needs = ("data",)

@@ -24,7 +24,7 @@ class WentWrongSince(Cause):
     are farther from the earlier ones than 0 is, so that they are another network's, or were never trained; where all
     parameters have the same names and shapes, and labels say that it is surely better.
 
-    A false alarm where the network was meant to learn other images than these.
+    It is a false alarm if the network was meant to learn other images than these.
     """
 
     code = "BN305"

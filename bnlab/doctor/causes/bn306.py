@@ -15,13 +15,13 @@ class UntrainedWeights(Cause):
     loaded, an optimizer that was given the parameters of another network. New averages cannot bring back what the
     weights never learnt. It is an error where no statistics bring the score above chance, or above what is expected.
 
-    A false alarm, and a note, where these parameters were left out of the training on purpose, or the batches were
+    It is a false alarm, and a note, if these parameters were left out of the training on purpose, or the batches were
     averaged to start with.
     """
 
     code = "BN306"
     title = "weights as constructed, although updates were counted"
-    meaning = "The averages are of a training that these weights have not been through."
+    meaning = "The averages come from a training run that these weights have not been through."
     remedy = (
         "Load the trained weights, and look at what load_state_dict returns; pass the network that they should be as "
         "before=. Do not recalibrate."

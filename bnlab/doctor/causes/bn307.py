@@ -24,7 +24,7 @@ class OtherEps(Cause):
 
     code = "BN307"
     title = "another eps than in training"
-    meaning = "Channels of a small variance are divided by another number than in training."
+    meaning = "Channels with a small variance are divided by a different number than in training."
     remedy = "Pass the eps of training to the batch norms, such as eps=1e-3 for networks of Keras; do not recalibrate."
     kind = "network"
     needs = ("data",)

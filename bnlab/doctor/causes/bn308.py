@@ -1,4 +1,4 @@
-"""BN308: channels were removed, with what they carried."""
+"""BN308: channels were removed that were not zero."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class ChannelsRemoved(Cause):
     A channel of a small weight γ carries a constant, act(β), which the next convolution multiplies and adds to each of
     its outputs. With the network of before= the channels that are left are found by their values, the columns of the
     next weights that were removed with them are multiplied by the average of what they carried, and that is added
-    again. Averages do not fit from the layer behind the removed channels on, which is not where anything was done.
+    again. Averages do not fit from the layer after the removed channels on, which is not where anything was done.
 
-    It looks at plain convolutions and linear layers behind a batch norm. Weights that were trained on since match none.
+    It looks at plain convolutions and linear layers after a batch norm. Weights that were trained on since match none.
     """
 
     code = "BN308"
-    title = "channels removed, with what they carried"
-    meaning = "The removed channels added a constant to the next layer, which its averages, or its bias, count on."
+    title = "removed channels were not zero"
+    meaning = "The removed channels added a constant to the next layer, which its averages, or its bias, rely on."
     remedy = (
-        "Add what they carried to the next layer's bias: its removed columns times act(β) of the removed channels. New "
+        "Add that constant to the next layer's bias: its removed columns times act(β) of the removed channels. New "
         "averages do the same where a batch norm follows."
     )
     kind = "network"

@@ -17,12 +17,12 @@ class RanksDiffer(Cause):
     train mode, so that they differ by one update: by little, a note. Above .1 it is a warning: evaluated on several
     ranks, there are several models.
 
-    A false alarm where one rank alone evaluates and saves, and its share of the data is like the others'.
+    It is a false alarm if one rank alone evaluates and saves, and its share of the data is like the others'.
     """
 
     code = "BN401"
     title = "ranks differ"
-    meaning = "Each process evaluates with averages of its own, and a checkpoint has those of one."
+    meaning = "Each process evaluates with its own averages, and a checkpoint holds those of one process."
     remedy = "Use SyncBatchNorm, or measure over all ranks; a merged variance includes that between the ranks' means."
     needs = ("ranks",)
 

@@ -16,8 +16,8 @@ class NormalizesByBatch(Cause):
     a warning if the same images are predicted otherwise in a smaller batch, and without data a note. So are batch norms
     without running statistics, which use the batch's also in eval mode.
 
-    A false alarm in the middle of training, if these batches are smaller than those of training or sorted; and where
-    the batch's statistics are wanted, as in some adaptation to new data.
+    It is a false alarm in the middle of training, if these batches are smaller than those of training or sorted; and
+    where the batch's statistics are wanted, as in some adaptation to new data.
     """
 
     code = "BN402"

@@ -13,13 +13,13 @@ class NotCovered(Cause):
     layers that the batches have not reached; and calls of `F.batch_norm` outside of a layer.
 
     Never a fault in itself, but what is wrong there was not seen. What such norms store is looked at all the same: a
-    warning if it is not finite, a negative variance, or mean 0 and variance 1, where averages start. A false alarm
-    for layers that are used in training only, such as auxiliary heads.
+    warning if it is not finite, a negative variance, or mean 0 and variance 1, where averages start. It is a false
+    alarm for layers that are used in training only, such as auxiliary heads.
     """
 
     code = "BN901"
     title = "not covered"
-    meaning = "These were not looked at, so that nothing is known of them."
+    meaning = "These were not examined, so nothing is known about them."
     remedy = "Pass batches that reach them, or the part of the model that is used."
 
     def look(self, case: Case) -> Signs | None:

@@ -26,7 +26,7 @@ _WIDTH = 100
 _TOO_LOW = "Too low? Check labels, their order, preprocessing, weights; or pass expected=."
 _ASKS = {
     "before": "Averaged (EMA, SWA, federated), pruned or fine-tuned? Pass that network as before=.",
-    "training": "Prepared otherwise than in training? Pass training_batches= to compare.",
+    "training": "Could the preprocessing differ from training? Pass training_batches= to compare.",
 }
 _ASKED_OF = {
     "averages": ("before", "training"),
@@ -34,7 +34,7 @@ _ASKED_OF = {
     "images": ("training",),
     "network": ("training",),
 }
-_LABELS = "Pass batches with labels: they tell what it costs."
+_LABELS = "Pass batches with labels: they show what it costs."
 _WHICH_SCORE = "Which score should it reach? expected= lets the doctor judge."
 
 
@@ -195,7 +195,7 @@ class Diagnosis:
         if not self.case.layers:
             return "No running averages"
         above = sum(finding.severity != "note" for finding in self.faults)
-        return count_things(above, "finding") if above else "Nothing above a note"
+        return count_things(above, "finding") if above else "No warnings or errors"
 
     @property
     def reason(self) -> str:
@@ -203,7 +203,7 @@ class Diagnosis:
         if self.judged is not None:
             return self.judged.sentence
         if not self.case.layers:
-            return "each batch is normalized by its own, also in eval mode"
+            return "each batch is normalized by its own statistics, also in eval mode"
         if not self.case.is_measurable:
             return "by what they store: what they normalize cannot be measured"
         if not self.case.has_data:

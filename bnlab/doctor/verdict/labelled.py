@@ -27,7 +27,7 @@ _UNLOADED = (
 )
 _OTHER_LABELS = "Are these labels, in this order, those that it was trained on?"
 _EXACT_TOO = "New averages bring back as much: these images, or those that were averaged, are not as in training."
-_FIRST_OFF = "The first layer does not fit: either these images are others than in training, or its averages are wrong."
+_FIRST_OFF = "The first layer does not fit: either these images differ from training, or its averages are wrong."
 
 
 def conclude(
@@ -93,8 +93,9 @@ def let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool)
         return replace(judged, word="network", sentence=sentence, edges=edges)
     if is_poor:
         cause = severe[0].cause
-        sentence = f"Near chance under any statistics, so that nothing shows what {cause.code} ({cause.title}) costs."
-        sentence = f"{sentence} Mend that first, and ask again."
+        named = f"{cause.code} ({cause.title})"
+        sentence = f"Scores are near chance under any statistics, so the cost of {named} cannot be measured."
+        sentence = f"{sentence} Repair that first, and ask again."
         return replace(judged, word="undecided", sentence=sentence, edges=edges)
     return judged
 
@@ -249,7 +250,7 @@ def _ask_for_chance(
     )
     sentence = (
         f"Below chance before ({describe_score(before, scores)}) and after the best undo "
-        f"({describe_score(after, scores)}), where always naming the commonest class scores "
+        f"({describe_score(after, scores)}), where always predicting the most frequent class scores "
         f"{describe_score(scores.commonest, scores)}: nothing shows what is wrong. {_OTHER_LABELS}"
     )
     is_below = max(before, after) <= scores.commonest
@@ -385,7 +386,7 @@ def _describe_bad(case: Case, scores: Scores) -> str:
         bar = f"{describe_score(case.expected, scores)} is expected"
     else:
         assert scores.commonest is not None
-        bar = f"always naming the commonest class scores {describe_score(scores.commonest, scores)}"
+        bar = f"always predicting the most frequent class scores {describe_score(scores.commonest, scores)}"
     sentence = f"Nothing that was tried brings it above {describe_score(scores.best, scores)}, where {bar}."
     return f"{sentence} {_AS_CONSTRUCTED if case.is_as_constructed else _OTHER_LABELS}"
 

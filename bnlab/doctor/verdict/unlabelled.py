@@ -21,9 +21,9 @@ from bnlab.doctor.verdict.verdict import BROKEN, Edge, Verdict, Word
 from bnlab.doctor.words import count_things
 
 _ONLY_LABELS = (
-    "Only labels tell which of the two are right; the running averages are where the network was trained in eval()."
+    "Only labels can show which of the two are right; the running averages are, if the network was trained in eval()."
 )
-_TOO_NEAR = "That is too near to what matters to tell: pass labels, or more images (up to 1,000)."
+_TOO_NEAR = "That is too close to call: pass labels, or more images (up to 1,000)."
 
 
 def conclude_unlabelled(
