@@ -138,6 +138,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Layered):
+            # What a norm of the user's own is can only be found out by a layer, which needs a number of channels.
             self.norm = self.norm.place(self.model.width)
 
     @property
@@ -273,6 +274,7 @@ def list_steps(wanted: Any, steps: int) -> list[int]:
 
     chosen = set()
     for at in as_list(wanted):
+        # The type decides, because 1 is the first step and 1.0 the end of the training.
         is_share = isinstance(at, float)
         chosen.add(max(1, round(at * steps)) if is_share else at)
     return sorted(chosen)

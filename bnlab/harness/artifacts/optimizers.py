@@ -138,6 +138,7 @@ def restore_state(
     for group, values in groups.items():
         if group.startswith("optimizer/"):
             state.setdefault(int(group.partition("/")[2]), {}).update(values)
+    # What is no number, such as the list of parameters, comes from the optimizer that was built anew.
     fresh = optimizer.state_dict()["param_groups"]
     of_groups = [{**group, **values} for group, values in zip(fresh, numbers["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": of_groups})

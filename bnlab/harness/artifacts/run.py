@@ -337,6 +337,7 @@ def find_commit(root: Path) -> str | None:
     if not (root / ".git").exists():  # as of a wheel, which may lie in an environment inside of another repository
         return None
     # Workers ask at once, and must not lock the index that its owner works with.
+    # No tag is used, so that the commit is named by its hash.
     words = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         asked = subprocess.run(words, cwd=root, capture_output=True, encoding="utf-8")

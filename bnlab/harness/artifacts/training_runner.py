@@ -105,6 +105,7 @@ def _train_part(
         with record_moments(run, progress) as trace:
             for step in updates:
                 reporter.report(step, progress.loss)
+                # The recording also ends where batch norm is frozen, because nothing is recorded after that.
                 is_due = time.monotonic() - began >= STATE_SECONDS
                 if step < run.steps and (is_due or step == run.frozen_from):
                     progress.read_log()
@@ -304,6 +305,7 @@ def _restore_state(run: Run, progress: TrainingState) -> float:
         if run.device.type == "cuda":
             torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
         progress.step = int(metadata["step"])
+        # The log is written before the state, and may have updates that are made again.
         log = run.read_log()[: progress.step]
         progress.log = list(log.itertuples(index=False, name=None))
     if run.frozen_from is not None and progress.step >= run.frozen_from:

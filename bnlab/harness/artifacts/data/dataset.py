@@ -129,6 +129,7 @@ def _require_contrast(data: Data, images: Tensor) -> None:
     """Raise UserError for a channel that has a standard deviation of 0, by which no pixel can be divided."""
     smallest = images.amin((0, 2, 3))
     largest = images.amax((0, 2, 3))
+    # Extremes are compared, because the standard deviation of equal pixels may be rounded to a little more than 0.
     is_constant = smallest == largest
     if not is_constant.any():
         return

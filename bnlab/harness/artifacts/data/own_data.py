@@ -195,8 +195,10 @@ def _read_parts(parts: Any, name: str) -> Parts:
 def _read_twice(part: Any, where: str) -> Pixels:
     """Read a part whole, and some of its items again."""
     images, labels = read_part(part, where)
+    # Arrays are the same whenever they are read; only a data set computes its items.
     if isinstance(part, tuple):
         return images, labels
+
     chosen = _spread(len(labels))
     images_again, labels_again = read_items(part, chosen, where)
     if not torch.equal(images[chosen], images_again) or not torch.equal(labels[chosen], labels_again):
