@@ -187,6 +187,7 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
         thin_labels(ax, letters_below)
         parts = [str(panel)]
         if len(str(panel)) > letters:
+            # A long name is first broken behind commas and before brackets, where its parts end.
             parts = re.split(r"(?<=,) | (?=\()", str(panel))
         ax.set_title("\n".join(textwrap.fill(part, letters) for part in parts))
         title_lines = max(title_lines, ax.get_title().count("\n"))
@@ -198,8 +199,11 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
         ax.yaxis.set_label_coords(0, 0)  # else ticks are measured to place the empty label
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
+
+    # All panels have the same label, so that any of them will do.
     drawn.supylabel(upward)
 
+    # Letters of the title are larger, and bold.
     title = textwrap.wrap(figure.title, int(width / letter / 1.3))
     drawn.suptitle("\n".join(title), x=0.02, ha="left")
     letters = 6 + max(map(len, handles), default=0)  # of an entry of the legend, with its handle

@@ -220,6 +220,7 @@ def say_where(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """Say what tells a row of a score from the others; empty where it has no value."""
     words = []
     for key, value in row.items():
+        # The momentum stands in the name of the estimator.
         if key in MEASURES or (key == "momentum" and "estimator" in row):
             continue
         if pd.isna(value):
