@@ -83,6 +83,8 @@ def _forget_networks(
                 path.unlink(missing_ok=True)
             failure_path(folder, run).unlink(missing_ok=True)
     finally:
+        # A network that is being trained cannot be removed, and ends the loop. Those before it have been forgotten by
+        # then.
         _write_what_is_left(folder)
     left = _count(len(runs) - len(forgotten))
     print(f"{_count(len(forgotten))} of {folder.name} forgotten, {left} left; {folder}/tables/")

@@ -313,6 +313,7 @@ def _draw_figures(
         except NoRows as error:  # a figure of estimators that were not swept, for example
             print(f"{error}; it is left out", file=sys.stderr)
         except (Exception, SystemExit) as error:  # the code of a question may raise either
+            # The figure that has failed is still open.
             pyplot.close("all")
             failed += 1
             print(f"figure {key} of {name} cannot be drawn: {where_raised(error)}", file=sys.stderr)
