@@ -172,8 +172,7 @@ def _select_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
     """Select, for each network, the step nearest to a share of the training, if it is near."""
     steps = frame["steps"]
     # A short training has no step within 2% of every share. Without the 1e-9, rounding would decide about a step that
-    # lies
-    # just half a step away.
+    # lies just half a step away.
     half_a_step = 0.5 / steps
     allowed = half_a_step.clip(lower=0.02) + 1e-9
     done = frame["step"] / steps
