@@ -187,8 +187,7 @@ def _measure_until_exact(
 
         batches_before = batches
         # Large batches may already hold far more images than were wanted. Twice that number alone could be reached by a
-        # single
-        # further batch, and each measurement takes all batches.
+        # single further batch, and each measurement takes all batches.
         wanted = 2 * max(wanted, sum(map(count, task.data)))
 
 

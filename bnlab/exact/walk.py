@@ -126,8 +126,7 @@ class Walk:
             finally:
                 for batch in self.batches:
                     # When an error is raised, other forwards may still be waiting. They are ended here, while the model
-                    # is borrowed;
-                    # otherwise the garbage collector would end them at some later time.
+                    # is borrowed; otherwise the garbage collector would end them at some later time.
                     if batch.walker is not None:
                         _end(batch.walker)
         return self
