@@ -106,6 +106,7 @@ def diagnose(
     _require_arguments(batches, evaluate, labels, training_batches, trace, forward, expected, worth, max_images, causes)
     require_module(model, CALLER)
     if batches is not None:
+        # Without batches nothing is run, and what the nodes of a graph store is enough.
         model = insert_norms(model, CALLER) or model
     stored = list_stored(model, CALLER)
     layers, without = _find_layers(model, stored)

@@ -285,6 +285,7 @@ def _measure(
 
     def keep() -> Iterator[Any]:
         for batch in batches:
+            # The batches are scored afterwards, and may be readable only once.
             data.append(batch)
             yield batch
 

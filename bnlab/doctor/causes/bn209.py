@@ -111,6 +111,7 @@ def _fit_once(
         return None
     scale = math.exp(0.5 * float((moments.var[varies] / running_var[varies]).log().median()))
     left = moments.mean - at_zero - scale * (running_mean - at_zero)
+    # Each channel counts in units of its own σ.
     weights = (running_var.clamp(min=0) + eps).rsqrt()
     shift = torch.linalg.lstsq((slopes * weights).T, (left * weights)[:, None]).solution[:, 0]
     return scale, shift

@@ -241,11 +241,13 @@ class Case:
     def measure_distance(self, name: str, reference: Statistics) -> float:
         """Measure how far averages are off, in σ: means and variances together, each as noisy as the other."""
         mean_gap, var_gap = self.measure_gap(name, reference)
+        # Of n normal values, a mean has the variance 1/n in units of σ², and the logarithm of a variance has 2/n.
         return math.hypot(mean_gap, var_gap / math.sqrt(2))
 
     def clearly_differs(self, name: str) -> bool:
         """Return whether averages differ from exact ones by more than .03, and than the noise of either explains."""
         gap, most = self.measure_fit(name)
+        # A gap of NaN differs, too; `gap > most` would be false.
         return not gap <= most
 
     def measure_fit(self, name: str) -> tuple[float, float]:

@@ -40,6 +40,7 @@ def insert_norms(model: nn.Module, caller: str) -> nn.Module | None:
     """
     if not isinstance(model, fx.GraphModule) or not _takes_any_batch(model.graph):
         return None
+    # The caller's graph stays as it is; the tensors are shared.
     graph = copy.deepcopy(model.graph)
     parts = {node.target: _get(model, node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
     is_changed = False

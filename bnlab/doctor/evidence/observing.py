@@ -94,16 +94,19 @@ class _Watch:
 
     def add_images(self, x: Tensor) -> None:
         """Add the means and mean squares of a batch of images [N, C, ...]."""
+        # Inputs [N, C] have no pixels; the further axis gives them one.
         values = x.detach()[..., None].flatten(2)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         images, channels, pixels = values.shape
 
         means = values.mean(2)
+        # About 0, squares of channels that lie far from it would say hardly anything of their spread.
         off = values - self._center.to(values)[:, None]
         squares = off.square_().mean(2)
         rows = torch.cat((means, squares), 1).to(self._center)  # in float64
 
         of_batch = Moments(images, rows.mean(0), rows.var(0, correction=0))
+        # The empty moments cannot be merged with rows, which have means and squares and so are twice as long.
         self._images = of_batch if self._image_batches == 0 else self._images.merge(of_batch)
         self._image_batches += 1
         self._batch_squares = self._batch_squares.merge(_weigh(of_batch.mean[channels:], images * pixels))

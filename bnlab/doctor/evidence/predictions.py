@@ -144,7 +144,9 @@ def _list_unread(layer: BatchNorm, args: Any, kwargs: Any, output: Tensor) -> It
         if values is None:
             continue
         before = values.detach().clone()
+        # This changes zeros, too, and leaves variances positive.
         values.data.copy_(2 * before + 1)
+        # Calling the layer itself would call this hook again.
         changed = layer.forward(*args, **kwargs)
         values.data.copy_(before)
         if torch.equal(changed.nan_to_num(), output.nan_to_num()):

@@ -142,6 +142,7 @@ def estimate_mean(differences: Tensor, are_signs: bool = False, tests: int = 1) 
     error = float(sample.std()) / math.sqrt(len(sample))
     half = NormalDist().inv_cdf(1 - 0.025 / tests) * error
     center = float(sample.mean())
+    # The two further pairs move the interval towards 0, so that it may leave the mean outside.
     low = min(value, center - half)
     high = max(value, center + half)
     return Difference(value, low, high, images)

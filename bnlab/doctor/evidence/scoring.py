@@ -130,6 +130,7 @@ def _score_by(task: Task, evaluate: Evaluate, exact: Statistics) -> dict[str, Te
         ValueError: it does not return values of the same images each time.
     """
     is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(task.layers).values())
+    # Exact statistics come first: a metric that fails under these is at fault itself.
     with using(task.model, exact), torch.no_grad():
         under_exact = read_values(evaluate(task.model), task.caller)
     try:
@@ -167,6 +168,8 @@ def choose_judge(task: Task, evaluate: Evaluate | None) -> tuple[Judge, bool]:
 
     def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Tensor:
         assert evaluate is not None
+        # The metric runs images of its own, whatever the batches are. No undo can be ranked by NaN; a very small number
+        # makes it the last.
         values = score_by_metric(task, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
         return torch.stack((values, values))
 

@@ -245,6 +245,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     if not any(True for cause in causes for _ in cause.propose(whole)):
         return None
     halves: list[tuple[Case, Sequence[Any]]] = [(whole, task.data)]
+    # The images of a metric cannot be divided into halves.
     if evaluate is None:
         halves = _swap_halves(whole, sample)
 

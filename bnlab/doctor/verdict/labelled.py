@@ -168,6 +168,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
     holding = [number for number, condition in enumerate(conditions) if condition.holds]
     decided = holding[0]
     edges = [_name_beyond(condition) for condition in conditions[:decided]]
+    # The last condition always holds and has no numbers, so that wherever this loop runs there is a next one.
     for number in conditions[decided].numbers:  # not met, the next condition that holds would decide
         edges.append(replace(number.edge, beyond=conditions[holding[1]].word))
 
