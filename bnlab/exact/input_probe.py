@@ -165,6 +165,7 @@ def probe(
     except Exception:  # the layer cannot be copied, or not be called in train mode with what it is given in eval mode
         return None
 
+    # The two starts are 1 apart in units of the input, and a share of 1 − m is left of their distance.
     (mean_a, var_a, parts), (mean_b, var_b, _) = averages
     momentum = 1 - (mean_b - mean_a) / size
     momentum_of_var = 1 - (var_b - var_a) / size**2

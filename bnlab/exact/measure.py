@@ -184,6 +184,8 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
         cost.passes += 1
         progress = _do_nothing
 
+        # Another rank may have met a layer twice that this one has met once, and all of them have to search for the
+        # same layers.
         names = set().union(given, *task.ranks.gather(walk.revisited))
         called_again = {}
         for name, pooled in walk.statistics.items():

@@ -99,6 +99,8 @@ def choose_noted(task: Task) -> list[int]:
     noted = [0, len(task.data) // 2, len(task.data) - 1]
     others = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
     noted += others[len(others) // 2 :][:1]
+
+    # Inputs of another size may take a way of their own through the model.
     usual = None
     for index, batch in enumerate(task.data):
         shapes = [tensor.shape[1:] for tensor in list_tensors(batch) if is_dense(tensor)]

@@ -178,6 +178,7 @@ class Walk:
         # Both lists are made first, because batches move on to other layers in the loop.
         here = [batch for batch in self.batches if batch.layer == name]
         not_waiting = [batch for batch in here if batch.walker is None]
+
         for batch in here:
             walker = batch.walker
             if walker is not None:
