@@ -171,6 +171,7 @@ class Case:
     def is_frozen(self, name: str) -> bool:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
         weight = get_weight(self.layers[name])
+        # In a model that takes no gradients at all, as one that only predicts, no layer was frozen.
         is_trainable = any(parameter.requires_grad for parameter in self.model.parameters())
         return isinstance(weight, nn.Parameter) and not weight.requires_grad and is_trainable
 
@@ -300,6 +301,7 @@ class Case:
         mean, var = self.buffers[name]
         of_mean = (mean - predicted[0]) / sigma
         of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)
+        # Where nothing can be computed, as of a negative variance, averages count as farthest off.
         both = torch.stack((of_mean, of_var)).nan_to_num(nan=FARTHEST).clamp(-FARTHEST, FARTHEST)
         return float(both.square().sum())
 
@@ -333,6 +335,7 @@ class Case:
         running_mean, _ = self.buffers[name]
         gap = (running_mean - reference[name].mean).abs()
         least = torch.finfo(torch.float64).tiny
+        # A dead channel has neither a gap nor noise, and a ratio of 0 then rather than NaN.
         ratios = gap / noise.clamp(min=least)
         return float(ratios.median())
 
@@ -411,6 +414,7 @@ class Case:
     @property
     def fits_first(self) -> bool:
         """Whether the averages of the layer that data reaches first fit, so that nothing was done to the images."""
+        # Statistics are in the order in which the data has reached the layers.
         return not self.clearly_differs(next(iter(self.fold)))
 
     def read_fold(self, name: str) -> Tensor:

@@ -284,6 +284,7 @@ def _swap_halves(whole: Case, sample: Task) -> list[tuple[Case, Sequence[Any]]]:
     except ValueError:  # one value in a channel has no variance
         return [(whole, sample.data)]
     swapped: list[tuple[Case, Sequence[Any]]] = [(folds[0], parts[-1].data), (folds[-1], parts[0].data)]
+    # A batch that cannot be cut is the only part, and judges itself.
     return swapped[: len(parts)]
 
 

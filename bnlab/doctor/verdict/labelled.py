@@ -106,6 +106,7 @@ def compute_worth(scores: Scores, worth: float | None) -> float:
     if scores.are_shares:
         return WORTH
     low, high = scores.values["exact"].nan_to_num().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
+    # Distances from lines are divided by this, which would be 0 for a metric with one value for all images.
     return max(WORTH_OF_SPREAD * float(high - low), 1e-12)
 
 
