@@ -133,6 +133,7 @@ def prepare(configs: list[Config]) -> None:
         say_problem(warning)
 
     for run in runs:
+        # What may refuse the sweep comes first: files are written only from here on.
         run.config.folder.mkdir(parents=True, exist_ok=True)
         find_failure(run).unlink(missing_ok=True)
         remove_state(run.folder)  # what a killed process has left
@@ -228,6 +229,7 @@ def _train_and_measure(run: Run) -> None:
         else:
             write_state(run.folder, State(f"measuring {measurement.name}", share=1.0))
             selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
+    # The rows of all other estimators are asked for before the failure is raised.
     _write_request(run, selections, failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))

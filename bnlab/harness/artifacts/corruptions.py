@@ -168,6 +168,7 @@ def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Spli
     if find_corruption(shift):
         return _corrupt(dataset, split, shift)
     if shift in config.list_shifts():
+        # The shift of a data set's own is one of its settings, so that it is read once more with that.
         dataset = load_dataset(config.change_test_images(shift), dataset.test.images.device)
     return dataset.images_of(split)
 

@@ -259,6 +259,8 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
         choice = make_own(group, name)
     else:
         raise UserError(f"{group}={name}: this version of bnlab has none of this name")
+    # A setting that this version does not have is left out; `open_run` notices if the network has another name without
+    # it.
     known = {each.name for each in fields(choice)}
     changes = {key: value for key, value in values.items() if key in known}
     return replace(choice, **changes)

@@ -112,6 +112,7 @@ def find_changes(configs: Sequence[Config]) -> list[list[str]]:
     ended = [path for folder in results for path in Path(folder, "runs").glob("*/seed_*/status.json")]
 
     newest: dict[str, Path] = {}
+    # The newest network of each description comes last, and takes the place of the others.
     for path in sorted(ended, key=lambda path: path.stat().st_mtime) if any(described) else ():
         newest[_describe_trained(path.parent, paths)] = path.parent
     return [

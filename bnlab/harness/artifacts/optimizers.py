@@ -126,6 +126,7 @@ def divide_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, dict[str, 
             elif value is not None:  # as of an optimizer without momentum
                 raise TypeError(f"its state {name!r} is a {type(value).__name__}, neither a tensor nor a number")
     for group in state["param_groups"]:
+        # What else a group holds is built anew from the settings, see `restore_state`.
         numbers["groups"].append({key: value for key, value in group.items() if isinstance(value, bool | int | float)})
     return tensors, numbers
 

@@ -212,6 +212,7 @@ class Run:
     @property
     def lock(self) -> FileLock:
         """A lock for training or measuring the network; this process may take it again while it holds it."""
+        # The file lies beside the folder, because the folder may be set aside or removed while the lock is held.
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder.with_name(f"{self.folder.name}.lock"), is_singleton=True)
 

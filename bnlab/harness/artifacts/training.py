@@ -221,6 +221,7 @@ def train(
             may not be finite; those before were.
     """
     optimizer = progress.optimizer
+    # A state dict holds the tensors themselves, which each update changes in place.
     state = progress.model.state_dict()
     # Checked at each update instead of all weights: non-finite weights surface in the next batch's variances, which are
     # few numbers. The loss alone may stay finite, because x/∞ is 0.

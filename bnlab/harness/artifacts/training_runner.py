@@ -51,6 +51,7 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
         while not run.is_complete(list_checkpoints(run)):
             # While the status is known: a network that diverges is predicted at its last step before that.
             known = {*list_checkpoints(run), *run.list_kept()}
+            # A run without a status goes on after a kill; with one, it would count as finished.
             (run.folder / "status.json").unlink(missing_ok=True)
             kept = {*known, *list_checkpoints(run), *run.list_checkpoints(), run.steps}
             _train(run, kept)
@@ -62,6 +63,7 @@ def _train(run: Run, kept: set[int]) -> None:
     progress = start_training(run)
     seconds_before = _restore_or_describe(run, progress)
     live = LiveLog(run, progress.step) if run.config.log != "none" else None
+    # One iterator serves all parts: each goes on with the update after the last one of the part before.
     updates = train(progress, run.batches, run.config.optimizer, run.steps)
 
     reporter = Reporter(run.folder, progress.step, run.steps)

@@ -173,6 +173,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group in KINDS and "." in name:
             ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
+            # Hydra knows the function from now on.
             return _compose(choices)
         if not error.options:
             raise UserError(first_line(error)) from error

@@ -72,6 +72,7 @@ def _read_keys(path: Path) -> set[tuple[Any, ...]]:
     """Read the values by which the rows of a file are found; no momentum is None."""
     frame = read_frame(path)
     keys = frame[[column for column in _KEY if column in frame]].astype(object)
+    # NaN does not equal itself, so that rows without a momentum would never be found.
     return set(keys.where(keys.notna(), None).itertuples(index=False, name=None))
 
 

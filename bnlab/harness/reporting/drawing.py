@@ -89,6 +89,7 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperF
         parts[f"{name}_{figure.below.ending}"] = (below, figure.below.score(tables))
     with plt.rc_context(RC):
         drawings = {stem: draw(part, of_part) for stem, (part, of_part) in parts.items()}
+        # The picture keeps the title, and is rendered before that is removed for the other file.
         image = _render(drawings.values())
         octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
         image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -239,6 +240,7 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     sentences = [figure.caption.format(schedule=schedule, batch_size=batch_size)]
 
     if "printed" in frame:
+        # A paper's numbers are of no seeds of ours.
         frame = frame[~frame["printed"].astype(bool)]
     fewest = frame["n"].min()
     most = frame["n"].max()

@@ -205,6 +205,7 @@ def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
         ordered = frame.sort_values(others, kind="stable")
     if "panel" in frame:
         panels = frame["panel"].unique()
+        # This sort is stable, so that the order of the other conditions stays within a panel.
         ordered = put_in_order(ordered, "panel", panels)
 
     judged = judge(ordered, claim.margin).to_dict("records")

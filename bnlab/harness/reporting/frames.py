@@ -245,6 +245,7 @@ def paired(
 
     expected = f"{value} of the reference"
     references = known[[*keys, value]].rename(columns={value: expected})
+    # pandas joins null with null, so that rows without a momentum find each other, too.
     pairs = others.merge(references, on=keys)
     reference = pairs.pop(expected)
     if ratio:

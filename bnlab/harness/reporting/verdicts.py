@@ -137,6 +137,7 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
         return None if min(*of_none, *of_all) <= LEVEL else (NOT_TESTED, "")
 
     mean = row["mean"]
+    # Seeds that all have the same value may still have an error that is left by rounding.
     size = 1.0 if row["log"] else max(abs(mean), 1e-3)  # the error of a logarithm is relative already
     if not row["error"] <= 1e-12 * size:
         return None

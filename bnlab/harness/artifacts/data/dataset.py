@@ -119,6 +119,7 @@ def _standardize(images: Tensor, mean: Sequence[float], std: Sequence[float], de
 
     stored = images.to(device)
     in_channels_last = stored.contiguous(memory_format=torch.channels_last)
+    # Without a copy, float32 images would be the user's own tensor, which the next lines would change.
     pixels = in_channels_last.to(torch.float32, copy=True)
     pixels -= center
     pixels /= scale

@@ -83,6 +83,7 @@ class OwnData(Own, Data):
 
     def read(self) -> Parts:
         parts = read_own(self.name, self._list_arguments())
+        # A network that an earlier version has named has the content by text.
         if self.content and self.content not in (parts.content, parts.content_by_text):
             raise UserError(
                 f"data={self.name}: gives other images or labels than those that this network is named by; "

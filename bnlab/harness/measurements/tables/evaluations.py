@@ -207,5 +207,7 @@ def count_images(run: Run, subject: Subject, step: int) -> int:
         return images
     batches = run.batches.per_epoch
     epochs, rest = divmod(last, batches)
+    # An epoch has fewer images than the split where its last batch is dropped, and fewer than full batches where it is
+    # kept.
     in_epoch = min(batches * run.config.batch_size, images)
     return epochs * in_epoch + rest * run.config.batch_size
