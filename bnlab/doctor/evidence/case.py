@@ -118,8 +118,10 @@ class Case:
             "sizes": self.training_sizes,
         }
         known = {need for need, value in given.items() if value is not None}
+        # Who has given training batches is not asked for them again, even where their sizes are not known.
         if "training" in known:
             known.add("sizes")
+        # Either of the two is enough.
         if known & {"data", "before"}:
             known.add("changes")
         return frozenset(known)

@@ -87,6 +87,7 @@ class _Watch:
         self._batches += 1
         self._values = max(self._values, int(moments.count))
         self._batch_means = self._batch_means.merge(_weigh(moments.mean, moments.count))
+        # A call whose number is new is kept apart, as long as there are few; later ones are left out.
         if number == len(self._calls) < MOST_CALLS:
             self._calls.append(moments)
         elif number < MOST_CALLS:
@@ -184,6 +185,7 @@ def _pool(calls: Sequence[Moments]) -> Moments:
 def measure_share(groups: Sequence[Moments]) -> float:
     """Measure which share of the variance lies between the means of groups, the mean over channels."""
     pooled = _pool(groups)
+    # The mean over channels leaves out dead ones, which have no variance to be shared.
     within = sum(group.var * group.count for group in groups) / pooled.count
     return float((1 - within / pooled.var).nanmean())
 

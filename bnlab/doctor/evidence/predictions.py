@@ -81,6 +81,7 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     difference = (output - other).square().mean().sqrt()
     spread = other.std(correction=0)
     size = OUTPUTS_ROUNDED * other.square().mean().sqrt()
+    # A spread that is hardly more than rounding is no scale by itself.
     scale = torch.hypot(spread, size)
     least = torch.finfo(torch.float64).tiny
     return float(difference / scale.clamp(min=least))

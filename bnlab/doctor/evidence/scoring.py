@@ -46,6 +46,7 @@ def score(
     if not parts:
         return None
     joined = {kind: torch.cat([part[kind] for part in parts]) for kind in ("running", "exact")}
+
     own = [part for part in own_values if part is not None]
     if own:
         joined["batch"] = torch.cat(own).cpu()
@@ -56,6 +57,7 @@ def score(
     commonest = None
     if None not in constants:
         sums: Counter[int] = sum(constants, Counter())
+        # Where all labels are of one class, always naming it could not be beaten.
         commonest = max(sums.values()) / len(joined["running"]) if len(sums) > 1 else None
     labels = find_labels(task, task.data[0])
     by_class = labels is not None and labels.dim() > 1

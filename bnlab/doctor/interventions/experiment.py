@@ -244,6 +244,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     whole = case.on_fold(sample, case.exact)
     if not any(True for cause in causes for _ in cause.propose(whole)):
         return None
+
     halves: list[tuple[Case, Sequence[Any]]] = [(whole, task.data)]
     # The images of a metric cannot be divided into halves.
     if evaluate is None:
@@ -257,6 +258,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
 
     if not whole.fits_first and FirstLayer(whole).answer is None:
         notes.add(_NO_ANSWER)
+
     trials = []
     for trial in tried:
         if trial.cause.kind == "images" and torch.equal(trial.values, unchanged):

@@ -152,6 +152,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
         worth: the smallest difference of scores that matters.
     """
     gain = scores.compare("exact", "running")
+    # The conditions below compare numbers, which have to be finite.
     if case.is_broken:
         return Verdict("averages", BROKEN, gain)
     if not math.isfinite(scores.mean("exact")):

@@ -118,6 +118,7 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
             problems.append(error)
         except UncompletedJobError:
             say_problem(f"job {job.job_id} of the cluster has died (state: {job.state})")
+    # All jobs have ended by now, and none is left behind in the queue.
     if problems:
         raise problems[0]
 

@@ -133,6 +133,7 @@ def tabulate(
     the column `depth` counts from 1.
     """
     places = {"step": steps, "subject": range(len(subjects)), **axes}
+    # The rows are in the order of the arrays' axes, so that flat arrays fit them.
     frame = pd.MultiIndex.from_product([*places.values()], names=[*places]).to_frame(index=False)
     described = {
         "estimator": [subject.estimator for subject in subjects],

@@ -182,6 +182,7 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
         names = [label.get_text() for label in grid[0, 0].get_yticklabels()]
         beside = max(len(part) for name in names for part in name.split("\n"))
         letters_below = int(((width - beside * letter) / columns - 0.2) / letter)
+
     title_lines = 0
     for place, (panel, ax) in enumerate(axes.items()):
         write_out_decades(ax)
@@ -207,10 +208,12 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
     # Letters of the title are larger, and bold.
     title = textwrap.wrap(figure.title, int(width / letter / 1.3))
     drawn.suptitle("\n".join(title), x=0.02, ha="left")
+
     letters = 6 + max(map(len, handles), default=0)  # of an entry of the legend, with its handle
     entries = max(1, int(width / letter / letters))  # in a row
     if handles:
         drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=entries)
+
     layout = ConstrainedLayoutEngine()
     words = _TITLE * len(title) + 1 + across.count("\n") + rows * title_lines + math.ceil(len(handles) / entries)
     drawn.set_size_inches(width, rows * height + words * line)
