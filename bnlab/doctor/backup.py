@@ -124,7 +124,7 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
             averages[name] = layer.averages
 
     # In a block the write is hidden from autograd, so that a backward pass to come finds what it has saved. Otherwise
-    # such a pass is to raise, because the statistics stay others.
+    # such a pass should raise, because the new statistics stay.
     if for_block:
         for name, layer in layers.items():
             write_buffers(layer, statistics[name])

@@ -102,7 +102,7 @@ class Source:
     def _start_again(self, data: list[Any]) -> None:
         """Go back to the start, and copy batches from now on; ValueError if the caller gave an iterator."""
         again = iter(self._given)
-        # An iterator gives itself, and cannot begin again.
+        # `iter` returns an iterator itself, which cannot begin again.
         if again is self._given:
             raise ValueError(f"{self._caller}: {self._describe_refill(len(data))}")
         self._batches = again

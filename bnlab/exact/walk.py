@@ -145,7 +145,7 @@ class Walk:
         elif name in self.statistics:  # finished, and called once more: it will have to be given
             self.revisited.add(name)
         else:
-            # A thread of its own has a greenlet of its own, which has no parent to switch to.
+            # Each thread has a main greenlet of its own, which has no parent to switch to.
             parent = greenlet.getcurrent().parent
             if parent is None:
                 raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")

@@ -47,8 +47,8 @@ class OtherInput(Cause):
             return
         changes: list[tuple[str, int, Change, str]] = []
         for scale, shift in _fit(case, first, answer):
-            # The numbers are no part of the name, because each half of the images has its own, and undos of both have
-            # to be found by one name.
+            # The numbers are no part of the name: each half of the images has its own, but undos of the two halves are
+            # matched by their names.
             name = f"{'negative' if scale < 0 else 'positive'}, shifts: {len(shift)}"
             changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), name))
         if answer.colours == 3:

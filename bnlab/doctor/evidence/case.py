@@ -173,7 +173,7 @@ class Case:
     def is_frozen(self, name: str) -> bool:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
         weight = get_weight(self.layers[name])
-        # In a model that takes no gradients at all, as one that only predicts, no layer was frozen.
+        # In a model that takes no gradients at all, as one that only predicts, such a weight says nothing.
         is_trainable = any(parameter.requires_grad for parameter in self.model.parameters())
         return isinstance(weight, nn.Parameter) and not weight.requires_grad and is_trainable
 

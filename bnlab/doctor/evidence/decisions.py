@@ -64,7 +64,7 @@ def compare_decisions(task: Task, exact: Statistics) -> Decisions | None:
 
     differing = float(compared.differs.mean())
     cost = _estimate_cost(compared.cost)
-    # Chance is asked only where the cost may matter, because it takes two further measurements.
+    # Chance is estimated only where the cost may matter, because that takes two further measurements.
     if cost.high > WORTH:
         by_chance = _compare_halves(task, sample)
         if by_chance is None:  # nobody knows what chance explains

@@ -138,7 +138,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Layered):
-            # What a norm of the user's own is can only be found out by a layer, which needs a number of channels.
+            # Only a layer shows what a norm of the user's own is, and to make one takes a number of channels.
             self.norm = self.norm.place(self.model.width)
 
     @property

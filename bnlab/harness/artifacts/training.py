@@ -254,6 +254,6 @@ def train(
 
 def _are_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Find out whether all numbers are finite; a truth value on their device, for which nothing waits."""
-    # A sum is finite only if all of its numbers are. In float64, finite float32 numbers cannot overflow it.
+    # A sum is finite only if all of its terms are. In float64, finite float32 numbers cannot overflow it.
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
     return torch.stack(sums).isfinite().all()

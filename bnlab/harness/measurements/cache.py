@@ -126,7 +126,7 @@ def _measure(
         if len(estimators) == 1:
             failures[estimators[0]] = where_raised(error), traceback.format_exc()
             return []
-        # One estimator has failed, and nobody knows which. Each by itself, the others keep their rows.
+        # One estimator has failed, and nobody knows which. Measured one by one, the others keep their rows.
         groups = ([each for each in subjects if each and each.estimator == name] for name in estimators)
         return [path for group in groups for path in _measure(run, measurement, [*group], steps, failures, images)]
 

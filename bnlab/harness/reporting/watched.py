@@ -82,7 +82,7 @@ def _declare(metric: str, rows: pd.DataFrame) -> Figure:
     means = pd.DataFrame({"panel": metric, "line": rows["line"], "update": rows["update"]})
     means["mean"] = scale * rows["lost"]
     means[["low", "high"]] = np.nan  # one training has no interval
-    # Of no seeds, the caption says nothing of seeds.
+    # With n = 0 the caption says nothing of seeds.
     means["n"] = 0
     low = min(0.0, means["mean"].min())
     high = max(0.0, means["mean"].max())
