@@ -123,6 +123,8 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
         if isinstance(layer, SelfTuned):
             averages[name] = layer.averages
 
+    # In a block the write is hidden from autograd, so that a backward pass to come finds what it has saved. Otherwise
+    # such a pass should raise, because the new statistics stay.
     if for_block:
         for name, layer in layers.items():
             write_buffers(layer, statistics[name])
@@ -195,6 +197,7 @@ def _list_digests(model: nn.Module) -> dict[str, str]:
         if isinstance(tensor, Tensor):
             kind = f"{tensor.dtype} {tuple(tensor.shape)}"
             flat = tensor.detach().cpu().flatten().contiguous()
+            # NumPy has no bfloat16, but tensors of all types have bytes.
             values = b"" if key in statistics else flat.view(torch.uint8).numpy().data
             digests[strip_wrappers(key)] = digest(kind, values, digits=32)
     return digests

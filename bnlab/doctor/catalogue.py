@@ -36,6 +36,7 @@ def list_causes() -> list[Cause]:
     for module_info in pkgutil.iter_modules(causes.__path__):
         module = importlib.import_module(f"{causes.__name__}.{module_info.name}")
         for value in vars(module).values():
+            # Classes that a module has only imported, such as Cause itself, are none of its causes.
             if isinstance(value, type) and issubclass(value, Cause) and value.__module__ == module.__name__:
                 found.append(value())
     return sorted(found, key=lambda cause: cause.code)

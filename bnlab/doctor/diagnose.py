@@ -106,6 +106,7 @@ def diagnose(
     _require_arguments(batches, evaluate, labels, training_batches, trace, forward, expected, worth, max_images, causes)
     require_module(model, CALLER)
     if batches is not None:
+        # Without batches nothing is run, and what the nodes of a graph store is enough.
         model = insert_norms(model, CALLER) or model
     stored = list_stored(model, CALLER)
     layers, without = _find_layers(model, stored)
@@ -126,6 +127,7 @@ def diagnose(
         stored=stored,
         eps_before=find_other_eps(layers, before),
     )
+
     task = None
     training = None
     scored_output = 0
@@ -137,21 +139,26 @@ def diagnose(
         if case.has_data and training_batches is not None:
             training = read_batches(task, training_batches, max_images)
             case = add_training(case, training)
+            # A metric runs images of its own, and would not score the training batches.
             if evaluate is None:
                 case = replace(case, training_score=score_training(training))
+
     if training_batches is not None and case.is_measurable:
         case = replace(case, training_sizes=read_training_sizes(training_batches, training, max_images))
 
     known, skipped = choose_known([*list_causes(), *causes], case)
     experiment = None
+    # Averages that are not finite are at fault, whatever else an undo would bring back.
     if task is not None and case.has_data and not case.is_broken:
         experiment = try_undos(case, task, known, evaluate)
         experiment = None if experiment is None else name_trials(experiment, known, case)
+
     judged: Verdict | None
     if case.scores is None:
         judged, findings = conclude_unlabelled(case, experiment, known, worth)
     else:
         judged, findings = conclude(case, case.scores, experiment, known, worth)
+
     notes = [*_note_limits(case), *_note_output(scored_output), *(experiment.notes if experiment is not None else ())]
     return Diagnosis(case, judged, experiment, findings, skipped, notes)
 

@@ -243,6 +243,7 @@ def recalibrate(
     task = task if evaluate is not None else select_output(task, find_scored_output(task))
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
+    # All ranks have to decide alike, because each of them takes part in scoring.
     is_broken = any(ranks.gather(any(has_bad_values(case.buffers[name]) for name in statistics)))
     scores = None if is_broken else score(task, statistics, evaluate)
     if training_batches is not None:
@@ -285,6 +286,7 @@ def _measure(
 
     def keep() -> Iterator[Any]:
         for batch in batches:
+            # The batches are scored afterwards, and may be readable only once.
             data.append(batch)
             yield batch
 

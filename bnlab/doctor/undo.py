@@ -77,9 +77,11 @@ def write_each_call(layers: Layers, calls: Mapping[str, Sequence[Moments]]) -> A
         numbers = dict.fromkeys(calls, 0)
 
         def begin(module: nn.Module, args: Any) -> None:
+            # Each forward begins with the first call again.
             numbers.update(dict.fromkeys(calls, 0))
 
         def write(name: str, layer: nn.Module, args: Any) -> None:
+            # Calls beyond those that were told apart have the statistics of the last one.
             moments = calls[name][min(numbers[name], len(calls[name]) - 1)]
             numbers[name] += 1
             mean, var = get_running_buffers(layers[name])
@@ -167,6 +169,7 @@ def normalize_each_batch(layers: Layers) -> Apply:
 
     def choose_mode(layer: nn.Module, args: Any, kwargs: Any) -> None:
         x = find_tensor(args, kwargs)
+        # The mode is chosen before each call, because evaluate= may call `model.eval()`.
         layer.training = x is None or x.dim() < 2 or x.numel() > x.shape[1]
 
     def apply(model: nn.Module, stack: ExitStack) -> None:

@@ -159,11 +159,13 @@ def probe(
         size = float(x.square().mean().sqrt())
         if not math.isfinite(size):  # the layer is not to blame: `require_usable` says that the input is not finite
             return None
+        # An input of zeros has no size; any unit will do for it.
         size = size or 1.0
         averages = [_average(layer, args, kwargs, mean * size, var * size**2) for mean, var in _STARTS]
     except Exception:  # the layer cannot be copied, or not be called in train mode with what it is given in eval mode
         return None
 
+    # The two starts are 1 apart in units of the input, and a share of 1 − m is left of their distance.
     (mean_a, var_a, parts), (mean_b, var_b, _) = averages
     momentum = 1 - (mean_b - mean_a) / size
     momentum_of_var = 1 - (var_b - var_a) / size**2
@@ -176,8 +178,11 @@ def probe(
     averaged_mean = mean_a / momentum
     averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
     off = _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum, values is not None)
+
+    # A ghost batch norm has averaged its last parts rather than all, so that its parts are pooled instead.
     if off > 0 and len(parts) > 1 and all(len(part.mean) == x.shape[1] for part in parts):
         pooled = reduce(Moments.merge, parts)
+        # Pooled moments were not divided by a momentum, so that their rounding is not magnified.
         off = min(off, _compare_with_input(x, size, pooled.mean, pooled.var, 1.0))
     return off
 
@@ -244,6 +249,7 @@ def _average(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], me
     if find_replaced_forward(layer) is None:
         trial = copy.deepcopy(layer).double()
         momentum = get_momentum(trial)
+        # A layer with momentum=None weighs by counting, and one with 0 does not average; both are left as they are.
         if isinstance(momentum, float) and momentum > 0:
             trial.momentum = _MOMENTUM
         return _train_once(trial, map_batch(_widen, args), map_batch(_widen, kwargs), mean, var)
@@ -261,6 +267,7 @@ def _train_once(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any],
         batch_count.zero_()  # with momentum=None the weight of a batch is 1 over their number
     devices = {buffer.device for buffer in running if buffer.is_cuda}
     with torch.random.fork_rng(devices=devices):
+        # This is not torch.manual_seed, which would also reseed accelerators that are not restored here.
         torch.default_generator.manual_seed(0)
         for device in devices:
             with torch.cuda.device(device):

@@ -185,6 +185,8 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
         cost.passes += 1
         progress = _do_nothing
 
+        # Another rank may have met a layer twice that this one has met once, and all of them have to search for the
+        # same layers.
         names = set().union(given, *task.ranks.gather(walk.revisited))
         called_again = {}
         for name, pooled in walk.statistics.items():
@@ -211,6 +213,8 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Progress) -> Walk:
         if trials < plain_trials:
             given = trial.mix(1.0)
         elif trials == plain_trials:
+            # Plain iteration may have run away by now, so that the search goes on from the best trial and not from the
+            # last.
             damping = _DAMPING
             given = best.mix(damping)
         elif remainder > 1.5 * best.remainder and damping > _LEAST_DAMPING:
@@ -239,6 +243,7 @@ def _take_remainder(task: Task, best: _Trial | None, names: Collection[str]) -> 
     )
     for name, moments in best.given.items():  # all other layers were measured under these
         best.walk.statistics[name] = Pooled(best.walk.statistics[name].count, moments.mean, moments.var)
+    # Later trials have left other statistics in the buffers, and the check evaluates the model under the buffers.
     for name, pooled in best.walk.statistics.items():
         task.write(name, pooled)
     return best.walk
@@ -259,11 +264,13 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
     with measured(task.root):
         _prepare(task)
         for layer in task.layers.values():
+            # The attribute is set, because `train()` would also change modules inside a layer, such as its dropout.
             layer.training = True
         with watched(task, task.layers, take):
             task.ranks.run_together(task.run_all)
 
     pooled = {}
+    # All ranks merge the same layers in the same order, also a layer that none of their own batches has reached.
     names = dict.fromkeys(name for of_rank in task.ranks.gather(list(parts)) for name in of_rank)
     for name in names:
         of_rank = task.reader.pool(parts[name], []) if name in parts else None
@@ -332,5 +339,6 @@ def compute_worst_error(errors: Mapping[str, tuple[Tensor, Tensor]], statistics:
         var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)  # a dead channel has no error
         for relative in (of_mean / var.sqrt(), of_var / var):
             root_mean_square = float(relative.square().mean().sqrt())
+            # A comparison with NaN is false, so that an error that is not known would pass for a small one.
             worst = max(worst, math.inf if math.isnan(root_mean_square) else root_mean_square)
     return worst

@@ -180,6 +180,7 @@ def _measure_until_exact(
     batches_before: int | None = None
     while True:
         read = partial(source.read, task.data, wanted, _LEAST_BATCHES)
+        # A rank whose own batches have ended goes on with the others, because all ranks take part in each measurement.
         is_exhausted = all(task.ranks.gather(task.ranks.run_together(read)))
         batches = sum(task.ranks.gather(len(task.data)))
         if batches != batches_before:  # else the last read ended exactly with the last batch
@@ -190,6 +191,8 @@ def _measure_until_exact(
             return statistics
 
         batches_before = batches
+        # Large batches may already hold far more images than were wanted. Twice that number alone could be reached by a
+        # single further batch, and each measurement takes all batches.
         wanted = 2 * max(wanted, sum(map(count, task.data)))
 
 
@@ -199,6 +202,7 @@ def _measure(
     """Measure the batches that have been read."""
     from tqdm import tqdm
 
+    # A rank may have no batches as long as another one has some.
     if not any(task.ranks.gather(bool(task.data))):
         raise ValueError(f"{CALLER}: batches is empty; pass at least one batch")
     check = None
@@ -210,6 +214,7 @@ def _measure(
         else:
             moments, cost, check = measure_exactly(task, strategy, limit, bar.update)
     unseen = [name for name in task.layers if name not in moments]
+    # This comes before the general error below, because it can say why a layer was not reached.
     task.ranks.run_together(lambda: require_unread(task, unseen))
     if not moments:
         names = join_names([*task.layers, *task.unmeasured])

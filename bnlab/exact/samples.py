@@ -53,6 +53,7 @@ def prepare(task: Task) -> Profile:
     is_cpu = task.device.type == "cpu"  # where channels that are innermost are faster
     all_images = count_images(first)
     profile = None
+    # Some models need whole batches, and some need the layout that the caller gave.
     for channels_last, sample_size in ((is_cpu, _SAMPLE_SIZE), (is_cpu, all_images)):
         with contextlib.suppress(Exception):  # what is wrong with the model itself, the last one raises too
             profile = _profile_forward(task, first, channels_last, sample_size)
@@ -98,6 +99,8 @@ def choose_noted(task: Task) -> list[int]:
     noted = [0, len(task.data) // 2, len(task.data) - 1]
     others = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
     noted += others[len(others) // 2 :][:1]
+
+    # Inputs of another size may take a way of their own through the model.
     usual = None
     for index, batch in enumerate(task.data):
         shapes = [tensor.shape[1:] for tensor in list_tensors(batch) if is_dense(tensor)]
@@ -152,9 +155,11 @@ def require_unread(task: Task, unseen: Sequence[str]) -> None:
     if not unseen or not task.data:
         return
     with measured(task.root):
+        # NaN that is there anyway, such as of a diverged layer, says nothing.
         before = _list_nan(task)
         if not _is_read(task, unseen, before):
             return
+        # Single layers are tried only now, to name them. In most models none is read, and one forward has shown that.
         read = [name for name in unseen if _is_read(task, [name], before)]
     raise ValueError(
         f"{CALLER}: {join_names(read or unseen)} cannot be measured: a forward reads the running statistics without "
@@ -177,6 +182,7 @@ def _is_read(task: Task, names: Sequence[str], before: Sequence[Tensor]) -> bool
         for buffer, value in zip(buffers, values, strict=True):
             buffer.data.copy_(value)
 
+    # The forward has called other layers than before.
     if len(now) != len(before):
         return True
     spoilt = [after & ~earlier for after, earlier in zip(now, before, strict=True)]
@@ -204,6 +210,7 @@ def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expe
     # Takes back what the forward leaves in the model, such as a queue's place.
     with borrowed(task.root), watched(task, task.layers, note):
         task.evaluate(task.data[index])
+    # Another order, a missing call and an additional one all mean that the check has failed.
     for name, noted in zip_longest(names, expected):
         if noted is None or name != noted.name:
             return Check(False, name if noted is None else noted.name, math.inf)

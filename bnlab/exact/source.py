@@ -82,6 +82,7 @@ class Source:
     def _read(self, data: list[Any], wanted: int | None, least_batches: int) -> bool:
         images = sum(map(self._count, data))
         for given in self._batches:
+            # The limit is checked only when there is a further batch, so that data which end here are never refused.
             self._require_memory(len(data))
             batch = copy_batch(given, None) if self._are_copied else given
             count = self._count(batch)
@@ -101,6 +102,7 @@ class Source:
     def _start_again(self, data: list[Any]) -> None:
         """Go back to the start, and copy batches from now on; ValueError if the caller gave an iterator."""
         again = iter(self._given)
+        # `iter` returns an iterator itself, which cannot begin again.
         if again is self._given:
             raise ValueError(f"{self._caller}: {self._describe_refill(len(data))}")
         self._batches = again

@@ -61,6 +61,7 @@ class Task:
 
     def __post_init__(self) -> None:
         self.root = unwrap_parallel(self.model)
+        # These are kept, so that `require_own_buffers` notices when a forward puts others in their place.
         self._running = dict(zip(self.layers, map(get_running_buffers, self.layers.values()), strict=True))
 
     def on(self, data: Iterable[Any]) -> Task:
@@ -118,6 +119,7 @@ class Task:
                 f"{CALLER}: the input of layer {name!r} has NaN or infinite values; look at data and weights, and "
                 "whether it is float16, which overflows beyond 65,504"
             )
+        # Moments are float64, but the buffers of a half-precision model cannot hold numbers as large.
         dtype = get_running_buffers(self.layers[name])[1].dtype
         if moments.var.max() > torch.finfo(dtype).max:
             raise ValueError(
@@ -195,6 +197,7 @@ class Ranks:
             return pooled
         values = self.gather(None if pooled is None else (pooled.count, pooled.mean, pooled.var))
         moments = [Moments(*value) for value in values if value is not None]
+        # All ranks merge in the order of ranks, because rounding depends on the order.
         merged = moments[0]
         for other in moments[1:]:
             merged = merged.merge(other)
@@ -210,6 +213,7 @@ class Ranks:
         except Exception as error:
             own_error = error
 
+        # A rank that has failed takes part in the exchange, too: the others would wait for it forever.
         failures = {rank: failure for rank, failure in enumerate(self.gather(_describe(own_error))) if failure}
         if not failures:
             return result

@@ -125,6 +125,8 @@ class Walk:
                     self._finish_given(name)
             finally:
                 for batch in self.batches:
+                    # When an error is raised, other forwards may still be waiting. They are ended here, while the model
+                    # is borrowed; otherwise the garbage collector would end them at some later time.
                     if batch.walker is not None:
                         _end(batch.walker)
         return self
@@ -143,6 +145,7 @@ class Walk:
         elif name in self.statistics:  # finished, and called once more: it will have to be given
             self.revisited.add(name)
         else:
+            # Each thread has a main greenlet of its own, which has no parent to switch to.
             parent = greenlet.getcurrent().parent
             if parent is None:
                 raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
@@ -172,11 +175,14 @@ class Walk:
 
     def _continue(self, name: str) -> None:
         """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
+        # Both lists are made first, because batches move on to other layers in the loop.
         here = [batch for batch in self.batches if batch.layer == name]
         not_waiting = [batch for batch in here if batch.walker is None]
+
         for batch in here:
             walker = batch.walker
             if walker is not None:
+                # Its memory has to be free before it goes on: at the next layer it may want to wait again.
                 self._budget.release(batch.index)
                 batch.walker = None
                 batch.x = None

@@ -45,6 +45,8 @@ def check(config: Config) -> None:
     check_settings(config)
     for group, choices in GROUPS.items():
         chosen = getattr(config, group)
+        # A word such as norm.name=group would change the name alone, and leave the class and the settings of another
+        # choice.
         if not chosen.is_own and type(choices.get(chosen.name)) is not type(chosen):
             raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
         check_settings(chosen, group)
@@ -147,5 +149,6 @@ def check_device(name: str) -> None:
         return
     try:
         torch.empty(0, device=name)
+    # A build of torch without CUDA raises AssertionError.
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from error

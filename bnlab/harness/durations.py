@@ -75,6 +75,7 @@ def estimate_durations(run: Run, update: float) -> Durations:
         run: the network, of which nothing has to be there.
         update: seconds that an update takes.
     """
+    # At this rate nothing diverges, so that the trial always leaves a network that can be measured.
     optimizer = replace(run.config.optimizer, lr=LEAST_RATE)
     config = replace(run.config, optimizer=optimizer, steps=_STEPS, quiet=True, log="none")
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder:
@@ -98,6 +99,8 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
     scopes = {each.name: [subject for subject in each.scope(trial, subjects) if subject] for each in measurements}
     needed = dict.fromkeys(subject for scope in scopes.values() for subject in scope)
 
+    # Statistics are kept in the trial's folder. Measured first, they are no part of the time of the tables that read
+    # them.
     if needed and trial.has_trace:
         frozen = [subject for subject in {EXACT: None, **needed} if subject.average is None]
         drawn = [subject for subject in frozen if getattr(subject.statistic, "images", None)]
@@ -112,6 +115,7 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
         if predicts:
             seconds /= _count_predicted(trial, step)
         found.tables[measurement.name] = TableCost(seconds, predicts, bool(scopes[measurement.name]))
+        # A table of predictions replays the running averages anew for each split and shift.
         averages = [subject.average for subject in scopes[measurement.name] if subject.average is not None]
         replays += averages * (len(trial.predictions) if predicts else 1)
     if replays and trial.has_trace:

@@ -71,10 +71,12 @@ def where_raised(error: BaseException) -> str:
 def list_own_lines(error: BaseException) -> list[tuple[Path, int | None]]:
     """The lines of the user's code on the way to where an error was raised."""
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    # A file with a syntax error was never run, and is in no frame.
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno))
     lines = []
     for name, line in frames:
+        # Names such as <string> are those of no file.
         if not name.startswith("<") and is_of_user(Path(name)):
             lines.append((Path(name), line))
     return lines

@@ -122,6 +122,7 @@ def prepare(configs: list[Config]) -> None:
     for run in runs:
         config = run.config
         if not run.finished:
+            # bnlab's own optimizers need no trial, so that networks that differ in one of them are of one kind.
             optimizer = config.optimizer if config.optimizer.is_own else None
             kinds.setdefault((config.data, config.model, config.norm, optimizer, config.inputs), run)
     warnings: dict[str, None] = {}  # each once
@@ -132,6 +133,7 @@ def prepare(configs: list[Config]) -> None:
         say_problem(warning)
 
     for run in runs:
+        # What may refuse the sweep comes first: files are written only from here on.
         run.config.folder.mkdir(parents=True, exist_ok=True)
         find_failure(run).unlink(missing_ok=True)
         remove_state(run.folder)  # what a killed process has left
@@ -159,6 +161,7 @@ def attempt(config: Config) -> None:
     """`execute`, but what fails is written down as `failed`, unless other jobs would meet it too, as a full disk."""
     try:
         execute(config)
+    # A JobError is a UserError, too, but leaves the other jobs alone.
     except (JobError, TimeLimit) as error:
         _record_failure(config, str(error))
     except (UserError, OSError):
@@ -173,6 +176,8 @@ def _record_failure(config: Config, reason: str) -> None:
     path = find_failure(run)
     say_problem(f"{run.id}: failed, {reason}\n  more in {path}")
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
+    # What is said to have failed becomes part of the request's name. Under the name of a whole request, the job would
+    # count as done.
     _write_request(run, {}, ["this job"])
 
 
@@ -188,6 +193,7 @@ def execute(config: Config) -> None:
         try:
             _train_and_measure(Run(config))
         except Unreadable as error:
+            # Each Run is a new one, because a Run remembers what it has read.
             quarantine(Run(config).folder, error, "the network is trained again")
             _train_and_measure(Run(config))
         finally:
@@ -223,6 +229,7 @@ def _train_and_measure(run: Run) -> None:
         else:
             write_state(run.folder, State(f"measuring {measurement.name}", share=1.0))
             selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
+    # The rows of all other estimators are asked for before the failure is raised.
     _write_request(run, selections, failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))

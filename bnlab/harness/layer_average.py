@@ -55,6 +55,7 @@ def average_one(gaps: Iterable[float]) -> float:
     >>> average_one([0.5, 3.0, 4.0]), average_one([0.5])
     (3.5355339059327378, 0.5)
     """
+    # A formula of its own would be shorter, but the average over layers is to be defined in one place.
     frame = pd.DataFrame({"network": 0, "gap": [*gaps]})
     frame["depth"] = frame.index + 1
     return float(average_networks(frame, "gap", ["network"])["gap"].item())

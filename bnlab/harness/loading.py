@@ -93,6 +93,7 @@ def open_run(run: str, results: str | Path = "results") -> Run:
         raise UserError(f"{run}: cannot be built without what it was made of; {error}") from error
     if changed:
         raise UserError(f"{run}: {say_changed(changed)} since it was trained; undo that, or sweep it again")
+    # Code of the user's own has been compared already, and an earlier version may have named its network otherwise.
     if not list_own(opened.config) and Run(opened.config).id != run:
         raise UserError(f"{run}: its settings name another network in this version of bnlab; sweep it again")
     return opened

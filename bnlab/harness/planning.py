@@ -102,6 +102,7 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
         trial = trials.try_training(run)
         training += run.steps * trial.update
         overhead += trials.estimate_durations(run).overhead
+        # A checkpoint of the last step is always kept.
         disk += run.steps * trial.moments + len({*needed, run.steps}) * trial.checkpoint
     jobs = [Run(config) for config in waiting]
     measuring = sum(trials.estimate_durations(run).estimate_measuring(run) for run in jobs)

@@ -96,6 +96,7 @@ def read_commands(folder: Path, sweeps: Container[str] | None = None) -> list[st
     path = command_path(folder)
     commands = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     chosen = [each for each in commands if sweeps is None or each in sweeps or _takes_out(each)]
+    # Before the first sweep there is nothing that could be taken out.
     return list(dropwhile(_takes_out, chosen))
 
 

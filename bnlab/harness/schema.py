@@ -101,6 +101,7 @@ def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
             if pa.types.is_string(field.type):  # whatever the values were
                 words = frame[field.name].astype(object).map(str, na_action="ignore")
                 frame = frame.assign(**{field.name: words})
+    # By way of Arrow, the frame gets the types that it would have if it were read from a file.
     return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False).to_pandas()
 
 

@@ -68,6 +68,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
             # Where all layers are frozen, of which our own message says more.
             warnings.filterwarnings("ignore", "record: nothing was recorded: no batch-norm layer was called")
             with record_moments(trial, progress) as trace, contextlib.suppress(Diverged):  # which is a result
+                # The number only has to be out of reach: `_time_updates` ends the trial.
                 updates = train(progress, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
         _require_training(trial, progress.model)
@@ -111,6 +112,7 @@ def _time_updates(updates: Iterator[int], seconds: float | None) -> float:
         now = time.perf_counter()
         if seconds is None:
             break
+        # What the first updates allocate once is not timed.
         if step <= _WARM_UP:
             started = now
         elif now - started >= seconds:

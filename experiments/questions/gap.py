@@ -55,6 +55,7 @@ def average_batches(tables: Tables) -> pd.Series:
     log = log.sort_index()
 
     averages = []
+    # How many batches have 2,000 images depends on their size.
     for _, batches in log.groupby("batch_size"):
         size = batches["batch_size"].iloc[0]
         latest = round(2000 / size)

@@ -78,6 +78,7 @@ def compute_gains(tables: Tables) -> pd.DataFrame:
     for name in (BATCH, EXACT):
         reference = frame[(frame["line"] == name) & ~frame["is_collapsed"]]
         others = frame[(frame["line"] != name) & ~frame["is_collapsed"]]
+        # A seed whose reference has collapsed has no pair.
         matched = others[others["seed"].isin(reference["seed"])]
         gains = paired(pd.concat([reference, matched]), "accuracy", name, along="line", matching=("seed", "batch_size"))
         gains["gainer"] = gains["line"]

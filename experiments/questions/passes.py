@@ -31,6 +31,7 @@ def compute_costs(tables: Tables) -> pd.DataFrame:
 
     shortage = 1 / frame["memory"]
     frame["line"] = frame["strategy"].replace(STRATEGIES)
+    # The inverse of a share such as 1/12 is a whole number up to rounding only.
     frame["shortage"] = shortage.round().astype(int)
     return frame
 

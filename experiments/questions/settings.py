@@ -104,6 +104,7 @@ def count_kept_order(tables: Tables, **wanted: Any) -> pd.DataFrame:
     gained = pairs["exact"] - pairs["exact_of_other"]
     gained_by_running = pairs["ema"] - pairs["ema_of_other"]
     pairs["alike"] = gained_by_running > 0
+    # Each pair is there in both orders. Of these, the one whose first setting is better is kept.
     decided = pairs[gained > 0.01]
     return average(decided, "alike", ["panel", "seed"])
 

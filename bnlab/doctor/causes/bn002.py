@@ -57,6 +57,7 @@ class NeverUpdated(Cause):
             starts = _list_starts(case, name)
             if len(starts) == 1 and case.clearly_differs(name):
                 filled = case.read_fold(name)
+                # The one of the two that holds no starting value stays as it is.
                 kept = 0 if starts[0].startswith("variance") else 1
                 filled[kept] = case.buffers[name][kept]
                 averages[name] = filled

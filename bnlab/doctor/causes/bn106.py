@@ -82,6 +82,7 @@ def _compare_depths(case: Case) -> tuple[float, float]:
     """Compare the exact variance with the running one in the first third of the layers, and in the last."""
     names = [name for name in case.seen if name in case.reference]
     middle = [float(case.log_ratios(name, case.reference).median()) for name in names]
+    # The logarithm is that of the running variance over the exact one, which is turned round here.
     ratios = [math.exp(-value) for value in middle]
     if len(ratios) < 2:
         return math.nan, math.nan

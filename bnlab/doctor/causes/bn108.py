@@ -43,6 +43,7 @@ class OtherWeights(Cause):
             return
         by_gap = sorted(names, key=lambda name: case.measure_distance(name, case.exact), reverse=True)
         count = 1
+        # The last set has all layers, also where their number is no power of two.
         while count < 2 * len(names):
             layers = [name for name in names if name in by_gap[:count]]
             averages = {name: case.read_fold(name) for name in layers}

@@ -50,6 +50,8 @@ class OtherInput(Cause):
             return
         changes: list[tuple[str, int, Change, str]] = []
         for scale, shift in _fit(case, first, answer):
+            # The numbers are no part of the name: each half of the images has its own, but undos of the two halves are
+            # matched by their names.
             name = f"{'negative' if scale < 0 else 'positive'}, shifts: {len(shift)}"
             changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), name))
         if answer.colours == 3:
@@ -114,6 +116,7 @@ def _fit_once(
         return None
     scale = math.exp(0.5 * float((moments.var[varies] / running_var[varies]).log().median()))
     left = moments.mean - at_zero - scale * (running_mean - at_zero)
+    # Each channel counts in units of its own σ.
     weights = (running_var.clamp(min=0) + eps).rsqrt()
     shift = torch.linalg.lstsq((slopes * weights).T, (left * weights)[:, None]).solution[:, 0]
     return scale, shift

@@ -191,5 +191,6 @@ def _average_activation(then: Mapping[str, Tensor], name: str, between: Sequence
     values = bias + weight * quantiles.double()[:, None]
     activations = [module for module in between if hasattr(activation, type(module).__name__)]
     for module in activations or [nn.ReLU()]:
+        # The caller's module is left as it is, and may work in place.
         values = copy.deepcopy(module).cpu().double()(values.clone())
     return values.detach().mean(0)

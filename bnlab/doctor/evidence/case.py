@@ -122,8 +122,10 @@ class Case:
             "sizes": self.training_sizes,
         }
         known = {need for need, value in given.items() if value is not None}
+        # Who has given training batches is not asked for them again, even where their sizes are not known.
         if "training" in known:
             known.add("sizes")
+        # Either of the two is enough.
         if known & {"data", "before"}:
             known.add("changes")
         return frozenset(known)
@@ -175,6 +177,7 @@ class Case:
     def is_frozen(self, name: str) -> bool:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
         weight = get_weight(self.layers[name])
+        # In a model that takes no gradients at all, as one that only predicts, such a weight says nothing.
         is_trainable = any(parameter.requires_grad for parameter in self.model.parameters())
         return isinstance(weight, nn.Parameter) and not weight.requires_grad and is_trainable
 
@@ -245,11 +248,13 @@ class Case:
     def measure_distance(self, name: str, reference: Statistics) -> float:
         """Measure how far averages are off, in σ: means and variances together, each as noisy as the other."""
         mean_gap, var_gap = self.measure_gap(name, reference)
+        # Of n normal values, a mean has the variance 1/n in units of σ², and the logarithm of a variance has 2/n.
         return math.hypot(mean_gap, var_gap / math.sqrt(2))
 
     def clearly_differs(self, name: str) -> bool:
         """Return whether averages differ from exact ones by more than .03, and than the noise of either explains."""
         gap, most = self.measure_fit(name)
+        # A gap of NaN differs, too; `gap > most` would be false.
         return not gap <= most
 
     def measure_fit(self, name: str) -> tuple[float, float]:
@@ -302,6 +307,7 @@ class Case:
         mean, var = self.buffers[name]
         of_mean = (mean - predicted[0]) / sigma
         of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)
+        # Where nothing can be computed, as of a negative variance, averages count as farthest off.
         both = torch.stack((of_mean, of_var)).nan_to_num(nan=FARTHEST).clamp(-FARTHEST, FARTHEST)
         return float(both.square().sum())
 
@@ -335,6 +341,7 @@ class Case:
         running_mean, _ = self.buffers[name]
         gap = (running_mean - reference[name].mean).abs()
         least = torch.finfo(torch.float64).tiny
+        # A dead channel has neither a gap nor noise, and a ratio of 0 then rather than NaN.
         ratios = gap / noise.clamp(min=least)
         return float(ratios.median())
 
@@ -413,6 +420,7 @@ class Case:
     @property
     def fits_first(self) -> bool:
         """Whether the averages of the layer that data reaches first fit, so that nothing was done to the images."""
+        # Statistics are in the order in which the data has reached the layers.
         return not self.clearly_differs(next(iter(self.fold)))
 
     def read_fold(self, name: str) -> Tensor:

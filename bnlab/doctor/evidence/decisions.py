@@ -64,6 +64,7 @@ def compare_decisions(task: Task, exact: Statistics) -> Decisions | None:
 
     differing = float(compared.differs.mean())
     cost = _estimate_cost(compared.cost)
+    # Chance is estimated only where the cost may matter, because that takes two further measurements.
     if cost.high > WORTH:
         by_chance = _compare_halves(task, sample)
         if by_chance is None:  # nobody knows what chance explains
@@ -108,6 +109,7 @@ def _compare(task: Task, batches: Sequence[Any], *averages: Mapping[str, Tensor]
     with measured(task.model), ExitStack() as stack:
         for batch in batches:
             outputs = []
+            # Both kinds take turns in each batch, so that no outputs have to be kept.
             for write in writes:
                 write(model, stack)
                 outputs.append(find_logits(task.evaluate(batch)))
@@ -127,6 +129,7 @@ def _compare_outputs(output: Tensor, changed: Tensor) -> _Compared:
     probabilities = torch.where(are_probabilities, output, output.softmax(1))
 
     probability, named = probabilities.max(1)
+    # `argmax` would choose NaN.
     named_by_other = changed.nan_to_num().argmax(1)
     cost = probability - probabilities.gather(1, named_by_other[:, None])[:, 0]
     differs = (named != named_by_other).double()

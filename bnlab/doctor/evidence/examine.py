@@ -44,6 +44,7 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
     With `evaluate` two passes, and three calls of it; without labels predictions of at most 1,000 images are compared
     instead of scores. A few images are run twice and alone.
     """
+    # Causes read these warnings, and the caller is to see them as well.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         exact = measure(task)
@@ -142,6 +143,7 @@ def read_training_sizes(batches: Any, read: Task | None, max_images: int | None)
     """
     if isinstance(batches, DataLoader):
         sampler = batches.batch_sampler
+        # A sampler of another class may make batches of other sizes.
         if type(sampler) is BatchSampler and isinstance(sampler.sampler, Sized):
             images = len(sampler.sampler)
             full = min(sampler.batch_size, images)
@@ -150,6 +152,7 @@ def read_training_sizes(batches: Any, read: Task | None, max_images: int | None)
 
     data = read.data if read is not None else batches if isinstance(batches, list) else []
     sizes = [count_images(batch) for batch in data]
+    # Where reading has stopped before, the last batch is not that of an epoch.
     is_cut = max_images is not None and sum(sizes) >= max_images
     if is_cut or len(sizes) < 2:
         return None

@@ -40,6 +40,7 @@ def insert_norms(model: nn.Module, caller: str) -> nn.Module | None:
     """
     if not isinstance(model, fx.GraphModule) or not _takes_any_batch(model.graph):
         return None
+    # The caller's graph stays as it is; the tensors are shared.
     graph = copy.deepcopy(model.graph)
     parts = {node.target: _get(model, node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
     is_changed = False
@@ -73,12 +74,14 @@ def _takes_any_batch(graph: fx.Graph) -> bool:
     """Return whether a graph was exported with a dynamic first axis of its inputs."""
     given = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
     sizes = [value.shape[0] for value in given if isinstance(value, Tensor) and value.dim()]
+    # A dynamic axis has a symbolic size, and a fixed one a number.
     return bool(sizes) and not any(isinstance(size, int) for size in sizes)
 
 
 def _find_kind(node: fx.Node) -> str:
     """Find which kind of batch norm with running statistics a node is; "" if none."""
     kind = getattr(node.target, "__name__", "").partition(".")[0] if node.op == "call_function" else ""
+    # The fourth argument is the running mean.
     return kind if kind in (_WITH_MODE, _WITHOUT_MODE) and node.args[3] is not None else ""
 
 
@@ -101,6 +104,7 @@ def _read_node(graph: fx.GraphModule, node: fx.Node, caller: str) -> tuple[str, 
             "program.module() of what torch.export returned"
         )
     place = str(mean.target).rpartition(".")[0]  # type: ignore[union-attr]
+    # A node without a mode is always in eval mode, and has no argument that says so.
     settings: list[Any] = [*rest] if _find_kind(node) == _WITH_MODE else [False, *rest]
     is_training, momentum, eps = settings[:3]
     given = x.meta.get("val") if isinstance(x, fx.Node) else None

@@ -64,6 +64,7 @@ class FirstLayer:
         if colours > _MOST_COLOURS:
             colours = 1
 
+        # If the answer is affine, the first colour shifted twice as far has twice the effect.
         changes: list[Change] = [torch.clone, torch.zeros_like, shift_colour(0, colours, 2.0)]
         changes += [shift_colour(number, colours, 1.0) for number in range(colours)]
         means = []

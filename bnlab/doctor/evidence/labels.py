@@ -175,6 +175,7 @@ def find_strangers(output: Any, labels: Tensor | None) -> Tensor | None:
     logits = find_logits(output)
     if logits is None or labels is None or labels.is_floating_point() or logits.dim() < 2:
         return None
+    # A single column tells two classes apart.
     is_strange = (labels < 0) | (labels >= max(2, logits.shape[1]))
     is_counted = is_strange & find_counted(labels)
     return is_counted.reshape(len(labels), -1).any(1)

@@ -87,6 +87,7 @@ class _Watch:
         self._batches += 1
         self._values = max(self._values, int(moments.count))
         self._batch_means = self._batch_means.merge(_weigh(moments.mean, moments.count))
+        # A call whose number is new is kept apart, as long as there are few; later ones are left out.
         if number == len(self._calls) < MOST_CALLS:
             self._calls.append(moments)
         elif number < MOST_CALLS:
@@ -94,16 +95,19 @@ class _Watch:
 
     def add_images(self, x: Tensor) -> None:
         """Add the means and mean squares of a batch of images [N, C, ...]."""
+        # Inputs [N, C] have no pixels; the further axis gives them one.
         values = x.detach()[..., None].flatten(2)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         images, channels, pixels = values.shape
 
         means = values.mean(2)
+        # About 0, squares of channels that lie far from it would say hardly anything of their spread.
         off = values - self._center.to(values)[:, None]
         squares = off.square_().mean(2)
         rows = torch.cat((means, squares), 1).to(self._center)  # in float64
 
         of_batch = Moments(images, rows.mean(0), rows.var(0, correction=0))
+        # The empty moments cannot be merged with rows, which have means and squares and so are twice as long.
         self._images = of_batch if self._image_batches == 0 else self._images.merge(of_batch)
         self._image_batches += 1
         self._batch_squares = self._batch_squares.merge(_weigh(of_batch.mean[channels:], images * pixels))
@@ -181,6 +185,7 @@ def _pool(calls: Sequence[Moments]) -> Moments:
 def measure_share(groups: Sequence[Moments]) -> float:
     """Measure which share of the variance lies between the means of groups, the mean over channels."""
     pooled = _pool(groups)
+    # The mean over channels leaves out dead ones, which have no variance to be shared.
     within = sum(group.var * group.count for group in groups) / pooled.count
     return float((1 - within / pooled.var).nanmean())
 

@@ -81,6 +81,7 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     difference = (output - other).square().mean().sqrt()
     spread = other.std(correction=0)
     size = OUTPUTS_ROUNDED * other.square().mean().sqrt()
+    # A spread that is hardly more than rounding is no scale by itself.
     scale = torch.hypot(spread, size)
     least = torch.finfo(torch.float64).tiny
     return float(difference / scale.clamp(min=least))
@@ -144,7 +145,9 @@ def _list_unread(layer: BatchNorm, args: Any, kwargs: Any, output: Tensor) -> It
         if values is None:
             continue
         before = values.detach().clone()
+        # This changes zeros, too, and leaves variances positive.
         values.data.copy_(2 * before + 1)
+        # Calling the layer itself would call this hook again.
         changed = layer.forward(*args, **kwargs)
         values.data.copy_(before)
         if torch.equal(changed.nan_to_num(), output.nan_to_num()):

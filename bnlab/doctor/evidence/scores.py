@@ -142,6 +142,7 @@ def estimate_mean(differences: Tensor, are_signs: bool = False, tests: int = 1) 
     error = float(sample.std()) / math.sqrt(len(sample))
     half = NormalDist().inv_cdf(1 - 0.025 / tests) * error
     center = float(sample.mean())
+    # The two further pairs move the interval towards 0, so that it may leave the mean outside.
     low = min(value, center - half)
     high = max(value, center + half)
     return Difference(value, low, high, images)
@@ -204,6 +205,7 @@ def measure_likelihood(output: Any, labels: Tensor | None) -> Tensor | None:
         return None
     labels = labels.to(logits.device)
     classes = logits.shape[1]
+    # `gather` needs a class for each label. Those that do not count get any, and are left out of the average.
     chosen = labels.long().where(find_counted(labels), 0).unsqueeze(1)
     if not bool((chosen < classes).all()):
         return None
@@ -259,6 +261,7 @@ def _add_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
     """Add up values [N, ...] by image and by the number of their class: float64 [N, classes]."""
     images = len(index)
     positions = index[0].numel()
+    # Image and class make one index, so that one addition serves all images.
     first = classes * torch.arange(images, device=index.device)
     place = first.repeat_interleave(positions) + index.flatten()
 

@@ -46,6 +46,7 @@ def score(
     if not parts:
         return None
     joined = {kind: torch.cat([part[kind] for part in parts]) for kind in ("running", "exact")}
+
     own = [part for part in own_values if part is not None]
     if own:
         joined["batch"] = torch.cat(own).cpu()
@@ -56,6 +57,7 @@ def score(
     commonest = None
     if None not in constants:
         sums: Counter[int] = sum(constants, Counter())
+        # Where all labels are of one class, always naming it could not be beaten.
         commonest = max(sums.values()) / len(joined["running"]) if len(sums) > 1 else None
     labels = find_labels(task, task.data[0])
     by_class = labels is not None and labels.dim() > 1
@@ -130,6 +132,7 @@ def _score_by(task: Task, evaluate: Evaluate, exact: Statistics) -> dict[str, Te
         ValueError: it does not return values of the same images each time.
     """
     is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(task.layers).values())
+    # Exact statistics come first: a metric that fails under these is at fault itself.
     with using(task.model, exact), torch.no_grad():
         under_exact = read_values(evaluate(task.model), task.caller)
     try:
@@ -167,6 +170,8 @@ def choose_judge(task: Task, evaluate: Evaluate | None) -> tuple[Judge, bool]:
 
     def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Tensor:
         assert evaluate is not None
+        # The metric runs images of its own, whatever the batches are. No undo can be ranked by NaN; a very small number
+        # makes it the last.
         values = score_by_metric(task, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
         return torch.stack((values, values))
 

@@ -69,6 +69,7 @@ def read_batches(task: Task, batches: Iterable[Any], max_images: int | None) -> 
     data: list[Any] = []
 
     def read() -> None:
+        # A loader that shuffles draws from the global generators.
         with keep_random_state():
             Source(batches, count_images, task.caller).read(data, max_images)
         if not data:

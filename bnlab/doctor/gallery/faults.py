@@ -442,6 +442,7 @@ variances_not_copied = change_averages(lambda mean, var: var.fill_(1))
 averages_times_a_factor = change_averages(lambda mean, var, factor: (mean.mul_(factor), var.mul_(factor)))
 zeroed_buffers = change_averages(lambda mean, var: (mean.zero_(), var.zero_()))
 few_images_remembered = average_again(lambda images, labels: split(images, labels, 16), momentum=0.4)
+# Of 1,028 images, sixteen batches of 64 leave four.
 small_last_batch = average_again(lambda images, labels: split(images[:1028], labels[:1028]))
 tiny_batches = average_again(lambda images, labels: split(images[:256], labels[:256], 1))
 sums_in_float16 = change_averages(sum_in_float16)

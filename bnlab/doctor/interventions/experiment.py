@@ -244,7 +244,9 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     whole = case.on_fold(sample, case.exact)
     if not any(True for cause in causes for _ in cause.propose(whole)):
         return None
+
     halves: list[tuple[Case, Sequence[Any]]] = [(whole, task.data)]
+    # The images of a metric cannot be divided into halves.
     if evaluate is None:
         halves = _swap_halves(whole, sample)
 
@@ -256,6 +258,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
 
     if not whole.fits_first and FirstLayer(whole).answer is None:
         notes.add(_NO_ANSWER)
+
     trials = []
     for trial in tried:
         if trial.cause.kind == "images" and torch.equal(trial.values, unchanged):
@@ -283,6 +286,7 @@ def _swap_halves(whole: Case, sample: Task) -> list[tuple[Case, Sequence[Any]]]:
     except ValueError:  # one value in a channel has no variance
         return [(whole, sample.data)]
     swapped: list[tuple[Case, Sequence[Any]]] = [(folds[0], parts[-1].data), (folds[-1], parts[0].data)]
+    # A batch that cannot be cut is the only part, and judges itself.
     return swapped[: len(parts)]
 
 

@@ -98,6 +98,7 @@ def name_choice(case: Case, experiment: Experiment, crossing: Crossing | None = 
     """
     chosen, rivals = experiment.choose(crossing)
     kinds = {find_kind(trial) for trial in chosen}
+    # Rivals of the same kind would not change the place of the fault.
     if {find_kind(trial) for trial in rivals} - kinds:
         return "undecided"
     if kinds == {"averages"} and _may_be_images(case, chosen):

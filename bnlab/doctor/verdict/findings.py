@@ -72,6 +72,7 @@ def find_explained(trials: Iterable[Trial], experiment: Experiment, case: Case, 
         if trial.undo.shared and described:
             reported.append(described)
         severity: Severity = "warning" if math.isnan(gain) else grade_cost(gain, worth)
+        # Several undos of one cause are one finding.
         findings.setdefault(cause.code, Finding(cause, layers, ": ".join(reported), severity, gain))
     return list(findings.values())
 

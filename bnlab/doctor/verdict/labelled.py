@@ -107,6 +107,7 @@ def compute_worth(scores: Scores, worth: float | None) -> float:
     if scores.are_shares:
         return WORTH
     low, high = scores.values["exact"].nan_to_num().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
+    # Distances from lines are divided by this, which would be 0 for a metric with one value for all images.
     return max(WORTH_OF_SPREAD * float(high - low), 1e-12)
 
 
@@ -152,6 +153,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
         worth: the smallest difference of scores that matters.
     """
     gain = scores.compare("exact", "running")
+    # The conditions below compare numbers, which have to be finite.
     if case.is_broken:
         return Verdict("averages", BROKEN, gain)
     if not math.isfinite(scores.mean("exact")):
@@ -169,6 +171,7 @@ def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: floa
     holding = [number for number, condition in enumerate(conditions) if condition.holds]
     decided = holding[0]
     edges = [_name_beyond(condition) for condition in conditions[:decided]]
+    # The last condition always holds and has no numbers, so that wherever this loop runs there is a next one.
     for number in conditions[decided].numbers:  # not met, the next condition that holds would decide
         edges.append(replace(number.edge, beyond=conditions[holding[1]].word))
 

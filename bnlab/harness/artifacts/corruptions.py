@@ -54,6 +54,7 @@ def blur(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
     padded = F.pad(channels, [reach] * 4, mode="replicate")
     row = weights.view(1, 1, 1, -1)
     column = weights.view(1, 1, -1, 1)
+    # A square of Gaussian weights is the product of a column and a row, which together are far fewer weights.
     blurred = F.conv2d(padded, row)
     blurred = F.conv2d(blurred, column)
     return blurred.squeeze(1)
@@ -76,6 +77,7 @@ def occlude(image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
     """Hide a square within the image; the amount is its side, a share of the width, rounded down to pixels."""
     _, height, width = image.shape
     side = int(amount * width)
+    # Shares are drawn rather than pixels, whose number depends on the strength: each strength has to draw the same.
     down, across = torch.rand(2, generator=generator).tolist()
     places_down = height - side + 1
     places_across = width - side + 1
@@ -166,6 +168,7 @@ def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Spli
     if find_corruption(shift):
         return _corrupt(dataset, split, shift)
     if shift in config.list_shifts():
+        # The shift of a data set's own is one of its settings, so that it is read once more with that.
         dataset = load_dataset(config.change_test_images(shift), dataset.test.images.device)
     return dataset.images_of(split)
 
@@ -193,6 +196,7 @@ def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
     plain = dataset.images_of(split)
     images = torch.empty_like(plain.images, device="cpu")
     for index, image in enumerate(plain.images.cpu()):
+        # Standardizing has rounded. Stored pixels are whole numbers, and rounding gives them back exactly.
         stored = (image * std + mean).round()
         pixels = stored.to(torch.uint8).contiguous().numpy().data
         seed = int(digest(name, pixels, digits=12), 16)

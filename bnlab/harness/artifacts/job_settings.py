@@ -138,6 +138,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Layered):
+            # Only a layer shows what a norm of the user's own is, and to make one takes a number of channels.
             self.norm = self.norm.place(self.model.width)
 
     @property
@@ -258,6 +259,8 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
         choice = make_own(group, name)
     else:
         raise UserError(f"{group}={name}: this version of bnlab has none of this name")
+    # A setting that this version does not have is left out; `open_run` notices if the network has another name without
+    # it.
     known = {each.name for each in fields(choice)}
     changes = {key: value for key, value in values.items() if key in known}
     return replace(choice, **changes)
@@ -273,6 +276,7 @@ def list_steps(wanted: Any, steps: int) -> list[int]:
 
     chosen = set()
     for at in as_list(wanted):
+        # The type decides, because 1 is the first step and 1.0 the end of the training.
         is_share = isinstance(at, float)
         chosen.add(max(1, round(at * steps)) if is_share else at)
     return sorted(chosen)

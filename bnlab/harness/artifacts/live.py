@@ -76,6 +76,7 @@ class LiveLog:
     def measure(self, progress: TrainingState) -> None:
         """Measure the network as it is now, and write that."""
         run = self._run
+        # The log is no part of a network's name, so that it must not change what training draws.
         with keep_random_state(progress.model):
             # A copy, because training has changed its own layers, as for recording.
             model = run.new_model()

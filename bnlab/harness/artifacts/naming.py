@@ -52,6 +52,7 @@ def find_settings(config: Config) -> dict[str, Any]:
     if not folder.is_dir():
         return settings
     known = [read_codes(path.parent) for path in folder.glob("seed_*/environment.json")]
+    # None: it was trained before code was noted, when the text of the module was all that counted.
     is_same = all(each in (None, codes) for each in known)
     return by_text if known and is_same else settings
 
@@ -75,6 +76,7 @@ def note_codes(config: Config, folder: Path, settings: Mapping[str, Any]) -> Cod
         written = yaml.safe_load(file.read_text(encoding="utf-8"))
         written["data"]["content"] = config.data.content
         write_text(file, yaml.safe_dump(written, sort_keys=False))
+    # The environment comes last: once it has the code, nothing more is noted, also if the process was killed here.
     write_text(path, json.dumps(environment | {CODE: codes}, indent=1))
     return codes
 
@@ -110,6 +112,7 @@ def find_changes(configs: Sequence[Config]) -> list[list[str]]:
     ended = [path for folder in results for path in Path(folder, "runs").glob("*/seed_*/status.json")]
 
     newest: dict[str, Path] = {}
+    # The newest network of each description comes last, and takes the place of the others.
     for path in sorted(ended, key=lambda path: path.stat().st_mtime) if any(described) else ():
         newest[_describe_trained(path.parent, paths)] = path.parent
     return [
@@ -124,6 +127,7 @@ def _describe_trained(folder: Path, paths: Iterable[str]) -> str:
     try:
         with reading(file):
             text = file.read_text(encoding="utf-8")
+        # Parsing all files would take long, and most networks have none of this code.
         if not any(path in text for path in paths):
             return ""
         return _describe_but_code(restore_config(yaml.safe_load(text)))

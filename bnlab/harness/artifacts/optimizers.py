@@ -126,6 +126,7 @@ def divide_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, dict[str, 
             elif value is not None:  # as of an optimizer without momentum
                 raise TypeError(f"its state {name!r} is a {type(value).__name__}, neither a tensor nor a number")
     for group in state["param_groups"]:
+        # What else a group holds is built anew from the settings, see `restore_state`.
         numbers["groups"].append({key: value for key, value in group.items() if isinstance(value, bool | int | float)})
     return tensors, numbers
 
@@ -138,6 +139,7 @@ def restore_state(
     for group, values in groups.items():
         if group.startswith("optimizer/"):
             state.setdefault(int(group.partition("/")[2]), {}).update(values)
+    # What is no number, such as the list of parameters, comes from the optimizer that was built anew.
     fresh = optimizer.state_dict()["param_groups"]
     of_groups = [{**group, **values} for group, values in zip(fresh, numbers["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": of_groups})

@@ -212,6 +212,7 @@ class Run:
     @property
     def lock(self) -> FileLock:
         """A lock for training or measuring the network; this process may take it again while it holds it."""
+        # The file lies beside the folder, because the folder may be set aside or removed while the lock is held.
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder.with_name(f"{self.folder.name}.lock"), is_singleton=True)
 
@@ -337,6 +338,7 @@ def find_commit(root: Path) -> str | None:
     if not (root / ".git").exists():  # as of a wheel, which may lie in an environment inside of another repository
         return None
     # Workers ask at once, and must not lock the index that its owner works with.
+    # No tag is used, so that the commit is named by its hash.
     words = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         asked = subprocess.run(words, cwd=root, capture_output=True, encoding="utf-8")

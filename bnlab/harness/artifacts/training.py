@@ -88,6 +88,7 @@ class Batches:
             return shuffled
 
         labels = self.split.labels.cpu()
+        # A stable sort leaves the images of a class in the order in which they were shuffled.
         by_label = labels[shuffled].argsort(stable=True)
         by_class = shuffled[by_label]
         if self.order == "sorted":
@@ -220,6 +221,7 @@ def train(
             may not be finite; those before were.
     """
     optimizer = progress.optimizer
+    # A state dict holds the tensors themselves, which each update changes in place.
     state = progress.model.state_dict()
     # Checked at each update instead of all weights: non-finite weights surface in the next batch's variances, which are
     # few numbers. The loss alone may stay finite, because x/∞ is 0.
@@ -252,5 +254,6 @@ def train(
 
 def _are_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Find out whether all numbers are finite; a truth value on their device, for which nothing waits."""
+    # A sum is finite only if all of its terms are. In float64, finite float32 numbers cannot overflow it.
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
     return torch.stack(sums).isfinite().all()

@@ -51,6 +51,7 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
         while not run.is_complete(list_checkpoints(run)):
             # While the status is known: a network that diverges is predicted at its last step before that.
             known = {*list_checkpoints(run), *run.list_kept()}
+            # A run without a status goes on after a kill; with one, it would count as finished.
             (run.folder / "status.json").unlink(missing_ok=True)
             kept = {*known, *list_checkpoints(run), *run.list_checkpoints(), run.steps}
             _train(run, kept)
@@ -62,6 +63,7 @@ def _train(run: Run, kept: set[int]) -> None:
     progress = start_training(run)
     seconds_before = _restore_or_describe(run, progress)
     live = LiveLog(run, progress.step) if run.config.log != "none" else None
+    # One iterator serves all parts: each goes on with the update after the last one of the part before.
     updates = train(progress, run.batches, run.config.optimizer, run.steps)
 
     reporter = Reporter(run.folder, progress.step, run.steps)
@@ -105,6 +107,7 @@ def _train_part(
         with record_moments(run, progress) as trace:
             for step in updates:
                 reporter.report(step, progress.loss)
+                # The recording also ends where batch norm is frozen, because nothing is recorded after that.
                 is_due = time.monotonic() - began >= STATE_SECONDS
                 if step < run.steps and (is_due or step == run.frozen_from):
                     progress.read_log()
@@ -304,6 +307,7 @@ def _restore_state(run: Run, progress: TrainingState) -> float:
         if run.device.type == "cuda":
             torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
         progress.step = int(metadata["step"])
+        # The log is written before the state, and may have updates that are made again.
         log = run.read_log()[: progress.step]
         progress.log = list(log.itertuples(index=False, name=None))
     if run.frozen_from is not None and progress.step >= run.frozen_from:

@@ -102,6 +102,7 @@ def write_command(command: str, word: str, results: Path) -> str:
 def keep_command(folder: Path, command: str) -> None:
     """Put a command behind those that have made the tables of an experiment before, for pages and requests."""
     with FileLock(folder / "command.lock"):  # parts of a sweep may begin at once
+        # A command that is run once more moves to the end, as the latest.
         others = [other for other in read_commands(folder) if other != command]
         lines = "\n".join([*others, command])
         write_text(command_path(folder), f"{lines}\n")

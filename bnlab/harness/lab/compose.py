@@ -82,6 +82,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str
         if is_multirun:
             params = chosen.sweeper.params or {}
             by_file = [_read_word(f"{key}={value}") for key, value in params.items()]
+            # Words of the command line come last, so that they take the place of what the file says.
             overrides = [*by_file, *overrides]
         grid = _list_jobs(overrides, is_multirun)
         configs = [_build(job, begin) for job in grid]
@@ -132,6 +133,7 @@ def _list_jobs(overrides: Iterable[Override], multirun: bool) -> list[list[Overr
 def _build(job: Sequence[Override], begin: Callable[[str], object]) -> Config:
     """Build the configuration of one job, and check it."""
     _, composed = _compose_files(job)
+    # `_compose` remembers what it returns, and values are set in it below.
     composed = copy.deepcopy(composed)
     word: str | None = ""
     key = ""
@@ -171,6 +173,7 @@ def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group in KINDS and "." in name:
             ConfigStore.instance().store(group=group, name=name, node=make_own(group, name))
+            # Hydra knows the function from now on.
             return _compose(choices)
         if not error.options:
             raise UserError(first_line(error)) from error

@@ -66,6 +66,7 @@ def _forget_networks(
     folder: Path, forgotten: pd.DataFrame, runs: pd.DataFrame, command: str, is_sure: bool, with_networks: bool
 ) -> None:
     """Forget networks, or list them."""
+    # Requests lie in <name>/requests/, so that the third part from the end is the name of the other sweep.
     others = {run: [path.parts[-3] for path in _list_other_requests(run, folder)] for run in forgotten["run"]}
     if not is_sure:
         _describe(forgotten, runs, others, folder.name)
@@ -83,6 +84,8 @@ def _forget_networks(
                 path.unlink(missing_ok=True)
             failure_path(folder, run).unlink(missing_ok=True)
     finally:
+        # A network that is being trained cannot be removed, and ends the loop. Those before it have been forgotten by
+        # then.
         _write_what_is_left(folder)
     left = _count(len(runs) - len(forgotten))
     print(f"{_count(len(forgotten))} of {folder.name} forgotten, {left} left; {folder}/tables/")

@@ -86,6 +86,7 @@ def _end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        # `sys.exit` would end this thread alone.
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -117,6 +118,7 @@ def _run_on_cluster(jobs: Sequence[Job], launcher: Launcher) -> None:
             problems.append(error)
         except UncompletedJobError:
             say_problem(f"job {job.job_id} of the cluster has died (state: {job.state})")
+    # All jobs have ended by now, and none is left behind in the queue.
     if problems:
         raise problems[0]
 

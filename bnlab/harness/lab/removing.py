@@ -27,6 +27,7 @@ def remove_network(folder: Path, keeps_rows: bool) -> None:
                     path.unlink()
                 elif path.name != "measurements":
                     shutil.rmtree(path)
+            # Tables look for rows under the network's own name, and never in a folder that was set aside.
             if ".damaged" in folder.name or not keeps_rows:
                 shutil.rmtree(folder)
             freed = before - measure_size(folder)

@@ -16,6 +16,8 @@ from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_papers, 
 from bnlab.harness.progress import find_width
 from bnlab.harness.requests import read_commands
 
+# All of these take long to import. Functions import what they need, so that a mistake is answered before that, and
+# Ctrl-C in the meantime is caught by `run_command`.
 if TYPE_CHECKING:
     from bnlab.harness.lab.papers import Paper
     from bnlab.harness.reporting.drawing import PaperFile
@@ -313,6 +315,7 @@ def _draw_figures(
         except NoRows as error:  # a figure of estimators that were not swept, for example
             print(f"{error}; it is left out", file=sys.stderr)
         except (Exception, SystemExit) as error:  # the code of a question may raise either
+            # The figure that has failed is still open.
             pyplot.close("all")
             failed += 1
             print(f"figure {key} of {name} cannot be drawn: {where_raised(error)}", file=sys.stderr)

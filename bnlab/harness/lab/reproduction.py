@@ -124,6 +124,7 @@ def _make_score(declared: Mapping[str, Any], where: str) -> Score:
     for name, value in declared.items():
         given[name] = value
         if isinstance(value, Mapping):
+            # In a file, {not: VALUE} stands for all values but this one.
             given[name] = OtherThan(value["not"])
         elif isinstance(value, list):
             given[name] = tuple(value)

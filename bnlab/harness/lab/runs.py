@@ -131,6 +131,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
             metadata = file.metadata()
             state |= {"step": int(metadata["step"]), "train_seconds": float(metadata["seconds"])}
 
+    # The file may hold something else, or lack one of these.
     with reading(path):
         return {
             "run": _id(folder),

@@ -84,6 +84,7 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
 
     display.print(*outline(configs, waiting), *note_codes(configs))
     if waiting:
+        # Configurations have no hash.
         is_waiting = {id(config) for config in waiting}
         _run_all(configs, [job for job in sweep.jobs if id(job.config) in is_waiting], launcher, words, display)
     display.begin("writing the tables")
@@ -96,7 +97,9 @@ def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: 
     from bnlab.harness.lab.launch import run_jobs
 
     display.begin("reading data, and trying an update of each kind of network")
+    # The machine that sends jobs to a cluster need not have the devices on which they run.
     prepare([replace(config, device="cpu") for config in configs] if launcher.is_cluster else configs)
+    # The command is kept only now, because a sweep that `prepare` refuses makes no tables.
     ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
     keep_command(configs[0].folder, shlex.join(["bnlab", "sweep", *ordered]))
 

@@ -95,6 +95,7 @@ class NetworkCount:
         from bnlab.harness.artifacts.run import Run
         from bnlab.harness.jobs import find_failure, list_waiting
 
+        # A job that has failed is done for this sweep, but `list_waiting` keeps it for the next one.
         self._waiting = [config for config in list_waiting(self._waiting) if not find_failure(Run(config)).exists()]
         left = {Run(config).id: Run(config) for config in self._waiting}
         states = {name: read_state(run.folder) for name, run in left.items()}

@@ -78,6 +78,7 @@ def find_measurement(name: str) -> Measurement:
     cls = import_object("measurements", name)
     if not (isinstance(cls, type) and issubclass(cls, Measurement)):
         raise UserError(f"measurements={name}: is no class below bnlab.harness.measurements.Measurement")
+    # A class without a name of its own has that of the base class.
     if cls.name == Component.name or not isinstance(getattr(cls, "table", None), Table) or not _measures(cls):
         raise UserError(
             f"measurements={name}: needs a name, a table with run and step in its key, and a method that gives its "

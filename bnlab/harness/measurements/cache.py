@@ -72,6 +72,7 @@ def _read_keys(path: Path) -> set[tuple[Any, ...]]:
     """Read the values by which the rows of a file are found; no momentum is None."""
     frame = read_frame(path)
     keys = frame[[column for column in _KEY if column in frame]].astype(object)
+    # NaN does not equal itself, so that rows without a momentum would never be found.
     return set(keys.where(keys.notna(), None).itertuples(index=False, name=None))
 
 
@@ -88,6 +89,7 @@ def _describe_rows(
         run.digest_of(*predicted) if predicts else "",
         run.training,
     ]
+    # These two are added only where there is something to add, so that all other rows keep their origin.
     if run.config.population_images is not None:
         made_from.append(run.config.population_images)
     own = digest_of_own(type(measurement))
@@ -113,15 +115,18 @@ def _measure(
     """Measure together and keep; if that fails, each estimator by itself. The files that hold the rows."""
     try:
         frame = measurement.measure(run, subjects, steps, *images)
+    # These are about the network and its files, so that no estimator is to blame.
     except (UserError, Unreadable):
         raise
     except (Exception, SystemExit) as error:  # a user's estimator may raise anything
         if isinstance(error, OSError) and not list_own_lines(error):  # a full disk, say
             raise
+
         estimators = list(dict.fromkeys(each.estimator if each else measurement.name for each in subjects))
         if len(estimators) == 1:
             failures[estimators[0]] = where_raised(error), traceback.format_exc()
             return []
+        # One estimator has failed, and nobody knows which. Measured one by one, the others keep their rows.
         groups = ([each for each in subjects if each and each.estimator == name] for name in estimators)
         return [path for group in groups for path in _measure(run, measurement, [*group], steps, failures, images)]
 

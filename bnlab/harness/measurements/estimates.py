@@ -63,6 +63,7 @@ def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
     images = str(run.limit_at(step) or "all")
     if statistic.images:
         images = f"drawn{statistic.images}"  # other images than the sample of as many that `population_images` measures
+    # A file from another training, other images or an earlier version has another name, so that it is never read.
     made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
     name = "-".join([statistic.name, subject.split, images, f"{step:07d}", made_from])
     path = run.folder / "statistics" / f"{name}.safetensors"
@@ -132,6 +133,7 @@ def tabulate(
     the column `depth` counts from 1.
     """
     places = {"step": steps, "subject": range(len(subjects)), **axes}
+    # The rows are in the order of the arrays' axes, so that flat arrays fit them.
     frame = pd.MultiIndex.from_product([*places.values()], names=[*places]).to_frame(index=False)
     described = {
         "estimator": [subject.estimator for subject in subjects],

@@ -127,6 +127,7 @@ def try_estimators(subjects: Iterable[Subject]) -> None:
     """Let every running estimator average a few batches of two layers together; UserError if one fails."""
     channels = 3
     generator = torch.Generator().manual_seed(0)
+    # All values are well above 0, as variances have to be.
     batches = 0.5 + torch.rand(_TRIAL, 2, channels, generator=generator, dtype=torch.float64)
     counts = torch.full((_TRIAL, channels), 64.0, dtype=torch.float64)
     eps = torch.full((channels,), 1e-5, dtype=torch.float64)

@@ -89,6 +89,7 @@ def write(name: str, figure: Figure, tables: Tables, folder: Path, paper: PaperF
         parts[f"{name}_{figure.below.ending}"] = (below, figure.below.score(tables))
     with plt.rc_context(RC):
         drawings = {stem: draw(part, of_part) for stem, (part, of_part) in parts.items()}
+        # The picture keeps the title, and is rendered before that is removed for the other file.
         image = _render(drawings.values())
         octree = Image.Quantize.FASTOCTREE  # which keeps the colours of lines, where faint bands have many
         image.quantize(256, octree, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -181,12 +182,14 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
         names = [label.get_text() for label in grid[0, 0].get_yticklabels()]
         beside = max(len(part) for name in names for part in name.split("\n"))
         letters_below = int(((width - beside * letter) / columns - 0.2) / letter)
+
     title_lines = 0
     for place, (panel, ax) in enumerate(axes.items()):
         write_out_decades(ax)
         thin_labels(ax, letters_below)
         parts = [str(panel)]
         if len(str(panel)) > letters:
+            # A long name is first broken behind commas and before brackets, where its parts end.
             parts = re.split(r"(?<=,) | (?=\()", str(panel))
         ax.set_title("\n".join(textwrap.fill(part, letters) for part in parts))
         title_lines = max(title_lines, ax.get_title().count("\n"))
@@ -198,14 +201,19 @@ def draw(figure: Figure, frame: pd.DataFrame, width: float | None = None) -> Dra
         ax.yaxis.set_label_coords(0, 0)  # else ticks are measured to place the empty label
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
+
+    # All panels have the same label, so that any of them will do.
     drawn.supylabel(upward)
 
+    # Letters of the title are larger, and bold.
     title = textwrap.wrap(figure.title, int(width / letter / 1.3))
     drawn.suptitle("\n".join(title), x=0.02, ha="left")
+
     letters = 6 + max(map(len, handles), default=0)  # of an entry of the legend, with its handle
     entries = max(1, int(width / letter / letters))  # in a row
     if handles:
         drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=entries)
+
     layout = ConstrainedLayoutEngine()
     words = _TITLE * len(title) + 1 + across.count("\n") + rows * title_lines + math.ceil(len(handles) / entries)
     drawn.set_size_inches(width, rows * height + words * line)
@@ -235,6 +243,7 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     sentences = [figure.caption.format(schedule=schedule, batch_size=batch_size)]
 
     if "printed" in frame:
+        # A paper's numbers are of no seeds of ours.
         frame = frame[~frame["printed"].astype(bool)]
     fewest = frame["n"].min()
     most = frame["n"].max()

@@ -205,6 +205,7 @@ def _judge_conditions(claim: Claim, tables: Tables) -> list[dict[str, Any]]:
         ordered = frame.sort_values(others, kind="stable")
     if "panel" in frame:
         panels = frame["panel"].unique()
+        # This sort is stable, so that the order of the other conditions stays within a panel.
         ordered = put_in_order(ordered, "panel", panels)
 
     judged = judge(ordered, claim.margin).to_dict("records")
@@ -220,6 +221,7 @@ def say_where(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """Say what tells a row of a score from the others; empty where it has no value."""
     words = []
     for key, value in row.items():
+        # The momentum stands in the name of the estimator.
         if key in MEASURES or (key == "momentum" and "estimator" in row):
             continue
         if pd.isna(value):

@@ -171,6 +171,8 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
 def _select_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
     """Select, for each network, the step nearest to a share of the training, if it is near."""
     steps = frame["steps"]
+    # A short training has no step within 2% of every share. Without the 1e-9, rounding would decide about a step that
+    # lies just half a step away.
     half_a_step = 0.5 / steps
     allowed = half_a_step.clip(lower=0.02) + 1e-9
     done = frame["step"] / steps
@@ -237,11 +239,13 @@ def paired(
     seeds_of_reference = {*known["seed"]}
     seeds_of_others = {*others["seed"]}
     alone = seeds_of_reference ^ seeds_of_others
+    # Where one side is empty there are no pairs, and nothing is compared wrongly.
     if alone and seeds_of_reference and seeds_of_others:
         raise UserError(f"seed {min(alone)} has rows of {along} {against} only, or none; pairs need both: sweep it")
 
     expected = f"{value} of the reference"
     references = known[[*keys, value]].rename(columns={value: expected})
+    # pandas joins null with null, so that rows without a momentum find each other, too.
     pairs = others.merge(references, on=keys)
     reference = pairs.pop(expected)
     if ratio:

@@ -130,6 +130,7 @@ def interval(
     if averaged:
         sample = _group(sample, [*by, "seed"])[value].mean().reset_index()
 
+    # Without `by`, the index is only the number that `_group` has made up.
     found = _group(sample, by)[value].agg(["mean", "std", "count", "nunique"]).reset_index(drop=not by)
     mean = found["mean"]
     n = found["count"]
@@ -140,10 +141,12 @@ def interval(
     high = mean + half
     if is_share:
         hits = (n * mean).round()
+        # The formula has no lower end if none are hits, and no upper end if all are.
         low = special.betaincinv(hits, n - hits + 1, 0.025)
         high = special.betaincinv(hits + 1, n - hits, 0.975)
         low = low.where(hits > 0, 0.0).where(n > 1)
         high = high.where(hits < n, 1.0).where(n > 1)
+        # An exact interval has no standard error.
         error = error * np.nan
     if geometric:
         mean = np.exp(mean)
@@ -239,6 +242,7 @@ def select_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd
         networks of the same `by` have, as `3`, or `3 (12 of 15)` where some have another one.
     """
     keys = _list_statistics(frame, [value, *by])
+    # Rows that were put together may share a label, and `loc` would select all that do.
     measured = frame.dropna(subset=value)
     measured = measured.reset_index(drop=True)
     groups = measured.groupby(keys, dropna=False, sort=False)

@@ -308,6 +308,7 @@ def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, af
     means = []
     bounds = []
     for mean, *ends in numbers.itertuples(index=False):
+        # With sign=-1 the bounds have changed places.
         low, high = sorted(ends)
         if has_interval:
             said, *interval = say_numbers(mean, low, high, after_one)
@@ -315,6 +316,7 @@ def _say_means(cells: pd.DataFrame, unit: str, sign: int, has_interval: bool, af
             bounds += interval
         else:
             means.append(say_mean(mean, low, high))
+    # They are kept as words, which are rounded already, but ordered as numbers.
     means.sort(key=float)
     bounds.sort(key=float)
 

@@ -37,6 +37,7 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         known = [each for each in values if each is not None]
         is_found = frame[column].isin(known)
         if len(known) < len(values):
+            # `isin` tells None from NaN, but both are null.
             is_found |= frame[column].isna()
         frame = frame[~is_found if is_unwanted else is_found]
     return frame
@@ -45,6 +46,7 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     """Select the row with the smallest value for each of `by`, the first of several; NaN is left out."""
     require_columns(frame, [value, *by])
+    # Rows that were put together may share a label, and `loc` would select all that do.
     measured = frame.reset_index(drop=True).dropna(subset=value)
     groups = measured.groupby([*by], dropna=False, sort=False)
     return measured.loc[groups[value].idxmin()]

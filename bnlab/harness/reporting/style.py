@@ -245,6 +245,7 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any]
     """Set labels, scales, ticks and limits of both axes; words have places 0, 1, ... across."""
     ax.set(xlabel=x.label, ylabel=y.label)
     scales = ((y, ax.yaxis, ax.set_yscale), (x, ax.xaxis, ax.set_xscale))
+    # Scales come before ticks, because setting a scale gives an axis new locators and formatters.
     for wanted, axis, set_scale in scales:
         if wanted.linear:
             set_scale("symlog", linthresh=wanted.linear, linscale=0.6)
@@ -310,6 +311,7 @@ def thin_labels(ax: Axes, letters: float) -> None:
     is_log = ax.get_xscale() == "log"
     taken: list[tuple[float, float]] = []
     labels = {}
+    # Powers of ten are first to take their room; in this notation they alone have the mantissa 1.
     for tick in sorted(ticks, key=lambda tick: not (is_log and f"{tick:e}".startswith("1.000000e"))):
         label = f"{tick:g}"
         share, _ = to_shares.transform((tick, 1.0))

@@ -131,6 +131,7 @@ def write_tables(folder: Path) -> LoadedTables:
         tables = together.tables
         for name, frame in tables.items():
             write_frame(folder / "tables" / f"{name}.parquet", frame, together.schemas[name])
+        # Without a record these files are not trusted: what is missing is looked for again at the next reading.
         if together.is_whole:
             made_from = {
                 "tables": list(tables),
@@ -197,6 +198,7 @@ def _put_together(folder: Path) -> _Together:
     columns = RUNS.schema
     with contextlib.suppress(Unreadable):  # not written by an earlier version, or a job by itself
         columns = read_schema(columns_path(folder))
+    # Requests are in the order of time, so that the newest of each network takes the place of others.
     newest = {request.run: request.row for request in requests}
     frames = {"runs": _finish(pd.DataFrame(list(newest.values())), columns)}
     schemas = {"runs": columns}
@@ -317,6 +319,7 @@ def _select_rows(rows: pd.DataFrame, selections: Iterable[Selection]) -> pd.Data
 def _keep_newest(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     """Keep, of each network and estimator, the rows of the newest origin, one for each key."""
     measured = [column for column in _MEASURED if column in rows]
+    # Rows are in the order of the requests that ask for them, so that the last ones are the newest.
     newest = rows.groupby(measured, sort=False)[ORIGIN].transform("last")
     return rows[rows[ORIGIN] == newest].drop_duplicates(key, keep="last")
 

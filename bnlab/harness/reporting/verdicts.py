@@ -137,6 +137,7 @@ def _decide_without_test(row: Mapping[Any, Any], margin: Margin) -> tuple[str, s
         return None if min(*of_none, *of_all) <= LEVEL else (NOT_TESTED, "")
 
     mean = row["mean"]
+    # Seeds that all have the same value may still have an error that is left by rounding.
     size = 1.0 if row["log"] else max(abs(mean), 1e-3)  # the error of a logarithm is relative already
     if not row["error"] <= 1e-12 * size:
         return None
@@ -175,6 +176,7 @@ def _test_bound(row: Mapping[Any, Any], bound: float) -> tuple[float, float]:
     if row.get("share"):
         hits = round(mean * n)
         share = min(max(bound, 0), 1)
+        # A share is always above a bound below 0. With the bound cut to 0, the test would not see that.
         p_above = 0.0 if bound < 0 else special.bdtr(n - hits, n, 1 - share)
         p_below = 0.0 if bound > 1 else special.bdtr(hits, n, share)
         return p_above, p_below
@@ -183,6 +185,8 @@ def _test_bound(row: Mapping[Any, Any], bound: float) -> tuple[float, float]:
         if row["log"]:
             mean = np.log(mean)
             bound = np.log(max(bound, 0))
+        # A mean at the bound is neither above nor below it, also where its error is 0 and the ratio would have no
+        # value.
         distance = 0.0
         if not _are_equal(mean, bound):
             distance = (mean - bound) / np.float64(row["error"])

@@ -74,6 +74,7 @@ def _declare(metric: str, rows: pd.DataFrame) -> Figure:
     """Declare the figure of a metric: in points where all its values are shares, of which more is better."""
     values = rows[["running", "exact"]]
     are_within = bool(((values >= 0) & (values <= 1)).to_numpy().all())
+    # The history does not say whether more is better, but the sign of what was lost does.
     is_higher_better = np.allclose(rows["exact"] - rows["running"], rows["lost"])
     are_shares = are_within and is_higher_better
 
@@ -81,6 +82,7 @@ def _declare(metric: str, rows: pd.DataFrame) -> Figure:
     means = pd.DataFrame({"panel": metric, "line": rows["line"], "update": rows["update"]})
     means["mean"] = scale * rows["lost"]
     means[["low", "high"]] = np.nan  # one training has no interval
+    # With n = 0 the caption says nothing of seeds.
     means["n"] = 0
     low = min(0.0, means["mean"].min())
     high = max(0.0, means["mean"].max())

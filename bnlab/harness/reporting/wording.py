@@ -301,6 +301,7 @@ def _shorten(number: float, given: str, digits: int) -> str:
     if "e" in given or not math.isfinite(number) or float(given) == 0:
         return given
 
+    # The exponent is read after rounding: 0.0996 has the digits of 0.10.
     _, _, exponent = f"{number:.1e}".partition("e")
     _, _, given_decimals = given.partition(".")
     wanted = digits - 1 - int(exponent)

@@ -79,6 +79,7 @@ def average_checkpoints(
 
     Each comes with the state of the trained network, as window 0. The averages go on to grow in place.
     """
+    # Each average is changed in place, and needs tensors of its own.
     averages = {window: run.load_checkpoint(1) for window in windows}
     for step in range(1, max(steps) + 1):
         newest = run.load_checkpoint(step)

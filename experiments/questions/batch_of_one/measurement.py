@@ -58,6 +58,7 @@ class TrainingMemory(Measurement):
             batch = train.images[:images].clone(memory_format=torch.channels_last)
             saved = count_saved_bytes(model, batch, train.labels[:images].clone())
             weights = sum(parameter.nbytes for parameter in model.parameters())
+            # These are the weights, their gradients, and what the optimizer keeps of each.
             kept = weights * (2 + run.config.optimizer.count_moments())
             rows.append({"step": step, "images": images, "saved_bytes": saved, "step_bytes": saved + kept})
         return pd.DataFrame(rows)

@@ -92,6 +92,7 @@ def match_channels(first: nn.Module, second: nn.Module, images: Tensor) -> None:
         _, order = linear_sum_assignment(correlation.numpy(), maximize=True)
         chosen = torch.as_tensor(order, device=images.device)
 
+        # A convolution before a batch norm has no bias that would have to be permuted.
         writer.weight.copy_(writer.weight[chosen])
         reader.weight.copy_(reader.weight[:, chosen])
         for values in norm.state_dict().values():

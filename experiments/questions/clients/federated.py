@@ -135,6 +135,7 @@ def train_clients(
             for model in models:
                 for layer in batch_norm_layers(model, caller="clients").values():
                     layer.eval()
+    # After the last average, the parameters and running averages of all clients are the same.
     return clients[0].model, local
 
 

@@ -35,6 +35,7 @@ def record_channel(updates: int) -> pd.DataFrame:
     """Train for a number of updates of the same schedule; a row after each: step, batch, running, exact, and the
     accuracies eval_accuracy and exact_accuracy, shares of 797 test images."""
     digits = load_digits()
+    # Stored pixels are from 0 to 16, and these are from -1 to 1.
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(digits.target)
     train, test = images[:1000], images[1000:]
@@ -51,6 +52,7 @@ def record_channel(updates: int) -> pd.DataFrame:
             batch, waiting = waiting[:BATCH_SIZE], waiting[BATCH_SIZE:]
 
             optimizer.param_groups[0]["lr"] = RATE * min(1.0, 2.5 * (1 - (step - 1) / UPDATES))
+            # Measuring has left the model in eval mode.
             model.train()
             optimizer.zero_grad()
             F.cross_entropy(model(train[batch]), labels[batch]).backward()

@@ -126,6 +126,7 @@ def compute_larger_against_smaller(tables: Tables) -> pd.DataFrame:
         alike = both[is_alike & (sizes == 2)]
 
         by_seed = alike.groupby("seed")
+        # A collapsed network may leave a seed with one of the two sizes alone, which `paired` refuses.
         sizes_of_seed = by_seed["batch_size"].transform("nunique")
         compared = alike[sizes_of_seed == 2]
         if compared.empty:

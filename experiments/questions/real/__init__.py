@@ -80,6 +80,8 @@ def compute_lost_with_size(tables: Tables) -> pd.DataFrame:
     lost = compute_lost(tables, *LATE, batch_size=(32, 128, 512), **OF_USUAL_RATE)
     differences = []
     for small, large in ((32, 128), (128, 512)):
+        # After equal shares of the training, batches of two sizes have made different numbers of updates, but pairs
+        # would have to agree in the step.
         both = select(lost, batch_size=(small, large)).drop(columns=["step", "epoch"])
         counts = both.groupby(["seed", SCHEDULE, "panel"])["batch_size"].transform("nunique")
         matching = ("seed", SCHEDULE, "panel")
@@ -106,6 +108,7 @@ def compute_gain_of_momenta(tables: Tables) -> pd.DataFrame:
     others = rows(tables, "other_momenta", BEFORE_THE_END, CELL, batch_size=128, estimator="ema")
     others["line"] = "momentum " + others["momentum"].map("{:g}".format).astype(str)
     both = pd.concat([usual, others.drop(columns=["estimator", "momentum", "statistics_split"])])
+    # Pairs have to agree in split and shift, which the table `other_momenta` does not have.
     both["split"] = "test"
     both["shift"] = "none"
     return paired(both, "accuracy", RUNNING, along="line")
@@ -135,6 +138,7 @@ def subtract_trained(tables: Tables) -> pd.DataFrame:
     averages = rows(tables, "kept_averages", 1.0, CELL, batch_size=128, buffers="exact")
     averages["line"] = "decay " + averages["decay"].map("{:g}".format).astype(str)
     trained = select(select_accuracies(tables, CELL, (1.0,)), line=EXACT, batch_size=128)
+    # Pairs would have to agree in split and shift, which the table `kept_averages` does not have.
     both = pd.concat([averages, trained]).drop(columns=["split", "shift"])
     return paired(both, "accuracy", EXACT, along="line")
 

@@ -132,6 +132,7 @@ def _sort(stream: Stream) -> Stream:
 def _shrink_last(stream: Stream, batch_size: int) -> tuple[Stream, Tensor]:
     """Make the last batch one image, and compute the mean of all images, [C]."""
     counts = stream.counts.clone()
+    # One image has that share of a full batch's values.
     counts[-1] = counts.amax(0) / batch_size
     means = stream.batches[:, 0]
     sums = counts * means

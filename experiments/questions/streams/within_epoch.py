@@ -94,6 +94,7 @@ def _record(run: Run, step: int) -> Stream:
     """Record the batch moments of whole epochs, with layers that normalize with their batch."""
     per_epoch = run.batches.per_epoch
     epochs = _BEFORE + EPOCHS
+    # Recording begins with the epoch that training would begin next, so that all epochs are whole.
     next_epoch = math.ceil(step / per_epoch)
     start = next_epoch * per_epoch
     from_there = run.batches.from_step(start)

@@ -119,6 +119,7 @@ def _standardize(images: Tensor, mean: Sequence[float], std: Sequence[float], de
 
     stored = images.to(device)
     in_channels_last = stored.contiguous(memory_format=torch.channels_last)
+    # Without a copy, float32 images would be the user's own tensor, which the next lines would change.
     pixels = in_channels_last.to(torch.float32, copy=True)
     pixels -= center
     pixels /= scale
@@ -129,6 +130,7 @@ def _require_contrast(data: Data, images: Tensor) -> None:
     """Raise UserError for a channel that has a standard deviation of 0, by which no pixel can be divided."""
     smallest = images.amin((0, 2, 3))
     largest = images.amax((0, 2, 3))
+    # Extremes are compared, because the standard deviation of equal pixels may be rounded to a little more than 0.
     is_constant = smallest == largest
     if not is_constant.any():
         return

@@ -83,6 +83,7 @@ class OwnData(Own, Data):
 
     def read(self) -> Parts:
         parts = read_own(self.name, self._list_arguments())
+        # A network that an earlier version has named has the content by text.
         if self.content and self.content not in (parts.content, parts.content_by_text):
             raise UserError(
                 f"data={self.name}: gives other images or labels than those that this network is named by; "
@@ -195,8 +196,10 @@ def _read_parts(parts: Any, name: str) -> Parts:
 def _read_twice(part: Any, where: str) -> Pixels:
     """Read a part whole, and some of its items again."""
     images, labels = read_part(part, where)
+    # Arrays are the same whenever they are read; only a data set computes its items.
     if isinstance(part, tuple):
         return images, labels
+
     chosen = _spread(len(labels))
     images_again, labels_again = read_items(part, chosen, where)
     if not torch.equal(images[chosen], images_again) or not torch.equal(labels[chosen], labels_again):

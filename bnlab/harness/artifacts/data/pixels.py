@@ -92,6 +92,7 @@ def _check_pixels(images: Tensor, labels: Any, where: str) -> Pixels:
         raise UserError(
             f"{where} has {describe_images(images)} images; they have to be bytes from 0 to 255 (uint8) or floats"
         )
+    # Images of shape [N, H, W, C] have four axes, too, but of these the second, their height, is larger than the last.
     if images.dim() != 4 or images.shape[1] > min(images.shape[2:]):
         raise UserError(
             f"{where} has images of shape {list(images.shape)}; they have to be [N, C, H, W], and each item of a data "

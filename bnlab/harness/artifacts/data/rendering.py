@@ -58,6 +58,7 @@ def glyphs(images: int, classes: int, fonts: str, seed: int) -> tuple[Tensor, Te
 
     pixels = []
     labels = []
+    # The last chunk is drawn whole, too, and cut off: in a smaller one the same generator would draw other images.
     for _ in range(0, images, _CHUNK):
         drawn, drawn_labels = _draw_chunk(atlas, generator)
         pixels.append(drawn)
@@ -107,6 +108,7 @@ def _push_out(cells: Tensor, generator: torch.Generator) -> Tensor:
 def _put_on_paper(ink: Tensor, generator: torch.Generator) -> Tensor:
     """Add paper, contrast, lighting and noise: pixels from about 0 to 1."""
     contrast = _draw_uniform(generator, _CONTRAST, 1)
+    # Ink is brighter than paper by the contrast, and has to stay below 1.
     paper = _draw_uniform(generator, 0, 1) * (1 - contrast)
     lighting = _draw_smooth(generator, 1, 4, _LIGHTING)
     noise = _draw_normal(generator, 1, SIZE, SIZE) * _NOISE
@@ -145,6 +147,7 @@ def _make_grid(turns: Tensor, shifts: Tensor) -> Tensor:
     bottom = torch.stack([high * sin, high * down], dim=1)
     linear = torch.stack([top, bottom], dim=1)
 
+    # A grid says from where in the cell each pixel is taken, so that a glyph moves the other way.
     offset = -linear @ shifts.unsqueeze(2)
     maps = torch.cat([linear, offset], dim=2)
     shape = [len(maps), 1, SIZE, SIZE]

@@ -110,6 +110,7 @@ class Resnet(Layered):
         blocks = (self.depth - 2) // 6
         for stage_width in (self.width, 2 * self.width, 4 * self.width):
             for _ in range(blocks):
+                # Only the first block of a stage widens; behind it the widths are equal.
                 layers.append(_Residual(norm, width, stage_width))
                 width = stage_width
         return _initialize(nn.Sequential(*layers, *_build_head(width, inputs)), norm)

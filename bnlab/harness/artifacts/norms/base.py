@@ -139,6 +139,7 @@ class Layer(Norm):
     name: str = "layer"
 
     def build(self, site: Site) -> nn.Module:
+        # A single group is the layer norm of an image. Torch's LayerNorm would need its height and width.
         return nn.GroupNorm(1, site.channels) if site.of_images else nn.LayerNorm(site.channels)
 
 
@@ -151,6 +152,7 @@ class Instance(Norm):
     name: str = "instance"
 
     def build(self, site: Site) -> nn.Module:
+        # Unlike torch's other norms, this one has no weights and biases by default.
         return nn.InstanceNorm2d(site.channels, affine=True)
 
 

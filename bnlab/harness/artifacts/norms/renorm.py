@@ -60,6 +60,7 @@ class BatchRenorm(nn.Module):
         if not is_training:  # nor is it where weights are frozen, with the norm inside alone in train mode
             return self.norm(x)  # type: ignore[no-any-return]
 
+        # The correction comes first, because it reads the averages before the norm updates them by this batch.
         r, d = self._correct(x.detach())
         normalized = self.norm(x)
 

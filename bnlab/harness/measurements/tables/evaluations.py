@@ -154,7 +154,9 @@ def score_logits(logits: Tensor, labels: Tensor, exact: Tensor | None = None) ->
     """Compute `loss`, `accuracy`, `ece` (Guo et al. 2017); the others are NaN without exact logits."""
     is_right = logits.argmax(1) == labels
     confidence = logits.softmax(1).amax(1)
+    # Guo et al. count a confidence at the edge of two bins in the lower one.
     bins = (confidence * _ECE_BINS).ceil().long().clamp(1, _ECE_BINS) - 1
+    # A bin's mean difference times its share of the images is its sum of differences over all images.
     excess = torch.bincount(bins, weights=confidence - is_right.double(), minlength=_ECE_BINS)
     scores = {
         "loss": F.cross_entropy(logits, labels).item(),
@@ -205,5 +207,7 @@ def count_images(run: Run, subject: Subject, step: int) -> int:
         return images
     batches = run.batches.per_epoch
     epochs, rest = divmod(last, batches)
+    # An epoch has fewer images than the split where its last batch is dropped, and fewer than full batches where it is
+    # kept.
     in_epoch = min(batches * run.config.batch_size, images)
     return epochs * in_epoch + rest * run.config.batch_size

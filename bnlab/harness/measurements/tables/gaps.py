@@ -117,6 +117,7 @@ def _measure_distances(run: Run, step: int, layout: Layout, estimates: Tensor) -
         layer = trace.layers[name]
         counts = torch.tensor(layer.counts, dtype=torch.float64).unsqueeze(1)
         batch_mean, batch_var = layer.moments.double().unbind(1)
+        # Traces hold the unbiased variances that torch averages, but a batch normalizes itself by the biased one.
         biased_var = batch_var * (counts - 1) / counts
         batch_std = (biased_var + layer.eps).sqrt()
 
