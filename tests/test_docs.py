@@ -157,9 +157,8 @@ def test_each_code_has_a_section_that_says_what_the_cause_says() -> None:
 
 
 def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = [
-        block.partition("\n")[2] for block in (DOCS / "contributing/adding.md").read_text(encoding="utf-8").split("```")[1::2]
-    ]
+    recipes = (DOCS / "contributing/adding.md").read_text(encoding="utf-8")
+    blocks = [block.partition("\n")[2] for block in recipes.split("```")[1::2]]
     (cause,) = [block for block in blocks if "causes/bn399.py" in block]
     (specimen,) = [block for block in blocks if "gallery/faults.py" in block]
     module = ModuleType("bn399")

@@ -1,4 +1,7 @@
-"""Papers that are redrawn: what a file of experiments/papers declares. docs/contributing/adding.md says how one is written."""
+"""Papers that are redrawn: what a file of experiments/papers declares.
+
+docs/contributing/adding.md says how one is written.
+"""
 
 from __future__ import annotations
 
