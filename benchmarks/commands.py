@@ -31,8 +31,8 @@ from bnlab.common.files import write_text
 from bnlab.estimators import list_estimators
 from bnlab.harness.artifacts.data import Glyphs
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.measurements import find_measurement

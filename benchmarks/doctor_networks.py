@@ -20,7 +20,7 @@ from bnlab.doctor.gallery.network import build_network, choose_images, train
 from bnlab.doctor.gallery.patterns import draw_patterns
 from bnlab.doctor.gallery.specimen import Batches, Healthy, Specimen, measure_accuracy, split
 from bnlab.estimators import DebiasedEMA
-from bnlab.harness.artifacts.data.drawing import glyphs
+from bnlab.harness.artifacts.data.rendering import glyphs
 from bnlab.harness.artifacts.models import Cnn, Resnet, build_model
 from bnlab.model.layers import BatchNorm
 
@@ -40,7 +40,7 @@ _ARCHITECTURES = ("patterns", "cnn", "patterns", "resnet", *(f"torchvision {name
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSettings:
     """Settings of a training, which its seed chooses.
 
     Attributes:
@@ -58,10 +58,10 @@ class Training:
     is_constant: bool
 
     @staticmethod
-    def choose(seed: int) -> Training:
+    def choose(seed: int) -> TrainingSettings:
         """Choose settings: architectures in turn, the rest by chance."""
         chance = random.Random(seed)
-        return Training(
+        return TrainingSettings(
             seed,
             _ARCHITECTURES[seed % len(_ARCHITECTURES)],
             chance.choice(_MOMENTA),
@@ -90,7 +90,7 @@ class Trained:
         other_batches: images that it does not see.
     """
 
-    training: Training
+    training: TrainingSettings
     model: nn.Module
     before: Mapping[str, Tensor]
     trace: MomentTrace
@@ -112,7 +112,7 @@ class Trained:
         return make_healthy(self, self.other_batches).accuracy < _AWAY_FROM_CHANCE * commonest
 
 
-def train_network(training: Training) -> Trained:
+def train_network(training: TrainingSettings) -> Trained:
     """Train a network; up to half a minute on one core."""
     images, labels, test_images, test_labels = _load_images(training.architecture)
     model = _build(training, images)
@@ -166,7 +166,7 @@ def _compare(exact: Tensor, running: Tensor) -> Difference:
     return Scores({"running": running, "exact": exact}, are_shares=True).compare("exact", "running")
 
 
-def _build(training: Training, images: Tensor) -> nn.Module:
+def _build(training: TrainingSettings, images: Tensor) -> nn.Module:
     """Build a network, its initial weights drawn from the training's seed."""
     kind, _, name = training.architecture.partition(" ")
     if kind == "patterns":
@@ -203,7 +203,7 @@ def _load_images(architecture: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Cost:
+class AccuracyLoss:
     """What running averages cost, measured without the doctor on images that it does not see.
 
     Attributes:
@@ -221,7 +221,7 @@ class Cost:
         return max(self.shares, key=lambda name: self.shares[name])
 
 
-def measure_cost(trained: Trained) -> Cost:
+def measure_cost(trained: Trained) -> AccuracyLoss:
     """Measure what running averages cost, and how much of it is due to their start and to their noise.
 
     Averages without their start are those whose start is divided out. Averages without start and lag begin at exact
@@ -242,7 +242,7 @@ def measure_cost(trained: Trained) -> Cost:
     noise = float(under_exact.mean()) - with_noise
     total = float((under_exact - running).mean())
     shares = {"start": start, "noise": noise, "lag": total - start - noise}
-    return Cost(_compare(under_exact, running), shares)
+    return AccuracyLoss(_compare(under_exact, running), shares)
 
 
 def _score_under(model: nn.Module, statistics: Statistics, batches: Batches) -> Tensor:

@@ -22,7 +22,14 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 
-from benchmarks.doctor_networks import Trained, Training, make_healthy, measure_cost, measure_lost, train_network
+from benchmarks.doctor_networks import (
+    Trained,
+    TrainingSettings,
+    make_healthy,
+    measure_cost,
+    measure_lost,
+    train_network,
+)
 from bnlab import diagnose
 from bnlab.doctor.evidence.scores import Difference
 from bnlab.doctor.gallery import FAULTS
@@ -39,7 +46,7 @@ _EDGES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExaminedNetwork:
     """What the doctor says of a network, beside what was measured.
 
     Attributes:
@@ -119,26 +126,26 @@ def main() -> None:
         print(f"seed {found[0].seed} is done", file=sys.stderr, flush=True)
 
 
-def read_outcomes() -> list[Outcome]:
+def read_outcomes() -> list[ExaminedNetwork]:
     """Read what was found before; nothing where there is no such file."""
     if not _ROWS.exists():
         return []
     rows = pd.read_csv(_ROWS, keep_default_na=False).to_dict("records")
-    return [Outcome(**{str(key): value for key, value in row.items()}) for row in rows]
+    return [ExaminedNetwork(**{str(key): value for key, value in row.items()}) for row in rows]
 
 
-def examine_seed(seed: int) -> list[Outcome]:
+def examine_seed(seed: int) -> list[ExaminedNetwork]:
     """Train the network of a seed, and ask the doctor about it, unless it is near chance."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    trained = train_network(Training.choose(seed))
+    trained = train_network(TrainingSettings.choose(seed))
     if trained.is_near_chance:
         nothing = Difference(0.0, 0.0, 0.0, 0)
         return [_note(trained.training, _NEAR_CHANCE, "–", nothing, (), None)]
     return [*examine_unbroken(trained), *examine_faults(trained)]
 
 
-def examine_unbroken(trained: Trained) -> Iterator[Outcome]:
+def examine_unbroken(trained: Trained) -> Iterator[ExaminedNetwork]:
     """Ask the doctor about a network as it was trained, with images alone and with all that there is."""
     cost = measure_cost(trained)
     history: dict[str, Any] = {"training_batches": trained.training_batches, "before": trained.before}
@@ -147,9 +154,9 @@ def examine_unbroken(trained: Trained) -> Iterator[Outcome]:
         yield _note(trained.training, "", given, cost.lost, _CODES[cost.cause], diagnosis)
 
 
-def examine_faults(trained: Trained) -> Iterator[Outcome]:
+def examine_faults(trained: Trained) -> Iterator[ExaminedNetwork]:
     """Ask the doctor about a network with a fault, which its seed chooses, at each of its strengths."""
-    faults = [fault for fault in FAULTS.values() if fault.strengths]
+    faults = [fault for fault in FAULTS.values() if fault.strengths and fault.is_portable]
     seed = trained.training.seed
     turn = seed + seed // len(faults)  # architectures take turns too: each of them with each fault
     fault = faults[turn % len(faults)]
@@ -164,12 +171,17 @@ def examine_faults(trained: Trained) -> Iterator[Outcome]:
 
 
 def _note(
-    training: Training, fault: str, given: str, lost: Difference, codes: Sequence[str], diagnosis: Diagnosis | None
-) -> Outcome:
+    training: TrainingSettings,
+    fault: str,
+    given: str,
+    lost: Difference,
+    codes: Sequence[str],
+    diagnosis: Diagnosis | None,
+) -> ExaminedNetwork:
     faults = () if diagnosis is None else diagnosis.faults
     above = [finding.cause.code for finding in faults if finding.severity != "note"]
     rate = "constant" if training.is_constant else "one-cycle"
-    return Outcome(
+    return ExaminedNetwork(
         training.seed,
         training.architecture,
         f"{training.momentum:g}, {training.batch_size}, {rate}",
@@ -184,7 +196,7 @@ def _note(
     )
 
 
-def write_page(outcomes: Sequence[Outcome]) -> str:
+def write_page(outcomes: Sequence[ExaminedNetwork]) -> str:
     """Write the curves and the table of networks."""
     examined = [outcome for outcome in outcomes if outcome.fault != _NEAR_CHANCE]
     near_chance = len(outcomes) - len(examined)
@@ -198,7 +210,7 @@ def write_page(outcomes: Sequence[Outcome]) -> str:
     return "\n\n".join(["# How often the doctor is right", about, _EXPLANATION, curve, rows]) + "\n"
 
 
-def _write_curve(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _write_curve(outcomes: Sequence[ExaminedNetwork]) -> Iterator[str]:
     """Write a row for each range of what is lost."""
     lows = (-math.inf, *_EDGES)
     highs = (*_EDGES, math.inf)
@@ -218,7 +230,7 @@ def _name_range(low: float, high: float) -> str:
     return f"above {100 * low:g}" if math.isinf(high) else f"{100 * low:g} to {100 * high:g}"
 
 
-def _count(outcomes: Sequence[Outcome], shows: Callable[[Outcome], bool]) -> str:
+def _count(outcomes: Sequence[ExaminedNetwork], shows: Callable[[ExaminedNetwork], bool]) -> str:
     return write_share([shows(outcome) for outcome in outcomes])
 
 

@@ -18,7 +18,7 @@ from benchmarks.networks import build_resnet, draw_images, evaluate
 from benchmarks.timing import Result, Timed, time_once
 from bnlab import population_statistics
 from bnlab.gaps.gap import gap
-from bnlab.harness.artifacts.runs import describe_environment
+from bnlab.harness.artifacts.run import describe_environment
 from bnlab.memory import LiveBytes
 
 TABLES = Path(__file__).parents[1] / "results/reference/passes/tables"

@@ -72,6 +72,7 @@ def __getattr__(name: str) -> Any:
 
     module = import_module(f"{__name__}.{_MODULES[name]}")
     value = getattr(module, name)
+    # From now on Python finds the value without calling this function.
     globals()[name] = value
     return value
 

@@ -64,6 +64,7 @@ def make_lightning_callback(
     """
     if batches is not None:
         require_batches(batches, "make_lightning_callback")
+    # Lightning is published as two packages, and their classes are not interchangeable.
     package = "lightning.pytorch" if importlib.util.find_spec("lightning") else "pytorch_lightning"
     callback_class: Any = importlib.import_module(package).Callback
 
@@ -77,6 +78,7 @@ def make_lightning_callback(
             if not both:
                 return
             for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
+                # Lightning calls `setup` for each stage, but the loop must be wrapped only once.
                 if "run" not in vars(loop):
                     loop.run = functools.partial(self._run_twice, trainer, loop.run)
 
@@ -91,6 +93,7 @@ def make_lightning_callback(
             for name, value in self._running.items():
                 module.log(f"{name}{_RUNNING}", value, batch_size=1)
 
+        # Predictions have their own method, because Lightning does not log there.
         on_test_start = on_validation_start
 
         def on_predict_start(self, trainer: Any, module: nn.Module) -> None:
@@ -127,7 +130,10 @@ def make_lightning_callback(
             """Run a validation under running averages, with no callback, and then as Lightning does."""
             if trainer.sanity_checking:
                 return run()
+
+            # The exact statistics of the last validation may still be in place, for its checkpoint.
             self._block.leave()
+            # Without callbacks and loggers this run saves no checkpoint, stops no training and logs nothing twice.
             callbacks = trainer.callbacks
             loggers = trainer.loggers
             trainer.callbacks = []
@@ -139,6 +145,7 @@ def make_lightning_callback(
                 trainer.callbacks = callbacks
                 trainer.loggers = loggers
 
+            # The second run logs them, because Lightning accepts values only inside its hooks.
             self._running = {name: value for output in outputs for name, value in output.items()}
             try:
                 return run()
@@ -193,6 +200,7 @@ def recalibrate_in_transformers(
     def measure() -> None:
         nonlocal measured_in, measured_at
         state = trainer.state
+        # Each call of `train` begins with a new state, whose steps count from 0 again.
         is_measured = state is measured_in and state.global_step == measured_at
         if trainer.is_in_train and is_measured and block.statistics is not None:
             block.enter(training, block.statistics)  # a checkpoint after its evaluation
@@ -273,6 +281,7 @@ class _Block:
         self.statistics = statistics
         try:
             self.statistics = training.measure() if statistics is None else statistics
+            # The block stays open until `leave`, because a trainer saves its checkpoint after its validation.
             self._entered.enter_context(training.exact(self.statistics))
         except ValueError as error:
             self.statistics = None

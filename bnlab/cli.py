@@ -33,6 +33,7 @@ def main() -> int:
     escape_unprintable()
     try:
         code = _run_command(sys.argv[1:])
+        # If the reader has closed the pipe, the flush raises here, where it is handled, and not when Python exits.
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:  # as by `| head`
@@ -54,6 +55,7 @@ def _run_command(words: list[str]) -> int:
         words = [re.sub("^max_images=", "--max-images=", word) for word in words]
         arguments = _make_parser().parse_args(words)
         code: int = arguments.run(arguments)
+    # This is nobody's mistake, and `main` handles it.
     except BrokenPipeError:
         raise
     except Exception as error:  # the caller's model and batches may raise anything
@@ -64,6 +66,7 @@ def _run_command(words: list[str]) -> int:
 
 def _run_lab(command: str, words: list[str]) -> int:
     """Run a command of sweeps."""
+    # Without this check the import would fail and name a package that the user has never heard of.
     if importlib.util.find_spec("hydra") is None:
         print(f"error: bnlab {command} needs more packages: pip install 'bnlab[harness]'", file=sys.stderr)
         return 2
@@ -75,6 +78,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bnlab", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"bnlab {bnlab.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    # These are only listed in --help, because importing their modules would load the whole harness.
     for name, purpose in _OF_SWEEPS.items():
         commands.add_parser(name, help=purpose)
     for name in _OF_A_MODEL:
@@ -94,6 +98,7 @@ def _describe_error(error: Exception) -> str:
     # LiveBytes stands between the caller's code and torch.
     frames = [frame for frame in trace if frame.name != "__torch_function__"]
     package = Path(__file__).parent
+    # Frames below our last one belong to the caller's code, or to a package that it has called.
     ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
     foreign = frames[max(ours) + 1 :]
     if not foreign:

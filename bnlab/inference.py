@@ -166,6 +166,7 @@ def _mix(
     n = positions.numel()
     if 0 in dims:
         n *= len(x)
+    # Torch refuses this in training for the same reason.
     if weight == 1 and n < 2:
         raise ValueError("inference: one value per channel has no variance; pass more images or count the source")
 
@@ -187,9 +188,11 @@ def _measure(x: Tensor, dims: tuple[int, ...], center: Tensor, n: int) -> tuple[
 
     x is read once, about the source's mean `center`, which lies closer to the values than 0 does: nothing cancels.
     """
+    # In the input's own type, the difference of two values that are close to each other is exact.
     near = center.to(x.dtype)
     deviation = x - near
     total = deviation.sum(dims, keepdim=True, dtype=torch.float64)
+    # `vector_norm` adds up squares in float64 without a tensor of all squares.
     norm = torch.linalg.vector_norm(deviation, dim=dims, keepdim=True, dtype=torch.float64)
 
     shift = total / n
@@ -229,6 +232,8 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
     if not isinstance(kind, TestTimeStatistics):
         raise TypeError(f"{_CALLER}: kind is a {type(kind).__name__}; pass e.g. TestBatch()")
     layers = batch_norm_layers(model, caller=_CALLER)
+    # A forward that was set on a single layer is replaced for the block. One that a class defines may normalize
+    # something else.
     own = [name for name, layer in layers.items() if overrides_forward(layer)]
     if own:
         raise ValueError(f"{_CALLER}: {join_names(own)}: with a forward of their own, which takes no other statistics")
@@ -239,6 +244,8 @@ def apply_statistics(model: nn.Module, kind: TestTimeStatistics) -> Iterator[nn.
                 stack.callback(delattr, layer, "forward")
             else:
                 stack.callback(setattr, layer, "forward", given)
+            # A partial is copied and pickled together with the model; a closure would still point at the original
+            # layer.
             layer.forward = functools.partial(_normalize, kind, name, layer)  # type: ignore[method-assign]
         yield model
 
@@ -251,12 +258,14 @@ def _normalize(kind: TestTimeStatistics, name: str, layer: BatchNorm, input: Ten
     if layer.training:
         raise ValueError(f"{_CALLER}: layer {name!r} is in train mode; leave the model in eval mode")
 
+    # Half precision has too few digits to compute moments; the output gets the input's type again.
     x = input
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     mean, var = _compute_statistics(kind, layer, x)
     weight = _cast(get_weight(layer), x)
     bias = _cast(get_bias(layer), x)
+    # Torch's own routine takes one set of statistics for the whole batch, and treats them as constants.
     if len(mean) == 1 and not torch.is_grad_enabled():
         mean = mean.flatten().to(x)
         var = var.flatten().to(x)

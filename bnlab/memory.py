@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +21,10 @@ from bnlab.model.batches import is_dense, list_tensors
 __all__ = ["keep_freed_memory"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SHARE = 0.4  # of the free memory that is used when no limit is given; malloc has been seen to take 1.7 times that
+_SHARE = 0.4  # of the free memory that is used when no limit is given
+_OF_OBJECTS = 35 << 10  # bytes of what a forward that waits holds beside its tensors: its stack and its frames
+_MOST_OF_MALLOC = 3  # times what tensors hold: malloc has been seen to take 1.7 times that
+_NOISE = 32 << 20  # bytes that a process grows and shrinks by for other reasons
 
 # Options of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -40,6 +45,8 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
+        # malloc raises this threshold by itself until somebody sets it. So it is set to the largest value that malloc
+        # accepts.
         mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
@@ -68,10 +75,16 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
 
 
 def read_free_bytes(device: torch.device) -> int:
-    """Find the bytes that are free on a device, or in the memory of the machine."""
+    """Find the bytes that are free on a device, or in the memory of the machine, or of the container (cgroup)."""
     if device.type == "cuda":
+        # Memory that torch has reserved and that no tensor uses is free for this process, although the driver counts it
+        # as used.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for this process's tensors
         return torch.cuda.mem_get_info(device)[0] + kept
+    return min([_read_free_of_machine(), *read_free_of_groups()])
+
+
+def _read_free_of_machine() -> int:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
@@ -79,8 +92,96 @@ def read_free_bytes(device: torch.device) -> int:
                     return int(line.split()[1]) * 1024
     except OSError:  # no Linux
         pass
+    # This system does not say how much is free; half of the built-in memory is a guess.
     built_in = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return built_in // 2
+
+
+class _GroupFiles(NamedTuple):
+    """Names of the files of a control group with its limit and what it uses, and of a line of its `memory.stat`."""
+
+    limit: str
+    usage: str
+    unused: str
+
+
+_OF_VERSION_1 = _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_OF_VERSION_2 = _GroupFiles("memory.max", "memory.current", "inactive_file")
+
+
+def read_free_of_groups(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Find the bytes that are free in each control group of this process, and in each group above it.
+
+    Args:
+        groups: lists the process's groups, a line "number:controllers:path" each; version 2 names no controllers.
+        root: where they are mounted; in a container its own group often lies here, whatever its path is.
+    """
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return []
+
+    free = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, files = root, _OF_VERSION_2
+        elif "memory" in controllers.split(","):
+            mount, files = root / "memory", _OF_VERSION_1
+        else:
+            continue
+        for folder in _list_folders(mount, path):
+            with contextlib.suppress(OSError, ValueError):  # no such folder, or "max": no limit
+                free.append(_read_free_of_group(folder, files))
+    return free
+
+
+def _read_free_of_group(folder: Path, files: _GroupFiles) -> int:
+    limit = int((folder / files.limit).read_text(encoding="ascii"))
+    usage = int((folder / files.usage).read_text(encoding="ascii"))
+    lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+    counts = dict(line.split() for line in lines)
+    unused = int(counts.get(files.unused, 0))  # files in the cache, which make room for others
+    return max(0, limit - usage + unused)
+
+
+def _list_folders(mount: Path, path: str) -> Iterator[Path]:
+    """List a group's folder and those above it, up to the mount."""
+    folder = mount / path.lstrip("/")
+    yield folder
+    while folder != mount:
+        folder = folder.parent
+        yield folder
+
+
+class Growth:
+    """What the memory in use of this process grows by from when this is made; nothing where it cannot be read."""
+
+    def __init__(self) -> None:
+        self._start = _read_resident_bytes()
+
+    def measure(self, limit: int) -> int:
+        """Count the bytes; where they are above a limit, without what malloc holds and nobody uses.
+
+        A tensor's memory lies between that of others, so that malloc may find no place in it for the next one. Then
+        it takes more, and keeps what was freed. It is given back when there is need only: it would have to be mapped
+        and zeroed again.
+        """
+        grown = _read_resident_bytes() - self._start
+        if grown <= limit:
+            return grown
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
+        return _read_resident_bytes() - self._start
+
+
+def _read_resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no Linux
+        return 0
 
 
 class LiveBytes(TorchFunctionMode):
@@ -98,6 +199,7 @@ class LiveBytes(TorchFunctionMode):
         self.peak = 0
         self._known = set[int]()
         for tensor in filter(is_dense, known):
+            # Memory is known by its address, because a weight may be seen through many views.
             self._known.add(tensor.untyped_storage().data_ptr())
         self._tensors: dict[int, weakref.ref[Tensor]] = {}
 
@@ -105,6 +207,7 @@ class LiveBytes(TorchFunctionMode):
         """Count the bytes that are alive; views of one memory count once."""
         alive: dict[int, weakref.ref[Tensor]] = {}
         sizes: dict[int, int] = {}
+        # The new table leaves out dead tensors, or it would grow throughout the forward.
         for key, reference in self._tensors.items():
             tensor = reference()
             if tensor is None:
@@ -142,6 +245,7 @@ class Profile(NamedTuple):
         """Relate the bytes that a forward of `size` bytes has held at each call of a layer, and at its peak."""
         most = 0
         waiting: dict[str, float] = {}
+        # The loop goes backwards, because a batch that waits here will later hold what deeper layers hold.
         for name, held in reversed(calls):
             most = max(most, held)
             waiting[name] = max(waiting.get(name, 0.0), most / size)
@@ -155,14 +259,16 @@ class Budget:
         sizes: bytes of each batch.
         profile: the profile of a forward; None: no batch may wait.
         limit: bytes that may be held.
+        growth: what the process grows by, which may not be more either; None: only what the profile says counts.
 
     Attributes:
         peak: the most bytes that were needed at once, according to the profile.
     """
 
-    def __init__(self, sizes: Sequence[int], profile: Profile | None, limit: int) -> None:
+    def __init__(self, sizes: Sequence[int], profile: Profile | None, limit: int, growth: Growth | None = None) -> None:
         self._sizes = sizes
         self._limit = limit
+        self._growth = growth
         self._held: dict[int, float] = {}
 
         if profile is None:
@@ -184,14 +290,26 @@ class Budget:
         if self._waiting is None:
             return False
 
-        size = self._sizes[index] * self._waiting.get(layer, self._most)
+        # A layer that the profiled forward did not reach is assumed to hold as much as the largest one.
+        size = self._sizes[index] * self._waiting.get(layer, self._most) + _OF_OBJECTS
         needed = self._running + size + sum(self._held.values())
-        if needed > self._limit:
+        if needed > self._limit or self._has_grown(needed):
             return False
 
         self._held[index] = size
         self.peak = max(self.peak, int(needed))
         return True
+
+    def _has_grown(self, needed: float) -> bool:
+        """Return whether the process has grown so much that one more forward would exceed the limit.
+
+        Args:
+            needed: bytes that the profile says are held. Where they are far below the limit nothing is read.
+        """
+        if self._growth is None or needed < max(_NOISE, self._limit / _MOST_OF_MALLOC):
+            return False
+        left = self._limit - self._running
+        return self._growth.measure(left) > left
 
     def release(self, index: int) -> None:
         """Let a batch go on: it counts no longer."""

@@ -90,10 +90,13 @@ def optimal_momentum(drift: Values, noise: Values) -> Values:
     """
     q = np.asarray(drift, np.float64)
     r = np.asarray(noise, np.float64)
+    # One may be a number and the other an array.
     q, r = np.broadcast_arrays(q, r)
 
+    # The product q(q + 4r) could underflow where both are tiny, the product of the roots does not.
     root = np.sqrt(q) * np.sqrt(q + 4 * r)
     denominator = q + root
+    # Where both are 0 the momentum is 1, as it is wherever there is no noise.
     without_drift = np.where(r > 0, 0.0, 1.0)
     momentum = np.divide(2 * q, denominator, out=without_drift, where=denominator > 0)
     return momentum[()]  # a number for two numbers
@@ -123,10 +126,13 @@ def epoch_noise(
 
     residue = start_residue(momentum, steps_per_epoch)
     left = start_residue(momentum, position)
+
+    # The sum is over all past epochs, each of which has ρ times the weight of the one after it.
     past_epochs = left**2 * (1 - residue) / (1 + residue)
     size = steps_per_epoch - 1 + last  # R
     shared = ((1 - left) ** 2 + past_epochs) / size
 
+    # At both ends of an epoch the smaller batch is the latest one, and the remainder is 0.
     since_last = start_residue(momentum, position % steps_per_epoch)
     smaller = (1 / last - 1) * (momentum * since_last) ** 2 / (1 - residue**2)
 
@@ -212,6 +218,7 @@ def _transform(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     steps = differences.shape[1]
     power = []
     for channel in differences:  # one at a time to save memory
+        # With as many zeros behind the values, the imaginary part of a Fourier transform is the sine transform.
         transform = np.fft.rfft(channel, 2 * steps)
         power.append(transform.imag[1:steps] ** 2)
     return np.array(power)
@@ -220,15 +227,19 @@ def _transform(differences: NDArray[np.float64]) -> NDArray[np.float64]:
 def _fit(power: NDArray[np.float64], pooled: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Estimate the most likely drift and noise, [channels] each, of the transformed differences [channels, T-1]."""
     steps = power.shape[1] + 1
+
     least = math.log2(0.01 / steps**2)
     most = math.log2(NO_NOISE)
+    # An eighth of a power of two is a step of 9%.
     ratios = np.exp2(np.arange(least, most, 1 / 8))  # λ
 
     angles = np.pi * np.arange(1, steps) / (2 * steps)
     spectrum = 4 * np.sin(angles) ** 2
     shape = ratios[:, None] + spectrum  # variances in units of the noise, [λ, T-1]
+    # 2/T makes the transform orthonormal, and T − 1 values are averaged.
     noises = power @ (1 / shape).T * (2 / steps / (steps - 1))  # the most likely ones, [channels, λ]
 
+    # With the most likely noise put in, the likelihood is a function of λ alone.
     loss = np.log(noises) + np.log(shape).mean(axis=1)  # -2/(T-1) * log likelihood
     if pooled:
         loss = np.broadcast_to(loss.mean(axis=0), loss.shape)

@@ -58,6 +58,7 @@ class Cells(Plot):
         """Draw the rows of each panel, see `Plot.draw`."""
         require_one_row(frame, ["panel", self.by, self.x])
         tested = frame.assign(is_certain=find_certain(frame))
+        # All panels have the rows of the whole map, so that they can be compared line by line.
         rows = _order(tested[self.by])
         for panel, (ax, here) in zip(axes, split_panels(tested, axes), strict=True):
             columns = _order(here[self.x])
@@ -79,16 +80,20 @@ class Cells(Plot):
     def _draw_cell(self, ax: Axes, column: int, row: int, values: Mapping[Any, Any]) -> None:
         """Draw one cell: its number, and in small the words below it."""
         mean = values["mean"]
+        # Colours show losses only: a gain is as pale as no loss.
         lost = max(mean, 0.0)
+        # Losses range from a third of a point to thirty, so that colours go by their logarithm.
         share = np.log1p(lost / _SMALL) / np.log1p(_LARGE / _SMALL)
         colour = colormaps["OrRd"](_DARKEST * min(share, 1.0))
         ax.add_patch(_make_patch(column, row, facecolor=colour, linewidth=0))
 
+        # A loss of −0.04 must not be shown as −0.0. The hyphen becomes a minus sign.
         number = f"{mean:.1f}".replace("-0.0", "0.0").replace("-", "−")
         weight = "bold" if values["is_certain"] else "normal"
         ax.text(column, row - 0.1, number, ha="center", va="center", fontsize=11.5, weight=weight)
         ax.text(column, row + 0.27, values[self.small], ha="center", va="center", fontsize=6.5, color=_GREY)
 
+        # There may be fewer framed columns than looks of frames.
         for (framed, words), (inset, look) in zip(self.framed.items(), _FRAMES, strict=False):
             if values[framed]:
                 ax.add_patch(_make_patch(column, row, inset, fill=False, label=words, **look))
@@ -109,6 +114,7 @@ def find_certain(frame: pd.DataFrame) -> list[bool]:
     p = np.full(len(frame), np.nan)
     for place, row in enumerate(frame.to_dict("records")):
         if row["n"] > 1:
+            # A two-sided p-value is twice the smaller one of two one-sided tests.
             p[place] = min(1.0, 2 * min(compute_p_values(row, above(0.0))))
     return [bool(adjusted <= _LEVEL) for adjusted in holm(p)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.help import write_help
-from bnlab.harness.lab.catalogue import CONF, list_measurements
+from bnlab.harness.lab.registry import CONF, list_measurements
 from bnlab.harness.setting_columns import describe_runs
 
 README = Path(__file__).parents[1] / "results" / "README.md"

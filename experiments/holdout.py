@@ -20,8 +20,20 @@ from bnlab.harness.reporting.tables import load
 
 FIRST_SEEDS = 5
 EXTENDED = (
-    *("drift", "few_images", "gap", "model_selection", "momentum", "non_iid", "predictive", "quickstart", "settings"),
-    *("shift", "streams", "tolerance", "variance", "weight_averaging"),
+    "drift",
+    "few_images",
+    "gap",
+    "model_selection",
+    "momentum",
+    "non_iid",
+    "predictive",
+    "quickstart",
+    "settings",
+    "shift",
+    "streams",
+    "tolerance",
+    "variance",
+    "weight_averaging",
 )
 """Experiments of results/reference whose seeds 5 to 14 were added after the verdicts of seeds 0 to 4 were known."""
 
@@ -60,6 +72,7 @@ def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     Returns:
         A row for each condition that has a verdict all three times, in the columns `first`, `added` and `with_all`.
     """
+    # A second look cannot have changed the verdicts of these claims.
     begun_with_all = FROM_THE_START.get(experiment.name, ())
     claims = {key: claim for key, claim in experiment.claims.items() if key not in begun_with_all}
     runs = tables["runs"]
@@ -73,6 +86,7 @@ def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     for part, networks in parts.items():
         chosen = {name: frame[frame["run"].isin(networks["run"])] for name, frame in tables.items()}
         decided = decide(replace(experiment, claims=claims), chosen)
+        # Conditions are matched by name, and the layer with the largest gap may differ between the three parts.
         decided["condition"] = decided["where"].map(_name_condition)
         verdicts[part] = decided.set_index(["claim", "condition"])["verdict"]
     return pd.DataFrame(verdicts).dropna()  # NaN where one of the three lacks the condition
@@ -95,6 +109,7 @@ def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
         undone: those that the first seeds decide, and all seeds do not.
     """
     is_decided = verdicts.isin(["holds", "fails"])
+
     newly = verdicts[~is_decided["first"] & is_decided["with_all"]]
     is_alike = newly["added"] == newly["with_all"]
     is_undecided = ~newly["added"].isin(["holds", "fails"])

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers
 from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.papers import read_paper
-from bnlab.harness.lab.redrawing import decide_new_claims
+from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_papers
+from bnlab.harness.lab.reproduction import decide_new_claims
 from bnlab.harness.reporting.outcome import POST_HOC, Outcome, decide_outcome, fill_paragraphs
 from bnlab.harness.reporting.page import render
 from bnlab.harness.reporting.tables import load
@@ -33,12 +33,13 @@ JUDGEMENTS = {  # with the words that count them
     "not comparable": "not comparable",
     "not tried": "not tried",
 }
+# Answers quote by the same calls. `estimated` and `drawn` are left out, as they have no verdict that could change.
 _QUOTE = re.compile(r'(holds|fails|undecided)\("(\w+)\.(\w+)"')
 _LINK = "../results/reference/{}/README.md"  # as seen from docs/
 
 
 @dataclass(frozen=True)
-class Finding:
+class LiteratureFinding:
     """What a paper found, and what is found here.
 
     Attributes:
@@ -56,21 +57,23 @@ class Finding:
     @property
     def judgement(self) -> str:
         """One of JUDGEMENTS."""
+        # Unpacking fails unless there is exactly one.
         (judgement,) = self.lines.keys() & {*JUDGEMENTS}
         return judgement
 
     def list_quotes(self) -> list[tuple[str, str, str]]:
         """List what is quoted: verdict, experiment and claim, each once."""
+        # A dict keeps the order of the text, which a set would lose.
         return list(dict.fromkeys(_QUOTE.findall(self.lines.get("here", ""))))
 
 
 @dataclass(frozen=True)
-class Paper:
+class LiteratureEntry:
     """A paper with its findings: title, source in Markdown."""
 
     title: str
     source: str
-    findings: list[Finding]
+    findings: list[LiteratureFinding]
 
 
 def main() -> int:
@@ -96,28 +99,28 @@ def decide(name: str) -> Outcome:
     return decide_outcome(find_experiment(name), load(name, REFERENCE))
 
 
-def list_findings() -> list[Finding]:
+def list_findings() -> list[LiteratureFinding]:
     """List the findings of all papers, and what we expected."""
     _, papers = _read_text()
     return [finding for paper in papers for finding in paper.findings]
 
 
-def _read_text() -> tuple[str, list[Paper]]:
+def _read_text() -> tuple[str, list[LiteratureEntry]]:
     """Read the introduction, and the papers: a heading, the source, and findings below headings of their own."""
     introduction, *parts = TEXT.read_text(encoding="utf-8").split("\n## ")
     papers = []
     for part in parts:
         about, *texts = part.split("\n### ")
         title, _, source = about.partition("\n")
-        papers.append(Paper(title, source.strip(), [_read_finding(text) for text in texts]))
+        papers.append(LiteratureEntry(title, source.strip(), [_read_finding(text) for text in texts]))
     return introduction.strip(), papers
 
 
-def _read_finding(text: str) -> Finding:
+def _read_finding(text: str) -> LiteratureFinding:
     """Read a finding: `F1. Title`, and lines of a word, a colon and a sentence."""
     heading, *lines = text.strip().splitlines()
     number, _, title = heading.partition(". ")
-    return Finding(number, title, dict(line.split(": ", 1) for line in lines))
+    return LiteratureFinding(number, title, dict(line.split(": ", 1) for line in lines))
 
 
 def write_page(outcomes: Sequence[Outcome]) -> str:
@@ -134,6 +137,7 @@ def write_page(outcomes: Sequence[Outcome]) -> str:
     claims = {}
     for finding in findings:
         filled = fill_paragraphs(finding.lines.get("here", ""), outcomes)
+        # `fill_paragraphs` silently leaves out a sentence that was written for another verdict.
         if "here" in finding.lines and not filled:
             found = f"{finding.number}: a quoted claim has another verdict"
             raise UserError(f"{found}; judge again, in experiments/{TEXT.name}")
@@ -144,14 +148,14 @@ def write_page(outcomes: Sequence[Outcome]) -> str:
     return render("literature.md", judgements=list(JUDGEMENTS), **values)
 
 
-def _count(findings: Sequence[Finding], of: str) -> str:
+def _count(findings: Sequence[LiteratureFinding], of: str) -> str:
     """Say how many findings there are, and how many of each judgement."""
     judged = [finding.judgement for finding in findings]
     counts = [f"{judged.count(judgement)} {words}" for judgement, words in JUDGEMENTS.items()]
     return f"{len(judged)} {of} {', '.join(counts)}"
 
 
-def _list_claims(finding: Finding, outcomes: Iterable[Outcome]) -> list[str]:
+def _list_claims(finding: LiteratureFinding, outcomes: Iterable[Outcome]) -> list[str]:
     """List the quoted claims of each experiment with their verdicts, its data and its seeds."""
     known = {outcome.experiment.name: outcome for outcome in outcomes}
     verdicts: dict[str, dict[str, list[str]]] = {}

@@ -76,6 +76,7 @@ def compute_gaps(
         by, wanted: see `rows`; by default all settings that were swept are told apart.
     """
     gaps = gap_over_layers(rows(tables, "gaps", at, by, **wanted), "mean_gap")
+    # The sort is stable, so that shares of the training keep their order.
     ordered = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
     return name_panels(ordered, "{panel}, {layers}")
 
@@ -108,8 +109,11 @@ def select_picks(tables: Tables) -> pd.DataFrame:
     """
     wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
     on_val = rows(tables, "evaluations", split="val", **wanted)
+
+    # The last checkpoint takes part as the pick of an estimator of its own, which never looks at accuracies.
     is_last = (on_val["estimator"] == "exact") & (on_val["step"] == on_val["steps"])
     candidates = pd.concat([on_val, on_val[is_last].assign(estimator="last")])
+    # `lowest` picks the smallest value, so that accuracies become errors.
     candidates["error"] = 1 - candidates["accuracy"]
     picks = lowest(candidates, "error", ["run", "estimator"])
 
@@ -118,6 +122,7 @@ def select_picks(tables: Tables) -> pd.DataFrame:
     tested = exact_on_test["accuracy"].rename("tested")
     picks = picks.join(tested, on=["run", "step"])
 
+    # All picks are tested under exact statistics, so that the cost is that of the choice alone.
     of_exact = select(picks, estimator="exact").set_index("run")
     network = picks["run"]
     best_tested = network.map(of_exact["tested"])

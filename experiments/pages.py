@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlab.harness.lab.catalogue import REFERENCE, is_shipped
+from bnlab.harness.lab.registry import REFERENCE, is_shipped
 from bnlab.harness.reporting.frames import average, interval
 from bnlab.harness.reporting.outcome import Outcome
 from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment
@@ -25,6 +25,7 @@ _STATISTICS = {"exact": "exact statistics", "ema": "running averages", "none": "
 
 def write_pages(outcomes: Sequence[Outcome], results: Path) -> None:
     """Write the README.md of each question, and, unless all are the user's own, the pages of answers."""
+    # Devices and added seeds are facts about the committed tables, not about a user's results.
     is_reference = results.resolve() == REFERENCE
     pages = {}
     for outcome in outcomes:
@@ -54,6 +55,7 @@ def adapt_links(page: str, results: Path) -> str:
 def describe_devices(runs: pd.DataFrame) -> str:
     """Compare accuracies on a CPU and on a GPU, for an experiment that was trained on both; empty for others."""
     is_gpu = runs["device"].str.contains("NVIDIA")
+
     if is_gpu.all() or not is_gpu.any():
         return ""
 
@@ -65,10 +67,13 @@ def describe_devices(runs: pd.DataFrame) -> str:
         "| norm, batch size | statistics | GPU − CPU | networks | seeds |",
         "|---|---|---|--:|--:|",
     ]
+
+    # Some of these networks are no longer in the tables, so that the pairs have a file of their own.
     pairs = pd.read_csv(_PAIRS)
     by = ["norm", "batch_size", "estimator"]
     pairs["difference"] = 100 * (pairs["gpu"] - pairs["cpu"])
     networks = pairs.groupby(by)["run"].nunique().rename("networks")
+    # Values are averaged within each seed first, because only seeds are independent of each other.
     compared = interval(average(pairs, "difference", [*by, "seed"]), "difference", by).join(networks, on=by)
     for row in compared.to_dict("records"):
         number = format_number(row["mean"], row["low"], row["high"])
@@ -81,18 +86,21 @@ def read_catalogue() -> Catalogue:
     """Read the questions Q1, Q2, … with their answers, the hypotheses with conclusions, and what stands around them."""
     folder = Path(__file__).with_name("answers")
     pages = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    # The other four files are popped, so that only questions are left.
     first = pages.pop("first")
     index = {}
     for part in pages.pop("index").split("## ")[1:]:
         topic, _, links = part.partition("\n")
         index[topic] = links.strip()
     last = pages.pop("last")
+
     hypotheses = {}
     for part in pages.pop("hypotheses").strip().split("\n\n"):
         heading, _, conclusion = part.partition("\n")
         number, _, hypothesis = heading.partition(". ")
         hypotheses[number] = (hypothesis, conclusion)
 
+    # As words, Q10 would come before Q2.
     numbers = sorted(pages, key=lambda number: int(number[1:]))
     questions = {number: pages[number] for number in numbers}
     return Catalogue(questions, hypotheses, first, index, last)

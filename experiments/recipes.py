@@ -44,6 +44,8 @@ def name_statistics(frame: pd.DataFrame) -> pd.Series:
     names = {"ema": RUNNING, "last_batch": LAST, "predictive": TUNED, "exact": EXACT}
     line = frame["estimator"].map(names)
     is_augmented = frame["statistics_split"] == "train_augmented"
+    # Plain images give other exact statistics only where training augments. Elsewhere they are the exact statistics of
+    # training.
     augmenting = frame.loc[is_augmented, "run"].unique()
     is_plain = (line == EXACT) & ~is_augmented & frame["run"].isin(augmenting)
     return line.mask(is_plain, PLAIN)
@@ -61,6 +63,7 @@ def compute_growth(lost: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         lost: rows of `subtract_exact` of one kind of statistics.
         by: settings in which networks differ, the learning rate among them.
     """
+    # The rates are what is compared, so that they are not matched.
     matching = ["seed", *(column for column in by if column != RATE)]
     differences = []
     for small, large in RATES_APART:
@@ -81,6 +84,7 @@ def select_complete(tables: Tables, accuracies: pd.DataFrame, by: Sequence[str],
         by: the columns that make a group.
         rates: how many learning rates there are.
     """
+    # A rate at which the training diverged has been tried as well.
     ended = select(tables["runs"], status=("finished", "diverged"))
     counts = ended.groupby([*by], dropna=False)[RATE].nunique()
     complete = counts.index[counts == rates]
@@ -95,6 +99,7 @@ def find_most_picked(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.Series:
         accuracies: rows of `select_accuracies`, one for each learning rate of a group; of equal ones the smallest rate.
         by: the columns that make a group, the schedule among them.
     """
+    # `idxmax` takes the first of equal values, which is now that of the smallest rate.
     ordered = accuracies.sort_values(RATE, kind="stable").reset_index(drop=True)
     places = ordered.groupby([*by])["accuracy"].idxmax()
     picked = ordered.loc[places]
@@ -113,8 +118,10 @@ def pick(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         statistics minus that of this one, both under exact statistics (a share), and `differs`, if the picks do.
         Of equal accuracies the first pick is taken: the smallest rate, or the earliest step.
     """
+    # `idxmax` takes the first of equal values, which is now that of the smallest rate and the earliest step.
     ordered = accuracies.sort_values([RATE, "step"], kind="stable")
     on_validation = select(ordered, split="val")
+    # Both picks are tested under exact statistics, so that the cost is that of the choice and not of the statistics.
     tested = select(ordered, split="test", line=EXACT).set_index(["run", "step"])["accuracy"]
 
     picks = {}
@@ -125,9 +132,11 @@ def pick(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         picked = picked.join(tested.rename("tested"), on=["run", "step"])
         picks[line] = picked.set_index([*by])
 
+    # `!=` refuses two Series whose labels are in different orders.
     running = picks[RUNNING].sort_index()
     exact = picks[EXACT].sort_index()
     is_other = running["step"] != exact["step"]
+    # If the checkpoints of a single network are picked from, the networks are the same.
     if "run" not in by:
         is_other |= running["run"] != exact["run"]
     cost = exact["tested"] - running["tested"]

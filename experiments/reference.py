@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_measurements, list_questions
 from bnlab.harness.lab.command import run_command
+from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_measurements, list_questions
 from bnlab.harness.schema import Table, is_open, read_frame, read_key, read_schema, write_frame
 
 
@@ -22,6 +22,7 @@ def main() -> int:
 
 
 def _update(folders: list[str]) -> int:
+    # All folders are read before anything is written, so that a wrong name changes nothing.
     parts = {folder: _list_tables(Path(folder)) for folder in folders}
     for folder, paths in parts.items():
         if not paths:
@@ -44,12 +45,15 @@ def add_rows(path: Path, target: Path) -> None:
     rows = read_frame(path)
     if target.exists():
         before = read_frame(target)
+
         if not is_open(schema):
             rows = rows[list(before)]  # of a table that was shortened, the columns that are left
         key = read_key(schema)
         both = pd.concat([before, rows], ignore_index=True)
+        # The new rows come last, so that they are the ones that are kept.
         rows = both.drop_duplicates(key, keep="last").sort_values(key)
 
+    # Open tables have a column for each setting, which their schema does not list.
     if not is_open(schema):
         fields = [schema.field(column) for column in rows]
         schema = pa.schema(fields, schema.metadata)
@@ -78,6 +82,7 @@ def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     shortened = frame.drop(columns=left_out)
     for column in measured:
         if column in shortened:
+            # float32 keeps seven digits; the column stays float64.
             shortened[column] = frame[column].astype("float32").astype("float64")
     schema = table.schema
     kept = [schema.field(column) for column in shortened]

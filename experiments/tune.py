@@ -12,13 +12,13 @@ from typing import NamedTuple
 from joblib import cpu_count
 
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import list_waiting, prepare
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_questions
 from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.compose import Job, Launcher, plan_jobs
 from bnlab.harness.lab.launch import run_jobs
+from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_questions
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.planning import plan
 from bnlab.harness.reporting.tables import load, write_tables
@@ -62,6 +62,7 @@ def _tune(words: list[str]) -> int:
     first = cells[0][0]
     folder = Path(first.results) / first.name
 
+    # A network that has failed is not tried again, or the loop would never end.
     attempted: set[str] = set()
     while True:
         committed, validated = _read_trained(folder)
@@ -111,6 +112,7 @@ def _list_cells(words: list[str]) -> list[list[Config]]:
     cells: dict[str, list[Config]] = {}
     for sweep in sweeps:
         for config in plan_jobs([f"experiment={sweep}", *others], multirun=True).configs:
+            # A cell is a job without its seed; its rate does not matter yet.
             kind = repr(replace(config, seed=0))
             cells.setdefault(kind, []).append(config)
     return list(cells.values())
@@ -156,6 +158,7 @@ def list_lacking(cell: Sequence[Config], committed: Collection[str], validated: 
     rates = list(FIRST_RATES)
     while True:
         jobs = [job for rate in rates for job in list_tuning(cell, rate)]
+
         missing = [job for job in jobs if Run(job).id not in validated]
         if missing:
             lacking = [f"{rate:g}" for rate in rates if any(job.optimizer.lr == rate for job in missing)]

@@ -35,7 +35,10 @@ def pick_rate(accuracies: Mapping[Any, float]) -> tuple[float, float | None]:
     >>> pick_rate({0.025: 0.5, 0.1: 0.6, 0.4: 0.7})
     (0.4, 1.6)
     """
+    # Committed accuracies are rounded, and must lead to the same rate as those that are not. `max` takes the first of
+    # equal values, so that the rates are sorted.
     best = max(sorted(accuracies), key=lambda rate: round(accuracies[rate], _ACCURACY_DIGITS))
+    # At an edge, a better rate may lie beyond it.
     if best == max(accuracies):
         return best, round(best * FACTOR, _DIGITS)
     if best == min(accuracies):
@@ -58,6 +61,8 @@ def validate(tables: Tables) -> pd.DataFrame:
     exact = select(at_end, estimator=("exact", "none")).set_index("run")["accuracy"]
     running = select(at_end, estimator=("ema", "none")).set_index("run")["accuracy"]
     chance = 1 / runs["data.classes"]
+    # A network that has diverged has no accuracy, and counts as guessing. If it were left out, its rate would look
+    # better than it is.
     is_diverged = runs["status"] == "diverged"
     return runs.assign(
         accuracy=runs["run"].map(exact).mask(is_diverged, chance),
@@ -79,15 +84,19 @@ def select_tested(tables: Tables, cell: Sequence[str]) -> Tables:
     validated = validate(tables).dropna(subset=["accuracy", "running"])
     for values, networks in validated.groupby([*cell], dropna=False, sort=False):
         by_rate = networks.groupby(RATE)
+        # Means over different numbers of seeds are not comparable, as there are while an experiment is under way.
         is_whole = by_rate["seed"].nunique() == len(TUNING_SEEDS)
         means = by_rate["accuracy"].mean()[is_whole]
         if means.empty:
             continue
         best, beyond = pick_rate(means.to_dict())
+        # If the best rate is at the edge, a better one may lie beyond.
         if beyond is None:
             picks.append((*values, best))
 
     runs = tables["runs"]
+
+    # Seeds that have picked the rate are left out: the rate was chosen to be good on them.
     is_tuning = runs["seed"].isin(TUNING_SEEDS)
     tested = runs[~is_tuning].merge(pd.DataFrame(picks, columns=[*cell, RATE]), on=[*cell, RATE])
     selected = {name: frame[frame["run"].isin(tested["run"])] for name, frame in tables.items()}

@@ -26,8 +26,8 @@ from bnlab import MomentTrace, Statistics
 from bnlab.common.vision import torchvision
 from bnlab.harness import load
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.jobs import execute
 from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.measurements import find_measurement

@@ -249,7 +249,7 @@ def _predictive_of_a_layer(pairs: np.ndarray, eps: float, start: np.ndarray | No
 
 
 def full_batch_population(model: nn.Module, x: Tensor) -> dict[str, Moments]:
-    """The statistics every BN layer sees in the inference network on all of `x` (`upstream="population"`).
+    """The statistics every BN layer sees in the inference network on all of `x` (`statistic="exact"`).
 
     Layer after layer, in the order of their first call: run all of `x` through a float64 copy in eval mode,
     take the moments of the layer's input, load them, go on to the next. The model is left as it was. Exact
@@ -269,7 +269,7 @@ def full_batch_population(model: nn.Module, x: Tensor) -> dict[str, Moments]:
 def batch_upstream_population(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Moments]:
     """Moments of every BN layer's input, pooled over batches that are each normalized by themselves.
 
-    `upstream="batch"`: all BN layers of a float64 copy are in train mode; everything else is in eval mode, so
+    `statistic="precise"`: all BN layers of a float64 copy are in train mode; everything else is in eval mode, so
     that dropout is off. The model is left as it was.
     """
     model = float64_copy(model)

@@ -45,7 +45,7 @@ def _at_inference(model: nn.Module, batches: Any) -> None:
 MEASURING: dict[str, Callable[..., object]] = {
     "population_statistics": population_statistics,
     "layerwise": partial(population_statistics, strategy="layerwise"),
-    "batch upstream": partial(population_statistics, upstream="batch"),
+    "precise": partial(population_statistics, statistic="precise"),
     "record_frozen": record_frozen,
     "decompose": _decompose,
 }
@@ -125,9 +125,7 @@ def test_what_are_no_batches_for_the_model(call: Callable[[Any, Any], object], c
         call(model, batches)
 
 
-@pytest.mark.parametrize(
-    "call", [MEASURING["population_statistics"], MEASURING["layerwise"], MEASURING["batch upstream"]]
-)
+@pytest.mark.parametrize("call", [MEASURING["population_statistics"], MEASURING["layerwise"], MEASURING["precise"]])
 def test_what_a_first_layer_cannot_take(call: Callable[[Any, Any], object]) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3)).train()
     with unchanged(model), pytest.raises(ValueError, match="layer '0' expects 3 channels, its input has shape"):

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from benchmarks.__main__ import PARTS
-from benchmarks.doctor_networks import Training, measure_cost, train_network
-from benchmarks.doctor_rates import Outcome, write_page, write_share
+from benchmarks.doctor_networks import TrainingSettings, measure_cost, train_network
+from benchmarks.doctor_rates import ExaminedNetwork, write_page, write_share
 from benchmarks.fleet import RECIPES, choose_rate, train_alone, train_stacked
 from benchmarks.timing import HEADING, Result
 from benchmarks.watch_accuracy import describe
 from bnlab.harness.artifacts.data import OwnData
+from tests.helpers import plain
 
 
 def test_the_data_of_the_timed_training_can_be_read() -> None:
@@ -61,11 +62,11 @@ def test_an_update_by_hand_is_that_of_torch() -> None:
         assert torch.allclose(found[name], values, rtol=1e-5, atol=1e-6), name
 
 
-def make_outcome(lost: float, first: str, fault: str = "") -> Outcome:
+def make_outcome(lost: float, first: str, fault: str = "") -> ExaminedNetwork:
     """Make the outcome of a network that loses some accuracy by lag, or by a fault of the images."""
     codes = "BN209" if fault else "BN108"
     settings = "0.1, 64, one-cycle"
-    return Outcome(0, "patterns", settings, fault, "–", lost, lost, lost, codes, "averages", first)
+    return ExaminedNetwork(0, "patterns", settings, fault, "–", lost, lost, lost, codes, "averages", first)
 
 
 def test_rates_are_curves_over_what_is_lost() -> None:
@@ -112,9 +113,22 @@ def test_each_part_has_its_function(part: str) -> None:
     assert module.ROUNDS > 0
 
 
+def test_fvcore_is_run_as_people_call_it_and_in_the_faster_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fvcore")
+    exact = importlib.import_module("benchmarks.exact")
+    monkeypatch.setattr(exact, "ROUNDS", 1)
+    contiguous = exact.Case("plain", plain, 8, images=16, batch=8, layout="contiguous")
+
+    sides = [result.against for result in exact._compare(contiguous, "cpu")]
+    turned = [result.against for result in exact._compare(replace(contiguous, layout="channels_last"), "cpu")]
+
+    assert sides == ["one forward", "fvcore", "fvcore, images turned to channels_last", "update_bn"]
+    assert turned == ["one forward", "fvcore", "update_bn"]
+
+
 @pytest.mark.slow
 def test_what_is_lost_is_measured_on_other_images_than_the_doctor_sees() -> None:
-    trained = train_network(Training(10, "patterns", momentum=0.01, batch_size=64, is_constant=True))
+    trained = train_network(TrainingSettings(10, "patterns", momentum=0.01, batch_size=64, is_constant=True))
 
     cost = measure_cost(trained)
 

@@ -158,7 +158,7 @@ def test_each_code_has_a_section_that_says_what_the_cause_says() -> None:
 
 def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [
-        block.partition("\n")[2] for block in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[1::2]
+        block.partition("\n")[2] for block in (DOCS / "contributing/adding.md").read_text(encoding="utf-8").split("```")[1::2]
     ]
     (cause,) = [block for block in blocks if "causes/bn399.py" in block]
     (specimen,) = [block for block in blocks if "gallery/faults.py" in block]
@@ -178,7 +178,7 @@ def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.Monk
 
 
 def test_the_kind_of_layer_that_is_added_as_an_example_is_measured() -> None:
-    blocks = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[1::2]
+    blocks = (DOCS / "contributing/adding.md").read_text(encoding="utf-8").split("```")[1::2]
     (example,) = [block.removeprefix("python\n") for block in blocks if "test_logarithms.py" in block]
     names: dict[str, Any] = {}
     exec(example, names)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from bnlab import Moments, MomentTrace, Statistics
-from bnlab.common.files import Unreadable, reading, set_aside
+from bnlab.common.files import Unreadable, quarantine, reading
 
 
 def make_statistics(channels: int) -> Statistics:
@@ -80,7 +80,7 @@ def test_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.parquet"
     for text in ("first", "second"):
         path.write_text(text, encoding="utf-8")
-        set_aside(path, "x: damaged", "measured again")
+        quarantine(path, "x: damaged", "measured again")
 
     said = ["x: damaged", "  set aside as x.parquet.damaged-1; measured again"]
     assert capsys.readouterr().err.splitlines()[:2] == said

@@ -46,39 +46,40 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "model": "warn arguments batches borrow reading layers",
-    "common": "files storage names vision printing",
+    "common": "files pages storage names vision printing",
     "statistics": "moments provenance network layout",
     "gaps": "gap decomposition",
-    "nn": "averages self_tuned",
+    "nn": "state self_tuned",
     "recording": "trace steps recorders block frozen",
-    "exact": "task source probe walk samples measurement population",
+    "exact": "task source input_probe walk samples measure population",
     "doctor": "thresholds undo evidence words cause causes catalogue interventions verdict report diagnose backup "
     "recalibrate gallery",
-    "doctor.evidence": "labels stored scores observing history examination probe case formula fills lag sample patient "
-    "scoring decisions examine",
+    "doctor.evidence": "labels exported stored scores observing history setup predictions formula case fills lag "
+    "sample first_layer scoring decisions examine",
     "doctor.interventions": "experiment",
     "doctor.verdict": "verdict attribution findings labelled unlabelled",
     "doctor.report": "page diagnosis",
-    "harness.lab": "catalogue command watching explaining launchers compose launch sweep from_python papers redrawing "
-    "report removing forgetting runs",
+    "harness.lab": "registry command watching explaining launchers compose launch sweep from_python papers "
+    "reproduction report removing forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",
     "watching": "keeper comparison watch",
     "commands": "packages images loading demo doctor gap recalibrate",
-    "harness.artifacts": "data corruptions norms models optimizers training job_settings naming runs live producing",
-    "harness.reporting": "wording means selection frames style plots verdicts experiment drawing outcome overview page "
-    "tables watched",
+    "harness.artifacts": "data corruptions norms models optimizers training job_settings naming run live "
+    "training_runner",
+    "harness.reporting": "wording means selection frames tables style plots verdicts experiment drawing outcome "
+    "overview page watched",
 }
 # In folders of components what these share, in the same order. A component imports no other one.
 COMPONENTS = {
     "doctor.causes": "",
-    "harness.artifacts.data": "pixels drawing base dataset",
+    "harness.artifacts.data": "pixels rendering base dataset",
     "harness.artifacts.models": "base",
     "harness.artifacts.norms": "base",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
     *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
-    *("bnlab.common.files", "bnlab.common.names"),
+    *("bnlab.common.files", "bnlab.common.names", "bnlab.common.pages"),
     *(
         f"bnlab.harness.{name}"
         for name in (

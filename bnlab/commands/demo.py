@@ -46,4 +46,5 @@ def _diagnose(fault: Fault, healthy: Healthy) -> Diagnosis:
 
 def _show(title: str, diagnosis: Diagnosis) -> None:
     print(textwrap.fill(title, 100, subsequent_indent="   "))
+    # Each diagnosis is flushed, so that it appears as soon as it is made.
     print(textwrap.indent(name_options(str(diagnosis)), "   "), end="\n\n", flush=True)

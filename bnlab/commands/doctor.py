@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     _require_arguments(arguments)
     diagnosis = _diagnose(arguments)
+    # With --select, only the selected codes decide the exit status; the verdict does not.
     severities = []
     if arguments.select is not None:
         diagnosis = _select(diagnosis, arguments.select)
@@ -88,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"page: {arguments.html}", file=sys.stderr)
     severities += [finding.severity for finding in diagnosis.faults]
     line = SEVERITIES.index(arguments.fail_on)
+    # The severity is None for a verdict that reports no fault.
     is_severe = [severity is not None and SEVERITIES.index(severity) >= line for severity in severities]
     return int(any(is_severe))
 

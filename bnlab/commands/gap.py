@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
     frame = bnlab.gap(exact, running)
     lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
+    # Only the count of the first layer is shown: deeper layers may have fewer positions.
     count = next(iter(exact.values())).count
     assert exact.cost is not None  # they were measured
     lines.append(

@@ -79,6 +79,7 @@ class ImageFolder:
 
     def _read(self, path: Path) -> Tensor:
         """Read an image, float32 [C, size, size]; ValueError if that fails."""
+        # Pillow is optional: only a folder of images needs it.
         pillow = importlib.import_module("PIL.Image")
         operations = importlib.import_module("PIL.ImageOps")
         mode = "L" if len(self.mean) == 1 else "RGB"
@@ -89,6 +90,7 @@ class ImageFolder:
             raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+        # The array of a gray image has no axis for channels.
         pixels = pixels.reshape(self.size, self.size, len(self.mean)).permute(2, 0, 1)
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         std = torch.tensor(self.std).view(-1, 1, 1)
@@ -114,8 +116,10 @@ def find_images(folder: Path, arguments: argparse.Namespace) -> ImageFolder:
 
     names = [path.relative_to(folder).parts[0] for path in paths]
     classes = sorted(set(names))
+    # The sorted paths come class by class, and batches of a single class would have other statistics than in training.
     order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
     labels = None
+    # If there are also images beside the subfolders, which belong to no class, the subfolders are not classes either.
     if len(classes) > 1 and not _list_images(folder, "*"):
         numbers = torch.tensor([classes.index(name) for name in names])
         labels = numbers[order]

@@ -103,6 +103,7 @@ def _load_weights(model: Any, path: Path) -> None:
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
+        # Torch lists every key that does not fit; the first few say enough.
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--weights {path}: is not of this model ({reason})") from error
 
@@ -127,6 +128,7 @@ def find_function(name: str) -> Any:
     if not all(part.isidentifier() for part in [*module.split("."), function]):
         raise ValueError(f"{name}: write package.module:function")
 
+    # Python does not search the current folder when it runs an installed script such as `bnlab`.
     sys.path.insert(0, os.getcwd())
     try:
         value = getattr(importlib.import_module(module), function)

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Recalibrate the model and write it; 1 where that gains nothing."""
     out = Path(arguments.out)
     undo = out.with_suffix(".undo.safetensors")
+    # The measurement may take long, so that a wrong name should be noticed before it.
     _require_new(out, undo)
     call = load_arguments(arguments, "recalibrate")
     with report_warnings(call):
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not recalibration.written:
         return 1
 
+    # The undo file is written first, because new weights without it could not be undone.
     recalibration.save_undo(undo)
     _save_state(call["model"], out)
     print(f"Wrote {out}. To undo it: bnlab undo {arguments.model} {undo} --weights {out} --out OLD.safetensors")

@@ -32,6 +32,7 @@ def reading(path: str | Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in _UNREADABLE:
             raise
+        # The messages of parsers often have several lines; ours have one.
         raise Unreadable(f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
 
 
@@ -41,14 +42,19 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     OSError of the system, such as for a full disk, names `path`.
     """
     path = Path(path)
+    # The file lies in the same folder, because only within one file system can it be moved in a single step. Its name
+    # is random, because two processes may write the same file at once.
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
+        # The contents must be on the disk before the file gets its name. Otherwise a power failure could leave an empty
+        # file under that name.
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:  # of which many name no file
+        # Libraries such as pyarrow raise an OSError without a number, and its text says everything already.
         if error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
@@ -62,8 +68,9 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def set_aside(path: Path, reason: object, then: str) -> None:
+def quarantine(path: Path, reason: object, then: str) -> None:
     """Take an unreadable file, or a folder with one, out of the way, and say so."""
+    # The number keeps earlier damaged files from being overwritten.
     names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     path.rename(aside)

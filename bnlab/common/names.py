@@ -143,6 +143,7 @@ def list_named(base: type[Any]) -> dict[str, type[Any]]:
     while queue:
         for cls in queue.pop().__subclasses__():
             queue.append(cls)
+            # `hasattr` would also find a name that is inherited.
             if "name" not in vars(cls) or inspect.isabstract(cls):
                 continue
 
@@ -194,10 +195,12 @@ def _read_value(key: str, text: str, default: object) -> Any:
         value = text
 
     kind = type(default)
+    # Users write momentum=1, which Python reads as an integer.
     if kind is float and type(value) is int:
         value = float(value)
     value = _freeze(value)
     is_checked = kind in (bool, int, float, str, tuple)
+    # `isinstance` would accept True as an integer.
     if is_checked and type(value) is not kind:
         raise ValueError(f"{key}={text} is no {kind.__name__}; its default is {default!r}")
     return value

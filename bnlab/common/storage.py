@@ -19,6 +19,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, met
     copies = {}
     for name, tensor in tensors.items():
         on_cpu = tensor.detach().to("cpu", copy=True)
+        # safetensors refuses tensors that are not contiguous, too.
         copies[name] = on_cpu.contiguous()
     labelled = {**metadata, "format": kind}
 
@@ -26,6 +27,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, met
         try:
             save_file(copies, beside, labelled)
         except SafetensorError as error:  # a full disk, say: "I/O error: … (os error 28)"
+            # safetensors reports the system's error number in the text alone.
             number = re.search(r"\(os error (\d+)\)", str(error))
             if number is None:
                 raise OSError(f"{path}: {error}") from error
@@ -46,6 +48,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
 
     with reading(path), safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata() or {})
+        # The open file is not a mapping: it has keys(), but cannot be iterated over.
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
     found = metadata.get("format", "none")

@@ -23,8 +23,8 @@ from bnlab.model.layers import (
     require_module,
     strip_wrappers,
 )
-from bnlab.nn.averages import Averages
 from bnlab.nn.self_tuned import SelfTuned
+from bnlab.nn.state import Averages
 from bnlab.statistics.network import Statistics, read_buffers, write_buffers
 
 CALLER = "undo_from_file"

@@ -13,7 +13,6 @@ from bnlab.doctor.undo import Kind, Undo
 
 if TYPE_CHECKING:
     from bnlab.doctor.evidence.case import Case
-    from bnlab.doctor.evidence.patient import Patient
 
 Severity = Literal["note", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
@@ -108,14 +107,14 @@ class Cause(ABC):
 
     def look(self, case: Case) -> Signs | None:
         """Look for signs in a case that has what the cause needs; of its own accord, without data, at its traces."""
-        layers = self.list_layers(case) if case.evidence is None else ()
+        layers = self.list_layers(case) if not case.has_data else ()
         return Signs.of(layers, self.describe(case, layers)) if layers else None
 
-    def propose(self, patient: Patient) -> Iterable[Undo]:
+    def propose(self, case: Case) -> Iterable[Undo]:
         """Propose how it would be undone, from a part of the images; nothing where its signs are not there.
 
-        It is called for each half of the images, and what one half alone proposes is not tried: conditions are better
-        read from `patient.case`, which knows all images. Several undos need names that differ.
+        It is called for each half of the images, `case.fold`, to which numbers are fitted. What one half alone proposes
+        is not tried: conditions are better read from what is of all images. Several undos need names that differ.
         """
         return ()
 

@@ -6,18 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case, read_all_buffers
-from bnlab.doctor.evidence.examination import CALLER, Evidence, Examination
 from bnlab.doctor.evidence.examine import add_training, examine, read_training_sizes
+from bnlab.doctor.evidence.exported import insert_norms
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.history import compare_with, find_other_eps, read_state
 from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.scores import Evaluate, require_evaluate
 from bnlab.doctor.evidence.scoring import score_training
+from bnlab.doctor.evidence.setup import CALLER, find_scored_output, read_batches, select_output, set_up
 from bnlab.doctor.evidence.stored import list_incomplete, list_stored
 from bnlab.doctor.interventions.experiment import try_undos
 from bnlab.doctor.report.diagnosis import Diagnosis
@@ -26,7 +27,7 @@ from bnlab.doctor.verdict.findings import choose_known
 from bnlab.doctor.verdict.labelled import conclude
 from bnlab.doctor.verdict.unlabelled import conclude_unlabelled
 from bnlab.doctor.verdict.verdict import Verdict
-from bnlab.exact.task import Ranks
+from bnlab.exact.task import Ranks, Task
 from bnlab.model.arguments import require_count, require_number
 from bnlab.model.batches import Forward, require_batches, require_forward
 from bnlab.model.layers import (
@@ -68,7 +69,8 @@ def diagnose(
     under running averages and exact statistics differ. The model comes back as it was.
 
     Args:
-        model: any module with batch norms.
+        model: any module with batch norms; what they normalize in a graph of `torch.export` is measured if it was
+            exported with a dynamic batch dimension.
         batches: what `forward` takes, such as a DataLoader of images as the model will meet them; read once and kept.
             Labels are the second part of a tuple or list, the third of (images, anything, labels) and of (index,
             images, labels), or `labels`, `label`, `targets`, `target` or `y` of a dictionary; in masks, positions with
@@ -103,6 +105,8 @@ def diagnose(
     """
     _require_arguments(batches, evaluate, labels, training_batches, trace, forward, expected, worth, max_images, causes)
     require_module(model, CALLER)
+    if batches is not None:
+        model = insert_norms(model, CALLER) or model
     stored = list_stored(model, CALLER)
     layers, without = _find_layers(model, stored)
     buffers = read_all_buffers(layers)
@@ -122,74 +126,70 @@ def diagnose(
         stored=stored,
         eps_before=find_other_eps(layers, before),
     )
-    examination = None
-    training_data = None
-    data: list[Any] = []
+    task = None
+    training = None
+    scored_output = 0
     if batches is not None and layers and case.is_measurable:
-        examination = Examination.of(model, layers, forward, inputs, progress, labels=labels)
-        data = examination.read(batches, max_images)
-        examination = examination.choose_part(data) if evaluate is None else examination
-        evidence = _try_to_examine(examination, data, evaluate)
-        if evidence is None:
-            examination = None
-            case = replace(case, stored={**stored, **layers})
-        else:
-            by_depth = {name: layers[name] for name in evidence.exact} | layers  # which the data shows
-            case = add_fills(replace(case, layers=by_depth, evidence=evidence), examination, data)
-        if examination is not None and training_batches is not None:
-            training_data = examination.read(training_batches, max_images)
-            case = add_training(case, examination, training_data)
+        task = read_batches(set_up(model, layers, forward, inputs, progress, labels=labels), batches, max_images)
+        scored_output = 0 if evaluate is not None else find_scored_output(task)
+        task = select_output(task, scored_output)
+        case = _try_to_examine(case, task, evaluate)
+        if case.has_data and training_batches is not None:
+            training = read_batches(task, training_batches, max_images)
+            case = add_training(case, training)
             if evaluate is None:
-                case = replace(case, training_score=score_training(examination, training_data))
+                case = replace(case, training_score=score_training(training))
     if training_batches is not None and case.is_measurable:
-        case = replace(case, training_sizes=read_training_sizes(training_batches, training_data, max_images))
+        case = replace(case, training_sizes=read_training_sizes(training_batches, training, max_images))
 
     known, skipped = choose_known([*list_causes(), *causes], case)
     experiment = None
-    if examination is not None and not case.is_broken:
-        experiment = try_undos(examination, case, data, known, evaluate)
+    if task is not None and case.has_data and not case.is_broken:
+        experiment = try_undos(case, task, known, evaluate)
         experiment = None if experiment is None else name_trials(experiment, known, case)
     judged: Verdict | None
-    scores = None if case.evidence is None else case.evidence.scores
-    if scores is None:
+    if case.scores is None:
         judged, findings = conclude_unlabelled(case, experiment, known, worth)
     else:
-        judged, findings = conclude(case, scores, experiment, known, worth)
-    notes = [*_note_limits(case), *_note_part(examination), *(experiment.notes if experiment is not None else ())]
+        judged, findings = conclude(case, case.scores, experiment, known, worth)
+    notes = [*_note_limits(case), *_note_output(scored_output), *(experiment.notes if experiment is not None else ())]
     return Diagnosis(case, judged, experiment, findings, skipped, notes)
 
 
-def _try_to_examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence | None:
-    """Examine the layers on data; None where all are of other classes than torch's and none can be measured."""
+def _try_to_examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
+    """Examine the layers on data; where all are of other classes than torch's and none can be measured, without."""
     try:
-        return examine(examination, data, evaluate)
+        examined = examine(case, task, evaluate)
     except ValueError:
-        if any(isinstance(layer, BatchNorm) for layer in examination.layers.values()):
+        if any(isinstance(layer, BatchNorm) for layer in task.layers.values()):
             raise
-        return None
+        return replace(case, stored={**case.stored, **case.layers})
+    by_depth = {name: case.layers[name] for name in examined.exact} | {**case.layers}  # which the data shows
+    return add_fills(replace(examined, layers=by_depth), task)
 
 
-def _note_part(examination: Examination | None) -> list[str]:
+def _note_output(number: int) -> list[str]:
     """Say which of several outputs was scored, where it is not the first."""
-    if examination is None or examination.part == 0:
+    if number == 0:
         return []
-    return [f"Of the model's outputs, output[{examination.part}] was scored, as it names classes."]
+    return [f"Of the model's outputs, output[{number}] was scored, as it names classes."]
 
 
 def _note_limits(case: Case) -> list[str]:
     """Say what the measurement could not see, and what an earlier checkpoint could not be compared with."""
     notes = []
-    evidence = case.evidence
-    if evidence is not None and evidence.misfit is not None:
-        notes.append(evidence.misfit)
-    if evidence is not None and evidence.exact.unseen:
-        notes.append(f"The batches did not reach {join_names(evidence.exact.unseen)}.")
+    if case.misfit is not None:
+        notes.append(case.misfit)
+    if case.has_data and case.exact.unseen:
+        notes.append(f"The batches did not reach {join_names(case.exact.unseen)}.")
     if case.history is not None and case.history.unmatched:
         notes.append(case.history.unmatched)
     if not case.is_measurable:
         notes.append(
             f"What {join_names(case.layers)} normalize cannot be measured: buffers, counts and before= were checked."
         )
+        if isinstance(case.model, fx.GraphModule):
+            notes.append("A graph that was exported with a dynamic batch dimension (dynamic_shapes=) can be measured.")
     constant = list_constant(case.model)
     if constant:
         notes.append(f"Not examined, as their statistics are constants: {join_names(constant)}.")

@@ -13,19 +13,20 @@ from bnlab.doctor.backup import BufferBackup, write_statistics
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
 from bnlab.doctor.evidence.case import Case, has_bad_values, read_all_buffers
-from bnlab.doctor.evidence.examination import Evidence, Examination
 from bnlab.doctor.evidence.examine import add_training
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.observing import observe_batches
-from bnlab.doctor.evidence.probe import find_unread
+from bnlab.doctor.evidence.predictions import find_unread
 from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
 from bnlab.doctor.evidence.scoring import score
+from bnlab.doctor.evidence.setup import find_labels, find_scored_output, measure, read_batches, select_output, set_up
 from bnlab.doctor.interventions.experiment import try_undos
-from bnlab.doctor.verdict.attribution import name_trials
+from bnlab.doctor.verdict.attribution import name_place, name_trials
 from bnlab.doctor.verdict.findings import choose_known
 from bnlab.doctor.words import count_things, describe_gain, describe_score
 from bnlab.exact.population import require_amount
+from bnlab.exact.task import Task
 from bnlab.model.batches import Forward, count_images, require_batches, require_forward
 from bnlab.model.layers import Extract, batch_norm_layers, join_names, match_names, strip_wrappers
 from bnlab.statistics.network import Statistics
@@ -39,11 +40,25 @@ _NOT_EXACT = (
     "the new statistics are not exact: an ordinary evaluation gives layer {layer!r} another input (does the model draw "
     "random numbers, or have observers of quantization? turn that off, or judge by labels or evaluate=)"
 )
-_CONVINCED = (
-    "If it is none: training_batches= shows that images are prepared as in training, and force=True writes anyway"
-)
+_FORCED = "force=True writes anyway"
+_CONVINCED = f"If it is none: training_batches= shows that images are prepared as in training, and {_FORCED}"
+_WHICH = "training_batches= tells whether images or averages are at fault"
 _UNTRAINED = "BN306, weights as constructed, although updates were counted (no statistics bring the score above chance)"
-_UPSTREAM = {"exact": "population", "precise": "batch"}
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    """A mistake that new statistics would hide.
+
+    Attributes:
+        words: its code, title and numbers, and who explains it.
+        is_certain: whether it is one, and not averages of other images, which new statistics repair.
+        convinced_by: what would show that it is none, or write anyway.
+    """
+
+    words: str
+    is_certain: bool
+    convinced_by: str
 
 
 @dataclass(frozen=True)
@@ -159,9 +174,10 @@ def recalibrate(
 
     Running means and variances are written in place, all or none; `num_batches_tracked`, weights and modes stay. Frozen
     layers stay too: those in eval mode in a model that is in train mode, and those whose weight takes no gradient while
-    other parameters do. Without labels and `evaluate`, new statistics are written and called *not judged*; inexact
-    ones, as of a model that draws random numbers in eval mode, only where the old ones are not finite or negative.
-    Those of `statistic="precise"` are not checked.
+    other parameters do. Without labels and `evaluate`, new statistics are written and called *not judged*, also where
+    `diagnose` finds the old ones healthy: only a mistake of images or network that new statistics would hide is
+    refused. Inexact ones, as of a model that draws random numbers in eval mode, are written only where the old ones are
+    not finite or negative. Those of `statistic="precise"` are not checked.
 
     Args:
         model: any module with batch norms.
@@ -199,7 +215,7 @@ def recalibrate(
     require_batches(batches, CALLER)
     if training_batches is not None:
         require_batches(training_batches, CALLER, "training_batches")
-    if not isinstance(statistic, Statistics) and statistic not in tuple(_UPSTREAM):
+    if not isinstance(statistic, Statistics) and statistic not in ("exact", "precise"):
         raise ValueError(f"{CALLER}: statistic={statistic!r}; choose 'exact' or 'precise', or pass bnlab.Statistics")
     require_evaluate(evaluate, CALLER)
     require_labels(labels, CALLER)
@@ -216,25 +232,25 @@ def recalibrate(
     if not names:
         return Recalibration(False, _ALL_FROZEN, None, None, frozen, None)
 
-    examination = Examination.of(model, known, forward, inputs, progress, CALLER, group, labels)
-    ranks = examination.ranks
+    task = set_up(model, known, forward, inputs, progress, CALLER, group, labels)
+    ranks = task.ranks
     most = None if isinstance(max_images, str) else max_images
     if isinstance(statistic, Statistics):
-        data = examination.read(batches, most)
+        task = read_batches(task, batches, most)
         statistics = _select(statistic, model, names, layers is not None)
     else:
-        data, statistics = _measure(examination, batches, _UPSTREAM[statistic], names, most, tolerance)
-    examination = examination.choose_part(data) if evaluate is None else examination
+        task, statistics = _measure(task, batches, statistic, names, most, tolerance)
+    task = task if evaluate is not None else select_output(task, find_scored_output(task))
     statistics.find_layers(model, CALLER)  # raises where the buffers cannot hold them
 
     is_broken = any(ranks.gather(any(has_bad_values(case.buffers[name]) for name in statistics)))
-    scores = None if is_broken else score(examination, data, statistics, evaluate)
+    scores = None if is_broken else score(task, statistics, evaluate)
     if training_batches is not None:
-        most_training = most if tolerance is None else sum(map(count_images, data))
-        case = add_training(case, examination, examination.read(training_batches, most_training))
-    own_hidden = ranks.run_together(lambda: _find_hidden(case, examination, data, statistics, scores, evaluate))
-    hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, data)))))
-    has_labels = any(ranks.gather(any(examination.find_labels(batch) is not None for batch in data)))
+        most_training = most if tolerance is None else sum(map(count_images, task.data))
+        case = add_training(case, read_batches(task, training_batches, most_training))
+    own_hidden = ranks.run_together(lambda: _find_hidden(case, task, statistics, scores, evaluate))
+    hidden = _choose_hidden(ranks.gather((own_hidden, sum(map(count_images, task.data)))))
+    has_labels = any(ranks.gather(any(find_labels(task, batch) is not None for batch in task.data)))
 
     is_wanted, reason = _judge(hidden, scores, is_broken, has_labels, statistics.check)
     if force and not is_wanted:
@@ -253,17 +269,17 @@ def _is_frozen(case: Case, name: str) -> bool:
 
 
 def _measure(
-    examination: Examination,
+    task: Task,
     batches: Iterable[Any],
-    upstream: str,
+    statistic: str,
     names: Sequence[str],
     max_images: int | None,
     tolerance: float | None,
-) -> tuple[list[Any], Statistics]:
-    """Measure new statistics of these layers; the others normalize with their own. Return also what was read."""
+) -> tuple[Task, Statistics]:
+    """Measure new statistics of these layers; others normalize with their own. Return also what was read, as a task."""
     if tolerance is None:
-        data = examination.read(batches, max_images)
-        return data, examination.measure(data, upstream=upstream, layers=names)
+        task = read_batches(task, batches, max_images)
+        return task, measure(task, statistic=statistic, layers=names)
 
     data = []
 
@@ -272,8 +288,8 @@ def _measure(
             data.append(batch)
             yield batch
 
-    statistics = examination.measure(keep(), upstream=upstream, layers=names, max_images="auto", tolerance=tolerance)
-    return data, statistics
+    statistics = measure(task, keep(), statistic=statistic, layers=names, max_images="auto", tolerance=tolerance)
+    return task.on(data), statistics
 
 
 def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named: bool) -> Statistics:
@@ -300,35 +316,37 @@ def _select(given: Statistics, model: nn.Module, names: Sequence[str], are_named
 
 def _find_hidden(
     case: Case,
-    examination: Examination,
-    data: list[Any],
+    task: Task,
     statistics: Statistics,
     scores: Scores | None,
     evaluate: Evaluate | None,
-) -> str | None:
+) -> _Mistake | None:
     """Find a mistake that new statistics would hide, in this process's data: undone, it brings back as much."""
     if case.is_broken:
         return None
-    view = observe_batches(examination.make_task(data))
+    view = observe_batches(task)
     is_complete = len(statistics) == len(case.layers)  # not without frozen layers, which the data reaches too
-    exact = statistics if is_complete else examination.measure(data)
-    images = sum(map(count_images, data))
-    evidence = Evidence(exact, view, scores, images, unread=find_unread(examination, data))
-    examined = add_fills(replace(case, evidence=evidence), examination, data)
+    exact = statistics if is_complete else measure(task)
+    images = sum(map(count_images, task.data))
+    unread = find_unread(task)
+    examined = replace(case, statistics=exact, images=images, view=view, scores=scores, unread=unread)
+    examined = add_fills(examined, task)
     known, _ = choose_known(list_causes(), examined)
-    experiment = try_undos(examination, examined, data, known, evaluate)
+    experiment = try_undos(examined, task, known, evaluate)
     experiment = None if experiment is None else name_trials(experiment, known, examined)
     chosen = [] if experiment is None else experiment.choose_shown()
     if examined.is_unloaded and scores is not None and scores.is_near_chance:
-        return f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do"
-    if not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
+        return _Mistake(f"{_UNTRAINED}; bnlab.doctor.explain('BN306') says what to do", True, _FORCED)
+    if experiment is None or not chosen or any(trial.cause.kind not in HIDDEN for trial in chosen):
         return None
     cause = chosen[0].cause
     reported = chosen[0].undo.words
-    return f"{cause.code}, {cause.title} ({reported}); bnlab.doctor.explain({cause.code!r}) says what to do"
+    is_certain = name_place(examined, experiment, chosen) != "averages or images"
+    words = f"{cause.code}, {cause.title} ({reported}); bnlab.doctor.explain({cause.code!r}) says what to do"
+    return _Mistake(words, is_certain, _CONVINCED if case.training is None else _FORCED)
 
 
-def _choose_hidden(found: Sequence[tuple[str | None, int]]) -> str | None:
+def _choose_hidden(found: Sequence[tuple[_Mistake | None, int]]) -> _Mistake | None:
     """Choose the mistake that processes with over half of the images have found; `found`: each one's, and its images.
 
     Few images do not show it, and where processes have unlike images, one alone finds its own at fault.
@@ -340,12 +358,12 @@ def _choose_hidden(found: Sequence[tuple[str | None, int]]) -> str | None:
 
 
 def _judge(
-    hidden: str | None, scores: Scores | None, is_broken: bool, has_labels: bool, check: Check | None
+    hidden: _Mistake | None, scores: Scores | None, is_broken: bool, has_labels: bool, check: Check | None
 ) -> tuple[bool, str]:
     """Judge whether the new statistics should be written, with the reason."""
     is_exact = check is None or check.is_exact
-    if hidden is not None:
-        is_wanted, reason = False, f"it would hide a mistake: {hidden}. {_CONVINCED}"
+    if hidden is not None and hidden.is_certain:
+        is_wanted, reason = False, f"it would hide a mistake: {hidden.words}. {hidden.convinced_by}"
     elif is_broken:
         is_wanted, reason = True, "not judged, as the old statistics are not finite or negative"
     elif scores is None:
@@ -356,6 +374,8 @@ def _judge(
         is_wanted = gain.low > 0
         reason = "too few images to be sure of a gain" if gain.value > 0 else "nothing is gained"
         reason = "the images score better" if is_wanted else reason
+    if hidden is not None and not hidden.is_certain:
+        reason = f"{reason}, as they would without {hidden.words}; {_WHICH}"
 
     if check is None or is_exact:
         return is_wanted, reason

@@ -25,7 +25,7 @@ from bnlab.estimators.averages import (
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.exponential import EMA, BiasedEMA, DebiasedEMA, PooledEMA
 from bnlab.estimators.folding import fold
-from bnlab.estimators.names import list_estimators, parse
+from bnlab.estimators.lookup import list_estimators, parse
 from bnlab.estimators.predictive import Predictive
 
 __all__ = [

@@ -55,15 +55,15 @@ class Kalman(Estimator):
 
         gains = np.empty(series.shape)
         ratio = np.zeros(series.shape[1:])
-        # The first gain is 1, whatever the ratio is: 1 / (1 + 1 / ∞).
+        # The first gain is then 1 / (1 + 1 / ∞) = 1, whatever the ratio is.
         gain = np.full(series.shape[1:], np.inf)
         for t in range(len(stream)):
             if t in fits:
                 ratio = self._fit_ratio(series[fits[t]], layers, ratio)
             predicted = gain + ratio
-            # 2/(t + 1) with t counted from 1.
+            # This is 2/(t + 1) of the docstring, where t counts from 1.
             least = 2 / (t + 2)
-            # The same as predicted / (predicted + 1), which would be ∞/∞ at the start.
+            # This form equals predicted / (predicted + 1), which would be ∞/∞ at the start.
             gain = np.maximum(1 / (1 + 1 / predicted), least)
             gains[t] = gain
         return torch.from_numpy(gains)
@@ -88,13 +88,13 @@ class Kalman(Estimator):
             part = slice(first, first + channels)
             for statistic in range(2):
                 values = series[:, statistic, part]
-                # A fit takes finite values only, and channels that share one need the same batches.
+                # A fit takes only finite values, and channels that share a fit need the same batches.
                 finite = values[np.isfinite(values).all(axis=1)]
                 if len(finite) < _FEWEST:
                     continue
                 level = local_level(finite, pooled=self.per == "layer")
-                # Without noise the largest ratio of the grid stands for ∞; without drift, too, as in a channel that
-                # never changes, the momentum is 1.
+                # Without noise the ratio is infinite, so that the largest one of the grid stands for it. That holds
+                # without drift, too: a channel that never changes has momentum 1.
                 without_noise = np.full(channels, NO_NOISE)
                 ratio[statistic, part] = np.divide(level.drift, level.noise, out=without_noise, where=level.noise > 0)
             first += channels

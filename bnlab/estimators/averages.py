@@ -65,7 +65,7 @@ class PooledCumulative(WeightedCumulative):
     """
 
     name: ClassVar[str] = "cumulative_pooled"
-    # Borrowed from PooledEMA without inheriting from it: this is no EMA, and has no momentum.
+    # These come from PooledEMA without inheritance, because this is no EMA and has no momentum.
     values = PooledEMA.values
     begin = PooledEMA.begin
     read = PooledEMA.read
@@ -119,7 +119,7 @@ class Window(Estimator):
             total = inside.sum(0)
             summed = weighted.sum(0)
 
-            # A warm start counts as batches of the first recorded one's size, since those before it are not known.
+            # The sizes of the batches before a warm start are not known; each counts as much as the first recorded one.
             missing = min(stream.updates, self.k - position)
             if missing > 0 and position:
                 warm = missing * weights[0]

@@ -39,7 +39,7 @@ class Bank:
         """Make the bank before its first batch: `updates` other batches have made `start` [2, C] what it is."""
         is_finite = bool(start.isfinite().all())
         warm = updates > 0 and is_finite
-        # A bank that is not warm forgets what it holds with its first batch, whose gain is 1.
+        # A bank that is not warm forgets these zeros with its first batch, whose gain is 1.
         first = _add_logarithm(start, eps) if warm else start.new_zeros(3, start.shape[1])
         averages = first[:, None].expand(-1, len(MOMENTA), -1)
 
@@ -56,7 +56,7 @@ class Bank:
     @property
     def room(self) -> int:
         """Number of batches that the next block takes at most: blocks end after 1, 2, 4, …, 64, 128, 192, … batches."""
-        # The first power of two above the count.
+        # This is the first power of two above the count.
         next_power = 1 << self.count.bit_length()
         next_block = (self.count // BLOCK + 1) * BLOCK
         return min(next_power, next_block) - self.count
@@ -80,7 +80,7 @@ class Bank:
         averages = self.averages[::2]
         errors = _square_errors(averages, series[::2], weights, self.layers, gains)
         scores = _add_discounted(self.scores, errors, self.count)
-        # On a tie argmin takes the first, which is the smallest momentum.
+        # On a tie argmin returns the first index, which is that of the smallest momentum.
         choices = scores.argmin(1).view(-1, 2, len(self.layers))
         return Block(
             bank=self,
@@ -112,7 +112,7 @@ class Block:
 
     def state(self, taken: int) -> Tensor:
         """Compute the chosen mean and variance after `taken` ≥ 1 of the batches, [2, C]."""
-        # Only the averages that some layer has chosen, of the 50.
+        # Of the 50 averages, only those that some layer has chosen are computed.
         momenta, index = self.choices[taken - 1].unique(return_inverse=True)
         averages = self._average(taken, momenta)
         return _choose(averages, index, self.bank.layers)
@@ -134,7 +134,7 @@ class Block:
         weights = weights[:, momenta].T
         averages = weights @ self.series[:, :taken]
 
-        # The weight that the batches leave over is that of the average before them.
+        # The average before the block has the weight that the batches leave over.
         rest = 1 - weights.sum(1, keepdim=True)
         before = self.bank.averages[:, momenta]
         return averages.addcmul_(rest, before)
@@ -154,7 +154,7 @@ def _choose(averages: Tensor, index: Tensor, layers: tuple[int, ...]) -> Tensor:
 def _add_logarithm(pairs: Tensor, eps: Tensor) -> Tensor:
     """Add log(variance + eps) as a third row to means and variances [2, ..., C]."""
     series = torch.cat((pairs, pairs[1:] + eps))
-    # A dead channel of a layer with eps 0 would have the logarithm −∞.
+    # Without the clamp, a dead channel in a layer with eps 0 would have the logarithm −∞.
     series[2].clamp_(min=_NO_VARIANCE).log_()
     return series
 
@@ -166,7 +166,7 @@ def _weigh_channels(unit: Tensor, layers: tuple[int, ...]) -> Tensor:
     """Weigh the squared errors of mean, in units of `unit` [C], and logarithm for a layer's average: [2, C]."""
     channels = torch.tensor(layers, dtype=unit.dtype, device=unit.device)
     scales = torch.stack((1 / unit, torch.ones_like(unit)))
-    # Divided by the channels, so that a sum over them is the layer's average.
+    # Dividing by the number of channels turns a sum over them into the layer's average.
     return scales / by_channel(channels, layers)
 
 
@@ -183,6 +183,7 @@ def _square_errors(bank: Tensor, series: Tensor, weights: Tensor, layers: tuple[
         weights: [2, C], of the channels' squared errors.
         gains: [n + 1, momenta], g of the batch before the block and of each of its batches.
     """
+    # The last momentum is 1: its average is the latest batch, which all others are near to.
     centre = bank[:, -1:]  # otherwise the products would be large and cancel
     averages = bank - centre
     batches = series - centre
@@ -229,7 +230,7 @@ def _square_sums(averages_squared: Tensor, batches_squared: Tensor, product: Ten
 
     square = torch.cat((first, added))
     factor = kept.square()
-    # The only loop over batches: each square needs the one before it.
+    # This is the only loop over batches, because each square needs the one before it.
     for before, here in pairwise(square):
         here.addcmul_(before, factor)
     return square
@@ -247,8 +248,8 @@ def _add_discounted(scores: Tensor, errors: Tensor, count: int) -> Tensor:
 
     number = torch.arange(count + 1, last + 1, device=errors.device)
     is_scored = number[:, None, None] > _ALIKE
-    # Errors are divided by the discount up to their batch, summed, and multiplied again: one cumulative sum in place of
-    # a loop.
+    # Each error is divided by the discount up to its batch, and the sum multiplied by it again. So one cumulative sum
+    # takes the place of a loop.
     added = torch.where(is_scored, errors / discount, 0.0)
     return discount * (scores + added.cumsum(0))
 
@@ -274,7 +275,7 @@ def _list_gains(first: int, last: int, warm: bool) -> Tensor:
     number = torch.arange(first, last, dtype=torch.float64, device="cpu")
     number = number.clamp(min=1)[:, None]
     weight = -torch.expm1(number * torch.log1p(-MOMENTA))  # of all batches so far: 1 − (1−m)^number
-    # The first gain is 1, which rounding may exceed.
+    # The first gain is 1, which rounding could exceed.
     return (MOMENTA / weight).clamp(max=1)
 
 

@@ -53,7 +53,7 @@ class Stream:
     def biased(self) -> Tensor:
         """[T, 2, C], each batch's mean and variance with ddof 0."""
         mean, unbiased = self.batches.unbind(1)
-        # n/(n − 1) undone: torch's buffers hold unbiased variances.
+        # Torch's buffers hold unbiased variances, so that the factor n/(n − 1) has to be undone.
         var = unbiased * (self.counts - 1) / self.counts
         return torch.stack((mean, var), dim=1)
 
@@ -61,7 +61,7 @@ class Stream:
     def shift(self) -> Tensor:
         """[C], the first batch's mean: squares are taken about it, so that nothing cancels where mean ≫ deviation."""
         mean = self.batches[0, 0] if len(self) else self.start[0]
-        # A first batch that is not finite must not make the shift, and with it all later squares, NaN.
+        # Even if the first batch is not finite the shift has to be, or all later squares would be NaN.
         return mean.nan_to_num(0.0, 0.0, 0.0)
 
     @cached_property
@@ -79,7 +79,7 @@ class Stream:
         """Invert `about_shift`."""
         mean, square = pairs.unbind(-2)
         var = square - (mean - self.shift).square()
-        # Rounding may take it below 0, where nothing varies.
+        # Where nothing varies, rounding may give a little less than 0.
         return torch.stack((mean, var.clamp(min=0)), dim=-2)
 
 

@@ -44,6 +44,7 @@ class EMA(Estimator):
         return cls(momentum=1.0 - decay)
 
     def gains(self, stream: Stream) -> Tensor:
+        # `expand` repeats the number without memory for each batch.
         return torch.tensor(self.momentum, dtype=torch.float64, device="cpu").expand(len(stream))
 
 
@@ -102,8 +103,7 @@ class PooledEMA(EMA):
 
     def gains(self, stream: Stream) -> Tensor:
         is_start = (stream.steps == 1) & (stream.updates == 0)
-        # A start of 0 and 1 says nothing about the data, so the first batch takes its place; after a warm start it does
-        # not.
+        # A start of 0 and 1 says nothing about the data, so that the first batch replaces it. A warm start is kept.
         return torch.where(is_start, 1.0, super().gains(stream))
 
     def values(self, stream: Stream) -> Tensor:

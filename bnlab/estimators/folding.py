@@ -66,7 +66,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         for place, member, states in zip(group.places, members, folded, strict=True):
             result[place] = member.read(states, stream)
 
-    # Exactly the start: converted to mean squares and back it would be rounded.
+    # The start is copied, because converting it to mean squares and back would round it.
     is_start = [position == 0 for position in positions]
     result[:, is_start] = start
     return result
@@ -116,7 +116,8 @@ def _collapse_shared(gains: Tensor) -> Tensor:
     """Reduce gains to [T] if all channels have the same."""
     if gains.dim() == 1:
         return gains
-    # Gains of one number a batch are folded by a matrix product, however an estimator writes them.
+    # If all channels share their gains, a matrix product can fold them, even if an estimator repeats them for each
+    # channel.
     flat = gains.flatten(1)
     first = flat[:, :1]
     if (flat == first).all():
@@ -130,7 +131,7 @@ def _fold_group(group: _Group, states: Tensor, positions: Sequence[int]) -> Tens
     Returns:
         [members, positions, 2, C].
     """
-    # 0 has no row of its own, and is where the first stretch begins.
+    # The fold begins at position 0, whether or not it is asked for.
     rows: dict[int, list[int]] = {0: []}
     for row, position in enumerate(positions):
         rows.setdefault(position, []).append(row)
@@ -177,6 +178,7 @@ def _fold_at_once(states: Tensor, group: _Group, before: int, after: int) -> Ten
         kept_after = torch.cat((kept[:, 1:], rest[rows]), dim=1)
 
         weights = gains * kept_after
+        # Indexing by a tensor makes a copy, so that the sum has to be assigned back.
         total[rows] = total[rows].addmm_(weights, flat[start:end])
 
         rest[rows] = kept[:, :1]
@@ -202,6 +204,6 @@ def _fold_stepwise(states: Tensor, group: _Group, before: int, after: int) -> Te
 
         value = group.values[t]
         moved = torch.lerp(states, value.expand_as(states), gain)
-        # `lerp` with a gain of 1 still reads the old state, whose NaN would stay.
+        # `lerp` reads the old state even if the gain is 1, so that a NaN would stay.
         states = torch.where(gain == 1, value, moved)
     return states

@@ -32,7 +32,7 @@ class Predictive(Estimator):
     some channel of a layer is left out in that layer.
 
     Assumes no model of the drift, but independent batches: drawn without replacement they favour slow averages a
-    little. It comes near the statistic of batches that normalize with their own moments (upstream="batch"), which is
+    little. It comes near the statistic of batches that normalize with their own moments (statistic="precise"), which is
     not the exact one. The choice jumps between momenta, and comes as late as its score remembers.
 
     Source: discounted prequential selection (Dawid 1984) over a bank of exponentially weighted averages (Muth 1960);
@@ -57,8 +57,8 @@ class Predictive(Estimator):
                 continue
 
             first = part.rows[0]
-            # How many batches of this part lie before each step: a batch that was left out keeps the momenta of the
-            # last one taken.
+            # This counts the batches of the part up to each step: after a batch that was left out, the momenta of the
+            # last one that was taken still hold.
             taken = torch.searchsorted(part.rows, numbers)
             latest = taken[first:] - 1
             in_order = torch.cat(chosen)
@@ -70,7 +70,8 @@ class Predictive(Estimator):
         for part in _split(stream):
             numbers = torch.tensor(positions, device="cpu")
             taken = torch.searchsorted(part.rows, numbers).tolist()
-            # From the beginning, whatever positions are asked for: each choice depends on all batches before it.
+            # Each choice depends on all batches before it, so that the fold starts at the beginning whatever positions
+            # are asked for.
             for block in part.blocks():
                 first = block.bank.count
                 last = first + len(block)
@@ -105,7 +106,7 @@ class _Part:
 def _split(stream: Stream) -> Iterator[_Part]:
     """Take all layers at once where all values are finite; else each alone, without the batches that are not."""
     layers = stream.layers or (stream.start.shape[1],)
-    # One number to look at in place of a mask of all values; an overflow of finite ones only takes the slower way.
+    # Sums are cheaper to look at than a mask of all values. If finite values overflow, only time is lost.
     if stream.batches.sum().isfinite() and stream.start.sum().isfinite():
         rows = torch.arange(len(stream), device="cpu")
         yield _Part(replace(stream, layers=layers), slice(None), slice(None), rows)

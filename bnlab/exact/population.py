@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.exact.measurement import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
+from bnlab.exact.measure import compute_worst_error, measure_errors, measure_exactly, measure_under_batches
 from bnlab.exact.samples import require_unread
 from bnlab.exact.source import Source
 from bnlab.exact.task import CALLER, Ranks, Task
@@ -34,10 +34,10 @@ from bnlab.model.layers import (
     Inputs,
     batch_norm_layers,
     join_names,
-    unwrap_parallel,
     warn_of_others,
 )
 from bnlab.model.reading import choose_reader
+from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics, read_weights
 
 _FIRST_IMAGES = 256  # max_images="auto" begins with so many
@@ -48,7 +48,7 @@ def population_statistics(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    upstream: str = "population",
+    statistic: str = "exact",
     strategy: str = "breadth",
     layers: Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -61,6 +61,7 @@ def population_statistics(
     device: torch.device | str | None = None,
     memory: int | str | None = None,
     progress: bool | None = None,
+    upstream: str | None = None,
 ) -> Statistics:
     """Measure mean and variance (ddof 0) of what each batch-norm layer of `model` is given at inference.
 
@@ -74,7 +75,7 @@ def population_statistics(
         model: any module with batch-norm layers that keep running statistics.
         batches: what `forward` takes, such as a DataLoader. They are read once and kept on their devices. The result is
             exact for these images: give training images, augmented as in training.
-        upstream: "population": earlier layers normalize with their own result. "batch": every layer normalizes with the
+        statistic: "exact": earlier layers normalize with their own result. "precise": every layer normalizes with the
             statistics of its batch, and moments are pooled over batches, as by one-pass precise batch norm; the result
             depends on the batch size.
         strategy: "breadth", or "layerwise": a forward up to each layer in turn, slow and simple. Forwards end at a
@@ -84,7 +85,8 @@ def population_statistics(
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
             may give `functional_call` other parameters, but no buffers.
         inputs: name or class of a layer → `function(layer, args, kwargs)`, which returns what a layer with a forward of
-            its own normalizes: values [M, C] or [N, C, ...].
+            its own normalizes: values [M, C] or [N, C, ...]. In train mode the layer has to average their mean, and
+            at most twice their variance: any smaller one may be that in groups, and cannot be told from a mistake.
         images: `images(batch)` says how many images a batch has; default the rows of its first tensor.
         max_images: stop after the batch that completes so many images. "auto": read 256 images, then twice as many
             again and again, until the standard errors of every layer are within `tolerance`.
@@ -94,9 +96,15 @@ def population_statistics(
             independent: shuffle. Of few batches they are rough, of one NaN.
         group: a torch.distributed process group; every rank gives its share of the data, and gets the whole result.
         device: where batches are moved to; default the model's.
-        memory: limit for live activations, bytes or "4GiB"; default 40% of what is free. Batches that do not fit are
-            run again for each layer; `.cost` says how often.
+        memory: what the process may grow by, above the batches and one ordinary forward: bytes or "4GiB"; default 40%
+            of what is free, also in a container. Batches that do not fit are run again for each layer, and `.cost` says
+            how often: with half of the memory that all batches need the processor works twice as long, with a quarter
+            almost five times (ResNet-20). `max_images=` of as many as fit takes less time than all of them, but has the
+            error of a sample: 3% of σ or of the variance for 1,000 images, twice as much for a quarter of them (a small
+            network's worst layer). Take a sample where that does not matter, "auto" to be told how many images are
+            enough; it measures more than once. Where statistics have to be exact, let batches run again.
         progress: show a bar over the layers.
+        upstream: "population" or "batch", earlier words for `statistic`, which are no longer taken in the next version.
 
     Returns:
         `Statistics` with counts. Its `unseen` lists layers that no batch has reached or that cannot be measured, its
@@ -116,8 +124,11 @@ def population_statistics(
     >>> exact["1"].mean.item(), round(exact["1"].var.item(), 4)  # of 2, 6 and 10
     (6.0, 10.6667)
     """
-    if upstream not in ("population", "batch"):
-        raise ValueError(f"{CALLER}: upstream={upstream!r}; choose 'population' or 'batch'")
+    if upstream is not None:
+        statistic = _translate(upstream)
+    if statistic not in ("exact", "precise"):
+        raise ValueError(f"{CALLER}: statistic={statistic!r}; choose 'exact' or 'precise'")
+    is_precise = statistic == "precise"
     if strategy not in ("breadth", "layerwise"):
         raise ValueError(f"{CALLER}: strategy={strategy!r}; choose 'breadth' or 'layerwise'")
     require_amount(max_images, tolerance, CALLER)
@@ -131,19 +142,29 @@ def population_statistics(
     limit = memory_limit(memory, device)
     ranks = Ranks(group, CALLER)
     reader = choose_reader(device, ranks.is_alone)
-    task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, extracts, reader)
-    measure = partial(_measure, task, count, upstream, strategy, limit, progress)
+    task = Task(model, targets, forward or call, device, [], ranks, extracts, reader)
+    measure = partial(_measure, task, count, is_precise, strategy, limit, progress)
 
     with keep_random_state(model):  # loaders draw their seeds
         source = Source(batches, count, CALLER)
         if max_images == "auto":
-            return _measure_until_exact(task, count, source, measure, upstream, tolerance or 0.0)
+            return _measure_until_exact(task, count, source, measure, is_precise, tolerance or 0.0)
         ranks.run_together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
         statistics = measure()
         if standard_errors:
-            statistics.standard_errors = measure_errors(task, statistics, upstream)
+            statistics.standard_errors = measure_errors(task, statistics, is_precise)
         ranks.run_together(lambda: source.require_unchanged(task.data))
         return statistics
+
+
+def _translate(upstream: str) -> str:
+    """Translate an earlier word, and warn of it."""
+    statistics = {"population": "exact", "batch": "precise"}
+    if upstream not in statistics:
+        raise ValueError(f"{CALLER}: upstream={upstream!r}; write statistic='exact' or statistic='precise'")
+    statistic = statistics[upstream]
+    warn(f"{CALLER}: upstream={upstream!r} is called statistic={statistic!r} now; write that", FutureWarning)
+    return statistic
 
 
 def _measure_until_exact(
@@ -151,7 +172,7 @@ def _measure_until_exact(
     count: Callable[[Any], int],
     source: Source,
     measure: Callable[[], Statistics],
-    upstream: str,
+    is_precise: bool,
     tolerance: float,
 ) -> Statistics:
     """Read and measure more and more batches, until the standard errors are within `tolerance` or there are no more."""
@@ -163,7 +184,7 @@ def _measure_until_exact(
         batches = sum(task.ranks.gather(len(task.data)))
         if batches != batches_before:  # else the last read ended exactly with the last batch
             statistics = measure()
-            statistics.standard_errors = measure_errors(task, statistics, upstream)
+            statistics.standard_errors = measure_errors(task, statistics, is_precise)
         if is_exhausted or compute_worst_error(statistics.standard_errors or {}, statistics) <= tolerance:
             task.ranks.run_together(lambda: source.require_unchanged(task.data))
             return statistics
@@ -173,7 +194,7 @@ def _measure_until_exact(
 
 
 def _measure(
-    task: Task, count: Callable[[Any], int], upstream: str, strategy: str, limit: int, progress: bool | None
+    task: Task, count: Callable[[Any], int], is_precise: bool, strategy: str, limit: int, progress: bool | None
 ) -> Statistics:
     """Measure the batches that have been read."""
     from tqdm import tqdm
@@ -184,7 +205,7 @@ def _measure(
     seconds = 0.1 if sys.stderr.isatty() else 5.0  # between updates of the bar: a log keeps each of them as a line
     bar = tqdm(total=len(task.layers), desc="layers", unit="layer", disable=not progress, mininterval=seconds)
     with bar:
-        if upstream == "batch":
+        if is_precise:
             moments, cost = measure_under_batches(task, bar.update)
         else:
             moments, cost, check = measure_exactly(task, strategy, limit, bar.update)

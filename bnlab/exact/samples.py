@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.exact.probe import require_inputs_normalized
+from bnlab.exact.input_probe import require_inputs_normalized
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Note, Walk
 from bnlab.memory import LiveBytes, Profile
@@ -65,7 +65,7 @@ def prepare(task: Task) -> Profile:
         if has_own_forward(layer):
             unknown[name] = layer
     if unknown:
-        with borrowed(task.model):
+        with borrowed(task.root):
             others = require_inputs_normalized(task, unknown, first)
         task.unmeasured = task.unmeasured | {*others}
     return profile
@@ -76,13 +76,13 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     task.channels_last = channels_last
     task.sample_size = sample_size
     sample = take_images(batch, sample_size)
-    live = LiveBytes([*task.model.parameters(), *task.model.buffers()])
+    live = LiveBytes([*task.root.parameters(), *task.root.buffers()])
     calls: list[tuple[str, int]] = []
 
     def note(name: str, x: Tensor) -> None:
         calls.append((name, live.now()))
 
-    with borrowed(task.model), live, watched(task, task.layers, note):  # takes back what a sample leaves in the model
+    with borrowed(task.root), live, watched(task, task.layers, note):  # takes back what a sample leaves in the model
         task.evaluate(sample)
     return Profile.of(calls, live.peak, max(1, count_bytes(sample)))
 
@@ -151,7 +151,7 @@ def require_unread(task: Task, unseen: Sequence[str]) -> None:
     """
     if not unseen or not task.data:
         return
-    with measured(task.model):
+    with measured(task.root):
         before = _list_nan(task)
         if not _is_read(task, unseen, before):
             return
@@ -202,7 +202,7 @@ def _check_batch(task: Task, statistics: Mapping[str, Moments], index: int, expe
         pooled.append(task.reader.measure(x))
 
     # Takes back what the forward leaves in the model, such as a queue's place.
-    with borrowed(task.model), watched(task, task.layers, note):
+    with borrowed(task.root), watched(task, task.layers, note):
         task.evaluate(task.data[index])
     for name, noted in zip_longest(names, expected):
         if noted is None or name != noted.name:

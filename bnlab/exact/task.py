@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnlab.model.batches import Forward, copy_batch
-from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers
+from bnlab.model.layers import BatchNorm, Inputs, get_running_buffers, unwrap_parallel
 from bnlab.model.reading import Pooled, Reader
 from bnlab.statistics.moments import Moments, fetch
 
@@ -24,10 +24,11 @@ Layers = Mapping[str, BatchNorm]
 
 @dataclass
 class Task:
-    """A model and batches to measure, and how a batch is evaluated.
+    """What a caller gave: a model, batches, and how one is evaluated.
 
     Attributes:
-        model: the model, without wrappers for several devices.
+        model: the caller's.
+        root: the model without wrappers for several devices: this is called.
         layers: the layers that are measured, by name.
         forward: called with the model and a copy of a batch.
         device: the device that batches are copied to.
@@ -38,6 +39,9 @@ class Task:
         sample_size: how many of a batch's images are evaluated to profile a forward.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
         unmeasured: norms of other classes than torch's that normalize something other than their input.
+        caller: the public call, for messages.
+        progress: whether bars are shown.
+        labels: called with a batch, returns its labels, for whoever scores; None: they are looked for.
     """
 
     model: nn.Module
@@ -51,9 +55,21 @@ class Task:
     sample_size: int = sys.maxsize
     channels_last: bool = False
     unmeasured: frozenset[str] = frozenset()
+    caller: str = CALLER
+    progress: bool | None = None
+    labels: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
+        self.root = unwrap_parallel(self.model)
         self._running = dict(zip(self.layers, map(get_running_buffers, self.layers.values()), strict=True))
+
+    def on(self, data: Iterable[Any]) -> Task:
+        """Return the same task on other batches."""
+        return replace(self, data=list(data))
+
+    def alone(self) -> Task:
+        """Return the same task of this process alone."""
+        return replace(self, ranks=Ranks(None, self.caller))
 
     def leave_out(self, names: Iterable[str]) -> None:
         """Measure these layers no more; they go on as they are."""
@@ -67,7 +83,7 @@ class Task:
 
     def evaluate(self, batch: Any) -> Any:
         """Run the forward of a copy of a batch."""
-        return self.forward(self.model, copy_batch(batch, self.device, self.channels_last))
+        return self.forward(self.root, copy_batch(batch, self.device, self.channels_last))
 
     def write(self, name: str, moments: Moments | Pooled) -> None:
         """Write a layer's mean and variance, as they are, into its buffers."""

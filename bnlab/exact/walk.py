@@ -94,7 +94,7 @@ class Walk:
         self._budget = budget
         self._given = given
         self._current = _Batch(-1, False)  # the one whose forward runs
-        self._state = ForwardState(task.model, task.device)
+        self._state = ForwardState(task.root, task.device)
         self._fixed_settings = read_fixed_settings(torch.zeros(()))
         self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self.statistics: dict[str, Pooled] = {}

@@ -41,8 +41,10 @@ def window(momentum: float) -> int:
     >>> window(0.1), window(0.01), window(1.0)
     (44, 459, 1)
     """
+    # The logarithm below would be infinite.
     if momentum == 1:
         return 1
+    # This is the smallest n with (1 − m)^n of 1% or less.
     return math.ceil(math.log1p(-COVERED) / math.log1p(-momentum))
 
 
@@ -121,6 +123,7 @@ def decompose(
     running = [EMA(momentum), DebiasedEMA(momentum)]
     e, d = replay_bank(trace, running, [last])[:, 0]
 
+    # Older batches have almost no weight in the EMA, and each age costs a pass over the data.
     ages = min(window(momentum), last - trace.first_step)
     calls = [_count_calls(layer, last, ages) for layer in trace.layers.values()]
     shares = [_weigh_ages(of_layer, momentum, every) for of_layer in calls]
@@ -128,7 +131,9 @@ def decompose(
     trained_on = batches if augmented is None else augmented
     measure = partial(_measure_moments, model, layout, forward)
     lagged = torch.zeros_like(e)
+    # All layers have the same ages; only the weights differ.
     for age in shares[0]:
+        # The batch of age 0 was measured on the weights before the last update.
         step = last - 1 - age
         with _with_weights(model, weights(step), step):
             past, _ = measure(trained_on, training=True)
@@ -179,6 +184,7 @@ def _flatten_exact(exact: Statistics, layout: Layout) -> Tensor:
     moments: dict[str, Moments] = {}
     eps: dict[str, float] = {}
     for name, channels, layer_eps in zip(layout.names, layout.channels, layout.eps, strict=True):
+        # Layers that were measured replace this NaN below.
         moments[name] = Moments.empty(channels)
         eps[name] = layer_eps
     moments.update(exact)
@@ -214,6 +220,7 @@ def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) ->
         raise ValueError(f"decompose: weights({step}) is no state dict of the model ({mismatch})")
     _warn_of_present_weights(present, weights)
 
+    # `borrowed` puts back which tensors a model has, but not the values of parameters that are trained.
     values = {name: tensor.clone() for name, tensor in present.items()}
     with borrowed(model):
         try:
@@ -242,6 +249,7 @@ def _describe_mismatch(present: Mapping[str, Tensor], weights: Mapping[str, Tens
 
 def _warn_of_present_weights(present: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Warn if the weights of a past step are the model's own tensors, which training has written since."""
+    # The addresses are compared, because equal values may be right, as at a learning rate of 0.
     if all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in present.items()):
         warn(
             "decompose: weights(step) gives the model's own tensors, so that past weights are those of now and there "
@@ -252,6 +260,7 @@ def _warn_of_present_weights(present: Mapping[str, Tensor], weights: Mapping[str
 def _count_calls(layer: LayerTrace, last: int, ages: int) -> NDArray[np.int64]:
     """Count the batches that the layer took in the step `last`, the one before it, and so on: [ages]."""
     start = bisect_right(layer.steps, last - ages)
+    # Without the type, an empty list would become an array of floats, which `bincount` refuses.
     newest = np.array(layer.steps[start:], dtype=np.int64)
     return np.bincount(last - newest, minlength=ages)
 
@@ -271,12 +280,15 @@ def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[i
     """
     ages = len(calls)
     kept = 1 - momentum
+    # Each later batch leaves a share 1 − m, and the batches of one step are taken together.
     newer = calls.cumsum() - calls
     weights = kept**newer * (1 - kept**calls)
     total = weights.sum()
+    # If a layer was frozen in all of these steps, its weights are NaN, and so are its noise and its lag.
     if total == 0:
         total = math.nan
 
+    # The oldest age is always measured, because interpolation needs a value on either side.
     measured = sorted({*range(0, ages, every), ages - 1})
     units = np.eye(len(measured))
     shares = {}
@@ -303,6 +315,8 @@ def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
         entries = trace.layers[name]
         end = entries.updates + len(entries)
         tracked = get_batch_count(layer)
+        # A larger count means that training went on after the trace; a smaller one proves nothing, as some layers do
+        # not count all batches.
         if tracked is not None and int(tracked) > end:
             raise ValueError(
                 f"decompose: layer {name!r} has seen {int(tracked)} batches and the trace ends after {end}; pass the "
@@ -313,5 +327,6 @@ def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
 def _require_stream(stream: Iterable[Any], name: str) -> None:
     """Raise TypeError or ValueError unless the stream can be read several times."""
     require_batches(stream, "decompose", name)
+    # An iterator would be empty in the second pass, and raise no error.
     if isinstance(stream, Iterator):
         raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")

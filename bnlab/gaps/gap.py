@@ -101,6 +101,7 @@ def _pair(reference: Statistics, estimate: Statistics) -> tuple[Statistics, Stat
     weights = {name: estimate.weights[other] for name, other in pairs.items() if other in estimate.weights}
     return (
         Statistics(common, reference.eps, weights=reference.weights),
+        # Both sides describe the same layers, so that the estimate takes the names and the eps of the reference.
         Statistics(others, reference.eps, weights=weights),
         unpaired,
     )
@@ -111,6 +112,7 @@ def _list_unpaired(reference: Statistics, estimate: Statistics, pairs: Mapping[s
     unpaired = [name for name in reference if name not in pairs]
     unpaired += [name for name in estimate if name not in pairs.values()]
 
+    # Either side may come from a wrapped model, so that names are compared without what wrappers add.
     unseen = {strip_wrappers(name) for name in (*reference.unseen, *estimate.unseen)}
     unexplained = [name for name in unpaired if strip_wrappers(name) not in unseen]
     if not unexplained and not pairs:
@@ -162,6 +164,7 @@ def layer_output_gaps(layout: Layout, reference: Tensor, estimate: Tensor, weigh
     deviation_r = (var_r + layout.channel_eps).sqrt()
     deviation_e = (var_e + layout.channel_eps).sqrt()
     off = torch.hypot(mean_e - mean_r, deviation_r - deviation_e)  # for inputs with the reference's moments
+    # A channel with weight 0 has no gap, whatever its statistics are; 0 times NaN would be NaN.
     output_gaps = torch.where(flat_weights == 0, 0.0, flat_weights * off / deviation_e)
     return layout.layer_means(output_gaps.square()).sqrt()
 
@@ -172,6 +175,7 @@ def layer_gaps(layout: Layout, reference: Tensor, estimate: Tensor) -> Tensor:
     mean_e, var_e = estimate.unbind(-2)
     var_r = var_r + layout.channel_eps
     var_e = var_e + layout.channel_eps
+    # A value of 0 becomes NaN, too, because its logarithm would be −∞.
     var_e = torch.where(var_e > 0, var_e, torch.nan)
 
     difference = mean_e - mean_r

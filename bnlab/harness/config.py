@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
 
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts import training
@@ -29,8 +30,10 @@ from bnlab.harness.statistic_kinds import Measured
 def register() -> None:
     """Make the configuration known to Hydra."""
     store = ConfigStore.instance()
-    # Of the groups' base classes, so that any choice can take their place.
-    open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=Optimizer())
+    # Of the groups' base classes, so that any choice can take their place. A learning rate here would be that of the
+    # user's own optimizers which have none.
+    optimizer = replace(Optimizer(), lr=MISSING)
+    open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=optimizer)
     store.store(name="schema", node=open_groups)
     for group, choices in GROUPS.items():
         for name, choice in choices.items():

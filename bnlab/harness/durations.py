@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from bnlab.estimators import Estimator
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.optimizers import LEAST_RATE
+from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.jobs import find_measurements, list_needed_checkpoints
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.cache import complete_rows
@@ -74,7 +75,8 @@ def estimate_durations(run: Run, update: float) -> Durations:
         run: the network, of which nothing has to be there.
         update: seconds that an update takes.
     """
-    config = replace(run.config, optimizer=replace(run.config.optimizer, lr=0.0), steps=_STEPS, quiet=True, log="none")
+    optimizer = replace(run.config.optimizer, lr=LEAST_RATE)
+    config = replace(run.config, optimizer=optimizer, steps=_STEPS, quiet=True, log="none")
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder:
         found = Durations()
         for step, images in (_WARM_UP, _TIMED):

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bnlab.common.files import Unreadable, set_aside, write_text
+from bnlab.common.files import Unreadable, quarantine, write_text
 from bnlab.harness import schema
 from bnlab.harness.artifacts import naming
 from bnlab.harness.artifacts.job_settings import GROUPS, Config, as_list, list_own, list_own_settings
-from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run, describe_environment
+from bnlab.harness.artifacts.run import Run, describe_environment
+from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.config import check_device
 from bnlab.harness.errors import JobError, TimeLimit, UserError, where_raised
 from bnlab.harness.measurements import Measurement, find_measurement
@@ -122,7 +122,8 @@ def prepare(configs: list[Config]) -> None:
     for run in runs:
         config = run.config
         if not run.finished:
-            kinds.setdefault((config.data, config.model, config.norm, config.inputs), run)
+            optimizer = config.optimizer if config.optimizer.is_own else None
+            kinds.setdefault((config.data, config.model, config.norm, optimizer, config.inputs), run)
     warnings: dict[str, None] = {}  # each once
     for run in kinds.values():
         prepare_process(run.config)
@@ -187,7 +188,7 @@ def execute(config: Config) -> None:
         try:
             _train_and_measure(Run(config))
         except Unreadable as error:
-            set_aside(Run(config).folder, error, "the network is trained again")
+            quarantine(Run(config).folder, error, "the network is trained again")
             _train_and_measure(Run(config))
         finally:
             remove_state(Run(config).folder)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnlab.common.files import Unreadable, reading
 from bnlab.harness.artifacts.job_settings import list_own, restore_config
 from bnlab.harness.artifacts.naming import list_changes
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.components import require_one_of
 from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.measurements.estimates import flat_statistics

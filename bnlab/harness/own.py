@@ -1,4 +1,4 @@
-"""A user's code, by import path: `data=`, `model=`, `norm=`, `estimator=` and `measurements=` take `module.name`.
+"""A user's code, by import path: `data=`, `model=`, `norm=`, `optimizer=`, `estimator=`, `measurements=` take one.
 
 Arguments that bnlab does not give are settings. Results are known by the code of the module and of the user's modules
 that it imports (`source_code`), those on data by the images and labels that the function gives.
@@ -35,6 +35,7 @@ class Own(Component):
 
     is_own: ClassVar[bool] = True
     given: ClassVar[int] = 0  # how many arguments bnlab gives it, which come first; all others are settings
+    taken: ClassVar[str] = ""  # a setting of the group that has to be one of its arguments, whose default it has
     usual: ClassVar[Mapping[str, Any]] = {}  # defaults of arguments without one
 
     def __post_init__(self) -> None:
@@ -78,12 +79,19 @@ def make_own(group: str, path: str) -> Own:
     """Make the component of a user's function or class, with a setting for each argument that bnlab does not give.
 
     An argument without a default has to be set. Values are checked against the annotations `bool`, `int`, `float` and
-    `str`. UserError if it cannot be imported, or an argument has a name that bnlab needs itself.
+    `str`. UserError if it cannot be imported, or an argument has a name that bnlab needs itself, or is lacking.
     """
     kind = KINDS[group]
     known = {*dir(kind), *(each.name for each in fields(kind)), SOURCE}
+    arguments = _list_arguments(import_object(group, path))[kind.given :]
+    if kind.taken and kind.taken not in [argument.name for argument in arguments]:
+        raise UserError(f"{group}={path}: has no argument {kind.taken}, by which bnlab gives {group}.{kind.taken}")
+
     settings = []
-    for argument in _list_arguments(import_object(group, path))[kind.given :]:
+    for argument in arguments:
+        if argument.name == kind.taken:
+            settings.append(_change_default(kind, argument))
+            continue
         if not _is_setting(argument):
             continue
         if argument.name in known:
@@ -97,6 +105,13 @@ def make_own(group: str, path: str) -> Own:
             default = tuple(default)
         settings.append((argument.name, _find_type(argument), field(default=default, metadata={_ARGUMENT: True})))
     return make_dataclass("Own", settings, bases=(kind,), unsafe_hash=True)(name=path)
+
+
+def _change_default(kind: type[Own], argument: inspect.Parameter) -> tuple[str, Any, Any]:
+    """Return the field of a setting of the group, with its meaning and range, and the default of this argument."""
+    (inherited,) = [each for each in fields(kind) if each.name == argument.name]
+    default = argument.default if isinstance(argument.default, int | float) else _REQUIRED
+    return inherited.name, inherited.type, field(default=default, metadata=inherited.metadata)
 
 
 def import_object(key: str, path: str) -> Any:
@@ -127,7 +142,8 @@ def call_own(key: str, path: str, *given: Any, **arguments: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        called = f"; it was called with {', '.join(map(str, given))}" if given else ""
+        sizes = [str(each) for each in given if isinstance(each, int)]  # the weights of an optimizer would fill a page
+        called = f"; it was called with {', '.join(sizes)}" if sizes else ""
         raise UserError(f"{key}={path}: {where_raised(error)}{called}") from error
 
 

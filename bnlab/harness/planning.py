@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from bnlab.common.files import Unreadable
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.artifacts.naming import find_changes
-from bnlab.harness.artifacts.producing import format_seconds
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
+from bnlab.harness.artifacts.training_runner import format_seconds
 from bnlab.harness.durations import Durations, estimate_durations
 from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.requests import MEASURED_WITH
 from bnlab.harness.source_code import say_changed
-from bnlab.harness.trial import Trial, try_training
+from bnlab.harness.trial import TrialResult, try_training
 from bnlab.harness.updates import ADVICE, count_last
 
 _SECONDS = 1.0  # of each trial
@@ -131,10 +131,10 @@ class _Trials:
     """The trials of networks and jobs, one of each kind."""
 
     def __init__(self) -> None:
-        self._trained: dict[str, Trial] = {}
+        self._trained: dict[str, TrialResult] = {}
         self._durations: dict[str, Durations] = {}
 
-    def try_training(self, run: Run) -> Trial:
+    def try_training(self, run: Run) -> TrialResult:
         """Train a network of this kind for a second, unless that was done."""
         config = run.config
         kind = repr((config.data, config.model, config.norm, config.inputs, config.batch_size))

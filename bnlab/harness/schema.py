@@ -83,6 +83,11 @@ def read_key(schema: pa.Schema) -> list[str]:
     return found
 
 
+def read_meanings(schema: pa.Schema) -> dict[str, str]:
+    """What the columns of the table that a file is of mean, in Markdown."""
+    return {field.name: (field.metadata or {}).get(_MEANING, b"").decode() for field in schema}
+
+
 def is_open(schema: pa.Schema) -> bool:
     """Find out if the table that a file is of may have further columns."""
     return bool(json.loads((schema.metadata or {}).get(_OPEN, b"false")))

@@ -14,7 +14,7 @@ _NAMES = {
     "data": "data set: {}, or the import path of your own",
     "model": "network: {}, or the import path of your own",
     "norm": "kind of normalization: {}, or the import path of your own",
-    "optimizer": "optimizer: {}",
+    "optimizer": "optimizer: {}, or the import path of your own",
 }
 _COLUMN_MAKERS: Mapping[type, Callable[[str], Column]] = {bool: boolean, int: integer, float: real, str: text}
 

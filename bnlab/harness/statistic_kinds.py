@@ -69,7 +69,7 @@ class Precise(Measured):
     look: ClassVar[Look] = Look("precise BN", "green")
 
     def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
-        return bnlab.population_statistics(model, batches, upstream="batch", memory=memory, inputs=inputs)
+        return bnlab.population_statistics(model, batches, statistic="precise", memory=memory, inputs=inputs)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.producing import record_moments, start_training
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.optimizers import LEAST_RATE, divide_state
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Diverged, compute_logits, train
+from bnlab.harness.artifacts.training_runner import record_moments, start_training
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.model.layers import BatchNorm, join_names
 
@@ -27,7 +28,7 @@ _REMEDY = (
 )
 
 
-class Trial(NamedTuple):
+class TrialResult(NamedTuple):
     """Trial of a network.
 
     Attributes:
@@ -43,13 +44,13 @@ class Trial(NamedTuple):
     warnings: list[str]
 
 
-def try_training(run: Run, seconds: float | None = None) -> Trial:
-    """Make an update, and more for so many seconds; its weights stay as they are.
+def try_training(run: Run, seconds: float | None = None) -> TrialResult:
+    """Make an update, and more for so many seconds, of a network that is not kept.
 
     UserError if the network cannot be built, take images, be trained or be measured.
     """
     config = run.config
-    optimizer = replace(config.optimizer, lr=0.0)
+    optimizer = replace(config.optimizer, lr=LEAST_RATE)  # not 0, which some optimizers refuse
     trial = Run(replace(config, optimizer=optimizer, averaging="none", weight_averages=None))
     trial.dataset = run.dataset
     update = math.nan
@@ -59,6 +60,8 @@ def try_training(run: Run, seconds: float | None = None) -> Trial:
         _require_statistics(trial, progress.model)
         logits = _compute_logits(trial, progress.model)
         messages = list(_list_warnings(trial, logits))
+        if optimizer.is_own:
+            _require_updates(trial, progress.optimizer, logits)
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
@@ -84,7 +87,21 @@ def try_training(run: Run, seconds: float | None = None) -> Trial:
     moments = sum(layer.moments.nbytes for layer in layers) / max(1, progress.step)
     network = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
     checkpoint = network * (1 + len(config.decays))
-    return Trial(update, moments, checkpoint, messages)
+    return TrialResult(update, moments, checkpoint, messages)
+
+
+def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor) -> None:
+    """UserError unless the user's own optimizer can make an update, and its state be written after it."""
+    own = f"optimizer={run.config.optimizer.name}"
+    logits.square().mean().backward()
+    try:
+        optimizer.step()
+    except Exception as error:  # the user's code may raise any
+        raise UserError(f"{own}: cannot make an update, {where_raised(error)}") from error
+    try:
+        divide_state(optimizer)
+    except TypeError as error:
+        raise UserError(f"{own}: {error}, so that no killed training could go on; let it keep these alone") from error
 
 
 def _time_updates(updates: Iterator[int], seconds: float | None) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 def require_number(value: Any, fine: Callable[[Any], bool], message: str, kind: type = Real) -> None:
     """TypeError with `message` unless `value` is of this kind (a bool is no number), ValueError unless it is fine."""
-    # Python counts a bool among the integers, but `images=True` is a mistake.
+    # In Python a bool is an integer, but `images=True` is a mistake.
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(message)
     if not fine(value):

@@ -19,10 +19,10 @@ Forward = Callable[[nn.Module, Any], Any]
 
 def call(model: nn.Module, batch: Any) -> Any:
     """Run the default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
-    # UserDict is what tokenizers of Transformers return (BatchEncoding); it is no dict.
+    # Tokenizers of Transformers return a UserDict (BatchEncoding), which is not a dict.
     if isinstance(batch, (dict, UserDict)):
         return _call_with_dict(model, batch)
-    # A PackedSequence is a named tuple, but one input.
+    # A PackedSequence is a tuple, too, but a single input.
     if not isinstance(batch, (tuple, list)) or isinstance(batch, PackedSequence):
         return model(batch)
     if not batch:
@@ -33,7 +33,7 @@ def call(model: nn.Module, batch: Any) -> Any:
 def _call_with_dict(model: nn.Module, batch: Any) -> Any:
     try:
         return model(batch)
-    # What a model does first with a dictionary is to read its shape or to pass it to a layer.
+    # Most models begin by reading the shape of their input, or by passing it to a layer; a dictionary fails there.
     except (TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise TypeError(
@@ -52,7 +52,7 @@ def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
     if isinstance(batch, (list, tuple)):
         parts = [map_batch(function, part) for part in batch]
         is_namedtuple = hasattr(batch, "_fields")
-        # A named tuple takes its parts one by one, a plain one takes a list of them.
+        # A named tuple is made of separate arguments, any other of one list.
         return type(batch)(*parts) if is_namedtuple else type(batch)(parts)
 
     return function(batch)
@@ -77,7 +77,7 @@ def _list_parts(batch: Any, kind: type, depth: int) -> Iterator[Any]:
     elif isinstance(batch, (list, tuple)):
         for part in batch:
             yield from _list_parts(part, kind, depth)
-    # Three objects deep: objects may refer to each other in a circle.
+    # The depth is limited, because objects may refer to each other in a circle.
     elif depth and not isinstance(batch, Tensor) and hasattr(batch, "__dict__"):
         for part in vars(batch).values():
             yield from _list_parts(part, kind, depth - 1)
@@ -111,7 +111,7 @@ def copy_batch(batch: Any, device: torch.device | None, channels_last: bool = Fa
         except TypeError as error:
             kind = type(leaf).__name__
             raise TypeError(f"a batch holds a {kind}, which cannot be copied for each forward; leave it out") from error
-        # Python gives immutable objects back as they are; nothing can be written into them.
+        # `copy.copy` returns immutable objects themselves, and into those nothing can be written.
         if copied is not leaf and hasattr(leaf, "__dict__"):
             for name, value in vars(leaf).items():
                 if isinstance(value, (Tensor, np.ndarray, list, tuple, dict)):
@@ -151,7 +151,7 @@ def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
 
 def take_images(batch: Any, count: int) -> Any:
     """Take the first images of a batch; all of it where its tensors differ in length, or are sparse, as of graphs."""
-    # Tensors without dimensions, such as a learning rate, have no rows.
+    # Tensors without dimensions, such as a learning rate, belong to the batch as a whole.
     tensors = [tensor for tensor in list_tensors(batch) if tensor.dim()]
     if not all(map(is_dense, tensors)):  # an adjacency, whose columns are images too
         return batch
@@ -198,7 +198,7 @@ def check_counter(function: CountImages | None, caller: str) -> Callable[[Any], 
 
 def require_batches(batches: object, caller: str, name: str = "batches") -> None:
     """TypeError unless it can be iterated over and is not itself one batch (an array has a shape)."""
-    # Numpy arrays and other libraries' tensors are iterable, too: their first row would be taken for a batch.
+    # Arrays of numpy and of other libraries are iterable, too: their rows would be taken for batches.
     one = isinstance(batches, (Tensor, str, bytes, Mapping, nn.Module)) or hasattr(batches, "shape")
     if one or not isinstance(batches, Iterable):
         raise TypeError(f"{caller}: {name} is a {type(batches).__name__}; pass an iterable of batches, e.g. [images]")
@@ -244,7 +244,7 @@ def find_device(model: nn.Module, device: torch.device | str | None, caller: str
 
     if device is None:
         return next((p.device for p in model.parameters()), torch.device("cpu"))
-    # Making a device of a name does not ask whether the machine has it; a tensor on it does.
+    # `torch.device` accepts any number of a GPU; only a tensor on the device shows that the machine has it.
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

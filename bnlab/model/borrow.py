@@ -60,20 +60,21 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
     """
     with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
         modules = list(model.modules())
-        # Attributes are set without `train`, which goes through submodules, too, and which a class may override.
+        # The attribute is set directly: `train` also changes submodules, and a class may override it.
         for module in modules:
             undo.callback(setattr, module, "training", module.training)
 
         undo.callback(_give_back_tensors, _list_tensors(modules))
-        # Layers such as LoRA's merge weights into others when their mode changes.
+        # Layers such as LoRA's merge weights into others when their mode changes, so that they have a `train` of their
+        # own.
         merging = [module for module in modules if type(module).train is not nn.Module.train]
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
         if training is not None:
             model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
 
         undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
-        # Undone in the reverse order: first the random state, then weights and values, then the tensors themselves, and
-        # modes at last.
+        # An ExitStack undoes in reverse order: first the random state, then weights and values, then the tensors
+        # themselves, and at last the modes.
         for module, mode, weights in merged:
             undo.callback(_give_back_weights, module, mode, weights)
 
@@ -97,7 +98,7 @@ def _list_tensors(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Te
 def _list_teachers(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that may be moved in the forward, as an average of others is: without gradients, beside some with."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    # A teacher has a student: where all parameters are frozen, none of them is an average of others.
+    # A teacher has a student. If all parameters are frozen, none of them can be an average of others.
     is_all = len(frozen) == sum(1 for _ in model.parameters())
     return [] if is_all else frozen
 
@@ -108,7 +109,7 @@ def _copy_values(tensors: Iterable[Tensor]) -> Values:
 
 def _give_back_weights(module: nn.Module, mode: bool, weights: Values) -> None:
     """Give a layer its weights back that it has merged with others in eval mode, as LoRA's layers do."""
-    # `train(mode)` lets the layer undo its own merge; what rounding leaves of it is then overwritten by the copies.
+    # `train(mode)` lets the layer undo its own merge; the copies then remove what rounding has left.
     if any(not torch.equal(weight, value) for weight, value in weights):
         module.train(mode)
     _give_back_values(weights)
@@ -134,7 +135,7 @@ def _give_back_values(values: Values) -> None:
 
 def _give_back_tensors(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
     for module, name, tensor in tensors:
-        # By identity: a forward that replaces a tensor by an equal one must not leave its own behind.
+        # Identity matters: a forward that replaces a tensor by an equal one must not leave its own behind.
         if getattr(module, name, None) is not tensor:
             setattr(module, name, tensor)
 
@@ -154,9 +155,10 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
     """
     parameters = [] if model is None else model.parameters()
     devices = dict.fromkeys([parameter.device for parameter in parameters if parameter.is_cuda])
-    state, numpys = random.getstate(), np.random.get_state()
+    state = random.getstate()
+    numpys = np.random.get_state()
     try:
-        # Without a list torch would save the generators of every accelerator of the machine.
+        # Without a list, torch would save the generators of every accelerator in the machine.
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
@@ -194,7 +196,7 @@ class ForwardState:
         if state is None:
             return
         settings, values = state
-        # `leave` returns the very object where nothing was changed, so that the comparison costs nothing.
+        # `leave` returns this very object if nothing was changed, so that the comparison costs nothing.
         if settings is not self._outside:
             self._set(settings)
         if values is not self._values:
@@ -210,6 +212,7 @@ class ForwardState:
             settings = self._outside
         else:
             self._set(self._outside)
+        # Values are compared by identity, because `==` of tensors compares their elements.
         if not all(map(operator.is_, values, self._values)):
             self._values = values
         return settings, self._values

@@ -47,19 +47,17 @@ def require_watchable(model: nn.Module, caller: str) -> None:
     """
     require_module(model, caller)
     for name, module in model.named_modules():
+        part = repr(name) if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
-            part = repr(name) if name else "the model"
             raise ValueError(
                 f"{caller}: {part} is TorchScript, whose layers cannot be watched; "
                 "pass the model before torch.jit.script or trace"
             )
         if isinstance(module, GraphModule) and "train" in vars(module):  # by which torch.export refuses modes
-            part = repr(name) if name else "the model"
             raise ValueError(
                 f"{caller}: {part} was exported by torch.export, whose layers cannot be seen; pass the model itself"
             )
         if _is_sharded(module):
-            part = repr(name) if name else "the model"
             raise ValueError(
                 f"{caller}: {part} is sharded by FSDP, so that no process holds its weights; load its full state dict "
                 "into a model without FSDP, and pass that"
@@ -153,12 +151,11 @@ def list_constant(model: nn.Module) -> list[str]:
 
 def _find_hidden(model: nn.Module) -> list[str]:
     """List plain lists, tuples and dictionaries that hold batch norms, which are no part of the model."""
-    # By identity: two modules are equal only if they are one.
     known = set(model.modules())
     hidden = []
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            # `_modules` holds the submodules, which are part of the model.
+            # The submodules in `_modules` are part of the model already.
             if attribute != "_modules" and any(layer not in known for layer in _list_held(value)):
                 hidden.append(f"{name}.{attribute}".lstrip("."))
     return hidden
@@ -202,7 +199,7 @@ def _is_other(module: nn.Module) -> bool:
 
 
 def _is_constant(module: nn.Module) -> bool:
-    # By its name, as such classes belong to packages that need not be installed (torchvision, timm).
+    # The name has to do, because these classes belong to packages that need not be installed (torchvision, timm).
     return "Frozen" in type(module).__name__
 
 
@@ -211,6 +208,7 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 
 def _select(known: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:
+    # A text is iterable, too, and each of its letters would be taken for a name.
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"{caller}: layers={layers!r}; pass a list of layer names")
 
@@ -223,6 +221,7 @@ def _select(known: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> 
                 f"{caller}: layers has {name!r}, which is no BatchNorm layer with running statistics; "
                 f"there are {join_names(known)}"
             )
+    # The result has the model's order, whatever order the caller has named them in.
     return {name: layer for name, layer in known.items() if name in wanted}
 
 
@@ -246,7 +245,7 @@ def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
 
     The same name is; otherwise one that differs by wrappers only (`module.`, `_orig_mod.`).
     """
-    # The exact name wins, because a model may itself have a part that is called `module`.
+    # The exact name comes first, because a model may have a part that is really called `module`.
     known = list(others)
     by_plain = {strip_wrappers(name): name for name in known}
     pairs = {}
@@ -317,7 +316,7 @@ def get_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the input of a layer's call, from the arguments that its hooks get; None if there are none."""
     if args:
         return args[0]
-    # Called by keyword, as `norm(input=x)`: the first one is the input, whatever a class calls it.
+    # In a call by keyword, as `norm(input=x)`, the first argument is the input, whatever a class calls it.
     return next(iter(kwargs.values()), None)
 
 
@@ -331,7 +330,13 @@ def require_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
         kind = "nested" if x.is_nested else "sparse, or inside of vmap or grad of torch.func"
         raise ValueError(f"{caller}: the input of layer {name!r} is {kind}, where its values cannot be read")
     if x.dim() < 2 or x.shape[1] != channels:
-        raise ValueError(f"{expected}, its input has shape {tuple(x.shape)}")
+        found = f"{expected}, its input has shape {tuple(x.shape)}"
+        if overrides_forward(layer) and x.dim() >= 2 and channels > x.shape[1]:
+            found += (
+                "; if it keeps statistics of parts of a batch side by side, as some ghost batch norms do, none of them "
+                "are those of its input: leave it out of layers="
+            )
+        raise ValueError(found)
     if not x.is_floating_point():
         raise ValueError(f"{caller}: the input of layer {name!r} is {x.dtype}; convert it to a floating-point type")
 
@@ -342,7 +347,7 @@ Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
 """Called with a layer and the arguments of its call; returns the values that it normalizes, [M, C] or [N, C, ...]."""
 
 
-class OtherInput(ValueError):
+class InputMismatch(ValueError):
     """A layer that normalizes something else than its input, where nobody has said what; `found` says how it shows."""
 
     def __init__(self, caller: str, found: str, key: str) -> None:
@@ -360,11 +365,13 @@ class Inputs:
         caller: the public call, for messages.
 
     Attributes:
+        given: as the caller gave it.
         extracts: name of each layer of which the caller says what it normalizes → the function that does.
     """
 
     def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
         self._caller = caller
+        self.given = given
         self.extracts: dict[str, Extract] = {}
         if given is None:
             return
@@ -378,6 +385,7 @@ class Inputs:
             if not names:
                 known = join_names(layers)
                 raise ValueError(f"{caller}: inputs has {key!r}, which is no layer here; there are {known}")
+            # A layer may be named twice, by its class and by its name; the later entry counts.
             self.extracts |= dict.fromkeys(names, extract)
 
     def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -385,9 +393,10 @@ class Inputs:
         extract = self.extracts.get(name)
         x = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
 
+        # If a layer gets several tensors, only the caller knows which of them it normalizes.
         if extract is None and isinstance(x, (list, tuple)):
             kind = type(layer).__name__
-            raise OtherInput(self._caller, f"layer {name!r} ({kind}) is given a {type(x).__name__}", kind)
+            raise InputMismatch(self._caller, f"layer {name!r} ({kind}) is given a {type(x).__name__}", kind)
         if isinstance(x, (list, tuple)):
             found = f"inputs= gives a {type(x).__name__} for layer {name!r}"
             raise ValueError(f"{self._caller}: {found}; return the values alone, of all channels")

@@ -69,7 +69,7 @@ def _read_pixels(x: Tensor) -> list[Groups]:
     """Pixels side by side make up to `_HEIGHT` rows, or more; the pixels that are left over, a block of their own."""
     channels = x.shape[1]
     pixels = x.numel() // channels
-    # As many pixels side by side as it takes for no more than `_HEIGHT` rows, if the width allows that many.
+    # A row has as many pixels as it takes to need no more than `_HEIGHT` rows, if the width allows that.
     side = max(1, min(_WIDTH // channels, math.ceil(pixels / _HEIGHT)))
     rows, rest = divmod(pixels, side)
     shapes = [(min(_HEIGHT, rows - row), side * channels) for row in range(0, rows, _HEIGHT)]
@@ -176,10 +176,10 @@ class Reader:
         size = images.shape[2]
         exact = torch.float64 if size > _LONG else None  # a float32 sum of squares loses more, the longer the rows are
         total = images.sum(dim=2, dtype=exact).flatten().double()
-        # A norm reads the values once; squares of them would be a second tensor of the same size.
+        # `vector_norm` adds up squares without a tensor of all squares.
         norm = torch.linalg.vector_norm(images, dim=2, dtype=exact).flatten().double()
         mean = total / size
-        # The difference may round to just below 0.
+        # Rounding may make the difference slightly negative.
         var = norm.square().div_(size).sub_(mean.square()).clamp_(min=0)
         return Partial(x.shape[1], [(size, mean, var)], "sums")
 
@@ -195,13 +195,16 @@ class Reader:
             kept: the values that were given to `read`, in the same order.
         """
         partials = []
-        # Moments that were merged already need no second read.
+        # Moments that `measure` has returned need no second read.
         for part in parts:
             if isinstance(part, Pooled):
                 part = Partial(len(part.mean), [(part.count, part.mean, part.var)], "exact")
             partials.append(part)
         pooled = _merge(_join_groups(partials))
         bound = _bound_mean(partials)
+
+        # If everything is exact already, this returns before the look at the means, for which an accelerator would have
+        # to be waited for.
         if bound == math.inf:
             return pooled
         # False where sums have overflown, too, or values are not finite: the second read shows which.
@@ -215,7 +218,7 @@ class Reader:
         is_known = (pooled.mean + pooled.var).isfinite()
         shift = pooled.mean.where(is_known, torch.nan)[channels]
 
-        # What was measured and not kept is exact as it is, and only has its channels selected.
+        # What was measured and not kept is exact already; only its channels are selected.
         again = [self._read_shifted(x, shift, channels) for x in kept]
         again += [part.select_channels(channels) for part in partials[len(kept) :]]
         exact = _merge(_join_groups(again))
@@ -232,8 +235,10 @@ class Reader:
                 shift = shift.nan_to_num(0.0)
                 wide = wide.double()
         known = shift.to(wide.device, wide.dtype)
-        # Means come back without the shift; variances are the same with and without it.
-        near = self.read(wide - known.view(-1, *[1] * (wide.dim() - 2)))
+        positions = [1] * (wide.dim() - 2)
+        near = self.read(wide - known.view(-1, *positions))
+
+        # The means get the shift back, in float64; a shift does not change variances.
         blocks = []
         for size, mean, var in near.blocks:
             blocks.append((size, (mean.view(-1, near.channels) + known.double()).flatten(), var.double()))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import warnings
 
+# A frame of contextlib lies between one of our context managers and the user's `with`.
 _PASSED = ("bnlab", "contextlib")  # packages whose lines are not the user's
 
 
 def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
     """Warn, at the first line on the way out of bnlab."""
-    # One level for each frame from this function up to the user's own.
+    # Each frame between this function and the user's code is one level.
     level = 1
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED:

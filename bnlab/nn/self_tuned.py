@@ -21,7 +21,7 @@ from bnlab.model.layers import (
     require_module,
 )
 from bnlab.model.warn import warn
-from bnlab.nn.averages import Averages
+from bnlab.nn.state import Averages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,9 +115,9 @@ class SelfTuned(AveragesByItself):
         return model
 
     def forward(self, input: Tensor) -> Tensor:
-        # In a measurement, and where torch's forward would raise an error, the layer is a plain batch norm.
+        # During a measurement, and for an input that torch's forward refuses, the layer is a plain batch norm.
         if self.training and self.track_running_stats and input.dim() in self.dims and not count_loans():
-            # Importing torch's compiler takes seconds, so that it is only asked for where something is being compiled.
+            # Importing torch's compiler takes seconds, so that it is left until something is compiled.
             if torch.compiler.is_compiling() and not _uncompiled:
                 _uncompiled.append(torch.compiler.disable(_train))
             train = _uncompiled[0] if _uncompiled else _train
@@ -133,7 +133,7 @@ class SelfTuned(AveragesByItself):
         return F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
 
     def train(self, mode: bool = True) -> SelfTuned:
-        # Settled first, so that eval mode begins with the statistics after all batches.
+        # The layer settles first, so that eval mode begins with statistics of all batches so far.
         self.settle()
         return super().train(mode)
 
@@ -145,11 +145,13 @@ class SelfTuned(AveragesByItself):
     def settle(self) -> None:
         """Write into the buffers the statistics after all batches so far; begin again where others have written."""
         averages = self.averages
-        # A measurement borrows the layer: what it writes into the buffers is put back, and is no reason to begin again.
+        # A measurement has borrowed the layer. What it writes into the buffers is put back, and is no reason to begin
+        # again.
         if averages is None or self.running_mean is None or count_loans():
             return
         now = _read(self)
-        # The buffers are the only sign: load_state_dict, update_bn or an average of weights has written them.
+        # Only the buffers show that something else has written them, such as load_state_dict, update_bn or an average
+        # of weights.
         if not averages.fits(now) or not _are_equal(now, averages.shown):
             self.averages = None
             return
@@ -164,7 +166,7 @@ class SelfTuned(AveragesByItself):
 
 
 def _convert_layer(layer: BatchNorm) -> None:
-    # The class is changed in place, so that parameters, hooks and optimizers stay as they are.
+    # Only the class changes: parameters, hooks and optimizers stay as they are.
     layer.__class__ = _KINDS[type(layer)]
     vars(layer).update(averages=None, latest=None, loaded=None)
     layer.register_state_dict_pre_hook(_settle_before_saving)
@@ -186,7 +188,7 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
         layer.averages = averages
     mean, var = averages.place
     if layer.momentum == 0:  # for a while, as in the second forward of sharpness-aware minimization
-        # Into tensors that are thrown away: nothing of this batch is to be averaged.
+        # The moments go into tensors that are thrown away, because nothing of this batch is to be averaged.
         return layer.average(input, torch.zeros_like(mean), torch.zeros_like(var))
 
     output = layer.average(input, mean, var)
@@ -201,7 +203,7 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
 def _begin(layer: SelfTuned) -> Averages:
     """Begin averages from the buffers."""
     batches = layer.num_batches_tracked
-    # Without a count nobody knows whether the buffers have seen data; they are taken for averages that have.
+    # Without a count nobody knows whether the buffers have seen data; they are assumed to have.
     updates = 1 if batches is None else int(batches)
     return Averages(_read(layer), updates, layer.eps)
 
@@ -232,7 +234,7 @@ class SelfTunedSyncBatchNorm(SelfTuned, nn.SyncBatchNorm):
     dims = (2, 3, 4, 5)
 
     def average(self, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        # The forward of SyncBatchNorm has no other way to say where it writes the moments of all processes.
+        # There is no other way to tell the forward of SyncBatchNorm where to write the moments of all processes.
         own_mean = self.running_mean
         own_var = self.running_var
         momentum = self.momentum
@@ -295,7 +297,7 @@ def momenta(model: nn.Module) -> pd.DataFrame:
     rows = []
     for depth, (name, layer) in enumerate(list_self_tuned(model, "momenta").items(), start=1):
         layer.settle()
-        # A layer may have batches that wait for a full block; `advance` counts them and leaves the layer as it is.
+        # Batches may still wait for a full block: `advance` counts them, and leaves the layer as it is.
         bank = None if layer.averages is None else layer.averages.advance()
         batches = 0 if bank is None else bank.count
         for number, statistic in enumerate(("mean", "var")):
@@ -322,7 +324,7 @@ def _save_averages(layer: nn.Module, state_dict: Any, prefix: str, metadata: dic
 def _take_saved(layer: nn.Module, state_dict: Any, prefix: str, metadata: dict[str, Any], *_: object) -> None:
     if isinstance(layer, SelfTuned):
         layer.loaded = metadata.get(_KEY)
-        # Whatever is loaded, the averages are of the buffers before it.
+        # These averages belong to the old buffers, whatever is loaded now.
         layer.averages = None
 
 

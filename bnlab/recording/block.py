@@ -20,7 +20,7 @@ from bnlab.model.layers import Extract, Inputs, batch_norm_layers, join_names
 from bnlab.model.warn import warn
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
-from bnlab.recording.trace import LayerTrace, MomentTrace, Shelf
+from bnlab.recording.trace import ChunkStore, LayerTrace, MomentTrace
 from bnlab.statistics.network import read_buffers
 
 
@@ -69,9 +69,9 @@ def record(
     layers = batch_norm_layers(model, caller="record")
     require_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
 
-    shelf = Shelf()
+    store = ChunkStore()
     entries = {
-        name: LayerTrace(read_buffers(layer), count_batches(layer), layer.eps, shelf) for name, layer in layers.items()
+        name: LayerTrace(read_buffers(layer), count_batches(layer), layer.eps, store) for name, layer in layers.items()
     }
     trace = MomentTrace(entries, int(step))
     counter = StepCounter(trace, model)
@@ -81,14 +81,14 @@ def record(
     }
 
     with contextlib.ExitStack() as undo:
-        # Torch calls this hook after the step of every optimizer in the process; `end_update` ignores those of other
+        # Torch calls this hook after the step of any optimizer in the process; `end_update` ignores those of other
         # models.
         undo.callback(register_optimizer_step_post_hook(torch.compiler.disable(counter.end_update)).remove)
-        # In a copy or a pickle of the model, which outlives the block, the hook is a function that does nothing.
+        # A copy or a pickle of the model outlives the block; in it the hook becomes a function that does nothing.
         undo.callback(model.register_forward_pre_hook(RecordingCall(counter.begin_forward, _do_nothing)).remove)
         for recorder in recorders.values():
             recorder.attach(undo)
-        # `trace.step()` works in the block only, so that a call in the wrong place raises an error and is not ignored.
+        # Outside of the block `trace.step()` raises an error, where it would otherwise do nothing without a word.
         trace.on_step = counter.end_step
         undo.callback(setattr, trace, "on_step", None)
         yield trace
@@ -102,7 +102,7 @@ def _read_ends(model: nn.Module, recorders: Mapping[str, Recorder]) -> None:
     """Read what the buffers of the recorded layers hold at the end; nothing of layers that were replaced."""
     modules = dict(model.named_modules())
     for name, recorder in recorders.items():
-        # The buffers of a layer that was left to its own forward, or replaced, say nothing about these entries.
+        # If a layer was left to its own forward, or replaced, its buffers say nothing about these entries.
         if not recorder.is_left and modules.get(name) is recorder.layer:
             recorder.entries.end = read_buffers(recorder.layer)
 
@@ -111,7 +111,7 @@ def _describe_faults(trace: MomentTrace, counter: StepCounter, recorders: Mappin
     """Describe what the user has to know of the recording that has ended."""
     lengths = [len(layer) for layer in trace.layers.values()]
     if not counter.has_counted and max(lengths) > 1:
-        # A single entry cannot be on a wrong step, so a lone forward raises no warning.
+        # A single forward is on the right step in any case, and needs no warning.
         yield (
             "no update by an optimizer was seen, nor a forward of the model as a whole: all is on one step; call "
             "trace.step() after each update"
@@ -123,8 +123,8 @@ def _describe_faults(trace: MomentTrace, counter: StepCounter, recorders: Mappin
             f"{join_names(left)} were left to their own forward, which takes something else than an input [N, C, ...] "
             "with all of their channels; nothing more was recorded of them"
         )
-    # An empty block is no mistake; a block with updates or forwards and no entry is one. Layers that were left to their
-    # own forward explain it already.
+    # An empty block is no mistake, but a block with updates or forwards and without entries is one, unless layers that
+    # were left to their own forward explain it.
     elif (counter.has_counted or counter.has_seen_forward) and not any(lengths):
         yield "nothing was recorded: no batch-norm layer was called in train mode"
 

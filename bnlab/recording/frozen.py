@@ -57,20 +57,22 @@ def record_frozen(
     warn_of_others(model, _CALLER)
 
     with measured(model, training=training), record(model, inputs=inputs) as trace:
-        # `measured` has put everything into eval mode; only the batch norms go by their batches.
+        # `measured` has put the whole model into eval mode; batch norms alone are to use their batch.
         for layer in layers.values():
             layer.train()
         for batch in batches:
-            # A copy, because an in-place operation such as nn.ReLU(inplace=True) would write into the caller's batch.
+            # The forward gets a copy, because an in-place operation such as nn.ReLU(inplace=True) would change the
+            # caller's batch.
             (forward or call)(model, copy_batch(batch, device))
-            # One step a batch, whatever `forward` calls: there is no optimizer whose updates could be counted.
+            # There is no optimizer whose updates could be counted, so that each batch is a step, whatever `forward`
+            # calls.
             trace.step()
 
-    # Only now is it known: an iterable need not have a length.
+    # An iterable may have no length, so that this is known only now.
     if not trace.last_step:
         raise ValueError(f"{_CALLER}: batches is empty; pass at least one batch")
     for name, entries in trace.layers.items():
-        # Checked once here and not at each layer, where on an accelerator each look would wait for the device.
+        # This is checked once, at the end: on an accelerator each look waits for the device.
         if not entries.moments.isfinite().all():
             raise ValueError(f"{_CALLER}: layer {name!r} was given NaN or infinite values; look at data and weights")
         entries.updates = 0  # an average of this pass alone

@@ -47,7 +47,7 @@ class RecordingCall:
     def __init__(
         self, call: Callable[..., Any], layer_forward: Callable[..., Any], replaced: Callable[..., Any] | None = None
     ) -> None:
-        # An entry changes lists and counters of Python's, which compiled code would run once, when it is traced.
+        # Entries are counted in Python, and must not be traced into compiled code.
         self._call = torch.compiler.disable(call)
         self._layer_forward = layer_forward
         self.replaced = replaced
@@ -56,7 +56,7 @@ class RecordingCall:
         return self._call(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A bound method is copied together with its layer, so the copy's forward belongs to the copy.
+        # Copying a bound method also copies its layer, so that the forward of a copy belongs to the copy.
         return functools.partial, (self._layer_forward,)
 
 
@@ -99,7 +99,7 @@ class Recorder(ABC):
         """Run the layer's forward, as it is in the block."""
         layer = self.layer
         keeps_statistics = getattr(layer, "track_running_stats", True)  # norms of other classes lack it
-        # Equal, not zero: `record_frozen` records a model that it has borrowed itself.
+        # The number need not be 0: `record_frozen` records a model that it has borrowed itself.
         is_training = layer.training and keeps_statistics and count_loans() == self.counter.loans
         if not is_training or self.is_left:
             return self.layer_forward(*args, **kwargs)
@@ -128,19 +128,19 @@ class Recorder(ABC):
         if momentum is not None:
             return momentum
         batches = get_batch_count(self.layer)
-        # As torch does: momentum None averages by the number of batches, which this batch is already part of; a layer
-        # that does not count them averages nothing.
+        # This is what torch does without a momentum: all batches weigh the same, and the count includes this one. A
+        # layer without a count averages nothing.
         return 0.0 if batches is None else 1.0 / float(batches)
 
     def agrees_with_entries(self) -> bool:
         """Return whether the layer's buffers, as they were read at the end, are what the entries average to."""
         if self.entries.end is None:
             return False
-        # Nothing to compare with: such a layer does not say by which weights it averages.
+        # There is nothing to compare with, because such a layer does not say how it weighs its batches.
         if self.averages_by_itself:
             return True
-        # Batches that torch has counted and that have no entry. More than were missed were trained past this recorder;
-        # fewer than 0 means that the count was written.
+        # These are batches that torch has counted and that have no entry. If there are more than were missed, some went
+        # past this recorder; if there are fewer than none, the count was written.
         missed = count_batches(self.layer) - self.entries.updates - len(self.entries)
         is_average = any(_is_average(self.entries, moments) for moments in self.list_readings())
         return is_average and (self.may_not_count or 0 <= missed <= self.missed)
@@ -163,14 +163,14 @@ class TorchRecorder(Recorder):
         That one runs itself, and checks the input, in the first call and whenever the input has other dimensions.
         """
         place = self.next_place()
-        # Torch's own forward is slower: for it the buffers have to be swapped, and nn.Module looks up each attribute
-        # that is set in its registries.
+        # Torch's own forward is slower here, because it needs its buffers swapped, and setting an attribute of a module
+        # searches its registries each time.
         normalize = self._normalize if input.dim() == self._accepted_dims else self._normalize_by_layer
         try:
             output = normalize(input, place)
         except BaseException:
-            # Checkpointing ends its second forward by an exception, after the layer has taken its statistics.
-            # The variance of a place cannot be negative once it is written.
+            # Checkpointing ends its second forward by an exception, after the layer has taken its statistics. The
+            # variance of a place is no longer negative then.
             if bool((place[1] == NOT_WRITTEN).all()):
                 self.missed += 1
             else:
@@ -183,7 +183,7 @@ class TorchRecorder(Recorder):
         layer = self.layer
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked.add_(1)
-        # With momentum 1 what would be averaged is overwritten: the place then holds the batch's moments.
+        # Momentum 1 overwrites the running average: the place then holds the moments of the batch.
         return F.batch_norm(input, *place, layer.weight, layer.bias, True, 1.0, layer.eps)
 
     def _normalize_by_layer(self, input: Tensor, place: Place) -> Tensor:
@@ -198,14 +198,14 @@ class TorchRecorder(Recorder):
         finally:
             layer.running_mean, layer.running_var = mean, var
             layer.momentum = momentum
-        # Only the forward of SyncBatchNorm itself synchronizes the processes, so it has to run each time.
+        # Only its own forward synchronizes the processes of a SyncBatchNorm, so that it has to run each time.
         if not isinstance(layer, nn.SyncBatchNorm):
             self._accepted_dims = input.dim()
         return output
 
     def _average(self, input: Tensor, place: Place) -> None:
-        # After the forward, which has counted the batch: `compute_weight` reads the count.
         """Average the moments in a place into the layer's buffers, and make an entry of them."""
+        # `compute_weight` needs the count that the forward has just increased.
         weight = self.compute_weight()
         for buffer, value in zip(get_running_buffers(self.layer), place, strict=True):
             buffer.data.lerp_(value, weight)  # .data: a backward pass still to come may have saved the buffer
@@ -224,10 +224,10 @@ class OwnAveragesRecorder(TorchRecorder):
         layer.latest = None
         output: Tensor = self.layer_forward(input)
         if layer.latest is not None:
-            # Into the trace's own memory: `latest` is a place of the layer's averages.
+            # The entry needs memory of its own: `latest` is part of the layer's averages.
             for place, value in zip(self.next_place(), layer.latest, strict=True):
                 place.copy_(value)
-            # A weight of 0 stands for unknown; `agrees_with_entries` does not ask for it.
+            # The weight is not known; 0 stands for it, and `agrees_with_entries` does not use it.
             self.add(input, 0.0)
         return output
 
@@ -244,7 +244,7 @@ class OwnForwardRecorder(Recorder):
     ) -> None:
         super().__init__(layer, entries, counter)
         self._extract = extract
-        # Torch's base class counts batches; a forward of one's own may leave that out.
+        # Torch's own forward counts batches; another one may not.
         self.may_not_count = True
 
     def list_readings(self) -> list[Tensor]:
@@ -258,9 +258,9 @@ class OwnForwardRecorder(Recorder):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         x = self._read(args, kwargs)  # before the layer may write into it, as InPlaceABN does
         before = get_running_buffers(self.layer)[1].clone()
+        # The moments have been written by now, but only `_enter` makes an entry of them. If a call fails before it
+        # averages, the next one overwrites them.
         try:
-            # The moments are in a place by now, but only `_enter` makes an entry of them: a call that fails before it
-            # averages leaves none, and the next call writes over the place.
             output = self.layer_forward(*args, **kwargs)
         except BaseException:
             if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has averaged before it failed
@@ -278,7 +278,7 @@ class OwnForwardRecorder(Recorder):
         if self._can_be_read(x):
             mean_place, var_place = self.next_place()
             dims = [dim for dim in range(x.dim()) if dim != 1]
-            # Unbiased, as torch's buffers are, and in their type, which may be wider than the input's under autocast.
+            # The variance is unbiased and has the buffers' type, which may be wider than the input's under autocast.
             var, mean = torch.var_mean(x.detach().to(mean_place.dtype), dims)
             mean_place.copy_(mean)
             var_place.copy_(var)
@@ -305,7 +305,7 @@ def make_recorder(
 ) -> Recorder:
     """Make the recorder for a layer, according to its forward; `extract` says what it normalizes if not its input."""
     forward = type(layer).forward
-    # A forward that somebody has set on the layer counts as one of its own, even if it calls torch's.
+    # A forward that somebody has set on this layer counts as another one, even if it calls torch's.
     if extract is not None or "forward" in vars(layer):
         return OwnForwardRecorder(layer, entries, counter, extract)
     if forward in TORCH_FORWARDS:
@@ -340,8 +340,8 @@ def _is_average(entries: LayerTrace, moments: Tensor) -> bool:
     sum_of_entries = torch.einsum("t,tkc->kc", weights, weighed)
     expected = remaining[0] * entries.start.cpu().double() + sum_of_entries
 
-    # A call rounds by at most eps of the values, and later calls leave `remaining` of that, so these shares add up. A
-    # mean near 0 is computed from values of the size of σ, which its rounding is relative to.
+    # Each call rounds by at most eps of the values, and later calls keep `remaining` of that error, so that the errors
+    # add up to this sum. A mean near 0 is computed from values of the size of σ, and is rounded relative to these.
     end = entries.end.cpu().double()
     size_of_mean = expected[0].abs() + expected[1].abs().sqrt()
     size_of_var = expected[1].abs()

@@ -27,7 +27,7 @@ class StepCounter:
 
     def __init__(self, trace: MomentTrace, model: nn.Module) -> None:
         self._trace = trace
-        # By identity: `==` of two parameters compares their values.
+        # Parameters are told apart by identity, because `==` compares their elements.
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._counts_updates = False
         self._is_open = False
@@ -42,7 +42,7 @@ class StepCounter:
         self.has_seen_forward = True
         if not any(part.training for part in module.modules()):
             return
-        # Without updates there is no other sign of where a step ends than the next forward.
+        # As long as there are no updates, only the next forward shows that a step has ended.
         if not self._counts_updates:
             self.has_counted = True
             self._is_open = False
@@ -57,7 +57,7 @@ class StepCounter:
 
     def end_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Count an update if it is of one of the model's parameters; the hook after a step of any optimizer."""
-        # The hook sees all optimizers, such as that of a GAN's critic, which is no part of this model.
+        # The hook is called for all optimizers, such as that of a GAN's critic, which is another model.
         updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
         if not self._parameters.isdisjoint(updated):
             self.end_step()
@@ -68,7 +68,7 @@ class StepCounter:
         self.has_counted = True
         if not self._counts_updates:  # the first update: all that was recorded before belongs to it
             self._counts_updates = True
-            # With no forward so far there is no first step either, and `last_step` stays where it is.
+            # If there was no forward yet, `last_step` stays where it is.
             trace.last_step = min(trace.last_step, trace.first_step + 1)
             for layer in trace.layers.values():
                 layer.steps = [trace.last_step] * len(layer)

@@ -25,7 +25,7 @@ NOT_WRITTEN = -1.0  # the variance of a place that torch has not written yet
 SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; later ones are in files of a temporary folder
 
 
-class Shelf:
+class ChunkStore:
     """Store of a trace's full chunks: in memory, and in files once SPILL_BYTES are there."""
 
     def __init__(self) -> None:
@@ -35,10 +35,11 @@ class Shelf:
         """Put a full chunk where it is kept; return it there."""
         self._bytes += chunk.nbytes
         if self._bytes <= SPILL_BYTES:
+            # A full chunk leaves the accelerator, whose memory the training needs.
             return chunk.cpu()
         # The file's memory stays when its name is gone.
         with tempfile.NamedTemporaryFile(prefix="bnlab-trace-") as file:
-            # Shared, so that the system can write its pages to the file when memory runs short.
+            # The mapping is shared, so that the system can write its pages to the file when memory runs short.
             flat = torch.from_file(file.name, True, chunk.numel(), dtype=chunk.dtype)
             stored = flat.view_as(chunk)
             return stored.copy_(chunk)
@@ -57,12 +58,12 @@ class LayerTrace:
         momenta: the weight of each call in the layer's own average; only of calls recorded in this process.
     """
 
-    def __init__(self, start: Tensor, updates: int, eps: float, shelf: Shelf | None = None) -> None:
+    def __init__(self, start: Tensor, updates: int, eps: float, store: ChunkStore | None = None) -> None:
         self.start = start
         self.updates = updates
         self.eps = eps
         self.end: Tensor | None = None
-        self._shelf = shelf or Shelf()
+        self._store = store or ChunkStore()
         self.set_calls(start.new_empty(0, *start.shape), [], [], [])
 
     def __len__(self) -> int:
@@ -89,22 +90,24 @@ class LayerTrace:
 
     def next_place(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return where torch writes the mean and the variance [C] of the next entry, of a buffer's type and device."""
-        # The same place again until `add` makes an entry of it: what a failed forward has left there is written over.
+        # The place stays the same until `add` makes an entry of it, so that the next call overwrites what a failed one
+        # has left.
         at = len(self) - self._stored
         if at < len(self._places):
             return self._places[at]
-        # The buffer says which type and device: a model may be moved after recording has begun.
+        # The buffer decides on type and device, because a model may be moved after recording has begun.
         self._open_chunk(like)
         return self._places[0]
 
     def _open_chunk(self, like: Tensor) -> None:
         if self._open is not None:
-            self._full.append(self._shelf.keep(self._open))
+            self._full.append(self._store.keep(self._open))
         with torch.inference_mode(False):  # tensors made in it cannot be written by later steps outside of it
             self._open = like.new_zeros(_CHUNK, *self.start.shape)
         self._open[:, 1] = NOT_WRITTEN
 
-        # Rows are taken apart once a chunk: indexing in each call would make two new views for each layer and batch.
+        # The rows are taken apart once for each chunk: indexing in each call would make two new views for each layer
+        # and batch.
         rows = self._open.flatten(0, 1).unbind()
         self._places = list(zip(rows[::2], rows[1::2], strict=True))
         self._stored = len(self)
@@ -124,7 +127,7 @@ class LayerTrace:
 
         self.set_calls(self.moments[:length], self.steps[:length], self.counts[:length], self.momenta[:length])
 
-        # It was read after the calls that are forgotten here.
+        # The buffers were read after the calls that are forgotten here.
         self.end = None
 
 
@@ -182,6 +185,7 @@ class MomentTrace:
                 tensors[f"{name}/end"] = layer.end
             tensors[f"{name}/steps"] = torch.tensor(layer.steps, dtype=torch.int64, device="cpu")
             tensors[f"{name}/counts"] = torch.tensor(layer.counts, dtype=torch.int64, device="cpu")
+            # This is a list, because a safetensors file does not keep the order of its tensors.
             layers.append([name, layer.updates, layer.eps])
 
         steps = [self.first_step, self.last_step]
@@ -197,8 +201,8 @@ class MomentTrace:
             layer = LayerTrace(tensors[f"{name}/start"], updates, eps)
             steps = tensors[f"{name}/steps"].tolist()
             counts = tensors[f"{name}/counts"].tolist()
-            # The weights in a layer's own average are not saved: they only serve to compare its buffers with the
-            # entries, when recording ends.
+            # Momenta are not saved, because they only serve to compare the buffers with the entries when recording
+            # ends.
             layer.set_calls(tensors[f"{name}/moments"], steps, counts, [])
             layer.end = tensors.get(f"{name}/end")
             layers[name] = layer
@@ -224,7 +228,7 @@ class MomentTrace:
         """Group the layers that were called at the same steps: their names, and what was recorded of them."""
         groups: dict[tuple[int, ...], list[str]] = {}
         for name, layer in self.layers.items():
-            # `updates` is part of the key because a stream has one such count for all of its channels.
+            # A stream has one number of `updates` for all of its channels, so that it is part of the key.
             calls = (layer.updates, *layer.steps)
             groups.setdefault(calls, []).append(name)
 
@@ -246,10 +250,10 @@ def _require_consecutive(before: MomentTrace, after: MomentTrace) -> None:
     for name, layer in before.layers.items():
         if layer.end is None:
             continue
-        # Parts may come from a device and from files, which are on the CPU.
+        # One part may be on a device, and another one may have been loaded onto the CPU.
         start = after.layers[name].start.to(layer.start)
         end = layer.end.to(start)
-        # Not torch.equal, for which a NaN differs from a NaN.
+        # `torch.equal` would find a NaN unequal to itself.
         if not torch.allclose(end, start, 0, 0, equal_nan=True):
             raise ValueError(f"MomentTrace.join: buffers of {name!r} were written between {before} and {after}")
 
@@ -326,7 +330,7 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
     for estimator in estimators:
         if not isinstance(estimator, Estimator):
             raise TypeError(f"replay: {estimator!r} is no estimator; pass an instance such as EMA(momentum=0.1)")
-    # Not `if not steps`, as an array of several steps has no truth value.
+    # An array of several steps has no truth value, so that its length is asked.
     if not len(steps):
         raise ValueError("replay: steps is empty; pass steps of the trace, or None for all")
     for step in steps:
@@ -335,7 +339,7 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
 
     parts: dict[str, Tensor] = {}
     for names, stream in trace.streams():
-        # Layers of one stream were called at the same steps, so that the first one speaks for all.
+        # The layers of a stream were called at the same steps, so that the first one speaks for all.
         calls = trace.layers[names[0]].steps
         positions = [bisect_right(calls, step) for step in steps]
         states = fold(estimators, stream, positions)

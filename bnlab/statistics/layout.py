@@ -68,7 +68,7 @@ class Layout:
         parts = values.split(self.channels, dim=1)
         moments = {}
         for name, (mean, var) in zip(self.names, parts, strict=True):
-            # Copies, so that writing into one layer's moments does not change the flat array.
+            # Without copies, writing into the moments of a layer would change the flat array.
             moments[name] = Moments(math.nan, mean.clone(), var.clone())
         eps = dict(zip(self.names, self.eps, strict=True))
         return Statistics(moments, eps)

@@ -85,13 +85,14 @@ class Moments:
             )
         if math.isnan(self.count) or math.isnan(other.count):
             raise ValueError("merge: a running average has no count; merge measured moments only")
-        # The moments of an empty side are NaN, which arithmetic would hand on even with a count of 0.
+        # The moments of an empty side are NaN, and NaN times a count of 0 is still NaN.
         if self.count == 0:
             return other
         if other.count == 0:
             return self
 
-        # By the difference of the means, as E[x²] − E[x]² would cancel where a mean is far above the deviation.
+        # Only the difference of the means is squared, because E[x²] − E[x]² would cancel where a mean is far above the
+        # deviation.
         count = self.count + other.count
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.count / count)
@@ -108,8 +109,7 @@ def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = N
     """
     var = reference.var if scale is None else scale
     differences = torch.stack((other.mean - reference.mean, other.var - reference.var))
-    # A difference of 0 counts as 0 also in a dead channel, where the ratio is 0/0; whatever else is NaN counts as the
-    # worst.
+    # In a dead channel a difference of 0 gives 0/0, which counts as no difference. Any other NaN counts as the largest.
     ratios = differences.abs() / torch.stack((var.sqrt(), var))
     ratios = ratios.where(differences != 0, 0.0).nan_to_num(torch.inf, torch.inf)
     mean_off, var_off = ratios.amax(1).tolist()
@@ -123,13 +123,13 @@ def fetch(pooled: Iterable[Pooled]) -> list[Moments]:
     for number, one in enumerate(listed):
         by_device.setdefault(one.mean.device, []).append(number)
 
-    # Each copy from an accelerator waits for it, so that the layers of a device are copied together.
+    # Each copy waits for the accelerator, so that all layers of a device are copied together.
     fetched: dict[int, Moments] = {}
     for numbers in by_device.values():
         values = [torch.stack((listed[number].mean, listed[number].var)) for number in numbers]
         channels = [value.shape[1] for value in values]
         copied = torch.cat(values, dim=1).cpu().split(channels, dim=1)
         for number, (mean, var) in zip(numbers, copied, strict=True):
-            # A view would keep the memory of all layers for as long as one of them is held.
+            # A view would keep the memory of all layers alive.
             fetched[number] = Moments(listed[number].count, mean.clone(), var.clone())
     return [fetched[number] for number in range(len(listed))]

@@ -68,6 +68,7 @@ class Statistics(Mapping[str, Moments]):
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._moments = dict(moments)
+        # Weights of other layers are ignored: `gap` selects some of the layers, and passes on the weights of all.
         self.weights: dict[str, Tensor] = {}
         for name, weight in (weights or {}).items():
             if name in self._moments:
@@ -124,6 +125,7 @@ class Statistics(Mapping[str, Moments]):
         pairs = match_names(self, known)
         layers = {name: known[other] for name, other in pairs.items()}
 
+        # All layers are checked before any is written, so that a mistake leaves the model as it was.
         for name, moments in self.items():
             if name not in layers:
                 raise ValueError(f"{caller}: the model has no batch-norm layer {name!r}; were these another model's?")
@@ -157,6 +159,7 @@ class Statistics(Mapping[str, Moments]):
             tensors[f"{name}/mean"] = moments.mean
             tensors[f"{name}/var"] = moments.var
             count = None if math.isnan(moments.count) else moments.count  # JSON has no NaN
+            # This is a list, because a safetensors file does not keep the order of its tensors.
             layers.append([name, count, self.eps[name]])
         for name, weight in self.weights.items():
             tensors[f"{name}/weight"] = weight
@@ -301,6 +304,8 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     """
     if not isinstance(statistics, Statistics):
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
+
+    # This comes before the model is borrowed, so that a mistake changes nothing.
     layers = statistics.find_layers(model, "using")
     with borrowed(model):
         for name, layer in layers.items():

@@ -15,7 +15,8 @@ class Cost:
         forwards: how often a batch's forward was begun at its input, except for a few images to profile and four
             batches to check; more than `batches` where memory was short, or there were several passes.
         input_bytes: bytes of the batches, which are held.
-        peak_bytes: the most bytes that forwards needed at once, according to the profile of one.
+        peak_bytes: the most bytes that forwards needed at once, according to the profile of one. On a CPU, malloc may
+            hold up to half as much again, where `memory` leaves room for it.
         passes: passes over all layers; more than one only where layers are called several times.
     """
 

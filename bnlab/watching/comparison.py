@@ -72,10 +72,10 @@ class Comparison:
         interval = ""
         if self.has_images:
             estimate = scores.compare("exact", "running")
-            # The interval is that of exact minus running; with the sign turned the larger end comes first.
+            # The interval is of exact minus running. If the sign is turned, its ends change places.
             ends = (estimate.low, estimate.high) if difference >= 0 else (-estimate.high, -estimate.low)
             interval = " [{}, {}]".format(*(_write(end, scores) for end in ends))
-        # The text decides, not the value: a difference that rounds to 0 is shown as none.
+        # A difference that is shown as 0 is called none, even if its value is not quite 0.
         if float(size.replace(",", "")) == 0:
             return f"no difference{interval}"
 
@@ -143,6 +143,7 @@ def _read_metrics(returned: Any) -> dict[str, tuple[Tensor, bool]]:
 
 
 def _is_number(value: Any) -> bool:
+    # Tensors and arrays without dimensions are numbers, too.
     return isinstance(value, Real) or getattr(value, "shape", None) == ()
 
 

@@ -46,7 +46,7 @@ class _Kept:
     def __init__(self, batch: Batch, tensors: Sequence[Tensor], keep: str | None) -> None:
         self.batch: Batch = copy_batch(batch, None if keep is None else torch.device(keep))
         self.images = count_images(self.batch)
-        # Weak references: a batch lives no longer for being watched, and an id could be used again for another one.
+        # Weak references do not keep a batch alive, and an id could later belong to another one.
         self._sources = [weakref.ref(tensor) for tensor in tensors]
 
     def is_of(self, tensors: Sequence[Tensor]) -> bool:
@@ -59,7 +59,7 @@ class _Kept:
             return False
         if any(source() is not tensor for source, tensor in zip(self._sources, tensors, strict=True)):
             return False
-        # Only for the same tensors, as comparing values waits for an accelerator.
+        # Values are compared last, because that waits for an accelerator.
         copies = list_tensors(self.batch)
         return all(torch.equal(copy, tensor.to(copy.device)) for copy, tensor in zip(copies, tensors, strict=True))
 
@@ -90,7 +90,7 @@ class Keeper:
         self._kept: deque[_Kept] = deque()
         self._is_paused = False
         self._level: int | None = None  # of the outermost module that was called; 0 is the model itself
-        # By identity: `==` of two parameters compares their values.
+        # Parameters are told apart by identity, because `==` compares their elements.
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._forwards = 0
         self._updates = 0
@@ -125,7 +125,8 @@ class Keeper:
         """Call the module that was called in training, with a copy of what it was called with."""
         args = [value for key, value in batch.items() if isinstance(key, int)]
         kwargs = {key: value for key, value in batch.items() if isinstance(key, str)}
-        # Without wrappers: DistributedDataParallel would broadcast buffers, and compiled code would see no hooks.
+        # The call goes past wrappers: DistributedDataParallel would broadcast buffers, and compiled code would not see
+        # hooks.
         return unwrap(self._modules[self._level or 0])(*args, **kwargs)
 
     @contextlib.contextmanager
@@ -146,8 +147,8 @@ class Keeper:
 
     def count_update(self, optimizer: Optimizer) -> None:
         """Count an update if it is of one of the model's parameters, and there was a training forward before it."""
-        # An update without a forward since the last one, such as a second optimizer's on the same gradients, is part of
-        # that update.
+        # A step of an optimizer without a forward since the last one belongs to the same update, as that of a second
+        # optimizer does.
         if not self._has_forward and self._level is not None:
             return
         updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
@@ -162,7 +163,7 @@ class Keeper:
     def _see(self, level: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what a module is called with, if this is a training forward; the hook before it."""
         frozen = [layer for layer in self._layers if not layer.training]
-        # A model whose batch norms are all frozen is trained as well; its own mode says so then.
+        # If all batch norms are frozen, only the model's own mode shows that it is trained.
         is_training = len(frozen) < len(self._layers) or module.training
         if not is_training or not torch.is_grad_enabled():
             return
@@ -173,8 +174,7 @@ class Keeper:
         if self._level is not None and level > self._level:
             return
 
-        # An outer module is called later than an inner one the first time: what was kept of the inner one are other
-        # arguments.
+        # This module was not the outermost one so far. What is kept are arguments of the other one.
         if level != self._level:
             self._level = level
             self._kept.clear()
@@ -188,7 +188,7 @@ class Keeper:
         tensors = list(list_tensors(batch))
         self._has_forward = True
         self.refusal = None
-        # An optimized input counts as a training forward, but is not kept.
+        # A forward whose input is refused still counts, so that updates are numbered as without.
         if not tensors:
             self.refusal = _NO_TENSOR
         elif any(tensor.requires_grad for tensor in tensors):
@@ -205,7 +205,7 @@ class Keeper:
             self.refusal = _NO_COPY.format(error=f"{type(error).__name__}: {error}")
             return
         self._kept.append(kept)
-        # Whole batches are dropped, as long as what is left has the images that are wanted.
+        # Whole batches are dropped, as long as the others have all the images that are wanted.
         while self.images - self._kept[0].images >= self.wanted:
             self._kept.popleft()
 
@@ -215,7 +215,7 @@ class Keeper:
 
     def _print_size(self) -> None:
         first = self._kept[0]
-        # At the first batch the total is not known yet, so it is estimated from batches of this size.
+        # At the first batch the total is not known yet; it is estimated from batches of this size.
         batches = math.ceil(self.wanted / first.images)
         images = batches * first.images
         megabytes = batches * count_bytes(first.batch) / 1e6
@@ -225,6 +225,7 @@ class Keeper:
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside DataParallel, DistributedDataParallel and torch.compile."""
     inner = unwrap_parallel(model)
+    # Wrappers may be nested in either order: a compiled model in DDP, or DDP that is compiled.
     while _is_compiled(inner):
         inner = unwrap_parallel(inner.get_submodule("_orig_mod"))
     return inner
@@ -241,6 +242,7 @@ def _list_holders(model: nn.Module, layers: Sequence[BatchNorm]) -> list[nn.Modu
     """
     holders = []
     for module in model.modules():
+        # A module that holds only some of the batch norms has inputs that do not reach the others.
         if {*layers} <= {*module.modules()}:
             holders.append(module)
             if _is_compiled(module):
@@ -266,7 +268,7 @@ def _count_updates_by(keeper: Keeper) -> Any:
 
     def count(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         alive = reference()
-        # The hook may be called after the keeper was collected and before its handle is removed.
+        # The hook may still be called after the keeper is gone, before its handle is removed.
         if alive is not None:
             alive.count_update(optimizer)
 

@@ -95,7 +95,7 @@ def watch(
     ranks = Ranks(group, _CALLER)
 
     is_first_rank = group is None or torch.distributed.get_rank(group) == 0
-    # Every process keeps its own batches; one of them says how much memory that takes.
+    # Every process keeps batches of its own, and only the first one says how much memory they take.
     keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
     return Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
 
@@ -145,14 +145,14 @@ class Watch:
             options = self._options
             batches = self._batches
         else:
-            # What is kept is called as in training: by the same module, with all of its arguments.
+            # The kept arguments are passed to the module that was called in training.
             self._require_kept()
             options = {**self._options, "forward": self._keeper.call, "images": count_images}
             batches = self._keeper.batches
 
         options = {**options, "layers": names, "group": self._ranks.group}
         statistics = population_statistics(self.model, batches, **options)
-        # Statistics that only look exact would be worse than none: the history would compare two errors.
+        # Inexact statistics would be worse than none, because the comparison would show their error as a loss.
         if statistics.check is not None and not statistics.check.is_exact:
             raise ValueError(
                 f"{_CALLER}: the statistics are not exact: an ordinary evaluation gives layer "
@@ -173,7 +173,7 @@ class Watch:
         Raises:
             ValueError: as `measure`; nothing has been changed then.
         """
-        # Measured before anything is written, so that a failure leaves the model as it was.
+        # The statistics are measured before anything is written, so that a failure leaves the model as it was.
         written = write_statistics(self.model, self.measure() if statistics is None else statistics, for_block=True)
         try:
             with self._keeper.paused():
@@ -214,8 +214,8 @@ class Watch:
         except Exception as error:  # whatever it is: training can go on without exact statistics
             reason = str(error)
 
-        # The exact side runs first and is put back; what `evaluate` does under running averages stays, as if it had
-        # been called once.
+        # The call under exact statistics comes first and is put back. What the other call changes stays, as if it had
+        # been the only one.
         exact = None
         with self._keeper.paused():
             if statistics is not None:
@@ -228,7 +228,7 @@ class Watch:
         self._rows += [self._make_row(comparison, images) for comparison in comparisons]
 
         lines = [comparison.describe() for comparison in comparisons]
-        # "score" is what a metric without a name is called; saying it would add nothing to a single line.
+        # A metric without a name is called "score", which a single line need not say.
         if len(lines) > 1 or comparisons[0].metric != "score":
             lines = [f"{comparison.metric}: {line}" for comparison, line in zip(comparisons, lines, strict=True)]
         return "; ".join(lines) + self._describe_limits(statistics, reason)
@@ -248,6 +248,7 @@ class Watch:
         """
         import pandas as pd
 
+        # A history without rows has no types, so that they are given here.
         dtypes = {"update": "int64", "images": "int64", "metric": "str"}
         dtypes |= dict.fromkeys(("running", "exact", "lost"), "float64")
         if self._optimizer is not None:
@@ -276,6 +277,7 @@ class Watch:
 
         rows = history[history["metric"] == chosen].set_index("update")
         words = {"running": "running averages", "exact": "exact statistics", "lost": "lost under running averages"}
+        # Legends show the names of columns.
         drawn = rows[list(words)].rename(columns=words)
         *lines, lost = words.values()
         top, bottom = drawn.plot(subplots=[tuple(lines), (lost,)], sharex=True, marker=".")
@@ -297,8 +299,9 @@ class Watch:
         layers = batch_norm_layers(self.model, chosen, caller=_CALLER)
         if chosen is not None:
             return list(layers)
-        # A frozen weight says something only beside weights that are trained: with none, the whole model is being
-        # watched as it is.
+
+        # A frozen weight is a sign only beside weights that are trained. If none is trained, the whole model is watched
+        # as it is.
         is_trained = any(parameter.requires_grad for parameter in self.model.parameters())
         frozen = []
         for name, layer in layers.items():
@@ -306,9 +309,11 @@ class Watch:
             has_frozen_weight = isinstance(weight, nn.Parameter) and not weight.requires_grad
             if layer in self._keeper.frozen or (has_frozen_weight and is_trained):
                 frozen.append(name)
+
         # Of all ranks: one without a batch so far has seen no mode.
         frozen_somewhere = {name for of_rank in self._ranks.gather(frozen) for name in of_rank}
         names = [name for name in layers if name not in frozen_somewhere]
+
         if not names:
             raise ValueError(
                 f"{_CALLER}: all layers are frozen (in eval mode while training, or without gradients); name them in "
@@ -326,7 +331,7 @@ class Watch:
 
     def _evaluate(self, evaluate: Callable[[], Any]) -> Any:
         """Call the caller's function; ValueError if it changes a parameter, after the model has been put back."""
-        # Comparing copies is the only way to see an optimizer step inside of `evaluate`; NaN weights count as
+        # Only copies show whether `evaluate` has trained the model. A weight that was NaN and still is counts as
         # unchanged.
         parameters = _copy_values(self.model.named_parameters())
         buffers = _copy_values(self.model.named_buffers())
@@ -379,7 +384,7 @@ class Watch:
             described += f"; no batch has reached {join_names(statistics.unseen)}, which keep running averages"
         measured = {*statistics, *statistics.unseen}
         frozen = [name for name in batch_norm_layers(self.model, caller=_CALLER) if name not in measured]
-        # Where the caller has named layers, the others were left out on purpose.
+        # If the caller has named layers, the others are left out on purpose.
         if frozen and self._options.get("layers") is None:
             described += f"; frozen layers keep running averages: {join_names(frozen)}"
         return described
@@ -395,7 +400,7 @@ def _require_options(options: dict[str, Any], has_batches: bool) -> None:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(f"{_CALLER}: {join_names(unknown)} is no keyword of watch or population_statistics")
-    # They say how given batches are called; without batches= they would have no effect.
+    # These keywords say how given batches are read and called; without batches= they would do nothing.
     useless = [] if has_batches else [name for name in _OF_BATCHES if name in options]
     if useless:
         raise TypeError(f"{_CALLER}: {join_names(useless)} is for batches=, which are not given")

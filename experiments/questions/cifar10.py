@@ -14,7 +14,7 @@ import pandas as pd
 
 import bnlab.harness.reporting.frames as frames
 import experiments.margins as margins
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, paired, rows, select, share_name
 from bnlab.harness.reporting.plots import LOST, Curves
 from experiments.margins import COST_OF_EMA, COSTS_A_POINT, EACH, OVER_TIME, divide_by_best_momentum, select_largest
@@ -61,7 +61,7 @@ EXPERIMENT = Experiment(
             score("evaluations", "accuracy", OVER_TIME, against="exact", scale=-100, split="test",
                   estimator=("ema", "ema_debiased", "predictive"), momentum=(0.1, None), **AS_THEY_ARE),
             Curves("epoch", "estimator", LOST),
-            Finding("After a tenth of training running averages cost accuracy, also without their start, on CIFAR-10",
+            Headline("After a tenth of training running averages cost accuracy, also without their start, on CIFAR-10",
                     {"lag_costs_early": ()})),
     },
     claims={

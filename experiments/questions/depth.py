@@ -7,7 +7,7 @@ that needs no batch is between. Running averages err by lag and noise; precise s
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below
 from bnlab.harness.reporting.frames import gap_over_layers, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import GAP, Curves
 
@@ -62,9 +62,9 @@ def compute_growth(tables: Tables) -> pd.DataFrame:
 
 
 FINDINGS = {
-    "ema": Finding("At the end of training the gap of running averages grows with depth",
+    "ema": Headline("At the end of training the gap of running averages grows with depth",
                    {"ema_grows": ("at the end of training",)}),
-    "precise": Finding("The gap of precise statistics grows with depth", {"precise_grows": ()}),
+    "precise": Headline("The gap of precise statistics grows with depth", {"precise_grows": ()}),
 }  # fmt: skip
 
 EXPERIMENT = Experiment(

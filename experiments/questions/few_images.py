@@ -7,7 +7,7 @@ Wu & Johnson 2021: 1,000 to 10,000 images are enough for population statistics. 
 import pandas as pd
 
 from bnlab.common.names import EstimatorName
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, within
 from bnlab.harness.reporting.frames import OtherThan, find_parameter, name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import LOST_OF_ANY_SIZE, Curves
 from experiments.margins import COSTS_A_POINT, HARMLESS, SIX_IMAGES
@@ -44,8 +44,8 @@ EXPERIMENT = Experiment(
         "0.3 points, and logarithmic above.",
         score(compute_gains, "accuracy", ("panel", "sample", "images"), scale=-100, split="test",
               images=OtherThan(0), sample=(TRAINING, TEST)), Curves("images", "sample", LOST_OF_ANY_SIZE),
-        Finding("After training at batch size 16, statistics of 512 images lose less than 0.3 points; those of two "
-                "test images lose much",
+        Headline("After training at batch size 16, statistics of 512 images lose less than 0.3 points; those of two "
+                 "test images lose much",
                 {"hundreds_nearly_suffice": ("batch size 16",), "large_test_batches_cost_nothing": ("batch size 16",),
                  "tiny_test_batches_cost": ()}))},
     claims={

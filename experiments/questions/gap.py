@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, rows, score, select, share_name
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
 from experiments.margins import (
@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
             "hardly any lag.",
             score("gaps", "mean_gap", ("panel", "batch_size", "depth"), at=1.0, estimator="ema", momentum=0.1,
                   geometric=True), Curves("batch_size", "depth", GAP),
-            Finding("At the end, up to batch 256, running means are within 0.1 σ of exact ones",
+            Headline("At the end, up to batch 256, running means are within 0.1 σ of exact ones",
                     {"means_are_near_late": ("batch size 4", "batch size 16", "batch size 64", "batch size 256")})),
         "accuracy": Figure(
             "Test accuracy of the same weights under different statistics",
@@ -84,7 +84,7 @@ EXPERIMENT = Experiment(
             score("evaluations", "accuracy", OVER_TIME, scale=100, estimator=("ema", "exact", "cumulative"),
                   **ALL_ESTIMATORS),
             Curves("epoch", "estimator", ACCURACY),
-            Finding("The plain average of all batches loses accuracy until the end of training, at batch size 64",
+            Headline("The plain average of all batches loses accuracy until the end of training, at batch size 64",
                     {"cumulative_costs": ()})),
     },
     claims={

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import find_parameter, paired, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
@@ -65,7 +65,7 @@ EXPERIMENT = Experiment(
             "many images as the parts.",
             score(select_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100),
             Curves(SIZE, "estimator", Axis("test accuracy (%)")),
-            Finding("Training in parts of 2 images costs accuracy, under exact statistics too",
+            Headline("Training in parts of 2 images costs accuracy, under exact statistics too",
                     {"tiny_parts_are_not_rescued": ()})),
     },
     claims={

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below, within
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from bnlab.harness.updates import count_training
@@ -120,8 +120,8 @@ EXPERIMENT = Experiment(
             score(lambda tables: name_size_panels(compute_lost_in_weights(tables)), "accuracy",
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
-            Finding("At a constant learning rate, one update from a small last batch damages the weights",
-                    {"weights_lose": ()})),
+            Headline("At a constant learning rate, one update from a small last batch damages the weights",
+                     {"weights_lose": ()})),
     },
     claims={
         "weights_lose": Claim(

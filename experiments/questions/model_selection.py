@@ -5,7 +5,7 @@ Validation during training uses running averages; at a constant learning rate th
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, within
 from bnlab.harness.reporting.frames import name_panels, score
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import COSTS_A_POINT, name_lines, select_picks
@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
         "that is best by validation under exact statistics (0); both are tested under exact statistics.",
         score(select_named_picks, "cost", ("panel", "line"), scale=100),
         Forest("line", Axis("test accuracy lost (points)"), mark=(0.0, "as good")),
-        Finding("At batch size 16 running averages pick a checkpoint that is as good, to within half a point",
+        Headline("At batch size 16 running averages pick a checkpoint that is as good, to within half a point",
                 {"ema_picks_as_well": ("batch size 16",)}))},
     claims={
         "last_is_not_best": Claim(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab import theory
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, lowest, rows, score
 from bnlab.harness.reporting.means import require_one_row
 from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Curves
@@ -116,7 +116,7 @@ EXPERIMENT = Experiment(
             f"right. {ALL_LAYERS}",
             score(lambda tables: compute_gaps(tables, SHARES, estimator="ema"), "mean_gap", POINT, geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH),
-            Finding("At the end of training the gap is a U over the momentum: lag on the left, noise on the right",
+            Headline("At the end of training the gap is a U over the momentum: lag on the left, noise on the right",
                     {"gap_is_u_shaped": ("at the end of training",)})),
         "accuracy": Figure(
             "Accuracy lost under running averages, against the momentum",
@@ -125,7 +125,7 @@ EXPERIMENT = Experiment(
             "updates of 16, 64 and 256 images); the axis is linear up to 0.3 points. Beyond it is logarithmic.",
             score("evaluations", "accuracy", POINT, at=SHARES, against="exact", scale=-100, estimator="ema"),
             Curves("momentum", "batch_size", LOST_OF_ANY_SIZE, mark=PYTORCH),
-            Finding("At the end, a momentum of 0.9, which is 0.1 in the other convention, costs accuracy",
+            Headline("At the end, a momentum of 0.9, which is 0.1 in the other convention, costs accuracy",
                     {"mistake_costs_late": ()})),
     },
     claims={

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above
 from bnlab.harness.reporting.frames import paired, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
 from bnlab.harness.reporting.wording import estimator_label
@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
             "(sorted).",
             score(select_accuracies, "accuracy", ("panel", "rule", "line"), scale=100),
             Forest("rule", ACCURACY, series="line"),
-            Finding("Networks that see images of a class together lose much, under exact statistics too",
+            Headline("Networks that see images of a class together lose much, under exact statistics too",
                     {"nothing_rescues": ()})),
     },
     claims={

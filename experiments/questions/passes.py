@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import Axis, Curves
 
@@ -45,7 +45,7 @@ EXPERIMENT = Experiment(
         "two layers; a pass for each layer does not.",
         score(compute_costs, "times", ("panel", "line", "layers"), geometric=True, **DEPTHS),
         Curves("layers", "line", Axis("time / that of one forward", log=True)),
-        Finding("Exact statistics of all layers take about two forward passes, however deep the network is",
+        Headline("Exact statistics of all layers take about two forward passes, however deep the network is",
                 {"two_passes_are_enough": ()}))},
     claims={
         "one_pass_is_enough": Claim(

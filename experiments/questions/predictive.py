@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Margin, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Margin, Tables, above, below
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
@@ -115,7 +115,7 @@ EXPERIMENT = Experiment(
         score(select_drawn, "mean_gap", OVER_TIME, momentum=(0.01, 0.1, None),
               estimator=("ema", "cumulative", "predictive"), **ONE_CYCLE, **RATIO_OVER_LAYERS),
         Curves("epoch", "estimator", TIMES_THE_BEST),
-        Finding("Self-tuned momentum is about as near as the best fixed one, and late at the end (CNN on characters)",
+        Headline("Self-tuned momentum is about as near as the best fixed one, and late at the end (CNN on characters)",
                 {"near_the_best": ("batch size 16, schedule onecycle", "batch size 64, schedule onecycle",
                                    "batch size 256, schedule onecycle"),
                  "late_where_the_rate_ends": ("batch size 16", "batch size 64", "batch size 256")}))},

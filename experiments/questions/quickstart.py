@@ -8,7 +8,7 @@ from functools import partial
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, within
 from bnlab.harness.reporting.frames import (
     DEEPER,
     RATIO_OVER_LAYERS,
@@ -73,7 +73,7 @@ EXPERIMENT = Experiment(
             "start, 0 and 1, is what the start costs; up to exact statistics (dashed) what lag and noise cost.",
             score(select_accuracies, "accuracy", ("panel", "line", "momentum"), scale=100),
             Curves("momentum", "line", ACCURACY, level="exact statistics", mark=PYTORCH),
-            Finding("Early in training, running averages cost accuracy in batches of 32 and more",
+            Headline("Early in training, running averages cost accuracy in batches of 32 and more",
                     {"default_costs_early": ("batch size 32", "batch size 256")})),
         "gap": Figure(
             "How far the running mean is from the population mean",
@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
             "momentum choose theirs; that of running averages is PyTorch's. {schedule}",
             score(select_averages, "mean_gap", OVER_TIME, geometric=True, layers=DEEPER),
             Curves("epoch", "estimator", GAP),
-            Finding("Over training, self-tuned momentum is nearer to exact statistics than PyTorch's",
+            Headline("Over training, self-tuned momentum is nearer to exact statistics than PyTorch's",
                     {"predictive_is_nearer": ()})),
     },
     claims={

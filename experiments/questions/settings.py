@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above, within
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
@@ -118,7 +118,7 @@ EXPERIMENT = Experiment(
         "accuracy after training in batches of 256. Each differs from one-cycle SGD in what it names.",
         score(select_accuracies, "accuracy", ("panel", "setting", "line"), scale=100),
         Forest("setting", Axis("test accuracy (%)"), series="line"),
-        Finding("At the end, running averages keep the order of configurations, except at a constant rate",
+        Headline("At the end, running averages keep the order of configurations, except at a constant rate",
                 {"order_is_kept_at_falling_rates": ()}, {"harmless_late": ("setting constant schedule",)}))},
     claims={
         "order_is_kept": Claim(

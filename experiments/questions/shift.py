@@ -6,7 +6,7 @@ shifts hardly; mixed with pseudo-samples even those of few images do. All networ
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above, below
 from bnlab.harness.reporting.frames import find_parameter, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Forest
 from experiments.margins import A_POINT, AS_ACCURATE, name_lines
@@ -91,7 +91,7 @@ EXPERIMENT = Experiment(
         "further images.",
         score(select_drawn, "accuracy", ("panel", "name", "line"), scale=100),
         Forest("name", ACCURACY, series="line"),
-        Finding("Under strong corruptions, statistics of 256 test images gain accuracy", {"many_images_gain": ()}))},
+        Headline("Under strong corruptions, statistics of 256 test images gain accuracy", {"many_images_gain": ()}))},
     claims={
         "many_images_gain": Claim(
             "Under strong corruptions statistics of 256 test images gain accuracy against exact statistics.",

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.common.names import EstimatorName
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT, GAINS, name_lines
@@ -77,7 +77,7 @@ EXPERIMENT = Experiment(
             "batch of the training size does.",
             score(compute_gains, "accuracy", ("panel", "line"), scale=100),
             Forest("line", Axis("points gained"), mark=(0.0, "as accurate")),
-            Finding("EvalNorm is more accurate than running averages, most so after batches of 2",
+            Headline("EvalNorm is more accurate than running averages, most so after batches of 2",
                     {"eval_norm_beats_running_averages": ()})),
     },
     claims={

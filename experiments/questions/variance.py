@@ -6,7 +6,7 @@ values; the pixels of an image resemble each other. In the claims m is called n.
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
 from experiments.margins import AS_NEAR, EACH, GAINS, HARMLESS, name_lines, score_cost
@@ -75,7 +75,7 @@ EXPERIMENT = Experiment(
         "number of values that a batch has in a channel, images times pixels. Momentum 0.1.",
         score_ratios(),
         Forest("rule", Axis("ratio of variances"), mark=(1.0, "equal"), series="batch_size"),
-        Finding("The correction m/(m−1) adds less than 1% to running variances",
+        Headline("The correction m/(m−1) adds less than 1% to running variances",
                 {"correction_adds_little": ()})),
         "averaged": Figure(
             "The average of batches' variances, and the variance of pooled batches",
@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
             "the batches' variances (each with m/(m−1)), and the variance of the pooled batches.",
             score(select_first_layer, "var_ratio", ("panel", "line", "batch_size"), scale=100),
             Curves("batch_size", "line", Axis("variance / exact one, first layer (%)")),
-            Finding("The average of batches' variances is too small, by over 1% in batches of 2 and 4",
+            Headline("The average of batches' variances is too small, by over 1% in batches of 2 and 4",
                     {"averaged_variances_are_too_small": ()})),
     },
     claims={

@@ -6,7 +6,7 @@ instead. The learning rate is constant here: with one that falls to 0 there is l
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above
 from bnlab.harness.reporting.frames import paired, rows, score
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT, HARMLESS, name_lines
@@ -49,7 +49,7 @@ EXPERIMENT = Experiment(
             "and are not drawn.",
             score(select_accuracies, "accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("test accuracy (%)"), series="line"),
-            Finding("Averaged weights lose accuracy under the trained network's running averages: an EMA over a point",
+            Headline("Averaged weights lose accuracy under the trained network's running averages: an EMA over a point",
                     {"stale_statistics_cost": ("weights averaged by ema",)})),
     },
     claims={

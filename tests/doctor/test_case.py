@@ -148,7 +148,7 @@ def test_what_is_predicted_explains_its_share_of_the_gap() -> None:
     case = make_gap()
     names = ["0", "1"]
     exact = case.read_exact(names)
-    eps = case.data.exact.eps["0"]
+    eps = case.exact.eps["0"]
     mean = (case.buffers["0"][0] + exact["0"][0]) / 2
     var = ((case.buffers["0"][1] + eps) * (exact["0"][1] + eps)).sqrt() - eps
     away = case.buffers["0"] + torch.tensor([[3.0], [0.0]])
@@ -163,7 +163,7 @@ def test_what_is_predicted_explains_its_share_of_the_gap() -> None:
 def test_a_layer_that_is_not_predicted_counts_as_not_explained() -> None:
     """Of two layers with gaps g and h, h is left: 1 − h / sqrt(g² + h²)."""
     case = make_gap()
-    first, second = (case.measure_distance(name, case.data.exact) for name in ("0", "1"))
+    first, second = (case.measure_distance(name, case.exact) for name in ("0", "1"))
 
     explained = case.explain({"0": case.buffers["0"]}, ["0", "1"])
 

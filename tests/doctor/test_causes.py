@@ -18,7 +18,6 @@ from bnlab import diagnose
 from bnlab.doctor import Cause, Signs, Undo
 from bnlab.doctor.cause import Ground, Severity
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import EXACT, write_averages
 from bnlab.doctor.verdict.findings import Finding, grade_cost, sort_findings
 from bnlab.model.layers import get_running_buffers
@@ -55,8 +54,8 @@ class Tripled(Planted):
 
     kind = "network"
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        head = patient.case.model[-1]  # type: ignore[index]
+    def propose(self, case: Case) -> Iterator[Undo]:
+        head = case.model[-1]  # type: ignore[index]
 
         def apply(model: nn.Module, stack: Any) -> None:
             stack.callback(head.bias.data.add_, 1000.0 * torch.eye(10)[0])
@@ -89,8 +88,8 @@ class ProposesTwo(Tripled):
         self.names = names
         self.calls = 0
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        (helps,) = super().propose(patient)
+    def propose(self, case: Case) -> Iterator[Undo]:
+        (helps,) = super().propose(case)
         nothing = Undo("nothing", ("1",), 0, lambda model, stack: None)
         undos = [replace(undo, name=name) for undo, name in zip((helps, nothing), self.names, strict=True)]
         self.calls += 1
@@ -116,8 +115,9 @@ class Remembers(Planted):
     def __init__(self) -> None:
         self.halves: list[tuple[set[bytes], set[bytes]]] = []
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        proposed = {image.numpy().tobytes() for images, _ in patient.data for image in images}
+    def propose(self, case: Case) -> Iterator[Undo]:
+        assert case.task is not None
+        proposed = {image.numpy().tobytes() for images, _ in case.task.data for image in images}
         judged: set[bytes] = set()
 
         def remember(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -186,9 +186,9 @@ def test_a_cause_that_lacks_something_says_what() -> None:
 
 
 class Fails(Planted):
-    def propose(self, patient: Patient) -> Iterator[Undo]:
+    def propose(self, case: Case) -> Iterator[Undo]:
         def apply(model: nn.Module, stack: Any) -> None:
-            write_averages(patient.case.layers, {"1": torch.zeros(2, 16)})(model, stack)
+            write_averages(case.layers, {"1": torch.zeros(2, 16)})(model, stack)
             raise KeyError("a mistake of mine")
 
         yield Undo("nothing", ("1",), 0, apply)
@@ -254,7 +254,7 @@ def forget_averages(_: float) -> Given:
     ("make", "strength", "verdict", "code", "says"),
     [
         (multiply_averages, 4.0, "averages", "BN215", "takes most of the gap away"),
-        (scale_images, 4.0, "images", "BN209", "takes most of the gap away"),
+        (scale_images, 4.0, "averages or images", "BN209", "takes most of the gap away"),
         (scale_images, 1.0, "healthy", "", "exact statistics change the predicted class of 0.4% of 1,000 images"),
         (PATIENTS["means of one layer broken"].make, 4.0, "undecided", "BN108", "Only labels can show"),
         (PATIENTS["another run's averages in one layer"].make, 1, "undecided", "BN108", "Only labels can show"),

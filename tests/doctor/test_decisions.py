@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose
-from bnlab.doctor.evidence.examination import Decisions
+from bnlab.doctor.evidence.scores import Decisions
 
 LOG9 = math.log(9)  # a share of .9 of two classes
 
@@ -37,9 +37,7 @@ def compare(answer: Any, mean: float, images: int = 1000, offset: float = 0.0) -
     values = torch.tensor([-1.0, 1.0]).repeat(images // 2)[:, None]
     batches = values.split(max(1, images // 10))
     shifted = [batch + (-offset if number % 2 else offset) for number, batch in enumerate(batches)]
-    evidence = diagnose(model, shifted, progress=False).case.evidence
-    assert evidence is not None
-    return evidence.decisions
+    return diagnose(model, shifted, progress=False).case.decisions
 
 
 def decide(x: Tensor) -> Tensor:

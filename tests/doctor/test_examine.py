@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import diagnose, population_statistics, recalibrate
-from bnlab.doctor.evidence import examination, examine
+from bnlab.doctor.evidence import examine, setup
 from bnlab.doctor.evidence.case import Case
 from bnlab.exact import population
 from bnlab.model.layers import batch_norm_layers
@@ -19,9 +19,7 @@ from tests.waits import Waits
 
 
 def measure_dropped(model: nn.Module, images: list[Tensor]) -> Any:
-    evidence = diagnose(model, images, progress=False).case.evidence
-    assert evidence is not None
-    return evidence.dropped
+    return diagnose(model, images, progress=False).case.dropped
 
 
 def test_dropout_raises_the_variance_behind_it() -> None:
@@ -109,18 +107,18 @@ def test_layers_that_are_called_twice_are_measured_in_several_passes_once(fits: 
 
 
 def test_nobody_waits_for_a_device_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (examination, population):
+    for module in (setup, population):
         monkeypatch.setattr(module, "choose_reader", lambda *_: DeviceReader())
     model = make_healthy()
     layers = batch_norm_layers(model, caller="test")
     case = Case(model, layers, (), (), {})
-    of_model = examination.Examination.of(model, layers, None, None, False)
+    task = setup.set_up(model, layers, None, None, False)
 
     def count_waits(batches: int) -> int:
         data = draw_batches(batches, size=16)
         with Waits() as waits:
-            examine.examine(of_model, data, None)
-            examine.add_training(case, of_model, data)
+            examine.examine(case, task.on(data), None)
+            examine.add_training(case, task.on(data))
         return waits.counts.total()
 
     assert count_waits(9) == count_waits(5)

@@ -176,13 +176,30 @@ def test_hints_of_the_command_line_can_be_typed_there() -> None:
 
 
 def test_a_refusal_says_what_would_convince_it() -> None:
-    batches = make_batches(lambda images: 4 * images, images=400)
+    batches = make_batches(lambda images: images.flip(1), images=400)
 
     recalibration = bnlab.recalibrate(make_healthy(), batches, progress=False)
+    compared = bnlab.recalibrate(
+        make_healthy(), batches, training_batches=digits.draw_batches(8, seed=-1), progress=False
+    )
 
-    assert not recalibration.written and "it would hide a mistake: BN209" in recalibration.reason
+    for refused in (recalibration, compared):
+        assert not refused.written and "it would hide a mistake: BN209" in refused.reason
+        assert "force=True writes anyway" in refused.reason
     assert "training_batches= shows that images are prepared as in training" in recalibration.reason
-    assert "force=True writes anyway" in recalibration.reason
+    assert "training_batches=" not in compared.reason  # these have not convinced it
+
+
+def test_without_labels_only_a_hidden_mistake_is_refused() -> None:
+    batches = [images for images, _ in make_batches(images=400)]
+    scaled = [4 * images for images in batches]
+
+    written = bnlab.recalibrate(make_healthy(), batches, progress=False)
+    refused = bnlab.recalibrate(make_healthy(), scaled, progress=False)
+
+    assert bnlab.diagnose(make_healthy(), batches, progress=False).verdict == "healthy"
+    assert written.written and written.reason.startswith("not judged, as the batches have no labels")
+    assert not refused.written and "it would hide a mistake: BN209" in refused.reason
 
 
 # Conclusions that scores do not allow

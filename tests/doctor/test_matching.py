@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from bnlab import diagnose
-from bnlab.doctor.evidence.history import History
+from bnlab.doctor.evidence.history import Changes
 from tests.doctor.digits import list_codes, make_healthy
 
 
-def get_history(model: nn.Module, before: nn.Module) -> History:
+def get_history(model: nn.Module, before: nn.Module) -> Changes:
     """Return what is found by comparing a network with an earlier one."""
     history = diagnose(model, before=before).case.history
     assert history is not None

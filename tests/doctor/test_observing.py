@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.evidence.observing import View, observe_batches
+from bnlab.doctor.evidence.setup import set_up
 from bnlab.model.batches import Forward
 from bnlab.model.layers import batch_norm_layers
 from tests.helpers import images, plain
@@ -24,7 +24,7 @@ def observe(model: nn.Module, batches: Sequence[Any], forward: Forward | None = 
         outputs.append(output)
 
     layers = batch_norm_layers(model, caller="test")
-    task = Examination.of(model, layers, forward, None, None).make_task(list(batches))
+    task = set_up(model, layers, forward, None, None).on(batches)
     return observe_batches(task, take_output), outputs
 
 

@@ -345,6 +345,22 @@ def test_train_mode_without_labels_is_a_warning_that_says_what_it_does(make: Cal
     assert "Call model.eval()" in read(diagnosis)
 
 
+def test_averages_that_do_not_fit_ask_for_a_history_where_nothing_can_be_scored() -> None:
+    """A generator whose weights were changed: images come out and no classes, so that no verdict can be reached."""
+    model = cut_head(digits.make_healthy(0), 2)
+    images = digits.list_images(digits.make_batches())
+
+    resting = bnlab.diagnose(model, images, progress=False)
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.Conv2d):
+                module.weight.mul_(1.5)
+    changed = bnlab.diagnose(model, images, progress=False)
+
+    assert resting.verdict is None and "before=" not in read(resting)
+    assert changed.verdict is None and "before=" in read(changed) and "training_batches=" in read(changed)
+
+
 def test_averages_that_take_the_place_of_the_batch_in_train_mode_are_no_warning() -> None:
     """A layer whose forward never looks at the batch is in train mode without harm."""
 
@@ -618,6 +634,64 @@ def test_norms_of_other_classes_are_examined_as_far_as_they_can_be_measured(kind
         assert diagnosis.verdict == "averages" and diagnosis.faults[0].layers == ("4",), str(diagnosis)
     else:
         assert diagnosis.verdict is None and "cannot be measured" in read(diagnosis), str(diagnosis)
+
+
+class CallsTwice(nn.Module):
+    """Calls one batch norm twice in a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(75, 4), nn.BatchNorm1d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(self.norm(x).relu())))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("is_decomposed", [False, True])
+def test_a_graph_of_any_batch_size_is_measured_as_the_model_that_it_was_made_of(is_decomposed: bool) -> None:
+    """Graphs of one batch size are not, as they cannot be run on a part of a batch."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [3 + torch.randn(size, 3, 5, 5, generator=generator) for size in (16, 16, 8)]
+    model = CallsTwice().eval()
+    program = torch.export.export(model, (batches[0],), dynamic_shapes=({0: torch.export.Dim("images")},))
+    exported = (program.run_decompositions() if is_decomposed else program).module()
+    state = {name: value.clone() for name, value in exported.state_dict().items()}
+
+    case = bnlab.diagnose(exported, batches, progress=False).case
+
+    expected = bnlab.population_statistics(model, batches, progress=False)
+    assert case.is_measurable and case.seen == list(expected)
+    for name, moments in expected.items():
+        assert torch.allclose(case.exact[name].mean, moments.mean, rtol=1e-4, atol=1e-5)  # kernels may differ
+        assert torch.allclose(case.exact[name].var, moments.var, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, state[name]) for name, value in exported.state_dict().items())
+
+
+class Reads(nn.Module):
+    """Normalizes without weight and bias; what is called as its weight is that of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3, 1, 1))
+        self.register_buffer("running_mean", torch.ones(3))
+        self.register_buffer("running_var", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.conv2d(x, self.weight)
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var)  # type: ignore[arg-type]
+
+
+def test_a_node_whose_names_are_shared_with_others_is_not_measured_and_said_so() -> None:
+    images = torch.randn(4, 3, 5, 5)
+    program = torch.export.export(
+        nn.Sequential(Reads()).eval(), (images,), dynamic_shapes=({0: torch.export.Dim("n")},)
+    )
+
+    diagnosis = bnlab.diagnose(program.module(), [images], progress=False)
+
+    assert diagnosis.case.seen == [] and "What '0' normalize cannot be measured" in read(diagnosis)
 
 
 def test_a_graph_in_train_mode_is_told() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.doctor import Undo
-from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.undo import Kind, change_images
 from bnlab.model.layers import get_running_buffers
 from tests.doctor import digits
@@ -133,7 +133,7 @@ class Firing(Planted):
     title = "a wrong scale"
     kind: ClassVar[Kind] = "images"
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
+    def propose(self, case: Case) -> Iterator[Undo]:
         yield Undo("shifted by 100", ("0",), 0, change_images(lambda images: images - 100))
 
 
@@ -157,20 +157,29 @@ def test_a_mistake_is_not_hidden_as_wrong_averages_are(monkeypatch: pytest.Monke
     assert bnlab.recalibrate(make_classifier(), draw(100)).written
 
 
-def test_training_batches_show_that_it_is_the_averages_scale_and_not_the_images() -> None:
+@pytest.mark.parametrize("fault", ["images", "averages"])
+def test_training_batches_show_whether_it_is_the_averages_scale_or_that_of_the_images(fault: str) -> None:
+    """Without these, both are undone as well by new statistics, which is said. Only a mistake that is certain is not
+    hidden: of the images, as their averages fit the training batches."""
     model = digits.make_healthy()
-    mean, var = get_running_buffers(digits.get_norm(model, "1"))
-    mean.mul_(10)
-    var.mul_(100)
     batches = digits.draw_batches(8)
+    if fault == "averages":
+        mean, var = get_running_buffers(digits.get_norm(model, "1"))
+        mean.mul_(10)
+        var.mul_(100)
+    else:
+        batches = [(4 * images, labels) for images, labels in batches]
 
-    refused = bnlab.recalibrate(model, batches)
-    recalibration = bnlab.recalibrate(model, batches, training_batches=digits.draw_batches(8, seed=-1))
+    recalibration = bnlab.recalibrate(model, batches)
+    recalibration.undo()
+    compared = bnlab.recalibrate(model, batches, training_batches=digits.draw_batches(8, seed=-1))
 
-    assert not refused.written
-    assert refused.reason.startswith("it would hide a mistake: BN209, ")
     assert recalibration.written
-    assert recalibration.reason == "the images score better"
+    assert recalibration.reason.startswith("the images score better, as they would without BN209, ")
+    assert recalibration.reason.endswith("training_batches= tells whether images or averages are at fault")
+    assert compared.written == (fault == "averages")
+    says = "the images score better" if fault == "averages" else "it would hide a mistake: BN209, "
+    assert compared.reason.startswith(says)
 
 
 def test_auto_reads_as_many_images_as_the_standard_errors_ask_for() -> None:

@@ -104,8 +104,8 @@ def test_a_bad_model_whose_batch_norms_are_as_constructed_was_perhaps_not_loaded
 
 @pytest.mark.parametrize(("more", "is_told"), [(0.09, False), (0.11, True)])
 def test_a_tenth_more_in_training_is_told(case: Case, more: float, is_told: bool) -> None:
-    assert case.evidence is not None and case.evidence.scores is not None
-    best = max(case.evidence.scores.mean(kind) for kind in case.evidence.scores.values)
+    assert case.scores is not None
+    best = max(case.scores.mean(kind) for kind in case.scores.values)
     verdict = Verdict("healthy", "Nothing is gained.", GAIN)
 
     printed = " ".join(str(Diagnosis(replace(case, training_score=best + more), verdict, None, [], [])).split())

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import diagnose
+from bnlab import diagnose, population_statistics
 from bnlab.doctor import Cause, Undo
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import WORTH
-from bnlab.doctor.undo import EACH_BATCH, Kind
+from bnlab.doctor.undo import EACH_BATCH, EXACT, Kind
 from bnlab.doctor.verdict.labelled import compute_worth, judge
 from bnlab.doctor.verdict.verdict import Verdict
 from bnlab.doctor.words import describe_gain
@@ -86,6 +86,29 @@ def test_the_smallest_undo_that_brings_the_score_back_decides(undos: list[Undone
 
     assert verdict.word == word, verdict.sentence
     assert says in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("exact", "word"),
+    [
+        (900, "averages or images"),  # as much
+        (895, "averages or images"),  # all but a sixtieth
+        (875, "averages or images"),  # a twelfth is left
+        (860, "averages or images"),  # .13 [.09, .18] of the gain, for two undos at once
+        (840, "images"),  # .20 [.14, .26]
+    ],
+)
+def test_images_are_at_fault_only_where_exact_statistics_bring_back_clearly_less(exact: int, word: str) -> None:
+    """Averages of such images would explain it as well, and training batches would tell."""
+    averages = make_experiment(600, [("averages", 64, exact)], shared=EXACT).trials
+    images = make_experiment(600, [("images", 2, 900)])
+    experiment = replace(images, trials=[*averages, *images.trials])
+    scores = make_scores(running=600, exact=exact)
+    case = make_case()
+    compared = replace(case, training=population_statistics(case.model, [torch.randn(8, 2)], progress=False))
+
+    assert conclude(scores, experiment).word == word
+    assert conclude(scores, experiment, compared).word == "images"
 
 
 def test_each_batchs_own_statistics_are_a_verdict_on_batches() -> None:

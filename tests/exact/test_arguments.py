@@ -24,7 +24,7 @@ from tests import references
 from tests.exact.zoo import Net
 from tests.helpers import images, measure_difference, plain, residual, run_two_ranks, unchanged
 
-WAYS: list[dict[str, Any]] = [{}, {"strategy": "layerwise"}, {"upstream": "batch"}]
+WAYS: list[dict[str, Any]] = [{}, {"strategy": "layerwise"}, {"statistic": "precise"}]
 
 
 CALLS = (population_statistics, diagnose, recalibrate)
@@ -97,7 +97,7 @@ from tests.helpers import images, measure_difference, residual
 warnings.simplefilter("ignore")
 data = images(8, 3, 5, 7)
 group = dist.group.WORLD
-for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}, {"standard_errors": True}, {"memory": "60KB"}):
+for options in ({}, {"statistic": "precise"}, {"strategy": "layerwise"}, {"standard_errors": True}, {"memory": "60KB"}):
     whole = population_statistics(residual(), data, **options)
     for share in (data[1:] if rank else data[:1], data if rank else []):
         found = population_statistics(residual(), share, group=group, **options)
@@ -159,7 +159,7 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
         (plain(), [{"image": FIRST}], {}, TypeError, r"is a dict .* forward=lambda model, batch: model\(\*\*batch\)"),
         (plain(), DATA, {"layers": ["2"]}, ValueError, "layers has '2', which is no BatchNorm .* there are '1', '4'"),
         (plain(), DATA, {"layers": []}, ValueError, "layers is empty; name at least one, or pass None for all"),
-        (plain(), DATA, {"upstream": "both"}, ValueError, "choose 'population' or 'batch'"),
+        (plain(), DATA, {"statistic": "both"}, ValueError, "choose 'exact' or 'precise'"),
         (plain(), DATA, {"max_images": 0}, ValueError, "pass at least 1"),
         (plain(), DATA, {"max_images": "auto"}, ValueError, "tolerance=None"),
         (plain(), DATA, {"memory": "some"}, ValueError, "4GiB"),
@@ -170,7 +170,7 @@ def run_in_a_thread(net: Any, x: Tensor) -> Any:
         (plain(), [FIRST, SECOND[:, :2]], {}, RuntimeError, "expected input"),
         (plain(), [FIRST, FIRST[:0]], {}, ValueError, "leave empty batches out"),
         (nn.BatchNorm1d(3), [torch.randn(1, 3)], {}, ValueError, "one value per channel"),
-        (nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2, {"upstream": "batch"}, ValueError, "use larger batches"),
+        (nn.BatchNorm1d(3), [torch.randn(1, 3)] * 2, {"statistic": "precise"}, ValueError, "use larger batches"),
         (Net(run_in_a_thread, a=nn.BatchNorm2d(3)), DATA, {}, ValueError, "runs in another thread"),
         *((plain(), DATA, {"forward": replace, **way}, ValueError, "give functional_call parameters only")
           for way in WAYS for replace in (replace_buffers, replace_buffers_later)),
@@ -256,3 +256,14 @@ def test_a_model_that_is_sharded_is_refused_before_anything_is_touched() -> None
     command = [sys.executable, "-c", _SHARDED]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=180, check=False)
     assert done.stdout.splitlines()[-1:] == ["refused"], done.stderr
+
+
+@pytest.mark.parametrize(("earlier", "now"), [("population", "exact"), ("batch", "precise")])
+def test_earlier_words_for_the_statistic_warn_and_mean_the_same(earlier: str, now: str) -> None:
+    with pytest.warns(FutureWarning, match=f"upstream='{earlier}' is called statistic='{now}' now") as warned:
+        found = population_statistics(plain(), DATA, upstream=earlier)
+
+    assert warned[0].filename == __file__
+    assert measure_difference(found, population_statistics(plain(), DATA, statistic=now)) == 0
+    with pytest.raises(ValueError, match="upstream='both'; write statistic='exact' or statistic='precise'"):
+        population_statistics(plain(), DATA, upstream="both")

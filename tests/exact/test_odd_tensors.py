@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,53 @@ def test_nested_tensors_in_the_batch(layout: torch.layout) -> None:
     batches = [torch.nested.nested_tensor([nodes[:4], nodes[4:]], layout=layout) for nodes in NODES]
 
     assert_moments(population_statistics(model, batches)["bn"], references.merge([x.double() for x in NODES]))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1e19), (1e20, 1e15), (1e20, 1e18)])
+def test_values_whose_squares_are_beyond_float32(mean: float, deviation: float, layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(8, 3, 5, 5, generator=generator) * deviation + mean for _ in range(3)]
+    model = nn.Sequential(nn.BatchNorm2d(3))
+
+    exact = population_statistics(model, [x.to(memory_format=layout) for x in data])
+
+    assert_moments(exact["0"], references.merge([x.double() for x in data]))
+
+
+def test_a_variance_beyond_float32_is_refused() -> None:
+    data = [x[:, :, None, None] * 1e20 for x in NODES]
+    with pytest.raises(ValueError, match=r"the variance of layer '0' is beyond torch\.float32; scale the data"):
+        population_statistics(nn.Sequential(nn.BatchNorm2d(3)), data)
+
+
+def _write_into_workspace(net: Any, x: Tensor) -> Tensor:
+    net.workspace.copy_(2 * x)
+    return net.second(net.first(net.workspace) + 1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+def test_an_activation_whose_memory_is_used_again(strategy: str) -> None:
+    """Forwards that wait find the values of another batch in it, which the check sees."""
+    first = nn.BatchNorm1d(3, affine=False)
+    model = Net(_write_into_workspace, first=first, second=nn.BatchNorm1d(3)).eval()
+    model.workspace = torch.empty(16, 3)
+    data = [x * (number + 1) for number, x in enumerate(NODES)]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exact = population_statistics(model, data, strategy=strategy)
+
+    whole = references.merge([2 * x.double() for x in data])
+    assert_moments(exact["first"], whole)
+    normalized = [(2 * x.double() - whole.mean) / (whole.var + 1e-5).sqrt() + 1 for x in data]
+    assert_moments(exact["second"], references.merge(normalized))
+    messages = [str(warning.message) for warning in caught]
+    assert exact.check is not None and exact.check.is_exact
+    if strategy == "breadth":
+        assert len(messages) == 1 and "gives layer 'second' another input" in messages[0]
+    else:
+        assert not messages
 
 
 def make_exported(*_: Any) -> nn.Module:

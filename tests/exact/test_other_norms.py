@@ -98,7 +98,7 @@ def test_norms_of_other_classes_are_measured(options: dict[str, Any]) -> None:
 def test_they_are_measured_under_batches() -> None:
     """One batch, of which each layer then normalizes with the statistics of all images."""
     model = make_network(InPlaceNorm)
-    one = population_statistics(model, [torch.cat(DATA)], upstream="batch")
+    one = population_statistics(model, [torch.cat(DATA)], statistic="precise")
 
     for name, moments in measure_slowly(model).items():
         assert_moments(one[name], moments)

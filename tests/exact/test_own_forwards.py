@@ -123,7 +123,7 @@ def test_what_averages_its_input_is_measured(
     [
         (Filtered, r"layer '0' \(Filtered\) does not average .* inputs=\{Filtered: function"),
         (Half, r"\(Half\) averages other channels than those of its input; say"),
-        (Slim, "expects 8 channels"),
+        (Slim, "expects 8 channels, .* as some ghost batch norms do, .* leave it out of layers="),
     ],
 )
 def test_what_averages_something_else_is_refused_by_name(kind: type[nn.BatchNorm2d], message: str) -> None:
@@ -204,10 +204,10 @@ def test_a_layer_that_averages_nothing_of_a_batchs_first_images_is_asked_on_all_
         population_statistics(Masked(2), [(x, mask)], forward=call)
 
 
-@pytest.mark.parametrize(("key", "upstream"), [(Masked, "population"), ("", "batch")])
-def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
+@pytest.mark.parametrize(("key", "statistic"), [(Masked, "exact"), ("", "precise")])
+def test_a_masked_layer_is_measured_as_told(key: Any, statistic: str) -> None:
     batches = make_sequences()
-    options: dict[str, Any] = {"forward": call, "upstream": upstream}
+    options: dict[str, Any] = {"forward": call, "statistic": statistic}
     with pytest.raises(ValueError, match=r"inputs=\{Masked: function"):
         population_statistics(Masked(2), batches, forward=call)
 
@@ -226,12 +226,18 @@ def take_padded(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> T
     return args[0]
 
 
-@pytest.mark.parametrize("wrong", [take_halved, take_padded])
-@pytest.mark.parametrize("upstream", ["population", "batch"])
-def test_values_that_a_layer_does_not_average_are_refused_by_name(wrong: Any, upstream: str) -> None:
+def take_nearer(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> Tensor:
+    """Take values with the mean of those that are normalized, and half of their deviation."""
+    values = take_unmasked(layer, args, kwargs)
+    return (values + values.mean(0)) / 2
+
+
+@pytest.mark.parametrize("wrong", [take_halved, take_padded, take_nearer])
+@pytest.mark.parametrize("statistic", ["exact", "precise"])
+def test_values_that_a_layer_does_not_average_are_refused_by_name(wrong: Any, statistic: str) -> None:
     model = Masked(2)
     with unchanged(model), pytest.raises(ValueError, match=r"inputs= gives layer '' \(Masked\) values with another"):
-        population_statistics(model, make_sequences(), forward=call, inputs={Masked: wrong}, upstream=upstream)
+        population_statistics(model, make_sequences(), forward=call, inputs={Masked: wrong}, statistic=statistic)
 
 
 class Ghost(nn.BatchNorm2d):
@@ -250,6 +256,81 @@ def test_a_ghost_batch_norm_is_measured_as_told() -> None:
     data = images(8, 8)
     inputs = {Ghost: lambda layer, args, kwargs: args[0]}
     assert_moments(population_statistics(nn.Sequential(Ghost(3)), data, inputs=inputs)["0"], references.merge(data))
+
+
+class InParts(nn.BatchNorm2d):
+    """It averages one part of a batch after the other, of which the last is smaller."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([super(InParts, self).forward(part) for part in input.split(3)])
+
+
+class InPartsWhileTrained(InParts):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if self.training else nn.BatchNorm2d.forward(self, input)
+
+
+class AroundOne(nn.Module):
+    """It calls a batch norm on parts of a batch."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.bn(part) for part in x.chunk(3)])
+
+
+class WithoutLast(nn.BatchNorm2d):
+    """It averages two parts of a batch and leaves the last images out."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            for part in input[:-2].chunk(2):
+                super().forward(part)
+        return F.batch_norm(input, self.running_mean, self.running_var)
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("kind", [InParts, InPartsWhileTrained, AroundOne])
+def test_ghost_batch_norms_are_measured_over_all_parts(kind: Any, momentum: float | None, strategy: str) -> None:
+    """What is given to all parts of all batches is what the layer normalizes, however each part was averaged."""
+    data = images(8, 7)
+    ghost = kind(3)
+    model = nn.Sequential(ghost, nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)).eval()
+    layer = next(module for module in ghost.modules() if isinstance(module, nn.BatchNorm2d))
+    layer.momentum = momentum
+
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = population_statistics(model, data, strategy=strategy)
+
+    name = next(name for name, module in model.named_modules() if module is layer)
+    assert_moments(found[name], references.merge(data))
+    assert found.check is not None and found.check.is_exact
+
+
+def test_a_ghost_batch_norm_is_recalibrated_and_diagnosed() -> None:
+    data = images(8, 7)
+    model = nn.Sequential(InParts(3), nn.Flatten(), nn.LazyLinear(2)).eval()
+    model(data[0])
+
+    recalibration = recalibrate(model, data)
+    diagnosis = diagnose(model, data)
+
+    expected = references.merge(data)
+    assert recalibration.written
+    running_mean = model.get_buffer("0.running_mean").double()
+    torch.testing.assert_close(running_mean, expected.mean, rtol=1e-6, atol=1e-6)
+    assert_moments(diagnosis.case.exact["0"], expected)
+
+
+def test_a_layer_whose_parts_are_not_all_of_its_input_is_refused() -> None:
+    model = nn.Sequential(WithoutLast(3))
+    message = r"\(WithoutLast\) does not average the moments of its input"
+    with unchanged(model), pytest.raises(ValueError, match=message):
+        population_statistics(model, images(8, 7))
 
 
 class Padded(Masked):

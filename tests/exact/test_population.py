@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import copy
 import enum
+import math
 import re
 import warnings
 from collections import UserDict
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab import Statistics, gap, population_statistics, using
 from bnlab.model.borrow import read_fixed_settings
+from bnlab.statistics.moments import compare_moments
 from tests import references
 from tests.exact.zoo import Case, Net, make_cases
 from tests.helpers import AddsItsCalls, images, measure_difference, plain, residual, unchanged
@@ -104,7 +106,7 @@ def test_float64_equals_a_full_batch_forward(name: str) -> None:
     assert found.cost is not None
     assert found.cost.forwards == found.cost.batches == len(case.batches)
 
-    pooled = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches), upstream="batch")
+    pooled = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches), statistic="precise")
     assert measure_difference(pooled, references.batch_upstream_population(case.model, case.batches)) <= 1e-9
 
 
@@ -132,6 +134,21 @@ def test_less_memory_gives_the_same(name: str, share: int) -> None:
     assert whole.cost.forwards < found.cost.forwards <= found.cost.passes * layer_by_layer
 
 
+def test_less_memory_takes_time_and_fewer_images_are_less_exact() -> None:
+    data = images(*[16] * 8)
+    whole = population_statistics(residual(), data)
+    assert whole.cost is not None
+
+    again = population_statistics(residual(), data, memory=whole.cost.peak_bytes // 2)
+    sample = population_statistics(residual(), data, max_images=64)
+
+    assert again.cost is not None and sample.cost is not None
+    assert sample.cost.peak_bytes < 0.7 * whole.cost.peak_bytes
+    assert again.cost.forwards >= 2 * whole.cost.forwards == 4 * sample.cost.forwards
+    assert measure_difference(again, whole) <= 1e-5
+    assert max(max(compare_moments(whole[name], sample[name])) for name in whole) >= 1e-3
+
+
 # -- layers that depend on themselves ---------------------------------------------------------------------------------
 
 
@@ -149,6 +166,25 @@ def test_damping_finds_what_plain_iteration_does_not() -> None:
 
     assert found.cost is not None
     assert found.cost.passes > 5
+    assert measure_difference(found, evaluate(model, found, data)) <= 1e-5
+
+
+def test_changes_are_damped_more_where_the_first_damping_is_too_little() -> None:
+    """A running mean that is larger by 1 makes the mean smaller by eight: more than 2/9 of each change runs away.
+
+    With s² the variance of the data and v that of both calls, v = s²/2 + k²s²/(2v), and the slope is k/(2√v).
+    """
+    s, k = 0.01, 1.84
+    v = s**2 / 4 + math.sqrt(s**4 / 16 + k**2 * s**2 / 2)
+    assert k / (2 * math.sqrt(v)) == pytest.approx(8.1, abs=0.1)
+    data = [torch.tensor([-s, s]).double().repeat(32)[:, None]] * 2
+    norm = nn.BatchNorm1d(1, affine=False, eps=1e-12)
+    model = Net(lambda net, x: net.norm(k * net.norm(x) + 0.05), norm=norm).double()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a remainder would be warned of
+        found = population_statistics(model, data)
+
     assert measure_difference(found, evaluate(model, found, data)) <= 1e-5
 
 
@@ -434,7 +470,7 @@ def test_gradients_are_not_touched() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"upstream": "batch"}, {"max_images": "auto", "tolerance": 1.0}])
+@pytest.mark.parametrize("options", [{}, {"statistic": "precise"}, {"max_images": "auto", "tolerance": 1.0}])
 def test_a_loader_draws_no_number_of_the_callers(options: dict[str, Any]) -> None:
     model = plain().train()
     loader = DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)

@@ -19,11 +19,11 @@ def get_errors(statistics: Statistics, layer: str) -> tuple[Tensor, Tensor]:
     return statistics.standard_errors[layer]
 
 
-@pytest.mark.parametrize("upstream", ["population", "batch"])
-def test_standard_errors_are_those_of_the_images_where_each_is_a_batch(upstream: str) -> None:
+@pytest.mark.parametrize("statistic", ["exact", "precise"])
+def test_standard_errors_are_those_of_the_images_where_each_is_a_batch(statistic: str) -> None:
     model = randomized(nn.Sequential(nn.BatchNorm2d(3), conv(3, 4)))
     data = torch.cat(images(9, 9, 6))
-    found = population_statistics(model, data.split(1), upstream=upstream, standard_errors=True)
+    found = population_statistics(model, data.split(1), statistic=statistic, standard_errors=True)
 
     mean, var = references.sampling_errors(data)
     torch.testing.assert_close(get_errors(found, "0")[0], mean, rtol=1e-5, atol=0)

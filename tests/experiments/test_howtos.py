@@ -24,7 +24,7 @@ import torch
 from scipy.stats import gmean
 
 from bnlab.harness import average_gap, load
-from bnlab.harness.lab.catalogue import find_experiment
+from bnlab.harness.lab.registry import find_experiment
 from bnlab.harness.reporting.frames import DEEPER
 from bnlab.harness.reporting.overview import make_overview
 from bnlab.harness.reporting.wording import write_value

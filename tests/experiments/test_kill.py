@@ -22,10 +22,10 @@ from tests.helpers import find_network, sweep_small
 # Trains with a state after every step, and dies in the middle of writing file number argv[2].
 VICTIM = """
 import os, pathlib, signal, sys
-from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts import training_runner
 from tests.helpers import sweep_small
 
-producing.STATE_SECONDS = 0.0
+training_runner.STATE_SECONDS = 0.0
 replace, written = pathlib.Path.replace, []
 
 def lethal_replace(path, target):

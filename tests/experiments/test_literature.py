@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from bnlab.harness.lab.catalogue import find_experiment, list_papers, list_questions
-from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, Finding, list_findings
+from bnlab.harness.lab.registry import find_experiment, list_papers, list_questions
+from experiments.literature import JUDGEMENTS, PAGE, REFERENCE, LiteratureFinding, list_findings
 from experiments.pages import FIGURES
 
 FINDINGS = list_findings()
@@ -35,7 +35,7 @@ def test_the_counts_are_those_of_the_tables() -> None:
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.number)
-def test_what_is_judged_quotes_claims(finding: Finding) -> None:
+def test_what_is_judged_quotes_claims(finding: LiteratureFinding) -> None:
     verdicts = {verdict for verdict, _, _ in finding.list_quotes()}
     if finding.judgement == "agrees":
         assert verdicts == {"holds"}

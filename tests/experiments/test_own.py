@@ -216,6 +216,15 @@ def test_all_of_them(mine: None, call: Call, tmp_path: Path) -> None:
     model = load_model("adhoc", row["run"], results=tmp_path)
     assert measured["largest"] == max(weight.abs().max().item() for weight in model.parameters())
 
+    assert f"{measured['largest']:.2f}" in call("report", "name=adhoc", f"results={tmp_path}").out
+    page = (tmp_path / "adhoc" / "report.html").read_text(encoding="utf-8")
+    assert "<h3>The table largest_weights</h3>" in page
+    assert "<code>largest</code>: of all weights." in page
+    made_from = tmp_path / "adhoc" / "tables" / "made_from.json"
+    made_from.unlink()  # so that the tables are put together again
+    call("report", "name=adhoc", f"results={tmp_path}")
+    assert (tmp_path / "adhoc" / "report.html").read_text(encoding="utf-8") == page
+
 
 @pytest.mark.parametrize(("word", "measures"), [("norm=mine.Centered", True), ("norm=mine.make_group_norm", False)])
 def test_a_norm(word: str, measures: bool, mine: None, call: Call, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from bnlab.estimators import list_estimators
 from bnlab.harness import load, load_model, own
 from bnlab.harness.artifacts.data.own_data import OwnData
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.compose import plan_jobs
 from bnlab.harness.reporting.tables import read_tables
@@ -199,7 +199,7 @@ OLD_NAME = "be392fc803/seed_0"
 def name_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let bnlab be as it was when a user's code was known by the text of one module."""
     monkeypatch.setattr(own, "digest_of_code", lambda obj, path="": own.digest_of_text(obj))
-    monkeypatch.setattr("bnlab.harness.artifacts.producing.list_code", lambda config: {})
+    monkeypatch.setattr("bnlab.harness.artifacts.training_runner.list_code", lambda config: {})
 
 
 @pytest.fixture

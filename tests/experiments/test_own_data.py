@@ -22,7 +22,7 @@ from PIL import Image
 from bnlab.harness import load, load_images, load_model
 from bnlab.harness.artifacts.data import OwnData, load_dataset
 from bnlab.harness.artifacts.data.own_data import forget_own
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.compose import quote

@@ -118,8 +118,8 @@ def test_sweep_report_runs_and_a_network_as_a_file(folder: Path, bnlab: Call) ->
 
 
 def find_example(language: str) -> str:
-    """Find the file of CONTRIBUTING's example of an experiment that is in this language."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    """Find the file of the documentation's example of an experiment that is in this language."""
+    text = (ROOT / "docs/contributing/experiment.md").read_text(encoding="utf-8")
     blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if "What is left of the gap" in block]
     return block

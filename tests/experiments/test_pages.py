@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bnlab.harness.lab.catalogue import list_measurements
+from bnlab.harness.lab.registry import list_measurements
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
 from bnlab.harness.reporting.means import SHARES

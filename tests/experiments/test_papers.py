@@ -16,9 +16,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import REFERENCE, list_papers
 from bnlab.harness.lab.papers import make_paper, read_paper
-from bnlab.harness.lab.redrawing import make_experiments, select_conditions
+from bnlab.harness.lab.registry import REFERENCE, list_papers
+from bnlab.harness.lab.reproduction import make_experiments, select_conditions
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.outcome import decide_outcome

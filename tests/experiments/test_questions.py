@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import find_experiment, list_papers, list_questions
+from bnlab.harness.lab.registry import find_experiment, list_papers, list_questions
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import Experiment, Tables, find_conditions
 from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs, fill_prose
@@ -70,9 +70,9 @@ def test_every_claim_is_measured(name: str) -> None:
     assert experiment.source
     assert {*experiment.bears_on} <= NUMBERS
 
-    findings = [figure.finding for figure in experiment.figures.values() if figure.finding]
-    for finding in findings:
-        for claim_name, conditions in (*finding.claims.items(), *finding.fails.items()):
+    headlines = [figure.headline for figure in experiment.figures.values() if figure.headline]
+    for headline in headlines:
+        for claim_name, conditions in (*headline.claims.items(), *headline.fails.items()):
             assert claim_name in experiment.claims
             for words in conditions:
                 assert not find_conditions(found, claim_name, [words]).empty, words

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.schema import read_key
 from bnlab.harness.statistic_kinds import list_statistics
-from bnlab.harness.trial import Trial
+from bnlab.harness.trial import TrialResult
 from tests.experiments.commands import SWEEP, Call, Write, files, list_trained, run
 from tests.harness.kills import interrupted_at
 from tests.helpers import find_network, sweep_small
@@ -188,9 +188,9 @@ def test_a_network_has_one_thread_unless_it_is_said_otherwise(
     """However many torch would take on this machine, when the network is tried too."""
     tried: list[int] = []
 
-    def note_threads(run: Run) -> Trial:
+    def note_threads(run: Run) -> TrialResult:
         tried.append(torch.get_num_threads())
-        return Trial(0.0, 0.0, 0.0, [])
+        return TrialResult(0.0, 0.0, 0.0, [])
 
     monkeypatch.setattr("bnlab.harness.jobs.try_training", note_threads)
     before = torch.get_num_threads()

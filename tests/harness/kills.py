@@ -16,10 +16,10 @@ from torch import nn
 
 from bnlab import MomentTrace
 from bnlab.harness import load, load_model
-from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts import training_runner
 from tests.helpers import same_traces
 
-TRAIN = producing.train
+TRAIN = training_runner.train
 
 
 @contextlib.contextmanager
@@ -32,8 +32,8 @@ def interrupted_at(step: int) -> Iterator[None]:
                 raise KeyboardInterrupt
             yield done
 
-    saves = patch.object(producing, "STATE_SECONDS", 0.0)
-    with saves, patch.object(producing, "train", interrupt):
+    saves = patch.object(training_runner, "STATE_SECONDS", 0.0)
+    with saves, patch.object(training_runner, "train", interrupt):
         yield
 
 
@@ -46,7 +46,7 @@ def signals_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 signal.raise_signal(number)
             yield done
 
-    monkeypatch.setattr(producing, "train", send)
+    monkeypatch.setattr(training_runner, "train", send)
 
 
 def assert_same(found: Any, expected: Any) -> None:

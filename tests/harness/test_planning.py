@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.durations import Durations, TableCost
 from tests.conftest import small_config
 from tests.helpers import sweep_small

@@ -6,7 +6,7 @@ import torch
 
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case, has_bad_values
-from bnlab.doctor.evidence.examination import has_overflown
+from bnlab.doctor.evidence.setup import has_overflown
 from bnlab.model.layers import BatchNorm, get_momentum, get_running_buffers
 
 

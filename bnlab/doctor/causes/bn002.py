@@ -8,7 +8,6 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import NEARLY_ALL
 from bnlab.doctor.undo import EXACT, Undo, write_averages
 
@@ -52,13 +51,12 @@ class NeverUpdated(Cause):
             counted = f"although {counted}"
         return f"{' and '.join(_list_starts(case, shown[0]))} in more than 99% of channels, {counted}"
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
+    def propose(self, case: Case) -> Iterator[Undo]:
         averages = {}
-        for name in patient.exact:
+        for name in case.fold:
             starts = _list_starts(case, name)
             if len(starts) == 1 and case.clearly_differs(name):
-                filled = patient.read_exact(name)
+                filled = case.read_fold(name)
                 kept = 0 if starts[0].startswith("variance") else 1
                 filled[kept] = case.buffers[name][kept]
                 averages[name] = filled
@@ -66,7 +64,7 @@ class NeverUpdated(Cause):
             reported = self.describe(case, list(averages))
             degrees = sum(values.shape[1] for values in averages.values())
             apply = write_averages(case.layers, averages)
-            yield Undo(reported, tuple(averages), degrees, apply, explains=patient.explain(averages))
+            yield Undo(reported, tuple(averages), degrees, apply, explains=case.measure_mended(averages))
 
 
 def _list_starts(case: Case, name: str) -> list[str]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import START_FORGOTTEN, START_ROUNDED, START_SHOWS
 from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
@@ -39,17 +38,16 @@ class OnItsWay(Cause):
     undone_by = (EXACT,)
     severity = "warning"
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
+    def propose(self, case: Case) -> Iterator[Undo]:
         weights = _list_weights(case)
         averages = {}
         for name, weight in weights.items():
-            if name in patient.exact and not case.is_initial(name):
+            if name in case.fold and not case.is_initial(name):
                 averages[name] = _take_out_start(case.buffers[name], weight)
         if any(case.clearly_differs(name) for name in averages):
             reported = self.describe(case, list(weights))
             apply = write_averages(case.layers, averages)
-            yield Undo(reported, tuple(averages), 0, apply, explains=patient.explain(averages))
+            yield Undo(reported, tuple(averages), 0, apply, explains=case.measure_mended(averages))
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
         weights = _list_weights(case)
@@ -67,7 +65,7 @@ class OnItsWay(Cause):
         return f"{updates} of momentum {get_momentum(case.layers[worst]):g}: {way:.2g}% of the way"
 
     def look(self, case: Case) -> Signs | None:
-        if case.evidence is not None:
+        if case.has_data:
             return None
         weights = _list_weights(case)
         # A variance is no smaller than what the start leaves of its 1, up to rounding.

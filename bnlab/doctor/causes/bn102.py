@@ -39,7 +39,7 @@ class OddMomentum(Cause):
 
     def look(self, case: Case) -> Signs | None:
         layers = case.select(lambda name: _is_reversed(case, name))
-        if case.evidence is not None:
+        if case.has_data:
             return Signs.of(layers, self.describe(case, layers), "note")
         both = case.select(lambda name: _is_reversed(case, name) or _is_zero(case, name))
         return Signs.of(both, self.describe(case, both))

@@ -7,7 +7,6 @@ from itertools import takewhile
 
 from bnlab.doctor.cause import Cause, Severity, Signs
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import EXACT, RESCALED, Undo, write_averages
 from bnlab.doctor.words import count_things
 from bnlab.model.layers import get_weight
@@ -45,12 +44,11 @@ class MovedAlone(Cause):
         training = [name for name in frozen if case.layers[name].training]
         layers = case.select(lambda name: name in updated or name in training)
 
-        costs_are_unknown = case.evidence is None and _is_untrained(case)
+        costs_are_unknown = not case.has_data and _is_untrained(case)
         severity: Severity = "warning" if training or costs_are_unknown else "note"
         return Signs.of(layers, self.describe(case, layers), severity)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
+    def propose(self, case: Case) -> Iterator[Undo]:
         layers = _list_updated(case) if _is_untrained(case) else []
         if case.history is not None and layers:
             earlier = {name: case.history.layers[name].buffers for name in layers}

@@ -41,7 +41,7 @@ class WeightsMovedAlone(Cause):
     needs = ("changes",)
 
     def list_layers(self, case: Case) -> Sequence[str]:
-        written = _list_written(case) if case.evidence is not None else []
+        written = _list_written(case) if case.has_data else []
         return written or _list_without_update(case, lambda change: change.is_same and not change.updates)
 
     def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
@@ -74,8 +74,6 @@ def _list_without_update(case: Case, shows: Callable[[LayerChange], bool]) -> li
 
 
 def _has_collapsed(case: Case) -> bool:
-    if case.evidence is None:
-        return False
     shallow, deep = _compare_depths(case)
     return deep < COLLAPSED and shallow < NOT_COLLAPSED and deep < COLLAPSE_FALLS * shallow
 

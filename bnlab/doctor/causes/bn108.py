@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.lag import compare_with_drift
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import describe_number
 
@@ -38,16 +37,15 @@ class OtherWeights(Cause):
     undone_by = (EXACT,)
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
-        names = [name for name in patient.exact if name in case.layers]
+    def propose(self, case: Case) -> Iterator[Undo]:
+        names = [name for name in case.fold if name in case.layers]
         if not case.is_costly and not any(case.clearly_differs(name) for name in names):
             return
-        by_gap = sorted(names, key=lambda name: case.measure_distance(name, case.data.exact), reverse=True)
+        by_gap = sorted(names, key=lambda name: case.measure_distance(name, case.exact), reverse=True)
         count = 1
         while count < 2 * len(names):
             layers = [name for name in names if name in by_gap[:count]]
-            averages = {name: patient.read_exact(name) for name in layers}
+            averages = {name: case.read_fold(name) for name in layers}
             degrees = sum(values.numel() for values in averages.values())
             apply = write_averages(case.layers, averages)
             yield Undo(_describe(layers, names), tuple(layers), degrees, apply, EXACT, name=str(len(layers)))

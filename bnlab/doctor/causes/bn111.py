@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import EXPLAINED, FILL_EXPLAINS, FILL_SHOWS
 from bnlab.doctor.undo import EXACT, Undo, write_averages
 from bnlab.doctor.words import count_things
@@ -42,15 +41,14 @@ class NoImages(Cause):
     undone_by = (EXACT,)
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
+    def propose(self, case: Case) -> Iterator[Undo]:
         mixture = _find_mixture(case)
         if mixture is None or mixture.weight > 1 - _LEAST_LEFT:
             return
-        filled = case.data.fills[mixture.what]
-        names = [name for name in patient.exact if name in filled]
+        filled = case.fills[mixture.what]
+        names = [name for name in case.fold if name in filled]
         averages = {name: _take_out(case.buffers[name], filled[name], mixture.weight) for name in names}
-        explains = patient.explain(averages)
+        explains = case.measure_mended(averages)
         if explains > EXPLAINED:
             apply = write_averages(case.layers, averages)
             yield Undo(_describe(case, mixture), tuple(names), 1, apply, explains=explains)
@@ -81,9 +79,9 @@ class _Mixture:
 
 def _find_mixture(case: Case) -> _Mixture | None:
     """Find the fill that explains the averages best, if it explains them."""
-    if case.evidence is None or not case.data.fills:
+    if not case.fills:
         return None
-    mixtures = [_fit_mixture(case, what, filled) for what, filled in case.data.fills.items()]
+    mixtures = [_fit_mixture(case, what, filled) for what, filled in case.fills.items()]
     shares = [case.explain(mixture.averages, case.seen) for mixture in mixtures]
     share, best = max(zip(shares, mixtures, strict=True), key=lambda pair: pair[0])
     return best if share > FILL_EXPLAINS and best.weight > FILL_SHOWS else None

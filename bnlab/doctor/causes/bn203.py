@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import FEW_VALUES
 from bnlab.doctor.undo import EACH_BATCH, EXACT, Undo, normalize_each_batch
 from bnlab.doctor.words import count_things
@@ -40,10 +39,9 @@ class SmallBatches(Cause):
     undone_by = (EXACT, EACH_BATCH)
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
+    def propose(self, case: Case) -> Iterator[Undo]:
         if case.is_batch_better:
-            layers = {name: case.layers[name] for name in patient.exact}
+            layers = {name: case.layers[name] for name in case.fold}
             yield Undo(EACH_BATCH, tuple(layers), math.inf, normalize_each_batch(layers), EACH_BATCH)
 
     def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:
@@ -62,7 +60,7 @@ class SmallBatches(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         if case.is_batch_better:
-            view = case.data.view
+            view = case.view
             images = count_things(round(view.batch_size), "image")
             return f"{view.batches} batches of {images}, no more unlike than shuffled ones"
         views = [case.find_view(name) for name in layers]

@@ -11,7 +11,6 @@ import torch
 from bnlab.doctor.cause import Cause, Ground, Signs
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.observing import LayerView, measure_share
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import CALLS_RATIO, CALLS_RATIO_CHANCE, CALLS_SHARE, CALLS_SHARE_CHANCE
 from bnlab.doctor.undo import EACH_BATCH, Undo, write_each_call
 from bnlab.model.layers import count_channels
@@ -45,12 +44,11 @@ class SeveralPopulations(Cause):
     undone_by = (EACH_BATCH,)
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
-        if self.look(case) is None or case.data.evaluated:
+    def propose(self, case: Case) -> Iterator[Undo]:
+        if self.look(case) is None or case.evaluated:
             return  # nobody knows which of the metric's calls is of which kind
-        views = case.data.view.layers
-        calls = {name: views[name].calls for name in patient.exact if name in views}
+        views = case.view.layers
+        calls = {name: views[name].calls for name in case.fold if name in views}
         several = {name: moments for name, moments in calls.items() if len(moments) > 1}
         degrees = sum(2 * count_channels(case.layers[name]) * len(moments) for name, moments in several.items())
         reported = "the statistics of each call by itself"
@@ -64,7 +62,7 @@ class SeveralPopulations(Cause):
         return "" if signs is None else signs.evidence
 
     def look(self, case: Case) -> Signs | None:
-        views = case.data.view.layers
+        views = case.view.layers
         called = [name for name in case.seen if name in views and len(views[name].calls) > 1]
         several = [name for name in called if views[name].image_means.count > 1]  # whose rows are images
         unlike: dict[str, tuple[float, str]] = {}
@@ -82,7 +80,7 @@ class SeveralPopulations(Cause):
 
 def _compare_evaluated(case: Case) -> Signs | None:
     """Compare two groups of the calls of a metric; in the first layer, as later ones may have been made alike."""
-    groups = case.data.evaluated
+    groups = case.evaluated
     first = next(iter(groups), None)
     if first is None:
         return None

@@ -34,16 +34,16 @@ class CountedInTraining(Cause):
     needs = ("data",)
 
     def predict(self, case: Case) -> Mapping[str, Tensor]:
-        return read_moments(case.data.plain) if _is_padded(case) else _predict_dropout(case)
+        return read_moments(case.plain) if _is_padded(case) else _predict_dropout(case)
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        plain = case.data.plain
+        plain = case.plain
         if plain is not None and _is_padded(case):
             first = case.seen[0]
-            without = case.measure_distance(first, case.data.exact)
+            without = case.measure_distance(first, case.exact)
             counted = case.measure_distance(first, plain)
             return f"first layer {without:.2g} σ off without padding, {counted:.2g} σ where padding is counted"
-        dropped = case.data.dropped
+        dropped = case.dropped
         behind = [name for name in layers if name in dropped]
         worst = max(behind, key=lambda name: abs(float(dropped[name].log().median())))
         with_dropout = float(dropped[worst].median())
@@ -53,12 +53,12 @@ class CountedInTraining(Cause):
 
 def _is_padded(case: Case) -> bool:
     """Return whether statistics that count padding explain the averages better than those with dropout."""
-    padded = case.explain(read_moments(case.data.plain), case.seen)
+    padded = case.explain(read_moments(case.plain), case.seen)
     return padded > case.explain(_predict_dropout(case), case.seen)
 
 
 def _predict_dropout(case: Case) -> dict[str, Tensor]:
     """Predict averages behind dropout, whose variances are those of train mode."""
-    dropped = case.data.dropped
-    exact = case.read_exact(name for name in dropped if name in case.data.exact)
+    dropped = case.dropped
+    exact = case.read_exact(name for name in dropped if name in case.exact)
     return {name: torch.stack((mean, var * dropped[name])) for name, (mean, var) in exact.items()}

@@ -31,6 +31,6 @@ class OtherData(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         first = case.seen[0]
-        here = case.measure_distance(first, case.data.exact)
+        here = case.measure_distance(first, case.exact)
         there = case.measure_distance(first, case.reference)
         return f"first layer {here:.2g} σ off on these images, {there:.2g} σ on the training batches"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.evidence.patient import Answer, Patient
+from bnlab.doctor.evidence.case import Case
+from bnlab.doctor.evidence.first_layer import Answer, FirstLayer
 from bnlab.doctor.thresholds import EXPLAINS_ALL, SCALE_SHOWS
 from bnlab.doctor.undo import RESCALED, Change, Undo, change_images
 from bnlab.doctor.words import describe_number
@@ -42,32 +43,32 @@ class OtherInput(Cause):
     kind = "images"
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        answer = None if patient.fits_first or _are_as_in_training(patient) else patient.answer
+    def propose(self, case: Case) -> Iterator[Undo]:
+        first = FirstLayer(case)
+        answer = None if case.fits_first or _are_as_in_training(case, first.name) else first.answer
         if answer is None:
             return
         changes: list[tuple[str, int, Change, str]] = []
-        for scale, shift in _fit(patient, answer):
+        for scale, shift in _fit(case, first, answer):
             name = f"{'negative' if scale < 0 else 'positive'}, shifts: {len(shift)}"
             changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), name))
         if answer.colours == 3:
             changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), "reversed"))
         for reported, degrees, change, name in changes:
-            explains = patient.explain_first(change)
+            explains = first.explain(change)
             if explains > EXPLAINS_ALL:
-                yield Undo(reported, (patient.first,), degrees, change_images(change), RESCALED, explains, name)
+                yield Undo(reported, (first.name,), degrees, change_images(change), RESCALED, explains, name)
 
 
-def _are_as_in_training(patient: Patient) -> bool:
+def _are_as_in_training(case: Case, first: str) -> bool:
     """Return whether the averages do not fit the training batches either, so that it is not these images."""
-    case = patient.case
-    first = patient.first
+    case = case
     if case.training is None or first not in case.training:
         return False
-    return case.measure_distance(first, case.training) > case.measure_distance(first, patient.exact) / 2
+    return case.measure_distance(first, case.training) > case.measure_distance(first, case.fold) / 2
 
 
-def _fit(patient: Patient, answer: Answer) -> Iterator[tuple[float, Tensor]]:
+def _fit(case: Case, first: FirstLayer, answer: Answer) -> Iterator[tuple[float, Tensor]]:
     """Fit a scale, of either sign, and a shift for all channels or one for each, to the first layer's averages."""
     common = answer.slopes.sum(0, keepdim=True)
     slopes = [common, answer.slopes] if answer.colours > 1 else [common]
@@ -75,12 +76,12 @@ def _fit(patient: Patient, answer: Answer) -> Iterator[tuple[float, Tensor]]:
         for of_shift in slopes:
             scale = sign
             shift = torch.zeros(len(of_shift), dtype=torch.float64)
-            moments = _multiply(patient.first_as_is, sign, answer.at_zero)
+            moments = _multiply(first.as_is, sign, answer.at_zero)
             # The borders of padded images do not follow a shift, so that what is left is fitted again.
             for number in range(_ROUNDS):
                 if number > 0:
-                    moments = patient.measure_first(_undo(scale, shift))
-                left = _fit_once(patient, moments, answer.at_zero, of_shift)
+                    moments = first.measure(_undo(scale, shift))
+                left = _fit_once(case, first.name, moments, answer.at_zero, of_shift)
                 if left is None:
                     return
                 shift = shift + scale * left[1]
@@ -98,14 +99,14 @@ def _multiply(moments: Moments | None, sign: float, at_zero: Tensor) -> Moments 
 
 
 def _fit_once(
-    patient: Patient, moments: Moments | None, at_zero: Tensor, slopes: Tensor
+    case: Case, first: str, moments: Moments | None, at_zero: Tensor, slopes: Tensor
 ) -> tuple[float, Tensor] | None:
     """Fit the scale and the shifts [K] that images still have, by what the first layer is given; slopes [K, C].
 
     None where it is given nothing, or nothing varies.
     """
-    running_mean, running_var = patient.case.buffers[patient.first]
-    eps = patient.case.layers[patient.first].eps
+    running_mean, running_var = case.buffers[first]
+    eps = case.layers[first].eps
     if moments is None or not running_mean.isfinite().all():
         return None
     varies = (running_var > eps) & (moments.var > eps)

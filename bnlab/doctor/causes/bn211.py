@@ -33,16 +33,15 @@ class UnsteadyPredictions(Cause):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        data = case.data
-        if data.twice > PREDICTIONS_DIFFER:
-            return Signs.of([""], f"two runs of the same batch differ by {data.twice:.2g} of the outputs' spread")
-        check = data.exact.check
+        if case.twice > PREDICTIONS_DIFFER:
+            return Signs.of([""], f"two runs of the same batch differ by {case.twice:.2g} of the outputs' spread")
+        check = case.exact.check
         if check is not None and not check.is_exact and check.off > INPUT_DIFFERS and check.layer is not None:
             reported = f"another input, by {check.off:.2g} of σ or of the variance"
             if math.isinf(check.off):
                 reported = "calls in another order, or values that cannot be compared"
             return Signs.of([check.layer], f"an evaluation gives {check.layer!r} {reported}", "error")
-        is_explained = bool(case.without or data.unread)
-        if data.alone > PREDICTIONS_DIFFER and not is_explained:
-            return Signs.of([""], f"images alone and in a batch differ by {data.alone:.2g} of the outputs' spread")
+        is_explained = bool(case.without or case.unread)
+        if case.alone > PREDICTIONS_DIFFER and not is_explained:
+            return Signs.of([""], f"images alone and in a batch differ by {case.alone:.2g} of the outputs' spread")
         return None

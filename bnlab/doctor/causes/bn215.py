@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from bnlab.doctor.cause import Cause
-from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.thresholds import EXPLAINS_ALL, FACTOR_SHOWS
 from bnlab.doctor.undo import Undo, write_averages
 from bnlab.doctor.words import describe_number
@@ -27,15 +27,14 @@ class Multiplied(Cause):
     remedy = "Divide both by it where they are converted or loaded; bnlab.recalibrate repairs this copy."
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
-        names = [name for name in patient.exact if name in case.layers]
-        log_factor = median(float(case.log_ratios(name, patient.exact).nanmedian()) for name in names)
+    def propose(self, case: Case) -> Iterator[Undo]:
+        names = [name for name in case.fold if name in case.layers]
+        log_factor = median(float(case.log_ratios(name, case.fold).nanmedian()) for name in names)
         if not math.isfinite(log_factor) or abs(log_factor) < FACTOR_SHOWS or len(names) < 2:
             return
         factor = math.exp(log_factor)
         averages = {name: case.buffers[name] / factor for name in names}
-        explains = patient.explain(averages)
+        explains = case.measure_mended(averages)
         if explains >= EXPLAINS_ALL:
             reported = f"means and variances are {describe_number(factor)} times what they should be"
             yield Undo(reported, tuple(names), 1, write_averages(case.layers, averages), explains=explains)

@@ -20,7 +20,7 @@ class DeadChannels(Cause):
     needs = ("data",)
 
     def look(self, case: Case) -> Signs | None:
-        exact = case.data.exact
+        exact = case.exact
         dead = weak = channels = 0
         layers = []
         for name in case.seen:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import FOLDED_AGREES
 from bnlab.doctor.undo import Undo, pass_through, replace_forwards
 from bnlab.model.layers import get_bias, get_weight
@@ -31,9 +30,8 @@ class FoldedTwice(Cause):
     kind = "network"
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
-        off = [name for name in patient.exact if case.clearly_differs(name)]
+    def propose(self, case: Case) -> Iterator[Undo]:
+        off = [name for name in case.fold if case.clearly_differs(name)]
         folded = [name for name in off if _is_folded(case, name)]
         if folded:
             reported = "exact means and variances are the layer's own biases and squared weights"
@@ -51,7 +49,7 @@ def _is_folded(case: Case, name: str) -> bool:
     weight = given_weight.detach().abs().cpu().double()
     bias = given_bias.detach().cpu().double()
 
-    moments = case.data.exact[name]
+    moments = case.exact[name]
     mean_off = (moments.mean - bias) / weight
     ratio = moments.var.sqrt() / weight
     off = torch.stack((mean_off, ratio.log()))

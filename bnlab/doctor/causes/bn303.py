@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import Undo, write_weights
 from bnlab.model.layers import get_weight
 
@@ -30,9 +29,8 @@ class UnusedWeights(Cause):
     kind = "network"
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
-        names = [name for name in patient.exact if name in case.layers]
+    def propose(self, case: Case) -> Iterator[Undo]:
+        names = [name for name in case.fold if name in case.layers]
         if all(not case.clearly_differs(name) for name in names):
             return
         weights = _list_weights(case, names)
@@ -46,9 +44,9 @@ class UnusedWeights(Cause):
             return
         scaled = [name for name, weight in weights.items() if not bool((weight == 1).all())]
         if fitting[-1] in scaled:
-            yield _set_to_one(patient, fitting[-1:], "one")
+            yield _set_to_one(case, fitting[-1:], "one")
         if len(scaled) > 1:
-            yield _set_to_one(patient, scaled, "all")
+            yield _set_to_one(case, scaled, "all")
 
 
 def _list_weights(case: Case, names: Sequence[str]) -> dict[str, Tensor]:
@@ -57,8 +55,8 @@ def _list_weights(case: Case, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: weight for name, weight in weights.items() if weight is not None}
 
 
-def _set_to_one(patient: Patient, names: Sequence[str], name: str) -> Undo:
-    weights = _list_weights(patient.case, names).values()
+def _set_to_one(case: Case, names: Sequence[str], name: str) -> Undo:
+    weights = _list_weights(case, names).values()
     reported = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
     apply = write_weights((weight, torch.ones_like(weight)) for weight in weights)
     return Undo(reported, tuple(names), len(names), apply, name=name)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import Undo, normalize_by_averages, replace_forwards
 from bnlab.doctor.words import count_things
 
@@ -31,26 +30,25 @@ class OtherForward(Cause):
     severity = "warning"
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        data = patient.case.data
-        replaced = {*data.unread, *(name for name, deviation in data.deviations.items() if deviation.is_affine)}
-        layers = [name for name in patient.exact if name in replaced]
+    def propose(self, case: Case) -> Iterator[Undo]:
+        replaced = {*case.unread, *(name for name, deviation in case.deviations.items() if deviation.is_affine)}
+        layers = [name for name in case.fold if name in replaced]
         if layers:
-            forwards = [patient.case.layers[name] for name in layers]
+            forwards = [case.layers[name] for name in layers]
             apply = replace_forwards(forwards, normalize_by_averages)
-            yield Undo(_describe(patient.case, layers), tuple(layers), 0, apply)
+            yield Undo(_describe(case, layers), tuple(layers), 0, apply)
 
     def look(self, case: Case) -> Signs | None:
-        layers = [name for name in case.seen if name in case.data.unread]
+        layers = [name for name in case.seen if name in case.unread]
         if layers:
             return Signs.of(layers, _describe(case, layers))
-        layers = [name for name in case.seen if name in case.data.deviations]
+        layers = [name for name in case.seen if name in case.deviations]
         return Signs.of(layers, _describe(case, layers), "note")
 
 
 def _describe(case: Case, layers: Sequence[str]) -> str:
-    unread = {name: case.data.unread[name] for name in layers if name in case.data.unread}
-    deviations = {name: case.data.deviations[name] for name in layers if name in case.data.deviations}
+    unread = {name: case.unread[name] for name in layers if name in case.unread}
+    deviations = {name: case.deviations[name] for name in layers if name in case.deviations}
     reported = []
     if unread:
         parts = sorted({part for of_layer in unread.values() for part in of_layer})

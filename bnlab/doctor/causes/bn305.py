@@ -6,17 +6,14 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-import torch
 from torch import nn
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.history import History
-from bnlab.doctor.evidence.patient import Patient
-from bnlab.doctor.evidence.scores import score_batch
+from bnlab.doctor.evidence.history import Changes
+from bnlab.doctor.evidence.scoring import score_by_labels
 from bnlab.doctor.thresholds import ANOTHER_NETWORK, SURELY_BETTER
 from bnlab.doctor.undo import Undo, write_averages, write_weights
-from bnlab.model.borrow import measured
 
 
 class WentWrongSince(Cause):
@@ -37,10 +34,9 @@ class WentWrongSince(Cause):
     kind = "network"
     needs = ("data", "before")
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
+    def propose(self, case: Case) -> Iterator[Undo]:
         history = case.history
-        if history is None or case.data.scores is None or not _is_another(case, history):
+        if history is None or case.scores is None or not _is_another(case, history):
             return
         parameters = dict(case.model.named_parameters())
         write_parameters = write_weights((parameters[name], earlier) for name, earlier in history.moved.items())
@@ -54,11 +50,11 @@ class WentWrongSince(Cause):
         degrees = sum(parameter.numel() for parameter in parameters.values())
         reported = f"with the weights and averages of before=, of which {len(history.moved):,} tensors have moved"
         undo = Undo(reported, tuple(case.layers), degrees, apply)
-        if _is_better(patient, undo):
+        if _is_better(case, undo):
             yield undo
 
 
-def _is_another(case: Case, history: History) -> bool:
+def _is_another(case: Case, history: Changes) -> bool:
     """Return whether all is known of the earlier network, and today's was trained since, or is another one.
 
     Pruned, rounded or averaged weights stay nearer to what they were than 0 is, and are not gone back from.
@@ -69,17 +65,15 @@ def _is_another(case: Case, history: History) -> bool:
     return is_known and bool(history.moved) and (are_updated or are_others)
 
 
-def _is_better(patient: Patient, undo: Undo) -> bool:
+def _is_better(case: Case, undo: Undo) -> bool:
     """Return whether labels are predicted surely better than today's weights do under any statistics."""
-    scores = patient.case.data.scores
+    scores = case.scores
     assert scores is not None
     if scores.commonest is None:
         return True  # no classes, of which scores and likelihoods may disagree: what is tried tells
-    parts = []
-    with measured(patient.examination.model), ExitStack() as stack:
-        undo.apply(patient.examination.root, stack)
-        for batch in patient.data:
-            parts.append(score_batch(patient.examination.run(batch), patient.examination.find_labels(batch)))
-    values = torch.cat([part for part in parts if part is not None])
+    assert case.task is not None
+    scored = score_by_labels(case.task, undo.apply)
+    assert scored is not None
+    values = scored[0]
     error = float(values.std()) / math.sqrt(len(values))
     return float(values.mean()) - SURELY_BETTER * error > scores.best

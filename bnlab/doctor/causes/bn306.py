@@ -39,7 +39,7 @@ class UntrainedWeights(Cause):
 
 def _is_poor(case: Case) -> bool:
     """Return whether no statistics bring the score above chance, or above what is expected."""
-    scores = case.data.scores
+    scores = case.scores
     if scores is None:
         return False
     return scores.is_near_chance if case.expected is None else scores.best < case.expected

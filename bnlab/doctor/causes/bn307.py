@@ -9,7 +9,6 @@ from torch import nn
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.thresholds import EPS_SHOWS
 from bnlab.doctor.undo import Undo
 
@@ -30,13 +29,12 @@ class OtherEps(Cause):
     kind = "network"
     needs = ("data",)
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        case = patient.case
+    def propose(self, case: Case) -> Iterator[Undo]:
         others: dict[str, Mapping[str, float]] = {f"{eps:g}": dict.fromkeys(case.layers, eps) for eps in _USUAL}
         if case.eps_before:
             others["before="] = case.eps_before
         for words, values in others.items():
-            changed = {name: eps for name, eps in values.items() if name in patient.exact and _shows(case, name, eps)}
+            changed = {name: eps for name, eps in values.items() if name in case.fold and _shows(case, name, eps)}
             if changed:
                 yield Undo(f"an eps of {words}", tuple(changed), 0, _Write(case, changed), name=words)
 

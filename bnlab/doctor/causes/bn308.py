@@ -18,7 +18,6 @@ from torch.nn.modules import activation
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.history import name_tensor
-from bnlab.doctor.evidence.patient import Patient
 from bnlab.doctor.undo import Undo
 from bnlab.doctor.words import count_things
 from bnlab.model.layers import get_bias, get_weight, strip_wrappers
@@ -53,8 +52,8 @@ class ChannelsRemoved(Cause):
     kind = "network"
     needs = ("data", "before")
 
-    def propose(self, patient: Patient) -> Iterator[Undo]:
-        removals = list(_list_removals(patient.case))
+    def propose(self, case: Case) -> Iterator[Undo]:
+        removals = list(_list_removals(case))
         if not removals:
             return
         channels = sum(removal.channels for removal in removals)

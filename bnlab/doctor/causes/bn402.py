@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bnlab.doctor.cause import Cause, Signs
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.examination import Evidence
 from bnlab.doctor.thresholds import PREDICTIONS_DIFFER
 
 
@@ -34,10 +33,10 @@ class NormalizesByBatch(Cause):
             return Signs.of(training, reported, "warning")
 
         trained = [name for name in training if not case.is_initial(name)]
-        if trained and case.evidence is not None and _depends_on_batch(case.data):
+        if trained and case.has_data and _depends_on_batch(case):
             reported = (
                 f"{len(trained)} of {len(case.layers)} in train mode: the same images in a smaller batch are predicted "
-                f"otherwise, by {case.data.by_batch:.2g} of the outputs' spread"
+                f"otherwise, by {case.by_batch:.2g} of the outputs' spread"
             )
             return Signs.of(trained, reported, "warning")
         notes = []
@@ -48,6 +47,6 @@ class NormalizesByBatch(Cause):
         return Signs.of([*trained, *case.without], "; ".join(notes))
 
 
-def _depends_on_batch(evidence: Evidence) -> bool:
+def _depends_on_batch(case: Case) -> bool:
     """Return whether nothing but predictions says what train mode does, and these depend on the other images."""
-    return evidence.scores is None and evidence.by_batch > PREDICTIONS_DIFFER
+    return case.scores is None and case.by_batch > PREDICTIONS_DIFFER

@@ -23,9 +23,8 @@ class NotCovered(Cause):
     remedy = "Pass batches that reach them, or the part of the model that is used."
 
     def look(self, case: Case) -> Signs | None:
-        unseen = () if case.evidence is None else case.evidence.exact.unseen
-        warnings = () if case.evidence is None else case.evidence.warnings
-        outside = [text for text in warnings if "F.batch_norm" in text]
+        unseen = case.exact.unseen if case.has_data else ()
+        outside = [text for text in case.warnings if "F.batch_norm" in text]
         reported = []
         if case.uncovered:
             reported.append(f"{len(case.uncovered)} of another class than torch's")

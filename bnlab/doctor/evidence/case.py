@@ -1,19 +1,21 @@
-"""A case: all that is known of a model. Causes read it, and change nothing."""
+"""A case: all that is known of a model. It is what causes read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.doctor.evidence.examination import Evidence
-from bnlab.doctor.evidence.history import History
+from bnlab.doctor.evidence.formula import Deviation
+from bnlab.doctor.evidence.history import Changes
 from bnlab.doctor.evidence.observing import LayerView, View
+from bnlab.doctor.evidence.scores import Decisions, Scores
 from bnlab.doctor.thresholds import CHANCE, FARTHEST, FEWEST_BATCHES, FITS, NEARLY_ALL, NOISY, START_REMEMBERED
+from bnlab.exact.task import Task
 from bnlab.model.layers import (
     AveragesByItself,
     BatchNorm,
@@ -23,12 +25,13 @@ from bnlab.model.layers import (
     get_weight,
 )
 from bnlab.recording.trace import MomentTrace
+from bnlab.statistics.moments import Moments
 from bnlab.statistics.network import Statistics, read_buffers
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and what is known of it; what was not given or not measured is None.
+    """A model and what is known of it; what was not given or not measured is None, or empty.
 
     Attributes:
         model: as it is.
@@ -36,7 +39,6 @@ class Case:
         without: names of batch norms that keep none.
         uncovered: names of other normalizations that keep running statistics, which bnlab does not measure.
         buffers: layer → float64 [2, C], running mean and variance as they are; may be NaN.
-        evidence: measured on the data.
         training: exact statistics of the training batches.
         training_view: what the layers saw of the training batches, batch by batch.
         history: changes since an earlier checkpoint.
@@ -47,6 +49,31 @@ class Case:
         training_sizes: images in the last training batch of an epoch, and in a full one; None where that is not known.
         stored: batch norms that cannot be measured, as they are stored; they are the layers where there are no others.
         eps_before: layer → eps of the module that was given as an earlier checkpoint, where it is another one.
+
+    Measured on the images:
+        statistics: exact statistics; causes read them as `exact`.
+        images: number of images.
+        view: what the layers saw of them batch by batch.
+        scores: of the images, under running, exact and batch statistics; None without labels and `evaluate`.
+        decisions: how predictions differ, where there are no scores; None where outputs name no classes.
+        dropped: pooled variance [C] of layers with dropout on, over that with dropout off; empty where there is none.
+        plain: exact statistics without `inputs=`, where that was given.
+        twice: how predictions of a few images differ between two runs of a batch, in units of the outputs' spread; NaN
+            where outputs cannot be compared, or change together with buffers.
+        alone: the same between images alone and inside of a batch; NaN where images cannot be run alone too.
+        evaluated: moments of two groups of the calls of `evaluate`, by layer, see `CallLog.group`; empty without it.
+        by_batch: how predictions of a few images differ from those of the same images in a larger batch, batch norms
+            being in the mode in which the caller left them; NaN where none is in train mode.
+        unread: layer → those of mean, variance, weight and bias that its forward in eval mode does not read.
+        deviations: layer with a forward of its own → how this differs from the formula in eval mode.
+        fills: zeros, ones or noise, in words → what layers would average of them, [2, C] by layer; empty where all
+            averages fit.
+        warnings: what measuring the exact statistics warned of.
+        misfit: why labels could not be compared with the outputs; None where they could, or there are none.
+
+    In `Cause.propose`, the fold, which is half of the images:
+        task: how the model is run; its batches are those of the fold.
+        fold_statistics: exact statistics of the fold; causes read them as `fold`.
     """
 
     model: nn.Module
@@ -54,10 +81,9 @@ class Case:
     without: tuple[str, ...]
     uncovered: tuple[str, ...]
     buffers: Mapping[str, Tensor]
-    evidence: Evidence | None = None
     training: Statistics | None = None
     training_view: View | None = None
-    history: History | None = None
+    history: Changes | None = None
     trace: MomentTrace | None = None
     ranks: Sequence[Mapping[str, Tensor]] | None = None
     expected: float | None = None
@@ -65,16 +91,34 @@ class Case:
     training_sizes: tuple[int, int] | None = None
     stored: Mapping[str, BatchNorm] = field(default_factory=dict)
     eps_before: Mapping[str, float] = field(default_factory=dict)
+    statistics: Statistics | None = None
+    images: int = 0
+    view: View = field(default_factory=View)
+    scores: Scores | None = None
+    decisions: Decisions | None = None
+    dropped: Mapping[str, Tensor] = field(default_factory=dict)
+    plain: Statistics | None = None
+    twice: float = math.nan
+    alone: float = math.nan
+    evaluated: Mapping[str, Sequence[Moments]] = field(default_factory=dict)
+    by_batch: float = math.nan
+    unread: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    deviations: Mapping[str, Deviation] = field(default_factory=dict)
+    fills: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    misfit: str | None = None
+    task: Task | None = None
+    fold_statistics: Statistics | None = None
 
     def list_known(self) -> frozenset[str]:
         """List what causes may need and is there, keys of `bnlab.doctor.cause.NEEDS`."""
         given = {
-            "data": self.evidence,
+            "data": self.statistics,
             "training": self.training,
             "before": self.history,
             "trace": self.trace,
             "ranks": self.ranks,
-            "inputs": None if self.evidence is None else self.evidence.plain,
+            "inputs": self.plain,
             "sizes": self.training_sizes,
         }
         known = {need for need, value in given.items() if value is not None}
@@ -83,6 +127,11 @@ class Case:
         if known & {"data", "before"}:
             known.add("changes")
         return frozenset(known)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether images were measured."""
+        return self.statistics is not None
 
     @property
     def is_measurable(self) -> bool:
@@ -96,7 +145,7 @@ class Case:
     @property
     def seen(self) -> list[str]:
         """Names of the layers that the data has reached."""
-        return [] if self.evidence is None else [name for name in self.layers if name in self.evidence.exact]
+        return [name for name in self.layers if name in (self.statistics or ())]
 
     def count_updates(self, name: str) -> int | None:
         """Count the batches that a layer has averaged, as its `num_batches_tracked` says; None without one."""
@@ -176,13 +225,13 @@ class Case:
             name: of the layer.
             reference: statistics in the place of the exact ones of the data.
         """
-        exact = self.data.exact if reference is None else reference
+        exact = self.exact if reference is None else reference
         mean, _ = self.buffers[name]
         return (mean - exact[name].mean) / (exact[name].var + exact.eps[name]).sqrt()
 
     def log_ratios(self, name: str, reference: Statistics | None = None) -> Tensor:
         """Logarithm of the running variance over the exact one, eps added to both: ln ρ [C]; see `mean_gaps`."""
-        exact = self.data.exact if reference is None else reference
+        exact = self.exact if reference is None else reference
         _, var = self.buffers[name]
         eps = exact.eps[name]
         return ((var + eps) / (exact[name].var + eps)).log()
@@ -205,7 +254,7 @@ class Case:
 
     def measure_fit(self, name: str) -> tuple[float, float]:
         """Measure how far averages are off, in σ, and how far they may be without clearly differing."""
-        gap = self.measure_distance(name, self.data.exact)
+        gap = self.measure_distance(name, self.exact)
         chance = max(self.estimate_expected_gap(name), self.estimate_sampling_error(name))
         return gap, max(FITS, CHANCE * chance)
 
@@ -236,7 +285,7 @@ class Case:
         view = self.find_view(name)
         if view is None or get_momentum(self.layers[name]) == 0 or view.batch_means.count < FEWEST_BATCHES:
             return 0.0
-        scale = self.data.exact[name].var + self.data.exact.eps[name]
+        scale = self.exact[name].var + self.exact.eps[name]
         of_mean = view.batch_means.var / scale
         of_var = view.batch_squares.var / (2 * scale.square())
         both = (of_mean + of_var).nan_to_num().sum()
@@ -244,12 +293,12 @@ class Case:
 
     def read_exact(self, layers: Iterable[str]) -> dict[str, Tensor]:
         """Read the exact mean and variance [2, C] of layers."""
-        return {name: torch.stack((self.data.exact[name].mean, self.data.exact[name].var)) for name in layers}
+        return {name: torch.stack((self.exact[name].mean, self.exact[name].var)) for name in layers}
 
     def _measure_squares(self, name: str, predicted: Tensor) -> float:
         """Sum the squares of a layer's distance from averages [2, C], in σ and log variance; each at most 10."""
-        eps = self.data.exact.eps[name]
-        sigma = (self.data.exact[name].var + eps).sqrt()
+        eps = self.exact.eps[name]
+        sigma = (self.exact[name].var + eps).sqrt()
         mean, var = self.buffers[name]
         of_mean = (mean - predicted[0]) / sigma
         of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)
@@ -267,7 +316,7 @@ class Case:
         return self._scores_better("batch", "exact") and self._scores_better("batch", "running")
 
     def _scores_better(self, kind: str, other: str) -> bool:
-        scores = None if self.evidence is None else self.evidence.scores
+        scores = self.scores
         return scores is not None and kind in scores.values and scores.compare(kind, other).low > 0
 
     def noise_ratio(self, name: str) -> float:
@@ -322,17 +371,16 @@ class Case:
 
         0 where the layer's rows are no images.
         """
-        layer_view = self.data.view.layers.get(name)
+        layer_view = self.view.layers.get(name)
         if layer_view is None or layer_view.image_means.count < 2:
             return 0.0
         images = layer_view.image_means
-        return _average_in_sigma(images.var / images.count, name, self.data.exact)
+        return _average_in_sigma(images.var / images.count, name, self.exact)
 
     def find_view(self, name: str) -> LayerView | None:
         """Find the training batches' view of a layer where there is one, else that of the data."""
-        if self.training_view is not None:
-            return self.training_view.layers.get(name)
-        return None if self.evidence is None else self.evidence.view.layers.get(name)
+        view = self.view if self.training_view is None else self.training_view
+        return view.layers.get(name)
 
     def _noise_share(self, name: str) -> float:
         """Variance of a running mean over the variance of a batch's mean, once the start is forgotten."""
@@ -344,14 +392,49 @@ class Case:
     @property
     def reference(self) -> Statistics:
         """Exact statistics of the training batches where there are some, else those of the data."""
-        return self.data.exact if self.training is None else self.training
+        return self.exact if self.training is None else self.training
 
     @property
-    def data(self) -> Evidence:
-        """What was measured on the data; ValueError without data."""
-        if self.evidence is None:
-            raise ValueError("case: there is no data; a cause that asks for it needs 'data'")
-        return self.evidence
+    def exact(self) -> Statistics:
+        """Exact statistics of the images; ValueError without data."""
+        return _require(self.statistics)
+
+    # The fold: half of the images, from which causes propose, to be judged on the other half
+
+    def on_fold(self, task: Task, exact: Statistics) -> Case:
+        """Return the case with a fold: a task's batches, and exact statistics of these."""
+        return replace(self, task=task, fold_statistics=exact)
+
+    @property
+    def fold(self) -> Statistics:
+        """Exact statistics of the fold; ValueError outside of `Cause.propose`."""
+        return _require(self.fold_statistics)
+
+    @property
+    def fits_first(self) -> bool:
+        """Whether the averages of the layer that data reaches first fit, so that nothing was done to the images."""
+        return not self.clearly_differs(next(iter(self.fold)))
+
+    def read_fold(self, name: str) -> Tensor:
+        """Read a layer's exact mean and variance [2, C] of the fold."""
+        moments = self.fold[name]
+        return torch.stack((moments.mean, moments.var))
+
+    def measure_mended(self, averages: Mapping[str, Tensor]) -> float:
+        """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none."""
+        before = 0.0
+        after = 0.0
+        changed = replace(self, buffers={**self.buffers, **averages})
+        for name in averages:
+            before += self.measure_distance(name, self.fold) ** 2
+            after += changed.measure_distance(name, self.fold) ** 2
+        return 1 - math.sqrt(after / before) if before > 0 else 0.0
+
+
+def _require(statistics: Statistics | None) -> Statistics:
+    if statistics is None:
+        raise ValueError("case: there is no data; a cause that asks for it needs 'data'")
+    return statistics
 
 
 def _average_in_sigma(squares: Tensor, name: str, statistics: Statistics) -> float:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.evidence.case import read_all_buffers, read_moments
-from bnlab.doctor.evidence.examination import Decisions, Examination
 from bnlab.doctor.evidence.labels import find_logits
 from bnlab.doctor.evidence.sample import split_halves, take_sample
-from bnlab.doctor.evidence.scores import Difference, bound_unchanged, estimate_mean
+from bnlab.doctor.evidence.scores import Decisions, Difference, bound_unchanged, estimate_mean
+from bnlab.doctor.evidence.setup import measure
 from bnlab.doctor.thresholds import NAMES_CLASSES, WORTH
 from bnlab.doctor.undo import write_averages
+from bnlab.exact.task import Task
 from bnlab.model.batches import count_images
 from bnlab.model.borrow import measured
 from bnlab.statistics.network import Statistics
@@ -50,21 +51,21 @@ class _Compared(NamedTuple):
     spread: Tensor
 
 
-def compare_decisions(examination: Examination, data: Sequence[Any], exact: Statistics) -> Decisions | None:
+def compare_decisions(task: Task, exact: Statistics) -> Decisions | None:
     """Compare the classes of at most 1,000 images under running averages and exact statistics.
 
     Returns:
         None where outputs name no classes.
     """
-    sample = take_sample(data)
-    compared = _compare(examination, sample, read_moments(exact), read_all_buffers(examination.layers))
+    sample = take_sample(task.data)
+    compared = _compare(task, sample, read_moments(exact), read_all_buffers(task.layers))
     if compared is None or not _name_classes(compared):
         return None
 
     differing = float(compared.differs.mean())
     cost = _estimate_cost(compared.cost)
     if cost.high > WORTH:
-        by_chance = _compare_halves(examination, sample)
+        by_chance = _compare_halves(task, sample)
         if by_chance is None:  # nobody knows what chance explains
             cost = replace(cost, low=-math.inf, high=math.inf)
         else:
@@ -86,30 +87,30 @@ def _name_classes(compared: _Compared) -> bool:
     return names_several and is_sure and are_centred
 
 
-def _compare_halves(examination: Examination, sample: Sequence[Any]) -> _Compared | None:
+def _compare_halves(task: Task, sample: Sequence[Any]) -> _Compared | None:
     """Compare the classes of all images under exact statistics of either half; None where there is only one half, or
     one without a variance."""
     halves = split_halves(sample)
     if len(halves) == 1:
         return None
     try:
-        first, last = (examination.measure(halves[number]) for number in (0, -1))
+        first, last = (measure(task, halves[number]) for number in (0, -1))
     except ValueError:  # one value in a channel has no variance
         return None
-    return _compare(examination, sample, read_moments(first), read_moments(last))
+    return _compare(task, sample, read_moments(first), read_moments(last))
 
 
-def _compare(examination: Examination, batches: Sequence[Any], *averages: Mapping[str, Tensor]) -> _Compared | None:
+def _compare(task: Task, batches: Sequence[Any], *averages: Mapping[str, Tensor]) -> _Compared | None:
     """Compare classes under two kinds of averages [2, C] by the layer's name; None where outputs have no classes."""
-    model = examination.root
-    writes = [write_averages(examination.layers, values) for values in averages]
+    model = task.root
+    writes = [write_averages(task.layers, values) for values in averages]
     parts = []
-    with measured(examination.model), ExitStack() as stack:
+    with measured(task.model), ExitStack() as stack:
         for batch in batches:
             outputs = []
             for write in writes:
                 write(model, stack)
-                outputs.append(find_logits(examination.run(batch)))
+                outputs.append(find_logits(task.evaluate(batch)))
             output, changed = outputs
             if output is None or changed is None or output.shape != changed.shape:
                 return None

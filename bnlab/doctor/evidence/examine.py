@@ -15,7 +15,6 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.decisions import compare_decisions
-from bnlab.doctor.evidence.examination import Evidence, Examination
 from bnlab.doctor.evidence.formula import find_deviations
 from bnlab.doctor.evidence.labels import (
     describe_misfit,
@@ -25,11 +24,13 @@ from bnlab.doctor.evidence.labels import (
     require_as_many_labels,
 )
 from bnlab.doctor.evidence.observing import CallLog, View, observe_batches
-from bnlab.doctor.evidence.probe import compare_in_own_mode, find_unread, probe_predictions
+from bnlab.doctor.evidence.predictions import compare_in_own_mode, find_unread, probe_predictions
 from bnlab.doctor.evidence.scores import Evaluate, score_batch
 from bnlab.doctor.evidence.scoring import add_own_statistics, score
+from bnlab.doctor.evidence.setup import find_labels, measure
 from bnlab.doctor.undo import find_tensor
 from bnlab.exact.population import population_statistics
+from bnlab.exact.task import Task
 from bnlab.model.batches import count_images
 from bnlab.model.layers import get_running_buffers
 from bnlab.statistics.network import Statistics
@@ -37,15 +38,15 @@ from bnlab.statistics.network import Statistics
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None) -> Evidence:
-    """Measure statistics and scores of the data: four passes, and one more where there is dropout.
+def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
+    """Add to a case statistics and scores of a task's batches: four passes, and one more where there is dropout.
 
     With `evaluate` two passes, and three calls of it; without labels predictions of at most 1,000 images are compared
     instead of scores. A few images are run twice and alone.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        exact = examination.measure(data)
+        exact = measure(task)
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
@@ -56,10 +57,9 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
     def take_output(batch: Any, output: Any) -> None:
         if evaluate is not None:
             return
-        labels = examination.find_labels(batch)
-        output = examination.select(output)
-        if labels is not None and examination.labels is not None:
-            require_as_many_labels(output, labels, examination.caller)
+        labels = find_labels(task, batch)
+        if labels is not None and task.labels is not None:
+            require_as_many_labels(output, labels, task.caller)
         values = score_batch(output, labels)
         own_values.append(values)
         if values is None:
@@ -71,36 +71,36 @@ def examine(examination: Examination, data: list[Any], evaluate: Evaluate | None
             strangers.append(strange)
 
     log = CallLog()
-    view = observe_batches(examination.make_task(data), take_output)
-    logged = None if evaluate is None else _log_first_call(examination, evaluate, log)
-    scores = score(examination, data, exact, logged, own_values)
+    view = observe_batches(task, take_output)
+    logged = None if evaluate is None else _log_first_call(task, evaluate, log)
+    scores = score(task, exact, logged, own_values)
     if scores is not None and evaluate is not None:
-        scores = add_own_statistics(scores, examination, evaluate)
-    decisions = compare_decisions(examination, data, exact) if scores is None else None
-    unread = find_unread(examination, data)
-    twice, alone = probe_predictions(examination, data)
-    return Evidence(
-        exact,
-        view,
-        scores,
-        images=sum(map(count_images, data)),
+        scores = add_own_statistics(scores, task, evaluate)
+    decisions = compare_decisions(task, exact) if scores is None else None
+    unread = find_unread(task)
+    twice, alone = probe_predictions(task)
+    return replace(
+        case,
+        statistics=exact,
+        images=sum(map(count_images, task.data)),
+        view=view,
+        scores=scores,
         decisions=decisions,
-        dropped=_measure_dropout(examination, data, view),
-        plain=_measure_plain(examination, data),
+        dropped=_measure_dropout(task, view),
+        plain=_measure_plain(task),
         twice=twice,
         alone=alone,
         evaluated=log.group(),
-        by_batch=compare_in_own_mode(examination, data),
+        by_batch=compare_in_own_mode(task),
         unread=unread,
-        deviations=find_deviations(examination, data, unread),
+        deviations=find_deviations(task, unread),
         warnings=tuple(str(warning.message) for warning in caught),
         misfit=misfits[0] if misfits else describe_strangers(strangers),
     )
 
 
-def _log_first_call(examination: Examination, evaluate: Evaluate, log: CallLog) -> Evaluate:
+def _log_first_call(task: Task, evaluate: Evaluate, log: CallLog) -> Evaluate:
     """Make a metric whose first call is watched: what its forwards give the layers."""
-    task = examination.make_task([])
     is_watched = False
 
     # Not `watched`, which refuses what cannot be measured: a metric may do what it likes.
@@ -122,19 +122,19 @@ def _log_first_call(examination: Examination, evaluate: Evaluate, log: CallLog) 
     return evaluate_and_watch
 
 
-def add_training(case: Case, examination: Examination, data: list[Any]) -> Case:
+def add_training(case: Case, task: Task) -> Case:
     """Add to a case what the training batches show."""
-    exact = examination.measure(data)
-    view = examination.ranks.run_together(lambda: observe_batches(examination.make_task(data)))
+    exact = measure(task)
+    view = task.ranks.run_together(lambda: observe_batches(task))
     return replace(case, training=exact, training_view=view)
 
 
-def read_training_sizes(batches: Any, data: list[Any] | None, max_images: int | None) -> tuple[int, int] | None:
+def read_training_sizes(batches: Any, read: Task | None, max_images: int | None) -> tuple[int, int] | None:
     """Find how many images are in the last training batch of an epoch, and in a full one: the smallest of the others.
 
     Args:
         batches: as the caller gave them; a DataLoader says it by its lengths, and is not read.
-        data: what was read of them; None if nothing was, then those of a list are counted.
+        read: what was read of them; None if nothing was, then those of a list are counted.
         max_images: after how many images reading has stopped.
 
     Returns:
@@ -148,8 +148,7 @@ def read_training_sizes(batches: Any, data: list[Any] | None, max_images: int | 
             rest = images % sampler.batch_size
             return full if sampler.drop_last or rest == 0 else rest, full
 
-    if data is None:
-        data = batches if isinstance(batches, list) else []
+    data = read.data if read is not None else batches if isinstance(batches, list) else []
     sizes = [count_images(batch) for batch in data]
     is_cut = max_images is not None and sum(sizes) >= max_images
     if is_cut or len(sizes) < 2:
@@ -157,23 +156,23 @@ def read_training_sizes(batches: Any, data: list[Any] | None, max_images: int | 
     return sizes[-1], min(sizes[:-1])
 
 
-def _measure_plain(examination: Examination, data: list[Any]) -> Statistics | None:
+def _measure_plain(task: Task) -> Statistics | None:
     """Measure without `inputs=`, where it was given for layers that can be measured without it."""
-    if not examination.inputs:
+    if not task.inputs.extracts:
         return None
     try:
-        return population_statistics(examination.model, data, forward=examination.forward, progress=False)
+        return population_statistics(task.model, task.data, forward=task.forward, progress=False)
     except ValueError:  # layers that cannot be measured without
         return None
 
 
-def _measure_dropout(examination: Examination, data: list[Any], view: View) -> dict[str, Tensor]:
+def _measure_dropout(task: Task, view: View) -> dict[str, Tensor]:
     """Measure how dropout changes the variance of layers, with it over without, [C]; empty where there is none."""
-    dropouts = [module for module in examination.model.modules() if isinstance(module, _DROPOUTS) and module.p > 0]
+    dropouts = [module for module in task.model.modules() if isinstance(module, _DROPOUTS) and module.p > 0]
     if not dropouts:
         return {}
 
-    dropped = observe_batches(examination.make_task(data), train=dropouts)
+    dropped = observe_batches(task, train=dropouts)
     least = torch.finfo(torch.float64).tiny
     ratios = {}
     for name, layer_view in dropped.layers.items():

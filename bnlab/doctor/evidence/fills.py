@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.evidence.observing import observe_batches
 from bnlab.doctor.undo import change_images
+from bnlab.exact.task import Task
 from bnlab.model.batches import take_images
 
 _IMAGES = 32  # whose noise is small beside that of the few forwards that were averaged
@@ -36,24 +35,23 @@ _FILLS: Mapping[str, Callable[[Tensor], Tensor]] = {
 """What tools feed a model to trace it, to count its operations, or to find its shapes."""
 
 
-def add_fills(case: Case, examination: Examination, data: Sequence[Any]) -> Case:
+def add_fills(case: Case, task: Task) -> Case:
     """Add to a case what its layers would average of no images; nothing where all averages fit, or are not finite."""
     if case.is_broken or not any(case.clearly_differs(name) for name in case.seen):
         return case
     fills = {}
     for what, fill in _FILLS.items():
-        averages = _average(examination.alone(), take_images(data[0], _IMAGES), fill)
+        averages = _average(task.on([take_images(task.data[0], _IMAGES)]), fill)
         if all(name in averages for name in case.seen):
             fills[what] = averages
-    return replace(case, evidence=replace(case.data, fills=fills))
+    return replace(case, fills=fills)
 
 
-def _average(examination: Examination, batch: Any, fill: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def _average(task: Task, fill: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Measure mean and unbiased variance [2, C] of a forward in train mode; nothing where the model takes no such."""
-    task = examination.make_task([batch])
     try:
         with ExitStack() as stack:
-            change_images(fill)(task.model, stack)
+            change_images(fill)(task.root, stack)
             view = observe_batches(task)
     except Exception:  # a model that takes no other images may raise anything
         return {}

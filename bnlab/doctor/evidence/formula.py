@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.thresholds import FORMULA_DIFFERS
 from bnlab.doctor.undo import find_tensor
+from bnlab.exact.task import Task
 from bnlab.model.batches import take_images
 from bnlab.model.borrow import measured
-from bnlab.model.layers import BatchNorm, Inputs, get_bias, get_running_buffers, get_weight, has_own_forward
+from bnlab.model.layers import BatchNorm, get_bias, get_running_buffers, get_weight, has_own_forward
 
 _IMAGES = 8
 _FEWEST_VALUES = 100  # of an output, of which one can say that they are a function of what is expected
@@ -35,19 +35,17 @@ class Deviation:
     is_affine: bool
 
 
-def find_deviations(examination: Examination, data: Sequence[Any], unread: Mapping[str, Any]) -> dict[str, Deviation]:
+def find_deviations(task: Task, unread: Mapping[str, Any]) -> dict[str, Deviation]:
     """Find the layers whose forward is another than the formula: one forward of eight images, if there are any.
 
     An activation that is built in behind the formula is none: then all channels follow one function of it.
 
     Args:
-        examination: of the model.
-        data: batches.
+        task: the model and its batches.
         unread: layers whose forward is known to leave something out.
     """
-    extracts = Inputs(examination.layers, examination.inputs, examination.caller).extracts
-    known = {*extracts, *unread}
-    layers = {name: layer for name, layer in examination.layers.items() if has_own_forward(layer) and name not in known}
+    known = {*task.inputs.extracts, *unread}
+    layers = {name: layer for name, layer in task.layers.items() if has_own_forward(layer) and name not in known}
     if not layers:
         return {}
     deviations: dict[str, Deviation] = {}
@@ -59,11 +57,11 @@ def find_deviations(examination: Examination, data: Sequence[Any], unread: Mappi
             if deviation is not None:
                 deviations[name] = deviation
 
-    with measured(examination.model), ExitStack() as stack:
+    with measured(task.model), ExitStack() as stack:
         for name, layer in layers.items():
             handle = layer.register_forward_hook(partial(look, name), with_kwargs=True)
             stack.callback(handle.remove)
-        examination.run(take_images(data[0], _IMAGES))
+        task.evaluate(take_images(task.data[0], _IMAGES))
     return deviations
 
 

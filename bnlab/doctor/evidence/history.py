@@ -36,7 +36,7 @@ class LayerChange:
 
 
 @dataclass(frozen=True)
-class History:
+class Changes:
     """Changes since an earlier checkpoint.
 
     Attributes:
@@ -102,7 +102,7 @@ def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else state
 
 
-def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapping[str, Any], caller: str) -> History:
+def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapping[str, Any], caller: str) -> Changes:
     """Compare a model with an earlier state of it, or of a network that contains it; see `match_states`.
 
     Raises:
@@ -131,7 +131,7 @@ def compare_with(model: nn.Module, layers: Mapping[str, BatchNorm], before: Mapp
             square += float((value.double() - earlier.double()).square().sum())
             square_then += float(earlier.double().square().sum())
     distance = math.sqrt(square / square_then) if square_then else 0.0
-    return History(changes, moved, distance, len(pairs), added, unmatched, resized)
+    return Changes(changes, moved, distance, len(pairs), added, unmatched, resized)
 
 
 def _find_resized(now: Mapping[str, Tensor], then: Mapping[str, Tensor], layers: Iterable[str]) -> Mapping[str, Tensor]:

@@ -83,6 +83,6 @@ def _predict_lag(case: Case, name: str) -> Tensor | None:
 
 def _scale(case: Case, name: str, differences: Tensor) -> Tensor:
     """Divide differences [2, C] of means by σ and of variances by the variance, as one row [2C]."""
-    exact = case.data.exact
+    exact = case.exact
     var = exact[name].var + exact.eps[name]
     return torch.cat((differences[0] / var.sqrt(), differences[1] / var))

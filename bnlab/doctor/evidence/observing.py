@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,9 +136,9 @@ class View:
         batch_size: images in a batch, on average.
     """
 
-    layers: dict[str, LayerView]
-    batches: int
-    batch_size: float
+    layers: Mapping[str, LayerView] = field(default_factory=dict)
+    batches: int = 0
+    batch_size: float = 0.0
 
 
 @dataclass
@@ -216,8 +216,8 @@ def observe_batches(
         if len(x) == size:
             watch.add_images(x)
 
-    with measured(task.model), ExitStack() as stack:
-        normalize_each_batch(task.layers)(task.model, stack)
+    with measured(task.root), ExitStack() as stack:
+        normalize_each_batch(task.layers)(task.root, stack)
         for module in train:
             module.training = True
         with watched(task, task.layers, note):

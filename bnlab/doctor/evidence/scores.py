@@ -45,6 +45,20 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """How predictions under running averages differ from those under exact statistics, where there are no labels.
+
+    Attributes:
+        cost: what the difference costs in accuracy, if the predicted probabilities are right. Value and lower end are
+            beyond what chance explains.
+        differing: share of the images that get another class.
+    """
+
+    cost: Difference
+    differing: float
+
+
+@dataclass(frozen=True)
 class Scores:
     """Values of a metric for each image, under each kind of statistics.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.evidence.case import has_bad_values, read_all_buffers
-from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.evidence.scores import (
     Evaluate,
     Scores,
@@ -22,8 +21,9 @@ from bnlab.doctor.evidence.scores import (
     score_batch,
     score_constants,
 )
+from bnlab.doctor.evidence.setup import find_labels
 from bnlab.doctor.undo import Apply, normalize_each_batch
-from bnlab.exact.task import watched
+from bnlab.exact.task import Task, watched
 from bnlab.model.batches import take_images
 from bnlab.model.borrow import measured
 from bnlab.model.layers import get_running_buffers
@@ -34,15 +34,14 @@ Judge = Callable[[Sequence[Any], Apply | None], Tensor]
 
 
 def score(
-    examination: Examination,
-    data: list[Any],
+    task: Task,
     exact: Statistics,
     evaluate: Evaluate | None,
     own_values: Sequence[Tensor | None] = (),
 ) -> Scores | None:
     """Score the images under running and exact statistics; batch statistics were scored when they were observed."""
-    ranks = examination.ranks
-    values = ranks.run_together(lambda: _score_own(examination, data, exact, evaluate))
+    ranks = task.ranks
+    values = ranks.run_together(lambda: _score_own(task, exact, evaluate))
     parts = [part for part in ranks.gather(values) if part]
     if not parts:
         return None
@@ -53,57 +52,53 @@ def score(
     if evaluate is not None:
         return Scores(joined, _are_shares(joined))
 
-    constants = ranks.gather(_score_constants(examination, data))
+    constants = ranks.gather(_score_constants(task))
     commonest = None
     if None not in constants:
         sums: Counter[int] = sum(constants, Counter())
         commonest = max(sums.values()) / len(joined["running"]) if len(sums) > 1 else None
-    labels = examination.find_labels(data[0])
+    labels = find_labels(task, task.data[0])
     by_class = labels is not None and labels.dim() > 1
     return Scores(joined, _are_shares(joined), commonest, by_class)
 
 
-def score_training(examination: Examination, data: list[Any]) -> float | None:
+def score_training(task: Task) -> float | None:
     """Score the training batches by the model as it is, in eval mode; None where labels do not say by shares."""
-    values = score_by_labels(examination, data)
+    values = score_by_labels(task)
     if values is None or not _are_shares({"running": values}):
         return None
     return float(values.mean())
 
 
-def add_own_statistics(scores: Scores, examination: Examination, evaluate: Evaluate) -> Scores:
+def add_own_statistics(scores: Scores, task: Task, evaluate: Evaluate) -> Scores:
     """Add how the caller's metric scores while each batch norm normalizes by what it is given in each call."""
-    own = score_by_metric(examination, evaluate, normalize_each_batch(examination.layers))
-    _require_as_many(own, scores.values["running"], examination.caller)
+    own = score_by_metric(task, evaluate, normalize_each_batch(task.layers))
+    _require_as_many(own, scores.values["running"], task.caller)
     values = {**scores.values, "batch": own}
     return Scores(values, _are_shares(values))
 
 
-def score_by_metric(
-    examination: Examination, evaluate: Evaluate, apply: Apply | None = None, must_be_finite: bool = False
-) -> Tensor:
+def score_by_metric(task: Task, evaluate: Evaluate, apply: Apply | None = None, must_be_finite: bool = False) -> Tensor:
     """Score by the caller's own metric, with something undone or not: float64 [N]."""
-    with measured(examination.model), ExitStack() as stack:
+    with measured(task.model), ExitStack() as stack:
         if apply is not None:
-            apply(examination.root, stack)
-        return read_values(evaluate(examination.model), examination.caller, must_be_finite)
+            apply(task.root, stack)
+        return read_values(evaluate(task.model), task.caller, must_be_finite)
 
 
-def score_by_labels(
-    examination: Examination, data: Iterable[Any], apply: Apply | None = None, has_likelihoods: bool = False
-) -> Tensor | None:
+def score_by_labels(task: Task, apply: Apply | None = None, has_likelihoods: bool = False) -> Tensor | None:
     """Score each image by its label, in eval mode, with something undone or not; None where labels do not say.
 
     Returns:
         float64 [1, N]; or [2, N] with the likelihoods of the labels, or scores again where outputs are no classes.
     """
     parts = []
-    with measured(examination.model), ExitStack() as stack:
+    with measured(task.model), ExitStack() as stack:
         if apply is not None:
-            apply(examination.root, stack)
-        for batch in data:
-            output = examination.run(batch)
-            labels = examination.find_labels(batch)
+            apply(task.root, stack)
+        for batch in task.data:
+            output = task.evaluate(batch)
+            labels = find_labels(task, batch)
             scores = score_batch(output, labels)
             if scores is None:
                 return None
@@ -115,37 +110,35 @@ def score_by_labels(
     return torch.cat(parts, 1).cpu()  # all at once: nobody waits for a device after each batch
 
 
-def _score_own(
-    examination: Examination, data: list[Any], exact: Statistics, evaluate: Evaluate | None
-) -> dict[str, Tensor]:
+def _score_own(task: Task, exact: Statistics, evaluate: Evaluate | None) -> dict[str, Tensor]:
     """Score this process's images under running and exact statistics; empty where labels do not say."""
     if evaluate is not None:
-        return _score_by(examination, evaluate, exact)
-    running = score_by_labels(examination, data)
+        return _score_by(task, evaluate, exact)
+    running = score_by_labels(task)
     if running is None:
         return {}
-    with using(examination.model, exact):
-        under_exact = score_by_labels(examination, data)
+    with using(task.model, exact):
+        under_exact = score_by_labels(task)
     assert under_exact is not None
     return {"running": running[0], "exact": under_exact[0]}
 
 
-def _score_by(examination: Examination, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
+def _score_by(task: Task, evaluate: Evaluate, exact: Statistics) -> dict[str, Tensor]:
     """Score by the caller's own metric: NaN where it fails under buffers that are not finite or negative.
 
     Raises:
         ValueError: it does not return values of the same images each time.
     """
-    is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(examination.layers).values())
-    with using(examination.model, exact), torch.no_grad():
-        under_exact = read_values(evaluate(examination.model), examination.caller)
+    is_broken = any(has_bad_values(buffers) for buffers in read_all_buffers(task.layers).values())
+    with using(task.model, exact), torch.no_grad():
+        under_exact = read_values(evaluate(task.model), task.caller)
     try:
-        running = score_by_metric(examination, evaluate, must_be_finite=not is_broken)
+        running = score_by_metric(task, evaluate, must_be_finite=not is_broken)
     except (ValueError, RuntimeError):
         if not is_broken:
             raise
         running = torch.full_like(under_exact, math.nan)  # metrics that have just worked may refuse NaN
-    _require_as_many(running, under_exact, examination.caller)
+    _require_as_many(running, under_exact, task.caller)
     return {"running": running, "exact": under_exact}
 
 
@@ -162,36 +155,35 @@ def _are_shares(values: Mapping[str, Tensor]) -> bool:
     return all(bool(((part >= 0) & (part <= 1)).all()) for part in values.values())
 
 
-def _score_constants(examination: Examination, data: Iterable[Any]) -> Counter[int] | None:
+def _score_constants(task: Task) -> Counter[int] | None:
     """Sum over images what always naming each class would score; None where labels are no classes."""
-    labels = [examination.find_labels(batch) for batch in data]
+    labels = [find_labels(task, batch) for batch in task.data]
     whole = [part for part in labels if part is not None and not part.is_floating_point()]
     return Counter(score_constants(whole)) if len(whole) == len(labels) else None
 
 
-def choose_judge(examination: Examination, data: Sequence[Any], evaluate: Evaluate | None) -> tuple[Judge, bool]:
+def choose_judge(task: Task, evaluate: Evaluate | None) -> tuple[Judge, bool]:
     """Choose by what undos are judged, and say whether by labels or a metric."""
 
     def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Tensor:
         assert evaluate is not None
-        values = score_by_metric(examination, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
+        values = score_by_metric(task, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
         return torch.stack((values, values))
 
     def judge_by_labels(batches: Sequence[Any], apply: Apply | None) -> Tensor:
-        values = score_by_labels(examination, batches, apply, has_likelihoods=True)
+        values = score_by_labels(task.on(batches), apply, has_likelihoods=True)
         assert values is not None
         return values
 
     if evaluate is not None:
         return judge_by_metric, True
-    if score_by_labels(examination, [take_images(data[0], 2)]) is not None:
+    if score_by_labels(task.on([take_images(task.data[0], 2)])) is not None:
         return judge_by_labels, True
-    return partial(_judge_by_gap, examination), False
+    return partial(_judge_by_gap, task), False
 
 
-def _judge_by_gap(examination: Examination, batches: Sequence[Any], apply: Apply | None) -> Tensor:
+def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Tensor:
     """Measure the gap that each batch leaves under an undo: −Σ log(1 + gap) over layers, float64 [2, batches]."""
-    task = examination.make_task(list(batches))
 
     def take(name: str, x: Tensor) -> None:
         given = task.reader.measure(x)
@@ -205,11 +197,11 @@ def _judge_by_gap(examination: Examination, batches: Sequence[Any], apply: Apply
         gaps[-1] = gaps[-1] + gap.log1p()
 
     gaps: list[Tensor] = []
-    with measured(task.model), ExitStack() as stack, watched(task, task.layers, take):
+    with measured(task.root), ExitStack() as stack, watched(task, task.layers, take):
         if apply is not None:
-            apply(task.model, stack)
-        for batch in task.data:
-            gaps.append(torch.zeros((), dtype=torch.float64, device=examination.device))
+            apply(task.root, stack)
+        for batch in batches:
+            gaps.append(torch.zeros((), dtype=torch.float64, device=task.device))
             task.evaluate(batch)
     values = -torch.stack(gaps).cpu()
     return torch.stack((values, values))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
+from bnlab.doctor.evidence.exported import list_nodes, make_norm
 from bnlab.model.layers import BatchNorm, list_others
 
-_WITH_MODE = "batch_norm"  # the names of the nodes, by what torch.export was asked for
-_WITHOUT_MODE = "_native_batch_norm_legit_no_training"
 _USUAL_EPS = 1e-5  # where a module does not say
 
 
@@ -24,7 +22,7 @@ def list_stored(model: nn.Module, caller: str) -> dict[str, BatchNorm]:
     Raises:
         ValueError: a graph's batch norm reads statistics that are no buffers of the graph.
     """
-    stored = dict(_list_nodes(model, caller))
+    stored = dict(list_nodes(model, caller))
     others = {*list_others(model)}
     for name, module in model.named_modules():
         if name in others and name not in stored and _has_both(module):
@@ -51,7 +49,7 @@ def _has_both(module: nn.Module) -> bool:
 
 def _copy_module(module: Any) -> BatchNorm:
     """Make a batch norm of a module's own tensors."""
-    return _make(
+    return make_norm(
         module.running_mean,
         module.running_var,
         weight=getattr(module, "weight", None),
@@ -61,70 +59,6 @@ def _copy_module(module: Any) -> BatchNorm:
         eps=getattr(module, "eps", _USUAL_EPS),
         training=module.training,
     )
-
-
-def _list_nodes(model: nn.Module, caller: str) -> Iterator[tuple[str, BatchNorm]]:
-    """List the batch norms of exported graphs, by the name that their buffers have in common."""
-    for prefix, graph_module in model.named_modules():
-        if not isinstance(graph_module, fx.GraphModule):
-            continue
-        for node in graph_module.graph.nodes:
-            kind = getattr(node.target, "__name__", "").partition(".")[0] if node.op == "call_function" else ""
-            if kind in (_WITH_MODE, _WITHOUT_MODE) and node.args[3] is not None:
-                yield _read_node(prefix, graph_module, node, kind, caller)
-
-
-def _read_node(prefix: str, graph: fx.GraphModule, node: fx.Node, kind: str, caller: str) -> tuple[str, BatchNorm]:
-    """Read the name and the tensors of a batch norm from its node: input, weight, bias, mean, variance, and so on."""
-    _, weight, bias, mean, var, *rest = node.args
-    buffers = [_get_tensor(graph, part) for part in (mean, var)]
-    if any(buffer is None for buffer in buffers):
-        raise ValueError(
-            f"{caller}: {node.name!r} of the graph reads running statistics that are no buffers of it; pass "
-            "program.module() of what torch.export returned"
-        )
-    place = str(mean.target).rpartition(".")[0]  # type: ignore[union-attr]
-    settings: list[Any] = [*rest] if kind == _WITH_MODE else [False, *rest]
-    is_training, momentum, eps = settings[:3]
-    norm = _make(
-        *buffers,
-        weight=_get_tensor(graph, weight),
-        bias=_get_tensor(graph, bias),
-        count=_find_count(graph, place),
-        momentum=momentum,
-        eps=eps,
-        training=bool(is_training),
-    )
-    return ".".join(part for part in (prefix, place) if part), norm
-
-
-def _get_tensor(graph: fx.GraphModule, part: Any) -> Tensor | None:
-    """Return the tensor of the graph that an argument of a node is; None where it is none of its tensors."""
-    if not isinstance(part, fx.Node) or part.op != "get_attr":
-        return None
-    value: Any = graph
-    for name in str(part.target).split("."):
-        value = getattr(value, name, None)
-    return value if isinstance(value, Tensor) else None
-
-
-def _find_count(graph: fx.GraphModule, place: str) -> Tensor | None:
-    buffers = dict(graph.named_buffers())
-    return buffers.get(f"{place}.num_batches_tracked")
-
-
-def _make(
-    mean: Any, var: Any, *, weight: Any, bias: Any, count: Any, momentum: Any, eps: float, training: bool
-) -> BatchNorm:
-    """Make a batch norm of torch's that holds these very tensors."""
-    norm = nn.BatchNorm1d(len(mean), eps, momentum, affine=False)
-    norm.running_mean, norm.running_var = mean, var
-    norm.num_batches_tracked = count if isinstance(count, Tensor) else None
-    for name, values in {"weight": weight, "bias": bias}.items():
-        if isinstance(values, Tensor) and values.shape == mean.shape:
-            is_parameter = isinstance(values, nn.Parameter)
-            setattr(norm, name, values if is_parameter else nn.Parameter(values, requires_grad=False))
-    return norm.train(training)
 
 
 def holds_start(norm: BatchNorm) -> bool:

@@ -32,6 +32,7 @@ from bnlab.doctor.gallery.specimen import (
 )
 from bnlab.doctor.gallery.store import History
 from bnlab.estimators import EMA
+from bnlab.model.borrow import keep_random_state
 from bnlab.recording.block import record
 from bnlab.recording.trace import replay
 
@@ -74,12 +75,18 @@ def change_images(change: Callable[..., Tensor], has_training: bool = False) -> 
     return spoil
 
 
+def find_last(model: nn.Module, kind: type[nn.Module]) -> tuple[str, Any]:
+    """Find the last layer of a kind that a model lists, with its name."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)][-1]
+
+
 # Faults by the names that the table has, with _ for a space.
 
 
 def momentum_reversed(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
     set_momentum(model, 0.9)
+    assert healthy.trace is not None
     # The momentum changes no weight, so that the recorded training tells what another one would have averaged.
     last = healthy.trace.last_step
     replay(healthy.trace, EMA(momentum=0.9), [last])[last].write_to(model)
@@ -171,7 +178,8 @@ def average_of_weights_without_buffers(healthy: Healthy) -> Specimen:
 
 def moved_while_frozen(healthy: Healthy) -> Specimen:
     model = healthy.copy_model().requires_grad_(False)
-    model.head.requires_grad_(True)
+    _, head = find_last(model, nn.Linear)
+    head.requires_grad_(True)
     is_warm = healthy.labels < CLASSES // 2
     average(model, split(healthy.images[is_warm], healthy.labels[is_warm]))
     return healthy.show(model, before=healthy.model)
@@ -206,7 +214,8 @@ def stopped_in_the_middle(healthy: Healthy) -> Specimen:
 
 def dropout_in_eval_mode(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
-    model.head = Wrapped(model.head, lambda head, features: head(F.dropout(features)))
+    name, head = find_last(model, nn.Linear)
+    model.set_submodule(name, Wrapped(head, lambda head, features: head(F.dropout(features))))
     return healthy.show(model)
 
 
@@ -229,7 +238,8 @@ class OtherNorm(nn.Module):
 
 def a_norm_of_its_own(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
-    model.norm4 = OtherNorm(model.norm4)
+    name, norm = find_last(model, nn.BatchNorm2d)
+    model.set_submodule(name, OtherNorm(norm))
     return healthy.show(model, expected=0.95)
 
 
@@ -324,7 +334,8 @@ def eps_above_the_variance(healthy: Healthy) -> Specimen:
 
 def weights_pruned(healthy: Healthy, share: float) -> Specimen:
     model = healthy.copy_model()
-    for convolution in (model.conv3, model.conv4):
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions[-2:]:
         convolution.weight.data = convolution.weight.data.contiguous()  # which torch's pruning asks for
         prune.l1_unstructured(convolution, "weight", share)
         prune.remove(convolution, "weight")
@@ -341,9 +352,12 @@ def two_networks_averaged(healthy: Healthy) -> Specimen:
 
 def folded_twice(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
-    for number, norm in enumerate(list_norms(model), start=1):
-        name = f"conv{number}"
-        setattr(model, name, fuse_conv_bn_eval(model.get_submodule(name), norm))
+    last = ""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            last = name
+        elif isinstance(module, nn.BatchNorm2d):  # the convolution before it is the last one that was listed
+            model.set_submodule(last, fuse_conv_bn_eval(model.get_submodule(last), module))
     return healthy.show(model)
 
 
@@ -370,10 +384,14 @@ def eps_of_another_framework(healthy: Healthy) -> Specimen:
     """Images are darker, and the first weights such that an eps of 0.001 would be right."""
     model = healthy.copy_model()
     mean, var = list_averages(model)[0]
-    sigma = (var + model.norm1.eps).sqrt()
+    norm = list_norms(model)[0]
+    sigma = (var + norm.eps).sqrt()
     mean.div_(500)
     var.div_(500**2)
-    model.norm1.weight.data.mul_(500 * (var + 1e-3).sqrt() / sigma)
+    bias = next(module for module in model.modules() if isinstance(module, nn.Conv2d)).bias
+    if bias is not None:
+        bias.data.div_(500)
+    norm.weight.data.mul_(500 * (var + 1e-3).sqrt() / sigma)
     return Specimen(model, healthy.change_batches(lambda images: images / 500), healthy.accuracy)
 
 
@@ -401,7 +419,12 @@ def channels_removed(healthy: Healthy, channels: float) -> Specimen:
 
 def weights_not_loaded(healthy: Healthy) -> Specimen:
     model = healthy.copy_model()
-    model.load_state_dict(healthy.model.state_dict() | dict(build_network(seed=3).named_parameters()))
+    with keep_random_state():
+        torch.manual_seed(3)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    model.load_state_dict(dict(healthy.model.named_buffers()), strict=False)
     return healthy.show(model)
 
 

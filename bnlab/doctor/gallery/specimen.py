@@ -55,8 +55,8 @@ class Healthy:
         labels: of these, [N].
         batches: other images with their labels, to be tested on.
         accuracy: on these.
-        before: state of the model after four fifths of its training.
-        trace: what was recorded of all of it.
+        before: state of the model after a part of its training; empty if none was kept.
+        trace: what was recorded of all of it; None if nothing was.
     """
 
     model: Any
@@ -65,7 +65,7 @@ class Healthy:
     batches: Batches
     accuracy: float
     before: Mapping[str, Tensor]
-    trace: MomentTrace
+    trace: MomentTrace | None
 
     def copy_model(self) -> Any:
         """Copy the model, to be spoiled."""
@@ -107,7 +107,6 @@ def make_healthy() -> Healthy:
         return History(before, trace)
 
     history = NETWORKS.recall("healthy", model, train_and_record)
-    assert history.trace is not None
     batches = split(*draw_patterns(_IMAGES, seed=1))
     accuracy = measure_accuracy(model, batches)
     return Healthy(model, images, labels, batches, accuracy, history.before, history.trace)

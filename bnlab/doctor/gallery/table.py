@@ -22,6 +22,8 @@ class Fault:
             as good), "hides" (as good, and the mistake stays), "not needed" (the old ones were right).
         verdicts: those that are right.
         strengths: a weak, a medium and a strong one.
+        is_portable: whether it is a function of any trained network of convolutions; the others take a training of
+            their own, or the layers of the gallery's network.
         done: one sentence on what was done.
         make: makes the specimen.
     """
@@ -31,6 +33,7 @@ class Fault:
     recalibration: str
     verdicts: Sequence[str]
     strengths: Sequence[float]
+    is_portable: bool
     done: str
     make: Spoil
 
@@ -48,8 +51,11 @@ def _read_faults() -> dict[str, Fault]:
         name = row["name"]
         verdicts = row["verdicts"].split("/")
         strengths = [float(strength) for strength in row["strengths"].split()]
+        is_portable = row["base"] == "any"
         make = getattr(faults, name.replace(" ", "_"))
-        found[name] = Fault(name, row["code"], row["recalibration"], verdicts, strengths, row["done"], make)
+        found[name] = Fault(
+            name, row["code"], row["recalibration"], verdicts, strengths, is_portable, row["done"], make
+        )
     return found
 
 

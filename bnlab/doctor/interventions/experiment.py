@@ -21,13 +21,14 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.examination import CALLER, Examination
-from bnlab.doctor.evidence.patient import Patient
+from bnlab.doctor.evidence.first_layer import FirstLayer
 from bnlab.doctor.evidence.sample import split_halves, take_sample
 from bnlab.doctor.evidence.scores import Difference, Evaluate, estimate_mean
 from bnlab.doctor.evidence.scoring import Judge, choose_judge
+from bnlab.doctor.evidence.setup import CALLER, measure, measure_under
 from bnlab.doctor.thresholds import EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER
 from bnlab.doctor.undo import EACH_BATCH, EXACT, Undo
+from bnlab.exact.task import Task
 from bnlab.statistics.network import Statistics
 
 _MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one with nothing undone
@@ -158,6 +159,20 @@ class Experiment:
         chosen = [trial for trial in enough if trial.undo.degrees == fewest]
         return chosen, [trial for trial in perhaps if trial.undo.degrees < fewest]
 
+    def measure_exact(self) -> tuple[float, float] | None:
+        """Measure how much less of the likelihood exact statistics surely bring back than the best undo does.
+
+        Returns:
+            That, and beyond which line it is clearly less: a tenth of the best gain. None where they were not tried.
+        """
+        best = self.best
+        tried = [trial for trial in self.trials if trial.undo.shared == EXACT]
+        if best is None or not tried:
+            return None
+        exact = max(tried, key=lambda trial: float(trial.values[1].mean()))
+        shortfall = estimate_mean(best.values[1] - exact.values[1], tests=len(self.trials))
+        return shortfall.low, LEFT_BY_SMALLER * self.measure_gain(best).value
+
     def list_crossings(self) -> list[Crossing]:
         """List the numbers that undos were graded by, where the grade would be another one beyond the line."""
         return [crossing for _, crossings in self._graded for crossing in crossings]
@@ -214,35 +229,32 @@ def _combine(score: bool, surely: bool, likely: bool, fits: bool) -> Grade:
     return Grade.PERHAPS if likely else Grade.TOO_LITTLE
 
 
-def try_undos(
-    examination: Examination, case: Case, data: Sequence[Any], causes: Iterable[Cause], evaluate: Evaluate | None
-) -> Experiment | None:
+def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluate | None) -> Experiment | None:
     """Try what causes propose; None where none of them sees a sign.
 
     Args:
-        examination: of the model.
-        case: what is known of it, from all data.
-        data: all batches.
+        case: what is known of the model.
+        task: the model and all batches.
         causes: those that may have gone wrong.
         evaluate: the caller's metric.
     """
     causes = list(causes)
-    examination = examination.alone()  # others may have other batches, and propose other undos
-    sample = take_sample(data)
-    whole = Patient(case, examination, sample, case.data.exact)
+    task = task.alone()  # others may have other batches, and propose other undos
+    sample = task.on(take_sample(task.data))
+    whole = case.on_fold(sample, case.exact)
     if not any(True for cause in causes for _ in cause.propose(whole)):
         return None
-    halves: list[tuple[Patient, Sequence[Any]]] = [(whole, data)]
+    halves: list[tuple[Case, Sequence[Any]]] = [(whole, task.data)]
     if evaluate is None:
-        halves = _swap_halves(whole, split_halves(sample))
+        halves = _swap_halves(whole, sample)
 
-    judge, has_labels = choose_judge(examination, data, evaluate)
+    judge, has_labels = choose_judge(task, evaluate)
     unchanged = torch.cat([judge(judging, None) for _, judging in halves], 1)
     notes: set[str] = set()
     most = math.inf if evaluate is None else _MOST_CALLS
     tried = _try_all(halves, causes, judge, has_labels, most, notes)
 
-    if not whole.fits_first and whole.answer is None:
+    if not whole.fits_first and FirstLayer(whole).answer is None:
         notes.add(_NO_ANSWER)
     trials = []
     for trial in tried:
@@ -263,32 +275,30 @@ def _does_training_fail(case: Case, trial: Trial, unchanged: Tensor) -> bool:
     return case.training_score < float(middle)
 
 
-def _swap_halves(whole: Patient, parts: Sequence[Sequence[Any]]) -> list[tuple[Patient, Sequence[Any]]]:
+def _swap_halves(whole: Case, sample: Task) -> list[tuple[Case, Sequence[Any]]]:
     """Pair each half with the images of the other; all with themselves where a half is too small to be measured."""
-    case = whole.case
-    examination = whole.examination
+    parts = [sample.on(part) for part in split_halves(sample.data)]
     try:
-        patients = [Patient(case, examination, part, _measure_half(whole, part)) for part in parts]
+        folds = [whole.on_fold(part, _measure_half(part, whole.exact)) for part in parts]
     except ValueError:  # one value in a channel has no variance
-        return [(whole, whole.data)]
-    swapped: list[tuple[Patient, Sequence[Any]]] = [(patients[0], parts[-1]), (patients[-1], parts[0])]
+        return [(whole, sample.data)]
+    swapped: list[tuple[Case, Sequence[Any]]] = [(folds[0], parts[-1].data), (folds[-1], parts[0].data)]
     return swapped[: len(parts)]
 
 
-def _measure_half(whole: Patient, half: Sequence[Any]) -> Statistics:
+def _measure_half(half: Task, exact: Statistics) -> Statistics:
     """Measure exact statistics of a half of the images.
 
-    Where layers that are called several times have cost many passes, those of the whole stand in for the half's own
+    Where layers that are called several times have cost many passes, those of all images stand in for the half's own
     while layers are measured, which takes one.
     """
-    cost = whole.exact.cost
-    if cost is not None and cost.passes > 1:
-        return whole.examination.measure_under(list(half), whole.exact)
-    return whole.examination.measure(list(half))
+    if exact.cost is not None and exact.cost.passes > 1:
+        return measure_under(half, exact)
+    return measure(half)
 
 
 def _try_all(
-    halves: Sequence[tuple[Patient, Sequence[Any]]],
+    halves: Sequence[tuple[Case, Sequence[Any]]],
     causes: Sequence[Cause],
     judge: Judge,
     has_labels: bool,
@@ -302,9 +312,9 @@ def _try_all(
     undos: dict[tuple[str, str], tuple[Cause, Undo]] = {}
     values: defaultdict[tuple[str, str], list[Tensor]] = defaultdict(list)
     calls = 0
-    for patient, judging in halves:
+    for fold, judging in halves:
         for cause in causes:
-            for undo in _list_proposals(cause, patient, has_labels):
+            for undo in _list_proposals(cause, fold, has_labels):
                 key = (cause.code, undo.name)
                 if calls >= most:
                     notes.add(_TOO_MANY)
@@ -320,9 +330,9 @@ def _try_all(
     return [Trial(*undos[key], torch.cat(values[key], 1)) for key in complete]
 
 
-def _list_proposals(cause: Cause, patient: Patient, has_labels: bool) -> list[Undo]:
+def _list_proposals(cause: Cause, fold: Case, has_labels: bool) -> list[Undo]:
     """List what a cause proposes; without labels nothing that leaves no gap by construction."""
-    proposed = list(cause.propose(patient))
+    proposed = list(cause.propose(fold))
     names = {undo.name for undo in proposed}
     if len(names) < len(proposed):
         raise ValueError(f"{CALLER}: {cause.code} proposes several undos of one name; give each a name of its own")

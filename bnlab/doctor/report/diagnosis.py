@@ -149,7 +149,7 @@ class Diagnosis:
         for depth, name in enumerate(self.case.layers, start=1):
             rows.append({"layer": name, "depth": depth, **self._describe_layer(name)})
         columns = ["layer", "depth", "channels", "momentum", "updates", "training"]
-        if self.case.evidence is not None:
+        if self.case.has_data:
             columns += ["mean_gap", "var_gap", "noise"]
         return pd.DataFrame(rows, columns=[*columns, "codes"])
 
@@ -164,8 +164,7 @@ class Diagnosis:
             "training": layer.training,
             "codes": " ".join(codes),
         }
-        evidence = self.case.evidence
-        if evidence is not None and name in evidence.exact:
+        if name in self.case.seen:
             mean_gap, var_gap = self.case.measure_gap(name)
             noise = self.case.noise_ratio(name)
             row |= {"mean_gap": mean_gap, "var_gap": var_gap, "noise": noise}
@@ -174,10 +173,8 @@ class Diagnosis:
     @property
     def scores(self) -> dict[str, float]:
         """Mean score of the images under "running", "exact" and "batch" statistics; empty without any."""
-        evidence = self.case.evidence
-        if evidence is None or evidence.scores is None:
-            return {}
-        return {kind: evidence.scores.mean(kind) for kind in evidence.scores.values}
+        scores = self.case.scores
+        return {} if scores is None else {kind: scores.mean(kind) for kind in scores.values}
 
     def __str__(self) -> str:
         parts = [self._describe_verdict()]
@@ -209,9 +206,9 @@ class Diagnosis:
             return "each batch is normalized by its own statistics, also in eval mode"
         if not self.case.is_measurable:
             return "by what they store: what they normalize cannot be measured"
-        if self.case.evidence is None:
+        if not self.case.has_data:
             return "without data"
-        if self.case.evidence.misfit is not None:
+        if self.case.misfit is not None:
             return "labels do not fit the outputs, so no verdict"
         return "no labels, no evaluate=, and outputs that name no classes, so no verdict"
 
@@ -225,8 +222,8 @@ class Diagnosis:
         return f"{self.headline} in {counted} ({self.reason})."
 
     def _describe_scores(self) -> str:
-        assert self.case.evidence is not None and self.case.evidence.scores is not None
-        scores = self.case.evidence.scores
+        scores = self.case.scores
+        assert scores is not None
         reported = [f"{describe_score(scores.mean(kind), scores)} under {KINDS[kind]}" for kind in scores.values]
         line = f"{scores.metric}{self._describe_images()}: {', '.join(reported)}."
         if self.case.training_score is None:
@@ -235,10 +232,9 @@ class Diagnosis:
 
     def _describe_images(self) -> str:
         """Say of how many images scores are, where the verdict tells a gain on fewer."""
-        assert self.case.evidence is not None
-        if self.experiment is None or self.experiment.as_is.shape[1] == self.case.evidence.images:
+        if self.experiment is None or self.experiment.as_is.shape[1] == self.case.images:
             return ""
-        return f" on all {self.case.evidence.images:,}"
+        return f" on all {self.case.images:,}"
 
     def _describe_beginning(self) -> str:
         """Say from which layer on, in order of the data, averages do not fit; "" where all do, or it is all of them."""
@@ -272,10 +268,12 @@ class Diagnosis:
         """Ask for the one or two arguments that would tell most."""
         if not self.case.layers or not self.case.is_measurable:
             return []
-        if self.case.evidence is None:
+        if not self.case.has_data:
             return [_LABELS]
+        if self.judged is None and any(self.case.clearly_differs(name) for name in self.case.seen):
+            return self._ask_for("averages")  # nothing can be scored, but histories tell whether these are right
         if self.judged is not None and not self.scores:
-            labels = [] if self.case.evidence.misfit is not None else [_LABELS]
+            labels = [] if self.case.misfit is not None else [_LABELS]
             return [*labels, *self._ask_for(self.verdict or "")] if self.verdict != "healthy" else []
         if self.verdict == "undecided" and self.case.expected is None:
             return [_WHICH_SCORE]
@@ -303,7 +301,7 @@ class Diagnosis:
             "training_score": self.case.training_score,
             "gain": None if gain is None else {"value": gain.value, "low": gain.low, "high": gain.high},
             "nearest_line": None if nearest is None else {**asdict(nearest), "distance": nearest.distance},
-            "images": 0 if self.case.evidence is None else self.case.evidence.images,
+            "images": self.case.images,
             "findings": self.findings.to_dict("records"),
             "trials": self.trials.to_dict("records"),
             "layers": self.table.to_dict("records"),

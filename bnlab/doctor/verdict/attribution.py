@@ -19,13 +19,13 @@ below. Where the fault is follows from the kind of the causes that are left (`na
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.lag import compare_with_drift
-from bnlab.doctor.interventions.experiment import Experiment, Trial
+from bnlab.doctor.interventions.experiment import Crossing, Experiment, Trial
 from bnlab.doctor.thresholds import EXPLAINED
 from bnlab.doctor.undo import EACH_BATCH, EXACT, RESCALED, Kind
 from bnlab.doctor.verdict.verdict import Word
@@ -88,21 +88,43 @@ def name_gap(causes: Iterable[Cause], case: Case, layers: Sequence[str]) -> Caus
 # Where the fault is
 
 
-def name_choice(case: Case, chosen: Sequence[Trial], rivals: Sequence[Trial]) -> Word:
-    """Name where the fault is, by the smallest undos that bring back as much as the best, and their smaller rivals."""
+def name_choice(case: Case, experiment: Experiment, crossing: Crossing | None = None) -> Word:
+    """Name where the fault is, by the smallest undos that bring back as much as the best, and their smaller rivals.
+
+    Args:
+        case: what is known of the model.
+        experiment: with the undos that were tried.
+        crossing: what to name if one number were on the other side of its line.
+    """
+    chosen, rivals = experiment.choose(crossing)
     kinds = {find_kind(trial) for trial in chosen}
     if {find_kind(trial) for trial in rivals} - kinds:
         return "undecided"
     if kinds == {"averages"} and _may_be_images(case, chosen):
         return "averages or images"
-    return name_place(kinds)
+    return name_place(case, experiment, chosen)
 
 
-def name_place(kinds: Collection[Kind]) -> Word:
-    """Name where the fault is, by the kinds of undos of the same size."""
-    if {*kinds} == {"averages", "images"}:
+def name_place(case: Case, experiment: Experiment, chosen: Sequence[Trial]) -> Word:
+    """Name where the fault is, by undos of the same size."""
+    kinds = {find_kind(trial) for trial in chosen}
+    if kinds == {"averages", "images"} or (kinds == {"images"} and may_be_averages(case, experiment)):
         return "averages or images"
     return next(iter(kinds)) if len(kinds) == 1 else "undecided"
+
+
+def may_be_averages(case: Case, experiment: Experiment) -> bool:
+    """Return whether averages of other images explain the same as other images do: exact statistics bring back as much.
+
+    Training batches tell; without labels exact statistics leave no gap by construction.
+    """
+    if case.training is not None:
+        return False
+    shortfall = experiment.measure_exact()
+    if shortfall is None:  # no cause saw averages that are off
+        return not experiment.has_labels
+    surely, line = shortfall
+    return surely <= line
 
 
 def name_causes(trials: Iterable[Trial]) -> str:

@@ -85,7 +85,7 @@ def find_off(causes: Sequence[Cause], case: Case, severity: Severity | None) -> 
         severity: "note" where nothing is lost; "warning" where predictions suffer, and then all layers are named if
             none is visibly off; None: as the cause says.
     """
-    off = [name for name in case.seen if case.measure_distance(name, case.data.exact) > VISIBLE]
+    off = [name for name in case.seen if case.measure_distance(name, case.exact) > VISIBLE]
     if severity == "warning":
         off = off or case.seen
     best = name_gap(causes, case, off) if off else None

@@ -10,8 +10,8 @@ import torch
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.examination import CALLER
 from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.doctor.evidence.setup import CALLER
 from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.verdict.attribution import depends_on_first, find_kind, name_causes, name_choice
@@ -26,6 +26,7 @@ _UNLOADED = (
     "was trained? Look at what load_state_dict returns."
 )
 _OTHER_LABELS = "Are these labels, in this order, those that it was trained on?"
+_EXACT_TOO = "New averages gain as much: either these images differ from training, or the averages are wrong."
 _FIRST_OFF = "The first layer does not fit: either these images differ from training, or its averages are wrong."
 
 
@@ -233,7 +234,7 @@ def _ask_for_undo(
     numbers = [_Number(of_likelihood, likelihood.low > 0), _Number(of_score, score > worth)]
     if scores.commonest is not None and case.expected is None:
         yield _ask_for_chance(scores, experiment, numbers, gain, worth)
-    word = name_choice(case, *experiment.choose())
+    word = name_choice(case, experiment)
     yield _Condition(word, numbers, lambda: _judge_experiment(case, scores, experiment, gain))
 
 
@@ -292,13 +293,15 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
     sentence = _describe_trials([*chosen, *rivals], experiment, scores)
     low = _describe_low(scores, case.expected)
 
-    word = name_choice(case, chosen, rivals)
+    word = name_choice(case, experiment)
     if others:
         reported = " or ".join(sorted(kinds | others))
         needed = round_up(4 * experiment.as_is.shape[1])
         more = f" Too few images to tell these apart ({reported}); about {needed:,} would."
     elif word == "averages or images" and kinds == {"averages"}:
         more = f" {_FIRST_OFF}{low}"
+    elif word == "averages or images" and kinds == {"images"}:
+        more = f" {_EXACT_TOO}{low}"
     else:
         more = low
     edges = _list_edges(case, scores, experiment)
@@ -310,15 +313,20 @@ def _list_edges(case: Case, scores: Scores, experiment: Experiment) -> list[Edge
     assert experiment.best is not None
     best = experiment.measure_gain(experiment.best).value
     edges = []
-    chosen, rivals = experiment.choose()
-    word = name_choice(case, chosen, rivals)
+    chosen, _ = experiment.choose()
+    word = name_choice(case, experiment)
+    shortfall = experiment.measure_exact()
+    if shortfall is not None and case.training is None and {find_kind(trial) for trial in chosen} == {"images"}:
+        surely, line = (value / best for value in shortfall)
+        other: Word = "averages or images" if word == "images" else "images"
+        edges.append(Edge("exact statistics fall short by at least", surely, line, other, line, True, "% of the gain"))
     if word in ("averages", "averages or images") and depends_on_first(case, chosen):
         gap, most = case.measure_fit(case.seen[0])
-        other: Word = "averages or images" if word == "averages" else "averages"
+        other = "averages or images" if word == "averages" else "averages"
         edges.append(Edge("the first layer's averages are off by", gap, most, other, most, unit=" σ"))
 
     for crossing in experiment.list_crossings():
-        beyond = name_choice(case, *experiment.choose(crossing))
+        beyond = name_choice(case, experiment, crossing)
         value, line = crossing.value, crossing.line
         if crossing.unit == "score":
             edges.append(replace(_draw_line(crossing.what, value, line, scores), beyond=beyond))

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from bnlab.doctor.cause import Cause, Severity
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.examination import Decisions
+from bnlab.doctor.evidence.scores import Decisions
 from bnlab.doctor.interventions.experiment import Experiment, Trial
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
-from bnlab.doctor.verdict.attribution import find_kind, name_causes, name_place
+from bnlab.doctor.verdict.attribution import name_causes, name_place
 from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, sort_findings
 from bnlab.doctor.verdict.labelled import let_signs_speak
 from bnlab.doctor.verdict.verdict import BROKEN, Edge, Verdict, Word
@@ -31,7 +31,7 @@ def conclude_unlabelled(
 ) -> tuple[Verdict | None, list[Finding]]:
     """Judge by predictions, and name the causes; without data or classes there is no verdict."""
     chosen = [] if experiment is None else experiment.choose_shown()
-    decisions = None if case.evidence is None else case.evidence.decisions
+    decisions = case.decisions
     least = max(WORTH, worth or 0.0)  # of less, chance was not measured
     severity: Severity | None = None
     if decisions is not None:
@@ -42,23 +42,23 @@ def conclude_unlabelled(
     if experiment is not None and chosen:
         explained = find_explained(chosen, experiment, case, WORTH)
         explained = [replace(finding, severity=severity or finding.severity) for finding in explained]
-    elif case.evidence is not None:
+    elif case.has_data:
         explained = find_off(causes, case, severity)
     others = find_signs(causes, case, [finding.cause.code for finding in explained])
 
     findings = sort_findings([*explained, *others])
     if decisions is None:
         return None, findings
-    place = _locate(chosen) if severity == "warning" else None
+    place = _locate(case, experiment, chosen) if severity == "warning" else None
     judged = _judge(case, decisions, place, chosen, least)
     return let_signs_speak(judged, findings, is_poor=False), findings
 
 
-def _locate(chosen: Sequence[Trial]) -> tuple[Word, str]:
+def _locate(case: Case, experiment: Experiment | None, chosen: Sequence[Trial]) -> tuple[Word, str]:
     """Say where the fault is, and why: by undos that take the gap away, if there are any."""
-    if not chosen:
+    if experiment is None or not chosen:
         return "undecided", _ONLY_LABELS
-    word = name_place({find_kind(trial) for trial in chosen})
+    word = name_place(case, experiment, chosen)
     return word, f"Undoing {name_causes(chosen)} takes most of the gap away."
 
 

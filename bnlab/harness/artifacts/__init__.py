@@ -1,1 +1,1 @@
-"""Networks and the data on which they are trained: `producing` makes one, `runs` has its files."""
+"""Networks and the data on which they are trained: `training_runner` makes one, `run` has its files."""

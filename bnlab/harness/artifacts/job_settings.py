@@ -188,7 +188,7 @@ def network(config: Config) -> dict[str, Any]:
         keys += ["freeze_at", "freeze_with"]
     settings |= leave_off_defaults(config, keys)
     if config.inputs is not None:  # what is recorded in training
-        settings["inputs"] = Inputs(config.inputs).identify()
+        settings["inputs"] = OwnInputs(config.inputs).identify()
     return settings | {group: getattr(config, group).identify() for group in GROUPS}
 
 
@@ -209,7 +209,7 @@ def hash_settings(settings: Mapping[str, Any]) -> str:
 
 
 @dataclass(unsafe_hash=True)
-class Inputs(Own):
+class OwnInputs(Own):
     """The function of `inputs=`, which has no settings."""
 
     group: ClassVar[str] = "inputs"
@@ -219,7 +219,7 @@ def list_own(config: Config) -> dict[str, Own]:
     """List what a network has of the user's own, by the setting that chooses it."""
     own = {group: getattr(config, group) for group in GROUPS if getattr(config, group).is_own}
     if config.inputs is not None:
-        own["inputs"] = Inputs(config.inputs)
+        own["inputs"] = OwnInputs(config.inputs)
     return own
 
 

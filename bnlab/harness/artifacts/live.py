@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import bnlab
 from bnlab.common.files import write_text
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import TrainingState
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.progress import say_problem

@@ -1,16 +1,24 @@
-"""Optimizers, which update weights: the learning rate with its scaling and schedule, and torch's optimizer."""
+"""Optimizers, which update weights: the learning rate with its scaling and schedule, and torch's optimizer.
+
+optimizer=package.module.function: a function or class of the user's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.harness.components import Component, component, setting
+from bnlab.harness.errors import UserError
+from bnlab.harness.own import Own, call_own, own
 from bnlab.harness.updates import SCHEDULES
+
+LEAST_RATE = 1e-9
+"""The least learning rate; at it nothing diverges."""
 
 _REFERENCE_BATCH = 128
 _EXPONENTS = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
@@ -18,16 +26,11 @@ _EXPONENTS = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 
 @dataclass(unsafe_hash=True)
 class Optimizer(Component):
-    """An optimizer, which updates weights. Its learning rate is stated for a batch of 128 and scaled to others.
-
-    Attributes:
-        moments: numbers that it keeps for each weight.
-    """
+    """An optimizer, which updates weights. Its learning rate is stated for a batch of 128 and scaled to others."""
 
     group: ClassVar[str] = "optimizer"
-    lr: float = setting(0.1, "learning rate at batch size 128", at_least=1e-9)
+    lr: float = setting(0.1, "learning rate at batch size 128", at_least=LEAST_RATE)
     lr_scaling: str = setting("sqrt", "how `optimizer.lr` is scaled to other batch sizes", choices=tuple(_EXPONENTS))
-    weight_decay: float = setting(5e-4, "weight decay", at_least=0)
     label_smoothing: float = setting(0.0, "share of the label that all classes are given", at_least=0, at_most=0.99)
     schedule: str = setting(
         "onecycle",
@@ -35,10 +38,6 @@ class Optimizer(Component):
         "cosine), step (÷10 at 50% and 75%), constant",
         choices=tuple(SCHEDULES),
     )
-
-    @property
-    def moments(self) -> int:
-        raise NotImplementedError
 
     def peak_lr(self, batch_size: int) -> float:
         """Compute the learning rate for this batch size, before the schedule."""
@@ -49,6 +48,16 @@ class Optimizer(Component):
         """Build torch's optimizer, at the learning rate for this batch size."""
         raise NotImplementedError
 
+    def count_moments(self) -> int:
+        """Count the numbers that it keeps for each weight, from an update of a few."""
+        weights = nn.Parameter(torch.ones(2, 2))
+        optimizer = self.build([weights], _REFERENCE_BATCH)
+        weights.grad = torch.ones_like(weights)
+        optimizer.step()
+        kept = optimizer.state[weights].values()
+        # By their shape: AdamW also counts its updates, in one number for all weights.
+        return sum(isinstance(value, Tensor) and value.shape == weights.shape for value in kept)
+
 
 @component
 @dataclass(unsafe_hash=True)
@@ -56,12 +65,8 @@ class AdamW(Optimizer):
     """AdamW, whose learning rate is usually scaled with the square root of the batch size."""
 
     name: str = "adamw"
-    lr: float = setting(0.003, "learning rate at batch size 128", at_least=1e-9)
+    lr: float = setting(0.003, "learning rate at batch size 128", at_least=LEAST_RATE)
     weight_decay: float = setting(0.01, "weight decay", at_least=0)
-
-    @property
-    def moments(self) -> int:
-        return 2
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
         return torch.optim.AdamW(weights, self.peak_lr(batch_size), weight_decay=self.weight_decay)
@@ -73,13 +78,66 @@ class Sgd(Optimizer):
     """SGD with Nesterov momentum."""
 
     name: str = "sgd"
+    weight_decay: float = setting(5e-4, "weight decay", at_least=0)
     momentum: float = setting(0.9, "Nesterov momentum; 0: none", at_least=0, at_most=0.9999)
-
-    @property
-    def moments(self) -> int:
-        return int(self.momentum > 0)
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
         has_momentum = self.momentum > 0
         lr = self.peak_lr(batch_size)
         return torch.optim.SGD(weights, lr, self.momentum, weight_decay=self.weight_decay, nesterov=has_momentum)
+
+
+@own
+@dataclass(unsafe_hash=True)
+class OwnOptimizer(Own, Optimizer):
+    """The user's own: `name` is the import path of a function of weights and `lr` that gives an optimizer of torch's.
+
+    `optimizer.lr` has the function's default. The schedule scales the learning rates of all its groups of weights.
+    """
+
+    given: ClassVar[int] = 1
+    taken: ClassVar[str] = "lr"
+
+    def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
+        lr = self.peak_lr(batch_size)
+        optimizer = call_own("optimizer", self.name, [*weights], lr=lr, **self.arguments)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            found = type(optimizer).__name__
+            raise UserError(f"optimizer={self.name}: has to give a torch.optim.Optimizer, found a {found}")
+        return optimizer
+
+
+def divide_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Divide the state of an optimizer into tensors and numbers, as they are written. TypeError for what is neither.
+
+    Returns:
+        The tensors that it keeps of each parameter, and all numbers: by parameter, and by group of parameters, in whose
+        settings some optimizers count.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {}
+    numbers: dict[str, Any] = {"state": {}, "groups": []}
+    state = optimizer.state_dict()
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors.setdefault(f"optimizer/{index}", {})[name] = value
+            elif isinstance(value, bool | int | float):
+                numbers["state"].setdefault(index, {})[name] = value
+            elif value is not None:  # as of an optimizer without momentum
+                raise TypeError(f"its state {name!r} is a {type(value).__name__}, neither a tensor nor a number")
+    for group in state["param_groups"]:
+        numbers["groups"].append({key: value for key, value in group.items() if isinstance(value, bool | int | float)})
+    return tensors, numbers
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer, groups: Mapping[str, dict[str, Tensor]], numbers: Mapping[str, Any]
+) -> None:
+    """Restore the state of an optimizer from what `divide_state` has divided."""
+    state: dict[int, dict[str, Any]] = {int(index): values for index, values in numbers["state"].items()}
+    for group, values in groups.items():
+        if group.startswith("optimizer/"):
+            state.setdefault(int(group.partition("/")[2]), {}).update(values)
+    fresh = optimizer.state_dict()["param_groups"]
+    of_groups = [{**group, **values} for group, values in zip(fresh, numbers["groups"], strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": of_groups})

@@ -17,7 +17,7 @@ from filelock import FileLock
 from bnlab.common.files import write_text
 from bnlab.common.printing import escape_unprintable
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import import_shipped
+from bnlab.harness.lab.registry import import_shipped
 from bnlab.harness.progress import find_width
 from bnlab.harness.requests import command_path, read_commands
 

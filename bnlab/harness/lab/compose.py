@@ -24,9 +24,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.config import check, check_device, register
 from bnlab.harness.errors import UserError, suggest
-from bnlab.harness.lab.catalogue import CONF
 from bnlab.harness.lab.explaining import FILES, UNKNOWN, explain, explain_unknown, explain_value, first_line
 from bnlab.harness.lab.launchers import register_launchers
+from bnlab.harness.lab.registry import CONF
 from bnlab.harness.own import KINDS, make_own
 
 _SWEPT_BY_FILES = ("suite", "experiment")  # keys that choose files which may say themselves what is swept

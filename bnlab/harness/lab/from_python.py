@@ -10,9 +10,9 @@ import numpy as np
 from bnlab.harness.artifacts.job_settings import Config
 from bnlab.harness.components import list_settings
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import import_shipped
 from bnlab.harness.lab.command import require_memory
 from bnlab.harness.lab.compose import quote
+from bnlab.harness.lab.registry import import_shipped
 from bnlab.harness.lab.sweep import plan_and_run
 from bnlab.harness.lab.watching import Display
 from bnlab.harness.reporting.tables import LoadedTables, load

@@ -1,4 +1,4 @@
-"""Papers that are redrawn: what a file of experiments/papers declares. CONTRIBUTING.md says how one is written."""
+"""Papers that are redrawn: what a file of experiments/papers declares. docs/contributing/adding.md says how one is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from bnlab.harness.errors import UserError, suggest
-from bnlab.harness.lab.catalogue import list_papers
+from bnlab.harness.lab.registry import list_papers
 
 T = TypeVar("T")
 
@@ -157,7 +157,7 @@ def read_paper(name: str) -> Paper:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(declared, Mapping):
-        raise UserError(f"{path}: holds no settings of a paper; CONTRIBUTING.md says how one is written")
+        raise UserError(f"{path}: holds no settings of a paper; docs/contributing/adding.md says how one is written")
     return make_paper(declared)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.harness.errors import NoRows, UserError, where_raised
-from bnlab.harness.lab.catalogue import REFERENCE, find_experiment, list_papers, list_questions, write_pages
 from bnlab.harness.lab.command import print_table, run_command, write_command
+from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_papers, list_questions, write_pages
 from bnlab.harness.progress import find_width
 from bnlab.harness.requests import read_commands
 
@@ -223,7 +223,7 @@ def _name_committed(paper: Paper) -> str:
 
 def _report_paper(paper: Paper, results: Path, file: PaperFile | None) -> int:
     """Draw a paper's figures, print the verdicts on its claims, write its page; how many of both failed."""
-    from bnlab.harness.lab.redrawing import make_experiments, select_conditions, write_paper
+    from bnlab.harness.lab.reproduction import make_experiments, select_conditions, write_paper
     from bnlab.harness.reporting.page import write_html
     from bnlab.harness.reporting.tables import load
 
@@ -352,17 +352,20 @@ def _report_sweep(name: str, results: Path, file: PaperFile | None) -> int:
 
     try:
         tables = load(name, results)
-        overview = make_overview(tables)
+        overview = make_overview(tables, tables.own)
     except NoRows as error:
         raise UserError(f"{name}: {error}") from error
 
     print(textwrap.fill(overview.networks, min(_WIDTH, find_width(sys.stdout) or _WIDTH)))
     print()
-    print_table(overview.table.head(_ROWS))
-    more = len(overview.table) - _ROWS
-    if more > 0:
-        print(f"... {more} more on the page")
-    print()
+    for table in (overview.table, *overview.own.values()):
+        if table.empty:  # of a sweep with own measurements alone
+            continue
+        print_table(table.head(_ROWS))
+        more = len(table) - _ROWS
+        if more > 0:
+            print(f"... {more} more on the page")
+        print()
 
     folder = results / name
     drawn, failed = _draw_figures(name, overview.figures, tables, folder / "figures", file)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.lab.catalogue import CONF, list_questions
 from bnlab.harness.lab.command import keep_command, require_memory, run_command
+from bnlab.harness.lab.registry import CONF, list_questions
 from bnlab.harness.lab.watching import Display, NetworkCount
 from bnlab.harness.progress import say
 
@@ -108,7 +108,7 @@ def _choose_launcher(waiting: list[Config], words: list[str], launcher: Launcher
     """Choose the launcher: that of the words; without one processes, where several networks have work left."""
     from joblib import cpu_count
 
-    from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.artifacts.run import Run
     from bnlab.harness.lab.compose import Launcher
 
     is_chosen = launcher.name != "basic" or any("hydra/launcher" in word for word in words)
@@ -123,7 +123,7 @@ def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
     """Count the networks that are trained at a time."""
     from joblib import effective_n_jobs
 
-    from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.artifacts.run import Run
 
     if launcher.name != "joblib":
         return 1
@@ -133,7 +133,7 @@ def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
 
 def _finish(planned: list[Config], waiting: list[Config], words: list[str], display: Display, started: float) -> int:
     """Put the tables together and say what there is now, and which jobs that were run have failed; the exit code."""
-    from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.artifacts.run import Run
     from bnlab.harness.jobs import find_failure, list_waiting
     from bnlab.harness.reporting import tables
     from bnlab.harness.reporting.frames import OVERVIEWED

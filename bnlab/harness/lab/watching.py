@@ -84,7 +84,7 @@ class NetworkCount:
     """Counts the networks of jobs that are waiting, from what their processes have written."""
 
     def __init__(self, waiting: list[Config]) -> None:
-        from bnlab.harness.artifacts.runs import Run  # with torch
+        from bnlab.harness.artifacts.run import Run  # with torch
 
         self._waiting = waiting
         self._total = len({Run(config).id for config in waiting})
@@ -92,7 +92,7 @@ class NetworkCount:
 
     def describe(self) -> str:
         """Write the line: networks that are done, the time that is left, and those that are trained or measured now."""
-        from bnlab.harness.artifacts.runs import Run
+        from bnlab.harness.artifacts.run import Run
         from bnlab.harness.jobs import find_failure, list_waiting
 
         self._waiting = [config for config in list_waiting(self._waiting) if not find_failure(Run(config)).exists()]
@@ -110,7 +110,7 @@ class NetworkCount:
 
     def _describe_time(self, share: float) -> str:
         """Say how long the rest of the sweep takes if it goes on as it has; nothing where the rest is measuring."""
-        from bnlab.harness.artifacts.producing import format_seconds
+        from bnlab.harness.artifacts.training_runner import format_seconds
 
         passed = time.monotonic() - self._started
         if not share or passed < _SOON:

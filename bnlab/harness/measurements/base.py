@@ -15,7 +15,7 @@ from bnlab.harness.own import import_object
 if TYPE_CHECKING:  # mistakes are answered before these are imported
     import pandas as pd
 
-    from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.artifacts.run import Run
     from bnlab.harness.measurements.subjects import Subject
     from bnlab.harness.schema import Table
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.common.files import Unreadable, digest
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import estimates
 from bnlab.harness.measurements.base import Measurement

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bnlab
 from bnlab.common.files import digest
 from bnlab.harness.artifacts.data import Split, augment
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.statistic_kinds import Exact, Measured
 from bnlab.recording.trace import replay_bank

@@ -11,7 +11,7 @@ import torch
 
 from bnlab.common.names import EstimatorName, Named, make_named, read_parameters
 from bnlab.estimators import Estimator, Stream, fold
-from bnlab.estimators.names import import_estimator
+from bnlab.estimators.lookup import import_estimator
 from bnlab.harness.artifacts.job_settings import Config, as_list
 from bnlab.harness.errors import UserError, suggest, where_raised
 from bnlab.harness.own import digest_of_own, import_object

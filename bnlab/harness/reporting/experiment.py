@@ -30,7 +30,7 @@ __all__ = ["Claim", "Experiment", "Figure", "Margin", "Score", "Tables", "above"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Headline:
     """What a figure shows if claims hold, or fail.
 
     Attributes:
@@ -79,7 +79,7 @@ class Figure:
             where all networks have the same schedule, and for {batch_size} their batch sizes.
         score: tables to the frame that is drawn; its column `panel` tells the panels apart.
         plot: what draws its panels.
-        finding: what is seen, its title in place of the other where the claims hold.
+        headline: what is seen, its title in place of the other where the claims hold.
         below: what stands below it, with axes of its own.
         spans: stretches that a paper names.
     """
@@ -88,7 +88,7 @@ class Figure:
     caption: str
     score: Score
     plot: Plot
-    finding: Finding | None = None
+    headline: Headline | None = None
     below: PartBelow | None = None
     spans: Sequence[Span] = ()
 
@@ -231,17 +231,17 @@ def say_where(row: Mapping[Any, Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def state_findings(experiment: Experiment, verdicts: pd.DataFrame) -> Experiment:
-    """Give each figure whose finding holds, all claims in all conditions, that as its title; see `decide`."""
+def state_headlines(experiment: Experiment, verdicts: pd.DataFrame) -> Experiment:
+    """Give each figure whose headline holds, all claims in all conditions, that as its title; see `decide`."""
     figures = dict(experiment.figures)
     for name, figure in figures.items():
-        finding = figure.finding
-        if finding is None:
+        headline = figure.headline
+        if headline is None:
             continue
-        has_held = _have_verdict(verdicts, finding.claims, "holds")
-        has_failed = _have_verdict(verdicts, finding.fails, "fails")
+        has_held = _have_verdict(verdicts, headline.claims, "holds")
+        has_failed = _have_verdict(verdicts, headline.fails, "fails")
         if has_held and has_failed:
-            figures[name] = replace(figure, title=finding.text)
+            figures[name] = replace(figure, title=headline.text)
     return replace(experiment, figures=figures)
 
 

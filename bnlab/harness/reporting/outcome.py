@@ -20,7 +20,7 @@ from bnlab.harness.reporting.experiment import (
     decide,
     find_conditions,
     say_where,
-    state_findings,
+    state_headlines,
 )
 from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED
 from bnlab.harness.reporting.wording import count_share, describe_networks, list_values, say_mean, say_numbers
@@ -55,7 +55,7 @@ class Outcome:
     """Outcome of an experiment: what its tables say on its question.
 
     Attributes:
-        experiment: the question; its figures have findings as titles where these hold.
+        experiment: the question; its figures have headlines as titles where these hold.
         frame: verdicts with their numbers, see `experiment.decide`.
         basis: the names of the networks' data, and how many seeds the claims are of, as `glyphs, n = 5 to 15`.
         networks: what was measured, and what was not varied.
@@ -111,7 +111,7 @@ def decide_outcome(experiment: Experiment, tables: Tables) -> Outcome:
         where = pd.Series([say_where(row) for row in points.to_dict("records")], index=points.index, dtype=object)
         return points.assign(where=where)
 
-    return Outcome(state_findings(experiment, frame), frame, basis, networks, read_figure, data)
+    return Outcome(state_headlines(experiment, frame), frame, basis, networks, read_figure, data)
 
 
 def say_basis(data: str, counts: Collection[int]) -> str:

@@ -6,9 +6,11 @@ below the other. Colours tell estimators apart or, where there is one, the next 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
@@ -18,6 +20,7 @@ from bnlab.harness.reporting.frames import OVERVIEWED, OtherThan, Tables, interv
 from bnlab.harness.reporting.means import average_gap
 from bnlab.harness.reporting.plots import GAP, LOST_OF_ANY_SIZE, Axis, Curves, Forest, Plot
 from bnlab.harness.reporting.style import axis_of
+from bnlab.harness.reporting.tables import OwnTable
 from bnlab.harness.reporting.wording import (
     describe_networks,
     estimator_label,
@@ -44,12 +47,14 @@ class Overview:
         networks: sentences on its networks: how many, what was varied, what they share.
         figures: by the names of their files.
         table: a row for each condition at the last step, in words.
+        own: the same of each table that a measurement of the user's own has measured, by its name.
         notes: what is to be said of rows by other code of the user's than there is now.
     """
 
     networks: str
     figures: dict[str, Figure]
     table: pd.DataFrame
+    own: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
@@ -60,7 +65,8 @@ class _Measure:
     Attributes:
         name: of the figures' files.
         axis: of the means, which are geometric on a logarithmic axis.
-        frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`.
+        frame: the rows of all networks and steps, with the columns `value`, `status` and `settings`, and `estimator`,
+            empty where there is none.
         settings: what was varied beside seeds, momenta and estimators.
         value: the column of `frame` that is drawn.
         scale: a factor of its values.
@@ -88,8 +94,8 @@ class _Measure:
         return self.average(trained[trained["step"] == last])
 
 
-def make_overview(tables: Tables) -> Overview:
-    """Make the overview of a sweep from its tables, see `tables.load`.
+def make_overview(tables: Tables, own: Mapping[str, OwnTable] | None = None) -> Overview:
+    """Make the overview of a sweep from its tables, see `tables.load`, some of which are the user's own.
 
     Raises:
         NoRows: nothing has been measured that is drawn, and no network diverged or failed, as the table would say.
@@ -101,14 +107,21 @@ def make_overview(tables: Tables) -> Overview:
     for table, measure_rows in zip(OVERVIEWED, (_measure_gaps, _measure_predictions), strict=True):
         if len(tables.get(table, ())):
             measures += measure_rows(tables[table], networks, settings)
-    if not measures and not runs["status"].isin(["diverged", "failed"]).any():
+    epochs = runs.set_index("run")["epochs"] / runs.set_index("run")["steps"]  # of an update
+    of_own = {}
+    for name, described in (own or {}).items():
+        rows = tables[name]
+        rows = rows.assign(epoch=rows["step"] * rows["run"].map(epochs))
+        of_own[name] = _measure_own(name, rows, described, networks, settings)
+    if not measures and not any(of_own.values()) and not runs["status"].isin(["diverged", "failed"]).any():
         raise NoRows(f"no network has a gap or an accuracy; sweep with measurements=[{','.join(OVERVIEWED)}]")
 
     figures: dict[str, Figure] = {}
-    for measure in measures:
+    for measure in itertools.chain(measures, *of_own.values()):
         figures |= _declare_figures(measure)
     sentences = [describe_networks(runs), *_name_current_code(runs)]
-    return Overview(" ".join(sentences), figures, _write_table(measures, networks, settings))
+    own_tables = {name: _write_table(each, networks, settings) for name, each in of_own.items() if each}
+    return Overview(" ".join(sentences), figures, _write_table(measures, networks, settings), own_tables)
 
 
 def _name_current_code(runs: pd.DataFrame) -> Iterator[str]:
@@ -164,6 +177,27 @@ def _measure_predictions(rows: pd.DataFrame, networks: pd.DataFrame, settings: l
     return [accuracy, *_measure_losses(accuracy)]
 
 
+def _measure_own(
+    name: str, rows: pd.DataFrame, described: OwnTable, networks: pd.DataFrame, settings: list[str]
+) -> list[_Measure]:
+    """Take the numbers of a table of the user's own; what else its key tells apart is a setting, as layers may be."""
+    without: dict[str, Any] = {"estimator": "", "momentum": math.nan}
+    filled = rows.assign(**{column: value for column, value in without.items() if column not in rows})
+    frame = filled.merge(networks, on="run", suffixes=("", " of the network"))
+
+    keys = [*settings]
+    for column in described.key:
+        if column not in ("run", "step", "estimator", "momentum") and frame[column].nunique() > 1:
+            keys.append(column)
+    measures = []
+    for column, meaning in described.numbers.items():
+        label = f"{name}: {column}"
+        measures.append(
+            _Measure(f"{name}_{column}", Axis(label), frame, keys, column, caption=f"`{column}`: {meaning}.")
+        )
+    return measures
+
+
 def _measure_losses(accuracy: _Measure) -> list[_Measure]:
     """Subtract accuracies from those under exact statistics of the same weights; nothing where these were not measured.
 
@@ -216,6 +250,7 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
     across = across or _choose_across(means, varied)
     others = [column for column in varied if column != across]
 
+    by_estimator = ["estimator"] if means["estimator"].any() else []
     statistics = means[["estimator", "momentum"]].drop_duplicates()
     if across == "momentum":
         statistics = statistics.drop_duplicates("estimator")
@@ -225,10 +260,11 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
     if across and lines:
         first = means.iloc[0]
         momentum = math.nan if across == "momentum" else first["momentum"]
-        caption += f" Statistics: {estimator_label(first['estimator'], momentum)}."
+        if by_estimator:
+            caption += f" Statistics: {estimator_label(first['estimator'], momentum)}."
         means["line"] = _name_rows(means, lines)
     else:
-        means["line"] = _name_rows(means, [*lines, "estimator"])
+        means["line"] = _name_rows(means, [*lines, *by_estimator]) if lines or by_estimator else measure.value
     means["panel"] = _name_rows(means, panels_by)
 
     panels = means["panel"].unique()
@@ -239,7 +275,7 @@ def _declare(when: str, measure: _Measure, means: pd.DataFrame, across: str = ""
     axis = _reach_zero(measure.axis, means) if measure.axis.linear else measure.axis
     plot: Plot = Forest("line", axis)
     if across:
-        by = "line" if lines else "estimator"
+        by = "line" if lines or not by_estimator else "estimator"
         plot = Curves(across, by, axis, across=_choose_axis(across, means[across]))
     title = f"{measure.name.replace('_', ' ').capitalize()} {when}"
     return Figure(title, caption.strip(), lambda tables: means, plot)
@@ -301,10 +337,13 @@ def _write_table(measures: list[_Measure], networks: pd.DataFrame, varied: list[
     is_measured = table["n"].notna()
 
     written = table[settings].map(write_value, na_action="ignore").rename(columns=name_setting)
-    written.loc[is_measured, "statistics"] = _name_rows(table[is_measured], ["estimator"])
+    has_statistics = is_measured & (table["estimator"] != "")
+    written.loc[has_statistics, "statistics"] = _name_rows(table[has_statistics], ["estimator"])
     for column in results:
         written[column] = table[column].where(is_measured, table["ends"]) if column in table else table["ends"]
     written["n"] = [_write_count(*row) for row in table[["n", "left_out", "ends"]].itertuples(index=False)]
+    if not has_statistics.any() and is_measured.any():
+        written = written.drop(columns="statistics")
     return written.astype(object).fillna("")
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from bnlab.common.pages import fill_in
 from bnlab.harness.reporting.outcome import READING, Outcome, fill_paragraphs, fill_prose, say_basis
 from bnlab.harness.reporting.overview import Overview
 
@@ -170,9 +170,5 @@ def _convert(page: str, folder: Path) -> Markup:
 
 
 def render(name: str, **values: object) -> str:
-    """Fill in a template; in HTML what is filled in is shown as it is written."""
-    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = jinja2.Environment(
-        autoescape=name.endswith(".html"), loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(name).render(values)
+    """Fill in one of the reports' templates."""
+    return fill_in(Path(__file__).with_name("templates") / name, **values)

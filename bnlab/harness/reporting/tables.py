@@ -17,23 +17,47 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 from filelock import FileLock
 
-from bnlab.common.files import Unreadable, reading, set_aside, write_text
+from bnlab.common.files import Unreadable, quarantine, reading, write_text
 from bnlab.common.names import EstimatorName
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_commands, read_request
 from bnlab.harness.run_table import RUNS
-from bnlab.harness.schema import ORIGIN, conform, read_frame, read_key, read_rows, read_schema, write_frame
+from bnlab.harness.schema import (
+    ORIGIN,
+    conform,
+    read_frame,
+    read_key,
+    read_meanings,
+    read_rows,
+    read_schema,
+    write_frame,
+)
 from bnlab.harness.source_code import Code, digest_files, list_changed, say_changed
 
 _REQUEST = "request"  # a further column while rows are put together: the number of the request that asks for them
+# By the files' names, as `measurements.list_names` has them: reports do not wait for torch, which these import.
+_BNLABS_OWN = {path.stem for path in Path(__file__).parents[1].joinpath("measurements", "tables").glob("*.py")}
 _MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """A table of a user's own measurement.
+
+    Attributes:
+        key: columns in which no two rows agree.
+        numbers: its other columns that hold numbers or truth values, with what they mean.
+    """
+
+    key: Sequence[str]
+    numbers: Mapping[str, str]
 
 
 class LoadedTables(dict[str, pd.DataFrame]):
@@ -41,11 +65,15 @@ class LoadedTables(dict[str, pd.DataFrame]):
 
     Attributes:
         notes: sentences on rows that were measured by other code of the user's than there is now.
+        own: those among them that measurements of the user's own have measured.
     """
 
-    def __init__(self, tables: Mapping[str, pd.DataFrame], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tables: Mapping[str, pd.DataFrame], notes: Sequence[str] = (), own: Mapping[str, OwnTable] | None = None
+    ) -> None:
         super().__init__(tables)
         self.notes = list(notes)
+        self.own = dict(own or {})
 
     def __missing__(self, name: str) -> pd.DataFrame:
         raise NoRows(f"the table {name} has not been measured; there are {', '.join(self)}")
@@ -104,7 +132,13 @@ def write_tables(folder: Path) -> LoadedTables:
         for name, frame in tables.items():
             write_frame(folder / "tables" / f"{name}.parquet", frame, together.schemas[name])
         if together.is_whole:
-            made_from = {"tables": list(tables), "requests": stamps, "code": together.code, "notes": tables.notes}
+            made_from = {
+                "tables": list(tables),
+                "requests": stamps,
+                "code": together.code,
+                "notes": tables.notes,
+                "own": {name: asdict(each) for name, each in tables.own.items()},
+            }
             write_text(record, json.dumps(made_from))
     return tables
 
@@ -120,7 +154,8 @@ def _read_current(folder: Path) -> LoadedTables | None:
         is_same_code = all(now.get(module) == known for module, known in code.items())
         if is_same_code and written["requests"] == _read_stamps(folder):
             frames = {name: read_frame(folder / "tables" / f"{name}.parquet") for name in written["tables"]}
-            return LoadedTables(frames, written.get("notes", ()))
+            own = {name: OwnTable(**each) for name, each in written.get("own", {}).items()}
+            return LoadedTables(frames, written.get("notes", ()), own)
     except Unreadable:  # or there is none
         pass
     return None
@@ -194,8 +229,26 @@ def _put_together(folder: Path) -> _Together:
     for (estimator, sentence), names in notes.items():
         of_estimator = f"{estimator} in " if estimator else ""
         sentences.append(f"{of_estimator}{', '.join(names)}: {sentence}")
-    tables = LoadedTables(frames, sentences)
+    own = {name: _describe_own(schemas[name]) for name in frames if _is_own(name, requests)}
+    tables = LoadedTables(frames, sentences, own)
     return _Together(tables, schemas, {module: now.get(module) for module in modules}, is_whole)
+
+
+def _is_own(table: str, requests: Iterable[Request]) -> bool:
+    """Find out if a table is that of a measurement of the user's own, whose code is noted."""
+    if table in _BNLABS_OWN:  # whose rows may note the code of a user's estimator
+        return False
+    return any(request.selections[table].code for request in requests if table in request.selections)
+
+
+def _describe_own(schema: pa.Schema) -> OwnTable:
+    """Describe a table of the user's own by the schema of its files."""
+    key = read_key(schema)
+    meanings = read_meanings(schema)
+    numbers = [
+        field.name for field in schema if field.name not in (*key, "epoch") and not pa.types.is_string(field.type)
+    ]
+    return OwnTable(key, {name: meanings[name] for name in numbers})
 
 
 def _finish(rows: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
@@ -213,7 +266,7 @@ def read_requests(folder: Path) -> list[Request]:
         try:
             requests.append(read_request(path))
         except Unreadable as error:
-            set_aside(path, error, "run the sweep again to ask for its rows again")
+            quarantine(path, error, "run the sweep again to ask for its rows again")
     return sorted(requests, key=lambda request: request.written)
 
 
@@ -232,7 +285,7 @@ def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[
                 schema = schema or read_schema(path)
                 rows = read_rows(path, schema)
             except Unreadable as error:
-                set_aside(path, error, "run the sweep again to measure it again")
+                quarantine(path, error, "run the sweep again to measure it again")
                 incomplete.add(request.run)
                 continue
             parts.append(rows.append_column(_REQUEST, pa.repeat(number, len(rows))))

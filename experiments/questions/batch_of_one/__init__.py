@@ -7,7 +7,7 @@ their first number.
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below
 from bnlab.harness.reporting.frames import rows, score
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT, name_lines
@@ -36,7 +36,7 @@ EXPERIMENT = Experiment(
             score(lambda tables: select_accuracies(tables).assign(panel=""), "accuracy",
                   ("panel", "line", "batch_size"), scale=100),
             Forest("line", Axis("test accuracy (%)"), series="batch_size"),
-            Finding("Norms that treat each image by itself do at least as well at batch size 1 as at batch size 32",
+            Headline("Norms that treat each image by itself do at least as well at batch size 1 as at batch size 32",
                     {"one_image_is_enough": ()})),
     },
     claims={

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.schema import Table, common, integer
 
@@ -58,7 +58,7 @@ class TrainingMemory(Measurement):
             batch = train.images[:images].clone(memory_format=torch.channels_last)
             saved = count_saved_bytes(model, batch, train.labels[:images].clone())
             weights = sum(parameter.nbytes for parameter in model.parameters())
-            kept = weights * (2 + run.config.optimizer.moments)
+            kept = weights * (2 + run.config.optimizer.count_moments())
             rows.append({"step": step, "images": images, "saved_bytes": saved, "step_bytes": saved + kept})
         return pd.DataFrame(rows)
 

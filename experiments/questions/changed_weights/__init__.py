@@ -9,7 +9,7 @@ before their first number. They are not blind to the unchanged networks: all 30 
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, within
 from bnlab.harness.reporting.frames import name_panels, put_in_order, rows, score, select
 from bnlab.harness.reporting.plots import LOST, LOST_OF_ANY_SIZE, Forest
 from experiments.margins import A_POINT, COSTS_A_POINT, SIX_IMAGES, name_lines
@@ -91,7 +91,7 @@ EXPERIMENT = Experiment(
             "images. The axis is linear up to 0.3 points and logarithmic beyond.",
             score(compute_remedies, "accuracy_lost", ("panel", "name", "line"), scale=100),
             Forest("name", LOST_OF_ANY_SIZE, series="line"),
-            Finding("Weights of 4 bits need new statistics, and one pass is as good",
+            Headline("Weights of 4 bits need new statistics, and one pass is as good",
                     {"four_bits_need_new_ones": (), "one_pass_is_enough": ()})),
         "merged": Figure(
             "What merged networks lose under the average of their running averages",
@@ -101,7 +101,7 @@ EXPERIMENT = Experiment(
             "other's most.",
             score(select_merged, "accuracy_lost", ("panel", "line"), scale=100),
             Forest("line", LOST),
-            Finding("Averaged statistics work for two branches of one training run, not for networks trained apart",
+            Headline("Averaged statistics work for two branches of one training run, not for networks trained apart",
                     {"matched_averages_lose_over_a_point": ()}, {"averaged_networks_need_new_ones": ()})),
     },
     claims={

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import TrainingState, train
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import measure_statistics, seed_by

@@ -17,9 +17,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.models import Cnn
-from bnlab.harness.artifacts.producing import start_training
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import train
+from bnlab.harness.artifacts.training_runner import start_training
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table
 from bnlab.model.layers import BatchNorm

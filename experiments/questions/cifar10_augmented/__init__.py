@@ -10,7 +10,7 @@ from functools import partial
 import pandas as pd
 
 import experiments.margins as margins
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below, within
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
@@ -75,8 +75,8 @@ EXPERIMENT = Experiment(
             "augmented images are of all training images, each shifted and mirrored as in training.",
             score(select_lines, "accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("test accuracy gained (points)"), mark=(0.0, "plain images"), series="line"),
-            Finding("Networks are more accurate under statistics of augmented images than under those of plain ones, "
-                    "at batch sizes 32 and 1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
+            Headline("Networks are more accurate under statistics of augmented images than under those of plain ones, "
+                     "at batch sizes 32 and 1024", {"augmented_images_gain": ("batch size 32", "batch size 1024")})),
     },
     claims={
         "u_comes_back": Claim(

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import flat_statistics, frozen_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.gaps import Gaps

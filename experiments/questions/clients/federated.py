@@ -13,7 +13,7 @@ from torch import nn
 
 import bnlab
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import Batches, TrainingState, train
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import measure_statistics, seed_by

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below
 from bnlab.harness.reporting.frames import (
     DEEPER,
     RATIO_OVER_LAYERS,
@@ -26,7 +26,7 @@ from bnlab.harness.reporting.frames import (
 )
 from bnlab.harness.reporting.plots import ACCURACY, Axis, Curves
 from experiments.margins import EACH
-from experiments.questions.drift.plots import Stream, Zone
+from experiments.questions.drift.plots import StreamPlot, Zone
 
 CHANNEL = Path(__file__).with_name("channel.csv")  # written by `channel.py` beside it
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
@@ -104,7 +104,7 @@ EXPERIMENT = Experiment(
             "they are apart. The learning rate is constant for 90 updates, then falls to 0. Of 32 channels this one "
             "was chosen because it shows all three stretches.",
             read_channel,
-            Stream("updates", "line", "single batch", "exact", "running average",
+            StreamPlot("updates", "line", "single batch", "exact", "running average",
                    (Axis("updates"), Axis("mean of a channel")),
                    (Zone(0, 25, "START\nfrom 0"), Zone(25, 100, "LAG\nit follows late"),
                     Zone(100, 151, "NOISE\nbatches differ")))),
@@ -121,7 +121,7 @@ EXPERIMENT = Experiment(
             score(lambda tables: compute_speeds(tables, ()).assign(panel="").round({"epoch": 1}), "speed",
                   ("panel", "batch_size", "epoch"), **RATIO_OVER_LAYERS),
             Curves("epoch", "batch_size", Axis("move of a mean in an update (σ)", log=True), across=Axis("epoch")),
-            Finding("Means move over four times as fast in mid-training as in the last tenth",
+            Headline("Means move over four times as fast in mid-training as in the last tenth",
                     {"follows_the_learning_rate": ()})),
     },
     claims={

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pandas as pd
 
 from bnlab.gaps.decomposition import TERMS, decompose, window
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import EXACT, draw_population, frozen_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts.producing import freeze_and_average, record_moments, start_training
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import train
+from bnlab.harness.artifacts.training_runner import freeze_and_average, record_moments, start_training
 from bnlab.harness.errors import JobError
 
 

@@ -29,7 +29,7 @@ class Zone:
 
 
 @dataclass(frozen=True)
-class Stream(Plot):
+class StreamPlot(Plot):
     """Values as dots, the truth as a broken line, an average as a solid one, and the distance between both shaded.
 
     Draws frames with the columns `x`, `by` and mean.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Score, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Score, Tables, above, below
 from bnlab.harness.reporting.frames import name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT, GAINS, name_lines
@@ -91,7 +91,7 @@ EXPERIMENT = Experiment(
             f"Compare the two points of a line: the same weights before and after they get {AGAIN}",
             score(select_ends, "new_accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("accuracy in new fonts (%)"), series="line"),
-            Finding("After tuning in eval mode recalibration helps at a small learning rate, and costs at a large one",
+            Headline("After tuning in eval mode recalibration helps at a small learning rate, and costs at a large one",
                     {"recalibration_helps_eval_mode": ()}, {"recalibration_helps_in_eval_mode_too": ()})),
         "modes": Figure(
             "What train mode gains over eval mode in the new fonts",
@@ -99,8 +99,8 @@ EXPERIMENT = Experiment(
             "after 500 updates at a learning rate of 0.001, before and after recalibrating both on the 256 new images.",
             score(compute_leads, "new_accuracy", ("panel", "name", "line"), scale=100),
             Forest("name", Axis("points that train mode gains"), mark=(0.0, "eval mode"), series="line"),
-            Finding("At a small learning rate, train mode is better than eval mode for fine-tuning, at batch sizes 8 "
-                    "and 32",
+            Headline("At a small learning rate, train mode is better than eval mode for fine-tuning, at batch sizes 8 "
+                     "and 32",
                     {"train_mode_is_better_at_a_small_rate": ("tuning batch 8", "tuning batch 32")})),
     },
     claims={

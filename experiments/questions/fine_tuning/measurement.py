@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import bnlab
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.measurements.subjects import Subject

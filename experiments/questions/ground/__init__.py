@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, PartBelow, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, PartBelow, Tables, above, below
 from bnlab.harness.reporting.frames import lowest, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.cells import Cells
@@ -199,7 +199,7 @@ EXPERIMENT = Experiment(
                 score(lambda tables: select(compute_training_difference(tables), estimator=("ema", "last_batch")),
                       "accuracy", ("panel", "estimator", "updates"), scale=-100, momentum=(0.1, None)),
                 Curves("updates", "estimator", Axis("points lost"), across=Axis("updates")), "difference"),
-            finding=Finding(
+            headline=Headline(
                 "eval() understates accuracy until the learning rate has fallen to 0",
                 {"constant_rates_cost_early": ("batch size 64",),
                  "harmless_at_the_end": ("batch size 64, updates 560",)})),
@@ -218,8 +218,8 @@ EXPERIMENT = Experiment(
             Cells("updates", "batch_size", "beside", dict.fromkeys(NAMES.values(), "number of updates"), "batch size",
                   "points of accuracy lost under running averages",
                   "in small: accuracy under exact statistics · learning rate"),
-            Finding("Once the learning rate has fallen, over 560 updates or more, running averages lose less than "
-                    "half a point at batch sizes 16 to 256",
+            Headline("Once the learning rate has fallen, over 560 updates or more, running averages lose less than "
+                     "half a point at batch sizes 16 to 256",
                     {"harmless_at_the_end": ("batch size 16", "batch size 64", "batch size 256")})),
         "best_momentum": Figure(
             "The best momentum, by the number of updates",
@@ -228,8 +228,8 @@ EXPERIMENT = Experiment(
             "lost.",
             score(select_best_momenta, "momentum", ("panel", "batch_size", "updates", "hollow"), geometric=True),
             Curves("updates", "batch_size", BEST, across=UPDATES),
-            Finding("Where the learning rate falls, the best momentum falls with the number of updates, at batch "
-                    "sizes 64 and 256", {"the_best_momentum_is_smaller": ()})),
+            Headline("Where the learning rate falls, the best momentum falls with the number of updates, at batch "
+                     "sizes 64 and 256", {"the_best_momentum_is_smaller": ()})),
         "rates": Figure(
             "Learning rates are picked by these accuracies, under exact statistics",
             "Find the highest point of a line: validation accuracy at the end, seeds 100 to 102; a network that "

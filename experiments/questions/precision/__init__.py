@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, below, within
 from bnlab.harness.reporting.frames import (
     DEEPER,
     RATIO_OVER_LAYERS,
@@ -67,7 +67,7 @@ EXPERIMENT = Experiment(
             score(lambda tables: name_panels(average_gaps(tables), "{panel}, batch size {batch_size}"), "mean_gap",
                   ("panel", "precision", "momentum"), geometric=True),
             Curves("momentum", "precision", GAP, mark=PYTORCH),
-            Finding("Training in bfloat16 leaves gaps and best momentum as they are: the lines lie on each other",
+            Headline("Training in bfloat16 leaves gaps and best momentum as they are: the lines lie on each other",
                     {"gap_is_alike": (), "best_momentum_is_alike": ()})),
     },
     claims={

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from bnlab import gap, population_statistics
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import compute_logits
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import IMAGES_AT_ONCE

@@ -14,7 +14,7 @@ import bnlab
 from bnlab.estimators import EMA, DebiasedEMA
 from bnlab.harness.artifacts.data import augment
 from bnlab.harness.artifacts.job_settings import list_steps
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.estimates import flat_statistics, measure_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject

@@ -7,7 +7,7 @@ batches of an epoch share out the same images, so that their errors cancel once 
 import pandas as pd
 
 from bnlab import theory
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, OtherThan, name_panels, rows, score, select_largest_gap
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import AS_NEAR
@@ -65,7 +65,7 @@ EXPERIMENT = Experiment(
             "fill no batch are a small last one, with the weight of any other.",
             score(compute_courses, "course", ("panel", "position", "line"), average="layer", geometric=True),
             Curves("position", "line", Axis("variance / that of independent batches", (0.0, 1.7))),
-            Finding("Within an epoch the errors of batches cancel; a small last batch undoes it",
+            Headline("Within an epoch the errors of batches cancel; a small last batch undoes it",
                     {"small_batch_undoes_it": (), "theory_predicts_the_course": ()})),
         "sizes": Figure(
             "An image that is far from all others",
@@ -74,7 +74,7 @@ EXPERIMENT = Experiment(
                   "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=OUTLIER,
                   estimator=("ema", "cumulative"), momentum=(0.1, None)),
             Curves("size", "estimator", Axis("distance from the true mean (σ)", log=True)),
-            Finding("The running average's error grows in proportion to an outlier",
+            Headline("The running average's error grows in proportion to an outlier",
                     {"error_is_unbounded": ("batch size 16, case single",)})),
     },
     claims={

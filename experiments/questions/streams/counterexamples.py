@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnlab.estimators import Stream
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import seed_by, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from bnlab.estimators import Stream
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text

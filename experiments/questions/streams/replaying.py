@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnlab.estimators import Stream, fold
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.subjects import Subject
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text

@@ -5,7 +5,7 @@ They need not be close to the true values, it is said, as long as the results ar
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, Tables, above, below
 from bnlab.harness.reporting.frames import name_panels, rows, score
 from bnlab.harness.reporting.plots import LOST, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
@@ -29,7 +29,7 @@ EXPERIMENT = Experiment(
             "variance, of all layers at once.",
             score(compute_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100, dose=DRAWN),
             Curves("dose", "moment", LOST),
-            Finding("An error of 0.1 σ in all means already costs more than a point of accuracy", {},
+            Headline("An error of 0.1 σ in all means already costs more than a point of accuracy", {},
                     {"small_errors_are_harmless": ("means",)})),
     },
     claims={

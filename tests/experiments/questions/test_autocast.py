@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bnlab import Statistics, population_statistics
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.reporting.frames import select
 from tests.helpers import measure
 from tests.references import batch_norms, gap, inputs_of, merge

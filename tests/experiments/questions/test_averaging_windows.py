@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bnlab import running_statistics
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.averaging_windows import averaged

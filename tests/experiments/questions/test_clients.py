@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bnlab import running_statistics
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.clients import federated

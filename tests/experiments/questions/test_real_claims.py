@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 import pytest
 
-from bnlab.harness.lab.catalogue import find_experiment
+from bnlab.harness.lab.registry import find_experiment
 from bnlab.harness.reporting.experiment import decide
 from bnlab.harness.reporting.frames import select
 from experiments.questions.real import pick_rates

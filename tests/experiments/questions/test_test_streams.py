@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements.estimates import seed_by
 from bnlab.harness.reporting.frames import select
 from experiments.questions.test_streams import streams

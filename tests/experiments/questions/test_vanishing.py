@@ -9,7 +9,7 @@ from torch import nn
 
 import bnlab
 from bnlab.harness.artifacts.job_settings import Config
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.reporting.frames import select
 from experiments.questions.changed_weights.vanishing import Vanishing
 from tests.helpers import measure

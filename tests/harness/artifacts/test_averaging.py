@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bnlab
 from bnlab.harness import load, load_images
 from bnlab.harness.artifacts.job_settings import restore_config
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from tests.harness.kills import load_at
 from tests.helpers import find_network, sweep_small
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
-from bnlab.harness.artifacts.producing import start_training
 from bnlab.harness.artifacts.training import ORDERS, train
+from bnlab.harness.artifacts.training_runner import start_training
 from bnlab.harness.components import COMPONENTS, list_settings
 from bnlab.harness.errors import UserError
 from bnlab.harness.updates import SCHEDULES

@@ -17,8 +17,8 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
-from bnlab.harness.artifacts import producing
-from bnlab.harness.artifacts.runs import find_commit
+from bnlab.harness.artifacts import training_runner
+from bnlab.harness.artifacts.run import find_commit
 from bnlab.harness.artifacts.training import Diverged, TrainingState
 from tests.harness.kills import assert_same, interrupted_at, read_trace
 from tests.helpers import find_network, sweep_small
@@ -88,7 +88,9 @@ def test_the_commit_of_a_clone(tmp_path: Path) -> None:
     assert find_commit(tmp_path) == f"{commit}-dirty"
 
 
-@pytest.mark.parametrize("writes", ["recording.trace.MomentTrace.save", "harness.artifacts.producing.save_tensors"])
+@pytest.mark.parametrize(
+    "writes", ["recording.trace.MomentTrace.save", "harness.artifacts.training_runner.save_tensors"]
+)
 def test_a_kill_between_the_files_of_a_part(
     writes: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +104,7 @@ def test_a_kill_between_the_files_of_a_part(
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(producing, "STATE_SECONDS", 0.0)
+        patch.setattr(training_runner, "STATE_SECONDS", 0.0)
         patch.setattr(f"bnlab.{writes}", write_twice)
         sweep_small(tmp_path, BOTH, expect=130)
     sweep_small(tmp_path, BOTH)
@@ -187,14 +189,14 @@ def test_a_network_that_diverges_is_predicted_at_its_last_step_before_that(
 
 def test_another_training_is_measured_again(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with other threads or versions: nothing of both is mixed."""
-    start_training = producing.start_training
+    start_training = training_runner.start_training
 
     def start_elsewhere(run: Any) -> Any:
         progress = start_training(run)
         next(progress.model.parameters()).data.mul_(1.001)
         return progress
 
-    monkeypatch.setattr(producing, "start_training", start_elsewhere)
+    monkeypatch.setattr(training_runner, "start_training", start_elsewhere)
     shutil.rmtree(find_network(copied))
 
     sweep_small(copied, BOTH)
@@ -207,7 +209,7 @@ def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(producing, "train", fail)
+    monkeypatch.setattr(training_runner, "train", fail)
 
     sweep_small(tmp_path, expect=1)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.corruptions import CORRUPTIONS, STRENGTHS
-from bnlab.harness.artifacts.data.drawing import glyphs
+from bnlab.harness.artifacts.data.rendering import glyphs
 from bnlab.harness.errors import UserError
 from tests.helpers import plan_network
 

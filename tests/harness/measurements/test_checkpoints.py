@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bnlab.harness import load
-from bnlab.harness.lab.catalogue import list_measurements
+from bnlab.harness.lab.registry import list_measurements
 from tests.conftest import small_config
 from tests.helpers import find_network, run_job
 

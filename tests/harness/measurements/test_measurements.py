@@ -152,12 +152,12 @@ def test_bad_names(name: str, message: str) -> None:
 
 
 def test_a_process_plans_with_its_share_of_the_memory(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnlab.harness.artifacts.runs.memory_limit", lambda memory, device: 1200)
-    monkeypatch.setattr("bnlab.harness.artifacts.runs.cpu_count", lambda: 4 * torch.get_num_threads())
+    monkeypatch.setattr("bnlab.harness.artifacts.run.memory_limit", lambda memory, device: 1200)
+    monkeypatch.setattr("bnlab.harness.artifacts.run.cpu_count", lambda: 4 * torch.get_num_threads())
     runs = [Run(replace(trained.config, device=kind)) for kind in ("cpu", "cuda")]
 
     assert [run.memory for run in runs] == [1200, 1200], "a process by itself has all"
-    monkeypatch.setattr("bnlab.harness.artifacts.runs.parent_process", lambda: "that of the sweep")
+    monkeypatch.setattr("bnlab.harness.artifacts.run.parent_process", lambda: "that of the sweep")
     assert [run.memory for run in runs] == [300, 1200]
 
 

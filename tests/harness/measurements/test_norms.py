@@ -11,7 +11,7 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load, load_images, load_model
-from bnlab.harness.lab.catalogue import list_measurements
+from bnlab.harness.lab.registry import list_measurements
 from tests.harness.kills import read_trace
 from tests.helpers import find_network, sweep_small
 

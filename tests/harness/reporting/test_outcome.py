@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import NoRows
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Finding, above
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Headline, above
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs, fill_prose, say_basis
 from bnlab.harness.reporting.page import Catalogue, write_answers, write_experiment, write_question
@@ -311,7 +311,7 @@ MARGINS = {"costs": above(0.0, "points", "a reason"), "costs_much": above(50.0, 
 )
 def test_a_finding_is_the_title_where_its_claims_hold_and_fail(claims: Any, fails: Any, title: str) -> None:
     stated = {name: Claim("It costs.", COST_AT_4, margin) for name, margin in MARGINS.items()}
-    figure = replace(DRAWN, score=COST_AT_4, finding=Finding("It costs", claims, fails))
+    figure = replace(DRAWN, score=COST_AT_4, headline=Headline("It costs", claims, fails))
 
     outcome = decide_outcome(declare(figures={"cost": figure}, claims=stated), plant())
 

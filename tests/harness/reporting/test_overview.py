@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.frames import select
 from bnlab.harness.reporting.overview import make_overview
 from bnlab.harness.reporting.page import write_overview
+from bnlab.harness.reporting.tables import OwnTable
 from bnlab.harness.reporting.wording import format_number
 
 matplotlib.use("Agg")
@@ -364,3 +366,66 @@ def test_where_nothing_was_measured_that_is_said() -> None:
     for empty in ({name: rows[:0] for name, rows in tables.items()}, {"runs": tables["runs"]}):
         with pytest.raises(NoRows, match="measurements="):
             make_overview(empty)
+
+
+def plant_own(**swept: tuple[Any, ...]) -> tuple[dict[str, pd.DataFrame], dict[str, OwnTable]]:
+    """Networks with a table of the user's own alone: `size` is the batch size plus the seed, ten times at step 10."""
+    runs = plant(**swept)["runs"]
+    rows = []
+    for run in runs.to_dict("records"):
+        size = run["batch_size"] + run["seed"]
+        rows += [{"run": run["run"], "step": step, "size": size * step / 10, "words": "x"} for step in (1, 10)]
+    described = OwnTable(["run", "step"], {"size": "of all weights"})
+    return {"runs": runs, "mine": pd.DataFrame(rows)}, {"mine": described}
+
+
+def test_a_table_of_the_users_own_has_lines_over_the_training_and_means_at_its_end() -> None:
+    tables, own = plant_own(batch_size=(4, 32))
+    overview = make_overview(tables, own)
+
+    half = stats.t.ppf(0.975, 1) * 0.5  # the standard error of k and k + 1
+    means = overview.figures["mine_size_training"].score({}).set_index(["line", "epoch"])["mean"]
+    assert means.to_dict() == {
+        ("batch size 4", 0.2): pytest.approx(0.45),
+        ("batch size 4", 2.0): pytest.approx(4.5),
+        ("batch size 32", 0.2): pytest.approx(3.25),
+        ("batch size 32", 2.0): pytest.approx(32.5),
+    }
+    assert [*overview.figures] == ["mine_size", "mine_size_training"]
+    assert overview.figures["mine_size"].caption == "`size`: of all weights."
+    assert overview.table.empty
+    expected = [["4", format_number(4.5, 4.5 - half, 4.5 + half), 2]]
+    assert [*overview.own["mine"]] == ["batch size", "mine: size", "n"]
+    assert overview.own["mine"].values.tolist()[:1] == expected
+
+
+def test_what_the_key_of_a_table_of_the_users_own_tells_apart_is_never_averaged() -> None:
+    """A layer is as a setting; an estimator has its words."""
+    tables, _ = plant_own()
+    last = tables["mine"].query("step == 10")
+    rows = []
+    for layer, estimator in itertools.product("ab", ("ema", "exact")):
+        factor = 1 + (layer == "b") + 2 * (estimator == "exact")
+        momentum = 0.1 if estimator == "ema" else math.nan
+        rows.append(last.assign(layer=layer, estimator=estimator, momentum=momentum, size=factor * last["size"]))
+    key = ["run", "step", "estimator", "momentum", "layer"]
+    overview = make_overview({**tables, "mine": pd.concat(rows)}, {"mine": OwnTable(key, {"size": "of all weights"})})
+
+    table = overview.own["mine"]
+    assert table[["layer", "statistics"]].values.tolist() == [["a", EMA], ["a", EXACT], ["b", EMA], ["b", EXACT]]
+    means = [float(words.split(" ")[0]) for words in table["mine: size"]]
+    assert means == pytest.approx([32.5, 97.5, 65.0, 130.0], rel=0.02)
+    assert [*overview.figures] == ["mine_size"]
+
+
+def test_the_page_of_a_sweep_with_a_table_of_the_users_own_alone(tmp_path: Path) -> None:
+    tables, own = plant_own()
+    overview = make_overview(tables, own)
+    drawn = {name: drawing.write(name, each, tables, tmp_path / "figures") for name, each in overview.figures.items()}
+
+    page = write_overview(replace(overview, figures=drawn), tmp_path, [])
+
+    assert "<h3>The table mine</h3>" in page
+    assert "<th>mine: size</th>" in page
+    assert "gap of the mean" not in page
+    assert page.count("data:image/png;base64,") == 1

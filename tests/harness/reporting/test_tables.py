@@ -14,7 +14,7 @@ from pandas.testing import assert_frame_equal
 from bnlab.common.files import Unreadable
 from bnlab.harness import schema
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.lab.catalogue import list_measurements
+from bnlab.harness.lab.registry import list_measurements
 from bnlab.harness.reporting import tables
 from bnlab.harness.requests import Request, Selection, find_rows, request_path, write_request
 from bnlab.harness.run_table import RUNS

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from bnlab.harness.artifacts.data.base import Data, Parts, Size
-from bnlab.harness.artifacts.data.drawing import CLASSES, FONTS, SIZE, glyphs
+from bnlab.harness.artifacts.data.rendering import CLASSES, FONTS, SIZE, glyphs
 from bnlab.harness.components import component, require_one_of, setting
 
 _USUAL = 20_000  # training and validation images

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject
@@ -27,7 +27,7 @@ How noisy the batch moments are and how fast they move, fitted to the last steps
 
 @component
 @dataclass(unsafe_hash=True)
-class Drift(Measurement):
+class MomentDrift(Measurement):
     """Table `drift`."""
 
     about_batches: ClassVar[bool] = True

@@ -18,7 +18,7 @@ from bnlab.harness.artifacts.corruptions import describe_corruptions
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.job_settings import as_list
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.components import component
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.measurements.base import Measurement

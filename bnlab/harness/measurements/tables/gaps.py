@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps, layer_output_gaps
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.estimates import EXACT, flat_statistics, frozen_statistics, seed_by, tabulate

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pandas as pd
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.run import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.subjects import Subject

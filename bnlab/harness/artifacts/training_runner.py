@@ -25,7 +25,8 @@ from bnlab.common.storage import load_tensors, save_tensors
 from bnlab.harness import schema
 from bnlab.harness.artifacts.job_settings import list_code
 from bnlab.harness.artifacts.live import LiveLog
-from bnlab.harness.artifacts.runs import Run, describe_environment
+from bnlab.harness.artifacts.optimizers import divide_state, restore_state
+from bnlab.harness.artifacts.run import Run, describe_environment
 from bnlab.harness.artifacts.training import Diverged, TrainingState, train
 from bnlab.harness.progress import Reporter, say, say_off_terminal, say_problem
 from bnlab.harness.source_code import CODE
@@ -37,7 +38,7 @@ STATE_SECONDS = 5.0  # between two saved states: a kill costs at most so much tr
 _SWA_FROM = 0.75  # share of the training
 _EMA_DECAY = 0.99
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
-_STATE = "bnlab.state/1"
+_STATE = "bnlab.state/2"
 
 
 def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.wanted) -> None:
@@ -270,17 +271,17 @@ def _save_state(run: Run, progress: TrainingState, seconds: float) -> None:
         groups["average"] = progress.average.state_dict()
     for decay, average in progress.kept_beside.items():
         groups[f"averages/{decay:g}"] = average.state_dict()
-    for index, values in progress.optimizer.state_dict()["state"].items():  # one for each parameter
-        groups[f"optimizer/{index}"] = values
+    of_optimizer, numbers = divide_state(progress.optimizer)
+    groups |= of_optimizer
     if run.device.type == "cuda":
         groups["rng"]["device"] = torch.cuda.get_rng_state(run.device)
 
     tensors = {}
     for group, values in groups.items():
         for name, value in values.items():
-            if value is not None:  # as of an optimizer without momentum
-                tensors[f"{group}/{name}"] = value
-    save_tensors(run.state, tensors, _STATE, {"seconds": repr(seconds), "step": str(progress.step)})
+            tensors[f"{group}/{name}"] = value
+    metadata = {"seconds": repr(seconds), "step": str(progress.step), "optimizer": json.dumps(numbers)}
+    save_tensors(run.state, tensors, _STATE, metadata)
 
 
 def _restore_state(run: Run, progress: TrainingState) -> float:
@@ -297,8 +298,7 @@ def _restore_state(run: Run, progress: TrainingState) -> float:
             progress.average.load_state_dict(groups["average"])
         for decay, average in progress.kept_beside.items():
             average.load_state_dict(groups[f"averages/{decay:g}"])
-        optimizer = {int(name.partition("/")[2]): groups[name] for name in groups if name.startswith("optimizer/")}
-        progress.optimizer.load_state_dict({**progress.optimizer.state_dict(), "state": optimizer})
+        restore_state(progress.optimizer, groups, json.loads(metadata["optimizer"]))
 
         torch.set_rng_state(groups["rng"]["cpu"])
         if run.device.type == "cuda":

@@ -13,10 +13,12 @@ def compute_falls(tables: Tables) -> pd.DataFrame:
     A curve that never falls has 0. Two checkpoints that are far apart hide what happens between them.
     """
     curves = rows(tables, "evaluations", split="test", estimator=("ema", "exact"), momentum=(0.1, None))
+    # `diff` subtracts the row before, which has to be the checkpoint before.
     curves = curves.sort_values("step")
     by_network = curves.groupby(["run", "estimator"])["accuracy"]
     falls = -by_network.diff().clip(upper=0)
     totals = falls.groupby([curves["run"], curves["estimator"]]).transform("sum")
+    # Each row of a network has its total, so that one row is enough.
     last = curves.assign(falls=totals).drop_duplicates(["run", "estimator"], keep="last")
     return last.assign(panel="")
 
@@ -30,6 +32,7 @@ def select_blocks(tables: Tables) -> pd.DataFrame:
     frame = rows(tables, "evaluations", 1.0, settings, estimator=("ema", "exact"), order="blocks:16", split="test")
     is_renorm = frame["norm"] == "renorm"
     own = frame["norm.momentum"].where(is_renorm, 0.1)
+    # Exact statistics have no momentum. Of the running averages only those of the norm's own momentum are kept.
     has_own = frame["momentum"].isna() | (frame["momentum"] == own)
 
     renorm = "batch renorm " + own.astype(str)

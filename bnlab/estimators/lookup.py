@@ -53,7 +53,7 @@ def import_estimator(path: str) -> type[Estimator]:
         raise ValueError(f"cannot be imported ({error})") from error
 
     is_estimator = isinstance(cls, type) and issubclass(cls, Estimator)
-    # An estimator is one by its gains or by its `direct`; the base class's raise NotImplementedError or do nothing.
+    # The base class defines both methods, but its `gains` raises an error and its `direct` returns None.
     has_gains = is_estimator and (cls.gains is not Estimator.gains or cls.direct is not Estimator.direct)
     if not has_gains or not hasattr(cls, "name"):
         raise ValueError("is no subclass of bnlab.estimators.Estimator that has gains and a name")

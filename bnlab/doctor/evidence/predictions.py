@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.thresholds import OUTPUTS_ROUNDED, PREDICTIONS_DIFFER
+from bnlab.exact.task import Task
 from bnlab.model.batches import count_images, list_tensors, map_batch, take_images
 from bnlab.model.borrow import measured
 from bnlab.model.layers import BatchNorm, get_bias, get_running_buffers, get_weight
@@ -22,14 +22,14 @@ _FEW = 8  # images that layers are called on again
 _ALONE = 4  # images that are run alone
 
 
-def probe_predictions(examination: Examination, data: Sequence[Any]) -> tuple[float, float]:
-    """Run at most 16 images twice, and some of them alone: how predictions differ, see `Evidence.twice` and `alone`."""
-    batch = take_images(data[0], _IMAGES)
-    model = examination.model
+def probe_predictions(task: Task) -> tuple[float, float]:
+    """Run at most 16 images twice, and some of them alone: how predictions differ, see `Case.twice` and `alone`."""
+    batch = take_images(task.data[0], _IMAGES)
+    model = task.model
     with measured(model):
-        output = _find_output(examination.run(batch))
+        output = _find_output(task.evaluate(batch))
         before = [buffer.clone() for buffer in model.buffers()]  # after a first forward, which may fill caches
-        twice = _measure_difference(output, _find_output(examination.run(batch)))
+        twice = _measure_difference(output, _find_output(task.evaluate(batch)))
         after = list(model.buffers())
         are_unchanged = len(after) == len(before) and all(map(torch.equal, after, before))
         if twice != 0 and not are_unchanged:  # as by observers of quantization
@@ -37,7 +37,7 @@ def probe_predictions(examination: Examination, data: Sequence[Any]) -> tuple[fl
         if not twice <= PREDICTIONS_DIFFER:
             return twice, math.nan
         try:
-            return twice, _compare_alone(examination.run, batch)
+            return twice, _compare_alone(task.evaluate, batch)
         except Exception:  # a model that takes no single images may raise anything
             return twice, math.nan
 
@@ -86,27 +86,27 @@ def _measure_difference(output: Tensor | None, other: Tensor | None) -> float:
     return float(difference / scale.clamp(min=least))
 
 
-def compare_in_own_mode(examination: Examination, data: Sequence[Any]) -> float:
+def compare_in_own_mode(task: Task) -> float:
     """Measure how predictions of half of 16 images differ from those of the same images among all 16.
 
     Batch norms are in the mode in which the caller left them, and all else in eval mode, so that dropout draws nothing.
 
     Returns:
-        In units of the outputs' spread, see `Evidence.by_batch`; NaN where none is in train mode, or there are too few
+        In units of the outputs' spread, see `Case.by_batch`; NaN where none is in train mode, or there are too few
         images.
     """
-    training = [layer for layer in examination.layers.values() if layer.training]
-    batch = take_images(data[0], _IMAGES)
+    training = [layer for layer in task.layers.values() if layer.training]
+    batch = take_images(task.data[0], _IMAGES)
     images = count_images(batch)
     half = take_images(batch, images // 2)
     if not training or images < 4 or count_images(half) == images:
         return math.nan
-    with measured(examination.model):
+    with measured(task.model):
         for layer in training:
             layer.training = True
         try:
-            together = _find_output(examination.run(batch))
-            apart = _find_output(examination.run(half))
+            together = _find_output(task.evaluate(batch))
+            apart = _find_output(task.evaluate(half))
         except Exception:  # a model that takes no other number of images may raise anything
             return math.nan
     if together is None or together.dim() == 0 or len(together) != images:
@@ -114,7 +114,7 @@ def compare_in_own_mode(examination: Examination, data: Sequence[Any]) -> float:
     return _measure_difference(apart, together[: images // 2])
 
 
-def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, frozenset[str]]:
+def find_unread(task: Task) -> dict[str, frozenset[str]]:
     """Find which of its mean, variance, weight and bias a layer's forward in eval mode does not read.
 
     One forward of eight images: each layer is called again on its input with one of them changed.
@@ -128,12 +128,12 @@ def find_unread(examination: Examination, data: Sequence[Any]) -> dict[str, froz
             parts = _list_unread(layer, args, kwargs, output)
             unread[name] = frozenset(parts)
 
-    batch = take_images(data[0], _FEW)
-    with measured(examination.model), ExitStack() as stack:
-        for name, layer in examination.layers.items():
+    batch = take_images(task.data[0], _FEW)
+    with measured(task.model), ExitStack() as stack:
+        for name, layer in task.layers.items():
             handle = layer.register_forward_hook(partial(look, name), with_kwargs=True)
             stack.callback(handle.remove)
-        examination.run(batch)
+        task.evaluate(batch)
     return {name: parts for name, parts in unread.items() if parts}
 
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from bnlab.harness.errors import UserError, suggest
-from bnlab.harness.lab.catalogue import find_experiment, list_questions
 from bnlab.harness.lab.papers import DeclaredFigure, DeclaredMargin, Number, Paper, make_declared
+from bnlab.harness.lab.registry import find_experiment, list_questions
 from bnlab.harness.own import import_object
 from bnlab.harness.reporting import plots
 from bnlab.harness.reporting.experiment import (

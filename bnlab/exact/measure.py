@@ -17,7 +17,7 @@ from torch import Tensor
 from bnlab.exact.samples import check_walk, choose_noted, prepare
 from bnlab.exact.task import CALLER, InterleavingError, Task, watched
 from bnlab.exact.walk import Walk
-from bnlab.memory import Budget, Profile
+from bnlab.memory import Budget, Growth, Profile
 from bnlab.model.batches import count_bytes
 from bnlab.model.borrow import measured
 from bnlab.model.layers import join_names
@@ -59,10 +59,11 @@ def measure_exactly(
     sizes = [max(1, count_bytes(batch)) for batch in task.data]
     cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=sum(sizes), passes=0)
     failed_check: Check | None = None
-    with measured(task.model):
+    with measured(task.root):
         profile = _prepare(task)
         if strategy == "breadth":
-            budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit))
+            growth = Growth() if task.device.type == "cpu" else None
+            budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit, growth))
             try:
                 statistics, failed_check = _settle_and_check(task, budget, cost, progress)
                 if failed_check is None or failed_check.held:
@@ -79,7 +80,7 @@ def measure_exactly(
             progress = _do_nothing
             task.channels_last = False  # the layout that the caller gave: another may be the reason
 
-    with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
+    with measured(task.root):  # lent again: forwards that were interrupted may have left something in the model
         statistics, check = _settle_and_check(task, Budget(sizes, None, limit), cost, progress)
         if check is not None and not check.held:
             warn(
@@ -251,11 +252,11 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
         if x.numel() == x.shape[1]:
             raise ValueError(
                 f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
-                "with; use larger batches or upstream='population'"
+                "with; use larger batches or statistic='exact'"
             )
         parts.setdefault(name, []).append(task.reader.measure(x))
 
-    with measured(task.model):
+    with measured(task.root):
         _prepare(task)
         for layer in task.layers.values():
             layer.training = True
@@ -274,12 +275,13 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
     return task.fetch(pooled), cost
 
 
-def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[str, tuple[Tensor, Tensor]]:
+def measure_errors(task: Task, statistics: Statistics, is_precise: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """Estimate standard errors of each layer's mean and variance, float64 [C] each, with batches as independent units.
 
-    One pass of ordinary forwards under the statistics. These are taken as they are: the errors do not contain those of
-    earlier layers. A batch contributes its share in the difference from the statistics of all; of B batches the squared
-    error is B/(B−1) times the sum of the squared contributions, NaN for fewer than two.
+    One pass of ordinary forwards under the statistics, or where these are precise under those of each batch. They are
+    taken as they are: the errors do not contain those of earlier layers. A batch contributes its share in the
+    difference from the statistics of all; of B batches the squared error is B/(B−1) times the sum of the squared
+    contributions, NaN for fewer than two.
     """
     squares = {name: torch.zeros(2, len(moments.mean), dtype=torch.float64) for name, moments in statistics.items()}
     batches = dict.fromkeys(statistics, 0)
@@ -297,10 +299,10 @@ def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[st
                 squares[name] += _compute_contribution(moments, statistics[name]).square()
                 batches[name] += 1
 
-    with measured(task.model):
+    with measured(task.root):
         for name, moments in statistics.items():
             task.write(name, moments)
-            task.layers[name].training = upstream == "batch"
+            task.layers[name].training = is_precise
         with watched(task, {name: task.layers[name] for name in statistics}, take):
             task.ranks.run_together(run_all)
 

@@ -1,4 +1,4 @@
-"""Errors of moments against float64 moments of the stored values: python -m benchmarks.errors [--cuda].
+"""Errors of moments against float64 moments of the stored values: python -m benchmarks.moment_errors [--cuda].
 
 A table for each way to read: what the CPU does, and what an accelerator does, on the CPU or with --cuda on one.
 """

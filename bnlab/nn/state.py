@@ -77,8 +77,8 @@ class Averages:
         values = row.where(row.sum().isfinite(), self.shown)
         number = self.bank.count + self._waiting + 1
         for buffer, shown, value, momentum in zip(buffers, self.shown, values, self.momenta, strict=True):
-            # An average that began from the buffers moves as torch's own does; one that began from nothing has its
-            # start divided out, as the bank's averages have.
+            # Averages that began from the buffers move as torch's own do. Others have their start divided out, as those
+            # of the bank have.
             gain = momentum if self.bank.warm else _compute_gain(momentum, number)
             buffer.data.lerp_(value, gain)
             shown.lerp_(value, gain)
@@ -93,6 +93,7 @@ class Averages:
             return False
 
         rows = self._select_rows()
+        # Rows that were left out make room for further batches in the same block.
         is_full = len(rows) == self.bank.room
 
         if is_full:
@@ -114,8 +115,8 @@ class Averages:
         first: dict[float, int] = {}
         for number, fingerprint in enumerate(_list_fingerprints(rows)):
             first.setdefault(fingerprint, number)
-        # Also without those of the block before: a checkpointed forward may run again after its first run has filled
-        # the block.
+        # Rows of the block before are left out, too: a checkpointed forward may run again after its first run has
+        # filled the block.
         numbers = [number for fingerprint, number in first.items() if fingerprint not in self._recent]
         return rows[numbers]
 
@@ -161,13 +162,13 @@ def _compute_gain(momentum: float, number: int) -> float:
     """Compute the weight of batch `number`, from 1, in an average that begins with the first batch."""
     if momentum == 1:
         return 1.0
-    # expm1 and log1p, because 1 − (1 − m)^t would cancel at a small momentum.
+    # In this form nothing cancels; 1 − (1 − m)^t would at a small momentum.
     weight_of_all = -math.expm1(number * math.log1p(-momentum))
     return min(1.0, momentum / weight_of_all)
 
 
 def _list_fingerprints(rows: Tensor) -> list[float]:
     """Compute a fingerprint of each row [2, C]: rows that are equal bit for bit have the same, others hardly ever."""
-    # In float64, where different rows hardly ever have one sum; only these sums leave the device.
+    # In float64, different rows hardly ever have the same sum. Only these sums leave the device.
     sums = rows.double().flatten(1).sum(1)
     return sums.tolist()  # type: ignore[no-any-return]

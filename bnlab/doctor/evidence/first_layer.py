@@ -1,12 +1,11 @@
-"""A patient: a model with those of its images from which causes propose undos."""
+"""What the first layer is given where the images are changed: what was done to these shows there first."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.examination import Examination
 from bnlab.doctor.thresholds import NOT_AFFINE
 from bnlab.doctor.undo import Change, change_images
 from bnlab.exact.task import watched
@@ -42,38 +40,25 @@ class Answer:
     colours: int
 
 
-@dataclass(frozen=True)
-class Patient:
-    """A model and a part of its images.
+class FirstLayer:
+    """The layer that the images of a case's fold reach first.
 
     Attributes:
-        case: all that is known of it, from all images.
-        examination: how it is called.
-        data: the batches of this part.
-        exact: exact statistics of these.
+        name: the layer's.
     """
 
-    case: Case
-    examination: Examination
-    data: Sequence[Any]
-    exact: Statistics
-
-    @property
-    def first(self) -> str:
-        """The layer that data reaches first."""
-        return next(iter(self.exact))
-
-    @cached_property
-    def fits_first(self) -> bool:
-        """Whether the first layer's averages fit these images, so that nothing was done to these."""
-        return not self.case.clearly_differs(self.first)
+    def __init__(self, case: Case) -> None:
+        assert case.task is not None
+        self._case = case
+        self._task = case.task
+        self.name = next(iter(case.fold))
 
     @cached_property
     def answer(self) -> Answer | None:
         """How the first layer answers to a change of the images; None where it does not answer affinely."""
-        batch = take_images(self.data[0], _FEW)
+        batch = take_images(self._task.data[0], _FEW)
         images = next((each for each in list_tensors(batch) if each.is_floating_point() and each.dim() > 1), None)
-        if images is None or self.first not in self.case.layers:
+        if images is None or self.name not in self._case.layers:
             return None
         colours = images.shape[1] if images.dim() == 4 else 1
         if colours > _MOST_COLOURS:
@@ -83,7 +68,7 @@ class Patient:
         changes += [shift_colour(number, colours, 1.0) for number in range(colours)]
         means = []
         for change in changes:
-            moments = self._measure_first([batch], change)
+            moments = self._measure([batch], change)
             if moments is None:
                 return None
             means.append(moments.mean)
@@ -95,62 +80,46 @@ class Patient:
             return None  # it does not answer affinely, or not at all: what is called goes past the model
         return Answer(at_zero, slopes, colours)
 
-    def read_exact(self, name: str) -> Tensor:
-        """Read a layer's exact mean and variance [2, C]."""
-        moments = self.exact[name]
-        return torch.stack((moments.mean, moments.var))
-
-    def measure_first(self, change: Change) -> Moments | None:
+    def measure(self, change: Change) -> Moments | None:
         """Measure what the first layer is given of these images, changed; None where it is not reached."""
-        return self._measure_first(self.data, change)
+        return self._measure(self._task.data, change)
 
     @cached_property
-    def first_as_is(self) -> Moments | None:
+    def as_is(self) -> Moments | None:
         """What the first layer is given of these images, as they are; None where it is not reached."""
-        return self._measure_first(self.data, None)
+        return self._measure(self._task.data, None)
 
-    def explain(self, averages: Mapping[str, Tensor]) -> float:
-        """Measure which share of the gap of layers is gone with other averages [2, C]: 1 all, 0 none."""
-        before = 0.0
-        after = 0.0
-        changed = replace(self.case, buffers={**self.case.buffers, **averages})
-        for name in averages:
-            before += self.case.measure_distance(name, self.exact) ** 2
-            after += changed.measure_distance(name, self.exact) ** 2
-        return 1 - math.sqrt(after / before) if before > 0 else 0.0
-
-    def explain_first(self, change: Change) -> float:
+    def explain(self, change: Change) -> float:
         """Measure which share of the first layer's gap is gone on images that are changed: 1 all, 0 none."""
-        now = self.first_as_is
-        changed = self.measure_first(change)
+        now = self.as_is
+        changed = self.measure(change)
         if now is None or changed is None:
             return 0.0
-        eps = {self.first: self.case.layers[self.first].eps}
-        before = self.case.measure_distance(self.first, Statistics({self.first: now}, eps))
-        after = self.case.measure_distance(self.first, Statistics({self.first: changed}, eps))
+        eps = {self.name: self._case.layers[self.name].eps}
+        before = self._case.measure_distance(self.name, Statistics({self.name: now}, eps))
+        after = self._case.measure_distance(self.name, Statistics({self.name: changed}, eps))
         return 1 - after / before if before > 0 else 0.0
 
-    def _measure_first(self, data: Sequence[Any], change: Change | None) -> Moments | None:
+    def _measure(self, data: Sequence[Any], change: Change | None) -> Moments | None:
         """Run batches up to the first call of the first layer, and pool what it is given there."""
-        examination = self.examination
-        task = examination.make_task(list(data))
-        layer = self.case.layers[self.first]
+        task = self._task.on(data)
+        layer = self._case.layers[self.name]
         parts = []
 
         def take(_: str, x: Tensor) -> None:
             parts.append(task.reader.measure(x))
             raise _LayerReached
 
-        with measured(task.model), ExitStack() as stack, watched(task, {self.first: layer}, take):
+        with measured(task.root), ExitStack() as stack, watched(task, {self.name: layer}, take):
             if change is not None:
-                change_images(change)(task.model, stack)
+                change_images(change)(task.root, stack)
             try:
                 for batch in task.data:
                     with contextlib.suppress(_LayerReached):
                         task.evaluate(batch)
                 if not parts:
                     return None
-                return task.fetch({self.first: task.reader.pool(parts, [])})[self.first]
+                return task.fetch({self.name: task.reader.pool(parts, [])})[self.name]
             except Exception:  # a model that takes no other images may raise anything, or divide by their 0
                 if change is None:
                     raise

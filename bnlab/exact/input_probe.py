@@ -3,7 +3,11 @@
 An average is new = (1 − m)·old + m·s, with s the statistic of the batch. From two starts a and b, new_a − new_b =
 (1 − m)(a − b) gives m, and then s. If s is the mean and variance of the layer's input, the layer normalizes its input.
 If not (masks, weights, a filter before), the moments of its input are not those that it needs, and `inputs=` has to
-give the values: then their mean is compared with s. Their variance is not, which a layer may take in groups.
+give the values: then their mean is compared with s. Of their variance s may have any less, since a layer may take it in
+groups, whose means differ; but no more than twice as much, which is the most that the divisor of a group of two adds.
+
+A ghost batch norm calls torch's routine on parts of its input in turn, so that what it averages is of the last parts
+rather than of all. It normalizes its input if these parts, pooled, have the moments of the input.
 """
 
 from __future__ import annotations
@@ -11,19 +15,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bnlab.exact.task import CALLER, Task
 from bnlab.model.batches import map_batch, take_images
 from bnlab.model.borrow import borrowed
 from bnlab.model.layers import (
     BatchNorm,
-    OtherInput,
+    InputMismatch,
     find_replaced_forward,
     get_batch_count,
     get_input,
@@ -32,6 +37,7 @@ from bnlab.model.layers import (
     join_names,
 )
 from bnlab.model.warn import warn
+from bnlab.statistics.moments import Moments
 
 _STARTS = ((0.0, 1.0), (1.0, 2.0))  # mean and variance, in units of the input's size, so that no digits are lost
 _ROUNDING = 64  # how many roundings of float32 a layer may make
@@ -113,7 +119,7 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
     return unclear, others
 
 
-def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:
+def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> InputMismatch:
     """Describe what a layer averages in place of its input, and how `inputs=` says what that is."""
     kind = type(layer).__name__
     if math.isinf(off):
@@ -124,13 +130,14 @@ def _refuse_other_input(name: str, layer: BatchNorm, off: float) -> OtherInput:
     key = kind
     if find_replaced_forward(layer) is not None:  # set on this layer, not by its class
         key = repr(name)
-    return OtherInput(CALLER, f"layer {name!r} ({kind}) {difference}", key)
+    return InputMismatch(CALLER, f"layer {name!r} ({kind}) {difference}", key)
 
 
 def _refuse_values(name: str, layer: BatchNorm, off: float) -> ValueError:
     return ValueError(
-        f"{CALLER}: inputs= gives layer {name!r} ({type(layer).__name__}) values with another mean than that which it "
-        f"averages in train mode (they differ by {off:.2g} σ); return the values that it normalizes"
+        f"{CALLER}: inputs= gives layer {name!r} ({type(layer).__name__}) values with another mean or variance than it "
+        f"averages in train mode (they differ by {off:.2g} σ or of the variance); return the values that it "
+        "normalizes"
     )
 
 
@@ -141,7 +148,7 @@ def probe(
 
     The largest difference, of a mean in σ or of a variance, relative: 0 if it is rounding, with either divisor; inf if
     other channels are averaged than those of the input; None if nothing is averaged, or it cannot be found. With
-    `values` [N, C, ...] it is that of the mean from theirs.
+    `values` [N, C, ...] it is that from theirs, for variances up to twice as large.
 
     Copies of the layer are called, in float64, and with the same random numbers. A layer on which somebody has set a
     forward is called itself, and restored.
@@ -157,7 +164,7 @@ def probe(
     except Exception:  # the layer cannot be copied, or not be called in train mode with what it is given in eval mode
         return None
 
-    (mean_a, var_a), (mean_b, var_b) = averages
+    (mean_a, var_a, parts), (mean_b, var_b, _) = averages
     momentum = 1 - (mean_b - mean_a) / size
     momentum_of_var = 1 - (var_b - var_a) / size**2
     if float(momentum.abs().max()) < _NOTHING:
@@ -167,22 +174,25 @@ def probe(
         return math.inf
 
     averaged_mean = mean_a / momentum
-    averaged_var = None
-    if values is None:
-        averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
-    return _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum)
+    averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
+    off = _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum, values is not None)
+    if off > 0 and len(parts) > 1 and all(len(part.mean) == x.shape[1] for part in parts):
+        pooled = reduce(Moments.merge, parts)
+        off = min(off, _compare_with_input(x, size, pooled.mean, pooled.var, 1.0))
+    return off
 
 
 def _compare_with_input(
-    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor | None, momentum: float
+    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, momentum: float, in_groups: bool = False
 ) -> float:
     """Compare what a layer averages with the moments of its input.
 
     Args:
         x: the input, [N, C, ...].
         size: root mean square of the input.
-        averaged_mean, averaged_var: what the layer averages, [C]; None: the variance is not compared.
+        averaged_mean, averaged_var: what the layer averages, [C].
         momentum: the smallest of a channel.
+        in_groups: whether the variance may be that in groups of the input.
     """
     dims = [dim for dim in range(x.dim()) if dim != 1]
     mean = x.mean(dims)
@@ -192,8 +202,8 @@ def _compare_with_input(
     deviation = biased.sqrt()
 
     off_mean = (averaged_mean - mean).abs() / deviation
-    if averaged_var is None:
-        off_var = torch.zeros_like(off_mean)
+    if in_groups:
+        off_var = (averaged_var / biased - 2).clamp(min=0)
     else:
         off_var = torch.minimum((averaged_var - biased).abs(), (averaged_var - unbiased).abs()) / biased
 
@@ -205,10 +215,32 @@ def _compare_with_input(
     return 0.0 if is_input.all() else float(torch.maximum(off_mean, off_var).max())
 
 
-def _average(
-    layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float
-) -> tuple[Tensor, Tensor]:
-    """Call a layer once in train mode from a running mean and variance; what these are then, float64 on the CPU."""
+class _Average(NamedTuple):
+    """Running mean and variance after a call, float64 [C] on the CPU, and the moments of what torch's routine got."""
+
+    mean: Tensor
+    var: Tensor
+    parts: list[Moments]
+
+
+class _Parts(TorchFunctionMode):
+    """Lists the moments of what torch's batch norm is given together with a running mean."""
+
+    def __init__(self, running_mean: Tensor) -> None:
+        super().__init__()
+        self.moments: list[Moments] = []
+        self._running_mean = running_mean
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is nn.functional.batch_norm and args[1] is self._running_mean:
+            self.moments.append(Moments.of(args[0]))
+        return function(*args, **(kwargs or {}))
+
+
+def _average(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float) -> _Average:
+    """Call a layer once in train mode from a running mean and variance."""
     if find_replaced_forward(layer) is None:
         trial = copy.deepcopy(layer).double()
         momentum = get_momentum(trial)
@@ -219,9 +251,7 @@ def _average(
         return _train_once(layer, map_batch(_copy, args), map_batch(_copy, kwargs), mean, var)
 
 
-def _train_once(
-    layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float
-) -> tuple[Tensor, Tensor]:
+def _train_once(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float) -> _Average:
     layer.train()
     running = get_running_buffers(layer)
     running[0].fill_(mean)
@@ -235,9 +265,10 @@ def _train_once(
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)
-        layer.forward(*args, **kwargs)  # not the layer itself, whose hooks ask and measure
+        with _Parts(running[0]) as parts:
+            layer.forward(*args, **kwargs)  # not the layer itself, whose hooks ask and measure
     averaged_mean, averaged_var = get_running_buffers(layer)
-    return _copy(averaged_mean).double().cpu(), _copy(averaged_var).double().cpu()
+    return _Average(_copy(averaged_mean).double().cpu(), _copy(averaged_var).double().cpu(), parts.moments)
 
 
 def _widen(leaf: Any) -> Any:
