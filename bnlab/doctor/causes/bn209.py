@@ -64,7 +64,6 @@ class OtherInput(Cause):
 
 def _are_as_in_training(case: Case, first: str) -> bool:
     """Return whether the averages do not fit the training batches either, so that it is not these images."""
-    case = case
     if case.training is None or first not in case.training:
         return False
     return case.measure_distance(first, case.training) > case.measure_distance(first, case.fold) / 2
