@@ -26,11 +26,7 @@ _UNLOADED = (
     "was trained? Look at what load_state_dict returns."
 )
 _OTHER_LABELS = "Are these labels, in this order, those that it was trained on?"
-<<<<<<< HEAD
-_EXACT_TOO = "New averages bring back as much: these images, or those that were averaged, are not as in training."
-=======
 _EXACT_TOO = "New averages gain as much: either these images differ from training, or the averages are wrong."
->>>>>>> docs
 _FIRST_OFF = "The first layer does not fit: either these images differ from training, or its averages are wrong."
 
 
