@@ -293,7 +293,7 @@ bnlab sweep experiment=real_batches data.download=true
             above(0.0, "points gained", AS_ACCURATE)),
         "momentum_three_tenths_gains": Claim(
             "At a constant rate of 0.1 and of 0.4, from half of the training on, momentum 0.3 gains over half a point "
-            "against 0.1 (known of drawn characters).",
+            "against 0.1 (known of rendered characters).",
             score(compute_gain_of_momenta, "accuracy", (RATE,), average="panel", scale=100, line="momentum 0.3",
                   **AT_LARGE_CONSTANT_RATES), above(0.5, "points gained", HALF[2])),
         "counting_batches_twice_is_harmless": Claim(
