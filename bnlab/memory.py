@@ -285,6 +285,11 @@ class Budget:
                 "pass smaller batches or raise memory="
             )
 
+    @property
+    def lets_wait(self) -> bool:
+        """Whether any batch may wait at all."""
+        return self._waiting is not None
+
     def admit(self, index: int, layer: str) -> bool:
         """Let a batch wait at a layer if it may; then it counts until it is released."""
         if self._waiting is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -45,11 +45,11 @@ _MOMENTUM = 0.1  # of the copies that are called: what is averaged is read off t
 _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 
-def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> list[str]:
+def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batches: Sequence[Any]) -> list[str]:
     """Require that layers with a forward of their own normalize their input, or else what `inputs=` gives.
 
-    Each is asked in its first call. With `inputs=` a layer may also average all of its input, padding too, say, which
-    is not normalized: a doctor will say so.
+    Each is asked in its first call, in a few images and in whole batches. With `inputs=` a layer may also average all
+    of its input, padding too, say, which is not normalized: a doctor will say so.
 
     Returns:
         Norms of other classes than torch's that do not average the moments of their input: whether they are batch norms
@@ -62,9 +62,14 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
     Warns:
         RuntimeWarning: layers that cannot be asked, and those that are returned.
     """
-    unclear, others = _ask(task, layers, take_images(batch, task.sample_size))
+    unclear, others = _ask(task, layers, take_images(batches[0], task.sample_size))
     if unclear:  # few images may be too few to train on: a mask can leave out all of their rows
-        unclear, more = _ask(task, {name: layers[name] for name in unclear}, batch)
+        unclear, more = _ask(task, {name: layers[name] for name in unclear}, batches[0])
+        others += more
+    # A mask leaves nothing out of a few images that happen to fill it, such as the longest ones of a sorted batch.
+    for batch in batches:
+        clear = {name: layer for name, layer in layers.items() if name not in (*unclear, *others)}
+        _, more = _ask(task, clear, batch)
         others += more
     unclear = [name for name in unclear if name not in task.inputs.extracts]
     others += [name for name in unclear if not isinstance(layers[name], BatchNorm)]
@@ -112,7 +117,7 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
         if off is None:
             unclear.append(name)
 
-    with contextlib.ExitStack() as undo:
+    with borrowed(task.root), contextlib.ExitStack() as undo:
         for name, layer in layers.items():
             undo.callback(layer.register_forward_pre_hook(partial(ask, name), with_kwargs=True).remove)
         task.evaluate(batch)

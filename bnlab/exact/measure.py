@@ -65,6 +65,7 @@ def measure_exactly(
             growth = Growth() if task.device.type == "cpu" else None
             budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit, growth))
             try:
+                _require_interruptible(task)
                 statistics, failed_check = _settle_and_check(task, budget, cost, progress)
                 if failed_check is None or failed_check.held:
                     return statistics, cost, failed_check
@@ -78,8 +79,9 @@ def measure_exactly(
                 f"{len(task.layers)} layers (strategy='layerwise' does so at once)"
             )
             progress = _do_nothing
-            task.channels_last = False  # the layout that the caller gave: another may be the reason
 
+    # The slow, obvious way takes batches in the layout that the caller gave: a forward may count in strides.
+    task.channels_last = False
     with measured(task.root):  # lent again: forwards that were interrupted may have left something in the model
         statistics, check = _settle_and_check(task, Budget(sizes, None, limit), cost, progress)
         if check is not None and not check.held:
@@ -97,6 +99,13 @@ def _prepare(task: Task) -> Profile:
     profile: Profile = task.ranks.run_together(lambda: prepare(task))
     task.leave_out(set().union(*task.ranks.gather(task.unmeasured)))
     return profile
+
+
+def _require_interruptible(task: Task) -> None:
+    """Raise InterleavingError where forwards change for a while what forwards of other batches would run with."""
+    changed = next(filter(None, task.ranks.gather(task.changed_for_a_while)), "")
+    if changed:
+        raise InterleavingError(f"its forward changes {changed} for a while, which other forwards would run with")
 
 
 def _do_nothing() -> None:
@@ -263,6 +272,7 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
 
     with measured(task.root):
         _prepare(task)
+        task.channels_last = False  # there is no check, which would tell a forward that counts in strides
         for layer in task.layers.values():
             # The attribute is set, because `train()` would also change modules inside a layer, such as its dropout.
             layer.training = True

@@ -20,7 +20,7 @@ from bnlab.exact.task import CALLER, Task, watched
 from bnlab.exact.walk import Note, Walk
 from bnlab.memory import LiveBytes, Profile
 from bnlab.model.batches import count_bytes, count_images, is_dense, list_tensors, take_images
-from bnlab.model.borrow import borrowed, measured
+from bnlab.model.borrow import Borrowings, borrowed, measured
 from bnlab.model.layers import get_running_buffers, has_own_forward, join_names
 from bnlab.model.reading import Pooled
 from bnlab.statistics.moments import Moments, compare_moments, fetch
@@ -66,8 +66,7 @@ def prepare(task: Task) -> Profile:
         if has_own_forward(layer):
             unknown[name] = layer
     if unknown:
-        with borrowed(task.root):
-            others = require_inputs_normalized(task, unknown, first)
+        others = require_inputs_normalized(task, unknown, [first, task.data[-1]])
         task.unmeasured = task.unmeasured | {*others}
     return profile
 
@@ -79,8 +78,12 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
     sample = take_images(batch, sample_size)
     live = LiveBytes([*task.root.parameters(), *task.root.buffers()])
     calls: list[tuple[str, int]] = []
+    before = Borrowings(task.root)
 
     def note(name: str, x: Tensor) -> None:
+        if not task.changed_for_a_while:
+            # Weights are compared at one layer only, as there may be many.
+            task.changed_for_a_while = before.find_changed(also_weights=not calls)
         calls.append((name, live.now()))
 
     with borrowed(task.root), live, watched(task, task.layers, note):  # takes back what a sample leaves in the model

@@ -39,6 +39,8 @@ class Task:
         sample_size: how many of a batch's images are evaluated to profile a forward.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
         unmeasured: norms of other classes than torch's that normalize something other than their input.
+        changed_for_a_while: what a forward changes and puts back itself, so that it cannot be interrupted; "" if
+            nothing.
         caller: the public call, for messages.
         progress: whether bars are shown.
         labels: called with a batch, returns its labels, for whoever scores; None: they are looked for.
@@ -55,6 +57,7 @@ class Task:
     sample_size: int = sys.maxsize
     channels_last: bool = False
     unmeasured: frozenset[str] = frozenset()
+    changed_for_a_while: str = ""
     caller: str = CALLER
     progress: bool | None = None
     labels: Callable[[Any], Any] | None = None

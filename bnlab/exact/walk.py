@@ -3,7 +3,8 @@
 All batches advance together from one batch-norm layer to the next, each forward in a greenlet of its own. At a layer
 the moments of each batch's values are read, and its forward waits. Once the last batch has come, the layer's statistics
 are final, and all forwards go on under them. A batch for which there is no memory does not wait: its forward is ended,
-and begun again at the input once the layer is finished. If no batch may wait, no forward is interrupted by another.
+and begun again at the input once the layer is finished. Where batches never wait, no forward is interrupted by another,
+and none is ended early: what a forward changes for a while it can put back itself.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Walk:
         self._budget = budget
         self._given = given
         self._current = _Batch(-1, False)  # the one whose forward runs
+        self._is_passing = False  # whether that forward only goes on to its end
         self._state = ForwardState(task.root, task.device)
         self._fixed_settings = read_fixed_settings(torch.zeros(()))
         self.batches = [_Batch(index, index in noted) for index in range(len(task.data))]
@@ -136,6 +138,8 @@ class Walk:
     def _visit(self, name: str, x: Tensor) -> None:
         """Decide what the current batch's forward does at a layer; called by the layer's hook."""
         batch = self._current
+        if self._is_passing:
+            return
         if name in self._given:  # it has statistics: read the values, and go on
             batch.given_calls.append((name, self._measure(name, x, False)))
         elif batch.is_ahead.get(name):  # measured in an earlier forward of this batch: pass it
@@ -209,16 +213,28 @@ class Walk:
         if may_wait and read_fixed_settings(x) != self._fixed_settings:
             _end(walker)
             raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
-        if may_wait:
-            batch.walker = walker
-        else:
-            _end(walker)
         is_kept = may_wait and batch.notes is None  # what is noted is measured at once
         batch.x = x if is_kept else None
         batch.moments = self._measure(layer, x, is_kept)
         batch.is_ahead[layer] = False
         if batch.notes is not None:
             batch.measured_notes[layer] = batch.notes[-1]
+        # Only now: the rest of a forward may write into what it gave this layer.
+        if may_wait:
+            batch.walker = walker
+        elif self._budget.lets_wait:
+            _end(walker)
+        else:
+            self._pass_on(batch, walker)
+
+    def _pass_on(self, batch: _Batch, walker: greenlet) -> None:
+        """Let a forward go on to its end without a stop; what it raises under statistics to come is of no interest."""
+        self._is_passing = True
+        try:
+            with contextlib.suppress(Exception):
+                self._switch(batch, walker)
+        finally:
+            self._is_passing = False
 
     def _switch(self, batch: _Batch, walker: Any, *args: Any) -> Any:
         """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""

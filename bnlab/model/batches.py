@@ -68,7 +68,12 @@ def list_arrays(batch: Any) -> Iterator[np.ndarray]:
     return _list_parts(batch, np.ndarray, 3)
 
 
-def _list_parts(batch: Any, kind: type, depth: int) -> Iterator[Any]:
+def list_settings(batch: Any) -> Iterator[bool | int | float | str]:
+    """List the numbers and words that a batch holds beside its tensors."""
+    return _list_parts(batch, (bool, int, float, str), 0)
+
+
+def _list_parts(batch: Any, kind: type | tuple[type, ...], depth: int) -> Iterator[Any]:
     if isinstance(batch, kind):
         yield batch
     elif isinstance(batch, (dict, UserDict)):

@@ -6,6 +6,7 @@ Forwards that take turns are lent it too: each gets back what it had set when it
 from __future__ import annotations
 
 import contextlib
+import enum
 import operator
 import random
 import sys
@@ -19,7 +20,8 @@ from torch.autograd import forward_ad
 
 from bnlab.model.batches import is_dense
 
-_SIMPLE = (bool, int, float, str, tuple, Tensor, type(None))  # types of what a forward sets for its batch
+# Types of what a forward sets for its batch: values that are replaced, and not written into.
+_SIMPLE = (bool, int, float, str, tuple, Tensor, type(None), enum.Enum, np.generic)
 
 _depth = 0  # blocks of `borrowed` that run now
 
@@ -69,12 +71,14 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
         # own.
         merging = [module for module in modules if type(module).train is not nn.Module.train]
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
+        for module, mode, _ in merged:
+            undo.callback(_tell_mode, module, mode)
         if training is not None:
             model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
 
         undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
-        # An ExitStack undoes in reverse order: first the random state, then weights and values, then the tensors
-        # themselves, and at last the modes.
+        # An ExitStack undoes in reverse order: first the random state, then weights and values, then modules are told
+        # their modes, then the tensors themselves, and at last the modes.
         for module, mode, weights in merged:
             undo.callback(_give_back_weights, module, mode, weights)
 
@@ -113,6 +117,12 @@ def _give_back_weights(module: nn.Module, mode: bool, weights: Values) -> None:
     if any(not torch.equal(weight, value) for weight, value in weights):
         module.train(mode)
     _give_back_values(weights)
+
+
+def _tell_mode(module: nn.Module, mode: bool) -> None:
+    """Tell a module with a `train` of its own its mode: it may have to forget what it has computed in the other one."""
+    if module.training != mode:
+        module.train(mode)
 
 
 def _give_back_values(values: Values) -> None:
@@ -166,6 +176,41 @@ def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
         np.random.set_state(numpys)
 
 
+class Borrowings:
+    """What a model has before a forward, to see in the middle of it what it has changed for the time being.
+
+    That is trainable weights, which code swaps for their averages, or rounds, around a call of the model; and
+    attributes of torch's own layers, such as the probability of a dropout. Other attributes may be set for a batch, and
+    are kept apart by `ForwardState`; buffers and frozen parameters are given back by `restored`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._weights = [(name, parameter, parameter.detach().clone()) for name, parameter in named]
+        self._attributes: list[tuple[str, dict[str, Any], str, Any]] = []
+        for prefix, module in model.named_modules():
+            if not _is_of_torch(module):
+                continue
+            for name, value in vars(module).items():
+                if isinstance(value, (bool, int, float, str)) and name != "training":
+                    self._attributes.append((prefix, vars(module), name, value))
+
+    def find_changed(self, also_weights: bool) -> str:
+        """Name the first thing that is not as it was; "" if all is."""
+        for prefix, attributes, name, value in self._attributes:
+            if attributes.get(name) != value:
+                return f"{prefix}.{name}"
+        if also_weights:
+            for name, weight, value in self._weights:
+                if is_dense(weight) and weight.shape == value.shape and not torch.equal(weight, value):
+                    return name
+        return ""
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
 class ForwardState:
     """Keeps what a forward has set where it is interrupted, and sets it before it goes on.
 
@@ -183,19 +228,22 @@ class ForwardState:
         of_every_module = vars(nn.Module()).keys()
         self._places: list[tuple[dict[str, Any], str]] = []
         for module in model.modules():
-            if type(module).__module__.startswith("torch.nn."):
+            if _is_of_torch(module):
                 continue
             attributes = vars(module)
             names = [name for name in attributes.keys() - of_every_module if isinstance(attributes[name], _SIMPLE)]
             self._places += [(attributes, name) for name in names]
         # The caller's settings, between forwards, and the values of attributes as they are now.
         self._outside, self._values = self._read()
+        self._at_first = self._values
 
     def enter(self, state: tuple[Any, Any] | None) -> None:
-        """Set what `leave` has returned for a forward that goes on; None: it begins."""
-        if state is None:
-            return
-        settings, values = state
+        """Set what `leave` has returned for a forward that goes on; None: it begins.
+
+        A forward begins with the attributes that the model had before any: what an interrupted one has set for a while
+        it would take for the model's own, and put back at its end.
+        """
+        settings, values = (self._outside, self._at_first) if state is None else state
         # `leave` returns this very object if nothing was changed, so that the comparison costs nothing.
         if settings is not self._outside:
             self._set(settings)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from bnlab.model.batches import copy_batch, count_bytes, count_images, list_tensors
+from bnlab.model.batches import copy_batch, count_bytes, count_images, list_settings, list_tensors
 from bnlab.model.borrow import count_loans
 from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.recorders import RecordingCall
@@ -48,13 +48,17 @@ class _Kept:
         self.images = count_images(self.batch)
         # Weak references do not keep a batch alive, and an id could later belong to another one.
         self._sources = [weakref.ref(tensor) for tensor in tensors]
+        self._settings = list(list_settings(batch))
 
-    def is_of(self, tensors: Sequence[Tensor]) -> bool:
-        """Return whether this is a copy of these very tensors, and they have not been written since.
+    def is_of(self, batch: Batch, tensors: Sequence[Tensor]) -> bool:
+        """Return whether this is a copy of this very batch, whose tensors have not been written since.
 
         Checkpointed forwards are run again in the backward pass, with the same tensors. Loops that write each batch
-        into the same memory show the same tensors too, with other values.
+        into the same memory show the same tensors too, with other values; and a network may be given the same images
+        once for each of its widths, say.
         """
+        if list(list_settings(batch)) != self._settings:
+            return False
         if len(self._sources) != len(tensors):
             return False
         if any(source() is not tensor for source, tensor in zip(self._sources, tensors, strict=True)):
@@ -193,7 +197,7 @@ class Keeper:
             self.refusal = _NO_TENSOR
         elif any(tensor.requires_grad for tensor in tensors):
             self.refusal = _OLDER_WEIGHTS.format(kind=type(self._modules[self._level or 0]).__name__)
-        elif any(kept.is_of(tensors) for kept in self._kept):
+        elif any(kept.is_of(batch, tensors) for kept in self._kept):
             return
 
         self._forwards += 1

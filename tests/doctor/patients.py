@@ -269,7 +269,7 @@ def forget_eval(size: float) -> Given:
     return Given(digits.make_healthy().train(), digits.make_batches(size=int(size), images=400))
 
 
-@patient("windows of one recording", "batches", "BN202", (1.0, 2.0, 4.0), "normalized each by itself")
+@patient("windows of one recording", "batches", "BN202", (1.0, 2.0, 4.0), "or a batch norm each")
 def offset_batches(size: float) -> Given:
     """Each batch has an offset of its own."""
     offsets = size * draw(50, 1, 1, 1)

@@ -259,7 +259,7 @@ def forget_averages(_: float) -> Given:
         (PATIENTS["means of one layer broken"].make, 4.0, "undecided", "BN108", "Only labels can show"),
         (PATIENTS["another run's averages in one layer"].make, 1, "undecided", "BN108", "Only labels can show"),
         (PATIENTS["averages part of the way"].make, 0.4, "undecided", "BN108", "Only labels can show"),
-        (forget_averages, 0.0, "undecided", "BN002", "where the network was trained in eval()"),
+        (forget_averages, 0.0, "undecided", "BN002", "running averages are, if the network was trained in eval()"),
         (PATIENTS["pruned weights"].make, 0.7, "undecided", "BN108", "Only labels can show"),
         (PATIENTS["pruned weights"].make, 0.3, "healthy", "", "running averages cost 0.1 points"),
     ],

@@ -151,6 +151,7 @@ def test_a_mistake_is_not_hidden_as_wrong_averages_are(monkeypatch: pytest.Monke
     assert not recalibration.written
     assert recalibration.gain is not None and recalibration.gain.low > 0
     assert recalibration.reason.startswith("it would hide a mistake: BN998, a wrong scale (shifted by 100)")
+    assert "training_batches= shows that images are prepared as in training, and force=True" in recalibration.reason
     assert bnlab.recalibrate(model, draw(100), force=True).written
 
     monkeypatch.setattr("bnlab.doctor.recalibrate.list_causes", lambda: [Harmless()])

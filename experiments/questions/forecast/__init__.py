@@ -3,10 +3,10 @@
 The forecast: accuracy under the self-tuned momentum, replayed over the recorded batches, minus accuracy under running
 averages of momentum 0.1, on validation images. What it foretells: exact accuracy minus that under running averages,
 on test images. It abstains where the training batches do not scatter like independent images (`batch_scatter` above
-3): in trials on rendered characters, one network each (a cnn, an mlp, AdamW, batches of 64 and 256), that was 0.5 to 2.4
-where images were shuffled, and 3.3 to 14 where they came class after class. Rule, constants and claims were committed
-before the first training of `real`, on whose networks it is tested, and on others that it has not seen. In earlier
-tables, which suggested it, it had a recall of 0.91, a precision of 0.82, and 82% of the losses above two points
+3): in trials on rendered characters, one network each (a cnn, an mlp, AdamW, batches of 64 and 256), that was 0.5 to
+2.4 where images were shuffled, and 3.3 to 14 where they came class after class. Rule, constants and claims were
+committed before the first training of `real`, on whose networks it is tested, and on others that it has not seen. In
+earlier tables, which suggested it, it had a recall of 0.91, a precision of 0.82, and 82% of the losses above two points
 within a factor of two. Each network gives one number where something is tested, and intervals are over networks.
 """
 

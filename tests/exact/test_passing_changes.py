@@ -1,0 +1,240 @@
+"""What a forward changes for a while, and puts back itself: it finds its own values, and so does the caller."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import population_statistics, watch
+from bnlab.model.layers import InputMismatch
+from tests import references
+from tests.helpers import assert_moments
+
+CHANNELS = 5
+BATCHES = [torch.randn(16, CHANNELS, generator=torch.Generator().manual_seed(seed)) for seed in range(10)]
+STRATEGIES = pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+
+
+def build() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.BatchNorm1d(CHANNELS), nn.ReLU(), nn.Linear(CHANNELS, 2))
+
+
+def announced(strategy: str) -> Any:
+    """The warning of a strategy that lets forwards take turns: they cannot."""
+    if strategy == "breadth":
+        return pytest.warns(RuntimeWarning, match="changes .* for a while")
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def averaged(model: nn.Module, averages: list[Tensor]) -> Iterator[None]:
+    """Put averages in the place of weights, as libraries of weight averaging do."""
+    kept = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter, average in zip(model.parameters(), averages, strict=True):
+        parameter.data.copy_(average)
+    try:
+        yield
+    finally:
+        for parameter, value in zip(model.parameters(), kept, strict=True):
+            parameter.data.copy_(value)
+
+
+@STRATEGIES
+@pytest.mark.parametrize("is_careful", [True, False], ids=["in a block", "line by line"])
+def test_weights_that_are_swapped_for_a_forward_come_back(strategy: str, is_careful: bool) -> None:
+    model = build()
+    averages = [1.5 * parameter.detach() + 0.1 for parameter in model.parameters()]
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def run(model: nn.Module, x: Tensor) -> Tensor:
+        if is_careful:
+            with averaged(model, averages):
+                return model(x)
+        # As code for binary networks has it, which a forward that is ended in the middle would leave with the averages.
+        block = averaged(model, averages)
+        block.__enter__()
+        y: Tensor = model(x)
+        block.__exit__(None, None, None)
+        return y
+
+    with announced(strategy):
+        found = population_statistics(model, BATCHES, forward=run, strategy=strategy)
+
+    assert all(map(torch.equal, model.parameters(), before))
+    weight, bias = averages[:2]
+    assert_moments(found["1"], references.merge([x.double() @ weight.double().T + bias.double() for x in BATCHES]))
+
+
+@STRATEGIES
+def test_attributes_that_are_changed_for_a_part_of_a_forward(strategy: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(CHANNELS), nn.BatchNorm1d(CHANNELS)
+            self.dropout = nn.Dropout(0.4)
+            self.scale = 2.0
+
+        def forward(self, x: Tensor) -> Any:
+            scale, p = self.scale, self.dropout.p
+            self.scale, self.dropout.p = 3.0, p / 2
+            y = self.dropout(self.first(x)) * self.scale
+            self.scale, self.dropout.p = scale, p
+            return self.second(y * self.scale)
+
+    model = Net()
+    with announced(strategy):
+        found = population_statistics(model, BATCHES, strategy=strategy)
+
+    assert (model.scale, model.dropout.p) == (2.0, 0.4)
+    # What is normalized has variance v / (v + ε); the two scales multiply it by 6².
+    x = torch.cat(BATCHES).double()
+    var = x.var(0, correction=0)
+    torch.testing.assert_close(found["second"].var, 36 * var / (var + model.first.eps), rtol=1e-5, atol=0)
+
+
+@STRATEGIES
+@pytest.mark.filterwarnings("ignore:population_statistics. an ordinary forward:RuntimeWarning")
+def test_hooks_that_a_forward_removes_again(strategy: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(CHANNELS), nn.BatchNorm1d(CHANNELS)
+
+        def forward(self, x: Tensor) -> Any:
+            handle = self.first.register_forward_hook(lambda layer, args, output: 3 * output)
+            y = self.second(self.first(x))
+            handle.remove()
+            return y
+
+    model = Net().eval()
+    before = model(BATCHES[0])
+    population_statistics(model, BATCHES, strategy=strategy)
+
+    torch.testing.assert_close(model(BATCHES[0]), before, rtol=0, atol=0)
+
+
+class Domain(enum.Enum):
+    """What most batches are of, and a few are not."""
+
+    USUAL = 1
+    RARE = 4
+
+
+def test_an_enumeration_that_few_batches_set_is_kept_apart() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(CHANNELS), nn.BatchNorm1d(CHANNELS)
+            self.domain = Domain.USUAL
+
+        def forward(self, batch: tuple[Tensor, int]) -> Any:
+            x, domain = batch
+            self.domain = Domain(domain)
+            return self.second(self.first(x) * self.domain.value)
+
+    batches = [(x, 4 if number in (2, 4) else 1) for number, x in enumerate(BATCHES)]
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        return model(batch)
+
+    expected = population_statistics(Net(), batches, forward=run, strategy="layerwise")
+    found = population_statistics(Net(), batches, forward=run)
+
+    torch.testing.assert_close(found["second"].var, expected["second"].var, rtol=1e-6, atol=0)
+
+
+def test_a_mask_that_few_images_fill_is_asked_about_in_whole_batches() -> None:
+    """Sequences are sorted by length, so that the first ones of a batch have no padding."""
+
+    class Masked(nn.BatchNorm1d):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            rows = x.transpose(1, 2)
+            y = torch.zeros_like(rows)
+            y[mask] = super().forward(rows[mask])
+            return y.transpose(1, 2)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = Masked(CHANNELS)
+
+        def forward(self, x: Tensor) -> Any:
+            lengths = torch.tensor([12, 12, 12, 12, 6, 5, 4, 3])
+            return self.norm(x, torch.arange(12)[None] < lengths[:, None])
+
+    batches = [torch.randn(8, CHANNELS, 12) + 4 for _ in range(3)]
+    with pytest.raises(InputMismatch, match=r"layer 'norm' \(Masked\) does not average the moments of its input"):
+        population_statistics(Net(), batches)
+
+
+def test_what_a_module_forgets_when_it_is_trained_is_forgotten() -> None:
+    """Attention layers keep what they have computed of their weights in eval mode, until `train()`."""
+
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(CHANNELS))
+            self.remembered: list[Tensor] = []
+
+        def train(self, mode: bool = True) -> Remembers:
+            super().train(mode)
+            if mode:
+                self.remembered.clear()
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training and not self.remembered:
+                self.remembered.append(self.scale.detach().clone())
+            return x * (self.scale if self.training else self.remembered[0])
+
+    part = Remembers()
+    model = nn.Sequential(part, nn.BatchNorm1d(CHANNELS)).train()
+    first = population_statistics(model, BATCHES)
+    part.scale.data.fill_(3.0)
+
+    second = population_statistics(model, BATCHES)
+
+    assert part.remembered == []
+    torch.testing.assert_close(second["1"].var, 9 * first["1"].var, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("strategy", "statistic"), [("layerwise", "exact"), ("breadth", "precise")])
+def test_the_slow_way_and_one_pass_keep_the_layout_of_images(strategy: str, statistic: str) -> None:
+    """This forward counts in strides, and would read other pixels where channels are innermost."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.norm(torch.as_strided(x, x.shape, (48, 16, 4, 1)))
+
+    batches = [torch.randn(8, 3, 4, 4) * torch.arange(1.0, 4.0)[:, None, None] for _ in range(3)]
+    found = population_statistics(Net(), batches, strategy=strategy, statistic=statistic)
+    assert_moments(found["norm"], references.merge([x.movedim(1, -1).flatten(0, 2).double() for x in batches]))
+
+
+def test_a_watched_network_that_is_given_the_same_images_in_several_widths() -> None:
+    class Slim(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(CHANNELS)
+
+        def forward(self, x: Tensor, width: float = 1.0) -> Any:
+            return self.norm(x * width)
+
+    model = Slim()
+    watching = watch(model)
+    for width in (0.25, 0.5, 1.0):
+        model(BATCHES[0], width).sum().backward()
+
+    expected = references.merge([BATCHES[0].double() * width for width in (0.25, 0.5, 1.0)])
+    assert_moments(watching.measure()["norm"], expected)
