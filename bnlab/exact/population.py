@@ -65,9 +65,9 @@ def population_statistics(
 ) -> Statistics:
     """Measure mean and variance (ddof 0) of what each batch-norm layer of `model` is given at inference.
 
-    The model comes back as it was. At the end four batches are evaluated in the ordinary way. If that differs from
-    what was measured, bnlab measures layer by layer instead, and warns why. Forwards that wait for each other (a lock
-    that is held across a layer) need strategy="layerwise"; layers that run in other threads cannot be measured.
+    The model comes back as it was. At the end three or four batches are evaluated in the ordinary way. If that differs
+    from what was measured, bnlab measures layer by layer instead, and warns why. Forwards that wait for each other (a
+    lock that is held across a layer) need strategy="layerwise"; layers that run in other threads cannot be measured.
 
     `diagnose` and `recalibrate` take the same keywords in the same order, as far as they have them.
 
@@ -78,9 +78,10 @@ def population_statistics(
         statistic: "exact": earlier layers normalize with their own result. "precise": every layer normalizes with the
             statistics of its batch, and moments are pooled over batches, as by one-pass precise batch norm; the result
             depends on the batch size.
-        strategy: "breadth", or "layerwise": a forward up to each layer in turn, slow and simple. Forwards end at a
-            layer by an exception (GreenletExit): what they have changed outside of the model until there, such as a
-            counter or an open file, stays.
+        strategy: "breadth", or "layerwise": a whole forward of each batch for each layer in turn, slow and simple. With
+            "breadth" a forward may wait at a layer, or be ended there by an exception (GreenletExit) and begun again
+            where memory is short: what it has changed outside of the model until there, such as a counter or an open
+            file, stays.
         layers: names of the layers to measure; default all. The others normalize with their own buffers.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list. It
             may give `functional_call` other parameters, but no buffers.

@@ -27,6 +27,7 @@ from bnlab.statistics.moments import Moments, compare_moments, fetch
 from bnlab.statistics.provenance import Check
 
 _SAMPLE_SIZE = 4  # images of a batch by which a forward is profiled
+_MANY = 64  # batches of which three are checked, and not four: a check is to cost no more than a twentieth of them
 
 # Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances
 # relative.
@@ -92,16 +93,17 @@ def _profile_forward(task: Task, batch: Any, channels_last: bool, sample_size: i
 
 
 def choose_noted(task: Task) -> list[int]:
-    """Choose the batches that are checked: the first, the last, two in between, and the first of another shape.
+    """Choose the batches that are checked: the first, the last, one in between, and the first of another shape.
 
-    One of the two is in the middle. The number of the other is no multiple of 2 or 3: where two or three kinds of
-    batches come in turn, it is not of the first one's kind.
+    The number of the one in between is no multiple of 2 or 3: where two or three kinds of batches come in turn, it is
+    not of the first one's kind. Of fewer than `_MANY` batches the middle one is checked, too.
     """
     if not task.data:
         return []
-    noted = [0, len(task.data) // 2, len(task.data) - 1]
-    others = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
-    noted += others[len(others) // 2 :][:1]
+    between = [index for index in range(1, len(task.data)) if index % 2 and index % 3]
+    noted = [0, *between[len(between) // 2 :][:1], len(task.data) - 1]
+    if len(task.data) < _MANY:
+        noted.append(len(task.data) // 2)
 
     # Inputs of another size may take a way of their own through the model.
     usual = None
