@@ -120,7 +120,8 @@ EXPERIMENT = Experiment(
             score(lambda tables: name_size_panels(compute_lost_in_weights(tables)), "accuracy",
                   ("panel", "remainder", "since"), scale=-100),
             Curves("since", "remainder", LOST_IN_WEIGHTS, across=SINCE),
-            Headline("At a constant learning rate, one update from a small last batch damages the weights",
+            Headline("At a constant, high learning rate, one update from a last batch of a sixth or less damages the "
+                     "weights",
                      {"weights_lose": ()})),
     },
     claims={

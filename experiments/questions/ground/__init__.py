@@ -201,7 +201,7 @@ EXPERIMENT = Experiment(
                       "accuracy", ("panel", "estimator", "updates"), scale=-100, momentum=(0.1, None)),
                 Curves("updates", "estimator", Axis("points lost"), across=Axis("updates")), "difference"),
             headline=Headline(
-                "eval() understates accuracy until the learning rate has fallen to 0",
+                "At batch size 64, eval() understates accuracy until the learning rate has fallen to 0",
                 {"constant_rates_cost_early": ("batch size 64",),
                  "harmless_at_the_end": ("batch size 64, updates 560",)})),
         "map": Figure(
