@@ -66,19 +66,20 @@ def restored(model: nn.Module, *, training: bool | None = None) -> Iterator[None
         for module in modules:
             undo.callback(setattr, module, "training", module.training)
 
-        undo.callback(_give_back_tensors, _list_tensors(modules))
         # Layers such as LoRA's merge weights into others when their mode changes, so that they have a `train` of their
         # own.
         merging = [module for module in modules if type(module).train is not nn.Module.train]
+        for module in merging:
+            undo.callback(_tell_mode, module, module.training)
+
+        undo.callback(_give_back_tensors, _list_tensors(modules))
         merged = [(module, module.training, _copy_values(module.parameters(recurse=False))) for module in merging]
-        for module, mode, _ in merged:
-            undo.callback(_tell_mode, module, mode)
         if training is not None:
             model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
 
         undo.callback(_give_back_values, _copy_values([*model.buffers(), *_list_teachers(model)]))
-        # An ExitStack undoes in reverse order: first the random state, then weights and values, then modules are told
-        # their modes, then the tensors themselves, and at last the modes.
+        # An ExitStack undoes in reverse order: first the random state, then weights and values, then the tensors
+        # themselves. Modules are told their modes when all of these are back, and at last modes are set.
         for module, mode, weights in merged:
             undo.callback(_give_back_weights, module, mode, weights)
 
