@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "release"
 PACKED = ("bnlab", "conf", "experiments", "LICENSE", "README.md", "pyproject.toml", "setup.py")
-_LINK = re.compile(r"(!?)\[((?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(!?)\[((?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?\)")
 _FENCED = re.compile(r"(```.*?```)", re.DOTALL)
 
 _USES_THE_LIBRARY = """\
@@ -73,8 +73,9 @@ def make_links_absolute(text: str, base: str) -> str:
     def adapt(match: re.Match[str]) -> str:
         is_picture, words, path, anchor = match.groups()
         place = "raw" if is_picture else "blob"
+        page = path or "README.md"  # an index gives headings no anchors: a link within the page would lead nowhere
         inside = _LINK.sub(adapt, words)  # a picture that is a link
-        return f"{is_picture}[{inside}]({base}/{place}/HEAD/{path}{anchor or ''})"
+        return f"{is_picture}[{inside}]({base}/{place}/HEAD/{page}{anchor or ''})"
 
     parts = _FENCED.split(text)
     return "".join(part if part.startswith("```") else _LINK.sub(adapt, part) for part in parts)
