@@ -256,7 +256,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     most = math.inf if evaluate is None else _MOST_CALLS
     tried = _try_all(halves, causes, judge, has_labels, most, notes)
 
-    if not whole.fits_first and FirstLayer(whole).answer is None:
+    if not whole.fits_first and FirstLayer(whole).response is None:
         notes.add(_NO_ANSWER)
 
     trials = []
