@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -111,8 +111,7 @@ class Walk:
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
-        # Forwards that take turns may put back each other's filters of warnings.
-        with warnings.catch_warnings(), watched(self._task, self._task.layers, self._visit):
+        with _kept_settings(), watched(self._task, self._task.layers, self._visit):
             try:
                 for name, moments in self._given.items():
                     self._task.write(name, moments)
@@ -285,6 +284,20 @@ class Walk:
         if any(self._task.ranks.gather(bool(parts))):
             of_rank = self._task.reader.pool(parts, []) if parts else None
             self.statistics[name] = self._task.ranks.merge(of_rank)
+
+
+@contextlib.contextmanager
+def _kept_settings() -> Iterator[None]:
+    """Give the caller its settings back after the block: forwards that take turns may put back each other's.
+
+    They are filters of warnings, and whether torch differentiates in forward mode, which a function of autograd, such
+    as a reentrant checkpoint, turns off while its forward runs.
+    """
+    # Forward mode has no switch among torch's public names. Inference mode puts it back when its block ends; it is
+    # entered as it is, and turns gradients on where it is off.
+    is_inference = torch.is_inference_mode_enabled()
+    with warnings.catch_warnings(), torch.inference_mode(is_inference), torch.no_grad():
+        yield
 
 
 def _end(walker: greenlet) -> None:
