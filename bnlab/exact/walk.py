@@ -125,10 +125,11 @@ class Walk:
                 for name in self._given:
                     self._finish_given(name)
             finally:
-                for batch in self.batches:
-                    # When an error is raised, other forwards may still be waiting. They are ended here, while the model
-                    # is borrowed; otherwise the garbage collector would end them at some later time.
-                    if batch.walker is not None:
+                # When an error is raised, forwards may still be waiting. They are ended here, while the model is
+                # borrowed; otherwise the garbage collector would end them at some later time. The one that ran last
+                # comes first: the others are not to end under settings that it has changed.
+                for batch in (self._current, *self.batches):
+                    if batch.walker is not None and not batch.walker.dead:
                         _end(batch.walker)
         return self
 
@@ -208,9 +209,9 @@ class Walk:
 
         layer, x = stop
         batch.layer = layer
+        batch.walker = walker  # which is ended if anything below raises an error
         may_wait = self._budget.admit(batch.index, layer)
         if may_wait and read_fixed_settings(x) != self._fixed_settings:
-            _end(walker)
             raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
         is_kept = may_wait and batch.notes is None  # what is noted is measured at once
         batch.x = x if is_kept else None
@@ -218,10 +219,12 @@ class Walk:
         batch.is_ahead[layer] = False
         if batch.notes is not None:
             batch.measured_notes[layer] = batch.notes[-1]
-        # Only now: the rest of a forward may write into what it gave this layer.
         if may_wait:
-            batch.walker = walker
-        elif self._budget.lets_wait:
+            return
+
+        # Only now: the rest of a forward may write into what it gave this layer.
+        batch.walker = None
+        if self._budget.lets_wait:
             _end(walker)
         else:
             self._pass_on(batch, walker)

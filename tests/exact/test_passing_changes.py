@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import population_statistics, watch
 from bnlab.model.layers import InputMismatch
+from bnlab.model.reading import Reader
 from tests import references
 from tests.helpers import assert_moments, measure_difference
 
@@ -142,6 +143,30 @@ def test_forward_mode_stays_on_where_layers_run_inside_of_a_function_of_autograd
 
     assert propagates_tangents()
     assert measure_difference(found, population_statistics(model, BATCHES)) < 1e-6
+
+
+def test_a_forward_is_ended_where_what_it_gave_a_layer_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For want of memory, say: it puts back what it has changed before the caller gets the error."""
+    is_open = False
+
+    def run(model: nn.Module, x: Tensor) -> Any:
+        nonlocal is_open
+        is_open = True
+        try:
+            return model(x)
+        finally:
+            is_open = False
+
+    def refuse(reader: Reader, x: Tensor) -> Any:
+        raise MemoryError
+
+    for name in ("read", "measure"):
+        monkeypatch.setattr(Reader, name, refuse)
+    with pytest.raises(MemoryError) as raised:
+        population_statistics(build(), BATCHES, forward=run)
+
+    assert raised.traceback  # which holds the forward, as long as somebody looks at it
+    assert not is_open
 
 
 class Domain(enum.Enum):
