@@ -63,9 +63,9 @@ def require_inputs_normalized(task: Task, layers: Mapping[str, BatchNorm], batch
         RuntimeWarning: layers that cannot be asked, and those that are returned.
     """
     unclear, others = _ask(task, layers, take_images(batches[0], task.sample_size))
-    if unclear:  # few images may be too few to train on: a mask can leave out all of their rows
-        unclear, more = _ask(task, {name: layers[name] for name in unclear}, batches[0])
-        others += more
+    # A few images may be too few to train on: a mask can leave out all of their rows.
+    unclear, more = _ask(task, {name: layers[name] for name in unclear}, batches[0])
+    others += more
     # A mask leaves nothing out of a few images that happen to fill it, such as the longest ones of a sorted batch.
     for batch in batches:
         clear = {name: layer for name, layer in layers.items() if name not in (*unclear, *others)}
@@ -96,6 +96,8 @@ def _ask(task: Task, layers: Mapping[str, BatchNorm], batch: Any) -> tuple[list[
     unclear: list[str] = []
     others: list[str] = []
     asked = set[str]()
+    if not layers:  # there is nothing to run a forward for
+        return unclear, others
 
     def ask(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name in asked:

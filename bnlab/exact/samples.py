@@ -67,7 +67,10 @@ def prepare(task: Task) -> Profile:
         if has_own_forward(layer):
             unknown[name] = layer
     if unknown:
-        others = require_inputs_normalized(task, unknown, [first, task.data[-1]])
+        ends = [first]
+        if len(task.data) > 1:
+            ends.append(task.data[-1])
+        others = require_inputs_normalized(task, unknown, ends)
         task.unmeasured = task.unmeasured | {*others}
     return profile
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -111,8 +111,7 @@ class Walk:
             InterleavingError: the forwards cannot take turns.
         """
         run_together = self._task.ranks.run_together
-        # Forwards that take turns may put back each other's filters of warnings.
-        with warnings.catch_warnings(), watched(self._task, self._task.layers, self._visit):
+        with _kept_settings(), watched(self._task, self._task.layers, self._visit):
             try:
                 for name, moments in self._given.items():
                     self._task.write(name, moments)
@@ -126,10 +125,11 @@ class Walk:
                 for name in self._given:
                     self._finish_given(name)
             finally:
-                for batch in self.batches:
-                    # When an error is raised, other forwards may still be waiting. They are ended here, while the model
-                    # is borrowed; otherwise the garbage collector would end them at some later time.
-                    if batch.walker is not None:
+                # When an error is raised, forwards may still be waiting. They are ended here, while the model is
+                # borrowed; otherwise the garbage collector would end them at some later time. The one that ran last
+                # comes first: the others are not to end under settings that it has changed.
+                for batch in (self._current, *self.batches):
+                    if batch.walker is not None and not batch.walker.dead:
                         _end(batch.walker)
         return self
 
@@ -209,9 +209,9 @@ class Walk:
 
         layer, x = stop
         batch.layer = layer
+        batch.walker = walker  # which is ended if anything below raises an error
         may_wait = self._budget.admit(batch.index, layer)
         if may_wait and read_fixed_settings(x) != self._fixed_settings:
-            _end(walker)
             raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
         is_kept = may_wait and batch.notes is None  # what is noted is measured at once
         batch.x = x if is_kept else None
@@ -219,10 +219,12 @@ class Walk:
         batch.is_ahead[layer] = False
         if batch.notes is not None:
             batch.measured_notes[layer] = batch.notes[-1]
-        # Only now: the rest of a forward may write into what it gave this layer.
         if may_wait:
-            batch.walker = walker
-        elif self._budget.lets_wait:
+            return
+
+        # Only now: the rest of a forward may write into what it gave this layer.
+        batch.walker = None
+        if self._budget.lets_wait:
             _end(walker)
         else:
             self._pass_on(batch, walker)
@@ -285,6 +287,20 @@ class Walk:
         if any(self._task.ranks.gather(bool(parts))):
             of_rank = self._task.reader.pool(parts, []) if parts else None
             self.statistics[name] = self._task.ranks.merge(of_rank)
+
+
+@contextlib.contextmanager
+def _kept_settings() -> Iterator[None]:
+    """Give the caller its settings back after the block: forwards that take turns may put back each other's.
+
+    They are filters of warnings, and whether torch differentiates in forward mode, which a function of autograd, such
+    as a reentrant checkpoint, turns off while its forward runs.
+    """
+    # Forward mode has no switch among torch's public names. Inference mode puts it back when its block ends; it is
+    # entered as it is, and turns gradients on where it is off.
+    is_inference = torch.is_inference_mode_enabled()
+    with warnings.catch_warnings(), torch.inference_mode(is_inference), torch.no_grad():
+        yield
 
 
 def _end(walker: greenlet) -> None:

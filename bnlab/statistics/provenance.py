@@ -12,8 +12,8 @@ class Cost:
     Attributes:
         images: images in the data: the rows of each batch's first tensor.
         batches: batches in the data.
-        forwards: how often a batch's forward was begun at its input, except for a few images to profile and four
-            batches to check; more than `batches` where memory was short, or there were several passes.
+        forwards: how often a batch's forward was begun at its input, without those that prepare the measurement or
+            check it; more than `batches` where memory was short, or there were several passes.
         input_bytes: bytes of the batches, which are held.
         peak_bytes: the most bytes that forwards needed at once, according to the profile of one. On a CPU, malloc may
             hold up to half as much again, where `memory` leaves room for it.

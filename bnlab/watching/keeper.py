@@ -57,11 +57,11 @@ class _Kept:
         into the same memory show the same tensors too, with other values; and a network may be given the same images
         once for each of its widths, say.
         """
-        if list(list_settings(batch)) != self._settings:
-            return False
         if len(self._sources) != len(tensors):
             return False
         if any(source() is not tensor for source, tensor in zip(self._sources, tensors, strict=True)):
+            return False
+        if list(list_settings(batch)) != self._settings:
             return False
         # Values are compared last, because that waits for an accelerator.
         copies = list_tensors(self.batch)

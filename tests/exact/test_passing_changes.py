@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from bnlab import population_statistics, watch
 from bnlab.model.layers import InputMismatch
+from bnlab.model.reading import Reader
 from tests import references
-from tests.helpers import assert_moments
+from tests.helpers import assert_moments, measure_difference
 
 CHANNELS = 5
 BATCHES = [torch.randn(16, CHANNELS, generator=torch.Generator().manual_seed(seed)) for seed in range(10)]
@@ -118,6 +121,52 @@ def test_hooks_that_a_forward_removes_again(strategy: str) -> None:
     population_statistics(model, BATCHES, strategy=strategy)
 
     torch.testing.assert_close(model(BATCHES[0]), before, rtol=0, atol=0)
+
+
+def propagates_tangents() -> bool:
+    """Whether torch differentiates in forward mode."""
+    one = torch.ones(1)
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(2 * forward_ad.make_dual(one, one)).tangent is not None
+
+
+@STRATEGIES
+def test_forward_mode_stays_on_where_layers_run_inside_of_a_function_of_autograd(strategy: str) -> None:
+    """Such a function turns it off while its forward runs, as that of a reentrant checkpoint."""
+
+    def run(model: nn.Module, x: Tensor) -> Any:
+        return checkpoint(model, x.clone().requires_grad_(), use_reentrant=True)
+
+    model = build()
+    assert propagates_tangents()
+    found = population_statistics(model, BATCHES, forward=run, strategy=strategy)
+
+    assert propagates_tangents()
+    assert measure_difference(found, population_statistics(model, BATCHES)) < 1e-6
+
+
+def test_a_forward_is_ended_where_what_it_gave_a_layer_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For want of memory, say: it puts back what it has changed before the caller gets the error."""
+    is_open = False
+
+    def run(model: nn.Module, x: Tensor) -> Any:
+        nonlocal is_open
+        is_open = True
+        try:
+            return model(x)
+        finally:
+            is_open = False
+
+    def refuse(reader: Reader, x: Tensor) -> Any:
+        raise MemoryError
+
+    for name in ("read", "measure"):
+        monkeypatch.setattr(Reader, name, refuse)
+    with pytest.raises(MemoryError) as raised:
+        population_statistics(build(), BATCHES, forward=run)
+
+    assert raised.traceback  # which holds the forward, as long as somebody looks at it
+    assert not is_open
 
 
 class Domain(enum.Enum):
