@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.first_layer import Answer, FirstLayer
+from bnlab.doctor.evidence.first_layer import FirstLayer, Response
 from bnlab.doctor.thresholds import EXPLAINS_ALL, SCALE_SHOWS
 from bnlab.doctor.undo import RESCALED, Change, Undo, change_images
 from bnlab.doctor.words import describe_number
@@ -45,16 +45,16 @@ class OtherInput(Cause):
 
     def propose(self, case: Case) -> Iterator[Undo]:
         first = FirstLayer(case)
-        answer = None if case.fits_first or _are_as_in_training(case, first.name) else first.answer
-        if answer is None:
+        response = None if case.fits_first or _are_as_in_training(case, first.name) else first.response
+        if response is None:
             return
         changes: list[tuple[str, int, Change, str]] = []
-        for scale, shift in _fit(case, first, answer):
+        for scale, shift in _fit(case, first, response):
             # The numbers are no part of the name: each half of the images has its own, but undos of the two halves are
             # matched by their names.
             name = f"{'negative' if scale < 0 else 'positive'}, shifts: {len(shift)}"
             changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), name))
-        if answer.colours == 3:
+        if response.colours == 3:
             changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), "reversed"))
         for reported, degrees, change, name in changes:
             explains = first.explain(change)
@@ -69,20 +69,20 @@ def _are_as_in_training(case: Case, first: str) -> bool:
     return case.measure_distance(first, case.training) > case.measure_distance(first, case.fold) / 2
 
 
-def _fit(case: Case, first: FirstLayer, answer: Answer) -> Iterator[tuple[float, Tensor]]:
+def _fit(case: Case, first: FirstLayer, response: Response) -> Iterator[tuple[float, Tensor]]:
     """Fit a scale, of either sign, and a shift for all channels or one for each, to the first layer's averages."""
-    common = answer.slopes.sum(0, keepdim=True)
-    slopes = [common, answer.slopes] if answer.colours > 1 else [common]
+    common = response.slopes.sum(0, keepdim=True)
+    slopes = [common, response.slopes] if response.colours > 1 else [common]
     for sign in (1.0, -1.0):
         for of_shift in slopes:
             scale = sign
             shift = torch.zeros(len(of_shift), dtype=torch.float64)
-            moments = _multiply(first.as_is, sign, answer.at_zero)
+            moments = _multiply(first.as_is, sign, response.at_zero)
             # The borders of padded images do not follow a shift, so that what is left is fitted again.
             for number in range(_ROUNDS):
                 if number > 0:
                     moments = first.measure(_undo(scale, shift))
-                left = _fit_once(case, first.name, moments, answer.at_zero, of_shift)
+                left = _fit_once(case, first.name, moments, response.at_zero, of_shift)
                 if left is None:
                     return
                 shift = shift + scale * left[1]

@@ -21,13 +21,13 @@ from bnlab.model.borrow import measured
 from bnlab.statistics.moments import Moments
 from bnlab.statistics.network import Statistics
 
-_FEW = 8  # images whose first layer shows how it answers to a change of them
+_FEW = 8  # images whose first layer shows how it responds to a change of them
 _MOST_COLOURS = 8  # of which each gets a shift of its own
 
 
 @dataclass(frozen=True)
-class Answer:
-    """How the first layer's input answers to a change of the images, which it does affinely.
+class Response:
+    """How the first layer's input responds to a change of the images, which it does affinely.
 
     Attributes:
         at_zero: its mean [C] on images that are 0.
@@ -54,8 +54,8 @@ class FirstLayer:
         self.name = next(iter(case.fold))
 
     @cached_property
-    def answer(self) -> Answer | None:
-        """How the first layer answers to a change of the images; None where it does not answer affinely."""
+    def response(self) -> Response | None:
+        """How the first layer responds to a change of the images; None where it does not respond affinely."""
         batch = take_images(self._task.data[0], _FEW)
         images = next((each for each in list_tensors(batch) if each.is_floating_point() and each.dim() > 1), None)
         if images is None or self.name not in self._case.layers:
@@ -64,7 +64,7 @@ class FirstLayer:
         if colours > _MOST_COLOURS:
             colours = 1
 
-        # If the answer is affine, the first colour shifted twice as far has twice the effect.
+        # If the response is affine, the first colour shifted twice as far has twice the effect.
         changes: list[Change] = [torch.clone, torch.zeros_like, shift_colour(0, colours, 2.0)]
         changes += [shift_colour(number, colours, 1.0) for number in range(colours)]
         means = []
@@ -78,8 +78,8 @@ class FirstLayer:
         again = twice - as_is
         size = slopes[0].abs().max()
         if not size > 0 or float((again - 2 * slopes[0]).abs().max()) > NOT_AFFINE * float(size):
-            return None  # it does not answer affinely, or not at all: what is called goes past the model
-        return Answer(at_zero, slopes, colours)
+            return None  # it does not respond affinely, or not at all: what is called goes past the model
+        return Response(at_zero, slopes, colours)
 
     def measure(self, change: Change) -> Moments | None:
         """Measure what the first layer is given of these images, changed; None where it is not reached."""

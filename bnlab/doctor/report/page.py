@@ -35,7 +35,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table, which scrolls where it is wider than the page.
 
     Attributes:
@@ -99,16 +99,16 @@ def _describe_verdict(diagnosis: Any) -> dict[str, str]:
     }
 
 
-def _list_scores(scores: Scores) -> Table:
+def _list_scores(scores: Scores) -> PageTable:
     """List the scores, each with its difference from that under running averages."""
     rows = []
     for kind in scores.values:
         gain = "" if kind == "running" else tell(scores.compare(kind, "running"), scores)
         rows.append([Cell(KINDS[kind]), Cell(describe_score(scores.mean(kind), scores)), Cell(gain)])
-    return Table("scores", ["predicting with", scores.metric, "gain [95%]"], rows)
+    return PageTable("scores", ["predicting with", scores.metric, "gain [95%]"], rows)
 
 
-def _list_trials(shown: Any, scores: Scores | None) -> Table:
+def _list_trials(shown: Any, scores: Scores | None) -> PageTable:
     """List what was undone, what brings back most first."""
     is_score = (shown["gain"] == shown["likelihood_gain"]).all()
     titles = ["undone", "gap taken away [95%]", "free numbers"]
@@ -120,10 +120,10 @@ def _list_trials(shown: Any, scores: Scores | None) -> Table:
         reached = [] if scores is None else [describe_score(row["score"], scores)]
         cells = [row["undone"], *reached, f"{gain} [{low}, {high}]", describe_number(row["degrees"])]
         rows.append([Cell(text) for text in cells])
-    return Table("trials", titles, rows, tuple(shown["chosen"]))
+    return PageTable("trials", titles, rows, tuple(shown["chosen"]))
 
 
-def _list_layers(table: Any) -> Table:
+def _list_layers(table: Any) -> PageTable:
     """List the layers, with a bar for each gap, and without columns that are empty or say "eval" only."""
     columns = {}
     for name, (title, describe_cell) in _COLUMNS.items():
@@ -133,7 +133,7 @@ def _list_layers(table: Any) -> Table:
             continue
         columns[title] = [_add_bar(name, value, text) for value, text in zip(values, texts, strict=True)]
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return Table("layers-table", [*columns], rows)
+    return PageTable("layers-table", [*columns], rows)
 
 
 def _add_bar(column: str, gap: Any, text: str) -> Cell:
