@@ -283,13 +283,19 @@ def adapt_to_a_darker_domain() -> Given:
     return Given(model, light_batches, on_request={"training_batches": mixed, "before": history.before}, scores=scores)
 
 
-def predict_once_in_train_mode() -> Given:
-    """A pretrained network with frozen weights predicts one image of zeros in train mode, and then in eval mode."""
+def _load_dense() -> Dense:
+    """Load a dense network for digits, trained until its rate is 0."""
     images, labels = load_images()
-    training, batches = split(images, labels, 32)
     torch.manual_seed(7)
     model = Dense()
     NETWORKS.recall("dense", model, lambda: fit(model, images[:TRAINING], labels[:TRAINING], epochs=10))
+    return model
+
+
+def predict_once_in_train_mode() -> Given:
+    """A pretrained network with frozen weights predicts one image of zeros in train mode, and then in eval mode."""
+    training, batches = split(*load_images(), 32)
+    model = _load_dense()
     model.requires_grad_(False)
     pretrained = copy.deepcopy(model)
     model.train()
@@ -299,12 +305,19 @@ def predict_once_in_train_mode() -> Given:
     return Given(model, batches, on_request={"training_batches": training, "before": pretrained}, scores=scores)
 
 
-def segment_one_by_one_without_eval() -> Given:
-    """A U-Net predicts its test images one by one, and was never put into eval mode."""
+def _load_unet() -> UNet:
+    """Load a U-Net, trained until its rate is 0."""
     scenes, masks = load_scenes()
     torch.manual_seed(8)
     model = UNet()
     NETWORKS.recall("unet", model, lambda: fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=12, size=20))
+    return model
+
+
+def segment_one_by_one_without_eval() -> Given:
+    """A U-Net predicts its test images one by one, and was never put into eval mode."""
+    scenes, masks = load_scenes()
+    model = _load_unet()
     batches = cut(scenes[TRAINING : TRAINING + 300], masks[TRAINING : TRAINING + 300], 1)
     scores = {"eval mode": score(model, batches)}
     model.train()
@@ -354,20 +367,14 @@ def classify_one_by_one_without_eval() -> Given:
 
 def dense_classifier() -> Given:
     """A network for digits, trained until its rate is 0."""
-    images, labels = load_images()
-    training, batches = split(images, labels, 32)
-    torch.manual_seed(7)
-    model = Dense()
-    NETWORKS.recall("dense", model, lambda: fit(model, images[:TRAINING], labels[:TRAINING], epochs=10))
+    training, batches = split(*load_images(), 32)
+    model = _load_dense()
     scores = {"as it is": score(model, batches), "averaged again": score(average_again(model, training), batches)}
     return Given(model, batches, on_request={"training_batches": training}, scores=scores)
 
 
 def segmenting_unet() -> Given:
     """A U-Net, trained until its rate is 0."""
-    scenes, masks = load_scenes()
-    training, batches = split(scenes, masks, 20)
-    torch.manual_seed(8)
-    model = UNet()
-    NETWORKS.recall("unet", model, lambda: fit(model, scenes[:TRAINING], masks[:TRAINING], epochs=12, size=20))
+    training, batches = split(*load_scenes(), 20)
+    model = _load_unet()
     return Given(model, batches, on_request={"training_batches": training}, scores=measure(model, batches, training))

@@ -78,7 +78,7 @@ EPS_SHOWS = 0.05  # relative change of a channel's variance by another eps, half
 PREDICTIONS_DIFFER = 0.02  # of the outputs' spread; rounding in TF32 or bfloat16, at 2⁻⁸ = .004 a value, makes less
 OUTPUTS_ROUNDED = 0.01  # of the outputs' size: a spread below it may be rounding, as in bfloat16
 INPUT_DIFFERS = 0.01  # σ, or of the variance: rounding, and kernels that are not deterministic, make less
-NOT_AFFINE = 1e-2  # of an answer to a change of the images: float32 and half precision make less
+NOT_AFFINE = 1e-2  # of the response to a change of the images: float32 and half precision make less
 DEAD = 10.0  # eps, of a variance: eps makes 5% of the output's scale; healthy: 10,000 and more
 WEAK = 100.0  # eps, of a variance: eps makes 0.5%
 WEAK_SHARE = 0.05  # of a layer's channels; by convention

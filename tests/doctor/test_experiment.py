@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bnlab.doctor import Undo
 from bnlab.doctor.evidence.sample import MOST_IMAGES, split_halves, take_sample
 from bnlab.doctor.evidence.scores import estimate_mean, measure_likelihood
-from bnlab.doctor.interventions.experiment import Experiment, Trial
+from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from tests.doctor.causes import Planted
 
 
@@ -25,7 +25,7 @@ def draw(images: int, seed: int) -> Tensor:
     return (values - values.mean()) / values.std()
 
 
-def plant(gains: Sequence[tuple[float, float]], images: int = 1000, spread: float = 0.1) -> Experiment:
+def plant(gains: Sequence[tuple[float, float]], images: int = 1000, spread: float = 0.1) -> UndoExperiment:
     """Plant undos that bring back so much of the likelihood, each with its degrees.
 
     Args:
@@ -39,7 +39,7 @@ def plant(gains: Sequence[tuple[float, float]], images: int = 1000, spread: floa
         likelihood = as_is[1] + gain + spread * draw(images, number)
         undo = Undo(f"undo {number}", ("1",), degrees, lambda model, stack: None)
         trials.append(Trial(Planted(), undo, torch.stack((torch.full((images,), gain).double(), likelihood))))
-    return Experiment(as_is, trials, has_labels=True)
+    return UndoExperiment(as_is, trials, has_labels=True)
 
 
 def name_trials(trials: Sequence[Trial]) -> list[str]:

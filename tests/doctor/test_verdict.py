@@ -14,7 +14,7 @@ from bnlab import diagnose, population_statistics
 from bnlab.doctor import Cause, Undo
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Difference, Scores
-from bnlab.doctor.interventions.experiment import Experiment, Trial
+from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.thresholds import WORTH
 from bnlab.doctor.undo import EACH_BATCH, EXACT, Kind
 from bnlab.doctor.verdict.labelled import compute_worth, judge
@@ -44,7 +44,7 @@ def make_scores(commonest: float | None = None, images: int = IMAGES, **right: i
     return Scores(values, are_shares=True, commonest=commonest)
 
 
-def make_experiment(right: int, undos: Sequence[Undone], shared: str = "") -> Experiment:
+def make_experiment(right: int, undos: Sequence[Undone], shared: str = "") -> UndoExperiment:
     """Make an experiment in which so many images are right as it is, and more under undos; likelihoods are tenfold."""
     as_is = torch.stack((make_values(right), 10 * make_values(right)))
     trials = []
@@ -52,10 +52,10 @@ def make_experiment(right: int, undos: Sequence[Undone], shared: str = "") -> Ex
         cause: Cause = type("Own", (Planted,), {"kind": kind, "code": f"OWN{number}"})()
         undo = Undo(f"undo {number}", ("",), degrees, lambda model, stack: None, shared)
         trials.append(Trial(cause, undo, torch.stack((make_values(count), 10 * make_values(count)))))
-    return Experiment(as_is, trials, has_labels=True)
+    return UndoExperiment(as_is, trials, has_labels=True)
 
 
-def conclude(scores: Scores, experiment: Experiment | None = None, case: Case | None = None) -> Verdict:
+def conclude(scores: Scores, experiment: UndoExperiment | None = None, case: Case | None = None) -> Verdict:
     return judge(case or make_case(), scores, experiment, WORTH)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.evidence.first_layer import AffineResponse, FirstLayer
+from bnlab.doctor.evidence.first_layer import FirstLayer, Response
 from bnlab.doctor.thresholds import EXPLAINS_ALL, SCALE_SHOWS
 from bnlab.doctor.undo import RESCALED, Change, Undo, change_images
 from bnlab.doctor.words import describe_number
@@ -69,7 +69,7 @@ def _are_as_in_training(case: Case, first: str) -> bool:
     return case.measure_distance(first, case.training) > case.measure_distance(first, case.fold) / 2
 
 
-def _fit(case: Case, first: FirstLayer, response: AffineResponse) -> Iterator[tuple[float, Tensor]]:
+def _fit(case: Case, first: FirstLayer, response: Response) -> Iterator[tuple[float, Tensor]]:
     """Fit a scale, of either sign, and a shift for all channels or one for each, to the first layer's averages."""
     common = response.slopes.sum(0, keepdim=True)
     slopes = [common, response.slopes] if response.colours > 1 else [common]
@@ -93,7 +93,7 @@ def _fit(case: Case, first: FirstLayer, response: AffineResponse) -> Iterator[tu
 
 
 def _multiply(moments: Moments | None, sign: float, at_zero: Tensor) -> Moments | None:
-    """Compute what the first layer is given of images times 1 or −1, which it follows affinely."""
+    """Compute what the first layer is given of images times 1 or −1, which it answers to affinely."""
     if moments is None:
         return None
     return Moments(moments.count, at_zero + sign * (moments.mean - at_zero), moments.var)

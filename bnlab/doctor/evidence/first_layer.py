@@ -21,13 +21,13 @@ from bnlab.model.borrow import measured
 from bnlab.statistics.moments import Moments
 from bnlab.statistics.network import Statistics
 
-_FEW = 8  # images whose first layer shows how it follows a change of them
+_FEW = 8  # images whose first layer shows how it responds to a change of them
 _MOST_COLOURS = 8  # of which each gets a shift of its own
 
 
 @dataclass(frozen=True)
-class AffineResponse:
-    """How the first layer's input follows a change of the images, affinely.
+class Response:
+    """How the first layer's input responds to a change of the images, which it does affinely.
 
     Attributes:
         at_zero: its mean [C] on images that are 0.
@@ -54,8 +54,8 @@ class FirstLayer:
         self.name = next(iter(case.fold))
 
     @cached_property
-    def response(self) -> AffineResponse | None:
-        """How the first layer follows a change of the images; None where it does not follow affinely."""
+    def response(self) -> Response | None:
+        """How the first layer responds to a change of the images; None where it does not respond affinely."""
         batch = take_images(self._task.data[0], _FEW)
         images = next((each for each in list_tensors(batch) if each.is_floating_point() and each.dim() > 1), None)
         if images is None or self.name not in self._case.layers:
@@ -78,8 +78,8 @@ class FirstLayer:
         again = twice - as_is
         size = slopes[0].abs().max()
         if not size > 0 or float((again - 2 * slopes[0]).abs().max()) > NOT_AFFINE * float(size):
-            return None  # it does not follow affinely, or not at all: what is called goes past the model
-        return AffineResponse(at_zero, slopes, colours)
+            return None  # it does not respond affinely, or not at all: what is called goes past the model
+        return Response(at_zero, slopes, colours)
 
     def measure(self, change: Change) -> Moments | None:
         """Measure what the first layer is given of these images, changed; None where it is not reached."""

@@ -33,7 +33,7 @@ from bnlab.statistics.network import Statistics
 
 _MOST_CALLS = 8  # of evaluate= under undos, beside three for scores and one with nothing undone
 
-_NO_ANSWER = "What is fed to the first layer does not follow a change of the images, so that none was undone."
+_NO_RESPONSE = "What is fed to the first layer does not follow a change of the images, so that none was undone."
 _TOO_MANY = "Not all that may have gone wrong was tried: evaluate= is called twelve times at most."
 _TRAINING_FAILS = "The images are not at fault: the training batches fail as well."
 _NOT_REACHED = "evaluate= goes past the model's own forward, so that nothing could be undone to its images."
@@ -77,7 +77,7 @@ class Crossing:
         value: the number.
         line: where the other grade begins.
         unit: of both: score, likelihood, or a share of the gap.
-        trial: number of the undo in `Experiment.trials`.
+        trial: number of the undo in `UndoExperiment.trials`.
         grade: beyond the line.
     """
 
@@ -90,7 +90,7 @@ class Crossing:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class UndoExperiment:
     """What was tried, and how it went.
 
     Attributes:
@@ -229,7 +229,7 @@ def _combine(score: bool, surely: bool, likely: bool, fits: bool) -> Grade:
     return Grade.PERHAPS if likely else Grade.TOO_LITTLE
 
 
-def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluate | None) -> Experiment | None:
+def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluate | None) -> UndoExperiment | None:
     """Try what causes propose; None where none of them sees a sign.
 
     Args:
@@ -257,7 +257,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     tried = _try_all(halves, causes, judge, has_labels, most, notes)
 
     if not whole.fits_first and FirstLayer(whole).response is None:
-        notes.add(_NO_ANSWER)
+        notes.add(_NO_RESPONSE)
 
     trials = []
     for trial in tried:
@@ -267,7 +267,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
             notes.add(_TRAINING_FAILS)
         else:
             trials.append(trial)
-    return Experiment(unchanged, trials, has_labels, sorted(notes))
+    return UndoExperiment(unchanged, trials, has_labels, sorted(notes))
 
 
 def _does_training_fail(case: Case, trial: Trial, unchanged: Tensor) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.interventions.experiment import Experiment
+from bnlab.doctor.interventions.experiment import UndoExperiment
 from bnlab.doctor.undo import EXACT
 from bnlab.doctor.verdict.findings import Finding, Skipped
 from bnlab.doctor.verdict.verdict import Verdict
@@ -53,7 +53,7 @@ class Diagnosis:
 
     case: Case
     judged: Verdict | None
-    experiment: Experiment | None
+    experiment: UndoExperiment | None
     faults: Sequence[Finding]
     left_out: Sequence[Skipped]
     notes: Sequence[str] = ()

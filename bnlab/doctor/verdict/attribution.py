@@ -12,7 +12,7 @@ Evidence is measured once (`evidence/`). Each cause is a hypothesis about it, in
 | `look` | signs that no intervention tells | `findings.find_signs`; never outranks what was tried |
 | `describe`, `name_layers` | the numbers that show it, and where | findings |
 
-What was tried decides first: the smallest intervention that brings back as much as the best (`Experiment.choose`).
+What was tried decides first: the smallest intervention that brings back as much as the best (`UndoExperiment.choose`).
 Where several causes are undone by the same one, the ground on which each stands decides between them, by the table
 below. Where the fault is follows from the kind of the causes that are left (`name_choice`).
 """
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.lag import compare_with_drift
-from bnlab.doctor.interventions.experiment import Crossing, Experiment, Trial
+from bnlab.doctor.interventions.experiment import Crossing, Trial, UndoExperiment
 from bnlab.doctor.thresholds import EXPLAINED
 from bnlab.doctor.undo import EACH_BATCH, EXACT, RESCALED, Kind
 from bnlab.doctor.verdict.verdict import Word
@@ -62,7 +62,7 @@ def weigh(cause: Cause, case: Case, layers: Sequence[str]) -> float:
     return max((GROUNDS[ground].weight * share for ground, share in support.items()), default=0.0)
 
 
-def name_trials(experiment: Experiment, causes: Sequence[Cause], case: Case) -> Experiment:
+def name_trials(experiment: UndoExperiment, causes: Sequence[Cause], case: Case) -> UndoExperiment:
     """Name the cause of each intervention that several share: the one that weighs most."""
     return replace(experiment, trials=[_name_trial(trial, causes, case) for trial in experiment.trials])
 
@@ -88,7 +88,7 @@ def name_gap(causes: Iterable[Cause], case: Case, layers: Sequence[str]) -> Caus
 # Where the fault is
 
 
-def name_choice(case: Case, experiment: Experiment, crossing: Crossing | None = None) -> Word:
+def name_choice(case: Case, experiment: UndoExperiment, crossing: Crossing | None = None) -> Word:
     """Name where the fault is, by the smallest undos that bring back as much as the best, and their smaller rivals.
 
     Args:
@@ -106,7 +106,7 @@ def name_choice(case: Case, experiment: Experiment, crossing: Crossing | None = 
     return name_place(case, experiment, chosen)
 
 
-def name_place(case: Case, experiment: Experiment, chosen: Sequence[Trial]) -> Word:
+def name_place(case: Case, experiment: UndoExperiment, chosen: Sequence[Trial]) -> Word:
     """Name where the fault is, by undos of the same size."""
     kinds = {find_kind(trial) for trial in chosen}
     if kinds == {"averages", "images"} or (kinds == {"images"} and may_be_averages(case, experiment)):
@@ -114,7 +114,7 @@ def name_place(case: Case, experiment: Experiment, chosen: Sequence[Trial]) -> W
     return next(iter(kinds)) if len(kinds) == 1 else "undecided"
 
 
-def may_be_averages(case: Case, experiment: Experiment) -> bool:
+def may_be_averages(case: Case, experiment: UndoExperiment) -> bool:
     """Return whether averages of other images explain the same as other images do: exact statistics bring back as much.
 
     Training batches tell; without labels exact statistics leave no gap by construction.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bnlab.doctor.cause import NEEDS, SEVERITIES, Cause, Severity
 from bnlab.doctor.evidence.case import Case
-from bnlab.doctor.interventions.experiment import Experiment, Trial
+from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.thresholds import COSTS_ARE_ERRORS, VISIBLE
 from bnlab.doctor.verdict.attribution import name_gap
 
@@ -60,7 +60,7 @@ def choose_known(causes: Iterable[Cause], case: Case) -> tuple[list[Cause], list
     return chosen, sorted(skipped, key=lambda left: left.cause.code)
 
 
-def find_explained(trials: Iterable[Trial], experiment: Experiment, case: Case, worth: float) -> list[Finding]:
+def find_explained(trials: Iterable[Trial], experiment: UndoExperiment, case: Case, worth: float) -> list[Finding]:
     """Make findings of the undos that were chosen, each with what it brings back."""
     findings: dict[str, Finding] = {}
     for trial in trials:

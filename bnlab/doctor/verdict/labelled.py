@@ -12,7 +12,7 @@ from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.doctor.evidence.setup import CALLER
-from bnlab.doctor.interventions.experiment import Experiment, Trial
+from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
 from bnlab.doctor.verdict.attribution import depends_on_first, find_kind, name_causes, name_choice
 from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, grade_cost, sort_findings
@@ -31,7 +31,7 @@ _FIRST_OFF = "The first layer does not fit: either these images differ from trai
 
 
 def conclude(
-    case: Case, scores: Scores, experiment: Experiment | None, causes: Sequence[Cause], worth: float | None
+    case: Case, scores: Scores, experiment: UndoExperiment | None, causes: Sequence[Cause], worth: float | None
 ) -> tuple[Verdict, list[Finding]]:
     """Judge by what was tried, and name the causes."""
     if case.expected is not None and case.expected > 1 and scores.are_shares:
@@ -50,7 +50,7 @@ def conclude(
 def _explain(
     case: Case,
     judged: Verdict,
-    experiment: Experiment | None,
+    experiment: UndoExperiment | None,
     causes: Sequence[Cause],
     worth: float,
     is_poor: bool,
@@ -143,7 +143,7 @@ class _Condition:
         return all(number.is_met for number in self.numbers)
 
 
-def judge(case: Case, scores: Scores, experiment: Experiment | None, worth: float) -> Verdict:
+def judge(case: Case, scores: Scores, experiment: UndoExperiment | None, worth: float) -> Verdict:
     """Judge by what was tried: the first condition that holds decides.
 
     Args:
@@ -195,7 +195,7 @@ def _draw_line(what: str, value: float, line: float, scores: Scores) -> Edge:
 
 
 def _ask_for_weights(
-    case: Case, scores: Scores, experiment: Experiment | None, gain: Difference, worth: float
+    case: Case, scores: Scores, experiment: UndoExperiment | None, gain: Difference, worth: float
 ) -> Iterator[_Condition]:
     """Ask whether weights are as constructed, and nothing that was tried brings the score above chance."""
     bar = scores.chance if case.expected is None else case.expected
@@ -223,7 +223,7 @@ def _ask_for_mode(case: Case, scores: Scores, gain: Difference, worth: float) ->
 
 
 def _ask_for_undo(
-    case: Case, scores: Scores, experiment: Experiment | None, gain: Difference, worth: float
+    case: Case, scores: Scores, experiment: UndoExperiment | None, gain: Difference, worth: float
 ) -> Iterator[_Condition]:
     """Ask whether the best undo surely brings back some likelihood, and more of the score than what matters."""
     if experiment is None or experiment.best is None:
@@ -242,7 +242,7 @@ def _ask_for_undo(
 
 
 def _ask_for_chance(
-    scores: Scores, experiment: Experiment, numbers: Sequence[_Number], gain: Difference, worth: float
+    scores: Scores, experiment: UndoExperiment, numbers: Sequence[_Number], gain: Difference, worth: float
 ) -> _Condition:
     """Ask whether the best undo, although it gains, leaves the score below always naming the commonest class."""
     assert experiment.best is not None and scores.commonest is not None
@@ -272,7 +272,7 @@ def _ask_for_network(case: Case, scores: Scores, gain: Difference, worth: float)
 
 
 def _ask_for_images(
-    case: Case, scores: Scores, experiment: Experiment | None, gain: Difference, worth: float
+    case: Case, scores: Scores, experiment: UndoExperiment | None, gain: Difference, worth: float
 ) -> Iterator[_Condition]:
     """Ask whether the images are too few to say that nothing is gained; if they are not, averages are healthy."""
     most = _find_most(gain, experiment)
@@ -286,7 +286,7 @@ def _ask_for_images(
     yield _Condition("healthy", [], lambda: Verdict("healthy", _describe_healthy(case, scores, gain, worth), gain))
 
 
-def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: Difference) -> Verdict:
+def _judge_experiment(case: Case, scores: Scores, experiment: UndoExperiment, gain: Difference) -> Verdict:
     """Judge by the smallest undo that brings back as much as the best one."""
     chosen, rivals = experiment.choose()
     kinds = {find_kind(trial) for trial in chosen}
@@ -311,7 +311,7 @@ def _judge_experiment(case: Case, scores: Scores, experiment: Experiment, gain: 
     return Verdict(word, sentence + more, gain, [*chosen, *rivals], edges)
 
 
-def _list_edges(case: Case, scores: Scores, experiment: Experiment) -> list[Edge]:
+def _list_edges(case: Case, scores: Scores, experiment: UndoExperiment) -> list[Edge]:
     """List the numbers by which undos were graded, where the verdict would be another one beyond their lines."""
     assert experiment.best is not None
     best = experiment.measure_gain(experiment.best).value
@@ -341,7 +341,7 @@ def _list_edges(case: Case, scores: Scores, experiment: Experiment) -> list[Edge
     return edges
 
 
-def _find_most(gain: Difference, experiment: Experiment | None) -> float:
+def _find_most(gain: Difference, experiment: UndoExperiment | None) -> float:
     """Find how much exact statistics, or the best undo, may gain at most."""
     if experiment is None or experiment.best is None:
         return gain.high
@@ -364,7 +364,7 @@ def _describe_mode(case: Case, scores: Scores) -> str:
     )
 
 
-def _describe_trials(trials: Sequence[Trial], experiment: Experiment, scores: Scores) -> str:
+def _describe_trials(trials: Sequence[Trial], experiment: UndoExperiment, scores: Scores) -> str:
     """Write what undoing the causes brings back.
 
     Only the difference: scores of the images that undos are judged by would stand beside those of all images, which

@@ -12,7 +12,7 @@ from dataclasses import replace
 from bnlab.doctor.cause import Cause, Severity
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Decisions
-from bnlab.doctor.interventions.experiment import Experiment, Trial
+from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH
 from bnlab.doctor.verdict.attribution import name_causes, name_place
 from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, sort_findings
@@ -27,7 +27,7 @@ _TOO_NEAR = "That is too close to call: pass labels, or more images (up to 1,000
 
 
 def conclude_unlabelled(
-    case: Case, experiment: Experiment | None, causes: Sequence[Cause], worth: float | None
+    case: Case, experiment: UndoExperiment | None, causes: Sequence[Cause], worth: float | None
 ) -> tuple[Verdict | None, list[Finding]]:
     """Judge by predictions, and name the causes; without data or classes there is no verdict."""
     chosen = [] if experiment is None else experiment.choose_shown()
@@ -54,7 +54,7 @@ def conclude_unlabelled(
     return let_signs_speak(judged, findings, is_poor=False), findings
 
 
-def _locate(case: Case, experiment: Experiment | None, chosen: Sequence[Trial]) -> tuple[Word, str]:
+def _locate(case: Case, experiment: UndoExperiment | None, chosen: Sequence[Trial]) -> tuple[Word, str]:
     """Say where the fault is, and why: by undos that take the gap away, if there are any."""
     if experiment is None or not chosen:
         return "undecided", _ONLY_LABELS
