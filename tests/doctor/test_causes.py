@@ -14,6 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from benchmarks.doctor_benchmark.first_reports import Molecules
 from bnlab import diagnose
 from bnlab.doctor import Cause, Signs, Undo
 from bnlab.doctor.cause import Ground, Severity
@@ -285,19 +286,6 @@ def test_without_labels_predictions_judge_and_the_gap_says_where_the_fault_is(
 # Small batches, and a training that went wrong
 
 
-class Molecules(nn.Module):
-    """Nodes are encoded one by one and added up, then batch norm, then a head that predicts a number."""
-
-    def __init__(self, width: int = 128) -> None:
-        super().__init__()
-        self.encode = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.norm = nn.BatchNorm1d(width)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.encode(x).sum(1))).squeeze(1)
-
-
 def overfit_a_regression() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """Two batches of 50 digits are learnt by heart in 100 epochs."""
     data = load_digits()
@@ -307,7 +295,7 @@ def overfit_a_regression() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     batches = list(zip(rows.split(50), targets.split(50), strict=True))
 
     torch.manual_seed(2)
-    model = Molecules()
+    model = Molecules(width=128)
 
     def train() -> None:
         optimizer = torch.optim.Adam(model.parameters(), 1e-4)
