@@ -295,7 +295,7 @@ def overfit_a_regression() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     batches = list(zip(rows.split(50), targets.split(50), strict=True))
 
     torch.manual_seed(2)
-    model = Molecules(128)
+    model = Molecules(width=128)
 
     def train() -> None:
         optimizer = torch.optim.Adam(model.parameters(), 1e-4)
