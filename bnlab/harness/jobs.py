@@ -42,7 +42,7 @@ from bnlab.harness.requests import (
 )
 from bnlab.harness.setting_columns import describe_runs
 from bnlab.harness.source_code import name_file
-from bnlab.harness.trial import try_training
+from bnlab.harness.trial import select_kind, try_training
 from bnlab.harness.updates import steps_per_epoch
 from bnlab.memory import keep_freed_memory
 
@@ -120,11 +120,8 @@ def prepare(configs: list[Config]) -> None:
     runs = [Run(config) for config in configs]
     kinds: dict[tuple[Any, ...], Run] = {}
     for run in runs:
-        config = run.config
         if not run.finished:
-            # bnlab's own optimizers need no trial, so that networks that differ in one of them are of one kind.
-            optimizer = config.optimizer if config.optimizer.is_own else None
-            kinds.setdefault((config.data, config.model, config.norm, optimizer, config.inputs), run)
+            kinds.setdefault(select_kind(run.config), run)
     warnings: dict[str, None] = {}  # each once
     for run in kinds.values():
         prepare_process(run.config)

@@ -16,7 +16,7 @@ from bnlab.harness.jobs import is_trained, list_needed_checkpoints, prepare_proc
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.requests import MEASURED_WITH
 from bnlab.harness.source_code import say_changed
-from bnlab.harness.trial import TrialResult, try_training
+from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import ADVICE, count_last
 
 _SECONDS = 1.0  # of each trial
@@ -138,7 +138,7 @@ class _Trials:
     def try_training(self, run: Run) -> TrialResult:
         """Train a network of this kind for a second, unless that was done."""
         config = run.config
-        kind = repr((config.data, config.model, config.norm, config.inputs, config.batch_size))
+        kind = repr((select_kind(config), config.batch_size))
         if kind not in self._trained:
             prepare_process(config)
             self._trained[kind] = try_training(run, _SECONDS)
@@ -148,7 +148,7 @@ class _Trials:
         """Try what a job of this kind costs, unless that was done."""
         config = run.config
         measured = [getattr(config, name) for name in (*MEASURED_WITH, *_MEASURED_DIFFERENTLY)]
-        kind = repr((config.data, config.model, config.norm, config.inputs, config.batch_size, measured))
+        kind = repr((select_kind(config), config.batch_size, measured))
         if kind not in self._durations:
             update = self.try_training(run).update
             self._durations[kind] = estimate_durations(run, 0.0 if math.isnan(update) else update)

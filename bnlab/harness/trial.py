@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,13 @@ class TrialResult(NamedTuple):
     moments: float
     checkpoint: float
     warnings: list[str]
+
+
+def select_kind(config: Config) -> tuple[Any, ...]:
+    """Select the settings that a trial depends on: of networks that agree in them, one is tried for all."""
+    # bnlab's own optimizers need no trial, so that networks that differ in one of them are of one kind.
+    optimizer = config.optimizer if config.optimizer.is_own else None
+    return config.data, config.model, config.norm, optimizer, config.inputs
 
 
 def try_training(run: Run, seconds: float | None = None) -> TrialResult:

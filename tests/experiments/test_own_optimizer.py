@@ -130,6 +130,17 @@ def test_a_mistake_is_named_before_anything_is_trained(case: str, write: Write, 
     assert not (tmp_path / "r").exists()
 
 
+def test_a_dry_run_tries_each_optimizer_too(
+    write: Write, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its updates take a time of their own, and may fail where those of another one do not."""
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
+    write(MODULE.replace('group["total"] +=', 'group["all"] +='), "steps")
+    words = ("-m", "optimizer=torch.optim.RMSprop,steps.Counting", "dry_run=true")
+
+    assert "optimizer=steps.Counting: cannot make an update" in sweep(call, tmp_path, *words, expect=2)
+
+
 def test_the_numbers_that_are_kept_of_each_weight() -> None:
     optimizers: list[Any] = [Sgd(), Sgd(momentum=0.0), AdamW(), make_own("optimizer", "torch.optim.Rprop")]
     assert [each.count_moments() for each in optimizers] == [1, 0, 2, 2]
