@@ -110,3 +110,16 @@ def test_each_code_is_shown_or_says_why_not() -> None:
     assert {*CAUSES} == shown | {*UNSHOWN}
     assert not shown & {*UNSHOWN}
     assert all(fault.done.endswith(".") and "\n" not in fault.done for fault in FAULTS.values())
+
+
+def test_reversed_channels_are_named_although_averages_remember_few_images() -> None:
+    """Their noise stays in the first layer's gap, whichever way round the channels are."""
+    specimen = make_specimen("few images remembered", get_middle("few images remembered"))
+    batches = [
+        (images.flip(1), labels) for images, labels in specimen.batches[: _IMAGES // len(specimen.batches[0][1])]
+    ]
+
+    diagnosis = bnlab.diagnose(specimen.model, batches, progress=False)
+
+    assert (diagnosis.verdict, [finding.cause.code for finding in diagnosis.faults]) == ("images", ["BN209"])
+    assert "the channels are reversed" in str(diagnosis)
