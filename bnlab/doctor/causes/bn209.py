@@ -55,8 +55,8 @@ class OtherInput(Cause):
             name = f"{'negative' if scale < 0 else 'positive'}, shifts: {len(shift)}"
             changes.append((_describe(scale, shift), 1 + len(shift), _undo(scale, shift), name, EXPLAINS_ALL))
         if response.colours == 3:
-            # Nothing is fitted here, so that most of the gap does not go by chance. What is left may be the noise of running
-            # averages, which no undo of the images takes away.
+            # Nothing is fitted here, so that most of the gap does not go by chance. What is left may be the noise of
+            # running averages, which no undo of the images takes away.
             changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), "reversed", LEAST_OF_GAP))
         for reported, degrees, change, name, least in changes:
             explains = first.explain(change)
