@@ -42,7 +42,7 @@ class Selection:
     Attributes:
         files: that hold them.
         rows: of each subject the columns in which they agree, and steps.
-        code: the user's code that measured them, by estimator without its parameters; empty for a table without
+        code: the user's code that measured them, by estimator without its parameters, which is "" for a table without
             estimators. What only bnlab's code measures is left out.
     """
 

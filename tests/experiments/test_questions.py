@@ -24,6 +24,7 @@ from bnlab.harness.reporting.page import write_experiment
 from bnlab.harness.reporting.verdicts import NOT_MEASURED
 from bnlab.harness.reporting.wording import say_numbers
 from bnlab.nn import SelfTuned
+from experiments.cells import find_certain
 from experiments.literature import PAGE, decide, list_findings, write_page
 from experiments.pages import FIGURES, read_catalogue
 from tests.experiments import quoted
@@ -167,6 +168,20 @@ def test_pages_by_hand_quote_claims_and_mark_those_that_are_post_hoc(path: str, 
 
     assert len(re.findall(r"† marks a \*post hoc\*|dagger \(†\) marks a \*post hoc\*", rest)) == 1
     assert BY_HAND.findall(rest) == ["†"], "what is quoted stands in tests/experiments/quoted.py"
+
+
+def test_what_pages_say_by_hand_of_the_map() -> None:
+    """The largest loss has an interval above 0, and is not bold."""
+    experiment, tables = load("ground")
+    figure = experiment.figures["map"]
+    cells = figure.score(tables)
+    cells["is_bold"] = find_certain(cells)
+    largest = cells.sort_values("mean").iloc[-1]
+
+    assert (len(cells), {*cells["n"]}) == (32, {7})
+    assert f"{largest['mean']:.0f} points" in figure.caption
+    assert f"an interval of {largest['low']:.1f} to {largest['high']:.0f}" in figure.caption
+    assert not largest["is_bold"]
 
 
 def test_readme_links_to_answers_that_there_are() -> None:

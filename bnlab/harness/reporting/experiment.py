@@ -137,7 +137,7 @@ class Experiment:
         command: what makes its results, a line each; empty: its sweeps.
         name: of its module, of its file in conf/experiment and of its results.
         question, source: the first paragraph of its module's docstring, and the others: where the question comes from.
-            `experiments.questions.find_experiment` fills in these three.
+            `lab.registry.find_experiment` fills in these three.
     """
 
     figures: Mapping[str, Figure]

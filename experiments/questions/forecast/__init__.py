@@ -83,7 +83,7 @@ def look_dependent(tables: Tables, frame: pd.DataFrame) -> pd.Series:
 
 
 def find_gaps(tables: Tables, frame: pd.DataFrame) -> np.ndarray:
-    """Find the gap of running means behind the first layer, to augmented images where training augments."""
+    """Find the gap of running means in the deeper layers, to augmented images where training augments."""
     places = pd.MultiIndex.from_frame(frame[["run", "step"]])
     gaps = pd.Series(np.nan, places)
     for table in ("augmented_gaps", "gaps"):
