@@ -95,7 +95,7 @@ def _fit(case: Case, first: FirstLayer, response: Response) -> Iterator[tuple[fl
 
 
 def _multiply(moments: Moments | None, sign: float, at_zero: Tensor) -> Moments | None:
-    """Compute what the first layer is given of images times 1 or −1, which it answers to affinely."""
+    """Compute what the first layer is given of images times 1 or −1, which it follows affinely."""
     if moments is None:
         return None
     return Moments(moments.count, at_zero + sign * (moments.mean - at_zero), moments.var)
