@@ -11,7 +11,7 @@ from torch import Tensor
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.first_layer import FirstLayer, Response
-from bnlab.doctor.thresholds import EXPLAINS_ALL, LEAST_OF_GAP, SCALE_SHOWS
+from bnlab.doctor.thresholds import EXPLAINED, EXPLAINS_ALL, SCALE_SHOWS
 from bnlab.doctor.undo import RESCALED, Change, Undo, change_images
 from bnlab.doctor.words import describe_number
 from bnlab.statistics.moments import Moments
@@ -57,7 +57,7 @@ class OtherInput(Cause):
         if response.colours == 3:
             # Nothing is fitted here, so that most of the gap does not go by chance. What is left may be the noise of
             # running averages, which no undo of the images takes away.
-            changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), "reversed", LEAST_OF_GAP))
+            changes.append(("the channels are reversed", 0, lambda images: images.flip(-3), "reversed", EXPLAINED))
         for reported, degrees, change, name, least in changes:
             explains = first.explain(change)
             if explains > least:
