@@ -21,11 +21,12 @@ from bnlab.model.batches import call, require_batches
 from bnlab.model.borrow import restored
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
-from bnlab.watching.watch import Watch, watch
+from bnlab.watching.watch import Watch, require_image_count, watch
 
 __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
 _SECONDS = "recalibration_seconds"  # what the time is called in logs
 _RUNNING = "_running"  # what follows the name of a metric under running averages
+_METHODS = ("evaluate", "predict", "save_model")  # of a Trainer of Transformers, those that see exact statistics
 _TIMES = ("runtime", "per_second", "compilation_time")  # ends of what Transformers logs beside metrics
 
 
@@ -55,15 +56,15 @@ def make_lightning_callback(
         A `Callback` of the package that is installed, `lightning` or `pytorch_lightning`.
 
     Raises:
-        TypeError: the batches cannot be iterated over, or are one batch.
+        TypeError, ValueError: the batches cannot be iterated over, or are one batch; `images` is no number of images,
+            or `both` not True or False.
         ValueError: when training begins, if the model has no batch norm with running statistics.
 
     >>> from lightning import Trainer  # doctest: +SKIP
     >>> from bnlab.callbacks import make_lightning_callback
     >>> trainer = Trainer(callbacks=[make_lightning_callback()])  # doctest: +SKIP
     """
-    if batches is not None:
-        require_batches(batches, "make_lightning_callback")
+    _require_arguments("make_lightning_callback", batches, images, both)
     # Lightning is published as two packages, and their classes are not interchangeable.
     package = "lightning.pytorch" if importlib.util.find_spec("lightning") else "pytorch_lightning"
     callback_class: Any = importlib.import_module(package).Callback
@@ -178,7 +179,8 @@ def recalibrate_in_transformers(
             batches that are dictionaries `forward=lambda model, batch: model(**batch)`.
 
     Raises:
-        TypeError: the batches cannot be iterated over, or are one batch.
+        TypeError, ValueError: it is no such trainer; the batches cannot be iterated over, or are one batch; `images` is
+            no number of images, or `both` not True or False.
         ValueError: the model has no batch norm with running statistics.
 
     >>> from transformers import Trainer  # doctest: +SKIP
@@ -187,8 +189,11 @@ def recalibrate_in_transformers(
     >>> recalibrate_in_transformers(trainer)  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
     """
-    if batches is not None:
-        require_batches(batches, "recalibrate_in_transformers")
+    if not all(hasattr(trainer, name) for name in ("model", *_METHODS)):
+        raise TypeError(
+            f"recalibrate_in_transformers: trainer is a {type(trainer).__name__}; pass a Trainer of transformers"
+        )
+    _require_arguments("recalibrate_in_transformers", batches, images, both)
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     group = torch.distributed.group.WORLD if is_distributed else None
     training = watch(trainer.model, images, batches=batches, group=group, **options)
@@ -235,8 +240,17 @@ def recalibrate_in_transformers(
 
         return run_exactly
 
-    for name in ("evaluate", "predict", "save_model"):
+    for name in _METHODS:
         setattr(trainer, name, wrap(getattr(trainer, name), both and name == "evaluate"))
+
+
+def _require_arguments(caller: str, batches: Iterable[Any] | None, images: Any, both: Any) -> None:
+    """Raise where `watch` would only in the middle of a fit, and where `both` would be taken for True."""
+    require_image_count(images, caller)
+    if not isinstance(both, bool):
+        raise TypeError(f"{caller}: both={both!r}; pass True or False")
+    if batches is not None:
+        require_batches(batches, caller)
 
 
 @contextlib.contextmanager

@@ -317,11 +317,17 @@ def test_averages_come_back_after_an_exception(stub: StubTrainer) -> None:
 
 def test_what_is_refused_at_once() -> None:
     with pytest.raises(TypeError, match=r"recalibrate_in_transformers: batches is a Tensor; pass an iterable"):
-        recalibrate_in_transformers(object(), IMAGES[0])
+        recalibrate_in_transformers(StubTrainer(make_network()), IMAGES[0])
     with pytest.raises(TypeError, match=r"make_lightning_callback: batches is a Tensor; pass an iterable"):
         make_lightning_callback(IMAGES[0])
     with pytest.raises(ValueError, match="watch: no BatchNorm layer"):
         recalibrate_in_transformers(StubTrainer(nn.Sequential(nn.Linear(4, 3))), IMAGES)
+    with pytest.raises(TypeError, match="recalibrate_in_transformers: trainer is a int; pass a Trainer"):
+        recalibrate_in_transformers(3)
+    with pytest.raises(TypeError, match="make_lightning_callback: both='x'; pass True or False"):
+        make_lightning_callback(both="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="make_lightning_callback: images=0; pass how many"):
+        make_lightning_callback(images=0)
 
 
 class Measuring(StubTrainer):

@@ -144,6 +144,15 @@ def list_others(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if _is_other(module) and not _is_constant(module)]
 
 
+def list_instance_norms(model: nn.Module) -> list[str]:
+    """List the instance norms that keep running statistics, which eval mode normalizes with, too."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _INSTANCE_NORMS) and module.running_mean is not None
+    ]
+
+
 def list_constant(model: nn.Module) -> list[str]:
     """List the norms of other classes whose statistics are constants, as torchvision's FrozenBatchNorm2d."""
     return [name for name, module in model.named_modules() if _is_other(module) and _is_constant(module)]

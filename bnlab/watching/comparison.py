@@ -46,6 +46,12 @@ class Comparison:
         running = self.mean("running")
         return running - exact if self.is_lower_better else exact - running
 
+    @property
+    def are_equal(self) -> bool:
+        """Whether there are values of both kinds, the same to the last bit."""
+        exact = self.values.get("exact")
+        return exact is not None and torch.equal(exact, self.values["running"])
+
     def describe(self) -> str:
         """Write both values, and by how much `eval()` understates, or overstates, the exact one."""
         scores = Scores(self.values, self._are_shares)

@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,10 +30,31 @@ _NOT_CALLED = (
     "the model is trained, but no module that holds all its batch norms has been called (only parts of it, or its "
     "forward() directly); watch the part that is called, or pass batches="
 )
+_IN_EVAL_MODE = (
+    "the model is trained in eval mode, so that its batch norms use their running averages and do not update them; "
+    "call model.train() before each epoch (evaluating may have left it in eval mode), or pass batches="
+)
+_CONVERTED = (
+    "the model is now of {now}, and the images were kept when it was of {then}; train on, or pass batches= of that type"
+)
+_CLOSED = "this watch is closed; bnlab.watch(model) begins another one"
 _OLDER_WEIGHTS = (
     "an input of {kind} requires a gradient: it is optimized, or comes from trainable parts outside of it, and would "
     "belong to older weights; watch the module that holds these parts too, or pass batches="
 )
+
+
+@dataclass
+class Calls:
+    """Calls of the model in a block in which nothing is kept.
+
+    Attributes:
+        in_train_mode: how many there were with a batch norm in train mode.
+        in_eval_mode: how many there were with all batch norms in eval mode.
+    """
+
+    in_train_mode: int = 0
+    in_eval_mode: int = 0
 
 
 class _Kept:
@@ -92,13 +114,15 @@ class Keeper:
         self._keep = keep
         self._is_speaking = is_speaking
         self._kept: deque[_Kept] = deque()
-        self._is_paused = False
+        self._dtype: torch.dtype | None = None  # of the model, when it was called with the latest batch that is kept
+        self._pauses: list[Calls] = []  # a block inside of another one counts for both
         self._level: int | None = None  # of the outermost module that was called; 0 is the model itself
         # Parameters are told apart by identity, because `==` compares their elements.
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._forwards = 0
         self._updates = 0
         self._has_forward = False  # since the last update
+        self._has_eval_forward = False  # with gradients, since the last training forward or update
         self.refusal: str | None = None
         self.frozen: list[BatchNorm] = []
 
@@ -134,26 +158,35 @@ class Keeper:
         return unwrap(self._modules[self._level or 0])(*args, **kwargs)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keep nothing in the block."""
-        before = self._is_paused
-        self._is_paused = True
+    def paused(self) -> Iterator[Calls]:
+        """Keep nothing in the block, and count the model's calls in it."""
+        calls = Calls()
+        self._pauses.append(calls)
         try:
-            yield
+            yield calls
         finally:
-            self._is_paused = before
+            self._pauses.pop()
+
+    def find_refusal(self) -> str | None:
+        """Find out why the model cannot be measured on what is kept; None where it can, or nothing is kept so far."""
+        if self.refusal is None and self._kept:
+            dtype = self._find_dtype()
+            if dtype != self._dtype:
+                return _CONVERTED.format(now=dtype, then=self._dtype)
+        return self.refusal
 
     def close(self) -> None:
         """Remove the hooks and the copies."""
         for handle in self._handles:
             handle.remove()
         self._kept.clear()
+        self.refusal = _CLOSED
 
     def count_update(self, optimizer: Optimizer) -> None:
         """Count an update if it is of one of the model's parameters, and there was a training forward before it."""
         # A step of an optimizer without a forward since the last one belongs to the same update, as that of a second
         # optimizer does.
-        if not self._has_forward and self._level is not None:
+        if not self._has_forward and not self._has_eval_forward and self._level is not None:
             return
         updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
         if not any(parameter in self._parameters for parameter in updated):
@@ -162,17 +195,30 @@ class Keeper:
             self._updates += 1
             self._has_forward = False
         else:
-            self.refusal = _NOT_CALLED
+            self.refusal = _IN_EVAL_MODE if self._has_eval_forward else _NOT_CALLED
+        self._has_eval_forward = False
 
     def _see(self, level: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what a module is called with, if this is a training forward; the hook before it."""
         frozen = [layer for layer in self._layers if not layer.training]
+        are_all_frozen = len(frozen) == len(self._layers)
+        if count_loans() or _is_redirected(module):
+            return
+        if self._pauses:
+            for calls in self._pauses:
+                calls.in_eval_mode += are_all_frozen
+                calls.in_train_mode += not are_all_frozen
+            return
+
+        # A validation without gradients trains nothing.
+        if not torch.is_grad_enabled():
+            return
         # If all batch norms are frozen, only the model's own mode shows that it is trained.
-        is_training = len(frozen) < len(self._layers) or module.training
-        if not is_training or not torch.is_grad_enabled():
+        if are_all_frozen and not module.training:
+            # It may be a validation as well. Only an update that follows shows that this was training.
+            self._has_eval_forward = True
             return
-        if self._is_paused or count_loans() or _is_redirected(module):
-            return
+        self._has_eval_forward = False
 
         # An inner module that is called by itself: its part of a checkpointed forward is run again.
         if self._level is not None and level > self._level:
@@ -209,6 +255,7 @@ class Keeper:
             self.refusal = _NO_COPY.format(error=f"{type(error).__name__}: {error}")
             return
         self._kept.append(kept)
+        self._dtype = self._find_dtype()
         # Whole batches are dropped, as long as the others have all the images that are wanted.
         while self.images - self._kept[0].images >= self.wanted:
             self._kept.popleft()
@@ -216,6 +263,10 @@ class Keeper:
         if self._is_speaking:
             self._is_speaking = False
             self._print_size()
+
+    def _find_dtype(self) -> torch.dtype | None:
+        """Find the type of the model's parameters: of the first one, or None where it has none."""
+        return next((parameter.dtype for parameter in self._modules[0].parameters()), None)
 
     def _print_size(self) -> None:
         first = self._kept[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,16 +18,20 @@ from bnlab.exact.task import Ranks
 from bnlab.model.arguments import require_count
 from bnlab.model.batches import count_images, find_device, require_batches
 from bnlab.model.borrow import restored
-from bnlab.model.layers import batch_norm_layers, get_weight, join_names
+from bnlab.model.layers import batch_norm_layers, get_weight, join_names, list_instance_norms
+from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
 from bnlab.watching.comparison import Comparison, compare_metrics
-from bnlab.watching.keeper import Keeper, unwrap
+from bnlab.watching.keeper import Calls, Keeper, unwrap
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _CALLER = "watch"
 _OF_BATCHES = ("forward", "max_images", "tolerance")  # keywords that say how given batches are read and called
+_NOT_EVALUATED = (
+    "; evaluate was not seen to call the model in eval mode; is this the score of a copy, or of another model?"
+)
 _NOTHING_YET = "watch: no training batch has been seen yet; train first, or pass batches="
 
 
@@ -80,7 +85,7 @@ def watch(
     2.0
     """
     layers = batch_norm_layers(model, options.get("layers"), caller=_CALLER)
-    require_count(images, f"{_CALLER}: images={images!r}; pass how many training images are kept, at least 1")
+    require_image_count(images, _CALLER)
     if keep not in (None, "cpu"):
         raise ValueError(f'{_CALLER}: keep={keep!r}; pass "cpu", or None for the device of the inputs')
 
@@ -98,6 +103,16 @@ def watch(
     # Every process keeps batches of its own, and only the first one says how much memory they take.
     keeper = Keeper(model, layers, images if batches is None else 0, keep, is_first_rank)
     return Watch(unwrap(model), keeper, ranks, batches, optimizer, options)
+
+
+def require_image_count(images: Any, caller: str) -> None:
+    """TypeError or ValueError unless it is a number of images to keep."""
+    # A loader in this place would write all of its images.
+    found = f"images={images!r}" if isinstance(images, Number) else f"images is a {type(images).__name__}"
+    advice = "pass how many training images are kept, at least 1"
+    if isinstance(images, Iterable):
+        advice += "; batches that are measured instead are batches="
+    require_count(images, f"{caller}: {found}; {advice}")
 
 
 class Watch:
@@ -132,6 +147,7 @@ class Watch:
         self._optimizer = optimizer
         self._options = options
         self._rows: list[dict[str, Any]] = []
+        self._is_exact = False  # whether the model has exact statistics now, in a block of `exact`
 
     def measure(self) -> Statistics:
         """Measure exact statistics of the images that are kept, or of `batches`, under the weights of the moment.
@@ -165,7 +181,8 @@ class Watch:
         """Give the model exact statistics in the block, to choose a checkpoint and to save it.
 
         The running averages come back after it, bit for bit, also after an exception. Nothing else is changed: the
-        model has the mode that it has. Forwards in the block are not kept.
+        model has the mode that it has. Forwards in the block are not kept; where some of them were in train mode, a
+        warning says so.
 
         Args:
             statistics: what `measure` has returned under the same weights; default: they are measured.
@@ -173,12 +190,27 @@ class Watch:
         Raises:
             ValueError: as `measure`; nothing has been changed then.
         """
-        # The statistics are measured before anything is written, so that a failure leaves the model as it was.
-        written = write_statistics(self.model, self.measure() if statistics is None else statistics, for_block=True)
+        with self._written(self.measure() if statistics is None else statistics) as calls:
+            yield self.model
+        if calls.in_train_mode:
+            warn(
+                f"{_CALLER}: the model was called in train mode in a block of exact(): each batch has used its own "
+                "statistics, and the running averages were not updated; call model.eval() to evaluate, and train "
+                "outside of the block"
+            )
+
+    @contextlib.contextmanager
+    def _written(self, statistics: Statistics) -> Iterator[Calls]:
+        """Write statistics for the block, and count the calls of the model in it."""
+        # They have been measured before anything is written, so that a failure leaves the model as it was.
+        written = write_statistics(self.model, statistics, for_block=True)
+        was_exact = self._is_exact
+        self._is_exact = True
         try:
-            with self._keeper.paused():
-                yield self.model
+            with self._keeper.paused() as calls:
+                yield calls
         finally:
+            self._is_exact = was_exact
             written.put_back()
 
     def compare(self, evaluate: Callable[[], Any], *, lower: bool | Collection[str] = False) -> str:
@@ -195,16 +227,21 @@ class Watch:
 
         Returns:
             One line. It says so if exact statistics could not be had, are of fewer images than are to be kept, or lack
-            layers.
+            layers; and if `evaluate` has not called the model, as where it evaluates a copy.
 
         Raises:
-            TypeError, ValueError: `evaluate` returned something else; or changed a parameter, after the model has been
-                put back.
+            TypeError, ValueError: `evaluate` returned something else; changed a parameter or called the model in train
+                mode, after the model has been put back; or this is called in a block of `exact`.
         """
         if not callable(evaluate):
             raise TypeError(f"{_CALLER}: evaluate is a {type(evaluate).__name__}; pass a function without arguments")
         if not isinstance(lower, (bool, Collection)) or isinstance(lower, str):
             raise TypeError(f"{_CALLER}: lower={lower!r}; pass True, or a list of the metrics of which lower is better")
+        if self._is_exact:
+            raise ValueError(
+                f"{_CALLER}: compare() in a block of exact(), where the model has no running averages to compare with; "
+                "call it outside of the block"
+            )
         find_device(self.model, None, _CALLER)  # raises where the model has no values
 
         statistics = None
@@ -217,11 +254,10 @@ class Watch:
         # The call under exact statistics comes first and is put back. What the other call changes stays, as if it had
         # been the only one.
         exact = None
-        with self._keeper.paused():
-            if statistics is not None:
-                with restored(self.model), self.exact(statistics):
-                    exact = self._evaluate(evaluate)
-            running = self._evaluate(evaluate)
+        if statistics is not None:
+            with restored(self.model), self._written(statistics):
+                exact, _ = self._evaluate(evaluate)
+        running, calls = self._evaluate(evaluate)
 
         comparisons = compare_metrics(running, exact, statistics is not None, lower)
         images = self._count_images(statistics)
@@ -231,7 +267,11 @@ class Watch:
         # A metric without a name is called "score", which a single line need not say.
         if len(lines) > 1 or comparisons[0].metric != "score":
             lines = [f"{comparison.metric}: {line}" for comparison, line in zip(comparisons, lines, strict=True)]
-        return "; ".join(lines) + self._describe_limits(statistics, reason)
+        line = "; ".join(lines)
+        # Where values differ, the model was evaluated, also if only its parts were called, which nothing counts.
+        if statistics is not None and not calls.in_eval_mode and all(each.are_equal for each in comparisons):
+            line += _NOT_EVALUATED
+        return line + self._describe_limits(statistics, reason)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -323,34 +363,46 @@ class Watch:
 
     def _require_kept(self) -> None:
         """Raise ValueError unless there are images, and all of them could be kept, on all ranks."""
-        refusals = [refusal for refusal in self._ranks.gather(self._keeper.refusal) if refusal is not None]
+        refusals = [refusal for refusal in self._ranks.gather(self._keeper.find_refusal()) if refusal is not None]
         if refusals:
             raise ValueError(f"{_CALLER}: {refusals[0]}")
         if not any(self._ranks.gather(self._keeper.images)):
             raise ValueError(_NOTHING_YET)
 
-    def _evaluate(self, evaluate: Callable[[], Any]) -> Any:
-        """Call the caller's function; ValueError if it changes a parameter, after the model has been put back."""
+    def _evaluate(self, evaluate: Callable[[], Any]) -> tuple[Any, Calls]:
+        """Call the caller's function, and count the calls of the model in it.
+
+        ValueError if it changes a parameter, or calls the model in train mode alone, after the model has been put back.
+        """
         # Only copies show whether `evaluate` has trained the model. A weight that was NaN and still is counts as
         # unchanged.
         parameters = _copy_values(self.model.named_parameters())
         buffers = _copy_values(self.model.named_buffers())
-        returned = evaluate()
+        with self._keeper.paused() as calls:
+            returned = evaluate()
 
         changed = []
         for name, (parameter, values) in parameters.items():
             if not torch.allclose(parameter, values, rtol=0.0, atol=0.0, equal_nan=True):
                 changed.append(name)
 
+        mistake = ""
         if changed:
+            mistake = (
+                f"evaluate changed {join_names(changed)}, which were put back; pass a function that does not train the "
+                "model"
+            )
+        elif calls.in_train_mode and not calls.in_eval_mode:
+            mistake = (
+                "evaluate called the model in train mode, in which batch norm uses each batch's own statistics; call "
+                "model.eval() in it"
+            )
+        if mistake:
             for tensor, values in (*parameters.values(), *buffers.values()):
                 # `.data`: a backward pass still to come may have saved the tensor.
                 tensor.data.copy_(values)
-            raise ValueError(
-                f"{_CALLER}: evaluate changed {join_names(changed)}, which were put back; pass a function that does "
-                "not train the model"
-            )
-        return returned
+            raise ValueError(f"{_CALLER}: {mistake}")
+        return returned, calls
 
     def _count_images(self, statistics: Statistics | None) -> int:
         """Count the images that are kept, or those of `batches` that were measured."""
@@ -387,6 +439,9 @@ class Watch:
         # If the caller has named layers, the others are left out on purpose.
         if frozen and self._options.get("layers") is None:
             described += f"; frozen layers keep running averages: {join_names(frozen)}"
+        instance_norms = list_instance_norms(self.model)
+        if instance_norms:
+            described += f"; instance norms keep running averages: {join_names(instance_norms)}"
         return described
 
 

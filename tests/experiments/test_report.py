@@ -108,6 +108,16 @@ def test_mistakes(words: str, message: str, call: Call) -> None:
     assert done.err.count("\n") <= 2
 
 
+def test_a_file_that_is_no_table_is_no_history(tmp_path: Path, call: Call) -> None:
+    path = tmp_path / "notes.parquet"
+    path.write_text("no table\n", encoding="utf-8")
+    done = call(f"report watch={path}")
+
+    assert done.code == 2
+    assert "cannot be read as a history of bnlab.watch; watch.history.to_parquet(FILE) writes one" in done.err
+    assert done.err.count("\n") == 1
+
+
 def write_history(path: Path, difference: float = 0.02, **columns: Any) -> Path:
     """A history of three comparisons, the first before there were exact statistics."""
     exact = [None, 0.6, 0.7]

@@ -239,9 +239,68 @@ def test_what_is_no_training_is_not_kept() -> None:
     model.train()
     bnlab.record_frozen(model, batches[1:], training=True)
     with unchanged(model), watch.exact():
-        model(batches[1])
+        model.eval()(batches[1])
+        model.train()
 
     assert_exact(watch, batches[:1])
+
+
+def test_a_block_of_exact_statistics_warns_of_calls_in_train_mode() -> None:
+    """Their averages are lost, and a score there is no score under exact statistics."""
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    batches = make_batches(6, 7)
+    model(batches[0])
+
+    warning = pytest.warns(RuntimeWarning, match=r"called in train mode in a block of exact\(\)")
+    with unchanged(model), warning, watch.exact():
+        model(batches[1])
+    assert_exact(watch, batches[:1])
+
+
+def test_a_model_that_an_evaluation_has_left_in_eval_mode_is_named() -> None:
+    """Its averages stand still, and it is trained to them."""
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    batches = make_batches(6, 7)
+    train(model, batches[:1])
+    model.eval()
+    model(batches[1])  # an evaluation with gradients is no training
+    assert_exact(watch, batches[:1])
+
+    train(model, batches[1:])
+    line = watch.compare(lambda: evaluate(model))
+    assert "exact statistics could not be had: watch: the model is trained in eval mode" in line
+
+    train(model.train(), batches[:1])
+    assert_exact(watch, [batches[0], batches[0]])
+
+
+def test_a_model_that_is_trained_in_eval_mode_from_the_start_is_named() -> None:
+    model = make_model().eval()
+    watch = bnlab.watch(model)
+    train(model, make_batches(6))
+    with pytest.raises(ValueError, match=r"is trained in eval mode.*call model.train\(\) before each epoch"):
+        watch.measure()
+
+
+def test_adversarial_images_that_are_made_in_eval_mode_are_no_training() -> None:
+    model = make_model().eval()
+    watch = bnlab.watch(model)
+    batches = make_batches(6, 7)
+    model(batches[0]).sum().backward()
+    train(model.train(), batches[1:])
+    assert_exact(watch, batches[1:])
+
+
+def test_a_model_of_another_type_than_its_images_is_named() -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    batches = make_batches(6, 7)
+    model(batches[0])
+    model.float()
+    with unchanged(model), pytest.raises(ValueError, match=r"of torch.float32, and the images .* of torch.float64"):
+        watch.measure()
 
 
 # -- which module ------------------------------------------------------------------------------------------------------
@@ -574,7 +633,12 @@ def compare_values(running: Any, exact: Any, images: int = 6, **options: Any) ->
     watch = bnlab.watch(model, images)
     model(make_batches(6)[0])
     values = iter((exact, running))
-    line = watch.compare(lambda: next(values), **options)
+
+    def evaluate_to_next() -> Any:
+        evaluate(model)
+        return next(values)
+
+    line = watch.compare(evaluate_to_next, **options)
     kept = watch.history
     assert kept["running"].notna().all() and kept["exact"].notna().all()
     return line
@@ -632,6 +696,62 @@ def compare_values(running: Any, exact: Any, images: int = 6, **options: Any) ->
 )
 def test_a_comparison_is_one_line(running: Any, exact: Any, options: dict[str, Any], line: str) -> None:
     assert compare_values(running, exact, **options) == line
+
+
+def evaluate_a_copy(model: nn.Module) -> Callable[[], Any]:
+    of_then = copy.deepcopy(model)
+    return lambda: evaluate(of_then)
+
+
+@pytest.mark.parametrize("make_evaluate", [evaluate_a_copy, lambda model: lambda: {"loss": 0.5, "hits": 3}])
+def test_an_evaluate_of_something_else_is_noticed(make_evaluate: Callable[[nn.Module], Callable[[], Any]]) -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model, 6)
+    model(make_batches(6)[0])
+    line = watch.compare(make_evaluate(model))
+    assert line.endswith(
+        "; evaluate was not seen to call the model in eval mode; is this the score of a copy, or of another model?"
+    )
+
+
+def test_parts_that_are_evaluated_one_by_one_are_compared() -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model, 6)
+    model(make_batches(6)[0])
+    line = watch.compare(lambda: float(model.eval()[2:](model[:2](make_batches(7)[0])).sum().detach()))
+    assert "not seen" not in line
+
+
+@pytest.mark.parametrize("has_exact", [True, False])
+def test_an_evaluate_without_eval_mode_is_refused(has_exact: bool) -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    batch = make_batches(6)[0]
+    if has_exact:
+        model(batch)
+
+    with unchanged(model), pytest.raises(ValueError, match=r"evaluate called the model in train mode.*model.eval\(\)"):
+        watch.compare(lambda: model(batch).sum().item())
+    assert watch.history.empty
+
+
+def test_a_comparison_within_exact_statistics_is_refused() -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    model(make_batches(6)[0])
+    with unchanged(model), watch.exact(), pytest.raises(ValueError, match=r"compare\(\) in a block of exact\(\)"):
+        watch.compare(lambda: evaluate(model))
+    assert watch.history.empty
+    watch.compare(lambda: evaluate(model))
+
+
+def test_instance_norms_that_keep_averages_are_named() -> None:
+    norms = [nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True), nn.InstanceNorm2d(3)]
+    model = nn.Sequential(*norms).double().train()
+    watch = bnlab.watch(model, 6)
+    model(make_batches(6)[0])
+    line = watch.compare(lambda: float(model.eval()(make_batches(6)[0]).square().mean().detach()))
+    assert line.endswith("; instance norms keep running averages: '1'")
 
 
 def test_scores_for_each_image_have_a_paired_interval() -> None:
@@ -776,6 +896,11 @@ def watched(**options: Any) -> bnlab.Watch:
         (lambda: bnlab.watch("model"), TypeError, "watch: expected a torch.nn.Module, found str"),  # type: ignore[arg-type]
         (lambda: watched(images=0), ValueError, "watch: images=0; pass how many"),
         (lambda: watched(images=1.5), TypeError, "watch: images=1.5; pass how many"),
+        (
+            lambda: watched(images=[torch.ones(3)]),
+            TypeError,
+            "watch: images is a list; pass how .* instead are batches=",
+        ),
         (lambda: watched(keep="disk"), ValueError, "watch: keep='disk'; pass \"cpu\""),
         (lambda: watched(image=3), TypeError, "watch: 'image' is no keyword"),
         (lambda: watched(batches=torch.ones(3)), TypeError, "watch: batches is a Tensor"),
@@ -899,5 +1024,5 @@ def test_after_close_nothing_is_kept() -> None:
         watch.close()
     model(make_batches(6)[0])
 
-    with pytest.raises(ValueError, match="no training batch"):
+    with pytest.raises(ValueError, match="this watch is closed"):
         watch.measure()

@@ -48,7 +48,8 @@ def _read_history(path: Path) -> pd.DataFrame:
     try:
         history = read_frame(path)
     except Unreadable as error:
-        raise UserError(str(error)) from error
+        advice = "watch.history.to_parquet(FILE) writes one"
+        raise UserError(f"{path}: cannot be read as a history of bnlab.watch; {advice}") from error
 
     columns = {"metric", *_NUMBERS}
     missing = sorted(columns - {*history.columns})
