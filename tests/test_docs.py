@@ -156,24 +156,34 @@ def test_each_code_has_a_section_that_says_what_the_cause_says() -> None:
         assert f"{former} is part of [{now}](#{now.lower()})." in page
 
 
-def test_the_cause_that_is_added_as_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipes = (DOCS / "contributing/adding.md").read_text(encoding="utf-8")
-    blocks = [block.partition("\n")[2] for block in recipes.split("```")[1::2]]
-    (cause,) = [block for block in blocks if "causes/bn399.py" in block]
-    (specimen,) = [block for block in blocks if "gallery/faults.py" in block]
-    module = ModuleType("bn399")
-    monkeypatch.setitem(sys.modules, "bn399", module)
-    exec(cause, module.__dict__)
+@pytest.mark.parametrize(
+    ("code", "cause", "specimen", "verdict"),
+    [
+        ("BN299", "Deviations", "deviations_as_variances", "averages"),
+        ("BN399", "SubtractedBias", "bias_subtracted", "network"),
+    ],
+)
+def test_causes_that_are_added_as_examples_are_found(
+    code: str, cause: str, specimen: str, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = (DOCS / "contributing/cause.md").read_text(encoding="utf-8")
+    blocks = [block.partition("\n")[2] for block in recipe.split("```")[1::2]]
+    (cause_file,) = [block for block in blocks if f"causes/{code.lower()}.py" in block]
+    module = ModuleType(code.lower())
+    monkeypatch.setitem(sys.modules, code.lower(), module)
+    exec(cause_file, module.__dict__)
     names = dict(vars(faults))
-    exec(specimen, names)
+    for block in blocks:
+        if "gallery/faults.py" in block:
+            exec(block, names)
 
-    broken = names["bias_subtracted"](make_healthy())
-    diagnosis = bnlab.diagnose(broken.model, broken.batches, causes=[module.SubtractedBias()], progress=False)
-
-    assert diagnosis.verdict == "network"
-    assert diagnosis.findings["code"][0] == "BN399"
+    causes = [getattr(module, cause)()]
+    broken = names[specimen](make_healthy())
+    diagnosis = bnlab.diagnose(broken.model, broken.batches, causes=causes, progress=False)
+    assert diagnosis.verdict == verdict
+    assert diagnosis.findings["code"][0] == code
     healthy = make_healthy()
-    assert bnlab.diagnose(healthy.model, healthy.batches, causes=[module.SubtractedBias()], progress=False).trials.empty
+    assert bnlab.diagnose(healthy.model, healthy.batches, causes=causes, progress=False).trials.empty
 
 
 def test_the_kind_of_layer_that_is_added_as_an_example_is_measured() -> None:

@@ -23,7 +23,7 @@ LEAST_LIKELIHOOD = -10.0  # of a label: one that is named surely and wrongly is 
 LEFT_BY_SMALLER = 0.1  # of the best gain, which a smaller undo may leave; by convention
 LEAST_OF_GAP = 0.5  # of Σ log(1 + gap) that an undo has to take away where nothing but the gap judges; by convention
 EXPLAINED = 0.5  # share of the gap from which on a cause is named rather than "other images or weights"; by convention
-EXPLAINS_ALL = 0.9  # share of the first layer's gap; scaled or shifted digits: .97 and more, noise and blur: .86
+EXPLAINS_ALL = 0.9  # share of the gap of an undo's layers; scaled or shifted digits: .97 and more, noise and blur: .86
 SURELY_BETTER = 2.0  # standard errors of the mean, by which labels are predicted better; by convention
 
 # Whether averages fit

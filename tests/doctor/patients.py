@@ -1,6 +1,7 @@
 """Patients: networks with one fault at several strengths, and what the doctor should say of each.
 
-Those that the gallery has are not here.
+They are what no specimen of the gallery can be: faults of another network, with other arguments, or that share the code
+of one there.
 """
 
 from __future__ import annotations

@@ -403,7 +403,10 @@ class Case:
 
     @property
     def exact(self) -> Statistics:
-        """Exact statistics of the images; ValueError without data."""
+        """Exact statistics of the images: what each layer would average if all before it had exact averages.
+
+        ValueError without data.
+        """
         return _require(self.statistics)
 
     # The fold: half of the images, from which causes propose, to be judged on the other half
@@ -414,7 +417,7 @@ class Case:
 
     @property
     def fold(self) -> Statistics:
-        """Exact statistics of the fold; ValueError outside of `Cause.propose`."""
+        """Exact statistics of the fold, as `exact` has them of all images; ValueError outside of `Cause.propose`."""
         return _require(self.fold_statistics)
 
     @property

@@ -337,7 +337,7 @@ def _list_edges(case: Case, scores: Scores, experiment: UndoExperiment) -> list[
             of_best = Edge(crossing.what, value / best, line / best, beyond, line / best, True, "% of the gain")
             edges.append(of_best)
         else:
-            edges.append(Edge(crossing.what, value, line, beyond, line, True, "% of the first layer's gap"))
+            edges.append(Edge(crossing.what, value, line, beyond, line, True, "% of its layers' gap"))
     return edges
 
 
