@@ -38,10 +38,10 @@ def make_lightning_callback(
     They are of the latest training batches, as `bnlab.watch` keeps them; before there are any (the sanity check, a
     resumed training, `validate` without `fit`), running averages are evaluated, and a warning says so once.
 
-    A checkpoint is saved after its validation, so the running averages come back with the next training batch, at the
-    end of the training, or with an exception. Weights that Lightning has averaged (`EMAWeightAveraging`) are validated
-    under the buffers that it has averaged with them, not under exact statistics. How long it takes is logged as
-    `recalibration_seconds`, except before predictions, where Lightning logs nothing.
+    A checkpoint is saved after its validation, so the running averages come back with the next epoch or training batch,
+    at the end of the training, or with an exception. Weights that Lightning has averaged (`EMAWeightAveraging`) are
+    validated under the buffers that it has averaged with them, not under exact statistics. How long it takes is logged
+    as `recalibration_seconds`, except before predictions, where Lightning logs nothing.
 
     Args:
         batches: measured in place of the latest training batches: what the model's forward takes, such as a list of
@@ -99,6 +99,11 @@ def make_lightning_callback(
 
         def on_predict_start(self, trainer: Any, module: nn.Module) -> None:
             self._block.enter(self._require_watch(trainer, module))
+
+        def on_train_epoch_start(self, trainer: Any, module: nn.Module) -> None:
+            # As early as this, because StochasticWeightAveraging resets the buffers here before its last pass, and
+            # running averages that came back later would undo that.
+            self._block.leave()
 
         def on_train_batch_start(self, trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> None:
             self._block.leave()
