@@ -171,8 +171,7 @@ def _try_to_examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
         if any(isinstance(layer, BatchNorm) for layer in task.layers.values()):
             raise
         return replace(case, stored={**case.stored, **case.layers})
-    by_depth = {name: case.layers[name] for name in examined.exact} | {**case.layers}  # which the data shows
-    return add_fills(replace(examined, layers=by_depth), task)
+    return add_fills(examined, task)
 
 
 def _note_output(number: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,7 @@ def recalibrate(
 
     task = set_up(model, known, forward, inputs, progress, CALLER, group, labels)
     ranks = task.ranks
+    # "auto" limits what is measured, by the tolerance, and not what is read.
     most = None if isinstance(max_images, str) else max_images
     if isinstance(statistic, Statistics):
         task = read_batches(task, batches, most)
@@ -331,7 +332,7 @@ def _find_hidden(
     exact = statistics if is_complete else measure(task)
     images = sum(map(count_images, task.data))
     unread = find_unread(task)
-    examined = replace(case, statistics=exact, images=images, view=view, scores=scores, unread=unread)
+    examined = case.on_data(exact, images=images, view=view, scores=scores, unread=unread)
     examined = add_fills(examined, task)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examined, task, known, evaluate)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bnlab.doctor import Undo
 from bnlab.doctor.evidence.sample import MOST_IMAGES, split_halves, take_sample
 from bnlab.doctor.evidence.scores import estimate_mean, measure_likelihood
+from bnlab.doctor.evidence.scoring import Judged
 from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from tests.doctor.causes import Planted
 
@@ -33,12 +34,12 @@ def plant(gains: Sequence[tuple[float, float]], images: int = 1000, spread: floa
         images: number of images.
         spread: standard deviation over images of what one undo brings back more than another.
     """
-    as_is = torch.stack((torch.zeros(images), draw(images, 0))).double()
+    as_is = Judged(torch.zeros(images).double(), draw(images, 0))
     trials = []
     for number, (gain, degrees) in enumerate(gains, start=1):
-        likelihood = as_is[1] + gain + spread * draw(images, number)
+        likelihood = as_is.likelihoods + gain + spread * draw(images, number)
         undo = Undo(f"undo {number}", ("1",), degrees, lambda model, stack: None)
-        trials.append(Trial(Planted(), undo, torch.stack((torch.full((images,), gain).double(), likelihood))))
+        trials.append(Trial(Planted(), undo, Judged(torch.full((images,), gain).double(), likelihood)))
     return UndoExperiment(as_is, trials, has_labels=True)
 
 
@@ -64,7 +65,9 @@ def test_the_smallest_undo_that_brings_back_all_but_a_tenth_is_chosen(
     experiment = plant(gains, images, spread)
 
     assert experiment.best is not None and name_trials([experiment.best]) == ["1"]
-    assert tuple(map(name_trials, experiment.choose())) == (list(chosen), list(rivals))
+    choice = experiment.choose()
+    assert name_trials(choice.chosen) == list(chosen)
+    assert name_trials(choice.rivals) == list(rivals)
     assert name_trials(experiment.choose_shown()) == list(chosen)
 
 

@@ -14,6 +14,7 @@ from bnlab import diagnose, population_statistics
 from bnlab.doctor import Cause, Undo
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Difference, Scores
+from bnlab.doctor.evidence.scoring import Judged
 from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
 from bnlab.doctor.thresholds import WORTH
 from bnlab.doctor.undo import EACH_BATCH, EXACT, Kind
@@ -46,12 +47,12 @@ def make_scores(commonest: float | None = None, images: int = IMAGES, **right: i
 
 def make_experiment(right: int, undos: Sequence[Undone], shared: str = "") -> UndoExperiment:
     """Make an experiment in which so many images are right as it is, and more under undos; likelihoods are tenfold."""
-    as_is = torch.stack((make_values(right), 10 * make_values(right)))
+    as_is = Judged(make_values(right), 10 * make_values(right))
     trials = []
     for number, (kind, degrees, count) in enumerate(undos):
         cause: Cause = type("Own", (Planted,), {"kind": kind, "code": f"OWN{number}"})()
         undo = Undo(f"undo {number}", ("",), degrees, lambda model, stack: None, shared)
-        trials.append(Trial(cause, undo, torch.stack((make_values(count), 10 * make_values(count)))))
+        trials.append(Trial(cause, undo, Judged(make_values(count), 10 * make_values(count))))
     return UndoExperiment(as_is, trials, has_labels=True)
 
 

@@ -58,7 +58,7 @@ class MovedAlone(Cause):
         if _is_untrained(case):
             return _list_updated(case)
         leading = takewhile(lambda parameter: not parameter.requires_grad, case.model.parameters())
-        settled = {id(parameter) for parameter in leading}
+        settled = {id(parameter) for parameter in leading}  # by identity, because `==` compares their elements
         changes = {} if case.history is None else case.history.layers
         stayed = [name for name, change in changes.items() if change.is_same]
 

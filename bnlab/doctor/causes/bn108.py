@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median_high
 
 from bnlab.doctor.cause import Cause, Ground
 from bnlab.doctor.evidence.case import Case
@@ -41,6 +43,7 @@ class OtherWeights(Cause):
         names = [name for name in case.fold if name in case.layers]
         if not case.is_costly and not any(case.clearly_differs(name) for name in names):
             return
+        # By all images rather than the fold, because both halves have to propose the same sets of layers.
         by_gap = sorted(names, key=lambda name: case.measure_distance(name, case.exact), reverse=True)
         count = 1
         # The last set has all layers, also where their number is no power of two.
@@ -57,11 +60,11 @@ class OtherWeights(Cause):
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         drift = compare_with_drift(case, layers)
-        ratios = sorted(case.noise_ratio(name) for name in layers)
-        middle = ratios[len(ratios) // 2]
+        ratios = [case.noise_ratio(name) for name in layers]
+        known = [ratio for ratio in ratios if not math.isnan(ratio)]  # it is NaN where batches are too few
         reported = [] if drift is None else [drift.tell()]
-        if middle == middle:  # it is NaN where batches are too few
-            reported.append(f"{describe_number(middle, 2)} times farther off than chance explains")
+        if known:
+            reported.append(f"{describe_number(median_high(known), 2)} times farther off than chance explains")
         else:
             gap = max(case.measure_distance(name, case.reference) for name in layers if name in case.reference)
             reported.append(f"off by up to {gap:.2g} σ; too few batches to tell chance")

@@ -112,7 +112,7 @@ def _take_out(buffers: Tensor, filled: Tensor, weight: float) -> Tensor:
 
 def _describe(case: Case, mixture: _Mixture) -> str:
     reported = f"{100 * mixture.weight:.2g}% of the averages are those of {mixture.what}"
-    layer = case.layers[case.seen[0]]
+    layer = case.layers[case.first]
     momentum = get_momentum(layer)
     if isinstance(layer, AveragesByItself) or not momentum or momentum >= 1 or mixture.weight == 1:
         return reported

@@ -39,7 +39,7 @@ class CountedInTraining(Cause):
     def describe(self, case: Case, layers: Sequence[str]) -> str:
         plain = case.plain
         if plain is not None and _is_padded(case):
-            first = case.seen[0]
+            first = case.first
             without = case.measure_distance(first, case.exact)
             counted = case.measure_distance(first, plain)
             return f"first layer {without:.2g} σ off without padding, {counted:.2g} σ where padding is counted"

@@ -30,7 +30,7 @@ class OtherData(Cause):
         return read_moments(case.training)
 
     def describe(self, case: Case, layers: Sequence[str]) -> str:
-        first = case.seen[0]
+        first = case.first
         here = case.measure_distance(first, case.exact)
         there = case.measure_distance(first, case.reference)
         return f"first layer {here:.2g} σ off on these images, {there:.2g} σ on the training batches"

@@ -49,6 +49,7 @@ def _is_folded(case: Case, name: str) -> bool:
     weight = given_weight.detach().abs().cpu().double()
     bias = given_bias.detach().cpu().double()
 
+    # Of all images, because nothing is fitted here and both halves have to agree on the layers.
     moments = case.exact[name]
     mean_off = (moments.mean - bias) / weight
     ratio = moments.var.sqrt() / weight

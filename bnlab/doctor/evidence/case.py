@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from bnlab.model.layers import (
     get_momentum,
     get_weight,
 )
+from bnlab.model.reading import Pooled
 from bnlab.recording.trace import MomentTrace
 from bnlab.statistics.moments import Moments
 from bnlab.statistics.network import Statistics, read_buffers
@@ -246,10 +248,9 @@ class Case:
         return float(gaps.square().mean().sqrt()), float(ratios.square().mean().sqrt())
 
     def measure_distance(self, name: str, reference: Statistics) -> float:
-        """Measure how far averages are off, in σ: means and variances together, each as noisy as the other."""
-        mean_gap, var_gap = self.measure_gap(name, reference)
-        # Of n normal values, a mean has the variance 1/n in units of σ², and the logarithm of a variance has 2/n.
-        return math.hypot(mean_gap, var_gap / math.sqrt(2))
+        """Measure how far a layer's averages are off, see the function `measure_distance`."""
+        mean, var = self.buffers[name]
+        return float(measure_distance(mean, var, reference[name], reference.eps[name]))
 
     def clearly_differs(self, name: str) -> bool:
         """Return whether averages differ from exact ones by more than .03, and than the noise of either explains."""
@@ -306,7 +307,7 @@ class Case:
         sigma = (self.exact[name].var + eps).sqrt()
         mean, var = self.buffers[name]
         of_mean = (mean - predicted[0]) / sigma
-        of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)
+        of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)  # see `measure_distance`
         # Where nothing can be computed, as of a negative variance, averages count as farthest off.
         both = torch.stack((of_mean, of_var)).nan_to_num(nan=FARTHEST).clamp(-FARTHEST, FARTHEST)
         return float(both.square().sum())
@@ -409,6 +410,21 @@ class Case:
         """
         return _require(self.statistics)
 
+    def on_data(self, exact: Statistics, **measured: Any) -> Case:
+        """Return the case with what was measured on images, and its layers in the order in which data reaches them.
+
+        Args:
+            exact: statistics of the images, in that order.
+            measured: further attributes.
+        """
+        by_depth = {name: self.layers[name] for name in exact if name in self.layers}
+        return replace(self, layers={**by_depth, **self.layers}, statistics=exact, **measured)
+
+    @property
+    def first(self) -> str:
+        """Name of the layer that data reaches first; IndexError where it reaches none."""
+        return self.seen[0]
+
     # The fold: half of the images, from which causes propose, to be judged on the other half
 
     def on_fold(self, task: Task, exact: Statistics) -> Case:
@@ -423,8 +439,7 @@ class Case:
     @property
     def fits_first(self) -> bool:
         """Whether the averages of the layer that data reaches first fit, so that nothing was done to the images."""
-        # Statistics are in the order in which the data has reached the layers.
-        return not self.clearly_differs(next(iter(self.fold)))
+        return not self.clearly_differs(self.first)
 
     def read_fold(self, name: str) -> Tensor:
         """Read a layer's exact mean and variance [2, C] of the fold."""
@@ -440,6 +455,17 @@ class Case:
             before += self.measure_distance(name, self.fold) ** 2
             after += changed.measure_distance(name, self.fold) ** 2
         return 1 - math.sqrt(after / before) if before > 0 else 0.0
+
+
+def measure_distance(mean: Tensor, var: Tensor, exact: Moments | Pooled, eps: float) -> Tensor:
+    """Measure how far averages [C] are off, in σ, root mean square over channels: means and variances together."""
+    z = (mean - exact.mean) / (exact.var + eps).sqrt()
+    log_ratio = ((var + eps) / (exact.var + eps)).log()
+    mean_gap = z.square().mean().sqrt()
+    var_gap = log_ratio.square().mean().sqrt()
+    # Each as noisy as the other: of n normal values, a mean has the variance 1/n in units of σ², and the logarithm of a
+    # variance has 2/n.
+    return torch.hypot(mean_gap, var_gap / math.sqrt(2))
 
 
 def _require(statistics: Statistics | None) -> Statistics:

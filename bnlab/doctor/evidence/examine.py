@@ -80,9 +80,8 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
     decisions = compare_decisions(task, exact) if scores is None else None
     unread = find_unread(task)
     twice, alone = probe_predictions(task)
-    return replace(
-        case,
-        statistics=exact,
+    return case.on_data(
+        exact,
         images=sum(map(count_images, task.data)),
         view=view,
         scores=scores,

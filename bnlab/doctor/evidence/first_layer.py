@@ -51,7 +51,7 @@ class FirstLayer:
         assert case.task is not None
         self._case = case
         self._task = case.task
-        self.name = next(iter(case.fold))
+        self.name = case.first
 
     @cached_property
     def response(self) -> Response | None:

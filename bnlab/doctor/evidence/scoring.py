@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnlab.doctor.evidence.case import has_bad_values, read_all_buffers
+from bnlab.doctor.evidence.case import has_bad_values, measure_distance, read_all_buffers
 from bnlab.doctor.evidence.scores import (
     Evaluate,
     Scores,
@@ -29,8 +29,21 @@ from bnlab.model.borrow import measured
 from bnlab.model.layers import get_running_buffers
 from bnlab.statistics.network import Statistics, using
 
-Judge = Callable[[Sequence[Any], Apply | None], Tensor]
-"""Scores and likelihoods, float64 [2, N], of batches under an undo."""
+
+class Judged(NamedTuple):
+    """How each image does, with something undone or not; by each batch, where there are neither labels nor a metric.
+
+    Attributes:
+        scores: float64 [N]; without labels, minus the gap that is left.
+        likelihoods: of the labels, float64 [N]; by a metric or without labels they are the scores again.
+    """
+
+    scores: Tensor
+    likelihoods: Tensor
+
+
+Judge = Callable[[Sequence[Any], Apply | None], Judged]
+"""Judges batches under an undo."""
 
 
 def score(
@@ -168,17 +181,19 @@ def _score_constants(task: Task) -> Counter[int] | None:
 def choose_judge(task: Task, evaluate: Evaluate | None) -> tuple[Judge, bool]:
     """Choose by what undos are judged, and say whether by labels or a metric."""
 
-    def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Tensor:
+    def judge_by_metric(batches: Sequence[Any], apply: Apply | None) -> Judged:
         assert evaluate is not None
         # The metric runs images of its own, whatever the batches are. No undo can be ranked by NaN; a very small number
         # makes it the last.
         values = score_by_metric(task, evaluate, apply).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
-        return torch.stack((values, values))
+        # A metric has no likelihood, so that undos are ranked by its values.
+        return Judged(values, values)
 
-    def judge_by_labels(batches: Sequence[Any], apply: Apply | None) -> Tensor:
+    def judge_by_labels(batches: Sequence[Any], apply: Apply | None) -> Judged:
         values = score_by_labels(task.on(batches), apply, has_likelihoods=True)
         assert values is not None
-        return values
+        scores, likelihoods = values
+        return Judged(scores, likelihoods)
 
     if evaluate is not None:
         return judge_by_metric, True
@@ -187,18 +202,17 @@ def choose_judge(task: Task, evaluate: Evaluate | None) -> tuple[Judge, bool]:
     return partial(_judge_by_gap, task), False
 
 
-def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Tensor:
-    """Measure the gap that each batch leaves under an undo: −Σ log(1 + gap) over layers, float64 [2, batches]."""
+def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Judged:
+    """Measure the gap that each batch leaves under an undo: −Σ log(1 + gap) over layers."""
 
     def take(name: str, x: Tensor) -> None:
         given = task.reader.measure(x)
         layer = task.layers[name]
         mean, var = get_running_buffers(layer)
-        mean, var = mean.to(given.mean), var.to(given.mean)
-        sigma = (given.var + layer.eps).sqrt()
-        z = (mean - given.mean) / sigma
-        ratio = ((var.clamp(min=0) + layer.eps).sqrt() / sigma).log()
-        gap = torch.hypot(z.square().mean().sqrt(), ratio.square().mean().sqrt())
+        mean = mean.to(given.mean)
+        var = var.to(given.mean)
+        # An undo may propose a negative variance, whose logarithm would make all layers' sum NaN.
+        gap = measure_distance(mean, var.clamp(min=0), given, layer.eps)
         gaps[-1] = gaps[-1] + gap.log1p()
 
     gaps: list[Tensor] = []
@@ -209,4 +223,4 @@ def _judge_by_gap(task: Task, batches: Sequence[Any], apply: Apply | None) -> Te
             gaps.append(torch.zeros((), dtype=torch.float64, device=task.device))
             task.evaluate(batch)
     values = -torch.stack(gaps).cpu()
-    return torch.stack((values, values))
+    return Judged(values, values)

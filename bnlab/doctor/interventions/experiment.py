@@ -17,17 +17,16 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.first_layer import FirstLayer
 from bnlab.doctor.evidence.sample import split_halves, take_sample
 from bnlab.doctor.evidence.scores import Difference, Evaluate, estimate_mean
-from bnlab.doctor.evidence.scoring import Judge, choose_judge
+from bnlab.doctor.evidence.scoring import Judge, Judged, choose_judge
 from bnlab.doctor.evidence.setup import CALLER, measure, measure_under
 from bnlab.doctor.thresholds import EXPLAINS_ALL, LEAST_OF_GAP, LEFT_BY_SMALLER
-from bnlab.doctor.undo import EACH_BATCH, EXACT, Undo
+from bnlab.doctor.undo import EACH_BATCH, EXACT, Kind, Undo
 from bnlab.exact.task import Task
 from bnlab.statistics.network import Statistics
 
@@ -46,15 +45,42 @@ class Trial:
     Attributes:
         cause: which proposed it; `verdict.attribution` may name another one that shares the undo.
         undo: as it was proposed from the first half.
-        values: float64 [2, N], each image's score and likelihood under it; without labels, of each batch, less the gap
-            that is left.
+        judged: how each image does under it.
         is_proposed: whether the cause proposed the undo itself.
     """
 
     cause: Cause
     undo: Undo
-    values: Tensor
+    judged: Judged
     is_proposed: bool = True
+
+    @property
+    def kind(self) -> Kind:
+        """Where the fault is: where its cause says, or in the batches, if no single set of averages helps."""
+        return "batches" if self.undo.shared == EACH_BATCH else self.cause.kind
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Why the verdict is what it is.
+
+    Attributes:
+        chosen: the undos that provably bring back as much as the best and have the fewest degrees.
+        rivals: still smaller ones of which that is not known.
+    """
+
+    chosen: Sequence[Trial]
+    rivals: Sequence[Trial]
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """Where the fault is, by those that are chosen."""
+        return {trial.kind for trial in self.chosen}
+
+    @property
+    def other_kinds(self) -> set[Kind]:
+        """Where else it may be, by their rivals: rivals of the same kind would not change the place of the fault."""
+        return {trial.kind for trial in self.rivals} - self.kinds
 
 
 Unit = Literal["score", "likelihood", "share"]
@@ -94,13 +120,13 @@ class UndoExperiment:
     """What was tried, and how it went.
 
     Attributes:
-        as_is: float64 [2, N], as `Trial.values`, with nothing undone.
+        as_is: how each image does with nothing undone.
         trials: the undos that were tried.
         has_labels: whether images were judged by labels or `evaluate=`; if not, by the gap that is left.
         notes: undos that could not be tried, a sentence each.
     """
 
-    as_is: Tensor
+    as_is: Judged
     trials: Sequence[Trial]
     has_labels: bool
     notes: Sequence[str] = ()
@@ -108,22 +134,17 @@ class UndoExperiment:
     @property
     def best(self) -> Trial | None:
         """The undo that brings back most."""
-        return max(self.trials, key=lambda trial: float(trial.values[1].mean()), default=None)
+        return max(self.trials, key=lambda trial: float(trial.judged.likelihoods.mean()), default=None)
 
     def measure_gain(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the likelihood, for all undos at once."""
-        return estimate_mean(trial.values[1] - self.as_is[1], tests=len(self.trials))
+        return estimate_mean(trial.judged.likelihoods - self.as_is.likelihoods, tests=len(self.trials))
 
     def measure_score(self, trial: Trial) -> Difference:
         """Measure what an undo brings back of the score."""
-        return estimate_mean(trial.values[0] - self.as_is[0])
+        return estimate_mean(trial.judged.scores - self.as_is.scores)
 
-    def gains(self, worth: float) -> bool:
-        """Return whether the best undo surely brings back some likelihood, and more of the score than so much."""
-        best = self.best
-        return best is not None and self.measure_gain(best).low > 0 and self.measure_score(best).value > worth
-
-    def choose_shown(self) -> list[Trial]:
+    def choose_shown(self) -> Sequence[Trial]:
         """Choose the smallest undos where the best surely brings back some likelihood, however little; else none.
 
         Without labels they have to take away half of the gap.
@@ -131,20 +152,17 @@ class UndoExperiment:
         best = self.best
         if best is None or self.measure_gain(best).low <= 0:
             return []
-        chosen, _ = self.choose()
-        gap = -float(self.as_is[1].mean())
+        chosen = self.choose().chosen
+        gap = -float(self.as_is.likelihoods.mean())
         if self.has_labels or self.measure_gain(chosen[0]).value > LEAST_OF_GAP * gap:
             return chosen
         return []
 
-    def choose(self, crossing: Crossing | None = None) -> tuple[list[Trial], list[Trial]]:
+    def choose(self, crossing: Crossing | None = None) -> Choice:
         """Choose the smallest undos that bring back as much as the best.
 
         Args:
             crossing: what to choose if one number were on the other side of its line.
-
-        Returns:
-            Those that provably do and have the fewest degrees; and still smaller ones of which that is not known.
         """
         best = self.best
         assert best is not None
@@ -153,11 +171,12 @@ class UndoExperiment:
             grades[crossing.trial] = crossing.grade
 
         graded = list(zip(grades, self.trials, strict=True))
+        # The best undo itself is always enough, except beyond a crossing of its own.
         enough = [trial for grade, trial in graded if grade is Grade.ENOUGH] or [best]
         perhaps = [trial for grade, trial in graded if grade is Grade.PERHAPS]
         fewest = min(trial.undo.degrees for trial in enough)
         chosen = [trial for trial in enough if trial.undo.degrees == fewest]
-        return chosen, [trial for trial in perhaps if trial.undo.degrees < fewest]
+        return Choice(chosen, [trial for trial in perhaps if trial.undo.degrees < fewest])
 
     def measure_exact(self) -> tuple[float, float] | None:
         """Measure how much less of the likelihood exact statistics surely bring back than the best undo does.
@@ -169,8 +188,8 @@ class UndoExperiment:
         tried = [trial for trial in self.trials if trial.undo.shared == EXACT]
         if best is None or not tried:
             return None
-        exact = max(tried, key=lambda trial: float(trial.values[1].mean()))
-        shortfall = estimate_mean(best.values[1] - exact.values[1], tests=len(self.trials))
+        exact = max(tried, key=lambda trial: float(trial.judged.likelihoods.mean()))
+        shortfall = estimate_mean(best.judged.likelihoods - exact.judged.likelihoods, tests=len(self.trials))
         return shortfall.low, LEFT_BY_SMALLER * self.measure_gain(best).value
 
     def list_crossings(self) -> list[Crossing]:
@@ -191,8 +210,8 @@ class UndoExperiment:
         best = self.best
         assert best is not None
         trial = self.trials[number]
-        of_score = estimate_mean(best.values[0] - trial.values[0])
-        shortfall = estimate_mean(best.values[1] - trial.values[1], tests=len(self.trials))
+        of_score = estimate_mean(best.judged.scores - trial.judged.scores)
+        shortfall = estimate_mean(best.judged.likelihoods - trial.judged.likelihoods, tests=len(self.trials))
         score_line = LEFT_BY_SMALLER * self.measure_score(best).value
         line = LEFT_BY_SMALLER * self.measure_gain(best).value
 
@@ -242,6 +261,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     task = task.alone()  # others may have other batches, and propose other undos
     sample = task.on(take_sample(task.data))
     whole = case.on_fold(sample, case.exact)
+    # Asked first, of all images, so that a healthy model costs no forward for halves and unchanged scores.
     if not any(True for cause in causes for _ in cause.propose(whole)):
         return None
 
@@ -251,7 +271,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
         halves = _swap_halves(whole, sample)
 
     judge, has_labels = choose_judge(task, evaluate)
-    unchanged = torch.cat([judge(judging, None) for _, judging in halves], 1)
+    unchanged = _join([judge(judging, None) for _, judging in halves])
     notes: set[str] = set()
     most = math.inf if evaluate is None else _MOST_CALLS
     tried = _try_all(halves, causes, judge, has_labels, most, notes)
@@ -261,7 +281,7 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
 
     trials = []
     for trial in tried:
-        if trial.cause.kind == "images" and torch.equal(trial.values, unchanged):
+        if trial.cause.kind == "images" and _are_equal(trial.judged, unchanged):
             notes.add(_NOT_REACHED)
         elif trial.cause.kind == "images" and _does_training_fail(case, trial, unchanged):
             notes.add(_TRAINING_FAILS)
@@ -270,11 +290,11 @@ def try_undos(case: Case, task: Task, causes: Iterable[Cause], evaluate: Evaluat
     return UndoExperiment(unchanged, trials, has_labels, sorted(notes))
 
 
-def _does_training_fail(case: Case, trial: Trial, unchanged: Tensor) -> bool:
+def _does_training_fail(case: Case, trial: Trial, unchanged: Judged) -> bool:
     """Return whether training batches, to whose images nothing was done, score as these do rather than as undone."""
     if case.training_score is None:
         return False
-    middle = (trial.values[0].mean() + unchanged[0].mean()) / 2
+    middle = (trial.judged.scores.mean() + unchanged.scores.mean()) / 2
     return case.training_score < float(middle)
 
 
@@ -314,7 +334,7 @@ def _try_all(
     Only what both halves propose is a trial: undos of a cause that have the same name.
     """
     undos: dict[tuple[str, str], tuple[Cause, Undo]] = {}
-    values: defaultdict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    judged: defaultdict[tuple[str, str], list[Judged]] = defaultdict(list)
     calls = 0
     for fold, judging in halves:
         for cause in causes:
@@ -326,12 +346,22 @@ def _try_all(
                 calls += 1
                 undos.setdefault(key, (cause, undo))
                 try:
-                    values[key].append(judge(judging, undo.apply))
+                    judged[key].append(judge(judging, undo.apply))
                 except Exception as error:  # a model that takes no other images may raise anything
                     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
                     notes.add(f"Not tried, as it fails: {undo.words} ({reason}).")
-    complete = [key for key in undos if len(values[key]) == len(halves)]
-    return [Trial(*undos[key], torch.cat(values[key], 1)) for key in complete]
+    complete = [key for key in undos if len(judged[key]) == len(halves)]
+    return [Trial(*undos[key], _join(judged[key])) for key in complete]
+
+
+def _join(parts: Sequence[Judged]) -> Judged:
+    """Join how the images of both halves do."""
+    scores, likelihoods = zip(*parts, strict=True)
+    return Judged(torch.cat(scores), torch.cat(likelihoods))
+
+
+def _are_equal(one: Judged, other: Judged) -> bool:
+    return all(torch.equal(mine, its) for mine, its in zip(one, other, strict=True))
 
 
 def _list_proposals(cause: Cause, fold: Case, has_labels: bool) -> list[Undo]:

@@ -116,7 +116,7 @@ class Diagnosis:
                     "undone": trial.undo.words,
                     "layers": trial.undo.layers,
                     "degrees": trial.undo.degrees,
-                    "score": float(trial.values[0].mean()),
+                    "score": float(trial.judged.scores.mean()),
                     "gain": experiment.measure_score(trial).value,
                     "likelihood_gain": gain.value,
                     "low": gain.low,
@@ -232,7 +232,7 @@ class Diagnosis:
 
     def _describe_images(self) -> str:
         """Say of how many images scores are, where the verdict tells a gain on fewer."""
-        if self.experiment is None or self.experiment.as_is.shape[1] == self.case.images:
+        if self.experiment is None or len(self.experiment.as_is.scores) == self.case.images:
             return ""
         return f" on all {self.case.images:,}"
 

@@ -27,7 +27,7 @@ from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.lag import compare_with_drift
 from bnlab.doctor.interventions.experiment import Crossing, Trial, UndoExperiment
 from bnlab.doctor.thresholds import EXPLAINED
-from bnlab.doctor.undo import EACH_BATCH, EXACT, RESCALED, Kind
+from bnlab.doctor.undo import EXACT, RESCALED
 from bnlab.doctor.verdict.verdict import Word
 
 
@@ -96,19 +96,17 @@ def name_choice(case: Case, experiment: UndoExperiment, crossing: Crossing | Non
         experiment: with the undos that were tried.
         crossing: what to name if one number were on the other side of its line.
     """
-    chosen, rivals = experiment.choose(crossing)
-    kinds = {find_kind(trial) for trial in chosen}
-    # Rivals of the same kind would not change the place of the fault.
-    if {find_kind(trial) for trial in rivals} - kinds:
+    choice = experiment.choose(crossing)
+    if choice.other_kinds:
         return "undecided"
-    if kinds == {"averages"} and _may_be_images(case, chosen):
+    if choice.kinds == {"averages"} and _may_be_images(case, choice.chosen):
         return "averages or images"
-    return name_place(case, experiment, chosen)
+    return name_place(case, experiment, choice.chosen)
 
 
 def name_place(case: Case, experiment: UndoExperiment, chosen: Sequence[Trial]) -> Word:
     """Name where the fault is, by undos of the same size."""
-    kinds = {find_kind(trial) for trial in chosen}
+    kinds = {trial.kind for trial in chosen}
     if kinds == {"averages", "images"} or (kinds == {"images"} and may_be_averages(case, experiment)):
         return "averages or images"
     return next(iter(kinds)) if len(kinds) == 1 else "undecided"
@@ -134,14 +132,9 @@ def name_causes(trials: Iterable[Trial]) -> str:
     return " or ".join(f"{cause.code} ({cause.title})" for cause in causes)
 
 
-def find_kind(trial: Trial) -> Kind:
-    """Find where the fault is: where its cause says, or in the batches, if no single set of averages helps."""
-    return "batches" if trial.undo.shared == EACH_BATCH else trial.cause.kind
-
-
 def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
     """Return whether other images may be why averages do not fit: exact ones replace those of the first layer too."""
-    return depends_on_first(case, chosen) and case.clearly_differs(case.seen[0])
+    return depends_on_first(case, chosen) and case.clearly_differs(case.first)
 
 
 def depends_on_first(case: Case, chosen: Sequence[Trial]) -> bool:
@@ -149,7 +142,7 @@ def depends_on_first(case: Case, chosen: Sequence[Trial]) -> bool:
     is_explained = any(not trial.is_proposed or trial.undo.shared != EXACT for trial in chosen)
     if is_explained or case.training is not None or not case.seen:
         return False
-    first = case.seen[0]
+    first = case.first
     replaces_first = all(first in trial.undo.layers for trial in chosen)
     drift = compare_with_drift(case, case.seen)
     if drift is not None and drift.is_lag:

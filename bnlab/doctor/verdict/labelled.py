@@ -12,9 +12,9 @@ from bnlab.doctor.cause import Cause
 from bnlab.doctor.evidence.case import Case
 from bnlab.doctor.evidence.scores import Difference, Scores
 from bnlab.doctor.evidence.setup import CALLER
-from bnlab.doctor.interventions.experiment import Trial, UndoExperiment
+from bnlab.doctor.interventions.experiment import Choice, Trial, UndoExperiment
 from bnlab.doctor.thresholds import SURELY_HEALTHY, WORTH, WORTH_OF_SPREAD
-from bnlab.doctor.verdict.attribution import depends_on_first, find_kind, name_causes, name_choice
+from bnlab.doctor.verdict.attribution import depends_on_first, name_causes, name_choice
 from bnlab.doctor.verdict.findings import Finding, find_explained, find_off, find_signs, grade_cost, sort_findings
 from bnlab.doctor.verdict.verdict import BROKEN, ELSEWHERE, Edge, Verdict, Word
 from bnlab.doctor.words import count_things, describe_gain, describe_score, round_up, tell
@@ -203,7 +203,7 @@ def _ask_for_weights(
         return
     best = scores.best
     if experiment is not None and experiment.best is not None:
-        best = max(best, float(experiment.best.values[0].mean()))
+        best = max(best, float(experiment.best.judged.scores.mean()))
     unit = "%" if scores.are_shares else ""
     edge = Edge("the best score is", best, bar, "network", SURELY_HEALTHY * worth, scores.are_shares, unit)
     reached = describe_score(best, scores)
@@ -237,8 +237,9 @@ def _ask_for_undo(
     numbers = [_Number(of_likelihood, likelihood.low > 0), _Number(of_score, score > worth)]
     if scores.commonest is not None and case.expected is None:
         yield _ask_for_chance(scores, experiment, numbers, gain, worth)
+    choice = experiment.choose()
     word = name_choice(case, experiment)
-    yield _Condition(word, numbers, lambda: _judge_experiment(case, scores, experiment, gain))
+    yield _Condition(word, numbers, lambda: _judge_experiment(case, scores, experiment, gain, choice, word))
 
 
 def _ask_for_chance(
@@ -246,8 +247,8 @@ def _ask_for_chance(
 ) -> _Condition:
     """Ask whether the best undo, although it gains, leaves the score below always naming the commonest class."""
     assert experiment.best is not None and scores.commonest is not None
-    before = float(experiment.as_is[0].mean())
-    after = float(experiment.best.values[0].mean())
+    before = float(experiment.as_is.scores.mean())
+    after = float(experiment.best.judged.scores.mean())
     edge = Edge(
         "the best undo reaches", after, scores.commonest, "undecided", SURELY_HEALTHY * worth, scores.are_shares, "%"
     )
@@ -286,20 +287,19 @@ def _ask_for_images(
     yield _Condition("healthy", [], lambda: Verdict("healthy", _describe_healthy(case, scores, gain, worth), gain))
 
 
-def _judge_experiment(case: Case, scores: Scores, experiment: UndoExperiment, gain: Difference) -> Verdict:
+def _judge_experiment(
+    case: Case, scores: Scores, experiment: UndoExperiment, gain: Difference, choice: Choice, word: Word
+) -> Verdict:
     """Judge by the smallest undo that brings back as much as the best one."""
-    chosen, rivals = experiment.choose()
-    kinds = {find_kind(trial) for trial in chosen}
-    others = {find_kind(trial) for trial in rivals} - kinds
-    if not others:  # the fault is in the same place either way
-        rivals = []
-    sentence = _describe_trials([*chosen, *rivals], experiment, scores)
+    kinds = choice.kinds
+    # Without other kinds the fault is in the same place either way.
+    trials = [*choice.chosen, *(choice.rivals if choice.other_kinds else ())]
+    sentence = _describe_trials(trials, experiment, scores)
     low = _describe_low(scores, case.expected)
 
-    word = name_choice(case, experiment)
-    if others:
-        reported = " or ".join(sorted(kinds | others))
-        needed = round_up(4 * experiment.as_is.shape[1])
+    if choice.other_kinds:
+        reported = " or ".join(sorted(kinds | choice.other_kinds))
+        needed = round_up(4 * len(experiment.as_is.scores))
         more = f" Too few images to tell these apart ({reported}); about {needed:,} would."
     elif word == "averages or images" and kinds == {"averages"}:
         more = f" {_FIRST_OFF}{low}"
@@ -307,24 +307,22 @@ def _judge_experiment(case: Case, scores: Scores, experiment: UndoExperiment, ga
         more = f" {_EXACT_TOO}{low}"
     else:
         more = low
-    edges = _list_edges(case, scores, experiment)
-    return Verdict(word, sentence + more, gain, [*chosen, *rivals], edges)
+    edges = _list_edges(case, scores, experiment, choice, word)
+    return Verdict(word, sentence + more, gain, trials, edges)
 
 
-def _list_edges(case: Case, scores: Scores, experiment: UndoExperiment) -> list[Edge]:
+def _list_edges(case: Case, scores: Scores, experiment: UndoExperiment, choice: Choice, word: Word) -> list[Edge]:
     """List the numbers by which undos were graded, where the verdict would be another one beyond their lines."""
     assert experiment.best is not None
     best = experiment.measure_gain(experiment.best).value
     edges = []
-    chosen, _ = experiment.choose()
-    word = name_choice(case, experiment)
     shortfall = experiment.measure_exact()
-    if shortfall is not None and case.training is None and {find_kind(trial) for trial in chosen} == {"images"}:
+    if shortfall is not None and case.training is None and choice.kinds == {"images"}:
         surely, line = (value / best for value in shortfall)
         other: Word = "averages or images" if word == "images" else "images"
         edges.append(Edge("exact statistics fall short by at least", surely, line, other, line, True, "% of the gain"))
-    if word in ("averages", "averages or images") and depends_on_first(case, chosen):
-        gap, most = case.measure_fit(case.seen[0])
+    if word in ("averages", "averages or images") and depends_on_first(case, choice.chosen):
+        gap, most = case.measure_fit(case.first)
         other = "averages or images" if word == "averages" else "averages"
         edges.append(Edge("the first layer's averages are off by", gap, most, other, most, unit=" σ"))
 
