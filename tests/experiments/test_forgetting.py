@@ -191,12 +191,20 @@ def test_a_hash_names_all_of_its_seeds(results: Path, call: Call) -> None:
     refused = call(f"runs export {first[:10]} network.safetensors", where)
     assert refused.code == 2 and "names 2 networks" in refused.err
 
-    removed = call(f"runs rm {first[:10]}", where)
+    listed = call(f"runs rm {first[:10]}", where)
+    *names, command = listed.out.splitlines()
+    assert names == of_hash
+    typed = shlex.join(["bnlab", "runs", "rm", first[:10], where, "--yes"])
+    assert command == f"to remove these 2 networks: {typed}"
+    assert call("runs list", where).out.splitlines()[-1].startswith("4 networks")
+
+    removed = call(f"runs rm {first[:10]} --yes", where)
     assert [line.split()[1] for line in removed.out.splitlines()] == of_hash
     assert call("runs list", where).out.splitlines()[-1].startswith("2 networks")
 
-    unclear = call("runs rm ", where)
-    assert unclear.code == 2
+    for verb in ("show", "export", "rm"):
+        unclear = call(f"runs {verb} ", where)
+        assert unclear.code == 2 and f"{verb}: name a network; bnlab runs list" in unclear.err
 
 
 def test_a_file_that_is_there_is_not_overwritten(results: Path, tmp_path: Path, call: Call) -> None:

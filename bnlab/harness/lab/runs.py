@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from bnlab.harness.source_code import CODE, SOURCE, digest_whole
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
        bnlab runs show RUN      one of them, or all seeds of its settings: settings, environment, files
-       bnlab runs rm RUN...     remove these networks; their rows stay in the tables of sweeps
+       bnlab runs rm RUN... [--yes]
+                                remove these networks; their rows stay in the tables of sweeps. Where one word stands
+                                for several seeds they are listed, and removed with --yes
        bnlab runs rm name=NAME [SETTING=VALUE ...] [--yes] [--networks]
                                 take the networks with these settings out of the tables of a sweep, as
                                 batch_size=32 or seed=0,1; with momentum= or estimator= only their rows of these:
@@ -45,7 +48,7 @@ def _dispatch(words: list[str]) -> int:
     results = Path(settings.pop("results", "results"))
     names = [word for word in words if word and word not in given and word not in _OPTIONS]
     name = settings.pop("name", "") if names == ["rm"] else ""
-    if options and not name:
+    if options and not name and (names[:1] != ["rm"] or options != ["--yes"]):
         raise UserError(f"{options[0]}: goes with rm name=NAME; see --help")
     if settings and not name and names[:1] != ["export"]:
         raise UserError(f"{next(iter(settings))}: settings stand beside rm name=NAME, or export; see --help")
@@ -62,14 +65,31 @@ def _dispatch(words: list[str]) -> int:
 
             forget(name, settings, results, is_sure="--yes" in options, with_networks="--networks" in options)
         case ["rm", run, *more]:
-            for folder in [folder for one in (run, *more) for folder in _find_seeds(results, one)]:
-                remove_network(folder, keeps_rows=True)
+            _remove([run, *more], results, is_sure="--yes" in options)
+        case ["show" | "export" | "rm" as verb]:
+            command = write_command("runs", "list", results)
+            raise UserError(f"{verb}: name a network; {command} shows them")
         case found:
             raise UserError(
                 f"cannot read {' '.join(found)!r}; there are list, show RUN, rm RUN..., rm name=NAME and export RUN "
                 "FILE, see --help"
             )
     return 0
+
+
+def _remove(runs: list[str], results: Path, is_sure: bool) -> None:
+    """Remove networks, or list them where a word stands for several seeds and that is not sure."""
+    found = [_find_seeds(results, run) for run in runs]
+    folders = [folder for of_word in found for folder in of_word]
+    if len(folders) > len(runs) and not is_sure:
+        for folder in folders:
+            print(_id(folder))
+        where = [] if results == Path("results") else [f"results={results}"]
+        command = shlex.join(["bnlab", "runs", "rm", *runs, *where, "--yes"])
+        print(f"to remove these {len(folders)} networks: {command}")
+        return
+    for folder in folders:
+        remove_network(folder, keeps_rows=True)
 
 
 def _list(results: Path) -> None:
@@ -84,7 +104,7 @@ def _list(results: Path) -> None:
     rows = []
     for folder in folders:
         try:
-            rows.append(_read_state(folder) | _read_settings(folder))
+            rows.append(_read_status(folder) | _read_settings(folder))
         except Unreadable as error:
             print(f"{_id(folder)} is left out: {error}", file=sys.stderr)
     if not rows:
@@ -118,7 +138,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def _read_status(folder: Path) -> dict[str, Any]:
     """Read state, time and disk space of a network; of an unfinished one those from which it goes on."""
     path = folder / "status.json"
     saved = folder / "state.safetensors"
