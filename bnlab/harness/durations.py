@@ -84,7 +84,7 @@ def estimate_durations(run: Run, update: float) -> Durations:
             population = min(images, len(run.dataset.train.labels))
             measured = replace(config, evaluate_at=[step], accuracy_at="all", population_images=population)
             trial = Run(replace(measured, results=folder))
-            trial.dataset = run.dataset
+            trial.dataset = run.dataset  # which is read once: the trial would load it again
             trained = _time(partial(ensure_trained, trial, list_needed_checkpoints))
             if not found.overhead:  # the network is there the second time
                 found.overhead = max(0.0, trained - _STEPS * update)
@@ -117,7 +117,7 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
         found.tables[measurement.name] = TableCost(seconds, predicts, bool(scopes[measurement.name]))
         # A table of predictions replays the running averages anew for each split and shift.
         averages = [subject.average for subject in scopes[measurement.name] if subject.average is not None]
-        replays += averages * (len(trial.predictions) if predicts else 1)
+        replays += averages * (len(trial.predicted_images) if predicts else 1)
     if replays and trial.has_trace:
         found.replay = _time_replay(trial.trace, replays)
 
@@ -148,7 +148,7 @@ def _list_covering(run: Run) -> list[Measurement]:
 def _count_predicted(run: Run, step: int) -> int:
     """Count the images that are predicted at a step, in all splits and under all shifts."""
     limit = run.limit_at(step)
-    counts = [len(run.dataset.images_of(split).labels) for split, _ in run.predictions]
+    counts = [len(run.dataset.images_of(split).labels) for split, _ in run.predicted_images]
     return sum(count if limit is None else min(limit, count) for count in counts)
 
 

@@ -28,7 +28,7 @@ from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.estimates import VERSION
 from bnlab.harness.measurements.subjects import list_subjects, try_estimators
 from bnlab.harness.own import digest_of_own
-from bnlab.harness.progress import State, remove_state, say, say_problem, write_state
+from bnlab.harness.progress import Progress, remove_progress, say, say_problem, write_progress
 from bnlab.harness.requests import (
     MEASURED_WITH,
     Request,
@@ -133,7 +133,7 @@ def prepare(configs: list[Config]) -> None:
         # What may refuse the sweep comes first: files are written only from here on.
         run.config.folder.mkdir(parents=True, exist_ok=True)
         find_failure(run).unlink(missing_ok=True)
-        remove_state(run.folder)  # what a killed process has left
+        remove_progress(run.folder)  # what a killed process has left
     columns = describe_runs().schema  # for reports, which do not see the components
     for folder in {config.folder for config in configs}:
         schema.write_frame(columns_path(folder), schema.empty(columns), columns)
@@ -194,7 +194,7 @@ def execute(config: Config) -> None:
             quarantine(Run(config).folder, error, "the network is trained again")
             _train_and_measure(Run(config))
         finally:
-            remove_state(Run(config).folder)
+            remove_progress(Run(config).folder)
             # Without this, processes that share an accelerator and have ended their jobs keep its memory.
             torch.cuda.empty_cache()
 
@@ -224,7 +224,7 @@ def _train_and_measure(run: Run) -> None:
             reason = f"is about one batch of moments in an update, but a forward calls {repeated} several times"
             failed[measurement.name] = reason, ""
         else:
-            write_state(run.folder, State(f"measuring {measurement.name}", share=1.0))
+            write_progress(run.folder, Progress(f"measuring {measurement.name}", share=1.0))
             selections[measurement.name] = complete_rows(run, measurement, subjects, failed)
     # The rows of all other estimators are asked for before the failure is raised.
     _write_request(run, selections, failed)

@@ -83,7 +83,7 @@ def _write(line: str, stream: TextIO | None) -> None:
     stream.flush()
 
 
-class State(NamedTuple):
+class Progress(NamedTuple):
     """How far a network has come: in words, and as the share of its training that is done."""
 
     words: str
@@ -107,24 +107,24 @@ class Reporter:
         self._written = now
         rate = (step - self._first) / (now - self._began)
         words = f"step {step:,}/{self._steps:,} loss {loss:.3f} {rate:,.3g}/s"
-        write_state(self._folder, State(words, step / self._steps))
+        write_progress(self._folder, Progress(words, step / self._steps))
 
 
-def write_state(folder: Path, state: State) -> None:
+def write_progress(folder: Path, progress: Progress) -> None:
     """Write how far a network has come; a training does not end because that cannot be written."""
     with contextlib.suppress(OSError):
-        (folder / _FILE).write_text(json.dumps(state), encoding="utf-8")
+        (folder / _FILE).write_text(json.dumps(progress), encoding="utf-8")
 
 
-def read_state(folder: Path) -> State | None:
+def read_progress(folder: Path) -> Progress | None:
     """Read how far a network has come; None unless it is trained or measured now."""
     try:
-        return State(*json.loads((folder / _FILE).read_text(encoding="utf-8")))
+        return Progress(*json.loads((folder / _FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # not there, or only half of it
         return None
 
 
-def remove_state(folder: Path) -> None:
+def remove_progress(folder: Path) -> None:
     """Remove the file: nobody trains or measures the network any more."""
     with contextlib.suppress(OSError):
         (folder / _FILE).unlink()

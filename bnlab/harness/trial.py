@@ -58,28 +58,29 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     """
     config = run.config
     optimizer = replace(config.optimizer, lr=LEAST_RATE)  # not 0, which some optimizers refuse
+    # Averages of the weights take no part in an update, and each is a copy of the network.
     trial = Run(replace(config, optimizer=optimizer, averaging="none", weight_averages=None))
-    trial.dataset = run.dataset
+    trial.dataset = run.dataset  # which is read once: the trial would load it again
     update = math.nan
     images, classes = run.dataset.train.images[:2], run.dataset.classes
     try:
-        progress = start_training(trial)
-        _require_statistics(trial, progress.model)
-        logits = _compute_logits(trial, progress.model)
+        state = start_training(trial)
+        _require_statistics(trial, state.model)
+        logits = _compute_logits(trial, state.model)
         messages = list(_list_warnings(trial, logits))
         if optimizer.is_own:
-            _require_updates(trial, progress.optimizer, logits)
+            _require_updates(trial, state.optimizer, logits)
 
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "record: ")  # running averages that are not of what is recorded
             # Where all layers are frozen, of which our own message says more.
             warnings.filterwarnings("ignore", "record: nothing was recorded: no batch-norm layer was called")
-            with record_moments(trial, progress) as trace, contextlib.suppress(Diverged):  # which is a result
+            with record_moments(trial, state) as trace, contextlib.suppress(Diverged):  # which is a result
                 # The number only has to be out of reach: `_time_updates` ends the trial.
-                updates = train(progress, trial.batches, optimizer, steps=10**9)
+                updates = train(state, trial.batches, optimizer, steps=10**9)
                 update = _time_updates(updates, seconds)
-        _require_training(trial, progress.model)
-        _compute_logits(trial, progress.model.eval())
+        _require_training(trial, state.model)
+        _compute_logits(trial, state.model.eval())
     except UserError:
         raise
     except UserWarning as error:
@@ -92,8 +93,8 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
         ) from error
 
     layers = [] if trace is None else list(trace.layers.values())
-    moments = sum(layer.moments.nbytes for layer in layers) / max(1, progress.step)
-    network = sum(tensor.nbytes for tensor in progress.model.state_dict().values())
+    moments = sum(layer.moments.nbytes for layer in layers) / max(1, state.step)
+    network = sum(tensor.nbytes for tensor in state.model.state_dict().values())
     checkpoint = network * (1 + len(config.decays))
     return TrialResult(update, moments, checkpoint, messages)
 

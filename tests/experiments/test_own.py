@@ -165,7 +165,7 @@ class Largest(Measurement):
     table: ClassVar[Table] = Table("The largest weights.", common("run step"), {"largest": real("of all weights")})
 
     def scope(self, run, sources):
-        return {None: run.wanted}
+        return {None: run.measured_steps}
 
     def measure(self, run, sources, steps):
         rows = []

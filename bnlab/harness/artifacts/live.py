@@ -64,28 +64,28 @@ class LiveLog:
         self._log: _Log = _TensorBoard(run, step) if run.config.log == "tensorboard" else _Csv(run, step)
         self._measured: Measured = {}
 
-    def write_updates(self, progress: TrainingState) -> None:
+    def write_updates(self, state: TrainingState) -> None:
         """Bring the updates that have been read to disk."""
-        updates = pd.DataFrame(progress.log, columns=["step", "loss of the batch", "accuracy of the batch"])
+        updates = pd.DataFrame(state.log, columns=["step", "loss of the batch", "accuracy of the batch"])
         optimizer = self._run.config.optimizer
         peak = optimizer.peak_lr(self._run.config.batch_size)
         factors = [lr_factor(optimizer.schedule, step - 1, self._run.steps) for step in updates["step"]]
         updates["learning rate"] = [peak * factor for factor in factors]
         self._log.write_updates(updates[[*_UPDATE]])
 
-    def measure(self, progress: TrainingState) -> None:
+    def measure(self, state: TrainingState) -> None:
         """Measure the network as it is now, and write that."""
         run = self._run
         # The log is no part of a network's name, so that it must not change what training draws.
-        with keep_random_state(progress.model):
+        with keep_random_state(state.model):
             # A copy, because training has changed its own layers, as for recording.
             model = run.new_model()
-            model.load_state_dict(progress.measured.state_dict())
+            model.load_state_dict(state.measured.state_dict())
             measured = _validate(model, run, "running averages")
             if run.has_trace:
-                measured |= self._compare_with_exact(model, progress.step)
+                measured |= self._compare_with_exact(model, state.step)
         self._measured = measured
-        self._log.write_measured(progress.step, measured)
+        self._log.write_measured(state.step, measured)
 
     def _compare_with_exact(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure the gap to exact statistics of the training split, and validation under these."""

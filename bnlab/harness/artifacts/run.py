@@ -125,7 +125,7 @@ class Run:
         return self.config.compute_freezing_step()
 
     @property
-    def wanted(self) -> list[int]:
+    def measured_steps(self) -> list[int]:
         """The steps to be measured: those of `evaluate_at`; of a run that diverged, those before that."""
         steps = list_steps(self.config.evaluate_at, self.steps)
         status = self.status
@@ -134,21 +134,21 @@ class Run:
         return steps
 
     @property
-    def predicted(self) -> list[int]:
-        """The steps of `wanted` at which the network's predictions are measured too: `accuracy_at`."""
+    def predicted_steps(self) -> list[int]:
+        """The steps of `measured_steps` at which the network's predictions are measured too: `accuracy_at`."""
         if self.config.accuracy_at == "final":
-            return self.wanted[-1:]
+            return self.measured_steps[-1:]
         if self.config.accuracy_at == "all":
-            return self.wanted
+            return self.measured_steps
         chosen = list_steps(self.config.accuracy_at, self.steps)
-        return [step for step in self.wanted if step in chosen]
+        return [step for step in self.measured_steps if step in chosen]
 
     def limit_at(self, step: int) -> int | None:
         """Return how many images of a split are measured at a step; None: all, as always at the last step."""
         return None if step == self.steps else self.config.population_images
 
     @property
-    def predictions(self) -> list[tuple[str, str]]:
+    def predicted_images(self) -> list[tuple[str, str]]:
         """Split and shift of the images that are predicted, `evaluate_on` and `shifts`, each once."""
         splits = as_list(self.config.evaluate_on)
         pairs = itertools.product(splits, as_list(self.config.shifts))

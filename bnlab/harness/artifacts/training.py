@@ -208,48 +208,49 @@ def compute_logits(model: nn.Module, images: Tensor, precision: str) -> Tensor:
 
 
 def train(
-    progress: TrainingState, batches: Batches, config: Optimizer, steps: int, until: int | None = None
+    state: TrainingState, batches: Batches, config: Optimizer, steps: int, until: int | None = None
 ) -> Iterator[int]:
-    """Train from `progress.step` on, in place, and yield after each update the number of updates made.
+    """Train from `state.step` on, in place, and yield after each update the number of updates made.
 
     The model's layers are trained in the mode that they are in, which the caller may change between two updates. On an
     accelerator nothing here waits for the loss of an update: who writes something reads the log first. The schedule is
     one of `steps` updates, also where training stops at `until`.
 
     Raises:
-        Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates
+        Diverged: the loss, a weight or a running statistic is not finite. The weights after `state.step` updates
             may not be finite; those before were.
     """
-    optimizer = progress.optimizer
+    optimizer = state.optimizer
     # A state dict holds the tensors themselves, which each update changes in place.
-    state = progress.model.state_dict()
+    tensors = state.model.state_dict()
     # Checked at each update instead of all weights: non-finite weights surface in the next batch's variances, which are
     # few numbers. The loss alone may stay finite, because x/∞ is 0.
-    variances = [state[name] for name in state if name.endswith("running_var")]
+    variances = [tensor for name, tensor in tensors.items() if name.endswith("running_var")]
     for group in optimizer.param_groups:
         # A second call finds a rate that the schedule has changed.
         group.setdefault("peak_lr", group["lr"])
 
     end = steps if until is None else until
-    for images, labels in islice(batches.from_step(progress.step), end - progress.step):
-        factor = lr_factor(config.schedule, progress.step, steps)
+    for images, labels in islice(batches.from_step(state.step), end - state.step):
+        factor = lr_factor(config.schedule, state.step, steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-        logits = compute_logits(progress.model, images, progress.precision)
+        logits = compute_logits(state.model, images, state.precision)
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        # Before the update, because these variances are of the batch that the loss is of.
         is_finite = _are_finite([loss.detach(), *variances])
         optimizer.step()
 
         is_right = logits.detach().argmax(1) == labels
-        progress.add_update(loss.detach(), is_right.double().mean(), is_finite)
-        if progress.step == end:
-            progress.read_log()
+        state.add_update(loss.detach(), is_right.double().mean(), is_finite)
+        if state.step == end:
+            state.read_log()
             # No further batch would show non-finite weights of the last update.
-            progress.require_finite(_are_finite(state.values()))
-        yield progress.step
+            state.require_finite(_are_finite(tensors.values()))
+        yield state.step
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> Tensor:

@@ -41,7 +41,7 @@ _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 _STATE = "bnlab.state/2"
 
 
-def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.wanted) -> None:
+def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = lambda run: run.measured_steps) -> None:
     """Train the run's network unless that has been done; after a kill, go on from its state. Other processes wait.
 
     Where a checkpoint is missing, it is trained again from the start. `list_checkpoints` is called again once training
@@ -60,31 +60,31 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
 
 def _train(run: Run, kept: set[int]) -> None:
     """Train to the end, from the run's state if there is one; `kept` are the steps of the checkpoints."""
-    progress = start_training(run)
-    seconds_before = _restore_or_describe(run, progress)
-    live = LiveLog(run, progress.step) if run.config.log != "none" else None
+    state = start_training(run)
+    seconds_before = _restore_or_describe(run, state)
+    live = LiveLog(run, state.step) if run.config.log != "none" else None
     # One iterator serves all parts: each goes on with the update after the last one of the part before.
-    updates = train(progress, run.batches, run.config.optimizer, run.steps)
+    updates = train(state, run.batches, run.config.optimizer, run.steps)
 
-    reporter = Reporter(run.folder, progress.step, run.steps)
+    reporter = Reporter(run.folder, state.step, run.steps)
     started = time.monotonic()
     status = "unfinished"
     while status == "unfinished":
-        status = _train_part(run, progress, updates, kept, live, reporter)
+        status = _train_part(run, state, updates, kept, live, reporter)
         seconds = time.monotonic() - started
         if status == "unfinished":
-            _save_state(run, progress, seconds_before + seconds)
+            _save_state(run, state, seconds_before + seconds)
     if live is not None:
         live.close()
     if status == "finished":
-        come = f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}"
+        come = f"{run.id}  step {state.step:,} of {run.steps:,}  loss {state.loss:.3f}"
         say_off_terminal(f"{come}  trained in {format_seconds(seconds)}", run.config.quiet)
 
     end = {
         "status": status,
-        "step": progress.step,
+        "step": state.step,
         "train_seconds": seconds_before + seconds,
-        "final_loss": progress.loss,
+        "final_loss": state.loss,
         "checkpoints": run.list_checkpoints(),
     }
     # Before there is a status: with a state left, a training for a checkpoint that is wanted later would go on from it.
@@ -94,7 +94,7 @@ def _train(run: Run, kept: set[int]) -> None:
 
 def _train_part(
     run: Run,
-    progress: TrainingState,
+    state: TrainingState,
     updates: Iterator[int],
     kept: set[int],
     live: LiveLog | None,
@@ -104,53 +104,53 @@ def _train_part(
     began = time.monotonic()
     status = "finished"
     try:
-        with record_moments(run, progress) as trace:
+        with record_moments(run, state) as trace:
             for step in updates:
-                reporter.report(step, progress.loss)
+                reporter.report(step, state.loss)
                 # The recording also ends where batch norm is frozen, because nothing is recorded after that.
                 is_due = time.monotonic() - began >= STATE_SECONDS
                 if step < run.steps and (is_due or step == run.frozen_from):
-                    progress.read_log()
+                    state.read_log()
                     status = "unfinished"
                     break  # statistics that no batch has may be written now, which is not to be recorded
-                _finish_update(run, progress, kept, live)
+                _finish_update(run, state, kept, live)
     except Diverged as error:
         say_problem(f"{run.id}: diverged, {error}; rows before it are kept")
         status = "diverged"
 
-    if trace is not None and progress.step > trace.first_step:
-        trace.truncate(progress.step)  # of a training that diverged: later batches are not of finite weights
-        trace.save(run.folder / "trace" / f"{trace.first_step:07d}-{progress.step:07d}.safetensors")
-    log = pd.DataFrame(progress.log, columns=["step", "loss", "accuracy"])
+    if trace is not None and state.step > trace.first_step:
+        trace.truncate(state.step)  # of a training that diverged: later batches are not of finite weights
+        trace.save(run.folder / "trace" / f"{trace.first_step:07d}-{state.step:07d}.safetensors")
+    log = pd.DataFrame(state.log, columns=["step", "loss", "accuracy"])
     schema.write_frame(run.folder / "log.parquet", log)
     if live is not None:
-        live.write_updates(progress)
+        live.write_updates(state)
     if status == "unfinished":
-        _finish_update(run, progress, kept, live)
+        _finish_update(run, state, kept, live)
     return status
 
 
-def _finish_update(run: Run, progress: TrainingState, kept: set[int], live: LiveLog | None) -> None:
+def _finish_update(run: Run, state: TrainingState, kept: set[int], live: LiveLog | None) -> None:
     """Change the network as its settings say, and keep its weights where they are wanted."""
-    freeze_and_average(run, progress)
-    if progress.step in kept:
-        progress.read_log()  # no weights of a network that has diverged
+    freeze_and_average(run, state)
+    if state.step in kept:
+        state.read_log()  # no weights of a network that has diverged
         # First: a step whose checkpoint is there counts as kept.
-        for decay, average in progress.kept_beside.items():
-            run.save_average(decay, progress.step, average.module)
-        run.save_checkpoint(progress.step, progress.measured)
-    if live is not None and progress.step in run.wanted:
-        progress.read_log()
-        live.measure(progress)
+        for decay, average in state.kept_beside.items():
+            run.save_average(decay, state.step, average.module)
+        run.save_checkpoint(state.step, state.measured)
+    if live is not None and state.step in run.measured_steps:
+        state.read_log()
+        live.measure(state)
 
 
-def _restore_or_describe(run: Run, progress: TrainingState) -> float:
+def _restore_or_describe(run: Run, state: TrainingState) -> float:
     """Restore a killed training, or write the files that describe a new one; return the seconds that it has taken."""
     seconds = 0.0
     if run.state.exists():
         run.require_images(run.dataset)
-        seconds = _restore_state(run, progress)
-        say(f"{run.id}: continuing from step {progress.step} of {run.steps}", run.config.quiet)
+        seconds = _restore_state(run, state)
+        say(f"{run.id}: continuing from step {state.step} of {run.steps}", run.config.quiet)
         _warn_of_another_processor(run)
     else:
         _write_settings(run)
@@ -162,7 +162,7 @@ def _restore_or_describe(run: Run, progress: TrainingState) -> float:
 
     for path in run.folder.glob("trace/*.safetensors"):
         last_step = int(path.stem[-7:])
-        if last_step > progress.step:  # written after the state was saved: these updates are made again
+        if last_step > state.step:  # written after the state was saved: these updates are made again
             path.unlink()
     return seconds
 
@@ -234,31 +234,31 @@ def _begin_average(average: Callable[[Tensor, Tensor, Tensor | int], Tensor], mo
     return AveragedModel(model, avg_fn=average_floats, use_buffers=True)
 
 
-def record_moments(run: Run, progress: TrainingState) -> contextlib.AbstractContextManager[MomentTrace | None]:
+def record_moments(run: Run, state: TrainingState) -> contextlib.AbstractContextManager[MomentTrace | None]:
     """Record the batch moments from here on; nothing of a network without batch norm, or where it is frozen."""
-    is_frozen = run.frozen_from is not None and progress.step >= run.frozen_from
+    is_frozen = run.frozen_from is not None and state.step >= run.frozen_from
     if is_frozen or not run.has_trace:
         return contextlib.nullcontext()
-    return record(progress.model, step=progress.step, inputs=run.inputs_of(progress.model))
+    return record(state.model, step=state.step, inputs=run.inputs_of(state.model))
 
 
-def freeze_and_average(run: Run, progress: TrainingState) -> None:
+def freeze_and_average(run: Run, state: TrainingState) -> None:
     """After an update, freeze batch norm if that is its step, and take the weights into their average."""
-    if progress.step == run.frozen_from:
-        progress.read_log()  # a network that has diverged has no statistics
+    if state.step == run.frozen_from:
+        state.read_log()  # a network that has diverged has no statistics
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
             batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
-            inputs = run.inputs_of(progress.model)
-            exact = bnlab.population_statistics(progress.model, batches, memory=run.memory, inputs=inputs)
-            exact.write_to(progress.model)
-        _stop_averages(progress.model)
+            inputs = run.inputs_of(state.model)
+            exact = bnlab.population_statistics(state.model, batches, memory=run.memory, inputs=inputs)
+            exact.write_to(state.model)
+        _stop_averages(state.model)
 
     first = max(1, round(_SWA_FROM * run.steps)) if run.config.averaging == "swa" else 1
-    if progress.average is not None and progress.step >= first:
-        progress.average.update_parameters(progress.model)
-    for average in progress.kept_beside.values():
-        average.update_parameters(progress.model)
+    if state.average is not None and state.step >= first:
+        state.average.update_parameters(state.model)
+    for average in state.kept_beside.values():
+        average.update_parameters(state.model)
 
 
 def _stop_averages(model: nn.Module) -> None:
@@ -267,14 +267,14 @@ def _stop_averages(model: nn.Module) -> None:
         layer.eval()
 
 
-def _save_state(run: Run, progress: TrainingState, seconds: float) -> None:
+def _save_state(run: Run, state: TrainingState, seconds: float) -> None:
     """Write all from which the training goes on exactly, and the seconds that it has taken."""
-    groups = {"model": progress.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
-    if progress.average is not None:
-        groups["average"] = progress.average.state_dict()
-    for decay, average in progress.kept_beside.items():
+    groups = {"model": state.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
+    if state.average is not None:
+        groups["average"] = state.average.state_dict()
+    for decay, average in state.kept_beside.items():
         groups[f"averages/{decay:g}"] = average.state_dict()
-    of_optimizer, numbers = divide_state(progress.optimizer)
+    of_optimizer, numbers = divide_state(state.optimizer)
     groups |= of_optimizer
     if run.device.type == "cuda":
         groups["rng"]["device"] = torch.cuda.get_rng_state(run.device)
@@ -283,11 +283,11 @@ def _save_state(run: Run, progress: TrainingState, seconds: float) -> None:
     for group, values in groups.items():
         for name, value in values.items():
             tensors[f"{group}/{name}"] = value
-    metadata = {"seconds": repr(seconds), "step": str(progress.step), "optimizer": json.dumps(numbers)}
+    metadata = {"seconds": repr(seconds), "step": str(state.step), "optimizer": json.dumps(numbers)}
     save_tensors(run.state, tensors, _STATE, metadata)
 
 
-def _restore_state(run: Run, progress: TrainingState) -> float:
+def _restore_state(run: Run, state: TrainingState) -> float:
     """Restore a training from its state; returns the seconds that it had taken. Unreadable if it cannot."""
     with reading(run.state):
         tensors, metadata = load_tensors(run.state, _STATE)
@@ -296,22 +296,22 @@ def _restore_state(run: Run, progress: TrainingState) -> float:
             group, _, name = key.rpartition("/")
             groups[group][name] = value
 
-        progress.model.load_state_dict(groups["model"])
-        if progress.average is not None:
-            progress.average.load_state_dict(groups["average"])
-        for decay, average in progress.kept_beside.items():
+        state.model.load_state_dict(groups["model"])
+        if state.average is not None:
+            state.average.load_state_dict(groups["average"])
+        for decay, average in state.kept_beside.items():
             average.load_state_dict(groups[f"averages/{decay:g}"])
-        restore_state(progress.optimizer, groups, json.loads(metadata["optimizer"]))
+        restore_state(state.optimizer, groups, json.loads(metadata["optimizer"]))
 
         torch.set_rng_state(groups["rng"]["cpu"])
         if run.device.type == "cuda":
             torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
-        progress.step = int(metadata["step"])
+        state.step = int(metadata["step"])
         # The log is written before the state, and may have updates that are made again.
-        log = run.read_log()[: progress.step]
-        progress.log = list(log.itertuples(index=False, name=None))
-    if run.frozen_from is not None and progress.step >= run.frozen_from:
-        _stop_averages(progress.model)
+        log = run.read_log()[: state.step]
+        state.log = list(log.itertuples(index=False, name=None))
+    if run.frozen_from is not None and state.step >= run.frozen_from:
+        _stop_averages(state.model)
     return float(metadata["seconds"])
 
 

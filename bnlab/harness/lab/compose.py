@@ -68,7 +68,11 @@ class Sweep:
         return [job.config for job in self.jobs]
 
 
-def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str], object] = str) -> Sweep:
+def _tell_nobody(phase: str) -> None:
+    """Stand for who would be told what takes long."""
+
+
+def plan_jobs(words: Sequence[str], multirun: bool = False, begin: Callable[[str], object] = _tell_nobody) -> Sweep:
     """Plan every job that these overrides stand for; UserError names the word or file, the value and what is allowed.
 
     With `multirun`, or where an experiment's file says so, comma lists are swept. `begin` is told what takes long.

@@ -77,24 +77,28 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
     if configs[0].dry_run:
         processes = _count_processes(waiting, launcher)
         display.begin("trying networks")
+        # Torch is imported anew by joblib's processes side by side, and on a cluster once for each job.
         starts = {"basic": 0, "joblib": int(processes > 1)}.get(launcher.name, len(waiting))
         for line in plan(configs, waiting, processes, starts * imported):
             say(line)
         return 0, configs[0]
 
-    display.print(*outline(configs, waiting), *note_codes(configs))
+    display.print(*outline(configs, waiting))
+    if waiting:
+        _prepare(configs, launcher, words, display)
+    # Nothing is written before the sweep may no longer be refused.
+    display.print(*note_codes(configs))
     if waiting:
         # Configurations have no hash.
         is_waiting = {id(config) for config in waiting}
-        _run_all(configs, [job for job in sweep.jobs if id(job.config) in is_waiting], launcher, words, display)
+        _run([job for job in sweep.jobs if id(job.config) in is_waiting], launcher, display)
     display.begin("writing the tables")
     return _finish(configs, waiting, words, display, started), configs[0]
 
 
-def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: list[str], display: Display) -> None:
-    """Run the jobs that are waiting, and keep the command that does it."""
+def _prepare(configs: list[Config], launcher: Launcher, words: list[str], display: Display) -> None:
+    """Find what would stop the jobs, and keep the command that runs them."""
     from bnlab.harness.jobs import prepare
-    from bnlab.harness.lab.launch import run_jobs
 
     display.begin("reading data, and trying an update of each kind of network")
     # The machine that sends jobs to a cluster need not have the devices on which they run.
@@ -102,6 +106,11 @@ def _run_all(configs: list[Config], jobs: list[Job], launcher: Launcher, words: 
     # The command is kept only now, because a sweep that `prepare` refuses makes no tables.
     ordered = sorted(words, key=lambda word: not word.startswith("-"))  # options first
     keep_command(configs[0].folder, shlex.join(["bnlab", "sweep", *ordered]))
+
+
+def _run(jobs: list[Job], launcher: Launcher, display: Display) -> None:
+    """Run the jobs that are waiting."""
+    from bnlab.harness.lab.launch import run_jobs
 
     display.show(NetworkCount([job.config for job in jobs]).describe)
     run_jobs(jobs, launcher)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bnlab.harness.progress import clear_line, find_width, fit, is_terminal, read_state, say
+from bnlab.harness.progress import clear_line, find_width, fit, is_terminal, read_progress, say
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.job_settings import Config
@@ -30,7 +30,7 @@ class Display:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self._describe: Callable[[], str] = str
+        self._describe: Callable[[], str] = str  # returns an empty line
         self._silence = _SILENCE
         self._since = time.monotonic()
         self._ended = threading.Event()
@@ -98,13 +98,13 @@ class NetworkCount:
         # A job that has failed is done for this sweep, but `list_waiting` keeps it for the next one.
         self._waiting = [config for config in list_waiting(self._waiting) if not find_failure(Run(config)).exists()]
         left = {Run(config).id: Run(config) for config in self._waiting}
-        states = {name: read_state(run.folder) for name, run in left.items()}
-        current = {name: state for name, state in states.items() if state is not None}
+        progress = {name: read_progress(run.folder) for name, run in left.items()}
+        current = {name: each for name, each in progress.items() if each is not None}
 
         done = self._total - len(left)
-        share = (done + sum(state.share for state in current.values())) / self._total
+        share = (done + sum(each.share for each in current.values())) / self._total
         words = [f"{done:,} of {self._total:,} networks{self._describe_time(share)}"]
-        words += [f"{name} {state.words}" for name, state in current.items()]
+        words += [f"{name} {each.words}" for name, each in current.items()]
         if not share and not current:
             words.append("starting")
         return " · ".join(words)

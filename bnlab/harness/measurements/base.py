@@ -55,7 +55,7 @@ class Measurement(Component):
 
     def list_steps(self, run: Run) -> list[int]:
         """List the steps of `evaluate_at`, or the last of them."""
-        return run.wanted[-1:] if self.at_last_step else run.wanted
+        return run.measured_steps[-1:] if self.at_last_step else run.measured_steps
 
     def measure(self, run: Run, subjects: list[Any], steps: list[int]) -> pd.DataFrame:
         """Measure rows of these subjects at these steps; with `split` in the key, of a split and a shift, two more.

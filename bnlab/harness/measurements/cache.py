@@ -29,8 +29,8 @@ _KEY = (ORIGIN, "estimator", "momentum", "statistics_split", "split", "shift", "
 def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], failures: Failures) -> Selection:
     """Select the rows of a measurement for these subjects; what is missing is measured and kept with the network.
 
-    A table of predictions is measured for each of `Run.predictions`. Estimators among `failures` are left out; those
-    that fail now come to them.
+    A table of predictions is measured for each of `Run.predicted_images`. Estimators among `failures` are left out;
+    those that fail now come to them.
     """
     chosen = measurement.scope(run, [each for each in subjects if each.estimator not in failures])
     folder = run.folder / "measurements" / measurement.name
@@ -38,7 +38,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
     present = set().union(*files.values())
 
     selected = []
-    for images in run.predictions if "split" in measurement.table.key else [()]:
+    for images in run.predicted_images if "split" in measurement.table.key else [()]:
         missing: dict[tuple[int, ...], list[Subject | None]] = {}
         for subject, steps in chosen.items():
             columns = _describe_rows(run, measurement, subject, images)
@@ -81,6 +81,7 @@ def _describe_rows(
 ) -> dict[str, Any]:
     """Describe a subject's rows by the columns in which they agree; their origin digests all that they depend on."""
     predicted = images or ("test", "none")
+    # Not `split` in the key, because questions' tables predict test images too, without telling splits apart.
     predicts = "accuracy" in measurement.table.columns
     made_from = [
         estimates.VERSION,

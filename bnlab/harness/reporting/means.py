@@ -134,7 +134,8 @@ def interval(
     found = _group(sample, by)[value].agg(["mean", "std", "count", "nunique"]).reset_index(drop=not by)
     mean = found["mean"]
     n = found["count"]
-    deviation = found["std"].where(found["nunique"] != 1, 0.0)  # also of logarithms of 0
+    # Of equal values, as of logarithms of 0, the deviation may be rounding, which a test would take for spread.
+    deviation = found["std"].where(found["nunique"] != 1, 0.0)
     error = (deviation / n**0.5).where(n > 1)
     half = special.stdtrit(n - 1, 0.975) * error  # of Student's t
     low = mean - half

@@ -163,6 +163,7 @@ def compute_p_values(row: Mapping[Any, Any], margin: Margin) -> tuple[float, flo
     above_high, below_high = _test_bound(row, margin.high)
     holds = np.maximum(above_low, below_high)
 
+    # Either side alone refutes the margin, so that with two bounds each has half of the level (Bonferroni).
     bounds = np.isfinite([margin.low, margin.high]).sum()
     beyond_one = np.minimum(below_low, above_high)
     fails = np.minimum(1, bounds * beyond_one)

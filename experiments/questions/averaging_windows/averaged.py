@@ -60,7 +60,7 @@ class AveragedWeights(Measurement):
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List all steps, each of which is averaged."""
-        return [*range(1, run.wanted[-1] + 1)] if run.wanted else []
+        return [*range(1, run.measured_steps[-1] + 1)] if run.measured_steps else []
 
     def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Average the checkpoints over every window: a row for each step, window and kind of statistics."""

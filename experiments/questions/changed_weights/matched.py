@@ -53,7 +53,7 @@ class MatchedWeights(ChangedWeights):
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List the final step."""
-        return run.wanted[-1:]
+        return run.measured_steps[-1:]
 
     def build_models(self, run: Run, step: int) -> Iterator[tuple[str, nn.Module]]:
         """Build the network of a step, its average with one trained apart, and that after matching."""

@@ -57,7 +57,7 @@ class Decomposition(Measurement):
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose the EMA with each momentum, and all steps of `evaluate_at`."""
         averages = [subject for subject in subjects if subject.average]
-        return {average: run.wanted for average in averages if average.estimator == "ema"}
+        return {average: run.measured_steps for average in averages if average.estimator == "ema"}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure the terms of the gap: a row for each step, momentum, layer, statistic and term.

@@ -73,7 +73,7 @@ class FineTuning(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
         """Choose the final step, without an estimator, of networks that have not seen all fonts."""
-        return {None: run.wanted[-1:]} if find_new_fonts(run) else {}
+        return {None: run.measured_steps[-1:]} if find_new_fonts(run) else {}
 
     def measure(self, run: Run, subjects: list[None], steps: list[int]) -> pd.DataFrame:
         """Fine-tune copies of the network: a row for each mode, batch size, rate, number of updates and statistics."""

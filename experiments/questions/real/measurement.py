@@ -39,7 +39,7 @@ _PREDICTED = {
 def choose_steps(run: Run) -> list[int]:
     """Choose the measured steps at `SHARES` of the training."""
     wanted = list_steps(list(SHARES), run.steps)
-    return [step for step in run.wanted if step in wanted]
+    return [step for step in run.measured_steps if step in wanted]
 
 
 @dataclass(unsafe_hash=True)

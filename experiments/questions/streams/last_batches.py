@@ -46,7 +46,9 @@ class LastBatches(OfAverages):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose running averages alone, and the final step if there are two batches before it."""
-        return {subject: [step for step in run.wanted[-1:] if step > 1] for subject in subjects if subject.average}
+        return {
+            subject: [step for step in run.measured_steps[-1:] if step > 1] for subject in subjects if subject.average
+        }
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure how far the last batches move every average: a row for each subject, layer and number of batches."""

@@ -60,4 +60,4 @@ def test_what_makes_another_network() -> None:
     ],
 )
 def test_steps(at: str, steps: int, expected: list[int]) -> None:
-    assert plan_network(f"evaluate_at={at}", f"steps={steps}").wanted == expected
+    assert plan_network(f"evaluate_at={at}", f"steps={steps}").measured_steps == expected

@@ -226,7 +226,7 @@ def test_what_is_said_while_a_network_is_trained(
     """A line at the end; before it the words that a sweep shows, each second, which are gone afterwards."""
     states: list[tuple[str, float]] = []
     monkeypatch.setattr("bnlab.harness.progress._SECONDS", 0.0)
-    monkeypatch.setattr("bnlab.harness.progress.write_state", lambda folder, state: states.append(state))
+    monkeypatch.setattr("bnlab.harness.progress.write_progress", lambda folder, progress: states.append(progress))
 
     sweep_small(tmp_path, "steps=4", "evaluate_at=final")
 

@@ -73,7 +73,7 @@ def test_other_fonts_are_those_of_the_test_images() -> None:
 
 
 def test_each_prediction_once() -> None:
-    found = plan_network(*SMALL, "evaluate_on=[test,val]", "shifts=[none,noise:1,none]").predictions
+    found = plan_network(*SMALL, "evaluate_on=[test,val]", "shifts=[none,noise:1,none]").predicted_images
     assert found == [("test", "none"), ("test", "noise:1"), ("val", "none"), ("val", "noise:1")]
 
 

@@ -81,7 +81,7 @@ def test_traces(trained: Run, copied: Config) -> None:
 
     assert set(found.index.unique("estimator")) == {"last_batch", "exact"}
     steps = found.loc["last_batch"].index.unique("step")
-    assert set(found.loc["exact"].index.unique("step")) == {*trained.wanted} <= set(steps)
+    assert set(found.loc["exact"].index.unique("step")) == {*trained.measured_steps} <= set(steps)
     assert max(steps) == 40
 
     exact = population_statistics(trained.model_at(STEP), [trained.dataset.train.images])

@@ -51,7 +51,7 @@ class MomentDrift(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[None, list[int]]:
         """Choose the steps of `evaluate_at` before which enough was recorded, without an estimator."""
-        return {None: [step for step in run.wanted if step >= _SHORTEST]}
+        return {None: [step for step in run.measured_steps if step >= _SHORTEST]}
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         return []

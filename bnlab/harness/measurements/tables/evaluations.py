@@ -93,17 +93,17 @@ class Evaluations(Measurement):
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose these subjects and always `exact`, of each population, or the network itself, at `accuracy_at`."""
         if not run.has_trace:
-            return {_NO_STATISTICS: run.predicted}
+            return {_NO_STATISTICS: run.predicted_steps}
         splits = as_list(run.config.population)
         if any(each.is_rule for each in subjects):
             splits = ["train", *splits]  # rules start from exact statistics of the training split
 
         exact = [Subject(Exact(), split) for split in splits]
-        return dict.fromkeys([*exact, *subjects], run.predicted)
+        return dict.fromkeys([*exact, *subjects], run.predicted_steps)
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List the steps of `accuracy_at`, and the last one, from which frozen running averages are read."""
-        return [*run.predicted, *run.wanted[-1:]]
+        return [*run.predicted_steps, *run.measured_steps[-1:]]
 
     def measure(
         self, run: Run, subjects: list[Subject], steps: list[int], split: str = "test", shift: str = "none"
@@ -123,6 +123,7 @@ class Evaluations(Measurement):
                 counts = {"images": len(images.labels), "stat_images": count_images(run, subject, step)}
                 rows.append({**counts, **score_logits(logits, images.labels, exact if run.has_trace else None)})
 
+        # Joined by position: `tabulate` has steps and subjects in the order in which rows were appended.
         frame = tabulate(subjects, steps, {"split": split, "shift": shift})
         return pd.concat([frame, pd.DataFrame(rows)], axis=1)
 

@@ -70,7 +70,7 @@ class Gaps(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose `evaluate_at` for all but rules at inference time, whose statistics differ from input to input."""
-        return {each: run.wanted for each in subjects if not each.is_rule}
+        return {each: run.measured_steps for each in subjects if not each.is_rule}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure the gap to `exact` on the training split: a row for each step, subject and layer."""
@@ -122,6 +122,7 @@ def _measure_distances(run: Run, step: int, layout: Layout, estimates: Tensor) -
         batch_std = (biased_var + layer.eps).sqrt()
 
         mean, var = estimate.unsqueeze(1).unbind(2)  # each [subjects, 1, C], against the batches
+        # An estimator may give a variance below −eps.
         std = (var + layer.eps).clamp(min=0).sqrt()
         mean_distance = (mean - batch_mean).abs() / batch_std
         std_distance = (std / batch_std - 1).abs()

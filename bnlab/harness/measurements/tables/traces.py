@@ -46,15 +46,15 @@ class Traces(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose 120 steps and those of `evaluate_at` for running averages, the latter for all others but rules."""
-        points = np.geomspace(1, max([1, *run.wanted]), _POINTS)
-        often = sorted({*run.wanted, *(round(point) for point in points)}) if run.wanted else []
+        points = np.geomspace(1, max([1, *run.measured_steps]), _POINTS)
+        often = sorted({*run.measured_steps, *(round(point) for point in points)}) if run.measured_steps else []
         chosen = [each for each in subjects if not each.is_rule]
-        return {each: often if each.average else run.wanted for each in chosen}
+        return {each: often if each.average else run.measured_steps for each in chosen}
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List all steps of `evaluate_at` for statistics of frozen weights, else the last, for frozen averages."""
         has_frozen = any(each.average is None and not each.is_rule for each in subjects)
-        return run.wanted if has_frozen else run.wanted[-1:]
+        return run.measured_steps if has_frozen else run.measured_steps[-1:]
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure mean and variance: a row for each step, subject, layer and channel, the first and the middle one."""
