@@ -86,8 +86,9 @@ def read_catalogue() -> Catalogue:
     """Read the questions Q1, Q2, … with their answers, the hypotheses with conclusions, and what stands around them."""
     folder = Path(__file__).with_name("answers")
     pages = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
-    # The other four files are popped, so that only questions are left.
+    # The other five files are popped, so that only questions are left.
     first = pages.pop("first")
+    situations = pages.pop("situations")
     index = {}
     for part in pages.pop("index").split("## ")[1:]:
         topic, _, links = part.partition("\n")
@@ -103,4 +104,4 @@ def read_catalogue() -> Catalogue:
     # As words, Q10 would come before Q2.
     numbers = sorted(pages, key=lambda number: int(number[1:]))
     questions = {number: pages[number] for number in numbers}
-    return Catalogue(questions, hypotheses, first, index, last)
+    return Catalogue(questions, hypotheses, first, situations, index, last)

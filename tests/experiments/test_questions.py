@@ -34,7 +34,13 @@ REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 MEASURED = [name for name in list_questions() if (REFERENCE / name).is_dir()]
 CATALOGUE = read_catalogue()
 CONCLUSIONS = {number: conclusion for number, (_, conclusion) in CATALOGUE.hypotheses.items()}
-TEMPLATES = {"first": CATALOGUE.first, **CATALOGUE.questions, "last": CATALOGUE.last, **CONCLUSIONS}
+TEMPLATES = {
+    "first": CATALOGUE.first,
+    "situations": CATALOGUE.situations,
+    **CATALOGUE.questions,
+    "last": CATALOGUE.last,
+    **CONCLUSIONS,
+}
 NUMBERS = {*CATALOGUE.questions, *CATALOGUE.hypotheses, *FIGURES}
 LINK_TARGET = re.compile(r"\]\([^)]*\)")
 
@@ -188,8 +194,11 @@ def test_readme_links_to_answers_that_there_are() -> None:
     links = re.findall(r"ANSWERS\.md#([\w-]+)", README)
     answers = (REFERENCE / "ANSWERS.md").read_text(encoding="utf-8")
 
+    headings = re.findall(r"^#+ (.*)$", answers, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
     assert len(links) >= 4
-    assert [link for link in links if f"](#{link})" not in answers] == []
+    assert {*links} <= anchors
 
 
 @pytest.mark.parametrize("number", CONCLUSIONS)
@@ -239,7 +248,7 @@ def test_every_answer_is_read_once(number: str) -> None:
 
 
 def test_situations_rest_on_claims() -> None:
-    header, _, *rows = [line for line in CATALOGUE.first.splitlines() if line.startswith("|")]
+    header, _, *rows = [line for line in CATALOGUE.situations.splitlines() if line.startswith("|")]
 
     assert header == "| your situation | what to do |"
     for row in rows:

@@ -248,7 +248,7 @@ class _Quotes:
             return _say_counts(cells) + mark
         return _say_means(cells, unit, sign, interval, self.after_one) + mark
 
-    def _quote_estimate(self, claim: str, *conditions: str, sign: int = 1) -> str:
+    def _quote_estimate(self, claim: str, *conditions: str, sign: int = 1, interval: bool = True) -> str:
         outcome, name = self._find(claim)
         cells = _require_means(find_conditions(outcome.frame, name, conditions))
         self._add_seeds(outcome, cells)
@@ -257,7 +257,7 @@ class _Quotes:
         unit = declared.margin.unit
         if unit == _OF_NETWORKS:
             return _say_counts(cells) + mark
-        return _say_means(cells, unit, sign, True, self.after_one) + mark
+        return _say_means(cells, unit, sign, interval, self.after_one) + mark
 
     def _quote_point(self, figure: str, *conditions: str, unit: str, sign: int = 1, interval: bool = True) -> str:
         outcome, name = self._find(figure)

@@ -27,6 +27,7 @@ class Catalogue:
         questions: by number, the template of question and answer, see `outcome.fill_prose`.
         hypotheses: by number, the hypothesis in our words, and the template of what is concluded of it.
         first: what stands before all questions, see `outcome.fill_paragraphs`.
+        situations: what to do in which situation, a table behind the index.
         index: by topic, links to its questions in the words of those who ask, `- [why?](#Q1)`.
         last: what stands behind all questions.
     """
@@ -34,6 +35,7 @@ class Catalogue:
     questions: Mapping[str, str]
     hypotheses: Mapping[str, tuple[str, str]]
     first: str
+    situations: str
     index: Mapping[str, str]
     last: str
 
@@ -109,6 +111,7 @@ def write_answers(
     answers = render(
         "answers.md",
         first=fill_paragraphs(catalogue.first, outcomes, after_one=2),
+        situations=fill_paragraphs(catalogue.situations, outcomes, after_one=2),
         topics=_list_topics(catalogue.index),
         last=fill_paragraphs(catalogue.last, outcomes),
         questions=questions,
