@@ -3,6 +3,9 @@
 The first layer's input is standardized by hand: its means stay near 0 while the weights move, so that it hardly lags,
 and a mean over all layers would hide that the others do. Therefore a network's gap is the root mean square over its
 deeper layers, and the first layer stands beside it. A network with a single layer has the gap of that one.
+
+Rows of some tables hold gaps that were averaged when they were measured (`average_one`). With another definition raise
+`measurements.estimates.VERSION`, or rows of both stand in one table.
 """
 
 from __future__ import annotations
