@@ -18,6 +18,10 @@ from bnlab.harness.progress import say
 _MULTIRUN = ("-m", "--multirun")
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
     from bnlab.harness.artifacts.job_settings import Config
     from bnlab.harness.lab.compose import Job, Launcher
 
@@ -145,24 +149,38 @@ def _count_processes(waiting: list[Config], launcher: Launcher) -> int:
 
 def _finish(planned: list[Config], waiting: list[Config], words: list[str], display: Display, started: float) -> int:
     """Put the tables together and say what there is now, and which jobs that were run have failed; the exit code."""
-    from bnlab.harness.artifacts.run import Run
-    from bnlab.harness.jobs import find_failure, list_waiting
-    from bnlab.harness.reporting import tables
-    from bnlab.harness.reporting.frames import OVERVIEWED
+    from bnlab.harness.reporting.tables import write_tables
 
     first = planned[0]
-    found = tables.write_tables(first.folder)
+    found = write_tables(first.folder)
     display.print(f"done in {time.perf_counter() - started:.0f} s; {first.folder}/tables/")
     for name, frame in found.items():
         if len(frame):
             display.print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
-
     for note in found.notes:
         say(note, first.quiet)
+    _say_diverged(planned, found["runs"])
+
+    are_all_done = _say_unfinished(waiting)
+    report = _name_report(first, words)
+    if _has_figures(found, report):
+        display.print(f"next: bnlab report {shlex.join(report)}")
+    return 0 if are_all_done else 1
+
+
+def _say_diverged(planned: list[Config], runs: pd.DataFrame) -> None:
+    """Say which networks of this sweep have diverged, also those that were there."""
+    from bnlab.harness.artifacts.run import Run
+
     networks = {Run(config).id for config in planned}
-    runs = found["runs"]
     for name in runs.loc[runs["run"].isin(networks) & (runs["status"] == "diverged"), "run"]:
         say(f"{name} diverged: its rows end there")
+
+
+def _say_unfinished(waiting: list[Config]) -> bool:
+    """Say which jobs have failed, and which were ended from outside; return whether there is none of either."""
+    from bnlab.harness.artifacts.run import Run
+    from bnlab.harness.jobs import find_failure, list_waiting
 
     failures = {find_failure(Run(config)) for config in waiting}
     failed = sorted(path for path in failures if path.exists())
@@ -171,13 +189,16 @@ def _finish(planned: list[Config], waiting: list[Config], words: list[str], disp
     missing = {Run(config).id for config in list_waiting(waiting) if not find_failure(Run(config)).exists()}
     for name in sorted(missing):
         say(f"not finished: {name}, whose job was ended from outside; the same command continues")
+    return not failed and not missing
+
+
+def _has_figures(found: Mapping[str, pd.DataFrame], report: list[str]) -> bool:
+    """Return whether a report would draw something: of a question any table, else those by which any sweep is drawn."""
+    from bnlab.harness.reporting.frames import OVERVIEWED
+
     measured = [name for name, frame in found.items() if name != "runs" and len(frame)]
-    report = _name_report(first, words)
-    if not report[0].startswith("experiment="):
-        measured = [name for name in measured if name in OVERVIEWED]
-    if measured:
-        display.print(f"next: bnlab report {shlex.join(report)}")
-    return 1 if failed or missing else 0
+    is_of_question = report[0].startswith("experiment=")
+    return any(is_of_question or name in OVERVIEWED for name in measured)
 
 
 def _name_report(config: Config, words: list[str]) -> list[str]:

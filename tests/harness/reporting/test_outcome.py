@@ -252,9 +252,10 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "Q2": "# Else?",
     }
     conclusion = 'Yes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
-    first = "First, [else](#Q2).\n\n| a | b |\n|---|---|\n| 1 | 2 |"
+    first = "First, [else](#Q2)."
+    situations = "Then:\n\n| a | b |\n|---|---|\n| 1 | 2 |"
     index = {"What it is": "- [Why?](#Q1)", "What to do": "- [What else?](#Q2)"}
-    catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, index, "Last.")
+    catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, first, situations, index, "Last.")
     answers = [decide_outcome(experiment, plant())]
 
     (tmp_path / "trial" / "figures").mkdir(parents=True)
@@ -277,7 +278,8 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "Claims: none; it follows from the formula, or from what PyTorch does.",
     ]
     assert "\n".join(lines) in text
-    assert "First, [else](#q2-else).\n\n| a | b |\n|---|---|\n| 1 | 2 |\n" in text
+    assert "First, [else](#q2-else).\n" in text
+    assert "[What else?](#q2-else)\n\nThen:\n\n| a | b |\n|---|---|\n| 1 | 2 |\n" in text
     assert "**What it is**\n\n- [Why?](#q1-what)\n\n**What to do**\n\n- [What else?](#q2-else)\n" in text
     assert "\nLast.\n" in text
 
