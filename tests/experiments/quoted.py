@@ -27,6 +27,8 @@ README = (
     'digits) it costs {{ holds("quickstart.start_costs_early", "batch size 256") }}; after 50',
     f"After 560 updates or more, less than half a point is lost at the end, at batch sizes 16 to 256{_HARMLESS}; at 4",
     f"less than 0.3 points are lost{_HARMLESS_ON_CIFAR10}.",
+    f"with a ResNet-20, less than 0.3 points are lost{_HARMLESS_ON_CIFAR10}; n = 5)",
+    'far too low: by {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }} after 144 updates',
     f"with a falling rate lost less than 0.3 points{_HARMLESS_ON_CIFAR10} at the end;",
     f'they lose {{{{ holds("ground.constant_rates_cost_early", {_LAGGING}) }}}}; at batch size 256',
     'After 2,250 updates they lose {{ estimated("ground.constant_rates_keep_costing") }} at batch sizes 4 to 256,',
