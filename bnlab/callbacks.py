@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
 _SECONDS = "recalibration_seconds"  # what the time is called in logs
 _RUNNING = "_running"  # what follows the name of a metric under running averages
 _METHODS = ("evaluate", "predict", "save_model")  # of a Trainer of Transformers, those that see exact statistics
+_RECALIBRATED: weakref.WeakSet[Any] = weakref.WeakSet()  # trainers whose methods were replaced
 _TIMES = ("runtime", "per_second", "compilation_time")  # ends of what Transformers logs beside metrics
 
 
@@ -186,7 +188,7 @@ def recalibrate_in_transformers(
     Raises:
         TypeError, ValueError: it is no such trainer; the batches cannot be iterated over, or are one batch; `images` is
             no number of images, or `both` not True or False.
-        ValueError: the model has no batch norm with running statistics.
+        ValueError: the model has no batch norm with running statistics, or this was called for this trainer before.
 
     >>> from transformers import Trainer  # doctest: +SKIP
     >>> from bnlab.callbacks import recalibrate_in_transformers
@@ -199,6 +201,11 @@ def recalibrate_in_transformers(
             f"recalibrate_in_transformers: trainer is a {type(trainer).__name__}; pass a Trainer of transformers"
         )
     _require_arguments("recalibrate_in_transformers", batches, images, both)
+    if trainer in _RECALIBRATED:
+        raise ValueError(
+            "recalibrate_in_transformers: this trainer evaluates under exact statistics already; make a new trainer to "
+            "change that"
+        )
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     group = torch.distributed.group.WORLD if is_distributed else None
     training = watch(trainer.model, images, batches=batches, group=group, **options)
@@ -245,6 +252,7 @@ def recalibrate_in_transformers(
 
         return run_exactly
 
+    _RECALIBRATED.add(trainer)
     for name in _METHODS:
         setattr(trainer, name, wrap(getattr(trainer, name), both and name == "evaluate"))
 

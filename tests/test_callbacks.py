@@ -322,6 +322,10 @@ def test_what_is_refused_at_once() -> None:
         make_lightning_callback(IMAGES[0])
     with pytest.raises(ValueError, match="watch: no BatchNorm layer"):
         recalibrate_in_transformers(StubTrainer(nn.Sequential(nn.Linear(4, 3))), IMAGES)
+    twice = StubTrainer(make_network())
+    recalibrate_in_transformers(twice, IMAGES)
+    with pytest.raises(ValueError, match="this trainer evaluates under exact statistics already"):
+        recalibrate_in_transformers(twice, IMAGES)
     with pytest.raises(TypeError, match="recalibrate_in_transformers: trainer is a int; pass a Trainer"):
         recalibrate_in_transformers(3)
     with pytest.raises(TypeError, match="make_lightning_callback: both='x'; pass True or False"):

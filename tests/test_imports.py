@@ -62,7 +62,7 @@ FOLDERS = {
     "harness.lab": "registry command watching explaining launchers compose launch sweep from_python papers "
     "reproduction report removing forgetting runs",
     "doctor.gallery": "patterns network store specimen faults table",
-    "watching": "keeper comparison watch",
+    "watching": "snapshot keeper comparison watch",
     "commands": "packages images loading demo doctor gap recalibrate",
     "harness.artifacts": "data corruptions norms models optimizers training job_settings naming run live "
     "training_runner",

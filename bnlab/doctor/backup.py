@@ -126,10 +126,16 @@ def write_statistics(model: nn.Module, statistics: Statistics, *, for_block: boo
     # In a block the write is hidden from autograd, so that a backward pass to come finds what it has saved. Otherwise
     # such a pass should raise, because the new statistics stay.
     if for_block:
-        for name, layer in layers.items():
-            write_buffers(layer, statistics[name])
-    else:
-        statistics.write_to(model)
+        backup = BufferBackup(model, layers, old, {}, averages, counters, for_block)
+        try:
+            for name, layer in layers.items():
+                write_buffers(layer, statistics[name])
+        except BaseException:  # Ctrl-C in the middle of it
+            backup.put_back()
+            raise
+        return backup
+
+    statistics.write_to(model)
     new = {name: _read(layer) for name, layer in layers.items()}
     return BufferBackup(model, layers, old, new, averages, counters, for_block)
 

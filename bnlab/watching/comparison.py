@@ -95,21 +95,23 @@ def _write(value: float, scores: Scores) -> str:
     return f"{100 * value:z.1f}" if scores.are_shares else describe_number(value)
 
 
-def compare_metrics(running: Any, exact: Any, has_exact: bool, lower: bool | Collection[str]) -> list[Comparison]:
+Metrics = Mapping[str, tuple[Tensor, bool]]
+"""By the metric's name its values, float64 [1] or [images], and whether there is one for each image."""
+
+
+def compare_metrics(running: Metrics, exact: Metrics | None, lower: bool | Collection[str]) -> list[Comparison]:
     """Compare what an evaluation has returned under both kinds of statistics.
 
     Args:
-        running, exact: what was returned.
-        has_exact: whether there were exact statistics.
+        running, exact: what was read; None where there were no exact statistics.
         lower: whether lower is better; or the names of the metrics of which it is.
 
     Raises:
-        TypeError, ValueError: they are neither numbers nor a score for each image, or not of the same images, or
-            `lower` names others.
+        ValueError: they are of other metrics or images, or `lower` names others.
     """
-    by_kind = {"running": _read_metrics(running)}
-    if has_exact:
-        by_kind["exact"] = _read_metrics(exact)
+    by_kind = {"running": running}
+    if exact is not None:
+        by_kind["exact"] = exact
 
     names = list(by_kind["running"])
     for metrics in by_kind.values():
@@ -127,14 +129,22 @@ def compare_metrics(running: Any, exact: Any, has_exact: bool, lower: bool | Col
         values = {kind: metrics[metric][0] for kind, metrics in by_kind.items()}
         lengths = {len(each) for each in values.values()}
         if len(lengths) > 1:
-            raise ValueError(f"watch: evaluate returned scores of other images the second time: {sorted(lengths)}")
+            first, second = (len(values[kind]) for kind in ("exact", "running"))
+            raise ValueError(
+                f"watch: evaluate returned {first:,} scores the first time and {second:,} the second; score the same "
+                "images each time"
+            )
         is_lower_better = lower if isinstance(lower, bool) else metric in lower
         comparisons.append(Comparison(metric, values, is_lower_better, has_images))
     return comparisons
 
 
-def _read_metrics(returned: Any) -> dict[str, tuple[Tensor, bool]]:
-    """Read metrics by name: float64 [1] or [images], and whether there is a value for each image."""
+def read_metrics(returned: Any) -> Metrics:
+    """Read what an evaluation has returned, into values of our own.
+
+    Raises:
+        TypeError, ValueError: it is neither a number, nor numbers by name, nor a score for each image.
+    """
     if isinstance(returned, Mapping):
         if not returned:
             raise ValueError(f"watch: evaluate returned no metric; {_ADVICE}")
@@ -145,15 +155,17 @@ def _read_metrics(returned: Any) -> dict[str, tuple[Tensor, bool]]:
         raise TypeError(f"watch: evaluate returned None; {_ADVICE}")
     if isinstance(returned, tuple):  # a loss and an accuracy, rather than the scores of two images
         raise TypeError(f"watch: evaluate returned a tuple of {len(returned)}; {_ADVICE}")
-    return {"score": (read_values(returned, "watch", must_be_finite=False, advice=_ADVICE), True)}
+    values = read_values(returned, "watch", must_be_finite=False, advice=_ADVICE)
+    return {"score": (values.clone(), True)}  # the caller may fill the same array again
 
 
 def _is_number(value: Any) -> bool:
-    # Tensors and arrays without dimensions are numbers, too.
-    return isinstance(value, Real) or getattr(value, "shape", None) == ()
+    # Tensors and arrays with one value are numbers, too.
+    return isinstance(value, Real) or (hasattr(value, "shape") and math.prod(value.shape) == 1)
 
 
 def _read_number(value: Any, name: str) -> Tensor:
     if not _is_number(value):
         raise TypeError(f"watch: evaluate returned a {type(value).__name__} as {name!r}; {_ADVICE}")
-    return torch.tensor([float(value)], dtype=torch.float64)
+    number = float(value) if isinstance(value, Real) else torch.as_tensor(value).item()
+    return torch.tensor([number], dtype=torch.float64)

@@ -20,6 +20,7 @@ from bnlab.model.batches import copy_batch, count_bytes, count_images, list_sett
 from bnlab.model.borrow import count_loans
 from bnlab.model.layers import BatchNorm, unwrap_parallel
 from bnlab.recording.recorders import RecordingCall
+from bnlab.watching.snapshot import Snapshot
 
 Batch = dict[int | str, Any]
 """The arguments of a call: positional ones by their number, the others by their name."""
@@ -28,7 +29,7 @@ _NO_TENSOR = "the model's inputs hold no tensor, so that there are no images to 
 _NO_COPY = "the model's inputs cannot be copied ({error}); pass batches="
 _NOT_CALLED = (
     "the model is trained, but no module that holds all its batch norms has been called (only parts of it, or its "
-    "forward() directly); watch the part that is called, or pass batches="
+    "forward() directly); watch the part that is called, name its layers in layers=, or pass batches="
 )
 _IN_EVAL_MODE = (
     "the model is trained in eval mode, so that its batch norms use their running averages and do not update them; "
@@ -43,6 +44,9 @@ _OLDER_WEIGHTS = (
     "belong to older weights; watch the module that holds these parts too, or pass batches="
 )
 
+_KEEPERS: weakref.WeakSet[Keeper] = weakref.WeakSet()  # all that are not closed
+_HOOK: list[Any] = []  # the handle of the hook behind optimizers' steps, once there is one
+
 
 @dataclass
 class Calls:
@@ -51,10 +55,26 @@ class Calls:
     Attributes:
         in_train_mode: how many there were with a batch norm in train mode.
         in_eval_mode: how many there were with all batch norms in eval mode.
+        other_weights: the parameters that had other values, at the first call in eval mode, than before the block.
+        has_other_averages: whether running averages had other values then.
     """
 
     in_train_mode: int = 0
     in_eval_mode: int = 0
+    other_weights: Sequence[str] = ()
+    has_other_averages: bool = False
+    snapshot: Snapshot | None = None
+
+    def note(self, is_in_eval_mode: bool) -> None:
+        """Note a call."""
+        if not is_in_eval_mode:
+            self.in_train_mode += 1
+            return
+        # Once is enough: it waits for an accelerator.
+        if not self.in_eval_mode and self.snapshot is not None:
+            self.other_weights = self.snapshot.list_changed()
+            self.has_other_averages = self.snapshot.has_other_averages()
+        self.in_eval_mode += 1
 
 
 class _Kept:
@@ -110,6 +130,7 @@ class Keeper:
         self, model: nn.Module, layers: Mapping[str, BatchNorm], images: int, keep: str | None, is_speaking: bool
     ) -> None:
         self._layers = list(layers.values())
+        self._names = list(layers)
         self.wanted = images
         self._keep = keep
         self._is_speaking = is_speaking
@@ -123,6 +144,8 @@ class Keeper:
         self._updates = 0
         self._has_forward = False  # since the last update
         self._has_eval_forward = False  # with gradients, since the last training forward or update
+        self._trains_norms = False  # whether a forward since the last update had a batch norm in train mode
+        self._has_trained_norms = False  # whether one before the last update had
         self.refusal: str | None = None
         self.frozen: list[BatchNorm] = []
 
@@ -132,7 +155,21 @@ class Keeper:
             hook = RecordingCall(partial(self._see, level), _do_nothing)
             # Before all others: these change the inputs of the copies again, when the module is called with them.
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
-        self._handles.append(_count_updates_by(self))
+        _KEEPERS.add(self)
+        # One hook for all keepers, which is never removed: torch iterates over its hooks, and fails if one goes in the
+        # middle of a step, as with a keeper that is collected then.
+        if not _HOOK:
+            _HOOK.append(register_optimizer_step_post_hook(torch.compiler.disable(_count_update)))
+
+    @property
+    def layers(self) -> Sequence[BatchNorm]:
+        """The batch norms that are watched."""
+        return self._layers
+
+    def list_replaced(self, model: nn.Module) -> list[str]:
+        """List the names of the layers that are no part of the model any more."""
+        present = {*model.modules()}
+        return [name for name, layer in zip(self._names, self._layers, strict=True) if layer not in present]
 
     @property
     def batches(self) -> list[Batch]:
@@ -158,9 +195,13 @@ class Keeper:
         return unwrap(self._modules[self._level or 0])(*args, **kwargs)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[Calls]:
-        """Keep nothing in the block, and count the model's calls in it."""
-        calls = Calls()
+    def paused(self, snapshot: Snapshot | None = None) -> Iterator[Calls]:
+        """Keep nothing in the block, and count the model's calls in it.
+
+        Args:
+            snapshot: what the model's calls in eval mode are to be called with.
+        """
+        calls = Calls(snapshot=snapshot)
         self._pauses.append(calls)
         try:
             yield calls
@@ -179,6 +220,7 @@ class Keeper:
         """Remove the hooks and the copies."""
         for handle in self._handles:
             handle.remove()
+        _KEEPERS.discard(self)
         self._kept.clear()
         self.refusal = _CLOSED
 
@@ -194,6 +236,8 @@ class Keeper:
         if self._has_forward:
             self._updates += 1
             self._has_forward = False
+            self._has_trained_norms = self._trains_norms
+            self._trains_norms = False
         else:
             self.refusal = _IN_EVAL_MODE if self._has_eval_forward else _NOT_CALLED
         self._has_eval_forward = False
@@ -206,8 +250,7 @@ class Keeper:
             return
         if self._pauses:
             for calls in self._pauses:
-                calls.in_eval_mode += are_all_frozen
-                calls.in_train_mode += not are_all_frozen
+                calls.note(are_all_frozen)
             return
 
         # A validation without gradients trains nothing.
@@ -219,6 +262,11 @@ class Keeper:
             self._has_eval_forward = True
             return
         self._has_eval_forward = False
+        # Where batch norms are trained in one forward and frozen in another one, as with adversarial images or dropout
+        # left on, averages are of the images of the first alone.
+        if are_all_frozen and (self._trains_norms or self._has_trained_norms):
+            return
+        self._trains_norms = not are_all_frozen
 
         # An inner module that is called by itself: its part of a checkpointed forward is run again.
         if self._level is not None and level > self._level:
@@ -314,22 +362,10 @@ def _is_redirected(module: nn.Module) -> bool:
     return source.startswith(("lightning.pytorch.strategies.", "pytorch_lightning.strategies."))
 
 
-def _count_updates_by(keeper: Keeper) -> Any:
-    """Let a keeper count the updates of all optimizers; returns a handle, as hooks have.
-
-    Torch holds the hook as long as the process lives, so that it must not hold the keeper, with its images.
-    """
-    reference = weakref.ref(keeper)
-
-    def count(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        alive = reference()
-        # The hook may still be called after the keeper is gone, before its handle is removed.
-        if alive is not None:
-            alive.count_update(optimizer)
-
-    handle = register_optimizer_step_post_hook(torch.compiler.disable(count))
-    weakref.finalize(keeper, handle.remove)
-    return handle
+def _count_update(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Let all keepers count an update of an optimizer; the hook behind each step."""
+    for keeper in list(_KEEPERS):  # a copy, as one may be collected meanwhile
+        keeper.count_update(optimizer)
 
 
 def _do_nothing(*_: object) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from bnlab.doctor.backup import write_statistics
@@ -21,8 +21,9 @@ from bnlab.model.borrow import restored
 from bnlab.model.layers import batch_norm_layers, get_weight, join_names, list_instance_norms
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
-from bnlab.watching.comparison import Comparison, compare_metrics
+from bnlab.watching.comparison import Comparison, compare_metrics, read_metrics
 from bnlab.watching.keeper import Calls, Keeper, unwrap
+from bnlab.watching.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,10 @@ _CALLER = "watch"
 _OF_BATCHES = ("forward", "max_images", "tolerance")  # keywords that say how given batches are read and called
 _NOT_EVALUATED = (
     "; evaluate was not seen to call the model in eval mode; is this the score of a copy, or of another model?"
+)
+_OTHER_CALLS = (
+    "; evaluate called the model {before:,} times under exact statistics and {after:,} times under running averages: "
+    "were these the same images, or is an iterator or a cache used up?"
 )
 _NOTHING_YET = "watch: no training batch has been seen yet; train first, or pass batches="
 
@@ -91,6 +96,11 @@ def watch(
 
     if batches is not None:
         require_batches(batches, _CALLER)
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"{_CALLER}: batches is a {type(batches).__name__}, which is used up when it has been read once; pass a "
+            "list or a loader"
+        )
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise TypeError(f"{_CALLER}: optimizer is a {type(optimizer).__name__}; pass an optimizer of torch")
     _require_options(options, batches is not None)
@@ -148,6 +158,7 @@ class Watch:
         self._options = options
         self._rows: list[dict[str, Any]] = []
         self._is_exact = False  # whether the model has exact statistics now, in a block of `exact`
+        self._is_comparing = False  # whether `evaluate` is being called
 
     def measure(self) -> Statistics:
         """Measure exact statistics of the images that are kept, or of `batches`, under the weights of the moment.
@@ -188,8 +199,19 @@ class Watch:
             statistics: what `measure` has returned under the same weights; default: they are measured.
 
         Raises:
-            ValueError: as `measure`; nothing has been changed then.
+            TypeError: these are no statistics.
+            ValueError: as `measure`, or this is called within `evaluate` of `compare`; nothing has been changed then.
         """
+        if self._is_comparing:
+            raise ValueError(
+                f"{_CALLER}: exact() in the function that compare calls, which it calls under exact statistics itself; "
+                "take it out of there"
+            )
+        if statistics is not None and not isinstance(statistics, Statistics):
+            raise TypeError(
+                f"{_CALLER}: exact() was given a {type(statistics).__name__}; pass what measure() has returned, or "
+                "nothing"
+            )
         with self._written(self.measure() if statistics is None else statistics) as calls:
             yield self.model
         if calls.in_train_mode:
@@ -211,7 +233,11 @@ class Watch:
                 yield calls
         finally:
             self._is_exact = was_exact
-            written.put_back()
+            try:
+                written.put_back()
+            except BaseException:  # Ctrl-C in the middle of it
+                written.put_back()
+                raise
 
     def compare(self, evaluate: Callable[[], Any], *, lower: bool | Collection[str] = False) -> str:
         """Evaluate under exact statistics and under running averages, and add the outcome to the history.
@@ -230,12 +256,13 @@ class Watch:
             layers; and if `evaluate` has not called the model, as where it evaluates a copy.
 
         Raises:
-            TypeError, ValueError: `evaluate` returned something else; changed a parameter or called the model in train
-                mode, after the model has been put back; or this is called in a block of `exact`.
+            TypeError, ValueError: `evaluate` returned something else; or it changed a parameter, called the model in
+                train mode, or with other weights or running averages than the model has outside, after the model has
+                been put back; or this is called in a block of `exact`.
         """
         if not callable(evaluate):
             raise TypeError(f"{_CALLER}: evaluate is a {type(evaluate).__name__}; pass a function without arguments")
-        if not isinstance(lower, (bool, Collection)) or isinstance(lower, str):
+        if not isinstance(lower, (bool, Collection)) or isinstance(lower, (str, Mapping)):
             raise TypeError(f"{_CALLER}: lower={lower!r}; pass True, or a list of the metrics of which lower is better")
         if self._is_exact:
             raise ValueError(
@@ -243,6 +270,7 @@ class Watch:
                 "call it outside of the block"
             )
         find_device(self.model, None, _CALLER)  # raises where the model has no values
+        self._require_same_layers()
 
         statistics = None
         reason = ""
@@ -253,13 +281,17 @@ class Watch:
 
         # The call under exact statistics comes first and is put back. What the other call changes stays, as if it had
         # been the only one.
+        # Each outcome is read at once, as the second call may fill the same dictionary or array.
         exact = None
+        calls_before = None
         if statistics is not None:
             with restored(self.model), self._written(statistics):
-                exact, _ = self._evaluate(evaluate)
-        running, calls = self._evaluate(evaluate)
+                returned, calls_before = self._evaluate(evaluate)
+                exact = read_metrics(returned)
+        returned, calls = self._evaluate(evaluate)
+        running = read_metrics(returned)
 
-        comparisons = compare_metrics(running, exact, statistics is not None, lower)
+        comparisons = compare_metrics(running, exact, lower)
         images = self._count_images(statistics)
         self._rows += [self._make_row(comparison, images) for comparison in comparisons]
 
@@ -271,6 +303,8 @@ class Watch:
         # Where values differ, the model was evaluated, also if only its parts were called, which nothing counts.
         if statistics is not None and not calls.in_eval_mode and all(each.are_equal for each in comparisons):
             line += _NOT_EVALUATED
+        elif calls_before is not None and calls_before.in_eval_mode != calls.in_eval_mode:
+            line += _OTHER_CALLS.format(before=calls_before.in_eval_mode, after=calls.in_eval_mode)
         return line + self._describe_limits(statistics, reason)
 
     @property
@@ -333,8 +367,18 @@ class Watch:
         kept = f"{self._keeper.images:,} of {self._keeper.wanted:,} images"
         return f"Watch({type(self.model).__name__}; {kept}; {len(self._rows)} comparisons)"
 
+    def _require_same_layers(self) -> None:
+        """Raise ValueError where a batch norm was replaced: modes are read off those that were there."""
+        replaced = self._keeper.list_replaced(self.model)
+        if replaced:
+            raise ValueError(
+                f"{_CALLER}: {join_names(replaced)} were replaced since the model is watched (by "
+                "convert_sync_batchnorm?); call bnlab.watch after that"
+            )
+
     def _list_layers(self) -> list[str]:
         """List the layers to measure: the caller's, or all that are not frozen."""
+        self._require_same_layers()
         chosen = self._options.get("layers")
         layers = batch_norm_layers(self.model, chosen, caller=_CALLER)
         if chosen is not None:
@@ -372,35 +416,19 @@ class Watch:
     def _evaluate(self, evaluate: Callable[[], Any]) -> tuple[Any, Calls]:
         """Call the caller's function, and count the calls of the model in it.
 
-        ValueError if it changes a parameter, or calls the model in train mode alone, after the model has been put back.
+        ValueError if it changes the model, or evaluates another one than is measured; the model is put back then.
         """
-        # Only copies show whether `evaluate` has trained the model. A weight that was NaN and still is counts as
-        # unchanged.
-        parameters = _copy_values(self.model.named_parameters())
-        buffers = _copy_values(self.model.named_buffers())
-        with self._keeper.paused() as calls:
-            returned = evaluate()
+        snapshot = Snapshot(self.model, self._keeper.layers)
+        self._is_comparing = True
+        try:
+            with self._keeper.paused(snapshot) as calls:
+                returned = evaluate()
+        finally:
+            self._is_comparing = False
 
-        changed = []
-        for name, (parameter, values) in parameters.items():
-            if not torch.allclose(parameter, values, rtol=0.0, atol=0.0, equal_nan=True):
-                changed.append(name)
-
-        mistake = ""
-        if changed:
-            mistake = (
-                f"evaluate changed {join_names(changed)}, which were put back; pass a function that does not train the "
-                "model"
-            )
-        elif calls.in_train_mode and not calls.in_eval_mode:
-            mistake = (
-                "evaluate called the model in train mode, in which batch norm uses each batch's own statistics; call "
-                "model.eval() in it"
-            )
+        mistake = _find_mistake(snapshot, calls)
         if mistake:
-            for tensor, values in (*parameters.values(), *buffers.values()):
-                # `.data`: a backward pass still to come may have saved the tensor.
-                tensor.data.copy_(values)
+            snapshot.put_back()
             raise ValueError(f"{_CALLER}: {mistake}")
         return returned, calls
 
@@ -445,8 +473,31 @@ class Watch:
         return described
 
 
-def _copy_values(named: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
-    return {name: (tensor, tensor.detach().clone()) for name, tensor in named}
+def _find_mistake(snapshot: Snapshot, calls: Calls) -> str:
+    """Find out what an evaluation has done that makes its outcome say nothing; empty: nothing."""
+    changed = snapshot.list_changed()
+    if changed:
+        return (
+            f"evaluate changed {join_names(changed)}, which were put back; pass a function that does not train the "
+            "model"
+        )
+    if calls.in_train_mode:
+        return (
+            "evaluate called the model in train mode, in which batch norm uses each batch's own statistics; call "
+            "model.eval() in it"
+        )
+    if calls.other_weights:
+        return (
+            f"evaluate called the model with other values of {join_names(calls.other_weights)} than it has outside "
+            "(averaged weights, or a checkpoint?), but the statistics are of those outside; put these weights in place "
+            "before compare, and take them out after it"
+        )
+    if calls.has_other_averages:
+        return (
+            "evaluate called the model with other running averages than it has outside (load_state_dict?), which took "
+            "the place of those that are compared; take that out of it"
+        )
+    return ""
 
 
 def _require_options(options: dict[str, Any], has_batches: bool) -> None:

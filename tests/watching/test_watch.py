@@ -735,6 +735,135 @@ def test_an_evaluate_without_eval_mode_is_refused(has_exact: bool) -> None:
     assert watch.history.empty
 
 
+def test_an_outcome_that_is_filled_in_again_is_read_at_once() -> None:
+    """As of an evaluation that writes each time into the same dictionary, or array."""
+    model = make_model().train()
+    watch = bnlab.watch(model, 6)
+    model(make_batches(6)[0])
+    found: dict[str, float] = {}
+    scores = np.zeros(3)
+
+    def fill_dictionary() -> dict[str, float]:
+        found["mean"] = evaluate(model)
+        return found
+
+    def fill_array() -> Any:
+        scores[:] = evaluate(model)
+        return scores
+
+    watch.compare(fill_dictionary)
+    watch.compare(fill_array)
+    assert (watch.history["running"] != watch.history["exact"]).all()
+
+
+def swap_weights(model: nn.Module, watch: bnlab.Watch) -> None:
+    weight = model[0].weight.detach().clone()  # type: ignore[index]
+    model[0].weight.data.mul_(0.9)  # type: ignore[index]
+    evaluate(model)
+    model[0].weight.data.copy_(weight)  # type: ignore[index]
+
+
+def load_and_load_back(model: nn.Module, watch: bnlab.Watch) -> None:
+    now = copy.deepcopy(model.state_dict())
+    model.load_state_dict({**now, "1.running_mean": now["1.running_mean"] + 1})
+    evaluate(model)
+    model.load_state_dict(now)
+
+
+def nest_exact(model: nn.Module, watch: bnlab.Watch) -> None:
+    with watch.exact():
+        evaluate(model)
+
+
+def mix_modes(model: nn.Module, watch: bnlab.Watch) -> None:
+    evaluate(model)
+    model.train()(make_batches(6)[0])
+
+
+def convert(model: nn.Module, watch: bnlab.Watch) -> None:
+    model.double()
+    model.float()
+
+
+def replace_parameter(model: Any, watch: bnlab.Watch) -> None:
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (swap_weights, "evaluate called the model with other values of '0.weight' than it has outside"),
+        (load_and_load_back, "evaluate called the model with other running averages than it has outside"),
+        (nest_exact, r"exact\(\) in the function that compare calls"),
+        (mix_modes, "evaluate called the model in train mode"),
+        (convert, "evaluate changed '0.weight'"),
+        (replace_parameter, "evaluate changed '0.weight'"),
+    ],
+)
+def test_what_evaluates_another_model_than_is_measured_is_refused(
+    mistake: Callable[[nn.Module, bnlab.Watch], None], message: str
+) -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model, 6)
+    model(make_batches(6)[0])
+
+    def evaluate_wrongly() -> float:
+        mistake(model, watch)
+        return 0.5
+
+    before = dict(model.named_parameters())
+    with unchanged(model), pytest.raises(ValueError, match=message):
+        watch.compare(evaluate_wrongly)
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    assert watch.history.empty
+    assert_exact(watch, make_batches(6))
+
+
+def test_an_iterator_that_is_used_up_by_the_first_call_is_noticed() -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model, 6)
+    model(make_batches(6)[0])
+    batches = iter(make_batches(3, 4))
+
+    def evaluate_what_is_left() -> float:
+        return sum(float(model.eval()(batch).sum().detach()) for batch in batches)
+
+    line = watch.compare(evaluate_what_is_left)
+    assert "called the model 2 times under exact statistics and 0 times under running averages" in line
+
+
+@pytest.mark.parametrize("is_frozen_first", [True, False])
+def test_images_that_no_batch_norm_averages_are_not_kept(is_frozen_first: bool) -> None:
+    """As where each step has a second forward with batch norm frozen, on adversarial images."""
+    model = make_model().train()
+    watch = bnlab.watch(model, 6)
+    batches = make_batches(6, 7)
+    for _ in range(3):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for is_frozen in (is_frozen_first, not is_frozen_first):
+            for layer in (model[1], model[4]):
+                layer.train(not is_frozen)
+            model(batches[is_frozen]).sum().backward()
+        optimizer.step()
+
+    assert_exact(watch, batches[:1])
+
+
+def test_layers_that_were_replaced_are_named() -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    model(make_batches(6)[0])
+    model[1] = copy.deepcopy(model[1])
+    for ask in (watch.measure, lambda: watch.compare(lambda: evaluate(model))):
+        with pytest.raises(ValueError, match="watch: '1' were replaced since the model is watched"):
+            ask()
+
+
+def test_one_value_in_a_tensor_is_a_number() -> None:
+    line = compare_values(torch.tensor([0.5]), np.array([[0.75]]))
+    assert line == "50.0% under running averages, 75.0% under exact statistics: eval() understates it by 25.0 points"
+
+
 def test_a_comparison_within_exact_statistics_is_refused() -> None:
     model = make_model().train()
     watch = bnlab.watch(model)
@@ -790,7 +919,7 @@ def test_values_that_are_not_finite_are_not_compared(running: Any, shown: str) -
     [
         ({"a": 1}, {"b": 1}, {}, "returned 'a' the first time and 'b' the second"),
         ({"a": 1, "b": 1}, {"b": 1}, {}, "returned 'a', 'b' the first time and 'b' the second"),
-        ([1, 2], [1, 2, 3], {}, "scores of other images"),
+        ([1, 2], [1, 2, 3], {}, "returned 2 scores the first time and 3 the second"),
         ({"loss": 1}, {"loss": 2}, {"lower": ["los"]}, "lower has 'los'; evaluate returned 'loss'"),
     ],
 )
@@ -903,6 +1032,17 @@ def watched(**options: Any) -> bnlab.Watch:
         ),
         (lambda: watched(keep="disk"), ValueError, "watch: keep='disk'; pass \"cpu\""),
         (lambda: watched(image=3), TypeError, "watch: 'image' is no keyword"),
+        (
+            lambda: watched(batches=iter([torch.ones(3)])),
+            ValueError,
+            "watch: batches is a list_iterator, which is used",
+        ),
+        (lambda: watched().exact(0.5).__enter__(), TypeError, r"watch: exact\(\) was given a float"),  # type: ignore[arg-type]
+        (
+            lambda: watched().compare(lambda: 1, lower={"loss": True}),
+            TypeError,
+            "watch: lower={'loss': True}; pass True",
+        ),
         (lambda: watched(batches=torch.ones(3)), TypeError, "watch: batches is a Tensor"),
         (lambda: watched(forward=print), TypeError, "watch: 'forward' is for batches=, which are not given"),
         (lambda: watched(optimizer=0.1), TypeError, "watch: optimizer is a float; pass an optimizer"),
