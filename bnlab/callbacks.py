@@ -22,7 +22,7 @@ from bnlab.model.batches import call, require_batches
 from bnlab.model.borrow import restored
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
-from bnlab.watching.watch import Watch, require_image_count, watch
+from bnlab.watching.watch import Watch, require_image_count, require_rereadable, watch
 
 __all__ = ["make_lightning_callback", "recalibrate_in_transformers"]
 _SECONDS = "recalibration_seconds"  # what the time is called in logs
@@ -186,8 +186,8 @@ def recalibrate_in_transformers(
             batches that are dictionaries `forward=lambda model, batch: model(**batch)`.
 
     Raises:
-        TypeError, ValueError: it is no such trainer; the batches cannot be iterated over, or are one batch; `images` is
-            no number of images, or `both` not True or False.
+        TypeError, ValueError: `trainer` is no Trainer of Transformers; the batches cannot be iterated over, or only
+            once, or are one batch; `images` is no number of images, or `both` not True or False.
         ValueError: the model has no batch norm with running statistics, or this was called for this trainer before.
 
     >>> from transformers import Trainer  # doctest: +SKIP
@@ -258,12 +258,13 @@ def recalibrate_in_transformers(
 
 
 def _require_arguments(caller: str, batches: Iterable[Any] | None, images: Any, both: Any) -> None:
-    """Raise where `watch` would only in the middle of a fit, and where `both` would be taken for True."""
+    """Raise at once for what `watch` would refuse only when the fit begins, and for a `both` that is no bool."""
     require_image_count(images, caller)
     if not isinstance(both, bool):
         raise TypeError(f"{caller}: both={both!r}; pass True or False")
     if batches is not None:
         require_batches(batches, caller)
+        require_rereadable(batches, caller)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ class BufferBackup:
         model: the model.
         layers: the layers that were written, by name.
         old: running mean and variance before, [2, C] on the CPU, by layer.
-        new: the same after.
+        new: the same after; empty for a block.
         averages: what self-tuned layers had averaged before, by layer.
         counters: how many batches torch had counted before, by layer; of those that count, and for a block alone.
         for_block: whether the old ones come back at the end of a block: whatever has been written since, and so that

@@ -6,9 +6,9 @@ import contextlib
 import math
 import sys
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ _IN_EVAL_MODE = (
 _CONVERTED = (
     "the model is now of {now}, and the images were kept when it was of {then}; train on, or pass batches= of that type"
 )
-_CLOSED = "this watch is closed; bnlab.watch(model) begins another one"
+CLOSED = "this watch is closed; bnlab.watch(model) begins another one"
 _OLDER_WEIGHTS = (
     "an input of {kind} requires a gradient: it is optimized, or comes from trainable parts outside of it, and would "
     "belong to older weights; watch the module that holds these parts too, or pass batches="
@@ -64,9 +64,10 @@ class Calls:
     other_weights: Sequence[str] = ()
     has_other_averages: bool = False
     snapshot: Snapshot | None = None
+    _by_level: Counter[int] = field(default_factory=Counter)
 
-    def note(self, is_in_eval_mode: bool) -> None:
-        """Note a call."""
+    def note(self, level: int, is_in_eval_mode: bool) -> None:
+        """Note a call of the module at this level, 0 being the model itself."""
         if not is_in_eval_mode:
             self.in_train_mode += 1
             return
@@ -74,7 +75,9 @@ class Calls:
         if not self.in_eval_mode and self.snapshot is not None:
             self.other_weights = self.snapshot.list_changed()
             self.has_other_averages = self.snapshot.has_other_averages()
-        self.in_eval_mode += 1
+        # A call of the model calls the modules in it, too, each of which has a hook.
+        self._by_level[level] += 1
+        self.in_eval_mode = max(self._by_level.values())
 
 
 class _Kept:
@@ -122,8 +125,10 @@ class Keeper:
 
     Attributes:
         wanted: `images`.
-        refusal: why the inputs of the latest training forward were not kept; None where they were.
-        frozen: the layers that were in eval mode in the latest training forward.
+        refusal: why the model cannot be measured on what is kept (inputs were not kept, it is trained in eval mode, was
+            not called, or this is closed); None where it can.
+        frozen: the layers that were in eval mode in the latest training forward that was taken.
+        is_closed: whether `close` was called.
     """
 
     def __init__(
@@ -144,9 +149,11 @@ class Keeper:
         self._updates = 0
         self._has_forward = False  # since the last update
         self._has_eval_forward = False  # with gradients, since the last training forward or update
+        self._eval_updates = 0  # since the last training forward
         self._trains_norms = False  # whether a forward since the last update had a batch norm in train mode
         self._has_trained_norms = False  # whether one before the last update had
         self.refusal: str | None = None
+        self.is_closed = False
         self.frozen: list[BatchNorm] = []
 
         self._modules = _list_holders(model, self._layers)
@@ -209,7 +216,9 @@ class Keeper:
             self._pauses.pop()
 
     def find_refusal(self) -> str | None:
-        """Find out why the model cannot be measured on what is kept; None where it can, or nothing is kept so far."""
+        """Find out why the model cannot be measured on what is kept; None where nothing speaks against it."""
+        if self.is_closed:
+            return CLOSED
         if self.refusal is None and self._kept:
             dtype = self._find_dtype()
             if dtype != self._dtype:
@@ -222,7 +231,7 @@ class Keeper:
             handle.remove()
         _KEEPERS.discard(self)
         self._kept.clear()
-        self.refusal = _CLOSED
+        self.is_closed = True
 
     def count_update(self, optimizer: Optimizer) -> None:
         """Count an update if it is of one of the model's parameters, and there was a training forward before it."""
@@ -238,8 +247,14 @@ class Keeper:
             self._has_forward = False
             self._has_trained_norms = self._trains_norms
             self._trains_norms = False
+        elif self._has_eval_forward:
+            # Between two steps there may be a forward in eval mode for a log, or of a search for an architecture. Two
+            # updates without a training forward are training in eval mode.
+            self._eval_updates += 1
+            if self._eval_updates > 1:
+                self.refusal = _IN_EVAL_MODE
         else:
-            self.refusal = _IN_EVAL_MODE if self._has_eval_forward else _NOT_CALLED
+            self.refusal = _NOT_CALLED
         self._has_eval_forward = False
 
     def _see(self, level: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -250,27 +265,30 @@ class Keeper:
             return
         if self._pauses:
             for calls in self._pauses:
-                calls.note(are_all_frozen)
+                calls.note(level, are_all_frozen)
             return
 
         # A validation without gradients trains nothing.
         if not torch.is_grad_enabled():
             return
-        # If all batch norms are frozen, only the model's own mode shows that it is trained.
-        if are_all_frozen and not module.training:
-            # It may be a validation as well. Only an update that follows shows that this was training.
-            self._has_eval_forward = True
-            return
-        self._has_eval_forward = False
-        # Where batch norms are trained in one forward and frozen in another one, as with adversarial images or dropout
-        # left on, averages are of the images of the first alone.
-        if are_all_frozen and (self._trains_norms or self._has_trained_norms):
-            return
-        self._trains_norms = not are_all_frozen
-
         # An inner module that is called by itself: its part of a checkpointed forward is run again.
         if self._level is not None and level > self._level:
             return
+        # If all batch norms are frozen, only the mode of the outermost module shows that it is trained.
+        if are_all_frozen and not module.training:
+            # It may be a validation as well. Only updates that follow show that this was training.
+            self._has_eval_forward = True
+            return
+        self._has_eval_forward = False
+        self._eval_updates = 0
+
+        # Where batch norms are trained in one forward and frozen in another one, as with adversarial images or dropout
+        # left on, averages are of the images of the first alone. The forward counts all the same, so that batch norms
+        # that stay frozen are noticed after one update.
+        if are_all_frozen and (self._trains_norms or self._has_trained_norms):
+            self._has_forward = True
+            return
+        self._trains_norms = not are_all_frozen
 
         # This module was not the outermost one so far. What is kept are arguments of the other one.
         if level != self._level:

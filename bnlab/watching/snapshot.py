@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.model.layers import BatchNorm, get_running_buffers
+from bnlab.statistics.network import read_buffers
 
 
 class Snapshot:
@@ -20,6 +21,8 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, layers: Sequence[BatchNorm]) -> None:
         self._model = model
+        for layer in layers:
+            read_buffers(layer)  # self-tuned layers write what is pending, which would look like a change later
         # Only copies show whether something has changed.
         self._parameters = _copy_values(model.named_parameters())
         self._buffers = _copy_values(model.named_buffers())

@@ -22,7 +22,7 @@ from bnlab.model.layers import batch_norm_layers, get_weight, join_names, list_i
 from bnlab.model.warn import warn
 from bnlab.statistics.network import Statistics
 from bnlab.watching.comparison import Comparison, compare_metrics, read_metrics
-from bnlab.watching.keeper import Calls, Keeper, unwrap
+from bnlab.watching.keeper import CLOSED, Calls, Keeper, unwrap
 from bnlab.watching.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 _CALLER = "watch"
 _OF_BATCHES = ("forward", "max_images", "tolerance")  # keywords that say how given batches are read and called
-_NOT_EVALUATED = (
-    "; evaluate was not seen to call the model in eval mode; is this the score of a copy, or of another model?"
-)
+_NOT_EVALUATED = "; evaluate was not seen to call the model in eval mode; does it evaluate a copy, or another model?"
 _OTHER_CALLS = (
     "; evaluate called the model {before:,} times under exact statistics and {after:,} times under running averages: "
     "were these the same images, or is an iterator or a cache used up?"
@@ -59,8 +57,9 @@ def watch(
     or, in a LightningModule whose `training_step` calls `self.net`, that. They are copied in their own type; a batch
     that gradient checkpointing runs twice is kept once. Exact statistics are measured in eval mode, under the autocast
     that holds where they are asked for, and outside of compiled code. Forwards in eval mode, without gradients, and in
-    bnlab's own measurements are not kept. Layers that training keeps in eval mode, or whose weight takes no gradient
-    while others do, are frozen and stay as they are.
+    bnlab's own measurements are not kept, nor are those with all batch norms frozen where others train them. Layers
+    that training keeps in eval mode, or whose weight takes no gradient while others do, are frozen and stay as they
+    are.
 
     Args:
         model: any module with batch norms that keep running statistics; compile it before.
@@ -96,11 +95,7 @@ def watch(
 
     if batches is not None:
         require_batches(batches, _CALLER)
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"{_CALLER}: batches is a {type(batches).__name__}, which is used up when it has been read once; pass a "
-            "list or a loader"
-        )
+        require_rereadable(batches, _CALLER)
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise TypeError(f"{_CALLER}: optimizer is a {type(optimizer).__name__}; pass an optimizer of torch")
     _require_options(options, batches is not None)
@@ -123,6 +118,15 @@ def require_image_count(images: Any, caller: str) -> None:
     if isinstance(images, Iterable):
         advice += "; batches that are measured instead are batches="
     require_count(images, f"{caller}: {found}; {advice}")
+
+
+def require_rereadable(batches: Iterable[Any], caller: str) -> None:
+    """ValueError if batches can be read only once: they are measured again at each validation."""
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"{caller}: batches is a {type(batches).__name__}, which is used up when it has been read once; pass a "
+            "list or a loader"
+        )
 
 
 class Watch:
@@ -169,6 +173,8 @@ class Watch:
         """
         names = self._list_layers()
         if self._batches is not None:
+            if self._keeper.is_closed:
+                raise ValueError(f"{_CALLER}: {CLOSED}")
             options = self._options
             batches = self._batches
         else:
@@ -257,13 +263,15 @@ class Watch:
 
         Raises:
             TypeError, ValueError: `evaluate` returned something else; or it changed a parameter, called the model in
-                train mode, or with other weights or running averages than the model has outside, after the model has
-                been put back; or this is called in a block of `exact`.
+                train mode, or, at its first call, with other weights or running averages than the model has outside,
+                after the model has been put back; or this is called in a block of `exact`, or in `evaluate`.
         """
         if not callable(evaluate):
             raise TypeError(f"{_CALLER}: evaluate is a {type(evaluate).__name__}; pass a function without arguments")
         if not isinstance(lower, (bool, Collection)) or isinstance(lower, (str, Mapping)):
             raise TypeError(f"{_CALLER}: lower={lower!r}; pass True, or a list of the metrics of which lower is better")
+        if self._is_comparing:
+            raise ValueError(f"{_CALLER}: compare() in the function that compare calls; take it out of there")
         if self._is_exact:
             raise ValueError(
                 f"{_CALLER}: compare() in a block of exact(), where the model has no running averages to compare with; "
@@ -372,8 +380,8 @@ class Watch:
         replaced = self._keeper.list_replaced(self.model)
         if replaced:
             raise ValueError(
-                f"{_CALLER}: {join_names(replaced)} were replaced since the model is watched (by "
-                "convert_sync_batchnorm?); call bnlab.watch after that"
+                f"{_CALLER}: replaced since bnlab.watch was called (by convert_sync_batchnorm?): "
+                f"{join_names(replaced)}; call bnlab.watch again after that"
             )
 
     def _list_layers(self) -> list[str]:

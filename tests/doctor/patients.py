@@ -1,7 +1,7 @@
 """Patients: networks with one fault at several strengths, and what the doctor should say of each.
 
-They are what no specimen of the gallery can be: faults of another network, with other arguments, or that share the code
-of one there.
+They are what no specimen of the gallery can be: faults of another network or with other arguments, and faults that
+share their code with a specimen there.
 """
 
 from __future__ import annotations

@@ -269,6 +269,8 @@ def test_a_model_that_an_evaluation_has_left_in_eval_mode_is_named() -> None:
     assert_exact(watch, batches[:1])
 
     train(model, batches[1:])
+    assert_exact(watch, batches[:1])  # one update may be of another kind, as of a search for an architecture
+    train(model, batches[1:])
     line = watch.compare(lambda: evaluate(model))
     assert "exact statistics could not be had: watch: the model is trained in eval mode" in line
 
@@ -279,7 +281,7 @@ def test_a_model_that_an_evaluation_has_left_in_eval_mode_is_named() -> None:
 def test_a_model_that_is_trained_in_eval_mode_from_the_start_is_named() -> None:
     model = make_model().eval()
     watch = bnlab.watch(model)
-    train(model, make_batches(6))
+    train(model, make_batches(6, 7))
     with pytest.raises(ValueError, match=r"is trained in eval mode.*call model.train\(\) before each epoch"):
         watch.measure()
 
@@ -710,7 +712,7 @@ def test_an_evaluate_of_something_else_is_noticed(make_evaluate: Callable[[nn.Mo
     model(make_batches(6)[0])
     line = watch.compare(make_evaluate(model))
     assert line.endswith(
-        "; evaluate was not seen to call the model in eval mode; is this the score of a copy, or of another model?"
+        "; evaluate was not seen to call the model in eval mode; does it evaluate a copy, or another model?"
     )
 
 
@@ -849,13 +851,68 @@ def test_images_that_no_batch_norm_averages_are_not_kept(is_frozen_first: bool) 
     assert_exact(watch, batches[:1])
 
 
+@pytest.mark.parametrize("frozen", ["layers", "inner module"])
+def test_batch_norm_that_is_frozen_in_the_middle_is_noticed(frozen: str) -> None:
+    outer = Outer().train()
+    watch = bnlab.watch(outer)
+    batches = make_batches(6, 7)
+    for step in range(6):
+        if step == 3:
+            modules = [outer.network] if frozen == "inner module" else [outer.network[1], outer.network[4]]
+            for module in modules:
+                module.eval()
+        train(outer, [batches[step % 2]])
+
+    watch.compare(lambda: evaluate(outer.network))
+    assert watch.history["update"].tolist() == [6]
+    with pytest.raises(ValueError, match="all layers are frozen"):
+        watch.measure()
+
+
+def test_frozen_forwards_with_steps_of_their_own_are_updates() -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model, 6)
+    batches = make_batches(6, 7)
+    for step in range(6):
+        for layer in (model[1], model[4]):
+            layer.train(step % 2 == 0)
+        train(model, [batches[step % 2]])
+    watch.compare(lambda: evaluate(model))
+    assert watch.history["update"].tolist() == [6]
+
+
+def test_calls_of_a_model_in_another_module_are_counted_once() -> None:
+    outer = Outer().train()
+    watch = bnlab.watch(outer, 6)
+    outer(make_batches(6)[0])
+    batches = iter(make_batches(3, 4))
+    line = watch.compare(lambda: sum(float(outer.eval()(batch).sum().detach()) for batch in batches))
+    assert "called the model 2 times under exact statistics and 0 times" in line
+
+
+def test_pending_averages_are_no_change_of_the_model() -> None:
+    model = SelfTuned.convert(make_model()).train()
+    watch = bnlab.watch(model)
+    model(make_batches(6)[0].requires_grad_())
+    line = watch.compare(lambda: evaluate(model))
+    assert "exact statistics could not be had: watch: an input of Sequential requires a gradient" in line
+
+
+def test_a_comparison_within_a_comparison_is_refused() -> None:
+    model = make_model().train()
+    watch = bnlab.watch(model)
+    model(make_batches(6)[0])
+    with pytest.raises(ValueError, match=r"compare\(\) in the function that compare calls"):
+        watch.compare(lambda: watch.compare(lambda: evaluate(model)))
+
+
 def test_layers_that_were_replaced_are_named() -> None:
     model = make_model().train()
     watch = bnlab.watch(model)
     model(make_batches(6)[0])
     model[1] = copy.deepcopy(model[1])
     for ask in (watch.measure, lambda: watch.compare(lambda: evaluate(model))):
-        with pytest.raises(ValueError, match="watch: '1' were replaced since the model is watched"):
+        with pytest.raises(ValueError, match=r"replaced since bnlab.watch was called .*: '1'; call bnlab.watch again"):
             ask()
 
 
@@ -1164,5 +1221,8 @@ def test_after_close_nothing_is_kept() -> None:
         watch.close()
     model(make_batches(6)[0])
 
-    with pytest.raises(ValueError, match="this watch is closed"):
-        watch.measure()
+    given = bnlab.watch(model, batches=make_batches(6))
+    given.close()
+    for closed in (watch, given):
+        with pytest.raises(ValueError, match="this watch is closed"):
+            closed.measure()

@@ -49,7 +49,8 @@ def _dispatch(words: list[str]) -> int:
     names = [word for word in words if word and word not in given and word not in _OPTIONS]
     name = settings.pop("name", "") if names == ["rm"] else ""
     if options and not name and (names[:1] != ["rm"] or options != ["--yes"]):
-        raise UserError(f"{options[0]}: goes with rm name=NAME; see --help")
+        wrong = next(option for option in options if names[:1] != ["rm"] or option != "--yes")
+        raise UserError(f"{wrong}: goes with rm name=NAME; see --help")
     if settings and not name and names[:1] != ["export"]:
         raise UserError(f"{next(iter(settings))}: settings stand beside rm name=NAME, or export; see --help")
     match names:
@@ -78,7 +79,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _remove(runs: list[str], results: Path, is_sure: bool) -> None:
-    """Remove networks, or list them where a word stands for several seeds and that is not sure."""
+    """Remove networks; where a word stands for several seeds, only list them unless `is_sure`."""
     found = [_find_seeds(results, run) for run in runs]
     folders = [folder for of_word in found for folder in of_word]
     if len(folders) > len(runs) and not is_sure:

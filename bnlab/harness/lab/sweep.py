@@ -90,7 +90,7 @@ def plan_and_run(words: list[str], display: Display) -> tuple[int, Config]:
     display.print(*outline(configs, waiting))
     if waiting:
         _prepare(configs, launcher, words, display)
-    # Nothing is written before the sweep may no longer be refused.
+    # Only now, because `_prepare` may refuse the sweep.
     display.print(*note_codes(configs))
     if waiting:
         # Configurations have no hash.
