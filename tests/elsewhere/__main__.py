@@ -92,8 +92,10 @@ def become_ordinary() -> Iterator[Place]:
             path.chmod(0o555 if path.is_dir() else 0o444)
         Path(temporary).chmod(0o777)
         environment = {"HOME": str(place.root), "TMPDIR": temporary, "PYTHONDONTWRITEBYTECODE": "1"}
+        # The first program may be found with the rights of the one before; those that it starts itself are the test.
+        start_another = "import subprocess, sys, torch; subprocess.run([sys.executable, '-c', ''], check=True)"
         tried = subprocess.run(
-            [*prefix, sys.executable, "-c", "import torch"], env={**os.environ, **environment}, capture_output=True
+            [*prefix, sys.executable, "-c", start_another], env={**os.environ, **environment}, capture_output=True
         )
         if tried.returncode:
             raise NotHere(f"an ordinary user cannot run {os.path.realpath(sys.executable)}")
