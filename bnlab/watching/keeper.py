@@ -57,6 +57,7 @@ class Calls:
         in_eval_mode: how many there were with all batch norms in eval mode.
         other_weights: the parameters that had other values, at the first call in eval mode, than before the block.
         has_other_averages: whether running averages had other values then.
+        snapshot: what calls in eval mode are to be called with; None where that is not looked at.
     """
 
     in_train_mode: int = 0
