@@ -30,7 +30,7 @@ FLOORS = (
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
     *(
-        "errors schema updates progress layer_average",
+        "errors schema updates progress layer_average trained_with",
         "source_code",
         "run_table requests",
         "components",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from bnlab.harness.schema import Table, integer, real, text
 
 _ABOUT = """\
@@ -13,41 +10,6 @@ A row for each network. A setting is called as on the command line, `optimizer.l
 choices do. The arguments of a model, a norm, an optimizer or a data set of your own are columns too, as
 `model.dropout`, behind these, and so is the digest of its code, as `model.source`, or of its images and labels,
 `data.content`."""
-
-TRAINED_WITH = (
-    "batch_size",
-    "epochs",
-    "steps",
-    "order",
-    "last_batch",
-    "freeze_at",
-    "freeze_with",
-    "precision",
-    "averaging",
-    "weight_averages",
-)
-"""The settings without a group that change what is trained, other than the seed."""
-
-
-def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect what a network is trained with, seed apart, from a configuration; settings are called as in this table.
-
-    Settings that the network does not read are left out.
-    """
-    settings: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                settings[key if name == "name" else f"{key}.{name}"] = inner
-        elif key in TRAINED_WITH or (key == "inputs" and value):
-            settings[key] = value
-
-    if settings.get("steps"):
-        settings.pop("epochs", None)
-    if "." in settings.get("model", ""):  # a user's own model has normalization of its own
-        settings = {key: value for key, value in settings.items() if key.split(".")[0] != "norm"}
-    return settings
-
 
 DERIVED = {
     "norm_batch_size": integer(

@@ -7,8 +7,9 @@ from typing import Any, get_args, get_type_hints
 
 from bnlab.harness.artifacts.job_settings import GROUPS, Config
 from bnlab.harness.components import list_settings
-from bnlab.harness.run_table import RESOLVED, RUNS, TRAINED_WITH
+from bnlab.harness.run_table import RESOLVED, RUNS
 from bnlab.harness.schema import Column, Table, boolean, integer, real, text
+from bnlab.harness.trained_with import TRAINED_WITH
 
 _NAMES = {
     "data": "data set: {}, or the import path of your own",

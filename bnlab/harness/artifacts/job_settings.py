@@ -18,6 +18,7 @@ from bnlab.harness.components import COMPONENTS, leave_off_defaults, setting
 from bnlab.harness.errors import UserError
 from bnlab.harness.own import Own, make_own
 from bnlab.harness.source_code import SOURCE, Code
+from bnlab.harness.trained_with import TRAINED_WITH
 from bnlab.harness.updates import steps_per_epoch
 
 MOMENTUM = 0.1
@@ -179,14 +180,12 @@ def network(config: Config) -> dict[str, Any]:
 
     Defaults are left off: a field that is added later with a default leaves old networks their names.
     """
-    settings: dict[str, Any] = {"batch_size": config.batch_size}
-    if config.steps is None:
-        settings["epochs"] = config.epochs
-    else:
-        settings["steps"] = config.steps
-    keys = ["order", "last_batch", "precision", "averaging", "weight_averages"]
-    if config.freeze_at is not None:
-        keys += ["freeze_at", "freeze_with"]
+    length = "epochs" if config.steps is None else "steps"
+    settings: dict[str, Any] = {"batch_size": config.batch_size, length: getattr(config, length)}
+
+    keys = [key for key in TRAINED_WITH if key not in ("batch_size", "epochs", "steps")]
+    if config.freeze_at is None:
+        keys.remove("freeze_with")  # nothing reads it then
     settings |= leave_off_defaults(config, keys)
     if config.inputs is not None:  # what is recorded in training
         settings["inputs"] = OwnInputs(config.inputs).identify()

@@ -25,7 +25,7 @@ from bnlab.harness.artifacts.run import Run
 from bnlab.harness.artifacts.training import TrainingState
 from bnlab.harness.layer_average import average_one
 from bnlab.harness.progress import say_problem
-from bnlab.harness.run_table import flatten_settings
+from bnlab.harness.trained_with import flatten_settings
 from bnlab.harness.updates import lr_factor
 from bnlab.model.borrow import keep_random_state
 from bnlab.statistics.network import Statistics, using

@@ -16,6 +16,7 @@ from bnlab.harness.errors import UserError, find_network
 from bnlab.harness.lab.command import print_table, run_command, write_command
 from bnlab.harness.lab.removing import measure_size, remove_network
 from bnlab.harness.source_code import CODE, SOURCE, digest_whole
+from bnlab.harness.trained_with import flatten_settings
 
 USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
        bnlab runs show RUN      one of them, or all seeds of its settings: settings, environment, files
@@ -122,8 +123,6 @@ def _list(results: Path) -> None:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     """Read what the network was trained with, called as in the table `runs`; the seed is in the name of the run."""
-    from bnlab.harness.run_table import flatten_settings  # with pandas
-
     path = folder / "config.yaml"
     with reading(path):
         config = dict(yaml.load(path.read_text(encoding="utf-8"), _LOADER))
