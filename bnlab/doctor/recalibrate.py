@@ -13,11 +13,10 @@ from bnlab.doctor.backup import BufferBackup, write_statistics
 from bnlab.doctor.catalogue import list_causes
 from bnlab.doctor.cause import HIDDEN
 from bnlab.doctor.evidence.case import Case, has_bad_values, read_all_buffers
-from bnlab.doctor.evidence.examine import add_training
+from bnlab.doctor.evidence.examine import add_forwards, add_training
 from bnlab.doctor.evidence.fills import add_fills
 from bnlab.doctor.evidence.labels import Labels, require_labels
 from bnlab.doctor.evidence.observing import observe_batches
-from bnlab.doctor.evidence.predictions import find_unread
 from bnlab.doctor.evidence.scores import Difference, Evaluate, Scores, require_evaluate
 from bnlab.doctor.evidence.scoring import score
 from bnlab.doctor.evidence.setup import find_labels, find_scored_output, measure, read_batches, select_output, set_up
@@ -331,9 +330,8 @@ def _find_hidden(
     is_complete = len(statistics) == len(case.layers)  # not without frozen layers, which the data reaches too
     exact = statistics if is_complete else measure(task)
     images = sum(map(count_images, task.data))
-    unread = find_unread(task)
-    examined = case.on_data(exact, images=images, view=view, scores=scores, unread=unread)
-    examined = add_fills(examined, task)
+    examined = case.on_data(exact, images=images, view=view, scores=scores)
+    examined = add_fills(add_forwards(examined, task), task)
     known, _ = choose_known(list_causes(), examined)
     experiment = try_undos(examined, task, known, evaluate)
     experiment = None if experiment is None else name_trials(experiment, known, examined)

@@ -249,6 +249,17 @@ def test_signs_of_weights_that_training_used_otherwise_are_the_networks_fault(
     require(make(), "network", code, says)
 
 
+@pytest.mark.parametrize(("make", "code", "says"), FORMULAS)
+def test_new_statistics_do_not_hide_what_the_doctor_names(make: Callable[[], Given], code: str, says: str) -> None:
+    given = make()
+
+    recalibration = bnlab.recalibrate(given.model, given.batches, progress=False)
+
+    assert not recalibration.written
+    reason = str(recalibration.reason)
+    assert code in reason and says in reason
+
+
 FORMULAS_OF_TRAINING: list[Callable[[], Given]] = [
     lambda: Given(take_class(store_signs(Given(digits.make_healthy(0)), 8).model, AbsoluteWeights)),
     lambda: Given(take_class(digits.make_healthy(1), WithActivation)),

@@ -78,9 +78,8 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
     if scores is not None and evaluate is not None:
         scores = add_own_statistics(scores, task, evaluate)
     decisions = compare_decisions(task, exact) if scores is None else None
-    unread = find_unread(task)
     twice, alone = probe_predictions(task)
-    return case.on_data(
+    examined = case.on_data(
         exact,
         images=sum(map(count_images, task.data)),
         view=view,
@@ -92,11 +91,16 @@ def examine(case: Case, task: Task, evaluate: Evaluate | None) -> Case:
         alone=alone,
         evaluated=log.group(),
         by_batch=compare_in_own_mode(task),
-        unread=unread,
-        deviations=find_deviations(task, unread),
         warnings=tuple(str(warning.message) for warning in caught),
         misfit=misfits[0] if misfits else describe_strangers(strangers),
     )
+    return add_forwards(examined, task)
+
+
+def add_forwards(case: Case, task: Task) -> Case:
+    """Add to a case what its layers' forwards leave out in eval mode, and how they differ from the formula."""
+    unread = find_unread(task)
+    return replace(case, unread=unread, deviations=find_deviations(task, unread))
 
 
 def _log_first_call(task: Task, evaluate: Evaluate, log: CallLog) -> Evaluate:
