@@ -30,7 +30,7 @@ class TableCost:
     """Seconds that the rows of a table take at one step; for each image where images are predicted."""
 
     seconds: float
-    predicts: bool
+    is_by_split: bool
     has_statistics: bool  # there are rows of estimators
 
 
@@ -61,7 +61,7 @@ class Durations:
         for measurement in _list_covering(run):
             cost = self.tables[measurement.name]
             steps = {*measurement.reads(run, subjects)} or {run.steps}  # a table such as the log reads no checkpoint
-            seconds += sum(cost.seconds * (_count_predicted(run, step) if cost.predicts else 1) for step in steps)
+            seconds += sum(cost.seconds * (_count_predicted(run, step) if cost.is_by_split else 1) for step in steps)
             if cost.has_statistics:
                 with_statistics |= steps
         images = sum(run.limit_at(step) or population for step in with_statistics)
@@ -110,14 +110,13 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
 
     replays: list[Estimator] = []
     for measurement in measurements:
-        predicts = "split" in measurement.table.key
         seconds = _time(partial(complete_rows, trial, measurement, subjects, {}))
-        if predicts:
+        if measurement.is_by_split:
             seconds /= _count_predicted(trial, step)
-        found.tables[measurement.name] = TableCost(seconds, predicts, bool(scopes[measurement.name]))
+        found.tables[measurement.name] = TableCost(seconds, measurement.is_by_split, bool(scopes[measurement.name]))
         # A table of predictions replays the running averages anew for each split and shift.
         averages = [subject.average for subject in scopes[measurement.name] if subject.average is not None]
-        replays += averages * (len(trial.predicted_images) if predicts else 1)
+        replays += averages * (len(trial.predicted_images) if measurement.is_by_split else 1)
     if replays and trial.has_trace:
         found.replay = _time_replay(trial.trace, replays)
 

@@ -20,7 +20,8 @@ from bnlab.harness.trial import TrialResult, select_kind, try_training
 from bnlab.harness.updates import ADVICE, count_last
 
 _SECONDS = 1.0  # of each trial
-_MEASURED_DIFFERENTLY = ("precision", "averaging", "freeze_at", "freeze_with")  # settings of the training
+# Settings of the training that change what measuring costs.
+_MEASURED_DIFFERENTLY = ("precision", "averaging", "weight_averages", "freeze_at", "freeze_with")
 
 
 def outline(configs: list[Config], waiting: list[Config]) -> list[str]:
@@ -102,18 +103,19 @@ def plan(configs: list[Config], waiting: list[Config], processes: int, start: fl
         trial = trials.try_training(run)
         training += run.steps * trial.update
         overhead += trials.estimate_durations(run).overhead
-        # A checkpoint of the last step is always kept.
-        disk += run.steps * trial.moments + len({*needed, run.steps}) * trial.checkpoint
+        checkpoints = len({*needed, run.steps})  # that of the last step is always kept
+        copies = 1 + len(run.config.decays)
+        disk += run.steps * trial.moments + checkpoints * copies * trial.network
     jobs = [Run(config) for config in waiting]
     measuring = sum(trials.estimate_durations(run).estimate_measuring(run) for run in jobs)
-    checkpoints = _count(sum(len(_list_needed(run)) for run in jobs), "checkpoint")
+    read = _count(sum(len(_list_needed(run)) for run in jobs), "checkpoint")
 
     training, measuring, overhead = [seconds / processes for seconds in (training, measuring, overhead)]
     if math.isnan(training):
         yield "training   takes a time that is not known, as a loss is not finite in the first updates"
     else:
         yield f"training   about {format_seconds(training)}"
-    yield f"measuring  about {format_seconds(measuring)}, at {checkpoints}"
+    yield f"measuring  about {format_seconds(measuring)}, at {read}"
     yield f"the rest   about {format_seconds(start + overhead)}: starting processes, building networks, writing files"
     whole = start + training + measuring + overhead
     at_a_time = f"{_count(processes, 'network')} at a time"

@@ -44,11 +44,13 @@ class Selection:
         rows: of each subject the columns in which they agree, and steps.
         code: the user's code that measured them, by estimator without its parameters, which is "" for a table without
             estimators. What only bnlab's code measures is left out.
+        is_own: whether the table is of a measurement of the user's own.
     """
 
     files: list[str] = field(default_factory=list)
     rows: list[tuple[dict[str, Any], list[int]]] = field(default_factory=list)
     code: dict[str, Code] = field(default_factory=dict)
+    is_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def read_request(path: Path) -> Request:
         selections = {}
         for table, selection in values["selections"].items():
             rows = [(subject, steps) for subject, steps in selection["rows"]]
-            selections[table] = Selection(selection["files"], rows, selection.get("code", {}))
+            is_own = selection.get("is_own", False)  # earlier versions did not note it
+            selections[table] = Selection(selection["files"], rows, selection.get("code", {}), is_own)
         return Request(values["run"], values["row"], selections, values["written"], values.get("command", ""))
 
 

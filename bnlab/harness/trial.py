@@ -34,13 +34,13 @@ class TrialResult(NamedTuple):
     Attributes:
         update: seconds of an update; NaN without a time for the trial.
         moments: bytes of the batch moments of an update.
-        checkpoint: bytes of a checkpoint with its averages.
+        network: bytes of the network: a checkpoint has it, and each average of its weights.
         warnings: what to say before the network is trained, in a line each.
     """
 
     update: float
     moments: float
-    checkpoint: float
+    network: float
     warnings: list[str]
 
 
@@ -95,8 +95,7 @@ def try_training(run: Run, seconds: float | None = None) -> TrialResult:
     layers = [] if trace is None else list(trace.layers.values())
     moments = sum(layer.moments.nbytes for layer in layers) / max(1, state.step)
     network = sum(tensor.nbytes for tensor in state.model.state_dict().values())
-    checkpoint = network * (1 + len(config.decays))
-    return TrialResult(update, moments, checkpoint, messages)
+    return TrialResult(update, moments, network, messages)
 
 
 def _require_updates(run: Run, optimizer: torch.optim.Optimizer, logits: Tensor) -> None:

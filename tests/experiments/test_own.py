@@ -202,9 +202,11 @@ def sweep(call: Call, results: Path, *words: str) -> str:
 
 
 def test_all_of_them(mine: None, call: Call, tmp_path: Path) -> None:
-    sweep(call, tmp_path, *ALL, MEASURED, "momentum=0.5")
+    of_a_question = "experiments.questions.streams.last_batches.LastBatches"
+    sweep(call, tmp_path, *ALL, f"measurements=[gaps,mine.Largest,{of_a_question}]", "momentum=0.5")
 
     tables = load("adhoc", tmp_path)
+    assert [*tables.own] == ["largest_weights"]  # and not the other one, although it has rows of an estimator of theirs
     (row,) = tables["runs"].to_dict("records")
     assert (row["data"], row["model"], row["status"]) == ("mine.make_data", "mine.make_model", "finished")
 

@@ -40,6 +40,24 @@ def test_a_dry_run_counts_what_is_not_trained_and_writes_nothing(
     assert f"disk       about {moments / 1e6:.0f} MB in" in capsys.readouterr().out
 
 
+def test_averages_of_the_weights_are_copies_of_the_network_on_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnlab.harness.planning._SECONDS", 0.0)
+    words = ("steps=1", "evaluate_at=final", "model.width=256", "dry_run=true")
+
+    def plan(*others: str) -> int:
+        sweep_small(tmp_path, *words, *others)
+        (found,) = re.findall(r"disk       about (\d+) MB", capsys.readouterr().out)
+        return int(found)
+
+    alone = plan()
+    together = plan("-m", "weight_averages=null,[0.5,0.9]")
+
+    assert alone > 1
+    assert together == pytest.approx(4 * alone, abs=2.5)  # one network, and one with two copies; each is rounded
+
+
 def test_networks_that_are_trained_at_a_time_share_the_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,9 +88,9 @@ COSTS = {
 def test_what_measuring_takes_grows_with_steps_and_images(words: str, trained: Run) -> None:
     config = small_config(Path(trained.config.results), *words.split())
     tables = {
-        "gaps": TableCost(5.0, predicts=False, has_statistics=True),
-        "evaluations": TableCost(3.0, predicts=True, has_statistics=True),
-        "log": TableCost(11.0, predicts=False, has_statistics=False),
+        "gaps": TableCost(5.0, is_by_split=False, has_statistics=True),
+        "evaluations": TableCost(3.0, is_by_split=True, has_statistics=True),
+        "log": TableCost(11.0, is_by_split=False, has_statistics=False),
     }
     found = Durations(statistics=2.0, drawn=7.0, replay=0.5, tables=tables)
 

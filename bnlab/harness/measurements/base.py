@@ -33,6 +33,7 @@ class Measurement(Component):
             are frozen or averaged do not have to the end.
         at_last_step: whether it measures the weights of the last step of `evaluate_at` alone.
         of_plain_norms: whether it has rows of torch's batch norm alone.
+        predicts: whether its rows are of test images, so that other ones need other rows; False where they are not.
     """
 
     group: ClassVar[str] = "measurements"
@@ -40,6 +41,12 @@ class Measurement(Component):
     about_batches: ClassVar[bool] = False
     at_last_step: ClassVar[bool] = False
     of_plain_norms: ClassVar[bool] = False
+    predicts: ClassVar[bool] = True  # too many rows that are measured again are better than stale ones
+
+    @property
+    def is_by_split(self) -> bool:
+        """Whether it is measured for each split and shift of the images that are predicted."""
+        return "split" in self.table.key
 
     def covers(self, norm: Norm) -> bool:
         """Return whether networks with this norm have rows: by default if they train with statistics of the batch."""

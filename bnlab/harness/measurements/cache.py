@@ -38,7 +38,7 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
     present = set().union(*files.values())
 
     selected = []
-    for images in run.predicted_images if "split" in measurement.table.key else [()]:
+    for images in run.predicted_images if measurement.is_by_split else [()]:
         missing: dict[tuple[int, ...], list[Subject | None]] = {}
         for subject, steps in chosen.items():
             columns = _describe_rows(run, measurement, subject, images)
@@ -52,7 +52,8 @@ def complete_rows(run: Run, measurement: Measurement, subjects: list[Subject], f
 
     wanted = {(*columns.values(), step) for columns, steps in selected for step in steps}
     holding = [file for file, keys in files.items() if keys & wanted]
-    return Selection(holding, selected, _list_code(measurement, chosen))
+    is_own = bool(digest_of_own(type(measurement)))
+    return Selection(holding, selected, _list_code(measurement, chosen), is_own)
 
 
 def _list_code(measurement: Measurement, subjects: Iterable[Subject | None]) -> dict[str, Code]:
@@ -80,14 +81,13 @@ def _describe_rows(
     run: Run, measurement: Measurement, subject: Subject | None, images: tuple[str, ...]
 ) -> dict[str, Any]:
     """Describe a subject's rows by the columns in which they agree; their origin digests all that they depend on."""
+    # Questions' tables predict test images as they are, without telling splits apart.
     predicted = images or ("test", "none")
-    # Not `split` in the key, because questions' tables predict test images too, without telling splits apart.
-    predicts = "accuracy" in measurement.table.columns
     made_from = [
         estimates.VERSION,
         subject.code if subject else "",
         run.dataset.train.digest,
-        run.digest_of(*predicted) if predicts else "",
+        run.digest_of(*predicted) if measurement.predicts else "",
         run.training,
     ]
     # These two are added only where there is something to add, so that all other rows keep their origin.

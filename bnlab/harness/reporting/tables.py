@@ -42,7 +42,6 @@ from bnlab.harness.schema import (
 from bnlab.harness.source_code import Code, digest_files, list_changed, say_changed
 
 _REQUEST = "request"  # a further column while rows are put together: the number of the request that asks for them
-_BNLABS_TABLES = Path(__file__).parents[1] / "measurements" / "tables"  # a file for each
 _MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
 
 
@@ -236,12 +235,8 @@ def _put_together(folder: Path) -> _Together:
 
 
 def _is_own(table: str, requests: Iterable[Request]) -> bool:
-    """Find out if a table is that of a measurement of the user's own, whose code is noted."""
-    # Rows of bnlab's tables may note the code of a user's estimator. `measurements.list_names` has the tables' names,
-    # but imports torch, for which reports do not wait.
-    if (_BNLABS_TABLES / f"{table}.py").is_file():
-        return False
-    return any(request.selections[table].code for request in requests if table in request.selections)
+    """Find out if a table is that of a measurement of the user's own."""
+    return any(request.selections[table].is_own for request in requests if table in request.selections)
 
 
 def _describe_own(schema: pa.Schema) -> OwnTable:

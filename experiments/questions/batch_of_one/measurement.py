@@ -29,6 +29,7 @@ class TrainingMemory(Measurement):
     """Table `training_memory`."""
 
     at_last_step: ClassVar[bool] = True
+    predicts: ClassVar[bool] = False
     name: str = "training_memory"
     table: ClassVar[Table] = Table(
         about=_ABOUT,

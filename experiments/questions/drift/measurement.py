@@ -32,6 +32,7 @@ class Decomposition(Measurement):
 
     about_batches: ClassVar[bool] = True
     of_plain_norms: ClassVar[bool] = True
+    predicts: ClassVar[bool] = False
     name: str = "decomposition"
     table: ClassVar[Table] = Table(
         about=_ABOUT,

@@ -24,6 +24,7 @@ _BLOCK = 5  # batches; images of a class that come together make neighbouring ba
 class BatchScatter(Measurement):
     """Table `batch_scatter`."""
 
+    predicts: ClassVar[bool] = False
     name: str = "batch_scatter"
     table: ClassVar[Table] = Table(
         about="Whether the latest training batches look like independent images, read from their recorded means in the "

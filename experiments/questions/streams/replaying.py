@@ -22,6 +22,7 @@ class OfAverages(Measurement):
 
     about_batches: ClassVar[bool] = True
     at_last_step: ClassVar[bool] = True
+    predicts: ClassVar[bool] = False
 
     def covers(self, norm: Norm) -> bool:
         return norm.takes_batch_whole

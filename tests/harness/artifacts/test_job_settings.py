@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import fields
+
 import pytest
 
-from tests.helpers import plan_network
+from bnlab.harness.artifacts.job_settings import GROUPS
+from bnlab.harness.requests import MEASURED_WITH
+from bnlab.harness.trained_with import TRAINED_WITH
+from tests.helpers import Config, plan_network
+
+RUN_BY = ("name", "results", "device", "threads", "dry_run", "quiet", "log")
 
 
 def name(words: str) -> str:
@@ -45,6 +53,13 @@ def test_what_makes_another_network() -> None:
         "data=glyphs data.fonts=dejavu",
     ]
     assert len({name(words) for words in ["", *others]}) == len(others) + 1
+
+
+def test_each_setting_is_of_the_training_or_of_what_is_measured_or_of_how() -> None:
+    """One that is in no list would name no network: two trainings would share a folder."""
+    listed = Counter([*GROUPS, "inputs", "seed", *TRAINED_WITH, *MEASURED_WITH, *RUN_BY])
+
+    assert listed == Counter(each.name for each in fields(Config))
 
 
 @pytest.mark.parametrize(

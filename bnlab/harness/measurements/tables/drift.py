@@ -31,6 +31,7 @@ class MomentDrift(Measurement):
     """Table `drift`."""
 
     about_batches: ClassVar[bool] = True
+    predicts: ClassVar[bool] = False
     name: str = "drift"
     table: ClassVar[Table] = Table(
         about=_ABOUT,

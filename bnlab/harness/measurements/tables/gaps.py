@@ -41,6 +41,7 @@ the network's own."""
 class Gaps(Measurement):
     """Table `gaps`."""
 
+    predicts: ClassVar[bool] = False
     name: str = "gaps"
     table: ClassVar[Table] = Table(
         about=_ABOUT,

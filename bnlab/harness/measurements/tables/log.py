@@ -24,6 +24,7 @@ A row for each update of each network."""
 class Log(Measurement):
     """Table `log`."""
 
+    predicts: ClassVar[bool] = False
     name: str = "log"
     table: ClassVar[Table] = Table(
         about=_ABOUT,

@@ -27,6 +27,7 @@ evenly spaced on a logarithmic axis, and at those of `evaluate_at`; statistics o
 class Traces(Measurement):
     """Table `traces`."""
 
+    predicts: ClassVar[bool] = False
     name: str = "traces"
     table: ClassVar[Table] = Table(
         about=_ABOUT,
