@@ -19,7 +19,8 @@ from bnlab.harness.lab.command import run_command
 from bnlab.harness.lab.papers import read_paper
 from bnlab.harness.lab.registry import REFERENCE, find_experiment, list_papers
 from bnlab.harness.lab.reproduction import decide_new_claims
-from bnlab.harness.reporting.outcome import POST_HOC, Outcome, decide_outcome, fill_paragraphs
+from bnlab.harness.reporting.experiment import POST_HOC
+from bnlab.harness.reporting.outcome import Outcome, decide_outcome, fill_paragraphs
 from bnlab.harness.reporting.page import render
 from bnlab.harness.reporting.tables import load
 

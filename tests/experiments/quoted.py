@@ -6,8 +6,8 @@ _LAGGING = '"batch size 16, updates 560", "batch size 64, updates 144", "batch s
 _AT_THE_END = '"batch size 16", "batch size 64", "batch size 256"'
 _HARMLESS = f'{{{{ holds("ground.harmless_at_the_end", {_AT_THE_END}, shown=False) }}}}'
 _PICKS = (
-    "only for picking a checkpoint within one run (shown at batch size 16{{ "
-    'holds("model_selection.ema_picks_as_well", "batch size 16", shown=False) }}, undecided at 256: {{ '
+    "at batch size 16{{ "
+    'holds("model_selection.ema_picks_as_well", "batch size 16", shown=False) }} (undecided at 256: {{ '
     'undecided("model_selection.ema_picks_as_well", "batch size 256", interval=False) }} worse).'
 )
 _HARMLESS_ON_CIFAR10 = '{{ holds("cifar10_augmented.as_accurate_as_augmented", shown=False) }}'
@@ -31,7 +31,10 @@ README = (
     'far too low: by {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }} after 144 updates',
     f"with a falling rate lost less than 0.3 points{_HARMLESS_ON_CIFAR10} at the end;",
     f'they lose {{{{ holds("ground.constant_rates_cost_early", {_LAGGING}) }}}}; at batch size 256',
-    'After 2,250 updates they lose {{ estimated("ground.constant_rates_keep_costing") }} at batch sizes 4 to 256,',
+    'After 2,250 updates they lose {{ estimated("ground.constant_rates_keep_costing", "batch size 4", "batch size 16", '
+    '"batch size 64") }} at batch sizes 4 to 64,',
+    'and {{ undecided("ground.constant_rates_keep_costing", "batch size 256", interval=False) }} at 256; it is '
+    "undecided",
     'The largest loss, {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }}, is above 0',
     'about two forward passes{{ holds("passes.two_passes_are_enough", shown=False) }} over',
     '(for CIFAR-10, 10,000 images, measured in one pass{{ holds("cifar10.precise_is_as_accurate", shown=False) }});',
@@ -59,10 +62,12 @@ WHY = (
     "batch sizes 16 to 256",
     f"less than half a point is lost at the end, at batch sizes 16 to 256{_HARMLESS}.",
     f"less than 0.3 points are lost{_HARMLESS_ON_CIFAR10}.",
-    'After 2,250 updates {{ estimated("ground.constant_rates_keep_costing") }} are still lost at batch sizes 4 to 256;',
+    'After 2,250 updates {{ estimated("ground.constant_rates_keep_costing", "batch size 4", "batch size 16", '
+    '"batch size 64") }} are still lost at batch sizes 4 to 64,',
+    'and {{ undecided("ground.constant_rates_keep_costing", "batch size 256", interval=False) }} at 256; at none',
     _PICKS,
     'the largest loss, {{ holds("ground.constant_rates_cost_early", "batch size 64, updates 144") }}, is above 0',
-    "of 10,000 images are as accurate as statistics of all of them, to within 0.3 points"
+    "of 10,000 images, with pooled variances, are as accurate as statistics of all of them, to within 0.3 points"
     '{{ holds("cifar10.precise_is_as_accurate", shown=False) }}; the same held on rendered characters at batch sizes '
     '16 and 256{{ holds("changed_weights.one_pass_is_enough", "unchanged", shown=False) }}.',
     'About two forward passes{{ holds("passes.two_passes_are_enough", shown=False) }} over',

@@ -28,6 +28,9 @@ from bnlab.harness.reporting.wording import count_share, estimator_label, format
 
 __all__ = ["Claim", "Experiment", "Figure", "Margin", "Score", "Tables", "above", "below", "decide", "judge", "within"]
 
+POST_HOC = "†"
+"""A mark behind what is quoted from a claim that was asked, narrowed, extended or restored when numbers were known."""
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -243,7 +246,9 @@ def state_headlines(experiment: Experiment, verdicts: pd.DataFrame) -> Experimen
         has_held = _have_verdict(verdicts, headline.claims, "holds")
         has_failed = _have_verdict(verdicts, headline.fails, "fails")
         if has_held and has_failed:
-            figures[name] = replace(figure, title=headline.text)
+            quoted = [experiment.claims[claim] for claim in (*headline.claims, *headline.fails)]
+            mark = POST_HOC if any(claim.post_hoc for claim in quoted) else ""
+            figures[name] = replace(figure, title=headline.text + mark)
     return replace(experiment, figures=figures)
 
 

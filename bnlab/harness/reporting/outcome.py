@@ -13,6 +13,7 @@ import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.experiment import (
+    POST_HOC,
     Claim,
     Experiment,
     Tables,
@@ -35,8 +36,6 @@ READING = (
     "few networks that no count could decide is shown as a count. *Post hoc*, a dagger (†) where it is quoted: the "
     "claim was asked, narrowed, extended or restored when numbers were known, which makes it likelier to hold."
 )
-POST_HOC = "†"
-"""A mark behind what is quoted from a claim that was asked, narrowed, extended or restored when numbers were known."""
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _LINE_STARTS = ("|", "- ")  # of tables and lists, in Markdown
 _OF_NETWORKS = "of the networks"
