@@ -266,7 +266,7 @@ def _is_frozen(case: Case, name: str) -> bool:
     # A wrapper (DistributedDataParallel) may be in another mode than the model in it.
     roots = [module for name, module in case.model.named_modules() if not strip_wrappers(name)]
     is_held = all(root.training for root in roots) and not case.layers[name].training
-    return is_held or case.is_frozen(name)
+    return is_held or case.has_fixed_weight(name)
 
 
 def _measure(

@@ -82,7 +82,7 @@ def _check_statistics(config: Config, images: int) -> None:
         own = EMA(MOMENTUM)
         key = "freeze_at"
     for subject in list_subjects(config):
-        if own and subject.average not in (None, own):
+        if own and subject.running_average not in (None, own):
             raise UserError(
                 f"estimator={subject.estimator}, momentum={subject.momentum}: a network with {key} reads its running "
                 f"averages while it is trained, so that another average means another training; use ema with momentum="

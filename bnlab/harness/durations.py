@@ -15,7 +15,7 @@ from bnlab.harness.artifacts.training_runner import ensure_trained
 from bnlab.harness.jobs import find_measurements, list_needed_checkpoints
 from bnlab.harness.measurements import Measurement
 from bnlab.harness.measurements.cache import complete_rows
-from bnlab.harness.measurements.estimates import EXACT, frozen_statistics
+from bnlab.harness.measurements.estimates import EXACT, measure_at
 from bnlab.harness.measurements.subjects import Subject, list_subjects
 from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
 
@@ -102,10 +102,10 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
     # Statistics are kept in the trial's folder. Measured first, they are no part of the time of the tables that read
     # them.
     if needed and trial.has_trace:
-        frozen = [subject for subject in {EXACT: None, **needed} if subject.average is None]
-        drawn = [subject for subject in frozen if getattr(subject.statistic, "images", None)]
+        measured = [subject for subject in {EXACT: None, **needed} if subject.running_average is None]
+        drawn = [subject for subject in measured if getattr(subject.statistic, "images", None)]
         found.drawn = _time_statistics(trial, step, drawn)
-        others = [subject for subject in frozen if subject not in drawn]
+        others = [subject for subject in measured if subject not in drawn]
         found.statistics = _time_statistics(trial, step, others) / (trial.limit_at(step) or 1)
 
     replays: list[Estimator] = []
@@ -115,14 +115,14 @@ def _time_measuring(trial: Run, step: int, found: Durations) -> None:
             seconds /= _count_predicted(trial, step)
         found.tables[measurement.name] = TableCost(seconds, measurement.is_by_split, bool(scopes[measurement.name]))
         # A table of predictions replays the running averages anew for each split and shift.
-        averages = [subject.average for subject in scopes[measurement.name] if subject.average is not None]
+        averages = [each.running_average for each in scopes[measurement.name] if each.running_average is not None]
         replays += averages * (len(trial.predicted_images) if measurement.is_by_split else 1)
     if replays and trial.has_trace:
         found.replay = _time_replay(trial.trace, replays)
 
 
 def _time_statistics(trial: Run, step: int, subjects: Sequence[Subject]) -> float:
-    return sum(_time(partial(frozen_statistics, trial, step, subject)) for subject in subjects)
+    return sum(_time(partial(measure_at, trial, step, subject)) for subject in subjects)
 
 
 def _time_replay(trace: MomentTrace, averages: Sequence[Estimator]) -> float:

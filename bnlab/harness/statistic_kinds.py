@@ -78,11 +78,11 @@ class UpdateBN(Measured):
 
     name: ClassVar[str] = "update_bn"
     look: ClassVar[Look] = Look("batches averaged (update_bn)", "green", "dashed")
-    average: ClassVar[Estimator] = Cumulative()
+    estimator: ClassVar[Estimator] = Cumulative()
 
     def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int, inputs: Given) -> Statistics:
         trace = bnlab.record_frozen(model, batches, inputs=inputs)
-        return bnlab.replay(trace, self.average, [trace.last_step])[trace.last_step]
+        return bnlab.replay(trace, self.estimator, [trace.last_step])[trace.last_step]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SWA(UpdateBN):
 
     name: ClassVar[str] = "swa"
     look: ClassVar[Look] = Look("batches averaged by size (SWA)", "green", "dotted")
-    average: ClassVar[Estimator] = WeightedCumulative()
+    estimator: ClassVar[Estimator] = WeightedCumulative()
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Stale(OfAveraging):
 
     name: ClassVar[str] = "stale"
     look: ClassVar[Look] = Look("running average of the trained network", "sky")
-    average: ClassVar[Estimator] = EMA(momentum=0.1)
+    running_average: ClassVar[Estimator] = EMA(momentum=0.1)
 
 
 @dataclass(frozen=True)

@@ -74,4 +74,4 @@ def _is_reversed(case: Case, name: str) -> bool:
 def _is_zero(case: Case, name: str) -> bool:
     layer = case.layers[name]
     is_set = get_momentum(layer) == 0 and not isinstance(layer, AveragesByItself)
-    return is_set and bool(case.count_updates(name)) and not case.is_frozen(name)
+    return is_set and bool(case.count_updates(name)) and not case.has_fixed_weight(name)

@@ -40,7 +40,7 @@ class MovedAlone(Cause):
 
     def look(self, case: Case) -> Signs | None:
         updated = _list_updated(case)
-        frozen = case.select(case.is_frozen)
+        frozen = case.select(case.has_fixed_weight)
         training = [name for name in frozen if case.layers[name].training]
         layers = case.select(lambda name: name in updated or name in training)
 
@@ -64,7 +64,7 @@ class MovedAlone(Cause):
 
         def may_have_moved(name: str) -> bool:
             is_settled = id(get_weight(case.layers[name])) in settled
-            return case.is_frozen(name) and is_settled and name not in stayed
+            return case.has_fixed_weight(name) and is_settled and name not in stayed
 
         return case.select(may_have_moved)
 
@@ -90,7 +90,7 @@ def _is_untrained(case: Case) -> bool:
 def _list_updated(case: Case) -> list[str]:
     """List the layers that were updated since the earlier checkpoint although their weights are fixed."""
     is_untrained = _is_untrained(case)
-    return case.select(lambda name: _count_updates(case, name) > 0 and (is_untrained or case.is_frozen(name)))
+    return case.select(lambda name: _count_updates(case, name) > 0 and (is_untrained or case.has_fixed_weight(name)))
 
 
 def _count_updates(case: Case, name: str) -> int:

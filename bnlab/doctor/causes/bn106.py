@@ -70,7 +70,7 @@ def _list_without_update(case: Case, shows: Callable[[LayerChange], bool]) -> li
     changes = history.layers
     named = case.select(lambda name: name in changes and shows(changes[name]) and not case.is_initial(name))
     may_be_frozen = bool(history.added)  # as under adapters
-    return [name for name in named if may_be_frozen or not case.is_frozen(name)]
+    return [name for name in named if may_be_frozen or not case.has_fixed_weight(name)]
 
 
 def _has_collapsed(case: Case) -> bool:

@@ -176,7 +176,7 @@ class Case:
         mean, var = self.buffers[name]
         return float(((mean == 0) & (var == 1)).double().mean()) > NEARLY_ALL
 
-    def is_frozen(self, name: str) -> bool:
+    def has_fixed_weight(self, name: str) -> bool:
         """Return whether a layer's weight takes no gradient while other parameters of the model do."""
         weight = get_weight(self.layers[name])
         # In a model that takes no gradients at all, as one that only predicts, such a weight says nothing.
@@ -210,9 +210,8 @@ class Case:
 
         Layers without weights, or whose weights take no gradient while others do, say nothing.
         """
-        asked = [
-            name for name, layer in self.layers.items() if get_weight(layer) is not None and not self.is_frozen(name)
-        ]
+        with_weight = [name for name, layer in self.layers.items() if get_weight(layer) is not None]
+        asked = [name for name in with_weight if not self.has_fixed_weight(name)]
         return bool(asked) and all(self._has_first_weights(name) and self.count_updates(name) for name in asked)
 
     def _has_first_weights(self, name: str) -> bool:

@@ -278,17 +278,17 @@ class Run:
         model.load_state_dict(self.load_checkpoint(step))
         return model
 
-    def average(self, decay: float, step: int) -> Path:
-        """Where the average with this decay, of `weight_averages`, lies as it was after `step` updates."""
+    def locate_average(self, decay: float, step: int) -> Path:
+        """Return where the average with this decay, of `weight_averages`, lies as it was after `step` updates."""
         return self.folder / "averages" / f"{decay:g}" / f"step_{step:07d}.safetensors"
 
     def save_average(self, decay: float, step: int, model: nn.Module) -> None:
         """Write averaged weights and buffers."""
-        save_tensors(self.average(decay, step), model.state_dict(), _CHECKPOINT, {})
+        save_tensors(self.locate_average(decay, step), model.state_dict(), _CHECKPOINT, {})
 
     def average_at(self, decay: float, step: int) -> nn.Module:
         """Load the network with averaged weights and buffers."""
-        path = self.average(decay, step)
+        path = self.locate_average(decay, step)
         with reading(path):
             tensors, _ = load_tensors(path, _CHECKPOINT)
         model = self.new_model()

@@ -35,11 +35,11 @@ def flat_statistics(run: Run, subjects: Sequence[Subject], steps: list[int]) -> 
     """
     layout = run.trace.layout
     values = torch.empty(len(subjects), len(steps), 2, sum(layout.channels), dtype=torch.float64)
-    averages = {place: each.average for place, each in enumerate(subjects) if each.average is not None}
+    averages = {place: each.running_average for place, each in enumerate(subjects) if each.running_average is not None}
     for place, subject in enumerate(subjects):
         if place not in averages:
             for k, step in enumerate(steps):
-                values[place, k] = layout.flatten(frozen_statistics(run, step, subject))
+                values[place, k] = layout.flatten(measure_at(run, step, subject))
     if not averages:
         return values
 
@@ -53,7 +53,7 @@ def flat_statistics(run: Run, subjects: Sequence[Subject], steps: list[int]) -> 
     return values
 
 
-def frozen_statistics(run: Run, step: int, subject: Subject) -> Statistics:
+def measure_at(run: Run, step: int, subject: Subject) -> Statistics:
     """Measure statistics of the checkpoint at `step`, or read them where the run's folder has them."""
     if subject.is_rule:
         subject = EXACT

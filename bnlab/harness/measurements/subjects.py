@@ -48,10 +48,10 @@ class Subject:
         return getattr(self.statistic, "momentum", None) if isinstance(self.statistic, Estimator) else None
 
     @property
-    def average(self) -> Estimator | None:
+    def running_average(self) -> Estimator | None:
         """Running estimator that is replayed over the recorded batches; None for all that is measured otherwise."""
         if isinstance(self.statistic, Stale):
-            return self.statistic.average
+            return self.statistic.running_average
         return self.statistic if isinstance(self.statistic, Estimator) else None
 
     @property
@@ -133,7 +133,7 @@ def try_estimators(subjects: Iterable[Subject]) -> None:
     eps = torch.full((channels,), 1e-5, dtype=torch.float64)
     stream = Stream(batches[0], batches, counts, eps=eps, layers=(1, 2))
 
-    for average in {subject.average for subject in subjects}:
+    for average in {subject.running_average for subject in subjects}:
         if average is None:
             continue
         try:

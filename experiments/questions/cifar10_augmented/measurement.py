@@ -10,7 +10,7 @@ import torch
 
 from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.measurements.estimates import flat_statistics, frozen_statistics, tabulate
+from bnlab.harness.measurements.estimates import flat_statistics, measure_at, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.gaps import Gaps
 from bnlab.harness.schema import Table, common, real
@@ -50,7 +50,7 @@ class AugmentedGaps(Gaps):
         estimates = flat_statistics(run, subjects, steps)
         measured = []
         for place, step in enumerate(steps):
-            exact = layout.flatten(frozen_statistics(run, step, _AUGMENTED))
+            exact = layout.flatten(measure_at(run, step, _AUGMENTED))
             gaps = layer_gaps(layout, exact, estimates[:, place])
             measured.append(gaps)
 

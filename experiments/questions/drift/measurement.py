@@ -11,7 +11,7 @@ import pandas as pd
 from bnlab.gaps.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.estimates import EXACT, draw_population, frozen_statistics, tabulate
+from bnlab.harness.measurements.estimates import EXACT, draw_population, measure_at, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real, text
 from bnlab.harness.statistic_kinds import Exact
@@ -57,7 +57,7 @@ class Decomposition(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose the EMA with each momentum, and all steps of `evaluate_at`."""
-        averages = [subject for subject in subjects if subject.average]
+        averages = [subject for subject in subjects if subject.running_average]
         return {average: run.measured_steps for average in averages if average.estimator == "ema"}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def _measure_at(run: Run, subjects: list[Subject], step: int) -> list[pd.DataFra
 def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:
     """Average rows by channel and columns by term to rows by layer, statistic and term."""
     layout = run.trace.layout
-    exact = frozen_statistics(run, step, EXACT)
+    exact = measure_at(run, step, EXACT)
     _, exact_var = layout.flatten(exact)
     var = (exact_var + layout.channel_eps).numpy()
     units = {"mean": var, "var": var**2}

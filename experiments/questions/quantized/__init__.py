@@ -4,6 +4,8 @@ Nagel et al. 2022 say so of networks with depthwise convolutions, most at 3 bits
 training. The claims were written before any number; `bnlab report paper=quantized` decides them.
 """
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above
@@ -12,6 +14,7 @@ from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, name_lines
 
 NETWORKS = ("model.bits", "model.depthwise")
+OF_THREE_BITS: dict[str, Any] = {"model.bits": 3, "model.depthwise": True}
 KINDS = {True: "depthwise", False: "full convolutions"}
 
 
@@ -68,6 +71,6 @@ EXPERIMENT = Experiment(
             "With weights of 3 bits and depthwise convolutions running averages at 0.1 lose over a point against exact "
             "statistics.",
             score("evaluations", "accuracy", ("model.bits",), at=1.0, against="exact", scale=-100, estimator="ema",
-                  momentum=0.1, **{"model.bits": 3, "model.depthwise": True}), above(1.0, "points lost", A_POINT)),
+                  momentum=0.1, **OF_THREE_BITS), above(1.0, "points lost", A_POINT)),
     },
 )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 
 from bnlab.estimators import Stream
 from bnlab.harness.artifacts.run import Run
-from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, tabulate
+from bnlab.harness.measurements.estimates import EXACT, measure_at, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, integer, real, text
 from experiments.questions.streams.replaying import OfAverages, replay_means, stream_until
@@ -46,16 +46,15 @@ class LastBatches(OfAverages):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose running averages alone, and the final step if there are two batches before it."""
-        return {
-            subject: [step for step in run.measured_steps[-1:] if step > 1] for subject in subjects if subject.average
-        }
+        steps = [step for step in run.measured_steps[-1:] if step > 1]
+        return {subject: steps for subject in subjects if subject.running_average}
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure how far the last batches move every average: a row for each subject, layer and number of batches."""
         (step,) = steps
         layout = run.trace.layout
         stream = stream_until(run, step)
-        _, var = layout.flatten(frozen_statistics(run, step, EXACT))
+        _, var = layout.flatten(measure_at(run, step, EXACT))
         deviation = (var + layout.channel_eps).sqrt()
         plain = replay_means(subjects, stream)
 

@@ -29,7 +29,7 @@ class OfAverages(Measurement):
 
     def scope(self, run: Run, subjects: list[Subject]) -> dict[Subject, list[int]]:
         """Choose running averages, and the final step."""
-        return {subject: self.list_steps(run) for subject in subjects if subject.average}
+        return {subject: self.list_steps(run) for subject in subjects if subject.running_average}
 
 
 def stream_until(run: Run, step: int) -> Stream:
@@ -41,7 +41,7 @@ def stream_until(run: Run, step: int) -> Stream:
 
 def replay_means(subjects: Sequence[Subject], stream: Stream) -> Tensor:
     """Compute every subject's mean after the last batch: float64 [subjects, all channels]."""
-    averages = [subject.average for subject in subjects if subject.average]
+    averages = [subject.running_average for subject in subjects if subject.running_average]
     return fold(averages, stream, [len(stream)])[:, 0, 0]
 
 

@@ -67,7 +67,7 @@ class WithinEpoch(OfAverages):
         (step,) = steps
         layout = run.trace.layout
         stream = _record(run, step)
-        averages = [subject.average for subject in subjects if subject.average]
+        averages = [subject.running_average for subject in subjects if subject.running_average]
         per_epoch = run.batches.per_epoch
         full, rest = divmod(len(run.dataset.train.labels), run.config.batch_size)
         share = 1.0 if per_epoch == full else rest / run.config.batch_size

@@ -14,7 +14,7 @@ import bnlab
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, seed_by
+from bnlab.harness.measurements.estimates import EXACT, measure_at, seed_by
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.measurements.tables.evaluations import measure_accuracy
 from bnlab.harness.schema import Table, common, integer, real, text
@@ -79,7 +79,7 @@ class TestStreams(Measurement):
 def _predict_streams(run: Run, step: int, images: Split, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Predict images in every order, in batches of these sizes, under all kinds of statistics."""
     model = run.model_at(step).eval()
-    exact = frozen_statistics(run, step, EXACT)
+    exact = measure_at(run, step, EXACT)
     without_batch = {}
     for name, statistics in (("running", bnlab.running_statistics(model)), ("exact", exact)):
         without_batch[name] = measure_accuracy(model, images, statistics)

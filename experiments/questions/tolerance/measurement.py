@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.measurements import Measurement
-from bnlab.harness.measurements.estimates import EXACT, frozen_statistics, seed_by
+from bnlab.harness.measurements.estimates import EXACT, measure_at, seed_by
 from bnlab.harness.measurements.tables.evaluations import measure_accuracy
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.statistics.layout import Layout
@@ -58,7 +58,7 @@ class Doses(Measurement):
         (step,) = steps
         test = run.dataset.test
         model = run.model_at(step)
-        statistics = frozen_statistics(run, step, EXACT)
+        statistics = measure_at(run, step, EXACT)
         under_exact = measure_accuracy(model, test, statistics)
 
         layout = Layout.of(statistics)

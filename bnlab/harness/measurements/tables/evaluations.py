@@ -27,8 +27,8 @@ from bnlab.harness.measurements.estimates import (
     IMAGES_AT_ONCE,
     find_population,
     flat_statistics,
-    frozen_statistics,
     in_batches,
+    measure_at,
     tabulate,
 )
 from bnlab.harness.measurements.subjects import Subject
@@ -115,7 +115,7 @@ class Evaluations(Measurement):
         for k, step in enumerate(steps):
             images = every.sample(run.limit_at(step))
             model = run.model_at(step).eval()
-            exact = predict(model, images, frozen_statistics(run, step, EXACT) if run.has_trace else None)
+            exact = predict(model, images, measure_at(run, step, EXACT) if run.has_trace else None)
             for s, subject in enumerate(subjects):
                 logits = exact
                 if subject not in (EXACT, _NO_STATISTICS):

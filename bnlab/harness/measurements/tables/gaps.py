@@ -14,7 +14,7 @@ from bnlab.gaps.gap import GAP_COLUMNS, layer_gaps, layer_output_gaps
 from bnlab.harness.artifacts.run import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
-from bnlab.harness.measurements.estimates import EXACT, flat_statistics, frozen_statistics, seed_by, tabulate
+from bnlab.harness.measurements.estimates import EXACT, flat_statistics, measure_at, seed_by, tabulate
 from bnlab.harness.measurements.subjects import Subject
 from bnlab.harness.schema import Table, common, real
 from bnlab.model.borrow import borrowed
@@ -79,7 +79,7 @@ class Gaps(Measurement):
         estimates = flat_statistics(run, subjects, steps)
         measured = []
         for k, step in enumerate(steps):
-            reference = frozen_statistics(run, step, EXACT)
+            reference = measure_at(run, step, EXACT)
             exact = layout.flatten(reference)
             estimate = estimates[:, k]
             gaps = layer_gaps(layout, exact, estimate)

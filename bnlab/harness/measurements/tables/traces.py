@@ -50,12 +50,15 @@ class Traces(Measurement):
         points = np.geomspace(1, max([1, *run.measured_steps]), _POINTS)
         often = sorted({*run.measured_steps, *(round(point) for point in points)}) if run.measured_steps else []
         chosen = [each for each in subjects if not each.is_rule]
-        return {each: often if each.average else run.measured_steps for each in chosen}
+        return {each: often if each.running_average else run.measured_steps for each in chosen}
 
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
-        """List all steps of `evaluate_at` for statistics of frozen weights, else the last, for frozen averages."""
-        has_frozen = any(each.average is None and not each.is_rule for each in subjects)
-        return run.measured_steps if has_frozen else run.measured_steps[-1:]
+        """List all steps of `evaluate_at` if statistics of a checkpoint are asked for.
+
+        Else the last: where batch norm was frozen its checkpoint has the averages that were held.
+        """
+        are_of_checkpoints = any(each.running_average is None and not each.is_rule for each in subjects)
+        return run.measured_steps if are_of_checkpoints else run.measured_steps[-1:]
 
     def measure(self, run: Run, subjects: list[Subject], steps: list[int]) -> pd.DataFrame:
         """Measure mean and variance: a row for each step, subject, layer and channel, the first and the middle one."""
