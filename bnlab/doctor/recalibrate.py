@@ -327,6 +327,8 @@ def _find_hidden(
     if case.is_broken:
         return None
     view = observe_batches(task)
+    # What would be written takes the place of exact statistics, also where it is one pass or the caller's: the question
+    # is what it hides.
     is_complete = len(statistics) == len(case.layers)  # not without frozen layers, which the data reaches too
     exact = statistics if is_complete else measure(task)
     images = sum(map(count_images, task.data))

@@ -107,7 +107,7 @@ def _takes_out(command: str) -> bool:
 
 
 def find_rows(results: Path, run: str, table: str) -> Path:
-    """The folder with the files of a network's rows of a table."""
+    """The folder with the files of a network's rows of a table; there is none where nothing was measured."""
     return results.joinpath("runs", run, "measurements", table)
 
 

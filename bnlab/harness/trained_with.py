@@ -35,6 +35,8 @@ def flatten_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     if settings.get("steps"):
         settings.pop("epochs", None)
+    if settings.get("freeze_at") is None:
+        settings.pop("freeze_with", None)
     if "." in settings.get("model", ""):  # a user's own model has normalization of its own
         settings = {key: value for key, value in settings.items() if key.split(".")[0] != "norm"}
     return settings

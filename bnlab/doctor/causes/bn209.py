@@ -68,6 +68,7 @@ def _are_as_in_training(case: Case, first: str) -> bool:
     """Return whether the averages do not fit the training batches either, so that it is not these images."""
     if case.training is None or first not in case.training:
         return False
+    # Only where training batches fit twice as well as these images is something wrong with these alone.
     return case.measure_distance(first, case.training) > case.measure_distance(first, case.fold) / 2
 
 

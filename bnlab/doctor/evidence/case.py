@@ -260,6 +260,7 @@ class Case:
     def measure_fit(self, name: str) -> tuple[float, float]:
         """Measure how far averages are off, in σ, and how far they may be without clearly differing."""
         gap = self.measure_distance(name, self.exact)
+        # The larger of the two and not their sum: what is expected contains the noise of the exact mean already.
         chance = max(self.estimate_expected_gap(name), self.estimate_sampling_error(name))
         return gap, max(FITS, CHANCE * chance)
 
@@ -446,7 +447,10 @@ class Case:
         return torch.stack((moments.mean, moments.var))
 
     def measure_mended(self, averages: Mapping[str, Tensor]) -> float:
-        """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none."""
+        """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none.
+
+        Unlike `explain` it compares the gap before and after with each other. All layers count alike, wide or not.
+        """
         before = 0.0
         after = 0.0
         changed = replace(self, buffers={**self.buffers, **averages})

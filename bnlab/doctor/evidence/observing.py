@@ -218,6 +218,7 @@ def observe_batches(
             watches[name] = _Watch(moments.mean)
         watch = watches[name]
         watch.add_call(number, moments)
+        # With as many rows as the batch has images these are images, and no tokens or nodes of graphs.
         if len(x) == size:
             watch.add_images(x)
 

@@ -197,6 +197,7 @@ def choose_judge(task: Task, evaluate: Evaluate | None) -> tuple[Judge, bool]:
 
     if evaluate is not None:
         return judge_by_metric, True
+    # Two images show whether labels and outputs belong together, since all batches have one form.
     if score_by_labels(task.on([take_images(task.data[0], 2)])) is not None:
         return judge_by_labels, True
     return partial(_judge_by_gap, task), False

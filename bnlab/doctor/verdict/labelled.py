@@ -86,6 +86,7 @@ def let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool)
     of_network = [finding for finding in severe if finding.cause.kind == "network"]
     if judged.word not in ("healthy", "undecided") or not severe:
         return judged
+    # The sign speaks instead of these words, whatever the numbers are: no line leads to them any more.
     edges = [edge for edge in judged.edges if edge.beyond not in ("healthy", "undecided", "network")]
     if of_network:
         cause = of_network[0].cause
@@ -161,6 +162,8 @@ def judge(case: Case, scores: Scores, experiment: UndoExperiment | None, worth: 
     if not math.isfinite(gain.value):
         return Verdict("averages", _describe_not_finite(scores), gain)
 
+    # In this order, as each takes for granted that those before it do not hold: a network without its weights shows
+    # nothing, one in train mode does not read its averages, and what was undone shows more than scores alone.
     conditions = [
         *_ask_for_weights(case, scores, experiment, gain, worth),
         *_ask_for_mode(case, scores, gain, worth),
@@ -299,6 +302,7 @@ def _judge_experiment(
 
     if choice.other_kinds:
         reported = " or ".join(sorted(kinds | choice.other_kinds))
+        # Four times the images halve an interval.
         needed = round_up(4 * len(experiment.as_is.scores))
         more = f" Too few images to tell these apart ({reported}); about {needed:,} would."
     elif word == "averages or images" and kinds == {"averages"}:

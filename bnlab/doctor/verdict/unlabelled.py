@@ -81,6 +81,7 @@ def _judge(
         others = [edge for edge in edges if edge.beyond != word]
         return Verdict(word, f"{reported} {why}", cost, chosen, others).add_nearest()
 
+    # A cost that is surely above 0 gets no benefit of the doubt.
     most = worth if cost.low > 0 else SURELY_HEALTHY * worth
     word = "undecided" if cost.high > most else "healthy"
     beyond: Word = "healthy" if word == "undecided" else "undecided"

@@ -42,7 +42,9 @@ from bnlab.harness.schema import (
 from bnlab.harness.source_code import Code, digest_files, list_changed, say_changed
 
 _REQUEST = "request"  # a further column while rows are put together: the number of the request that asks for them
-_MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
+# Rows that agree in these are measured from one origin. Not the momentum: where one was measured from a newer origin,
+# older rows of the others are outdated too.
+_MEASURED = ("run", "estimator", "split", "shift")
 
 
 @dataclass(frozen=True)
