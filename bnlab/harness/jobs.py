@@ -33,11 +33,11 @@ from bnlab.harness.requests import (
     MEASURED_WITH,
     Request,
     Selection,
-    columns_path,
-    failure_path,
     has_all_rows,
+    locate_columns,
+    locate_failure,
+    locate_request,
     read_commands,
-    request_path,
     write_request,
 )
 from bnlab.harness.setting_columns import describe_runs
@@ -58,8 +58,8 @@ def list_waiting(configs: Iterable[Config]) -> list[Config]:
         kind = repr(replace(config, seed=0))  # jobs that differ in the seed alone ask for the same
         if kind not in asked:
             asked[kind] = _describe_asked(run)
-        request = request_path(config.folder, run.id, asked[kind])
-        if find_failure(run).exists() or not has_all_rows(request, Path(config.results)) or not is_trained(run):
+        request = locate_request(config.folder, run.id, asked[kind])
+        if locate_failure_of(run).exists() or not has_all_rows(request, Path(config.results)) or not is_trained(run):
             waiting.append(config)
     return waiting
 
@@ -132,11 +132,11 @@ def prepare(configs: list[Config]) -> None:
     for run in runs:
         # What may refuse the sweep comes first: files are written only from here on.
         run.config.folder.mkdir(parents=True, exist_ok=True)
-        find_failure(run).unlink(missing_ok=True)
+        locate_failure_of(run).unlink(missing_ok=True)
         remove_progress(run.folder)  # what a killed process has left
     columns = describe_runs().schema  # for reports, which do not see the components
     for folder in {config.folder for config in configs}:
-        schema.write_frame(columns_path(folder), schema.empty(columns), columns)
+        schema.write_frame(locate_columns(folder), schema.empty(columns), columns)
 
 
 def list_needed_checkpoints(run: Run) -> list[int]:
@@ -149,9 +149,9 @@ def list_needed_checkpoints(run: Run) -> list[int]:
     return sorted(steps)
 
 
-def find_failure(run: Run) -> Path:
+def locate_failure_of(run: Run) -> Path:
     """Where it says why a job on this network failed in the last sweep, if one has."""
-    return failure_path(run.config.folder, run.id)
+    return locate_failure(run.config.folder, run.id)
 
 
 def attempt(config: Config) -> None:
@@ -170,7 +170,7 @@ def attempt(config: Config) -> None:
 def _record_failure(config: Config, reason: str) -> None:
     """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
     run = Run(config)
-    path = find_failure(run)
+    path = locate_failure_of(run)
     say_problem(f"{run.id}: failed, {reason}\n  more in {path}")
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     # What is said to have failed becomes part of the request's name. Under the name of a whole request, the job would
@@ -261,7 +261,7 @@ def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterab
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
         folder = run.config.folder
-        path = request_path(folder, run.id, _describe_asked(run, failed))
+        path = locate_request(folder, run.id, _describe_asked(run, failed))
         *_, command = ["", *read_commands(folder)]  # none of a job that no sweep has run
         write_request(path, Request(run.id, _describe_run(run), selections, command=command))
 
@@ -290,7 +290,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
         "epochs": run.steps / steps_per_epoch(images, config.batch_size, config.last_batch),
         "steps": run.steps,
-        "status": "failed" if find_failure(run).exists() else status["status"],
+        "status": "failed" if locate_failure_of(run).exists() else status["status"],
         "last_step": status["step"],
         "unseen": ", ".join(run.unseen) or None if run.finished else None,
         "settings": json.dumps(run.settings, sort_keys=True),

@@ -64,7 +64,7 @@ class Request:
     command: str = ""  # of the sweep
 
 
-def request_path(folder: Path, run: str, settings: str) -> Path:
+def locate_request(folder: Path, run: str, settings: str) -> Path:
     """Where a job leaves its request: the name tells the run and the settings of what is measured."""
     return folder.joinpath("requests", f"{run.replace('/', '-')}-{digest(settings, digits=10)}.json")
 
@@ -74,17 +74,17 @@ def list_requests(folder: Path, run: str) -> list[Path]:
     return sorted(folder.glob(f"requests/{run.replace('/', '-')}-*.json"))
 
 
-def failure_path(folder: Path, run: str) -> Path:
+def locate_failure(folder: Path, run: str) -> Path:
     """Where it says why a job on a network failed in the last sweep, if one has."""
     return folder / "failures" / f"{run.replace('/', '-')}.txt"
 
 
-def columns_path(folder: Path) -> Path:
+def locate_columns(folder: Path) -> Path:
     """Where a sweep leaves what the columns of the table `runs` are."""
     return folder / "columns.parquet"
 
 
-def command_path(folder: Path) -> Path:
+def locate_commands(folder: Path) -> Path:
     """Where sweeps leave their commands."""
     return folder / "command.txt"
 
@@ -95,7 +95,7 @@ def read_commands(folder: Path, sweeps: Container[str] | None = None) -> list[st
     Given some of its sweeps, these alone. What was taken out of their tables is among the commands, so that it does not
     come back with them.
     """
-    path = command_path(folder)
+    path = locate_commands(folder)
     commands = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     chosen = [each for each in commands if sweeps is None or each in sweeps or _takes_out(each)]
     # Before the first sweep there is nothing that could be taken out.
@@ -106,7 +106,7 @@ def _takes_out(command: str) -> bool:
     return command.startswith("bnlab runs rm ")
 
 
-def find_rows(results: Path, run: str, table: str) -> Path:
+def locate_rows(results: Path, run: str, table: str) -> Path:
     """The folder with the files of a network's rows of a table; there is none where nothing was measured."""
     return results.joinpath("runs", run, "measurements", table)
 
@@ -138,7 +138,7 @@ def has_all_rows(path: Path, results: Path) -> bool:
     except Unreadable:  # it is written again
         return False
     for table, selection in request.selections.items():
-        folder = find_rows(results, request.run, table)
+        folder = locate_rows(results, request.run, table)
         if not all((folder / name).exists() for name in selection.files):
             return False
     return True

@@ -9,7 +9,7 @@ import pytest
 
 from bnlab.harness import load
 from bnlab.harness.lab.command import keep_command
-from bnlab.harness.requests import command_path, read_commands
+from bnlab.harness.requests import locate_commands, read_commands
 from tests.experiments.commands import SWEEP, Call, files, list_trained
 
 IN_OTHER = ("batch_size=32", "seed=0", "epochs=1", "momentum=0.1", "name=other", "hydra/launcher=basic")
@@ -64,7 +64,7 @@ def test_the_commands_of_a_sweep_do_not_bring_back_what_was_taken_out(swept: Pat
     """Run in their order they end with what there is; a sweep that asks for it again does."""
     folder = results / "adhoc"
     sweep = read_commands(folder)[0].replace(str(swept), str(results))
-    command_path(folder).write_text(sweep, encoding="utf-8")
+    locate_commands(folder).write_text(sweep, encoding="utf-8")
     assert call("runs rm name=adhoc batch_size=32 --yes", f"results={results}").code == 0
 
     taken_out = f"bnlab runs rm name=adhoc batch_size=32 results={results} --yes"

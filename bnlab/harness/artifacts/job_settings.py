@@ -175,7 +175,7 @@ GROUPS: dict[str, Mapping[str, Any]] = {
 """The groups of settings of which one is chosen by name, and what there is to choose from."""
 
 
-def network(config: Config) -> dict[str, Any]:
+def list_naming_settings(config: Config) -> dict[str, Any]:
     """Collect all settings that the trained network depends on, seed apart: they name it.
 
     Defaults are left off: a field that is added later with a default leaves old networks their names.
@@ -193,7 +193,7 @@ def network(config: Config) -> dict[str, Any]:
 
 
 def name_by_text(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Change the settings of `network` to what they were when the user's code was known by the text of one module."""
+    """Change the naming settings to what they were when the user's code was known by the text of one module."""
     own = {key: without_code(settings[key]) | chosen.digest_text() for key, chosen in list_own(config).items()}
     return {**settings, **own}
 
@@ -204,7 +204,7 @@ def without_code(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hash_settings(settings: Mapping[str, Any]) -> str:
-    """Digest the settings of `network` to ten hexadecimal digits, which name it."""
+    """Digest the naming settings of a network to ten hexadecimal digits, which name it."""
     return digest(json.dumps(settings, sort_keys=True), digits=10)
 
 

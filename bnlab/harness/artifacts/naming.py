@@ -22,9 +22,9 @@ from bnlab.harness.artifacts.job_settings import (
     Config,
     hash_settings,
     list_code,
+    list_naming_settings,
     list_own,
     name_by_text,
-    network,
     restore_config,
     without_code,
 )
@@ -36,8 +36,8 @@ Codes = Mapping[str, Code]
 
 
 def find_settings(config: Config) -> dict[str, Any]:
-    """Find the settings that name a network: those of `network`, or those by which an earlier version named it."""
-    settings = network(config)
+    """Find the settings that name a network: today's, or those by which an earlier version has named it."""
+    settings = list_naming_settings(config)
     codes = list_code(config)
     if not codes:
         return settings
@@ -70,7 +70,7 @@ def note_codes(config: Config, folder: Path, settings: Mapping[str, Any]) -> Cod
     environment = _read(path)
     if not codes or not environment or CODE in environment:
         return {}
-    write_text(_find_note(folder.parents[1], network(config)), json.dumps(settings, indent=1))
+    write_text(_find_note(folder.parents[1], list_naming_settings(config)), json.dumps(settings, indent=1))
     if "data" in codes:  # else the network would be loaded with data that are known by the text
         file = folder / "config.yaml"
         written = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def _describe_trained(folder: Path, paths: Iterable[str]) -> str:
 
 
 def _describe_but_code(config: Config) -> str:
-    settings = network(config)
+    settings = list_naming_settings(config)
     for key in list_own(config):
         settings[key] = without_code(settings[key])
     return json.dumps(settings, sort_keys=True)

@@ -19,7 +19,7 @@ from bnlab.common.printing import escape_unprintable
 from bnlab.harness.errors import UserError
 from bnlab.harness.lab.registry import import_shipped
 from bnlab.harness.progress import find_width
-from bnlab.harness.requests import command_path, read_commands
+from bnlab.harness.requests import locate_commands, read_commands
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,4 +105,4 @@ def keep_command(folder: Path, command: str) -> None:
         # A command that is run once more moves to the end, as the latest.
         others = [other for other in read_commands(folder) if other != command]
         lines = "\n".join([*others, command])
-        write_text(command_path(folder), f"{lines}\n")
+        write_text(locate_commands(folder), f"{lines}\n")

@@ -21,11 +21,11 @@ from bnlab.harness.requests import (
     MEASURED_WITH,
     Request,
     Selection,
-    command_path,
-    failure_path,
     list_requests,
+    locate_commands,
+    locate_failure,
+    locate_request,
     read_request,
-    request_path,
     write_request,
 )
 
@@ -82,7 +82,7 @@ def _forget_networks(
                 remove_network(folder.parent / "runs" / run, keeps_rows=bool(others[run]))
             for path in list_requests(folder, run):
                 path.unlink(missing_ok=True)
-            failure_path(folder, run).unlink(missing_ok=True)
+            locate_failure(folder, run).unlink(missing_ok=True)
     finally:
         # A network that is being trained cannot be removed, and ends the loop. Those before it have been forgotten by
         # then.
@@ -130,7 +130,7 @@ def _leave_out_rows(path: Path, request: Request, chosen: Mapping[str, str]) -> 
         return
     if selections:
         # Under another name: a job that asks for all of it would take the rows for written down.
-        changed = request_path(path.parents[1], request.run, f"{path.stem} without {chosen}")
+        changed = locate_request(path.parents[1], request.run, f"{path.stem} without {chosen}")
         write_request(changed, replace(request, selections=selections))
     path.unlink(missing_ok=True)
 
@@ -212,7 +212,7 @@ def _write_what_is_left(folder: Path) -> None:
             path.unlink()
     if not left:
         shutil.rmtree(folder / "tables", ignore_errors=True)
-        command_path(folder).unlink(missing_ok=True)
+        locate_commands(folder).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a sweep that runs now has asked for something
             (folder / "requests").rmdir()
 

@@ -180,13 +180,13 @@ def _say_diverged(planned: list[Config], runs: pd.DataFrame) -> None:
 def _say_unfinished(waiting: list[Config]) -> bool:
     """Say which jobs have failed, and which were ended from outside; return whether there is none of either."""
     from bnlab.harness.artifacts.run import Run
-    from bnlab.harness.jobs import find_failure, list_waiting
+    from bnlab.harness.jobs import list_waiting, locate_failure_of
 
-    failures = {find_failure(Run(config)) for config in waiting}
+    failures = {locate_failure_of(Run(config)) for config in waiting}
     failed = sorted(path for path in failures if path.exists())
     for path in failed:
         say(f"failed: {path}")
-    missing = {Run(config).id for config in list_waiting(waiting) if not find_failure(Run(config)).exists()}
+    missing = {Run(config).id for config in list_waiting(waiting) if not locate_failure_of(Run(config)).exists()}
     for name in sorted(missing):
         say(f"not finished: {name}, whose job was ended from outside; the same command continues")
     return not failed and not missing

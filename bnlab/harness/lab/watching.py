@@ -93,10 +93,12 @@ class NetworkCount:
     def describe(self) -> str:
         """Write the line: networks that are done, the time that is left, and those that are trained or measured now."""
         from bnlab.harness.artifacts.run import Run
-        from bnlab.harness.jobs import find_failure, list_waiting
+        from bnlab.harness.jobs import list_waiting, locate_failure_of
 
         # A job that has failed is done for this sweep, but `list_waiting` keeps it for the next one.
-        self._waiting = [config for config in list_waiting(self._waiting) if not find_failure(Run(config)).exists()]
+        self._waiting = [
+            config for config in list_waiting(self._waiting) if not locate_failure_of(Run(config)).exists()
+        ]
         left = {Run(config).id: Run(config) for config in self._waiting}
         progress = {name: read_progress(run.folder) for name, run in left.items()}
         current = {name: each for name, each in progress.items() if each is not None}

@@ -27,7 +27,7 @@ from filelock import FileLock
 from bnlab.common.files import Unreadable, quarantine, reading, write_text
 from bnlab.common.names import EstimatorName
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_commands, read_request
+from bnlab.harness.requests import Request, Selection, locate_columns, locate_rows, read_commands, read_request
 from bnlab.harness.run_table import RUNS
 from bnlab.harness.schema import (
     ORIGIN,
@@ -197,7 +197,7 @@ def _put_together(folder: Path) -> _Together:
         return _Together(LoadedTables({}), {}, {}, is_whole=False)
     columns = RUNS.schema
     with contextlib.suppress(Unreadable):  # not written by an earlier version, or a job by itself
-        columns = read_schema(columns_path(folder))
+        columns = read_schema(locate_columns(folder))
     # Requests are in the order of time, so that the newest of each network takes the place of others.
     newest = {request.run: request.row for request in requests}
     frames = {"runs": _finish(pd.DataFrame(list(newest.values())), columns)}
@@ -277,7 +277,7 @@ def _read_parts(results: Path, name: str, requests: Sequence[Request]) -> tuple[
     incomplete = set[str]()
     for number, request in reversed(list(enumerate(requests))):  # columns are those of the newest rows
         for file in request.selections.get(name, Selection()).files:
-            path = find_rows(results, request.run, name) / file
+            path = locate_rows(results, request.run, name) / file
             if not path.exists():
                 incomplete.add(request.run)
                 continue

@@ -16,7 +16,7 @@ from bnlab.harness import schema
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.lab.registry import list_measurements
 from bnlab.harness.reporting import tables
-from bnlab.harness.requests import Request, Selection, find_rows, request_path, write_request
+from bnlab.harness.requests import Request, Selection, locate_request, locate_rows, write_request
 from bnlab.harness.run_table import RUNS
 
 SUBJECT = ("origin", "estimator", "momentum", "statistics_split", "split", "shift")
@@ -33,7 +33,7 @@ def rows(momenta: list[float], value: float, **changes: object) -> pd.DataFrame:
 def write(folder: Path, job: str, frame: pd.DataFrame, name: str = "gaps", written: int = 0) -> Path:
     """Write rows of one network, and the request of a job for them; the file with the rows."""
     run = str(frame["run"][0])
-    path = find_rows(folder.parent, run, name) / f"{folder.name}-{job}.parquet"
+    path = locate_rows(folder.parent, run, name) / f"{folder.name}-{job}.parquet"
     schema.write_rows(path, TABLES[name], frame)
 
     columns = [column for column in SUBJECT if column in frame]
@@ -41,7 +41,7 @@ def write(folder: Path, job: str, frame: pd.DataFrame, name: str = "gaps", writt
     subjects = subjects.where(subjects.notna(), None)
     rows = [(dict(zip(columns, row[:-1], strict=True)), [row[-1]]) for row in subjects.itertuples(index=False)]
     request = Request(run, {"run": run}, {name: Selection([path.name], rows)}, written)
-    write_request(request_path(folder, run, job + name), request)
+    write_request(locate_request(folder, run, job + name), request)
     return path
 
 
@@ -98,7 +98,7 @@ def test_files_say_what_their_columns_mean(name: str, tmp_path: Path) -> None:
 def test_each_network_has_its_newest_row_in_runs(tmp_path: Path) -> None:
     for written, status in ((2, "failed"), (1, "finished")):
         row = {"run": "a/seed_0", "seed": 0, "status": status, "model.own": [1, 2], "final_loss": float("nan")}
-        write_request(request_path(tmp_path / "x", "a/seed_0", status), Request("a/seed_0", row, {}, written))
+        write_request(locate_request(tmp_path / "x", "a/seed_0", status), Request("a/seed_0", row, {}, written))
 
     runs = tables.load("x", tmp_path)["runs"]
 
