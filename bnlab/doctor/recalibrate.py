@@ -327,9 +327,9 @@ def _find_hidden(
     if case.is_broken:
         return None
     view = observe_batches(task)
-    # What would be written takes the place of exact statistics, also where it is one pass or the caller's: the question
-    # is what it hides.
-    is_complete = len(statistics) == len(case.layers)  # not without frozen layers, which the data reaches too
+    # What would be written counts as exact, even if it is one-pass or the caller's, because the question is what *it*
+    # would hide. It is not complete if frozen layers were left out, which data reaches too.
+    is_complete = len(statistics) == len(case.layers)
     exact = statistics if is_complete else measure(task)
     images = sum(map(count_images, task.data))
     examined = case.on_data(exact, images=images, view=view, scores=scores)

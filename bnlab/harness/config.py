@@ -85,8 +85,8 @@ def _check_statistics(config: Config, images: int) -> None:
         if own and subject.running_average not in (None, own):
             raise UserError(
                 f"estimator={subject.estimator}, momentum={subject.momentum}: a network with {key} reads its running "
-                f"averages while it is trained, so that another average means another training; use ema with momentum="
-                f"{own.momentum}, or statistics of frozen weights (exact, precise)"
+                "averages while it is trained, so a different average would mean a different training run; use ema "
+                f"with momentum={own.momentum}, or statistics of a checkpoint (exact, precise)"
             )
         statistic = subject.statistic
         if isinstance(statistic, Measured) and statistic.images is not None:

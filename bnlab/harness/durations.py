@@ -27,7 +27,7 @@ _REPLAYED = 100  # batches over which running averages are tried
 
 @dataclass
 class TableCost:
-    """Seconds that the rows of a table take at one step; for each image where images are predicted."""
+    """Seconds that the rows of a table take at one step; for each predicted image if it is measured by split."""
 
     seconds: float
     is_by_split: bool
@@ -40,7 +40,7 @@ class Durations:
 
     Attributes:
         overhead: building the network and writing its files.
-        statistics: all statistics of frozen weights at one step, for each image of the training split.
+        statistics: all statistics of a checkpoint, at one step, for each image of the training split.
         drawn: those of so many images as they say, at one step.
         tables: the rows of each table, by its name.
         replay: all running averages, for each update.

@@ -1,4 +1,4 @@
-"""What a network is trained with, of all settings of a job: what tells it from others, and describes it in lists."""
+"""The settings of a job that its network is trained with: they tell it from others, and describe it in lists."""
 
 from __future__ import annotations
 

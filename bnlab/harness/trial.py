@@ -34,7 +34,8 @@ class TrialResult(NamedTuple):
     Attributes:
         update: seconds of an update; NaN without a time for the trial.
         moments: bytes of the batch moments of an update.
-        network: bytes of the network: a checkpoint has it, and each average of its weights.
+        network: bytes of the network's weights and buffers; a checkpoint takes them once, and once more for each
+            average of its weights.
         warnings: what to say before the network is trained, in a line each.
     """
 

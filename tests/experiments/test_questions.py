@@ -161,7 +161,7 @@ BY_HAND = re.compile(
 )
 
 
-@pytest.mark.parametrize(("path", "quotes"), [("README.md", quoted.README), ("docs/why.md", quoted.WHY)])
+@pytest.mark.parametrize(("path", "quotes"), quoted.PAGES.items())
 def test_pages_by_hand_quote_claims_and_mark_those_that_are_post_hoc(path: str, quotes: Sequence[str]) -> None:
     linked = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", read_prose(path))
     text = " ".join(linked.replace("**", "").split())

@@ -42,7 +42,8 @@ class SmallBatches(Cause):
     def propose(self, case: Case) -> Iterator[Undo]:
         if case.is_batch_better:
             layers = {name: case.layers[name] for name in case.fold}
-            # Each batch's own statistics fit anything, so that any other undo that brings back as much goes before it.
+            # Each batch's own statistics can fit anything, hence infinite degrees: any other undo that brings back as
+            # much is preferred.
             yield Undo(EACH_BATCH, tuple(layers), math.inf, normalize_each_batch(layers), EACH_BATCH)
 
     def support(self, case: Case, layers: Sequence[str]) -> Mapping[Ground, float]:

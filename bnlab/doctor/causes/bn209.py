@@ -65,7 +65,7 @@ class OtherInput(Cause):
 
 
 def _are_as_in_training(case: Case, first: str) -> bool:
-    """Return whether the averages do not fit the training batches either, so that it is not these images."""
+    """Return whether the averages do not fit the training batches either: then these images are not to blame."""
     if case.training is None or first not in case.training:
         return False
     # Only where training batches fit twice as well as these images is something wrong with these alone.

@@ -59,5 +59,5 @@ def _set_to_one(case: Case, names: Sequence[str], name: str) -> Undo:
     weights = _list_weights(case, names).values()
     reported = f"with the weights of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''} at 1"
     apply = write_weights((weight, torch.ones_like(weight)) for weight in weights)
-    # Nothing is fitted, but which layers is a choice: one layer goes before several.
+    # No number is fitted, but choosing layers is a freedom too: undoing one is preferred to undoing several.
     return Undo(reported, tuple(names), len(names), apply, name=name)

@@ -260,7 +260,7 @@ class Case:
     def measure_fit(self, name: str) -> tuple[float, float]:
         """Measure how far averages are off, in σ, and how far they may be without clearly differing."""
         gap = self.measure_distance(name, self.exact)
-        # The larger of the two and not their sum: what is expected contains the noise of the exact mean already.
+        # The larger, not the sum: without training batches the expected gap contains the exact mean's noise already.
         chance = max(self.estimate_expected_gap(name), self.estimate_sampling_error(name))
         return gap, max(FITS, CHANCE * chance)
 
@@ -449,7 +449,8 @@ class Case:
     def measure_mended(self, averages: Mapping[str, Tensor]) -> float:
         """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none.
 
-        Unlike `explain` it compares the gap before and after with each other. All layers count alike, wide or not.
+        `explain` asks how near the present averages are to predicted ones; this asks how much nearer *other* averages
+        would be to the fold. Here each layer counts once, however many channels it has; there each channel does.
         """
         before = 0.0
         after = 0.0

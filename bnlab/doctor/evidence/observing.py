@@ -218,7 +218,7 @@ def observe_batches(
             watches[name] = _Watch(moments.mean)
         watch = watches[name]
         watch.add_call(number, moments)
-        # With as many rows as the batch has images these are images, and no tokens or nodes of graphs.
+        # With as many rows as the batch has images, rows are images, not tokens or graph nodes.
         if len(x) == size:
             watch.add_images(x)
 

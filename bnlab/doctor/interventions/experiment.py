@@ -153,7 +153,7 @@ class UndoExperiment:
         if best is None or self.measure_gain(best).low <= 0:
             return []
         chosen = self.choose().chosen
-        gap = -float(self.as_is.likelihoods.mean())  # without labels, see `_judge_by_gap`
+        gap = -float(self.as_is.likelihoods.mean())  # a gap only if there are no labels, see `scoring._judge_by_gap`
         if self.has_labels or self.measure_gain(chosen[0]).value > LEAST_OF_GAP * gap:
             return chosen
         return []
@@ -294,7 +294,8 @@ def _does_training_fail(case: Case, trial: Trial, unchanged: Judged) -> bool:
     """Return whether training batches, to whose images nothing was done, score as these do rather than as undone."""
     if case.training_score is None:
         return False
-    # Nearer to these images as they are than as undone: the same was done to those of training, or nothing to either.
+    # If training batches score nearer to these images as they are, they went through the same, or neither went through
+    # anything.
     middle = (trial.judged.scores.mean() + unchanged.scores.mean()) / 2
     return case.training_score < float(middle)
 

@@ -139,7 +139,8 @@ def _may_be_images(case: Case, chosen: Sequence[Trial]) -> bool:
 
 def depends_on_first(case: Case, chosen: Sequence[Trial]) -> bool:
     """Return whether it depends on the first layer's fit alone if images may be why averages do not fit."""
-    # Where another cause is named than what exact statistics repair, it says itself what the averages went through.
+    # If the cause that is named is not the one that proposed exact statistics, or the undo is another one, the averages
+    # are explained already, and the first layer's fit decides nothing.
     is_explained = any(not trial.is_proposed or trial.undo.shared != EXACT for trial in chosen)
     if is_explained or case.training is not None or not case.seen:
         return False

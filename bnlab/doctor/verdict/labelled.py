@@ -86,7 +86,7 @@ def let_signs_speak(judged: Verdict, findings: Sequence[Finding], is_poor: bool)
     of_network = [finding for finding in severe if finding.cause.kind == "network"]
     if judged.word not in ("healthy", "undecided") or not severe:
         return judged
-    # The sign speaks instead of these words, whatever the numbers are: no line leads to them any more.
+    # The sign has decided, so no number can turn the verdict back into one of these: their edges are dropped.
     edges = [edge for edge in judged.edges if edge.beyond not in ("healthy", "undecided", "network")]
     if of_network:
         cause = of_network[0].cause
@@ -162,7 +162,7 @@ def judge(case: Case, scores: Scores, experiment: UndoExperiment | None, worth: 
     if not math.isfinite(gain.value):
         return Verdict("averages", _describe_not_finite(scores), gain)
 
-    # In this order, as each takes for granted that those before it do not hold: a network without its weights shows
+    # The order matters, as each condition assumes that none before it holds: a network without its weights shows
     # nothing, one in train mode does not read its averages, and what was undone shows more than scores alone.
     conditions = [
         *_ask_for_weights(case, scores, experiment, gain, worth),
@@ -302,7 +302,7 @@ def _judge_experiment(
 
     if choice.other_kinds:
         reported = " or ".join(sorted(kinds | choice.other_kinds))
-        # Four times the images halve an interval.
+        # Four times as many images halve the interval.
         needed = round_up(4 * len(experiment.as_is.scores))
         more = f" Too few images to tell these apart ({reported}); about {needed:,} would."
     elif word == "averages or images" and kinds == {"averages"}:

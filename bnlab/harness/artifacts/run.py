@@ -75,7 +75,7 @@ class Run:
         return dataset
 
     def require_images(self, dataset: Dataset) -> None:
-        """Raise UserError unless the network, which has been trained or begun, has been so on these images."""
+        """Raise UserError unless these are the images on which the network's training was begun."""
         known = self.environment.get("images", dataset.trained_on)
         if known != dataset.trained_on:
             raise UserError(

@@ -148,7 +148,7 @@ def _restore_or_describe(run: Run, state: TrainingState) -> float:
     """Restore a killed training, or write the files that describe a new one; return the seconds that it has taken."""
     seconds = 0.0
     if run.state.exists():
-        # A finished network's images are checked where it is read; this one has no status yet that would say which.
+        # `Run.dataset` checks the images of finished networks only; this one was begun and not finished.
         run.require_images(run.dataset)
         seconds = _restore_state(run, state)
         say(f"{run.id}: continuing from step {state.step} of {run.steps}", run.config.quiet)

@@ -29,11 +29,11 @@ class Measurement(Component):
     Attributes:
         table: its columns and what they mean. Where `split` is in its key, there are rows of each split and shift of
             the images that are predicted.
-        about_batches: whether it is about what the batches before a step make of running averages, which networks that
-            are frozen or averaged do not have to the end.
+        about_batches: whether it is about what the batches before a step make of running averages, which networks whose
+            batch norm is frozen, or whose weights are averaged, do not have to the end.
         at_last_step: whether it measures the weights of the last step of `evaluate_at` alone.
         of_plain_norms: whether it has rows of torch's batch norm alone.
-        predicts: whether its rows are of test images, so that other ones need other rows; False where they are not.
+        predicts: whether its rows depend on test images, and so are measured again when these change.
     """
 
     group: ClassVar[str] = "measurements"
@@ -41,7 +41,7 @@ class Measurement(Component):
     about_batches: ClassVar[bool] = False
     at_last_step: ClassVar[bool] = False
     of_plain_norms: ClassVar[bool] = False
-    predicts: ClassVar[bool] = True  # too many rows that are measured again are better than stale ones
+    predicts: ClassVar[bool] = True  # better to measure too many rows again than to keep stale ones
 
     @property
     def is_by_split(self) -> bool:

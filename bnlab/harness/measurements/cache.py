@@ -81,7 +81,7 @@ def _describe_rows(
     run: Run, measurement: Measurement, subject: Subject | None, images: tuple[str, ...]
 ) -> dict[str, Any]:
     """Describe a subject's rows by the columns in which they agree; their origin digests all that they depend on."""
-    # Questions' tables predict test images as they are, without telling splits apart.
+    # A table that predicts without `split` in its key does so on the test images as they are.
     predicted = images or ("test", "none")
     made_from = [
         estimates.VERSION,

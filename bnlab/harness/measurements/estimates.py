@@ -58,7 +58,7 @@ def measure_at(run: Run, step: int, subject: Subject) -> Statistics:
     if subject.is_rule:
         subject = EXACT
     statistic = subject.statistic
-    # Those of averaged weights: buffers that were averaged with them, which the checkpoint holds.
+    # `averaged` needs no measuring: the checkpoint holds the buffers that were averaged along with its weights.
     if not isinstance(statistic, Measured):
         return bnlab.running_statistics(run.model_at(step))
 

@@ -42,8 +42,8 @@ from bnlab.harness.schema import (
 from bnlab.harness.source_code import Code, digest_files, list_changed, say_changed
 
 _REQUEST = "request"  # a further column while rows are put together: the number of the request that asks for them
-# Rows that agree in these are measured from one origin. Not the momentum: where one was measured from a newer origin,
-# older rows of the others are outdated too.
+# Rows that agree in these are measured from one origin. The momentum is left out on purpose: once one was measured
+# from a newer origin, rows of the others from older ones are outdated too.
 _MEASURED = ("run", "estimator", "split", "shift")
 
 

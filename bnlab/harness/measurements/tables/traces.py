@@ -55,7 +55,7 @@ class Traces(Measurement):
     def reads(self, run: Run, subjects: list[Subject]) -> list[int]:
         """List all steps of `evaluate_at` if statistics of a checkpoint are asked for.
 
-        Else the last: where batch norm was frozen its checkpoint has the averages that were held.
+        Otherwise only the last, whose checkpoint holds the averages if batch norm was frozen.
         """
         are_of_checkpoints = any(each.running_average is None and not each.is_rule for each in subjects)
         return run.measured_steps if are_of_checkpoints else run.measured_steps[-1:]
