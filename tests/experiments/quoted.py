@@ -28,8 +28,8 @@ README = (
     f"After 560 updates or more, less than half a point is lost at the end, at batch sizes 16 to 256{_HARMLESS}; at 4",
     f"less than 0.3 points are lost{_HARMLESS_ON_CIFAR10}.",
     f"with a ResNet-20, less than 0.3 points are lost{_HARMLESS_ON_CIFAR10}; n = 5)",
-    'half-way through the same trainings by {{ estimated("cifar10_augmented.costs_on_the_way", "after 50% of training") '
-    "}},",
+    'half-way through the same trainings by {{ estimated("cifar10_augmented.costs_on_the_way", '
+    '"after 50% of training") }},',
     f"with a falling rate lost less than 0.3 points{_HARMLESS_ON_CIFAR10} at the end;",
     f'they lose {{{{ holds("ground.constant_rates_cost_early", {_LAGGING}) }}}}; at batch size 256',
     'After 2,250 updates they lose {{ estimated("ground.constant_rates_keep_costing", "batch size 4", "batch size 16", '
