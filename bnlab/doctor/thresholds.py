@@ -31,9 +31,7 @@ SURELY_BETTER = 2.0  # standard errors of the mean, by which labels are predicte
 FITS = 0.03  # σ; healthy: .01 to .03, specimens whose averages are off: .03 to .05 for noise, .14 and more for others
 CHANCE = 3.0  # standard errors; healthy: 0.8 to 1.7, specimens whose averages are off: 3 and more in some layer
 NOISY = 2.0  # standard deviations of the noise that averages have; it is larger in 5% of channels
-FARTHEST = (
-    10.0  # σ: in `Case.explain` averages farther off count as no worse, lest a single channel decide; by convention
-)
+FARTHEST = 10.0  # σ: averages farther off count as no worse, lest a single channel decide; by convention
 FEWEST_BATCHES = 3  # whose means vary by more than chance lets them; by convention
 SCALE_SHOWS = 0.02  # log scale, or shift in units of the scale: images of the same data set differ by less
 FACTOR_SHOWS = 0.05  # log ratio of all variances: halves of 500 healthy images of the gallery differ by .03

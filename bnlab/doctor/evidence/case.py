@@ -278,13 +278,14 @@ class Case:
         before = 0.0
         after = 0.0
         for name in layers:
-            gap = self._measure_squares(name, exact[name])
-            left = self._measure_squares(name, predicted[name]) if name in predicted else gap
+            held = self.buffers[name]
+            gap = self._measure_squares(name, held, exact[name])
+            left = self._measure_squares(name, held, predicted[name]) if name in predicted else gap
             if with_noise and name in predicted:
                 left = max(0.0, left - NOISY**2 * self._expect_squares(name))
             before += gap
             after += left
-        return 1 - math.sqrt(after / before) if before > 0 else 0.0
+        return _compute_share_gone(before, after)
 
     def _expect_squares(self, name: str) -> float:
         """Sum the squares of the distance that noise lets expect, as `_measure_squares`; 0 where it is not known."""
@@ -301,13 +302,12 @@ class Case:
         """Read the exact mean and variance [2, C] of layers."""
         return {name: torch.stack((self.exact[name].mean, self.exact[name].var)) for name in layers}
 
-    def _measure_squares(self, name: str, predicted: Tensor) -> float:
-        """Sum the squares of a layer's distance from averages [2, C], in σ and log variance; each at most 10."""
+    def _measure_squares(self, name: str, averages: Tensor, target: Tensor) -> float:
+        """Sum the squares of the distance of averages [2, C] from others, in σ and log variance; each at most 10."""
         eps = self.exact.eps[name]
         sigma = (self.exact[name].var + eps).sqrt()
-        mean, var = self.buffers[name]
-        of_mean = (mean - predicted[0]) / sigma
-        of_var = ((var + eps) / (predicted[1] + eps)).log() / math.sqrt(2)  # see `measure_distance`
+        of_mean = (averages[0] - target[0]) / sigma
+        of_var = ((averages[1] + eps) / (target[1] + eps)).log() / math.sqrt(2)  # see `measure_distance`
         # Where nothing can be computed, as of a negative variance, averages count as farthest off.
         both = torch.stack((of_mean, of_var)).nan_to_num(nan=FARTHEST).clamp(-FARTHEST, FARTHEST)
         return float(both.square().sum())
@@ -447,18 +447,19 @@ class Case:
         return torch.stack((moments.mean, moments.var))
 
     def measure_mended(self, averages: Mapping[str, Tensor]) -> float:
-        """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none.
-
-        `explain` asks how near the present averages are to predicted ones; this asks how much nearer *other* averages
-        would be to the fold. Here each layer counts once, however many channels it has; there each channel does.
-        """
+        """Measure which share of the gap of layers to the fold is gone with other averages [2, C]: 1 all, 0 none."""
         before = 0.0
         after = 0.0
-        changed = replace(self, buffers={**self.buffers, **averages})
-        for name in averages:
-            before += self.measure_distance(name, self.fold) ** 2
-            after += changed.measure_distance(name, self.fold) ** 2
-        return 1 - math.sqrt(after / before) if before > 0 else 0.0
+        for name, mended in averages.items():
+            exact = self.read_fold(name)
+            before += self._measure_squares(name, self.buffers[name], exact)
+            after += self._measure_squares(name, mended, exact)
+        return _compute_share_gone(before, after)
+
+
+def _compute_share_gone(before: float, after: float) -> float:
+    """Compute which share of a distance is gone, of its squares before and after; 0 where there was none."""
+    return 1 - math.sqrt(after / before) if before > 0 else 0.0
 
 
 def measure_distance(mean: Tensor, var: Tensor, exact: Moments | Pooled, eps: float) -> Tensor:
